@@ -1,7 +1,9 @@
 """Make one call whenever a line says so, and answer how long it took: the program both clients run.
 
-Both are imported as ``vi`` and have these calls in common, so each environment runs this same text. Only the call is
-timed: process, import and the first connection are behind us by then, and rows of their own in the table.
+Both are imported as ``vi`` and have these calls in common, so each environment runs this same text.
+Only the call is
+timed: process, import and the first connection are behind us by then, and rows of their own in the
+table.
 """
 
 import json

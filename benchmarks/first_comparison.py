@@ -1,10 +1,11 @@
-"""Our SDK compared with the published one, against the same server: importing, listing 100 runs, reading one run.
+"""Compare our SDK with the published one against the same server: import, list and read of runs.
 
-Absolute times on a shared machine say little, so each round makes the same call with both clients, one right after the
-other and in changing order, and the ratio of the medians is what counts. The server runs without a controller: its 100
-runs stay pending and no training disturbs the clock. Both clients keep one connection open, and the published one has
-its debug log file switched off, which is in its favour. A call that does not return the same runs from both is no
-comparison and ends the program.
+Absolute times on a shared machine say little, so each round makes the same call with both clients,
+one right after the other and in changing order, and the ratio of the medians is what counts. The
+server runs without a controller: its 100 runs stay pending and no training disturbs the clock. Both
+clients keep one connection open, and the published one has its debug log file switched off, which
+is in its favour. A call that does not return the same runs from both is no comparison and ends the
+program.
 """
 
 import argparse
@@ -44,13 +45,19 @@ class Row:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=200, help="rounds of each call; fresh processes take a tenth")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+    parser.add_argument(
+        "--rounds", type=int, default=200, help="rounds of each call; fresh processes take a tenth"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object instead of the table"
+    )
     arguments = parser.parse_args()
     rounds = max(1, arguments.rounds)
     with tempfile.TemporaryDirectory() as folder, server(Path(folder) / "data") as environ:
         run_ids = make_runs(environ)
-        rows = compare_processes(environ, run_ids[0], max(5, rounds // 10)) + compare_calls(environ, run_ids, rounds)
+        rows = compare_processes(environ, run_ids[0], max(5, rounds // 10)) + compare_calls(
+            environ, run_ids, rounds
+        )
     if arguments.json:
         print(json.dumps({"machine": machine(), "rows": [asdict(row) for row in rows]}))
     else:
@@ -64,15 +71,18 @@ def compare_calls(environ: dict[str, str], run_ids: list[str], rounds: int) -> l
         for call, what in (("list", f"list {RUN_COUNT} runs"), ("get", "read one run")):
             for _ in range(5):  # connections, caches and the server's own first use
                 ours(call), peer(call)
-            rows.append(compared(what, lambda: ours(call), lambda: peer(call), rounds))  # noqa: B023 - used at once
+            # Used at once.
+            rows.append(compared(what, lambda: ours(call), lambda: peer(call), rounds))  # noqa: B023
         return rows
 
 
 def compare_processes(environ: dict[str, str], run_id: str, rounds: int) -> list[Row]:
-    """What a script pays once: the import over a bare interpreter, and the first answer of a fresh process."""
+    """Measure what a script pays once: the import, and the first answer of a fresh process."""
 
     def import_ms(python: Path) -> float:
-        return process_ms([python, "-c", "import vi"], environ) - process_ms([python, "-c", "pass"], environ)
+        return process_ms([python, "-c", "import vi"], environ) - process_ms(
+            [python, "-c", "pass"], environ
+        )
 
     def answer_ms(python: Path) -> float:
         return process_ms([python, "-c", FIRST_ANSWER, run_id], environ)
@@ -81,7 +91,9 @@ def compare_processes(environ: dict[str, str], run_id: str, rounds: int) -> list
         answer_ms(python)
     return [
         compared("import vi", lambda: import_ms(OURS), lambda: import_ms(PEER), rounds),
-        compared("start, import, read one run", lambda: answer_ms(OURS), lambda: answer_ms(PEER), rounds),
+        compared(
+            "start, import, read one run", lambda: answer_ms(OURS), lambda: answer_ms(PEER), rounds
+        ),
     ]
 
 
@@ -107,7 +119,9 @@ def compared(what: str, ours: Callable[[], float], peer: Callable[[], float], ro
 
 def process_ms(command: list[str | Path], environ: dict[str, str]) -> float:
     began = time.perf_counter()
-    subprocess.run(command, env=environ, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        command, env=environ, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
     return (time.perf_counter() - began) * 1000
 
 
@@ -131,7 +145,9 @@ def caller(python: Path, environ: dict[str, str], run_id: str) -> Iterator[Calla
             print(name, file=process.stdin, flush=True)
             answer = json.loads(process.stdout.readline())
             if answer["count"] != expected[name] or answer["last"] != run_id:
-                raise SystemExit(f"{python} got {answer}, not {expected[name]} runs ending with {run_id}")
+                raise SystemExit(
+                    f"{python} got {answer}, not {expected[name]} runs ending with {run_id}"
+                )
             return float(answer["ms"])
 
         yield call
@@ -140,11 +156,21 @@ def caller(python: Path, environ: dict[str, str], run_id: str) -> Iterator[Calla
 
 @contextmanager
 def server(data_dir: Path) -> Iterator[dict[str, str]]:
-    """A server alone over a fresh data folder; yields the environment that points either client at it."""
-    environ = {**os.environ, "VI_ENABLE_FILE": "false", "RUNYARD_DATA_DIR": str(data_dir), "RUNYARD_PORT": "0"}
+    """A server alone over a fresh data folder.
+
+    Yields the environment that points either client at it.
+    """
+    environ = {
+        **os.environ,
+        "VI_ENABLE_FILE": "false",
+        "RUNYARD_DATA_DIR": str(data_dir),
+        "RUNYARD_PORT": "0",
+    }
     data_dir.mkdir(parents=True)
     with open(data_dir / "server.log", "wb") as log:
-        process = subprocess.Popen([OURS, "-m", "runyard.server"], env=environ, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            [OURS, "-m", "runyard.server"], env=environ, stdout=log, stderr=log
+        )
         try:
             yield {**environ, **credentials(data_dir, process)}
         finally:
@@ -177,13 +203,20 @@ def make_runs(environ: dict[str, str]) -> list[str]:
 
 
 def machine() -> dict[str, str | int]:
-    return {"cores": os.cpu_count() or 0, "python": platform.python_version(), "system": platform.system()}
+    return {
+        "cores": os.cpu_count() or 0,
+        "python": platform.python_version(),
+        "system": platform.system(),
+    }
 
 
 def print_table(rows: list[Row]) -> None:
     print(f"{'':30}{'ours':>12}{'vi-sdk':>12}{'ratio':>9}   (medians; ratio: vi-sdk over ours)")
     for row in rows:
-        print(f"{row.what:30}{row.ours_ms:>9.2f} ms{row.peer_ms:>9.2f} ms{row.ratio:>8.2f}x   {row.rounds} rounds")
+        print(
+            f"{row.what:30}{row.ours_ms:>9.2f} ms{row.peer_ms:>9.2f} ms{row.ratio:>8.2f}x   "
+            f"{row.rounds} rounds"
+        )
     print(", ".join(f"{name} {value}" for name, value in machine().items()), file=sys.stderr)
 
 

@@ -1,9 +1,10 @@
 """How fast images are imported, compared with copying and hashing the same files.
 
-Makes really encoded JPEGs with a question each (50,000 of about 10 KB, or ``--count`` and ``--side``), then measures by
-turns, each in a process of its own: ``cp -r`` of the folder with a SHA-256 of every file, without and with ``sync``;
-``client.datasets.import_folder`` into a fresh server, from the call to the version that a run can be pinned to; and of
-that the part of the process that checks. All read from the page cache. Ratios are of speeds: above 1, the import is the
+Makes really encoded JPEGs with a question each (50,000 of about 10 KB, or ``--count`` and
+``--side``), then measures by turns, each in a process of its own: ``cp -r`` of the folder with a
+SHA-256 of every file, without and with ``sync``; ``client.datasets.import_folder`` into a fresh
+server, from the call to the version that a run can be pinned to; and of that the part of the
+process that checks. All read from the page cache. Ratios are of speeds: above 1, the import is the
 faster.
 """
 
@@ -51,12 +52,15 @@ import sys
 import vi
 with vi.Client() as client:
     imported = client.datasets.import_folder(sys.argv[1], dataset_type="vqa", progress=False)
-    assert imported.version is not None and imported.version.records == int(sys.argv[2]), imported.summary()
+    assert imported.version is not None, imported.summary()
+    assert imported.version.records == int(sys.argv[2]), imported.summary()
 """
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--count", type=int, default=50_000, help="images")
     parser.add_argument("--side", type=int, default=256, help="their width")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each")
@@ -70,24 +74,36 @@ def main() -> None:
         copies, durable, imports, checks = [], [], [], []
         for number in range(arguments.rounds):
             for times, then in ((copies, ""), (durable, "sync")):
-                times.append(timed([sys.executable, "-c", COPY, str(images), str(folder / "copy"), then]))
+                times.append(
+                    timed([sys.executable, "-c", COPY, str(images), str(folder / "copy"), then])
+                )
                 shutil.rmtree(folder / "copy")
             with server(folder / f"server-{number}") as environ, highest_mib() as peak:
                 imports.append(timed([sys.executable, "-c", SDK, str(images), str(count)], environ))
             shutil.rmtree(folder / f"server-{number}")
             checks.append(check_s(folder / f"import-{number}", folder / "blobs", packs, count))
             print(
-                f"  cp -r + sha256 {copies[-1]:.2f} s, with sync {durable[-1]:.2f} s, import {imports[-1]:.2f} s "
-                f"({max(peak):.0f} MiB at most in a process), checks alone {checks[-1]:.2f} s",
+                f"  cp -r + sha256 {copies[-1]:.2f} s, with sync {durable[-1]:.2f} s, import "
+                f"{imports[-1]:.2f} s ({max(peak):.0f} MiB at most in a process), checks alone "
+                f"{checks[-1]:.2f} s",
                 flush=True,
             )
-    copy_s, durable_s, import_s, check = (statistics.median(times) for times in (copies, durable, imports, checks))
-    print(f"import: {import_s / count * 1e6:.0f} microseconds an image, {count / import_s:,.0f} images a second")
+    copy_s, durable_s, import_s, check = (
+        statistics.median(times) for times in (copies, durable, imports, checks)
+    )
+    print(
+        f"import: {import_s / count * 1e6:.0f} microseconds an image, {count / import_s:,.0f} "
+        "images a second"
+    )
     print(f"whole import: {copy_s / import_s:.2f} times the speed of cp -r + sha256 (medians)")
     print(
-        f"whole import: {min(copies) / min(imports):.2f} times (fastest rounds, in which cp waits least for the disk)"
+        f"whole import: {min(copies) / min(imports):.2f} times (fastest rounds, in which cp waits "
+        "least for the disk)"
     )
-    print(f"whole import: {durable_s / import_s:.2f} times that of cp -r + sync + sha256, as durable as the import")
+    print(
+        f"whole import: {durable_s / import_s:.2f} times that of cp -r + sync + sha256, as durable "
+        "as the import"
+    )
     print(f"checks alone: {copy_s / check:.2f} times")
 
 
@@ -101,7 +117,12 @@ def highest_mib() -> Iterator[list[float]]:
             for pid in descendants(os.getpid()):
                 with contextlib.suppress(OSError):
                     status = Path(f"/proc/{pid}/status").read_text()
-                    peak[0] = max([peak[0], *(int(kib) / 1024 for kib in re.findall(r"VmHWM:\s+(\d+)", status))])
+                    peak[0] = max(
+                        [
+                            peak[0],
+                            *(int(kib) / 1024 for kib in re.findall(r"VmHWM:\s+(\d+)", status)),
+                        ]
+                    )
 
     thread = threading.Thread(target=look)
     thread.start()
@@ -122,7 +143,10 @@ def descendants(pid: int) -> list[int]:
 
 
 def make_images(folder: Path, count: int, width: int) -> tuple[Path, int]:
-    """JPEGs of four to three with shapes and grain, in folders of 1,000; returns their size, too."""
+    """JPEGs of four to three with shapes and grain, in folders of 1,000.
+
+    Returns their size, too.
+    """
     numbers, size_bytes = random.Random(7), 0  # noqa: S311 - images, no secrets
     grain = [Image.effect_noise((width, width * 3 // 4), 24).convert("RGB") for _ in range(16)]
     for number in range(count):
@@ -131,7 +155,9 @@ def make_images(folder: Path, count: int, width: int) -> tuple[Path, int]:
         for _ in range(4):
             x, y = numbers.randrange(200), numbers.randrange(150)
             colour = tuple(numbers.randrange(256) for _ in range(3))
-            draw.rectangle((x, y, x + numbers.randrange(8, 56), y + numbers.randrange(8, 42)), fill=colour)
+            draw.rectangle(
+                (x, y, x + numbers.randrange(8, 56), y + numbers.randrange(8, 42)), fill=colour
+            )
         file = io.BytesIO()
         image.save(file, "JPEG", quality=45)
         path = folder / f"{number // 1000:03}" / f"{number:06}.jpg"
@@ -147,16 +173,27 @@ def make_packs(blobs: Path, images: Path, width: int) -> list[dict[str, object]]
     rows = [
         {
             "id": number,
-            "asset": {"filename": path.relative_to(images).as_posix(), "width": width, "height": width * 3 // 4},
-            "contents": {"type": "Vqa", "interactions": [{"order": 1, "question": "How many?", "answer": "Four"}]},
+            "asset": {
+                "filename": path.relative_to(images).as_posix(),
+                "width": width,
+                "height": width * 3 // 4,
+            },
+            "contents": {
+                "type": "Vqa",
+                "interactions": [{"order": 1, "question": "How many?", "answer": "Four"}],
+            },
         }
         for number, path in enumerate(paths)
     ]
     annotations = images / "annotations.jsonl"
     annotations.write_text("".join(json.dumps(row) + "\n" for row in rows))
     store, lines = FolderBlobs(blobs), []
-    for number, group in enumerate(plan_packs((path, path.stat().st_size) for path in [*paths, annotations]), start=1):
-        content = build_pack((path.relative_to(images).as_posix(), path.read_bytes()) for path in group)
+    for number, group in enumerate(
+        plan_packs((path, path.stat().st_size) for path in [*paths, annotations]), start=1
+    ):
+        content = build_pack(
+            (path.relative_to(images).as_posix(), path.read_bytes()) for path in group
+        )
         sha256 = hashlib.sha256(content).hexdigest()
         store.put(io.BytesIO(content), sha256=sha256, size_bytes=len(content))
         lines.append({"sha256": sha256, "size": len(content), "number": number})

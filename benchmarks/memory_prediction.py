@@ -1,12 +1,13 @@
 """The trainer's memory estimate compared with the memory that training takes.
 
-Models of three families with 5 to 30 million random weights are trained for three steps on the longest sample there is,
-each setting in a process of its own. Compared is the peak of the whole process, as the plan says, with the kernel's
-own (``VmHWM``, reset before the first step), and beside it what the steps alone add to what the process had before the
-first one. Ratios are predicted to measured.
+Models of three families with 5 to 30 million random weights are trained for three steps on the
+longest sample there is, each setting in a process of its own. Compared is the peak of the whole
+process, as the plan says, with the kernel's own (``VmHWM``, reset before the first step), and
+beside it what the steps alone add to what the process had before the first one. Ratios are
+predicted to measured.
 
-The processes hand back what they free, as the trainer has them do where memory is not ample; with --ample they keep it,
-as they do where it is, and take more than is needed.
+The processes hand back what they free, as the trainer has them do where memory is not ample; with
+--ample they keep it, as they do where it is, and take more than is needed.
 
     --every 7 takes every seventh setting.
     --write puts the table into RESULTS.md
@@ -32,7 +33,12 @@ from runyard.trainer.data.cache import Hooks
 from runyard.trainer.export.predict import silence_libraries
 from runyard.trainer.main import detect_machine, parse_run, preload
 from runyard.trainer.prepare import Job, prepare
-from runyard.trainer.steps.memory import measure_step_memory, retain_freed_memory, return_freed_memory, trim_heap
+from runyard.trainer.steps.memory import (
+    measure_step_memory,
+    retain_freed_memory,
+    return_freed_memory,
+    trim_heap,
+)
 from runyard.trainer.train import accumulate_gradients, optimizer_step
 from tests.trainer import miniatures
 
@@ -48,15 +54,21 @@ VOCABULARY = 8192
 SIZES = {"llava": (320, 6), "idefics3": (384, 8), "qwen3_vl": (256, 8)}  # width and layers
 PROMPTS = {"short": 10, "long": 90}  # words before the question; all are labels
 GRID = list(
-    itertools.product(SIZES, ("full", "lora"), (1, 4, 8), ("adamw", "muon"), (False, True), PROMPTS),
+    itertools.product(
+        SIZES, ("full", "lora"), (1, 4, 8), ("adamw", "muon"), (False, True), PROMPTS
+    ),
 )
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--every", type=int, default=1, help="take every n-th setting only")
     parser.add_argument("--ample", action="store_true", help="keep what is freed")
-    parser.add_argument("--write", action="store_true", help="put the table into benchmarks/RESULTS.md")
+    parser.add_argument(
+        "--write", action="store_true", help="put the table into benchmarks/RESULTS.md"
+    )
     arguments = parser.parse_args()
     preload()
     silence_libraries()
@@ -73,7 +85,9 @@ def main() -> int:
             maker.join()
         for case in GRID[:: arguments.every]:
             ours, theirs = context.Pipe(duplex=False)
-            process = context.Process(target=measure, args=(Path(name), case, theirs, arguments.ample))
+            process = context.Process(
+                target=measure, args=(Path(name), case, theirs, arguments.ample)
+            )
             process.start()
             theirs.close()
             rows.append(Row(case, *ours.recv()))
@@ -82,13 +96,15 @@ def main() -> int:
     text = section(rows, is_ample=arguments.ample)
     print(text)
     if arguments.write:
-        write_results(RESULTS, text, mark="memory_ample" if arguments.ample else "memory_prediction")
+        write_results(
+            RESULTS, text, mark="memory_ample" if arguments.ample else "memory_prediction"
+        )
     return 0 if all(abs(row.whole - 1) <= BAR for row in rows) else 1
 
 
 @dataclass(frozen=True)
 class Row:
-    """What a process had before the first step, what the steps were predicted to add and what they added, in bytes."""
+    """Memory in bytes: before the first step, predicted for the steps, and added by them."""
 
     case: tuple[Any, ...]
     before: int
@@ -104,20 +120,34 @@ class Row:
         return self.predicted / self.added
 
     def __str__(self) -> str:
-        numbers = (self.before + self.predicted, self.before + self.added, self.predicted, self.added)
+        numbers = (
+            self.before + self.predicted,
+            self.before + self.added,
+            self.predicted,
+            self.added,
+        )
         values = [f"{number / MIB:,.0f}" for number in numbers]
-        cells = [*map(str, self.case), *values[:2], f"{self.whole:.3f}", *values[2:], f"{self.steps:.3f}"]
+        cells = [
+            *map(str, self.case),
+            *values[:2],
+            f"{self.whole:.3f}",
+            *values[2:],
+            f"{self.steps:.3f}",
+        ]
         return f"| {' | '.join(cells)} |"
 
 
 def section(rows: list[Row], *, is_ample: bool) -> str:
     """The table with what it shows, for people."""
-    way = "kept what it freed, as where memory is ample" if is_ample else "handed back what it freed"
+    way = (
+        "kept what it freed, as where memory is ample" if is_ample else "handed back what it freed"
+    )
     found = ", ".join(f"{name} {value}" for name, value in machine().items())
     lines = [
         f"## Memory{', ample' if is_ample else ''}",
         "",
-        f"`make bench-memory`, {time.strftime('%Y-%m-%d')}, {len(rows)} of {len(GRID)} settings. {found}.",
+        f"`make bench-memory`, {time.strftime('%Y-%m-%d')}, {len(rows)} of {len(GRID)} settings. "
+        f"{found}.",
         "",
         f"Every process {way}. MiB; *x* is predicted over measured.",
         "",
@@ -153,7 +183,11 @@ def make_model(family: str, folder: Path) -> None:
     if "mrope_section" in (getattr(text, "rope_parameters", None) or {}):
         text.rope_parameters["mrope_section"] = [16, 8, 8]
     vision.hidden_size, vision.intermediate_size = width, 3 * width
-    for name, value in {"num_attention_heads": width // 64, "num_heads": width // 64, "out_hidden_size": width}.items():
+    for name, value in {
+        "num_attention_heads": width // 64,
+        "num_heads": width // 64,
+        "out_hidden_size": width,
+    }.items():
         if hasattr(vision, name):
             setattr(vision, name, value)
     for name in ("num_hidden_layers", "depth"):
@@ -178,7 +212,11 @@ def measure(home: Path, case: tuple[Any, ...], answer: Any, is_ample: bool) -> N
             "optimizer": {"name": optimizer},
             "loss": {"answersOnly": False},
         },
-        "compute": {"gradientCheckpointing": recompute, "precisionType": "float32", "featureCache": False},
+        "compute": {
+            "gradientCheckpointing": recompute,
+            "precisionType": "float32",
+            "featureCache": False,
+        },
         "packing": False,
     }
     words = " ".join(itertools.islice(itertools.cycle(miniatures.WORDS.split()), PROMPTS[length]))
@@ -192,14 +230,25 @@ def measure(home: Path, case: tuple[Any, ...], answer: Any, is_ample: bool) -> N
         "schema": "v1",
         "tolerations": {},
         "settings": {},
-        "blocks": [{"block": name, "settings": value, "style": {}} for name, value in blocks.items()],
+        "blocks": [
+            {"block": name, "settings": value, "style": {}} for name, value in blocks.items()
+        ],
     }
     run, recipe = parse_run(
-        {"run": {"kind": "Run", "workspaceId": "org", "runId": "run", "spec": {"flow": flow}}, "attempt": 1}
+        {
+            "run": {"kind": "Run", "workspaceId": "org", "runId": "run", "spec": {"flow": flow}},
+            "attempt": 1,
+        }
     )
     with tempfile.TemporaryDirectory(dir=home) as folder:
         made = prepare(
-            Job(folder=Path(folder), run=run, recipe=recipe, models={}, folders=ModelFolders((home,), home / "data")),
+            Job(
+                folder=Path(folder),
+                run=run,
+                recipe=recipe,
+                models={},
+                folders=ModelFolders((home,), home / "data"),
+            ),
             detect_machine(1),
             hooks=Hooks(),
         )

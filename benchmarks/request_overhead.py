@@ -1,9 +1,10 @@
-"""What the checks of a request cost: reading one run and creating one, here and at an earlier revision.
+"""Measure what the checks of a request cost, for reading and creating a run, against a revision.
 
-Both revisions serve in processes of their own over new data folders, with the same Python environment. Each round makes
-the same number of requests to both, one right after the other and in changing order, over one kept connection each.
-Ratios are those of the medians: of the time that the client waits, and of the processor time that the server takes. The
-second is the steadier one on a shared machine; the first contains the fsync of a create.
+Both revisions serve in processes of their own over new data folders, with the same Python
+environment. Each round makes the same number of requests to both, one right after the other and in
+changing order, over one kept connection each. Ratios are those of the medians: of the time that the
+client waits, and of the processor time that the server takes. The second is the steadier one on a
+shared machine; the first contains the fsync of a create.
 """
 
 import argparse
@@ -58,13 +59,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--reads", type=int, default=1000, help="reads in a round")
     parser.add_argument("--creates", type=int, default=200, help="creates in a round")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object instead of the table"
+    )
     arguments = parser.parse_args()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         sides = {
             "here": stack.enter_context(serve(ROOT / "src", folder / "here-data")),
-            "base": stack.enter_context(serve(extract(arguments.base, folder / "base"), folder / "base-data")),
+            "base": stack.enter_context(
+                serve(extract(arguments.base, folder / "base"), folder / "base-data")
+            ),
         }
         rows = [
             compare("read a run", sides, arguments.rounds, arguments.reads, read_run),
@@ -78,7 +83,15 @@ def main() -> None:
 
 def print_table(rows: list[dict[str, Any]]) -> None:
     print("microseconds a request; ratios are those here over those of the base")
-    columns = ("what", "wait_us", "base_wait_us", "wait_ratio", "cpu_us", "base_cpu_us", "cpu_ratio")
+    columns = (
+        "what",
+        "wait_us",
+        "base_wait_us",
+        "wait_ratio",
+        "cpu_us",
+        "base_cpu_us",
+        "cpu_ratio",
+    )
     print("".join(f"{column:>14}" for column in columns))
     for row in rows:
         figures = "".join(f"{row[column]:14.3f}" for column in columns[1:])
@@ -134,9 +147,15 @@ def compare(
 @contextmanager
 def serve(source: Path, data_dir: Path) -> Iterator[Served]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RUNYARD_")}
-    environ = kept | {"PYTHONPATH": str(source), "RUNYARD_DATA_DIR": str(data_dir), "RUNYARD_PORT": "0"}
+    environ = kept | {
+        "PYTHONPATH": str(source),
+        "RUNYARD_DATA_DIR": str(data_dir),
+        "RUNYARD_PORT": "0",
+    }
     environ["RUNYARD_LOG_LEVEL"] = "warning"
-    process = subprocess.Popen([sys.executable, "-m", "runyard.server"], env=environ, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "runyard.server"], env=environ, stderr=subprocess.DEVNULL
+    )
     try:
         deadline = time.monotonic() + START_TIMEOUT_S
         while not (data_dir / "server.json").exists():
@@ -145,9 +164,14 @@ def serve(source: Path, data_dir: Path) -> Iterator[Served]:
             time.sleep(0.05)
         given = json.loads((data_dir / "credentials.json").read_text())
         port = int(given["endpoint"].rstrip("/").rpartition(":")[2])
-        headers = {"Authorization": f"Bearer {given['secret_key']}", "Organization-Id": given["organization_id"]}
+        headers = {
+            "Authorization": f"Bearer {given['secret_key']}",
+            "Organization-Id": given["organization_id"],
+        }
         connection = http.client.HTTPConnection("127.0.0.1", port)
-        served = Served(process, connection, headers, f"/workspaces/{given['organization_id']}/runs")
+        served = Served(
+            process, connection, headers, f"/workspaces/{given['organization_id']}/runs"
+        )
         served.request("PUT", f"{served.runs}/r0", b'{"spec":{}}')
         yield served
         connection.close()

@@ -1,11 +1,12 @@
-"""How long a run takes from reading its data to its first step, with its images encoded before and without.
+"""Measure the time from reading the data to the first step, with and without encoded images.
 
     .venv/bin/python benchmarks/start_of_training.py [--pictures 5000] [--side 640x480]
 
-Makes that many JPEGs (photograph-like noise), lays them out as a version of a dataset, and starts the same run three
-times on one thread: without a cache, with an empty one, and with what the second has left there. Each is a process of
-its own; the time is that between the trainer's first event and its first step, model included. Prints seconds, the
-ratio of an empty to a filled cache, the images encoded per second, and the peak memory of a process.
+Makes that many JPEGs (photograph-like noise), lays them out as a version of a dataset, and starts
+the same run three times on one thread: without a cache, with an empty one, and with what the second
+has left there. Each is a process of its own; the time is that between the trainer's first event and
+its first step, model included. Prints seconds, the ratio of an empty to a filled cache, the images
+encoded per second, and the peak memory of a process.
 """
 
 import argparse
@@ -31,7 +32,14 @@ def make_version(folder: Path, count: int, size: tuple[int, int]) -> None:
     from PIL import Image
 
     from runyard.datasets.records import Interaction, Vqa
-    from runyard.datasets.versions import CONTENTS, MANIFEST, PACKS, Item, ManifestWriter, encode_contents_line
+    from runyard.datasets.versions import (
+        CONTENTS,
+        MANIFEST,
+        PACKS,
+        Item,
+        ManifestWriter,
+        encode_contents_line,
+    )
     from runyard.rundir import COMPLETE
 
     (folder / PACKS).mkdir(parents=True)
@@ -40,7 +48,9 @@ def make_version(folder: Path, count: int, size: tuple[int, int]) -> None:
     def close_pack() -> None:
         name = hashlib.sha256(pack).hexdigest()
         (folder / PACKS / name).write_bytes(pack)
-        lines.extend(encode_contents_line(sha256, name, offset, length) for sha256, offset, length in places)
+        lines.extend(
+            encode_contents_line(sha256, name, offset, length) for sha256, offset, length in places
+        )
         places.clear()
         pack.clear()
 
@@ -53,7 +63,11 @@ def make_version(folder: Path, count: int, size: tuple[int, int]) -> None:
             coarse.resize(size, Image.Resampling.BICUBIC).save(held, "JPEG", quality=85)
             data = held.getvalue()
             sha256 = hashlib.sha256(data).hexdigest()
-            asked = Vqa(interactions=[Interaction(order=1, question="Which shelf is this?", answer=str(number % 10))])
+            asked = Vqa(
+                interactions=[
+                    Interaction(order=1, question="Which shelf is this?", answer=str(number % 10))
+                ]
+            )
             writer.add(
                 Item(
                     filename=f"{number:07}.jpg",
@@ -77,7 +91,12 @@ def make_version(folder: Path, count: int, size: tuple[int, int]) -> None:
 def make_attempt(root: Path, run: str, *, cache_bytes: int) -> Path:
     folder = root / "runs" / "org" / run / "attempts" / "1"
     folder.mkdir(parents=True)
-    data = {"datasetId": "shelves", "datasetVersion": VERSION, "projectKind": "vqa", "augmentation": {}}
+    data = {
+        "datasetId": "shelves",
+        "datasetVersion": VERSION,
+        "projectKind": "vqa",
+        "augmentation": {},
+    }
     model = {"hyperparameters": {"maxSteps": 1}, "validation": {"maxSamples": 1}}
     flow = {
         "name": "benchmark",
@@ -90,7 +109,13 @@ def make_attempt(root: Path, run: str, *, cache_bytes: int) -> Path:
         ],
     }
     document = {"kind": "Run", "workspaceId": "org", "runId": run, "spec": {"flow": flow}}
-    config = {"run": document, "attempt": 1, "threads": 1, "dataDir": str(root), "cacheBytes": cache_bytes}
+    config = {
+        "run": document,
+        "attempt": 1,
+        "threads": 1,
+        "dataDir": str(root),
+        "cacheBytes": cache_bytes,
+    }
     (folder / "run.json").write_text(json.dumps(config))
     version = {"folder": str(root / "version"), "dataset": "shelves", "version": VERSION}
     (folder / "dataset.json").write_text(json.dumps(version))
@@ -108,7 +133,7 @@ def train(folder: Path, results: Any) -> None:
 
 
 def timed(folder: Path) -> tuple[float, int]:
-    """Seconds from the first event to the first step, and MiB held at most beyond what the imports take."""
+    """Return the seconds up to the first step, and the peak MiB beyond the imports."""
     context = get_context("spawn")
     results = context.Queue()
     process = context.Process(target=train, args=(folder, results))
@@ -138,8 +163,14 @@ def main() -> int:
         filled, filled_mib = timed(make_attempt(root, "filled", cache_bytes=1 << 40))
         kept = sum(path.stat().st_size for path in (root / "cache").rglob("*") if path.is_file())
         print(f"without a cache   {without:8.2f} s to the first step")
-        print(f"empty cache       {empty:8.2f} s, {given.pictures / empty:.0f} images/s, {empty_mib} MiB more held")
-        print(f"filled cache      {filled:8.2f} s, {filled_mib} MiB more held; {kept / 2**20:.0f} MiB on disk")
+        print(
+            f"empty cache       {empty:8.2f} s, {given.pictures / empty:.0f} images/s, {empty_mib} "
+            "MiB more held"
+        )
+        print(
+            f"filled cache      {filled:8.2f} s, {filled_mib} MiB more held; {kept / 2**20:.0f} "
+            "MiB on disk"
+        )
         print(f"ratio             {empty / filled:8.1f} (empty / filled)")
     finally:
         shutil.rmtree(root, ignore_errors=True)

@@ -1,9 +1,10 @@
-"""What the tiny model learns of each built-in dataset with its default recipe: held-out metrics and training seconds.
+"""Measure what the tiny model learns of each built-in dataset: held-out metrics and seconds.
 
-Each seed makes another split of the scans, other weights and another order, so the median over seeds says what to
-expect and the least what may happen. Attempts run one after the other, each in a process of its own as a supervisor
-starts them. Seconds of training count from the plan to the last event, evaluations and checkpoints included. They
-depend on what else the machine does, so its load and the processor time of the whole attempt are reported with them.
+Each seed makes another split of the scans, other weights and another order, so the median over
+seeds says what to expect and the least what may happen. Attempts run one after the other, each in a
+process of its own as a supervisor starts them. Seconds of training count from the plan to the last
+event, evaluations and checkpoints included. They depend on what else the machine does, so its load
+and the processor time of the whole attempt are reported with them.
 """
 
 import argparse
@@ -32,7 +33,7 @@ METRICS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One training: ``metrics`` of the last evaluation, ``load`` of the machine in the minute before its end."""
+    """One training: ``metrics`` of its last evaluation, ``load`` of its last minute."""
 
     dataset: str
     seed: int
@@ -46,16 +47,27 @@ class Row:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--dataset", action="append", choices=sorted(BUILT_IN_DATASETS), help="only this one; repeat")
-    parser.add_argument("--seed", action="append", type=int, help="a split; repeat (default: 1, 2 and 3)")
-    parser.add_argument("--json", type=Path, help="write every training and the medians to this file")
+    parser.add_argument(
+        "--dataset",
+        action="append",
+        choices=sorted(BUILT_IN_DATASETS),
+        help="only this one; repeat",
+    )
+    parser.add_argument(
+        "--seed", action="append", type=int, help="a split; repeat (default: 1, 2 and 3)"
+    )
+    parser.add_argument(
+        "--json", type=Path, help="write every training and the medians to this file"
+    )
     arguments = parser.parse_args()
     rows = []
     for dataset in arguments.dataset or BUILT_IN_DATASETS:
         for seed in arguments.seed or (1, 2, 3):
             rows.append(trained(dataset, seed))
             print(in_words(rows[-1]), flush=True)
-    medians = [median(dataset, [row for row in rows if row.dataset == dataset]) for dataset in METRICS]
+    medians = [
+        median(dataset, [row for row in rows if row.dataset == dataset]) for dataset in METRICS
+    ]
     found = [each for each in medians if each is not None]
     for each in found:
         print(f"median of {each['seeds']}: {json.dumps(each)}")
@@ -79,16 +91,28 @@ def trained(dataset: str, seed: int) -> Row:
             "blocks": [{"block": "vi-dataset", "settings": {"datasetId": dataset}, "style": {}}],
         }
         run = {"kind": "Run", "workspaceId": "bench", "runId": "run", "spec": {"flow": flow}}
-        config = {"run": run, "attempt": 1, "threads": os.cpu_count(), "dataDir": root, "models": {}}
+        config = {
+            "run": run,
+            "attempt": 1,
+            "threads": os.cpu_count(),
+            "dataDir": root,
+            "models": {},
+        }
         (folder / "run.json").write_text(json.dumps(config))
         began, used = time.monotonic(), processor_seconds()
         ended = subprocess.run(
-            [sys.executable, "-m", "runyard.trainer", str(folder)], capture_output=True, text=True, check=False
+            [sys.executable, "-m", "runyard.trainer", str(folder)],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         whole_s, processor_s = time.monotonic() - began, processor_seconds() - used
         result = read_json(folder / "result.json")
         if ended.returncode or result is None or result["outcome"] != "Succeeded":
-            raise SystemExit(f"{dataset}, seed {seed}: exit code {ended.returncode}\n{ended.stdout}{ended.stderr}")
+            raise SystemExit(
+                f"{dataset}, seed {seed}: exit code {ended.returncode}\n"
+                f"{ended.stdout}{ended.stderr}"
+            )
         events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
     return Row(
         dataset=dataset,
@@ -115,13 +139,18 @@ def training_seconds(events: list[dict[str, Any]]) -> float:
 
 
 def median(dataset: str, rows: list[Row]) -> dict[str, Any] | None:
-    """The median and the least of each metric, and the median and the most of the seconds; None without trainings."""
+    """The median and the least of each metric, and the median and the most of the seconds.
+
+    None without trainings.
+    """
     if not rows:
         return None
     return {
         "dataset": dataset,
         "seeds": len(rows),
-        "metrics": {name: statistics.median(row.metrics[name] for row in rows) for name in METRICS[dataset]},
+        "metrics": {
+            name: statistics.median(row.metrics[name] for row in rows) for name in METRICS[dataset]
+        },
         "least": {name: min(row.metrics[name] for row in rows) for name in METRICS[dataset]},
         "trainSeconds": statistics.median(row.train_s for row in rows),
         "mostSeconds": max(row.train_s for row in rows),
@@ -132,8 +161,9 @@ def median(dataset: str, rows: list[Row]) -> dict[str, Any] | None:
 def in_words(row: Row) -> str:
     metrics = "  ".join(f"{name} {value:.3f}" for name, value in row.metrics.items())
     return (
-        f"{row.dataset:<16}  seed {row.seed}  {metrics}  {row.steps} steps, {row.train_s:.1f} s of training, "
-        f"{row.whole_s:.1f} s in all, {row.processor_s:.1f} s of one core, load {row.load:.2f}"
+        f"{row.dataset:<16}  seed {row.seed}  {metrics}  {row.steps} steps, {row.train_s:.1f} s of "
+        f"training, {row.whole_s:.1f} s in all, {row.processor_s:.1f} s of one core, load "
+        f"{row.load:.2f}"
     )
 
 

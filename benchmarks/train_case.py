@@ -1,13 +1,15 @@
-"""The cases of ``train_speed.py``: a model with random weights, and samples, each laid down for every loop.
+"""The cases of ``train_speed.py``: a model with random weights, and samples in each loop's format.
 
-Pictures are scikit-learn's handwritten digits, answers the digit or invented text. The same samples lie as a dataset's
-version and an attempt's folder (what a supervisor brings to our trainer) and as images with ``case.json`` for the
-other loops. ``case.json`` also lists our trainer's batches and the tokens of every sample.
+Pictures are scikit-learn's handwritten digits, answers the digit or invented text. The same samples
+lie as a dataset's version and an attempt's folder (what a supervisor brings to our trainer) and as
+images with ``case.json`` for the other loops. ``case.json`` also lists our trainer's batches and
+the tokens of every sample.
 
-The medium model is shaped like Idefics3 and SmolVLM at 35-40 million parameters. How many words its output layer has
-decides how much is gained by leaving out the prompt's columns there, as ours does: with 12,288 words that layer has a
-quarter of the language model's other weights, as in SmolVLM-256M (49,280 words of width 576 under 30 layers). With
-32,768 words, as large models have, it would have two thirds in a model this small, which flatters ours.
+The medium model is shaped like Idefics3 and SmolVLM at 35-40 million parameters. How many words its
+output layer has decides how much is gained by leaving out the prompt's columns there, as ours does:
+with 12,288 words that layer has a quarter of the language model's other weights, as in SmolVLM-256M
+(49,280 words of width 576 under 30 layers). With 32,768 words, as large models have, it would have
+two thirds in a model this small, which flatters ours.
 """
 
 import hashlib
@@ -23,13 +25,20 @@ MIXED_MEAN_TOKENS, MIXED_MOST_TOKENS = 40, 200
 DATASET, VERSION, SEED = "digits-told", "0" * 16, 7
 QUESTION = "Which digit is this?"
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-CACHE_BYTES = 4 << 30  # more than any case fills; without it every image would be decoded again each time
-TEXT_TOKENS_PER_WORD = 2  # a word and a space: the tiny tokenizer keeps them apart, and so does the medium one
+CACHE_BYTES = (
+    4 << 30
+)  # more than any case fills; without it every image would be decoded again each time
+TEXT_TOKENS_PER_WORD = (
+    2  # a word and a space: the tiny tokenizer keeps them apart, and so does the medium one
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """What distinguishes a case. ``steps`` are a multiple of ``train_loops.LOG_EVERY`` times four."""
+    """What distinguishes a case.
+
+    ``steps`` are a multiple of ``train_loops.LOG_EVERY`` times four.
+    """
 
     name: str
     is_tiny: bool
@@ -47,12 +56,18 @@ class Shape:
 
     @property
     def rounds(self) -> int:
-        """Processes of each loop. Long steps differ little from round to round, and cost most of the time."""
+        """Processes of each loop.
+
+        Long steps differ little from round to round, and cost most of the time.
+        """
         return 3 if self.is_tiny else 2
 
     @property
     def settling_steps(self) -> int:
-        """Steps at the beginning that are not counted. With a frozen tower what the first epoch pays for counts."""
+        """Steps at the beginning that are not counted.
+
+        With a frozen tower what the first epoch pays for counts.
+        """
         return 1 if self.is_frozen else 3
 
 
@@ -60,15 +75,41 @@ CASES = {
     shape.name: shape
     for shape in (
         Shape(name="tiny", is_tiny=True, samples=1280, batch_size=32, steps=160, rate=3e-3),
-        Shape(name="tiny-mixed", is_tiny=True, is_mixed=True, samples=640, batch_size=32, steps=40, rate=3e-3),
+        Shape(
+            name="tiny-mixed",
+            is_tiny=True,
+            is_mixed=True,
+            samples=640,
+            batch_size=32,
+            steps=40,
+            rate=3e-3,
+        ),
         Shape(name="medium", is_tiny=False, samples=160, batch_size=8, steps=20, rate=3e-4),
-        Shape(name="medium-mixed", is_tiny=False, is_mixed=True, samples=160, batch_size=8, steps=20, rate=3e-4),
-        Shape(name="frozen", is_tiny=False, is_frozen=True, samples=40, batch_size=8, steps=20, rate=3e-4),
+        Shape(
+            name="medium-mixed",
+            is_tiny=False,
+            is_mixed=True,
+            samples=160,
+            batch_size=8,
+            steps=20,
+            rate=3e-4,
+        ),
+        Shape(
+            name="frozen",
+            is_tiny=False,
+            is_frozen=True,
+            samples=40,
+            batch_size=8,
+            steps=20,
+            rate=3e-4,
+        ),
     )
 }
 
 
-def write_case(folder: Path, shape: Shape, *, vocabulary: int, threads: int, micro_batch: int | str) -> None:
+def write_case(
+    folder: Path, shape: Shape, *, vocabulary: int, threads: int, micro_batch: int | str
+) -> None:
     """Everything the loops need, below ``folder``."""
     from runyard.flows.resolved_flow import SYSTEM_PROMPTS
     from runyard.trainer.answers import write_vqa
@@ -84,7 +125,12 @@ def write_case(folder: Path, shape: Shape, *, vocabulary: int, threads: int, mic
     write_version(folder / "version", images, answers)
     write_attempt(folder, shape, threads=threads, micro_batch=micro_batch)
     rows = [
-        {"picture": f"pictures/{at:05}.png", "system": system, "question": QUESTION, "answer": write_vqa(answer)}
+        {
+            "picture": f"pictures/{at:05}.png",
+            "system": system,
+            "question": QUESTION,
+            "answer": write_vqa(answer),
+        }
         for at, answer in enumerate(answers)
     ]
     lengths = token_counts(folder / "model", system, [row["answer"] for row in rows])
@@ -109,7 +155,7 @@ def write_case(folder: Path, shape: Shape, *, vocabulary: int, threads: int, mic
 
 
 def forget_attempt(folder: Path) -> None:
-    """Make attempt and cache as they were before training, so that nothing of a round helps the next one."""
+    """Restore attempt and cache as before training, so that each round starts the same."""
     attempt = Path(json.loads((folder / "case.json").read_text())["attempt"])
     kept = {name: (attempt / name).read_bytes() for name in ("run.json", "dataset.json")}
     shutil.rmtree(attempt.parent.parent)
@@ -126,7 +172,9 @@ def make_images(shape: Shape) -> list[bytes]:
     side, found = 32 if shape.is_tiny else 96, []
     for scan in load_digits().images[: shape.samples]:
         held = io.BytesIO()
-        Image.fromarray((scan / 16 * 255).astype("uint8")).resize((side, side)).convert("RGB").save(held, "PNG")
+        Image.fromarray((scan / 16 * 255).astype("uint8")).resize((side, side)).convert("RGB").save(
+            held, "PNG"
+        )
         found.append(held.getvalue())
     return found
 
@@ -140,9 +188,18 @@ def make_answers(shape: Shape) -> list[str]:
     if not shape.is_mixed:
         return [str(digit) for digit in digits]
     numbers = random.Random(SEED)  # noqa: S311 - no secrets
-    tokens = np.random.default_rng(SEED).geometric(1 / MIXED_MEAN_TOKENS, shape.samples).clip(max=MIXED_MOST_TOKENS)
+    tokens = (
+        np.random.default_rng(SEED)
+        .geometric(1 / MIXED_MEAN_TOKENS, shape.samples)
+        .clip(max=MIXED_MOST_TOKENS)
+    )
     return [
-        " ".join([WORDS[digit], *(numbers.choice(WORDS) for _ in range(int(count) // TEXT_TOKENS_PER_WORD))])
+        " ".join(
+            [
+                WORDS[digit],
+                *(numbers.choice(WORDS) for _ in range(int(count) // TEXT_TOKENS_PER_WORD)),
+            ]
+        )
         for digit, count in zip(digits, tokens, strict=True)
     ]
 
@@ -163,7 +220,10 @@ def make_model(folder: Path, shape: Shape, system: str, vocabulary: int) -> None
 
 
 def make_medium(vocabulary: int) -> tuple[Any, Any]:
-    """36 patches of 16 joined 2 x 2. Only a few hundred of the vocabulary's words occur; all have an output."""
+    """36 patches of 16 joined 2 x 2.
+
+    Only a few hundred of the vocabulary's words occur; all have an output.
+    """
     import transformers as t
 
     from runyard.trainer.models import tiny
@@ -173,7 +233,10 @@ def make_medium(vocabulary: int) -> tuple[Any, Any]:
         size={"longest_edge": 96}, max_image_size={"longest_edge": 96}, do_image_splitting=False
     )
     processor = t.Idefics3Processor(
-        image_processor=images, tokenizer=tokenizer, image_seq_len=9, chat_template=tiny.CHAT_TEMPLATE
+        image_processor=images,
+        tokenizer=tokenizer,
+        image_seq_len=9,
+        chat_template=tiny.CHAT_TEMPLATE,
     )
     text = {
         "model_type": "llama",
@@ -223,7 +286,10 @@ def token_counts(model: Path, system: str, answers: list[str]) -> Any:
     prompt = len(encoder.encode_question(Image.new("RGB", (32, 32)), QUESTION).prompt)
     ends = 1  # the token behind an answer
     return np.asarray(
-        [prompt + len(processor.tokenizer(a, add_special_tokens=False)["input_ids"]) + ends for a in answers]
+        [
+            prompt + len(processor.tokenizer(a, add_special_tokens=False)["input_ids"]) + ends
+            for a in answers
+        ]
     )
 
 
@@ -237,7 +303,14 @@ def parameters_in(folder: Path) -> int:
 def write_version(folder: Path, images: list[bytes], answers: list[str]) -> None:
     """A version's folder as a supervisor leaves it, in one pack."""
     from runyard.datasets.records import Interaction, Vqa
-    from runyard.datasets.versions import CONTENTS, MANIFEST, PACKS, Item, ManifestWriter, encode_contents_line
+    from runyard.datasets.versions import (
+        CONTENTS,
+        MANIFEST,
+        PACKS,
+        Item,
+        ManifestWriter,
+        encode_contents_line,
+    )
     from runyard.rundir import COMPLETE
 
     (folder / PACKS).mkdir(parents=True)
@@ -267,7 +340,7 @@ def write_version(folder: Path, images: list[bytes], answers: list[str]) -> None
 
 
 def write_attempt(folder: Path, shape: Shape, *, threads: int, micro_batch: int | str) -> None:
-    """The flow that does what the other loops do: no evaluation, one checkpoint at the end, images unchanged."""
+    """Return the flow that matches the other loops: no evaluation, one final checkpoint."""
     attempt = folder / "runs" / "org" / "run" / "attempts" / "1"
     attempt.mkdir(parents=True)
     data = {
@@ -279,7 +352,8 @@ def write_attempt(folder: Path, shape: Shape, *, threads: int, micro_batch: int 
     }
     never = {"every": {"steps": 1_000_000}}
     model = {
-        "architecture": {"weights": str(folder / "model")} | ({"size": "tiny"} if shape.is_tiny else {}),
+        "architecture": {"weights": str(folder / "model")}
+        | ({"size": "tiny"} if shape.is_tiny else {}),
         "training": {"mode": "full", "freeze": ["vision"] if shape.is_frozen else []},
         "compute": {"precisionType": "float32"},
         "hyperparameters": {

@@ -1,16 +1,19 @@
-"""One training loop over one case, in a process of its own: what ``train_speed.py`` has done once a loop and round.
+"""One training loop over one case in a process of its own; ``train_speed.py`` starts it.
 
-The process is a fork of one that has imported everything, as a trainer's is of the warm parent, so that nobody waits
-for torch again each time. Forks do not share a thread: the parent computes with one.
+The process is a fork of one that has imported everything, as a trainer's is of the warm parent, so
+that nobody waits for torch again each time. Forks do not share a thread: the parent computes with
+one.
 
-Ours and the bare loop run in ``.venv``, the others in ``.venv-peers``; both hold the same torch and transformers. All
-begin with the same weights and see the same samples, batch size, rates and optimizer. What a loop is asked for is the
-moment at which each of its steps was over, on the wall and on the processor, so a step holds all that comes between two
-of them: drawing the batch, forward, backward, clipping, the optimizer, and what the loop reports.
+Ours and the bare loop run in ``.venv``, the others in ``.venv-peers``; both hold the same torch and
+transformers. All begin with the same weights and see the same samples, batch size, rates and
+optimizer. What a loop is asked for is the moment at which each of its steps was over, on the wall
+and on the processor, so a step holds all that comes between two of them: drawing the batch,
+forward, backward, clipping, the optimizer, and what the loop reports.
 
-``bare`` and ``trainer-cached`` draw from samples that were encoded before the clock runs. ``trainer`` has decoded
-images and calls the processor on each batch; ``trl`` has rows of images and messages and brings its own collator.
-What a loop does besides and can be switched off (checkpoints, evaluation, gradient checkpointing) is off in all.
+``bare`` and ``trainer-cached`` draw from samples that were encoded before the clock runs.
+``trainer`` has decoded images and calls the processor on each batch; ``trl`` has rows of images and
+messages and brings its own collator. What a loop does besides and can be switched off (checkpoints,
+evaluation, gradient checkpointing) is off in all.
 """
 
 import importlib
@@ -27,9 +30,17 @@ from pathlib import Path
 from typing import Any
 
 IGNORED = -100
-PLANNED = ("threads", "precision", "microBatchSize", "packing", "featureCache")  # of our trainer's plan, for the report
+PLANNED = (
+    "threads",
+    "precision",
+    "microBatchSize",
+    "packing",
+    "featureCache",
+)  # of our trainer's plan, for the report
 MEASURED_SAMPLES = 32  # on which the models are compared in the end
-LOG_EVERY = 5  # steps; fetching each loss would be ours alone to pay for, and nobody asks a Trainer for it
+LOG_EVERY = (
+    5  # steps; fetching each loss would be ours alone to pay for, and nobody asks a Trainer for it
+)
 WEIGHT_DECAY, LONGEST_GRADIENT = 0.01, 1.0
 
 
@@ -45,7 +56,7 @@ class Clock:
 
 
 class Case:
-    """A folder that ``train_case.py`` has made: the model, the images, and ``case.json`` about them."""
+    """A folder written by ``train_case.py``: model, images, and ``case.json`` about them."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -64,7 +75,9 @@ class Case:
         import torch
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
-        module = AutoModelForImageTextToText.from_pretrained(trained or self.folder / "model", dtype=torch.float32)
+        module = AutoModelForImageTextToText.from_pretrained(
+            trained or self.folder / "model", dtype=torch.float32
+        )
         if self.document["isFrozen"]:
             module.model.vision_model.requires_grad_(False)
         module.train()
@@ -74,20 +87,25 @@ class Case:
         """The prompt up to where the model begins to speak, and the whole."""
         asked = [
             {"role": "system", "content": row["system"]},
-            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": row["question"]}]},
+            {
+                "role": "user",
+                "content": [{"type": "image"}, {"type": "text", "text": row["question"]}],
+            },
         ]
         said = {"role": "assistant", "content": [{"type": "text", "text": row["answer"]}]}
         prompt = processor.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
         return prompt, processor.apply_chat_template([*asked, said], tokenize=False)
 
     def encoded(self, processor: Any, count: int | None = None) -> list[dict[str, Any]]:
-        """Samples through the processor, once: tensors without a batch dimension, labels on the answer alone."""
+        """Encode samples once: tensors without a batch dimension, labels on the answer alone."""
         found = []
         for row in self.rows[:count]:
             image = self.read_image(row)
             prompt, whole = self.texts(processor, row)
             made = processor(images=[image], text=[whole], return_tensors="pt")
-            asked = processor(images=[image], text=[prompt], return_tensors="pt")["input_ids"].shape[1]
+            asked = processor(images=[image], text=[prompt], return_tensors="pt")[
+                "input_ids"
+            ].shape[1]
             sample = {name: value[0] for name, value in made.items()}
             sample["labels"] = sample["input_ids"].clone()
             sample["labels"][:asked] = IGNORED
@@ -102,7 +120,9 @@ def filled_up(samples: list[dict[str, Any]], pad_id: int) -> dict[str, Any]:
 
     filling = {"input_ids": pad_id, "attention_mask": 0, "labels": IGNORED}
     return {
-        name: pad_sequence([sample[name] for sample in samples], batch_first=True, padding_value=filling[name])
+        name: pad_sequence(
+            [sample[name] for sample in samples], batch_first=True, padding_value=filling[name]
+        )
         if name in filling
         else torch.stack([sample[name] for sample in samples])
         for name in samples[0]
@@ -123,16 +143,22 @@ def ours(case: Case, clock: Clock) -> dict[str, Any]:
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
     code = trainer.train_attempt(attempt)
     if code != 0:
-        raise SystemExit(f"the attempt ended with code {code}: {(attempt / 'result.json').read_text()}")
+        raise SystemExit(
+            f"the attempt ended with code {code}: {(attempt / 'result.json').read_text()}"
+        )
     events = [json.loads(line) for line in (attempt / "events.jsonl").read_text().splitlines()]
     assert len(events) == len(stamps)
-    steps = [(event, stamp) for event, stamp in zip(events, stamps, strict=True) if event["ev"] == "step"]
+    steps = [
+        (event, stamp) for event, stamp in zip(events, stamps, strict=True) if event["ev"] == "step"
+    ]
     clock.wall_s += [stamp[0] for _, stamp in steps]
     clock.cpu_s += [stamp[1] for _, stamp in steps]
     losses = [event["values"]["loss"] for event, _ in steps]
     plan = next(event["plan"] for event in events if event["ev"] == "plan")
     saved = next(event for event in events if event["ev"] == "checkpoint")
-    saving = next(event for event in events if event["ev"] == "phase" and event["phase"] == "Saving")
+    saving = next(
+        event for event in events if event["ev"] == "phase" and event["phase"] == "Saving"
+    )
     return {
         "losses": means(losses),
         "batches": case.document["batches"],
@@ -193,11 +219,17 @@ def trainer_cached(case: Case, clock: Clock) -> dict[str, Any]:
     module, processor = case.model()
     samples, pad_id = case.encoded(processor), processor.tokenizer.pad_token_id
     items = [{"at": at, "sample": sample} for at, sample in enumerate(samples)]
-    return _trained(case, clock, module, items, lambda chosen: filled_up([item["sample"] for item in chosen], pad_id))
+    return _trained(
+        case,
+        clock,
+        module,
+        items,
+        lambda chosen: filled_up([item["sample"] for item in chosen], pad_id),
+    )
 
 
 def trainer(case: Case, clock: Clock) -> dict[str, Any]:
-    """Transformers' Trainer with a collator that calls the processor on each batch, over images already decoded."""
+    """Transformers' Trainer over decoded images; its collator calls the processor per batch."""
     import torch
 
     module, processor = case.model()
@@ -251,7 +283,7 @@ def _trained(
 
 
 def trl(case: Case, clock: Clock) -> dict[str, Any]:
-    """TRL's SFTTrainer over rows of images and messages, with its own collator and the loss on completions alone."""
+    """TRL's SFTTrainer over images and messages: its own collator, completion-only loss."""
     import datasets
     from trl import SFTConfig, SFTTrainer
 
@@ -259,19 +291,29 @@ def trl(case: Case, clock: Clock) -> dict[str, Any]:
     rows = [
         {
             "images": [str(case.folder / row["picture"])],
-            "prompt": [{"role": "system", "content": row["system"]}, {"role": "user", "content": row["question"]}],
+            "prompt": [
+                {"role": "system", "content": row["system"]},
+                {"role": "user", "content": row["question"]},
+            ],
             "completion": [{"role": "assistant", "content": row["answer"]}],
         }
         for row in case.rows
     ]
-    data = datasets.Dataset.from_list(rows).cast_column("images", datasets.Sequence(datasets.Image()))
-    # Which rows a batch held is known by their answers' length alone, so tokens are counted in what the collator made.
+    data = datasets.Dataset.from_list(rows).cast_column(
+        "images", datasets.Sequence(datasets.Image())
+    )
+    # Which rows a batch held is known by their answers' length alone, so tokens are counted in what
+    # the collator made.
     tokens: list[int] = []
     with tempfile.TemporaryDirectory() as folder:
         loop = SFTTrainer(
             model=module,
             args=SFTConfig(
-                output_dir=folder, max_length=None, bf16=False, gradient_checkpointing=False, **_arguments(case)
+                output_dir=folder,
+                max_length=None,
+                bf16=False,
+                gradient_checkpointing=False,
+                **_arguments(case),
             ),
             train_dataset=data,
             processing_class=processor,
@@ -350,7 +392,10 @@ def mean_loss(case: Case, module: Any) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """Run one loop over a case and write its report to ``output``. ``order`` is the report of another loop."""
+    """Run one loop over a case and write its report to ``output``.
+
+    ``order`` is the report of another loop.
+    """
 
     loop: str
     case: str
@@ -380,13 +425,15 @@ def run(task: Task) -> None:
         found["endLoss"] = mean_loss(case, module)
     if "batches" in found:
         found["batches"] = found["batches"][: case.steps]  # a Trainer draws one ahead
-        found["tokens"] = [sum(case.document["tokens"][index] for index in batch) for batch in found["batches"]]
+        found["tokens"] = [
+            sum(case.document["tokens"][index] for index in batch) for batch in found["batches"]
+        ]
     found["tokens"] = found["tokens"][: case.steps]
     Path(task.output).write_text(json.dumps(found | {"wall_s": clock.wall_s, "cpu_s": clock.cpu_s}))
 
 
 def run_in_fork(task: Task) -> None:
-    """Raises RuntimeError with the last that the process said, if it ends with another code than 0."""
+    """Raise RuntimeError with the process's last output if it ends with a code other than 0."""
     process = get_context("fork").Process(target=_run_with_log, args=(task,))
     process.start()
     process.join()
@@ -412,7 +459,7 @@ def preload(*modules: str) -> None:
 
 
 def main() -> None:
-    """Take tasks as lines of JSON, and answer each with a line when it is done: empty, or what went wrong."""
+    """Read tasks as lines of JSON; answer each with an empty line, or with what went wrong."""
     preload("datasets", "transformers.trainer", "trl.trainer.sft_trainer")
     for line in sys.stdin:
         try:

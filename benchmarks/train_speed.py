@@ -1,20 +1,22 @@
-"""How fast our trainer's steps are, compared with the loops that people would otherwise write or use.
+"""Compare the speed of our trainer's steps with other training loops.
 
-The same model with the same random weights, the same samples, batch size, number of steps, rates and threads, in
-float32 on the processor: a recipe through our trainer; a bare loop in plain torch over samples encoded beforehand;
-transformers' Trainer over such samples, and with a collator that calls the processor; TRL's SFTTrainer by its own way
-with images. ``train_loops.py`` says what each does, ``train_case.py`` what its input is.
+The same model with the same random weights, the same samples, batch size, number of steps, rates
+and threads, in float32 on the processor: a recipe through our trainer; a bare loop in plain torch
+over samples encoded beforehand; transformers' Trainer over such samples, and with a collator that
+calls the processor; TRL's SFTTrainer by its own way with images. ``train_loops.py`` says what each
+does, ``train_case.py`` what its input is.
 
-Every loop and round has a process of its own, and begins with all imports done. Rounds go by turns in changing order,
-each ratio is taken within its round (above 1, ours is faster), and the medians over the rounds are shown. A step is all
-that lies between the ends of two steps, drawing the batch included. Where all samples are of one length it is the
-median of the steps; with answers of mixed length, and with a frozen tower, the mean, because then steps differ for a
-reason.
+Every loop and round has a process of its own, and begins with all imports done. Rounds go by turns
+in changing order, each ratio is taken within its round (above 1, ours is faster), and the medians
+over the rounds are shown. A step is all that lies between the ends of two steps, drawing the batch
+included. Where all samples are of one length it is the median of the steps; with answers of mixed
+length, and with a frozen tower, the mean, because then steps differ for a reason.
 
-Speed counts only if the same is learned. So the bare loop runs once more in the order of our batches, and once in the
-Trainer's: both curves of losses must be the same to one in a thousand. In the last round each model is measured on the
-same samples: loops that took them in another order must end within 2 % of the loss at the beginning, there and in the
-mean over the last quarter of the steps. Exceptions are in the table.
+Speed counts only if the same is learned. So the bare loop runs once more in the order of our
+batches, and once in the Trainer's: both curves of losses must be the same to one in a thousand. In
+the last round each model is measured on the same samples: loops that took them in another order
+must end within 2 % of the loss at the beginning, there and in the mean over the last quarter of the
+steps. Exceptions are in the table.
 """
 
 import argparse
@@ -91,9 +93,17 @@ def main() -> None:
 
         for shape in shapes:
             folder, threads = Path(name) / shape.name, given.threads or own_threads(shape)
-            micro = given.micro_batch if given.micro_batch == "auto" else int(given.micro_batch or shape.batch_size)
-            write_case(folder, shape, vocabulary=given.vocabulary, threads=threads, micro_batch=micro)
-            measured = measure(folder, shape, given.loops, given.rounds or shape.rounds, threads, start)
+            micro = (
+                given.micro_batch
+                if given.micro_batch == "auto"
+                else int(given.micro_batch or shape.batch_size)
+            )
+            write_case(
+                folder, shape, vocabulary=given.vocabulary, threads=threads, micro_batch=micro
+            )
+            measured = measure(
+                folder, shape, given.loops, given.rounds or shape.rounds, threads, start
+            )
             rows += compared(shape, measured, checked(folder, given.loops, threads, start))
     report = {"machine": machine(), "vocabulary": given.vocabulary}
     if given.json:
@@ -109,17 +119,39 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--cases", type=names_of(CASES), default=list(CASES), help=", ".join(CASES))
     parser.add_argument(
-        "--loops", type=names_of(train_loops.LOOPS), default=list(train_loops.LOOPS), help=", ".join(train_loops.LOOPS)
+        "--loops",
+        type=names_of(train_loops.LOOPS),
+        default=list(train_loops.LOOPS),
+        help=", ".join(train_loops.LOOPS),
     )
-    parser.add_argument("--rounds", type=int, help="processes of each loop in each case; 3 of tiny, 2 of medium")
-    parser.add_argument("--steps", type=int, help="of each process, instead of the case's own; a multiple of 20")
-    parser.add_argument("--threads", type=int, help="of every loop; what our trainer takes where it is left out")
-    parser.add_argument("--vocabulary", type=int, default=VOCABULARY, help="words of the medium model")
-    parser.add_argument("--micro-batch", help="of ours: a number or auto; the whole batch, as the others, without it")
-    parser.add_argument("--short", action="store_true", help="ours and the bare loop, some steps of a small case")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     parser.add_argument(
-        "--write", type=Path, nargs="?", const=RESULTS, help="put the table into this page, else benchmarks/RESULTS.md"
+        "--rounds", type=int, help="processes of each loop in each case; 3 of tiny, 2 of medium"
+    )
+    parser.add_argument(
+        "--steps", type=int, help="of each process, instead of the case's own; a multiple of 20"
+    )
+    parser.add_argument(
+        "--threads", type=int, help="of every loop; what our trainer takes where it is left out"
+    )
+    parser.add_argument(
+        "--vocabulary", type=int, default=VOCABULARY, help="words of the medium model"
+    )
+    parser.add_argument(
+        "--micro-batch",
+        help="of ours: a number or auto; the whole batch, as the others, without it",
+    )
+    parser.add_argument(
+        "--short", action="store_true", help="ours and the bare loop, some steps of a small case"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object instead of the table"
+    )
+    parser.add_argument(
+        "--write",
+        type=Path,
+        nargs="?",
+        const=RESULTS,
+        help="put the table into this page, else benchmarks/RESULTS.md",
     )
     given = parser.parse_args()
     given.rounds = 1 if given.short else given.rounds and max(1, given.rounds)
@@ -149,7 +181,7 @@ def own_threads(shape: Shape) -> int:
 
 
 def prepare_environment(folder: Path) -> None:
-    """What the loops inherit: nothing asks the network, all compute on the processor, caches go with ``folder``."""
+    """Return the loops' environment: no network, CPU only, caches below ``folder``."""
     os.environ |= {
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
@@ -169,7 +201,10 @@ def prepare_environment(folder: Path) -> None:
 
 
 class Peers:
-    """The process in ``.venv-peers`` of which the other loops are forks; started when the first of them is wanted."""
+    """The process in ``.venv-peers`` of which the other loops are forks.
+
+    Started when the first of them is wanted.
+    """
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
@@ -184,7 +219,10 @@ class Peers:
     def run(self, task: Task) -> None:
         if self._process is None:
             self._process = subprocess.Popen(
-                [PEERS, train_loops.__file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+                [PEERS, train_loops.__file__],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
             )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -203,7 +241,15 @@ def measure(
         for loop in loops[turn:] + loops[:turn]:
             output, began_s = folder / f"{loop}.json", time.monotonic()
             is_last = number + 1 == rounds
-            start(Task(loop=loop, case=str(folder), output=str(output), threads=threads, is_measured=is_last))
+            start(
+                Task(
+                    loop=loop,
+                    case=str(folder),
+                    output=str(output),
+                    threads=threads,
+                    is_measured=is_last,
+                )
+            )
             found[loop].append(json.loads(output.read_text()))
             step_ms = 1000 * step_s(shape, found[loop][-1]["wall_s"])
             say(f"{shape.name:13} round {number + 1}  {loop:15} {step_ms:8.1f} ms a step")
@@ -218,7 +264,9 @@ def step_s(shape: Shape, ends_s: list[float]) -> float:
 
 def token_s(shape: Shape, report: dict[str, Any]) -> float:
     """Seconds per token without padding, over the same steps."""
-    return step_s(shape, report["wall_s"]) / statistics.mean(report["tokens"][shape.settling_steps :])
+    return step_s(shape, report["wall_s"]) / statistics.mean(
+        report["tokens"][shape.settling_steps :]
+    )
 
 
 def checked(folder: Path, loops: list[str], threads: int, start: Start) -> dict[str, str]:
@@ -227,7 +275,9 @@ def checked(folder: Path, loops: list[str], threads: int, start: Start) -> dict[
     if "bare" not in loops:
         return remarks
     trainers = [loop for loop in OF_PEERS if loop in loops]
-    leader = next((loop for loop in trainers if loop != "trl"), None)  # TRL does not report its order
+    leader = next(
+        (loop for loop in trainers if loop != "trl"), None
+    )  # TRL does not report its order
     groups = {"ours": ["ours"] if "ours" in loops else [], leader or "": trainers if leader else []}
     for of, members in groups.items():
         if not members:
@@ -237,7 +287,9 @@ def checked(folder: Path, loops: list[str], threads: int, start: Start) -> dict[
         start(Task(loop="bare", case=str(folder), output=str(output), threads=threads, order=order))
         expected = json.loads(output.read_text())["losses"]
         for loop in members:
-            worst = largest_difference(json.loads((folder / f"{loop}.json").read_text())["losses"], expected)
+            worst = largest_difference(
+                json.loads((folder / f"{loop}.json").read_text())["losses"], expected
+            )
             is_same = worst <= SAME_CURVE
             remarks[loop] = "same curve" if is_same else f"CURVE DIFFERS by {worst:.1%}"
             say(f"  {loop}: losses as the bare loop's in the same order to {worst:.1e}\n")
@@ -248,13 +300,21 @@ def largest_difference(found: list[float], expected: list[float]) -> float:
     return max(abs(one - other) / abs(other) for one, other in zip(found, expected, strict=True))
 
 
-def compared(shape: Shape, measured: dict[str, list[dict[str, Any]]], remarks: dict[str, str]) -> list[Row]:
+def compared(
+    shape: Shape, measured: dict[str, list[dict[str, Any]]], remarks: dict[str, str]
+) -> list[Row]:
     """Rows of one case, ours first."""
     ours = measured.get("ours")
     rows = []
     for loop, rounds in measured.items():
-        ratios = None if ours is None else [paired(shape, *pair) for pair in zip(rounds, ours, strict=True)]
-        sample, token, cpu = (None,) * 3 if ratios is None else map(statistics.median, zip(*ratios, strict=True))
+        ratios = (
+            None
+            if ours is None
+            else [paired(shape, *pair) for pair in zip(rounds, ours, strict=True)]
+        )
+        sample, token, cpu = (
+            (None,) * 3 if ratios is None else map(statistics.median, zip(*ratios, strict=True))
+        )
         taken = statistics.median(step_s(shape, report["wall_s"]) for report in rounds)
         losses = rounds[-1]["losses"]
         rows.append(
@@ -262,19 +322,35 @@ def compared(shape: Shape, measured: dict[str, list[dict[str, Any]]], remarks: d
                 case=shape.name,
                 loop=loop,
                 step_ms=round(1000 * taken, 2),
-                cpu_ms=round(1000 * statistics.median(step_s(shape, report["cpu_s"]) for report in rounds), 2),
+                cpu_ms=round(
+                    1000 * statistics.median(step_s(shape, report["cpu_s"]) for report in rounds), 2
+                ),
                 samples_per_s=round(shape.batch_size / taken, 1),
-                tokens_per_s=round(1 / statistics.median(token_s(shape, report) for report in rounds)),
+                tokens_per_s=round(
+                    1 / statistics.median(token_s(shape, report) for report in rounds)
+                ),
                 ratio=sample and round(sample, 3),
                 token_ratio=token and round(token, 3),
                 cpu_ratio=cpu and round(cpu, 3),
-                start_s=round(statistics.median(report["wall_s"][1] - report["wall_s"][0] for report in rounds), 2),
-                run_s=round(statistics.median(report["wall_s"][-1] - report["wall_s"][0] for report in rounds), 2),
+                start_s=round(
+                    statistics.median(
+                        report["wall_s"][1] - report["wall_s"][0] for report in rounds
+                    ),
+                    2,
+                ),
+                run_s=round(
+                    statistics.median(
+                        report["wall_s"][-1] - report["wall_s"][0] for report in rounds
+                    ),
+                    2,
+                ),
                 first_loss=round(losses[0], 4),
                 last_loss=round(last_quarter(losses), 4),
                 end_loss=round(rounds[-1]["endLoss"], 4),
                 rounds=len(rounds),
-                remark=", ".join(filter(None, [remarks.get(loop, ""), *in_words(rounds[-1].get("plan", {}))])),
+                remark=", ".join(
+                    filter(None, [remarks.get(loop, ""), *in_words(rounds[-1].get("plan", {}))])
+                ),
             )
         )
     return [with_end_compared(row, rows) for row in rows]
@@ -312,9 +388,15 @@ def with_end_compared(row: Row, rows: list[Row]) -> Row:
 
 def machine() -> dict[str, str | int]:
     processor = (
-        re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if platform.system() == "Linux" else None
+        re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+        if platform.system() == "Linux"
+        else None
     )
-    pinned = dict(re.findall(r"^(trl|datasets)==(\S+)", (ROOT / "requirements" / "peers.txt").read_text(), re.M))
+    pinned = dict(
+        re.findall(
+            r"^(trl|datasets)==(\S+)", (ROOT / "requirements" / "peers.txt").read_text(), re.M
+        )
+    )
     return {
         "processor": processor[1] if processor else platform.machine(),
         "cores": os.cpu_count() or 0,
@@ -347,7 +429,10 @@ HEADS = (
 
 
 def cells(row: Row) -> tuple[str, ...]:
-    ratios = ("" if value is None else f"{value:.2f}" for value in (row.ratio, row.token_ratio, row.cpu_ratio))
+    ratios = (
+        "" if value is None else f"{value:.2f}"
+        for value in (row.ratio, row.token_ratio, row.cpu_ratio)
+    )
     return (
         row.case,
         row.loop,
@@ -387,14 +472,14 @@ def section(rows: list[Row], report: dict[str, Any]) -> str:
         [
             "## Steps of training",
             "",
-            f"`make bench-train`, {datetime.now(UTC):%Y-%m-%d}, medians of the rounds, medium model of "
-            f"{report['vocabulary']:,} words. {on}.",
+            f"`make bench-train`, {datetime.now(UTC):%Y-%m-%d}, medians of the rounds, medium "
+            f"model of {report['vocabulary']:,} words. {on}.",
             "",
-            "*x* is the loop's time over ours: above 1, ours is faster. *start* is from the call to the end of the "
-            "first step, reading data and model included, *run* to that of the last. *loss* is that of the first steps "
-            "and the mean of the last quarter, *end* that of the trained model on "
-            f"{train_loops.MEASURED_SAMPLES} samples; *same curve*: as the bare loop's in the same order, to one in a "
-            "thousand.",
+            "*x* is the loop's time over ours: above 1, ours is faster. *start* is from the call "
+            "to the end of the first step, reading data and model included, *run* to that of the "
+            "last. *loss* is that of the first steps and the mean of the last quarter, *end* that "
+            f"of the trained model on {train_loops.MEASURED_SAMPLES} samples; *same curve*: as the "
+            "bare loop's in the same order, to one in a thousand.",
             "",
             *lines,
         ]

@@ -12,7 +12,11 @@ FLOW = {
         {
             "block": "vi-model",
             "settings": {
-                "hyperparameters": {"maxSteps": 30, "batchSize": 64, "schedule": {"name": "linear"}},
+                "hyperparameters": {
+                    "maxSteps": 30,
+                    "batchSize": 64,
+                    "schedule": {"name": "linear"},
+                },
                 "validation": {"previews": 4},
             },
         },
@@ -25,10 +29,20 @@ with vi.Client() as client:
     for seed in (1, 2):
         flow = client.flows.update(flow.flow_id, spec={"settings": {"seed": seed}})
         # A run keeps the flow as it is now; later changes of the flow do not affect it.
-        runs.append(client.runs.create(flow=flow.flow_id, metadata={"example": "custom-flow", "seed": str(seed)}))
+        runs.append(
+            client.runs.create(
+                flow=flow.flow_id, metadata={"example": "custom-flow", "seed": str(seed)}
+            )
+        )
 
     for run in runs:
         run = client.runs.wait(run.run_id, timeout=600)
         progress = run.status.progress
-        print(f"seed {run.metadata.attributes['seed']}: {progress.metric_name if progress else 'metric'}", end=" ")
-        print(f"{progress.metric:.3f}" if progress and progress.metric is not None else "not measured")
+        print(
+            f"seed {run.metadata.attributes['seed']}: "
+            f"{progress.metric_name if progress else 'metric'}",
+            end=" ",
+        )
+        print(
+            f"{progress.metric:.3f}" if progress and progress.metric is not None else "not measured"
+        )

@@ -11,7 +11,10 @@ FLOW = {
     "name": "find-digits",
     "blocks": [
         {"block": "vi-dataset", "settings": {"datasetId": "digits-grounding", "maxSamples": 500}},
-        {"block": "vi-model", "settings": {"hyperparameters": {"maxSteps": 40}, "validation": {"maxSamples": 50}}},
+        {
+            "block": "vi-model",
+            "settings": {"hyperparameters": {"maxSteps": 40}, "validation": {"maxSamples": 50}},
+        },
     ],
 }
 seen: set[int] = set()
@@ -26,8 +29,15 @@ def print_step(run: Run) -> None:
 
 
 with vi.Client() as client:
-    run = client.runs.wait(client.runs.create(flow=FLOW).run_id, timeout=600, on_update=print_step, show_progress=False)
+    run = client.runs.wait(
+        client.runs.create(flow=FLOW).run_id, timeout=600, on_update=print_step, show_progress=False
+    )
     for point in client.runs.metrics(run.run_id):
-        measured = {name: value for name, value in point.values.items() if name.startswith("validation/")}
+        measured = {
+            name: value for name, value in point.values.items() if name.startswith("validation/")
+        }
         if measured:
-            print(f"epoch {point.epoch:.2f}: " + ", ".join(f"{name} {value:.3f}" for name, value in measured.items()))
+            print(
+                f"epoch {point.epoch:.2f}: "
+                + ", ".join(f"{name} {value:.3f}" for name, value in measured.items())
+            )

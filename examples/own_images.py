@@ -24,7 +24,10 @@ with vi.Client() as client:
 
     blocks = [
         {"block": "vi-dataset", "settings": {"datasetId": imported.dataset_id}},
-        {"block": "vi-model", "settings": {"hyperparameters": {"maxSteps": 40}, "validation": {"maxSamples": 20}}},
+        {
+            "block": "vi-model",
+            "settings": {"hyperparameters": {"maxSteps": 40}, "validation": {"maxSamples": 20}},
+        },
     ]
     flow = client.flows.create({"name": imported.dataset.name, "blocks": blocks})
     run = client.runs.wait(client.runs.create(flow=flow.flow_id).run_id, timeout=600)

@@ -8,7 +8,13 @@ import vi
 
 with vi.Client() as client:
     run = client.runs.create(
-        flow={"name": "Quick Training", "schema": "v1", "blocks": [], "settings": {}, "tolerations": {}}
+        flow={
+            "name": "Quick Training",
+            "schema": "v1",
+            "blocks": [],
+            "settings": {},
+            "tolerations": {},
+        }
     )
     print(f"Started run {run.run_id}")
 

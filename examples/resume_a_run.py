@@ -12,7 +12,10 @@ def make_flow(steps: int, learning_rate: float) -> dict[str, object]:
     run.
     """
     numbers = {"maxSteps": steps, "learningRate": learning_rate, "schedule": {"name": "constant"}}
-    return {"name": "resumed", "blocks": [{"block": "vi-model", "settings": {"hyperparameters": numbers}}]}
+    return {
+        "name": "resumed",
+        "blocks": [{"block": "vi-model", "settings": {"hyperparameters": numbers}}],
+    }
 
 
 with vi.Client() as client:
@@ -26,4 +29,7 @@ with vi.Client() as client:
     for name, run in (("longer", longer), ("slower", slower)):
         run = client.runs.wait(run.run_id, timeout=600)
         origin, progress = run.spec.resume_from, run.status.progress
-        print(f"{name}: from step {origin.step if origin else 0} to step {progress.step if progress else 0}")
+        print(
+            f"{name}: from step {origin.step if origin else 0} to step "
+            f"{progress.step if progress else 0}"
+        )

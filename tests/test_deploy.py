@@ -24,7 +24,11 @@ def service() -> dict[str, str]:
 
 def test_a_stop_signals_up_alone_and_waits_until_runs_are_saved(service: dict[str, str]) -> None:
     assert service["ExecStart"].endswith("/runyard up")
-    assert (service["Type"], service["KillMode"], service["KillSignal"]) == ("exec", "process", "SIGTERM")
+    assert (service["Type"], service["KillMode"], service["KillSignal"]) == (
+        "exec",
+        "process",
+        "SIGTERM",
+    )
     assert int(service["TimeoutStopSec"]) > max_shutdown_s(Settings()) + SHUTDOWN_TIMEOUT_S
 
 
@@ -51,5 +55,7 @@ def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     program.chmod(0o755)
     unit = tmp_path / UNIT.name
     unit.write_text(UNIT.read_text().replace("/opt/runyard/bin/runyard", str(program)))
-    done = subprocess.run([analyze, "verify", "--man=no", unit], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [analyze, "verify", "--man=no", unit], capture_output=True, text=True, check=False
+    )
     assert UNIT.name not in done.stderr, done.stderr

@@ -1,4 +1,4 @@
-"""Check that the docs list every setting, reason, event and exit code, and that each link resolves."""
+"""Check that the docs list every setting, reason, event and exit code, and that links resolve."""
 
 import re
 from dataclasses import fields
@@ -20,7 +20,11 @@ SOURCE_PATH = re.compile(r"`((?:src|scripts|examples|tests|docs)/[\w./-]+)`")
 
 
 def find_constants(module: Any, prefix: str) -> dict[str, int]:
-    return {name: value for name, value in vars(module).items() if name.startswith(prefix) and isinstance(value, int)}
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if name.startswith(prefix) and isinstance(value, int)
+    }
 
 
 def remove_code(text: str) -> str:
@@ -34,7 +38,9 @@ def find_anchors(page: Path) -> set[str]:
 
 @pytest.mark.parametrize("setting", fields(Settings), ids=lambda setting: setting.name)
 def test_each_setting_has_its_row(setting: Any) -> None:
-    value = str(setting.default).lower() if isinstance(setting.default, bool) else str(setting.default)
+    value = (
+        str(setting.default).lower() if isinstance(setting.default, bool) else str(setting.default)
+    )
     default = f"`{value}`" if value else "empty"
     row = f"| `{PREFIX}{setting.name.upper()}` | {default} | {setting.metadata['help']} |"
     assert row in (ROOT / "docs/settings.md").read_text()
@@ -49,15 +55,27 @@ def test_every_setting_in_the_docs_exists() -> None:
 
 @pytest.mark.parametrize(
     ("condition", "reason", "meaning"),
-    [(kind.value, reason, text) for kind, reasons in MEANINGS.items() for reason, text in reasons.items()],
+    [
+        (kind.value, reason, text)
+        for kind, reasons in MEANINGS.items()
+        for reason, text in reasons.items()
+    ],
 )
-def test_each_reason_is_listed_with_its_condition_and_meaning(condition: str, reason: str, meaning: str) -> None:
+def test_each_reason_is_listed_with_its_condition_and_meaning(
+    condition: str, reason: str, meaning: str
+) -> None:
     assert f"\n| {condition} | `{reason}` | {meaning} |\n" in LIFECYCLE
 
 
 def test_every_listed_reason_exists() -> None:
-    listed = re.findall(r"^\| (Pending|Running|Succeeded|Failed|Error|Cancelled) \| `(\w+)` \|", LIFECYCLE, flags=re.M)
-    assert set(listed) == {(kind.value, reason) for kind, reasons in REASONS.items() for reason in reasons}
+    listed = re.findall(
+        r"^\| (Pending|Running|Succeeded|Failed|Error|Cancelled) \| `(\w+)` \|",
+        LIFECYCLE,
+        flags=re.M,
+    )
+    assert set(listed) == {
+        (kind.value, reason) for kind, reasons in REASONS.items() for reason in reasons
+    }
 
 
 @pytest.mark.parametrize(("event", "names"), list(rundir.EVENTS.items()))
@@ -66,7 +84,8 @@ def test_each_event_is_listed_with_its_fields(event: str, names: tuple[str, ...]
 
 
 @pytest.mark.parametrize(
-    "code", [*find_constants(rundir, "EXIT_").values(), *find_constants(supervisor, "EXIT_").values()]
+    "code",
+    [*find_constants(rundir, "EXIT_").values(), *find_constants(supervisor, "EXIT_").values()],
 )
 def test_each_exit_code_is_listed(code: int) -> None:
     assert re.search(rf"^\| {code} \| ", LIFECYCLE, flags=re.M)
@@ -92,7 +111,9 @@ def test_internal_links_resolve(page: Path) -> None:
         name, _, anchor = link.partition("#")
         target = (page.parent / name).resolve() if name else page
         assert target.exists(), f"{page.name} links to {link}"
-        assert not anchor or anchor in find_anchors(target), f"{page.name} links to {link}, which has no such heading"
+        assert not anchor or anchor in find_anchors(target), (
+            f"{page.name} links to {link}, which has no such heading"
+        )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -104,7 +125,9 @@ def test_named_files_exist(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_named_tests_exist(page: Path) -> None:
     known = {
-        name for path in ROOT.glob("tests/**/test_*.py") for name in re.findall(r"def (test_\w+)", path.read_text())
+        name
+        for path in ROOT.glob("tests/**/test_*.py")
+        for name in re.findall(r"def (test_\w+)", path.read_text())
     }
     assert set(re.findall(r"`(test_\w+)`", page.read_text())) <= known
 
@@ -128,7 +151,9 @@ def test_every_page_opens_with_one_title(page: Path) -> None:
 
 
 def read_glossary() -> list[list[str]]:
-    rows = re.findall(r"^\| (.+?) \| (.+?) \| (.+?) \|$", (ROOT / "docs/glossary.md").read_text(), flags=re.M)
+    rows = re.findall(
+        r"^\| (.+?) \| (.+?) \| (.+?) \|$", (ROOT / "docs/glossary.md").read_text(), flags=re.M
+    )
     return [list(row) for row in rows if row[0] != "word"]
 
 

@@ -1,4 +1,4 @@
-"""Every example runs as a newcomer would run it: a process of its own, the three variables set, nothing else."""
+"""Every example runs as a newcomer runs it: its own process and three environment variables."""
 
 import json
 import os
@@ -17,20 +17,21 @@ FOLDER = Path(__file__).parents[1] / "examples"
 SHOWS = {
     "ask_a_model.py": r'It shows 0; the model says .*"answer":"\d"',
     "async_runs.py": r"first: Succeeded\nsecond: Succeeded\n",
-    "invalid_flow.py": r"validationFraction[\s\S]*vi-modle[\s\S]*sede|sede[\s\S]*validationFraction[\s\S]*vi-modle",
+    "invalid_flow.py": r"validationFraction[\s\S]*vi-modle[\s\S]*sede|"
+    r"sede[\s\S]*validationFraction[\s\S]*vi-modle",
     "resume_a_run.py": r"longer: from step 20 to step 40\nslower: from step 20 to step 40\n",
     "find_the_boxes.py": r"epoch \d\.\d\d: .*validation/loss \d",
     "kill_a_run.py": r"killed at \d+\n[\s\S]*Cancelled: KilledByUser",
     "list_runs.py": r"\d+ runs have succeeded\n[\s\S]*Succeeded[\s\S]*(epoch|step)-\d+: \{",
-    "own_images.py": r"images: 60 (?:pictures|images), 60 of 60 rows \(Coco, phrase-grounding\); 0 errors[\s\S]*"
-    r"The model says: .*; its boxes are drawn in answer\.png",
+    "own_images.py": r"images: 60 (?:pictures|images), 60 of 60 rows \(Coco, phrase-grounding\); 0 "
+    r"errors[\s\S]*The model says: .*; its boxes are drawn in answer\.png",
     "custom_flow.py": r"seed 1: exactMatch \d\.\d{3}\nseed 2: exactMatch \d\.\d{3}\n",
     "quick_training.py": r"exactMatch on held-out data: (0\.9[5-9]\d|1\.000)\nThe model is in \S+",
 }
 
 
 def write_coco(folder: Path) -> None:
-    """Sixty of the built-in canvases of digits, as somebody's own folder would be: pictures, and boxes as COCO."""
+    """Sixty of the built-in digit canvases as a user's own folder: images, and boxes as COCO."""
     canvases = BUILT_IN["digits-grounding"](0, 0.2).train[:60]
     names: dict[str, int] = {}
     images, boxes = [], []
@@ -45,7 +46,9 @@ def write_coco(folder: Path) -> None:
                 size = [(x2 - x1) * width / 1024, (y2 - y1) * height / 1024]
                 category = names.setdefault(grounding.phrase, len(names) + 1)
                 place = {"id": len(boxes) + 1, "image_id": number, "bbox": corner + size}
-                boxes.append({**place, "category_id": category, "area": size[0] * size[1], "iscrowd": 0})
+                boxes.append(
+                    {**place, "category_id": category, "area": size[0] * size[1], "iscrowd": 0}
+                )
     categories = [{"id": number, "name": name} for name, number in names.items()]
     document = {"images": images, "annotations": boxes, "categories": categories}
     (folder / "instances.json").write_text(json.dumps(document))
@@ -60,7 +63,9 @@ def test_the_quick_training_example_trains_a_good_model(quick_training: str) -> 
 
 
 @pytest.mark.parametrize("name", sorted(set(SHOWS) - {"quick_training.py"}))
-def test_an_example_does_what_it_says(name: str, instance: Any, quick_training: str, tmp_path: Path) -> None:
+def test_an_example_does_what_it_says(
+    name: str, instance: Any, quick_training: str, tmp_path: Path
+) -> None:
     if name == "own_images.py":
         write_coco(tmp_path / "images")
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Ids, paths made from them, and rows of backups: what is accepted is accepted everywhere, and nothing else is."""
+"""Ids, paths made from them, and rows of backups are validated the same everywhere."""
 
 import re
 from pathlib import Path
@@ -79,7 +79,9 @@ def test_no_hostile_name_becomes_a_folder(name: str, tmp_path: Path) -> None:
 def test_a_folder_is_inside_its_base_which_may_be_a_link(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "base").symlink_to(tmp_path / "disk")
-    assert ids.resolve_folder(tmp_path / "base", "org", "..run") == tmp_path / "base" / "org" / "..run"
+    assert (
+        ids.resolve_folder(tmp_path / "base", "org", "..run") == tmp_path / "base" / "org" / "..run"
+    )
     with pytest.raises(ids.PathEscapes):
         ids.resolve_folder(tmp_path / "base")
 
@@ -90,7 +92,13 @@ def test_no_link_below_the_base_is_followed(tmp_path: Path) -> None:
     (base / "another").symlink_to(base / "org")
     (base / "org" / "out").symlink_to(tmp_path)
     (base / "org" / "loop").symlink_to(base / "org" / "loop")
-    for names in (("another",), ("another", "run"), ("org", "out"), ("org", "out", "x"), ("org", "loop")):
+    for names in (
+        ("another",),
+        ("another", "run"),
+        ("org", "out"),
+        ("org", "out", "x"),
+        ("org", "loop"),
+    ):
         with pytest.raises(ids.PathEscapes, match="symbolic link"):
             ids.resolve_folder(base, *names)
 
@@ -110,7 +118,19 @@ def test_no_kind_takes_a_hostile_id(kind: str) -> None:
 @pytest.mark.parametrize("kind", ids.PATTERNS)
 def test_a_backup_takes_an_id_exactly_where_the_server_does(kind: str) -> None:
     decoder = msgspec.json.Decoder(Annotated[str, msgspec.Meta(pattern=ids.PATTERNS[kind])])
-    for id in ("r1", "_", "-", "a" * 64, "a" * 65, "a" * 255, "latest", "best", "Latest", "0" * 64, *HOSTILE_IDS):
+    for id in (
+        "r1",
+        "_",
+        "-",
+        "a" * 64,
+        "a" * 65,
+        "a" * 255,
+        "latest",
+        "best",
+        "Latest",
+        "0" * 64,
+        *HOSTILE_IDS,
+    ):
         if id == "\ud800":
             continue  # JSON has no half characters
         try:
@@ -122,7 +142,11 @@ def test_a_backup_takes_an_id_exactly_where_the_server_does(kind: str) -> None:
 
 
 def test_words_that_name_whichever_checkpoint_there_is_are_no_checkpoints() -> None:
-    assert [id for id in ("latest", "best", "Latest", "latest-1", "epoch-1") if ids.is_id("checkpoint", id)] == [
+    assert [
+        id
+        for id in ("latest", "best", "Latest", "latest-1", "epoch-1")
+        if ids.is_id("checkpoint", id)
+    ] == [
         "Latest",
         "latest-1",
         "epoch-1",
@@ -137,14 +161,18 @@ def test_no_hostile_path_is_a_file_of_a_checkpoint(path: str) -> None:
 
 
 def test_files_of_a_checkpoint_have_names_of_their_own() -> None:
-    ids.check_paths(["a", "b/a", "b/c.txt", ".gitattributes", "..a", "a...", "ü/日本 .txt", "x" * 255])
+    ids.check_paths(
+        ["a", "b/a", "b/c.txt", ".gitattributes", "..a", "a...", "ü/日本 .txt", "x" * 255]
+    )
     for paths in (["a", "a"], ["a", "a/b"], ["a/b/c", "a/b"]):
         with pytest.raises(ids.InvalidId):
             ids.check_paths(paths)
 
 
 def test_the_described_tables_are_those_of_the_store() -> None:
-    described = {name: backup_rows.parse_columns(notation) for name, notation in backup_schema.TABLES.items()}
+    described = {
+        name: backup_rows.parse_columns(notation) for name, notation in backup_schema.TABLES.items()
+    }
     assert described == backup.COLUMNS, "run scripts/backup-schema"
     assert backup_schema.REVISION == backup.SCHEMA_REVISION, "run scripts/backup-schema"
 
@@ -152,16 +180,26 @@ def test_the_described_tables_are_those_of_the_store() -> None:
 def test_every_column_that_becomes_a_path_is_checked() -> None:
     for name, columns in backup.COLUMNS.items():
         for column in columns.values():
-            is_named = column.name in ("org", "path", "filename", "sha256", "content") or column.name.endswith("_id")
+            is_named = column.name in (
+                "org",
+                "path",
+                "filename",
+                "sha256",
+                "content",
+            ) or column.name.endswith("_id")
             if (
                 not is_named
                 or column.name in ("boot_id", "machine_id", "claim_id", "flow_id")
                 or name in ("audit", "keys")
             ):
                 continue
-            values = {key: _value(other) for key, other in columns.items()} | {column.name: "../../x"}
+            values = {key: _value(other) for key, other in columns.items()} | {
+                column.name: "../../x"
+            }
             line = msgspec.json.encode(list(values.values())) + b"\n"
-            with pytest.raises(backup_rows.InvalidRows, match=f"column '{column.name}' is '../../x'"):
+            with pytest.raises(
+                backup_rows.InvalidRows, match=f"column '{column.name}' is '../../x'"
+            ):
                 backup_rows.TableRows(name, list(columns), columns).decode(line)
 
 

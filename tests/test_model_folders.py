@@ -1,4 +1,4 @@
-"""Which paths may be read as weights: compared by real path, the same answer whether or not something exists."""
+"""Which paths may be read as weights: real paths are compared, existing or not."""
 
 from pathlib import Path
 
@@ -10,9 +10,15 @@ from runyard.settings import SettingError, Settings, read_settings
 
 @pytest.fixture
 def folders(tmp_path: Path) -> ModelFolders:
-    """A data folder with its own models and a checkpoint, a second folder of models, and something outside."""
+    """A data folder with models and a checkpoint, a second model folder, and a file outside."""
     for path in (
-        *("data/models/own", "data/runs/org/run", "data/models-old/x", "data/secrets", "elsewhere/shelf"),
+        *(
+            "data/models/own",
+            "data/runs/org/run",
+            "data/models-old/x",
+            "data/secrets",
+            "elsewhere/shelf",
+        ),
         *("outside/secret", "elsewhere/owner/model"),
     ):
         (tmp_path / path).mkdir(parents=True)
@@ -35,10 +41,34 @@ def folders(tmp_path: Path) -> ModelFolders:
         ("link/shelf", "elsewhere/shelf"),
         ("elsewhere/not-there", "elsewhere/not-there"),
         ("outside/../elsewhere/shelf", "elsewhere/shelf"),
-        *((path, None) for path in ("", "data", "data/models", "elsewhere", "outside/secret", "outside/not-there")),
-        *((path, None) for path in ("data/runs/org/run", "data/models-old/x", "data/secrets", "data/models/stolen")),
-        *((path, None) for path in ("elsewhere/out", "elsewhere/out/config.json", "elsewhere/runs/org/run")),
-        *((path, None) for path in ("elsewhere/../data/runs/org/run", "elsewhere2/x", "loop/x", "link")),
+        *(
+            (path, None)
+            for path in (
+                "",
+                "data",
+                "data/models",
+                "elsewhere",
+                "outside/secret",
+                "outside/not-there",
+            )
+        ),
+        *(
+            (path, None)
+            for path in (
+                "data/runs/org/run",
+                "data/models-old/x",
+                "data/secrets",
+                "data/models/stolen",
+            )
+        ),
+        *(
+            (path, None)
+            for path in ("elsewhere/out", "elsewhere/out/config.json", "elsewhere/runs/org/run")
+        ),
+        *(
+            (path, None)
+            for path in ("elsewhere/../data/runs/org/run", "elsewhere2/x", "loop/x", "link")
+        ),
     ],
 )
 def test_a_path_counts_by_where_it_really_leads(
@@ -72,7 +102,9 @@ def test_a_folder_of_models_that_leads_into_the_data_folder_offers_nothing(tmp_p
     assert folders.resolve(tmp_path / "data/models/org") is None
 
 
-@pytest.mark.parametrize("listed", ["data", "data/runs", "data/models/../runs", ".", "to-data", "apart:data/secrets"])
+@pytest.mark.parametrize(
+    "listed", ["data", "data/runs", "data/models/../runs", ".", "to-data", "apart:data/secrets"]
+)
 def test_a_setting_that_opens_the_data_folder_is_refused(tmp_path: Path, listed: str) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "to-data").symlink_to(tmp_path / "data")
@@ -84,6 +116,8 @@ def test_a_setting_that_opens_the_data_folder_is_refused(tmp_path: Path, listed:
 @pytest.mark.parametrize("listed", ["data/models", "data/models/shelves", "apart:apart-2"])
 def test_folders_apart_from_it_are_taken(tmp_path: Path, listed: str) -> None:
     paths = [tmp_path / item for item in listed.split(":")]
-    settings = read_settings({}, data_dir=tmp_path / "data", model_folders=":".join(map(str, paths)))
+    settings = read_settings(
+        {}, data_dir=tmp_path / "data", model_folders=":".join(map(str, paths))
+    )
     assert settings.models.folders == tuple(paths)
     assert Settings(data_dir=tmp_path).models.folders == (tmp_path / "models",)

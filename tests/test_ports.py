@@ -8,9 +8,24 @@ import pytest
 import runyard
 
 ROOT = Path(next(iter(runyard.__path__)))
-MODULES = sorted(path for part in ("controller", "executors", "supervisor") for path in (ROOT / part).rglob("*.py"))
+MODULES = sorted(
+    path
+    for part in ("controller", "executors", "supervisor")
+    for path in (ROOT / part).rglob("*.py")
+)
 PURE = {ROOT / "controller" / "decide.py", ROOT / "supervisor" / "step.py"}
-EFFECTS = {"os", "signal", "subprocess", "threading", "socket", "select", "pathlib", "random", "uuid", "logging"}
+EFFECTS = {
+    "os",
+    "signal",
+    "subprocess",
+    "threading",
+    "socket",
+    "select",
+    "pathlib",
+    "random",
+    "uuid",
+    "logging",
+}
 
 
 def list_imports(path: Path) -> set[str]:

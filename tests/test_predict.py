@@ -17,7 +17,9 @@ def test_a_model_folder_is_loaded_and_answers(tmp_path: Path) -> None:
     model.module.save_pretrained(tmp_path / "model_full")
     model.processor.save_pretrained(tmp_path / "model_full")
     loaded = runyard.predict.load(tmp_path)
-    prediction = loaded.predict(Image.new("RGB", (64, 32)), "Which digit is this?", max_new_tokens=4)
+    prediction = loaded.predict(
+        Image.new("RGB", (64, 32)), "Which digit is this?", max_new_tokens=4
+    )
     assert isinstance(prediction, Prediction)
     assert prediction.boxes == ()  # a model without training does not write boxes
 
@@ -29,7 +31,10 @@ def test_boxes_are_pixels_of_the_image() -> None:
 
 
 def test_importing_it_does_not_import_torch() -> None:
-    code = "import sys, runyard.predict; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    code = (
+        "import sys, runyard.predict; sys.exit('torch' in sys.modules or 'transformers' in "
+        "sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

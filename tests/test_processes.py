@@ -21,7 +21,10 @@ MARK = f"org/run-{os.getpid()}/1"
 
 @pytest.fixture
 def spawn() -> Iterator[Spawn]:
-    """Start Python with code that prints a line when it is ready; all processes end with the test."""
+    """Start Python with code that prints a line when it is ready.
+
+    All processes end with the test.
+    """
     started: list[subprocess.Popen[str]] = []
 
     def run(code: str, **environ: str) -> subprocess.Popen[str]:
@@ -106,7 +109,8 @@ FORK_AND_MARK = """
 import os, sys, time
 from runyard import processes
 if os.fork() == 0:
-    processes.set_mark("RUNYARD_ATTEMPT", sys.argv[1] if len(sys.argv) > 1 else os.environ["WANTED"])
+    mark = sys.argv[1] if len(sys.argv) > 1 else os.environ["WANTED"]
+    processes.set_mark("RUNYARD_ATTEMPT", mark)
     print(os.getpid(), flush=True)
 time.sleep(600)
 """
@@ -116,7 +120,10 @@ def test_a_fork_of_a_parent_with_placeholders_has_its_own_mark(spawn: Spawn) -> 
     parent = spawn(FORK_AND_MARK, RUNYARD_ATTEMPT=processes.MARK_PLACEHOLDER, WANTED=MARK)
     (child,) = processes.list_descendants(parent.pid)
     assert processes.find_marked("RUNYARD_ATTEMPT", MARK.__eq__) == [(child, MARK)]
-    assert Path(f"/proc/{parent.pid}/environ").read_bytes().count(processes.MARK_PLACEHOLDER.encode()) == 1
+    assert (
+        Path(f"/proc/{parent.pid}/environ").read_bytes().count(processes.MARK_PLACEHOLDER.encode())
+        == 1
+    )
 
 
 DOUBLE_FORK = """
@@ -134,7 +141,9 @@ def test_descendants_are_found_in_other_sessions_too(spawn: Spawn) -> None:
     assert len(processes.list_descendants(spawn(DOUBLE_FORK).pid)) == 2
 
 
-def test_a_holder_of_a_file_is_found_by_inode_after_the_name_is_gone(spawn: Spawn, tmp_path: Path) -> None:
+def test_a_holder_of_a_file_is_found_by_inode_after_the_name_is_gone(
+    spawn: Spawn, tmp_path: Path
+) -> None:
     path = tmp_path / "run.lock"
     holder = spawn("import os, sys; file = open(os.environ['LOCK'], 'w'); " + SLEEP, LOCK=str(path))
     other_name = tmp_path / "other"

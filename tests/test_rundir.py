@@ -11,7 +11,9 @@ import pytest
 from runyard import rundir
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b'{"a": 1', b"[1]", b"null", b"\xff\xfe", b'{"a": "\xff"}', b"\0" * 64])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b'{"a": 1', b"[1]", b"null", b"\xff\xfe", b'{"a": "\xff"}', b"\0" * 64]
+)
 def test_a_torn_json_file_counts_as_absent(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "run.json").write_bytes(content)
     assert rundir.read_json(tmp_path / "run.json") is None
@@ -97,7 +99,13 @@ def save_checkpoint(folder: Path, name: str, *, step: int, content: bytes = b"we
     checkpoint = rundir.AttemptDir(folder).checkpoints / name
     checkpoint.mkdir(parents=True)
     (checkpoint / "model").write_bytes(content)
-    files = [{"path": "model", "sizeBytes": len(content), "sha256": rundir.sha256_of(checkpoint / "model")}]
+    files = [
+        {
+            "path": "model",
+            "sizeBytes": len(content),
+            "sha256": rundir.sha256_of(checkpoint / "model"),
+        }
+    ]
     manifest: dict[str, Any] = {"checkpoint": name, "step": step, "time": step, "files": files}
     rundir.write_json(checkpoint / rundir.MANIFEST, manifest)
     return checkpoint
@@ -107,8 +115,12 @@ def test_checkpoints_are_listed_by_step_and_only_complete_ones(tmp_path: Path) -
     save_checkpoint(tmp_path, "epoch-10", step=10)
     save_checkpoint(tmp_path, "epoch-9", step=9)
     save_checkpoint(tmp_path, ".staging-epoch-11", step=11)
-    (save_checkpoint(tmp_path, "epoch-12", step=12) / rundir.MANIFEST).write_bytes(b'{"checkpoint": "epoch-12"')
-    (save_checkpoint(tmp_path, "epoch-13", step=13) / rundir.MANIFEST).write_bytes(b'{"checkpoint": "epoch-13"}')
+    (save_checkpoint(tmp_path, "epoch-12", step=12) / rundir.MANIFEST).write_bytes(
+        b'{"checkpoint": "epoch-12"'
+    )
+    (save_checkpoint(tmp_path, "epoch-13", step=13) / rundir.MANIFEST).write_bytes(
+        b'{"checkpoint": "epoch-13"}'
+    )
     assert [path.name for path, _ in rundir.list_checkpoints(tmp_path)] == ["epoch-9", "epoch-10"]
 
 
@@ -116,7 +128,10 @@ def test_a_checkpoint_with_a_changed_or_missing_file_is_not_proven(tmp_path: Pat
     good, changed, missing = (save_checkpoint(tmp_path, name, step=1) for name in ("a", "b", "c"))
     (changed / "model").write_bytes(b"WEIGHTS")
     (missing / "model").unlink()
-    proven = {path.name: rundir.is_proven(path, manifest) for path, manifest in rundir.list_checkpoints(tmp_path)}
+    proven = {
+        path.name: rundir.is_proven(path, manifest)
+        for path, manifest in rundir.list_checkpoints(tmp_path)
+    }
     assert proven == {"a": True, "b": False, "c": False}
     assert good.is_dir()
 
@@ -126,9 +141,13 @@ def test_an_invalid_manifest_is_not_proven(tmp_path: Path) -> None:
     assert not rundir.is_proven(tmp_path, {"files": [3]})
 
 
-def test_synced_events_are_complete_lines_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_synced_events_are_complete_lines_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     synced: list[int] = []
-    monkeypatch.setattr(rundir.os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
+    monkeypatch.setattr(
+        rundir.os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino)
+    )
     events = rundir.EventWriter(tmp_path, lambda: 5)
     events.write("warning", message="a")
     events.sync()
@@ -157,7 +176,9 @@ class LimitedFile:
 
 
 @pytest.mark.parametrize("space_bytes", [0, 1, 40, 75])
-def test_events_wait_in_order_on_a_full_disk_and_none_is_torn(tmp_path: Path, space_bytes: int) -> None:
+def test_events_wait_in_order_on_a_full_disk_and_none_is_torn(
+    tmp_path: Path, space_bytes: int
+) -> None:
     events = rundir.EventWriter(tmp_path, lambda: 5)
     events.write("warning", message="fits")
     before = (tmp_path / "events.jsonl").read_bytes()
@@ -174,6 +195,12 @@ def test_events_wait_in_order_on_a_full_disk_and_none_is_torn(tmp_path: Path, sp
     events.write("warning", message="goes on")
     lines = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert [line["n"] for line in lines] == [1, 2, 3, 4, 5]
-    assert [line["message"] for line in lines] == ["fits", "waits 0", "waits 1", "waits 2", "goes on"]
+    assert [line["message"] for line in lines] == [
+        "fits",
+        "waits 0",
+        "waits 1",
+        "waits 2",
+        "goes on",
+    ]
     events.sync()
     events.close()

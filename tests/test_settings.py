@@ -1,4 +1,4 @@
-"""Every setting has a range, and a value outside it is rejected with name, value and what is allowed."""
+"""Every setting has a range; a value outside it is rejected with name, value and range."""
 
 import math
 import re
@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 
-from runyard.settings import PREFIX, SettingError, Settings, build_environment, describe_allowed, read_settings
+from runyard.settings import (
+    PREFIX,
+    SettingError,
+    Settings,
+    build_environment,
+    describe_allowed,
+    read_settings,
+)
 
 NUMBERS = [item for item in fields(Settings) if item.type in (int, float)]
 
@@ -16,13 +23,28 @@ def outside(item: Field[Any]) -> list[str]:
     """Values that no deployment can mean."""
     minimum, maximum = item.metadata["minimum"], item.metadata["maximum"]
     step = 1 if item.type is int else abs(minimum) / 1000 + 1e-9
-    return [str(minimum - step), str(maximum + 1), "-1", "nan", "inf", "-inf", "", "two", "1e400", "0x10", "9" * 400]
+    return [
+        str(minimum - step),
+        str(maximum + 1),
+        "-1",
+        "nan",
+        "inf",
+        "-inf",
+        "",
+        "two",
+        "1e400",
+        "0x10",
+        "9" * 400,
+    ]
 
 
 @pytest.mark.parametrize("item", NUMBERS, ids=lambda item: item.name)
 def test_a_number_outside_its_range_is_rejected_with_name_value_and_range(item: Any) -> None:
     for value in outside(item):
-        for given in ({"environ": {PREFIX + item.name.upper(): value}}, {"environ": {}, item.name: value}):
+        for given in (
+            {"environ": {PREFIX + item.name.upper(): value}},
+            {"environ": {}, item.name: value},
+        ):
             with pytest.raises(SettingError) as raised:
                 read_settings(**given)
             message = str(raised.value)
@@ -38,7 +60,9 @@ def test_both_ends_of_a_range_and_the_default_are_accepted(item: Any) -> None:
     assert math.isfinite(item.metadata["minimum"]) and math.isfinite(item.metadata["maximum"])
 
 
-@pytest.mark.parametrize("item", [item for item in fields(Settings) if item.type is bool], ids=lambda item: item.name)
+@pytest.mark.parametrize(
+    "item", [item for item in fields(Settings) if item.type is bool], ids=lambda item: item.name
+)
 def test_a_boolean_that_is_neither_yes_nor_no_is_rejected(item: Any) -> None:
     for value in ("maybe", "2", "tru"):
         with pytest.raises(SettingError, match=re.escape(f"{value!r}; it must be true or false")):
@@ -51,7 +75,9 @@ def test_an_unknown_log_level_is_rejected() -> None:
 
 
 def test_a_machine_without_slots_is_rejected() -> None:
-    with pytest.raises(SettingError, match=r"RUNYARD_SLOTS is '0'; it must be an integer from 1 to 1,024"):
+    with pytest.raises(
+        SettingError, match=r"RUNYARD_SLOTS is '0'; it must be an integer from 1 to 1,024"
+    ):
         read_settings({"RUNYARD_SLOTS": "0"})
 
 

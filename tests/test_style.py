@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[1]
 
 sys.path.append(str(ROOT / "scripts"))
 docs, figures, limits, names, sources, structure = (
-    importlib.import_module(f"style.{name}") for name in ("docs", "figures", "limits", "names", "sources", "structure")
+    importlib.import_module(f"style.{name}")
+    for name in ("docs", "figures", "limits", "names", "sources", "structure")
 )
 
 LIMITS = """\
@@ -41,12 +42,16 @@ def make_function(name: str, complexity: int) -> Any:
     return sources.Function(name, "src/app.py", 7, 10, complexity, is_property=False)
 
 
-@pytest.mark.parametrize("name", ["is_default", "set_default", "default_factory", "segfault", "believe", "storyteller"])
+@pytest.mark.parametrize(
+    "name", ["is_default", "set_default", "default_factory", "segfault", "believe", "storyteller"]
+)
 def test_standard_words_are_not_banned(name: str) -> None:
     assert not names.has_banned_word(name)
 
 
-@pytest.mark.parametrize("name", ["is_told", "TellTrainer", "faults", "_PICTURES", "taken_up", "goes_on", "lived_ms"])
+@pytest.mark.parametrize(
+    "name", ["is_told", "TellTrainer", "faults", "_PICTURES", "taken_up", "goes_on", "lived_ms"]
+)
 def test_words_of_the_former_dialect_are_banned(name: str) -> None:
     assert names.has_banned_word(name)
 
@@ -85,19 +90,28 @@ def test_names_of_functions_leave_out_properties_and_dunder_methods(tmp_path: Pa
         """,
     )
     offenders = report.list_offenders()
-    assert [str(entry) for entry in offenders["participles"]] == [f"{tmp_path}/shapes.py:6: Shape.offered"]
+    assert [str(entry) for entry in offenders["participles"]] == [
+        f"{tmp_path}/shapes.py:6: Shape.offered"
+    ]
     assert [entry.text for entry in offenders["one_word_functions"]] == ["Shape.offered"]
     assert [entry.text for entry in offenders["x_of"]] == ["Shape.color_of"]
 
 
 def test_docstrings_that_open_with_a_question_are_found(tmp_path: Path) -> None:
     report = measure(tmp_path, a='"""What this is."""\n\ndef f():\n    """Whatever."""\n')
-    assert [entry.text for entry in report.list_offenders()["question_docstrings"]] == ["What this is."]
+    assert [entry.text for entry in report.list_offenders()["question_docstrings"]] == [
+        "What this is."
+    ]
     assert report.compute_figures()["question_docstrings"] == 50
 
 
 def test_generated_twins_are_left_out(tmp_path: Path) -> None:
-    report = measure(tmp_path, _async="class Client: ...", _sync="class Client: ...", alone_sync="class Other: ...")
+    report = measure(
+        tmp_path,
+        _async="class Client: ...",
+        _sync="class Client: ...",
+        alone_sync="class Other: ...",
+    )
     assert [entry.text for entry in report.classes] == ["Client", "Other"]
 
 
@@ -141,9 +155,14 @@ make it
 
 
 def test_a_figure_above_its_limit_names_each_offender() -> None:
-    offenders = {"participles": [figures.SourceLine("src/app.py", 3, "offered")], "import_cycles": []}
+    offenders = {
+        "participles": [figures.SourceLine("src/app.py", 3, "offered")],
+        "import_cycles": [],
+    }
     measured = {"participles": 9.0, "import_cycles": 0}
-    messages = limits.find_violations(measured, offenders, [make_function("f", 16)], limits.read_limits(LIMITS))
+    messages = limits.find_violations(
+        measured, offenders, [make_function("f", 16)], limits.read_limits(LIMITS)
+    )
     assert messages == [
         "participle function names, %: 9, the limit is 8 (a name says what calling it does)",
         "  src/app.py:3: offered",
@@ -158,7 +177,9 @@ def test_an_exception_holds_for_its_function_and_its_complexity() -> None:
 
 
 def test_lowering_never_raises_a_limit_or_passes_the_target() -> None:
-    lowered = limits.lower_limits(LIMITS, {"participles": 2.5, "import_cycles": 4}, [make_function("dispatch", 17)])
+    lowered = limits.lower_limits(
+        LIMITS, {"participles": 2.5, "import_cycles": 4}, [make_function("dispatch", 17)]
+    )
     table = limits.read_limits(lowered)
     assert [row.limit for row in table.rows] == [3, 1]
     assert table.complexity_exceptions == {"app.py:dispatch": 17}
@@ -166,8 +187,13 @@ def test_lowering_never_raises_a_limit_or_passes_the_target() -> None:
 
 
 def test_an_identifier_that_the_wire_fixes_is_allowed_in_its_file() -> None:
-    entries = [figures.SourceLine("src/app.py", 1, "cure"), figures.SourceLine("src/other.py", 1, "cure")]
-    report = limits.remove_allowed(sources.Report(banned=entries), limits.read_limits(LIMITS).allowed_identifiers)
+    entries = [
+        figures.SourceLine("src/app.py", 1, "cure"),
+        figures.SourceLine("src/other.py", 1, "cure"),
+    ]
+    report = limits.remove_allowed(
+        sources.Report(banned=entries), limits.read_limits(LIMITS).allowed_identifiers
+    )
     assert report.banned == entries[1:]
 
 

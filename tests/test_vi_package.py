@@ -1,4 +1,7 @@
-"""vi-sdk and Runyard in one environment both install the package ``vi``; the conflict is reported."""
+"""vi-sdk and Runyard in one environment both install the package ``vi``.
+
+The conflict is reported.
+"""
 
 import json
 import subprocess
@@ -42,7 +45,7 @@ def install_vi_sdk(site: Path) -> None:
 
 
 def uninstall_vi_sdk(site: Path) -> None:
-    """Remove every file that the distribution lists, as pip does, whichever distribution wrote it."""
+    """Remove every file that the distribution lists, as pip does, whichever wrote it."""
     for name in VI_SDK_FILES:
         (site / name).unlink()
 
@@ -59,7 +62,9 @@ def python(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     paths = [str(site), *[path for path in sys.path if path.endswith("site-packages")]]
     program = [sys.executable, "-S", *arguments]
     environment = {"PYTHONPATH": ":".join(paths), "HOME": str(site), "PATH": "/usr/bin:/bin"}
-    return subprocess.run(program, capture_output=True, text=True, env=environment, cwd=site, timeout=120)
+    return subprocess.run(
+        program, capture_output=True, text=True, env=environment, cwd=site, timeout=120
+    )
 
 
 def vi_finding(site: Path) -> dict[str, str]:
@@ -106,9 +111,13 @@ def test_each_program_reports_vi_sdk_installed_over_runyard(
     if is_removed:
         uninstall_vi_sdk(site)
     done = python(site, *program)
-    assert done.returncode == (EXIT_CANNOT_START if program[1] in ("runyard.server", "runyard.controller") else 1)
+    assert done.returncode == (
+        EXIT_CANNOT_START if program[1] in ("runyard.server", "runyard.controller") else 1
+    )
     assert ("is missing or incomplete" if is_removed else "is not Runyard's") in done.stderr
-    assert "pip uninstall -y vi-sdk && pip install --force-reinstall --no-deps runyard" in done.stderr
+    assert (
+        "pip uninstall -y vi-sdk && pip install --force-reinstall --no-deps runyard" in done.stderr
+    )
     assert "Traceback" not in done.stderr
     assert vi_finding(site)["state"] == "missing"
 

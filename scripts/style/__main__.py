@@ -23,10 +23,15 @@ def format_table(columns: Mapping[str, Mapping[str, float]]) -> str:
     metrics = list(dict.fromkeys(metric for figures in columns.values() for metric in figures))
     for metric in metrics:
         cells = [figures.get(metric) for figures in columns.values()]
-        rows.append([TITLES[metric], *("" if cell is None else f"{round(cell, 1):,}" for cell in cells)])
+        rows.append(
+            [TITLES[metric], *("" if cell is None else f"{round(cell, 1):,}" for cell in cells)]
+        )
     widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
     return "\n".join(
-        "  ".join(cell.rjust(width) if column else cell.ljust(width) for column, (cell, width) in enumerate(pairs))
+        "  ".join(
+            cell.rjust(width) if column else cell.ljust(width)
+            for column, (cell, width) in enumerate(pairs)
+        )
         for pairs in (zip(row, widths, strict=True) for row in rows)
     )
 
@@ -46,7 +51,10 @@ def check_repository(*, lower: bool) -> int:
         LIMITS.write_text(lowered, "utf-8")
         text = lowered
     elif lowered != text:
-        print("style-report: some limits can be lowered; run: scripts/style-report --lower", file=sys.stderr)
+        print(
+            "style-report: some limits can be lowered; run: scripts/style-report --lower",
+            file=sys.stderr,
+        )
     offenders = report.list_offenders() | doc_offenders
     violations = find_violations(figures, offenders, report.functions, read_limits(text))
     print(*violations, sep="\n", end="\n" if violations else "", file=sys.stderr)
@@ -54,13 +62,35 @@ def check_repository(*, lower: bool) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="scripts/style-report", description="Measure how code and docs read.")
-    parser.add_argument("folders", nargs="*", type=Path, help="source folders, each a root of imports (default: src)")
-    parser.add_argument("--docs", action="append", default=[], type=Path, metavar="FOLDER", help="folders of Markdown")
-    parser.add_argument("--list", metavar="METRIC", help="print the offenders of one metric, such as participles")
+    parser = argparse.ArgumentParser(
+        prog="scripts/style-report", description="Measure how code and docs read."
+    )
+    parser.add_argument(
+        "folders",
+        nargs="*",
+        type=Path,
+        help="source folders, each a root of imports (default: src)",
+    )
+    parser.add_argument(
+        "--docs",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FOLDER",
+        help="folders of Markdown",
+    )
+    parser.add_argument(
+        "--list", metavar="METRIC", help="print the offenders of one metric, such as participles"
+    )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
-    parser.add_argument("--check", action="store_true", help="compare this repository with scripts/style-limits.toml")
-    parser.add_argument("--lower", action="store_true", help="lower the limits to the present figures, then check")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="compare this repository with scripts/style-limits.toml",
+    )
+    parser.add_argument(
+        "--lower", action="store_true", help="lower the limits to the present figures, then check"
+    )
     options = parser.parse_args(arguments)
     if options.check or options.lower:
         return check_repository(lower=options.lower)
@@ -75,7 +105,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(f"no metric is named {options.list}; try one of: {', '.join(offenders)}")
         print(*offenders[options.list], sep="\n")
         return 0
-    columns = {display_path(folder): measure_folders([folder]).compute_figures() for folder in folders}
+    columns = {
+        display_path(folder): measure_folders([folder]).compute_figures() for folder in folders
+    }
     if pages:
         columns["docs"] = doc_figures
     print(json.dumps(columns, indent=2) if options.json else format_table(columns))

@@ -16,7 +16,9 @@ def iterate_sentences(text: str) -> Iterator[tuple[int, str]]:
     for number, line in enumerate([*text.splitlines(), ""], 1):
         is_fence = line.lstrip().startswith("```")
         in_code ^= is_fence
-        is_prose = bool(line.strip()) and not (is_fence or in_code or re.match(r"\s*[|#>]|!\[", line))
+        is_prose = bool(line.strip()) and not (
+            is_fence or in_code or re.match(r"\s*[|#>]|!\[", line)
+        )
         begins_item = bool(re.match(r"\s*([-*]|\d+\.) ", line))
         if paragraph and (not is_prose or begins_item):
             yield from split_sentences(" ".join(paragraph), start)
@@ -45,10 +47,13 @@ def measure_docs(pages: Iterable[Path]) -> tuple[dict[str, float], dict[str, lis
         for line, sentence in iterate_sentences(text):
             lengths.append(len(sentence.split()))
             if lengths[-1] > SENTENCE_WORDS:
-                long_sentences.append(SourceLine(file, line, f"{lengths[-1]} words: {sentence[:60]}"))
+                long_sentences.append(
+                    SourceLine(file, line, f"{lengths[-1]} words: {sentence[:60]}")
+                )
         for number, line_text in enumerate(text.splitlines(), 1):
             dialect += [
-                SourceLine(file, number, match[0]) for match in DIALECT.finditer(re.sub(r"`[^`]*`", "", line_text))
+                SourceLine(file, number, match[0])
+                for match in DIALECT.finditer(re.sub(r"`[^`]*`", "", line_text))
             ]
     figures: dict[str, float] = {
         "doc_words": words,

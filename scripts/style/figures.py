@@ -59,4 +59,8 @@ def compute_percent(part: int, whole: int) -> float:
 
 
 def compute_p90(values: Sequence[int]) -> float:
-    return round(quantiles(values, n=10, method="inclusive")[-1], 1) if len(values) > 1 else sum(values)
+    return (
+        round(quantiles(values, n=10, method="inclusive")[-1], 1)
+        if len(values) > 1
+        else sum(values)
+    )

@@ -38,7 +38,10 @@ class Limits:
 def read_limits(text: str) -> Limits:
     document: dict[str, Any] = tomllib.loads(text)
     return Limits(
-        [Limit(metric, row["limit"], row["target"], row["reason"]) for metric, row in document["limits"].items()],
+        [
+            Limit(metric, row["limit"], row["target"], row["reason"])
+            for metric, row in document["limits"].items()
+        ],
         document["complexity_exceptions"],
         document["allowed_identifiers"],
     )
@@ -54,7 +57,11 @@ def make_complexity_key(function: Function) -> str:
 
 def remove_allowed(report: Report, allowed: Mapping[str, str]) -> Report:
     """Return the report without the identifiers that the wire or the disk fixes."""
-    banned = [entry for entry in report.banned if f"{shorten_path(entry.file)}:{entry.text}" not in allowed]
+    banned = [
+        entry
+        for entry in report.banned
+        if f"{shorten_path(entry.file)}:{entry.text}" not in allowed
+    ]
     return replace(report, banned=banned)
 
 
@@ -69,7 +76,9 @@ def find_violations(
     for row in limits.rows:
         value = figures[row.metric]
         if value > row.limit:
-            messages.append(f"{TITLES[row.metric]}: {value:g}, the limit is {row.limit:g} ({row.reason})")
+            messages.append(
+                f"{TITLES[row.metric]}: {value:g}, the limit is {row.limit:g} ({row.reason})"
+            )
             listed = offenders[row.metric][:MOST_LISTED]
             messages += [f"  {entry}" for entry in listed]
             if len(listed) < len(offenders[row.metric]):

@@ -17,7 +17,9 @@ BANNED_WORDS = parse_words(
     "faults cure cures remedy remedies pulse pulses lived heed heeds outlook taker steadiness "
     "asking"
 )
-BANNED_PHRASES = {tuple(phrase.split("_")) for phrase in parse_words("go_on goes_on going_on taken_up look_ahead")}
+BANNED_PHRASES = {
+    tuple(phrase.split("_")) for phrase in parse_words("go_on goes_on going_on taken_up look_ahead")
+}
 # The same dialect in docstrings, comments, messages and docs.
 DIALECT = re.compile(
     r"\b(told|tells?|telling|lies?|lying|beside|(goes|go|went|gone|going) on|pictures?|seams?|"
@@ -32,7 +34,9 @@ IRREGULAR_PARTICIPLES = parse_words(
     "proven said seen sent shown sought sold spent spoken stood sworn taken taught thought thrown "
     "told understood won worn written wound"
 )
-NOT_PARTICIPLES = parse_words("need feed seed speed embed exceed proceed succeed shed bed red indeed")
+NOT_PARTICIPLES = parse_words(
+    "need feed seed speed embed exceed proceed succeed shed bed red indeed"
+)
 
 
 QUESTION = re.compile(r"(What|Whether|How)\b")

@@ -5,6 +5,7 @@ Code that ``scripts/unasync`` generates is left out, so that nothing counts twic
 
 import ast
 import io
+import re
 import tokenize
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,9 +14,19 @@ from functools import cached_property
 from pathlib import Path
 from statistics import median
 
-from style.figures import COMPLEXITY, LINE_COLUMNS, SourceLine, compute_p90, compute_percent, display_path
+from style.figures import (
+    COMPLEXITY,
+    LINE_COLUMNS,
+    SourceLine,
+    compute_p90,
+    compute_percent,
+    display_path,
+)
 from style.names import DIALECT, QUESTION, has_banned_word, is_dunder, is_one_word, is_participle
 from style.structure import find_cycles, find_imports, get_module_name, measure_complexity
+
+# Pragmas at the end of a line do not count, as in ruff's E501.
+_PRAGMA = re.compile(r"  # (noqa|type: ignore|fmt: skip)\b.*")
 
 Documented = ast.Module | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
@@ -57,20 +68,29 @@ class Report:
     @cached_property
     def named_functions(self) -> list[Function]:
         """Return the functions without dunder methods and properties, which may be nouns."""
-        return [each for each in self.functions if not is_dunder(each.own_name) and not each.is_property]
+        return [
+            each for each in self.functions if not is_dunder(each.own_name) and not each.is_property
+        ]
 
     def list_offenders(self) -> dict[str, list[SourceLine]]:
         """Return the offenders of each metric, by its name in ``style-limits.toml``."""
         named = self.named_functions
         class_counts = Counter(entry.text for entry in self.classes)
         return {
-            "one_word_functions": [each.make_entry(each.name) for each in named if is_one_word(each.own_name)],
-            "participles": [each.make_entry(each.name) for each in named if is_participle(each.own_name)],
+            "one_word_functions": [
+                each.make_entry(each.name) for each in named if is_one_word(each.own_name)
+            ],
+            "participles": [
+                each.make_entry(each.name) for each in named if is_participle(each.own_name)
+            ],
             "x_of": [each.make_entry(each.name) for each in named if each.own_name.endswith("_of")],
-            "question_docstrings": [entry for entry in self.docstrings if QUESTION.match(entry.text)],
+            "question_docstrings": [
+                entry for entry in self.docstrings if QUESTION.match(entry.text)
+            ],
             "duplicate_classes": [entry for entry in self.classes if class_counts[entry.text] > 1],
             "modules_per_folder": [
-                SourceLine(folder, 1, f"{count} modules") for folder, count in self.folders.most_common(3)
+                SourceLine(folder, 1, f"{count} modules")
+                for folder, count in self.folders.most_common(3)
             ],
             "complexity": [
                 each.make_entry(f"{each.name} has complexity {each.complexity}")
@@ -80,7 +100,9 @@ class Report:
             "longest_line": sorted(self.long_lines, key=lambda entry: -int(entry.text.split()[0])),
             "banned_words": self.banned,
             "dialect": self.dialect,
-            "import_cycles": [SourceLine(cycle[0], 1, " <-> ".join(cycle)) for cycle in self.cycles],
+            "import_cycles": [
+                SourceLine(cycle[0], 1, " <-> ".join(cycle)) for cycle in self.cycles
+            ],
         }
 
     def compute_figures(self) -> dict[str, float]:
@@ -97,9 +119,13 @@ class Report:
             "one_word_functions": compute_percent(len(offenders["one_word_functions"]), named),
             "participles": compute_percent(len(offenders["participles"]), named),
             "x_of": compute_percent(len(offenders["x_of"]), named),
-            "question_docstrings": compute_percent(len(offenders["question_docstrings"]), len(self.docstrings)),
+            "question_docstrings": compute_percent(
+                len(offenders["question_docstrings"]), len(self.docstrings)
+            ),
             "duplicate_classes": duplicates,
-            "duplicate_classes_share": compute_percent(duplicates, len({entry.text for entry in self.classes})),
+            "duplicate_classes_share": compute_percent(
+                duplicates, len({entry.text for entry in self.classes})
+            ),
             "modules_per_folder": max(self.folders.values(), default=0),
             "complexity": max((each.complexity for each in self.functions), default=0),
             "complex_functions": len(offenders["complexity"]),
@@ -116,26 +142,44 @@ def list_source_files(folder: Path) -> list[Path]:
     return [
         path
         for path in sorted(folder.rglob("*.py"))
-        if not (path.name.endswith("_sync.py") and path.with_name(path.name[: -len("_sync.py")] + "_async.py").exists())
+        if not (
+            path.name.endswith("_sync.py")
+            and path.with_name(path.name[: -len("_sync.py")] + "_async.py").exists()
+        )
     ]
 
 
 def count_code_lines(text: str, tree: ast.AST) -> int:
     """Return the number of lines that hold code: no blank lines, no comments, no docstrings."""
-    ignored = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    ignored = {
+        tokenize.COMMENT,
+        tokenize.NL,
+        tokenize.NEWLINE,
+        tokenize.INDENT,
+        tokenize.DEDENT,
+        tokenize.ENDMARKER,
+    }
     lines: set[int] = set()
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type not in ignored:
             lines.update(range(token.start[0], token.end[0] + 1))
     for node in ast.walk(tree):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+        if (
+            isinstance(node, ast.Expr)
+            and isinstance(node.value, ast.Constant)
+            and isinstance(node.value.value, str)
+        ):
             lines.difference_update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
     return len(lines)
 
 
 def find_dialect(text: str, file: str) -> Iterator[SourceLine]:
     """Yield each dialect word in the comments and strings of a Python file."""
-    kinds = {tokenize.COMMENT, tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)}
+    kinds = {
+        tokenize.COMMENT,
+        tokenize.STRING,
+        getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING),
+    }
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type in kinds:
             for match in DIALECT.finditer(token.string):
@@ -174,7 +218,14 @@ def collect_definitions(node: ast.AST, file: str, scope: str, report: Report) ->
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
             lines = (child.end_lineno or child.lineno) - child.lineno + 1
             report.functions.append(
-                Function(inner[:-1], file, child.lineno, lines, measure_complexity(child), is_property(child))
+                Function(
+                    inner[:-1],
+                    file,
+                    child.lineno,
+                    lines,
+                    measure_complexity(child),
+                    is_property(child),
+                )
             )
         elif isinstance(child, ast.ClassDef):
             report.classes.append(SourceLine(file, child.lineno, child.name))
@@ -184,7 +235,9 @@ def collect_definitions(node: ast.AST, file: str, scope: str, report: Report) ->
 def add_docstring(node: Documented, file: str, report: Report) -> None:
     docstring = ast.get_docstring(node)
     if docstring:
-        report.docstrings.append(SourceLine(file, node.body[0].lineno, docstring.partition("\n")[0]))
+        report.docstrings.append(
+            SourceLine(file, node.body[0].lineno, docstring.partition("\n")[0])
+        )
 
 
 def measure_folders(folders: Sequence[Path]) -> Report:
@@ -205,12 +258,15 @@ def measure_folders(folders: Sequence[Path]) -> Report:
             if path.name != "__init__.py":
                 report.folders[display_path(path.parent)] += 1
             for number, line in enumerate(text.splitlines(), 1):
-                report.longest_line = max(report.longest_line, len(line))
-                if len(line) > LINE_COLUMNS:
-                    report.long_lines.append(SourceLine(file, number, f"{len(line)} columns"))
+                columns = len(_PRAGMA.sub("", line))
+                report.longest_line = max(report.longest_line, columns)
+                if columns > LINE_COLUMNS:
+                    report.long_lines.append(SourceLine(file, number, f"{columns} columns"))
             names = [(path.stem, 1), *iterate_defined_names(tree)]
             report.banned += [
-                SourceLine(file, line, name) for name, line in dict.fromkeys(names) if has_banned_word(name)
+                SourceLine(file, line, name)
+                for name, line in dict.fromkeys(names)
+                if has_banned_word(name)
             ]
             report.dialect += find_dialect(text, file)
     graph = {

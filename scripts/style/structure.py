@@ -28,7 +28,11 @@ def count_decisions(node: ast.AST) -> int:
             own = 1
         case ast.Match():
             last = node.cases[-1]
-            has_default = last.guard is None and isinstance(last.pattern, ast.MatchAs) and last.pattern.pattern is None
+            has_default = (
+                last.guard is None
+                and isinstance(last.pattern, ast.MatchAs)
+                and last.pattern.pattern is None
+            )
             own = len(node.cases) - has_default
         case ast.expr():
             return 0
@@ -40,7 +44,9 @@ def get_module_name(path: Path, root: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def find_imports(tree: ast.Module, module: str, is_package: bool, known: Mapping[str, Path]) -> set[str]:
+def find_imports(
+    tree: ast.Module, module: str, is_package: bool, known: Mapping[str, Path]
+) -> set[str]:
     """Return the known modules that a module imports, except under ``if TYPE_CHECKING``."""
     package = module if is_package else module.rpartition(".")[0]
     found: set[str] = set()

@@ -218,7 +218,9 @@ def compute_size(manifest: Manifest, blobs: Sequence[BlobPart]) -> int:
         *map(build_blob_member, blobs),
     ]
     members.append(_build_seal_member(encoded))
-    return sum(BLOCK_BYTES + member.size_bytes + _padding_bytes(member.size_bytes) for member in members) + len(END)
+    return sum(
+        BLOCK_BYTES + member.size_bytes + _padding_bytes(member.size_bytes) for member in members
+    ) + len(END)
 
 
 def iter_chunks(
@@ -249,8 +251,8 @@ def decode_manifest(encoded: bytes) -> Manifest:
             raise BackupDamaged("this is not a backup of Runyard")
         if not isinstance(fields.get("version"), int) or fields["version"] > VERSION:
             raise BackupTooNew(
-                f"the backup has format version {fields.get('version')!r}, and this Runyard reads up to {VERSION}; "
-                "try: the Runyard that wrote it, or a later one"
+                f"the backup has format version {fields.get('version')!r}, and this Runyard reads "
+                f"up to {VERSION}; try: the Runyard that wrote it, or a later one"
             )
         return msgspec.json.decode(encoded, type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -266,14 +268,18 @@ def decode_blobs(listed: bytes, manifest: Manifest) -> list[BlobPart]:
         blobs = [msgspec.json.decode(line, type=BlobPart) for line in listed.splitlines()]
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise BackupDamaged(f"the backup's {BLOB_LIST} cannot be read: {error}") from error
-    if (len(blobs), sum(blob.size_bytes for blob in blobs)) != (manifest.blob_count, manifest.blob_bytes):
+    if (len(blobs), sum(blob.size_bytes for blob in blobs)) != (
+        manifest.blob_count,
+        manifest.blob_bytes,
+    ):
         raise BackupDamaged(f"the backup's {BLOB_LIST} does not agree with its {MANIFEST}")
     return blobs
 
 
 def list_table_members(manifest: Manifest) -> list[Member]:
     return [
-        Member(f"tables/{part.name}.jsonl", part.size_bytes, part.sha256, table=part.name) for part in manifest.tables
+        Member(f"tables/{part.name}.jsonl", part.size_bytes, part.sha256, table=part.name)
+        for part in manifest.tables
     ]
 
 
@@ -287,7 +293,9 @@ def _build_manifest_member(encoded: bytes) -> Member:
 
 def _build_list_member(manifest: Manifest) -> Member:
     if manifest.blob_list_size_bytes > MAX_BLOB_LIST_BYTES:
-        raise BackupDamaged(f"the backup's {BLOB_LIST} cannot have {manifest.blob_list_size_bytes} bytes")
+        raise BackupDamaged(
+            f"the backup's {BLOB_LIST} cannot have {manifest.blob_list_size_bytes} bytes"
+        )
     return Member(BLOB_LIST, manifest.blob_list_size_bytes, manifest.blob_list_sha256)
 
 
@@ -343,7 +351,9 @@ def _read_content(member: Member, write: Write) -> Generator[int, bytes, None]:
         write(chunk)
         left -= len(chunk)
     if digest.hexdigest() != member.sha256:
-        raise BackupDamaged(f"{member.path} in the backup is damaged: its hash does not match the manifest")
+        raise BackupDamaged(
+            f"{member.path} in the backup is damaged: its hash does not match the manifest"
+        )
 
 
 def _read_exactly(length: int, path: str) -> Generator[int, bytes, bytes]:

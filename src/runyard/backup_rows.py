@@ -41,8 +41,17 @@ _KINDS: Mapping[tuple[str | None, str], str] = {
     (None, "content"): "blob",
 }
 _PATHS = ("path", "filename")
-_UNCHECKED = ("audit",)  # rows of the controller have no organization, and no path is made from audit rows
-_TYPES: Mapping[str, Any] = {"str": str, "bytes": bytes, "bool": bool, "float": float, "int32": int, "int64": int}
+_UNCHECKED = (
+    "audit",
+)  # rows of the controller have no organization, and no path is made from audit rows
+_TYPES: Mapping[str, Any] = {
+    "str": str,
+    "bytes": bytes,
+    "bool": bool,
+    "float": float,
+    "int32": int,
+    "int64": int,
+}
 _NOTATION = re.compile(r"(\*?)([a-z_0-9]+):([a-z]+(?:32|64)?)(?:\((\d+)\))?(\??)(=?)")
 
 
@@ -52,7 +61,14 @@ class InvalidRows(BackupFileError):
     ``table`` and ``row`` identify the row, if there is one, and ``column`` the invalid value.
     """
 
-    def __init__(self, message: str, *, table: str = "", column: str = "", row: Mapping[str, Any] | None = None):
+    def __init__(
+        self,
+        message: str,
+        *,
+        table: str = "",
+        column: str = "",
+        row: Mapping[str, Any] | None = None,
+    ):
         super().__init__(message)
         self.table, self.column, self.row = table, column, row or {}
 
@@ -85,7 +101,9 @@ def parse_columns(notation: str) -> Mapping[str, Column]:
         found = _NOTATION.fullmatch(word)
         assert found is not None, word  # noqa: S101 - a file of ours
         key, name, type, length, nullable, optional = found.groups()
-        columns[name] = Column(name, type, int(length) if length else None, bool(key), bool(nullable), bool(optional))
+        columns[name] = Column(
+            name, type, int(length) if length else None, bool(key), bool(nullable), bool(optional)
+        )
     return columns
 
 
@@ -117,7 +135,9 @@ class TableRows:
         except (msgspec.MsgspecError, ValueError):
             values = []
         if len(values) != len(self._given):
-            return InvalidRows(f"a row of table {self._table!r} cannot be read: {error}", table=self._table)
+            return InvalidRows(
+                f"a row of table {self._table!r} cannot be read: {error}", table=self._table
+            )
         row = dict(zip(self._given, values, strict=True))
         key = ", ".join(f"{name} {ids.shorten(row[name])}" for name in self._keys)
         for name, type in zip(self._given, self._types, strict=True):
@@ -127,10 +147,16 @@ class TableRows:
                 cause = f"column {name!r} is {ids.shorten(row[name])}: {reason}"
                 message = f"a row of table {self._table!r} ({key}) is not valid: {cause}"
                 return InvalidRows(message, table=self._table, column=name, row=row)
-        return InvalidRows(f"a row of table {self._table!r} ({key}) is not valid: {error}", table=self._table, row=row)
+        return InvalidRows(
+            f"a row of table {self._table!r} ({key}) is not valid: {error}",
+            table=self._table,
+            row=row,
+        )
 
 
-def check_columns(table: str, given: Sequence[str], tables: Mapping[str, Mapping[str, Column]]) -> None:
+def check_columns(
+    table: str, given: Sequence[str], tables: Mapping[str, Mapping[str, Column]]
+) -> None:
     """Check that rows with these columns can be inserted into a table.
 
     Raises:
@@ -138,11 +164,16 @@ def check_columns(table: str, given: Sequence[str], tables: Mapping[str, Mapping
     """
     columns = tables.get(table)
     if columns is None or set(given) - set(columns) or len(set(given)) != len(given):
-        raise InvalidRows(f"the backup has a table {table!r} whose columns this Runyard does not know", table=table)
+        raise InvalidRows(
+            f"the backup has a table {table!r} whose columns this Runyard does not know",
+            table=table,
+        )
     for column in columns.values():
         if column.name not in given and not column.is_optional:
             raise InvalidRows(
-                f"the backup's table {table!r} has no column {column.name!r}, which this Runyard needs", table=table
+                f"the backup's table {table!r} has no column {column.name!r}, which this Runyard "
+                "needs",
+                table=table,
             )
 
 
@@ -190,13 +221,15 @@ class Verifier(Sink):
         first = min(self._organizations, default=(0, ""))[1]
         if first != self._operator:
             raise InvalidRows(
-                f"the backup names {self._operator!r} as its first organization, but its rows begin with another one"
+                f"the backup names {self._operator!r} as its first organization, but its rows "
+                "begin with another one"
             )
         missing = len(self._needed - {(blob.org, blob.sha256) for blob in blobs})
         self._needed.clear()
         if missing != self._missing_blobs:
             raise InvalidRows(
-                f"rows of the backup need {missing} blobs that are not in it; its manifest says {self._missing_blobs}"
+                f"rows of the backup need {missing} blobs that are not in it; its manifest says "
+                f"{self._missing_blobs}"
             )
 
     @contextmanager
@@ -219,7 +252,9 @@ class Verifier(Sink):
         if rest:
             check([rest])
         if count != self._counts[table]:
-            raise InvalidRows(f"table {table!r} has {count} rows, and the manifest says {self._counts[table]}")
+            raise InvalidRows(
+                f"table {table!r} has {count} rows, and the manifest says {self._counts[table]}"
+            )
 
     def _record_row(self, table: str, row: Mapping[str, Any]) -> None:
         if table == "organizations":

@@ -7,7 +7,16 @@ library only: this module must work when everything else is missing.
 # Import names by extra. A library of two extras is listed under the one whose code imports it
 # first.
 IMPORTS = {
-    "server": ("alembic", "click", "google_crc32c", "granian", "litestar", "PIL", "pyarrow", "sqlalchemy"),
+    "server": (
+        "alembic",
+        "click",
+        "google_crc32c",
+        "granian",
+        "litestar",
+        "PIL",
+        "pyarrow",
+        "sqlalchemy",
+    ),
     "postgres": ("psycopg", "psycopg_binary"),
     "quantization": ("bitsandbytes",),
     "train": (
@@ -43,7 +52,10 @@ def explain_missing_extra(error: BaseException) -> str | None:
     extra = find_extra(error.name)
     if extra is None:
         return None
-    return f"this needs the package {error.name.partition('.')[0]!r}, which is not installed; {install_command(extra)}"
+    return (
+        f"this needs the package {error.name.partition('.')[0]!r}, which is not installed; "
+        f"{install_command(extra)}"
+    )
 
 
 def install_command(extra: str) -> str:

@@ -17,7 +17,10 @@ _PLAIN_KINDS = (
     *("run", "flow", "training project", "dataset", "import", "export", "bulk deletion"),
     *("machine", "claim"),
 )
-RESERVED_CHECKPOINTS = ("latest", "best")  # aliases in requests for the checkpoint that it is at that time
+RESERVED_CHECKPOINTS = (
+    "latest",
+    "best",
+)  # aliases in requests for the checkpoint that it is at that time
 
 # Every pattern matches a whole id (\A ... \Z), also where a library searches with it.
 PATTERNS: Mapping[str, str] = {
@@ -51,7 +54,9 @@ MAX_PATH_LENGTH, MAX_PATH_PARTS = 1024, 32
 _NO_DOTS, _ODD = r"(?!\.{1,2}(?:/|\Z))", r"/\\\x00-\x1f\x7f\ud800-\udfff"
 # U+FFFD replaces what no store keeps (see ``limits.clean_text``): a repaired path is another path.
 _PART = rf"{_NO_DOTS}[^:\ufffd{_ODD}]{{1,255}}"
-PATH_PATTERN = rf"\A(?=[\s\S]{{1,{MAX_PATH_LENGTH}}}\Z){_PART}(?:/{_PART}){{0,{MAX_PATH_PARTS - 1}}}\Z"
+PATH_PATTERN = (
+    rf"\A(?=[\s\S]{{1,{MAX_PATH_LENGTH}}}\Z){_PART}(?:/{_PART}){{0,{MAX_PATH_PARTS - 1}}}\Z"
+)
 _PATH = re.compile(PATH_PATTERN)
 # Names of files in datasets may hold colons: people chose them.
 FILENAME_PATTERN = rf"\A{_NO_DOTS}[^{_ODD}]+(?:/{_NO_DOTS}[^{_ODD}]+)*\Z"
@@ -80,7 +85,8 @@ def check_id(kind: str, id: object) -> str:
     if isinstance(id, str) and _COMPILED[kind].match(id) is not None:
         return id
     raise InvalidId(
-        f"{kind} id {shorten(id)} is not valid: expected {_ALLOWED.get(kind, _ALLOWED_PLAIN)}; try: choose another id"
+        f"{kind} id {shorten(id)} is not valid: expected {_ALLOWED.get(kind, _ALLOWED_PLAIN)}; "
+        "try: choose another id"
     )
 
 
@@ -94,8 +100,9 @@ def check_paths(paths: Iterable[str]) -> None:
     for path in paths:
         if _PATH.match(path) is None:
             raise InvalidId(
-                f"file path {shorten(path)} is not valid: expected a relative path of at most {MAX_PATH_LENGTH} "
-                f"characters and {MAX_PATH_PARTS} parts, without '.', '..', backslashes, colons or control characters"
+                f"file path {shorten(path)} is not valid: expected a relative path of at most "
+                f"{MAX_PATH_LENGTH} characters and {MAX_PATH_PARTS} parts, without '.', '..', "
+                "backslashes, colons or control characters"
             )
         if path in seen:
             raise InvalidId(f"file path {shorten(path)} is listed twice; try: list each file once")
@@ -103,7 +110,9 @@ def check_paths(paths: Iterable[str]) -> None:
     for path in seen:
         for end in (index for index, character in enumerate(path) if character == "/"):
             if path[:end] in seen:
-                raise InvalidId(f"file path {shorten(path[:end])} is a file and the folder of {shorten(path)}")
+                raise InvalidId(
+                    f"file path {shorten(path[:end])} is a file and the folder of {shorten(path)}"
+                )
 
 
 def is_path(path: str) -> bool:
@@ -121,7 +130,9 @@ def resolve_folder(base: Path, *names: str) -> Path:
     """
     for name in names:
         if not _is_file_name(name):
-            raise PathEscapes(f"{shorten(name)} cannot name a folder in {base}: expected a plain file name")
+            raise PathEscapes(
+                f"{shorten(name)} cannot name a folder in {base}: expected a plain file name"
+            )
     if not names:
         raise PathEscapes(f"no name of a folder in {base} is given: expected at least one")
     # Each name is one part, so only a link could lead out of the base or to another folder inside.
@@ -140,6 +151,10 @@ def shorten(value: object) -> str:
 
 
 def _is_file_name(name: object) -> bool:
-    if not isinstance(name, str) or name in ("", ".", "..") or any(character in "/\\\0" for character in name):
+    if (
+        not isinstance(name, str)
+        or name in ("", ".", "..")
+        or any(character in "/\\\0" for character in name)
+    ):
         return False
     return len(name.encode(errors="replace")) <= _MAX_NAME_BYTES

@@ -53,7 +53,9 @@ class Limit:
 URL = Limit(8 * KIB, "bytes", "URL of a request, query included")
 HEADERS = Limit(16 * KIB, "bytes", "headers of a request, together")
 BODY = Limit(MIB, "bytes", "body of a request")
-LIST_BODY = Limit(16 * MIB, "bytes", "body that lists files, and a message of a controller or supervisor")
+LIST_BODY = Limit(
+    16 * MIB, "bytes", "body that lists files, and a message of a controller or supervisor"
+)
 BODY_LEVELS = Limit(32, "levels", "nesting of a JSON body")
 BODY_ITEMS = Limit(10_000, "items", "entries of a JSON body, at all levels together")
 LIST_BODY_ITEMS = Limit(200_000, "items", "the same, in a body that lists files")
@@ -65,7 +67,9 @@ WORD = Limit(64, "bytes", "name of a format, kind or type")
 ATTRIBUTES = Limit(100, "items", "attributes of one resource")
 ATTRIBUTE_KEY = Limit(255, "bytes", "key of an attribute")
 ATTRIBUTE_VALUE = Limit(2 * KIB, "bytes", "value of an attribute")
-ATTRIBUTES_TOTAL = Limit(32 * KIB, "bytes", "keys and values of the attributes of one resource, together")
+ATTRIBUTES_TOTAL = Limit(
+    32 * KIB, "bytes", "keys and values of the attributes of one resource, together"
+)
 FILE_NAME = Limit(KIB, "bytes", "name of an image or a file, folders included")
 MEDIA_TYPE = Limit(255, "characters", "media type of an announced file")
 FILES = Limit(5_000, "items", "images announced in one request, and names in one bulk deletion")
@@ -81,9 +85,13 @@ ATTRIBUTE_FILTERS = Limit(16, "items", "`attribute` filters of one list request"
 HOST = Limit(255, "bytes", "host name of a machine; name and model of an accelerator")
 BOOT_ID = Limit(64, "bytes", "boot id of a machine")
 LABELS = Limit(1_000, "items", "labels and accelerators of a machine")
-MESSAGE = Limit(4 * KIB, "bytes", "cause of an exit, note, message of a condition; longer ones are cut")
+MESSAGE = Limit(
+    4 * KIB, "bytes", "cause of an exit, note, message of a condition; longer ones are cut"
+)
 LOG_LINE = Limit(16 * KIB, "bytes", "line of a log; longer ones are cut")
-METRICS = Limit(256, "items", "values of one metric point and of one checkpoint; further ones are left out")
+METRICS = Limit(
+    256, "items", "values of one metric point and of one checkpoint; further ones are left out"
+)
 METRIC_NAME = Limit(255, "bytes", "name of a metric; longer ones are cut")
 PLAN = Limit(64 * KIB, "bytes", "plan of a run, as JSON; a larger one is left out")
 CHECKPOINT_FILES = Limit(10_000, "items", "files of one checkpoint")
@@ -94,9 +102,15 @@ CATEGORY = Limit(2 * KIB, "bytes", "category of a record of a dataset")
 
 # Limits of responses.
 PAGE_ITEMS = Limit(1_000, "items", "items of one page of a list; metric points: 10,000")
-PAGE = Limit(4 * MIB, "bytes", "one page of a list; a page that would be longer ends early, `nextPage` says where")
+PAGE = Limit(
+    4 * MIB,
+    "bytes",
+    "one page of a list; a page that would be longer ends early, `nextPage` says where",
+)
 WHOLE_LIST = Limit(64 * MIB, "bytes", "a list for a client that cannot fetch a second page")
-REPORT_ITEMS = Limit(1_000, "items", "entries of each list in a storage report; `omitted` counts the others")
+REPORT_ITEMS = Limit(
+    1_000, "items", "entries of each list in a storage report; `omitted` counts the others"
+)
 
 INDEX_ENTRY = 2_704  # bytes; a third of a PostgreSQL page, less its headers
 
@@ -113,12 +127,20 @@ def within(limit: Limit, *, at_least: int = 0) -> Any:
     """
     if limit.unit == "items":
         return Meta(max_length=limit.value)
-    description = f"At most {limit.value:,} {limit.unit}{' in UTF-8' if limit.unit == 'bytes' else ''}; no NUL."
-    return Meta(min_length=at_least or None, max_length=limit.value, description=description, extra={"limit": limit})
+    description = (
+        f"At most {limit.value:,} {limit.unit}{' in UTF-8' if limit.unit == 'bytes' else ''}; no "
+        "NUL."
+    )
+    return Meta(
+        min_length=at_least or None,
+        max_length=limit.value,
+        description=description,
+        extra={"limit": limit},
+    )
 
 
 def check_fields(struct: msgspec.Struct) -> None:
-    """Raise ValueError unless every text field of a struct is within the limit of its annotation."""
+    """Raise ValueError unless every text field of a struct is within its annotated limit."""
     for name, wire_name, limit in _limited_fields(type(struct)):
         value = getattr(struct, name)
         if isinstance(value, str) and (problem := limit.find_problem(value)):

@@ -18,7 +18,7 @@ CONFIG = "config.json"
 
 @dataclass(frozen=True)
 class ModelFolders:
-    """The folders of one machine, in the order in which names are looked up, and its data folder."""
+    """Model folders of one machine, in the order of lookup, and its data folder."""
 
     folders: tuple[Path, ...]
     data_dir: Path
@@ -31,7 +31,12 @@ class ModelFolders:
         data_dir = _resolve_links(self.data_dir)
         for folder in self.folders:
             real = _resolve_links(folder)
-            if real is None or data_dir is None or data_dir.is_relative_to(real) or self._is_reserved(real):
+            if (
+                real is None
+                or data_dir is None
+                or data_dir.is_relative_to(real)
+                or self._is_reserved(real)
+            ):
                 return folder
         return None
 
@@ -60,17 +65,23 @@ class ModelFolders:
         for folder in self.folders:
             for path in _list_folders(folder):
                 inner = [path] if self._is_model(path) else list(_list_folders(path))
-                found |= {item.relative_to(folder).as_posix() for item in inner if self._is_model(item)}
+                found |= {
+                    item.relative_to(folder).as_posix() for item in inner if self._is_model(item)
+                }
         return sorted(found)
 
     def _is_model(self, path: Path) -> bool:
         real = self.resolve(path)
-        return real is not None and any((real / name).is_file() for name in (CONFIG, f"model_full/{CONFIG}"))
+        return real is not None and any(
+            (real / name).is_file() for name in (CONFIG, f"model_full/{CONFIG}")
+        )
 
     def _is_reserved(self, real: Path) -> bool:
         """Return whether a real path is in the data folder, but not in its model folder."""
         data_dir = _resolve_links(self.data_dir)
-        return data_dir is None or (real.is_relative_to(data_dir) and not real.is_relative_to(data_dir / DEFAULT_NAME))
+        return data_dir is None or (
+            real.is_relative_to(data_dir) and not real.is_relative_to(data_dir / DEFAULT_NAME)
+        )
 
 
 def parse_setting(setting: str, data_dir: Path) -> ModelFolders:
@@ -87,12 +98,20 @@ def _resolve_links(path: Path) -> Path | None:
     try:
         path = path.expanduser()
         return Path(os.path.realpath(path)) if path.is_absolute() else None
-    except (OSError, RuntimeError, ValueError):  # NUL, a lone surrogate, the home of an unknown user
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+    ):  # NUL, a lone surrogate, the home of an unknown user
         return None
 
 
 def _list_folders(folder: Path) -> Iterator[Path]:
     try:
-        yield from (path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith("."))
+        yield from (
+            path
+            for path in sorted(folder.iterdir())
+            if path.is_dir() and not path.name.startswith(".")
+        )
     except OSError:
         return

@@ -22,7 +22,7 @@ Liveness = Literal["alive", "dead", "unknown"]
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A unique identity of a process: process ids are reused, but not with the same start and boot."""
+    """Unique identity of a process: ids are reused, but not with the same start and boot."""
 
     boot_id: str
     pid: int
@@ -63,7 +63,9 @@ class Processes(Protocol):
 
     def send_signal(self, identity: Identity, signal_number: int, /) -> bool: ...
 
-    def find_marked(self, variable: str, matches: Callable[[str], bool], /) -> list[tuple[Identity, str]]: ...
+    def find_marked(
+        self, variable: str, matches: Callable[[str], bool], /
+    ) -> list[tuple[Identity, str]]: ...
 
     def list_descendants(self, pid: int, /) -> list[Identity]: ...
 

@@ -1,11 +1,12 @@
-"""Prediction with a trained model in user programs: an image and a question in, an answer with boxes out.
+"""Predict with a trained model in user programs: image and question in, answer and boxes out.
 
     model = runyard.predict.load("models/7f3a/epoch-3")
     prediction = model.predict(Image.open("shelf.png"), "What is here?")
     print(prediction.answer, prediction.boxes)
 
-Needs the extra ``train`` (``pip install 'runyard[train]'``); its libraries are imported by ``load``, not before. The
-model runs on this machine, on the GPU if there is one, and uses no network.
+Needs the extra ``train`` (``pip install 'runyard[train]'``); its libraries are imported by
+``load``, not before. The model runs on this machine, on the GPU if there is one, and uses no
+network.
 """
 
 from dataclasses import dataclass
@@ -47,7 +48,9 @@ class Model:
     def __init__(self, predictor: "Predictor"):
         self._predictor = predictor
 
-    def predict(self, image: "Image", question: str, *, max_new_tokens: int | None = None) -> Prediction:
+    def predict(
+        self, image: "Image", question: str, *, max_new_tokens: int | None = None
+    ) -> Prediction:
         """Return the model's answer to a question about an image (PIL)."""
         answer = self._predictor.predict(image, question, max_new_tokens=max_new_tokens)
         return _to_prediction(answer, width=image.width, height=image.height)

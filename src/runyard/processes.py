@@ -65,7 +65,9 @@ def identify(pid: int) -> Identity | None:
         PermissionError: the process may not be inspected.
     """
     stat = _read_stat(pid) if IS_LINUX else _read_stat_by_ps(pid)
-    return None if stat is None or stat.state in "ZX" else Identity(boot_id(), pid, stat.start_ticks)
+    return (
+        None if stat is None or stat.state in "ZX" else Identity(boot_id(), pid, stat.start_ticks)
+    )
 
 
 def check_liveness(identity: Identity) -> Liveness:
@@ -126,7 +128,10 @@ def find_marked(variable: str, matches: Callable[[str], bool]) -> list[tuple[Ide
     for pid in _list_pids():
         with contextlib.suppress(OSError):
             entries = (_PROC / str(pid) / "environ").read_bytes().split(b"\0")
-            value = next((entry[len(prefix) :].decode() for entry in entries if entry.startswith(prefix)), None)
+            value = next(
+                (entry[len(prefix) :].decode() for entry in entries if entry.startswith(prefix)),
+                None,
+            )
             if value and matches(value) and (identity := identify(pid)):
                 found.append((identity, value))
     return found
@@ -139,7 +144,9 @@ def list_descendants(pid: int) -> list[Identity]:
         with contextlib.suppress(OSError):
             stat = _read_stat(other)
             if stat is not None and stat.state not in "ZX":
-                children.setdefault(stat.parent, []).append(Identity(boot_id(), other, stat.start_ticks))
+                children.setdefault(stat.parent, []).append(
+                    Identity(boot_id(), other, stat.start_ticks)
+                )
     found, next_up = [], [pid]
     while next_up:
         below = children.get(next_up.pop(), [])
@@ -243,7 +250,9 @@ def _read_stat_by_ps(pid: int) -> _Stat | None:
 
 
 def _run_command(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=5).stdout.strip()
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=5
+    ).stdout.strip()
 
 
 def _list_pids() -> Iterator[int]:

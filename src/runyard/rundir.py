@@ -2,25 +2,26 @@
 
 Files are the only protocol between supervisor and trainer.
 
-    <runs>/<organization>/<run>/run.lock            locked (flock) by the training process; by inode, not by name
-    <runs>/<organization>/<run>/attempts/3/
+    <runs>/<organization>/<run>/run.lock            locked (flock) by the training process; by
+    inode, not by name <runs>/<organization>/<run>/attempts/3/
         placed.json     controller   which attempt this is and which machine holds it; no secret
         run.json        controller   the run's document and the settings of this attempt
         supervisor.lock              locked (flock) by the one supervisor of this folder
-        resume.json     supervisor   location of the checkpoint to resume from; absent on a fresh start
-        weights.json    supervisor   location of the weights of another run; absent when the run uses none
-        dataset.json    supervisor   location of the uploaded dataset's version; absent for built-in data
-        stop.json       supervisor   asks the trainer to save and stop
-        permit          supervisor   time of the last renewal: a trainer whose permit has expired saves and stops
-        process.json    supervisor   identity of supervisor and trainer (boot id, pid, start ticks)
-        exit.json       supervisor   how the trainer ended, once none of its processes is alive
-        closed.json     supervisor   the server has accepted the final report, or needs none
-        events.jsonl    trainer      numbered lines, see ``EVENTS``
-        logs/stdout.log, logs/stderr.log             the trainer's own output: files, never pipes
+        resume.json     supervisor   location of the checkpoint to resume from; absent on a fresh
+        start weights.json    supervisor   location of the weights of another run; absent when the
+        run uses none dataset.json    supervisor   location of the uploaded dataset's version;
+        absent for built-in data stop.json       supervisor   asks the trainer to save and stop
+        permit          supervisor   time of the last renewal: a trainer whose permit has expired
+        saves and stops process.json    supervisor   identity of supervisor and trainer (boot id,
+        pid, start ticks) exit.json       supervisor   how the trainer ended, once none of its
+        processes is alive closed.json     supervisor   the server has accepted the final report, or
+        needs none events.jsonl    trainer      numbered lines, see ``EVENTS`` logs/stdout.log,
+        logs/stderr.log             the trainer's own output: files, never pipes
         checkpoints/epoch-3/ ... manifest.json        complete once the manifest exists
-        predictions/step-400.jsonl   trainer   every answer of the evaluation at that step, with the reference answer
-        resume/checkpoints/epoch-2/ ... manifest.json supervisor   checkpoint fetched from the server to resume from
-        result.json     trainer      the result: outcome, reason, message, newest checkpoint
+        predictions/step-400.jsonl   trainer   every answer of the evaluation at that step, with the
+        reference answer resume/checkpoints/epoch-2/ ... manifest.json supervisor   checkpoint
+        fetched from the server to resume from result.json     trainer      the result: outcome,
+        reason, message, newest checkpoint
 
 Each file has one writer. JSON files appear atomically: written to a temporary sibling, fsynced,
 renamed, and the folder fsynced. A file that cannot be read counts as absent. ``AttemptDir`` has the
@@ -89,8 +90,9 @@ EXIT_STOPPED = 75  # stopped on request, after saving as far as disk space allow
 # The reasons in the result.json of an attempt that did not fail.
 Ending = Literal["Completed", "TimeLimit", "EarlyStopped", "Stopped"]
 
-# The lines of events.jsonl. Each is {"n": 1, 2, ..., "t": epoch ms, "ev": name, ...} with these further fields.
-# A step has values loss, learningRate, samplesPerSecond ...; an evaluation validation/loss and validation/<metric>.
+# The lines of events.jsonl. Each is {"n": 1, 2, ..., "t": epoch ms, "ev": name, ...} with these
+# further fields. A step has values loss, learningRate, samplesPerSecond ...; an evaluation
+# validation/loss and validation/<metric>.
 EVENTS = {
     "phase": ("phase", "message"),  # Preparing | Training | Evaluating | Saving | WaitingForDisk
     "plan": ("plan",),  # every number of the training plan, written out
@@ -114,7 +116,9 @@ class AttemptDir:
     path: Path
 
     @classmethod
-    def locate(cls, runs_dir: Path, organization_id: str, run_id: str, attempt: int) -> "AttemptDir":
+    def locate(
+        cls, runs_dir: Path, organization_id: str, run_id: str, attempt: int
+    ) -> "AttemptDir":
         """Return the folder of an attempt, which need not exist.
 
         Raises:
@@ -274,7 +278,10 @@ def write_permit(folder: Path, now_s: float) -> None:
 
 
 def read_permit_age_s(folder: Path, now_s: float) -> float | None:
-    """Return the time since the supervisor last renewed the permit; None when there is no permit."""
+    """Return the time since the supervisor last renewed the permit.
+
+    None when there is no permit.
+    """
     try:
         return now_s - float((folder / PERMIT).read_bytes())
     except (OSError, ValueError):
@@ -303,7 +310,8 @@ class EventWriter:
         self._now_ms = now_ms
         before = self._path.read_bytes() if self._path.exists() else b""
         self._number = before.count(b"\n")
-        self._file: IO[bytes] = open(self._path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
+        # Closed by close().
+        self._file: IO[bytes] = open(self._path, "ab", buffering=0)  # noqa: SIM115
         self._size_bytes, self._is_torn = len(before), False
         self._pending: deque[bytes] = deque()
         self._lock = threading.RLock()
@@ -318,10 +326,14 @@ class EventWriter:
             ValueError: ``EVENTS`` does not list the name or a field.
         """
         if unknown := set(fields) - set(EVENTS.get(event, ())):
-            raise ValueError(f"event {event!r} has no field {sorted(unknown)}; try: a field that EVENTS lists")
+            raise ValueError(
+                f"event {event!r} has no field {sorted(unknown)}; try: a field that EVENTS lists"
+            )
         with self._lock, contextlib.suppress(OSError):
             self._number += 1
-            line = json.dumps({"n": self._number, "t": self._now_ms(), "ev": event, **fields}, ensure_ascii=False)
+            line = json.dumps(
+                {"n": self._number, "t": self._now_ms(), "ev": event, **fields}, ensure_ascii=False
+            )
             self._pending.append(line.encode() + b"\n")
             self.flush()
 
@@ -361,7 +373,9 @@ class EventWriter:
         self._file.close()
 
 
-def read_lines(path: Path, offset: int, limit_bytes: int = 1 << 20, *, is_final: bool = False) -> tuple[list[str], int]:
+def read_lines(
+    path: Path, offset: int, limit_bytes: int = 1 << 20, *, is_final: bool = False
+) -> tuple[list[str], int]:
     """Return the complete lines of a growing file from byte ``offset``, and the offset after the
     last one.
 

@@ -43,87 +43,137 @@ class Settings:
     """The settings of ``runyard up`` and of the processes that it starts."""
 
     data_dir: Path = setting(Path("~/.runyard"), "folder of all data: database, blobs, runs, keys")
-    database_url: str = setting("", "postgresql+psycopg://user@host/name, without password; empty: SQLite in data_dir")
-    host: str = setting("127.0.0.1", "address to listen on; beyond loopback needs insecure_bind or TLS in front")
+    database_url: str = setting(
+        "", "postgresql+psycopg://user@host/name, without password; empty: SQLite in data_dir"
+    )
+    host: str = setting(
+        "127.0.0.1", "address to listen on; beyond loopback needs insecure_bind or TLS in front"
+    )
     port: int = setting(DEFAULT_PORT, "port of API and pages; 0 takes a free one", maximum=65535)
     allowed_hosts: str = setting("", "additional Host header values to accept, separated by commas")
     insecure_bind: bool = setting(False, "listen beyond loopback without TLS")
-    public_url: str = setting("", "how clients reach the server through a proxy, as in https://train.example")
+    public_url: str = setting(
+        "", "how clients reach the server through a proxy, as in https://train.example"
+    )
     trusted_proxies: str = setting(
-        "", "addresses or networks of proxies whose X-Forwarded-For and X-Forwarded-Proto count, separated by commas"
+        "",
+        "addresses or networks of proxies whose X-Forwarded-For and X-Forwarded-Proto count, "
+        "separated by commas",
     )
     max_connections: int = setting(
-        4096, "TCP connections at once; when they run out, the longest idle ones are closed", minimum=1
+        4096,
+        "TCP connections at once; when they run out, the longest idle ones are closed",
+        minimum=1,
     )
     connections_per_address: int = setting(
-        1024, "TCP connections of one address at once; beyond that its longest idle ones are closed", minimum=1
+        1024,
+        "TCP connections of one address at once; beyond that its longest idle ones are closed",
+        minimum=1,
     )
     idle_timeout_s: float = setting(
         30.0,
-        "seconds until a connection must have sent request headers, from its start or its last response",
+        "seconds until a connection must have sent request headers, from its start or its last "
+        "response",
         minimum=0.1,
     )
     transfer_timeout_s: float = setting(
-        30.0, "seconds a client may send nothing of a body, or read nothing of a response", minimum=0.1
+        30.0,
+        "seconds a client may send nothing of a body, or read nothing of a response",
+        minimum=0.1,
     )
     min_kib_per_s: float = setting(
         4.0,
         "KiB per second that a client must send or read on average after transfer_timeout_s",
         minimum=0.01,
     )
-    requests_per_key: int = setting(128, "requests of one key in progress at once; more are answered 429", minimum=1)
+    requests_per_key: int = setting(
+        128, "requests of one key in progress at once; more are answered 429", minimum=1
+    )
     requests_per_address: int = setting(
         512, "requests of one address in progress at once; more are answered 429", minimum=1
     )
     waits_per_key: int = setting(
         128,
-        "requests of one key that wait for a change at once (log followers, or machines for the controller key)",
+        "requests of one key that wait for a change at once (log followers, or machines for the "
+        "controller key)",
         minimum=1,
     )
     max_waits: int = setting(1024, "requests of all keys that wait for a change at once", minimum=1)
     slots: int = setting(1, "runs that train at once on this machine", minimum=1, maximum=1024)
-    threads: int = setting(0, "CPU threads of a trainer; 0 shares the cores among the slots", maximum=4096)
+    threads: int = setting(
+        0, "CPU threads of a trainer; 0 shares the cores among the slots", maximum=4096
+    )
     share_accelerators: bool = setting(
-        False, "let several runs use one accelerator at a time; otherwise each run needs one of its own"
+        False,
+        "let several runs use one accelerator at a time; otherwise each run needs one of its own",
     )
-    warm: bool = setting(True, "keep a parent process with torch imported, so that runs start faster")
+    warm: bool = setting(
+        True, "keep a parent process with torch imported, so that runs start faster"
+    )
     lease_s: float = setting(
-        15.0, "seconds without a renewal after which an attempt counts as lost", minimum=1, maximum=3600
+        15.0,
+        "seconds without a renewal after which an attempt counts as lost",
+        minimum=1,
+        maximum=3600,
     )
-    grace_s: float = setting(30.0, "seconds a killed run has to save and stop before SIGKILL", maximum=86_400)
+    grace_s: float = setting(
+        30.0, "seconds a killed run has to save and stop before SIGKILL", maximum=86_400
+    )
     max_unreachable_s: float = setting(
         1800.0,
         "seconds that a run on another machine trains without the server before it saves and stops",
         minimum=1,
     )
-    hang_minutes: float = setting(10.0, "minutes without output of a training run until a warning; 0 never warns")
-    spool_mib: int = setting(64, "MiB of log kept while the server is unreachable; older lines are dropped")
+    hang_minutes: float = setting(
+        10.0, "minutes without output of a training run until a warning; 0 never warns"
+    )
+    spool_mib: int = setting(
+        64, "MiB of log kept while the server is unreachable; older lines are dropped"
+    )
     free_disk_mib: int = setting(
         1024, "MiB of free disk space that a machine needs to start a run; 0 disables the check"
     )
-    datasets_max_gib: int = setting(50, "GiB of uploaded datasets kept on a machine; only unused ones are removed")
+    datasets_max_gib: int = setting(
+        50, "GiB of uploaded datasets kept on a machine; only unused ones are removed"
+    )
     model_folders: str = setting(
         "", "folders that weights may be read from, separated by colons; empty: models in data_dir"
     )
-    weights_max_gib: int = setting(100, "GiB of weights of other runs kept on a machine; only unused ones are removed")
-    cache_max_gib: int = setting(
-        20, "GiB of encoded images cached on a machine; 0, or too little disk space: runs decode images on demand"
+    weights_max_gib: int = setting(
+        100, "GiB of weights of other runs kept on a machine; only unused ones are removed"
     )
-    leave_running: bool = setting(False, "on shutdown, let runs continue instead of saving and stopping them")
+    cache_max_gib: int = setting(
+        20,
+        "GiB of encoded images cached on a machine; 0, or too little disk space: runs decode "
+        "images on demand",
+    )
+    leave_running: bool = setting(
+        False, "on shutdown, let runs continue instead of saving and stopping them"
+    )
     attempts: int = setting(
         3,
         "maximum attempts after infrastructure failures; a flow's settings.attempts overrides it",
         minimum=1,
         maximum=100,
     )
-    link_hours: float = setting(24.0, "hours a signed download link is valid", minimum=0.01, maximum=24 * 365)
-    log_max_mib: int = setting(
-        100, "MiB of log kept of one run; later lines are counted and dropped, metrics never; 0 keeps everything"
+    link_hours: float = setting(
+        24.0, "hours a signed download link is valid", minimum=0.01, maximum=24 * 365
     )
-    keep_logs_days: float = setting(0.0, "days after a run's end until its log is removed, metrics never; 0 keeps it")
-    server_log_mib: int = setting(64, "MiB of each file in logs until it is rotated to .1; 0 never rotates")
+    log_max_mib: int = setting(
+        100,
+        "MiB of log kept of one run; later lines are counted and dropped, metrics never; 0 keeps "
+        "everything",
+    )
+    keep_logs_days: float = setting(
+        0.0, "days after a run's end until its log is removed, metrics never; 0 keeps it"
+    )
+    server_log_mib: int = setting(
+        64, "MiB of each file in logs until it is rotated to .1; 0 never rotates"
+    )
     audit_days: int = setting(365, "days that rows of the audit log are kept; 0 keeps them forever")
-    log_level: str = setting("info", "debug, info, warning or error", choices=("debug", "info", "warning", "error"))
+    log_level: str = setting(
+        "info", "debug, info, warning or error", choices=("debug", "info", "warning", "error")
+    )
 
     @property
     def database(self) -> Path | str:
@@ -240,7 +290,9 @@ def get_source(name: str, environ: Mapping[str, str] | None = None) -> str:
 
 def build_environment(settings: Settings) -> dict[str, str]:
     """Return the variables from which a child process reads the same settings."""
-    return {PREFIX + item.name.upper(): str(getattr(settings, item.name)) for item in fields(Settings)}
+    return {
+        PREFIX + item.name.upper(): str(getattr(settings, item.name)) for item in fields(Settings)
+    }
 
 
 def trusted_networks(text: str) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
@@ -255,8 +307,8 @@ def trusted_networks(text: str) -> list[ipaddress.IPv4Network | ipaddress.IPv6Ne
             networks.append(ipaddress.ip_network(part))
         except ValueError as error:
             raise SettingError(
-                f"{PREFIX}TRUSTED_PROXIES holds {part!r}: {error}; try: addresses or networks separated by commas, "
-                "as in 127.0.0.1,10.0.0.0/8"
+                f"{PREFIX}TRUSTED_PROXIES holds {part!r}: {error}; try: addresses or networks "
+                "separated by commas, as in 127.0.0.1,10.0.0.0/8"
             ) from error
     return networks
 
@@ -270,9 +322,15 @@ def _check_public_url(url: str) -> None:
     except ValueError:
         has_host = False
     # Clients of this API drop any path, so it must be served at the root.
-    if not has_host or parts.scheme not in ("http", "https") or parts.path not in ("", "/") or parts.query:
+    if (
+        not has_host
+        or parts.scheme not in ("http", "https")
+        or parts.path not in ("", "/")
+        or parts.query
+    ):
         raise SettingError(
-            f"{PREFIX}PUBLIC_URL is {url!r}; try: scheme and host without a path, as in https://train.example"
+            f"{PREFIX}PUBLIC_URL is {url!r}; try: scheme and host without a path, as in "
+            "https://train.example"
         )
 
 
@@ -281,8 +339,9 @@ def _check_model_folders(settings: Settings) -> None:
     unusable = settings.models.find_unusable()
     if unusable is not None:
         raise SettingError(
-            f"{PREFIX}MODEL_FOLDERS names {str(unusable)!r}, which contains or is inside the data folder; "
-            f"try: folders outside of it, or {settings.data_dir / model_folders.DEFAULT_NAME}"
+            f"{PREFIX}MODEL_FOLDERS names {str(unusable)!r}, which contains or is inside the data "
+            "folder; try: folders outside of it, or "
+            f"{settings.data_dir / model_folders.DEFAULT_NAME}"
         )
 
 
@@ -292,16 +351,18 @@ def _check_database_url(url: str) -> None:
     try:
         _ = parts.port
     except ValueError as error:
-        raise SettingError(f"{PREFIX}DATABASE_URL: {error}; try: postgresql+psycopg://user@host:5432/name") from error
+        raise SettingError(
+            f"{PREFIX}DATABASE_URL: {error}; try: postgresql+psycopg://user@host:5432/name"
+        ) from error
     if parts.scheme != "postgresql+psycopg":
         raise SettingError(
-            f"{PREFIX}DATABASE_URL begins with {parts.scheme!r}; try: postgresql+psycopg://user@host/name, "
-            "or an empty value for SQLite in the data folder"
+            f"{PREFIX}DATABASE_URL begins with {parts.scheme!r}; try: "
+            "postgresql+psycopg://user@host/name, or an empty value for SQLite in the data folder"
         )
     if parts.password or "password" in parse_qs(parts.query):
         raise SettingError(
-            f"{PREFIX}DATABASE_URL contains a password; try: name a file with it that only you can read: "
-            "postgresql+psycopg://user@host/name?passfile=/path/to/pgpass"
+            f"{PREFIX}DATABASE_URL contains a password; try: name a file with it that only you can "
+            "read: postgresql+psycopg://user@host/name?passfile=/path/to/pgpass"
         )
 
 
@@ -333,7 +394,8 @@ def _invalid(item: Field[Any], given: Any) -> SettingError:
     name = f"{PREFIX}{item.name.upper()}"
     default = str(item.default).lower() if item.type is bool else item.default
     return SettingError(
-        f"{name} is {str(given)!r}; it must be {describe_allowed(item)}; try: {name}={default}, the default"
+        f"{name} is {str(given)!r}; it must be {describe_allowed(item)}; try: {name}={default}, "
+        "the default"
     )
 
 

@@ -38,6 +38,8 @@ _NO_ACCESS = ("let this user read and write it, or choose another --data-dir", F
 
 
 def explain_os_error(error: OSError) -> CannotStart:
-    """Return the error to report for a file or folder that the system does not let the process use."""
+    """Return the error to report for a file or folder that the process may not use."""
     fix, may_pass = _FIXES.get(error.errno or 0, _NO_ACCESS)
-    return CannotStart(f"cannot use {error.filename}: {error.strerror or error}; try: {fix}", may_pass=may_pass)
+    return CannotStart(
+        f"cannot use {error.filename}: {error.strerror or error}; try: {fix}", may_pass=may_pass
+    )

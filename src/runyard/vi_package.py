@@ -21,7 +21,10 @@ def describe_conflict() -> str | None:
     """
     spec = find_spec("vi")
     if spec is None or spec.origin is None:
-        return f"the package vi is missing or incomplete (uninstalling vi-sdk removes its files); {FIX}"
+        return (
+            "the package vi is missing or incomplete (uninstalling vi-sdk removes its files); "
+            f"{FIX}"
+        )
     try:
         is_ours = MARKER in Path(spec.origin).read_bytes()
     except OSError as error:
@@ -29,8 +32,8 @@ def describe_conflict() -> str | None:
     if is_ours:
         return None
     return (
-        f"the package vi is not Runyard's: {spec.origin} belongs to another distribution, probably vi-sdk, which "
-        f"installs a package of the same name; {FIX}"
+        f"the package vi is not Runyard's: {spec.origin} belongs to another distribution, probably "
+        f"vi-sdk, which installs a package of the same name; {FIX}"
     )
 
 

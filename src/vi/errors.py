@@ -67,7 +67,11 @@ class ViErrorCode(enum.StrEnum):
 
 
 _CODES_BY_HTTP_STATUS = {
-    401: {ViErrorCode.AUTHENTICATION_FAILED, ViErrorCode.INVALID_API_KEY, ViErrorCode.EXPIRED_CREDENTIALS},
+    401: {
+        ViErrorCode.AUTHENTICATION_FAILED,
+        ViErrorCode.INVALID_API_KEY,
+        ViErrorCode.EXPIRED_CREDENTIALS,
+    },
     403: {ViErrorCode.PERMISSION_DENIED},
     400: {
         ViErrorCode.VALIDATION_FAILED,
@@ -272,7 +276,11 @@ class ViRunFailedError(ViOperationError):
 
     @property
     def reason(self) -> str | None:
-        return self.run.status.conditions[-1].reason if self.run and self.run.status.conditions else None
+        return (
+            self.run.status.conditions[-1].reason
+            if self.run and self.run.status.conditions
+            else None
+        )
 
 
 class ViImportFailedError(ViOperationError):
@@ -282,7 +290,9 @@ class ViImportFailedError(ViOperationError):
         imported: The import, with its findings.
     """
 
-    def __init__(self, message: str, *, imported: "FolderImport | None" = None, **context: Any) -> None:
+    def __init__(
+        self, message: str, *, imported: "FolderImport | None" = None, **context: Any
+    ) -> None:
         super().__init__(message, **context)
         self.imported = imported
 

@@ -1,4 +1,4 @@
-"""The benchmark of training measures what it says: our trainer learns what a bare loop over the same samples learns."""
+"""The training benchmark is fair: our trainer and a bare loop learn the same from equal samples."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""The served tar equals, byte for byte and range for range, the one that tarfile would have made."""
+"""The served tar equals the one from tarfile, byte for byte and range for range."""
 
 import hashlib
 import io
@@ -11,13 +11,20 @@ from hypothesis import strategies as st
 
 from runyard.blobs import Archive, ArchiveFile, BlobDamaged, BlobMissing, FolderBlobs
 
-NAME = st.text(st.characters(codec="utf-8", exclude_characters="/\\:", exclude_categories=("Cc", "Cs")), min_size=1)
+NAME = st.text(
+    st.characters(codec="utf-8", exclude_characters="/\\:", exclude_categories=("Cc", "Cs")),
+    min_size=1,
+)
 PART = NAME.filter(lambda name: name not in (".", ".."))
 FILES = st.dictionaries(
     st.lists(PART, min_size=1, max_size=4).map("/".join)
     | st.just("model_full/" + "long-folder-name/" * 12 + "model-00001-of-00002.safetensors")
     | st.sampled_from(
-        ["model_full/config.json", "model_full/tokenizer.json", "model_adapter/adapter_model.safetensors"]
+        [
+            "model_full/config.json",
+            "model_full/tokenizer.json",
+            "model_adapter/adapter_model.safetensors",
+        ]
     ),
     st.binary(max_size=1500) | st.just(bytes(70_000)),
     max_size=6,
@@ -72,7 +79,10 @@ def test_every_byte_position_can_begin_and_end_a_range(blobs: FolderBlobs) -> No
     whole = made_by_tarfile(files)
     archive = archive_of(files, blobs)
     for position in range(len(whole) + 1):
-        assert b"".join(archive.read(blobs, position, min(position + 3, len(whole)))) == whole[position : position + 3]
+        assert (
+            b"".join(archive.read(blobs, position, min(position + 3, len(whole))))
+            == whole[position : position + 3]
+        )
         assert len(b"".join(archive.read(blobs, 0, position))) == position
 
 
@@ -87,16 +97,22 @@ def test_the_data_filter_unpacks_it(blobs: FolderBlobs, tmp_path: Path) -> None:
     with tarfile.open(fileobj=io.BytesIO(whole)) as tar:
         tar.extractall(tmp_path, filter="data")
     unpacked = {
-        path.relative_to(tmp_path).as_posix(): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()
+        path.relative_to(tmp_path).as_posix(): path.read_bytes()
+        for path in tmp_path.rglob("*")
+        if path.is_file()
     }
     assert unpacked == files
 
 
 def test_the_bytes_of_an_archive_never_change(blobs: FolderBlobs) -> None:
-    """A registered hash outlives releases: a change here breaks the check of every download registered before."""
-    archive = archive_of({"model_full/config.json": b"{}", "model_full/" + "d" * 120 + "/ü.txt": b"text"}, blobs)
+    """A registered hash outlives releases: a change here breaks the check of earlier downloads."""
+    archive = archive_of(
+        {"model_full/config.json": b"{}", "model_full/" + "d" * 120 + "/ü.txt": b"text"}, blobs
+    )
     assert archive.size_bytes == 10240
-    assert archive.sha256(blobs) == "733fd8ab288474226afec37b651147406489cfe17b7aa8bcf92879f9ddaedf25"
+    assert (
+        archive.sha256(blobs) == "733fd8ab288474226afec37b651147406489cfe17b7aa8bcf92879f9ddaedf25"
+    )
 
 
 def test_a_file_above_eight_gib_has_an_exact_length() -> None:
@@ -111,7 +127,20 @@ def test_a_file_above_eight_gib_has_an_exact_length() -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["", "/etc/passwd", "../up", "a/../b", "a//b", "./a", "a/.", "a\\b", "c:d", "a\x00b", "line\nbreak", "\ud800"],
+    [
+        "",
+        "/etc/passwd",
+        "../up",
+        "a/../b",
+        "a//b",
+        "./a",
+        "a/.",
+        "a\\b",
+        "c:d",
+        "a\x00b",
+        "line\nbreak",
+        "\ud800",
+    ],
 )
 def test_a_path_that_could_leave_the_folder_is_refused(path: str) -> None:
     with pytest.raises(ValueError, match="is not a valid path in an archive"):
@@ -125,7 +154,9 @@ def test_a_path_given_twice_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("start", "end"), [(-1, 5), (5, 4), (0, 10241), (10241, 10241)])
-def test_a_range_outside_the_archive_is_refused_before_any_byte(blobs: FolderBlobs, start: int, end: int) -> None:
+def test_a_range_outside_the_archive_is_refused_before_any_byte(
+    blobs: FolderBlobs, start: int, end: int
+) -> None:
     with pytest.raises(ValueError, match="are outside an archive of 10240 bytes"):
         archive_of({}, blobs).read(blobs, start, end)
 

@@ -1,4 +1,4 @@
-"""The folder store: blobs are verified on upload and on reads, and a flipped bit is never served."""
+"""The folder store verifies blobs on upload and on reads, and never serves a flipped bit."""
 
 import hashlib
 import io
@@ -65,7 +65,9 @@ def test_what_was_put_is_read_back(blobs: FolderBlobs, size_bytes: int) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(start=st.integers(0, 200_000), length=st.integers(0, 200_000))
-def test_any_range_equals_the_slice(tmp_path_factory: pytest.TempPathFactory, start: int, length: int) -> None:
+def test_any_range_equals_the_slice(
+    tmp_path_factory: pytest.TempPathFactory, start: int, length: int
+) -> None:
     content = noise(150_000)
     blobs = FolderBlobs(tmp_path_factory.getbasetemp() / "ranges")
     sha256 = hash_of(content)
@@ -78,7 +80,9 @@ def test_any_range_equals_the_slice(tmp_path_factory: pytest.TempPathFactory, st
 
 @settings(max_examples=40, deadline=None)
 @given(pieces=st.lists(st.integers(0, 2 * BLOCK_BYTES), max_size=6))
-def test_pieces_of_any_length_make_the_same_blob(tmp_path_factory: pytest.TempPathFactory, pieces: list[int]) -> None:
+def test_pieces_of_any_length_make_the_same_blob(
+    tmp_path_factory: pytest.TempPathFactory, pieces: list[int]
+) -> None:
     blobs = FolderBlobs(tmp_path_factory.mktemp("pieces"))
     content = noise(sum(pieces))
     rest = io.BytesIO(content)
@@ -90,7 +94,9 @@ def test_pieces_of_any_length_make_the_same_blob(tmp_path_factory: pytest.TempPa
 
 
 def test_a_wrong_hash_stores_nothing(blobs: FolderBlobs) -> None:
-    with pytest.raises(BlobMismatch, match=r"announced 5 bytes with hash .*, got 5 bytes with hash") as caught:
+    with pytest.raises(
+        BlobMismatch, match=r"announced 5 bytes with hash .*, got 5 bytes with hash"
+    ) as caught:
         blobs.put(io.BytesIO(b"apple"), sha256=hash_of(b"pears"), size_bytes=5)
     assert caught.value.got_sha256 == hash_of(b"apple")
     assert not blobs.has(hash_of(b"pears"))
@@ -130,7 +136,18 @@ def test_an_upload_cut_off_stores_nothing_and_leaves_no_file(blobs: FolderBlobs)
 
 
 @pytest.mark.parametrize(
-    "name", ["", "..", "../../etc/passwd", "A" * 64, "a" * 63, "a" * 65, "a" * 64 + "\n", "٣" * 64, "a/" * 32]
+    "name",
+    [
+        "",
+        "..",
+        "../../etc/passwd",
+        "A" * 64,
+        "a" * 63,
+        "a" * 65,
+        "a" * 64 + "\n",
+        "٣" * 64,
+        "a/" * 32,
+    ],
 )
 def test_a_name_that_is_no_hash_never_reaches_the_disk(blobs: FolderBlobs, name: str) -> None:
     for call in (blobs.has, blobs.open, blobs.delete, blobs.size_bytes, blobs.verify):
@@ -239,7 +256,10 @@ def test_uploads_of_the_same_hash_at_once_leave_one_sound_blob(blobs: FolderBlob
 def test_a_blob_is_named_only_after_its_bytes_are_on_disk_and_its_folder_after_its_name(
     blobs: FolderBlobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """R8: fsync the file, rename, fsync the folder; in any other order a power cut loses an acknowledged blob."""
+    """R8: fsync the file, rename, fsync the folder.
+
+    In any other order a power cut loses an acknowledged blob.
+    """
     steps: list[str] = []
     fsync, replace = os.fsync, os.replace
 
@@ -260,7 +280,9 @@ def test_a_blob_is_named_only_after_its_bytes_are_on_disk_and_its_folder_after_i
     assert steps == ["fsync", "fsync", "rename .crc", "rename blob", "fsync folder"]
 
 
-def test_a_failed_fsync_condemns_the_upload(blobs: FolderBlobs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_fsync_condemns_the_upload(
+    blobs: FolderBlobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put(blobs, b"before")
 
     def broken(descriptor: int) -> None:

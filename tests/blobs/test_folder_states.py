@@ -1,4 +1,4 @@
-"""Any sequence of uploads, deletions, crashes and flipped bits: what is served is always what was stored."""
+"""After any uploads, deletions, crashes and bit flips, served bytes are the stored ones."""
 
 import hashlib
 import io
@@ -14,7 +14,14 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 from runyard.blobs import BlobDamaged, BlobMismatch, FolderBlobs
 from runyard.blobs.folder import BLOCK_BYTES
 
-CONTENTS = [b"", b"a", b"apple", bytes(BLOCK_BYTES), bytes(BLOCK_BYTES) + b"tail", b"xyz" * BLOCK_BYTES]
+CONTENTS = [
+    b"",
+    b"a",
+    b"apple",
+    bytes(BLOCK_BYTES),
+    bytes(BLOCK_BYTES) + b"tail",
+    b"xyz" * BLOCK_BYTES,
+]
 
 
 class Lost(Exception):
@@ -45,7 +52,11 @@ class BlobStates(RuleBasedStateMachine):
     def put_something_else(self, content: bytes, sent: bytes) -> None:
         if content != sent:
             with pytest.raises(BlobMismatch):
-                self.blobs.put(io.BytesIO(sent), sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
+                self.blobs.put(
+                    io.BytesIO(sent),
+                    sha256=hashlib.sha256(content).hexdigest(),
+                    size_bytes=len(content),
+                )
 
     @rule(content=st.sampled_from(CONTENTS), arrived=st.integers(0, 10))
     def upload_is_cut(self, content: bytes, arrived: int) -> None:

@@ -107,7 +107,9 @@ class Tally:
 
     def to_document(self) -> dict[str, Any]:
         """Return the tally as JSON."""
-        plain = {name: value for name, value in vars(self).items() if name not in ("lock", "began_s")}
+        plain = {
+            name: value for name, value in vars(self).items() if name not in ("lock", "began_s")
+        }
         return plain | {"faults": self.faults}
 
     def format_progress(self) -> str:
@@ -194,7 +196,9 @@ class ChaosWorker:
         self._ends.close()
 
     def _count_runs(self) -> None:
-        listed = {run.run_id for run in self._client.runs.list(pagination={"page_size": 1000}).all_items()}
+        listed = {
+            run.run_id for run in self._client.runs.list(pagination={"page_size": 1000}).all_items()
+        }
         if lost := set(self._created) - listed:
             self._tally.add_problem(f"{len(lost)} runs are lost: {sorted(lost)}")
         if more := listed - set(self._created):
@@ -214,13 +218,16 @@ class ChaosWorker:
         finally:
             self._repair_all()
         for problem in found:
-            self._tally.add_problem(f"{run_id} in world {self._number} after {'; '.join(history)}: {problem}")
+            self._tally.add_problem(
+                f"{run_id} in world {self._number} after {'; '.join(history)}: {problem}"
+            )
         with self._tally.lock:
             self._tally.runs += 1
             print(f"\r{self._tally.format_progress()}   ", end="", file=sys.stderr, flush=True)
             with open(self._folder / "runs.txt", "a") as log:
                 log.write(
-                    f"{time.monotonic() - began_s:6.1f} s {run_id} in world {self._number}: {'; '.join(history)}\n"
+                    f"{time.monotonic() - began_s:6.1f} s {run_id} in world {self._number}: "
+                    f"{'; '.join(history)}\n"
                 )
         if found:
             self._save_evidence(run_id)
@@ -228,7 +235,12 @@ class ChaosWorker:
             self._start_world()
 
     def _inject_and_check(
-        self, run_id: str, plan: RunPlan, plans: deque[RunPlan], reference: Reference, history: list[str]
+        self,
+        run_id: str,
+        plan: RunPlan,
+        plans: deque[RunPlan],
+        reference: Reference,
+        history: list[str],
     ) -> list[str]:
         """Create a run, inject faults, wait, and compare; return the problems."""
         choose = random.Random(plan.seed)  # noqa: S311 - chooses faults, guards nothing
@@ -236,7 +248,9 @@ class ChaosWorker:
         missed: list[Fault] = []
         retry_until_answered(lambda: self._client.runs.create(flow=FLOW, run_id=run_id))
         for fault in drawn:
-            if (reason := find_missing_requirement(fault.kind, fault.what, self._world)) is not None:
+            if (
+                reason := find_missing_requirement(fault.kind, fault.what, self._world)
+            ) is not None:
                 self._tally.not_run[f"{fault.kind}:{fault.what}"] = reason
             elif self._wait_for_moment(run_id, fault):
                 history.append(str(fault))
@@ -249,7 +263,9 @@ class ChaosWorker:
                 retry_until_answered(lambda: self._client.runs.kill(run_id))
         self._repair_all()
         was_out_of_memory = any(fault.kind == "memory" and fault not in missed for fault in drawn)
-        wrong = self._check_run(run_id, reference, is_killed=plan.is_killed, was_out_of_memory=was_out_of_memory)
+        wrong = self._check_run(
+            run_id, reference, is_killed=plan.is_killed, was_out_of_memory=was_out_of_memory
+        )
         self._requeue_missed(plan, plans, missed)
         return wrong
 
@@ -258,7 +274,13 @@ class ChaosWorker:
         for fault in missed:
             self._tally.missed[f"{fault.kind}:{fault.what}"] += 1
             if plan.tries < TRIES_A_FAULT:
-                plans.append(RunPlan((fault.kind,), f"{plan.seed} again {plan.tries} {fault}", tries=plan.tries + 1))
+                plans.append(
+                    RunPlan(
+                        (fault.kind,),
+                        f"{plan.seed} again {plan.tries} {fault}",
+                        tries=plan.tries + 1,
+                    )
+                )
 
     def _inject_fault(self, fault: Fault, missed: list[Fault]) -> None:
         if fault.kind == "power":
@@ -290,7 +312,9 @@ class ChaosWorker:
         while fault.phase != "Waiting" and time.monotonic() < deadline_s:
             events = self._world.list_events(run_id)
             step = max((event["step"] for event in events if event.get("ev") == "step"), default=0)
-            phase = next((event["phase"] for event in reversed(events) if event.get("ev") == "phase"), "")
+            phase = next(
+                (event["phase"] for event in reversed(events) if event.get("ev") == "phase"), ""
+            )
             if step >= FLOW_STEPS and phase == "Saving":  # the latest possible moment
                 return True
             if step >= fault.at_step if fault.phase == "Training" else phase == fault.phase:
@@ -304,7 +328,9 @@ class ChaosWorker:
             time.sleep(POLL_EVERY_S)
         return True
 
-    def _check_run(self, run_id: str, reference: Reference, *, is_killed: bool, was_out_of_memory: bool) -> list[str]:
+    def _check_run(
+        self, run_id: str, reference: Reference, *, is_killed: bool, was_out_of_memory: bool
+    ) -> list[str]:
         run = wait_until_final(self._client, run_id, timeout_s=END_TIMEOUT_S)
         if run is None:
             last = retry_until_answered(lambda: self._client.runs.get(run_id)).status.conditions[-1]
@@ -355,7 +381,13 @@ def run_chaos(
 ) -> Tally:
     """Run a trial in a folder, and leave no process, mount, loop device, or cgroup behind."""
     tally = Tally(seed)
-    kinds = list(SHORT_KINDS[:faults]) if short else [only] * faults if only else apportion_kinds(faults)
+    kinds = (
+        list(SHORT_KINDS[:faults])
+        if short
+        else [only] * faults
+        if only
+        else apportion_kinds(faults)
+    )
     if on_postgresql:
         kinds += [DATABASE] * max(1, len(kinds) // 12)
     tally.wanted = len(kinds)
@@ -364,7 +396,12 @@ def run_chaos(
 
         def begin(number: int) -> ChaosWorker:
             workers = ChaosWorker(
-                folder, tally, number=number, is_short=short, ends_at_s=ends_at_s, on_postgresql=on_postgresql
+                folder,
+                tally,
+                number=number,
+                is_short=short,
+                ends_at_s=ends_at_s,
+                on_postgresql=on_postgresql,
             )
             ends.callback(workers.close)
             return workers
@@ -382,7 +419,9 @@ def run_chaos(
     return tally
 
 
-def plan_runs(kinds: list[str], *, seed: int, is_short: bool) -> tuple[deque[RunPlan], deque[RunPlan]]:
+def plan_runs(
+    kinds: list[str], *, seed: int, is_short: bool
+) -> tuple[deque[RunPlan], deque[RunPlan]]:
     """Return the runs of a trial in two consecutive lists: those with a memory fault, and all
     others.
 
@@ -413,32 +452,46 @@ def _create_disk(folder: Path) -> disks.Disk | None:
 
 
 def format_table(tally: Tally) -> str:
-    lines = [f"seed {tally.seed}: {tally.faults} faults, {tally.runs} runs, {tally.attempts} attempts in "]
+    lines = [
+        f"seed {tally.seed}: {tally.faults} faults, {tally.runs} runs, {tally.attempts} attempts "
+        "in "
+    ]
     lines[0] += f"{tally.seconds:.0f} s; {len(tally.problems)} problems"
     lines += [f"  {name:24} {count:5}" for name, count in sorted(tally.kinds.items())]
     lines += [f"    {name:22} {count:5}" for name, count in sorted(tally.struck.items())]
     lines += [f"  {name:24} not run: {reason}" for name, reason in sorted(tally.not_run.items())]
     lines += [f"  phases: {dict(tally.phases)}", f"  ends: {dict(tally.ends)}"]
-    lines += [f"  missed, tried again with another run: {dict(tally.missed)}"] if tally.missed else []
+    lines += (
+        [f"  missed, tried again with another run: {dict(tally.missed)}"] if tally.missed else []
+    )
     lines += [f"  server back at the latest after {tally.slowest_answer_s:.1f} s"]
     return "\n".join([*lines, *(f"  WRONG {problem}" for problem in tally.problems)])
 
 
 def _run_trial(arguments: argparse.Namespace, folder: Path) -> int:
     if arguments.kill_server:
-        numbers = trials.kill_server_repeatedly(folder, kills=arguments.kill_server, seed=arguments.seed)
+        numbers = trials.kill_server_repeatedly(
+            folder, kills=arguments.kill_server, seed=arguments.seed
+        )
     elif arguments.power_cuts:
-        numbers = trials.cut_power_while_writing(folder, cuts=arguments.power_cuts, seed=arguments.seed)
+        numbers = trials.cut_power_while_writing(
+            folder, cuts=arguments.power_cuts, seed=arguments.seed
+        )
     elif arguments.notice:
         numbers = detection.measure_detection(folder, times=arguments.notice, seed=arguments.seed)
     elif arguments.starve:
         numbers = detection.run_starved(folder, seconds=arguments.starve, seed=arguments.seed)
     elif arguments.nth:
         numbers = syscall_faults.inject_nth_failures(
-            folder, share=arguments.nth, seed=arguments.seed, only=arguments.operation or syscall_faults.OPERATIONS
+            folder,
+            share=arguments.nth,
+            seed=arguments.seed,
+            only=arguments.operation or syscall_faults.OPERATIONS,
         )
     elif arguments.checkpoint_cuts:
-        numbers = checkpoint_cuts.cut_power_while_saving(folder, cuts=arguments.checkpoint_cuts, seed=arguments.seed)
+        numbers = checkpoint_cuts.cut_power_while_saving(
+            folder, cuts=arguments.checkpoint_cuts, seed=arguments.seed
+        )
     else:
         numbers = trials.repeat_create(
             folder, creates=arguments.replays, threads=arguments.threads, seed=arguments.seed
@@ -451,28 +504,63 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--faults", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--short", action="store_true", help="a dozen of eight kinds, in half a minute")
-    parser.add_argument("--minutes", type=float, help="end after that long, with the numbers so far")
+    parser.add_argument(
+        "--short", action="store_true", help="a dozen of eight kinds, in half a minute"
+    )
+    parser.add_argument(
+        "--minutes", type=float, help="end after that long, with the numbers so far"
+    )
     parser.add_argument("--only", choices=list(WEIGHTS), help="faults of one kind")
-    parser.add_argument("--worlds", type=int, help=f"instances side by side; {WORLDS}, in the short form 1")
-    parser.add_argument("--postgresql", action="store_true", help="the store is PostgreSQL, which is killed as well")
-    parser.add_argument("--kill-server", type=int, metavar="N", help="instead: kill the server N times during one run")
-    parser.add_argument("--power-cuts", type=int, metavar="N", help="instead: cut the database's power N times")
     parser.add_argument(
-        "--checkpoint-cuts", type=int, metavar="N", help="instead: cut a saving trainer's power N times"
+        "--worlds", type=int, help=f"instances side by side; {WORLDS}, in the short form 1"
     )
     parser.add_argument(
-        "--notice", type=int, metavar="N", help="instead: measure how soon a death is reported, N times each kind"
+        "--postgresql", action="store_true", help="the store is PostgreSQL, which is killed as well"
     )
     parser.add_argument(
-        "--starve", type=float, metavar="SECONDS", help="instead: train under a load of twice the cores"
+        "--kill-server",
+        type=int,
+        metavar="N",
+        help="instead: kill the server N times during one run",
     )
-    parser.add_argument("--nth", type=float, metavar="SHARE", help="instead: fail every n-th system call, or a share")
     parser.add_argument(
-        "--operation", choices=list(syscall_faults.OPERATIONS), action="append", help="for --nth: these alone"
+        "--power-cuts", type=int, metavar="N", help="instead: cut the database's power N times"
     )
     parser.add_argument(
-        "--replays", type=int, metavar="N", help="instead: create one run N times while answers are lost"
+        "--checkpoint-cuts",
+        type=int,
+        metavar="N",
+        help="instead: cut a saving trainer's power N times",
+    )
+    parser.add_argument(
+        "--notice",
+        type=int,
+        metavar="N",
+        help="instead: measure how soon a death is reported, N times each kind",
+    )
+    parser.add_argument(
+        "--starve",
+        type=float,
+        metavar="SECONDS",
+        help="instead: train under a load of twice the cores",
+    )
+    parser.add_argument(
+        "--nth",
+        type=float,
+        metavar="SHARE",
+        help="instead: fail every n-th system call, or a share",
+    )
+    parser.add_argument(
+        "--operation",
+        choices=list(syscall_faults.OPERATIONS),
+        action="append",
+        help="for --nth: these alone",
+    )
+    parser.add_argument(
+        "--replays",
+        type=int,
+        metavar="N",
+        help="instead: create one run N times while answers are lost",
     )
     parser.add_argument("--threads", type=int, default=50, help="for --replays")
     parser.add_argument("--keep", action="store_true", help="keep the logs and say where they are")

@@ -64,7 +64,10 @@ def cut_power_while_saving(folder: Path, *, cuts: int, seed: int) -> dict[str, A
             disk.come_back()
             after = write_attempt(run, cut + 1, save_every_steps=1)
             newest = _select_checkpoint(after)
-            found += [f"cut {cut}: {problem}" for problem in _check_disk(attempt, announced, resumed, newest, losses)]
+            found += [
+                f"cut {cut}: {problem}"
+                for problem in _check_disk(attempt, announced, resumed, newest, losses)
+            ]
             saved += announced is not None
             inside += is_saving
             for other in run.glob("attempts/*"):
@@ -90,7 +93,12 @@ def write_attempt(run: Path, number: int, *, save_every_steps: int) -> Path:
     attempt = run / "attempts" / str(number)
     (attempt / "logs").mkdir(parents=True)
     settings = {
-        "hyperparameters": {"epochs": MOST_STEPS, "maxSteps": MOST_STEPS, "batchSize": 8, "microBatchSize": 8},
+        "hyperparameters": {
+            "epochs": MOST_STEPS,
+            "maxSteps": MOST_STEPS,
+            "batchSize": 8,
+            "microBatchSize": 8,
+        },
         "checkpoint": {"every": {"steps": save_every_steps}},
         "validation": {"every": {"steps": MOST_STEPS}, "maxSamples": 4},
     }
@@ -101,7 +109,8 @@ def write_attempt(run: Path, number: int, *, save_every_steps: int) -> Path:
     flow = {"name": "Cuts", "schema": "v1", "tolerations": {}, "settings": {}, "blocks": blocks}
     document = {"kind": "Run", "workspaceId": "o", "runId": "r", "spec": {"flow": flow}}
     rundir.write_json(
-        rundir.AttemptDir(attempt).run, {"run": document, "attempt": number, "threads": 1, "dataDir": str(run)}
+        rundir.AttemptDir(attempt).run,
+        {"run": document, "attempt": number, "threads": 1, "dataDir": str(run)},
     )
     return attempt
 
@@ -132,7 +141,9 @@ def _wait_for_events(attempt: Path, event: str, count: int) -> None:
 
 
 def _read_events(attempt: Path, name: str) -> list[dict[str, Any]]:
-    return [event for event in read_events(rundir.AttemptDir(attempt).events) if event.get("ev") == name]
+    return [
+        event for event in read_events(rundir.AttemptDir(attempt).events) if event.get("ev") == name
+    ]
 
 
 def _find_announced_step(attempt: Path) -> int | None:
@@ -142,13 +153,19 @@ def _find_announced_step(attempt: Path) -> int | None:
 
 def _is_saving(attempt: Path) -> bool:
     events = [
-        event for event in read_events(rundir.AttemptDir(attempt).events) if event.get("ev") in ("phase", "checkpoint")
+        event
+        for event in read_events(rundir.AttemptDir(attempt).events)
+        if event.get("ev") in ("phase", "checkpoint")
     ]
     return bool(events) and events[-1].get("phase") == "Saving"
 
 
 def _check_disk(
-    attempt: Path, announced: int | None, resumed: Path | None, newest: Path | None, losses: dict[int, float]
+    attempt: Path,
+    announced: int | None,
+    resumed: Path | None,
+    newest: Path | None,
+    losses: dict[int, float],
 ) -> list[str]:
     """Return the problems on the disk after a cut, and record the losses found there."""
     found = []
@@ -157,19 +174,27 @@ def _check_disk(
             found.append(f"{path.name} is torn")
     step = 0 if newest is None else (rundir.read_json(newest / rundir.MANIFEST) or {})["step"]
     if announced is not None and step < announced:
-        found.append(f"step {announced} was announced as saved, and the newest that is proven is of step {step}")
+        found.append(
+            f"step {announced} was announced as saved, and the newest that is proven is of step "
+            f"{step}"
+        )
     if resumed is not None and newest is None:
         found.append(f"{resumed} is gone")
     warnings = [event["message"] for event in _read_events(attempt, "warning")]
     found += [f"the trainer warned: {message}" for message in warnings if "damaged" in message]
     steps = _read_events(attempt, "step")
-    begun_after = (rundir.read_json(resumed / rundir.MANIFEST) or {}).get("step", 0) if resumed else 0
+    begun_after = (
+        (rundir.read_json(resumed / rundir.MANIFEST) or {}).get("step", 0) if resumed else 0
+    )
     if steps and steps[0]["step"] != begun_after + 1:
         found.append(f"resumed at step {steps[0]['step']} from a checkpoint of step {begun_after}")
     for event in steps:
         loss = event["values"]["loss"]
         if losses.setdefault(event["step"], loss) != loss:
-            found.append(f"step {event['step']} had a loss of {losses[event['step']]} before and now of {loss}")
+            found.append(
+                f"step {event['step']} had a loss of {losses[event['step']]} before and now of "
+                f"{loss}"
+            )
     if missing := sorted(set(range(1, step + 1)) - set(losses)):
         found.append(f"steps {missing[:5]} precede the checkpoint but have no event")
     return found
@@ -205,4 +230,8 @@ def _compare_losses(run: Path, losses: dict[int, float]) -> list[str]:
         os.waitpid(trainer, 0)
     calm = {event["step"]: event["values"]["loss"] for event in _read_events(attempt, "step")}
     wrong = [step for step in losses if calm.get(step) != losses[step]]
-    return [f"{len(wrong)} losses differ from the undisturbed trainer's, first at step {min(wrong)}"] if wrong else []
+    return (
+        [f"{len(wrong)} losses differ from the undisturbed trainer's, first at step {min(wrong)}"]
+        if wrong
+        else []
+    )

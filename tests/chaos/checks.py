@@ -36,7 +36,13 @@ def measure_reference(client: vi.Client, run: Run) -> Reference:
 
 
 def find_problems(
-    world: World, client: vi.Client, run: Run, reference: Reference, *, was_killed: bool, was_out_of_memory: bool
+    world: World,
+    client: vi.Client,
+    run: Run,
+    reference: Reference,
+    *,
+    was_killed: bool,
+    was_out_of_memory: bool,
 ) -> list[str]:
     """Return the problems of a run that has ended; ``was_out_of_memory``: the kernel killed its
     trainer.
@@ -51,7 +57,11 @@ def find_problems(
     if is_whole and hash_weights(client, run.run_id) != reference.sha256:
         found.append("the final weights differ from those of the undisturbed run")
     if run.condition is not None and run.condition.value == "Cancelled":
-        found += [f"Cancelled while {mark} lives" for _, mark in world.list_trainers() if run.run_id in mark]
+        found += [
+            f"Cancelled while {mark} lives"
+            for _, mark in world.list_trainers()
+            if run.run_id in mark
+        ]
     return [*found, *_check_leftovers(world, run)]
 
 
@@ -71,7 +81,9 @@ def get_evaluations(points: list[MetricPoint]) -> dict[int, dict[str, float]]:
 def hash_weights(client: vi.Client, run_id: str) -> str:
     """Return the hash of the newest checkpoint's weights after a download."""
     with tempfile.TemporaryDirectory() as folder:
-        model = retry_until_answered(lambda: client.models.download(run_id, save_dir=folder, show_progress=False))
+        model = retry_until_answered(
+            lambda: client.models.download(run_id, save_dir=folder, show_progress=False)
+        )
         return "+".join(sha256_of(path) for path in sorted(model.model_path.rglob("*.safetensors")))
 
 
@@ -79,7 +91,10 @@ def _check_end(run: Run, *, was_killed: bool, was_out_of_memory: bool) -> Iterat
     """Check the final condition. A run that the kernel killed must be Failed with OutOfMemory."""
     last = run.status.conditions[-1]
     right = {"Cancelled", "Succeeded"} if was_killed else {"Succeeded"}
-    is_out_of_memory = was_out_of_memory and (last.condition.value, last.reason) == ("Failed", "OutOfMemory")
+    is_out_of_memory = was_out_of_memory and (last.condition.value, last.reason) == (
+        "Failed",
+        "OutOfMemory",
+    )
     if last.condition.value not in right and not is_out_of_memory:
         yield f"ended as {last.condition.value} ({last.reason}): {last.message}"
 
@@ -104,7 +119,9 @@ def _check_overlaps(world: World, run: Run) -> Iterator[str]:
             yield f"attempts {one} and {other} trained at the same time"
 
 
-def _check_metrics(points: list[MetricPoint], reference: Reference, *, is_whole: bool) -> Iterator[str]:
+def _check_metrics(
+    points: list[MetricPoint], reference: Reference, *, is_whole: bool
+) -> Iterator[str]:
     """Check that each attempt has each step once, without gaps between attempts, and with equal
     values.
 
@@ -119,7 +136,8 @@ def _check_metrics(points: list[MetricPoint], reference: Reference, *, is_whole:
         seen.add(key)
         if is_step:
             if point.step > last_step + 1:
-                yield f"steps {last_step + 1} to {point.step - 1} are missing (before attempt {point.attempt})"
+                missing = f"steps {last_step + 1} to {point.step - 1}"
+                yield f"{missing} are missing (before attempt {point.attempt})"
             last_step = point.step
     for what, found, wanted in (
         ("losses", get_losses(points), reference.losses),
@@ -134,7 +152,11 @@ def _check_metrics(points: list[MetricPoint], reference: Reference, *, is_whole:
 def _check_leftovers(world: World, run: Run) -> Iterator[str]:
     deadline_s = time.monotonic() + EXIT_TIMEOUT_S
     while True:
-        left = [mark for _, mark in (*world.list_trainers(), *world.list_supervisors()) if f"/{run.run_id}/" in mark]
+        left = [
+            mark
+            for _, mark in (*world.list_trainers(), *world.list_supervisors())
+            if f"/{run.run_id}/" in mark
+        ]
         if not left or time.monotonic() > deadline_s:
             break
         time.sleep(0.1)

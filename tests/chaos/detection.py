@@ -66,7 +66,12 @@ def measure_detection(folder: Path, *, times: int, seed: int) -> dict[str, Any]:
                         seconds.setdefault(case, []).append(_measure(world, client, case, words))
                     except (AssertionError, TimeoutError) as error:
                         found.append(f"{case}, time {time_number}: {error}")
-                    print(f"\r{case}: {time_number}/{times}, {len(found)} wrong  ", end="", file=sys.stderr, flush=True)
+                    print(
+                        f"\r{case}: {time_number}/{times}, {len(found)} wrong  ",
+                        end="",
+                        file=sys.stderr,
+                        flush=True,
+                    )
         return {"times": times, "notRun": not_run, **_summarize(seconds), "problems": found}
     finally:
         world.close()
@@ -75,7 +80,11 @@ def measure_detection(folder: Path, *, times: int, seed: int) -> dict[str, Any]:
 def _find_missing_requirement(case: str, world: World) -> str | None:
     if case == "trainer exit 1":
         return find_missing_requirement("disk", "eio-trainer", world)
-    return find_missing_requirement("memory", "trainer", world) if case == "trainer out of memory" else None
+    return (
+        find_missing_requirement("memory", "trainer", world)
+        if case == "trainer out of memory"
+        else None
+    )
 
 
 def _measure(world: World, client: vi.Client, case: str, words: str) -> float:
@@ -88,7 +97,9 @@ def _measure(world: World, client: vi.Client, case: str, words: str) -> float:
         victim = trainer if case.startswith("trainer") else supervisor
         _wait_until(lambda: processes.check_liveness(victim) == "dead", DIES_WITHIN_S, "the death")
         died_s = time.monotonic()
-        _wait_until(lambda: words in _describe(client.runs.get(run_id)), NOTICED_WITHIN_S, f"{words!r}")
+        _wait_until(
+            lambda: words in _describe(client.runs.get(run_id)), NOTICED_WITHIN_S, f"{words!r}"
+        )
         return time.monotonic() - died_s
     finally:
         if repair is not None:
@@ -126,14 +137,18 @@ def _start_run(world: World, client: vi.Client) -> str:
     run_id = str(uuid.uuid4())
     client.runs.create(flow=flow, run_id=run_id)
     _wait_until(
-        lambda: any(event.get("ev") == "step" for event in world.list_events(run_id)), TRAINS_WITHIN_S, "the first step"
+        lambda: any(event.get("ev") == "step" for event in world.list_events(run_id)),
+        TRAINS_WITHIN_S,
+        "the first step",
     )
     return run_id
 
 
 def _describe(run: Run) -> str:
     """Return the causes of ended attempts and the newest condition's message."""
-    return " ".join([*(attempt.cause for attempt in run.status.attempts), run.status.conditions[-1].message])
+    return " ".join(
+        [*(attempt.cause for attempt in run.status.attempts), run.status.conditions[-1].message]
+    )
 
 
 def _summarize(seconds: dict[str, list[float]]) -> dict[str, Any]:
@@ -156,12 +171,18 @@ def run_starved(folder: Path, *, seconds: float, seed: int) -> dict[str, Any]:
         with world.client() as client:
             run_id = _start_run(world, client)
             count = 2 * (os.cpu_count() or 1)
-            spinning += [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+            spinning += [
+                subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)
+            ]
             ends_at_s = time.monotonic() + seconds
             found: list[str] = []
             while time.monotonic() < ends_at_s and not found:
                 run = client.runs.get(run_id)
-                if len(run.status.attempts) != 1 or run.status.attempts[0].cause or "heard" in _describe(run):
+                if (
+                    len(run.status.attempts) != 1
+                    or run.status.attempts[0].cause
+                    or "heard" in _describe(run)
+                ):
                     found.append(f"the lease was lost: {_describe(run)}")
                 time.sleep(0.5)
             steps = sum(event.get("ev") == "step" for event in world.list_events(run_id))

@@ -24,7 +24,9 @@ def find_missing_requirement() -> str | None:
     """Return what this machine lacks for such a disk; None if it lacks nothing."""
     if os.geteuid() != 0:
         return "needs root"
-    missing = [name for name in ("mkfs.ext4", "losetup", "mount", "umount") if shutil.which(name) is None]
+    missing = [
+        name for name in ("mkfs.ext4", "losetup", "mount", "umount") if shutil.which(name) is None
+    ]
     if missing:
         return f"needs {', '.join(missing)}"
     return None if Path("/dev/loop-control").exists() else "needs loop devices"
@@ -47,7 +49,9 @@ class Disk:
 
     def cut_power(self) -> None:
         """Cut the power: users of the disk get EIO. Call ``come_back`` once they have ended."""
-        assert self.folder.stat().st_dev != Path("/").stat().st_dev, "this is the machine's own disk"
+        assert self.folder.stat().st_dev != Path("/").stat().st_dev, (
+            "this is the machine's own disk"
+        )
         descriptor = os.open(self.folder, os.O_RDONLY)
         try:
             fcntl.ioctl(descriptor, SHUTDOWN, struct.pack("I", WITHOUT_FLUSHING))

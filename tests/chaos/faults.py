@@ -29,10 +29,32 @@ from runyard.ports import Identity
 # least.
 PARTS = {"server": 3, "controller": 2, "supervisor": 3, "trainer": 3, "warm": 1}
 # The weight of each kind, in thousandths.
-WEIGHTS = {"kill": 300, "stop": 200, "link": 200, "power": 100, "disk": 80, "memory": 40, "clock": 40, "abort": 40}
+WEIGHTS = {
+    "kill": 300,
+    "stop": 200,
+    "link": 200,
+    "power": 100,
+    "disk": 80,
+    "memory": 40,
+    "clock": 40,
+    "abort": 40,
+}
 # Added to the others on PostgreSQL, whose server process gets SIGKILL.
 DATABASE = "database"
-SHORT_KINDS = ("kill", "stop", "link", "memory", "disk", "kill", "clock", "link", "abort", "stop", "kill", "power")
+SHORT_KINDS = (
+    "kill",
+    "stop",
+    "link",
+    "memory",
+    "disk",
+    "kill",
+    "clock",
+    "link",
+    "abort",
+    "stop",
+    "kill",
+    "power",
+)
 PARTS_WITHOUT_RUN = ("server", "controller", "warm")
 PHASES = ("Waiting", "Preparing", "Training", "Training", "Evaluating", "Saving", "Reporting")
 MEMORY = Path("/sys/fs/cgroup/memory")
@@ -51,7 +73,9 @@ class Fault:
     lasts_s: float
 
     def __str__(self) -> str:
-        return f"{self.kind}:{self.what} at {self.phase}" + (f" {self.at_step}" if self.phase == "Training" else "")
+        return f"{self.kind}:{self.what} at {self.phase}" + (
+            f" {self.at_step}" if self.phase == "Training" else ""
+        )
 
 
 def apportion_kinds(faults: int) -> list[str]:
@@ -64,18 +88,27 @@ def apportion_kinds(faults: int) -> list[str]:
     return [kind for kind, count in counts.items() for _ in range(count)]
 
 
-def draw_faults(choose: random.Random, kinds: tuple[str, ...], *, steps: int, longest_s: float) -> list[Fault]:
+def draw_faults(
+    choose: random.Random, kinds: tuple[str, ...], *, steps: int, longest_s: float
+) -> list[Fault]:
     """Return the faults of one run in order of time; a memory fault, which ends the run, is last.
 
     A run with a memory fault gets no other SIGKILL to a trainer, because the kernel counts
     out-of-memory kills for the whole machine.
     """
     ends_by_memory = "memory" in kinds
-    drawn = [_draw_fault(choose, kind, ends_by_memory, steps=steps, longest_s=longest_s) for kind in kinds]
-    return sorted(drawn, key=lambda fault: (fault.kind == "memory", PHASES.index(fault.phase), fault.at_step))
+    drawn = [
+        _draw_fault(choose, kind, ends_by_memory, steps=steps, longest_s=longest_s)
+        for kind in kinds
+    ]
+    return sorted(
+        drawn, key=lambda fault: (fault.kind == "memory", PHASES.index(fault.phase), fault.at_step)
+    )
 
 
-def _draw_fault(choose: random.Random, kind: str, ends_by_memory: bool, *, steps: int, longest_s: float) -> Fault:
+def _draw_fault(
+    choose: random.Random, kind: str, ends_by_memory: bool, *, steps: int, longest_s: float
+) -> Fault:
     """Draw one fault of a kind, with target, moment, and duration."""
     phase = choose.choice(PHASES[:4] if ends_by_memory else PHASES)
     at_step = choose.randrange(1, steps // 4) if ends_by_memory else choose.randrange(1, steps)
@@ -84,12 +117,19 @@ def _draw_fault(choose: random.Random, kind: str, ends_by_memory: bool, *, steps
     parts = [part for part in PARTS if part in PARTS_WITHOUT_RUN or phase != "Waiting"]
     parts = [part for part in parts if part != "trainer" or phase != "Reporting"]
     what = {
-        "kill": lambda: _draw_part(choose, [part for part in parts if not ends_by_memory or part in PARTS_WITHOUT_RUN]),
+        "kill": lambda: _draw_part(
+            choose, [part for part in parts if not ends_by_memory or part in PARTS_WITHOUT_RUN]
+        ),
         "stop": lambda: _draw_part(choose, parts),
         "link": lambda: choose.choice(LINK_FAULTS),
         "disk": lambda: choose.choice(("full", "eio-trainer", "eio-server")),
         "clock": lambda: choose.choice(("+3600", "-3600")),
-    }.get(kind, lambda: {"power": "cut", "memory": "trainer", "abort": "server", DATABASE: "postgresql"}[kind])()
+    }.get(
+        kind,
+        lambda: {"power": "cut", "memory": "trainer", "abort": "server", DATABASE: "postgresql"}[
+            kind
+        ],
+    )()
     if what == "eio-trainer":
         phase, at_step = "Training", min(at_step, steps // 2)  # it saves every eight steps
     lasts_s = choose.uniform(0.2, longest_s) + (CLOCK_STEPS_WITHIN_S if kind == "clock" else 0)
@@ -106,7 +146,11 @@ def find_missing_requirement(kind: str, what: str, world: World) -> str | None:
         return "needs a loop device"
     if kind == "disk" and what == "full" and world.disk is None:
         return "needs a loop device"
-    if kind == "disk" and what.startswith("eio") and (os.geteuid() != 0 or shutil.which("strace") is None):
+    if (
+        kind == "disk"
+        and what.startswith("eio")
+        and (os.geteuid() != 0 or shutil.which("strace") is None)
+    ):
         return "needs strace, as root"
     if kind == "memory" and not os.access(MEMORY / "cgroup.procs", os.W_OK):
         return "needs a writable memory cgroup (version 1)"
@@ -119,7 +163,9 @@ def inject(fault: Fault, world: World) -> Repair | None:
     """Inject a fault now; return its repair, or None without a target."""
     match fault.kind:
         case "kill" | "abort" | "database":
-            return _signal_part(world, fault.what, signal.SIGABRT if fault.kind == "abort" else signal.SIGKILL)
+            return _signal_part(
+                world, fault.what, signal.SIGABRT if fault.kind == "abort" else signal.SIGKILL
+            )
         case "stop":
             return _suspend_part(world, fault.what)
         case "link":
@@ -170,14 +216,21 @@ def _send_signal(identity: Identity, number: int) -> None:
 
 
 def fail_fsync(world: World, part: str, *, which: str = "1") -> Repair | None:
-    """Let a tracer fail the next fsync or fdatasync of a part with EIO, or all of them with ``1+``."""
+    """Let a tracer fail the next fsync or fdatasync of a process with EIO, or all with ``1+``."""
     identity = world.find_process(part)
     if identity is None:
         return None
     seen = world.logs / f"strace-{identity.pid}"
     command = ["strace", "-f", "-q", "-o", str(seen), "-p", str(identity.pid)]
-    command += ["-e", "trace=fsync,fdatasync", "-e", f"inject=fsync,fdatasync:error=EIO:when={which}"]
-    tracer = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command += [
+        "-e",
+        "trace=fsync,fdatasync",
+        "-e",
+        f"inject=fsync,fdatasync:error=EIO:when={which}",
+    ]
+    tracer = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
 
     def has_struck() -> bool:
         with contextlib.suppress(OSError):

@@ -82,7 +82,9 @@ class Link:
                 far.settimeout(None)
                 with self._guard:
                     self._open |= {near, far}
-                there = threading.Thread(target=self._copy_data, args=(near, far, False), daemon=True)
+                there = threading.Thread(
+                    target=self._copy_data, args=(near, far, False), daemon=True
+                )
                 there.start()
                 self._copy_data(far, near, True)
                 there.join()
@@ -95,7 +97,9 @@ class Link:
             while data := source.recv(PIECE_BYTES):
                 if self._fault == "slow":
                     time.sleep(SLOW_S)
-                if is_answer and (self._fault == "no-answers" or self._random.random() < self.answer_loss_rate):
+                if is_answer and (
+                    self._fault == "no-answers" or self._random.random() < self.answer_loss_rate
+                ):
                     self.lost_answers += 1
                     break
                 if self._fault == "half-open":

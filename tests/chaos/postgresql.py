@@ -51,7 +51,13 @@ class PostgreSql:
     @property
     def command(self) -> list[str]:
         return [
-            *(str(self._programs / "postgres"), "-D", str(self._data), "-k", str(self.socket_folder)),
+            *(
+                str(self._programs / "postgres"),
+                "-D",
+                str(self._data),
+                "-k",
+                str(self.socket_folder),
+            ),
             *("-c", "listen_addresses=", "-c", "shared_buffers=16MB"),
         ]
 
@@ -65,7 +71,9 @@ class PostgreSql:
         deadline_s = time.monotonic() + START_TIMEOUT_S
         while True:
             try:
-                psycopg.connect(host=str(self.socket_folder), user="postgres", dbname="postgres").close()
+                psycopg.connect(
+                    host=str(self.socket_folder), user="postgres", dbname="postgres"
+                ).close()
                 return
             except psycopg.OperationalError:
                 assert time.monotonic() < deadline_s, "PostgreSQL is not up"

@@ -171,13 +171,19 @@ class ServerOperation(Operation):
         }
 
     async def _ask(self, server: Any, clients: dict[str, Any]) -> bool:
-        """Send the request once. A repeat may be answered as done already, which counts as success."""
+        """Send the request once.
+
+        A repeat may be answered as done already, which counts as success.
+        """
         path = server.path(f"runs/{RUN}")
         if self.name == "create":
             return (await clients["api"].put(path, json=_BODY)).status_code in (200, 201)
         if self.name == "claim":
             answer = await clients["controller"].post("/internal/v1/claims", json=_OFFER)
-            return answer.status_code == 200 and (answer.json()["assignment"] or {}).get("attempt") == 1
+            return (
+                answer.status_code == 200
+                and (answer.json()["assignment"] or {}).get("attempt") == 1
+            )
         if self.name == "finish":
             return await _finish(clients["attempt"]) in (200, 204, 409)
         return (await clients["api"].delete(path)).status_code in (204, 404)
@@ -216,8 +222,20 @@ _ATTEMPTS = {"create": 0, "claim": 1, "finish": 1, "delete": 0}
 
 
 async def _finish(client: Any) -> int:
-    result = {"outcome": "Succeeded", "reason": "Completed", "message": "done", "checkpoint": "epoch-1"}
-    body = {"exit_code": 0, "signal": None, "group_empty": True, "cause": "exit code 0", "time": 5, "result": result}
+    result = {
+        "outcome": "Succeeded",
+        "reason": "Completed",
+        "message": "done",
+        "checkpoint": "epoch-1",
+    }
+    body = {
+        "exit_code": 0,
+        "signal": None,
+        "group_empty": True,
+        "cause": "exit code 0",
+        "time": 5,
+        "result": result,
+    }
     return int((await client.post("/internal/v1/attempt/finish", json=body)).status_code)
 
 
@@ -269,7 +287,11 @@ class SaveOperation(Operation):
             found.append("was acknowledged and is not there")
         if "step-2" not in names:
             self._save(attempt, 2)
-        if [path.name for path, manifest in rundir.list_checkpoints(attempt) if rundir.is_proven(path, manifest)] != [
+        if [
+            path.name
+            for path, manifest in rundir.list_checkpoints(attempt)
+            if rundir.is_proven(path, manifest)
+        ] != [
             "step-1",
             "step-2",
         ]:
@@ -302,11 +324,19 @@ class SaveOperation(Operation):
         begin: Callable[[], None] = lambda: None,
         end: Callable[[bool], None] = lambda _: None,
     ) -> None:
-        from runyard.trainer.checkpoints.checkpoint import SavedCheckpoint, collect_contents, save_checkpoint
+        from runyard.trainer.checkpoints.checkpoint import (
+            SavedCheckpoint,
+            collect_contents,
+            save_checkpoint,
+        )
 
         made = self._get_state(attempt)
         made.progress.step = step
-        before = SavedCheckpoint("step-1", rundir.AttemptDir(attempt).checkpoints / "step-1") if step > 1 else None
+        before = (
+            SavedCheckpoint("step-1", rundir.AttemptDir(attempt).checkpoints / "step-1")
+            if step > 1
+            else None
+        )
 
         def save() -> bool:
             try:
@@ -314,7 +344,9 @@ class SaveOperation(Operation):
                     attempt,
                     f"step-{step}",
                     made.model,
-                    collect_contents(made.model, made.optimizers, made.progress, run_document=made.run_document),
+                    collect_contents(
+                        made.model, made.optimizers, made.progress, run_document=made.run_document
+                    ),
                     metrics={},
                     is_best=False,
                     previous=before,
@@ -372,9 +404,20 @@ def inject_nth_failures(
             problems, has_struck = _inject_failure(operation, injection, folder, whole)
             found += [f"{injection}: {problem}" for problem in problems]
             done[name] += has_struck
-            print(f"\r{injection}, {done.total()} done, {len(found)} wrong   ", end="", file=sys.stderr, flush=True)
+            print(
+                f"\r{injection}, {done.total()} done, {len(found)} wrong   ",
+                end="",
+                file=sys.stderr,
+                flush=True,
+            )
     seconds = round(time.monotonic() - began_s)
-    return {"injections": done.total(), "of": dict(done), "calls": calls, "seconds": seconds, "problems": found}
+    return {
+        "injections": done.total(),
+        "of": dict(done),
+        "calls": calls,
+        "seconds": seconds,
+        "problems": found,
+    }
 
 
 def _make_folder(folder: Path) -> Path:
@@ -415,17 +458,26 @@ def _count_calls(operation: Operation, folder: Path, whole: Path) -> dict[str, i
     return {call: max(of_threads.values(), default=0) for call, of_threads in counts.items()}
 
 
-def _inject_failure(operation: Operation, injection: Injection, folder: Path, whole: Path) -> tuple[list[str], bool]:
+def _inject_failure(
+    operation: Operation, injection: Injection, folder: Path, whole: Path
+) -> tuple[list[str], bool]:
     copy = _copy_folder(whole, folder)
     seen = folder / "seen"
     names = CALLS[injection.call]
-    options = ["-e", f"trace={names}", "-e", f"inject={names}:{FAULTS[injection.fault]}:when={injection.n}"]
+    options = [
+        "-e",
+        f"trace={names}",
+        "-e",
+        f"inject={names}:{FAULTS[injection.fault]}:when={injection.n}",
+    ]
     said = _perform_traced(operation, copy, options, seen)
     has_struck = "INJECTED" in seen.read_text() or "killed by SIGKILL" in seen.read_text()
     problems = []
     if said not in ("acknowledged", "refused", "killed"):
         problems.append(said)
-    problems += _run_in_child(lambda: operation.check(copy, was_acknowledged=said == "acknowledged")) or []
+    problems += (
+        _run_in_child(lambda: operation.check(copy, was_acknowledged=said == "acknowledged")) or []
+    )
     return problems, has_struck
 
 
@@ -447,7 +499,9 @@ def _perform_traced(operation: Operation, folder: Path, options: list[str], seen
     if pid == 0:
         _run_and_exit(
             lambda: operation.perform(
-                folder, lambda: _wait_for_go(go_reader, status_writer), lambda ok: _acknowledge(status_writer, ok)
+                folder,
+                lambda: _wait_for_go(go_reader, status_writer),
+                lambda ok: _acknowledge(status_writer, ok),
             ),
             output,
         )
@@ -474,7 +528,10 @@ def _perform_traced(operation: Operation, folder: Path, options: list[str], seen
     if os.WIFSIGNALED(status):
         return said or "killed"
     if os.WEXITSTATUS(status) != 0:
-        return f"ended with {os.WEXITSTATUS(status)} after it was {said or 'begun'}: {output.read_text()[-2000:]}"
+        return (
+            f"ended with {os.WEXITSTATUS(status)} after it was {said or 'begun'}: "
+            f"{output.read_text()[-2000:]}"
+        )
     return said or "refused"
 
 

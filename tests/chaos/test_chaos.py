@@ -1,4 +1,4 @@
-"""The short form of ``make chaos``: a dozen real faults, of as many kinds as this machine supports."""
+"""The short form of ``make chaos``: a dozen real faults, of as many kinds as possible here."""
 
 import json
 import subprocess

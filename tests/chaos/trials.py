@@ -50,7 +50,13 @@ def repeat_create(folder: Path, *, creates: int, threads: int, seed: int) -> dic
         if world.link.lost_answers == 0:
             found.append("no answer was lost, so nothing was shown")
         lost = world.link.lost_answers
-        return {"creates": creates, "threads": threads, "answered": answered, "lostAnswers": lost, "problems": found}
+        return {
+            "creates": creates,
+            "threads": threads,
+            "answered": answered,
+            "lostAnswers": lost,
+            "problems": found,
+        }
     finally:
         world.close()
 
@@ -94,9 +100,13 @@ def kill_server_repeatedly(folder: Path, *, kills: int, seed: int) -> dict[str, 
                 found.append(f"the run ended as {ended and ended.condition}")
             if len(trainers) != 1 or ended is None or len(ended.status.attempts) != 1:
                 found.append(f"there were {len(trainers)} trainers")
-            if len(get_losses(after)) != kills * STEPS_A_KILL or [p.step for p in after] != [p.step for p in before]:
+            if len(get_losses(after)) != kills * STEPS_A_KILL or [p.step for p in after] != [
+                p.step for p in before
+            ]:
                 found.append(f"{len(after)} points instead of {len(before)}")
-            if get_losses(after) != get_losses(before) or get_evaluations(after) != get_evaluations(before):
+            if get_losses(after) != get_losses(before) or get_evaluations(after) != get_evaluations(
+                before
+            ):
                 found.append("the points differ from the undisturbed run's")
             if hash_weights(client, run_id) != hash_weights(client, calm):
                 found.append("the weights differ from the undisturbed run's")
@@ -130,7 +140,9 @@ def cut_power_while_writing(folder: Path, *, cuts: int, seed: int) -> dict[str, 
             writing = threading.Event()
             writing.set()
             writers = [
-                threading.Thread(target=_write_runs, args=(world, writing, acknowledged, cut, number))
+                threading.Thread(
+                    target=_write_runs, args=(world, writing, acknowledged, cut, number)
+                )
                 for number in range(WRITERS)
             ]
             for writer in writers:
@@ -157,7 +169,9 @@ def cut_power_while_writing(folder: Path, *, cuts: int, seed: int) -> dict[str, 
         disk.close()
 
 
-def _write_runs(world: World, writing: threading.Event, acknowledged: dict[str, str], cut: int, number: int) -> None:
+def _write_runs(
+    world: World, writing: threading.Event, acknowledged: dict[str, str], cut: int, number: int
+) -> None:
     """Create runs, and record those whose creation was acknowledged."""
     with world.client() as client, contextlib.suppress(vi.ViError):
         count = 0
@@ -170,11 +184,17 @@ def _write_runs(world: World, writing: threading.Event, acknowledged: dict[str, 
 
 def _find_lost(world: World, acknowledged: dict[str, str], cut: int) -> list[str]:
     with world.client() as client:
-        there = {run.run_id: run for run in client.runs.list(pagination={"page_size": 1000}).all_items()}
+        there = {
+            run.run_id: run for run in client.runs.list(pagination={"page_size": 1000}).all_items()
+        }
     found = [
-        f"cut {cut}: run {run_id} ({name}) is lost" for run_id, name in acknowledged.items() if run_id not in there
+        f"cut {cut}: run {run_id} ({name}) is lost"
+        for run_id, name in acknowledged.items()
+        if run_id not in there
     ]
-    with contextlib.closing(sqlite3.connect(f"file:{world.server_dir}/server.db?mode=ro", uri=True)) as database:
+    with contextlib.closing(
+        sqlite3.connect(f"file:{world.server_dir}/server.db?mode=ro", uri=True)
+    ) as database:
         verdict = database.execute("PRAGMA integrity_check").fetchone()[0]
     return found if verdict == "ok" else [*found, f"cut {cut}: the database says {verdict}"]
 

@@ -45,7 +45,12 @@ FLOW: dict[str, Any] = {
         {
             "block": "vi-model",
             "settings": {
-                "hyperparameters": {"epochs": 1000, "maxSteps": FLOW_STEPS, "batchSize": 8, "microBatchSize": 8},
+                "hyperparameters": {
+                    "epochs": 1000,
+                    "maxSteps": FLOW_STEPS,
+                    "batchSize": 8,
+                    "microBatchSize": 8,
+                },
                 "checkpoint": {"every": {"steps": 8}},
                 "validation": {"every": {"steps": 16}, "maxSamples": 4},
             },
@@ -97,7 +102,10 @@ class World:
         return self._postgresql is not None
 
     def start(self, *, with_controller: bool = True) -> None:
-        """Start the instance; without ``with_controller`` only the server, so that nothing trains."""
+        """Start the instance.
+
+        Without ``with_controller`` only the server, so that nothing trains.
+        """
         self.set_clock_offset(0)
         for folder in (self.server_dir, self.machine_dir / "secrets"):
             folder.mkdir(parents=True, mode=0o700, exist_ok=True)
@@ -107,7 +115,10 @@ class World:
         self.start_child("server")
         self.wait_until_up()
         credentials = read_json(self.server_dir / "credentials.json") or {}
-        self.organization_id, self.secret_key = credentials["organization_id"], credentials["secret_key"]
+        self.organization_id, self.secret_key = (
+            credentials["organization_id"],
+            credentials["secret_key"],
+        )
         self.write_link_endpoint()
         if with_controller:
             self.start_child("controller")
@@ -119,14 +130,21 @@ class World:
         it.
         """
         known = read_json(self.server_dir / "secrets" / "controller.json") or {}
-        key_file, server_file = self.machine_dir / "secrets" / "controller.json", self.machine_dir / "server.json"
+        key_file, server_file = (
+            self.machine_dir / "secrets" / "controller.json",
+            self.machine_dir / "server.json",
+        )
         key_file.write_text(json.dumps({"endpoint": self.link.endpoint, "key": known["key"]}))
         key_file.chmod(0o600)
         server_file.write_text(json.dumps({"endpoint": self.link.endpoint, "pid": os.getpid()}))
         os.sync()
 
     def start_child(self, name: str) -> None:
-        environ = {name: value for name, value in os.environ.items() if not name.startswith(("RUNYARD_", "DATATURE_"))}
+        environ = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("RUNYARD_", "DATATURE_"))
+        }
         environ |= {
             "RUNYARD_DATA_DIR": str(self.server_dir if name == "server" else self.machine_dir),
             "RUNYARD_PORT": str(self.port),
@@ -173,13 +191,17 @@ class World:
         """Wait until the server answers; return the seconds that took."""
         began_s = time.monotonic()
         while not self._is_healthy():
-            assert time.monotonic() - began_s < START_TIMEOUT_S, f"the server is not up; see {self.logs}/server.log"
+            assert time.monotonic() - began_s < START_TIMEOUT_S, (
+                f"the server is not up; see {self.logs}/server.log"
+            )
             time.sleep(0.02)
         return time.monotonic() - began_s
 
     def client(self, endpoint: str | None = None) -> vi.Client:
         endpoint = endpoint or f"http://127.0.0.1:{self.port}/"
-        return vi.Client(secret_key=self.secret_key, organization_id=self.organization_id, endpoint=endpoint)
+        return vi.Client(
+            secret_key=self.secret_key, organization_id=self.organization_id, endpoint=endpoint
+        )
 
     def list_supervisors(self) -> list[tuple[Identity, str]]:
         return processes.find_marked(processes.SUPERVISOR_MARK, self._is_own_mark)
@@ -308,9 +330,14 @@ class World:
         return bool(self.organization_id) and mark.startswith(self.organization_id + "/")
 
     def _is_healthy(self) -> bool:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
+        with (
+            contextlib.suppress(OSError),
+            socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection,
+        ):
             connection.settimeout(1)
-            connection.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+            connection.sendall(
+                b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
+            )
             return b" 200 " in connection.recv(200)
         return False
 
@@ -338,8 +365,14 @@ class World:
             training: dict[str, list[str]] = {}
             for identity, mark in self.list_trainers():
                 if not _is_at_gate(identity.pid):
-                    training.setdefault(mark.rpartition("/")[0], []).append(f"{mark} as {identity.pid}")
-            now = {" and ".join(sorted(who)) for who in training.values() if len({w.split()[0] for w in who}) > 1}
+                    training.setdefault(mark.rpartition("/")[0], []).append(
+                        f"{mark} as {identity.pid}"
+                    )
+            now = {
+                " and ".join(sorted(who))
+                for who in training.values()
+                if len({w.split()[0] for w in who}) > 1
+            }
             self.double_trainings += sorted(now & before)
             before = now
 
@@ -386,7 +419,9 @@ def wait_until_stopped(pids: list[int]) -> None:
 
 def _is_at_gate(pid: int) -> bool:
     with contextlib.suppress(OSError):
-        return any(str(entry.readlink()).startswith("pipe:") for entry in Path(f"/proc/{pid}/fd").iterdir())
+        return any(
+            str(entry.readlink()).startswith("pipe:") for entry in Path(f"/proc/{pid}/fd").iterdir()
+        )
     return True  # it has ended or is ending
 
 

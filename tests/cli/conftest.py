@@ -1,4 +1,4 @@
-"""What the tests of the command line share: a way to call it in this process, away from the machine's own settings."""
+"""Fixtures of the command-line tests: in-process calls, isolated from the machine's settings."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ Runyard = Callable[..., Result]
 
 @pytest.fixture(autouse=True)
 def _away_from_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No test reads this machine's credentials or variables, or leaves files where it was started."""
+    """No test reads this machine's credentials or variables, or leaves files in its folder."""
     for name in ("RUNYARD_DATA_DIR", "RUNYARD_PORT", "RUNYARD_HOST", "DATATURE_VI_SECRET_KEY"):
         monkeypatch.delenv(name, raising=False)
     for name in ("DATATURE_VI_ORGANIZATION_ID", "DATATURE_VI_API_ENDPOINT"):

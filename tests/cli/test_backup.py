@@ -23,7 +23,9 @@ def server(tmp_path: Path, eventually: Any) -> Iterator[Path]:
     data_dir = tmp_path / "data"
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RUNYARD_")}
     environ = kept | {"RUNYARD_DATA_DIR": str(data_dir), "RUNYARD_PORT": "0"}
-    process = subprocess.Popen([sys.executable, "-m", "runyard.server"], env=environ, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "runyard.server"], env=environ, stderr=subprocess.DEVNULL
+    )
     eventually(lambda: (data_dir / "server.json").exists(), timeout_s=60, what="the server is up")
     yield data_dir
     process.terminate()
@@ -39,7 +41,11 @@ def test_a_backup_is_taken_shown_and_restored(server: Path, runyard: Any, tmp_pa
         taken = runyard("backup", str(file), "--data-dir", data_dir, "--json")
         assert taken.exit_code == 0, taken.output
         told = json.loads(taken.stdout)
-        assert (told["file"], told["sizeBytes"], told["backup"]["rows"]["runs"]) == (str(file), file.stat().st_size, 1)
+        assert (told["file"], told["sizeBytes"], told["backup"]["rows"]["runs"]) == (
+            str(file),
+            file.stat().st_size,
+            1,
+        )
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
         assert [path.name for path in file.parent.glob("*one.backup*")] == ["one.backup"]
         again = runyard("backup", str(file), "--data-dir", data_dir)
@@ -49,7 +55,9 @@ def test_a_backup_is_taken_shown_and_restored(server: Path, runyard: Any, tmp_pa
         content = file.read_bytes()
         assert not any(word.encode() in content for word in (secret, secret[23:97], pepper))
 
-        verified = runyard("backup", "--verify", str(file), "--data-dir", str(tmp_path / "nowhere"), "--json")
+        verified = runyard(
+            "backup", "--verify", str(file), "--data-dir", str(tmp_path / "nowhere"), "--json"
+        )
         assert verified.exit_code == 0, verified.output
         assert json.loads(verified.stdout) == {**told, "isRestorable": True}
         check_rows_are_verified(runyard, content, tmp_path)
@@ -147,15 +155,21 @@ def test_a_server_that_is_away_leaves_no_file(runyard: Any, server: Path, tmp_pa
     credentials = json.loads((server / "credentials.json").read_text())
     away = tmp_path / "away"
     away.mkdir()
-    (away / "credentials.json").write_text(json.dumps({**credentials, "endpoint": "http://127.0.0.1:9/"}))
+    (away / "credentials.json").write_text(
+        json.dumps({**credentials, "endpoint": "http://127.0.0.1:9/"})
+    )
     result = runyard("backup", str(tmp_path / "none.backup"), "--data-dir", str(away))
     assert result.exit_code == 5
     assert not list(tmp_path.glob("*none.backup*"))
 
 
-def test_a_file_that_is_not_a_backup_is_rejected_without_a_server(runyard: Any, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_backup_is_rejected_without_a_server(
+    runyard: Any, tmp_path: Path
+) -> None:
     (tmp_path / "notes.txt").write_text("hello")
-    result = runyard("restore", str(tmp_path / "notes.txt"), "--yes", "--data-dir", str(tmp_path / "nowhere"))
+    result = runyard(
+        "restore", str(tmp_path / "notes.txt"), "--yes", "--data-dir", str(tmp_path / "nowhere")
+    )
     assert result.exit_code == 1
     assert "cannot be restored" in result.stderr
     assert runyard("restore", str(tmp_path / "none")).exit_code == 2

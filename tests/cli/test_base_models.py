@@ -1,4 +1,4 @@
-"""``runyard models add``, ``list --base`` and ``remove``: model folders of this machine, by name."""
+"""``runyard models add``, ``list --base`` and ``remove``: model folders of this machine."""
 
 import json
 import os
@@ -24,7 +24,11 @@ def make(folder: Path) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 @pytest.fixture
@@ -42,9 +46,13 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["qwen-2b", "Qwen/Qwen2.5-VL"])
 @pytest.mark.parametrize("link", [False, True])
-def test_a_model_is_added_listed_and_removed(runyard: Any, source: Path, tmp_path: Path, name: str, link: bool) -> None:
+def test_a_model_is_added_listed_and_removed(
+    runyard: Any, source: Path, tmp_path: Path, name: str, link: bool
+) -> None:
     data = ("--data-dir", str(tmp_path / "data"))
-    added = runyard("models", "add", str(source), "--name", name, *(("--link",) if link else ()), *data)
+    added = runyard(
+        "models", "add", str(source), "--name", name, *(("--link",) if link else ()), *data
+    )
     assert (added.exit_code, added.stdout) == (0, f"base:{name}\n"), added.output
     folder = tmp_path / "data" / "models" / name
     assert contents(folder) == contents(tmp_path / "cache" / "blobs")
@@ -66,11 +74,15 @@ def test_a_model_is_added_listed_and_removed(runyard: Any, source: Path, tmp_pat
     assert runyard("models", "remove", name, "--yes", *data).exit_code == 4
 
 
-def test_both_parts_of_a_checkpoint_are_added_and_its_training_state_is_not(runyard: Any, tmp_path: Path) -> None:
+def test_both_parts_of_a_checkpoint_are_added_and_its_training_state_is_not(
+    runyard: Any, tmp_path: Path
+) -> None:
     checkpoint = tmp_path / "epoch-1"
     make(checkpoint / "model_full")
     make(checkpoint / "model_adapter")
-    (checkpoint / "model_adapter" / "config.json").rename(checkpoint / "model_adapter" / "adapter_config.json")
+    (checkpoint / "model_adapter" / "config.json").rename(
+        checkpoint / "model_adapter" / "adapter_config.json"
+    )
     (checkpoint / "model_adapter" / "model.safetensors").rename(
         checkpoint / "model_adapter" / "adapter_model.safetensors"
     )
@@ -85,15 +97,36 @@ def test_both_parts_of_a_checkpoint_are_added_and_its_training_state_is_not(runy
 
 
 @pytest.mark.parametrize(
-    "name", ["", "..", ".hidden", "../x", "a/b/c", "/etc", "a//b", "x" * 200, "a b", "-x", "a/..", "base:x", "a\n"]
+    "name",
+    [
+        "",
+        "..",
+        ".hidden",
+        "../x",
+        "a/b/c",
+        "/etc",
+        "a//b",
+        "x" * 200,
+        "a b",
+        "-x",
+        "a/..",
+        "base:x",
+        "a\n",
+    ],
 )
-def test_a_name_that_no_flow_could_use_is_refused(runyard: Any, source: Path, tmp_path: Path, name: str) -> None:
-    answer = runyard("models", "add", str(source), f"--name={name}", "--data-dir", str(tmp_path / "data"))
+def test_a_name_that_no_flow_could_use_is_refused(
+    runyard: Any, source: Path, tmp_path: Path, name: str
+) -> None:
+    answer = runyard(
+        "models", "add", str(source), f"--name={name}", "--data-dir", str(tmp_path / "data")
+    )
     assert answer.exit_code == 2
     assert not (tmp_path / "data").exists()
 
 
-def test_what_no_trainer_would_open_is_not_added(runyard: Any, source: Path, tmp_path: Path) -> None:
+def test_what_no_trainer_would_open_is_not_added(
+    runyard: Any, source: Path, tmp_path: Path
+) -> None:
     data = ("--data-dir", str(tmp_path / "data"))
     assert runyard("models", "add", str(tmp_path / "nothing"), "--name", "x", *data).exit_code == 4
     (source / "modeling.py").write_text("")
@@ -102,7 +135,9 @@ def test_what_no_trainer_would_open_is_not_added(runyard: Any, source: Path, tmp
     assert not list((tmp_path / "data").rglob("*"))
 
 
-def test_a_name_that_is_taken_is_refused_and_nothing_is_left(runyard: Any, source: Path, tmp_path: Path) -> None:
+def test_a_name_that_is_taken_is_refused_and_nothing_is_left(
+    runyard: Any, source: Path, tmp_path: Path
+) -> None:
     data = ("--data-dir", str(tmp_path / "data"))
     assert runyard("models", "add", str(source), "--name", "x", *data).exit_code == 0
     before = contents(tmp_path / "data")

@@ -26,12 +26,23 @@ def document(result) -> dict:
     return json.loads(result.stdout)
 
 
-def test_a_created_run_is_listed_shown_killed_and_deleted(runyard, data_dir: str, long_runs) -> None:
+def test_a_created_run_is_listed_shown_killed_and_deleted(
+    runyard, data_dir: str, long_runs
+) -> None:
     long_runs.running()  # holds the only slot, so the new run waits
-    arguments = ("--set", "name=typed", "--set", "vi-model.hyperparameters.epochs=2", "--attribute", "made=by-hand")
+    arguments = (
+        "--set",
+        "name=typed",
+        "--set",
+        "vi-model.hyperparameters.epochs=2",
+        "--attribute",
+        "made=by-hand",
+    )
     run_id = runyard("runs", "create", *arguments, "--data-dir", data_dir).stdout.strip()
 
-    listed = document(runyard("runs", "list", "--attribute", "made=by-hand", "--json", "--data-dir", data_dir))
+    listed = document(
+        runyard("runs", "list", "--attribute", "made=by-hand", "--json", "--data-dir", data_dir)
+    )
     assert [run["runId"] for run in listed["items"]] == [run_id]
 
     run = document(runyard("runs", "get", run_id, "--json", "--data-dir", data_dir))
@@ -63,7 +74,9 @@ def test_a_run_id_of_ones_own_starts_nothing_twice(runyard, data_dir: str, long_
     runyard("runs", "kill", run_id, "--data-dir", data_dir)
 
 
-def test_a_run_resumes_from_a_checkpoint_of_another_run(runyard, data_dir: str, long_runs, finished_run) -> None:
+def test_a_run_resumes_from_a_checkpoint_of_another_run(
+    runyard, data_dir: str, long_runs, finished_run
+) -> None:
     long_runs.running()  # holds the only slot
     source = finished_run.run_id
     arguments = ("--resume-from", f"{source}/best", "--json", "--data-dir", data_dir)
@@ -72,10 +85,14 @@ def test_a_run_resumes_from_a_checkpoint_of_another_run(runyard, data_dir: str, 
     assert origin["runId"] == source and origin["step"] > 0
     shown = runyard("runs", "get", run["runId"], "--data-dir", data_dir).stdout
     assert f"{source}/{origin['checkpoint']}, step {origin['step']}" in shown
-    latest = document(runyard("runs", "create", "--resume-from", source, "--json", "--data-dir", data_dir))
+    latest = document(
+        runyard("runs", "create", "--resume-from", source, "--json", "--data-dir", data_dir)
+    )
     for made in (run, latest):
         runyard("runs", "delete", "--yes", made["runId"], "--data-dir", data_dir)
-    refused = runyard("runs", "create", "--resume-from", f"{source}/epoch-999", "--data-dir", data_dir)
+    refused = runyard(
+        "runs", "create", "--resume-from", f"{source}/epoch-999", "--data-dir", data_dir
+    )
     assert refused.exit_code == 4
     assert "checkpoint 'epoch-999'" in refused.stderr
 
@@ -87,7 +104,9 @@ def test_waiting_times_out_with_a_message(runyard, data_dir: str, waiting_run: s
 
 
 def test_a_run_in_the_table_has_its_condition(runyard, data_dir: str, waiting_run: str) -> None:
-    lines = runyard("runs", "list", "--condition", "pending", "--data-dir", data_dir).stdout.splitlines()
+    lines = runyard(
+        "runs", "list", "--condition", "pending", "--data-dir", data_dir
+    ).stdout.splitlines()
     assert lines[0].split()[:2] == ["RUN", "CONDITION"]
     assert waiting_run in [line.split()[0] for line in lines[1:]]
     assert {line.split()[1] for line in lines[1:]} == {"Pending"}
@@ -102,7 +121,9 @@ def test_an_invalid_flow_is_rejected_with_all_its_problems(runyard, data_dir: st
 
 
 def test_flows_are_saved_listed_shown_and_deleted(runyard, data_dir: str) -> None:
-    Path("shelf.yaml").write_text("name: shelf\nblocks:\n- {block: vi-dataset, settings: {datasetId: digits}}\n")
+    Path("shelf.yaml").write_text(
+        "name: shelf\nblocks:\n- {block: vi-dataset, settings: {datasetId: digits}}\n"
+    )
     flow_id = runyard("flows", "create", "shelf.yaml", "--data-dir", data_dir).stdout.strip()
 
     assert flow_id in runyard("flows", "list", "--data-dir", data_dir).stdout
@@ -112,7 +133,9 @@ def test_flows_are_saved_listed_shown_and_deleted(runyard, data_dir: str) -> Non
     changed = ("--set", "vi-model.hyperparameters.epochs=7", "--json", "--data-dir", data_dir)
     plan = document(runyard("flows", "plan", flow_id, *changed))
     assert plan["blocks"][2]["settings"]["hyperparameters"]["epochs"] == 7
-    assert runyard("flows", "check", flow_id, "--data-dir", data_dir).stdout == "shelf: no problems\n"
+    assert (
+        runyard("flows", "check", flow_id, "--data-dir", data_dir).stdout == "shelf: no problems\n"
+    )
 
     assert runyard("flows", "delete", flow_id, "--data-dir", data_dir).exit_code == 0
     assert runyard("flows", "get", flow_id, "--data-dir", data_dir).exit_code == 4
@@ -122,14 +145,18 @@ def test_the_verdict_on_each_accelerator_is_shown(runyard, data_dir: str) -> Non
     flow_id = runyard("flows", "create", "--data-dir", data_dir).stdout.strip()
     found = document(runyard("flows", "accelerators", flow_id, "--json", "--data-dir", data_dir))
     assert [item["configurations"][0]["action"] for item in found["items"]] == ["Allow"]
-    heading, row = runyard("flows", "accelerators", flow_id, "--data-dir", data_dir).stdout.splitlines()
+    heading, row = runyard(
+        "flows", "accelerators", flow_id, "--data-dir", data_dir
+    ).stdout.splitlines()
     assert heading.split() == ["ACCELERATOR", "COUNT", "MEMORY", "VERDICT", "REASON"]
     assert row.split()[:2] == ["cpu", "1"]
     assert found["items"][0]["configurations"][0]["reason"] in row
     assert runyard("flows", "accelerators", "no-such-flow", "--data-dir", data_dir).exit_code == 4
 
 
-@pytest.mark.parametrize("command", [("runs", "get"), ("runs", "logs"), ("runs", "wait"), ("models", "list")])
+@pytest.mark.parametrize(
+    "command", [("runs", "get"), ("runs", "logs"), ("runs", "wait"), ("models", "list")]
+)
 def test_an_unknown_run_is_not_found(runyard, data_dir: str, command: tuple[str, str]) -> None:
     result = runyard(*command, "no-such-run", "--data-dir", data_dir)
     assert result.exit_code == 4
@@ -153,21 +180,30 @@ def test_the_variables_of_the_sdk_are_enough(runyard, instance, monkeypatch) -> 
 def test_a_second_up_over_the_same_folder_is_refused(runyard, instance) -> None:
     result = runyard("up", "--port", "0", "--data-dir", str(instance.data_dir))
     assert result.exit_code == 1
-    assert f"already running with the data folder {instance.data_dir}, at {instance.endpoint}" in result.stderr
+    assert (
+        f"already running with the data folder {instance.data_dir}, at {instance.endpoint}"
+        in result.stderr
+    )
 
 
 def test_the_doctor_sees_the_instance(runyard, instance, monkeypatch) -> None:
     from runyard.cli.instance import doctor
 
-    monkeypatch.setattr(doctor, "query_torch", lambda: {"version": "2", "cuda": [], "mps": False, "threads": 1})
-    findings = document(runyard("doctor", "--json", "--data-dir", str(instance.data_dir)))["findings"]
+    monkeypatch.setattr(
+        doctor, "query_torch", lambda: {"version": "2", "cuda": [], "mps": False, "threads": 1}
+    )
+    findings = document(runyard("doctor", "--json", "--data-dir", str(instance.data_dir)))[
+        "findings"
+    ]
     seen = {finding["name"]: (finding["state"], finding["seen"]) for finding in findings}
     assert seen["instance"] == ("ok", f"up at {instance.endpoint}")
 
 
 def test_the_key_is_in_no_log(instance) -> None:
     logs = sorted((instance.data_dir / "logs").iterdir())
-    assert [log.name for log in logs if instance.secret_key in log.read_text(errors="replace")] == []
+    assert [
+        log.name for log in logs if instance.secret_key in log.read_text(errors="replace")
+    ] == []
     assert "server.log" in [log.name for log in logs]
 
 
@@ -177,11 +213,15 @@ def test_the_credentials_are_for_their_owner_alone(instance) -> None:
 
 def test_reading_runs_loads_no_rich_and_no_torch(instance) -> None:
     script = (
-        "import sys; from runyard.cli.main import cli; cli(['runs', 'list'], standalone_mode=False)\n"
-        "print('loaded', *[n for n in ('rich', 'torch', 'PIL', 'yaml', 'litestar') if n in sys.modules])"
+        "import sys; from runyard.cli.main import cli; cli(['runs', 'list'], "
+        "standalone_mode=False)\n"
+        "print('loaded', *[n for n in ('rich', 'torch', 'PIL', 'yaml', 'litestar') if n in "
+        "sys.modules])"
     )
     environ = {**os.environ, **instance.environ}
-    done = subprocess.run([sys.executable, "-c", script], env=environ, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environ, capture_output=True, text=True, check=True
+    )
     assert done.stdout.splitlines()[-1] == "loaded"
 
 
@@ -190,39 +230,61 @@ def test_logs_metrics_and_models_of_a_finished_run(runyard, data_dir: str, finis
     logs = runyard("runs", "logs", run_id, "--json", "--data-dir", data_dir).stdout.splitlines()
     assert [json.loads(line)["number"] for line in logs] == list(range(1, len(logs) + 1))
 
-    points = runyard("runs", "metrics", run_id, "--json", "--data-dir", data_dir).stdout.splitlines()
+    points = runyard(
+        "runs", "metrics", run_id, "--json", "--data-dir", data_dir
+    ).stdout.splitlines()
     assert {"step", "values"} <= set(json.loads(points[0]))
-    table = runyard("runs", "metrics", run_id, "--name", "loss", "--last", "3", "--data-dir", data_dir).stdout
+    table = runyard(
+        "runs", "metrics", run_id, "--name", "loss", "--last", "3", "--data-dir", data_dir
+    ).stdout
     assert table.splitlines()[0].split() == ["STEP", "EPOCH", "loss"]
     assert len(table.splitlines()) == 4
 
-    checkpoints = document(runyard("models", "list", run_id, "--json", "--data-dir", data_dir))["items"]
+    checkpoints = document(runyard("models", "list", run_id, "--json", "--data-dir", data_dir))[
+        "items"
+    ]
     assert {checkpoint["runId"] for checkpoint in checkpoints} == {run_id}
     assert runyard("runs", "wait", run_id, "--data-dir", data_dir).exit_code == 0
 
 
-def test_a_downloaded_model_answers_on_the_command_line(runyard, data_dir: str, finished_run) -> None:
+def test_a_downloaded_model_answers_on_the_command_line(
+    runyard, data_dir: str, finished_run
+) -> None:
     from runyard.cli.instance.demo import load_held_out
 
     sample = load_held_out(finished_run.spec.flow)[0]
     sample.image.save("digit.png")
-    folder = runyard("models", "download", finished_run.run_id, "best", "--data-dir", data_dir).stdout.strip()
+    folder = runyard(
+        "models", "download", finished_run.run_id, "best", "--data-dir", data_dir
+    ).stdout.strip()
     asked = runyard("models", "predict", folder, "digit.png", sample.question, "--json")
     answer = document(asked)
     assert answer["answer"].isdigit()
     assert answer["groundings"] == []
     by_run = runyard(
-        "models", "predict", f"{finished_run.run_id}/best", "digit.png", sample.question, "--data-dir", data_dir
+        "models",
+        "predict",
+        f"{finished_run.run_id}/best",
+        "digit.png",
+        sample.question,
+        "--data-dir",
+        data_dir,
     )
     assert by_run.stdout == f"{answer['answer']}\n"
 
 
-def test_an_export_is_proven_and_one_that_answers_otherwise_fails(runyard, data_dir: str, finished_run) -> None:
-    done = runyard("models", "export", f"{finished_run.run_id}/best", "--out", "out", "--data-dir", data_dir)
+def test_an_export_is_proven_and_one_that_answers_otherwise_fails(
+    runyard, data_dir: str, finished_run
+) -> None:
+    done = runyard(
+        "models", "export", f"{finished_run.run_id}/best", "--out", "out", "--data-dir", data_dir
+    )
     assert (done.exit_code, done.stdout) == (0, "out\n"), done.stderr
     lines = [json.loads(line) for line in Path("out/predictions.jsonl").read_text().splitlines()]
     assert f"Replaying 0/{len(lines)}" in done.stderr
-    assert asked(runyard, "out", finished_run) == asked(runyard, f"{finished_run.run_id}/best", finished_run, data_dir)
+    assert asked(runyard, "out", finished_run) == asked(
+        runyard, f"{finished_run.run_id}/best", finished_run, data_dir
+    )
 
     [downloaded] = Path("models").glob("*/*/")
     stored = downloaded / "predictions.jsonl"
@@ -233,7 +295,12 @@ def test_an_export_is_proven_and_one_that_answers_otherwise_fails(runyard, data_
     assert "2 of 2 answers of the exported files differ from the stored ones" in refused.stderr
     assert not Path("other").exists()
     told = document(runyard(*arguments, "--tolerate", "1"))
-    assert (told["path"], told["replayed"], told["different"], told["tolerated"]) == ("other", 2, 2, 1)
+    assert (told["path"], told["replayed"], told["different"], told["tolerated"]) == (
+        "other",
+        2,
+        2,
+        1,
+    )
     told = document(runyard(*arguments, "--overwrite", "--no-replay"))
     assert (told["form"], told["replayed"]) == ("full", 0)
 
@@ -245,7 +312,12 @@ def asked(runyard, model: str, run, *data_dir: str) -> str:
     sample = load_held_out(run.spec.flow)[0]
     sample.image.save("digit.png")
     said = runyard(
-        "models", "predict", model, "digit.png", sample.question, *(("--data-dir", *data_dir) * bool(data_dir))
+        "models",
+        "predict",
+        model,
+        "digit.png",
+        sample.question,
+        *(("--data-dir", *data_dir) * bool(data_dir)),
     )
     assert said.exit_code == 0, said.stderr
     return str(said.stdout)
@@ -294,10 +366,15 @@ def test_gc_finds_a_folder_without_a_run_and_removes_it(runyard, data_dir: str, 
     assert "agree" in checked.stdout
 
 
-def test_many_runs_are_killed_and_deleted_with_one_command(runyard, data_dir: str, long_runs) -> None:
+def test_many_runs_are_killed_and_deleted_with_one_command(
+    runyard, data_dir: str, long_runs
+) -> None:
     long_runs.running()  # holds the only slot
     here, sweep = ("--data-dir", data_dir), uuid.uuid4().hex
-    made = [runyard("runs", "create", "--attribute", f"sweep={sweep}", *here).stdout.strip() for _ in range(3)]
+    made = [
+        runyard("runs", "create", "--attribute", f"sweep={sweep}", *here).stdout.strip()
+        for _ in range(3)
+    ]
     chosen = ("--attribute", f"sweep={sweep}")
 
     refused = runyard("runs", "kill", *chosen, *here)
@@ -306,12 +383,16 @@ def test_many_runs_are_killed_and_deleted_with_one_command(runyard, data_dir: st
     assert all(run_id in refused.stderr for run_id in made)  # what it would be about is shown first
     dry = document(runyard("runs", "kill", *chosen, "--dry-run", "--json", *here))
     assert {item["outcome"] for item in dry["items"]} == {"WouldKill"}
-    assert {run["status"]["conditions"][-1]["condition"] for run in runs_of(runyard, chosen, here)} == {"Pending"}
+    assert {
+        run["status"]["conditions"][-1]["condition"] for run in runs_of(runyard, chosen, here)
+    } == {"Pending"}
 
-    killed = document(runyard("runs", "kill", *chosen, "--yes", "--grace", "2.5", "--wait", "--json", *here))
-    assert {item["runId"]: (item["outcome"], item["condition"]) for item in killed["items"]} == dict.fromkeys(
-        made, ("Killed", "Cancelled")
+    killed = document(
+        runyard("runs", "kill", *chosen, "--yes", "--grace", "2.5", "--wait", "--json", *here)
     )
+    assert {
+        item["runId"]: (item["outcome"], item["condition"]) for item in killed["items"]
+    } == dict.fromkeys(made, ("Killed", "Cancelled"))
     assert {run["spec"]["graceSeconds"] for run in runs_of(runyard, chosen, here)} == {2.5}
     nothing = runyard("runs", "kill", *chosen, *here)
     assert (nothing.exit_code, nothing.stdout, nothing.stderr) == (0, "", "no run matches\n")
@@ -319,7 +400,10 @@ def test_many_runs_are_killed_and_deleted_with_one_command(runyard, data_dir: st
     partly = runyard("runs", "delete", "--yes", made[0], "no-such-run", *here)
     assert partly.exit_code == 1
     lines = partly.stdout.splitlines()
-    assert [line.split()[:2] for line in lines[1:]] == [[made[0], "Deleted"], ["no-such-run", "Refused"]]
+    assert [line.split()[:2] for line in lines[1:]] == [
+        [made[0], "Deleted"],
+        ["no-such-run", "Refused"],
+    ]
     assert runyard("runs", "delete", "--yes", *chosen, *here).exit_code == 0
     assert runs_of(runyard, chosen, here) == []
 
@@ -330,12 +414,22 @@ def runs_of(runyard, chosen: tuple[str, ...], here: tuple[str, ...]) -> list[dic
 
 @pytest.mark.parametrize("verb", ["kill", "delete"])
 @pytest.mark.parametrize(
-    "named", [(), ("a", "--flow", "f"), ("--all", "--condition", "Failed"), ("a", "--all"), ("--attribute", "x")]
+    "named",
+    [
+        (),
+        ("a", "--flow", "f"),
+        ("--all", "--condition", "Failed"),
+        ("a", "--all"),
+        ("--attribute", "x"),
+    ],
 )
 def test_runs_are_named_in_exactly_one_way(runyard, verb: str, named: tuple[str, ...]) -> None:
     result = runyard("runs", verb, "--yes", *named)
     assert result.exit_code == 2
-    assert "expected: exactly one of run ids" in result.stderr or "expected: KEY=VALUE" in result.stderr
+    assert (
+        "expected: exactly one of run ids" in result.stderr
+        or "expected: KEY=VALUE" in result.stderr
+    )
 
 
 @pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("n\n", 1), ("", 1)])

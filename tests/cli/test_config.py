@@ -8,7 +8,10 @@ from runyard.settings import Settings
 
 def test_every_setting_is_shown_with_value_source_and_meaning(runyard, monkeypatch) -> None:
     monkeypatch.setenv("RUNYARD_SLOTS", "2")
-    shown = {each["name"]: each for each in json.loads(runyard("config", "show", "--json").stdout)["settings"]}
+    shown = {
+        each["name"]: each
+        for each in json.loads(runyard("config", "show", "--json").stdout)["settings"]
+    }
     assert set(shown) == {item.name for item in fields(Settings)}
     assert (shown["slots"]["value"], shown["slots"]["source"]) == (2, "RUNYARD_SLOTS")
     assert (shown["port"]["value"], shown["port"]["source"]) == (7878, "default")
@@ -16,7 +19,9 @@ def test_every_setting_is_shown_with_value_source_and_meaning(runyard, monkeypat
 
 
 def test_a_data_dir_given_here_is_where_it_comes_from(runyard, tmp_path) -> None:
-    shown = json.loads(runyard("config", "show", "--json", "--data-dir", str(tmp_path / "d")).stdout)["settings"][0]
+    shown = json.loads(
+        runyard("config", "show", "--json", "--data-dir", str(tmp_path / "d")).stdout
+    )["settings"][0]
     assert (shown["value"], shown["source"]) == (str(tmp_path / "d"), "--data-dir")
 
 

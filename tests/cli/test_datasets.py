@@ -30,7 +30,9 @@ def shelf(tmp_path: Path) -> Path:
         phrase = {"phrase": "red box", "startTokenIndex": 1, "endTokenIndex": 3, "bounds": bounds}
         contents = {"type": "PhraseGrounding", "caption": "a red box", "groundedPhrases": [phrase]}
         asset = {"filename": f"{number}.png", "width": 40, "height": 30}
-        lines.append(json.dumps({"id": f"row {number}", "asset": asset, "contents": contents}) + "\n")
+        lines.append(
+            json.dumps({"id": f"row {number}", "asset": asset, "contents": contents}) + "\n"
+        )
     (folder / "labels.jsonl").write_text("".join(lines))
     return folder
 
@@ -51,7 +53,9 @@ def document(result) -> dict[str, Any]:
 
 
 def test_an_import_prints_the_id_and_its_findings(runyard, data_dir: str, shelf: Path) -> None:
-    result = runyard("datasets", "import", str(shelf), "--name", "red boxes", "--data-dir", data_dir)
+    result = runyard(
+        "datasets", "import", str(shelf), "--name", "red boxes", "--data-dir", data_dir
+    )
     assert result.exit_code == 0, result.output
     dataset_id = result.stdout.strip()
     assert "red boxes: 4 images, 3 of 4 rows (ViJsonl, phrase-grounding); 1 error" in result.stderr
@@ -60,10 +64,16 @@ def test_an_import_prints_the_id_and_its_findings(runyard, data_dir: str, shelf:
     listed = document(runyard("datasets", "list", "--json", "--data-dir", data_dir))["items"]
     assert [item["name"] for item in listed if item["datasetId"] == dataset_id] == ["red boxes"]
     shown = runyard("datasets", "get", dataset_id, "--data-dir", data_dir).stdout
-    assert "phrase-grounding" in shown and "4, 3 of them with records" in shown and "Succeeded" in shown
+    assert (
+        "phrase-grounding" in shown
+        and "4, 3 of them with records" in shown
+        and "Succeeded" in shown
+    )
 
 
-def test_the_report_has_file_line_field_cause_and_fix(runyard, data_dir: str, imported: str, tmp_path: Path) -> None:
+def test_the_report_has_file_line_field_cause_and_fix(
+    runyard, data_dir: str, imported: str, tmp_path: Path
+) -> None:
     shown = runyard("datasets", "report", imported, "--data-dir", data_dir).stdout
     report = document(runyard("datasets", "report", imported, "--json", "--data-dir", data_dir))
     [group] = [group for group in report["groups"] if group["severity"] == "error"]
@@ -72,14 +82,25 @@ def test_the_report_has_file_line_field_cause_and_fix(runyard, data_dir: str, im
     for part in (group["code"], found["cause"], found["cure"], "labels.jsonl:2", found["field"]):
         assert part in shown
     html = tmp_path / "report.html"
-    assert runyard("datasets", "report", imported, "--html", str(html), "--data-dir", data_dir).exit_code == 0
+    assert (
+        runyard(
+            "datasets", "report", imported, "--html", str(html), "--data-dir", data_dir
+        ).exit_code
+        == 0
+    )
     assert group["code"] in html.read_text()
-    lines = runyard("datasets", "report", imported, "--all", "--data-dir", data_dir).stdout.splitlines()
+    lines = runyard(
+        "datasets", "report", imported, "--all", "--data-dir", data_dir
+    ).stdout.splitlines()
     assert found in [json.loads(line) for line in lines]
 
 
-def test_versions_are_listed_and_a_deleted_dataset_is_gone(runyard, data_dir: str, imported: str) -> None:
-    [version] = document(runyard("datasets", "versions", imported, "--json", "--data-dir", data_dir))["items"]
+def test_versions_are_listed_and_a_deleted_dataset_is_gone(
+    runyard, data_dir: str, imported: str
+) -> None:
+    [version] = document(
+        runyard("datasets", "versions", imported, "--json", "--data-dir", data_dir)
+    )["items"]
     assert (version["assets"], version["records"]) == (3, 3)
     assert version["datasetVersionId"] in runyard("datasets", "list", "--data-dir", data_dir).stdout
     kept = runyard("datasets", "delete", imported, "--data-dir", data_dir)
@@ -89,8 +110,12 @@ def test_versions_are_listed_and_a_deleted_dataset_is_gone(runyard, data_dir: st
     assert runyard("datasets", "get", imported, "--data-dir", data_dir).exit_code == 4
 
 
-def test_an_import_that_accepts_nothing_fails_with_a_suggestion(runyard, data_dir: str, shelf: Path) -> None:
-    result = runyard("datasets", "import", str(shelf), "--on-error", "rejectall", "--data-dir", data_dir)
+def test_an_import_that_accepts_nothing_fails_with_a_suggestion(
+    runyard, data_dir: str, shelf: Path
+) -> None:
+    result = runyard(
+        "datasets", "import", str(shelf), "--on-error", "rejectall", "--data-dir", data_dir
+    )
     assert result.exit_code == 1
     assert result.stdout == ""
     assert "labels.jsonl:2" in result.stderr and "onError is RejectAll" in result.stderr
@@ -120,9 +145,22 @@ def test_ctrl_c_cancels_an_import_and_leaves_nothing(
         with open(shelf / f"large{number:02}.bin", "wb") as file:
             file.write(os.urandom(16))
             file.truncate(16 << 20)
-    command = (sys.executable, "-P", "-m", "runyard.cli", "datasets", "import", str(shelf), "--name", "interrupted")
+    command = (
+        sys.executable,
+        "-P",
+        "-m",
+        "runyard.cli",
+        "datasets",
+        "import",
+        str(shelf),
+        "--name",
+        "interrupted",
+    )
     process = subprocess.Popen(
-        [*command, "--data-dir", str(instance.data_dir)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [*command, "--data-dir", str(instance.data_dir)],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     with process:
         assert process.stderr is not None
@@ -132,13 +170,18 @@ def test_ctrl_c_cancels_an_import_and_leaves_nothing(
     assert (process.returncode, stdout) == (130, "")
     assert "Traceback" not in stderr
     eventually(
-        lambda: "interrupted" not in [item.name for item in client.datasets.list({"page_size": 100}).items],
+        lambda: (
+            "interrupted"
+            not in [item.name for item in client.datasets.list({"page_size": 100}).items]
+        ),
         timeout_s=10,
         what="the dataset is gone",
     )
 
 
-def test_check_finds_what_an_import_would_without_a_server(runyard, shelf: Path, tmp_path: Path) -> None:
+def test_check_finds_what_an_import_would_without_a_server(
+    runyard, shelf: Path, tmp_path: Path
+) -> None:
     result = runyard("datasets", "check", str(shelf), "--html", str(tmp_path / "report.html"))
     assert result.exit_code == 1
     assert "4 images, 3 of 4 rows accepted (ViJsonl, phrase-grounding); 1 error" in result.stdout
@@ -157,23 +200,43 @@ def test_check_finds_what_an_import_would_without_a_server(runyard, shelf: Path,
     assert runyard("datasets", "check", str(tmp_path / "nowhere")).exit_code == 4
 
 
-def test_a_dataset_is_drawn_and_written_out(runyard, data_dir: str, imported: str, tmp_path: Path) -> None:
+def test_a_dataset_is_drawn_and_written_out(
+    runyard, data_dir: str, imported: str, tmp_path: Path
+) -> None:
     sheet = tmp_path / "sheet.png"
     drawn = runyard("datasets", "preview", imported, "-o", str(sheet), "--data-dir", data_dir)
     assert (drawn.exit_code, drawn.stdout) == (0, f"{sheet}\n")
     with Image.open(sheet) as drawn:
         assert drawn.format == "PNG"
     out = tmp_path / "out"
-    written = runyard("datasets", "export", imported, "--format", "coco", "-o", str(out), "--data-dir", data_dir)
+    written = runyard(
+        "datasets", "export", imported, "--format", "coco", "-o", str(out), "--data-dir", data_dir
+    )
     assert (written.exit_code, written.stdout) == (0, f"{out / imported}\n"), written.output
     labels = [path for path in (out / imported).rglob("*.json") if path.name != "metadata.json"]
     assert len(json.loads(labels[0].read_text())["annotations"]) == 3
-    assert sorted(path.name for path in (out / imported).rglob("*.png")) == ["0.png", "1.png", "2.png", "3.png"]
-    arguments = ("--format", "CsvFourCorner", "--pixels", "--no-pictures", "-o", str(out / "pixels"))
-    assert runyard("datasets", "export", imported, *arguments, "--data-dir", data_dir).exit_code == 0
+    assert sorted(path.name for path in (out / imported).rglob("*.png")) == [
+        "0.png",
+        "1.png",
+        "2.png",
+        "3.png",
+    ]
+    arguments = (
+        "--format",
+        "CsvFourCorner",
+        "--pixels",
+        "--no-pictures",
+        "-o",
+        str(out / "pixels"),
+    )
+    assert (
+        runyard("datasets", "export", imported, *arguments, "--data-dir", data_dir).exit_code == 0
+    )
     assert list((out / "pixels").rglob("*.png")) == []
     [table] = (out / "pixels").rglob("*.csv")
-    assert table.read_text().splitlines()[1:] == [f"{number}.png,4.0,3.0,20.0,12.0,red box" for number in (0, 2, 3)]
+    assert table.read_text().splitlines()[1:] == [
+        f"{number}.png,4.0,3.0,20.0,12.0,red box" for number in (0, 2, 3)
+    ]
     again = runyard("datasets", "export", imported, "-o", str(out), "--data-dir", data_dir)
     assert again.exit_code == 1
     assert "already exists" in again.stderr

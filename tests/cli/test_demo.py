@@ -27,21 +27,31 @@ from vi.api.responses import ConditionKind, ResourceCondition
 
 
 def run_with(*history: tuple[ConditionKind, int]) -> Run:
-    conditions = [ResourceCondition(condition=kind, last_transition_time=at) for kind, at in history]
+    conditions = [
+        ResourceCondition(condition=kind, last_transition_time=at) for kind, at in history
+    ]
     return Run(run_id="r", status=RunStatus(conditions=conditions))
 
 
 def asked(*verdicts: bool) -> list[AnsweredQuestion]:
     image = Image.new("RGB", (8, 8))
     return [
-        AnsweredQuestion(image=image, question="Which?", truth="7", given="7" if right else "1", is_right=right)
+        AnsweredQuestion(
+            image=image, question="Which?", truth="7", given="7" if right else "1", is_right=right
+        )
         for right in verdicts
     ]
 
 
 def test_training_time_counts_from_the_newest_attempt_to_the_end() -> None:
-    pending, running, succeeded = ConditionKind.PENDING, ConditionKind.RUNNING, ConditionKind.SUCCEEDED
-    retried = run_with((pending, 1000), (running, 2000), (pending, 9000), (running, 10_000), (succeeded, 25_500))
+    pending, running, succeeded = (
+        ConditionKind.PENDING,
+        ConditionKind.RUNNING,
+        ConditionKind.SUCCEEDED,
+    )
+    retried = run_with(
+        (pending, 1000), (running, 2000), (pending, 9000), (running, 10_000), (succeeded, 25_500)
+    )
     assert measure_training_s(retried) == 15.5
 
 
@@ -51,19 +61,30 @@ def test_held_out_images_are_those_the_trainer_keeps_apart() -> None:
     kept = load_dataset("digits", seed=7, validation_fraction=0.2)
     trained_on = {sample.image.tobytes() for sample in kept.train}
     samples = load_held_out(FlowSpec())
-    assert [sample.image.tobytes() for sample in samples] == [sample.image.tobytes() for sample in kept.validation]
+    assert [sample.image.tobytes() for sample in samples] == [
+        sample.image.tobytes() for sample in kept.validation
+    ]
     assert len(samples) > 300
     assert not trained_on & {sample.image.tobytes() for sample in samples}
 
 
 def test_another_seed_holds_out_other_images() -> None:
-    one, other = load_held_out(FlowSpec(settings={"seed": 1})), load_held_out(FlowSpec(settings={"seed": 2}))
-    assert [sample.image.tobytes() for sample in one] != [sample.image.tobytes() for sample in other]
+    one, other = (
+        load_held_out(FlowSpec(settings={"seed": 1})),
+        load_held_out(FlowSpec(settings={"seed": 2})),
+    )
+    assert [sample.image.tobytes() for sample in one] != [
+        sample.image.tobytes() for sample in other
+    ]
 
 
-def test_the_sheet_adds_wrong_answers_to_an_even_choice_and_counts_all(tmp_path: Path, monkeypatch) -> None:
+def test_the_sheet_adds_wrong_answers_to_an_even_choice_and_counts_all(
+    tmp_path: Path, monkeypatch
+) -> None:
     sheets = []
-    monkeypatch.setattr(module, "draw_answers", lambda items, *, title, path: sheets.append((items, title)))
+    monkeypatch.setattr(
+        module, "draw_answers", lambda items, *, title, path: sheets.append((items, title))
+    )
     answers = asked(*[True] * 97, *[False] * 3)
     draw_answer_sheet(answers, path=tmp_path / "a.png")
     ((shown, title),) = sheets
@@ -74,7 +95,11 @@ def test_the_sheet_adds_wrong_answers_to_an_even_choice_and_counts_all(tmp_path:
 def test_the_report_names_accuracy_places_and_three_commands(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     trained = Trained(run=run_with(), train_s=21.2, total_s=30.0)
-    places = {"model_dir": tmp_path / "demo/r/model_full", "sheet": tmp_path / "a.png", "example": tmp_path / "h.png"}
+    places = {
+        "model_dir": tmp_path / "demo/r/model_full",
+        "sheet": tmp_path / "a.png",
+        "example": tmp_path / "h.png",
+    }
     settings = read_settings({}, data_dir=tmp_path / "demo/data")
     text = "\n".join(format_report(trained, asked(True, False), **places, settings=settings))
     assert "Held-out accuracy 0.5000: 1 of 2 images" in text
@@ -104,13 +129,17 @@ def test_a_private_instance_that_does_not_start_says_why(tmp_path: Path) -> None
     data_dir = tmp_path / "data"
     with (
         a_file_in_the_way(data_dir),
-        pytest.raises(CommandFailed, match=r"(?s)the private instance did not start.*instance\.lock"),
+        pytest.raises(
+            CommandFailed, match=r"(?s)the private instance did not start.*instance\.lock"
+        ),
         running_instance(read_settings({}, data_dir=data_dir), say=lambda sentence: None),
     ):
         pass
 
 
-def test_the_private_instance_takes_a_free_port_and_ends_with_the_demo(tmp_path: Path, monkeypatch) -> None:
+def test_the_private_instance_takes_a_free_port_and_ends_with_the_demo(
+    tmp_path: Path, monkeypatch
+) -> None:
     monkeypatch.setenv("RUNYARD_WARM", "0")
     settings = read_settings({}, data_dir=tmp_path / "data")
     with running_instance(settings, say=lambda sentence: None):

@@ -37,7 +37,9 @@ def test_the_page_has_every_exit_code() -> None:
 
 def test_the_readme_names_only_commands_that_exist() -> None:
     readme = (PAGE_FOLDER.parent / "README.md").read_text()
-    named = set(re.findall(r"runyard ((?:runs|flows|models|config) [a-z]+|up|demo|doctor)\b", readme))
+    named = set(
+        re.findall(r"runyard ((?:runs|flows|models|config) [a-z]+|up|demo|doctor)\b", readme)
+    )
     assert named
     assert {f"runyard {name}" for name in named} <= set(commands())
 

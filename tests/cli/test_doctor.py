@@ -15,7 +15,13 @@ from runyard.cli.instance.doctor import (
 
 @pytest.mark.parametrize(
     ("running", "state"),
-    [((3, 11, 7), "note"), ((3, 11, 14), "ok"), ((3, 12, 4), "note"), ((3, 13, 6), "ok"), ((3, 14, 0), "ok")],
+    [
+        ((3, 11, 7), "note"),
+        ((3, 11, 14), "ok"),
+        ((3, 12, 4), "note"),
+        ((3, 13, 6), "ok"),
+        ((3, 14, 0), "ok"),
+    ],
 )
 def test_python_releases_with_known_bugs_are_noted(running: tuple[int, ...], state: str) -> None:
     assert python_finding(running).state == state
@@ -37,7 +43,10 @@ def test_sqlite_releases_with_known_bugs_are_noted(running: tuple[int, ...], sta
 
 
 def test_missing_packages_name_what_to_install() -> None:
-    found = {finding.name: finding for finding in package_findings(lambda name: None if name == "granian" else "99.0")}
+    found = {
+        finding.name: finding
+        for finding in package_findings(lambda name: None if name == "granian" else "99.0")
+    }
     assert found["packages of the server"].state == "missing"
     assert found["packages of the server"].observed == "without granian"
     assert "runyard[server]" in found["packages of the server"].suggestion
@@ -46,7 +55,8 @@ def test_missing_packages_name_what_to_install() -> None:
 
 def test_a_package_below_its_floor_is_noted() -> None:
     found = {
-        finding.name: finding for finding in package_findings(lambda name: "12.1.0" if name == "pillow" else "99.0")
+        finding.name: finding
+        for finding in package_findings(lambda name: "12.1.0" if name == "pillow" else "99.0")
     }
     assert found["packages of the trainer"].state == "note"
     assert "pillow 12.2.0" in found["packages of the trainer"].suggestion
@@ -73,7 +83,9 @@ def test_the_report_is_machine_readable_and_ends_by_what_is_missing(runyard, mon
 
     monkeypatch.setattr(doctor, "query_torch", lambda: "No module named 'torch'")
     result = runyard("doctor", "--json")
-    findings = {finding["name"]: finding["state"] for finding in json.loads(result.stdout)["findings"]}
+    findings = {
+        finding["name"]: finding["state"] for finding in json.loads(result.stdout)["findings"]
+    }
     assert result.exit_code == 1
     assert findings["torch"] == "missing"
     assert findings["instance"] == "note"

@@ -4,14 +4,23 @@ from pathlib import Path
 
 from PIL import Image
 
-from runyard.cli.drawing import RIGHT, WRONG, AnsweredQuestion, draw_answers, draw_boxes, select_evenly
+from runyard.cli.drawing import (
+    RIGHT,
+    WRONG,
+    AnsweredQuestion,
+    draw_answers,
+    draw_boxes,
+    select_evenly,
+)
 
 
 def asked(count: int, *, is_right: bool = True) -> list[AnsweredQuestion]:
     image = Image.new("RGB", (8, 8), "#000000")
     given = "7" if is_right else "1"
     return [
-        AnsweredQuestion(image=image, question="Which digit is this?", truth="7", given=given, is_right=is_right)
+        AnsweredQuestion(
+            image=image, question="Which digit is this?", truth="7", given=given, is_right=is_right
+        )
         for _ in range(count)
     ]
 
@@ -28,8 +37,12 @@ def rgb(text: str) -> tuple[int, ...]:
 def test_right_and_wrong_answers_are_marked_apart(tmp_path: Path) -> None:
     draw_answers(asked(7), title="all right", path=tmp_path / "right.png")
     draw_answers(asked(7, is_right=False), title="all wrong", path=tmp_path / "wrong.png")
-    assert rgb(RIGHT) in colours_in(tmp_path / "right.png") and rgb(WRONG) not in colours_in(tmp_path / "right.png")
-    assert rgb(WRONG) in colours_in(tmp_path / "wrong.png") and rgb(RIGHT) not in colours_in(tmp_path / "wrong.png")
+    assert rgb(RIGHT) in colours_in(tmp_path / "right.png") and rgb(WRONG) not in colours_in(
+        tmp_path / "right.png"
+    )
+    assert rgb(WRONG) in colours_in(tmp_path / "wrong.png") and rgb(RIGHT) not in colours_in(
+        tmp_path / "wrong.png"
+    )
 
 
 def test_the_grid_grows_by_rows(tmp_path: Path) -> None:
@@ -42,7 +55,12 @@ def test_the_grid_grows_by_rows(tmp_path: Path) -> None:
 def test_images_are_selected_evenly() -> None:
     items = asked(100)
     chosen = select_evenly(items, 4)
-    assert [next(i for i, item in enumerate(items) if item is each) for each in chosen] == [0, 25, 50, 75]
+    assert [next(i for i, item in enumerate(items) if item is each) for each in chosen] == [
+        0,
+        25,
+        50,
+        75,
+    ]
 
 
 def test_boxes_are_drawn_where_they_are(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""``runyard models export`` of a model of uploaded data: where its held-out pictures are looked for."""
+"""``runyard models export`` for a model of uploaded data: where held-out images are searched."""
 
 import json
 import shutil
@@ -21,14 +21,18 @@ def dataset_id(runyard, instance, tmp_path: Path) -> str:
     (tmp_path / "shelf").mkdir()
     for number in range(PICTURES):
         (tmp_path / "shelf" / f"{number:02}.png").write_bytes(make_png(number))
-    result = runyard("datasets", "import", str(tmp_path / "shelf"), "--data-dir", str(instance.data_dir))
+    result = runyard(
+        "datasets", "import", str(tmp_path / "shelf"), "--data-dir", str(instance.data_dir)
+    )
     assert result.exit_code == 0, result.output
     return str(result.stdout.strip())
 
 
 @pytest.fixture
-def trained(dataset_id: str, write_attempt: Callable[..., Path], tmp_path: Path) -> tuple[Path, Path]:
-    """A checkpoint whose answers depend on the pictures, and the version's folder it was trained on."""
+def trained(
+    dataset_id: str, write_attempt: Callable[..., Path], tmp_path: Path
+) -> tuple[Path, Path]:
+    """A checkpoint whose answers depend on the images, and its dataset version's folder."""
     asked = [Vqa(interactions=[Interaction(order=1, question="How many?", answer="two")])]
     pictures = {f"{number:02}.png": (make_png(number), asked) for number in range(PICTURES)}
     version = write_version(tmp_path / "versions", pictures)
@@ -61,7 +65,10 @@ def test_images_are_found_locally_else_downloaded_else_requested(
     result = runyard(*arguments, str(alone), "--out", "one")
     assert result.exit_code == 1
     assert "The held-out images cannot be downloaded: no instance has been started" in result.stderr
-    assert "try: --pictures FOLDER with these images, or export without verification (--no-replay)" in result.stderr
+    assert (
+        "try: --pictures FOLDER with these images, or export without verification (--no-replay)"
+        in result.stderr
+    )
     assert not Path("one").exists()
     shutil.copytree(version, alone / "datasets" / "org" / VERSION)
     result = runyard(*arguments, str(alone), "--out", "one")
@@ -72,5 +79,7 @@ def test_images_are_found_locally_else_downloaded_else_requested(
     result = runyard(*arguments, str(instance.data_dir), "--out", "two")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["replayed"] == count
-    result = runyard(*arguments, str(alone), "--out", "three", "--pictures", str(tmp_path / "shelf"))
+    result = runyard(
+        *arguments, str(alone), "--out", "three", "--pictures", str(tmp_path / "shelf")
+    )
     assert json.loads(result.stdout)["different"] == 0

@@ -9,7 +9,12 @@ import click
 import pytest
 
 from runyard.cli.failures import CommandFailed
-from runyard.cli.resources.flow_files import DEFAULT_FLOW, apply_assignments, is_file_name, read_flow_file
+from runyard.cli.resources.flow_files import (
+    DEFAULT_FLOW,
+    apply_assignments,
+    is_file_name,
+    read_flow_file,
+)
 from runyard.flows import FlowProblems, validate
 
 
@@ -24,12 +29,19 @@ def test_names_of_flows(given: str) -> None:
 
 
 def test_yaml_and_json_of_one_flow_read_the_same(tmp_path: Path) -> None:
-    recipe = {"name": "x", "blocks": [{"block": "vi-model", "settings": {"hyperparameters": {"learningRate": 2e-4}}}]}
+    recipe = {
+        "name": "x",
+        "blocks": [{"block": "vi-model", "settings": {"hyperparameters": {"learningRate": 2e-4}}}],
+    }
     (tmp_path / "a.json").write_text(json.dumps(recipe))
     (tmp_path / "a.yaml").write_text(
         "name: x\nblocks:\n- block: vi-model\n  settings: {hyperparameters: {learningRate: 2e-4}}\n"
     )
-    assert read_flow_file(str(tmp_path / "a.json")) == read_flow_file(str(tmp_path / "a.yaml")) == recipe
+    assert (
+        read_flow_file(str(tmp_path / "a.json"))
+        == read_flow_file(str(tmp_path / "a.yaml"))
+        == recipe
+    )
 
 
 def test_a_date_in_yaml_stays_text(tmp_path: Path) -> None:
@@ -59,12 +71,22 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, suffix: str) -> Non
 
 def test_assignments_reach_top_level_fields_and_blocks() -> None:
     changed = apply_assignments(
-        DEFAULT_FLOW, ["name=shelf", "settings.seed=3", "vi-model.hyperparameters.epochs=5", "vi-model.images={}"]
+        DEFAULT_FLOW,
+        [
+            "name=shelf",
+            "settings.seed=3",
+            "vi-model.hyperparameters.epochs=5",
+            "vi-model.images={}",
+        ],
     )
     assert changed["name"] == "shelf"
     assert changed["settings"] == {"seed": 3}
     assert changed["blocks"] == [
-        {"block": "vi-model", "settings": {"hyperparameters": {"epochs": 5}, "images": {}}, "style": {}}
+        {
+            "block": "vi-model",
+            "settings": {"hyperparameters": {"epochs": 5}, "images": {}},
+            "style": {},
+        }
     ]
 
 
@@ -75,7 +97,9 @@ def test_assignments_leave_what_they_were_given_alone() -> None:
 
 
 def test_an_assignment_changes_a_block_that_is_there() -> None:
-    recipe = {"blocks": [{"block": "vi-dataset", "settings": {"datasetId": "digits", "shuffle": False}}]}
+    recipe = {
+        "blocks": [{"block": "vi-dataset", "settings": {"datasetId": "digits", "shuffle": False}}]
+    }
     changed = apply_assignments(recipe, ["vi-dataset.datasetId=digits-grounding"])
     assert changed["blocks"] == [
         {"block": "vi-dataset", "settings": {"datasetId": "digits-grounding", "shuffle": False}}
@@ -97,7 +121,8 @@ def test_an_assignment_through_a_number_is_rejected() -> None:
 
 def test_check_names_every_problem_of_a_flow(runyard, tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text(
-        "settings: {seeds: 3}\nblocks:\n- block: vi-model\n  settings: {hyperparameters: {epochs: 0}}\n"
+        "settings: {seeds: 3}\nblocks:\n- block: vi-model\n  settings: {hyperparameters: {epochs: "
+        "0}}\n"
     )
     result = runyard("flows", "check", "bad.yaml")
     assert result.exit_code == 1
@@ -139,7 +164,8 @@ NUMBERS_IN_YAML = [
     (".5", 0.5),
     ("-1.", -1.0),
     ("6.02e+23", 6.02e23),
-    # What YAML 1.1 takes for another number than a reader does stays text, which no field for numbers takes.
+    # What YAML 1.1 takes for another number than a reader does stays text, which no field for
+    # numbers takes.
     ("010", "010"),
     ("1:30", "1:30"),
     ("1:30.5", "1:30.5"),
@@ -149,7 +175,9 @@ NUMBERS_IN_YAML = [
 
 
 @pytest.mark.parametrize(("text", "value"), NUMBERS_IN_YAML)
-def test_a_number_in_yaml_is_the_one_that_is_written(text: str, value: object, tmp_path: Path) -> None:
+def test_a_number_in_yaml_is_the_one_that_is_written(
+    text: str, value: object, tmp_path: Path
+) -> None:
     (tmp_path / "a.yaml").write_text(f"x: {text}\n")
     read = read_flow_file(str(tmp_path / "a.yaml"))["x"]
     assert (type(read), read) == (type(value), value)
@@ -178,7 +206,10 @@ def with_value(tmp_path: Path, way: str, field: str, word: str) -> Any:
         return apply_assignments(DEFAULT_FLOW, [f"vi-model.hyperparameters.{field}={word}"])
     if way == "yaml":
         word = {"NaN": ".nan", "Infinity": ".inf", "-Infinity": "-.inf"}.get(word, word)
-    text = f'{{"blocks": [{{"block": "vi-model", "settings": {{"hyperparameters": {{"{field}": {word}}}}}}}]}}'
+    text = (
+        f'{{"blocks": [{{"block": "vi-model", "settings": {{"hyperparameters": {{"{field}": '
+        f"{word}}}}}}}]}}"
+    )
     (tmp_path / f"a.{way}").write_text(text)
     return read_flow_file(str(tmp_path / f"a.{way}"))
 
@@ -186,11 +217,15 @@ def with_value(tmp_path: Path, way: str, field: str, word: str) -> Any:
 @pytest.mark.parametrize("field", ["learningRate", "maxGradNorm"])
 @pytest.mark.parametrize("way", ["--set", "json", "yaml"])
 @pytest.mark.parametrize("word", NOT_FINITE)
-def test_a_number_that_is_not_finite_is_refused_with_its_path(word: str, way: str, field: str, tmp_path: Path) -> None:
+def test_a_number_that_is_not_finite_is_refused_with_its_path(
+    word: str, way: str, field: str, tmp_path: Path
+) -> None:
     recipe = with_value(tmp_path, way, field, word)
     with pytest.raises(FlowProblems) as raised:
         validate(recipe)
-    assert f"/blocks/0/settings/hyperparameters/{field}" in {problem.path for problem in raised.value.problems}
+    assert f"/blocks/0/settings/hyperparameters/{field}" in {
+        problem.path for problem in raised.value.problems
+    }
 
 
 @pytest.mark.parametrize("way", ["--set", "json", "yaml"])

@@ -1,6 +1,7 @@
-"""A small sample of every format, in by the SDK and by the command line, out in every format, and in again.
+"""Round trips of a small sample of every format: import, export to every format, import again.
 
-``make formats`` writes each sample in each format that can carry it; the default suite writes each format once.
+``make formats`` writes each sample in each format that can carry it; the default suite writes each
+format once.
 """
 
 import hashlib
@@ -59,7 +60,9 @@ def imported(client: vi.Client) -> Callable[[str], Any]:
 
     def find(sample: str) -> Any:
         if sample not in done:
-            done[sample] = client.datasets.import_folder(SAMPLES / sample, name=sample, progress=False)
+            done[sample] = client.datasets.import_folder(
+                SAMPLES / sample, name=sample, progress=False
+            )
         return done[sample]
 
     return find
@@ -67,24 +70,34 @@ def imported(client: vi.Client) -> Callable[[str], Any]:
 
 def said(client: vi.Client, dataset_id: str, folder: Path) -> Said:
     """Annotations of each image by its SHA-256, without ids and names."""
-    client.datasets.download(dataset_id, export_settings="ViJsonl", save_dir=folder, show_progress=False)
+    client.datasets.download(
+        dataset_id, export_settings="ViJsonl", save_dir=folder, show_progress=False
+    )
     pictures = {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*.jpg") if path.is_file()
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*.jpg")
+        if path.is_file()
     }
     found: Said = {}
     for path in folder.rglob("*.jsonl"):
         for line in path.read_text().splitlines():
             row = json.loads(line)
-            found.setdefault(pictures[Path(row["asset"]["filename"]).name], []).append(row["contents"])
+            found.setdefault(pictures[Path(row["asset"]["filename"]).name], []).append(
+                row["contents"]
+            )
     return found
 
 
 def boxes(contents: dict[str, Any]) -> list[tuple[str, list[float]]]:
-    return [(phrase["phrase"], box) for phrase in contents["groundedPhrases"] for box in phrase["bounds"]]
+    return [
+        (phrase["phrase"], box)
+        for phrase in contents["groundedPhrases"]
+        for box in phrase["bounds"]
+    ]
 
 
 def assert_carried(before: Said, after: Said, format: str) -> None:
-    """Equal, but for what a format of detection or captions has no place for: sentences round names, and prompts."""
+    """Equal except for what a detection or caption format cannot store: sentences and prompts."""
     assert after.keys() == before.keys()
     for picture, [contents] in before.items():
         [again] = after[picture]
@@ -94,15 +107,23 @@ def assert_carried(before: Said, after: Said, format: str) -> None:
             assert again["text"] == contents["text"]
         else:
             assert len(boxes(again)) == len(boxes(contents))
-            for (phrase, box), (known, corners) in zip(sorted(boxes(again)), sorted(boxes(contents)), strict=True):
+            for (phrase, box), (known, corners) in zip(
+                sorted(boxes(again)), sorted(boxes(contents)), strict=True
+            ):
                 assert (phrase, box) == (known, pytest.approx(corners, abs=4e-6))
-            if contents["caption"] == ", ".join(phrase["phrase"] for phrase in contents["groundedPhrases"]):
+            if contents["caption"] == ", ".join(
+                phrase["phrase"] for phrase in contents["groundedPhrases"]
+            ):
                 assert again["caption"] == contents["caption"]
 
 
 @pytest.mark.parametrize("sample", FORMATS)
 def test_sdk_and_command_line_take_the_same_of_a_sample(
-    runyard: Callable[..., Any], instance: Any, client: vi.Client, imported: Callable[[str], Any], sample: str
+    runyard: Callable[..., Any],
+    instance: Any,
+    client: vi.Client,
+    imported: Callable[[str], Any],
+    sample: str,
 ) -> None:
     ours = imported(sample)
     assert (ours.session.status.format, ours.dataset.type) == FORMATS[sample]
@@ -121,9 +142,14 @@ def test_what_was_taken_goes_out_and_comes_back(
     client: vi.Client, imported: Callable[[str], Any], tmp_path: Path, sample: str, format: str
 ) -> None:
     ours = imported(sample)
-    client.datasets.download(ours.dataset_id, export_settings=format, save_dir=tmp_path / "out", show_progress=False)
+    client.datasets.download(
+        ours.dataset_id, export_settings=format, save_dir=tmp_path / "out", show_progress=False
+    )
     again = client.datasets.import_folder(
-        tmp_path / "out" / ours.dataset_id, name=f"{sample} as {format}", dataset_type=ours.dataset.type, progress=False
+        tmp_path / "out" / ours.dataset_id,
+        name=f"{sample} as {format}",
+        dataset_type=ours.dataset.type,
+        progress=False,
     )
     assert again.session.status.findings.errors == 0
     before = said(client, ours.dataset_id, tmp_path / "before")

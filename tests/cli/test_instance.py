@@ -51,7 +51,11 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """Settings over an empty folder, with the stand-in programs importable by the children."""
     programs = tmp_path / "programs"
     programs.mkdir()
-    for name, text in {"stand_in_server": SERVER, "stand_in_controller": CONTROLLER, "crashing": CRASHING}.items():
+    for name, text in {
+        "stand_in_server": SERVER,
+        "stand_in_controller": CONTROLLER,
+        "crashing": CRASHING,
+    }.items():
         (programs / f"{name}.py").write_text(text)
     monkeypatch.setenv("PYTHONPATH", str(programs))
     monkeypatch.setattr(module, "FIRST_PAUSE_S", 0.01)
@@ -85,18 +89,24 @@ def pids(instance: Instance) -> list[int]:
 def test_a_server_that_says_it_cannot_start_is_started_once_and_its_line_is_shown(
     settings: Settings, status: int, tmp_path: Path
 ) -> None:
-    text = f"import sys\nprint('warming up')\nprint('no such key; try: another')\nsys.exit({status})\n"
+    text = (
+        f"import sys\nprint('warming up')\nprint('no such key; try: another')\nsys.exit({status})\n"
+    )
     (tmp_path / "programs" / "refusing.py").write_text(text)
     said: list[str] = []
     with pytest.raises(CommandFailed) as caught, started(settings, said, server="refusing"):
         pass
     assert caught.value.message == "the server cannot start: no such key; try: another"
-    assert caught.value.exit_code == (failures.EXIT_CANNOT_START if status == EXIT_CANNOT_START else 1)
+    assert caught.value.exit_code == (
+        failures.EXIT_CANNOT_START if status == EXIT_CANNOT_START else 1
+    )
     assert said == []
     assert (settings.logs_dir / "server.log").read_text().count("warming up") == 1
 
 
-def test_a_controller_that_cannot_start_ends_the_instance_with_its_line(settings: Settings, tmp_path: Path) -> None:
+def test_a_controller_that_cannot_start_ends_the_instance_with_its_line(
+    settings: Settings, tmp_path: Path
+) -> None:
     text = f"import sys\nprint('another one works here')\nsys.exit({EXIT_CANNOT_START})\n"
     (tmp_path / "programs" / "refusing.py").write_text(text)
 
@@ -105,17 +115,23 @@ def test_a_controller_that_cannot_start_ends_the_instance_with_its_line(settings
         return False
 
     with (
-        pytest.raises(CommandFailed, match=r"^the controller cannot start: another one works here$"),
+        pytest.raises(
+            CommandFailed, match=r"^the controller cannot start: another one works here$"
+        ),
         started(settings, [], controller="refusing") as instance,
     ):
         until(lambda: watch(instance))
 
 
-def test_what_may_pass_is_tried_again_once_an_instance_has_been_up(settings: Settings, tmp_path: Path) -> None:
+def test_what_may_pass_is_tried_again_once_an_instance_has_been_up(
+    settings: Settings, tmp_path: Path
+) -> None:
     """A database that is away while a crashed server starts again must not end the instance."""
     said: list[str] = []
     with started(settings, said) as instance:
-        (tmp_path / "programs" / "stand_in_server.py").write_text(f"import sys\nsys.exit({EXIT_NOT_NOW})\n")
+        (tmp_path / "programs" / "stand_in_server.py").write_text(
+            f"import sys\nsys.exit({EXIT_NOT_NOW})\n"
+        )
         os.kill(pids(instance)[0], signal.SIGKILL)
 
         def is_told_twice() -> bool:
@@ -123,7 +139,9 @@ def test_what_may_pass_is_tried_again_once_an_instance_has_been_up(settings: Set
             return len(said) == 2
 
         until(is_told_twice)
-    assert f"exited with code {EXIT_NOT_NOW}; restarting it in {module.LONGEST_PAUSE_S:g} s" in said[1]
+    assert (
+        f"exited with code {EXIT_NOT_NOW}; restarting it in {module.LONGEST_PAUSE_S:g} s" in said[1]
+    )
 
 
 def test_a_log_that_has_grown_too_large_is_set_aside_while_it_is_written(tmp_path: Path) -> None:
@@ -139,7 +157,9 @@ def test_a_log_that_has_grown_too_large_is_set_aside_while_it_is_written(tmp_pat
     assert (tmp_path / "server.log.1").read_bytes() == b"x" * 2000
 
 
-@pytest.mark.parametrize(("crashes", "pause_s"), [(1, 0.5), (2, 1.0), (3, 2.0), (4, None), (9, None)])
+@pytest.mark.parametrize(
+    ("crashes", "pause_s"), [(1, 0.5), (2, 1.0), (3, 2.0), (4, None), (9, None)]
+)
 def test_restart_pauses_grow_until_it_gives_up(crashes: int, pause_s: float | None) -> None:
     assert compute_restart_pause(crashes) == pause_s
 
@@ -172,7 +192,10 @@ def test_a_killed_child_is_restarted_and_reported(settings: Settings, which: int
         until(is_replaced)
         until(lambda: live_endpoint(settings) == endpoint)
     name = ("server", "controller")[which]
-    assert said == [f"The {name} was ended by SIGKILL; restarting it in 0.01 s. Log: {settings.logs_dir}/{name}.log"]
+    assert said == [
+        f"The {name} was ended by SIGKILL; restarting it in 0.01 s. Log: "
+        f"{settings.logs_dir}/{name}.log"
+    ]
 
 
 def test_a_server_that_cannot_start_ends_the_start_with_its_reason(settings: Settings) -> None:
@@ -183,13 +206,17 @@ def test_a_server_that_cannot_start_ends_the_start_with_its_reason(settings: Set
         pass
 
 
-def test_a_controller_that_keeps_crashing_ends_the_instance_with_its_log(settings: Settings) -> None:
+def test_a_controller_that_keeps_crashing_ends_the_instance_with_its_log(
+    settings: Settings,
+) -> None:
     def watch(instance: Instance) -> bool:
         instance.watch()
         return False
 
     with (
-        pytest.raises(CommandFailed, match=r"the controller exited with code 1.*\n  the database is locked"),
+        pytest.raises(
+            CommandFailed, match=r"the controller exited with code 1.*\n  the database is locked"
+        ),
         started(settings, [], controller="crashing") as instance,
     ):
         until(lambda: watch(instance))
@@ -197,7 +224,11 @@ def test_a_controller_that_keeps_crashing_ends_the_instance_with_its_log(setting
 
 def test_a_stop_request_during_the_start_launches_no_controller(settings: Settings) -> None:
     instance = Instance(
-        settings, say=print, is_stop_requested=lambda: True, server="stand_in_server", controller="crashing"
+        settings,
+        say=print,
+        is_stop_requested=lambda: True,
+        server="stand_in_server",
+        controller="crashing",
     )
     with lock_data_dir(settings):
         assert instance.start() is None
@@ -205,7 +236,9 @@ def test_a_stop_request_during_the_start_launches_no_controller(settings: Settin
         instance.stop()
 
 
-def test_a_second_instance_over_one_folder_is_refused_with_the_address_of_the_first(settings: Settings) -> None:
+def test_a_second_instance_over_one_folder_is_refused_with_the_address_of_the_first(
+    settings: Settings,
+) -> None:
     with started(settings, []):
         with (
             pytest.raises(CommandFailed, match="already running with the data folder") as caught,
@@ -238,7 +271,9 @@ def test_a_stranger_with_a_recycled_process_id_is_left_alone(settings: Settings)
 def test_a_port_in_use_is_named_with_a_way_out(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(CommandFailed, match=f"port {port} on 127.0.0.1 is in use.*--port {port + 1}"):
+        with pytest.raises(
+            CommandFailed, match=f"port {port} on 127.0.0.1 is in use.*--port {port + 1}"
+        ):
             check_port_free(read_settings({}, data_dir=tmp_path, port=port))
 
 

@@ -30,7 +30,9 @@ def server(tmp_path_factory: pytest.TempPathFactory, eventually: Any) -> Iterato
     data_dir = tmp_path_factory.mktemp("keys") / "data"
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RUNYARD_")}
     environ = kept | {"RUNYARD_DATA_DIR": str(data_dir), "RUNYARD_PORT": "0"}
-    process = subprocess.Popen([sys.executable, "-m", "runyard.server"], env=environ, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "runyard.server"], env=environ, stderr=subprocess.DEVNULL
+    )
     eventually(lambda: (data_dir / "server.json").exists(), timeout_s=60, what="the server is up")
     yield data_dir
     process.terminate()
@@ -61,7 +63,17 @@ def test_the_life_of_a_key_on_the_command_line(server: Path, runyard: Any, tmp_p
 
     out = tmp_path / "ci.json"
     created = runyard(
-        "keys", "create", "--name", "ci", "--role", "viewer", "--expires", "90d", "--out", str(out), *where
+        "keys",
+        "create",
+        "--name",
+        "ci",
+        "--role",
+        "viewer",
+        "--expires",
+        "90d",
+        "--out",
+        str(out),
+        *where,
     )
     assert created.exit_code == 0, created.output
     assert stat.S_IMODE(out.stat().st_mode) == 0o600
@@ -109,7 +121,9 @@ def test_the_life_of_a_key_on_the_command_line(server: Path, runyard: Any, tmp_p
     assert (last.exit_code, "last admin key" in last.stderr) == (1, True)
 
     log = json.loads(runyard("audit", "--json", "--since", "1h", *where).stdout)["items"]
-    assert {"create key", "rotate key", "revoke key", "reject key"} <= {entry["action"] for entry in log}
+    assert {"create key", "rotate key", "revoke key", "reject key"} <= {
+        entry["action"] for entry in log
+    }
     rejected = runyard("audit", "--action", "reject key", "--limit", "5", *where)
     assert f"key {secret[7:23]}: revoked" in rejected.stdout
 
@@ -118,7 +132,10 @@ def test_the_life_of_a_key_on_the_command_line(server: Path, runyard: Any, tmp_p
     (server / "credentials.json").write_text(json.dumps(lost))
     recovered = runyard("keys", "recover", *where)
     assert recovered.exit_code == 0, recovered.output
-    assert json.loads(runyard("keys", "list", "--json", *where).stdout)["items"][0]["spec"]["name"] == "recovered key"
+    assert (
+        json.loads(runyard("keys", "list", "--json", *where).stdout)["items"][0]["spec"]["name"]
+        == "recovered key"
+    )
 
 
 def test_a_response_that_is_lost_leaves_the_credentials_good(
@@ -140,17 +157,25 @@ def test_a_response_that_is_lost_leaves_the_credentials_good(
 
 
 def test_a_key_that_another_process_revokes_ends_with_its_requests(server: Path) -> None:
-    """Changed in the database without a notification: the poll would otherwise wait for 30 s and succeed."""
+    """Changed in the database without a notification: otherwise the poll would wait for 30 s."""
     with vi.Client(config_file=server / "credentials.json") as admin:
         key = admin.keys.create("ci", "viewer")
         run = admin.runs.create(flow={"name": "waits"})
-        url = f"{admin.endpoint.rstrip('/')}/workspaces/{admin.organization_id}/runs/{run.run_id}/logs?since=0&wait=30"
-        with httpx2.Client(headers={"authorization": f"Bearer {key.secret_key}"}, timeout=60) as viewer:
+        runs = f"{admin.endpoint.rstrip('/')}/workspaces/{admin.organization_id}/runs"
+        url = f"{runs}/{run.run_id}/logs?since=0&wait=30"
+        with httpx2.Client(
+            headers={"authorization": f"Bearer {key.secret_key}"}, timeout=60
+        ) as viewer:
             with ThreadPoolExecutor(1) as pool:
                 poll = pool.submit(viewer.get, url)
-                while admin.keys.get(key.key_id).status.last_used is None:  # until the server has it
+                while (
+                    admin.keys.get(key.key_id).status.last_used is None
+                ):  # until the server has it
                     time.sleep(0.05)
-                with closing(sqlite3.connect(server / "server.db", timeout=30)) as database, database:
+                with (
+                    closing(sqlite3.connect(server / "server.db", timeout=30)) as database,
+                    database,
+                ):
                     database.execute("UPDATE keys SET revoked = 1 WHERE id = ?", (key.key_id,))
                 answer = poll.result()
             assert (answer.status_code, answer.json()["code"]) == (401, "Unauthorized")
@@ -162,7 +187,10 @@ def test_four_hundred_wrong_keys_end_in_429_and_a_valid_key_keeps_working(server
     told = credentials(server)
     wrong = {"authorization": f"Bearer {told['secret_key'][:-1]}!"}
     url = f"{told['endpoint']}workspaces/{told['organization_id']}/runs"
-    with httpx2.Client(headers=wrong) as stranger, vi.Client(config_file=server / "credentials.json") as client:
+    with (
+        httpx2.Client(headers=wrong) as stranger,
+        vi.Client(config_file=server / "credentials.json") as client,
+    ):
         for _ in range(400):
             answer = stranger.get(url)
         assert (answer.status_code, answer.json()["code"]) == (429, "TooManyRequests")
@@ -178,9 +206,15 @@ def test_a_recovery_needs_an_instance(runyard: Any, tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
-def test_a_secret_is_shown_once_to_a_terminal(server: Path, runyard: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keys, "_check_output", lambda out, *, as_json: None)  # the tests' stdout is no terminal
-    shown = runyard("keys", "create", "--name", "mine", "--role", "admin", "--data-dir", str(server)).stdout
+def test_a_secret_is_shown_once_to_a_terminal(
+    server: Path, runyard: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        keys, "_check_output", lambda out, *, as_json: None
+    )  # the tests' stdout is no terminal
+    shown = runyard(
+        "keys", "create", "--name", "mine", "--role", "admin", "--data-dir", str(server)
+    ).stdout
     secret = shown.rpartition(" ")[2].strip()
     with vi.Client(**{**credentials(server), "secret_key": secret}) as client:
         assert client.keys.get(secret[7:23]).spec.name == "mine"
@@ -198,9 +232,19 @@ def test_a_file_for_a_secret_is_kept_once_it_has_one(tmp_path: Path, is_written:
 
 
 def test_durations_and_moments_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [parse_duration_s(text) for text in ("90s", "5m", "12h", "90d")] == [90, 300, 43_200, 7_776_000]
-    assert [parse_duration_s(text) for text in ("", "d", "1w", "-1d", "1.5h", "2027-01-31")] == [None] * 6
+    assert [parse_duration_s(text) for text in ("90s", "5m", "12h", "90d")] == [
+        90,
+        300,
+        43_200,
+        7_776_000,
+    ]
+    assert [parse_duration_s(text) for text in ("", "d", "1w", "-1d", "1.5h", "2027-01-31")] == [
+        None
+    ] * 6
     monkeypatch.setattr(time, "time", lambda: 1_000_000.0)
     assert time_arguments.Moment(is_past=False).convert("1h", None, None) == 1_003_600_000
     assert time_arguments.Moment(is_past=True).convert("1h", None, None) == 996_400_000
-    assert time_arguments.Moment(is_past=True).convert("2027-01-31T00:00+00:00", None, None) == 1_801_353_600_000
+    assert (
+        time_arguments.Moment(is_past=True).convert("2027-01-31T00:00+00:00", None, None)
+        == 1_801_353_600_000
+    )

@@ -9,7 +9,17 @@ from runyard.cli.failures import CommandFailed, to_command_failure
 from runyard.cli.main import COMMANDS
 from runyard.settings import SettingError
 
-SLOW_TO_IMPORT = ("httpx2", "rich", "torch", "transformers", "PIL", "vi.client", "yaml", "litestar", "sqlalchemy")
+SLOW_TO_IMPORT = (
+    "httpx2",
+    "rich",
+    "torch",
+    "transformers",
+    "PIL",
+    "vi.client",
+    "yaml",
+    "litestar",
+    "sqlalchemy",
+)
 LOADED = """
 import sys
 from runyard.cli.main import main
@@ -24,7 +34,9 @@ print("loaded:", *[name for name in {names!r} if name in sys.modules], file=sys.
 
 def modules_loaded_by(*arguments: str) -> list[str]:
     script = LOADED.format(names=SLOW_TO_IMPORT)
-    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True
+    )
     return done.stderr.rpartition("loaded:")[2].split()
 
 
@@ -34,9 +46,13 @@ def test_help_loads_nothing_that_is_slow_to_import() -> None:
 
 def test_help_of_every_command_loads_nothing_that_is_slow_to_import() -> None:
     script = "import importlib, sys\nfrom runyard.cli.main import COMMANDS\n"
-    script += "for entry in COMMANDS.values(): importlib.import_module('runyard.cli.' + entry.module)\n"
+    script += (
+        "for entry in COMMANDS.values(): importlib.import_module('runyard.cli.' + entry.module)\n"
+    )
     script += f"print(*[name for name in {SLOW_TO_IMPORT!r} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     assert done.stdout.split() == []
 
 
@@ -78,7 +94,10 @@ def test_a_bad_setting_is_wrong_usage_and_names_the_variable(runyard, monkeypatc
 
 def test_a_missing_file_is_one_line(runyard) -> None:
     result = runyard("flows", "check", "no-such.yaml")
-    assert (result.exit_code, result.stderr) == (4, "Error: flow file no-such.yaml does not exist\n")
+    assert (result.exit_code, result.stderr) == (
+        4,
+        "Error: flow file no-such.yaml does not exist\n",
+    )
 
 
 def test_a_defect_keeps_its_traceback() -> None:
@@ -135,7 +154,9 @@ def test_a_problem_equal_to_the_message_is_printed_once() -> None:
     import vi.errors
 
     for message in ("a", "the flow has 1 problem: a"):
-        failure = to_command_failure(vi.errors.ViValidationError(message, details={"problems": [{"message": "a"}]}))
+        failure = to_command_failure(
+            vi.errors.ViValidationError(message, details={"problems": [{"message": "a"}]})
+        )
         assert failure is not None
         assert failure.message == message
 
@@ -152,5 +173,7 @@ def test_completion_knows_subcommands() -> None:
 
     from runyard.cli.main import cli
 
-    completions = ShellComplete(cli, {}, "runyard", "_RUNYARD_COMPLETE").get_completions(["runs"], "k")
+    completions = ShellComplete(cli, {}, "runyard", "_RUNYARD_COMPLETE").get_completions(
+        ["runs"], "k"
+    )
     assert [item.value for item in completions] == ["kill"]

@@ -19,7 +19,8 @@ from vi.api.resources.runs.responses import Run
 
 
 @pytest.mark.parametrize(
-    ("seconds", "words"), [(0.4, "0s"), (59, "59s"), (65, "1m 05s"), (12000, "3h 20m"), (352800, "4d 02h")]
+    ("seconds", "words"),
+    [(0.4, "0s"), (59, "59s"), (65, "1m 05s"), (12000, "3h 20m"), (352800, "4d 02h")],
 )
 def test_durations(seconds: float, words: str) -> None:
     assert format_duration(seconds) == words
@@ -33,7 +34,9 @@ def test_a_time_in_the_future_has_no_negative_age() -> None:
     assert format_age(2_000_000, now=lambda: 1090.0) == "0s"
 
 
-@pytest.mark.parametrize(("count", "words"), [(12, "12 B"), (1536, "1.5 KiB"), (5 << 40, "5120.0 GiB")])
+@pytest.mark.parametrize(
+    ("count", "words"), [(12, "12 B"), (1536, "1.5 KiB"), (5 << 40, "5120.0 GiB")]
+)
 def test_sizes(count: int, words: str) -> None:
     assert format_size(count) == words
 
@@ -44,7 +47,11 @@ def test_a_missing_number_is_printed_as_nothing() -> None:
 
 def test_tables_are_aligned(capsys) -> None:
     print_table(("RUN", "STATE"), [("a", "Running"), ("long-id", None)])
-    assert capsys.readouterr().out.splitlines() == ["RUN      STATE", "a        Running", "long-id  "]
+    assert capsys.readouterr().out.splitlines() == [
+        "RUN      STATE",
+        "a        Running",
+        "long-id  ",
+    ]
 
 
 def test_fields_without_a_value_are_omitted(capsys) -> None:

@@ -18,7 +18,9 @@ from runyard.cli.main import COMMANDS
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-USER_EXTRAS = {name: wanted for name, wanted in PROJECT["optional-dependencies"].items() if name != "dev"}
+USER_EXTRAS = {
+    name: wanted for name, wanted in PROJECT["optional-dependencies"].items() if name != "dev"
+}
 
 
 def name_of(requirement: str) -> str:
@@ -36,14 +38,16 @@ def with_what_they_need(names: list[str]) -> set[str]:
         found.add(name)
         required = [Requirement(each) for each in distribution(name).requires or []]
         waiting += [
-            name_of(each.name) for each in required if each.marker is None or each.marker.evaluate({"extra": ""})
+            name_of(each.name)
+            for each in required
+            if each.marker is None or each.marker.evaluate({"extra": ""})
         ]
     return found
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with the built wheel and the libraries that it requires without extras, and nothing else."""
+    """Return a folder with the built wheel and its required libraries, without extras."""
     folder = tmp_path_factory.mktemp("wheel")
     subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)],
@@ -93,8 +97,16 @@ def test_every_library_of_an_extra_is_known_by_its_import_name() -> None:
     for extra, wanted in USER_EXTRAS.items():
         for requirement in wanted:
             name = name_of(requirement)
-            modules = {name for name in imported_as[name] if not name.startswith("_") and name.isidentifier()}
-            assert any(extras.find_extra(module) in USER_EXTRAS for module in modules), (extra, name, modules)
+            modules = {
+                name
+                for name in imported_as[name]
+                if not name.startswith("_") and name.isidentifier()
+            }
+            assert any(extras.find_extra(module) in USER_EXTRAS for module in modules), (
+                extra,
+                name,
+                modules,
+            )
     assert set(extras.IMPORTS) == set(USER_EXTRAS)
 
 
@@ -123,7 +135,9 @@ def test_every_command_names_the_extra_in_one_line(site: Path, command: str) -> 
     assert done.stderr.count("\n") == 1
 
 
-def test_the_server_without_its_libraries_names_the_extra_and_is_not_started_again(site: Path) -> None:
+def test_the_server_without_its_libraries_names_the_extra_and_is_not_started_again(
+    site: Path,
+) -> None:
     done = python(site, "import runpy; runpy.run_module('runyard.server', run_name='__main__')")
     assert done.returncode == 3
     assert done.stderr.endswith("pip install 'runyard[server]'\n")
@@ -131,7 +145,9 @@ def test_the_server_without_its_libraries_names_the_extra_and_is_not_started_aga
 
 
 @pytest.mark.parametrize("module", [name for names in extras.IMPORTS.values() for name in names])
-def test_a_missing_library_of_any_extra_is_a_sentence_and_not_a_traceback(module: str, runyard, monkeypatch) -> None:
+def test_a_missing_library_of_any_extra_is_a_sentence_and_not_a_traceback(
+    module: str, runyard, monkeypatch
+) -> None:
     def import_nothing(*_: object) -> object:
         raise ModuleNotFoundError(f"No module named {module!r}", name=f"{module}.part")
 

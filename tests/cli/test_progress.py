@@ -12,25 +12,43 @@ class Terminal(io.StringIO):
         return True
 
 
-def run_at(step: int, *, reason: str = "Training", kind: ConditionKind = ConditionKind.RUNNING) -> Run:
+def run_at(
+    step: int, *, reason: str = "Training", kind: ConditionKind = ConditionKind.RUNNING
+) -> Run:
     progress = RunProgress(
-        step=step, total_steps=100, loss=0.51234, metric_name="accuracy", metric=0.9, seconds_left=12.0
+        step=step,
+        total_steps=100,
+        loss=0.51234,
+        metric_name="accuracy",
+        metric=0.9,
+        seconds_left=12.0,
     )
-    return Run(status=RunStatus(conditions=[ResourceCondition(condition=kind, reason=reason)], progress=progress))
+    return Run(
+        status=RunStatus(
+            conditions=[ResourceCondition(condition=kind, reason=reason)], progress=progress
+        )
+    )
 
 
 def test_the_line_says_step_loss_metric_and_time_left() -> None:
     assert format_progress(run_at(50)) == (
-        "[============            ]  Running, Training  step 50/100  loss 0.5123  accuracy 0.9  12s left"
+        "[============            ]  Running, Training  step 50/100  loss 0.5123  accuracy 0.9  "
+        "12s left"
     )
 
 
 def test_a_finished_run_has_no_time_left() -> None:
-    assert "left" not in format_progress(run_at(100, reason="Completed", kind=ConditionKind.SUCCEEDED))
+    assert "left" not in format_progress(
+        run_at(100, reason="Completed", kind=ConditionKind.SUCCEEDED)
+    )
 
 
 def test_before_the_first_step_the_line_is_the_state() -> None:
-    waiting = Run(status=RunStatus(conditions=[ResourceCondition(condition=ConditionKind.PENDING, reason="Queued")]))
+    waiting = Run(
+        status=RunStatus(
+            conditions=[ResourceCondition(condition=ConditionKind.PENDING, reason="Queued")]
+        )
+    )
     assert format_progress(waiting) == "Pending, Queued"
     assert format_progress(Run()) == "Waiting"
 
@@ -39,11 +57,19 @@ def test_off_a_terminal_a_line_comes_with_each_new_condition_and_every_few_secon
     clock = [0.0]
     stream = io.StringIO()
     ended = run_at(5, reason="Completed", kind=ConditionKind.SUCCEEDED)
-    runs = [(0, run_at(1)), (1, run_at(2)), (2, run_at(3, reason="Evaluating")), (60, run_at(4)), (61, ended)]
+    runs = [
+        (0, run_at(1)),
+        (1, run_at(2)),
+        (2, run_at(3, reason="Evaluating")),
+        (60, run_at(4)),
+        (61, ended),
+    ]
     with ProgressLine(stream, now=lambda: clock[0]) as line:
         for clock[0], run in runs:
             line.update(run)
-    steps = [text.partition("step ")[2].partition("/")[0] for text in stream.getvalue().splitlines()]
+    steps = [
+        text.partition("step ")[2].partition("/")[0] for text in stream.getvalue().splitlines()
+    ]
     assert steps == ["1", "4", "5"]
     assert "\r" not in stream.getvalue()
 
@@ -83,11 +109,18 @@ def test_work_on_this_machine_is_a_bar_on_a_terminal_and_few_lines_elsewhere() -
     with WorkLine(stream) as line:
         line.update("Merging", 0, 0)
         line.update("Replaying", 1, 2)
-    assert stream.getvalue() == "\r\x1b[2KMerging\r\x1b[2K[============            ]  Replaying 1/2\n"
+    assert (
+        stream.getvalue() == "\r\x1b[2KMerging\r\x1b[2K[============            ]  Replaying 1/2\n"
+    )
 
     clock, stream = [0.0], io.StringIO()
     with WorkLine(stream, now=lambda: clock[0]) as line:
-        for seconds, doing, done in [(0, "Merging", 0), (1, "Replaying", 0), (2, "Replaying", 5), (7, "Replaying", 9)]:
+        for seconds, doing, done in [
+            (0, "Merging", 0),
+            (1, "Replaying", 0),
+            (2, "Replaying", 5),
+            (7, "Replaying", 9),
+        ]:
             clock[0] = seconds
             line.update(doing, done, 10 if doing == "Replaying" else 0)
     assert [text.split("  ")[-1] for text in stream.getvalue().splitlines()] == [

@@ -74,9 +74,15 @@ def evidence_of(
     def point(step: int, values: dict[str, float]) -> MetricPoint:
         return MetricPoint(step=step, epoch=0.0, time=0, attempt=1, values=values)
 
-    points = [point(step, {"loss": loss, "learningRate": 0.1}) for step, loss in enumerate(losses, 1)]
-    measured = {"validation/loss": 1.0, "validation/exactMatch": 0.5} if validation is None else validation
-    return Evidence(run=run or run_of(), points=[*points, point(len(losses), measured)], weights=weights)
+    points = [
+        point(step, {"loss": loss, "learningRate": 0.1}) for step, loss in enumerate(losses, 1)
+    ]
+    measured = (
+        {"validation/loss": 1.0, "validation/exactMatch": 0.5} if validation is None else validation
+    )
+    return Evidence(
+        run=run or run_of(), points=[*points, point(len(losses), measured)], weights=weights
+    )
 
 
 def against(other: Evidence, *, tolerance: float | None = None) -> Comparison:
@@ -110,8 +116,14 @@ def test_the_rest_of_the_flow_stays_frozen() -> None:
         "name": "mine",
         "settings": {"priority": 5},
         "blocks": [
-            {"block": "my-dataset", "settings": {"datasetVersion": "0123456789ab", "datasetId": "shelves"}},
-            {"block": "my-model-7", "settings": {"hyperparameters": {"epochs": 2, "microBatchSize": "auto"}}},
+            {
+                "block": "my-dataset",
+                "settings": {"datasetVersion": "0123456789ab", "datasetId": "shelves"},
+            },
+            {
+                "block": "my-model-7",
+                "settings": {"hyperparameters": {"epochs": 2, "microBatchSize": "auto"}},
+            },
         ],
     }
     run = run_of(flow=given)
@@ -153,12 +165,16 @@ def test_notes_list_obstacles_to_reproducing_a_run() -> None:
     )
     assert len(notes) == len(expected)
     assert all(word in note for word, note in zip(expected, notes, strict=True))
-    assert "did not record" in list_notes(run_of(plan={"seed": {"value": 3, "reason": "recipe"}}))[0]
+    assert (
+        "did not record" in list_notes(run_of(plan={"seed": {"value": 3, "reason": "recipe"}}))[0]
+    )
 
 
 def test_differences_of_plans_are_named_to_the_part() -> None:
     other = plan_of(versions={"torch": "2.14.0", "numpy": "2.4"}, threads=2, revision=None)
-    found = [(item.name, item.original, item.reproduction) for item in differences(plan_of(), other)]
+    found = [
+        (item.name, item.original, item.reproduction) for item in differences(plan_of(), other)
+    ]
     assert (
         found
         == [
@@ -185,24 +201,42 @@ def test_the_first_and_the_largest_difference_are_reported() -> None:
     assert found.first_different is not None and found.largest is not None
     assert (found.first_different.step, found.first_different.original) == (2, 1.5)
     assert (found.largest.step, found.largest.size) == (3, 0.25)
-    assert ("losses", "1.5", "1.5625", "differ from step 2 on, by up to 0.25 at step 3") in build_rows(found)
+    assert (
+        "losses",
+        "1.5",
+        "1.5625",
+        "differ from step 2 on, by up to 0.25 at step 3",
+    ) in build_rows(found)
 
 
 @pytest.mark.parametrize(
     ("tolerance", "verdict", "words"),
-    [(None, "different", "different"), (0.125, "different", "different"), (0.25, "equal", "equal within 0.25")],
+    [
+        (None, "different", "different"),
+        (0.125, "different", "different"),
+        (0.25, "equal", "equal within 0.25"),
+    ],
 )
-def test_losses_within_a_stated_tolerance_are_equal(tolerance: float | None, verdict: str, words: str) -> None:
+def test_losses_within_a_stated_tolerance_are_equal(
+    tolerance: float | None, verdict: str, words: str
+) -> None:
     other = Weights(checkpoint="epoch-1", step=3, files={"model_full/model.safetensors": "b" * 64})
     measured = {"validation/loss": 1.25, "validation/exactMatch": 0.25}
-    found = against(evidence_of(losses=[2.0, 1.5, 1.125], validation=measured, weights=other), tolerance=tolerance)
+    found = against(
+        evidence_of(losses=[2.0, 1.5, 1.125], validation=measured, weights=other),
+        tolerance=tolerance,
+    )
     assert (found.verdict, found.words, found.are_weights_same) == (verdict, words, False)
 
 
 @pytest.mark.parametrize(
     "other",
     [
-        evidence_of(weights=Weights(checkpoint="epoch-1", step=3, files={"model_full/model.safetensors": "b" * 64})),
+        evidence_of(
+            weights=Weights(
+                checkpoint="epoch-1", step=3, files={"model_full/model.safetensors": "b" * 64}
+            )
+        ),
         evidence_of(weights=Weights(checkpoint="epoch-1", step=2, files=WEIGHTS.files)),
         evidence_of(weights=None),
         evidence_of(validation={"validation/loss": 1.0, "validation/exactMatch": 0.25}),
@@ -210,7 +244,15 @@ def test_losses_within_a_stated_tolerance_are_equal(tolerance: float | None, ver
         evidence_of(losses=LOSSES[:2]),
         evidence_of(losses=[]),
     ],
-    ids=["weights", "step of the weights", "no weights", "evaluation", "ending", "fewer steps", "no steps"],
+    ids=[
+        "weights",
+        "step of the weights",
+        "no weights",
+        "evaluation",
+        "ending",
+        "fewer steps",
+        "no steps",
+    ],
 )
 def test_a_difference_anywhere_is_one(other: Evidence) -> None:
     found = against(other)
@@ -224,7 +266,10 @@ def test_fewer_steps_are_not_equal_at_any_tolerance() -> None:
 
 def test_runs_without_a_checkpoint_are_identical_when_all_else_agrees() -> None:
     diverged = run_of(kind=ConditionKind.FAILED, reason="Diverged")
-    assert compare(evidence_of(diverged, weights=None), evidence_of(diverged, weights=None)).verdict == "identical"
+    assert (
+        compare(evidence_of(diverged, weights=None), evidence_of(diverged, weights=None)).verdict
+        == "identical"
+    )
 
 
 def test_a_step_taken_again_by_a_later_attempt_counts_as_that_one_took_it() -> None:

@@ -68,11 +68,17 @@ def test_a_port_in_use_ends_with_a_sentence(runyard) -> None:
 @pytest.fixture
 def words(tmp_path: Path):
     settings = read_settings({}, data_dir=tmp_path)
-    settings.credentials_file.write_text(json.dumps({"secret_key": KEY, "organization_id": "org-1"}))
-    return lambda shows_key: "\n".join(format_introduction(settings, "http://127.0.0.1:7878/", shows_key=shows_key))
+    settings.credentials_file.write_text(
+        json.dumps({"secret_key": KEY, "organization_id": "org-1"})
+    )
+    return lambda shows_key: "\n".join(
+        format_introduction(settings, "http://127.0.0.1:7878/", shows_key=shows_key)
+    )
 
 
-def test_the_introduction_names_endpoint_organization_and_credentials_but_not_the_key(words, tmp_path: Path) -> None:
+def test_the_introduction_names_endpoint_organization_and_credentials_but_not_the_key(
+    words, tmp_path: Path
+) -> None:
     text = words(False)
     assert "http://127.0.0.1:7878/" in text
     assert "org-1" in text
@@ -117,7 +123,10 @@ def up(data_dir: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def children_once_up(process: subprocess.Popen[str], data_dir: Path) -> list[int]:
-    """Return the process ids of server and controller once up; the output must not contain the key."""
+    """Return the process ids of server and controller once up.
+
+    The output must not contain the key.
+    """
     assert process.stdout is not None
     said = []
     for line in process.stdout:
@@ -142,7 +151,9 @@ def test_ctrl_c_ends_every_child_and_exits_with_0(tmp_path: Path) -> None:
 
 
 @pytest.mark.e2e
-def test_server_and_controller_exit_after_their_killed_instance_and_the_next_one_starts(tmp_path: Path) -> None:
+def test_server_and_controller_exit_after_their_killed_instance_and_the_next_one_starts(
+    tmp_path: Path,
+) -> None:
     data_dir = tmp_path / "data"
     with up(data_dir) as killed:
         orphans = children_once_up(killed, data_dir)
@@ -161,9 +172,22 @@ def test_server_and_controller_exit_after_their_killed_instance_and_the_next_one
 
 @contextmanager
 def in_a_terminal(data_dir: Path, *before: str) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
-    """``runyard up`` as the program in front of a terminal; yields the terminal's other end and the process."""
+    """``runyard up`` as the program in front of a terminal.
+
+    Yields the terminal's other end and the process.
+    """
     ours, theirs = pty.openpty()
-    command = [*before, sys.executable, "-m", "runyard.cli", "up", "--port", "0", "--data-dir", str(data_dir)]
+    command = [
+        *before,
+        sys.executable,
+        "-m",
+        "runyard.cli",
+        "up",
+        "--port",
+        "0",
+        "--data-dir",
+        str(data_dir),
+    ]
     process = subprocess.Popen(
         command,
         env={**os.environ, "RUNYARD_WARM": "0"},
@@ -171,7 +195,9 @@ def in_a_terminal(data_dir: Path, *before: str) -> Iterator[tuple[int, subproces
         stdout=theirs,
         stderr=theirs,
         start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # the terminal that is ours to lose
+        preexec_fn=lambda: fcntl.ioctl(
+            0, termios.TIOCSCTTY, 0
+        ),  # the terminal that is ours to lose
     )
     os.close(theirs)
     try:
@@ -202,7 +228,9 @@ def test_an_instance_ends_as_a_whole_when_its_terminal_closes(tmp_path: Path) ->
 
 
 @pytest.mark.e2e
-def test_a_detached_instance_outlives_its_terminal_until_it_is_taken_down(runyard, tmp_path: Path, monkeypatch) -> None:
+def test_a_detached_instance_outlives_its_terminal_until_it_is_taken_down(
+    runyard, tmp_path: Path, monkeypatch
+) -> None:
     monkeypatch.setenv("RUNYARD_WARM", "0")
     settings = read_settings({}, data_dir=tmp_path / "data")
     where = ("--data-dir", str(settings.data_dir))
@@ -238,7 +266,9 @@ def test_a_detached_instance_outlives_its_terminal_until_it_is_taken_down(runyar
     assert (idle.exit_code, idle.stdout) == (0, f"No instance of {settings.data_dir} is up.\n")
 
 
-def test_a_detached_start_that_fails_prints_the_reason_alone(runyard, tmp_path: Path, monkeypatch) -> None:
+def test_a_detached_start_that_fails_prints_the_reason_alone(
+    runyard, tmp_path: Path, monkeypatch
+) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "server.db").write_bytes(b"this is no database" * 500)
     result = runyard("up", "--detach", "--port", "0", "--data-dir", "data")
@@ -262,8 +292,10 @@ def test_down_does_not_signal_a_process_with_a_reused_id(runyard, tmp_path: Path
 
 @pytest.mark.e2e
 @pytest.mark.train
-def test_the_shutdown_reports_saved_runs_and_an_interrupted_wait_how_to_continue(runyard, tmp_path: Path) -> None:
-    """One story, since it needs a training: Ctrl-C of --wait, then of the instance, which saves the run."""
+def test_the_shutdown_reports_saved_runs_and_an_interrupted_wait_how_to_continue(
+    runyard, tmp_path: Path
+) -> None:
+    """One test for two cases, as it needs a training: Ctrl-C of --wait, then of the instance."""
     data_dir = tmp_path / "data"
     recipe = tmp_path / "long.json"
     recipe.write_text(json.dumps(LONG_RECIPE))
@@ -271,7 +303,17 @@ def test_the_shutdown_reports_saved_runs_and_an_interrupted_wait_how_to_continue
     with up(data_dir) as process:
         children_once_up(process, data_dir)
         waiting = subprocess.Popen(
-            [sys.executable, "-m", "runyard.cli", "runs", "create", "--flow", str(recipe), "--wait", *where],
+            [
+                sys.executable,
+                "-m",
+                "runyard.cli",
+                "runs",
+                "create",
+                "--flow",
+                str(recipe),
+                "--wait",
+                *where,
+            ],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -280,7 +322,9 @@ def test_the_shutdown_reports_saved_runs_and_an_interrupted_wait_how_to_continue
         run_id = waiting.stdout.readline().split()[1]
         later = runyard("runs", "create", "--flow", str(recipe), *where).stdout.strip()
         with connect(data_dir) as client:
-            while (progress := client.runs.get(run_id).status.progress) is None or progress.step < 1:
+            while (
+                progress := client.runs.get(run_id).status.progress
+            ) is None or progress.step < 1:
                 time.sleep(0.2)
         waiting.send_signal(signal.SIGINT)
         _, said = waiting.communicate(timeout=30)
@@ -292,7 +336,9 @@ def test_the_shutdown_reports_saved_runs_and_an_interrupted_wait_how_to_continue
         assert process.stdout is not None
         report = process.stdout.read()
         assert process.wait(60) == 0
-    saved = re.search(rf"^Run {run_id} was saved at step (\d+); it resumes at the next start\.$", report, re.M)
+    saved = re.search(
+        rf"^Run {run_id} was saved at step (\d+); it resumes at the next start\.$", report, re.M
+    )
     assert saved is not None, report
     assert int(saved[1]) >= 1
     assert "1 pending run starts after the next start." in report

@@ -1,8 +1,8 @@
 """A program for the environment of the published client, which is also imported as ``vi``.
 
-It reads ids from standard input, calls the client as its users do, and prints one JSON object with what each call gave
-or which error it raised. It judges nothing; ``test_published_client.py`` does. Endpoint, key and organization come from
-the client's own three environment variables.
+It reads ids from standard input, calls the client as its users do, and prints one JSON object with
+what each call gave or which error it raised. It judges nothing; ``test_published_client.py`` does.
+Endpoint, key and organization come from the client's own three environment variables.
 """
 
 import json
@@ -16,7 +16,13 @@ from vi.api.resources.training_projects.flows.responses import FlowBlock, FlowSp
 import vi
 from vi.api.types import PaginationParams
 
-EMPTY_RECIPE = {"name": "Quick Training", "schema": "v1", "blocks": [], "settings": {}, "tolerations": {}}
+EMPTY_RECIPE = {
+    "name": "Quick Training",
+    "schema": "v1",
+    "blocks": [],
+    "settings": {},
+    "tolerations": {},
+}
 DEADLINE_S = 60
 
 
@@ -31,7 +37,9 @@ def attempt(call: Callable[[], Any]) -> dict[str, Any]:
             "status": error.status_code,
             "message": error.message,
         }
-    except Exception as error:  # reported as it is, so that the test that looks for another answer shows it
+    except (
+        Exception
+    ) as error:  # reported as it is, so that the test that looks for another answer shows it
         return {"error": type(error).__name__, "message": str(error)}
 
 
@@ -98,8 +106,13 @@ def flows(client: vi.Client) -> Iterator[tuple[str, Callable[[], Any]]]:
         return flow_seen(flow)
 
     def accelerators_of_large_model() -> list[dict[str, Any]]:
-        settings = {"architecture": {"name": "qwen25vl", "size": "72B"}, "training": {"mode": "full"}}
-        flow = client.flows.create(spec={**EMPTY_RECIPE, "blocks": [{"block": "vi-model", "settings": settings}]})
+        settings = {
+            "architecture": {"name": "qwen25vl", "size": "72B"},
+            "training": {"mode": "full"},
+        }
+        flow = client.flows.create(
+            spec={**EMPTY_RECIPE, "blocks": [{"block": "vi-model", "settings": settings}]}
+        )
         return accelerators_seen(client.flows.get_accelerators(flow.flow_id))
 
     recipe = FlowSpec(
@@ -113,17 +126,31 @@ def flows(client: vi.Client) -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "create from a spec", lambda: create("spec", recipe)
     yield "get", lambda: flow_seen(client.flows.get(made["spec"]))
     yield "list", lambda: [flow_seen(flow) for flow in client.flows.list().items]
-    yield "list over pages", lambda: [flow.flow_id for flow in client.flows.list({"page_size": 1}).all_items()]
+    yield (
+        "list over pages",
+        lambda: [flow.flow_id for flow in client.flows.list({"page_size": 1}).all_items()],
+    )
     yield (
         "update",
-        lambda: flow_seen(client.flows.update(made["dict"], spec={"name": "Renamed"}, metadata={"stage": "two"})),
+        lambda: flow_seen(
+            client.flows.update(made["dict"], spec={"name": "Renamed"}, metadata={"stage": "two"})
+        ),
     )
     yield "get after update", lambda: flow_seen(client.flows.get(made["dict"]))
     yield "list simple", lambda: client.flows.list_simple().items
-    yield "accelerators of tiny", lambda: accelerators_seen(client.flows.get_accelerators(made["dict"]))
+    yield (
+        "accelerators of tiny",
+        lambda: accelerators_seen(client.flows.get_accelerators(made["dict"])),
+    )
     yield "accelerators of a large model", accelerators_of_large_model
-    yield "accelerators of nothing", lambda: accelerators_seen(client.flows.get_accelerators("no-such-flow"))
-    yield "update accelerators", lambda: accelerators_seen(client.flows.update_accelerators(made["dict"], {}))
+    yield (
+        "accelerators of nothing",
+        lambda: accelerators_seen(client.flows.get_accelerators("no-such-flow")),
+    )
+    yield (
+        "update accelerators",
+        lambda: accelerators_seen(client.flows.update_accelerators(made["dict"], {})),
+    )
     yield "delete", lambda: client.flows.delete(made["spec"]).id
     yield "get after delete", lambda: flow_seen(client.flows.get(made["spec"]))
 
@@ -139,7 +166,9 @@ def runs(client: vi.Client, ids: dict[str, str]) -> Iterator[tuple[str, Callable
     def create_with_project() -> dict[str, Any]:
         project = client.training_projects.create(spec={"name": "Shelves", "type": "vqa"})
         made["project"] = project.training_project_id
-        return create("id", client.flows.create(spec=EMPTY_RECIPE).flow_id, training_project=made["project"])
+        return create(
+            "id", client.flows.create(spec=EMPTY_RECIPE).flow_id, training_project=made["project"]
+        )
 
     def wait_until_final(run_id: str) -> dict[str, Any]:
         deadline = time.monotonic() + DEADLINE_S
@@ -153,7 +182,10 @@ def runs(client: vi.Client, ids: dict[str, str]) -> Iterator[tuple[str, Callable
     spec = FlowSpec(name="By spec", schema="v1", tolerations={}, settings={}, blocks=[])
     yield "create by flow id", create_with_project
     yield "create from a spec", lambda: create("spec", spec)
-    yield "create from a dict", lambda: create("dict", EMPTY_RECIPE, metadata={"experiment": "baseline"})
+    yield (
+        "create from a dict",
+        lambda: create("dict", EMPTY_RECIPE, metadata={"experiment": "baseline"}),
+    )
     yield "create from an empty dict", lambda: create("empty", {})
     yield "start", lambda: create("start", {"blocks": [{"block": "vi-dataset"}]})
     yield "get finished", lambda: run_seen(client.runs.get(ids["finished"]))
@@ -162,14 +194,25 @@ def runs(client: vi.Client, ids: dict[str, str]) -> Iterator[tuple[str, Callable
     yield "list", lambda: [run.run_id for run in client.runs.list().items]
     yield (
         "list over pages",
-        lambda: [[run.run_id for run in page.items] for page in client.runs.list(PaginationParams(page_size=2))],
+        lambda: [
+            [run.run_id for run in page.items]
+            for page in client.runs.list(PaginationParams(page_size=2))
+        ],
     )
-    yield "list all items", lambda: [run.run_id for run in client.runs.list({"page_size": 3}).all_items()]
+    yield (
+        "list all items",
+        lambda: [run.run_id for run in client.runs.list({"page_size": 3}).all_items()],
+    )
     yield "list simple", lambda: client.runs.list_simple().items
-    yield "update attributes", lambda: run_seen(client.runs.update(made["dict"], metadata={"experiment": "two"}))
+    yield (
+        "update attributes",
+        lambda: run_seen(client.runs.update(made["dict"], metadata={"experiment": "two"})),
+    )
     yield (
         "update training project",
-        lambda: run_seen(client.runs.update(made["dict"], spec={"training_project": made["project"]})),
+        lambda: run_seen(
+            client.runs.update(made["dict"], spec={"training_project": made["project"]})
+        ),
     )
     yield "update nothing", lambda: run_seen(client.runs.update(made["dict"]))
     yield "logs", lambda: client.runs.get_logs(ids["finished"], limit=3)
@@ -189,11 +232,23 @@ def models(client: vi.Client, ids: dict[str, str]) -> Iterator[tuple[str, Callab
     run = ids["finished"]
 
     def download(folder: str, ckpt: str | None = None) -> dict[str, Any]:
-        got = client.models.download(run, ckpt=ckpt, save_dir=f"{ids['folder']}/{folder}", show_progress=False)
-        return {"model": str(got.model_path), "adapter": got.adapter_path, "config": str(got.run_config_path)}
+        got = client.models.download(
+            run, ckpt=ckpt, save_dir=f"{ids['folder']}/{folder}", show_progress=False
+        )
+        return {
+            "model": str(got.model_path),
+            "adapter": got.adapter_path,
+            "config": str(got.run_config_path),
+        }
 
-    yield "list", lambda: [model_seen(model) for model in client.models.list(run, {"page_size": 100}).items]
-    yield "list over pages", lambda: [model.model_id for model in client.models.list(run, {"page_size": 1}).all_items()]
+    yield (
+        "list",
+        lambda: [model_seen(model) for model in client.models.list(run, {"page_size": 100}).items],
+    )
+    yield (
+        "list over pages",
+        lambda: [model.model_id for model in client.models.list(run, {"page_size": 1}).all_items()],
+    )
     yield "get latest", lambda: model_seen(client.models.get(run))
     yield "get by name", lambda: model_seen(client.models.get(run, ckpt=ids["firstModel"]))
     yield "get with contents", lambda: model_seen(client.models.get(run, contents=True))
@@ -204,9 +259,15 @@ def models(client: vi.Client, ids: dict[str, str]) -> Iterator[tuple[str, Callab
 def errors(client: vi.Client, ids: dict[str, str]) -> Iterator[tuple[str, Callable[[], Any]]]:
     finished = ids["finished"]
     stranger = vi.Client(secret_key=ids["wrongKey"])
-    yield "400 unknown block", lambda: client.runs.create(flow={"blocks": [{"block": "vi-datasset"}]}).run_id
+    yield (
+        "400 unknown block",
+        lambda: client.runs.create(flow={"blocks": [{"block": "vi-datasset"}]}).run_id,
+    )
     yield "400 unknown flow field", lambda: client.flows.create(spec={"nmae": "x"}).flow_id
-    yield "400 page token", lambda: client.runs.list({"page_size": 2, "page_token": "made-up"}).items
+    yield (
+        "400 page token",
+        lambda: client.runs.list({"page_size": 2, "page_token": "made-up"}).items,
+    )
     yield "401 wrong key", lambda: stranger.runs.list().items
     yield "404 run", lambda: client.runs.get("no-such-run").run_id
     yield "404 update", lambda: client.runs.update("no-such-run", metadata={"a": "b"}).run_id
@@ -215,7 +276,10 @@ def errors(client: vi.Client, ids: dict[str, str]) -> Iterator[tuple[str, Callab
     yield "404 flow of a new run", lambda: client.runs.create(flow="no-such-flow").run_id
     yield "404 model", lambda: client.models.get(finished, ckpt="no-such-checkpoint").model_id
     yield "409 kill of a finished run", lambda: client.runs.kill(finished).run_id
-    yield "409 other body under a known id", lambda: client.runs.replace(finished, {"flow": {"name": "Other"}}).run_id
+    yield (
+        "409 other body under a known id",
+        lambda: client.runs.replace(finished, {"flow": {"name": "Other"}}).run_id,
+    )
 
 
 def main() -> None:

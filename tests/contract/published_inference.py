@@ -1,7 +1,8 @@
-"""Answers of the published client's local inference; ``test_published_inference.py`` runs this over there.
+"""Answers of the published client's local inference, for ``test_published_inference.py``.
 
-The argument is a JSON file with a list of ``{"runId", "folder", "asked": [[picture, question], ...]}``. The last line
-of the output is what is said, in that order, and where the client's package lies.
+The argument is a JSON file with a list of ``{"runId", "folder", "asked": [[picture, question],
+...]}``. The last line of the output is what is said, in that order, and where the client's package
+lies.
 """
 
 import json
@@ -26,7 +27,8 @@ import vi  # noqa: E402
 def main() -> None:
     found = []
     for case in json.loads(Path(sys.argv[1]).read_text()):
-        # A folder that is there is used as it is: no server is asked. Of all kinds of task this one keeps our prompt.
+        # A folder that is there is used as it is: no server is asked. Of all kinds of task this one
+        # keeps our prompt.
         model = ViModel(
             run_id=case["runId"],
             save_path=case["folder"],
@@ -36,7 +38,9 @@ def main() -> None:
         )
         said = []
         for picture, question in case["asked"]:
-            answer, error = model(source=picture, user_prompt=question, task_type="generic", show_progress=False)
+            answer, error = model(
+                source=picture, user_prompt=question, task_type="generic", show_progress=False
+            )
             said.append(answer.raw_output if error is None else repr(error))
         found.append(said)
     print("\n" + json.dumps({"found": found, "client": vi.__file__}))

@@ -1,4 +1,4 @@
-"""The published client, in an environment of its own, against a real instance: users keep their scripts.
+"""The published client, in its own environment, against a real instance: scripts work unchanged.
 
 ``published_client.py`` makes the calls over there; each test here looks at what one of them gave.
 """
@@ -94,7 +94,10 @@ def test_a_flow_reads_back_as_it_was_created(report: Report) -> None:
 
 
 def test_flows_are_listed_and_paged(report: Report) -> None:
-    made = {value(report, "flows", "create from a dict")["id"], value(report, "flows", "create from a spec")["id"]}
+    made = {
+        value(report, "flows", "create from a dict")["id"],
+        value(report, "flows", "create from a spec")["id"],
+    }
     assert made <= {flow["id"] for flow in value(report, "flows", "list")}
     over_pages = value(report, "flows", "list over pages")
     assert made <= set(over_pages)
@@ -115,7 +118,11 @@ def test_the_simple_list_of_flows_names_their_ids(report: Report) -> None:
 
 def test_the_default_flow_fits_into_the_memory_of_this_machine(report: Report) -> None:
     (found,) = value(report, "flows", "accelerators of tiny")
-    assert (found["enabled"], found["labels"]["accelerator"], found["resources"]["count"]) == (True, "cpu", 1)
+    assert (found["enabled"], found["labels"]["accelerator"], found["resources"]["count"]) == (
+        True,
+        "cpu",
+        1,
+    )
     memory_gib = found["resources"]["memoryGiB"]
     ((count, action, reason),) = found["verdicts"]
     assert (count, action) == (1, "Allow")
@@ -139,7 +146,9 @@ def test_a_deleted_flow_is_gone(report: Report) -> None:
     assert report["flows"]["get after delete"]["error"] == "ViNotFoundError"
 
 
-def test_a_run_is_created_by_flow_id_with_its_training_project(report: Report, instance: Any) -> None:
+def test_a_run_is_created_by_flow_id_with_its_training_project(
+    report: Report, instance: Any
+) -> None:
     run = value(report, "runs", "create by flow id")
     assert run["flowName"] == "Quick Training"
     assert run["trainingProject"]
@@ -199,7 +208,9 @@ def test_the_training_project_is_updated_in_snake_case_too(report: Report) -> No
 
 
 def test_an_update_with_nothing_in_it_changes_nothing(report: Report) -> None:
-    assert value(report, "runs", "update nothing") == value(report, "runs", "update training project")
+    assert value(report, "runs", "update nothing") == value(
+        report, "runs", "update training project"
+    )
 
 
 def test_logs_are_read_and_continue_where_they_stopped(report: Report) -> None:
@@ -225,10 +236,14 @@ def test_a_deleted_run_is_gone(report: Report) -> None:
     assert report["runs"]["delete again"]["error"] == "ViNotFoundError"
 
 
-def test_models_are_listed_oldest_first(report: Report, client: vi.Client, ids: dict[str, str]) -> None:
+def test_models_are_listed_oldest_first(
+    report: Report, client: vi.Client, ids: dict[str, str]
+) -> None:
     listed = value(report, "models", "list")
     assert [model["id"] for model in listed] == value(report, "models", "list over pages")
-    assert [model["id"] for model in listed] == [m.model_id for m in client.models.list(ids["finished"]).all_items()]
+    assert [model["id"] for model in listed] == [
+        m.model_id for m in client.models.list(ids["finished"]).all_items()
+    ]
     epochs = [model["epoch"] for model in listed]
     assert epochs == sorted(epochs)
     assert all(isinstance(epoch, int) for epoch in epochs)
@@ -262,7 +277,9 @@ def test_it_downloads_the_same_as_our_client(
 ) -> None:
     theirs = Path(value(report, "models", call)["model"])
     name = ids["firstModel"] if call == "download by name" else None
-    ours = client.models.download(ids["finished"], ckpt=name, save_dir=tmp_path, show_progress=False)
+    ours = client.models.download(
+        ids["finished"], ckpt=name, save_dir=tmp_path, show_progress=False
+    )
     assert contents(theirs) == contents(ours.model_path)
     assert (theirs / "model.safetensors").is_file()
     assert json.loads((theirs / "run.json").read_text())["runId"] == ids["finished"]
@@ -285,7 +302,9 @@ def test_it_downloads_the_same_as_our_client(
         ("409 other body under a known id", "ViConflictError", "ResourceConflict", 409),
     ],
 )
-def test_refusals_become_its_error_classes(report: Report, call: str, error: str, code: str, status: int) -> None:
+def test_refusals_become_its_error_classes(
+    report: Report, call: str, error: str, code: str, status: int
+) -> None:
     seen = report["errors"][call]
     assert (seen.get("error"), seen.get("code"), seen.get("status")) == (error, code, status), seen
     assert seen["message"]

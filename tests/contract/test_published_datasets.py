@@ -1,6 +1,7 @@
-"""The published client sends pictures and annotations to a real server, waits, lists, exports, downloads, deletes.
+"""The published client uploads images and annotations, lists, exports, downloads and deletes.
 
-``published_datasets.py`` makes the calls in that client's own environment; each test looks at what one of them gave.
+``published_datasets.py`` makes the calls in that client's own environment; each test looks at what
+one of them gave.
 """
 
 import hashlib
@@ -24,7 +25,9 @@ COUNT = 3
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, eventually: Callable[..., Any]) -> Iterator[dict[str, str]]:
+def server(
+    tmp_path_factory: pytest.TempPathFactory, eventually: Callable[..., Any]
+) -> Iterator[dict[str, str]]:
     """A server of this module's own; what the three variables of the client must say."""
     data_dir = tmp_path_factory.mktemp("datasets") / "data"
     environ = {**os.environ, "RUNYARD_DATA_DIR": str(data_dir), "RUNYARD_PORT": "0"}
@@ -92,7 +95,9 @@ def test_images_and_annotations_are_uploaded(report: dict[str, Any]) -> None:
     assert "_" not in seen["id"]
 
 
-def test_annotations_that_would_overwrite_others_are_refused_as_the_client_asks(report: dict[str, Any]) -> None:
+def test_annotations_that_would_overwrite_others_are_refused_as_the_client_asks(
+    report: dict[str, Any],
+) -> None:
     assert report["annotate again"]["error"] == "ViOperationError", report["annotate again"]
 
 
@@ -126,8 +131,12 @@ def test_annotations_are_listed_and_changed_part_by_part(report: dict[str, Any])
 
 def test_what_it_downloads_is_what_was_uploaded(report: dict[str, Any], folder: Path) -> None:
     assert value(report, "download pictures")
-    sent = {hashlib.sha256(path.read_bytes()).hexdigest() for path in (folder / "pictures").iterdir()}
-    down = {hashlib.sha256(path.read_bytes()).hexdigest() for path in (folder / "down").rglob("*.png")}
+    sent = {
+        hashlib.sha256(path.read_bytes()).hexdigest() for path in (folder / "pictures").iterdir()
+    }
+    down = {
+        hashlib.sha256(path.read_bytes()).hexdigest() for path in (folder / "down").rglob("*.png")
+    }
     assert down == sent
 
 
@@ -140,8 +149,12 @@ def test_exports_are_answered_in_formats_it_knows_and_laid_out_as_its_loader_wan
     assert value(report, "download")
     dump = folder / "full" / value(report, "create")["id"] / "dump"
     images = sorted(path.stem for path in (dump / "images").iterdir())
-    assert images == sorted(path.stem for path in (dump / "annotations").iterdir()) == ["1", "2", "3"]
-    assert all(len(path.read_bytes().splitlines()) == 1 for path in (dump / "annotations").iterdir())
+    assert (
+        images == sorted(path.stem for path in (dump / "annotations").iterdir()) == ["1", "2", "3"]
+    )
+    assert all(
+        len(path.read_bytes().splitlines()) == 1 for path in (dump / "annotations").iterdir()
+    )
 
 
 def test_everything_is_deleted(report: dict[str, Any]) -> None:

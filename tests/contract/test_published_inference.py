@@ -1,4 +1,4 @@
-"""The published client's local inference loads what we train, in full and with an adapter, and says what was measured.
+"""The published client's local inference loads our full and adapter models, with equal metrics.
 
 ``make vi-inference`` runs this: the client's environment takes a while to make. See
 docs/decisions/published-inference.md for what of the client's own requirements is left out.
@@ -19,7 +19,9 @@ from runyard.trainer.export.export import export_model
 from runyard.trainer.main import train_attempt
 from tests.trainer.conftest import write_attempt
 
-pytestmark = pytest.mark.skipif(not os.environ.get("RUNYARD_VI_INFERENCE"), reason="make vi-inference runs it")
+pytestmark = pytest.mark.skipif(
+    not os.environ.get("RUNYARD_VI_INFERENCE"), reason="make vi-inference runs it"
+)
 
 PROGRAM = Path(__file__).with_name("published_inference.py")
 SEED, ASKED = 7, 40
@@ -34,7 +36,9 @@ def inference_python(repository: Path) -> Path:
 
 def recipe(steps: int, **model: Any) -> dict[str, Any]:
     paces = {"validation": {"every": {"steps": steps}}, "checkpoint": {"every": {"steps": steps}}}
-    rates = {"maxSteps": steps, "epochs": steps} | ({"learningRate": 0.01} if "training" in model else {})
+    rates = {"maxSteps": steps, "epochs": steps} | (
+        {"learningRate": 0.01} if "training" in model else {}
+    )
     return {"vi-model": paces | {"hyperparameters": rates} | model}
 
 
@@ -43,7 +47,9 @@ def trained(folder: Path) -> Path:
     return next((folder / "checkpoints").iterdir())
 
 
-def test_it_says_what_was_measured(inference_python: Path, write_attempt: Callable[..., Path], tmp_path: Path) -> None:
+def test_it_says_what_was_measured(
+    inference_python: Path, write_attempt: Callable[..., Path], tmp_path: Path
+) -> None:
     settings = {"seed": SEED}
     full = trained(write_attempt(tmp_path, recipe(150), run="full", settings=settings))
     begun = {
@@ -58,7 +64,9 @@ def test_it_says_what_was_measured(inference_python: Path, write_attempt: Callab
 
     cases, stored = [], []
     for run, checkpoint in (("full", full), ("lora", lora), ("merged", lora)):
-        lines = [json.loads(line) for line in (checkpoint / "predictions.jsonl").read_text().splitlines()][:ASKED]
+        lines = [
+            json.loads(line) for line in (checkpoint / "predictions.jsonl").read_text().splitlines()
+        ][:ASKED]
         samples = load_dataset("digits", seed=SEED, validation_fraction=0.2).validation
         asked = []
         for line in lines:

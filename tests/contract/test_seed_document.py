@@ -1,9 +1,10 @@
-"""Every Python block of the text that describes ``client.runs``, run as it stands with only the ids replaced.
+"""Run every Python block of the document that describes ``client.runs``, with real ids.
 
-The text is plain: no fences, no indentation to mark code, and blocks that may follow each other without a blank line.
-So we take what Python itself takes for statements, and part two blocks where no blank line stands between two
-statements and the second uses no name that the first ones have defined. Where the text is absent its blocks are
-skipped; ``test_runs_api.py`` makes the same calls without it.
+The text is plain: no fences, no indentation to mark code, and blocks that may follow each other
+without a blank line. So we take what Python itself takes for statements, and part two blocks where
+no blank line stands between two statements and the second uses no name that the first ones have
+defined. Where the text is absent its blocks are skipped; ``test_runs_api.py`` makes the same calls
+without it.
 """
 
 import ast
@@ -19,7 +20,9 @@ import pytest
 import vi
 from vi.api.resources.runs.responses import Run, RunSpec, RunStatus
 
-DOCUMENT = Path(os.environ.get("RUNYARD_SEED", Path(__file__).parents[3] / "shared" / "seed" / "runs-api.txt"))
+DOCUMENT = Path(
+    os.environ.get("RUNYARD_SEED", Path(__file__).parents[3] / "shared" / "seed" / "runs-api.txt")
+)
 BLOCK_COUNT = 23
 
 HEADING = re.compile(r"(\w+)\(\)")
@@ -89,7 +92,9 @@ def _is_code(text: str) -> bool:
         return statement.value is not None
     if isinstance(statement, ast.Expr):  # a word, or a heading such as "list()"
         call = statement.value
-        return isinstance(call, ast.Call) and (isinstance(call.func, ast.Attribute) or bool(call.args))
+        return isinstance(call, ast.Call) and (
+            isinstance(call.func, ast.Attribute) or bool(call.args)
+        )
     return True
 
 
@@ -109,18 +114,26 @@ def _defined(lines: list[str]) -> set[str]:
 
 def _names(lines: list[str], context: type[ast.expr_context]) -> set[str]:
     nodes = ast.walk(ast.parse("\n".join(lines)))
-    return {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, context)}
+    return {
+        node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, context)
+    }
 
 
 def cases() -> list[Any]:
     """Every block with every state of a run that it can meet."""
     if not DOCUMENT.is_file():
         reason = f"{DOCUMENT} is not there; RUNYARD_SEED names it elsewhere"
-        return [pytest.param(Block("absent"), "", marks=pytest.mark.skip(reason=reason), id="absent")]
+        return [
+            pytest.param(Block("absent"), "", marks=pytest.mark.skip(reason=reason), id="absent")
+        ]
     found = []
     for number, block in enumerate(read_blocks(DOCUMENT.read_text()), start=1):
         for state in states(block):
-            found.append(pytest.param(block, state, id=f"{number}-{block.method}{'-' + state if state else ''}"))
+            found.append(
+                pytest.param(
+                    block, state, id=f"{number}-{block.method}{'-' + state if state else ''}"
+                )
+            )
     return found
 
 
@@ -131,7 +144,9 @@ def states(block: Block) -> list[str]:
         return ["finished"]  # on others it waits, as it should
     if "ViNotFoundError" in block.code:
         return ["ended", "unknown"]
-    return {"kill": ["pending", "running"], "delete": ["ended"]}.get(block.method, ["finished", "running", "pending"])
+    return {"kill": ["pending", "running"], "delete": ["ended"]}.get(
+        block.method, ["finished", "running", "pending"]
+    )
 
 
 @pytest.fixture
@@ -177,9 +192,17 @@ def test_a_block_of_the_seed_runs_as_it_stands(
     capsys.readouterr()
 
     seen: dict[str, Any] = {"client": client}
-    exec(compile(code, f"{DOCUMENT.name}, {block.method}", "exec"), seen)  # noqa: S102 - the project's own description
+    # The project's own description.
+    exec(compile(code, f"{DOCUMENT.name}, {block.method}", "exec"), seen)  # noqa: S102
 
-    check = Check(client=client, before=run, state=state, seen=seen, output=capsys.readouterr().out, folder=tmp_path)
+    check = Check(
+        client=client,
+        before=run,
+        state=state,
+        seen=seen,
+        output=capsys.readouterr().out,
+        folder=tmp_path,
+    )
     if block.method in ("create", "start"):
         check.created_run()
         end_run(client, seen["run"].run_id)
@@ -212,8 +235,12 @@ class Check:
         for label in re.findall(r'print\(f"([A-Z][A-Za-z ]+): \{', code):
             if f'    print(f"{label}' in code and f"{label}: " not in self.output:
                 continue  # an optional line: its condition did not hold
-            (line, *_) = [line for line in self.output.splitlines() if line.startswith(f"{label}: ")]
-            assert line.removeprefix(f"{label}: ") == expected.get(label, line.removeprefix(f"{label}: "))
+            (line, *_) = [
+                line for line in self.output.splitlines() if line.startswith(f"{label}: ")
+            ]
+            assert line.removeprefix(f"{label}: ") == expected.get(
+                label, line.removeprefix(f"{label}: ")
+            )
 
     def created_run(self) -> None:
         run = self.seen["run"]
@@ -237,7 +264,10 @@ class Check:
         now = self.client.runs.get(self.before.run_id)
         assert now.etag == self.seen["run"].etag
         if "metadata" in code:
-            assert now.metadata.attributes == {"experiment": "baseline_v2", "notes": "improved accuracy"}
+            assert now.metadata.attributes == {
+                "experiment": "baseline_v2",
+                "notes": "improved accuracy",
+            }
         if "training_project" in code:
             assert now.spec.training_project is not None
             assert now.spec.training_project in code
@@ -264,7 +294,9 @@ def test_every_block_of_the_seed_is_found() -> None:
 
 
 def test_the_seed_imports_are_ours() -> None:
-    assert {Run.__module__, RunSpec.__module__, RunStatus.__module__} == {"vi.api.resources.runs.responses"}
+    assert {Run.__module__, RunSpec.__module__, RunStatus.__module__} == {
+        "vi.api.resources.runs.responses"
+    }
 
 
 def test_adjacent_blocks_are_parted_and_prose_is_left_out() -> None:
@@ -308,6 +340,7 @@ print(twice(1))
         ("get", 'one = client.get("a")\none.show()\n'),
         (
             "get",
-            "def twice(a):\n\n    if a:\n        return 2 * a\n    else:\n        return a\n\nprint(twice(1))\n",
+            "def twice(a):\n\n    if a:\n        return 2 * a\n    else:\n        return a\n\n"
+            "print(twice(1))\n",
         ),
     ]

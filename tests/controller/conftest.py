@@ -44,7 +44,7 @@ sys.exit(supervise(Path(sys.argv[1]), endpoint=sys.argv[3], token=sys.stdin.read
 
 
 class ScriptExecutor:
-    """Starts real supervisors, with a trainer given as text instead of the one that imports torch."""
+    """Start real supervisors with a trainer given as text, which does not import torch."""
 
     def __init__(self, trainer: str) -> None:
         self.trainer = trainer
@@ -54,7 +54,15 @@ class ScriptExecutor:
         (request.folder / "logs").mkdir(exist_ok=True)
         with rundir.AttemptDir(request.folder).supervisor_log.open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-P", "-c", SUPERVISE, str(request.folder), self.trainer, request.endpoint],
+                [
+                    sys.executable,
+                    "-P",
+                    "-c",
+                    SUPERVISE,
+                    str(request.folder),
+                    self.trainer,
+                    request.endpoint,
+                ],
                 env={
                     **os.environ,
                     **request.environment,

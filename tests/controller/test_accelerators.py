@@ -58,18 +58,24 @@ def test_equal_accelerators_are_counted(tmp_path: Path) -> None:
 
 def test_nvidia_smi_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install_nvidia_smi(
-        tmp_path, monkeypatch, '[ "$1" = --query-gpu=uuid,name,memory.total ] && echo "GPU-7, Tesla T4, 15360" || true'
+        tmp_path,
+        monkeypatch,
+        '[ "$1" = --query-gpu=uuid,name,memory.total ] && echo "GPU-7, Tesla T4, 15360" || true',
     )
     assert list_devices(root=tmp_path) == [Device("GPU-7", "Tesla T4", 15.0)]
 
 
-def test_driver_files_are_used_when_nvidia_smi_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_driver_files_are_used_when_nvidia_smi_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     install_nvidia_smi(tmp_path, monkeypatch, "exit 9")
     for number, uuid in ((1, "GPU UUID: \t GPU-12ab-34\n"), (2, "GPU UUID: \t GPU-????????\n")):
         text = f"Model: \t NVIDIA H200\nIRQ: 5\n{uuid}"
         write(tmp_path, f"proc/driver/nvidia/gpus/0000:0{number}/information", text)
     found = list_devices(root=tmp_path)
-    assert summarize_accelerators(found) == [Accelerator(name="h200", model="NVIDIA H200", count=2, memory_gib=None)]
+    assert summarize_accelerators(found) == [
+        Accelerator(name="h200", model="NVIDIA H200", count=2, memory_gib=None)
+    ]
     assert [device.environment for device in found] == [
         {"CUDA_VISIBLE_DEVICES": "GPU-12ab-34"},
         {"CUDA_VISIBLE_DEVICES": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"},
@@ -111,28 +117,52 @@ def test_only_visible_devices_count_and_partitions_of_divided_ones(
 ) -> None:
     found = list_devices(run_smi=fake_nvidia_smi(FOUR_DEVICES), root=tmp_path, visible=visible)
     assert [device.id for device in found] == [f"GPU-{letters}-1" for letters in whole.split()]
-    found = list_devices(run_smi=fake_nvidia_smi(FOUR_DEVICES, MIG_LISTING), root=tmp_path, visible=visible)
+    found = list_devices(
+        run_smi=fake_nvidia_smi(FOUR_DEVICES, MIG_LISTING), root=tmp_path, visible=visible
+    )
     ends = divided.split()
     assert len(found) == len(ends)
-    assert all(device.id.removesuffix("-1").endswith(end) for device, end in zip(found, ends, strict=True))
+    assert all(
+        device.id.removesuffix("-1").endswith(end) for device, end in zip(found, ends, strict=True)
+    )
 
 
 def test_a_partition_has_the_memory_of_its_profile(tmp_path: Path) -> None:
-    found = list_devices(run_smi=fake_nvidia_smi(FOUR_DEVICES, MIG_LISTING), root=tmp_path, visible="MIG-x2")
+    found = list_devices(
+        run_smi=fake_nvidia_smi(FOUR_DEVICES, MIG_LISTING), root=tmp_path, visible="MIG-x2"
+    )
     assert found == [Device("MIG-x2", "NVIDIA A100 MIG 2g.10gb", 10.0, whole="GPU-aa-1")]
     assert found[0].environment == {"CUDA_VISIBLE_DEVICES": "MIG-x2"}
     assert "a100" in make_labels(found)["accelerator"]
 
 
-def test_the_environment_of_the_controller_hides_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_of_the_controller_hides_devices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-cc-1")
-    assert [device.id for device in list_devices(run_smi=fake_nvidia_smi(FOUR_DEVICES), root=tmp_path)] == ["GPU-cc-1"]
+    assert [
+        device.id for device in list_devices(run_smi=fake_nvidia_smi(FOUR_DEVICES), root=tmp_path)
+    ] == ["GPU-cc-1"]
 
 
 def test_a_machine_takes_no_more_runs_than_it_has_accelerators_unless_they_are_shared() -> None:
     two = [Device("GPU-1", "A"), Device("GPU-2", "A")]
-    cases = [(1, two, False), (2, two, False), (5, two, False), (5, two, True), (5, [], False), (5, [], True)]
-    assert [limit_slots(slots, found, are_shared=shared) for slots, found, shared in cases] == [1, 2, 2, 5, 5, 5]
+    cases = [
+        (1, two, False),
+        (2, two, False),
+        (5, two, False),
+        (5, two, True),
+        (5, [], False),
+        (5, [], True),
+    ]
+    assert [limit_slots(slots, found, are_shared=shared) for slots, found, shared in cases] == [
+        1,
+        2,
+        2,
+        5,
+        5,
+        5,
+    ]
     assert find_least_used(two, ["GPU-1"]) == two[1]
     assert find_least_used(two, ["GPU-1", "GPU-2", "GPU-2"]) == two[0]
     assert find_least_used([], []) is None
@@ -142,11 +172,19 @@ def test_a_machine_takes_no_more_runs_than_it_has_accelerators_unless_they_are_s
     ("cgroup", "limits", "memory_gib"),
     [
         ("0::/", {}, 16.0),
-        ("0::/a/b", {"sys/fs/cgroup/a/b/memory.max": "max", "sys/fs/cgroup/a/memory.max": str(4 * GIB)}, 4.0),
+        (
+            "0::/a/b",
+            {"sys/fs/cgroup/a/b/memory.max": "max", "sys/fs/cgroup/a/memory.max": str(4 * GIB)},
+            4.0,
+        ),
         ("0::/a", {"sys/fs/cgroup/a/memory.max": str(64 * GIB)}, 16.0),
         # In a container the path may be that of the host, of which only the top is visible.
         ("0::/x/y", {"sys/fs/cgroup/memory.max": str(3 * GIB)}, 3.0),
-        ("5:cpu:/a\n4:memory:/a", {"sys/fs/cgroup/memory/a/memory.limit_in_bytes": str(2 * GIB)}, 2.0),
+        (
+            "5:cpu:/a\n4:memory:/a",
+            {"sys/fs/cgroup/memory/a/memory.limit_in_bytes": str(2 * GIB)},
+            2.0,
+        ),
     ],
 )
 def test_a_processor_has_the_machine_s_memory_or_what_its_cgroup_allows(

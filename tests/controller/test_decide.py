@@ -56,12 +56,16 @@ def test_a_claimed_attempt_gets_a_supervisor() -> None:
 
 
 def test_a_dead_supervisor_of_an_open_attempt_is_replaced() -> None:
-    assert decide(view(attempt(supervisor="dead", starts=1, since_start_s=60.0))) == [StartSupervisor(KEY)]
+    assert decide(view(attempt(supervisor="dead", starts=1, since_start_s=60.0))) == [
+        StartSupervisor(KEY)
+    ]
 
 
 def test_a_supervisor_that_keeps_dying_is_restarted_with_growing_backoff() -> None:
     assert decide(view(attempt(supervisor="dead", starts=3, since_start_s=3.9))) == []
-    assert decide(view(attempt(supervisor="dead", starts=3, since_start_s=4.0))) == [StartSupervisor(KEY)]
+    assert decide(view(attempt(supervisor="dead", starts=3, since_start_s=4.0))) == [
+        StartSupervisor(KEY)
+    ]
     assert [get_restart_backoff_s(starts) for starts in (1, 2, 3, 20)] == [1.0, 2.0, 4.0, 30.0]
 
 
@@ -78,7 +82,10 @@ def test_an_earlier_attempt_is_settled_before_the_next_starts() -> None:
     older = attempt(supervisor="dead", starts=1, since_start_s=9.0)
     newer = attempt(AttemptKey("org", "run", 2), supervisor=None)
     other = attempt(AttemptKey("org", "other", 1), supervisor=None)
-    assert decide(view(older, newer, other, slots=3)) == [StartSupervisor(KEY), StartSupervisor(other.key)]
+    assert decide(view(older, newer, other, slots=3)) == [
+        StartSupervisor(KEY),
+        StartSupervisor(other.key),
+    ]
 
 
 def test_placements_are_fetched_again_after_an_interval() -> None:
@@ -88,7 +95,9 @@ def test_placements_are_fetched_again_after_an_interval() -> None:
 
 def test_a_start_waits_for_a_starting_warm_parent_but_not_forever() -> None:
     assert decide(view(attempt(supervisor=None, held_for_s=1.0), warmth="starting")) == []
-    assert decide(view(attempt(supervisor=None, held_for_s=8.0), warmth="starting")) == [StartSupervisor(KEY)]
+    assert decide(view(attempt(supervisor=None, held_for_s=8.0), warmth="starting")) == [
+        StartSupervisor(KEY)
+    ]
     assert StartSupervisor(KEY) in decide(view(attempt(supervisor=None), warmth="down"))
     assert decide(view(attempt(supervisor=None), warmth="ready")) == [StartSupervisor(KEY)]
 
@@ -121,9 +130,9 @@ def test_the_controller_carries_out_a_kill_when_the_supervisor_is_unresponsive()
     killed: dict[str, Any] = {"since_kill_s": 0.0, "silent_for_s": 6.0, "grace_s": 30.0}
     assert decide(view(attempt(**killed))) == [StopTrainer(KEY)]
     assert decide(view(attempt(**killed, is_trainer_stop_requested=True))) == []
-    assert decide(view(attempt(**{**killed, "since_kill_s": 30.0}, is_trainer_stop_requested=True))) == [
-        KillSupervisor(KEY)
-    ]
+    assert decide(
+        view(attempt(**{**killed, "since_kill_s": 30.0}, is_trainer_stop_requested=True))
+    ) == [KillSupervisor(KEY)]
 
 
 def test_a_responsive_supervisor_carries_out_the_kill_itself() -> None:

@@ -85,15 +85,21 @@ def test_the_machine_is_reported_when_placements_are_fetched(control: Control, s
     }
 
 
-def test_a_failed_machine_report_does_not_stop_adoption(control: Control, server: Any, assign: Assign) -> None:
-    server.fail = lambda path, times: "lose" if path.endswith("/machines/machine-1") and times == 2 else None
+def test_a_failed_machine_report_does_not_stop_adoption(
+    control: Control, server: Any, assign: Assign
+) -> None:
+    server.fail = lambda path, times: (
+        "lose" if path.endswith("/machines/machine-1") and times == 2 else None
+    )
     server.open.append(assign())
     control()
     server.wait_for(lambda: server.reports)
     assert server.reports[0]["exit_code"] == 0
 
 
-def test_one_slot_runs_one_attempt_at_a_time(control: Control, server: Any, executor: Any, assign: Assign) -> None:
+def test_one_slot_runs_one_attempt_at_a_time(
+    control: Control, server: Any, executor: Any, assign: Assign
+) -> None:
     executor.trainer = SAVES_ON_SIGTERM
     server.waiting += [assign(1), assign(2)]
     control()
@@ -114,7 +120,10 @@ TWO_DEVICES = [Device("GPU-1", "NVIDIA A10"), Device("MIG-2", "NVIDIA A100 MIG 1
 
 def assign_other_run(document: dict[str, Any], number: int) -> dict[str, Any]:
     """Return the same assignment for another run, which needs no lock of the first."""
-    return document | {"run_id": f"run-{number}", "run": document["run"] | {"runId": f"run-{number}"}}
+    return document | {
+        "run_id": f"run-{number}",
+        "run": document["run"] | {"runId": f"run-{number}"},
+    }
 
 
 @pytest.mark.parametrize(
@@ -141,7 +150,9 @@ def test_each_slot_has_an_accelerator_of_its_own(
     runs = settings.runs_dir / f"org-{os.getpid()}"
 
     def read_devices() -> list[str]:
-        return sorted(file.read_text() for file in runs.glob("*/attempts/1/sees") if file.read_text())
+        return sorted(
+            file.read_text() for file in runs.glob("*/attempts/1/sees") if file.read_text()
+        )
 
     server.wait_for(lambda: len(read_devices()) >= len(expected))
     server.wait_for(lambda: len(server.phases) >= 3 * len(expected))
@@ -162,7 +173,10 @@ def test_a_restarted_controller_keeps_the_accelerator_of_a_living_run_reserved(
     control(list(reversed(TWO_DEVICES)), slots=2, leave_running=False)
     server.wait_for((runs / "run-2/attempts/1/sees").exists)
     server.wait_for(lambda: (runs / "run-2/attempts/1/sees").read_text() != "")
-    assert [(runs / f"run-{number}/attempts/1/sees").read_text() for number in (1, 2)] == ["MIG-2", "GPU-1"]
+    assert [(runs / f"run-{number}/attempts/1/sees").read_text() for number in (1, 2)] == [
+        "MIG-2",
+        "GPU-1",
+    ]
 
 
 def test_repeating_a_claim_whose_answer_was_lost_returns_the_same_attempt(
@@ -187,13 +201,21 @@ def test_a_lost_supervisor_is_replaced_by_one_that_settles(
     processes.send_signal(identify_supervisor(folder), signal.SIGKILL)
     server.wait_for(lambda: server.reports)
     # The kernel counts for the whole machine, and another test lets it run out of memory.
-    assert server.reports[0]["cause"] in ("the supervisor was lost, and its trainer was ended", LOST_OUT_OF_MEMORY)
+    assert server.reports[0]["cause"] in (
+        "the supervisor was lost, and its trainer was ended",
+        LOST_OUT_OF_MEMORY,
+    )
     assert processes.identify(trainer["trainer"]["pid"]) is None
     assert len(executor.started) == 2
 
 
 def test_a_kill_is_carried_out_although_the_supervisor_is_stopped(
-    control: Control, server: Any, settings: Settings, executor: Any, assign: Assign, monkeypatch: pytest.MonkeyPatch
+    control: Control,
+    server: Any,
+    settings: Settings,
+    executor: Any,
+    assign: Assign,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("runyard.controller.decide.UNRESPONSIVE_AFTER_S", 0.5)
     monkeypatch.setattr("runyard.controller.decide.ADOPT_EVERY_WHEN_UNRESPONSIVE_S", 0.3)
@@ -286,9 +308,13 @@ def test_an_attempt_that_ended_without_a_controller_is_reported(
     folder = locate_folder(settings)
     folder.mkdir(parents=True)
     rundir.write_json(
-        rundir.AttemptDir(folder).process, {"bootId": "an earlier boot", "supervisor": {"pid": 1, "startTicks": 1}}
+        rundir.AttemptDir(folder).process,
+        {"bootId": "an earlier boot", "supervisor": {"pid": 1, "startTicks": 1}},
     )
-    rundir.write_json(rundir.AttemptDir(folder).result, {"outcome": "Succeeded", "reason": "Completed", "message": ""})
+    rundir.write_json(
+        rundir.AttemptDir(folder).result,
+        {"outcome": "Succeeded", "reason": "Completed", "message": ""},
+    )
     server.open.append(assign())
     control()
     server.wait_for(lambda: server.reports)
@@ -300,7 +326,9 @@ def test_a_run_deleted_with_its_final_report_frees_its_slot(
     control: Control, server: Any, settings: Settings, assign: Assign
 ) -> None:
     folder = locate_folder(settings)
-    server.fail = lambda path, _: shutil.rmtree(folder) if path.endswith("/finish") and folder.exists() else None
+    server.fail = lambda path, _: (
+        shutil.rmtree(folder) if path.endswith("/finish") and folder.exists() else None
+    )
     server.waiting += [assign(1), assign(2)]
     control()
     server.wait_for(lambda: len(server.reports) == 2, 30)
@@ -335,8 +363,13 @@ def test_shutdown_lets_runs_save_and_waits_for_them(
     server.waiting.append(assign(2))
     controller.request_shutdown()
     server.wait_for(lambda: server.reports)
-    assert (server.reports[0]["exit_code"], server.reports[0]["cause"]) == (75, "stopped on request")
-    assert (rundir.read_json(rundir.AttemptDir(locate_folder(settings)).stop) or {})["reason"] == "leave"
+    assert (server.reports[0]["exit_code"], server.reports[0]["cause"]) == (
+        75,
+        "stopped on request",
+    )
+    assert (rundir.read_json(rundir.AttemptDir(locate_folder(settings)).stop) or {})[
+        "reason"
+    ] == "leave"
     assert len(server.waiting) == 1, "nothing new is begun"
 
 
@@ -347,7 +380,9 @@ def test_a_second_controller_of_a_machine_exits_with_a_message(
     environ = {**os.environ, **build_environment(settings), "RUNYARD_WARM": "false"}
     with subprocess.Popen(command, env=environ, stderr=subprocess.DEVNULL) as first:
         server.wait_for(lambda: "POST /internal/v1/claims" in server.calls)
-        second = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=20, check=False)
+        second = subprocess.run(
+            command, env=environ, capture_output=True, text=True, timeout=20, check=False
+        )
         first.terminate()
         assert first.wait(10) == 0
     assert second.returncode == EXIT_CANNOT_START
@@ -355,7 +390,9 @@ def test_a_second_controller_of_a_machine_exits_with_a_message(
     assert "Traceback" not in second.stderr
 
 
-def test_a_missing_controller_key_is_waited_for(control: Control, server: Any, settings: Settings) -> None:
+def test_a_missing_controller_key_is_waited_for(
+    control: Control, server: Any, settings: Settings
+) -> None:
     key_file = settings.secrets_dir / "controller.json"
     key = key_file.read_text()
     key_file.unlink()
@@ -364,7 +401,9 @@ def test_a_missing_controller_key_is_waited_for(control: Control, server: Any, s
     server.wait_for(lambda: server.calls)
 
 
-@pytest.mark.parametrize("mark", ["", "-" * 300, "org/run", "org/run/x", "org/../1", "//1", "org/run/1/2"])
+@pytest.mark.parametrize(
+    "mark", ["", "-" * 300, "org/run", "org/run/x", "org/../1", "//1", "org/run/1/2"]
+)
 def test_an_invalid_mark_names_no_attempt(mark: str) -> None:
     assert parse_mark(mark) is None
 
@@ -384,7 +423,9 @@ def test_after_a_restore_an_attempt_that_had_ended_is_reported_again(
     control(slots=2)  # fetches placements at its start; the other one does so every half minute
     server.wait_for(lambda: len(server.reports) == 2)
     assert [report["exit_code"] for report in server.reports] == [0, 0]
-    server.wait_for(lambda: (rundir.read_json(rundir.AttemptDir(folder).closed) or {}).get("epoch") == "e2")
+    server.wait_for(
+        lambda: (rundir.read_json(rundir.AttemptDir(folder).closed) or {}).get("epoch") == "e2"
+    )
 
 
 def test_an_attempt_of_the_same_number_starts_when_the_one_before_a_restore_has_ended(
@@ -403,5 +444,7 @@ def test_an_attempt_of_the_same_number_starts_when_the_one_before_a_restore_has_
     with server.changed:
         server.is_refusing = False
         server.waiting.append(assign() | {"epoch": "e2", "store_epoch": "e2"})
-    server.wait_for(lambda: (folder.parent / "1-e1" / "ready").exists() and (folder / "ready").exists())
+    server.wait_for(
+        lambda: (folder.parent / "1-e1" / "ready").exists() and (folder / "ready").exists()
+    )
     assert identify_supervisor(folder) != first

@@ -7,7 +7,12 @@ import msgspec
 import pytest
 
 from runyard import ids, processes, rundir
-from runyard.controller.machine import MachineTaken, count_threads_per_run, load_machine_id, lock_machine
+from runyard.controller.machine import (
+    MachineTaken,
+    count_threads_per_run,
+    load_machine_id,
+    lock_machine,
+)
 from runyard.controller.placement import has_folder, make_attempt_key, place_attempt
 from runyard.protocol import Assignment
 from runyard.settings import Settings
@@ -18,7 +23,13 @@ from vi.api.resources.runs.responses import Run, RunSpec
 def make_assignment(attempt: int = 1, flow: FlowSpec | None = None) -> Assignment:
     run = Run(run_id="run-1", organization_id="org-1", spec=RunSpec(flow=flow or FlowSpec()))
     return Assignment(
-        organization_id="org-1", run_id="run-1", attempt=attempt, token="secret", lease_s=15, grace_s=30, run=run
+        organization_id="org-1",
+        run_id="run-1",
+        attempt=attempt,
+        token="secret",
+        lease_s=15,
+        grace_s=30,
+        run=run,
     )
 
 
@@ -28,7 +39,12 @@ def test_a_placed_folder_has_the_run_and_no_secret(tmp_path: Path) -> None:
     assert folder == tmp_path / "runs" / "org-1" / "run-1" / "attempts" / "1"
     run = rundir.read_json(rundir.AttemptDir(folder).run)
     assert run is not None
-    assert (run["run"]["runId"], run["attempt"], run["threads"], run["dataDir"]) == ("run-1", 1, 3, str(tmp_path))
+    assert (run["run"]["runId"], run["attempt"], run["threads"], run["dataDir"]) == (
+        "run-1",
+        1,
+        3,
+        str(tmp_path),
+    )
     placed = rundir.read_json(rundir.AttemptDir(folder).placed)
     assert placed is not None and placed["machineId"] == "machine-1"
     assert not any(b"secret" in path.read_bytes() for _, path in rundir.files_below(folder))
@@ -48,8 +64,14 @@ def test_an_invalid_id_is_not_placed(name: str, tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path / "data")
     for change in ({"organization_id": name}, {"run_id": name}):
         with pytest.raises(ids.InvalidId):
-            place_attempt(msgspec.structs.replace(make_assignment(), **change), settings=settings, machine_id="m")
-        assert not has_folder(settings, make_attempt_key(msgspec.structs.replace(make_assignment(), **change)))
+            place_attempt(
+                msgspec.structs.replace(make_assignment(), **change),
+                settings=settings,
+                machine_id="m",
+            )
+        assert not has_folder(
+            settings, make_attempt_key(msgspec.structs.replace(make_assignment(), **change))
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -92,7 +114,12 @@ def test_cores_are_shared_among_the_slots() -> None:
 
 @pytest.mark.parametrize(
     ("server_boot_id", "limit_s"),
-    [(processes.boot_id(), None), ("another-machine", 1800.0), ("", 1800.0), (processes.UNKNOWN_BOOT, 1800.0)],
+    [
+        (processes.boot_id(), None),
+        ("another-machine", 1800.0),
+        ("", 1800.0),
+        (processes.UNKNOWN_BOOT, 1800.0),
+    ],
 )
 def test_training_without_the_server_is_unlimited_only_on_its_machine(
     server_boot_id: str, limit_s: float | None, tmp_path: Path
@@ -101,7 +128,9 @@ def test_training_without_the_server_is_unlimited_only_on_its_machine(
     assignment.server_boot_id = server_boot_id
     placed = (
         rundir.read_json(
-            rundir.AttemptDir(place_attempt(assignment, settings=Settings(data_dir=tmp_path), machine_id="m")).placed
+            rundir.AttemptDir(
+                place_attempt(assignment, settings=Settings(data_dir=tmp_path), machine_id="m")
+            ).placed
         )
         or {}
     )
@@ -116,32 +145,48 @@ def make_assignment_in_store(store_id: str, *, current: str = "") -> Assignment:
 
 def test_the_folder_of_an_attempt_that_a_restore_has_undone_is_set_aside(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path)
-    folder = place_attempt(make_assignment_in_store("e1"), settings=settings, machine_id="machine-1")
+    folder = place_attempt(
+        make_assignment_in_store("e1"), settings=settings, machine_id="machine-1"
+    )
     rundir.AttemptDir(folder).result.write_text("{}")
     assert (
-        place_attempt(make_assignment_in_store("e1", current="e2"), settings=settings, machine_id="machine-1") == folder
+        place_attempt(
+            make_assignment_in_store("e1", current="e2"), settings=settings, machine_id="machine-1"
+        )
+        == folder
     )
     assert rundir.AttemptDir(folder).result.exists()
-    assert place_attempt(make_assignment_in_store("e2"), settings=settings, machine_id="machine-1") == folder
+    assert (
+        place_attempt(make_assignment_in_store("e2"), settings=settings, machine_id="machine-1")
+        == folder
+    )
     assert not rundir.AttemptDir(folder).result.exists()
     assert rundir.AttemptDir(folder.parent / "1-e1").result.exists()
     placed = rundir.read_json(rundir.AttemptDir(folder).placed)
     assert placed is not None and placed["epoch"] == "e2"
 
 
-def test_a_folder_set_aside_returns_when_a_newer_backup_is_restored_after_an_older_one(tmp_path: Path) -> None:
+def test_a_folder_set_aside_returns_when_a_newer_backup_is_restored_after_an_older_one(
+    tmp_path: Path,
+) -> None:
     settings = Settings(data_dir=tmp_path)
-    folder = place_attempt(make_assignment_in_store("e1"), settings=settings, machine_id="machine-1")
+    folder = place_attempt(
+        make_assignment_in_store("e1"), settings=settings, machine_id="machine-1"
+    )
     rundir.AttemptDir(folder).result.write_text("{}")
     place_attempt(make_assignment_in_store("e2"), settings=settings, machine_id="machine-1")
-    place_attempt(make_assignment_in_store("e1", current="e3"), settings=settings, machine_id="machine-1")
+    place_attempt(
+        make_assignment_in_store("e1", current="e3"), settings=settings, machine_id="machine-1"
+    )
     assert rundir.AttemptDir(folder).result.exists()
     assert sorted(path.name for path in folder.parent.iterdir()) == ["1", "1-e2"]
 
 
 def test_a_folder_in_use_is_not_set_aside(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path)
-    folder = place_attempt(make_assignment_in_store("e1"), settings=settings, machine_id="machine-1")
+    folder = place_attempt(
+        make_assignment_in_store("e1"), settings=settings, machine_id="machine-1"
+    )
     with open(rundir.AttemptDir(folder).supervisor_lock, "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(OSError):
@@ -150,12 +195,20 @@ def test_a_folder_in_use_is_not_set_aside(tmp_path: Path) -> None:
 
 
 # A report without a store id may have gone to any store.
-@pytest.mark.parametrize(("written", "current", "is_open"), [("e1", "e1", False), ("e1", "e2", True), ("", "e2", True)])
+@pytest.mark.parametrize(
+    ("written", "current", "is_open"), [("e1", "e1", False), ("e1", "e2", True), ("", "e2", True)]
+)
 def test_a_closed_folder_is_reopened_when_a_restore_has_undone_its_report(
     tmp_path: Path, written: str, current: str, is_open: bool
 ) -> None:
     settings = Settings(data_dir=tmp_path)
-    folder = place_attempt(make_assignment_in_store("e1"), settings=settings, machine_id="machine-1")
-    rundir.write_json(rundir.AttemptDir(folder).closed, {"how": "reported", "time": 1, "epoch": written})
-    place_attempt(make_assignment_in_store("e1", current=current), settings=settings, machine_id="machine-1")
+    folder = place_attempt(
+        make_assignment_in_store("e1"), settings=settings, machine_id="machine-1"
+    )
+    rundir.write_json(
+        rundir.AttemptDir(folder).closed, {"how": "reported", "time": 1, "epoch": written}
+    )
+    place_attempt(
+        make_assignment_in_store("e1", current=current), settings=settings, machine_id="machine-1"
+    )
     assert rundir.AttemptDir(folder).closed.exists() is not is_open

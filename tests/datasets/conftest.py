@@ -62,7 +62,11 @@ class Shelf:
         findings: list[Finding] = []
         records = KeptRecords()
         outcome = check_folder(
-            self.folder, dataset_type=task, format=format, on_finding=findings.append, records=records
+            self.folder,
+            dataset_type=task,
+            format=format,
+            on_finding=findings.append,
+            records=records,
         )
         return CheckResult(outcome, records.records, findings)
 

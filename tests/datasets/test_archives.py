@@ -12,7 +12,12 @@ from typing import Any
 
 import pytest
 
-from runyard.datasets.archives import ArchiveLimits, ArchiveRejected, normalize_member_name, read_members
+from runyard.datasets.archives import (
+    ArchiveLimits,
+    ArchiveRejected,
+    normalize_member_name,
+    read_members,
+)
 
 VI = (
     '{"id":"1","asset":{"filename":"a.png","width":40,"height":20},'
@@ -20,7 +25,9 @@ VI = (
 )
 
 
-def make_zip(*files: tuple[str | zipfile.ZipInfo, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
+def make_zip(
+    *files: tuple[str | zipfile.ZipInfo, bytes], method: int = zipfile.ZIP_DEFLATED
+) -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", method) as archive:
         for name, data in files:
@@ -28,7 +35,9 @@ def make_zip(*files: tuple[str | zipfile.ZipInfo, bytes], method: int = zipfile.
     return out.getvalue()
 
 
-def make_tar(*files: tuple[str | tarfile.TarInfo, bytes], format: int = tarfile.PAX_FORMAT) -> bytes:
+def make_tar(
+    *files: tuple[str | tarfile.TarInfo, bytes], format: int = tarfile.PAX_FORMAT
+) -> bytes:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=format) as archive:
         for name, data in files:
@@ -109,7 +118,10 @@ def test_a_zip_with_64_bit_sizes_and_streamed_entries() -> None:
             return len(data)
 
     pipe = Pipe()
-    with zipfile.ZipFile(pipe, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("a.txt", "w", force_zip64=True) as f:
+    with (
+        zipfile.ZipFile(pipe, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("a.txt", "w", force_zip64=True) as f,
+    ):
         f.write(b"red" * 1000)
     assert read_all(pipe.data, "x.zip") == {"a.txt": b"red" * 1000}
 
@@ -168,7 +180,9 @@ def test_names_that_are_no_text() -> None:
         (make_special("u", b"Z"), "unknown type"),
     ],
 )
-def test_a_tar_with_anything_but_files_and_folders_is_rejected(member: tarfile.TarInfo, what: str) -> None:
+def test_a_tar_with_anything_but_files_and_folders_is_rejected(
+    member: tarfile.TarInfo, what: str
+) -> None:
     with pytest.raises(ArchiveRejected, match=what) as rejected:
         read_all(make_tar(("ok.txt", b"x"), (member, b"")), "x.tar")
     assert rejected.value.code == "ArchiveUnsafe"
@@ -180,7 +194,9 @@ def test_a_zip_with_anything_but_files_and_folders_is_rejected(bits: int) -> Non
         read_all(make_zip(("ok.txt", b"x"), (mode("odd", bits), b"/etc/passwd")), "x.zip")
 
 
-@pytest.mark.parametrize("names", [("a", "a"), ("a", "./a"), ("a", "a/b"), ("a/b", "a"), ("a//b", "a/b")])
+@pytest.mark.parametrize(
+    "names", [("a", "a"), ("a", "./a"), ("a", "a/b"), ("a/b", "a"), ("a//b", "a/b")]
+)
 def test_a_name_that_is_there_twice_is_rejected(names: tuple[str, str]) -> None:
     with pytest.raises(ArchiveRejected, match=r"twice|a file and a folder"):
         read_all(make_tar(*((name, b"x") for name in names)), "x.tar")
@@ -307,7 +323,12 @@ def test_a_header_of_a_gigabyte_is_not_read() -> None:
 def test_any_cut_of_an_archive_is_rejected_or_gives_whole_files(path: str) -> None:
     files = [("a.txt", b"red" * 40), ("b.txt", zlib.compress(b"blue" * 99))]
     tar = make_tar(*files)
-    data = {"zip": make_zip(*files), "tar": tar, ".gz": gzip.compress(tar), "bz2": bz2.compress(tar)}[path[-3:]]
+    data = {
+        "zip": make_zip(*files),
+        "tar": tar,
+        ".gz": gzip.compress(tar),
+        "bz2": bz2.compress(tar),
+    }[path[-3:]]
     rejected = 0
     for length in range(0, len(data), max(1, len(data) // 150)):
         try:
@@ -317,8 +338,14 @@ def test_any_cut_of_an_archive_is_rejected_or_gives_whole_files(path: str) -> No
     assert rejected > 0
 
 
-def test_an_archive_shows_as_what_it_holds(shelf: Any, make_png: Callable[..., bytes], tmp_path: Path) -> None:
-    inner = [("images/a.png", make_png()), ("labels.jsonl", VI.encode()), ("__MACOSX/._a.png", b"litter")]
+def test_an_archive_shows_as_what_it_holds(
+    shelf: Any, make_png: Callable[..., bytes], tmp_path: Path
+) -> None:
+    inner = [
+        ("images/a.png", make_png()),
+        ("labels.jsonl", VI.encode()),
+        ("__MACOSX/._a.png", b"litter"),
+    ]
     shelf.put("data.zip", make_zip(*inner)).put("readme.md", "about")
     result = shelf.check("freeform")
     [record] = result.records
@@ -327,11 +354,21 @@ def test_an_archive_shows_as_what_it_holds(shelf: Any, make_png: Callable[..., b
         ("FileIgnored", "data.zip"),
         ("FileIgnored", "readme.md"),
     ]
-    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["data.zip", "readme.md"]
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [
+        "data.zip",
+        "readme.md",
+    ]
 
 
-def test_nothing_of_an_unsafe_archive_is_accepted(shelf: Any, make_png: Callable[..., bytes], tmp_path: Path) -> None:
-    shelf.put("bad.zip", make_zip(("a.png", make_png()), ("labels.jsonl", VI.encode()), ("../../evil.png", make_png())))
+def test_nothing_of_an_unsafe_archive_is_accepted(
+    shelf: Any, make_png: Callable[..., bytes], tmp_path: Path
+) -> None:
+    shelf.put(
+        "bad.zip",
+        make_zip(
+            ("a.png", make_png()), ("labels.jsonl", VI.encode()), ("../../evil.png", make_png())
+        ),
+    )
     shelf.put("inner.tar", make_tar(("more.zip", make_zip(("a.png", make_png())))))
     result = shelf.check("freeform")
     assert result.records == []
@@ -345,4 +382,6 @@ def test_nothing_of_an_unsafe_archive_is_accepted(shelf: Any, make_png: Callable
 
 def test_plain_names() -> None:
     assert normalize_member_name("./a//b/./c.txt") == "a/b/c.txt"
-    assert [normalize_member_name(name) for name in ("", ".", "/", "..", "a/\ud800", "c:\\a")] == [None] * 6
+    assert [normalize_member_name(name) for name in ("", ".", "/", "..", "a/\ud800", "c:\\a")] == [
+        None
+    ] * 6

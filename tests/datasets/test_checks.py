@@ -25,7 +25,9 @@ from runyard.datasets.records import (
 )
 from runyard.datasets.sources import ImageFacts
 
-FACTS = ImageFacts(path="a.png", sha256="0" * 64, size_bytes=9, width=640, height=480, mime="image/png")
+FACTS = ImageFacts(
+    path="a.png", sha256="0" * 64, size_bytes=9, width=640, height=480, mime="image/png"
+)
 TURNED = ImageFacts("t.jpg", "1" * 64, 9, 480, 640, "image/jpeg", is_turned=True, orientation=6)
 BOX: Box = (0.1, 0.2, 0.5, 0.6)
 
@@ -43,18 +45,29 @@ class OneImage:
         return f"no {name}"
 
 
-def grounding(*boxes: Box, caption: str = "a red tin", phrase: str = "red tin", span: tuple[int, int] = (1, 3)) -> Any:
+def grounding(
+    *boxes: Box, caption: str = "a red tin", phrase: str = "red tin", span: tuple[int, int] = (1, 3)
+) -> Any:
     phrases = [
-        GroundedPhrase(phrase=phrase, start_token_index=span[0], end_token_index=span[1], bounds=list(boxes or [BOX]))
+        GroundedPhrase(
+            phrase=phrase,
+            start_token_index=span[0],
+            end_token_index=span[1],
+            bounds=list(boxes or [BOX]),
+        )
     ]
     return PhraseGrounding(caption=caption, grounded_phrases=phrases)
 
 
 def vqa(*pairs: tuple[int, str, str]) -> Vqa:
-    return Vqa(interactions=[Interaction(order=order, question=q, answer=a) for order, q, a in pairs])
+    return Vqa(
+        interactions=[Interaction(order=order, question=q, answer=a) for order, q, a in pairs]
+    )
 
 
-def row(contents: Contents, *, name: str = "a.png", line: int | None = 7, id: str = "1", **more: Any) -> Row:
+def row(
+    contents: Contents, *, name: str = "a.png", line: int | None = 7, id: str = "1", **more: Any
+) -> Row:
     record = Record(id=id, asset=AssetRef(filename=name, width=0, height=0), contents=contents)
     return Row(record, "rows.jsonl", line, **more)
 
@@ -102,10 +115,25 @@ def test_a_sound_row_is_kept_with_the_size_of_its_image() -> None:
 DEFECTS: list[tuple[str, Contents, dict[str, Any], str]] = [
     ("BoxOutside", grounding((1.1, 0.1, 1.3, 0.2)), {}, "contents.groundedPhrases[0].bounds[0]"),
     ("BoxOutside", grounding((0.1, -0.5, 0.2, -0.1)), {}, "contents.groundedPhrases[0].bounds[0]"),
-    ("BoxCornersSwapped", grounding((0.5, 0.2, 0.1, 0.6)), {}, "contents.groundedPhrases[0].bounds[0]"),
+    (
+        "BoxCornersSwapped",
+        grounding((0.5, 0.2, 0.1, 0.6)),
+        {},
+        "contents.groundedPhrases[0].bounds[0]",
+    ),
     ("BoxEmpty", grounding((0.5, 0.2, 0.5, 0.6)), {}, "contents.groundedPhrases[0].bounds[0]"),
-    ("BoxNotFinite", grounding((0.5, math.nan, 0.5, 0.6)), {}, "contents.groundedPhrases[0].bounds[0]"),
-    ("BoxNotFinite", grounding(BOX, (0.0, 0.0, math.inf, 0.6)), {}, "contents.groundedPhrases[0].bounds[1]"),
+    (
+        "BoxNotFinite",
+        grounding((0.5, math.nan, 0.5, 0.6)),
+        {},
+        "contents.groundedPhrases[0].bounds[0]",
+    ),
+    (
+        "BoxNotFinite",
+        grounding(BOX, (0.0, 0.0, math.inf, 0.6)),
+        {},
+        "contents.groundedPhrases[0].bounds[1]",
+    ),
     ("BoxOtherFrame", grounding((100, 200, 300, 400)), {}, "contents.groundedPhrases[0].bounds[0]"),
     ("SizeMismatch", grounding(), {"frame": (100, 100)}, "asset.width"),
     ("SizeMismatch", grounding(), {"frame": (320, 240)}, "asset.width"),
@@ -119,8 +147,12 @@ DEFECTS: list[tuple[str, Contents, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("code", "contents", "more", "field"), DEFECTS)
-def test_an_error_leaves_out_only_its_row(code: str, contents: Contents, more: dict[str, Any], field: str) -> None:
-    kept, findings = check(row(grounding(), line=1), row(contents, id="2", **more), row(Freeform(text=""), line=9))
+def test_an_error_leaves_out_only_its_row(
+    code: str, contents: Contents, more: dict[str, Any], field: str
+) -> None:
+    kept, findings = check(
+        row(grounding(), line=1), row(contents, id="2", **more), row(Freeform(text=""), line=9)
+    )
     assert [record is not None for record in kept] == [True, False, False]
     (found, _) = findings  # the last row is of another type
     assert (found.code, found.file, found.line, found.field) == (code, "rows.jsonl", 7, field)
@@ -138,7 +170,10 @@ def test_an_error_leaves_out_only_its_row(code: str, contents: Contents, more: d
 )
 def test_the_other_frame_is_guessed_and_named(box: Box, fits: str) -> None:
     _, (found,) = check(row(grounding(box)))
-    assert found.cause == f"the numbers fit the frame {fits}, but this format uses fractions from 0 to 1"
+    assert (
+        found.cause
+        == f"the numbers fit the frame {fits}, but this format uses fractions from 0 to 1"
+    )
 
 
 def test_numbers_of_no_known_frame_are_reported_as_such() -> None:
@@ -146,7 +181,9 @@ def test_numbers_of_no_known_frame_are_reported_as_such() -> None:
     assert "fit no known frame" in found.cause
 
 
-@pytest.mark.parametrize(("box", "fits"), [((0.1, 0.2, 0.9, 0.8), "0-1"), ((100, 100, 990, 600), "0-1000")])
+@pytest.mark.parametrize(
+    ("box", "fits"), [((0.1, 0.2, 0.9, 0.8), "0-1"), ((100, 100, 990, 600), "0-1000")]
+)
 def test_a_format_of_pixels_has_other_frames(box: Box, fits: str) -> None:
     share = (box[0] / 640, box[1] / 480, box[2] / 640, box[3] / 480)
     _, (found,) = check(row(grounding(share), unit="pixel"))
@@ -164,7 +201,10 @@ def test_a_box_past_the_edge_is_clipped_and_reported() -> None:
 
 def test_rounding_at_the_edge_is_not_reported() -> None:
     kept, findings = check(row(grounding((0.0, 0.2, 1.0000005, 1.0))))
-    assert (get_only_record(kept).contents.grounded_phrases[0].bounds, findings) == ([(0.0, 0.2, 1.0, 1.0)], [])
+    assert (get_only_record(kept).contents.grounded_phrases[0].bounds, findings) == (
+        [(0.0, 0.2, 1.0, 1.0)],
+        [],
+    )
 
 
 LENIENT: list[tuple[str, Contents, dict[str, Any], Contents]] = [
@@ -186,7 +226,8 @@ def test_leniency_repairs_what_can_be_repaired_and_reports_it(
 
 
 @pytest.mark.parametrize(
-    "contents", [grounding((0.5, 0.2, 0.5, 0.6)), grounding(phrase="blue"), grounding((100, 200, 300, 400))]
+    "contents",
+    [grounding((0.5, 0.2, 0.5, 0.6)), grounding(phrase="blue"), grounding((100, 200, 300, 400))],
 )
 def test_leniency_keeps_no_row_without_remaining_content(contents: Contents) -> None:
     kept, findings = check(row(contents), on_error="Warn")
@@ -201,7 +242,9 @@ def test_a_size_of_another_shape_is_not_repaired() -> None:
 def test_boxes_are_rotated_with_an_image_that_exif_rotates() -> None:
     kept, (found,) = check(row(grounding((0.1, 0.2, 0.3, 0.6)), name="t.jpg", frame=(640, 480)))
     assert (found.code, found.action) == ("SizeTurned", "Mended")
-    assert get_only_record(kept).contents.grounded_phrases[0].bounds == [pytest.approx((0.4, 0.1, 0.8, 0.3))]
+    assert get_only_record(kept).contents.grounded_phrases[0].bounds == [
+        pytest.approx((0.4, 0.1, 0.8, 0.3))
+    ]
     assert (get_only_record(kept).asset.width, get_only_record(kept).asset.height) == (480, 640)
 
 
@@ -258,7 +301,10 @@ def test_word_indexes_are_corrected_from_the_caption() -> None:
 
 def test_an_id_that_comes_twice_is_replaced() -> None:
     kept, findings = check(
-        *(row(grounding(caption=f"a red tin {n}"), id=id) for n, id in enumerate(["1", "1", "1-2", "1"]))
+        *(
+            row(grounding(caption=f"a red tin {n}"), id=id)
+            for n, id in enumerate(["1", "1", "1-2", "1"])
+        )
     )
     assert [record.id for record in kept if record] == ["1", "1-2", "1-2-2", "1-3"]
     assert [found.code for found in findings] == ["IdDuplicate"] * 3
@@ -283,7 +329,9 @@ def test_findings_locate_single_boxes_where_the_format_allows() -> None:
 
 
 @pytest.mark.parametrize(("on_error", "is_kept"), [("RejectRow", False), ("Warn", True)])
-def test_what_the_reader_could_not_read_counts_as_part_of_the_row(on_error: OnError, is_kept: bool) -> None:
+def test_what_the_reader_could_not_read_counts_as_part_of_the_row(
+    on_error: OnError, is_kept: bool
+) -> None:
     finding = make_finding("ClassUnknown", file="rows.jsonl", line=4, cause="no such class")
     kept, (found,) = check(row(grounding(), findings=[finding]), on_error=on_error)
     assert (get_only_record(kept) is not None, found.line) == (is_kept, 4)

@@ -1,4 +1,4 @@
-"""Images in containers, imported by the real worker with its limits: where their bytes are stored."""
+"""Images in containers, imported by the real worker with its limits: where bytes are stored."""
 
 import hashlib
 import io
@@ -27,13 +27,20 @@ def run_import(folder: Path, files: dict[str, bytes], task: str) -> dict[str, An
     FolderBlobs(folder / "blobs").put(io.BytesIO(content), sha256=sha256, size_bytes=len(content))
     job = folder / "job"
     job.mkdir()
-    (job / "packs.jsonl").write_text(json.dumps({"sha256": sha256, "size": len(content), "number": 1}) + "\n")
+    (job / "packs.jsonl").write_text(
+        json.dumps({"sha256": sha256, "size": len(content), "number": 1}) + "\n"
+    )
     (job / "sealed.json").write_text("{}")
     (job / "job.json").write_text(
         json.dumps({"datasetType": task, "format": "auto", "blobsDir": str(folder / "blobs")})
     )
-    subprocess.run([sys.executable, "-m", "runyard.datasets.importing", str(job)], check=True, timeout=60)
-    lines = {name: (job / f"{name}.jsonl").read_text().splitlines() for name in ("images", "records", "findings")}
+    subprocess.run(
+        [sys.executable, "-m", "runyard.datasets.importing", str(job)], check=True, timeout=60
+    )
+    lines = {
+        name: (job / f"{name}.jsonl").read_text().splitlines()
+        for name in ("images", "records", "findings")
+    }
     assert not (job / "unpacked").exists()
     return {"result": json.loads((job / "result.json").read_text())} | {
         name: [json.loads(line) for line in rows] for name, rows in lines.items()
@@ -50,15 +57,22 @@ def make_zip(image: bytes) -> bytes:
 
 def make_parquet(image: bytes) -> bytes:
     out = io.BytesIO()
-    parquet.write_table(pa.Table.from_pylist([{"image": {"bytes": image, "path": "in/a.png"}, "text": "red"}]), out)
+    parquet.write_table(
+        pa.Table.from_pylist([{"image": {"bytes": image, "path": "in/a.png"}, "text": "red"}]), out
+    )
     return out.getvalue()
 
 
 @pytest.mark.parametrize(
-    ("name", "make", "format"), [("data.zip", make_zip, "ViJsonl"), ("a.parquet", make_parquet, "Parquet")]
+    ("name", "make", "format"),
+    [("data.zip", make_zip, "ViJsonl"), ("a.parquet", make_parquet, "Parquet")],
 )
 def test_images_of_containers_are_in_packs_of_the_import(
-    tmp_path: Path, make_png: Callable[..., bytes], name: str, make: Callable[[bytes], bytes], format: str
+    tmp_path: Path,
+    make_png: Callable[..., bytes],
+    name: str,
+    make: Callable[[bytes], bytes],
+    format: str,
 ) -> None:
     left = run_import(tmp_path, {name: make(make_png())}, "freeform")
     assert (left["result"]["decision"], left["result"]["format"]) == ("Accepted", format)

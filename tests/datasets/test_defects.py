@@ -33,14 +33,19 @@ def report(found):
     first or first.append(time.monotonic() - began)
     findings.append([found.file, found.line, found.code, found.cause])
 outcome = check_folder(sys.argv[1], on_finding=report)
-peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1024
-took = time.monotonic() - began
-print(json.dumps({"findings": findings, "outcome": outcome.document(), "mib": peak, "first_s": first, "took_s": took}))
+status = dict(line.split(":") for line in open("/proc/self/status"))
+print(json.dumps({
+    "findings": findings,
+    "outcome": outcome.document(),
+    "mib": int(status["VmHWM"].split()[0]) / 1024,
+    "first_s": first,
+    "took_s": time.monotonic() - began,
+}))
 """
 
 
 class Expected(NamedTuple):
-    """An inserted defect: its file, line and code, and what the cause of its finding must contain."""
+    """An inserted defect: its file, line and code, and what the cause of its finding contains."""
 
     file: str
     line: int | None
@@ -63,7 +68,13 @@ def make_rotated_jpeg() -> bytes:
 def make_huge_png() -> bytes:
     header = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     tail = b"".join(struct.pack(">I4sI", 0, kind, zlib.crc32(kind)) for kind in (b"IDAT", b"IEND"))
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header)) + tail
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + struct.pack(">I", 13)
+        + header
+        + struct.pack(">I", zlib.crc32(header))
+        + tail
+    )
 
 
 def write_images(folder: Path) -> list[Expected]:
@@ -77,7 +88,11 @@ def write_images(folder: Path) -> list[Expected]:
     frames = {"save_all": True, "append_images": [Image.new("RGB", (64, 48), "red")]}
     odd: dict[str, tuple[bytes, str, str]] = {
         "x/animated.gif": (encode_image("GIF", **frames), "ImageAnimated", "2 frames"),
-        "x/cmyk.jpg": (encode_image("JPEG", Image.new("CMYK", (64, 48))), "ImageCmyk", "four color"),
+        "x/cmyk.jpg": (
+            encode_image("JPEG", Image.new("CMYK", (64, 48))),
+            "ImageCmyk",
+            "four color",
+        ),
         "x/cut.jpg": (encode_image("JPEG")[:-200], "ImageTruncated", "does not end"),
         "x/cut.png": (encode_image("PNG")[:-20], "ImageTruncated", "chunk"),
         "x/deep.png": (encode_image("PNG", grey16), "ImageDeep", "16 bits"),
@@ -102,7 +117,12 @@ def write_images(folder: Path) -> list[Expected]:
 
 
 def make_row(number: int) -> dict[str, Any]:
-    phrase = {"phrase": "red tin", "startTokenIndex": 1, "endTokenIndex": 3, "bounds": [[0.1, 0.2, 0.5, 0.6]]}
+    phrase = {
+        "phrase": "red tin",
+        "startTokenIndex": 1,
+        "endTokenIndex": 3,
+        "bounds": [[0.1, 0.2, 0.5, 0.6]],
+    }
     return {
         "id": number,
         "asset": {"filename": f"{number % IMAGES}.jpg", "width": 64, "height": 48},
@@ -168,7 +188,8 @@ ROW_DEFECTS: list[tuple[str, Callable[[dict[str, Any]], None], str]] = [
 def write_rows(folder: Path) -> list[Expected]:
     """Write the rows, with invalid lines far apart."""
     lines = [json.dumps(make_row(number)).encode() for number in range(ROWS)]
-    places = random.Random(5).sample(range(10, ROWS), 2 * len(ROW_DEFECTS) + 6)  # noqa: S311 - the same each time
+    # The same each time.
+    places = random.Random(5).sample(range(10, ROWS), 2 * len(ROW_DEFECTS) + 6)  # noqa: S311
     expected = []
     for number, (code, damage, cause) in enumerate(ROW_DEFECTS * 2):
         row = make_row(places[number])
@@ -182,7 +203,9 @@ def write_rows(folder: Path) -> list[Expected]:
     for place in twice:
         row = {**make_row(place), "contents": make_row(place % IMAGES)["contents"]}
         lines[place] = json.dumps(row).encode()
-        expected.append(Expected("rows.jsonl", place + 1, "RowDuplicate", f"line {place % IMAGES + 1} of rows"))
+        expected.append(
+            Expected("rows.jsonl", place + 1, "RowDuplicate", f"line {place % IMAGES + 1} of rows")
+        )
     for place in latin:
         lines[place] = lines[place].replace(b"shelf", b"caf\xe9")
         expected.append(Expected("rows.jsonl", place + 1, "EncodingWrong", "UTF-8"))
@@ -191,7 +214,9 @@ def write_rows(folder: Path) -> list[Expected]:
 
 
 def run_check(folder: Path) -> dict[str, Any]:
-    done = subprocess.run([sys.executable, "-c", CHECK, folder], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", CHECK, folder], check=True, capture_output=True, text=True
+    )
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
 
@@ -203,15 +228,21 @@ def test_every_defect_is_reported_and_nothing_else(tmp_path: Path) -> None:
     made_s = time.monotonic() - began_s
     answer = run_check(tmp_path)
     reported = [(file, line, code) for file, line, code, _ in answer["findings"]]
-    assert sorted(reported, key=str) == sorted(((one.file, one.line, one.code) for one in [*expected, unused]), key=str)
+    assert sorted(reported, key=str) == sorted(
+        ((one.file, one.line, one.code) for one in [*expected, unused]), key=str
+    )
     causes = {(file, line, code): cause for file, line, code, cause in answer["findings"]}
     for one in expected:
-        assert re.search(re.escape(one.cause), causes[one.file, one.line, one.code]), (one, causes[one[:3]])
+        assert re.search(re.escape(one.cause), causes[one.file, one.line, one.code]), (
+            one,
+            causes[one[:3]],
+        )
     kinds = {code for _, _, code in reported}
     assert (len(reported) >= 60, len(kinds) >= 25) == (True, True)
     assert answer["outcome"]["counts"]["rows"] > ROWS - 20
     assert answer["mib"] < MAX_MIB
     print(
-        f"{len(reported)} defects of {len(kinds)} kinds in {ROWS:,} rows: made in {made_s:.1f} s, first reported after "
-        f"{answer['first_s'][0]:.2f} s, all after {answer['took_s']:.2f} s, {answer['mib']:.0f} MiB at most"
+        f"{len(reported)} defects of {len(kinds)} kinds in {ROWS:,} rows: made in {made_s:.1f} s, "
+        f"first reported after {answer['first_s'][0]:.2f} s, all after {answer['took_s']:.2f} s, "
+        f"{answer['mib']:.0f} MiB at most"
     )

@@ -8,25 +8,45 @@ from typing import Any
 import pytest
 
 VQA = {"type": "Vqa", "interactions": [{"order": 1, "question": "q", "answer": "a"}]}
-ROW = json.dumps({"id": 1, "asset": {"filename": "a.png", "width": 40, "height": 20}, "contents": VQA})
+ROW = json.dumps(
+    {"id": 1, "asset": {"filename": "a.png", "width": 40, "height": 20}, "contents": VQA}
+)
 CSV = "filename,xmin,ymin,xmax,ymax,class\na.png,4,2,12,6,tin\n"
 
 
 def test_two_formats_are_both_named_and_neither_is_used(shelf: Any, make_png: Any) -> None:
-    result = shelf.put("a.png", make_png()).put("rows.jsonl", ROW).put("boxes.csv", CSV).put("more.csv", CSV).check()
+    result = (
+        shelf.put("a.png", make_png())
+        .put("rows.jsonl", ROW)
+        .put("boxes.csv", CSV)
+        .put("more.csv", CSV)
+        .check()
+    )
     assert (result.outcome.decision, result.records) == ("Rejected", [])
     found = result.findings[0]
     assert (found.code, found.action) == ("FormatUnknown", "FileRejected")
-    assert found.cause == "the files match 2 formats: ViJsonl (rows.jsonl); CsvFourCorner (boxes.csv and 1 more)"
+    assert (
+        found.cause
+        == "the files match 2 formats: ViJsonl (rows.jsonl); CsvFourCorner (boxes.csv and 1 more)"
+    )
 
 
-def test_naming_the_format_settles_it_and_reports_the_other_files(shelf: Any, make_png: Any) -> None:
-    result = shelf.put("a.png", make_png()).put("rows.jsonl", ROW).put("boxes.csv", CSV).check(format="vijsonl")
+def test_naming_the_format_settles_it_and_reports_the_other_files(
+    shelf: Any, make_png: Any
+) -> None:
+    result = (
+        shelf.put("a.png", make_png())
+        .put("rows.jsonl", ROW)
+        .put("boxes.csv", CSV)
+        .check(format="vijsonl")
+    )
     assert (result.outcome.decision, len(result.records)) == ("Accepted", 1)
     assert [(found.code, found.file) for found in result.findings] == [("FileIgnored", "boxes.csv")]
 
 
-@pytest.mark.parametrize(("format", "cause"), [("Coco", "no file has"), ("Excel", "there is no format 'Excel'")])
+@pytest.mark.parametrize(
+    ("format", "cause"), [("Coco", "no file has"), ("Excel", "there is no format 'Excel'")]
+)
 def test_a_format_that_is_not_there_is_reported_with_those_that_are(
     shelf: Any, make_png: Any, format: str, cause: str
 ) -> None:
@@ -38,7 +58,12 @@ def test_a_format_that_is_not_there_is_reported_with_those_that_are(
 
 
 def test_images_alone_are_an_import(shelf: Any, make_png: Any) -> None:
-    result = shelf.put("a.png", make_png()).put("notes.md", "# hello").put(".DS_Store", b"\0").check("vqa")
+    result = (
+        shelf.put("a.png", make_png())
+        .put("notes.md", "# hello")
+        .put(".DS_Store", b"\0")
+        .check("vqa")
+    )
     assert (result.outcome.decision, result.outcome.counts["images"]) == ("Accepted", 1)
     assert sorted((found.code, found.file) for found in result.findings) == [
         ("AnnotationsAbsent", "a.png"),

@@ -137,20 +137,37 @@ VI = {
         "type": "PhraseGrounding",
         "caption": "a red tin",
         "groundedPhrases": [
-            {"phrase": "tin", "startTokenIndex": 2, "endTokenIndex": 3, "bounds": [[0.1, 0.2, 0.3, 0.4]]}
+            {
+                "phrase": "tin",
+                "startTokenIndex": 2,
+                "endTokenIndex": 3,
+                "bounds": [[0.1, 0.2, 0.3, 0.4]],
+            }
         ],
     },
 }
 COCO = {
-    "images": [{"id": 1, "file_name": "a.png", "width": 40, "height": 20}, {"id": 2, "file_name": "b.png"}],
+    "images": [
+        {"id": 1, "file_name": "a.png", "width": 40, "height": 20},
+        {"id": 2, "file_name": "b.png"},
+    ],
     "annotations": [
-        {"id": n, "image_id": 1 + n % 2, "category_id": 1, "bbox": [1, 2, 10, 9.5], "area": 95, "iscrowd": 0}
+        {
+            "id": n,
+            "image_id": 1 + n % 2,
+            "category_id": 1,
+            "bbox": [1, 2, 10, 9.5],
+            "area": 95,
+            "iscrowd": 0,
+        }
         for n in range(4)
     ],
     "categories": [{"id": 1, "name": "tin"}],
 }
-VOC = """<annotation><filename>a.png</filename><size><width>40</width><height>20</height><depth>3</depth></size>
-<object><name>tin</name><bndbox><xmin>1</xmin><ymin>2</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></object></annotation>"""
+VOC = """<annotation><filename>a.png</filename>
+<size><width>40</width><height>20</height><depth>3</depth></size>
+<object><name>tin</name><bndbox><xmin>1</xmin><ymin>2</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>
+</object></annotation>"""
 TALK = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A tin."}]
 BOXES = {"bbox": [[1.0, 2.0, 3.0, 4.0]], "category": ["tin"]}
 LINES = "".join(json.dumps(VI | {"id": n}) + "\n" for n in range(3)).encode()
@@ -158,7 +175,14 @@ LINES = "".join(json.dumps(VI | {"id": n}) + "\n" for n in range(3)).encode()
 
 def formats(png: bytes) -> dict[str, tuple[DatasetType, dict[str, bytes], str]]:
     """A small dataset of every format: its type, its files, and the one that is broken."""
-    rows = [{"image": {"bytes": png, "path": None}, "objects": BOXES, "question": "What?", "answer": "tin"}] * 3
+    rows = [
+        {
+            "image": {"bytes": png, "path": None},
+            "objects": BOXES,
+            "question": "What?",
+            "answer": "tin",
+        }
+    ] * 3
     talks = [{"id": n, "image": "a.png", "conversations": TALK} for n in range(3)]
     texts = {"classes.txt": b"tin\nbox\n"}
     pair = [
@@ -175,9 +199,21 @@ def formats(png: bytes) -> dict[str, tuple[DatasetType, dict[str, bytes], str]]:
         "ViJsonl": ("phrase-grounding", {"a.jsonl": LINES}, "a.jsonl"),
         "Coco": ("phrase-grounding", {"a.json": json.dumps(COCO).encode()}, "a.json"),
         "PascalVoc": ("phrase-grounding", {"a.xml": VOC.encode()}, "a.xml"),
-        "YoloDarknet": ("phrase-grounding", {"a.txt": b"0 0.5 0.5 0.25 0.25\n1 .2 .2 .1 .1\n", **texts}, "a.txt"),
-        "YoloDarknet names": ("phrase-grounding", {"a.txt": b"0 0.5 0.5 0.25 0.25\n", **texts}, "classes.txt"),
-        "YoloKerasPytorch": ("phrase-grounding", {"a.txt": b"0 .5 .5 .2 .2\n", "data.yaml": yaml}, "data.yaml"),
+        "YoloDarknet": (
+            "phrase-grounding",
+            {"a.txt": b"0 0.5 0.5 0.25 0.25\n1 .2 .2 .1 .1\n", **texts},
+            "a.txt",
+        ),
+        "YoloDarknet names": (
+            "phrase-grounding",
+            {"a.txt": b"0 0.5 0.5 0.25 0.25\n", **texts},
+            "classes.txt",
+        ),
+        "YoloKerasPytorch": (
+            "phrase-grounding",
+            {"a.txt": b"0 .5 .5 .2 .2\n", "data.yaml": yaml},
+            "data.yaml",
+        ),
         "CsvFourCorner": (
             "phrase-grounding",
             {"a.csv": corners},
@@ -189,7 +225,11 @@ def formats(png: bytes) -> dict[str, tuple[DatasetType, dict[str, bytes], str]]:
             "a.csv",
         ),
         "Conversations": ("vqa", {"a.json": json.dumps(talks, indent=1).encode()}, "a.json"),
-        "Conversations lines": ("freeform", {"a.jsonl": "\n".join(map(json.dumps, talks)).encode()}, "a.jsonl"),
+        "Conversations lines": (
+            "freeform",
+            {"a.jsonl": "\n".join(map(json.dumps, talks)).encode()},
+            "a.jsonl",
+        ),
         "Parquet": ("phrase-grounding", {"a.parquet": make_table(rows, "parquet")}, "a.parquet"),
         "Parquet arrow": ("vqa", {"a.arrow": make_table(rows, "arrow")}, "a.arrow"),
         "WebDataset": ("vqa", {"a.tar": make_tar(*pair)}, "a.tar"),
@@ -201,8 +241,16 @@ def formats(png: bytes) -> dict[str, tuple[DatasetType, dict[str, bytes], str]]:
             {"metadata.jsonl": objects},
             "metadata.jsonl",
         ),
-        "auto zip": ("phrase-grounding", {"a.zip": make_zip(("a.png", png), ("a.jsonl", LINES))}, "a.zip"),
-        "auto tar": ("phrase-grounding", {"x.tar": make_tar(("p/a.png", png), ("l/a.jsonl", LINES))}, "x.tar"),
+        "auto zip": (
+            "phrase-grounding",
+            {"a.zip": make_zip(("a.png", png), ("a.jsonl", LINES))},
+            "a.zip",
+        ),
+        "auto tar": (
+            "phrase-grounding",
+            {"x.tar": make_tar(("p/a.png", png), ("l/a.jsonl", LINES))},
+            "x.tar",
+        ),
         "auto image": ("phrase-grounding", {"a.jsonl": LINES, "a.png": png}, "a.png"),
     }
 
@@ -243,7 +291,9 @@ def assert_sound(result: Any, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_the_files_are_taken_as_long_as_they_are_whole(shelf: Any, make_png: Callable[..., bytes], name: str) -> None:
+def test_the_files_are_taken_as_long_as_they_are_whole(
+    shelf: Any, make_png: Callable[..., bytes], name: str
+) -> None:
     task, files, _ = formats(make_png())[name]
     shelf.put("a.png", make_png()).put("b.png", make_png(41))
     for path, data in files.items():
@@ -255,7 +305,9 @@ def test_the_files_are_taken_as_long_as_they_are_whole(shelf: Any, make_png: Cal
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_no_broken_file_breaks_an_import(disk: Path, shelf: Any, make_png: Callable[..., bytes], name: str) -> None:
+def test_no_broken_file_breaks_an_import(
+    disk: Path, shelf: Any, make_png: Callable[..., bytes], name: str
+) -> None:
     task, files, target = formats(make_png())[name]
     home, outside = disk / "home", disk / "outside"
     outside.mkdir(exist_ok=True)
@@ -280,12 +332,25 @@ def test_no_broken_file_breaks_an_import(disk: Path, shelf: Any, make_png: Calla
 def test_what_an_archive_holds_is_kept_within_the_folder(
     disk: Path, tmp_path: Path, shelf: Any, make_png: Callable[..., bytes], kind: str
 ) -> None:
-    """The same for the one place where an import writes what it was sent: names lead nowhere else."""
+    """The same where an import writes uploaded files: names lead nowhere else."""
     from runyard.datasets.archives import ExpandedSource
     from runyard.datasets.sources import FolderSource
 
     names = st.sampled_from(
-        ["a.txt", "../a.txt", "/var/a.txt", "b/../../a", "b", "b/c", ".", "..\\a", "ä", "con", "a\0b", "x" * 300]
+        [
+            "a.txt",
+            "../a.txt",
+            "/var/a.txt",
+            "b/../../a",
+            "b",
+            "b/c",
+            ".",
+            "..\\a",
+            "ä",
+            "con",
+            "a\0b",
+            "x" * 300,
+        ]
     )
     make = {"zip": make_zip, "tar": make_tar}[kind]
 
@@ -294,13 +359,17 @@ def test_what_an_archive_holds_is_kept_within_the_folder(
     def attempt(read_members: list[str], changes: list[Change]) -> None:
         shutil.rmtree(disk / "home", ignore_errors=True)
         shelf.folder = disk / "home" / "in"
-        shelf.put(f"a.{kind}", apply_changes(make(*((name, b"text") for name in read_members)), changes))
+        shelf.put(
+            f"a.{kind}", apply_changes(make(*((name, b"text") for name in read_members)), changes)
+        )
         findings: list[Finding] = []
         source = FolderSource(shelf.folder, findings.append)
         source.find_files()
         unpacked = ExpandedSource(source, disk / "home" / "kept", findings.append)
         made = {path.relative_to(disk).as_posix() for path in disk.rglob("*") if path.is_file()}
-        assert all(path == f"home/in/a.{kind}" or path.startswith("home/kept/0000") for path in made)
+        assert all(
+            path == f"home/in/a.{kind}" or path.startswith("home/kept/0000") for path in made
+        )
         for path in unpacked.paths():
             with unpacked.open(path) as file:
                 assert len(file.read()) == unpacked.size_bytes(path)

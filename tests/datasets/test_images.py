@@ -51,7 +51,9 @@ def test_jpegs_of_every_layout_are_whole(options: dict[str, Any]) -> None:
     assert codes(inspect("a.jpg", encode_image("JPEG", **options))) == []
 
 
-@pytest.mark.parametrize("options", [{"lossless": True}, {"exif": Image.Exif()}, {"icc_profile": b"x" * 99}])
+@pytest.mark.parametrize(
+    "options", [{"lossless": True}, {"exif": Image.Exif()}, {"icc_profile": b"x" * 99}]
+)
 def test_webps_of_every_layout_are_whole(options: dict[str, Any]) -> None:
     found = inspect("a.webp", encode_image("WEBP", **options))
     assert (found.width, found.height, codes(found)) == (60, 40, [])
@@ -112,7 +114,12 @@ def test_what_is_no_image_is_named(data: bytes, code: str, cause: str) -> None:
 
 def png_of_size(width: int, height: int) -> bytes:
     def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        return (
+            struct.pack(">I", len(content))
+            + kind
+            + content
+            + struct.pack(">I", zlib.crc32(kind + content))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     pixels = chunk(b"IDAT", zlib.compress(b"x"))
@@ -127,7 +134,8 @@ def jpeg_of_size(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "data", [png_of_size(65535, 65535), png_of_size(2**31 - 1, 2**31 - 1), jpeg_of_size(65535, 65535)]
+    "data",
+    [png_of_size(65535, 65535), png_of_size(2**31 - 1, 2**31 - 1), jpeg_of_size(65535, 65535)],
 )
 def test_an_image_that_would_fill_memory_is_rejected_by_its_header(
     data: bytes, monkeypatch: pytest.MonkeyPatch
@@ -139,7 +147,9 @@ def test_an_image_that_would_fill_memory_is_rejected_by_its_header(
 def test_a_large_tiff_is_rejected_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "MAX_PIXELS", 60 * 40 - 1)
     monkeypatch.setattr(images, "_use_pillow", None)
-    assert codes(inspect("a.tif", encode_image("TIFF", compression="tiff_lzw"))) == ["ImageTooLarge"]
+    assert codes(inspect("a.tif", encode_image("TIFF", compression="tiff_lzw"))) == [
+        "ImageTooLarge"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -158,18 +168,24 @@ def test_a_large_tiff_is_rejected_before_it_is_decoded(monkeypatch: pytest.Monke
         ("a.png", lambda: encode_image("PNG", make_noise(1, 1)), "ImageTiny"),
     ],
 )
-def test_warnings_are_reported_and_the_image_is_accepted(path: str, make: Callable[[], bytes], code: str) -> None:
+def test_warnings_are_reported_and_the_image_is_accepted(
+    path: str, make: Callable[[], bytes], code: str
+) -> None:
     found = inspect(path, make())
     assert codes(found) == [code]
     assert found.width > 0
 
 
 def encode_animation(format: str) -> bytes:
-    return encode_image(format, make_noise(), save_all=True, append_images=[make_noise(), make_noise()])
+    return encode_image(
+        format, make_noise(), save_all=True, append_images=[make_noise(), make_noise()]
+    )
 
 
 def test_frames_are_counted() -> None:
-    assert [inspect("a", encode_animation(format)).frames for format in ("GIF", "WEBP", "PNG", "TIFF")] == [3, 3, 3, 3]
+    assert [
+        inspect("a", encode_animation(format)).frames for format in ("GIF", "WEBP", "PNG", "TIFF")
+    ] == [3, 3, 3, 3]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -183,13 +199,17 @@ def test_the_orientation_is_the_one_that_pillow_turns_by(format: str, orientatio
         format_value = ImageOps.exif_transpose(image).size
     assert found.orientation == orientation
     assert (
-        (found.height, found.width) == format_value if orientation >= 5 else (found.width, found.height) == format_value
+        (found.height, found.width) == format_value
+        if orientation >= 5
+        else (found.width, found.height) == format_value
     )
     assert codes(found) == ([] if orientation == 1 else ["ImageRotated"])
 
 
 @pytest.mark.parametrize(("frame", "expected_codes"), [(0xC9, []), (0xC3, ["ImageBroken"])])
-def test_a_jpeg_of_a_rare_kind_is_accepted_if_it_can_be_decoded(frame: int, expected_codes: list[str]) -> None:
+def test_a_jpeg_of_a_rare_kind_is_accepted_if_it_can_be_decoded(
+    frame: int, expected_codes: list[str]
+) -> None:
     """Arithmetic coding can be read, lossless JPEG cannot; the structure of both is the same."""
     data = bytearray(encode_image("JPEG"))
     data[data.index(b"\xff\xc0") + 1] = frame

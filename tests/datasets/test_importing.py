@@ -19,7 +19,17 @@ from PIL import Image
 
 from runyard.blobs import FolderBlobs
 from runyard.datasets import importing
-from runyard.datasets.importing import FINDINGS, IMAGES, JOB, PACKS, PROGRESS, RECORDS, RESULT, SEALED, run
+from runyard.datasets.importing import (
+    FINDINGS,
+    IMAGES,
+    JOB,
+    PACKS,
+    PROGRESS,
+    RECORDS,
+    RESULT,
+    SEALED,
+    run,
+)
 from runyard.datasets.packs import build_pack
 from runyard.processes import IS_LINUX, check_liveness, identify
 
@@ -28,7 +38,10 @@ WAIT_S = 30.0
 
 
 def row(number: int, *, filename: str = "a.png", answer: str = "yes") -> bytes:
-    contents = {"type": "Vqa", "interactions": [{"order": 1, "question": f"Number {number}?", "answer": answer}]}
+    contents = {
+        "type": "Vqa",
+        "interactions": [{"order": 1, "question": f"Number {number}?", "answer": answer}],
+    }
     asset = {"filename": filename, "width": 40, "height": 20}
     return json.dumps({"id": number, "asset": asset, "contents": contents}).encode() + b"\n"
 
@@ -42,8 +55,16 @@ class Import:
     workers: list["subprocess.Popen[bytes]"] = field(default_factory=list)
 
     def job(self, **more: Any) -> "Import":
-        document = {"org": "o", "datasetId": "d", "datasetType": "vqa", "format": "auto", "policies": {}}
-        (self.folder / JOB).write_text(json.dumps({**document, "blobsDir": str(self.blobs.root), **more}))
+        document = {
+            "org": "o",
+            "datasetId": "d",
+            "datasetType": "vqa",
+            "format": "auto",
+            "policies": {},
+        }
+        (self.folder / JOB).write_text(
+            json.dumps({**document, "blobsDir": str(self.blobs.root), **more})
+        )
         return self
 
     def send(self, files: dict[str, bytes]) -> "Import":
@@ -65,7 +86,9 @@ class Import:
 
     def lines(self, name: str) -> list[dict[str, Any]]:
         path = self.folder / name
-        return [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+        return (
+            [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+        )
 
     def codes(self) -> list[str]:
         return [found["code"] for found in self.lines(FINDINGS)]
@@ -85,7 +108,9 @@ class Import:
         sha256 = hashlib.sha256(data).hexdigest()
         self.blobs.put(io.BytesIO(data), sha256=sha256, size_bytes=len(data))
         with open(self.folder / PACKS, "a") as file:
-            file.write(json.dumps({"sha256": sha256, "size": len(data), "number": 1, **more}) + "\n")
+            file.write(
+                json.dumps({"sha256": sha256, "size": len(data), "number": 1, **more}) + "\n"
+            )
         return self
 
 
@@ -103,7 +128,9 @@ def an_import(tmp_path: Path) -> Iterator[Import]:
 MakePng = Callable[..., bytes]
 
 
-def test_images_and_records_are_written_with_the_location_of_their_bytes(an_import: Import, make_png: MakePng) -> None:
+def test_images_and_records_are_written_with_the_location_of_their_bytes(
+    an_import: Import, make_png: MakePng
+) -> None:
     files = {"x/a.png": make_png(), "rows.jsonl": row(1) + row(2)}
     worker = an_import.job().send(files).send_file("b.png", make_png(30, 30)).seal().start()
     assert worker.wait(WAIT_S) == 0
@@ -117,7 +144,10 @@ def test_images_and_records_are_written_with_the_location_of_their_bytes(an_impo
             file.seek(image["offset"])
             assert file.read(image["size"]) == data
         assert image["sha256"] == hashlib.sha256(data).hexdigest()
-    assert [image["crc32c"] for image in an_import.lines(IMAGES)] == [crc32c(make_png()), crc32c(make_png(30, 30))]
+    assert [image["crc32c"] for image in an_import.lines(IMAGES)] == [
+        crc32c(make_png()),
+        crc32c(make_png(30, 30)),
+    ]
     assert an_import.progress["phase"] == "Done"
     assert (an_import.progress["filesDone"], an_import.progress["rowsKept"]) == (3, 2)
 
@@ -132,10 +162,18 @@ def crc32c(data: bytes) -> int:
     return crc ^ 0xFFFFFFFF
 
 
-def test_findings_are_reported_while_files_still_arrive(an_import: Import, make_png: MakePng, eventually: Any) -> None:
+def test_findings_are_reported_while_files_still_arrive(
+    an_import: Import, make_png: MakePng, eventually: Any
+) -> None:
     worker = an_import.job(files=3).send({"cut.png": make_png()[:50]}).start()
-    eventually(lambda: an_import.codes() == ["ImageTruncated"], timeout_s=WAIT_S, what="the first finding is reported")
-    eventually(lambda: an_import.progress.get("filesDone") == 1, timeout_s=WAIT_S, what="progress shows it")
+    eventually(
+        lambda: an_import.codes() == ["ImageTruncated"],
+        timeout_s=WAIT_S,
+        what="the first finding is reported",
+    )
+    eventually(
+        lambda: an_import.progress.get("filesDone") == 1, timeout_s=WAIT_S, what="progress shows it"
+    )
     assert (an_import.progress["phase"], an_import.progress["files"]) == ("Receiving", 3)
     assert not (an_import.folder / RESULT).exists()
     an_import.send({"a.png": make_png(), "rows.jsonl": row(1, answer="")}).seal()
@@ -151,7 +189,11 @@ def test_a_line_that_is_still_being_written_is_waited_for(
     whole = packs.read_bytes()
     packs.write_bytes(whole[:-30])
     worker = an_import.start()
-    eventually(lambda: an_import.progress.get("filesDone") == 1, timeout_s=WAIT_S, what="the first pack is taken")
+    eventually(
+        lambda: an_import.progress.get("filesDone") == 1,
+        timeout_s=WAIT_S,
+        what="the first pack is taken",
+    )
     packs.write_bytes(whole)
     an_import.seal()
     assert worker.wait(WAIT_S) == 0
@@ -163,14 +205,24 @@ def test_a_killed_worker_restarts_and_gives_the_same_output(
     an_import: Import, make_png: MakePng, eventually: Any, killed_in: str
 ) -> None:
     """Killed while it inspects, and while it writes records."""
-    images = {f"{number}.png": make_png(40, 20, (number % 256, number // 256, 7)) for number in range(1500)}
-    rows = b"".join(row(n, filename=f"{n % 1500}.png", answer="" if n % 500 == 7 else "yes") for n in range(30_000))
+    images = {
+        f"{number}.png": make_png(40, 20, (number % 256, number // 256, 7))
+        for number in range(1500)
+    }
+    rows = b"".join(
+        row(n, filename=f"{n % 1500}.png", answer="" if n % 500 == 7 else "yes")
+        for n in range(30_000)
+    )
     an_import.job().send(images).send({"rows.jsonl": rows})
     if killed_in == RECORDS:
         an_import.seal()
     worker = an_import.start()
     written = an_import.folder / killed_in
-    eventually(lambda: written.exists() and written.stat().st_size > 1 << 16, timeout_s=WAIT_S, what=killed_in)
+    eventually(
+        lambda: written.exists() and written.stat().st_size > 1 << 16,
+        timeout_s=WAIT_S,
+        what=killed_in,
+    )
     worker.kill()
     assert worker.wait(WAIT_S) == -signal.SIGKILL
     assert not (an_import.folder / RESULT).exists()
@@ -203,12 +255,20 @@ def test_an_import_with_a_result_is_left_unchanged(an_import: Import, make_png: 
     ],
 )
 def test_an_error_rejects_what_the_policy_says(
-    an_import: Import, make_png: MakePng, on_error: str, decision: str, kept: list[str] | None, actions: list[str]
+    an_import: Import,
+    make_png: MakePng,
+    on_error: str,
+    decision: str,
+    kept: list[str] | None,
+    actions: list[str],
 ) -> None:
     files = {"a.png": make_png(), "1.jsonl": row(1) + row(2, answer=""), "2.jsonl": row(3) + row(4)}
     an_import.job(policies={"onError": on_error}).send(files).seal()
     run(an_import.folder)
-    assert (an_import.result["decision"], [found["action"] for found in an_import.lines(FINDINGS)]) == (
+    assert (
+        an_import.result["decision"],
+        [found["action"] for found in an_import.lines(FINDINGS)],
+    ) == (
         decision,
         actions,
     )
@@ -217,14 +277,18 @@ def test_an_error_rejects_what_the_policy_says(
         assert an_import.result["counts"]["rowsKept"] == len(kept)
 
 
-def test_an_error_in_the_last_file_discards_only_its_rows(an_import: Import, make_png: MakePng) -> None:
+def test_an_error_in_the_last_file_discards_only_its_rows(
+    an_import: Import, make_png: MakePng
+) -> None:
     files = {"a.png": make_png(), "1.jsonl": row(1), "2.jsonl": row(2) + row(3, answer="")}
     an_import.job(policies={"onError": "RejectFile"}).send(files).seal()
     run(an_import.folder)
     assert [record["id"] for record in an_import.lines(RECORDS)] == ["1"]
 
 
-def test_rows_may_refer_to_images_that_the_dataset_already_has(an_import: Import, make_png: MakePng) -> None:
+def test_rows_may_refer_to_images_that_the_dataset_already_has(
+    an_import: Import, make_png: MakePng
+) -> None:
     an_import.job().send({"x/a.png": make_png()}).seal()
     run(an_import.folder)
     known = (an_import.folder / IMAGES).read_bytes()
@@ -242,29 +306,41 @@ def test_findings_beyond_the_limit_are_counted_and_not_written(
     an_import: Import, make_png: MakePng, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importing, "MAX_FINDINGS", 3)
-    an_import.job().send({"a.png": make_png(), "rows.jsonl": b"".join(row(n, answer="") for n in range(9)) + row(10)})
+    an_import.job().send(
+        {"a.png": make_png(), "rows.jsonl": b"".join(row(n, answer="") for n in range(9)) + row(10)}
+    )
     run(an_import.seal().folder)
     assert (len(an_import.codes()), an_import.result["counts"]["errors"]) == (3, 9)
 
 
-def test_a_worker_ends_with_the_process_that_started_it(an_import: Import, make_png: MakePng, eventually: Any) -> None:
+def test_a_worker_ends_with_the_process_that_started_it(
+    an_import: Import, make_png: MakePng, eventually: Any
+) -> None:
     an_import.job().send({"a.png": make_png()})
     starts = (
-        "import os, subprocess, sys, time;"
-        "w = subprocess.Popen([sys.executable, '-m', 'runyard.datasets.importing', sys.argv[1], '--parent',"
-        " str(os.getpid())]); print(w.pid, flush=True); time.sleep(60)"
+        "import os, subprocess, sys, time;w = subprocess.Popen([sys.executable, '-m', "
+        "'runyard.datasets.importing', sys.argv[1], '--parent', str(os.getpid())]); print(w.pid, "
+        "flush=True); time.sleep(60)"
     )
-    server = subprocess.Popen([sys.executable, "-c", starts, str(an_import.folder)], stdout=subprocess.PIPE)
+    server = subprocess.Popen(
+        [sys.executable, "-c", starts, str(an_import.folder)], stdout=subprocess.PIPE
+    )
     try:
         assert server.stdout is not None
         pid = int(server.stdout.readline())
-        eventually(lambda: an_import.progress.get("filesDone") == 1, timeout_s=WAIT_S, what="the worker works")
+        eventually(
+            lambda: an_import.progress.get("filesDone") == 1,
+            timeout_s=WAIT_S,
+            what="the worker works",
+        )
         worker = identify(pid)
         assert worker is not None
     finally:
         server.kill()
         server.communicate()
-    eventually(lambda: check_liveness(worker) == "dead", timeout_s=WAIT_S, what="the worker is gone")
+    eventually(
+        lambda: check_liveness(worker) == "dead", timeout_s=WAIT_S, what="the worker is gone"
+    )
 
 
 def test_an_image_that_takes_more_memory_than_allowed_is_reported_and_the_others_are_accepted(
@@ -272,7 +348,9 @@ def test_an_image_that_takes_more_memory_than_allowed_is_reported_and_the_others
 ) -> None:
     large = io.BytesIO()
     Image.new("RGB", (7000, 7000)).save(large, "TIFF", compression="tiff_adobe_deflate")
-    an_import.job(limits={"memoryBytes": 200 << 20}).send({"a.png": make_png(), "large.tif": large.getvalue()})
+    an_import.job(limits={"memoryBytes": 200 << 20}).send(
+        {"a.png": make_png(), "large.tif": large.getvalue()}
+    )
     worker = an_import.seal().start()
     assert worker.wait(WAIT_S) == 0
     assert [(found["code"], found["file"]) for found in an_import.lines(FINDINGS)] == [
@@ -293,7 +371,9 @@ def test_a_worker_that_runs_out_of_processor_time_says_so(
     an_import: Import, make_png: MakePng, eventually: Any
 ) -> None:
     worker = an_import.job(limits={"cpuSeconds": 50}).send({"a.png": make_png()}).start()
-    eventually(lambda: an_import.progress.get("filesDone") == 1, timeout_s=WAIT_S, what="the worker works")
+    eventually(
+        lambda: an_import.progress.get("filesDone") == 1, timeout_s=WAIT_S, what="the worker works"
+    )
     assert resource.prlimit(worker.pid, resource.RLIMIT_CPU) == (50, 110)
     worker.send_signal(signal.SIGXCPU)  # as the kernel does at 50 seconds
     assert worker.wait(WAIT_S) == 0
@@ -318,7 +398,9 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 
 
 @pytest.mark.skipif(not IS_LINUX, reason="reads /proc")
-def test_memory_does_not_depend_on_the_length_of_files(an_import: Import, make_png: MakePng) -> None:
+def test_memory_does_not_depend_on_the_length_of_files(
+    an_import: Import, make_png: MakePng
+) -> None:
     def peak_bytes(answer: str) -> int:
         for path in an_import.folder.iterdir():
             path.unlink()

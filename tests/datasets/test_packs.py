@@ -1,4 +1,4 @@
-"""A pack gives back what was put into it, and bytes that are no pack are refused with the reason."""
+"""A pack returns what was put into it; bytes that are no pack are rejected with the reason."""
 
 import io
 import struct
@@ -18,7 +18,9 @@ def test_a_pack_gives_back_its_files() -> None:
 
 def test_the_layout_is_the_one_that_others_write() -> None:
     index = b'[["a",2]]'
-    assert build_pack([("a", b"hi")]) == b"RYPACK1\n" + struct.pack("<Q", len(index)) + index + b"hi"
+    assert (
+        build_pack([("a", b"hi")]) == b"RYPACK1\n" + struct.pack("<Q", len(index)) + index + b"hi"
+    )
 
 
 def make_pack(index: bytes, content: bytes = b"") -> bytes:
@@ -44,7 +46,9 @@ def test_what_is_no_pack_is_rejected(data: bytes, why: str) -> None:
         read_index(io.BytesIO(data), len(data))
 
 
-@pytest.mark.parametrize("path", ["", "/a", "a/", "a//b", "../a", "a/../b", "./a", "a\\b", "a\nb", "a\0", "x" * 1025])
+@pytest.mark.parametrize(
+    "path", ["", "/a", "a/", "a//b", "../a", "a/../b", "./a", "a\\b", "a\nb", "a\0", "x" * 1025]
+)
 def test_names_that_are_no_plain_relative_paths_are_unsafe(path: str) -> None:
     assert not is_safe(path)
     with pytest.raises(ValueError, match="not a plain relative path"):

@@ -28,7 +28,8 @@ from runyard.datasets.records import (
 from runyard.datasets.writers.base import Item
 
 SCRIPTS = (
-    "Straße αβγ Привет שלום مرحبا नमस्ते สวัสดี 你好 안녕 👩‍👩‍👧 \u202etxt.exe \x00\x1b[31m \ud800 e\u0301\u0302\u0303"
+    "Straße αβγ Привет שלום مرحبا नमस्ते สวัสดี 你好 안녕 👩‍👩‍👧 \u202etxt.exe \x00\x1b[31m \ud800 "
+    "e\u0301\u0302\u0303"
 )
 
 
@@ -55,19 +56,31 @@ def test_a_box_is_drawn_where_it_is(item: Callable[..., Item]) -> None:
     x, y = left + CELL // 4, top + CELL // 2 // 2
     assert plain.getpixel((x, y + 40)) != with_box.getpixel((x, y + 40))  # the left edge
     assert plain.getpixel((x + CELL // 2, y + 40)) != with_box.getpixel((x + CELL // 2, y + 40))
-    assert plain.getpixel((x + CELL // 4, y + 40)) == with_box.getpixel((x + CELL // 4, y + 40))  # within
+    assert plain.getpixel((x + CELL // 4, y + 40)) == with_box.getpixel(
+        (x + CELL // 4, y + 40)
+    )  # within
     assert plain.getpixel((x - 20, y + 40)) == with_box.getpixel((x - 20, y + 40))  # beside
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(item: Callable[..., Item]) -> None:
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
+    item: Callable[..., Item],
+) -> None:
     items = [item(f"{n}.png", make_record(Freeform(text=f"text {n}"))) for n in range(30)]
     sheets = [render_contact_sheet(choose_items(items, count=6, seed=seed)) for seed in (1, 1, 2)]
     assert sheets[0] == sheets[1] != sheets[2]
 
 
 def test_images_with_records_are_shown_first(item: Callable[..., Item]) -> None:
-    items = [item(f"{n}.png", *([make_record(Freeform(text="red"))] if n % 5 == 0 else [])) for n in range(20)]
-    assert [it.asset.filename for it in choose_items(items, count=4, seed=3)] == ["0.png", "5.png", "10.png", "15.png"]
+    items = [
+        item(f"{n}.png", *([make_record(Freeform(text="red"))] if n % 5 == 0 else []))
+        for n in range(20)
+    ]
+    assert [it.asset.filename for it in choose_items(items, count=4, seed=3)] == [
+        "0.png",
+        "5.png",
+        "10.png",
+        "15.png",
+    ]
     assert len(choose_items(items, count=1000, seed=3)) == 20
     assert choose_items([], count=5, seed=3) == []
 
@@ -88,7 +101,9 @@ def test_no_text_breaks_the_sheet(item: Callable[..., Item]) -> None:
             make_boxed_record(text, (0, 0, 1, 1)),
         ]
         sheet = open_png(
-            render_contact_sheet([Item(AssetRef(filename=text, width=1, height=1), "", records, item("a").read)])
+            render_contact_sheet(
+                [Item(AssetRef(filename=text, width=1, height=1), "", records, item("a").read)]
+            )
         )
         sheet.load()
         lines = wrap_texts(records)
@@ -100,7 +115,9 @@ def test_long_texts_are_wrapped_and_cut() -> None:
     lines = wrap_texts([make_record(Freeform(text="word " * 300))])
     assert len(lines) == LINES
     assert lines[-1].endswith("…")
-    assert wrap_texts([make_record(Vqa(interactions=[Interaction(order=1, question="Who?", answer="She.")]))]) == [
+    assert wrap_texts(
+        [make_record(Vqa(interactions=[Interaction(order=1, question="Who?", answer="She.")]))]
+    ) == [
         "Q: Who?",
         "A: She.",
     ]
@@ -108,14 +125,24 @@ def test_long_texts_are_wrapped_and_cut() -> None:
 
 def test_boxes_that_are_nonsense_and_images_that_cannot_be_read(item: Callable[..., Item]) -> None:
     nan = float("nan")
-    boxes: list[Any] = [(-5, -5, 9, 9), (0.9, 0.9, 0.1, 0.1), (nan, 0, 1, nan), (0.5, 0.5, 0.5, 0.5), (1, 1, 1, 1)]
-    broken = Item(AssetRef(filename="b.png", width=1, height=1), "", [], lambda: b"\x89PNG\r\n\x1a\nno")
+    boxes: list[Any] = [
+        (-5, -5, 9, 9),
+        (0.9, 0.9, 0.1, 0.1),
+        (nan, 0, 1, nan),
+        (0.5, 0.5, 0.5, 0.5),
+        (1, 1, 1, 1),
+    ]
+    broken = Item(
+        AssetRef(filename="b.png", width=1, height=1), "", [], lambda: b"\x89PNG\r\n\x1a\nno"
+    )
 
     def read_missing() -> bytes:
         raise OSError("the disk is gone")
 
     missing = Item(AssetRef(filename="c.png", width=1, height=1), "", [], read_missing)
     sheet = open_png(
-        render_contact_sheet([item("a.png", *(make_boxed_record("tin", box) for box in boxes)), broken, missing])
+        render_contact_sheet(
+            [item("a.png", *(make_boxed_record("tin", box) for box in boxes)), broken, missing]
+        )
     )
     assert sheet.getpixel((GAP + CELL + GAP + 100, GAP + 200)) == (0xD5, 0xD8, 0xDC)

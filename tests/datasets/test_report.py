@@ -13,7 +13,8 @@ from vi.api.resources.datasets.responses import FindingGroup, ImportReport
 
 def make_findings(count: int) -> list[Finding]:
     boxes = [
-        make_finding("BoxClipped", file="rows.csv", line=n, field="xmin", cause="over the edge") for n in range(count)
+        make_finding("BoxClipped", file="rows.csv", line=n, field="xmin", cause="over the edge")
+        for n in range(count)
     ]
     return [*boxes, make_finding("ImageBroken", file="a.png", cause="zero")]
 
@@ -53,7 +54,9 @@ def test_the_page_escapes_everything_and_loads_nothing() -> None:
 
 def test_the_page_shows_findings_with_location_and_fix() -> None:
     format_value = render_page(
-        make_report(make_findings(9), images=12, rows=30, rows_kept=28), title="shelves", outcome="Accepted"
+        make_report(make_findings(9), images=12, rows=30, rows_kept=28),
+        title="shelves",
+        outcome="Accepted",
     )
     for text in (
         "shelves",
@@ -73,4 +76,6 @@ def test_an_empty_report_is_a_page_too() -> None:
 
 def test_a_location_is_file_line_and_field() -> None:
     assert format_location(make_finding("ImageMissing", file="a", cause="")) == "a"
-    assert format_location(make_finding("ImageMissing", file="a", cause="", field="b[1]")) == "a b[1]"
+    assert (
+        format_location(make_finding("ImageMissing", file="a", cause="", field="b[1]")) == "a b[1]"
+    )

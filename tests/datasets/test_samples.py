@@ -18,7 +18,11 @@ def pixels(path: Path) -> bytes:
 def test_digits_are_those_that_the_trainer_makes(shelf: Any) -> None:
     samples.write("digits", shelf.folder, count=40)
     result = shelf.check()
-    assert (result.outcome.format, result.outcome.type, result.outcome.counts["errors"]) == ("ViJsonl", "vqa", 0)
+    assert (result.outcome.format, result.outcome.type, result.outcome.counts["errors"]) == (
+        "ViJsonl",
+        "vqa",
+        0,
+    )
     made = make_digits(seed=0, validation_fraction=0.0).train[:40]
     for record, sample in zip(result.records, made, strict=True):
         assert isinstance(record.contents, Vqa)
@@ -28,7 +32,7 @@ def test_digits_are_those_that_the_trainer_makes(shelf: Any) -> None:
 
 
 def test_canvases_are_those_that_the_trainer_makes(shelf: Any) -> None:
-    """With nothing held out and the seed 1 the trainer draws from the same scans in the same order."""
+    """With nothing held out and seed 1 the trainer draws from the same scans in the same order."""
     samples.write("digits-grounding", shelf.folder, count=40)
     result = shelf.check()
     assert (result.outcome.type, result.outcome.counts["errors"]) == ("phrase-grounding", 0)
@@ -38,7 +42,9 @@ def test_canvases_are_those_that_the_trainer_makes(shelf: Any) -> None:
         assert record.contents.caption == sample.truth.text
         boxes = [(p.phrase, [np.round(np.multiply(b, 1024)).astype(int).tolist() for b in p.bounds])
                  for p in record.contents.grounded_phrases]  # fmt: skip
-        assert boxes == [(g.phrase, [list(box) for box in g.boxes]) for g in sample.truth.groundings]
+        assert boxes == [
+            (g.phrase, [list(box) for box in g.boxes]) for g in sample.truth.groundings
+        ]
         assert pixels(shelf.folder / record.asset.filename) == sample.image.tobytes()
 
 

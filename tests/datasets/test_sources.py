@@ -46,16 +46,25 @@ def make_pack_source(tmp_path: Path, files: dict[str, bytes]) -> Made:
 
 
 @pytest.fixture(params=[make_folder_source, make_pack_source])
-def make_source(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[dict[str, bytes]], Made]:
+def make_source(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> Callable[[dict[str, bytes]], Made]:
     return lambda files: request.param(tmp_path, files)
 
 
-def test_files_are_listed_and_read(make_source: Callable[[dict[str, bytes]], Made], make_png: MakePng) -> None:
+def test_files_are_listed_and_read(
+    make_source: Callable[[dict[str, bytes]], Made], make_png: MakePng
+) -> None:
     source, findings = make_source({"b/rows.csv": b"0123456789", "a.png": make_png()})
     assert list(source.paths()) == ["a.png", "b/rows.csv"]
     assert source.size_bytes("b/rows.csv") == 10
     with source.open("b/rows.csv") as file:
-        assert (file.read(3), file.seek(8), file.read(), file.seek(-9, io.SEEK_END)) == (b"012", 8, b"89", 1)
+        assert (file.read(3), file.seek(8), file.read(), file.seek(-9, io.SEEK_END)) == (
+            b"012",
+            8,
+            b"89",
+            1,
+        )
     assert (source.is_image("a.png"), source.is_image("b/rows.csv")) == (True, False)
     assert findings == []
 
@@ -82,7 +91,11 @@ def test_files_are_listed_and_read(make_source: Callable[[dict[str, bytes]], Mad
     ],
 )
 def test_images_are_found_by_path_folder_or_base_name(
-    make_source: Callable[[dict[str, bytes]], Made], make_png: MakePng, name: str, relative_to: str, found: str | None
+    make_source: Callable[[dict[str, bytes]], Made],
+    make_png: MakePng,
+    name: str,
+    relative_to: str,
+    found: str | None,
 ) -> None:
     names = ["a/1.png", "b/1.png", "b/2.png", "\u00fc.png", "3.png", "b/3.png"]
     source, _ = make_source({path: make_png(20 + number, 20) for number, path in enumerate(names)})
@@ -96,10 +109,15 @@ def test_a_name_that_several_images_have_is_ambiguous(
     source, _ = make_source({"a/1.png": make_png(20, 20), "b/1.png": make_png(21, 20)})
     assert source.is_ambiguous("1.png")
     assert not source.is_ambiguous("a/1.png")
-    assert source.explain_missing("1.png") == "2 images have this name, such as 'a/1.png' and 'b/1.png'"
+    assert (
+        source.explain_missing("1.png")
+        == "2 images have this name, such as 'a/1.png' and 'b/1.png'"
+    )
 
 
-def test_why_there_is_no_image(make_source: Callable[[dict[str, bytes]], Made], make_png: MakePng) -> None:
+def test_why_there_is_no_image(
+    make_source: Callable[[dict[str, bytes]], Made], make_png: MakePng
+) -> None:
     source, _ = make_source({"a/Cat.PNG": make_png(), "cut.png": make_png()[:60]})
     assert source.explain_missing("cat.jpg") == "no image has this name; the nearest is 'a/Cat.PNG'"
     assert source.explain_missing("cut.png") == "the image 'cut.png' was rejected: ImageTruncated"
@@ -117,7 +135,9 @@ def test_images_of_the_same_bytes_are_reported(
 
 
 def test_system_files_are_not_images(make_source: Callable[[dict[str, bytes]], Made]) -> None:
-    source, findings = make_source({"._a.jpg": b"\0\5\x16\7", "__MACOSX/b.png": b"x", "Thumbs.db": b"y"})
+    source, findings = make_source(
+        {"._a.jpg": b"\0\5\x16\7", "__MACOSX/b.png": b"x", "Thumbs.db": b"y"}
+    )
     assert findings == []
     assert not any(source.is_image(path) for path in source.paths())
 
@@ -140,7 +160,9 @@ def test_an_image_of_a_container_is_accepted_once(
     ]
 
 
-def test_links_that_leave_the_folder_are_reported_and_not_followed(tmp_path: Path, make_png: MakePng) -> None:
+def test_links_that_leave_the_folder_are_reported_and_not_followed(
+    tmp_path: Path, make_png: MakePng
+) -> None:
     (tmp_path / "secret.png").write_bytes(make_png())
     folder = tmp_path / "in"
     folder.mkdir()
@@ -176,7 +198,10 @@ def test_unsafe_names_in_a_pack_are_reported(tmp_path: Path) -> None:
     findings: list[Finding] = []
     source = PackSource(blobs, findings.append)
     assert list(source.add_pack(sha256, len(data))) == [1, 1]
-    assert (list(source.paths()), [found.code for found in findings]) == (["ok.txt"], ["NameUnsafe"])
+    assert (list(source.paths()), [found.code for found in findings]) == (
+        ["ok.txt"],
+        ["NameUnsafe"],
+    )
 
 
 def test_a_blob_may_be_one_file_with_its_name(tmp_path: Path, make_png: MakePng) -> None:

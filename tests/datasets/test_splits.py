@@ -11,4 +11,8 @@ def test_the_split_is_by_content_and_seed_alone() -> None:
     assert first == [is_held_out(image, seed=1, fraction=0.2) for image in images]
     assert first != [is_held_out(image, seed=2, fraction=0.2) for image in images]
     # A larger share only adds.
-    assert all(is_held_out(image, seed=1, fraction=0.5) for image, was in zip(images, first, strict=True) if was)
+    assert all(
+        is_held_out(image, seed=1, fraction=0.5)
+        for image, was in zip(images, first, strict=True)
+        if was
+    )

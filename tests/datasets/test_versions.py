@@ -26,7 +26,13 @@ IMAGES = [b"first image", b"second", b"third one"]
 def item(filename: str, data: bytes, *records: Vqa | PhraseGrounding | Freeform) -> Item:
     digest = hashlib.sha256(data).hexdigest()
     return Item(
-        filename=filename, sha256=digest, size=len(data), width=4, height=3, mime="image/png", records=list(records)
+        filename=filename,
+        sha256=digest,
+        size=len(data),
+        width=4,
+        height=3,
+        mime="image/png",
+        records=list(records),
     )
 
 
@@ -52,7 +58,9 @@ def folder(tmp_path: Path) -> Path:
             writer.add(each)
     lines, offset = [], 4
     for data in IMAGES:
-        lines.append(encode_contents_line(hashlib.sha256(data).hexdigest(), name, offset, len(data)))
+        lines.append(
+            encode_contents_line(hashlib.sha256(data).hexdigest(), name, offset, len(data))
+        )
         offset += len(data)
     (tmp_path / CONTENTS).write_bytes(b"".join(sorted(lines)))
     return tmp_path
@@ -63,7 +71,12 @@ def test_a_version_is_read_back_as_it_was_written(folder: Path):
     assert list(version.items()) == make_items() == list(read_manifest(folder / MANIFEST))
     assert version.item(3).filename == "é.png"
     assert len(version) == 4
-    assert [version.read(each.sha256) for each in make_items()] == [IMAGES[0], IMAGES[1], IMAGES[1], IMAGES[2]]
+    assert [version.read(each.sha256) for each in make_items()] == [
+        IMAGES[0],
+        IMAGES[1],
+        IMAGES[1],
+        IMAGES[2],
+    ]
     version.close()
 
 
@@ -71,7 +84,10 @@ def test_a_manifest_line_is_camel_case_json_as_other_programs_read_it(folder: Pa
     line = json.loads((folder / MANIFEST).read_text().splitlines()[0])
     assert list(line) == ["filename", "sha256", "size", "width", "height", "mime", "records"]
     assert line["records"] == [
-        {"type": "Vqa", "interactions": [{"order": 1, "question": "What?", "answer": "Ein Tor — größer"}]}
+        {
+            "type": "Vqa",
+            "interactions": [{"order": 1, "question": "What?", "answer": "Ein Tor — größer"}],
+        }
     ]
 
 
@@ -107,7 +123,13 @@ def test_a_pack_that_holds_other_bytes_is_not_served(folder: Path):
 
 @pytest.mark.parametrize(
     "line",
-    [b'["ab","cd",0,1]\n', b'["' + b"A" * 64 + b'","' + b"0" * 64 + b'",0,1]\n', b"{}\n", b"[", b"\xff\n"],
+    [
+        b'["ab","cd",0,1]\n',
+        b'["' + b"A" * 64 + b'","' + b"0" * 64 + b'",0,1]\n',
+        b"{}\n",
+        b"[",
+        b"\xff\n",
+    ],
 )
 def test_contents_that_cannot_be_read_name_file_and_line(folder: Path, line: bytes):
     path = folder / CONTENTS

@@ -1,7 +1,8 @@
-"""Load a downloaded model as anybody would, with transformers alone, and answer questions about pictures.
+"""Load a downloaded model with transformers alone, and answer questions about images.
 
-Runs as a process of its own, so that nothing Runyard has imported or set can help. Takes the model's folder and a
-folder with ``questions.json`` and its pictures; prints one JSON object with the answers in order.
+Runs as a process of its own, so that nothing Runyard has imported or set can help. Takes the
+model's folder and a folder with ``questions.json`` and its pictures; prints one JSON object with
+the answers in order.
 """
 
 import json
@@ -37,7 +38,7 @@ def main() -> None:
 
 
 def prompt(processor: object, system: str, question: str) -> str:
-    """The conversation of the published client's inference: a system text, then a picture and a question."""
+    """The conversation of the published client's inference: a system text, an image, a question."""
     conversation = [
         {"role": "system", "content": [{"type": "text", "text": system}]},
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]},

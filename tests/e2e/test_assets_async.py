@@ -1,4 +1,4 @@
-"""``client.assets`` and ``client.annotations`` against a real server: one by one in, looked at, changed, out again."""
+"""``client.assets`` and ``client.annotations`` with a real server: create, read, change, delete."""
 
 import hashlib
 import io
@@ -30,7 +30,12 @@ def png(number: int, side: int = 24) -> bytes:
 
 
 def grounding(number: int, filename: str) -> str:
-    phrase = {"phrase": "blue square", "startTokenIndex": 1, "endTokenIndex": 3, "bounds": [[0.25, 0.25, 0.5, 0.75]]}
+    phrase = {
+        "phrase": "blue square",
+        "startTokenIndex": 1,
+        "endTokenIndex": 3,
+        "bounds": [[0.25, 0.25, 0.5, 0.75]],
+    }
     contents = {"type": "PhraseGrounding", "caption": "a blue square", "groundedPhrases": [phrase]}
     asset = {"filename": filename, "width": 24, "height": 24}
     return json.dumps({"id": f"row-{number}", "asset": asset, "contents": contents}) + "\n"
@@ -38,7 +43,9 @@ def grounding(number: int, filename: str) -> str:
 
 @pytest.fixture
 async def sdk(instance: Any) -> AsyncIterator[vi.AsyncClient]:
-    async with vi.AsyncClient(instance.secret_key, instance.organization_id, endpoint=instance.endpoint) as client:
+    async with vi.AsyncClient(
+        instance.secret_key, instance.organization_id, endpoint=instance.endpoint
+    ) as client:
         yield client
 
 
@@ -51,13 +58,22 @@ async def dataset(sdk: vi.AsyncClient, tmp_path: Path) -> AsyncIterator[Dataset]
     (folder / "0.png").write_bytes(png(0))
     (folder / "more" / "1.png").write_bytes(png(1))
     (folder / "notes.txt").write_text("no picture")
-    sent = await sdk.assets.upload(dataset.dataset_id, folder, [("2.png", png(2))], show_progress=False)
-    assert (sent.total_files, sent.total_succeeded, sent.failed_files, sent.is_complete) == (3, 3, {}, True)
+    sent = await sdk.assets.upload(
+        dataset.dataset_id, folder, [("2.png", png(2))], show_progress=False
+    )
+    assert (sent.total_files, sent.total_succeeded, sent.failed_files, sent.is_complete) == (
+        3,
+        3,
+        {},
+        True,
+    )
     yield dataset
     await sdk.datasets.delete(dataset.dataset_id)
 
 
-async def test_pictures_are_listed_counted_and_sorted(sdk: vi.AsyncClient, dataset: Dataset) -> None:
+async def test_pictures_are_listed_counted_and_sorted(
+    sdk: vi.AsyncClient, dataset: Dataset
+) -> None:
     page = await sdk.assets.list(dataset.dataset_id, sort_by="filename")
     assert [asset.filename for asset in page.items] == ["0.png", "2.png", "more/1.png"]
     down = AssetSortCriterion(SortCriterion.FILENAME, SortOrder.DESC)
@@ -69,7 +85,11 @@ async def test_pictures_are_listed_counted_and_sorted(sdk: vi.AsyncClient, datas
     assert await sdk.assets.count(dataset.dataset_id) == 3
     assert await sdk.assets.count(dataset.dataset_id, "more") == 1
     one = await sdk.assets.get(dataset.dataset_id, page[0].asset_id)
-    assert (one.metadata.width, one.metadata.height, one.metadata.mime_type) == (24, 24, "image/png")
+    assert (one.metadata.width, one.metadata.height, one.metadata.mime_type) == (
+        24,
+        24,
+        "image/png",
+    )
     assert one.metadata.sha256 == hashlib.sha256(png(0)).hexdigest()
 
 
@@ -88,7 +108,9 @@ async def test_pictures_are_renamed_and_deleted(sdk: vi.AsyncClient, dataset: Da
     assert await sdk.assets.count(dataset.dataset_id) == 1
 
 
-async def test_pictures_come_back_as_they_were_sent(sdk: vi.AsyncClient, dataset: Dataset, tmp_path: Path) -> None:
+async def test_pictures_come_back_as_they_were_sent(
+    sdk: vi.AsyncClient, dataset: Dataset, tmp_path: Path
+) -> None:
     fetched = await sdk.assets.download(dataset.dataset_id, tmp_path / "out", show_progress=False)
     assert (fetched.count, fetched.file_list) == (3, ["0.png", "2.png", "more/1.png"])
     assert (fetched.save_path / "more" / "1.png").read_bytes() == png(1)
@@ -113,7 +135,9 @@ async def test_annotations_are_sent_listed_changed_and_deleted(
     sdk: vi.AsyncClient, dataset: Dataset, tmp_path: Path
 ) -> None:
     (tmp_path / "labels.jsonl").write_text(grounding(0, "0.png") + grounding(1, "1.png"))
-    sent = await sdk.annotations.upload(dataset.dataset_id, tmp_path / "labels.jsonl", show_progress=False)
+    sent = await sdk.annotations.upload(
+        dataset.dataset_id, tmp_path / "labels.jsonl", show_progress=False
+    )
     assert sent.is_complete
     assert sent.total_files == 1
     assert (await sdk.datasets.get(dataset.dataset_id)).statistic.annotation_total == 2
@@ -136,28 +160,45 @@ async def test_annotations_are_sent_listed_changed_and_deleted(
         await sdk.annotations.get(*place)
 
 
-async def test_bad_annotations_are_refused_by_policy(sdk: vi.AsyncClient, dataset: Dataset, tmp_path: Path) -> None:
+async def test_bad_annotations_are_refused_by_policy(
+    sdk: vi.AsyncClient, dataset: Dataset, tmp_path: Path
+) -> None:
     (tmp_path / "labels.jsonl").write_text(grounding(0, "0.png") + grounding(1, "nowhere.png"))
     with pytest.raises(vi.ViOperationError, match="the upload of annotations failed"):
-        await sdk.annotations.upload(dataset.dataset_id, tmp_path / "labels.jsonl", show_progress=False)
+        await sdk.annotations.upload(
+            dataset.dataset_id, tmp_path / "labels.jsonl", show_progress=False
+        )
     assert (await sdk.datasets.get(dataset.dataset_id)).statistic.annotation_total == 0
     await sdk.annotations.upload(
-        dataset.dataset_id, tmp_path / "labels.jsonl", show_progress=False, on_bad_annotation="Warn", on_bad_file="Warn"
+        dataset.dataset_id,
+        tmp_path / "labels.jsonl",
+        show_progress=False,
+        on_bad_annotation="Warn",
+        on_bad_file="Warn",
     )
     assert (await sdk.datasets.get(dataset.dataset_id)).statistic.annotation_total == 1
 
 
-async def test_a_dataset_goes_out_and_comes_in_again(sdk: vi.AsyncClient, dataset: Dataset, tmp_path: Path) -> None:
+async def test_a_dataset_goes_out_and_comes_in_again(
+    sdk: vi.AsyncClient, dataset: Dataset, tmp_path: Path
+) -> None:
     lines = [grounding(0, "0.png"), grounding(1, "more/1.png"), grounding(2, "2.png")]
     (tmp_path / "labels.jsonl").write_text("".join(lines))
     await sdk.annotations.upload(dataset.dataset_id, tmp_path, show_progress=False)
-    whole = await sdk.datasets.download(dataset.dataset_id, save_dir=tmp_path / "whole", show_progress=False)
+    whole = await sdk.datasets.download(
+        dataset.dataset_id, save_dir=tmp_path / "whole", show_progress=False
+    )
     assert (whole.splits, whole.asset_count) == (["dump"], 3)
     with pytest.raises(vi.ViDownloadError, match="already exists"):
-        await sdk.datasets.download(dataset.dataset_id, save_dir=tmp_path / "whole", show_progress=False)
+        await sdk.datasets.download(
+            dataset.dataset_id, save_dir=tmp_path / "whole", show_progress=False
+        )
     settings = {"format": "Coco", "options": {"splitRatio": None}}
     coco = await sdk.annotations.download(
-        dataset.dataset_id, export_settings=settings, save_dir=tmp_path / "coco", show_progress=False
+        dataset.dataset_id,
+        export_settings=settings,
+        save_dir=tmp_path / "coco",
+        show_progress=False,
     )
     [labels] = [path for path in coco.save_path.rglob("*.json") if path.name != "metadata.json"]
     assert len(json.loads(labels.read_text())["annotations"]) == 3

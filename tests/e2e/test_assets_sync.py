@@ -1,5 +1,5 @@
 # Generated from test_assets_async.py by scripts/unasync: change that file, then run the script.
-"""``client.assets`` and ``client.annotations`` against a real server: one by one in, looked at, changed, out again."""
+"""``client.assets`` and ``client.annotations`` with a real server: create, read, change, delete."""
 
 import hashlib
 import io
@@ -29,7 +29,12 @@ def png(number: int, side: int = 24) -> bytes:
 
 
 def grounding(number: int, filename: str) -> str:
-    phrase = {"phrase": "blue square", "startTokenIndex": 1, "endTokenIndex": 3, "bounds": [[0.25, 0.25, 0.5, 0.75]]}
+    phrase = {
+        "phrase": "blue square",
+        "startTokenIndex": 1,
+        "endTokenIndex": 3,
+        "bounds": [[0.25, 0.25, 0.5, 0.75]],
+    }
     contents = {"type": "PhraseGrounding", "caption": "a blue square", "groundedPhrases": [phrase]}
     asset = {"filename": filename, "width": 24, "height": 24}
     return json.dumps({"id": f"row-{number}", "asset": asset, "contents": contents}) + "\n"
@@ -37,7 +42,9 @@ def grounding(number: int, filename: str) -> str:
 
 @pytest.fixture
 def sdk(instance: Any) -> Iterator[vi.Client]:
-    with vi.Client(instance.secret_key, instance.organization_id, endpoint=instance.endpoint) as client:
+    with vi.Client(
+        instance.secret_key, instance.organization_id, endpoint=instance.endpoint
+    ) as client:
         yield client
 
 
@@ -51,7 +58,12 @@ def dataset(sdk: vi.Client, tmp_path: Path) -> Iterator[Dataset]:
     (folder / "more" / "1.png").write_bytes(png(1))
     (folder / "notes.txt").write_text("no picture")
     sent = sdk.assets.upload(dataset.dataset_id, folder, [("2.png", png(2))], show_progress=False)
-    assert (sent.total_files, sent.total_succeeded, sent.failed_files, sent.is_complete) == (3, 3, {}, True)
+    assert (sent.total_files, sent.total_succeeded, sent.failed_files, sent.is_complete) == (
+        3,
+        3,
+        {},
+        True,
+    )
     yield dataset
     sdk.datasets.delete(dataset.dataset_id)
 
@@ -68,7 +80,11 @@ def test_pictures_are_listed_counted_and_sorted(sdk: vi.Client, dataset: Dataset
     assert sdk.assets.count(dataset.dataset_id) == 3
     assert sdk.assets.count(dataset.dataset_id, "more") == 1
     one = sdk.assets.get(dataset.dataset_id, page[0].asset_id)
-    assert (one.metadata.width, one.metadata.height, one.metadata.mime_type) == (24, 24, "image/png")
+    assert (one.metadata.width, one.metadata.height, one.metadata.mime_type) == (
+        24,
+        24,
+        "image/png",
+    )
     assert one.metadata.sha256 == hashlib.sha256(png(0)).hexdigest()
 
 
@@ -87,7 +103,9 @@ def test_pictures_are_renamed_and_deleted(sdk: vi.Client, dataset: Dataset) -> N
     assert sdk.assets.count(dataset.dataset_id) == 1
 
 
-def test_pictures_come_back_as_they_were_sent(sdk: vi.Client, dataset: Dataset, tmp_path: Path) -> None:
+def test_pictures_come_back_as_they_were_sent(
+    sdk: vi.Client, dataset: Dataset, tmp_path: Path
+) -> None:
     fetched = sdk.assets.download(dataset.dataset_id, tmp_path / "out", show_progress=False)
     assert (fetched.count, fetched.file_list) == (3, ["0.png", "2.png", "more/1.png"])
     assert (fetched.save_path / "more" / "1.png").read_bytes() == png(1)
@@ -101,14 +119,20 @@ def test_a_file_that_is_no_picture_is_named(sdk: vi.Client, dataset: Dataset) ->
     with pytest.raises(vi.ViOperationError, match=r"broken\.png"):
         sdk.assets.upload(dataset.dataset_id, assets_bytes=broken, show_progress=False)
     assert sdk.assets.count(dataset.dataset_id) == 4
-    some = sdk.assets.upload(dataset.dataset_id, assets_bytes=broken, failure_mode="FailAfterAll", show_progress=False)
+    some = sdk.assets.upload(
+        dataset.dataset_id, assets_bytes=broken, failure_mode="FailAfterAll", show_progress=False
+    )
     assert (some.total_succeeded, list(some.failed_files)) == (1, ["broken.png"])
     assert sdk.assets.count(dataset.dataset_id) == 4
 
 
-def test_annotations_are_sent_listed_changed_and_deleted(sdk: vi.Client, dataset: Dataset, tmp_path: Path) -> None:
+def test_annotations_are_sent_listed_changed_and_deleted(
+    sdk: vi.Client, dataset: Dataset, tmp_path: Path
+) -> None:
     (tmp_path / "labels.jsonl").write_text(grounding(0, "0.png") + grounding(1, "1.png"))
-    sent = sdk.annotations.upload(dataset.dataset_id, tmp_path / "labels.jsonl", show_progress=False)
+    sent = sdk.annotations.upload(
+        dataset.dataset_id, tmp_path / "labels.jsonl", show_progress=False
+    )
     assert sent.is_complete
     assert sent.total_files == 1
     assert (sdk.datasets.get(dataset.dataset_id)).statistic.annotation_total == 2
@@ -131,28 +155,41 @@ def test_annotations_are_sent_listed_changed_and_deleted(sdk: vi.Client, dataset
         sdk.annotations.get(*place)
 
 
-def test_bad_annotations_are_refused_by_policy(sdk: vi.Client, dataset: Dataset, tmp_path: Path) -> None:
+def test_bad_annotations_are_refused_by_policy(
+    sdk: vi.Client, dataset: Dataset, tmp_path: Path
+) -> None:
     (tmp_path / "labels.jsonl").write_text(grounding(0, "0.png") + grounding(1, "nowhere.png"))
     with pytest.raises(vi.ViOperationError, match="the upload of annotations failed"):
         sdk.annotations.upload(dataset.dataset_id, tmp_path / "labels.jsonl", show_progress=False)
     assert (sdk.datasets.get(dataset.dataset_id)).statistic.annotation_total == 0
     sdk.annotations.upload(
-        dataset.dataset_id, tmp_path / "labels.jsonl", show_progress=False, on_bad_annotation="Warn", on_bad_file="Warn"
+        dataset.dataset_id,
+        tmp_path / "labels.jsonl",
+        show_progress=False,
+        on_bad_annotation="Warn",
+        on_bad_file="Warn",
     )
     assert (sdk.datasets.get(dataset.dataset_id)).statistic.annotation_total == 1
 
 
-def test_a_dataset_goes_out_and_comes_in_again(sdk: vi.Client, dataset: Dataset, tmp_path: Path) -> None:
+def test_a_dataset_goes_out_and_comes_in_again(
+    sdk: vi.Client, dataset: Dataset, tmp_path: Path
+) -> None:
     lines = [grounding(0, "0.png"), grounding(1, "more/1.png"), grounding(2, "2.png")]
     (tmp_path / "labels.jsonl").write_text("".join(lines))
     sdk.annotations.upload(dataset.dataset_id, tmp_path, show_progress=False)
-    whole = sdk.datasets.download(dataset.dataset_id, save_dir=tmp_path / "whole", show_progress=False)
+    whole = sdk.datasets.download(
+        dataset.dataset_id, save_dir=tmp_path / "whole", show_progress=False
+    )
     assert (whole.splits, whole.asset_count) == (["dump"], 3)
     with pytest.raises(vi.ViDownloadError, match="already exists"):
         sdk.datasets.download(dataset.dataset_id, save_dir=tmp_path / "whole", show_progress=False)
     settings = {"format": "Coco", "options": {"splitRatio": None}}
     coco = sdk.annotations.download(
-        dataset.dataset_id, export_settings=settings, save_dir=tmp_path / "coco", show_progress=False
+        dataset.dataset_id,
+        export_settings=settings,
+        save_dir=tmp_path / "coco",
+        show_progress=False,
     )
     [labels] = [path for path in coco.save_path.rglob("*.json") if path.name != "metadata.json"]
     assert len(json.loads(labels.read_text())["annotations"]) == 3

@@ -1,4 +1,4 @@
-"""What people get wrong and what they read then: through the real SDK, or bare HTTP where it would not send it."""
+"""Frequent mistakes and their error messages, through the SDK or plain HTTP."""
 
 from typing import Any
 
@@ -11,7 +11,10 @@ import vi
 @pytest.fixture
 def bare(instance: Any) -> Any:
     """HTTP with the right key, for what the SDK refuses to send."""
-    headers = {"Authorization": f"Bearer {instance.secret_key}", "Organization-Id": instance.organization_id}
+    headers = {
+        "Authorization": f"Bearer {instance.secret_key}",
+        "Organization-Id": instance.organization_id,
+    }
     with httpx2.Client(base_url=instance.endpoint, headers=headers) as http:
         yield http
 
@@ -40,16 +43,23 @@ def test_a_wrong_type_is_named_with_path_and_value(client: vi.Client) -> None:
 
 
 def test_an_out_of_range_hyperparameter_is_named_with_its_range(client: vi.Client) -> None:
-    model = {"block": "vi-model", "settings": {"hyperparameters": {"epochs": 0, "learningRate": -1.0}}}
+    model = {
+        "block": "vi-model",
+        "settings": {"hyperparameters": {"epochs": 0, "learningRate": -1.0}},
+    }
     error = refused(client, {"blocks": [model]})
     assert error.status_code == 400
     assert "/blocks/0/settings/hyperparameters/epochs" in error.message
     assert "10000" in error.message
-    assert "/blocks/0/settings/hyperparameters/learningRate" in error.message, "all problems at once"
+    assert "/blocks/0/settings/hyperparameters/learningRate" in error.message, (
+        "all problems at once"
+    )
 
 
 def test_a_missing_dataset_is_named_with_those_there_are(client: vi.Client) -> None:
-    error = refused(client, {"blocks": [{"block": "vi-dataset", "settings": {"datasetId": "shelves-2026"}}]})
+    error = refused(
+        client, {"blocks": [{"block": "vi-dataset", "settings": {"datasetId": "shelves-2026"}}]}
+    )
     assert error.status_code == 400
     assert "shelves-2026" in error.message
     assert "digits" in error.message
@@ -67,13 +77,17 @@ def test_an_unknown_training_project_is_named(client: vi.Client) -> None:
 
 
 @pytest.mark.parametrize("run_id", ["a/b", "../flows", "a?b", "a b", "", "ü", "a" * 256, "a\x00"])
-def test_an_id_that_could_be_a_path_is_refused_before_it_is_sent(client: vi.Client, run_id: str) -> None:
+def test_an_id_that_could_be_a_path_is_refused_before_it_is_sent(
+    client: vi.Client, run_id: str
+) -> None:
     with pytest.raises(vi.ViInvalidParameterError, match="letters, digits"):
         client.runs.get(run_id)
 
 
 @pytest.mark.parametrize("run_id", ["a%2Fb", "..%2Fflows", "%2e%2e", "a%00", "a%20b", "a" * 256])
-def test_an_id_that_could_be_a_path_reaches_no_run_on_the_server(bare: Any, instance: Any, run_id: str) -> None:
+def test_an_id_that_could_be_a_path_reaches_no_run_on_the_server(
+    bare: Any, instance: Any, run_id: str
+) -> None:
     answer = bare.get(f"/workspaces/{instance.organization_id}/runs/{run_id}")
     assert answer.status_code in (400, 404)
     assert answer.json()["message"]
@@ -94,7 +108,9 @@ def test_a_body_that_is_no_json_is_refused(bare: Any, instance: Any) -> None:
     assert bare.get(url).status_code == 404
 
 
-@pytest.mark.parametrize("body", [b"[]", b"null", b"3", b'"text"', b"", b'{"spec": []}', b'{"spec": {"flow": 3}}'])
+@pytest.mark.parametrize(
+    "body", [b"[]", b"null", b"3", b'"text"', b"", b'{"spec": []}', b'{"spec": {"flow": 3}}']
+)
 def test_a_body_of_another_shape_is_refused(bare: Any, instance: Any, body: bytes) -> None:
     url = f"/workspaces/{instance.organization_id}/runs/other-shape"
     answer = bare.put(url, content=body, headers={"Content-Type": "application/json"})
@@ -105,7 +121,9 @@ def test_a_body_of_another_shape_is_refused(bare: Any, instance: Any, body: byte
 
 def test_a_wrong_key_is_refused_without_a_word_about_what_exists(instance: Any) -> None:
     wrong = instance.secret_key[:-1] + ("A" if instance.secret_key[-1] != "A" else "B")
-    with vi.Client(secret_key=wrong, organization_id=instance.organization_id, endpoint=instance.endpoint) as client:
+    with vi.Client(
+        secret_key=wrong, organization_id=instance.organization_id, endpoint=instance.endpoint
+    ) as client:
         messages = set()
         for run_id in (instance.trained_run_id, "no-such-run"):
             with pytest.raises(vi.ViAuthenticationError, match="key") as caught:
@@ -118,7 +136,9 @@ def test_a_wrong_key_is_refused_without_a_word_about_what_exists(instance: Any) 
 
 def test_another_organisation_s_id_is_answered_as_an_unknown_one(instance: Any) -> None:
     with (
-        vi.Client(secret_key=instance.secret_key, organization_id="org-other", endpoint=instance.endpoint) as client,
+        vi.Client(
+            secret_key=instance.secret_key, organization_id="org-other", endpoint=instance.endpoint
+        ) as client,
         pytest.raises(vi.ViNotFoundError) as caught,
     ):
         client.runs.get(instance.trained_run_id)
@@ -133,6 +153,8 @@ def test_a_page_token_made_up_by_hand_is_refused(client: vi.Client) -> None:
 
 
 @pytest.mark.parametrize("page_size", [0, -1, 1001])
-def test_a_page_size_out_of_range_is_refused_before_it_is_sent(client: vi.Client, page_size: int) -> None:
+def test_a_page_size_out_of_range_is_refused_before_it_is_sent(
+    client: vi.Client, page_size: int
+) -> None:
     with pytest.raises(vi.ViInvalidParameterError, match="1000"):
         client.runs.list(pagination={"page_size": page_size})

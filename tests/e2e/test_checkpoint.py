@@ -1,4 +1,4 @@
-"""A downloaded checkpoint belongs to its owner: plain transformers loads it and answers as well as our engine said."""
+"""Plain transformers loads a downloaded checkpoint and reaches the metric that we measured."""
 
 import json
 import subprocess
@@ -18,8 +18,12 @@ PROGRAM = Path(__file__).with_name("plain_transformers.py")
 
 
 @pytest.fixture(scope="module")
-def model(client: vi.Client, finished_run: Run, tmp_path_factory: pytest.TempPathFactory) -> DownloadedModel:
-    return client.models.download(finished_run.run_id, save_dir=tmp_path_factory.mktemp("model"), show_progress=False)
+def model(
+    client: vi.Client, finished_run: Run, tmp_path_factory: pytest.TempPathFactory
+) -> DownloadedModel:
+    return client.models.download(
+        finished_run.run_id, save_dir=tmp_path_factory.mktemp("model"), show_progress=False
+    )
 
 
 @pytest.fixture(scope="module")
@@ -46,14 +50,20 @@ def held_out(run: Run) -> list[Sample]:
 
 
 def test_plain_transformers_answers_held_out_questions_as_well_as_our_engine_reported(
-    client: vi.Client, finished_run: Run, model: DownloadedModel, run_document: dict[str, Any], tmp_path: Path
+    client: vi.Client,
+    finished_run: Run,
+    model: DownloadedModel,
+    run_document: dict[str, Any],
+    tmp_path: Path,
 ) -> None:
     samples = held_out(finished_run)
     system = settings_of(run_document, "system-prompt")["systemPrompt"]
     questions = []
     for number, sample in enumerate(samples):
         sample.image.save(tmp_path / f"{number}.png")
-        questions.append({"picture": f"{number}.png", "question": sample.question, "system": system})
+        questions.append(
+            {"picture": f"{number}.png", "question": sample.question, "system": system}
+        )
     (tmp_path / "questions.json").write_text(json.dumps(questions))
 
     done = subprocess.run(
@@ -72,12 +82,15 @@ def test_plain_transformers_answers_held_out_questions_as_well_as_our_engine_rep
         right += json.loads(answer)["vqa"]["answer"] == sample.truth.text
     accuracy = right / len(samples)
     reported = client.models.get(finished_run.run_id).spec.evaluation_metrics or {}
-    # One answer may tip over: the engine evaluates in other batches, and sums in another order end in other last bits.
+    # One answer may tip over: the engine evaluates in other batches, and sums in another order end
+    # in other last bits.
     assert accuracy == pytest.approx(reported["validation/exactMatch"], abs=1 / len(samples))
     assert accuracy >= 0.95
 
 
-def test_the_recipe_in_the_model_folder_has_what_the_published_loader_reads(run_document: dict[str, Any]) -> None:
+def test_the_recipe_in_the_model_folder_has_what_the_published_loader_reads(
+    run_document: dict[str, Any],
+) -> None:
     assert settings_of(run_document, "dataset")["projectKind"] == "vqa"
     assert isinstance(settings_of(run_document, "system-prompt")["systemPrompt"], str)
     model = settings_of(run_document, "model")

@@ -1,4 +1,4 @@
-"""A run goes on from another run through the whole of Runyard, and ends where an undisturbed one ends."""
+"""A run resumes from another run end to end, and ends like an uninterrupted one."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,10 @@ def recipe(epochs: int) -> dict[str, Any]:
         "name": "continued",
         "blocks": [
             {"block": "vi-dataset", "settings": {"maxSamples": 64}},
-            {"block": "vi-model", "settings": {"hyperparameters": numbers, "validation": {"maxSamples": 8}}},
+            {
+                "block": "vi-model",
+                "settings": {"hyperparameters": numbers, "validation": {"maxSamples": 8}},
+            },
         ],
     }
 
@@ -40,13 +43,18 @@ def test_a_run_continued_and_one_branched_end_bit_for_bit_where_an_undisturbed_o
     continued = client.runs.create(recipe(3), resume_from=first.run_id)
     branched = client.runs.create(recipe(3), resume_from=(first.run_id, "epoch-1"))
     client.runs.delete(first.run_id)
-    runs = [client.runs.wait(run.run_id, timeout=300, show_progress=False) for run in (whole, continued, branched)]
+    runs = [
+        client.runs.wait(run.run_id, timeout=300, show_progress=False)
+        for run in (whole, continued, branched)
+    ]
 
     origins = [run.spec.resume_from for run in runs]
     assert [origin and origin.checkpoint for origin in origins] == [None, "epoch-2", "epoch-1"]
     told = [line.text for line in client.runs.logs(continued.run_id, stream="events")]
     assert f"Preparing: Resuming from run {first.run_id}, checkpoint epoch-2, step 4" in told
-    assert [point.step for point in client.runs.metrics(continued.run_id) if "loss" in point.values] == [5, 6]
+    assert [
+        point.step for point in client.runs.metrics(continued.run_id) if "loss" in point.values
+    ] == [5, 6]
     expected, *found = [weights(client, run.run_id, tmp_path) for run in runs]
     for tensors in found:
         assert [name for name in expected if not torch.equal(expected[name], tensors[name])] == []

@@ -1,5 +1,5 @@
 # Generated from test_datasets_async.py by scripts/unasync: change that file, then run the script.
-"""``client.datasets`` against a real server: folders in, findings told, broken imports resumed, nothing left over."""
+"""``client.datasets`` against a real server: imports, findings, resumed uploads, clean-up."""
 
 import json
 import os
@@ -45,7 +45,9 @@ class CuttableTransport(httpx2.HTTPTransport):
 
 @pytest.fixture
 def sdk(instance: Any) -> Iterator[vi.Client]:
-    with vi.Client(instance.secret_key, instance.organization_id, endpoint=instance.endpoint) as client:
+    with vi.Client(
+        instance.secret_key, instance.organization_id, endpoint=instance.endpoint
+    ) as client:
         yield client
 
 
@@ -56,7 +58,9 @@ def shelf(tmp_path: Path) -> Path:
     (folder / "images").mkdir(parents=True)
     lines = [row(number) for number in range(13)]
     for number in range(12):
-        Image.new("RGB", (40, 30), (number * 20, 90, 60)).save(folder / "images" / f"{number:02}.png")
+        Image.new("RGB", (40, 30), (number * 20, 90, 60)).save(
+            folder / "images" / f"{number:02}.png"
+        )
     (folder / "labels.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
@@ -72,7 +76,9 @@ def row(number: int) -> dict[str, Any]:
     }
 
 
-def test_a_folder_becomes_a_dataset_with_a_version_and_its_defects(sdk: vi.Client, shelf: Path) -> None:
+def test_a_folder_becomes_a_dataset_with_a_version_and_its_defects(
+    sdk: vi.Client, shelf: Path
+) -> None:
     (shelf / "out.png").symlink_to("/etc/hostname")
     phases: list[str] = []
 
@@ -82,7 +88,10 @@ def test_a_folder_becomes_a_dataset_with_a_version_and_its_defects(sdk: vi.Clien
     imported = sdk.datasets.import_folder(shelf, progress=look)
     assert imported.is_accepted
     assert (imported.dataset.name, imported.dataset.type) == ("shelf", "vqa")
-    assert (imported.dataset.statistic.asset_total, imported.dataset.statistic.annotation_total) == (12, 12)
+    assert (
+        imported.dataset.statistic.asset_total,
+        imported.dataset.statistic.annotation_total,
+    ) == (12, 12)
     assert imported.version is not None
     assert (imported.version.assets, imported.version.records) == (12, 12)
     assert imported.dataset.version == imported.version.version_id
@@ -91,15 +100,24 @@ def test_a_folder_becomes_a_dataset_with_a_version_and_its_defects(sdk: vi.Clien
         ("labels.jsonl", 13, "ImageMissing"),
     ]
     assert (phases[0], phases[-1]) == ("Sending", "Done")
-    assert imported.summary() == "shelf: 12 images, 12 of 13 rows (ViJsonl, vqa); 1 error, 0 warnings"
+    assert (
+        imported.summary() == "shelf: 12 images, 12 of 13 rows (ViJsonl, vqa); 1 error, 0 warnings"
+    )
     sdk.datasets.delete(imported.dataset_id)
 
 
 def test_the_report_is_there_later_and_by_the_dataset_alone(sdk: vi.Client, shelf: Path) -> None:
     imported = sdk.datasets.import_folder(shelf, progress=False)
     report = sdk.datasets.report(imported.dataset_id)
-    assert (report.import_id, report.images, report.rows_kept, report.errors) == (imported.import_id, 12, 12, 1)
-    assert [(group.code, group.count, group.first[0].line) for group in report.groups] == [("ImageMissing", 1, 13)]
+    assert (report.import_id, report.images, report.rows_kept, report.errors) == (
+        imported.import_id,
+        12,
+        12,
+        1,
+    )
+    assert [(group.code, group.count, group.first[0].line) for group in report.groups] == [
+        ("ImageMissing", 1, 13)
+    ]
     errors = sdk.datasets.findings(imported, severity="error")
     assert [found.cure for found in errors.items] == [report.groups[0].first[0].cure]
     assert (sdk.datasets.findings(imported, code="BoxOutside")).items == []
@@ -109,7 +127,9 @@ def test_the_report_is_there_later_and_by_the_dataset_alone(sdk: vi.Client, shel
         sdk.datasets.report(imported.dataset_id)
 
 
-def test_an_import_that_takes_nothing_says_why_and_can_be_repeated(sdk: vi.Client, shelf: Path) -> None:
+def test_an_import_that_takes_nothing_says_why_and_can_be_repeated(
+    sdk: vi.Client, shelf: Path
+) -> None:
     with pytest.raises(vi.ViImportFailedError, match="onError is RejectAll") as caught:
         sdk.datasets.import_folder(shelf, on_error="RejectAll", progress=False)
     failed = caught.value.imported
@@ -118,13 +138,17 @@ def test_an_import_that_takes_nothing_says_why_and_can_be_repeated(sdk: vi.Clien
     assert failed.dataset.statistic.asset_total == 0
     lines = (shelf / "labels.jsonl").read_text().splitlines(keepends=True)
     (shelf / "labels.jsonl").write_text("".join(lines[:12]))
-    mended = sdk.datasets.import_folder(shelf, on_error="RejectAll", dataset_id=failed.dataset_id, progress=False)
+    mended = sdk.datasets.import_folder(
+        shelf, on_error="RejectAll", dataset_id=failed.dataset_id, progress=False
+    )
     assert (mended.dataset.type, mended.dataset.statistic.annotation_total) == ("vqa", 12)
     assert len((sdk.datasets.imports.list(mended.dataset_id)).items) == 2
     sdk.datasets.delete(mended.dataset_id)
 
 
-def test_more_files_make_another_version_and_the_same_files_do_not(sdk: vi.Client, shelf: Path) -> None:
+def test_more_files_make_another_version_and_the_same_files_do_not(
+    sdk: vi.Client, shelf: Path
+) -> None:
     first = sdk.datasets.import_folder(shelf, name="grows", dataset_type="vqa", progress=False)
     again = sdk.datasets.import_folder(shelf, dataset_id=first.dataset_id, progress=False)
     assert first.version is not None and again.version is not None
@@ -142,8 +166,11 @@ def test_more_files_make_another_version_and_the_same_files_do_not(sdk: vi.Clien
     sdk.datasets.delete(first.dataset_id)
 
 
-def test_an_import_that_broke_off_goes_on_with_what_is_missing(sdk: vi.Client, instance: Any, shelf: Path) -> None:
-    # Bytes that no other test has sent: those may be just on their way out, and are then asked for twice.
+def test_an_import_that_broke_off_goes_on_with_what_is_missing(
+    sdk: vi.Client, instance: Any, shelf: Path
+) -> None:
+    # Bytes that no other test has sent: those may be just on their way out, and are then asked for
+    # twice.
     (shelf / "a.bin").write_bytes(os.urandom(16))
     for number in range(3):  # each a pack of its own
         with open(shelf / f"large{number}.bin", "wb") as file:
@@ -158,7 +185,9 @@ def test_an_import_that_broke_off_goes_on_with_what_is_missing(sdk: vi.Client, i
     weak.close()
     dataset = next(item for item in (sdk.datasets.list()).items if item.name == "cut")
     broken = (sdk.datasets.imports.list(dataset.dataset_id))[0]
-    assert repr(broken.import_id) in str(caught.value.suggestion) and repr(dataset.dataset_id) in str(caught.value)
+    assert repr(broken.import_id) in str(caught.value.suggestion) and repr(
+        dataset.dataset_id
+    ) in str(caught.value)
     strong = CuttableTransport(uploads=100)
     with vi.Client(*credentials, endpoint=instance.endpoint, transport=strong) as client:
         done = client.datasets.import_folder(
@@ -177,10 +206,14 @@ def test_an_interrupt_cancels_the_import_and_leaves_nothing(sdk: vi.Client, shel
 
     with pytest.raises(KeyboardInterrupt):
         sdk.datasets.import_folder(shelf, name="interrupted", progress=interrupt)
-    assert "interrupted" not in [dataset.name for dataset in (sdk.datasets.list({"page_size": 100})).items]
+    assert "interrupted" not in [
+        dataset.name for dataset in (sdk.datasets.list({"page_size": 100})).items
+    ]
 
 
-def test_a_cancelled_import_of_an_older_dataset_leaves_it_as_it_was(sdk: vi.Client, shelf: Path) -> None:
+def test_a_cancelled_import_of_an_older_dataset_leaves_it_as_it_was(
+    sdk: vi.Client, shelf: Path
+) -> None:
     dataset = sdk.datasets.create("mine", "vqa")
     session = sdk.datasets.imports.create(dataset.dataset_id)
     assert (sdk.datasets.imports.cancel(dataset.dataset_id, session.import_id)).has_failed
@@ -193,15 +226,23 @@ def test_a_cancelled_import_of_an_older_dataset_leaves_it_as_it_was(sdk: vi.Clie
 def test_a_dataset_is_made_changed_listed_and_deleted(sdk: vi.Client) -> None:
     dataset = sdk.datasets.create("Shelves", "freeform", description="all", metadata={"room": "1"})
     prefixed = f"{sdk.organization_id}_{dataset.dataset_id}"
-    changed = sdk.datasets.update(prefixed, {"name": "Racks"}, {"room": None, "floor": "2"}, if_match=dataset.etag)
-    assert (changed.name, changed.description, changed.metadata.attributes) == ("Racks", "all", {"floor": "2"})
+    changed = sdk.datasets.update(
+        prefixed, {"name": "Racks"}, {"room": None, "floor": "2"}, if_match=dataset.etag
+    )
+    assert (changed.name, changed.description, changed.metadata.attributes) == (
+        "Racks",
+        "all",
+        {"floor": "2"},
+    )
     with pytest.raises(vi.ViConflictError):
         sdk.datasets.update(dataset.dataset_id, {"name": "Other"}, if_match=dataset.etag)
     assert dataset.dataset_id in [item.dataset_id for item in sdk.datasets]
     assert (sdk.datasets.statistics(dataset.dataset_id))["assets"] == 0
     deleted = sdk.datasets.delete(dataset.dataset_id)
     assert deleted.dataset_id == dataset.dataset_id
-    assert (sdk.datasets.get_deletion_operation(dataset.dataset_id)).status.conditions[0].condition == "Finished"
+    assert (sdk.datasets.get_deletion_operation(dataset.dataset_id)).status.conditions[
+        0
+    ].condition == "Finished"
     with pytest.raises(vi.ViNotFoundError):
         sdk.datasets.get(dataset.dataset_id)
 

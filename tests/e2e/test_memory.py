@@ -20,7 +20,12 @@ RECIPE: dict[str, Any] = {
         {
             "block": "vi-model",
             "settings": {
-                "hyperparameters": {"epochs": 100, "maxSteps": 120, "batchSize": 8, "microBatchSize": 8},
+                "hyperparameters": {
+                    "epochs": 100,
+                    "maxSteps": 120,
+                    "batchSize": 8,
+                    "microBatchSize": 8,
+                },
                 "checkpoint": {"every": {"steps": 20}},
                 "validation": {"every": {"steps": 1000000}, "maxSamples": 8},
                 "onOutOfMemory": "shrink",
@@ -53,10 +58,16 @@ def _write(path: Path, text: str) -> None:
 
 @pytest.mark.usefixtures("memory_kills")
 def test_a_run_goes_on_with_half_the_micro_batch_after_the_kernel_has_ended_its_trainer(
-    client: vi.Client, instance: Any, finished_run: Any, too_little_memory: Callable[[int], None], eventually: Any
+    client: vi.Client,
+    instance: Any,
+    finished_run: Any,
+    too_little_memory: Callable[[int], None],
+    eventually: Any,
 ) -> None:
     run = client.runs.create(flow=RECIPE)
-    folder = rundir.AttemptDir.locate(instance.data_dir / "runs", instance.organization_id, run.run_id, 1).path
+    folder = rundir.AttemptDir.locate(
+        instance.data_dir / "runs", instance.organization_id, run.run_id, 1
+    ).path
     eventually(lambda: rundir.list_checkpoints(folder), timeout_s=60, what="the first checkpoint")
     process = rundir.read_json(rundir.AttemptDir(folder).process)
     assert process is not None
@@ -70,12 +81,18 @@ def test_a_run_goes_on_with_half_the_micro_batch_after_the_kernel_has_ended_its_
         "Succeeded",
     ]
     retrying = ended.status.conditions[2]
-    assert retrying.reason in ("Retrying", "WaitingForWorker")  # the newest reason of an entry is the one that stays
+    assert retrying.reason in (
+        "Retrying",
+        "WaitingForWorker",
+    )  # the newest reason of an entry is the one that stays
     first, second = ended.status.attempts
     assert (first.signal, first.micro_batch_size, second.micro_batch_size) == ("SIGKILL", 8, 4)
     assert first.cause.startswith("out of memory: the kernel ended the trainer while it was ")
     assert ended.status.micro_batch_limit == 4
     assert ended.status.plan is not None
-    assert (ended.status.plan["microBatchSize"]["value"], ended.status.plan["batchSize"]["value"]) == (4, 8)
+    assert (
+        ended.status.plan["microBatchSize"]["value"],
+        ended.status.plan["batchSize"]["value"],
+    ) == (4, 8)
     steps = [point.step for point in client.runs.metrics(run.run_id) if "loss" in point.values]
     assert sorted(set(steps)) == list(range(1, 121))

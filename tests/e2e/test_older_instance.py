@@ -1,7 +1,8 @@
 """What an earlier revision left behind, opened by this one: database, run folders and a backup.
 
-``tests/samples/instance-8e25313.tar.xz`` was made by revision 8e25313: one run that trained when every process of the
-instance was killed after its first checkpoint, one that was killed by its user, a saved flow, and a backup.
+``tests/samples/instance-8e25313.tar.xz`` was made by revision 8e25313: one run that trained when
+every process of the instance was killed after its first checkpoint, one that was killed by its
+user, a saved flow, and a backup.
 """
 
 import os
@@ -24,14 +25,25 @@ TIMEOUT_S = 120
 @contextmanager
 def running_instance(data_dir: Path, eventually: Callable[..., Any]) -> Iterator[vi.Client]:
     """``runyard up`` over a data folder, and a client of it."""
-    environ = {**os.environ, "RUNYARD_DATA_DIR": str(data_dir), "RUNYARD_THREADS": "1", "RUNYARD_GRACE_S": "5"}
+    environ = {
+        **os.environ,
+        "RUNYARD_DATA_DIR": str(data_dir),
+        "RUNYARD_THREADS": "1",
+        "RUNYARD_GRACE_S": "5",
+    }
     command = [sys.executable, "-P", "-m", "runyard.cli", "up", "--port", "0", "--end-with-stdin"]
     log = data_dir.with_suffix(".log")
     with open(log, "wb") as output:
-        up = subprocess.Popen(command, env=environ, stdin=subprocess.PIPE, stdout=output, stderr=output)
+        up = subprocess.Popen(
+            command, env=environ, stdin=subprocess.PIPE, stdout=output, stderr=output
+        )
     with up:
         try:
-            eventually(lambda: b"Runyard is up" in log.read_bytes(), timeout_s=TIMEOUT_S, what="runyard up is up")
+            eventually(
+                lambda: b"Runyard is up" in log.read_bytes(),
+                timeout_s=TIMEOUT_S,
+                what="runyard up is up",
+            )
             with vi.Client(config_file=data_dir / "credentials.json") as client:
                 yield client
         finally:
@@ -59,7 +71,9 @@ def test_a_killed_instance_of_an_earlier_revision_resumes_its_run(
     with running_instance(older / "data", eventually) as client:
         assert find_run(client, "killed").condition == "Cancelled"
         assert [flow.spec.name for flow in client.flows.list().items] == ["Sample"]
-        run = client.runs.wait(find_run(client, "interrupted").run_id, timeout=TIMEOUT_S, show_progress=False)
+        run = client.runs.wait(
+            find_run(client, "interrupted").run_id, timeout=TIMEOUT_S, show_progress=False
+        )
         assert run.condition == "Succeeded"
         [resume] = (older / "data" / "runs").glob(f"*/{run.run_id}/attempts/2/resume.json")
         assert "epoch-1" in resume.read_text()
@@ -73,9 +87,18 @@ def test_a_backup_of_an_earlier_revision_is_restored(
     data_dir = tmp_path / "fresh"
     data_dir.mkdir()
     with running_instance(data_dir, eventually):
-        command = [sys.executable, "-m", "runyard.cli", "restore", str(older / "runyard.backup"), "--yes"]
+        command = [
+            sys.executable,
+            "-m",
+            "runyard.cli",
+            "restore",
+            str(older / "runyard.backup"),
+            "--yes",
+        ]
         environ = {**os.environ, "RUNYARD_DATA_DIR": str(data_dir)}
-        done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=TIMEOUT_S)
+        done = subprocess.run(
+            command, env=environ, capture_output=True, text=True, timeout=TIMEOUT_S
+        )
         assert done.returncode == 0, done.stderr
         with vi.Client(config_file=data_dir / "credentials.json") as client:
             [model] = client.models.list(find_run(client, "interrupted").run_id).items

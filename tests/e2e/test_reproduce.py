@@ -40,7 +40,11 @@ def test_a_run_trained_again_is_identical_and_another_one_is_told_to_differ(
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
     assert found["verdict"] == "identical"
-    assert (found["original"], found["comparedSteps"], found["totalSteps"]) == (original.run_id, 10, [10, 10])
+    assert (found["original"], found["comparedSteps"], found["totalSteps"]) == (
+        original.run_id,
+        10,
+        [10, 10],
+    )
     assert found["areWeightsSame"] is True and found["weights"][0]["files"]
     assert found["evaluation"]["validation/exactMatch"][0] is not None
     assert found["differences"] == []
@@ -60,7 +64,9 @@ def test_a_run_trained_again_is_identical_and_another_one_is_told_to_differ(
 def test_a_run_that_is_not_over_or_unknown_is_not_reproduced(
     client: vi.Client, instance: Any, finished_run: Any, end_run: Any
 ) -> None:
-    held = client.runs.create({"blocks": [{"block": "vi-model", "settings": {"hyperparameters": {"epochs": 10000}}}]})
+    held = client.runs.create(
+        {"blocks": [{"block": "vi-model", "settings": {"hyperparameters": {"epochs": 10000}}}]}
+    )
     refused = runyard(instance, "runs", "reproduce", held.run_id)
     end_run(client, held.run_id)
     assert (refused.exit_code, refused.stdout) == (1, "")

@@ -1,4 +1,4 @@
-"""A run begins from the weights of another run through the whole of Runyard, after that run was deleted."""
+"""A run starts from the weights of another run end to end, after that run was deleted."""
 
 from pathlib import Path
 from typing import Any

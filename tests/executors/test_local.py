@@ -43,7 +43,10 @@ def start_request(tmp_path: Path, server: Any) -> StartRequest:
     folder = tmp_path / "runs" / f"org-{os.getpid()}" / "run-1" / "attempts" / "1"
     folder.mkdir(parents=True)
     placed = {"organizationId": f"org-{os.getpid()}", "runId": "run-1", "attempt": 1}
-    rundir.write_json(rundir.AttemptDir(folder).placed, {**placed, "machineId": "m", "leaseS": 15.0, "graceS": 5.0})
+    rundir.write_json(
+        rundir.AttemptDir(folder).placed,
+        {**placed, "machineId": "m", "leaseS": 15.0, "graceS": 5.0},
+    )
     return StartRequest(folder=folder, mark=MARK, endpoint=server.endpoint, token=TOKEN)
 
 
@@ -53,7 +56,9 @@ def make_executor(tmp_path: Path, *, warm: bool) -> LocalExecutor:
     return LocalExecutor(settings)
 
 
-def serve_one_answer(path: Path, answer: dict[str, Any]) -> tuple[threading.Thread, list[dict[str, Any]]]:
+def serve_one_answer(
+    path: Path, answer: dict[str, Any]
+) -> tuple[threading.Thread, list[dict[str, Any]]]:
     """Act as a warm parent for one request."""
     requests: list[dict[str, Any]] = []
     listener = socket.socket(socket.AF_UNIX)
@@ -90,7 +95,9 @@ def test_a_cold_supervisor_uses_its_token_and_exposes_it_nowhere(
 
     def look(path: str, times: int) -> None:
         for identity, _ in processes.find_marked(processes.SUPERVISOR_MARK, MARK.__eq__):
-            shown.extend(Path(f"/proc/{identity.pid}/{name}").read_bytes() for name in ("cmdline", "environ"))
+            shown.extend(
+                Path(f"/proc/{identity.pid}/{name}").read_bytes() for name in ("cmdline", "environ")
+            )
 
     server.fail = look
     executor = make_executor(tmp_path, warm=False)
@@ -142,7 +149,9 @@ def test_a_supervisor_is_started_with_the_accelerator_of_its_request(
     (tmp_path / "warm").mkdir()
     executor = make_executor(tmp_path / "warm", warm=True)
     executor._warm = LivingParent()  # type: ignore[assignment]
-    thread, requests = serve_one_answer(tmp_path / "warm" / "machine" / "warm.sock", {"pid": os.getpid()})
+    thread, requests = serve_one_answer(
+        tmp_path / "warm" / "machine" / "warm.sock", {"pid": os.getpid()}
+    )
     executor.start(start_request)
     thread.join()
     assert requests[0]["environment"] == {"CUDA_VISIBLE_DEVICES": "GPU-7"}

@@ -15,10 +15,20 @@ from hypothesis import strategies as st
 from runyard.flows import FlowProblems, build_flow_document, resolve, validate
 from vi.api.resources.flows.responses import FlowSpec
 
-numbers = st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from([0, 1, -1, 0.5, 10**30])
-texts = st.text(max_size=8) | st.sampled_from(["auto", "epoch", "tiny", "vi-model", "dataset", "lora", "v1"])
+numbers = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.sampled_from([0, 1, -1, 0.5, 10**30])
+)
+texts = st.text(max_size=8) | st.sampled_from(
+    ["auto", "epoch", "tiny", "vi-model", "dataset", "lora", "v1"]
+)
 anything = st.recursive(
-    numbers | texts, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3), max_leaves=8
+    numbers | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=8,
 )
 COMPLETE = build_flow_document(
     resolve(
@@ -44,7 +54,13 @@ COMPLETE = build_flow_document(
 
 def list_paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Every place in a document where something stands."""
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    inner = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     return [path, *(place for name, item in inner for place in list_paths(item, (*path, name)))]
 
 
@@ -114,9 +130,15 @@ def list_numbers(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]
     allowed.
     """
     if isinstance(value, dict):
-        return [found for name, item in value.items() for found in list_numbers(item, (*path, name))]
+        return [
+            found for name, item in value.items() for found in list_numbers(item, (*path, name))
+        ]
     if isinstance(value, list):
-        return [found for index, item in enumerate(value) for found in list_numbers(item, (*path, index))]
+        return [
+            found
+            for index, item in enumerate(value)
+            for found in list_numbers(item, (*path, index))
+        ]
     return [path] if value is None or isinstance(value, int | float) else []
 
 
@@ -138,4 +160,6 @@ def test_no_number_of_a_flow_may_be_one_that_json_lacks(path: tuple[Any, ...], b
     place[path[-1]] = bad
     with pytest.raises(FlowProblems) as raised:
         validate(flow)
-    assert "".join(f"/{name}" for name in path) in {problem.path for problem in raised.value.problems}
+    assert "".join(f"/{name}" for name in path) in {
+        problem.path for problem in raised.value.problems
+    }

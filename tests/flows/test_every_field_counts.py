@@ -57,7 +57,10 @@ ELSEWHERE = {
     "Architecture.name": ("trainer/checkpoints/warm_start.py", '"family"'),
     "Architecture.family": ("flows/resolved_flow.py", 'given.get("family")'),  # decides the name
     "FlowReference.id": ("server/services/runs/runs.py", 'origin["id"]'),
-    "FlowReference.generation": ("server/services/runs/accelerators.py", '"generation": flow.metadata.generation'),
+    "FlowReference.generation": (
+        "server/services/runs/accelerators.py",
+        '"generation": flow.metadata.generation',
+    ),
     "FlowShape.name": ("../vi/api/resources/runs/responses.py", "flow.name"),  # people read it
     "FlowShape.schema": ("flows/blocks.py", 'Literal["v1"]'),  # one value is allowed
     "FlowShape.blocks": ("flows/validation.py", '_check_blocks(checked["blocks"]'),
@@ -85,7 +88,9 @@ def collect_reads() -> tuple[dict[str, set[str]], set[str]]:
             match node:
                 case ast.Attribute(value=ast.Attribute(attr=held) | ast.Name(id=held), attr=name):
                     attributes[name].add(held)
-                case ast.Call(func=ast.Attribute(attr="get"), args=[ast.Constant(value=str(key)), *_]):
+                case ast.Call(
+                    func=ast.Attribute(attr="get"), args=[ast.Constant(value=str(key)), *_]
+                ):
                     keys.add(key)
     return attributes, keys
 
@@ -97,13 +102,17 @@ def test_every_part_of_a_flow_is_checked() -> None:
     parts = {
         value
         for value in vars(blocks).values()
-        if isinstance(value, type) and issubclass(value, msgspec.Struct) and value.__module__ == blocks.__name__
+        if isinstance(value, type)
+        and issubclass(value, msgspec.Struct)
+        and value.__module__ == blocks.__name__
     }
     assert parts - {blocks.Shape, blocks.Block} == set(HELD_AS)
 
 
 @pytest.mark.parametrize(
-    ("struct", "field"), FIELDS, ids=[f"{struct.__name__}.{field.encode_name}" for struct, field in FIELDS]
+    ("struct", "field"),
+    FIELDS,
+    ids=[f"{struct.__name__}.{field.encode_name}" for struct, field in FIELDS],
 )
 def test_a_field_is_read_outside_of_flows(struct: type[msgspec.Struct], field: Any) -> None:
     if where := ELSEWHERE.get(f"{struct.__name__}.{field.encode_name}"):
@@ -113,10 +122,16 @@ def test_a_field_is_read_outside_of_flows(struct: type[msgspec.Struct], field: A
     assert ATTRIBUTES[field.name] & HELD_AS[struct] or is_key, "accepted, and read by nothing"
 
 
-@pytest.mark.parametrize("name", [field.encode_name for field in msgspec.structs.fields(blocks.Resources)])
+@pytest.mark.parametrize(
+    "name", [field.encode_name for field in msgspec.structs.fields(blocks.Resources)]
+)
 @pytest.mark.parametrize("value", [1, 2, 0.5, 8])
-def test_unsupported_resources_are_rejected_with_reason_and_suggestion(name: str, value: Any) -> None:
-    if (name, value) == ("workers", 1) or (isinstance(value, float) and name in ("workers", "accelerators")):
+def test_unsupported_resources_are_rejected_with_reason_and_suggestion(
+    name: str, value: Any
+) -> None:
+    if (name, value) == ("workers", 1) or (
+        isinstance(value, float) and name in ("workers", "accelerators")
+    ):
         return  # what every run has anyway; not an integer, which has a message of its own
     flow = {"settings": {"resources": {name: value}}}
     with pytest.raises(FlowProblems) as raised:
@@ -124,7 +139,8 @@ def test_unsupported_resources_are_rejected_with_reason_and_suggestion(name: str
     [problem] = raised.value.problems
     assert problem.path == f"/settings/resources/{name}" and problem.given == value
     assert (
-        f"{problem.path} is {value:g}, which is not supported yet: " in problem.message and "try: " in problem.message
+        f"{problem.path} is {value:g}, which is not supported yet: " in problem.message
+        and "try: " in problem.message
     )
 
 

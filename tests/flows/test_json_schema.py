@@ -35,7 +35,9 @@ def _holds(keyword: str, value: Any, rule: dict[str, Any], root: dict[str, Any])
         case "$ref":
             return is_valid(value, root["$defs"][wanted.removeprefix("#/$defs/")], root)
         case "type":
-            return isinstance(value, TYPES[wanted]) and (wanted == "boolean" or not isinstance(value, bool))
+            return isinstance(value, TYPES[wanted]) and (
+                wanted == "boolean" or not isinstance(value, bool)
+            )
         case "enum":
             return value in wanted
         case "anyOf":
@@ -48,7 +50,9 @@ def _holds(keyword: str, value: Any, rule: dict[str, Any], root: dict[str, Any])
             return True
         case "properties":
             return not isinstance(value, dict) or all(
-                is_valid(value[name], inner, root) for name, inner in wanted.items() if name in value
+                is_valid(value[name], inner, root)
+                for name, inner in wanted.items()
+                if name in value
             )
         case "additionalProperties":
             known = rule.get("properties", {})
@@ -59,9 +63,13 @@ def _holds(keyword: str, value: Any, rule: dict[str, Any], root: dict[str, Any])
             return not isinstance(value, dict) or all(name in value for name in wanted)
         case "items":
             start = len(rule.get("prefixItems", []))
-            return not isinstance(value, list) or all(is_valid(item, wanted, root) for item in value[start:])
+            return not isinstance(value, list) or all(
+                is_valid(item, wanted, root) for item in value[start:]
+            )
         case "prefixItems":
-            return not isinstance(value, list) or all(map(is_valid, value, wanted, [root] * len(wanted)))
+            return not isinstance(value, list) or all(
+                map(is_valid, value, wanted, [root] * len(wanted))
+            )
         case "minItems":
             return not isinstance(value, list) or len(value) >= wanted
         case "maxItems":
@@ -89,7 +97,14 @@ FLOWS: list[Any] = [
     {"name": None, "blocks": None},
     EXAMPLE,
     COMPLETE,
-    {"blocks": [{"block": "my-model", "settings": {"packing": None, "checkpoint": {"every": {"steps": 3}}}}]},
+    {
+        "blocks": [
+            {
+                "block": "my-model",
+                "settings": {"packing": None, "checkpoint": {"every": {"steps": 3}}},
+            }
+        ]
+    },
     {"blocks": [{"block": "vi-dataset", "settings": None, "style": {"x": [1, {}]}}]},
     [],
     {"schema": "v2"},
@@ -98,7 +113,11 @@ FLOWS: list[Any] = [
     {"blocks": [{"block": "vi-modle"}]},
     {"blocks": [{"block": "my-model", "settings": {"epochs": 3}}]},
     {"blocks": [{"block": "my-dataset", "settings": {"validationFraction": 2}}]},
-    {"blocks": [{"block": "vi-model", "settings": {"hyperparameters": {"optimizer": {"betas": [0.9]}}}}]},
+    {
+        "blocks": [
+            {"block": "vi-model", "settings": {"hyperparameters": {"optimizer": {"betas": [0.9]}}}}
+        ]
+    },
     {"blocks": [{"block": "vi-model", "settings": {"evaluation": {"top_k": True}}}]},
     {"settings": {"flow": {"id": "flow_1"}}},
     {"tolerations": {"accelerator": "h100"}},

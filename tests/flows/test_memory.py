@@ -9,14 +9,24 @@ import msgspec
 import pytest
 
 from runyard.flows import ResolvedFlow, memory, resolve
-from runyard.flows.memory import GIB, Accelerator, MeasuredPeak, count_parameters, estimate, predict_fit
+from runyard.flows.memory import (
+    GIB,
+    Accelerator,
+    MeasuredPeak,
+    count_parameters,
+    estimate,
+    predict_fit,
+)
 from vi.api.resources.flows.responses import FlowBlock, FlowSpec
 
 SEVEN = 7_000_000_000
 
 
 def resolve_blocks(size: str = "7B", mode: str = "full", **settings: Any) -> ResolvedFlow:
-    model = {"architecture": {"name": "qwen25vl", "size": size}, "training": {"mode": mode, "freeze": []}} | settings
+    model = {
+        "architecture": {"name": "qwen25vl", "size": size},
+        "training": {"mode": mode, "freeze": []},
+    } | settings
     return resolve(FlowSpec(blocks=[FlowBlock(block="vi-model", settings=model)]))
 
 
@@ -50,8 +60,12 @@ def measured(gib: float, *, micro_batch_size: int = 8, is_cpu: bool = False) -> 
         ({"weights": "run:r1/epoch-1"}, None),
     ],
 )
-def test_the_number_of_parameters_is_what_the_names_say(architecture: dict[str, Any], parameters: int | None) -> None:
-    resolved = resolve(FlowSpec(blocks=[FlowBlock(block="vi-model", settings={"architecture": architecture})]))
+def test_the_number_of_parameters_is_what_the_names_say(
+    architecture: dict[str, Any], parameters: int | None
+) -> None:
+    resolved = resolve(
+        FlowSpec(blocks=[FlowBlock(block="vi-model", settings={"architecture": architecture})])
+    )
     assert count_parameters(resolved) == parameters
 
 
@@ -59,7 +73,9 @@ def test_a_full_training_keeps_weights_a_copy_gradients_and_two_moments() -> Non
     found = estimate(resolve_blocks(), parameters=SEVEN, accelerator=accelerator(80))
     assert (found.weights, found.gradients, found.optimizer) == (6 * SEVEN, 4 * SEVEN, 8 * SEVEN)
     whole = estimate(
-        resolve_blocks(compute={"precisionType": "float32"}), parameters=SEVEN, accelerator=accelerator(80)
+        resolve_blocks(compute={"precisionType": "float32"}),
+        parameters=SEVEN,
+        accelerator=accelerator(80),
     )
     assert whole.weights == 4 * SEVEN, "float32 needs no copy"
     assert 1 < whole.activations / found.activations < 2
@@ -84,7 +100,9 @@ def test_each_optimizer_keeps_its_own_numbers(optimizer: dict[str, Any], bytes_e
 def test_frozen_parts_have_no_gradients_and_an_adapter_few() -> None:
     frozen = resolve_blocks(training={"mode": "full", "freeze": ["language"]})
     share = 1 - memory.PART_FRACTIONS["language"]
-    assert estimate(frozen, parameters=SEVEN, accelerator=accelerator(80)).gradients == pytest.approx(4 * share * SEVEN)
+    assert estimate(
+        frozen, parameters=SEVEN, accelerator=accelerator(80)
+    ).gradients == pytest.approx(4 * share * SEVEN)
     adapted = estimate(resolve_blocks(mode="lora"), parameters=SEVEN, accelerator=accelerator(80))
     # The adapter of rank 16 on all linear layers of a language model of 7 B has 40 to 50 million
     # parameters.
@@ -97,11 +115,15 @@ def test_frozen_parts_have_no_gradients_and_an_adapter_few() -> None:
 
 def test_activations_grow_with_samples_and_tokens_and_are_fewer_when_computed_twice() -> None:
     def activations(**settings: Any) -> float:
-        return estimate(resolve_blocks(**settings), parameters=SEVEN, accelerator=accelerator(80)).activations
+        return estimate(
+            resolve_blocks(**settings), parameters=SEVEN, accelerator=accelerator(80)
+        ).activations
 
     one = activations(hyperparameters={"microBatchSize": 1})
     assert activations(hyperparameters={"microBatchSize": 4}) == pytest.approx(4 * one)
-    kept = activations(hyperparameters={"microBatchSize": 1}, compute={"gradientCheckpointing": False})
+    kept = activations(
+        hyperparameters={"microBatchSize": 1}, compute={"gradientCheckpointing": False}
+    )
     assert kept > 5 * one
     large = activations(hyperparameters={"microBatchSize": 1}, images={"maxPixels": 4096 * 28 * 28})
     assert large == pytest.approx(one * (4096 + 256) / (1024 + 256))
@@ -126,7 +148,9 @@ def test_the_tiny_model_fits_on_a_small_processor() -> None:
 def test_a_full_training_of_7b_is_denied_on_24_gib_with_what_would_fit() -> None:
     fit = predict_fit(resolve_blocks(), accelerator(24, "a10"))
     assert fit.action == "Deny"
-    advice = re.search(r"training\.mode lora and microBatchSize (\d) would fit, with ([\d.]+) GiB$", fit.reason)
+    advice = re.search(
+        r"training\.mode lora and microBatchSize (\d) would fit, with ([\d.]+) GiB$", fit.reason
+    )
     assert advice is not None, fit.reason
     changed = resolve_blocks(mode="lora", hyperparameters={"microBatchSize": int(advice[1])})
     again = predict_fit(changed, accelerator(24, "a10"))
@@ -143,12 +167,19 @@ def test_a_flow_that_fits_nowhere_names_the_nearest_setting() -> None:
 def test_a_smaller_model_is_the_last_that_is_tried() -> None:
     fit = predict_fit(resolve_blocks(size="72B", mode="lora"), accelerator(24, "a10"))
     assert fit.reason.endswith("size 7B and microBatchSize 1 would fit, with 16.0 GiB")
-    own = resolve_blocks(architecture={"name": "qwen25vl", "size": "72B", "weights": "/models/mine"}, mode="lora")
+    own = resolve_blocks(
+        architecture={"name": "qwen25vl", "size": "72B", "weights": "/models/mine"}, mode="lora"
+    )
     reason = predict_fit(own, accelerator(24, "a10")).reason
-    assert "no setting keeps it below 70% of that: even quantization.enabled true and microBatchSize 1" in reason
+    assert (
+        "no setting keeps it below 70% of that: even quantization.enabled true and microBatchSize 1"
+        in reason
+    )
 
 
-@pytest.mark.parametrize(("share", "action"), [(0.69, "Allow"), (0.71, "Warn"), (0.99, "Warn"), (1.01, "Deny")])
+@pytest.mark.parametrize(
+    ("share", "action"), [(0.69, "Allow"), (0.71, "Warn"), (0.99, "Warn"), (1.01, "Deny")]
+)
 def test_an_estimate_is_trusted_up_to_70_percent(share: float, action: str) -> None:
     resolved = resolve_blocks(mode="lora")
     needed = predict_fit(resolved, accelerator(1000)).needed_bytes or 0
@@ -157,8 +188,12 @@ def test_an_estimate_is_trusted_up_to_70_percent(share: float, action: str) -> N
     assert ("would fit" in fit.reason) is (action != "Allow")
 
 
-@pytest.mark.parametrize(("share", "action"), [(0.84, "Allow"), (0.86, "Warn"), (0.99, "Warn"), (1.01, "Deny")])
-def test_a_prediction_of_an_earlier_run_is_trusted_up_to_85_percent(share: float, action: str) -> None:
+@pytest.mark.parametrize(
+    ("share", "action"), [(0.84, "Allow"), (0.86, "Warn"), (0.99, "Warn"), (1.01, "Deny")]
+)
+def test_a_prediction_of_an_earlier_run_is_trusted_up_to_85_percent(
+    share: float, action: str
+) -> None:
     fit = predict_fit(resolve_blocks(mode="lora"), accelerator(10 / share), measured=measured(10))
     assert fit.action == action
     assert fit.reason.startswith("10.0 GiB needed, predicted by run r9 with the same flow")
@@ -170,7 +205,8 @@ def test_a_prediction_with_smaller_micro_batches_is_accepted_in_proportion() -> 
         resolved, model=resolve_blocks(mode="lora", hyperparameters={"microBatchSize": 4}).model
     )
     larger, smaller = (
-        estimate(each, parameters=SEVEN, accelerator=accelerator(80)).total for each in (resolved, halved)
+        estimate(each, parameters=SEVEN, accelerator=accelerator(80)).total
+        for each in (resolved, halved)
     )
     fit = predict_fit(resolved, accelerator(80), measured=measured(10, micro_batch_size=4))
     assert fit.needed_bytes == pytest.approx(10 * GIB * larger / smaller)
@@ -194,7 +230,11 @@ def test_an_unknown_memory_need_is_a_warning() -> None:
 
 def test_four_bits_are_recommended_where_an_adapter_alone_does_not_fit() -> None:
     reason = predict_fit(resolve_blocks(), accelerator(14)).reason
-    assert "training.mode lora and quantization.enabled true and microBatchSize 1 would fit" in reason
-    quantized = resolve_blocks(mode="lora", quantization={"enabled": True}, hyperparameters={"microBatchSize": 1})
+    assert (
+        "training.mode lora and quantization.enabled true and microBatchSize 1 would fit" in reason
+    )
+    quantized = resolve_blocks(
+        mode="lora", quantization={"enabled": True}, hyperparameters={"microBatchSize": 1}
+    )
     assert predict_fit(quantized, accelerator(14)).action == "Allow"
     assert "quantization" not in predict_fit(quantized, accelerator(4)).reason

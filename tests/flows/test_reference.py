@@ -19,6 +19,8 @@ def test_the_pages_example_can_be_trained() -> None:
     assert resolve(validate(EXAMPLE)).model.hyperparameters.epochs == 5
 
 
-@pytest.mark.parametrize("name", ["onOutOfMemory", "hyperparameters.optimizer.betas", "augmentation.zoom", *FAMILIES])
+@pytest.mark.parametrize(
+    "name", ["onOutOfMemory", "hyperparameters.optimizer.betas", "augmentation.zoom", *FAMILIES]
+)
 def test_the_page_names_it(name: str) -> None:
     assert f"`{name}`" in reference()

@@ -28,13 +28,22 @@ def block_of(document: dict[str, Any], name: str) -> dict[str, Any]:
 def test_the_empty_flow_trains_the_tiny_model_on_the_digits() -> None:
     resolved = resolve_blocks()
     assert (resolved.task, resolved.dataset.dataset_id, resolved.is_tiny) == ("vqa", "digits", True)
-    assert (resolved.model.architecture.name, resolved.model.training.mode, resolved.model.training.freeze) == (
+    assert (
+        resolved.model.architecture.name,
+        resolved.model.training.mode,
+        resolved.model.training.freeze,
+    ) == (
         "idefics3",
         "full",
         [],
     )
     numbers = resolved.model.hyperparameters
-    assert (numbers.epochs, numbers.batch_size, numbers.learning_rate, numbers.micro_batch_size) == (
+    assert (
+        numbers.epochs,
+        numbers.batch_size,
+        numbers.learning_rate,
+        numbers.micro_batch_size,
+    ) == (
         12,
         32,
         3e-3,
@@ -46,9 +55,14 @@ def test_the_empty_flow_trains_the_tiny_model_on_the_digits() -> None:
     ("training", "rate", "freeze"),
     [({}, 2e-4, ["vision"]), ({"mode": "lora"}, 2e-4, ["vision"]), ({"mode": "full"}, 1e-5, [])],
 )
-def test_a_real_model_has_gentler_defaults(training: dict[str, Any], rate: float, freeze: list[str]) -> None:
+def test_a_real_model_has_gentler_defaults(
+    training: dict[str, Any], rate: float, freeze: list[str]
+) -> None:
     settings = resolve_blocks(model(architecture={"name": "qwen25vl"}, training=training)).model
-    assert (settings.architecture.size, settings.training.mode) == ("3B", training.get("mode", "lora"))
+    assert (settings.architecture.size, settings.training.mode) == (
+        "3B",
+        training.get("mode", "lora"),
+    )
     assert settings.training.freeze == freeze
     numbers = settings.hyperparameters
     assert (numbers.epochs, numbers.batch_size, numbers.learning_rate) == (3, 8, rate)
@@ -62,8 +76,14 @@ def test_what_is_given_wins_over_every_default() -> None:
         )
     ).model
     assert (settings.training.freeze, settings.hyperparameters.epochs) == ([], 1)
-    assert (settings.hyperparameters.learning_rate, settings.hyperparameters.batch_size) == (0.5, 32)
-    assert (settings.hyperparameters.schedule.name, settings.hyperparameters.schedule.warmup_fraction) == ("wsd", 0.03)
+    assert (settings.hyperparameters.learning_rate, settings.hyperparameters.batch_size) == (
+        0.5,
+        32,
+    )
+    assert (
+        settings.hyperparameters.schedule.name,
+        settings.hyperparameters.schedule.warmup_fraction,
+    ) == ("wsd", 0.03)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +97,9 @@ def test_what_is_given_wins_over_every_default() -> None:
         ({"name": "idefics3", "size": "8B"}, "idefics3", "8B"),
     ],
 )
-def test_family_and_size_follow_from_each_other(architecture: dict[str, Any], name: str, size: str) -> None:
+def test_family_and_size_follow_from_each_other(
+    architecture: dict[str, Any], name: str, size: str
+) -> None:
     resolved = resolve_blocks(model(architecture=architecture)).model.architecture
     assert (resolved.name, resolved.size) == (name, size)
 
@@ -87,10 +109,28 @@ def test_family_and_size_follow_from_each_other(architecture: dict[str, Any], na
     [
         ({}, None, None, "digits", "vqa"),
         ({}, "freeform", "shelves", "shelves", "freeform"),
-        ({"blocks": [dataset(datasetId="ds5")]}, "phrase-grounding", "shelves", "ds5", "phrase-grounding"),
+        (
+            {"blocks": [dataset(datasetId="ds5")]},
+            "phrase-grounding",
+            "shelves",
+            "ds5",
+            "phrase-grounding",
+        ),
         ({"blocks": [dataset(datasetId="ds5")]}, None, None, "ds5", "vqa"),
-        ({"blocks": [dataset(datasetId="digits-grounding")]}, None, None, "digits-grounding", "phrase-grounding"),
-        ({"trainingProject": "digits-grounding"}, None, None, "digits-grounding", "phrase-grounding"),
+        (
+            {"blocks": [dataset(datasetId="digits-grounding")]},
+            None,
+            None,
+            "digits-grounding",
+            "phrase-grounding",
+        ),
+        (
+            {"trainingProject": "digits-grounding"},
+            None,
+            None,
+            "digits-grounding",
+            "phrase-grounding",
+        ),
         ({"trainingProject": "tp-3"}, None, None, "digits", "vqa"),
     ],
 )
@@ -105,7 +145,10 @@ def test_data_and_task_follow_from_dataset_and_project(
     ("kind", "message"),
     [
         ("vqa", "/blocks/0/settings/projectKind is freeform, but dataset ds5 is of kind vqa."),
-        ("video", '/blocks is "video"; it must be a dataset of kind vqa, phrase-grounding, freeform.'),
+        (
+            "video",
+            '/blocks is "video"; it must be a dataset of kind vqa, phrase-grounding, freeform.',
+        ),
     ],
 )
 def test_a_dataset_of_another_kind_is_a_problem(kind: str, message: str) -> None:
@@ -116,7 +159,8 @@ def test_a_dataset_of_another_kind_is_a_problem(kind: str, message: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("task", "word"), [("vqa", "vqa"), ("phrase-grounding", "phrase_grounding"), ("freeform", "freeform")]
+    ("task", "word"),
+    [("vqa", "vqa"), ("phrase-grounding", "phrase_grounding"), ("freeform", "freeform")],
 )
 def test_each_tasks_own_prompt_names_the_form_of_the_answer(task: str, word: str) -> None:
     resolved = resolve_blocks(dataset(datasetId="ds5", projectKind=task))
@@ -126,12 +170,16 @@ def test_each_tasks_own_prompt_names_the_form_of_the_answer(task: str, word: str
 def test_the_prompt_of_both_tasks_names_both_forms() -> None:
     resolved = resolve_blocks(dataset(datasetId="digits-both"))
     assert resolved.task == "phrase-grounding"
-    assert all(form in resolved.system_prompt.system_prompt for form in ('{"vqa":', '{"phrase_grounding":'))
+    assert all(
+        form in resolved.system_prompt.system_prompt for form in ('{"vqa":', '{"phrase_grounding":')
+    )
 
 
 def test_an_own_prompt_is_kept_even_when_it_is_empty() -> None:
     assert (
-        resolve_blocks({"block": "vi-system-prompt", "settings": {"systemPrompt": ""}}).system_prompt.system_prompt
+        resolve_blocks(
+            {"block": "vi-system-prompt", "settings": {"systemPrompt": ""}}
+        ).system_prompt.system_prompt
         == ""
     )
 
@@ -140,7 +188,9 @@ def test_run_json_holds_what_the_published_client_reads() -> None:
     document = build_flow_document(resolve_blocks())
     assert all({"block", "settings", "style"} <= set(block) for block in document["blocks"])
     settings = block_of(document, "vi-model")
-    assert settings["architecture"]["name"] == "qwen25vl"  # its loader opens what transformers' classes open
+    assert (
+        settings["architecture"]["name"] == "qwen25vl"
+    )  # its loader opens what transformers' classes open
     assert settings["architecture"]["size"] == "tiny"
     assert settings["quantization"] == {"enabled": False, "type": "nf4"}
     assert settings["evaluation"] == {
@@ -158,16 +208,26 @@ def test_run_json_holds_what_the_published_client_reads() -> None:
 
 
 def test_a_flow_document_for_people_names_its_own_family() -> None:
-    settings = block_of(build_flow_document(resolve_blocks(), for_published_client=False), "vi-model")
-    assert (settings["architecture"]["name"], settings["compute"]["precisionType"]) == ("idefics3", "auto")
+    settings = block_of(
+        build_flow_document(resolve_blocks(), for_published_client=False), "vi-model"
+    )
+    assert (settings["architecture"]["name"], settings["compute"]["precisionType"]) == (
+        "idefics3",
+        "auto",
+    )
 
 
 def test_run_json_keeps_the_family_that_has_a_loader_of_its_own() -> None:
     document = build_flow_document(
-        resolve_blocks(model(architecture={"name": "internvl35"}, compute={"precisionType": "float32"}))
+        resolve_blocks(
+            model(architecture={"name": "internvl35"}, compute={"precisionType": "float32"})
+        )
     )
     settings = block_of(document, "vi-model")
-    assert (settings["architecture"]["name"], settings["compute"]["precisionType"]) == ("internvl35", "float32")
+    assert (settings["architecture"]["name"], settings["compute"]["precisionType"]) == (
+        "internvl35",
+        "float32",
+    )
 
 
 def test_the_document_gives_the_same_flow_again() -> None:

@@ -1,7 +1,7 @@
 """Hooks of schemathesis that replace most ids in paths with existing ids.
 
-Without them nearly every response would be a 404, and no successful response would be checked against its
-schema. Deletions keep their random ids, so that existing resources remain.
+Without them nearly every response would be a 404, and no successful response would be checked
+against its schema. Deletions keep their random ids, so that existing resources remain.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Fixtures of the server tests: ``server`` is a fresh application, on both stores where a module tests the store."""
+"""Fixtures of the server tests: ``server`` is a fresh application, on both stores where needed."""
 
 import contextlib
 import shutil
@@ -32,7 +32,7 @@ def migrated_postgresql(postgresql: Any) -> str:
 
 @pytest.fixture
 def empty_postgresql(postgresql: Any, migrated_postgresql: str) -> Callable[[], str]:
-    """Empties the migrated database and gives its URL: as good as a new one, in a third of the time."""
+    """Empty the migrated database and return its URL: like a new one, in a third of the time."""
 
     def empty() -> str:
         tables = ", ".join(table.name for table in metadata.sorted_tables)
@@ -59,7 +59,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     )
     if is_about_the_store and "store_kind" in metafunc.fixturenames:
         is_sqlite_only = metafunc.definition.get_closest_marker("sqlite_only") is not None
-        metafunc.parametrize("store_kind", ["sqlite"] if is_sqlite_only else ["sqlite", "postgresql"])
+        metafunc.parametrize(
+            "store_kind", ["sqlite"] if is_sqlite_only else ["sqlite", "postgresql"]
+        )
 
 
 @pytest.fixture
@@ -68,7 +70,9 @@ def store_kind() -> str:
 
 
 @pytest.fixture
-def make_server(tmp_path: Path, empty_database: Path, store_kind: str, request: pytest.FixtureRequest) -> MakeServer:
+def make_server(
+    tmp_path: Path, empty_database: Path, store_kind: str, request: pytest.FixtureRequest
+) -> MakeServer:
     """Open a fresh application: ``async with make_server(log_max_mib=1) as server``."""
 
     @contextlib.asynccontextmanager
@@ -84,7 +88,9 @@ def make_server(tmp_path: Path, empty_database: Path, store_kind: str, request: 
 
 
 @pytest.fixture
-async def server(make_server: MakeServer, request: pytest.FixtureRequest) -> AsyncIterator[TestServer]:
+async def server(
+    make_server: MakeServer, request: pytest.FixtureRequest
+) -> AsyncIterator[TestServer]:
     """A fresh application with the settings of the mark ``settings``."""
     marker = request.node.get_closest_marker("settings")
     async with make_server(**(marker.kwargs if marker else {})) as server:

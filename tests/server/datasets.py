@@ -38,7 +38,12 @@ def grounding_row(number: int, filename: str, *, side: int = 24) -> dict[str, An
             "type": "PhraseGrounding",
             "caption": "a red box on a shelf",
             "groundedPhrases": [
-                {"phrase": "a red box", "startTokenIndex": 0, "endTokenIndex": 3, "bounds": [[0.1, 0.2, 0.4, 0.6]]}
+                {
+                    "phrase": "a red box",
+                    "startTokenIndex": 0,
+                    "endTokenIndex": 3,
+                    "bounds": [[0.1, 0.2, 0.4, 0.6]],
+                }
             ],
         },
     }
@@ -66,7 +71,9 @@ class Data:
         return "/".join((self.server.path(f"datasets/{self.server.org}_{dataset_id}"), *rest))
 
     async def make(self, type: str = "vqa", name: str = "shelves") -> str:
-        answer = await self.api.post(self.server.path("datasets"), json={"name": name, "type": type})
+        answer = await self.api.post(
+            self.server.path("datasets"), json={"name": name, "type": type}
+        )
         assert answer.status_code == 201, answer.text
         return str(answer.json()["datasetId"])
 
@@ -93,7 +100,9 @@ class Data:
                 statuses = {condition["status"] for condition in told["status"]["conditions"]}
                 key = ("import", self.server.org, begun["datasetImportId"])
                 is_over = "FailedReach" in statuses or "Waiting" not in statuses
-                if is_over and not self.server.services.jobs.is_running(key):  # its folder is gone then as well
+                if is_over and not self.server.services.jobs.is_running(
+                    key
+                ):  # its folder is gone then as well
                     return dict(told)
                 await asyncio.sleep(0.02)
 

@@ -1,4 +1,4 @@
-"""A server process over a fresh data folder with two members' keys, and clients that speak to its socket directly."""
+"""A server process over a fresh data folder with two members' keys, and raw socket clients."""
 
 import asyncio
 import contextlib
@@ -41,17 +41,25 @@ class ServerProcess:
 
     def client(self, key: str | None = None, *, timeout_s: float = 60.0) -> httpx2.Client:
         headers = {"authorization": f"Bearer {key or self.key}"}
-        return httpx2.Client(base_url=f"http://{self.host}:{self.port}", headers=headers, timeout=timeout_s)
+        return httpx2.Client(
+            base_url=f"http://{self.host}:{self.port}", headers=headers, timeout=timeout_s
+        )
 
     def path(self, rest: str) -> str:
         return f"/workspaces/{self.org}/{rest}"
 
     def head(self, method: str, target: str, *, key: str | None = None, **headers: str) -> bytes:
         """The head of a request with a key, as bytes."""
-        given = {"host": f"{self.host}:{self.port}", "authorization": f"Bearer {key or self.key}"} | {
-            name.replace("_", "-"): value for name, value in headers.items()
-        }
-        lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in given.items()), "", ""]
+        given = {
+            "host": f"{self.host}:{self.port}",
+            "authorization": f"Bearer {key or self.key}",
+        } | {name.replace("_", "-"): value for name, value in headers.items()}
+        lines = [
+            f"{method} {target} HTTP/1.1",
+            *(f"{name}: {value}" for name, value in given.items()),
+            "",
+            "",
+        ]
         return "\r\n".join(lines).encode("latin-1")
 
     def log(self) -> str:
@@ -75,11 +83,15 @@ def running_server(data_dir: Path, **settings: Any) -> Iterator[ServerProcess]:
     """Start a server with these settings, and end it however the test ends."""
     other_key = asyncio.run(_prepare(Settings(data_dir=data_dir)))
     log_file = data_dir / "server.log"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RUNYARD_")}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("RUNYARD_")
+    }
     environment |= {"RUNYARD_DATA_DIR": str(data_dir), "RUNYARD_PORT": "0"}
     environment |= {f"RUNYARD_{name.upper()}": str(value) for name, value in settings.items()}
     with open(log_file, "wb") as log:
-        process = subprocess.Popen([sys.executable, "-m", "runyard.server"], env=environment, stderr=log)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "runyard.server"], env=environment, stderr=log
+        )
     try:
         deadline_s = time.monotonic() + START_TIMEOUT_S
         while not (data_dir / "server.json").exists():
@@ -109,7 +121,9 @@ def allow_sockets(count: int) -> None:
     """Let this process open so many sockets."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = count + 256
-    assert hard == resource.RLIM_INFINITY or wanted <= hard, f"this needs {wanted} open files, and {hard} are allowed"
+    assert hard == resource.RLIM_INFINITY or wanted <= hard, (
+        f"this needs {wanted} open files, and {hard} are allowed"
+    )
     if soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
@@ -121,8 +135,13 @@ class Crowd:
         self._server = server
         self.sockets: list[socket.socket] = []
 
-    async def connect(self, first_bytes: bytes = b"", *, receive_buffer: int | None = None) -> socket.socket | None:
-        """A connected socket that has sent ``first_bytes``; None when the server did not let it in."""
+    async def connect(
+        self, first_bytes: bytes = b"", *, receive_buffer: int | None = None
+    ) -> socket.socket | None:
+        """A connected socket that has sent ``first_bytes``.
+
+        None when the server did not let it in.
+        """
         loop = asyncio.get_running_loop()
         connected = socket.socket()
         connected.setblocking(False)
@@ -166,7 +185,10 @@ async def exchange(server: ServerProcess, request: bytes, *, timeout_s: float = 
 
 
 async def _prepare(settings: Settings) -> str:
-    """Make organization and keys as the first start does; return the secret of another member's key."""
+    """Make organization and keys as the first start does.
+
+    Return the secret of another member's key.
+    """
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     secrets = open_secrets(settings.secrets_dir)
     store = Store(settings.database)
@@ -179,7 +201,13 @@ async def _prepare(settings: Settings) -> str:
         mac = keys.secret_mac(secrets.pepper, parts.secret)
         await store.write(
             lambda connection: key_rows.add(
-                connection, key_id=parts.key_id, org=org, role="member", secret_mac=mac, name="other", time_ms=1
+                connection,
+                key_id=parts.key_id,
+                org=org,
+                role="member",
+                secret_mac=mac,
+                name="other",
+                time_ms=1,
             )
         )
     finally:

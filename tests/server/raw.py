@@ -10,7 +10,7 @@ from support.server import TestServer
 async def send_raw(
     server: TestServer, method: str, path: str, body: Any = None, *, key: str | None = None
 ) -> tuple[int, Any]:
-    """Send a request to the application; returns the status, and the body as JSON (None for an empty or other one).
+    """Send a request to the application; return the status, and the body as JSON or None.
 
     ``path`` may have percent-encoded parts; what else cannot stand in a path is encoded.
     """

@@ -1,4 +1,4 @@
-"""The verdict on each accelerator, over HTTP: what machines report, what earlier runs predicted, whose they are."""
+"""Accelerator verdicts over HTTP: machines' reports, earlier runs' predictions, and access."""
 
 import json
 from typing import Any
@@ -36,7 +36,9 @@ async def report(server: TestServer, machine_id: str, *accelerators: dict[str, A
     assert answer.status_code == 204, answer.text
 
 
-async def make_flow(server: TestServer, flow_id: str, model: dict[str, Any] | None = None, **spec: Any) -> None:
+async def make_flow(
+    server: TestServer, flow_id: str, model: dict[str, Any] | None = None, **spec: Any
+) -> None:
     if model is not None:
         spec["blocks"] = [{"block": "vi-model", "settings": model}]
     answer = await (await server.api()).put(server.path(f"flows/{flow_id}"), json={"spec": spec})
@@ -74,12 +76,20 @@ async def test_what_machines_report_is_listed_with_its_verdicts(server: TestServ
     await report(server, "m2", one("h100", 79.65, 2))
     await report(server, "m3", one("cpu", 4.0))
     found = await ask(server, "f1")
-    assert (found["kind"], found["workspaceId"], found["flowId"]) == ("FlowAcceleratorList", server.org, "f1")
+    assert (found["kind"], found["workspaceId"], found["flowId"]) == (
+        "FlowAcceleratorList",
+        server.org,
+        "f1",
+    )
     h100, cpu = (item["accelerator"] for item in found["items"])
     assert (h100["kind"], h100["trainingAcceleratorId"]) == ("TrainingAccelerator", "h100-79-65gib")
     assert h100["spec"]["labels"] == {"accelerator": "h100", "model": "Maker h100"}
     assert h100["spec"]["resources"] == {"count": 10, "memoryGiB": 79.65}
-    assert (h100["spec"]["enabled"], bool(h100["etag"]), cpu["spec"]["resources"]["count"]) == (True, True, 1)
+    assert (h100["spec"]["enabled"], bool(h100["etag"]), cpu["spec"]["resources"]["count"]) == (
+        True,
+        True,
+        1,
+    )
     reasons = [item["configurations"][0]["reason"] for item in found["items"]]
     assert reasons[0].endswith("training.mode lora would fit, with 21.8 GiB")
     assert "no setting keeps it below 70% of that" in reasons[1]
@@ -109,7 +119,9 @@ async def test_a_machine_that_falls_silent_is_gone_and_comes_back(server: TestSe
     assert len((await ask(server, "f1"))["items"]) == 1
 
 
-async def test_what_a_run_of_the_same_flow_has_predicted_comes_before_any_estimate(server: TestServer) -> None:
+async def test_what_a_run_of_the_same_flow_has_predicted_comes_before_any_estimate(
+    server: TestServer,
+) -> None:
     api = await server.api()
     await make_flow(server, "f1", LARGE)
     await report(server, "m1", one("h100", 80.0))
@@ -150,17 +162,24 @@ async def test_a_run_with_the_same_model_and_data_counts_under_any_name(server: 
     await trained(server, "r3", {"name": "other"}, memory=1 * GIB, **plan)
     await make_flow(server, "f1", LARGE, name="mine")
     action, reason = await verdict(server, "f1")
-    assert (action, reason.partition(" with")[0]) == ("Warn", "70.0 GiB needed, predicted by run r1")
+    assert (action, reason.partition(" with")[0]) == (
+        "Warn",
+        "70.0 GiB needed, predicted by run r1",
+    )
     assert "would fit" in reason
 
 
 async def test_own_weights_are_known_once_a_run_has_opened_them(server: TestServer) -> None:
     await report(server, "m1", one("a10", 24.0))
-    await make_flow(server, "f1", {"architecture": {"weights": f"{server.settings.data_dir}/models/shelves"}})
+    await make_flow(
+        server, "f1", {"architecture": {"weights": f"{server.settings.data_dir}/models/shelves"}}
+    )
     action, reason = await verdict(server, "f1")
     assert (action, "is not known before a machine has opened it" in reason) == ("Warn", True)
     attempt = await attempts.start(server, "r1", {})
-    assert (await attempt.event("plan", plan={"parameters": {"value": 2_000_000_000}})).status_code == 200
+    assert (
+        await attempt.event("plan", plan={"parameters": {"value": 2_000_000_000}})
+    ).status_code == 200
     await attempt.checkpoint("epoch-1")
     await make_flow(server, "f2", {"architecture": {"weights": "run:r1/epoch-1"}})
     assert "estimated from 2B parameters" in (await verdict(server, "f2"))[1]
@@ -171,18 +190,23 @@ async def test_tolerations_that_no_machine_meets_are_denied(server: TestServer) 
     await report(server, "m1", one("cpu", 64.0))
     assert await verdict(server, "f1") == (
         "Deny",
-        "the flow's tolerations request accelerator: h100 or h200, which no machine with cpu offers",
+        "the flow's tolerations request accelerator: h100 or h200, which no machine with cpu "
+        "offers",
     )
 
 
-async def test_another_organisation_sees_neither_the_flow_nor_what_its_runs_predicted(server: TestServer) -> None:
+async def test_another_organisation_sees_neither_the_flow_nor_what_its_runs_predicted(
+    server: TestServer,
+) -> None:
     await make_flow(server, "f1", LARGE)
     await report(server, "m1", one("h100", 80.0))
     plan = {"microBatchSize": 8, "parameters": 8_300_000_000, "device": "cuda"}
     alike = {"blocks": [{"block": "vi-model", "settings": LARGE}]}
     await trained(server, "r1", alike, memory=60 * GIB, **plan)
     await server.services.store.write(
-        lambda connection: organizations.add(connection, org="strangers", name="Strangers", time_ms=1)
+        lambda connection: organizations.add(
+            connection, org="strangers", name="Strangers", time_ms=1
+        )
     )
     with pytest.raises(Refusal, match="flow 'f1' was not found"):
         await accelerators.list_for_flow(server.services, org="strangers", flow_id="f1")
@@ -202,11 +226,15 @@ async def test_another_organisation_sees_neither_the_flow_nor_what_its_runs_pred
     assert "estimated from 7B parameters" in str(found.items[0].configurations[0].reason)
     assert found.organization_id == found.items[0].accelerator.organization_id == "strangers"
     found = await accelerators.list_for_flow(server.services, org="strangers", flow_id="f2")
-    assert "is not known before a machine has opened it" in str(found.items[0].configurations[0].reason)
+    assert "is not known before a machine has opened it" in str(
+        found.items[0].configurations[0].reason
+    )
     assert (await verdict(server, "f1"))[1].startswith("60.0 GiB needed, predicted by run r1")
 
 
-async def test_accelerators_of_a_flow_that_is_not_there_and_setting_them_are_refused(server: TestServer) -> None:
+async def test_accelerators_of_a_flow_that_is_not_there_and_setting_them_are_refused(
+    server: TestServer,
+) -> None:
     await make_flow(server, "f1")
     await report(server, "m1", one("cpu", 16.0))
     api = await server.api()
@@ -221,5 +249,7 @@ async def test_only_a_controller_reports_machines(server: TestServer) -> None:
     api = await server.api()
     assert (await api.put("/internal/v1/machines/m1", json=document)).status_code == 401
     controller = await server.client(server.controller_key)
-    bad = await controller.put("/internal/v1/machines/m1", content=json.dumps(document | {"more": 1}))
+    bad = await controller.put(
+        "/internal/v1/machines/m1", content=json.dumps(document | {"more": 1})
+    )
     assert (bad.status_code, bad.json()["code"]) == (400, "InvalidBody")

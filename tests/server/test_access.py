@@ -1,6 +1,7 @@
-"""The path that is authorized is the path that is routed: every route, every kind of credential, every spelling.
+"""The authorized path is the routed path: every route, kind of credential and spelling.
 
-Requests go into the application as raw ASGI messages, since HTTP clients tidy paths before they send them.
+Requests go into the application as raw ASGI messages, since HTTP clients tidy paths before they
+send them.
 """
 
 from collections.abc import Iterator
@@ -78,7 +79,19 @@ def spellings(path: str, own_org: str) -> Iterator[str]:
     for position in {0, 1, middle, len(segments) - 1}:
         before, after = "/" + "/".join(segments[:position]), "/".join(segments[position:])
         before = before.rstrip("/")
-        for inserted in ("//", "/./", "/%2e/", "/x/../", "/x/%2e%2e/", "/x/..%2f", "%2f", "%2F", "%5c", "\\", "/%00/"):
+        for inserted in (
+            "//",
+            "/./",
+            "/%2e/",
+            "/x/../",
+            "/x/%2e%2e/",
+            "/x/..%2f",
+            "%2f",
+            "%2F",
+            "%5c",
+            "\\",
+            "/%00/",
+        ):
             yield f"{before}{inserted}{after}"
     for suffix in HOSTILE_SUFFIXES:
         yield path + suffix
@@ -101,7 +114,9 @@ def rows(server: TestServer) -> dict[str, Any]:
     def read(connection: Connection) -> dict[str, Any]:
         return {
             table.name: connection.execute(
-                table.select().with_only_columns(*(column for column in table.c if column.name != "last_used"))
+                table.select().with_only_columns(
+                    *(column for column in table.c if column.name != "last_used")
+                )
             ).all()
             for table in metadata.sorted_tables
             if table.name != "audit"
@@ -114,7 +129,9 @@ def rows(server: TestServer) -> dict[str, Any]:
 async def test_no_spelling_of_a_path_opens_what_the_credential_does_not(server: TestServer) -> None:
     attempt = await attempts.start(server)
     await attempt.checkpoint()
-    credentials: dict[str, str | None] = {role: add_key(server, "org-other", role) for role in ("viewer", "admin")}
+    credentials: dict[str, str | None] = {
+        role: add_key(server, "org-other", role) for role in ("viewer", "admin")
+    }
     credentials |= {
         "none": None,
         "unknown": new_key(),
@@ -145,16 +162,32 @@ async def test_no_spelling_of_a_path_opens_what_the_credential_does_not(server: 
     assert len(reached) > 15
 
 
-async def test_a_path_in_another_spelling_is_rejected_before_anyone_is_asked(server: TestServer) -> None:
+async def test_a_path_in_another_spelling_is_rejected_before_anyone_is_asked(
+    server: TestServer,
+) -> None:
     path = server.path("runs")
-    for spelled in (f"/{path}", f"{path}/", f"/.{path}", f"{path}/../runs", f"{path}%2f", f"{path}%5Cr", "*", ""):
+    for spelled in (
+        f"/{path}",
+        f"{path}/",
+        f"/.{path}",
+        f"{path}/../runs",
+        f"{path}%2f",
+        f"{path}%5Cr",
+        "*",
+        "",
+    ):
         for credential in (None, server.key):
             status, body = await send(server, "GET", spelled, credential)
-            assert (status, b"InvalidPath" in body, b"try: " in body) == (400, True, True), (spelled, credential)
+            assert (status, b"InvalidPath" in body, b"try: " in body) == (400, True, True), (
+                spelled,
+                credential,
+            )
 
 
 @pytest.mark.parametrize("role", ["viewer", "member", "admin"])
-async def test_no_spelling_of_a_path_gives_a_key_more_than_its_role(server: TestServer, role: str) -> None:
+async def test_no_spelling_of_a_path_gives_a_key_more_than_its_role(
+    server: TestServer, role: str
+) -> None:
     key = add_key(server, server.org, role)
     before = rows(server)
     for route in ROUTES:
@@ -172,7 +205,11 @@ async def test_how_large_a_body_may_be_is_decided_by_the_route_and_not_by_the_wo
     """A run may be called ``files``; that does not make its body a list of files."""
     for id in ("files", "assetIngestionSessions", "restores"):
         length = str(2 * 2**20)
-        status, body = await send(server, "PUT", server.path(f"runs/{id}"), server.key, **{"content-length": length})
+        status, body = await send(
+            server, "PUT", server.path(f"runs/{id}"), server.key, **{"content-length": length}
+        )
         assert (status, b"1024 KiB" in body) == (413, True), id
-    status, body = await send(server, "PUT", server.path("runs/r"), server.key, **{"content-length": "9" * 5000})
+    status, body = await send(
+        server, "PUT", server.path("runs/r"), server.key, **{"content-length": "9" * 5000}
+    )
     assert status == 413

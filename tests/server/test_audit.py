@@ -34,10 +34,19 @@ async def add(server: TestServer, *, org: str | None = None, **changes: Any) -> 
 async def test_entries_are_filtered_and_paged_newest_first(server: TestServer) -> None:
     begun = server.clock.now_ms()
     for number in range(7):
-        await add(server, target=f"r{number}", actor=f"key {'ab'[number % 2]}", action=f"act {number % 3}")
+        await add(
+            server, target=f"r{number}", actor=f"key {'ab'[number % 2]}", action=f"act {number % 3}"
+        )
         server.clock.forward(1)
-    assert [entry["target"] for entry in await entries(server)] == [f"r{number}" for number in range(6, -1, -1)]
-    assert [entry["target"] for entry in await entries(server, actor="a")] == ["r6", "r4", "r2", "r0"]
+    assert [entry["target"] for entry in await entries(server)] == [
+        f"r{number}" for number in range(6, -1, -1)
+    ]
+    assert [entry["target"] for entry in await entries(server, actor="a")] == [
+        "r6",
+        "r4",
+        "r2",
+        "r0",
+    ]
     assert await entries(server, actor="key a") == await entries(server, actor="a")
     assert [entry["target"] for entry in await entries(server, action="act 1", actor="b")] == ["r1"]
     between = await entries(server, since=begun + 1000, until=begun + 3000)
@@ -46,25 +55,41 @@ async def test_entries_are_filtered_and_paged_newest_first(server: TestServer) -
 
     api, seen, token = await server.api(), [], None
     while True:
-        page = (await api.get(server.path("audit"), params={"s": 2, "p": token or "", "action": "act 0"})).json()
+        page = (
+            await api.get(
+                server.path("audit"), params={"s": 2, "p": token or "", "action": "act 0"}
+            )
+        ).json()
         seen += [entry["target"] for entry in page["items"]]
         token = page["nextPage"]
         if token is None:
             break
-        elsewhere = await api.get(server.path("audit"), params={"s": 2, "p": token, "action": "act 1"})
+        elsewhere = await api.get(
+            server.path("audit"), params={"s": 2, "p": token, "action": "act 1"}
+        )
         assert elsewhere.json()["code"] == "InvalidPageToken"
     assert seen == ["r6", "r3", "r0"]
-    for bad in ({"actor": "a\x00b"}, {"action": "x" * 256}, {"since": "yesterday"}, {"until": "-1"}):
+    for bad in (
+        {"actor": "a\x00b"},
+        {"action": "x" * 256},
+        {"since": "yesterday"},
+        {"until": "-1"},
+    ):
         answer = await api.get(server.path("audit"), params=bad)
         assert (answer.status_code, answer.json()["code"]) == (400, "InvalidQuery"), bad
 
 
-async def test_an_organization_reads_its_own_entries_and_the_first_the_controllers_too(server: TestServer) -> None:
+async def test_an_organization_reads_its_own_entries_and_the_first_the_controllers_too(
+    server: TestServer,
+) -> None:
     await attempts.start(server)
     await add(server, org="org-other", target="theirs")
     assert [entry["action"] for entry in await entries(server)] == ["claim run", "create run"]
     page = await audit.page(
-        server.services, org="org-other", filter=audit.AuditFilter(), wanted=audit.PageRequest(question="audit")
+        server.services,
+        org="org-other",
+        filter=audit.AuditFilter(),
+        wanted=audit.PageRequest(question="audit"),
     )
     assert [entry["target"] for entry in json.loads(page)["items"]] == ["theirs"]
 

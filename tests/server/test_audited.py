@@ -1,4 +1,7 @@
-"""Every change that a user's key can make leaves exactly one audit row; compared with the list of routes."""
+"""Every change that a user's key can make leaves exactly one audit row.
+
+Compared with the list of routes.
+"""
 
 from typing import Any
 
@@ -21,7 +24,8 @@ CHANGES_NOTHING = {
     ("POST", SOURCE + "/multipartUploads/{}/parts/{}"),  # signs an address
     ("POST", SOURCE + "/multipartUploads/{}/parts/{}/completion"),  # says whether a part is there
 }
-# Controllers and supervisors report many times a minute; what they report is the history of the run itself.
+# Controllers and supervisors report many times a minute; what they report is the history of the run
+# itself.
 REPORTS = "/internal/v1/"
 
 
@@ -46,9 +50,15 @@ class Watch:
         self.seen: set[tuple[str, str]] = set()
 
     def rows(self) -> list[Any]:
-        return list(self.server.services.store.read(lambda connection: connection.execute(audit.select()).all()))
+        return list(
+            self.server.services.store.read(
+                lambda connection: connection.execute(audit.select()).all()
+            )
+        )
 
-    async def __call__(self, method: str, template: str, *ids: str, rows: int = 1, **request: Any) -> Any:
+    async def __call__(
+        self, method: str, template: str, *ids: str, rows: int = 1, **request: Any
+    ) -> Any:
         """One request to a route, given as its shape and what fills its places."""
         before = self.rows()
         answer = await self.api.request(method, self.server.path(template.format(*ids)), **request)
@@ -68,7 +78,9 @@ async def change_documents(watch: Watch) -> None:
         spec = {"flow": {"name": "x"}} if noun == "runs" else {"name": "x"}
         attributes = {"metadata": {"attributes": {"a": "b"}}}
         await watch("PUT", noun + "/{}", id, json={"spec": spec})
-        await watch("PUT", noun + "/{}", id, json={"spec": spec}, rows=0)  # a repeat changes nothing
+        await watch(
+            "PUT", noun + "/{}", id, json={"spec": spec}, rows=0
+        )  # a repeat changes nothing
         await watch("PATCH", noun + "/{}", id, json=attributes)
         await watch("PATCH", noun + "/{}", id, json=attributes, rows=0)
         await watch("DELETE", noun + "/{}", id)
@@ -83,7 +95,9 @@ async def change_many_runs(watch: Watch) -> None:
 
 async def change_keys(watch: Watch) -> None:
     key = await watch("POST", "keys", json={"spec": {"name": "ci"}})
-    key = await watch("POST", "keys/{}/rotations", key["keyId"], json={"spec": {"overlapSeconds": 60}})
+    key = await watch(
+        "POST", "keys/{}/rotations", key["keyId"], json={"spec": {"overlapSeconds": 60}}
+    )
     await watch("DELETE", "keys/{}", key["keyId"])
     await watch("DELETE", "keys/{}", key["keyId"], rows=0)
 
@@ -109,22 +123,38 @@ async def change_dataset(watch: Watch, data: Data, dataset_id: str) -> None:
         await watch(method, place + "/annotations/{}", *ids, box["annotationId"], json=changed)
     await watch("DELETE", place + "/annotations/{}", *ids, box["annotationId"])
     await watch("POST", place + "/name", *ids, json={"filename": "2.png"})
-    await watch("POST", DATASET + "/assetFiles/{}/name", dataset_id, "2.png", json={"filename": "3.png"})
+    await watch(
+        "POST", DATASET + "/assetFiles/{}/name", dataset_id, "2.png", json={"filename": "3.png"}
+    )
     await watch("DELETE", place, *ids)
-    await watch("POST", DATASET + "/deleteManyAssetsSessions", dataset_id, json={"spec": {"filter": "none"}})
-    await watch("POST", DATASET + "/datasetExports", dataset_id, json={"spec": {"format": "ViJsonl"}})
+    await watch(
+        "POST", DATASET + "/deleteManyAssetsSessions", dataset_id, json={"spec": {"filter": "none"}}
+    )
+    await watch(
+        "POST", DATASET + "/datasetExports", dataset_id, json={"spec": {"format": "ViJsonl"}}
+    )
     await watch("POST", DATASET + "/aggregationStatistics:generate", dataset_id, rows=0)
 
 
 async def send_files(watch: Watch, data: Data, dataset_id: str) -> None:
-    session, uploads, sessions = Session(data, dataset_id), SOURCE + "/multipartUploads", SOURCE + SESSIONS
+    session, uploads, sessions = (
+        Session(data, dataset_id),
+        SOURCE + "/multipartUploads",
+        SOURCE + SESSIONS,
+    )
     await session.begin({"large.png": picture(1)})
-    spec = {"ingestionId": session.told["ingestionId"], "filename": "large.png", "sizeBytes": len(picture(1))}
+    spec = {
+        "ingestionId": session.told["ingestionId"],
+        "filename": "large.png",
+        "sizeBytes": len(picture(1)),
+    }
     upload = (await watch("POST", uploads, dataset_id, json={"spec": spec}))["multipartUploadId"]
     await watch("DELETE", uploads + "/{}", dataset_id, upload)
     upload = (await watch("POST", uploads, dataset_id, json={"spec": spec}))["multipartUploadId"]
     part = await watch("POST", uploads + "/{}/parts/{}", dataset_id, upload, "1", rows=0)
-    assert (await (await data.server.client(None)).put(part["url"], content=picture(1))).status_code == 204
+    assert (
+        await (await data.server.client(None)).put(part["url"], content=picture(1))
+    ).status_code == 204
     await watch("POST", uploads + "/{}/parts/{}/completion", dataset_id, upload, "1", rows=0)
     await watch("POST", uploads + "/{}/completion", dataset_id, upload)
     assets = [{"filename": "a.png", "mime": "image/png", "size": 5, "kind": "Image"}]
@@ -153,7 +183,9 @@ async def change_everything(server: TestServer) -> set[tuple[str, str]]:
     await change_documents(watch)
     await change_many_runs(watch)
     await change_keys(watch)
-    dataset_id = (await watch("POST", "datasets", json={"name": "shelves", "type": "phrase-grounding"}))["datasetId"]
+    dataset_id = (
+        await watch("POST", "datasets", json={"name": "shelves", "type": "phrase-grounding"})
+    )["datasetId"]
     for change in (change_dataset, send_files, send_annotations):
         await change(watch, data, dataset_id)
         await server.services.jobs.wait_until_idle()

@@ -1,7 +1,8 @@
-"""No client keeps the server from answering others: idle sockets, long polls, slow bodies, unread responses, garbage.
+"""No client blocks others: idle sockets, long polls, slow bodies, unread responses, garbage.
 
-A real server process over real sockets. ``make availability`` (RUNYARD_AVAILABILITY=1) takes the numbers of the
-requirement and asserts its bound of one second; here the same happens with lower caps and fewer clients.
+A real server process over real sockets. ``make availability`` (RUNYARD_AVAILABILITY=1) takes the
+numbers of the requirement and asserts its bound of one second; here the same happens with lower
+caps and fewer clients.
 """
 
 import asyncio
@@ -19,7 +20,14 @@ from typing import Any
 
 import pytest
 
-from tests.server.processes import Crowd, ServerProcess, allow_sockets, crowd, exchange, running_server
+from tests.server.processes import (
+    Crowd,
+    ServerProcess,
+    allow_sockets,
+    crowd,
+    exchange,
+    running_server,
+)
 
 FULL = os.environ.get("RUNYARD_AVAILABILITY") == "1"
 BOUND_S = 1.0  # of the requirement, asserted in the full form alone
@@ -60,18 +68,24 @@ Latencies = dict[str, list[float]]
 
 @contextmanager
 def watched(server: ServerProcess) -> Iterator[Latencies]:
-    """Ask for health, and for a run with another key, again and again on new connections; each must be answered.
+    """Request health, and a run with another key, on new connections; each must be answered.
 
-    A process of its own does so: one that opens thousands of sockets meanwhile would measure itself.
+    A process of its own does so: one that opens thousands of sockets meanwhile would measure
+    itself.
     """
     requests = {
-        "health": f"GET /health HTTP/1.1\r\nhost: {server.host}:{server.port}\r\nconnection: close\r\n\r\n".encode(),
-        "read": server.head("GET", server.path("runs/r1"), key=server.other_key, connection="close"),
+        "health": f"GET /health HTTP/1.1\r\nhost: {server.host}:{server.port}\r\nconnection: "
+        "close\r\n\r\n".encode(),
+        "read": server.head(
+            "GET", server.path("runs/r1"), key=server.other_key, connection="close"
+        ),
     }
     latencies_s: Latencies = {}
     processes = multiprocessing.get_context("spawn")
     is_over, ready, results = processes.Event(), processes.Event(), processes.SimpleQueue()
-    watcher = processes.Process(target=_watch, args=(server.host, server.port, requests, ready, is_over, results))
+    watcher = processes.Process(
+        target=_watch, args=(server.host, server.port, requests, ready, is_over, results)
+    )
     watcher.start()
     try:
         assert ready.wait(PATIENCE_S)
@@ -83,7 +97,9 @@ def watched(server: ServerProcess) -> Iterator[Latencies]:
         watcher.join()
 
 
-def _watch(host: str, port: int, requests: dict[str, bytes], ready: Any, is_over: Any, results: Any) -> None:
+def _watch(
+    host: str, port: int, requests: dict[str, bytes], ready: Any, is_over: Any, results: Any
+) -> None:
     latencies_s: Latencies = {what: [] for what in requests}
     ready.set()
     while not is_over.is_set():
@@ -103,7 +119,9 @@ async def many(count: int, act: Callable[[int], Awaitable[Any]]) -> list[Any]:
     """Do something so many times, a few at once."""
     results: list[Any] = []
     for start in range(0, count, 20):
-        results += await asyncio.gather(*(act(number) for number in range(start, min(start + 20, count))))
+        results += await asyncio.gather(
+            *(act(number) for number in range(start, min(start + 20, count)))
+        )
         await asyncio.sleep(0)
     return results
 
@@ -142,7 +160,10 @@ def test_idle_sockets_long_polls_and_slow_bodies_block_no_other_client(tmp_path:
 
         async with crowd(server) as attackers:
             async with asyncio.TaskGroup() as group:
-                slow = [group.create_task(trickle(number, attackers)) for number in range(ATTACK.slow_bodies)]
+                slow = [
+                    group.create_task(trickle(number, attackers))
+                    for number in range(ATTACK.slow_bodies)
+                ]
                 until_s = time.monotonic() + ATTACK.lasts_s
                 await many(ATTACK.idle, lambda _: attackers.connect())
                 await many(ATTACK.polls, lambda _: attackers.connect(poll))
@@ -155,7 +176,10 @@ def test_idle_sockets_long_polls_and_slow_bodies_block_no_other_client(tmp_path:
         with watched(server) as latencies_s:
             asyncio.run(story(server))
         for what, took_s in latencies_s.items():
-            print(f"{what}: {len(took_s)} answers, worst {max(took_s):.3f} s, median {statistics.median(took_s):.4f} s")
+            print(
+                f"{what}: {len(took_s)} answers, worst {max(took_s):.3f} s, median "
+                f"{statistics.median(took_s):.4f} s"
+            )
             assert len(took_s) > 5, what
             assert max(took_s) < (BOUND_S if FULL else float("inf")), what
         assert_unharmed(server)
@@ -190,7 +214,9 @@ def test_connections_that_send_no_request_are_closed(impatient: ServerProcess) -
     async def story() -> None:
         answered = impatient.head("GET", impatient.path("runs/r1"))
         silent = await asyncio.gather(
-            exchange(impatient, b""), exchange(impatient, b"GET /heal"), exchange(impatient, answered)
+            exchange(impatient, b""),
+            exchange(impatient, b"GET /heal"),
+            exchange(impatient, answered),
         )
         assert silent[:2] == [b"", b""]
         assert silent[2].startswith(b"HTTP/1.1 200 ")
@@ -210,17 +236,23 @@ def test_long_polls_beyond_the_cap_of_a_key_are_refused_and_a_client_that_leaves
                 await waiting.connect(impatient.head("GET", poll))
             refused = b""
             while not refused.startswith(b"HTTP/1.1 429 "):  # once all three wait
-                refused = await exchange(impatient, impatient.head("GET", poll + "&limit=1", connection="close"))
+                refused = await exchange(
+                    impatient, impatient.head("GET", poll + "&limit=1", connection="close")
+                )
             assert b"retry-after: 2\r\n" in refused.lower()
             assert b'"code":"TooManyRequests"' in refused
             # Another key has places of its own, and this one still reads.
             other = impatient.head(
-                "GET", poll.replace("wait=30", "wait=0.1"), key=impatient.other_key, connection="close"
+                "GET",
+                poll.replace("wait=30", "wait=0.1"),
+                key=impatient.other_key,
+                connection="close",
             )
             assert (await exchange(impatient, other)).startswith(b"HTTP/1.1 200 ")
             read = impatient.head("GET", impatient.path("runs/r1/logs?since=0"), connection="close")
             assert (await exchange(impatient, read)).startswith(b"HTTP/1.1 200 ")
-        # The three have left. Had the server not noticed, their places would be taken for half a minute.
+        # The three have left. Had the server not noticed, their places would be taken for half a
+        # minute.
         left_s, answer = time.monotonic(), b""
         short = impatient.head("GET", poll.replace("wait=30", "wait=0.1"), connection="close")
         while not answer.startswith(b"HTTP/1.1 200 "):
@@ -231,7 +263,9 @@ def test_long_polls_beyond_the_cap_of_a_key_are_refused_and_a_client_that_leaves
     assert_unharmed(impatient)
 
 
-def test_clients_that_do_not_read_are_dropped_and_hold_little_memory(impatient: ServerProcess) -> None:
+def test_clients_that_do_not_read_are_dropped_and_hold_little_memory(
+    impatient: ServerProcess,
+) -> None:
     """A page, and a backup, which is streamed as downloads are."""
     style = "x" * 15_000
     with impatient.client() as client:
@@ -291,7 +325,9 @@ def test_a_server_with_stuck_clients_still_stops(tmp_path: Path) -> None:
         async with crowd(server) as stuck:
             await stuck.connect()
             await stuck.connect(b"GET /hea")
-            await stuck.connect(server.head("GET", server.path("runs/r1/logs?since=9000000&wait=30")))
+            await stuck.connect(
+                server.head("GET", server.path("runs/r1/logs?since=9000000&wait=30"))
+            )
             await stuck.connect(server.head("PUT", server.path("runs/r2"), content_length="1000"))
             await asyncio.sleep(0.5)
             server.process.send_signal(signal.SIGTERM)

@@ -1,7 +1,8 @@
-"""Whatever requests are accepted, a backup made afterwards is verified, restored, and the same as what was there.
+"""After any accepted requests, a backup is verified and restored, and equals its source.
 
-The requests are generated: valid and hostile ids, names, attributes and bodies, by clients, controller and supervisors.
-``make backup-property EXAMPLES=...`` tries more of them, on both stores.
+The requests are generated: valid and hostile ids, names, attributes and bodies, by clients,
+controller and supervisors. ``make backup-property EXAMPLES=...`` tries more of them, on both
+stores.
 """
 
 import asyncio
@@ -27,41 +28,131 @@ from tests.server.datasets import Data, shelf
 from tests.server.raw import send_raw
 
 EXAMPLES = os.environ.get("RUNYARD_BACKUP_EXAMPLES")
-SHORT = (Phase.explicit, Phase.generate)  # a failure is made smaller by the longer form, which takes minutes
+SHORT = (
+    Phase.explicit,
+    Phase.generate,
+)  # a failure is made smaller by the longer form, which takes minutes
 OWN = {"meta", "pulse", "keys", "audit", "attempts"}  # a restore does not simply put these back
 KEPT_CHECKPOINTS = {"blocks": [{"block": "vi-model", "settings": {"checkpoint": {"keep": 3}}}]}
 
-# Values ------------------------------------------------------------------------------------------------------------
+# Values
+# --------------------------------------------------------------------------------------------------
 
 GOOD_IDS = ("r1", "r2", "r3", "_-", "a" * 255, "Latest")
 HOSTILE_IDS = (
-    *("..", ".", "", "abc:finish", "abc:cancel", ":finish", "../../x", "..%2f..", "a/b", "a\\b", "a\0b", "a b", "a\n"),
-    *("<script>", "ünï", "x" * 256, "x" * 5000, "latest", "best", "%2e%2e", "~", "a.b", "\u202e", "'; --"),
+    *(
+        "..",
+        ".",
+        "",
+        "abc:finish",
+        "abc:cancel",
+        ":finish",
+        "../../x",
+        "..%2f..",
+        "a/b",
+        "a\\b",
+        "a\0b",
+        "a b",
+        "a\n",
+    ),
+    *(
+        "<script>",
+        "ünï",
+        "x" * 256,
+        "x" * 5000,
+        "latest",
+        "best",
+        "%2e%2e",
+        "~",
+        "a.b",
+        "\u202e",
+        "'; --",
+    ),
 )
 TEXTS = (
-    *("", "x", "grün", "a\0b", "\ud800", "\U0001f600" * 300, "x" * 20_000, "\u202e", "../..", "%00", "null", "\n\t"),
+    *(
+        "",
+        "x",
+        "grün",
+        "a\0b",
+        "\ud800",
+        "\U0001f600" * 300,
+        "x" * 20_000,
+        "\u202e",
+        "../..",
+        "%00",
+        "null",
+        "\n\t",
+    ),
     *("'; DROP TABLE runs; --", "\x7f", "\ufffe"),
 )
-NUMBERS = (0, 1, -1, 7, 2**31 - 1, 2**31, 2**53, 2**63 - 1, 2**63, 2**64, 10**12, 10**30, 0.5, -0.0, 1e308, True, None)
+NUMBERS = (
+    0,
+    1,
+    -1,
+    7,
+    2**31 - 1,
+    2**31,
+    2**53,
+    2**63 - 1,
+    2**63,
+    2**64,
+    10**12,
+    10**30,
+    0.5,
+    -0.0,
+    1e308,
+    True,
+    None,
+)
 PATHS = (
-    *("model_full/model.safetensors", "training_state/state.json", "a", "a/b", ".gitattributes", "ü/日本.txt"),
-    *("../x", "training_state/../../x", "/etc/passwd", "a\\b", "C:x", "a\0", "", ".", "a//b", "a/", "x" * 2000),
+    *(
+        "model_full/model.safetensors",
+        "training_state/state.json",
+        "a",
+        "a/b",
+        ".gitattributes",
+        "ü/日本.txt",
+    ),
+    *(
+        "../x",
+        "training_state/../../x",
+        "/etc/passwd",
+        "a\\b",
+        "C:x",
+        "a\0",
+        "",
+        ".",
+        "a//b",
+        "a/",
+        "x" * 2000,
+    ),
     *("a/" * 40 + "b", "y" * 300, "manifest.json", "\ud800"),
 )
 
-some_id = st.one_of(st.sampled_from(GOOD_IDS), st.sampled_from(GOOD_IDS + HOSTILE_IDS), st.text(max_size=12))
+some_id = st.one_of(
+    st.sampled_from(GOOD_IDS), st.sampled_from(GOOD_IDS + HOSTILE_IDS), st.text(max_size=12)
+)
 some_text = st.one_of(st.sampled_from(TEXTS), st.text(st.characters(), max_size=30))
-some_number = st.one_of(st.sampled_from(NUMBERS), st.integers(), st.floats(allow_nan=False, allow_infinity=False))
-some_attributes = st.dictionaries(some_text, st.one_of(some_text, st.none(), some_number), max_size=4)
+some_number = st.one_of(
+    st.sampled_from(NUMBERS), st.integers(), st.floats(allow_nan=False, allow_infinity=False)
+)
+some_attributes = st.dictionaries(
+    some_text, st.one_of(some_text, st.none(), some_number), max_size=4
+)
 some_value = st.recursive(
     st.one_of(st.none(), st.booleans(), some_number, some_text),
-    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(some_text, inner, max_size=3)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(some_text, inner, max_size=3)
+    ),
     max_leaves=6,
 )
-# How a path may be spelled. A server that authorizes one spelling and routes another is fooled by one of these.
+# How a path may be spelled. A server that authorizes one spelling and routes another is fooled by
+# one of these.
 spellings = st.sampled_from(("{}", "{}", "{}", "/{}", "/.{}", "{}/", "/x/..{}"))
 
-# Requests ----------------------------------------------------------------------------------------------------------
+# Requests
+# --------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -77,7 +168,9 @@ class World:
     accepted: int = 0
     claims: Iterator[int] = field(default_factory=itertools.count)
 
-    async def send(self, method: str, path: str, body: Any = None, *, key: str = "") -> dict[str, Any]:
+    async def send(
+        self, method: str, path: str, body: Any = None, *, key: str = ""
+    ) -> dict[str, Any]:
         """Send a request with the path as it is spelled; what was answered, if it was accepted."""
         status, told = await send_raw(self.server, method, path, body, key=key or None)
         if not 200 <= status < 300:
@@ -96,7 +189,11 @@ async def put(world: World, kind: str, id: str, spec: Any, attributes: Any, spel
 
 
 async def patch(world: World, kind: str, id: str, spec: Any, attributes: Any) -> None:
-    await world.send("PATCH", world.server.path(f"{kind}/{id}"), {"spec": spec, "metadata": {"attributes": attributes}})
+    await world.send(
+        "PATCH",
+        world.server.path(f"{kind}/{id}"),
+        {"spec": spec, "metadata": {"attributes": attributes}},
+    )
 
 
 async def delete(world: World, kind: str, id: str, spelling: str) -> None:
@@ -104,7 +201,12 @@ async def delete(world: World, kind: str, id: str, spelling: str) -> None:
 
 
 async def make_dataset(world: World, name: str, description: Any, attributes: Any) -> None:
-    body = {"name": name, "type": "vqa", "description": description, "metadata": {"attributes": attributes}}
+    body = {
+        "name": name,
+        "type": "vqa",
+        "description": description,
+        "metadata": {"attributes": attributes},
+    }
     told = await world.send("POST", world.server.path("datasets"), body)
     world.datasets += [told["datasetId"]] if told else []
 
@@ -131,15 +233,23 @@ async def announce(world: World, names: list[str], size: Any, mime: str) -> None
     """Pictures that are to come, and one of them in parts."""
     source = f"datasets/{world.dataset_id}/assetSources/managed/datature/default"
     files = [{"filename": name, "size": size, "mime": mime, "kind": "Image"} for name in names]
-    told = await world.send("POST", world.server.path(f"{source}/assetIngestionSessions"), {"spec": {"assets": files}})
+    told = await world.send(
+        "POST", world.server.path(f"{source}/assetIngestionSessions"), {"spec": {"assets": files}}
+    )
     if told:
-        spec = {"ingestionId": told["selfLink"].rpartition("/")[2], "filename": names[0], "sizeBytes": size}
+        spec = {
+            "ingestionId": told["selfLink"].rpartition("/")[2],
+            "filename": names[0],
+            "sizeBytes": size,
+        }
         await world.send("POST", world.server.path(f"{source}/multipartUploads"), {"spec": spec})
 
 
 async def announce_annotations(world: World, names: list[str], size: Any) -> None:
     base = world.server.path(f"datasets/{world.dataset_id}/annotationImportSessions")
-    told = await world.send("POST", base, {"spec": {"uploadBefore": world.server.clock.now_ms() + 60_000}})
+    told = await world.send(
+        "POST", base, {"spec": {"uploadBefore": world.server.clock.now_ms() + 60_000}}
+    )
     if told:
         files = {name: {"sizeBytes": size} for name in names}
         await world.send("POST", f"{told['selfLink']}/files", {"files": files})
@@ -154,7 +264,10 @@ async def rename_asset(world: World, new: str) -> None:
 
 async def claim(world: World, claim_id: str | None, machine_id: str, host: str) -> None:
     """Claim an attempt; with None for the id, as a controller does."""
-    offer = {"claim_id": f"c{next(world.claims)}" if claim_id is None else claim_id, "machine_id": machine_id}
+    offer = {
+        "claim_id": f"c{next(world.claims)}" if claim_id is None else claim_id,
+        "machine_id": machine_id,
+    }
     offer |= {"host": host, "slots": 1, "wait_s": 0}
     told = await world.send("POST", "/internal/v1/claims", offer, key=world.server.controller_key)
     if told.get("assignment"):
@@ -167,7 +280,9 @@ async def speak(world: World, name: str, body: Any) -> None:
         await world.send("POST", f"/internal/v1/attempt/{name}", body, key=world.attempts[-1])
 
 
-async def checkpoint(world: World, id: str, files: list[tuple[str, Any]], numbers: Any, metrics: Any) -> None:
+async def checkpoint(
+    world: World, id: str, files: list[tuple[str, Any]], numbers: Any, metrics: Any
+) -> None:
     """A checkpoint with its bytes; a size of None is the true one."""
     if not world.attempts:
         return
@@ -177,9 +292,17 @@ async def checkpoint(world: World, id: str, files: list[tuple[str, Any]], number
     await upload.put(f"/internal/v1/attempt/blobs/{digest}", content=content)
     step, epoch, time = numbers
     listed = [
-        {"path": path, "size_bytes": len(content) if size is None else size, "sha256": digest} for path, size in files
+        {"path": path, "size_bytes": len(content) if size is None else size, "sha256": digest}
+        for path, size in files
     ]
-    body = {"checkpoint_id": id, "step": step, "epoch": epoch, "metrics": metrics, "is_best": True, "time": time}
+    body = {
+        "checkpoint_id": id,
+        "step": step,
+        "epoch": epoch,
+        "metrics": metrics,
+        "is_best": True,
+        "time": time,
+    }
     await speak(world, "checkpoints", {**body, "files": listed})
 
 
@@ -190,74 +313,178 @@ some_spec = st.one_of(
     st.fixed_dictionaries({"name": some_text}),
     st.fixed_dictionaries({"flowId": some_id}),
     st.fixed_dictionaries({"trainingProject": some_id}),
-    st.fixed_dictionaries({"flow": st.fixed_dictionaries({"name": some_text, "settings": some_value})}),
-    st.fixed_dictionaries({"flow": st.builds(lambda id: {"settings": {"flow": {"id": id, "generation": 1}}}, some_id)}),
-    st.fixed_dictionaries({"resumeFrom": st.fixed_dictionaries({"runId": some_id, "checkpoint": some_id})}),
+    st.fixed_dictionaries(
+        {"flow": st.fixed_dictionaries({"name": some_text, "settings": some_value})}
+    ),
+    st.fixed_dictionaries(
+        {"flow": st.builds(lambda id: {"settings": {"flow": {"id": id, "generation": 1}}}, some_id)}
+    ),
+    st.fixed_dictionaries(
+        {"resumeFrom": st.fixed_dictionaries({"runId": some_id, "checkpoint": some_id})}
+    ),
     st.fixed_dictionaries({"killedAt": some_number}),
     some_value,
 )
-some_files = st.lists(st.tuples(st.sampled_from(PATHS), st.one_of(st.none(), st.none(), some_number)), max_size=3)
-some_names = st.lists(st.one_of(some_text, st.sampled_from((*PATHS, "a:b.png", "ok/1.png"))), min_size=1, max_size=3)
+some_files = st.lists(
+    st.tuples(st.sampled_from(PATHS), st.one_of(st.none(), st.none(), some_number)), max_size=3
+)
+some_names = st.lists(
+    st.one_of(some_text, st.sampled_from((*PATHS, "a:b.png", "ok/1.png"))), min_size=1, max_size=3
+)
 good_numbers = st.just((3, 1, 1_700_000_000_900))
 some_event = st.builds(
     lambda name, fields: json.dumps({"n": 1, "t": 5, "ev": name, **fields}),
     st.sampled_from(("step", "evaluation", "plan", "phase", "checkpoint", "else")),
-    st.dictionaries(st.sampled_from(("step", "epoch", "values", "plan", "phase", "metricName")), some_value),
+    st.dictionaries(
+        st.sampled_from(("step", "epoch", "values", "plan", "phase", "metricName")), some_value
+    ),
 )
-a_claim = st.builds(partial, st.just(claim), claim_id=st.none(), machine_id=st.just("m1"), host=st.just("here"))
+a_claim = st.builds(
+    partial, st.just(claim), claim_id=st.none(), machine_id=st.just("m1"), host=st.just("here")
+)
 a_checkpoint = st.builds(
     partial,
     st.just(checkpoint),
     id=st.one_of(st.sampled_from(("epoch-1", "epoch-2")), some_id),
-    files=st.one_of(st.just([("model_full/model.safetensors", None), ("training_state/s.json", None)]), some_files),
+    files=st.one_of(
+        st.just([("model_full/model.safetensors", None), ("training_state/s.json", None)]),
+        some_files,
+    ),
     numbers=st.one_of(good_numbers, good_numbers, st.tuples(some_number, some_number, some_number)),
-    metrics=st.one_of(st.just({"exactMatch": 0.5}), st.dictionaries(some_text, some_number, max_size=2)),
+    metrics=st.one_of(
+        st.just({"exactMatch": 0.5}), st.dictionaries(some_text, some_number, max_size=2)
+    ),
 )
 an_act = st.one_of(
-    st.builds(partial, st.just(put), kind=kinds, id=some_id, spec=some_spec, attributes=some_attributes,
-              spelling=spellings),
-    st.builds(partial, st.just(put), kind=st.just("runs"), id=some_id, spec=some_spec, attributes=st.just({}),
-              spelling=st.just("{}")),
-    st.builds(partial, st.just(patch), kind=kinds, id=some_id, spec=some_spec, attributes=some_attributes),
+    st.builds(
+        partial,
+        st.just(put),
+        kind=kinds,
+        id=some_id,
+        spec=some_spec,
+        attributes=some_attributes,
+        spelling=spellings,
+    ),
+    st.builds(
+        partial,
+        st.just(put),
+        kind=st.just("runs"),
+        id=some_id,
+        spec=some_spec,
+        attributes=st.just({}),
+        spelling=st.just("{}"),
+    ),
+    st.builds(
+        partial, st.just(patch), kind=kinds, id=some_id, spec=some_spec, attributes=some_attributes
+    ),
     st.builds(partial, st.just(delete), kind=kinds, id=some_id, spelling=spellings),
-    st.builds(partial, st.just(make_dataset), name=some_text, description=some_text, attributes=some_attributes),
-    st.builds(partial, st.just(change_dataset), which=st.integers(0, 3), body=some_value, is_deleted=st.booleans()),
-    st.builds(partial, st.just(begin_import), spec=st.one_of(st.just({}), some_value), attributes=some_attributes),
-    st.builds(partial, st.just(act_on_import), which=st.integers(0, 3),
-              action=st.sampled_from(("finish", "cancel", "explode", ""))),
+    st.builds(
+        partial,
+        st.just(make_dataset),
+        name=some_text,
+        description=some_text,
+        attributes=some_attributes,
+    ),
+    st.builds(
+        partial,
+        st.just(change_dataset),
+        which=st.integers(0, 3),
+        body=some_value,
+        is_deleted=st.booleans(),
+    ),
+    st.builds(
+        partial,
+        st.just(begin_import),
+        spec=st.one_of(st.just({}), some_value),
+        attributes=some_attributes,
+    ),
+    st.builds(
+        partial,
+        st.just(act_on_import),
+        which=st.integers(0, 3),
+        action=st.sampled_from(("finish", "cancel", "explode", "")),
+    ),
     st.builds(partial, st.just(announce), names=some_names, size=some_number, mime=some_text),
     st.builds(partial, st.just(announce_annotations), names=some_names, size=some_number),
-    st.builds(partial, st.just(rename_asset), new=st.one_of(some_text, st.sampled_from((*PATHS, "a:b.png")))),
+    st.builds(
+        partial,
+        st.just(rename_asset),
+        new=st.one_of(some_text, st.sampled_from((*PATHS, "a:b.png"))),
+    ),
     a_claim,
     st.builds(partial, st.just(claim), claim_id=some_id, machine_id=some_id, host=some_text),
-    st.builds(partial, st.just(speak), name=st.just("process"), body=st.fixed_dictionaries(
-        {"machine_id": some_id, "boot_id": some_id, "pid": some_number, "start_ticks": some_number})),
-    st.builds(partial, st.just(speak), name=st.just("lines"), body=st.fixed_dictionaries(
-        {"stream": st.sampled_from(("events", "stdout")), "offset": st.just(0), "next_offset": some_number,
-         "lines": st.lists(st.one_of(some_text, some_event), max_size=3)})),
-    st.builds(partial, st.just(speak), name=st.just("renew"), body=st.fixed_dictionaries(
-        {"phase": some_text, "note": some_text})),
-    st.builds(partial, st.just(speak), name=st.just("finish"), body=st.fixed_dictionaries(
-        {"exit_code": some_number, "signal": st.none(), "group_empty": st.booleans(), "cause": some_text,
-         "time": some_number, "result": st.one_of(st.none(), st.dictionaries(some_text, some_value, max_size=2))})),
+    st.builds(
+        partial,
+        st.just(speak),
+        name=st.just("process"),
+        body=st.fixed_dictionaries(
+            {
+                "machine_id": some_id,
+                "boot_id": some_id,
+                "pid": some_number,
+                "start_ticks": some_number,
+            }
+        ),
+    ),
+    st.builds(
+        partial,
+        st.just(speak),
+        name=st.just("lines"),
+        body=st.fixed_dictionaries(
+            {
+                "stream": st.sampled_from(("events", "stdout")),
+                "offset": st.just(0),
+                "next_offset": some_number,
+                "lines": st.lists(st.one_of(some_text, some_event), max_size=3),
+            }
+        ),
+    ),
+    st.builds(
+        partial,
+        st.just(speak),
+        name=st.just("renew"),
+        body=st.fixed_dictionaries({"phase": some_text, "note": some_text}),
+    ),
+    st.builds(
+        partial,
+        st.just(speak),
+        name=st.just("finish"),
+        body=st.fixed_dictionaries(
+            {
+                "exit_code": some_number,
+                "signal": st.none(),
+                "group_empty": st.booleans(),
+                "cause": some_text,
+                "time": some_number,
+                "result": st.one_of(st.none(), st.dictionaries(some_text, some_value, max_size=2)),
+            }
+        ),
+    ),
     a_checkpoint,
-)  # fmt: skip
+)
 # Half of all stories train something first, so that what supervisors say is heard.
 a_training = st.tuples(
-    st.just(partial(put, kind="runs", id="r1", spec={"flow": KEPT_CHECKPOINTS}, attributes={}, spelling="{}")),
+    st.just(
+        partial(
+            put, kind="runs", id="r1", spec={"flow": KEPT_CHECKPOINTS}, attributes={}, spelling="{}"
+        )
+    ),
     a_claim,
     a_checkpoint,
     a_checkpoint,
 ).map(list)
 a_story = st.builds(
-    lambda begin, acts: begin + acts, st.one_of(st.just([]), a_training), st.lists(an_act, min_size=3, max_size=12)
+    lambda begin, acts: begin + acts,
+    st.one_of(st.just([]), a_training),
+    st.lists(an_act, min_size=3, max_size=12),
 )
 
-# The property ------------------------------------------------------------------------------------------------------
+# The property
+# --------------------------------------------------------------------------------------------------
 
 
 class Instances:
-    """Two applications on one kind of store: one that lives, one that its backups are restored into."""
+    """Two applications on one kind of store: a live one, and one for restored backups."""
 
     def __init__(self, runner: asyncio.Runner, live: Any, other: Any) -> None:
         self._runner, self._live, self._other = runner, live, other
@@ -289,7 +516,9 @@ class Instances:
         backup_file.verify_backup(iter([data]), Verifier(backup_schema.REVISION, tables))
         await self._restore(other, data)
         assert self._rows(other) == before
-        assert self._folders(live) <= {live.org}, "a request made a folder outside of its organization's"
+        assert self._folders(live) <= {live.org}, (
+            "a request made a folder outside of its organization's"
+        )
         assert all(ids.is_id("run", name) for name in self._folders(live, live.org))
 
     def _folders(self, server: TestServer, *below: str) -> set[str]:
@@ -350,6 +579,10 @@ def test_a_backup_after_any_accepted_requests_can_be_restored(tmp_path: Path) ->
         check(instances, examples=12)
 
 
-def test_a_backup_after_any_accepted_requests_can_be_restored_on_postgresql(tmp_path: Path, postgresql: Any) -> None:
-    with open_instances(tmp_path, (postgresql.new_database(), postgresql.new_database())) as instances:
+def test_a_backup_after_any_accepted_requests_can_be_restored_on_postgresql(
+    tmp_path: Path, postgresql: Any
+) -> None:
+    with open_instances(
+        tmp_path, (postgresql.new_database(), postgresql.new_database())
+    ) as instances:
         check(instances, examples=4)

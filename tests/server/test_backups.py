@@ -1,4 +1,4 @@
-"""Backup and restore over HTTP: one moment out, all or nothing in, and what becomes of attempts, numbers and keys."""
+"""Backup and restore over HTTP: consistent, all or nothing; attempts, numbers and keys."""
 
 import asyncio
 import hashlib
@@ -56,42 +56,58 @@ def world(server: TestServer, *, without: set[str] = frozenset()) -> dict[str, l
     """Every row of the store."""
     with server.services.store.snapshot() as connection:
         return {
-            name: list(rows.iter_rows(connection, table)) for name, table in rows.TABLES.items() if name not in without
+            name: list(rows.iter_rows(connection, table))
+            for name, table in rows.TABLES.items()
+            if name not in without
         }
 
 
 def epoch(server: TestServer) -> str:
     return str(
-        server.services.store.read(lambda connection: organizations.get_meta(connection, organizations.STORE_ID))
+        server.services.store.read(
+            lambda connection: organizations.get_meta(connection, organizations.STORE_ID)
+        )
     )
 
 
 def counted(server: TestServer) -> tuple[int, int]:
     return tuple(
-        server.services.store.read(lambda connection: connection.execute(rows.TABLES["pulse"].select()).one())[1:]
+        server.services.store.read(
+            lambda connection: connection.execute(rows.TABLES["pulse"].select()).one()
+        )[1:]
     )  # type: ignore[return-value]
 
 
 async def lived_in(server: TestServer) -> Any:
-    """A world with something in every table that can have something; returns the attempt that is still open."""
+    """A world with something in every table that can have something.
+
+    Returns the attempt that is still open.
+    """
     api = await server.api()
     await api.put(server.path("flows/f1"), json={"spec": {"name": "mine"}})
     await api.put(server.path("trainingProjects/p1"), json={"spec": {"name": "project"}})
     await api.put(server.path("runs/gone"), json={"spec": {}})
     await api.delete(server.path("runs/gone"))
     done = await attempts.start(server, "done")
-    await api.patch(server.path("runs/done"), json={"metadata": {"attributes": {"colour": "grün", "empty": ""}}})
+    await api.patch(
+        server.path("runs/done"), json={"metadata": {"attributes": {"colour": "grün", "empty": ""}}}
+    )
     await done.event("step", step=3, epoch=0.1, totalSteps=9, values={"loss": 0.1 + 0.2})
     await done.ship("hello", "wörld", stream="stdout")
     await done.checkpoint(content=b"weights" * 20_000)
-    await done.finish(0, outcome="Succeeded", reason="Completed", message="done", checkpoint="epoch-1")
+    await done.finish(
+        0, outcome="Succeeded", reason="Completed", message="done", checkpoint="epoch-1"
+    )
     attempt = await attempts.start(server, "open")
     await attempt.ship("first line", stream="stdout")
     return attempt
 
 
 async def lived_in_by_datasets(server: TestServer) -> tuple[Data, str, dict[str, Any]]:
-    """Something in every table of datasets; returns a dataset and an import of it that is under way."""
+    """Something in every table of datasets.
+
+    Returns a dataset and an import of it that is under way.
+    """
     data = Data(server, await server.api())
     dataset_id, gone = await data.make(), await data.make()
     done = await data.bring(dataset_id, shelf(4) | {"bad.png": b"no picture"})
@@ -100,13 +116,17 @@ async def lived_in_by_datasets(server: TestServer) -> tuple[Data, str, dict[str,
     assert created.status_code == 201, created.text
     [asset] = (await data.get(dataset_id, "assets", filter="2.png"))["items"]
     await data.api.delete(data.path(dataset_id, "assets", asset["assetId"]))
-    await data.api.post(data.path(dataset_id, "datasetExports"), json={"spec": {"format": "ViJsonl"}})
+    await data.api.post(
+        data.path(dataset_id, "datasetExports"), json={"spec": {"format": "ViJsonl"}}
+    )
     spec = {"filter": "nothing of that name"}
     await data.api.post(data.path(dataset_id, "deleteManyAssetsSessions"), json={"spec": spec})
     await data.api.delete(data.path(gone))
     await server.services.jobs.wait_until_idle()
     begun = await data.begin(dataset_id)
-    assert (await data.send(begun["status"]["upload"]["url"], build_pack(shelf(2, first=7).items()))).status_code == 204
+    assert (
+        await data.send(begun["status"]["upload"]["url"], build_pack(shelf(2, first=7).items()))
+    ).status_code == 204
     assert done["status"]["version"]
     return data, dataset_id, begun
 
@@ -114,17 +134,29 @@ async def lived_in_by_datasets(server: TestServer) -> tuple[Data, str, dict[str,
 async def test_every_table_is_in_a_backup(server: TestServer) -> None:
     await lived_in(server)
     await lived_in_by_datasets(server)
-    begun = {"blocks": [{"block": "vi-model", "settings": {"architecture": {"weights": "run:done/best"}}}]}
+    begun = {
+        "blocks": [
+            {"block": "vi-model", "settings": {"architecture": {"weights": "run:done/best"}}}
+        ]
+    }
     body = {"spec": {"flow": begun, "resumeFrom": {"runId": "done"}}}
-    assert (await (await server.api()).put(server.path("runs/continued"), json=body)).status_code == 201
-    await server.services.store.write(lambda c: blob_rows.mark_unneeded(c, org=server.org, hashes={"0" * 64}))
+    assert (
+        await (await server.api()).put(server.path("runs/continued"), json=body)
+    ).status_code == 201
+    await server.services.store.write(
+        lambda c: blob_rows.mark_unneeded(c, org=server.org, hashes={"0" * 64})
+    )
     with tarfile.open(fileobj=io.BytesIO(await take(server))) as tar:
         names = tar.getnames()
         manifest = json.load(tar.extractfile("manifest.json"))  # type: ignore[arg-type]
     tables = [part["name"] for part in manifest["tables"]]
     assert tables == [table.name for table in metadata.sorted_tables]
-    assert [name for name in names if name.startswith("tables/")] == [f"tables/{name}.jsonl" for name in tables]
-    assert all(part["rows"] for part in manifest["tables"]), "the world of these tests leaves a table empty"
+    assert [name for name in names if name.startswith("tables/")] == [
+        f"tables/{name}.jsonl" for name in tables
+    ]
+    assert all(part["rows"] for part in manifest["tables"]), (
+        "the world of these tests leaves a table empty"
+    )
     for name, table in rows.TABLES.items():
         if "sha256" in table.c:
             assert "org" in table.c, f"{name} names blobs, but not whose"
@@ -148,7 +180,9 @@ async def test_a_restore_brings_everything_back_and_nothing_else(server: TestSer
     assert (await api.get(server.path("runs/later"))).status_code == 404
     assert (await api.get(server.path("storage"))).json()["agrees"]
     link = (await api.get(server.path("runs/done/outputs/latest"), params={"contents": "y"})).json()
-    archive = await (await server.client(None)).get(link["status"]["contents"]["downloadUrl"]["url"])
+    archive = await (await server.client(None)).get(
+        link["status"]["contents"]["downloadUrl"]["url"]
+    )
     assert hashlib.sha256(archive.content).hexdigest() == link["status"]["contents"]["sha256"]
     assert epoch(server) == answer.json()["epoch"] != first_epoch
     assert (await api.put(server.path("runs/new"), json={"spec": {}})).status_code == 201
@@ -192,13 +226,19 @@ def test_a_world_moves_from_sqlite_to_postgresql_and_back(tmp_path: Path, postgr
                 assert answer.json()["organizationId"] == org, answer.text
                 assert world(server, without=OWN) == before
                 credentials = json.loads(server.settings.credentials_file.read_text())
-                assert (credentials["organization_id"], credentials["secret_key"]) == (org, server.key)
+                assert (credentials["organization_id"], credentials["secret_key"]) == (
+                    org,
+                    server.key,
+                )
                 api = await server.api()
                 listed = (await api.get(f"/workspaces/{org}/runs")).json()["items"]
                 assert {run["runId"] for run in listed} == {"done", "open"}
                 assert (await api.get(server.path("runs"))).status_code == 404
                 # The keys of the other instance could not verify here, so they have not come along.
-                assert {key.org for key in server.services.store.read(key_rows.list_all)} == {org, None}
+                assert {key.org for key in server.services.store.read(key_rows.list_all)} == {
+                    org,
+                    None,
+                }
                 assert len(server.services.store.read(key_rows.list_all)) == 2
                 await check_folders_of_nobody(server, org)
                 assert await attempts.claim(server, "c-none") is None
@@ -218,7 +258,7 @@ def test_a_world_moves_from_sqlite_to_postgresql_and_back(tmp_path: Path, postgr
 
 
 async def check_folders_of_nobody(server: TestServer, org: str) -> None:
-    """What the organisation that the restore replaced had on the disk is found and removed, and nothing else."""
+    """Files of the replaced organization are found and removed, and nothing else."""
     (server.settings.runs_dir / server.org / "r").mkdir(parents=True)
     (server.settings.blobs_dir / server.org / "ab").mkdir(parents=True)
     api = await server.api()
@@ -230,7 +270,9 @@ async def check_folders_of_nobody(server: TestServer, org: str) -> None:
     assert not (server.settings.blobs_dir / server.org).exists()
 
 
-def test_the_same_instance_moves_to_another_store_and_every_key_stays_good(tmp_path: Path, postgresql: Any) -> None:
+def test_the_same_instance_moves_to_another_store_and_every_key_stays_good(
+    tmp_path: Path, postgresql: Any
+) -> None:
     async def story() -> None:
         async with open_server(tmp_path / "data") as server:
             await lived_in(server)
@@ -246,11 +288,15 @@ def test_the_same_instance_moves_to_another_store_and_every_key_stays_good(tmp_p
     asyncio.run(story())
 
 
-async def test_a_revoked_key_stays_revoked_and_a_key_made_later_stays_good(server: TestServer) -> None:
+async def test_a_revoked_key_stays_revoked_and_a_key_made_later_stays_good(
+    server: TestServer,
+) -> None:
     old, young = await make_key(server, "viewer"), ""
     data = await take(server)
     await server.services.store.write(
-        lambda connection: key_rows.revoke(connection, org=server.org, key_id=parse(old).key_id, time_ms=5)  # type: ignore[union-attr]
+        lambda connection: key_rows.revoke(
+            connection, org=server.org, key_id=parse(old).key_id, time_ms=5
+        )  # type: ignore[union-attr]
     )
     young = await make_key(server, "viewer")
     await restored(server, data)
@@ -263,16 +309,26 @@ async def make_key(server: TestServer, role: str, org: str = "") -> str:
     key = new_key()
     parts = parse(key)
     assert parts is not None
-    values = {"key_id": parts.key_id, "org": org or server.org, "role": role, "name": "k", "time_ms": 1}
+    values = {
+        "key_id": parts.key_id,
+        "org": org or server.org,
+        "role": role,
+        "name": "k",
+        "time_ms": 1,
+    }
     mac = secret_mac(server.services.pepper, parts.secret)
-    await server.services.store.write(lambda connection: key_rows.add(connection, secret_mac=mac, **values))
+    await server.services.store.write(
+        lambda connection: key_rows.add(connection, secret_mac=mac, **values)
+    )
     backups._refresh(server.services)
     return key
 
 
 async def test_only_admins_of_the_first_organisation_may(server: TestServer) -> None:
     await server.services.store.write(
-        lambda connection: organizations.add(connection, org="org-second", name="n", time_ms=2 * 10**12)
+        lambda connection: organizations.add(
+            connection, org="org-second", name="n", time_ms=2 * 10**12
+        )
     )
     data = await take(server)
     before = world(server)
@@ -281,7 +337,11 @@ async def test_only_admins_of_the_first_organisation_may(server: TestServer) -> 
         before["keys"] = world(server)["keys"]
         for method, name in (("GET", "contents"), ("POST", "backups"), ("POST", "restores")):
             answer = await client.request(method, f"/workspaces/{org}/storage/{name}", content=data)
-            assert (answer.status_code, answer.json()["code"]) == (403, "RoleForbidden"), (role, org, name)
+            assert (answer.status_code, answer.json()["code"]) == (403, "RoleForbidden"), (
+                role,
+                org,
+                name,
+            )
     assert world(server) == before
 
 
@@ -293,12 +353,18 @@ async def test_attempts_of_the_backup_go_on_and_later_ones_are_refused(server: T
     numbers = counted(server)
     await restored(server, data)
 
-    for call in (later.start, lambda: later.post("renew"), lambda: later.finish(0), lambda: later.ship("x")):
+    for call in (
+        later.start,
+        lambda: later.post("renew"),
+        lambda: later.finish(0),
+        lambda: later.ship("x"),
+    ):
         answer = await call()
         assert (answer.status_code, answer.json()["code"]) == (409, "LeaseLost")
     wanted = (await attempt.post("renew")).json()
     assert (wanted["action"], wanted["epoch"]) == ("continue", epoch(server))
-    # The supervisor is told where the server stands, goes on from there, and each line is there once.
+    # The supervisor is told where the server stands, goes on from there, and each line is there
+    # once.
     answer = await attempt.ship("third line", stream="stdout")
     assert answer.json()["offset"] == len("first line\n")
     await attempt.ship("second line", stream="stdout")
@@ -320,16 +386,25 @@ async def test_a_last_word_that_stands_on_what_was_undone_is_put_off(server: Tes
     await attempt.checkpoint()
     await restored(server, data)
     end = {"exit_code": 0, "signal": None, "group_empty": True, "cause": "exit code 0", "time": 5}
-    result = {"outcome": "Succeeded", "reason": "Completed", "message": "done", "checkpoint": "epoch-1"}
+    result = {
+        "outcome": "Succeeded",
+        "reason": "Completed",
+        "message": "done",
+        "checkpoint": "epoch-1",
+    }
     answer = await attempt.post("finish", **end, result=result, epoch=known)
     assert (answer.status_code, answer.json()["code"]) == (503, "StoreRestored")
     await attempt.checkpoint()
-    assert (await attempt.post("finish", **end, result=result, epoch=epoch(server))).status_code == 204
+    assert (
+        await attempt.post("finish", **end, result=result, epoch=epoch(server))
+    ).status_code == 204
     assert (await attempts.read_condition(server))[0] == "Succeeded"
     assert (await (await server.api()).get(server.path("storage"))).json()["agrees"]
 
 
-async def test_server_lived_time_never_goes_back_and_an_open_attempt_gets_time_to_speak(server: TestServer) -> None:
+async def test_server_lived_time_never_goes_back_and_an_open_attempt_gets_time_to_speak(
+    server: TestServer,
+) -> None:
     attempt = await attempts.start(server)
     data = await take(server)
     await server.services.store.write(lambda connection: lease_clock.advance(connection, 3_600_000))
@@ -366,7 +441,10 @@ async def test_a_backup_amid_writes_holds_whole_runs_only(server: TestServer) ->
         number = 0
         while not is_over.is_set():
             number += 1
-            await api.put(server.path(f"runs/r{number}"), json={"spec": {}, "metadata": {"attributes": {"n": "1"}}})
+            await api.put(
+                server.path(f"runs/r{number}"),
+                json={"spec": {}, "metadata": {"attributes": {"n": "1"}}},
+            )
             attempt = await attempts.claim(server, f"c{number}")
             await attempt.start()
             await attempt.ship("a", "b", stream="stdout")
@@ -399,13 +477,20 @@ def check_whole(data: bytes) -> int:
 
     found = of("runs")
     for run in found:
-        mine = {name: [row for row in of(name) if row["run_id"] == run["id"]] for name in ("attempts", "log_lines")}
+        mine = {
+            name: [row for row in of(name) if row["run_id"] == run["id"]]
+            for name in ("attempts", "log_lines")
+        }
         assert run["log_count"] == len(mine["log_lines"])
         assert (run["condition"] == "Failed") <= all(row["closed"] for row in mine["attempts"])
         assert len([row for row in of("run_attributes") if row["run_id"] == run["id"]]) == 1
     ids = {run["id"] for run in found}
-    assert {row["run_id"] for name in ("attempts", "log_lines", "outputs") for row in of(name)} <= ids
-    assert {(row["org"], row["sha256"]) for row in of("output_files")} == {tuple(blob.split("/")[1:]) for blob in blobs}
+    assert {
+        row["run_id"] for name in ("attempts", "log_lines", "outputs") for row in of(name)
+    } <= ids
+    assert {(row["org"], row["sha256"]) for row in of("output_files")} == {
+        tuple(blob.split("/")[1:]) for blob in blobs
+    }
     return len(found)
 
 
@@ -420,7 +505,9 @@ def opened(data: bytes) -> tuple[backup_file.Manifest, dict[str, list[Any]], lis
         return manifest, tables, [name for name in tar.getnames() if name.startswith("blobs/")]
 
 
-async def test_bytes_that_a_backup_is_reading_outlive_their_run_until_it_is_done(server: TestServer) -> None:
+async def test_bytes_that_a_backup_is_reading_outlive_their_run_until_it_is_done(
+    server: TestServer,
+) -> None:
     await lived_in(server)
     api = await server.api()
     (digest,) = server.services.blobs(server.org).hashes()
@@ -472,7 +559,10 @@ def bad_files(data: bytes) -> Iterator[tuple[str, bytes]]:
     yield "no end", data[: -2 * HEADER]
     yield "half an end", data[:-1]
     yield "more after the end", data + bytes(HEADER)
-    yield "a member twice", data[: members[1].offset] + data[members[1].offset : members[2].offset] * 2
+    yield (
+        "a member twice",
+        data[: members[1].offset] + data[members[1].offset : members[2].offset] * 2,
+    )
     yield "nothing", b""
     yield "a picture", b"\x89PNG" * 1000
     yield "another tar", another_tar("manifest.json", b"{}")
@@ -492,8 +582,10 @@ def another_tar(name: str, content: bytes) -> bytes:
     return target.getvalue()
 
 
-def rewritten(data: bytes, change: Callable[[backup_file.Manifest, dict[str, bytes], dict[str, bytes]], None]) -> bytes:
-    """The file as somebody would write it who knows the format: every hash is right, and only ``change`` is not."""
+def rewritten(
+    data: bytes, change: Callable[[backup_file.Manifest, dict[str, bytes], dict[str, bytes]], None]
+) -> bytes:
+    """Write a file with valid hashes in which only ``change`` is wrong."""
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         content = {name: tar.extractfile(name).read() for name in tar.getnames()}  # type: ignore[union-attr]
     manifest = backup_file.decode_manifest(content["manifest.json"])
@@ -501,11 +593,19 @@ def rewritten(data: bytes, change: Callable[[backup_file.Manifest, dict[str, byt
     blobs = {name: value for name, value in content.items() if name.startswith("blobs/")}
     change(manifest, tables, blobs)
     for part in manifest.tables:
-        part.size_bytes, part.sha256 = len(tables[part.name]), hashlib.sha256(tables[part.name]).hexdigest()
-    parts = [backup_file.BlobPart(*name.split("/")[1:], len(value)) for name, value in blobs.items()]
+        part.size_bytes, part.sha256 = (
+            len(tables[part.name]),
+            hashlib.sha256(tables[part.name]).hexdigest(),
+        )
+    parts = [
+        backup_file.BlobPart(*name.split("/")[1:], len(value)) for name, value in blobs.items()
+    ]
     listed = backup_file.encode_blobs(parts)
     manifest.blob_count, manifest.blob_bytes = len(parts), sum(part.size_bytes for part in parts)
-    manifest.blob_list_size_bytes, manifest.blob_list_sha256 = len(listed), hashlib.sha256(listed).hexdigest()
+    manifest.blob_list_size_bytes, manifest.blob_list_sha256 = (
+        len(listed),
+        hashlib.sha256(listed).hexdigest(),
+    )
 
     def opened_member(member: backup_file.Member) -> Iterator[bytes]:
         yield tables[member.table] if member.table else blobs[member.path]
@@ -546,7 +646,11 @@ def forged_files(data: bytes) -> Iterator[tuple[str, bytes]]:
             columns = next(part.columns for part in manifest.tables if part.name == table)
             row = json.loads(tables[table].splitlines()[0])
             row[columns.index(column)] = value
-            tables[table] = json.dumps(row).encode() + b"\n" + b"".join(tables[table].splitlines(keepends=True)[1:])
+            tables[table] = (
+                json.dumps(row).encode()
+                + b"\n"
+                + b"".join(tables[table].splitlines(keepends=True)[1:])
+            )
 
         return change
 
@@ -567,7 +671,16 @@ def forged_files(data: bytes) -> Iterator[tuple[str, bytes]]:
 
     for change in (
         *(newer_format, newer_schema, unknown_table, unknown_column, table_twice, endless),
-        *(path_in_org, path_in_hash, wrong_blob, no_pulse, row_twice, garbage, nobody, another_operator),
+        *(
+            path_in_org,
+            path_in_hash,
+            wrong_blob,
+            no_pulse,
+            row_twice,
+            garbage,
+            nobody,
+            another_operator,
+        ),
     ):
         yield change.__name__, rewritten(data, change)
     for table, column, value in (
@@ -593,7 +706,9 @@ async def test_a_file_that_is_not_as_it_was_written_changes_nothing(server: Test
     datasets = Data(server, await server.api())
     await datasets.begin(await datasets.make())
     data = await take(server)
-    await (await server.api()).delete(server.path("runs/done"))  # so that blobs of the file are not here
+    await (await server.api()).delete(
+        server.path("runs/done")
+    )  # so that blobs of the file are not here
     before, first_epoch = world(server), epoch(server)
     assert rewritten(data, lambda *_: None) == data
     verify(data)
@@ -603,7 +718,10 @@ async def test_a_file_that_is_not_as_it_was_written_changes_nothing(server: Test
         with pytest.raises(backup_file.BackupFileError):
             verify(bad)
         answer = await put_back(server, bad)
-        assert (answer.status_code, answer.json()["code"]) == (400, "InvalidBackup"), (what, answer.text)
+        assert (answer.status_code, answer.json()["code"]) == (400, "InvalidBackup"), (
+            what,
+            answer.text,
+        )
         assert "nothing was changed" in answer.json()["message"]
         assert list(server.services.blobs(server.org).hashes()) == [], what
     assert (world(server), epoch(server)) == (before, first_epoch)

@@ -1,4 +1,4 @@
-"""The two proxy configurations of docs/deployment.md, run by the real proxies in front of a real server."""
+"""Run both proxy configurations of docs/deployment.md with the real proxies and a real server."""
 
 import hashlib
 import json
@@ -52,7 +52,9 @@ class Proxied:
 
 
 @pytest.fixture(scope="module", params=["caddy", "nginx"])
-def proxied(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxied]:
+def proxied(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Proxied]:
     if shutil.which(request.param) is None:
         pytest.skip(f"{request.param} is not installed")
     folder = tmp_path_factory.mktemp(request.param)
@@ -60,7 +62,9 @@ def proxied(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     server_port, port = free_port(), free_port()
     url, log = f"https://localhost:{port}", folder / "server.log"
     settings = {"PUBLIC_URL": url, "TRUSTED_PROXIES": "127.0.0.1", "PORT": str(server_port)}
-    environ = environment(folder / "data", **{f"RUNYARD_{name}": value for name, value in settings.items()})
+    environ = environment(
+        folder / "data", **{f"RUNYARD_{name}": value for name, value in settings.items()}
+    )
     written = re.search(rf"```{request.param}\w*\n(.*?)```", PAGE, re.DOTALL)
     assert written is not None
     configuration = written.group(1).replace("127.0.0.1:7878", f"127.0.0.1:{server_port}")
@@ -68,7 +72,9 @@ def proxied(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     command = start(folder, configuration, port, certificate, key)
     with (
         log.open("w") as server_output,
-        subprocess.Popen([sys.executable, "-m", "runyard.server"], env=environ, stderr=server_output) as server,
+        subprocess.Popen(
+            [sys.executable, "-m", "runyard.server"], env=environ, stderr=server_output
+        ) as server,
         (folder / "proxy.log").open("w") as proxy_output,
         subprocess.Popen(
             command, stdout=proxy_output, stderr=proxy_output, env=environ | {"HOME": str(folder)}
@@ -83,29 +89,60 @@ def proxied(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
             server.terminate()
 
 
-def caddy_command(folder: Path, configuration: str, port: int, certificate: Path, key: Path) -> list[str]:
+def caddy_command(
+    folder: Path, configuration: str, port: int, certificate: Path, key: Path
+) -> list[str]:
     """With the test's certificate in place of one from a public authority."""
-    site = configuration.replace("train.example {", f"https://localhost:{port} {{\n    tls {certificate} {key}")
+    site = configuration.replace(
+        "train.example {", f"https://localhost:{port} {{\n    tls {certificate} {key}"
+    )
     file = folder / "Caddyfile"
     file.write_text(f"{{\n    admin off\n    auto_https disable_redirects\n}}\n{site}")
     return ["caddy", "run", "--config", str(file), "--adapter", "caddyfile"]
 
 
-def nginx_command(folder: Path, configuration: str, port: int, certificate: Path, key: Path) -> list[str]:
-    site = configuration.replace("listen 443", f"listen 127.0.0.1:{port}").replace("train.example;", "localhost;")
-    site = site.replace("/etc/ssl/train.example.crt", str(certificate)).replace("/etc/ssl/train.example.key", str(key))
+def nginx_command(
+    folder: Path, configuration: str, port: int, certificate: Path, key: Path
+) -> list[str]:
+    site = configuration.replace("listen 443", f"listen 127.0.0.1:{port}").replace(
+        "train.example;", "localhost;"
+    )
+    site = site.replace("/etc/ssl/train.example.crt", str(certificate)).replace(
+        "/etc/ssl/train.example.key", str(key)
+    )
     paths = "".join(
-        f"{name}_temp_path {folder / name};\n" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        f"{name}_temp_path {folder / name};\n"
+        for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
     file = folder / "nginx.conf"
-    file.write_text(f"daemon off;\npid {folder}/pid;\nevents {{}}\nhttp {{\naccess_log off;\n{paths}{site}}}\n")
+    file.write_text(
+        f"daemon off;\npid {folder}/pid;\nevents {{}}\nhttp {{\naccess_log off;\n{paths}{site}}}\n"
+    )
     return ["nginx", "-p", str(folder), "-c", str(file), "-e", "stderr"]
 
 
 def make_certificate(folder: Path) -> tuple[Path, Path]:
     certificate, key = folder / "tls.crt", folder / "tls.key"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
-    extension = ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate)]
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=localhost",
+    ]
+    extension = [
+        "-addext",
+        "subjectAltName=DNS:localhost",
+        "-keyout",
+        str(key),
+        "-out",
+        str(certificate),
+    ]
     subprocess.run([*command, *extension], check=True, capture_output=True)
     return certificate, key
 
@@ -141,30 +178,58 @@ def register_checkpoint(proxied: Proxied, run_id: str, content: bytes) -> None:
         for path, content in contents.items()
     ]
     report: dict[str, Any] = {"machine_id": "m1", "boot_id": "b", "pid": 1, "start_ticks": 1}
-    checkpoint = {"checkpoint_id": "epoch-1", "step": 1, "epoch": 1, "metrics": {}, "is_best": True, "time": 1}
+    checkpoint = {
+        "checkpoint_id": "epoch-1",
+        "step": 1,
+        "epoch": 1,
+        "metrics": {},
+        "is_best": True,
+        "time": 1,
+    }
     with proxied.client(token) as attempt:
         attempt.post("/internal/v1/attempt/process", json=report).raise_for_status()
         for file in files:
             blob = f"/internal/v1/attempt/blobs/{file['sha256']}"
             attempt.put(blob, content=contents[str(file["path"])]).raise_for_status()
-        attempt.post("/internal/v1/attempt/checkpoints", json={**checkpoint, "files": files}).raise_for_status()
-        end = {"exit_code": 0, "signal": None, "group_empty": True, "cause": "exit code 0", "time": 2}
-        result = {"outcome": "Succeeded", "reason": "Completed", "message": "done", "checkpoint": "epoch-1"}
-        attempt.post("/internal/v1/attempt/finish", json={**end, "result": result}).raise_for_status()
+        attempt.post(
+            "/internal/v1/attempt/checkpoints", json={**checkpoint, "files": files}
+        ).raise_for_status()
+        end = {
+            "exit_code": 0,
+            "signal": None,
+            "group_empty": True,
+            "cause": "exit code 0",
+            "time": 2,
+        }
+        result = {
+            "outcome": "Succeeded",
+            "reason": "Completed",
+            "message": "done",
+            "checkpoint": "epoch-1",
+        }
+        attempt.post(
+            "/internal/v1/attempt/finish", json={**end, "result": result}
+        ).raise_for_status()
 
 
-def test_a_client_works_through_the_proxy(proxied: Proxied, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_works_through_the_proxy(
+    proxied: Proxied, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(proxied.certificate))
     given = proxied.credentials
     with vi.Client(
-        secret_key=given["secret_key"], organization_id=given["organization_id"], endpoint=proxied.url
+        secret_key=given["secret_key"],
+        organization_id=given["organization_id"],
+        endpoint=proxied.url,
     ) as client:
         run = client.runs.create(flow={"name": "Through the proxy", "schema": "v1", "blocks": []})
         content = bytes(range(256)) * 16_384
         register_checkpoint(proxied, run.run_id, content)
         models = list(client.models.list(run.run_id).all_items())
         assert [model.model_id for model in models] == ["epoch-1"]
-        downloaded = client.models.download(run.run_id, "epoch-1", save_dir=tmp_path, show_progress=False)
+        downloaded = client.models.download(
+            run.run_id, "epoch-1", save_dir=tmp_path, show_progress=False
+        )
         assert next(Path(downloaded.model_path).rglob("*.safetensors")).read_bytes() == content
 
 
@@ -185,12 +250,23 @@ def test_links_lead_through_the_proxy_and_a_cut_reaches_the_client(proxied: Prox
 
 def test_the_address_of_the_client_counts_and_not_what_it_claims(proxied: Proxied) -> None:
     with proxied.client() as client:
-        claims = {"x-forwarded-for": "203.0.113.9", "x-forwarded-host": "evil.example", "x-forwarded-proto": "http"}
+        claims = {
+            "x-forwarded-for": "203.0.113.9",
+            "x-forwarded-host": "evil.example",
+            "x-forwarded-proto": "http",
+        }
         assert client.get(proxied.path("runs/whose"), headers=claims).status_code == 404
         answer = client.get(proxied.path("runs"), headers={"origin": proxied.url})
         assert answer.status_code == 200
-        assert client.get(proxied.path("runs"), headers={"origin": "https://evil.example"}).status_code == 403
-    lines = [json.loads(line) for line in proxied.access_log.read_text().splitlines() if "runs/whose" in line]
+        assert (
+            client.get(proxied.path("runs"), headers={"origin": "https://evil.example"}).status_code
+            == 403
+        )
+    lines = [
+        json.loads(line)
+        for line in proxied.access_log.read_text().splitlines()
+        if "runs/whose" in line
+    ]
     assert [line["address"] for line in lines] == [CLIENT_ADDRESS]
 
 
@@ -199,9 +275,12 @@ def test_the_proxy_opens_no_other_spelling_of_a_path(proxied: Proxied) -> None:
     port = int(proxied.url.rpartition(":")[2])
     for path in ("/{}", "/.{}", "/x/..{}", "/x/%2e%2e{}", "{}/", "{}%2f"):
         spelled = path.format(proxied.path("runs"))
-        with tls.wrap_socket(socket.create_connection(("127.0.0.1", port)), server_hostname="localhost") as connection:
+        with tls.wrap_socket(
+            socket.create_connection(("127.0.0.1", port)), server_hostname="localhost"
+        ) as connection:
             connection.sendall(
-                f"GET {spelled} HTTP/1.1\r\nHost: localhost:{port}\r\nConnection: close\r\n\r\n".encode()
+                f"GET {spelled} HTTP/1.1\r\nHost: localhost:{port}\r\nConnection: close\r\n"
+                "\r\n".encode()
             )
             answer = b"".join(iter(lambda: connection.recv(65_536), b""))
         # 401 where the proxy has tidied the path: no key was sent.

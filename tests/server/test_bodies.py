@@ -10,10 +10,16 @@ from support.server import TestServer
 
 
 def blocks(*given: tuple[str, dict[str, Any]]) -> dict[str, Any]:
-    return {"spec": {"flow": {"blocks": [{"block": name, "settings": settings} for name, settings in given]}}}
+    return {
+        "spec": {
+            "flow": {"blocks": [{"block": name, "settings": settings} for name, settings in given]}
+        }
+    }
 
 
-async def test_all_problems_of_a_flow_are_reported_together_with_their_paths(server: TestServer) -> None:
+async def test_all_problems_of_a_flow_are_reported_together_with_their_paths(
+    server: TestServer,
+) -> None:
     api = await server.api()
     body = blocks(
         ("vi-dataset", {"datasetId": "shelves"}),
@@ -65,7 +71,14 @@ async def test_bodies_that_are_no_json_or_of_another_shape(server: TestServer) -
         answer = await api.put(server.path("runs/r1"), content=body)
         assert (answer.status_code, answer.json()["code"]) == (400, "InvalidBody"), body
         assert "JSON" in answer.json()["message"]
-    for body in (b"[]", b"null", b"3", b'{"spec": []}', b'{"spec": {"flow": 3}}', b'{"spec": {"flowId": 3}}'):
+    for body in (
+        b"[]",
+        b"null",
+        b"3",
+        b'{"spec": []}',
+        b'{"spec": {"flow": 3}}',
+        b'{"spec": {"flowId": 3}}',
+    ):
         for noun in ("runs", "flows", "trainingProjects"):
             answer = await api.put(server.path(f"{noun}/x"), content=body)
             assert answer.status_code == 400, (noun, body)
@@ -78,7 +91,9 @@ async def test_an_unknown_field_is_named_with_its_place(server: TestServer) -> N
     assert answer.json()["code"] == "InvalidBody"
     assert "colour" in answer.json()["message"]
     assert "/spec" in answer.json()["message"]
-    wrong = await api.put(server.path("runs/r1"), json={"spec": {}, "metadata": {"attributes": {"n": 3}}})
+    wrong = await api.put(
+        server.path("runs/r1"), json={"spec": {}, "metadata": {"attributes": {"n": 3}}}
+    )
     assert wrong.json()["problems"][0]["path"] == "/metadata/attributes"
 
 
@@ -93,7 +108,10 @@ async def test_the_limits_of_json_hold_on_either_side(server: TestServer) -> Non
     assert "the filter is not understood" in (await message({"a": "x" * 65_536}))[1]
     assert "longer than 65536" in (await message({"a": "x" * 65_537}))[1]
     assert "longer than 65536" in (await message({"x" * 65_537: "a"}))[1]
-    assert "the filter is not understood" in (await message({str(number): "" for number in range(9_997)}))[1]
+    assert (
+        "the filter is not understood"
+        in (await message({str(number): "" for number in range(9_997)}))[1]
+    )
     assert "more than 10000" in (await message({str(number): "" for number in range(10_001)}))[1]
     for depth in (33, 900, 100_000):
         nested = b'{"spec": {"flow": ' + b"[" * depth + b"]" * depth + b"}}"
@@ -164,7 +182,9 @@ NOT_EXACT = [
 
 
 @pytest.mark.parametrize("noun", ["runs", "flows"])
-async def test_no_number_and_no_key_of_a_body_is_read_as_another(noun: str, server: TestServer) -> None:
+async def test_no_number_and_no_key_of_a_body_is_read_as_another(
+    noun: str, server: TestServer
+) -> None:
     api = await server.api()
     url = server.path(f"{noun}/x1")
     for body, code in NOT_EXACT:
@@ -182,7 +202,9 @@ async def test_colons_and_quotes_in_texts_are_no_keys(server: TestServer) -> Non
     api = await server.api()
     attributes = {'a:"b\\': '::"{}\\"', "\\": "\\\\", "é": "\u2028:"}
     for number, ascii in enumerate((True, False)):
-        body = json.dumps({"spec": {}, "metadata": {"attributes": attributes}}, ensure_ascii=ascii).encode()
+        body = json.dumps(
+            {"spec": {}, "metadata": {"attributes": attributes}}, ensure_ascii=ascii
+        ).encode()
         answer = await api.put(server.path(f"runs/r{number}"), content=body)
         assert answer.status_code == 201, answer.text
         assert answer.json()["metadata"]["attributes"] == attributes

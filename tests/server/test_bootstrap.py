@@ -24,7 +24,11 @@ def start(settings: Settings) -> list[Any]:
 
     async def once() -> list[Any]:
         async with open_services(settings, SystemClock(), run_ticker=False) as services:
-            return list(services.store.read(lambda connection: connection.execute(tables.keys.select()).all()))
+            return list(
+                services.store.read(
+                    lambda connection: connection.execute(tables.keys.select()).all()
+                )
+            )
 
     return asyncio.run(once())
 
@@ -34,13 +38,18 @@ def told(settings: Settings) -> dict[str, str]:
     return credentials
 
 
-def test_the_first_start_makes_an_organisation_and_keys_and_later_ones_keep_them(tmp_path: Path) -> None:
+def test_the_first_start_makes_an_organisation_and_keys_and_later_ones_keep_them(
+    tmp_path: Path,
+) -> None:
     settings = Settings(data_dir=tmp_path / "data")
     rows = start(settings)
     first = told(settings)
     assert re.fullmatch(r"org-[a-z0-9]{8}", first["organization_id"])
     assert len(first["secret_key"]) == LENGTH
-    assert [(row.role, row.org) for row in rows] == [("admin", first["organization_id"]), ("controller", None)]
+    assert [(row.role, row.org) for row in rows] == [
+        ("admin", first["organization_id"]),
+        ("controller", None),
+    ]
     assert start(settings) == rows
     assert told(settings) == first
 
@@ -49,7 +58,12 @@ def test_every_secret_lies_in_a_file_of_ours_alone(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path / "data")
     start(settings)
     files = [settings.credentials_file, *settings.secrets_dir.iterdir()]
-    assert {path.name for path in files} == {"credentials.json", "pepper", "signing.json", "controller.json"}
+    assert {path.name for path in files} == {
+        "credentials.json",
+        "pepper",
+        "signing.json",
+        "controller.json",
+    }
     assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
     assert stat.S_IMODE(settings.secrets_dir.stat().st_mode) == 0o700
 
@@ -57,15 +71,24 @@ def test_every_secret_lies_in_a_file_of_ours_alone(tmp_path: Path) -> None:
 def test_the_database_holds_no_secret(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path / "data")
     start(settings)
-    keys = [told(settings)["secret_key"], json.loads((settings.secrets_dir / "controller.json").read_text())["key"]]
+    keys = [
+        told(settings)["secret_key"],
+        json.loads((settings.secrets_dir / "controller.json").read_text())["key"],
+    ]
     signing = json.loads((settings.secrets_dir / "signing.json").read_text())["keys"]["1"]
     stored = b"".join(path.read_bytes() for path in settings.data_dir.glob("server.db*"))
-    for secret in (*(key[23:97] for key in keys), signing, (settings.secrets_dir / "pepper").read_text()):
+    for secret in (
+        *(key[23:97] for key in keys),
+        signing,
+        (settings.secrets_dir / "pepper").read_text(),
+    ):
         assert secret.encode() not in stored
     assert bytes.fromhex((settings.secrets_dir / "pepper").read_text()) not in stored
 
 
-def test_a_start_cut_off_before_the_database_had_the_key_adopts_it(tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_start_cut_off_before_the_database_had_the_key_adopts_it(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
     settings = Settings(data_dir=tmp_path / "data")
 
     async def cut(*_: Any) -> None:
@@ -109,7 +132,10 @@ def test_the_endpoint_is_kept_up_to_date_beside_the_keys(tmp_path: Path) -> None
     before = told(settings)
     write_endpoint(settings, "http://127.0.0.1:1/")
     assert told(settings) == before | {"endpoint": "http://127.0.0.1:1/"}
-    assert json.loads((settings.secrets_dir / "controller.json").read_text())["endpoint"] == "http://127.0.0.1:1/"
+    assert (
+        json.loads((settings.secrets_dir / "controller.json").read_text())["endpoint"]
+        == "http://127.0.0.1:1/"
+    )
     settings.credentials_file.unlink()  # its owner took the key elsewhere
     write_endpoint(settings, "http://127.0.0.1:2/")
     assert not settings.credentials_file.exists()

@@ -1,4 +1,4 @@
-"""Many runs with one request: one outcome each, the same as a request for each alone would have had."""
+"""Many runs in one request: each has the outcome that a request of its own would have."""
 
 import asyncio
 from typing import Any
@@ -17,7 +17,8 @@ async def create(server: TestServer, *run_ids: str, **spec: Any) -> None:
     for run_id in run_ids:
         server.clock.forward(0.001)
         answer = await api.put(
-            server.path(f"runs/{run_id}"), json={"spec": spec, "metadata": {"attributes": {"n": run_id}}}
+            server.path(f"runs/{run_id}"),
+            json={"spec": spec, "metadata": {"attributes": {"n": run_id}}},
         )
         assert answer.status_code == 201, answer.text
 
@@ -55,11 +56,26 @@ async def test_each_run_has_the_outcome_that_it_would_have_had_alone(server: Tes
     }
     assert await condition(server, "waiting") == "Pending"
     killed = await act(server, "kill", ids=named, graceSeconds=3)
-    assert [item["runId"] for item in killed["items"]] == ["waiting", "finished", "unknown", "training", "gone"]
+    assert [item["runId"] for item in killed["items"]] == [
+        "waiting",
+        "finished",
+        "unknown",
+        "training",
+        "gone",
+    ]
     assert outcomes(killed) == outcomes(dry) | {"waiting": "Killed", "training": "Killed"}
-    assert [item["condition"] for item in killed["items"]] == ["Cancelled", None, None, "Running", None]
+    assert [item["condition"] for item in killed["items"]] == [
+        "Cancelled",
+        None,
+        None,
+        "Running",
+        None,
+    ]
     run = (await api.get(server.path("runs/training"))).json()
-    assert (run["spec"]["graceSeconds"], run["status"]["conditions"][-1]["reason"]) == (3, "Stopping")
+    assert (run["spec"]["graceSeconds"], run["status"]["conditions"][-1]["reason"]) == (
+        3,
+        "Stopping",
+    )
     alone = (await api.patch(server.path("runs/finished"), json={"spec": {"killedAt": 1}})).json()
     refused = next(item for item in killed["items"] if item["runId"] == "finished")
     assert (refused["code"], refused["message"]) == (alone["code"], alone["message"])
@@ -86,7 +102,10 @@ async def test_deleted_runs_are_gone_at_once_and_a_repeat_says_so(server: TestSe
     for run_id in ("a", "b", "done"):
         place = {"org": server.org, "run_id": run_id}
         assert (
-            server.services.store.read(lambda connection, place=place: run_rows.count_rows(connection, **place)) == {}
+            server.services.store.read(
+                lambda connection, place=place: run_rows.count_rows(connection, **place)
+            )
+            == {}
         )
     assert not [path for path in server.settings.blobs_dir.rglob("*") if path.is_file()]
 
@@ -125,7 +144,9 @@ async def four_runs(server: TestServer) -> None:
 async def test_a_filter_finds_what_the_list_finds(server: TestServer) -> None:
     await four_runs(server)
     for filter, expected in FILTERS:
-        assert set(outcomes(await act(server, "delete", filter=filter, dryRun=True))) == expected, filter
+        assert set(outcomes(await act(server, "delete", filter=filter, dryRun=True))) == expected, (
+            filter
+        )
         found = set(outcomes(await act(server, "kill", filter=filter, dryRun=True)))
         assert found == expected - {"ended"}, filter
     assert outcomes(await act(server, "kill", filter={"flow": "f1"})) == {"r2": "Killed"}
@@ -157,7 +178,9 @@ async def test_each_run_has_its_own_audit_row(server: TestServer) -> None:
     await act(server, "kill", ids=["a", "b"])
     await act(server, "delete", ids=["b", "a"])
     await act(server, "delete", ids=["b", "a"])
-    rows = server.services.store.read(lambda connection: connection.execute(tables.audit.select()).all())
+    rows = server.services.store.read(
+        lambda connection: connection.execute(tables.audit.select()).all()
+    )
     told = [(row.action, row.target) for row in rows if not row.action.startswith("create")]
     assert told == [("kill run", "a"), ("kill run", "b"), ("delete run", "b"), ("delete run", "a")]
 
@@ -184,8 +207,12 @@ async def test_bodies_that_do_not_say_which_runs_change_none(server: TestServer)
         for body, code in bad:
             answer = await api.post(server.path(f"runs:{verb}"), json=body)
             assert (answer.status_code, answer.json()["code"]) == (400, code), (verb, body)
-    assert (await api.post(server.path("runs:delete"), json={"ids": ["a"], "graceSeconds": 1})).status_code == 400
-    assert (await api.post(server.path("runs:kill"), json={"ids": ["a"], "graceSeconds": -1})).status_code == 400
+    assert (
+        await api.post(server.path("runs:delete"), json={"ids": ["a"], "graceSeconds": 1})
+    ).status_code == 400
+    assert (
+        await api.post(server.path("runs:kill"), json={"ids": ["a"], "graceSeconds": -1})
+    ).status_code == 400
     assert await condition(server, "a") == "Pending"
 
 

@@ -27,11 +27,16 @@ PATHS = {
 
 
 def history(*kinds: ConditionKind) -> list[ResourceCondition]:
-    return [ResourceCondition(condition=kind, reason=REASONS[kind][0], last_transition_time=1) for kind in kinds]
+    return [
+        ResourceCondition(condition=kind, reason=REASONS[kind][0], last_transition_time=1)
+        for kind in kinds
+    ]
 
 
 @pytest.mark.parametrize(("start", "end"), list(itertools.product(list(REASONS), list(REASONS))))
-def test_every_pair_of_states_moves_as_the_table_says(start: ConditionKind, end: ConditionKind) -> None:
+def test_every_pair_of_states_moves_as_the_table_says(
+    start: ConditionKind, end: ConditionKind
+) -> None:
     before = history(*PATHS[start])
     move = Transition(end, REASONS[end][0], "why")
     if start in FINAL:
@@ -57,7 +62,11 @@ def test_a_history_begins_with_pending() -> None:
 
 @pytest.mark.parametrize("kind", [kind for kind in ConditionKind if kind.is_final])
 def test_an_ended_history_takes_no_reason_whichever_it_is(kind: ConditionKind) -> None:
-    history = [ResourceCondition(condition=kind, last_transition_time=1, reason=REASONS[kind][0], message="")]
+    history = [
+        ResourceCondition(
+            condition=kind, last_transition_time=1, reason=REASONS[kind][0], message=""
+        )
+    ]
     for transition in (Transition(kind, "Stopping"), Transition(conditions.RUNNING, "Stopping")):
         assert apply_transition(history, transition, now_ms=2) == history
 
@@ -67,9 +76,13 @@ def test_a_reason_that_no_page_lists_is_a_mistake() -> None:
         apply_transition(history(K.PENDING), Transition(K.RUNNING, "Thinking"), now_ms=1)
 
 
-def report(code: int | None = 0, signal: str | None = None, outcome: str = "", reason: str = "") -> ExitReport:
+def report(
+    code: int | None = 0, signal: str | None = None, outcome: str = "", reason: str = ""
+) -> ExitReport:
     result = {"outcome": outcome, "reason": reason, "message": "as told"} if outcome else None
-    return ExitReport(exit_code=code, signal=signal, group_empty=True, cause="the cause", time=1, result=result)
+    return ExitReport(
+        exit_code=code, signal=signal, group_empty=True, cause="the cause", time=1, result=result
+    )
 
 
 def end(*, killed: bool = False, used: int = 1, checkpoint: bool = True) -> AttemptEnd:
@@ -95,11 +108,21 @@ def end(*, killed: bool = False, used: int = 1, checkpoint: bool = True) -> Atte
         (report(75), end(killed=True), K.CANCELLED, "KilledByUser"),
         (report(75, outcome="Stopped"), end(killed=True), K.CANCELLED, "KilledByUser"),
         (report(None, "SIGKILL"), end(killed=True), K.CANCELLED, "KilledByUser"),
-        (report(1, outcome="Failed", reason="TrainerError"), end(killed=True), K.CANCELLED, "KilledByUser"),
+        (
+            report(1, outcome="Failed", reason="TrainerError"),
+            end(killed=True),
+            K.CANCELLED,
+            "KilledByUser",
+        ),
         (report(None, "SIGSEGV"), end(used=1), K.PENDING, "Retrying"),
         (report(1), end(used=2), K.PENDING, "Retrying"),
         (report(1), end(used=3), K.ERROR, "WorkerLost"),
-        (report(0), end(used=3), K.ERROR, "WorkerLost"),  # done, says the code, but there is no result
+        (
+            report(0),
+            end(used=3),
+            K.ERROR,
+            "WorkerLost",
+        ),  # done, says the code, but there is no result
     ],
 )
 def test_what_becomes_of_a_run_after_its_attempt(
@@ -127,10 +150,12 @@ def short_of_memory(cause: str = KILLED) -> ExitReport:
 
 def with_micro_batch(size: int | None, *, killed: bool = False, used: int = 1) -> AttemptEnd:
     """An attempt that trained with ``size``; None where the recipe does not let it shrink."""
-    return AttemptEnd(killed=killed, tries_used=used, tries_allowed=3, has_checkpoint=True, micro_batch_size=size)
+    return AttemptEnd(
+        killed=killed, tries_used=used, tries_allowed=3, has_checkpoint=True, micro_batch_size=size
+    )
 
 
-def test_a_trainer_that_the_kernel_ended_for_want_of_memory_is_not_tried_again_unless_it_may_shrink() -> None:
+def test_a_trainer_killed_for_lack_of_memory_is_retried_only_if_it_may_shrink() -> None:
     move = decide_after_exit(short_of_memory(), with_micro_batch(None))
     assert (move.kind, move.reason) == (K.FAILED, "OutOfMemory")
     assert (move.message or "").startswith(f"{KILLED}; try: give the machine more memory")
@@ -144,8 +169,8 @@ def test_a_run_that_may_shrink_goes_on_with_half_the_micro_batch_until_it_is_one
         move = decide_after_exit(short_of_memory(), with_micro_batch(size, used=3))
         assert (move.kind, move.reason) == (K.PENDING, "Retrying")
         assert move.message == (
-            f"out of memory with microBatchSize {size} (the kernel ended the trainer while it was Training); "
-            f"resuming with {smaller} at the same batch size"
+            f"out of memory with microBatchSize {size} (the kernel ended the trainer while it was "
+            f"Training); resuming with {smaller} at the same batch size"
         )
         assert not conditions.is_charged(short_of_memory(), micro_batch_size=size)
         size = smaller
@@ -158,7 +183,9 @@ def test_a_run_that_may_shrink_goes_on_with_half_the_micro_batch_until_it_is_one
 
 
 def test_a_kill_and_a_result_count_before_a_want_of_memory() -> None:
-    assert decide_after_exit(short_of_memory(), with_micro_batch(8, killed=True)).kind is K.CANCELLED
+    assert (
+        decide_after_exit(short_of_memory(), with_micro_batch(8, killed=True)).kind is K.CANCELLED
+    )
     done = report(None, "SIGKILL", outcome="Succeeded")
     done.cause = KILLED
     assert decide_after_exit(done, with_micro_batch(8)).kind is K.SUCCEEDED

@@ -69,7 +69,9 @@ def test_the_longest_idle_connections_of_an_address_are_closed(listener: Listene
     clients = listener.connect(10)
     assert listener.guard(max_connections=1000, max_per_address=10).sweep() == 0
     listener.connect(1, source="127.0.0.2")
-    assert listener.guard(max_connections=1000, max_per_address=9).sweep() == 5  # to 60 % of the cap
+    assert (
+        listener.guard(max_connections=1000, max_per_address=9).sweep() == 5
+    )  # to 60 % of the cap
     assert listener.list_open(clients) == [5, 6, 7, 8, 9]
 
 
@@ -91,8 +93,14 @@ def test_connections_being_served_stay(listener: Listener) -> None:
 
 
 def test_many_addresses_cannot_use_up_all_connections(listener: Listener) -> None:
-    clients = [client for number in range(2, 18) for client in listener.connect(1, source=f"127.0.0.{number}")]
-    assert listener.guard(max_connections=20, max_per_address=10).sweep() == 4  # from above 75 % to 60 %
+    clients = [
+        client
+        for number in range(2, 18)
+        for client in listener.connect(1, source=f"127.0.0.{number}")
+    ]
+    assert (
+        listener.guard(max_connections=20, max_per_address=10).sweep() == 4
+    )  # from above 75 % to 60 %
     assert listener.list_open(clients) == list(range(4, 16))
 
 
@@ -100,7 +108,9 @@ def test_a_trusted_proxy_has_no_cap_of_its_own(listener: Listener) -> None:
     clients = listener.connect(6)
     assert (
         listener.guard(
-            max_connections=1000, max_per_address=2, is_exempt=lambda address: address == "127.0.0.1"
+            max_connections=1000,
+            max_per_address=2,
+            is_exempt=lambda address: address == "127.0.0.1",
         ).sweep()
         == 0
     )
@@ -109,7 +119,9 @@ def test_a_trusted_proxy_has_no_cap_of_its_own(listener: Listener) -> None:
 
 def test_one_client_is_dropped_by_its_address_and_port(listener: Listener) -> None:
     clients = listener.connect(3)
-    listener.guard(max_connections=1000, max_per_address=1000).drop_connection(clients[1].getsockname())
+    listener.guard(max_connections=1000, max_per_address=1000).drop_connection(
+        clients[1].getsockname()
+    )
     assert listener.list_open(clients) == [0, 2]
 
 
@@ -124,7 +136,9 @@ def test_ipv6_addresses_count_alike() -> None:
         assert 0 not in listener.list_open(clients)
 
 
-def test_no_more_connections_are_accepted_than_files_can_be_opened(caplog: pytest.LogCaptureFixture) -> None:
+def test_no_more_connections_are_accepted_than_files_can_be_opened(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     assert raise_file_limit(100) == 100
     possible = raise_file_limit(10**9)
     assert possible == 10**9 or "RUNYARD_MAX_CONNECTIONS" in caplog.text
@@ -145,14 +159,20 @@ def test_slots_are_counted_by_owner_and_in_total() -> None:
 class Wire:
     """An exchange whose web server is simulated by the test."""
 
-    def __init__(self, *, headers: list[tuple[bytes, bytes]] | None = None, **settings: Any) -> None:
+    def __init__(
+        self, *, headers: list[tuple[bytes, bytes]] | None = None, **settings: Any
+    ) -> None:
         self.capacity = Capacity.from_settings(Settings(**settings))
         self.incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self.sent: list[dict[str, Any]] = []
         self.dropped = 0
         self.is_stuck = False
         self.exchange = Exchange(
-            self.capacity, {HEADERS: dict(headers or [])}, self.incoming.get, self._send, drop_connection=self._drop
+            self.capacity,
+            {HEADERS: dict(headers or [])},
+            self.incoming.get,
+            self._send,
+            drop_connection=self._drop,
         )
 
     async def _send(self, message: dict[str, Any]) -> None:
@@ -172,7 +192,10 @@ def body(data: bytes, more: bool = True) -> dict[str, Any]:
 
 
 def test_after_the_body_waiting_for_a_disconnect_has_no_timeout() -> None:
-    """A streamed response listens while it sends; the timeout of bodies once ended each after 30 s."""
+    """A streamed response listens while it sends.
+
+    The timeout of bodies once ended each after 30 s.
+    """
 
     async def story() -> None:
         for headers, messages in ((BODY, [body(b"0123456789", more=False)]), ([], [])):
@@ -247,7 +270,9 @@ def test_a_large_response_is_sent_in_pieces_and_ends_when_it_is_not_read() -> No
         left.incoming.put_nowait({"type": "http.disconnect"})
         with pytest.raises(ConnectionResetError):
             for _ in range(1000):
-                await left.exchange.send({"type": "http.response.body", "body": b"x", "more_body": True})
+                await left.exchange.send(
+                    {"type": "http.response.body", "body": b"x", "more_body": True}
+                )
                 await asyncio.sleep(0)
         assert len(left.sent) < 1000
         left.exchange.close()
@@ -303,9 +328,13 @@ def test_whoever_waits_for_a_change_stops_when_its_client_leaves() -> None:
 
 
 async def test_a_controller_that_has_left_is_given_no_run(server: TestServer) -> None:
-    """Otherwise the claim would hold the run until its lease expires, and no machine would train it."""
+    """Otherwise the claim would hold the run until its lease expires."""
     api = await server.api()
-    headers = {"host": "localhost", "authorization": f"Bearer {server.controller_key}", "content-length": "84"}
+    headers = {
+        "host": "localhost",
+        "authorization": f"Bearer {server.controller_key}",
+        "content-length": "84",
+    }
     claim = b'{"claim_id": "c1", "machine_id": "m1", "host": "here", "slots": 1, "wait_s": 30.000}'
     incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
     incoming.put_nowait({"type": "http.request", "body": claim, "more_body": False})
@@ -333,14 +362,30 @@ async def test_a_controller_that_has_left_is_given_no_run(server: TestServer) ->
 
 @pytest.mark.parametrize(
     ("digits", "value"),
-    [(b"", 0), (b"0", 0), (b"007", 7), (b"0" * 5000 + b"5", 5), (b"9" * 5000, 2**63), (b"9" * 19, 2**63)],
+    [
+        (b"", 0),
+        (b"0", 0),
+        (b"007", 7),
+        (b"0" * 5000 + b"5", 5),
+        (b"9" * 5000, 2**63),
+        (b"9" * 19, 2**63),
+    ],
 )
 def test_decimal_numbers_of_any_length(digits: bytes, value: int) -> None:
     assert parse_decimal(digits) == value
 
 
-CAPS = ("max_connections", "connections_per_address", "requests_per_key", "requests_per_address", "waits_per_key",
-        "max_waits", "idle_timeout_s", "transfer_timeout_s", "min_kib_per_s")  # fmt: skip
+CAPS = (
+    "max_connections",
+    "connections_per_address",
+    "requests_per_key",
+    "requests_per_address",
+    "waits_per_key",
+    "max_waits",
+    "idle_timeout_s",
+    "transfer_timeout_s",
+    "min_kib_per_s",
+)
 
 
 @pytest.mark.parametrize("name", CAPS)

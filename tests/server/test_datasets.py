@@ -1,4 +1,4 @@
-"""Datasets in both stores: pictures, annotations, versions, runs that are pinned to them, and what deletion leaves."""
+"""Datasets in both stores: images, annotations, versions, pinned runs, and deletion."""
 
 import asyncio
 import hashlib
@@ -35,18 +35,25 @@ async def test_a_dataset_is_described_changed_and_listed(server: TestServer) -> 
     ids = [await data.make(name=f"shelf {number}") for number in range(3)]
     assert all(id.isalnum() for id in ids)
     changed = await data.api.patch(
-        data.path(ids[0]), json={"name": "new", "description": "boxes", "metadata": {"attributes": {"team": "v"}}}
+        data.path(ids[0]),
+        json={"name": "new", "description": "boxes", "metadata": {"attributes": {"team": "v"}}},
     )
     assert changed.json()["name"] == "new"
     again = (await data.api.get(server.path(f"datasets/{ids[0]}"))).json()
     assert (again["description"], again["metadata"]["attributes"]) == ("boxes", {"team": "v"})
-    stale = await data.api.patch(data.path(ids[0]), json={"name": "x"}, headers={"if-match": '"old"'})
+    stale = await data.api.patch(
+        data.path(ids[0]), json={"name": "x"}, headers={"if-match": '"old"'}
+    )
     assert stale.json()["code"] == "EtagMismatch"
     first = (await data.api.get(server.path("datasets"), params={"s": 2})).json()
-    second = (await data.api.get(server.path("simpleDatasets"), params={"s": 2, "p": first["nextPage"]})).json()
+    second = (
+        await data.api.get(server.path("simpleDatasets"), params={"s": 2, "p": first["nextPage"]})
+    ).json()
     assert {d["datasetId"] for d in first["items"] + second["items"]} == set(ids)
     assert second["nextPage"] is None
-    refused = await data.api.post(server.path("datasets"), json={"name": "x", "type": "segmentation"})
+    refused = await data.api.post(
+        server.path("datasets"), json={"name": "x", "type": "segmentation"}
+    )
     assert refused.json()["problems"][0]["path"] == "/type"
 
 
@@ -83,8 +90,12 @@ async def test_pictures_are_sorted_filtered_paged_renamed_and_fetched(server: Te
     taken = await data.api.post(place + "/name", json={"filename": "shelf/1.png"})
     assert (taken.status_code, taken.json()["code"]) == (409, "NameTaken")
     for name in ("../x.png", "/x.png", "a//b.png", ""):
-        assert (await data.api.post(place + "/name", json={"filename": name})).status_code == 400, name
-    by_name = await data.api.post(data.path(dataset_id, "assetFiles", "nothing.png", "name"), json={"filename": "x"})
+        assert (await data.api.post(place + "/name", json={"filename": name})).status_code == 400, (
+            name
+        )
+    by_name = await data.api.post(
+        data.path(dataset_id, "assetFiles", "nothing.png", "name"), json={"filename": "x"}
+    )
     assert by_name.status_code == 404
     assert (await data.api.delete(place)).status_code == 204
     assert (await data.api.get(place)).status_code == 404
@@ -95,14 +106,20 @@ async def test_pictures_are_sorted_filtered_paged_renamed_and_fetched(server: Te
 async def test_annotations_are_told_part_by_part_and_edited(server: TestServer) -> None:
     data = await data_of(server)
     dataset_id = await data.make("phrase-grounding")
-    done = await data.bring(dataset_id, {"a.png": picture(1), "l.jsonl": jsonl(grounding_row(1, "a.png"))})
+    done = await data.bring(
+        dataset_id, {"a.png": picture(1), "l.jsonl": jsonl(grounding_row(1, "a.png"))}
+    )
     asset = (await named(data, dataset_id))["a.png"]
     place = ("assets", asset["assetId"], "annotations")
     caption, box = (await data.get(dataset_id, *place))["items"]
     assert caption["spec"]["contents"] == {"kind": "Caption", "contents": "a red box on a shelf"}
     assert box["spec"]["contents"]["target"] == [0, 9]
     assert box["spec"]["contents"]["bound"] == [[0.1, 0.2], [0.4, 0.2], [0.4, 0.6], [0.1, 0.6]]
-    assert caption["spec"]["aggregation"]["whole"] == box["spec"]["aggregation"]["whole"] == {"id": "1"}
+    assert (
+        caption["spec"]["aggregation"]["whole"]
+        == box["spec"]["aggregation"]["whole"]
+        == {"id": "1"}
+    )
     first = await data.get(dataset_id, *place, s=1)
     assert (await data.get(dataset_id, *place, s=1, p=first["nextPage"]))["items"] == [box]
 
@@ -124,12 +141,20 @@ async def test_annotations_are_told_part_by_part_and_edited(server: TestServer) 
     assert (await put(caption, {"contents": "no words of it"})).status_code == 400
     worded = await put(caption, {"contents": "there is a shelf"})
     assert worded.json()["spec"]["contents"]["contents"] == "there is a shelf"
-    assert (await data.api.delete(data.path(dataset_id, *place, box["annotationId"]))).status_code == 204
+    assert (
+        await data.api.delete(data.path(dataset_id, *place, box["annotationId"]))
+    ).status_code == 204
     assert len((await data.get(dataset_id, *place))["items"]) == 1
     assert (await data.get(dataset_id))["statistic"]["annotationTotal"] == 1
-    assert (await data.api.delete(data.path(dataset_id, *place, caption["annotationId"]))).content == b""
+    assert (
+        await data.api.delete(data.path(dataset_id, *place, caption["annotationId"]))
+    ).content == b""
     statistic = (await data.get(dataset_id))["statistic"]
-    assert (statistic["annotationTotal"], statistic["assetAnnotated"], statistic["assetTotal"]) == (0, 0, 1)
+    assert (statistic["annotationTotal"], statistic["assetAnnotated"], statistic["assetTotal"]) == (
+        0,
+        0,
+        1,
+    )
     assert done["status"]["version"]
 
 
@@ -147,35 +172,52 @@ async def test_questions_are_told_as_a_caption_of_json(server: TestServer) -> No
     changed = await data.api.patch(path, json={"contents": json.dumps(contents)})
     assert "Three." in changed.json()["spec"]["contents"]["contents"]
     for bad in ("{}", "no", json.dumps({"type": "Freeform", "text": "x"})):
-        assert (await data.api.patch(path, json={"contents": bad})).json()["code"] == "InvalidBody", bad
+        assert (await data.api.patch(path, json={"contents": bad})).json()[
+            "code"
+        ] == "InvalidBody", bad
 
 
 async def create_run(server: TestServer, run_id: str, **settings: Any) -> Any:
     flow = {"blocks": [{"block": "vi-dataset", "settings": settings}]}
-    return await (await server.api()).put(server.path(f"runs/{run_id}"), json={"spec": {"flow": flow}})
+    return await (await server.api()).put(
+        server.path(f"runs/{run_id}"), json={"spec": {"flow": flow}}
+    )
 
 
-async def test_a_run_is_pinned_to_a_version_that_stays_as_long_as_the_run(server: TestServer) -> None:
+async def test_a_run_is_pinned_to_a_version_that_stays_as_long_as_the_run(
+    server: TestServer,
+) -> None:
     data = await data_of(server)
     dataset_id = await data.make()
     done = await data.bring(dataset_id, shelf(3))
     created = await create_run(server, "r1", datasetId=dataset_id)
     settings = created.json()["spec"]["flow"]["blocks"][0]["settings"]
-    assert (settings["datasetVersion"], settings["projectKind"]) == (done["status"]["version"], "vqa")
+    assert (settings["datasetVersion"], settings["projectKind"]) == (
+        done["status"]["version"],
+        "vqa",
+    )
 
     [asset] = [asset for name, asset in (await named(data, dataset_id)).items() if name == "2.png"]
     await data.api.delete(data.path(dataset_id, "assets", asset["assetId"]))
     attempt = await attempts.claim(server)
     offered = (await attempt.client.get("/internal/v1/attempt/dataset")).json()
-    assert (offered["version"], offered["assets"], offered["records"]) == (settings["datasetVersion"], 3, 3)
-    manifest = await attempt.client.get(f"/internal/v1/attempt/blobs/{offered['manifest']['sha256']}")
+    assert (offered["version"], offered["assets"], offered["records"]) == (
+        settings["datasetVersion"],
+        3,
+        3,
+    )
+    manifest = await attempt.client.get(
+        f"/internal/v1/attempt/blobs/{offered['manifest']['sha256']}"
+    )
     assert hashlib.sha256(manifest.content).hexdigest()[:16] == offered["version"]
     lines = [json.loads(line) for line in manifest.content.splitlines()]
     assert [line["filename"] for line in lines] == [f"shelf/{n}.png" for n in (1, 2, 3)]
     body = (await attempt.client.get("/internal/v1/attempt/dataset/contents")).content
     places = {content: rest for content, *rest in map(json.loads, body.splitlines())}
     packs = {
-        stored["sha256"]: (await attempt.client.get(f"/internal/v1/attempt/blobs/{stored['sha256']}")).content
+        stored["sha256"]: (
+            await attempt.client.get(f"/internal/v1/attempt/blobs/{stored['sha256']}")
+        ).content
         for stored in offered["packs"]
     }
     for line in lines:
@@ -186,7 +228,10 @@ async def test_a_run_is_pinned_to_a_version_that_stays_as_long_as_the_run(server
 
     # A new run takes what the dataset is now; the old version can still be named.
     newer = await create_run(server, "r2", datasetId=dataset_id)
-    assert newer.json()["spec"]["flow"]["blocks"][0]["settings"]["datasetVersion"] != offered["version"]
+    assert (
+        newer.json()["spec"]["flow"]["blocks"][0]["settings"]["datasetVersion"]
+        != offered["version"]
+    )
     again = await create_run(server, "r3", datasetId=dataset_id, datasetVersion=offered["version"])
     assert again.status_code == 201, again.text
 
@@ -207,7 +252,8 @@ async def test_a_run_is_pinned_to_a_version_that_stays_as_long_as_the_run(server
         content = (await (await server.client(None)).get(left["contents"]["asset"]["url"])).content
         assert hashlib.sha256(content).hexdigest() == left["metadata"]["sha256"]
     held = b"".join(
-        server.services.blobs(server.org).open(h).read() for h in server.services.blobs(server.org).hashes()
+        server.services.blobs(server.org).open(h).read()
+        for h in server.services.blobs(server.org).hashes()
     )
     assert picture(1) in held
     assert picture(2) not in held
@@ -240,7 +286,9 @@ async def test_a_deleted_dataset_leaves_neither_rows_nor_bytes(server: TestServe
     dataset_id, kept = await data.make(), await data.make(name="kept")
     await data.bring(dataset_id, shelf(4))
     await data.bring(kept, shelf(2))
-    await data.api.post(data.path(dataset_id, "datasetExports"), json={"spec": {"format": "ViJsonl"}})
+    await data.api.post(
+        data.path(dataset_id, "datasetExports"), json={"spec": {"format": "ViJsonl"}}
+    )
     waiting = await data.begin(dataset_id)
     answer = await data.api.delete(data.path(dataset_id))
     assert (answer.status_code, answer.json()["kind"]) == (200, "DeletedDataset")
@@ -269,23 +317,32 @@ async def test_a_deleted_dataset_leaves_neither_rows_nor_bytes(server: TestServe
 
 
 @pytest.mark.sqlite_only
-async def test_what_trainings_made_of_a_deleted_dataset_goes_unless_another_is_the_same(server: TestServer) -> None:
+async def test_what_trainings_made_of_a_deleted_dataset_goes_unless_another_is_the_same(
+    server: TestServer,
+) -> None:
     data = await data_of(server)
     settings = server.services.settings
     first, second = await data.make(), await data.make(name="the same")
     await data.bring(first, shelf(2))
     await data.bring(second, shelf(2))
     [version] = {
-        (await data.get(dataset_id, "versions"))["items"][0]["datasetVersionId"] for dataset_id in (first, second)
+        (await data.get(dataset_id, "versions"))["items"][0]["datasetVersionId"]
+        for dataset_id in (first, second)
     }
     brought = settings.datasets_dir / server.org / version
-    caches = {dataset_id: settings.cache_dir / server.org / dataset_id for dataset_id in (first, second)}
+    caches = {
+        dataset_id: settings.cache_dir / server.org / dataset_id for dataset_id in (first, second)
+    }
     for folder in (brought, *caches.values()):
         folder.mkdir(parents=True)
         (folder / "pictures").write_bytes(b"x")
     await data.api.delete(data.path(first))
     await server.services.jobs.wait_until_idle()
-    assert (brought.exists(), caches[first].exists(), caches[second].exists()) == (True, False, True)
+    assert (brought.exists(), caches[first].exists(), caches[second].exists()) == (
+        True,
+        False,
+        True,
+    )
     await data.api.delete(data.path(second))
     await server.services.jobs.wait_until_idle()
     assert (brought.exists(), caches[second].exists()) == (False, False)
@@ -298,15 +355,24 @@ async def test_a_pack_that_is_mostly_rubbish_is_written_anew(server: TestServer)
     blobs = server.services.blobs(server.org)
     before = sum(blobs.size_bytes(sha256) for sha256 in blobs.hashes())
     names = [f"shelf/{number}.png" for number in range(1, 8)]
-    spec = {"filter": {"filenames": names}, "metadataQuery": None, "ruleQuery": None, "strictQuery": None}
-    begun = await data.api.post(data.path(dataset_id, "deleteManyAssetsSessions"), json={"spec": spec})
+    spec = {
+        "filter": {"filenames": names},
+        "metadataQuery": None,
+        "ruleQuery": None,
+        "strictQuery": None,
+    }
+    begun = await data.api.post(
+        data.path(dataset_id, "deleteManyAssetsSessions"), json={"spec": spec}
+    )
     await server.services.jobs.wait_until_idle()
     session = begun.json()["deleteManyAssetsSessionId"]
     told = await data.get(dataset_id, "deleteManyAssetsSessions", session)
     assert [condition["status"] for condition in told["status"]["conditions"]] == ["Reached"]
     assert list(await named(data, dataset_id)) == ["8.png"]
     [asset] = (await data.get(dataset_id, "assets", contents="y"))["items"]
-    assert (await (await server.client(None)).get(asset["contents"]["asset"]["url"])).content == picture(8)
+    assert (
+        await (await server.client(None)).get(asset["contents"]["asset"]["url"])
+    ).content == picture(8)
     assert sum(blobs.size_bytes(sha256) for sha256 in blobs.hashes()) < before / 2
     found = await data.storage()
     assert found["agrees"], found
@@ -345,7 +411,12 @@ async def test_a_filter_that_is_not_understood_deletes_nothing(server: TestServe
     data = await data_of(server)
     dataset_id = await data.make()
     path = data.path(dataset_id, "deleteManyAssetsSessions")
-    for spec in ({}, {"filter": ""}, {"filter": {"colour": "red"}}, {"filter": "a", "metadataQuery": "x"}):
+    for spec in (
+        {},
+        {"filter": ""},
+        {"filter": {"colour": "red"}},
+        {"filter": "a", "metadataQuery": "x"},
+    ):
         answer = await data.api.post(path, json={"spec": spec})
         assert (answer.status_code, answer.json()["code"]) == (400, "InvalidBody"), spec
 
@@ -359,12 +430,16 @@ async def test_an_export_is_a_zip_of_the_pictures_and_what_is_said(server: TestS
     for format, ratio in (("ViFull", 0.5), ("ViJsonl", None), ("Parquet", None)):
         spec = {"format": format, "options": {"normalized": True, "splitRatio": ratio}}
         server.clock.forward(1)
-        begun = (await data.api.post(data.path(dataset_id, "datasetExports"), json={"spec": spec})).json()
+        begun = (
+            await data.api.post(data.path(dataset_id, "datasetExports"), json={"spec": spec})
+        ).json()
         assert [c["status"] for c in begun["status"]["conditions"]] == ["Waiting"]
         await server.services.jobs.wait_until_idle()
         told = await data.get(dataset_id, "datasetExports", begun["datasetExportId"])
         assert [c["status"] for c in told["status"]["conditions"]] == ["Reached"], told
-        whole = (await (await server.client(None)).get(told["status"]["downloadUrl"]["url"])).content
+        whole = (
+            await (await server.client(None)).get(told["status"]["downloadUrl"]["url"])
+        ).content
         assert hashlib.sha256(whole).hexdigest() == told["status"]["sha256"]
         with zipfile.ZipFile(io.BytesIO(whole)) as archive:
             names[format] = archive.namelist()
@@ -378,7 +453,9 @@ async def test_an_export_is_a_zip_of_the_pictures_and_what_is_said(server: TestS
     assert {name.partition("/")[0] for name in names["ViFull"]} <= {"training", "validation"}
     listed = (await data.get(dataset_id, "datasetExports"))["items"]
     assert [export["spec"]["format"] for export in listed] == ["Parquet", "ViJsonl", "ViFull"]
-    refused = await data.api.post(data.path(dataset_id, "datasetExports"), json={"spec": {"format": "Coco"}})
+    refused = await data.api.post(
+        data.path(dataset_id, "datasetExports"), json={"spec": {"format": "Coco"}}
+    )
     assert refused.status_code == 400, refused.text
     assert refused.json()["problems"][0]["path"] == "/spec/format"
     server.clock.forward(8 * 24 * 3600)
@@ -397,7 +474,9 @@ async def test_a_preview_shows_some_pictures(server: TestServer) -> None:
         assert answer.headers["content-type"] == "image/png"
         with Image.open(io.BytesIO(answer.content)) as shown:
             assert shown.width > 300
-    assert (await data.api.get(data.path(dataset_id, "preview"), params={"version": "x"})).status_code == 404
+    assert (
+        await data.api.get(data.path(dataset_id, "preview"), params={"version": "x"})
+    ).status_code == 404
     assert (await data.storage())["agrees"]
 
 
@@ -406,7 +485,13 @@ async def test_no_organisation_reaches_into_another_ones_datasets(server: TestSe
     data = await data_of(server)
     dataset_id = await data.make()
     done = await data.bring(dataset_id, shelf(1))
-    for rest in ((), ("assets",), ("imports", done["datasetImportId"]), ("versions",), ("preview",)):
+    for rest in (
+        (),
+        ("assets",),
+        ("imports", done["datasetImportId"]),
+        ("versions",),
+        ("preview",),
+    ):
         path = data.path(dataset_id, *rest).replace(server.org, "org-other")
         assert (await data.api.get(path)).status_code == 404
 
@@ -419,7 +504,9 @@ async def test_an_overwritten_picture_is_another_version(server: TestServer) -> 
     two = await data.bring(dataset_id, {"a.png": picture(2), "l.jsonl": jsonl(vqa_row(1, "a.png"))})
     assert one["status"]["version"] != two["status"]["version"]
     [asset] = (await data.get(dataset_id, "assets", contents="y"))["items"]
-    assert (await (await server.client(None)).get(asset["contents"]["asset"]["url"])).content == picture(2)
+    assert (
+        await (await server.client(None)).get(asset["contents"]["asset"]["url"])
+    ).content == picture(2)
     await deletion.sweep(server.services)
     assert [v["datasetVersionId"] for v in (await data.get(dataset_id, "versions"))["items"]] == [
         two["status"]["version"]

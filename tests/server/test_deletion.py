@@ -21,14 +21,19 @@ async def trained(server: TestServer, run_id: str, content: bytes) -> None:
     attempt = await attempts.start(server, run_id)
     await attempt.ship("a line", stream="stdout")
     await attempt.checkpoint(content=content)
-    await attempt.finish(0, outcome="Succeeded", reason="Completed", message="done", checkpoint="epoch-1")
+    await attempt.finish(
+        0, outcome="Succeeded", reason="Completed", message="done", checkpoint="epoch-1"
+    )
     folder = server.settings.runs_dir / server.org / run_id / "attempts" / "1"
     folder.mkdir(parents=True)
     (folder / "run.json").write_text("{}")
 
 
 def left(server: TestServer, run_id: str) -> dict[str, int]:
-    """How many rows each table still holds of a run, and its folder; those that hold none are left out."""
+    """How many rows each table still holds of a run, and its folder.
+
+    Those that hold none are left out.
+    """
 
     def count(connection: Connection) -> dict[str, int]:
         return runs.count_rows(connection, org=server.org, run_id=run_id)
@@ -64,19 +69,27 @@ async def test_a_deletion_that_fails_half_way_is_gone_for_readers_and_finished_b
         if broken == "blobs":
             patch.setattr(FolderBlobs, "delete", fail(OSError("no")))
         elif broken == "rows":
-            patch.setattr("runyard.server.services.runs.deletion.rows.remove", fail(StoreUnavailable("no")))
+            patch.setattr(
+                "runyard.server.services.runs.deletion.rows.remove", fail(StoreUnavailable("no"))
+            )
         else:
-            patch.setattr("runyard.server.services.runs.deletion.shutil.rmtree", fail(OSError("no")))
+            patch.setattr(
+                "runyard.server.services.runs.deletion.shutil.rmtree", fail(OSError("no"))
+            )
         assert (await api.delete(server.path("runs/r1"))).status_code == 204
         assert left(server, "r1")["runs"] == 1
         assert (await api.get(server.path("runs/r1"))).status_code == 404
-        assert (await api.put(server.path("runs/r1"), json={"spec": {"flow": {}}})).status_code == 409
+        assert (
+            await api.put(server.path("runs/r1"), json={"spec": {"flow": {}}})
+        ).status_code == 409
     await deletion.sweep(server.services)
     assert left(server, "r1") == {}
     assert list(server.services.blobs(server.org).hashes()) == []
 
 
-async def test_a_running_run_is_killed_first_and_goes_when_its_attempt_is_closed(server: TestServer) -> None:
+async def test_a_running_run_is_killed_first_and_goes_when_its_attempt_is_closed(
+    server: TestServer,
+) -> None:
     api = await server.api()
     attempt = await attempts.start(server, "r1")
     assert (await api.delete(server.path("runs/r1"))).status_code == 204
@@ -87,7 +100,9 @@ async def test_a_running_run_is_killed_first_and_goes_when_its_attempt_is_closed
     assert left(server, "r1") == {}
 
 
-async def test_a_run_deleted_while_a_silent_attempt_is_unsettled_goes_when_that_is_settled(server: TestServer) -> None:
+async def test_a_run_deleted_while_a_silent_attempt_is_unsettled_goes_when_that_is_settled(
+    server: TestServer,
+) -> None:
     api = await server.api()
     silent = await attempts.start(server, "r1")
     for _ in range(round((15 + 4 + leases.RETRY_AFTER_S) / 2)):

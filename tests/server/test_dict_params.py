@@ -14,7 +14,9 @@ VALUES = st.recursive(
     | st.integers(-(2**53), 2**53)
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(st.characters(exclude_categories=["Cs"])),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner),
+    lambda inner: (
+        st.lists(inner) | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner)
+    ),
     max_leaves=8,
 )
 
@@ -50,4 +52,7 @@ def test_anything_else_is_none(text: str) -> None:
 
 
 def test_json_is_read_as_it_is() -> None:
-    assert parse_dict_param('{"filename": "a\\u00e9", "all": true}') == {"filename": "aé", "all": True}
+    assert parse_dict_param('{"filename": "a\\u00e9", "all": true}') == {
+        "filename": "aé",
+        "all": True,
+    }

@@ -1,4 +1,4 @@
-"""Disk space comes back: logs have a limit, old ones go, and what a deletion frees leaves the database's file."""
+"""Disk space is freed: logs are limited and expire, and the database file shrinks."""
 
 import asyncio
 import json
@@ -47,7 +47,9 @@ async def status_of(server: TestServer) -> dict[str, Any]:
     return dict(document["status"])
 
 
-async def test_what_a_deleted_run_wrote_leaves_the_file(server: TestServer, monkeypatch: Any, store_kind: str) -> None:
+async def test_what_a_deleted_run_wrote_leaves_the_file(
+    server: TestServer, monkeypatch: Any, store_kind: str
+) -> None:
     """Removed in several pieces, as a longer log is."""
     if store_kind == "postgresql":
         pytest.skip("PostgreSQL uses its free space again by itself")
@@ -67,7 +69,9 @@ async def test_what_a_deleted_run_wrote_leaves_the_file(server: TestServer, monk
 
 @pytest.mark.settings(log_max_mib=1)
 @pytest.mark.parametrize("line", ["x" * 5_000, "", "\u00e4" * 2_000, "50%|#####     | 1/2\r" * 200])
-async def test_a_log_ends_at_its_limit_and_says_so_and_counts_what_it_leaves_out(line: str, server: TestServer) -> None:
+async def test_a_log_ends_at_its_limit_and_says_so_and_counts_what_it_leaves_out(
+    line: str, server: TestServer
+) -> None:
     attempt = await attempts.start(server)
     each = LINE_BYTES + len(line.encode())
     shipped = MIB // each + 500
@@ -83,11 +87,15 @@ async def test_a_log_ends_at_its_limit_and_says_so_and_counts_what_it_leaves_out
 
 
 @pytest.mark.settings(log_max_mib=1)
-async def test_metrics_and_conditions_are_kept_beyond_the_limit_of_the_log(server: TestServer) -> None:
+async def test_metrics_and_conditions_are_kept_beyond_the_limit_of_the_log(
+    server: TestServer,
+) -> None:
     attempt = await attempts.start(server)
     await attempt.ship(*LINES, *LINES, stream="stderr")
     for number in range(1, 21):
-        await attempt.event("step", n=number, t=number, step=number, epoch=0.1, values={"loss": 1 / number})
+        await attempt.event(
+            "step", n=number, t=number, step=number, epoch=0.1, values={"loss": 1 / number}
+        )
     await attempt.event("phase", phase="Saving", message="the last one")
     await attempt.event("warning", message="the loss grows")
     points = (await (await server.api()).get(server.path("runs/r1/metrics"))).json()["items"]
@@ -103,7 +111,9 @@ async def test_metrics_and_conditions_are_kept_beyond_the_limit_of_the_log(serve
 async def test_events_cannot_fill_the_disk_either(server: TestServer) -> None:
     attempt = await attempts.start(server)
     for _ in range(40):
-        await attempt.ship(*[json.dumps({"ev": "warning", "message": "w" * 9_000})] * 10, stream="events")
+        await attempt.ship(
+            *[json.dumps({"ev": "warning", "message": "w" * 9_000})] * 10, stream="events"
+        )
     for _ in range(40):
         await attempt.ship(*["no event " * 1_000] * 10, stream="events")
     assert sum(len(entry["text"]) for entry in await log_of(server)) < 2.1 * MIB
@@ -118,7 +128,9 @@ async def test_without_a_limit_everything_is_kept(server: TestServer) -> None:
 
 
 @pytest.mark.settings(keep_logs_days=2.0)
-async def test_logs_are_removed_so_many_days_after_the_end_and_metrics_are_not(server: TestServer) -> None:
+async def test_logs_are_removed_so_many_days_after_the_end_and_metrics_are_not(
+    server: TestServer,
+) -> None:
     attempt = await attempts.start(server)
     server.clock.forward(3 * 24 * 3600)  # a long run: what counts is its end
     await attempt.event("step", n=1, t=1, step=1, epoch=0.1, values={"loss": 1.0})
@@ -160,21 +172,29 @@ def at_revision(path: Path, revision: str) -> None:
     with sqlite3.connect(path) as connection:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute(
-            "INSERT INTO runs (org, id, document, etag, body_sha256, condition, priority, time_created, killed, "
-            "deleted, log_count, metric_count) VALUES ('o', 'r', '{}', 'e', 'b', 'Succeeded', 0, 1, 0, 0, 1, 0)"
+            "INSERT INTO runs (org, id, document, etag, body_sha256, condition, priority, "
+            "time_created, killed, deleted, log_count, metric_count) VALUES ('o', 'r', '{}', 'e', "
+            "'b', 'Succeeded', 0, 1, 0, 0, 1, 0)"
         )
         for number in range(600):
-            connection.execute("INSERT INTO log_lines VALUES ('o', 'r', ?, 1, 1, 'stdout', ?)", (number, "x" * 10_000))
+            connection.execute(
+                "INSERT INTO log_lines VALUES ('o', 'r', ?, 1, 1, 'stdout', ?)",
+                (number, "x" * 10_000),
+            )
     connection.close()
 
 
 def earlier_revisions() -> list[str]:
     files = (Path(migrate.__file__).parent / "migrations" / "versions").glob("*.py")
-    return sorted(path.name.partition("_")[0] for path in files if not path.name.startswith(migrate.HEAD))
+    return sorted(
+        path.name.partition("_")[0] for path in files if not path.name.startswith(migrate.HEAD)
+    )
 
 
 @pytest.mark.parametrize("revision", earlier_revisions())
-def test_a_database_is_copied_before_its_upgrade(revision: str, tmp_path: Path, caplog: Any) -> None:
+def test_a_database_is_copied_before_its_upgrade(
+    revision: str, tmp_path: Path, caplog: Any
+) -> None:
     path = tmp_path / "server.db"
     at_revision(path, revision)
     with caplog.at_level("INFO", logger="runyard"):
@@ -186,19 +206,29 @@ def test_a_database_is_copied_before_its_upgrade(revision: str, tmp_path: Path, 
     assert [record.getMessage() for record in caplog.records if str(copy) in record.getMessage()]
     with sqlite3.connect(copy) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-        assert connection.execute("SELECT version_num FROM alembic_version").fetchone() == (revision,)
+        assert connection.execute("SELECT version_num FROM alembic_version").fetchone() == (
+            revision,
+        )
         assert connection.execute("SELECT COUNT(*) FROM log_lines").fetchone() == (600,)
     connection.close()
     with sqlite3.connect(path) as connection:
-        assert connection.execute("SELECT version_num FROM alembic_version").fetchone() == (migrate.HEAD,)
-        assert connection.execute("SELECT log_bytes FROM runs").fetchone() == (600 * (10_000 + LINE_BYTES),)
+        assert connection.execute("SELECT version_num FROM alembic_version").fetchone() == (
+            migrate.HEAD,
+        )
+        assert connection.execute("SELECT log_bytes FROM runs").fetchone() == (
+            600 * (10_000 + LINE_BYTES),
+        )
         connection.execute("UPDATE runs SET log_bytes = 0")
     connection.close()
     store = Store(path)
-    asyncio.run(store.write(count_log_bytes))  # what a restore does with the rows of an earlier version
+    asyncio.run(
+        store.write(count_log_bytes)
+    )  # what a restore does with the rows of an earlier version
     store.close()
     with sqlite3.connect(path) as connection:
-        assert connection.execute("SELECT log_bytes FROM runs").fetchone() == (600 * (10_000 + LINE_BYTES),)
+        assert connection.execute("SELECT log_bytes FROM runs").fetchone() == (
+            600 * (10_000 + LINE_BYTES),
+        )
     connection.close()
 
 
@@ -274,7 +304,10 @@ def test_a_collection_rebuilds_a_database_of_before_once_and_reports_what_it_fre
             assert checked.left_over_bytes is not None
             assert checked.left_over_bytes.run_folders >= 100_000
             assert (checked.left_over_bytes.database or 0) > 4 * MIB
-            with monkeypatch.context() as patch, pytest.raises(StoreUnavailable, match="MiB, 0 are free"):
+            with (
+                monkeypatch.context() as patch,
+                pytest.raises(StoreUnavailable, match="MiB, 0 are free"),
+            ):
                 patch.setattr(sqlite, "free_bytes", lambda folder: 0)
                 await services.store.compact()
             freed = (await storage.collect(services, actor)).freed_bytes
@@ -283,15 +316,21 @@ def test_a_collection_rebuilds_a_database_of_before_once_and_reports_what_it_fre
             assert (freed.database or 0) > 4 * MIB
             assert path.stat().st_size < MIB
             again = (await storage.collect(services, actor)).freed_bytes
-            assert again == storage.Space(database=0, blobs=0, run_folders=0, import_folders=0, other_folders=0)
+            assert again == storage.Space(
+                database=0, blobs=0, run_folders=0, import_folders=0, other_folders=0
+            )
 
     asyncio.run(story())
     with sqlite3.connect(path) as connection:
-        assert connection.execute("PRAGMA auto_vacuum").fetchone() == (sqlite.AUTO_VACUUM_INCREMENTAL,)
+        assert connection.execute("PRAGMA auto_vacuum").fetchone() == (
+            sqlite.AUTO_VACUUM_INCREMENTAL,
+        )
     connection.close()
 
 
-def test_postgresql_reclaims_by_itself_and_says_so(tmp_path: Path, postgresql: Any, caplog: Any) -> None:
+def test_postgresql_reclaims_by_itself_and_says_so(
+    tmp_path: Path, postgresql: Any, caplog: Any
+) -> None:
     settings = Settings(data_dir=tmp_path / "data", database_url=str(postgresql.new_database()))
 
     async def story() -> None:

@@ -9,8 +9,12 @@ PAGE = Path(__file__).parents[2] / "docs" / "errors.md"
 
 
 def test_the_page_lists_every_code_with_its_status_and_no_other() -> None:
-    rows = re.findall(r"^\| `(\w+)` \| (\d+) \| ([^|]+) \| ([^|]+) \|$", PAGE.read_text(), re.MULTILINE)
-    assert {code: int(status) for code, status, _, _ in rows} == {code: CODES[code][0] for code in CODES}
+    rows = re.findall(
+        r"^\| `(\w+)` \| (\d+) \| ([^|]+) \| ([^|]+) \|$", PAGE.read_text(), re.MULTILINE
+    )
+    assert {code: int(status) for code, status, _, _ in rows} == {
+        code: CODES[code][0] for code in CODES
+    }
     assert len(rows) == len(CODES)
 
 

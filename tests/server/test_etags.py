@@ -1,4 +1,4 @@
-"""Entity tags cover what users change: no write of the platform invalidates one, every write of a user does."""
+"""Entity tags cover what users change: a user's write invalidates them, the platform's does not."""
 
 import json
 import sqlite3
@@ -18,14 +18,18 @@ PLATFORM_WRITES: dict[str, Callable[[Any, Any], Awaitable[Any]]] = {
     "the supervisor renews its lease with a note": lambda server, attempt: attempt.post(
         "renew", phase="Training", note="the disk is slow"
     ),
-    "the trainer changes its phase": lambda server, attempt: attempt.event("phase", phase="Training"),
+    "the trainer changes its phase": lambda server, attempt: attempt.event(
+        "phase", phase="Training"
+    ),
     "the trainer reports a step": lambda server, attempt: attempt.event(
         "step", step=3, epoch=0.5, totalSteps=9, values={"loss": 1.25}
     ),
     "the trainer prints a line": lambda server, attempt: attempt.ship("hello", stream="stdout"),
     "a checkpoint is registered": lambda server, attempt: attempt.checkpoint(),
     "the lease runs out": lambda server, attempt: tick_until_lost(server),
-    "the supervisor is heard from again": lambda server, attempt: attempt.post("renew", phase="Training"),
+    "the supervisor is heard from again": lambda server, attempt: attempt.post(
+        "renew", phase="Training"
+    ),
     "processes are still alive": lambda server, attempt: attempt.finish(0, empty=False),
     "the attempt ends": lambda server, attempt: attempt.finish(0, outcome="Succeeded"),
 }
@@ -62,7 +66,9 @@ async def test_no_write_of_the_platform_changes_the_tag_of_a_run(server: TestSer
     assert len({json.dumps(run) for run in seen}) >= 8, "the platform wrote next to nothing"
 
 
-async def test_a_tag_read_before_training_guards_a_change_made_during_it(server: TestServer) -> None:
+async def test_a_tag_read_before_training_guards_a_change_made_during_it(
+    server: TestServer,
+) -> None:
     api = await server.api()
     etag = (await api.put(server.path("runs/r1"), json={"spec": {}})).headers["etag"]
     attempt = await attempts.claim(server)
@@ -106,7 +112,11 @@ async def test_an_import_leaves_the_tag_of_its_dataset(server: TestServer) -> No
     filled = (await api.get(url)).json()
     assert (filled["statistic"]["assetTotal"], filled["etag"]) == (3, made["etag"])
     etag = made["etag"]
-    for change in ({"name": "Racks"}, {"description": "of steel"}, {"metadata": {"attributes": {"a": "1"}}}):
+    for change in (
+        {"name": "Racks"},
+        {"description": "of steel"},
+        {"metadata": {"attributes": {"a": "1"}}},
+    ):
         answer = await api.patch(url, json=change, headers={"if-match": f'"{etag}"'})
         assert answer.status_code == 200, answer.text
         assert answer.json()["etag"] != etag
@@ -114,7 +124,9 @@ async def test_an_import_leaves_the_tag_of_its_dataset(server: TestServer) -> No
     assert (await api.delete(url, headers={"if-match": f'"{made["etag"]}"'})).status_code == 412
 
 
-async def test_a_tag_that_an_older_version_stored_holds_until_the_next_write(server: TestServer) -> None:
+async def test_a_tag_that_an_older_version_stored_holds_until_the_next_write(
+    server: TestServer,
+) -> None:
     api = await server.api()
     url = server.path("flows/f1")
     await api.put(url, json={"spec": {"name": "One"}})
@@ -124,7 +136,13 @@ async def test_a_tag_that_an_older_version_stored_holds_until_the_next_write(ser
         document = json.dumps(json.loads(document) | {"etag": old}).encode()
         database.execute("UPDATE flows SET document = ?, etag = ?", (document, old))
     assert (await api.get(url)).json()["etag"] == old
-    unchanged = await api.patch(url, json={"spec": {"name": "One"}}, headers={"if-match": f'"{old}"'})
+    unchanged = await api.patch(
+        url, json={"spec": {"name": "One"}}, headers={"if-match": f'"{old}"'}
+    )
     assert (unchanged.status_code, unchanged.json()["etag"]) == (200, old)
-    assert (await api.patch(url, json={"spec": {"name": "Two"}}, headers={"if-match": old})).status_code == 200
-    assert (await api.patch(url, json={"spec": {"name": "Three"}}, headers={"if-match": old})).status_code == 412
+    assert (
+        await api.patch(url, json={"spec": {"name": "Two"}}, headers={"if-match": old})
+    ).status_code == 200
+    assert (
+        await api.patch(url, json={"spec": {"name": "Three"}}, headers={"if-match": old})
+    ).status_code == 412

@@ -6,7 +6,10 @@ from support.server import TestServer
 async def test_a_flow_reads_as_a_flow_and_as_its_own_spec(server: TestServer) -> None:
     """The published client decodes one answer in both ways."""
     api = await server.api()
-    spec = {"name": "Shelf", "blocks": [{"block": "vi-dataset", "settings": {"datasetId": "digits"}}]}
+    spec = {
+        "name": "Shelf",
+        "blocks": [{"block": "vi-dataset", "settings": {"datasetId": "digits"}}],
+    }
     made = (await api.put(server.path("flows/f1"), json={"spec": spec})).json()
     got = (await api.get(server.path("flows/f1"))).json()
     assert {key: got[key] for key in made} == made
@@ -70,10 +73,19 @@ async def test_training_projects_are_made_changed_and_listed(server: TestServer)
     url = server.path("trainingProjects/p1")
     body = {"spec": {"name": "Shelves", "type": "vqa", "datasetId": "digits"}}
     made = (await api.put(url, json=body)).json()
-    assert (made["kind"], made["trainingProjectId"], made["status"]) == ("TrainingProject", "p1", {})
+    assert (made["kind"], made["trainingProjectId"], made["status"]) == (
+        "TrainingProject",
+        "p1",
+        {},
+    )
     assert made["spec"] == body["spec"] | {"description": None}
     changed = (await api.patch(url, json={"spec": {"name": "Racks", "dataset_id": None}})).json()
-    assert changed["spec"] == {"name": "Racks", "type": "vqa", "datasetId": None, "description": None}
+    assert changed["spec"] == {
+        "name": "Racks",
+        "type": "vqa",
+        "datasetId": None,
+        "description": None,
+    }
     for spec in ({"type": "speech"}, {"datasetId": "ds9"}):
         bad = await api.patch(url, json={"spec": spec})
         assert (bad.status_code, bad.json()["code"]) == (400, "InvalidBody")

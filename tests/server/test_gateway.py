@@ -44,7 +44,9 @@ def add_key(server: TestServer, org: str, role: str) -> str:
     parts = parse(key)
     assert parts is not None
     mac = secret_mac(server.services.pepper, parts.secret)
-    server.services.keyring.add(Key(id=parts.key_id, org=org, role=role, secret_mac=mac, expires=None, revoked=None))
+    server.services.keyring.add(
+        Key(id=parts.key_id, org=org, role=role, secret_mac=mac, expires=None, revoked=None)
+    )
     return key
 
 
@@ -58,7 +60,16 @@ async def test_no_route_but_the_public_ones_answers_without_a_key(server: TestSe
         if expected == 401 and method != "HEAD":
             assert answer.json()["code"] == "Unauthorized"
             assert answer.headers["www-authenticate"] == "Bearer"
-    for path in ("/", "/anything", "/internal", "/workspaces", "/schema", "/Health", "/health;x", "/downloads"):
+    for path in (
+        "/",
+        "/anything",
+        "/internal",
+        "/workspaces",
+        "/schema",
+        "/Health",
+        "/health;x",
+        "/downloads",
+    ):
         assert (await anonymous.get(path)).status_code == 401, path
 
 
@@ -125,14 +136,18 @@ async def test_anothers_ids_look_like_ids_that_do_not_exist(server: TestServer) 
         unknown = await stranger.request(method, nowhere, json={})
         assert answer.status_code == unknown.status_code == 404, (method, path)
         assert re.sub("r1|f1|p1", "?", answer.text) == re.sub("r9|f9|p9", "?", unknown.text)
-    taken = await stranger.put("/workspaces/org-other/runs/r1", json={"spec": {"flow": {"name": "Mine"}}})
+    taken = await stranger.put(
+        "/workspaces/org-other/runs/r1", json={"spec": {"flow": {"name": "Mine"}}}
+    )
     assert taken.status_code == 201
     assert (await api.get(server.path("runs/r1"))).json()["spec"]["flow"]["name"] != "Mine"
     listed = (await stranger.get("/workspaces/org-other/runs")).json()["items"]
     assert [run["spec"]["flow"]["name"] for run in listed] == ["Mine"]
     by_flow = await stranger.put("/workspaces/org-other/runs/r2", json={"spec": {"flowId": "f1"}})
     assert by_flow.status_code == 404
-    by_project = await stranger.put("/workspaces/org-other/runs/r2", json={"spec": {"trainingProject": "p1"}})
+    by_project = await stranger.put(
+        "/workspaces/org-other/runs/r2", json={"spec": {"trainingProject": "p1"}}
+    )
     assert by_project.status_code == 400
 
 
@@ -156,14 +171,22 @@ async def test_a_role_opens_exactly_the_routes_of_its_row(server: TestServer, ro
         assert route.role is not None
         path = url(route.path, server.org)
         answer = await client.request(route.method, path, json={})
-        assert (answer.status_code == 403) is not keys.role_allows(role, route.role), (role, route.method, path)
+        assert (answer.status_code == 403) is not keys.role_allows(role, route.role), (
+            role,
+            route.method,
+            path,
+        )
 
 
 def test_the_roles_are_these_and_change_nothing_unless_they_may() -> None:
     assert set(keys.ROLES) == {"viewer", "member", "admin", "controller"}
-    assert not any(keys.role_allows("controller", minimum) for minimum in ("viewer", "member", "admin"))
+    assert not any(
+        keys.role_allows("controller", minimum) for minimum in ("viewer", "member", "admin")
+    )
     for route in ROUTES:
-        assert route.role != "viewer" or route.method == "GET", "what a viewer may use changes nothing"
+        assert route.role != "viewer" or route.method == "GET", (
+            "what a viewer may use changes nothing"
+        )
         assert not route.is_operator_only or route.role == "admin"
     managed = {route.path.split("/")[3] for route in ROUTES if route.role == "admin"}
     assert managed == {"keys", "audit", "storage"}
@@ -181,9 +204,24 @@ async def test_only_hosts_of_ours_are_answered(server: TestServer) -> None:
 
 
 async def test_pages_of_other_sites_are_refused(server: TestServer) -> None:
-    other_ports_and_schemes = ("http://127.0.0.1:7879", "https://127.0.0.1:7878", "http://127.0.0.1")
-    other_hosts = ("https://evil.example", "http://localhost:7878", "http://127.0.0.1:7878.evil.example")
-    malformed = ("null", "", "127.0.0.1:7878", "http://", "http://127.0.0.1:7878@evil.example", "file://")
+    other_ports_and_schemes = (
+        "http://127.0.0.1:7879",
+        "https://127.0.0.1:7878",
+        "http://127.0.0.1",
+    )
+    other_hosts = (
+        "https://evil.example",
+        "http://localhost:7878",
+        "http://127.0.0.1:7878.evil.example",
+    )
+    malformed = (
+        "null",
+        "",
+        "127.0.0.1:7878",
+        "http://",
+        "http://127.0.0.1:7878@evil.example",
+        "file://",
+    )
     for origin in (*other_ports_and_schemes, *other_hosts, *malformed):
         client = await server.client(server.key, origin=origin)
         answer = await client.get(server.path("runs"))
@@ -193,23 +231,40 @@ async def test_pages_of_other_sites_are_refused(server: TestServer) -> None:
         assert (await client.get(server.path("runs"))).status_code == 200, origin
 
 
-async def test_headers_that_occur_once_are_rejected_when_they_occur_twice(server: TestServer) -> None:
+async def test_headers_that_occur_once_are_rejected_when_they_occur_twice(
+    server: TestServer,
+) -> None:
     """Whichever of two values a proxy believed, we might have believed the other."""
-    values = {"host": "127.0.0.1:7878", "authorization": f"Bearer {server.key}", "organization-id": server.org}
+    values = {
+        "host": "127.0.0.1:7878",
+        "authorization": f"Bearer {server.key}",
+        "organization-id": server.org,
+    }
     for name in sorted(gateway.SINGLE_HEADERS):
         text = name.decode()
         given = values | {text: values.get(text, "0")}
         for second in (given[text], "other"):
             client = await server.client(None)
-            request = client.build_request("GET", server.path("runs"), headers=[*given.items(), (text, second)])
+            request = client.build_request(
+                "GET", server.path("runs"), headers=[*given.items(), (text, second)]
+            )
             answer = await client.send(request)
-            assert (answer.status_code, answer.json()["code"]) == (400, "DuplicateHeader"), (text, second)
+            assert (answer.status_code, answer.json()["code"]) == (400, "DuplicateHeader"), (
+                text,
+                second,
+            )
             assert repr(text) in answer.json()["message"]
 
 
 def test_an_address_that_means_every_address_is_nobodys_name() -> None:
     assert "0.0.0.0" not in list_allowed_hosts("0.0.0.0", "")  # noqa: S104
-    assert list_allowed_hosts("::1", "A.example, b") == {"localhost", "127.0.0.1", "[::1]", "a.example", "b"}
+    assert list_allowed_hosts("::1", "A.example, b") == {
+        "localhost",
+        "127.0.0.1",
+        "[::1]",
+        "a.example",
+        "b",
+    }
 
 
 async def test_ids_that_could_be_paths_reach_nothing(server: TestServer) -> None:
@@ -225,7 +280,9 @@ async def test_ids_that_could_be_paths_reach_nothing(server: TestServer) -> None
 
 async def test_too_long_urls_and_headers_are_refused(server: TestServer) -> None:
     api = await server.api()
-    assert (await api.get(server.path("runs"), params={"x": "a" * 8192})).json()["code"] == "UrlTooLong"
+    assert (await api.get(server.path("runs"), params={"x": "a" * 8192})).json()[
+        "code"
+    ] == "UrlTooLong"
     answer = await api.get(server.path("runs"), headers={"x-much": "a" * 16_384})
     assert answer.json()["code"] == "HeadersTooLarge"
 

@@ -1,4 +1,4 @@
-"""No hostile id creates, reads or removes anything, on any route and in any service that names what it creates."""
+"""A hostile id creates, reads or removes nothing, on any route and in any service."""
 
 import re
 from collections.abc import Callable
@@ -25,10 +25,26 @@ from tests.server.datasets import Data, shelf
 from tests.server.raw import send_raw
 
 HOSTILE = (
-    *("..", ".", "abc:finish", "abc:cancel", ":cancel", "a b", "a\\b", "a\0b", "a\n", "<script>", "ü", "a.b", "~", "*"),
+    *(
+        "..",
+        ".",
+        "abc:finish",
+        "abc:cancel",
+        ":cancel",
+        "a b",
+        "a\\b",
+        "a\0b",
+        "a\n",
+        "<script>",
+        "ü",
+        "a.b",
+        "~",
+        "*",
+    ),
     *("x" * 256, "x" * 4000),
 )
-# How an id may stand in a path: as it is, encoded, and encoded so that one part decodes it later than another.
+# How an id may stand in a path: as it is, encoded, and encoded so that one part decodes it later
+# than another.
 SPELLED = [
     *(*HOSTILE, *(quote(id, safe="") for id in ("..", ".", "abc:finish", "a\\b", "a\n"))),
     *("..%2f..", "..%5c..", "%252e%252e", "%2e%2e%2fruns", ".%2e", "..%00", "..;", "../.."),
@@ -46,8 +62,15 @@ async def test_a_hostile_id_in_a_path_does_nothing(server: TestServer, tmp_path:
     """On every route, in place of every id in its path."""
     attempt = await attempts.start(server, "good")
     server.settings.imports_dir.mkdir(exist_ok=True)
-    guarded = [server.settings.runs_dir / "other" / "run", server.settings.runs_dir / server.org / "good"]
-    guarded += [server.settings.imports_dir / "other", server.settings.blobs_dir / "other", tmp_path / "outside"]
+    guarded = [
+        server.settings.runs_dir / "other" / "run",
+        server.settings.runs_dir / server.org / "good",
+    ]
+    guarded += [
+        server.settings.imports_dir / "other",
+        server.settings.blobs_dir / "other",
+        tmp_path / "outside",
+    ]
     for folder in guarded:
         folder.mkdir(parents=True)
         (folder / "kept").write_text("kept")
@@ -57,12 +80,19 @@ async def test_a_hostile_id_in_a_path_does_nothing(server: TestServer, tmp_path:
         for spelled in SPELLED:
             path = route.path.replace("{org:str}", server.org).replace(f"{{{name}:str}}", spelled)
             path = re.sub(r"\{[a-z_0-9]+:str\}", "good", path)
-            key = attempt.assignment["token"] if path.startswith("/internal/v1/attempt") else server.key
+            key = (
+                attempt.assignment["token"]
+                if path.startswith("/internal/v1/attempt")
+                else server.key
+            )
             key = server.controller_key if path.startswith("/internal/v1/machines") else key
             status, told = await send_raw(server, route.method, path, body(route), key=key)
             assert 400 <= status < 500, (route.method, route.path, spelled, status, told)
         assert world(server) == before, (route.method, route.path)
-        assert all((folder / "kept").read_text() == "kept" for folder in guarded), (route.method, route.path)
+        assert all((folder / "kept").read_text() == "kept" for folder in guarded), (
+            route.method,
+            route.path,
+        )
 
 
 def body(route: Route) -> Any:
@@ -74,13 +104,20 @@ def body(route: Route) -> Any:
 
 def world(server: TestServer) -> dict[str, list[bytes]]:
     with server.services.store.snapshot() as connection:
-        return {name: list(rows.iter_rows(connection, table)) for name, table in rows.TABLES.items()}
+        return {
+            name: list(rows.iter_rows(connection, table)) for name, table in rows.TABLES.items()
+        }
 
 
-# Every service that creates something under an id of somebody else's choosing: the kind of id, and how it is called.
-def _report(checkpoint_id: str = "epoch-1", path: str = "model_full/a", **changes: Any) -> CheckpointReport:
+# Every service that creates something under an id of somebody else's choosing: the kind of id, and
+# how it is called.
+def _report(
+    checkpoint_id: str = "epoch-1", path: str = "model_full/a", **changes: Any
+) -> CheckpointReport:
     content = {"step": 1, "epoch": 1, "metrics": {}, "is_best": True, "time": 5} | changes
-    file = CheckpointFile(path=path, size_bytes=content.pop("size_bytes", 7), sha256=content.pop("sha256", "0" * 64))
+    file = CheckpointFile(
+        path=path, size_bytes=content.pop("size_bytes", 7), sha256=content.pop("sha256", "0" * 64)
+    )
     return CheckpointReport(checkpoint_id=checkpoint_id, files=[file], **content)
 
 
@@ -88,24 +125,40 @@ def _offer(claim_id: str = "c2", machine_id: str = "m1", host: str = "here") -> 
     return Claim(claim_id=claim_id, machine_id=machine_id, host=host, slots=1, wait_s=0)
 
 
-def _process(machine_id: str = "m1", boot_id: str = "b", pid: int = 7, start_ticks: int = 8) -> ProcessReport:
+def _process(
+    machine_id: str = "m1", boot_id: str = "b", pid: int = 7, start_ticks: int = 8
+) -> ProcessReport:
     return ProcessReport(machine_id=machine_id, boot_id=boot_id, pid=pid, start_ticks=start_ticks)
 
 
 CREATING: dict[str, tuple[str, Callable[..., Any]]] = {
-    "run": ("run", lambda s, actor, token, id: runs.create(s, actor, id, body=b"{}", attributes={})),
+    "run": (
+        "run",
+        lambda s, actor, token, id: runs.create(s, actor, id, body=b"{}", attributes={}),
+    ),
     "flow": (
         "flow",
-        lambda s, actor, token, id: flows.put(s, actor, id, body=b"{}", spec={}, attributes={}, if_match=None),
+        lambda s, actor, token, id: flows.put(
+            s, actor, id, body=b"{}", spec={}, attributes={}, if_match=None
+        ),
     ),
-    "checkpoint": ("checkpoint", lambda s, actor, token, id: models.register(s, token, _report(id))),
+    "checkpoint": (
+        "checkpoint",
+        lambda s, actor, token, id: models.register(s, token, _report(id)),
+    ),
     "claim": ("claim", lambda s, actor, token, id: leases.claim(s, actor, _offer(claim_id=id))),
-    "machine of a claim": ("machine", lambda s, actor, token, id: leases.claim(s, actor, _offer(machine_id=id))),
+    "machine of a claim": (
+        "machine",
+        lambda s, actor, token, id: leases.claim(s, actor, _offer(machine_id=id)),
+    ),
     "machine of a process": (
         "machine",
         lambda s, actor, token, id: leases.report_process(s, token, _process(machine_id=id)),
     ),
-    "boot of a process": ("boot", lambda s, actor, token, id: leases.report_process(s, token, _process(boot_id=id))),
+    "boot of a process": (
+        "boot",
+        lambda s, actor, token, id: leases.report_process(s, token, _process(boot_id=id)),
+    ),
 }
 
 
@@ -116,7 +169,11 @@ async def test_a_service_creates_nothing_under_a_hostile_id(what: str, server: T
     actor = Actor(org=server.org, name="key", role="admin", address="")
     await (await server.api()).put(server.path("runs/waiting"), json={"spec": {}})
     before, (kind, create) = world(server), CREATING[what]
-    hostile = [id for id in (*HOSTILE, "", "../../x", "a/b", "latest", "best", "\ud800") if not ids.is_id(kind, id)]
+    hostile = [
+        id
+        for id in (*HOSTILE, "", "../../x", "a/b", "latest", "best", "\ud800")
+        if not ids.is_id(kind, id)
+    ]
     assert len(hostile) > 10
     for id in hostile:
         with pytest.raises((Refusal, ValueError)) as refused:
@@ -147,7 +204,10 @@ BAD_REPORTS: dict[str, Any] = {
             "\x01",
         )
     },
-    **{f"size {size}": {"size_bytes": size} for size in (-1, 0, 8, 10**12, 2**44 + 1, 2**63, 10**30)},
+    **{
+        f"size {size}": {"size_bytes": size}
+        for size in (-1, 0, 8, 10**12, 2**44 + 1, 2**63, 10**30)
+    },
     **{f"step {step}": {"step": step} for step in (-1, 2**53 + 1, 2**63)},
     **{f"epoch {epoch}": {"epoch": epoch} for epoch in (-1, 2**31, 2**63)},
     **{f"time {time}": {"time": time} for time in (-1, 2**63)},
@@ -162,13 +222,22 @@ BAD_REPORTS: dict[str, Any] = {
 async def test_nothing_that_is_wrong_in_a_checkpoint_is_registered(server: TestServer) -> None:
     attempt = await attempts.start(server)
     digest = await attempt.upload(b"weights")
-    good = {"checkpoint_id": "epoch-1", "step": 1, "epoch": 1, "metrics": {"loss": 0.5}, "is_best": True, "time": 5}
+    good = {
+        "checkpoint_id": "epoch-1",
+        "step": 1,
+        "epoch": 1,
+        "metrics": {"loss": 0.5},
+        "is_best": True,
+        "time": 5,
+    }
     before = world(server)
     for what, change in BAD_REPORTS.items():
         change = dict(change)
         paths = change.pop("paths", [change.pop("path", "model_full/a")])
         file = {"size_bytes": change.pop("size_bytes", 7), "sha256": change.pop("sha256", digest)}
-        answer = await attempt.post("checkpoints", **{**good, **change, "files": [{"path": p, **file} for p in paths]})
+        answer = await attempt.post(
+            "checkpoints", **{**good, **change, "files": [{"path": p, **file} for p in paths]}
+        )
         assert answer.status_code == 400, (what, answer.status_code, answer.text)
         assert answer.json()["code"] in ("InvalidId", "InvalidBody"), what
     assert world(server) == before
@@ -176,7 +245,9 @@ async def test_nothing_that_is_wrong_in_a_checkpoint_is_registered(server: TestS
     assert (await attempt.post("checkpoints", **good, files=files)).status_code == 201
 
 
-async def test_a_word_after_a_colon_is_taken_where_a_route_defines_it_alone(server: TestServer) -> None:
+async def test_a_word_after_a_colon_is_taken_where_a_route_defines_it_alone(
+    server: TestServer,
+) -> None:
     data = Data(server, await server.api())
     dataset_id = await data.make()
     begun = await data.begin(dataset_id)
@@ -187,7 +258,9 @@ async def test_a_word_after_a_colon_is_taken_where_a_route_defines_it_alone(serv
     for route in ROUTES:
         if not route.path.endswith(":str}") or route.path.startswith("/internal"):
             continue
-        path = re.sub(r"\{([a-z_0-9]+):str\}", lambda found: values.get(found[1], "good"), route.path)
+        path = re.sub(
+            r"\{([a-z_0-9]+):str\}", lambda found: values.get(found[1], "good"), route.path
+        )
         for action in known - set(route.actions) | {"explode", ""}:
             status, told = await send_raw(server, route.method, f"{path}:{action}", body(route))
             assert 400 <= status < 500, (route.method, path, action, told)
@@ -198,7 +271,8 @@ async def test_a_word_after_a_colon_is_taken_where_a_route_defines_it_alone(serv
     assert (status, told["status"]["conditions"][0]["status"]) == (200, "FailedReach")
 
 
-# Ids from before they were checked ----------------------------------------------------------------------------------
+# Ids from before they were checked
+# ----------------------------------------------------------------------------------
 
 
 async def rename_run(server: TestServer, old: str, new: str) -> None:
@@ -213,13 +287,17 @@ async def rename_run(server: TestServer, old: str, new: str) -> None:
     await server.services.store.write(work)
 
 
-async def test_a_backup_that_no_restore_would_accept_is_refused_with_the_row(server: TestServer) -> None:
+async def test_a_backup_that_no_restore_would_accept_is_refused_with_the_row(
+    server: TestServer,
+) -> None:
     api = await server.api()
     attempt = await attempts.start(server)
     await attempt.checkpoint()
     path = server.path("storage/backups")
     is_it = output_files.c.path == "model_full/model.safetensors"
-    await server.services.store.write(lambda c: c.execute(output_files.update().where(is_it).values(path="../../x")))
+    await server.services.store.write(
+        lambda c: c.execute(output_files.update().where(is_it).values(path="../../x"))
+    )
     told = (await api.post(path)).json()
     assert (told["code"], "'../../x'" in told["message"], "delete run 'r1'" in told["message"]) == (
         "BackupImpossible",
@@ -229,7 +307,9 @@ async def test_a_backup_that_no_restore_would_accept_is_refused_with_the_row(ser
     assert not list((server.settings.data_dir / "backups").iterdir())
     is_it = output_files.c.path == "../../x"
     await server.services.store.write(
-        lambda c: c.execute(output_files.update().where(is_it).values(path="model_full/model.safetensors"))
+        lambda c: c.execute(
+            output_files.update().where(is_it).values(path="model_full/model.safetensors")
+        )
     )
     assert (await api.post(path)).status_code == 200
     await rename_run(server, "r1", "abc:finish")
@@ -248,7 +328,9 @@ async def test_an_id_from_before_ids_were_checked_is_renamed_at_start(server: Te
     for name in ("r1", "other"):
         (server.settings.runs_dir / server.org / name).mkdir(parents=True)
     await rename_run(server, "r1", "abc:finish")
-    (server.settings.runs_dir / server.org / "r1").rename(server.settings.runs_dir / server.org / "abc:finish")
+    (server.settings.runs_dir / server.org / "r1").rename(
+        server.settings.runs_dir / server.org / "abc:finish"
+    )
     await api.put(server.path("runs/r2"), json={"spec": {}})
     await rename_run(server, "r2", "..")
 
@@ -268,22 +350,31 @@ async def test_an_id_from_before_ids_were_checked_is_renamed_at_start(server: Te
     assert (server.settings.runs_dir / server.org / "abc:finish").is_dir()
     assert (await api.post(server.path("storage/backups"))).status_code == 409
     assert (await attempt.finish(0, outcome="Succeeded", reason="Completed")).status_code == 204
-    assert not server.services.store.read(lambda c: attempt_rows.has_open(c, org=server.org, run_id="abc:finish"))
+    assert not server.services.store.read(
+        lambda c: attempt_rows.has_open(c, org=server.org, run_id="abc:finish")
+    )
 
     await legacy_ids.rename_invalid(server.services)
     run = (await api.get(server.path(f"runs/{names['run']}"))).json()
-    assert (run["runId"], run["status"]["log"]) == (names["run"], server.path(f"runs/{names['run']}/logs"))
+    assert (run["runId"], run["status"]["log"]) == (
+        names["run"],
+        server.path(f"runs/{names['run']}/logs"),
+    )
     assert (server.settings.runs_dir / server.org / names["run"]).is_dir()
     [model] = (await api.get(server.path(f"runs/{names['run']}/outputs"))).json()["items"]
     assert model["selfLink"].rpartition("/")[2] == legacy_ids.build_valid_id("latest")
     for kind, id in (("flows", names["flow"]), ("trainingProjects", names["up"])):
-        assert (await api.get(server.path(f"{kind}/{id}"))).json()["selfLink"] == server.path(f"{kind}/{id}")
+        assert (await api.get(server.path(f"{kind}/{id}"))).json()["selfLink"] == server.path(
+            f"{kind}/{id}"
+        )
     assert all(ids.is_id("run", id) for id in names.values())
     assert (await api.post(server.path("storage/backups"))).status_code == 200
     assert (server.settings.runs_dir / server.org / "other").is_dir()
 
 
-async def test_a_picture_with_a_colon_in_its_name_is_in_a_backup_that_can_be_restored(server: TestServer) -> None:
+async def test_a_picture_with_a_colon_in_its_name_is_in_a_backup_that_can_be_restored(
+    server: TestServer,
+) -> None:
     data = Data(server, await server.api())
     dataset_id = await data.make()
     await data.bring(dataset_id, shelf(1))

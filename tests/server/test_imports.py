@@ -23,7 +23,11 @@ async def test_a_folder_becomes_a_dataset_with_a_version(server: TestServer) -> 
     data = await data_of(server)
     dataset_id = await data.make()
     begun = await data.begin(dataset_id, source="shelves", files=4)
-    assert [c["condition"] for c in begun["status"]["conditions"]] == ["Finished", "Checked", "Received"]
+    assert [c["condition"] for c in begun["status"]["conditions"]] == [
+        "Finished",
+        "Checked",
+        "Received",
+    ]
     assert statuses(begun) == ["Waiting"] * 3
 
     server.clock.forward(1)
@@ -41,10 +45,15 @@ async def test_a_folder_becomes_a_dataset_with_a_version(server: TestServer) -> 
         (told["version"], 1, 3, 3)
     ]
     listed = (await data.get(dataset_id, "imports"))["items"]
-    assert [item["datasetImportId"] for item in listed] == [done["datasetImportId"], begun["datasetImportId"]]
+    assert [item["datasetImportId"] for item in listed] == [
+        done["datasetImportId"],
+        begun["datasetImportId"],
+    ]
 
 
-async def test_the_same_content_is_the_same_version_and_takes_no_more_room(server: TestServer) -> None:
+async def test_the_same_content_is_the_same_version_and_takes_no_more_room(
+    server: TestServer,
+) -> None:
     data = await data_of(server)
     first, second = await data.make(), await data.make(name="copy")
     one = await data.bring(first, shelf(3))
@@ -64,13 +73,22 @@ async def test_rows_that_count_from_one_again_lose_nothing(server: TestServer) -
     await data.bring(dataset_id, shelf(2))
     files = {"other/9.png": picture(9), "more.jsonl": jsonl(vqa_row(1, "other/9.png"))}
     await data.bring(dataset_id, files)
-    mended = {"other/9.png": picture(9), "more.jsonl": jsonl(vqa_row(1, "other/9.png", answer="Three."))}
+    mended = {
+        "other/9.png": picture(9),
+        "more.jsonl": jsonl(vqa_row(1, "other/9.png", answer="Three.")),
+    }
     await data.bring(dataset_id, mended)
     statistic = (await data.get(dataset_id))["statistic"]
-    assert (statistic["assetTotal"], statistic["annotationTotal"], statistic["assetAnnotated"]) == (3, 4, 3)
+    assert (statistic["assetTotal"], statistic["annotationTotal"], statistic["assetAnnotated"]) == (
+        3,
+        4,
+        3,
+    )
 
 
-async def test_every_defect_is_told_in_pages_and_stays_when_the_import_is_over(server: TestServer) -> None:
+async def test_every_defect_is_told_in_pages_and_stays_when_the_import_is_over(
+    server: TestServer,
+) -> None:
     data = await data_of(server)
     dataset_id = await data.make()
     files = shelf(2) | {"shelf/broken.png": picture(7)[:40]}
@@ -80,18 +98,27 @@ async def test_every_defect_is_told_in_pages_and_stays_when_the_import_is_over(s
     assert done["status"]["findings"]["errors"] == 3
     place = ("imports", done["datasetImportId"])
     first = await data.get(dataset_id, *place, "findings", s=2, severity="error")
-    second = await data.get(dataset_id, *place, "findings", s=2, severity="error", p=first["nextPage"])
+    second = await data.get(
+        dataset_id, *place, "findings", s=2, severity="error", p=first["nextPage"]
+    )
     assert (len(first["items"]), len(second["items"]), second["nextPage"]) == (2, 1, None)
     missing = await data.get(dataset_id, *place, "findings", code="ImageMissing")
-    assert [(item["file"], item["line"]) for item in missing["items"]] == [("labels.jsonl", 3), ("labels.jsonl", 4)]
+    assert [(item["file"], item["line"]) for item in missing["items"]] == [
+        ("labels.jsonl", 3),
+        ("labels.jsonl", 4),
+    ]
     report = await data.get(dataset_id, *place, "report")
-    assert {group["code"]: group["count"] for group in report["groups"]} == done["status"]["findings"]["byCode"]
+    assert {group["code"]: group["count"] for group in report["groups"]} == done["status"][
+        "findings"
+    ]["byCode"]
     path = data.path(dataset_id, *place, "report")
     page = await data.api.get(path, headers={"accept": "text/html"})
     assert page.headers["content-type"].startswith("text/html")
     assert "&lt;b&gt;.png" in page.text
     assert "<b>" not in page.text
-    refused = await data.api.get(data.path(dataset_id, *place, "findings"), params={"severity": "bad"})
+    refused = await data.api.get(
+        data.path(dataset_id, *place, "findings"), params={"severity": "bad"}
+    )
     assert refused.json()["code"] == "InvalidQuery"
 
 
@@ -139,7 +166,9 @@ async def test_a_cancelled_and_an_abandoned_import_leave_nothing(server: TestSer
     dataset_id = await data.make()
     cancelled, abandoned = await data.begin(dataset_id), await data.begin(dataset_id)
     for begun, files in ((cancelled, shelf(1)), (abandoned, shelf(1, first=5))):
-        assert (await data.send(begun["status"]["upload"]["url"], build_pack(files.items()))).status_code == 204
+        assert (
+            await data.send(begun["status"]["upload"]["url"], build_pack(files.items()))
+        ).status_code == 204
     place = data.path(dataset_id, "imports", cancelled["datasetImportId"])
     told = (await data.api.post(place + ":cancel")).json()
     assert {c["reason"] for c in told["status"]["conditions"]} == {"CancelledByUser"}
@@ -152,7 +181,9 @@ async def test_a_cancelled_and_an_abandoned_import_leave_nothing(server: TestSer
     assert "in time" in told["status"]["why"]
     found = await data.storage()
     assert (found["agrees"], found["blobs"]) == (True, 0), found
-    assert (await data.api.post(place + ":explode")).json()["code"] == "InvalidId"  # no route defines that action
+    assert (await data.api.post(place + ":explode")).json()[
+        "code"
+    ] == "InvalidId"  # no route defines that action
 
 
 async def test_bytes_that_arrive_are_no_rubbish_to_a_collection(server: TestServer) -> None:

@@ -1,4 +1,4 @@
-"""A server that is killed at any stage of an import loses nothing it acknowledged, and finishes it when it is back."""
+"""A server killed at any stage of an import loses nothing acknowledged, and completes it."""
 
 import hashlib
 import http.client
@@ -29,17 +29,24 @@ def dot(number: int) -> bytes:
     """A picture of one pixel, of another colour for each number; quicker to make than by Pillow."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     header = struct.pack(">IIBBBBB", 1, 1, 8, 2, 0, 0, 0)
     colour = bytes((number & 255, number >> 8 & 255, number >> 16 & 255))
     pixels = zlib.compress(b"\0" + colour)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    )
 
 
 def row(number: int) -> bytes:
     asset = {"filename": f"{number}.png", "width": 1, "height": 1}
-    contents = {"type": "Vqa", "interactions": [{"order": 1, "question": "Which?", "answer": str(number)}]}
+    contents = {
+        "type": "Vqa",
+        "interactions": [{"order": 1, "question": "Which?", "answer": str(number)}],
+    }
     return json.dumps({"id": str(number), "asset": asset, "contents": contents}).encode() + b"\n"
 
 
@@ -54,7 +61,9 @@ class Server:
     """A real server process over a data folder, and requests to it."""
 
     def __init__(self, data_dir: Path) -> None:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("RUNYARD_")}
+        kept = {
+            name: value for name, value in os.environ.items() if not name.startswith("RUNYARD_")
+        }
         (data_dir / "server.json").unlink(missing_ok=True)
         environ = kept | {"RUNYARD_DATA_DIR": str(data_dir), "RUNYARD_PORT": "0"}
         self.process = subprocess.Popen(
@@ -67,7 +76,9 @@ class Server:
 
     def ask(self, method: str, path: str, body: Any = None) -> Any:
         connection = http.client.HTTPConnection(self._host, timeout=TIMEOUT_S)
-        sent = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
+        sent = (
+            body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
+        )
         headers = {"Authorization": f"Bearer {self._key}"}
         try:
             connection.request(method, path, sent, headers)
@@ -120,11 +131,16 @@ MOMENTS: dict[str, Callable[[tuple[str, int, int]], bool]] = {
 
 
 def test_an_import_survives_a_kill_at_every_stage(tmp_path: Path, packs: list[bytes]) -> None:
-    """Kills of one import and of the deletion after it; each must find it where the last one left it."""
+    """Kills of one import and of the deletion after it.
+
+    Each must find it where the last one left it.
+    """
     data_dir = tmp_path / "data"
     server = Server(data_dir)
     try:
-        made = server.ask("POST", f"/workspaces/{server.org}/datasets", {"name": "dots", "type": "vqa"})
+        made = server.ask(
+            "POST", f"/workspaces/{server.org}/datasets", {"name": "dots", "type": "vqa"}
+        )
         dataset_id = made["datasetId"]
         begun = server.ask("POST", server.at(dataset_id, "imports"), {"spec": {}})
         place = server.at(dataset_id, "imports", begun["datasetImportId"])
@@ -142,20 +158,33 @@ def test_an_import_survives_a_kill_at_every_stage(tmp_path: Path, packs: list[by
             server = Server(data_dir)
 
         told = server.ask("GET", place)
-        assert [condition["status"] for condition in told["status"]["conditions"]] == ["Reached"] * 3, told
+        assert [condition["status"] for condition in told["status"]["conditions"]] == [
+            "Reached"
+        ] * 3, told
         statistic = server.ask("GET", server.at(dataset_id))["statistic"]
-        assert (statistic["assetTotal"], statistic["annotationTotal"], statistic["assetAnnotated"]) == (COUNT,) * 3
+        assert (
+            statistic["assetTotal"],
+            statistic["annotationTotal"],
+            statistic["assetAnnotated"],
+        ) == (COUNT,) * 3
         versions = server.ask("GET", server.at(dataset_id, "versions"))["items"]
         assert [(version["assets"], version["records"]) for version in versions] == [(COUNT, COUNT)]
         found = server.ask("GET", f"/workspaces/{server.org}/storage")
         assert found["rowsWithoutBlobs"] == []
-        waited(lambda: server.ask("GET", f"/workspaces/{server.org}/storage")["foldersWithoutImports"] == [])
+        waited(
+            lambda: (
+                server.ask("GET", f"/workspaces/{server.org}/storage")["foldersWithoutImports"]
+                == []
+            )
+        )
 
         server.ask("DELETE", server.at(dataset_id))
         server.kill()
         server = Server(data_dir)
         deletion = server.at(dataset_id, "deleteOperation")
-        waited(lambda: server.ask("GET", deletion)["status"]["conditions"][0]["status"] == "Reached")
+        waited(
+            lambda: server.ask("GET", deletion)["status"]["conditions"][0]["status"] == "Reached"
+        )
         server.ask("POST", f"/workspaces/{server.org}/storage/collections")
         found = server.ask("GET", f"/workspaces/{server.org}/storage")
         assert (found["agrees"], found["blobs"]) == (True, 0), found

@@ -1,4 +1,4 @@
-"""Sessions of single files, as the published client sends them: checked, in parts, with deadlines, and cancelled."""
+"""Sessions of single files, as the published client sends them: checks, parts, deadlines."""
 
 import base64
 from typing import Any
@@ -22,28 +22,44 @@ class Session:
 
     async def begin(self, files: dict[str, bytes], **spec: Any) -> Any:
         assets = [
-            {"filename": name, "mime": "image/png", "size": len(content), "crc32c": signed(content), "kind": "Image"}
+            {
+                "filename": name,
+                "mime": "image/png",
+                "size": len(content),
+                "crc32c": signed(content),
+                "kind": "Image",
+            }
             for name, content in files.items()
         ]
         path = self.data.path(self.dataset_id, *SOURCE, "assetIngestionSessions")
-        answer = await self.data.api.post(path, json={"spec": {"assets": assets, "kind": "Upload", **spec}})
+        answer = await self.data.api.post(
+            path, json={"spec": {"assets": assets, "kind": "Upload", **spec}}
+        )
         if answer.status_code == 201:
             self.told = answer.json()
         return answer
 
     @property
     def uploads(self) -> dict[str, dict[str, Any]]:
-        return {asset["metadata"]["filename"]: asset["upload"] for asset in self.told["status"]["assets"]}
+        return {
+            asset["metadata"]["filename"]: asset["upload"]
+            for asset in self.told["status"]["assets"]
+        }
 
     async def put(self, name: str, content: bytes) -> Any:
         anonymous = await self.data.server.client(None)
-        return await anonymous.put(self.uploads[name]["url"], content=content, headers=self.uploads[name]["headers"])
+        return await anonymous.put(
+            self.uploads[name]["url"], content=content, headers=self.uploads[name]["headers"]
+        )
 
     async def settled(self) -> dict[str, Any]:
         await self.data.server.services.jobs.wait_until_idle()
         return dict(
             await self.data.get(
-                self.dataset_id, *SOURCE, "assetIngestionSessions", self.told["assetIngestionSessionId"]
+                self.dataset_id,
+                *SOURCE,
+                "assetIngestionSessions",
+                self.told["assetIngestionSessionId"],
             )
         )
 
@@ -75,8 +91,12 @@ async def test_files_become_pictures_when_the_last_one_has_come(server: TestServ
     assert (await session.data.storage())["agrees"]
 
 
-@pytest.mark.parametrize(("mode", "expected"), [("FailAfterOne", "FailedReach"), ("FailAfterAll", "Reached")])
-async def test_good_pictures_are_kept_beside_broken_ones(server: TestServer, mode: str, expected: str) -> None:
+@pytest.mark.parametrize(
+    ("mode", "expected"), [("FailAfterOne", "FailedReach"), ("FailAfterAll", "Reached")]
+)
+async def test_good_pictures_are_kept_beside_broken_ones(
+    server: TestServer, mode: str, expected: str
+) -> None:
     session = await session_of(server)
     files = {"good.png": picture(1), "broken.png": picture(2)[:50]}
     await session.begin(files, failureMode=mode)
@@ -111,7 +131,10 @@ async def test_a_session_is_cancelled(server: TestServer) -> None:
     session = await session_of(server)
     await session.begin({"a.png": picture(1)})
     place = session.data.path(
-        session.dataset_id, *SOURCE, "assetIngestionSessions", session.told["assetIngestionSessionId"]
+        session.dataset_id,
+        *SOURCE,
+        "assetIngestionSessions",
+        session.told["assetIngestionSessionId"],
     )
     told = (await session.data.api.post(place + ":cancel")).json()
     assert told["status"]["conditions"][0]["reason"] == "CancelledByUser"
@@ -126,14 +149,20 @@ async def test_what_cannot_be_announced_is_refused(server: TestServer) -> None:
         assert (answer.status_code, answer.json()["code"]) == (400, "InvalidBody"), files
 
 
-async def test_a_large_file_comes_in_parts(server: TestServer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_large_file_comes_in_parts(
+    server: TestServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(multipart, "PART_BYTES", 40)
     session = await session_of(server)
     content = picture(1)
     await session.begin({"large.png": content})
     data, api = session.data, session.data.api
     root = data.path(session.dataset_id, *SOURCE, "multipartUploads")
-    spec = {"ingestionId": session.told["ingestionId"], "filename": "large.png", "sizeBytes": len(content)}
+    spec = {
+        "ingestionId": session.told["ingestionId"],
+        "filename": "large.png",
+        "sizeBytes": len(content),
+    }
     begun = (await api.post(root, json={"spec": {**spec, "contentType": "image/png"}})).json()
     place, count = f"{root}/{begun['multipartUploadId']}", begun["status"]["partCount"]
     assert count == -(-len(content) // 40)
@@ -160,10 +189,14 @@ async def test_a_large_file_comes_in_parts(server: TestServer, monkeypatch: pyte
     assert (await anonymous.get(asset["contents"]["asset"]["url"])).content == content
 
 
-async def test_annotations_come_as_files_and_are_read_against_the_pictures_there_are(server: TestServer) -> None:
+async def test_annotations_come_as_files_and_are_read_against_the_pictures_there_are(
+    server: TestServer,
+) -> None:
     data = Data(server, await server.api())
     dataset_id = await data.make()
-    await data.bring(dataset_id, {name: content for name, content in shelf(2).items() if name.endswith("png")})
+    await data.bring(
+        dataset_id, {name: content for name, content in shelf(2).items() if name.endswith("png")}
+    )
     assert (await data.get(dataset_id))["version"] is None
     root = data.path(dataset_id, "annotationImportSessions")
     late = {"spec": {"uploadBefore": 5}}
@@ -172,35 +205,54 @@ async def test_annotations_come_as_files_and_are_read_against_the_pictures_there
     async def bring(content: bytes, **policies: str) -> dict[str, Any]:
         spec = {"uploadBefore": server.clock.now_ms() + 60_000, "failurePolicies": policies}
         begun = (await data.api.post(root, json={"spec": spec})).json()
-        assert [c["condition"] for c in begun["status"]["conditions"]] == ["Complete", "FilesInserted"]
+        assert [c["condition"] for c in begun["status"]["conditions"]] == [
+            "Complete",
+            "FilesInserted",
+        ]
         place = f"{root}/{begun['annotationImportSessionId']}"
         crc = base64.b64encode(google_crc32c.Checksum(content).digest()).decode()  # type: ignore[no-untyped-call]
         files = {"l.jsonl": {"sizeBytes": len(content), "crc32c": crc, "kind": "Unknown"}}
-        where = (await data.api.post(f"{place}/files", json={"files": files})).json()["files"]["l.jsonl"]
+        where = (await data.api.post(f"{place}/files", json={"files": files})).json()["files"][
+            "l.jsonl"
+        ]
         reached = {"condition": "FilesInserted", "status": "Reached", "lastTransitionTime": 1}
         said = {"status": {"conditions": [reached]}}
         early = await data.api.patch(f"{place}/status", json=said)
         assert (early.status_code, early.json()["code"]) == (409, "BlobMissing")
-        assert (await (await server.client(None)).put(where["url"], content=content)).status_code == 204
+        assert (
+            await (await server.client(None)).put(where["url"], content=content)
+        ).status_code == 204
         assert (await data.api.patch(f"{place}/status", json=said)).status_code == 200
         await server.services.jobs.wait_until_idle()
         return dict((await data.api.get(place)).json())
 
     rows = jsonl(vqa_row(1, "shelf/1.png"), vqa_row(2, "2.png"), vqa_row(3, "nowhere.png"))
     refused = await bring(rows)
-    assert {condition["status"] for condition in refused["status"]["conditions"]} == {"Reached", "FailedReach"}
+    assert {condition["status"] for condition in refused["status"]["conditions"]} == {
+        "Reached",
+        "FailedReach",
+    }
     assert refused["status"]["reason"]
     taken = await bring(rows, onBadAnnotation="Warn", onBadFile="Warn")
-    assert {condition["status"] for condition in taken["status"]["conditions"]} == {"Reached"}, taken
+    assert {condition["status"] for condition in taken["status"]["conditions"]} == {"Reached"}, (
+        taken
+    )
     assert taken["status"]["annotations"]["statusCount"] == {"Inserted": 2, "Rejected": 1}
-    logged = (await data.api.get(f"{root}/{taken['annotationImportSessionId']}/logs")).json()["items"]
+    logged = (await data.api.get(f"{root}/{taken['annotationImportSessionId']}/logs")).json()[
+        "items"
+    ]
     assert [line["code"] for line in logged if line["severity"] == "error"] == ["ImageMissing"]
     again = await bring(jsonl(vqa_row(1, "shelf/1.png")))
-    assert "already exists" in again["status"]["reason"] or "there already" in again["status"]["reason"]
+    assert (
+        "already exists" in again["status"]["reason"]
+        or "there already" in again["status"]["reason"]
+    )
     over = await bring(jsonl(vqa_row(1, "shelf/1.png", answer="Nine.")), onOverwritten="Warn")
     assert {condition["status"] for condition in over["status"]["conditions"]} == {"Reached"}
     assert (await data.get(dataset_id))["statistic"]["annotationTotal"] == 2
-    begun = await data.api.post(root, json={"spec": {"uploadBefore": server.clock.now_ms() + 60_000}})
+    begun = await data.api.post(
+        root, json={"spec": {"uploadBefore": server.clock.now_ms() + 60_000}}
+    )
     place = f"{root}/{begun.json()['annotationImportSessionId']}"
     cancelled = await data.api.patch(f"{place}/status", json={"spec": {"status": "Cancelled"}})
     assert {c["reason"] for c in cancelled.json()["status"]["conditions"]} == {"CancelledByUser"}

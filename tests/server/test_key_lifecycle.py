@@ -1,4 +1,4 @@
-"""Keys are created, listed, revoked, rotated and recovered, and a key that has ended opens nothing."""
+"""Keys are created, listed, revoked, rotated and recovered; an ended key opens nothing."""
 
 import asyncio
 import json
@@ -22,13 +22,17 @@ HOUR_MS = 3600_000
 
 
 async def issue(server: TestServer, **spec: Any) -> dict[str, Any]:
-    answer = await (await server.api()).post(server.path("keys"), json={"spec": {"name": "ci"} | spec})
+    answer = await (await server.api()).post(
+        server.path("keys"), json={"spec": {"name": "ci"} | spec}
+    )
     assert answer.status_code == 201, answer.text
     return dict(answer.json())
 
 
 async def rotate(server: TestServer, key_id: str, **spec: Any) -> Any:
-    return await (await server.api()).post(server.path(f"keys/{key_id}/rotations"), json={"spec": spec})
+    return await (await server.api()).post(
+        server.path(f"keys/{key_id}/rotations"), json={"spec": spec}
+    )
 
 
 async def opens(server: TestServer, secret_key: str) -> bool:
@@ -38,7 +42,9 @@ async def opens(server: TestServer, secret_key: str) -> bool:
 
 
 async def actions(server: TestServer) -> list[tuple[str, str]]:
-    items = (await (await server.api()).get(server.path("audit"), params={"s": 100})).json()["items"]
+    items = (await (await server.api()).get(server.path("audit"), params={"s": 100})).json()[
+        "items"
+    ]
     return [(entry["action"], entry["target"]) for entry in reversed(items)]
 
 
@@ -52,7 +58,10 @@ async def test_a_key_is_created_used_and_revoked(server: TestServer) -> None:
     key_id, secret = key["keyId"], key["secretKey"]
     assert len(secret) == LENGTH
     assert secret[7:23] == key_id
-    assert (key["spec"], key["status"]["state"]) == ({"name": "ci", "role": "viewer", "expires": None}, "Active")
+    assert (key["spec"], key["status"]["state"]) == (
+        {"name": "ci", "role": "viewer", "expires": None},
+        "Active",
+    )
     assert key["status"]["createdBy"] == f"key {own_id(server)}"
     assert (key["status"]["lastUsed"], key["workspaceId"]) == (None, server.org)
 
@@ -63,7 +72,10 @@ async def test_a_key_is_created_used_and_revoked(server: TestServer) -> None:
     assert "secretKey" not in read.json()
     assert read.json()["status"]["lastUsed"] == server.clock.now_ms()
     listed = (await api.get(server.path("keys"), params={"s": 1})).json()
-    assert [item["keyId"] for item in listed["items"]] in ([key_id], [own_id(server)])  # of the same millisecond
+    assert [item["keyId"] for item in listed["items"]] in (
+        [key_id],
+        [own_id(server)],
+    )  # of the same millisecond
     rest = (await api.get(server.path("keys"), params={"s": 1, "p": listed["nextPage"]})).json()
     ids = [item["keyId"] for item in (*listed["items"], *rest["items"])]
     assert (sorted(ids), rest["nextPage"]) == (sorted([key_id, own_id(server)]), None)
@@ -79,7 +91,9 @@ async def test_a_key_is_created_used_and_revoked(server: TestServer) -> None:
     ]
 
 
-async def test_no_secret_of_a_key_is_kept_or_logged(server: TestServer, caplog: pytest.LogCaptureFixture) -> None:
+async def test_no_secret_of_a_key_is_kept_or_logged(
+    server: TestServer, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level("DEBUG")
     created = await issue(server)
     rotated = (await rotate(server, created["keyId"])).json()
@@ -101,7 +115,9 @@ async def test_a_key_expires_at_its_time(server: TestServer) -> None:
     server.clock.forward(0.001)
     assert not await opens(server, key["secretKey"])
     assert (await (await server.api()).get(key["selfLink"])).json()["status"]["state"] == "Expired"
-    past = await (await server.api()).post(server.path("keys"), json={"spec": {"name": "x", "expires": now_ms}})
+    past = await (await server.api()).post(
+        server.path("keys"), json={"spec": {"name": "x", "expires": now_ms}}
+    )
     assert (past.status_code, past.json()["code"]) == (400, "InvalidBody")
     assert past.json()["problems"][0]["path"] == "/spec/expires"
 
@@ -139,7 +155,8 @@ async def test_a_rotation_replaces_a_key_at_once_or_after_an_overlap(server: Tes
     old = (await api.get(first["selfLink"])).json()
     assert (old["status"]["replacedBy"], old["status"]["state"]) == (second["keyId"], "Active")
     assert [await opens(server, key["secretKey"]) for key in (first, second)] == [True, True]
-    # Again, because the response was lost: the lifetime is still that of the key, not of its overlap.
+    # Again, because the response was lost: the lifetime is still that of the key, not of its
+    # overlap.
     again = (await rotate(server, first["keyId"], overlapSeconds=60)).json()
     assert again["spec"] == second["spec"]
     server.clock.forward(60)
@@ -184,10 +201,16 @@ async def test_the_last_admin_key_that_does_not_expire_stays(server: TestServer)
 async def test_keys_of_another_organization_are_not_there(server: TestServer) -> None:
     await server.services.store.write(
         lambda connection: key_rows.add(
-            connection, key_id="A" * 16, org="org-other", role="admin", secret_mac=b"", name="", time_ms=1,
+            connection,
+            key_id="A" * 16,
+            org="org-other",
+            role="admin",
+            secret_mac=b"",
+            name="",
+            time_ms=1,
             created_by="",
         )
-    )  # fmt: skip
+    )
     api = await server.api()
     assert (await api.get(server.path("keys/" + "A" * 16))).status_code == 404
     assert (await api.delete(server.path("keys/" + "A" * 16))).status_code == 404
@@ -209,12 +232,16 @@ async def test_a_change_by_anybody_else_is_found(server: TestServer) -> None:
     assert not await opens(server, key["secretKey"])
 
     def restore(connection: Any) -> None:
-        connection.execute(table.update().where(table.c.id == key["keyId"]).values(revoked=None, role="viewer"))
+        connection.execute(
+            table.update().where(table.c.id == key["keyId"]).values(revoked=None, role="viewer")
+        )
 
     await server.services.store.write(restore)
     await key_lifecycle.refresh(server.services)
     assert await opens(server, key["secretKey"])
-    assert (await (await server.client(key["secretKey"])).put(server.path("runs/r1"), json={})).status_code == 403
+    assert (
+        await (await server.client(key["secretKey"])).put(server.path("runs/r1"), json={})
+    ).status_code == 403
 
 
 async def test_a_refresh_that_read_too_early_does_not_undo_a_revocation(server: TestServer) -> None:
@@ -234,7 +261,9 @@ async def test_a_refresh_that_read_too_early_does_not_undo_a_revocation(server: 
 
 
 def test_the_pulse_refreshes_the_keyring_within_ten_seconds() -> None:
-    assert key_lifecycle.REFRESH_BEATS * 1.0 + access.KEY_CHECK_S <= 10  # a beat is a second; see leases.TICK_S
+    assert (
+        key_lifecycle.REFRESH_BEATS * 1.0 + access.KEY_CHECK_S <= 10
+    )  # a beat is a second; see leases.TICK_S
 
 
 async def test_last_uses_are_written_in_batches_and_never_by_a_request(server: TestServer) -> None:
@@ -274,7 +303,11 @@ async def test_last_uses_are_written_in_batches_and_never_by_a_request(server: T
 
 @pytest.mark.parametrize(
     ("how", "query"),
-    [("revoked", "logs?since=0&wait=30"), ("expired", "logs?since=0&wait=30"), ("revoked", "logs?since=0&w%61it=30")],
+    [
+        ("revoked", "logs?since=0&wait=30"),
+        ("expired", "logs?since=0&wait=30"),
+        ("revoked", "logs?since=0&w%61it=30"),
+    ],
 )
 async def test_a_long_poll_ends_with_its_key(
     server: TestServer, monkeypatch: pytest.MonkeyPatch, how: str, query: str
@@ -290,7 +323,9 @@ async def test_a_long_poll_ends_with_its_key(
     if how == "revoked":
         await lasting.delete(key["selfLink"])
     else:
-        server.clock.epoch_ms += HOUR_MS  # not the time that polls are measured by, which would end both
+        server.clock.epoch_ms += (
+            HOUR_MS  # not the time that polls are measured by, which would end both
+        )
     async with asyncio.timeout(10):
         answer = await polls[0]
     assert (answer.status_code, answer.json()["code"]) == (401, "Unauthorized")
@@ -298,7 +333,9 @@ async def test_a_long_poll_ends_with_its_key(
     polls[1].cancel()
 
 
-async def test_a_stream_out_breaks_off_with_its_key(server: TestServer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stream_out_breaks_off_with_its_key(
+    server: TestServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     key = await issue(server, role="admin")
     real = backups.OutgoingBackup.pieces
 
@@ -338,7 +375,9 @@ async def test_a_stream_in_is_refused_with_its_key(server: TestServer) -> None:
         yield data[2000:]
 
     before = server.services.store.read(key_rows.list_all)
-    answer = await (await server.client(key["secretKey"])).post(server.path("storage/restores"), content=body())
+    answer = await (await server.client(key["secretKey"])).post(
+        server.path("storage/restores"), content=body()
+    )
     assert (answer.status_code, answer.json()["code"]) == (401, "Unauthorized")
     assert server.services.store.read(key_rows.list_all) == before
 
@@ -364,7 +403,9 @@ def scope(server: TestServer, method: str, path: str, headers: dict[str, str]) -
     }
 
 
-async def test_an_admin_key_is_recovered_by_whoever_owns_the_data_folder(server: TestServer) -> None:
+async def test_an_admin_key_is_recovered_by_whoever_owns_the_data_folder(
+    server: TestServer,
+) -> None:
     marker = server.settings.secrets_dir / key_lifecycle.RECOVERY_FILE
     marker.touch()
     await key_lifecycle.refresh(server.services)
@@ -380,8 +421,12 @@ async def test_an_admin_key_is_recovered_by_whoever_owns_the_data_folder(server:
     assert credentials["organization_id"] == server.org
     assert stat.S_IMODE(server.settings.credentials_file.stat().st_mode) == 0o600
     recovered = await server.client(credentials["secret_key"])
-    items = (await recovered.get(server.path("audit"), params={"action": "recover key"})).json()["items"]
-    assert [(entry["actor"], entry["target"]) for entry in items] == [("operator", credentials["secret_key"][7:23])]
+    items = (await recovered.get(server.path("audit"), params={"action": "recover key"})).json()[
+        "items"
+    ]
+    assert [(entry["actor"], entry["target"]) for entry in items] == [
+        ("operator", credentials["secret_key"][7:23])
+    ]
 
     server.settings.credentials_file.unlink()
     marker.touch()
@@ -411,17 +456,28 @@ async def test_a_recovery_that_was_cut_off_adopts_the_key_it_wrote(
     assert await opens(server, written)
 
 
-async def test_a_key_revoked_after_a_backup_stays_revoked_when_it_is_restored(server: TestServer) -> None:
-    revoked, kept = await issue(server), await issue(server, role="viewer", expires=server.clock.now_ms() + HOUR_MS)
+async def test_a_key_revoked_after_a_backup_stays_revoked_when_it_is_restored(
+    server: TestServer,
+) -> None:
+    revoked, kept = (
+        await issue(server),
+        await issue(server, role="viewer", expires=server.clock.now_ms() + HOUR_MS),
+    )
     await opens(server, kept["secretKey"])
     data = await take(server)
     await (await server.api()).delete(revoked["selfLink"])
     later = await issue(server, name="later")
     assert (await put_back(server, data)).status_code == 200
-    assert [await opens(server, key["secretKey"]) for key in (revoked, kept, later)] == [False, True, True]
+    assert [await opens(server, key["secretKey"]) for key in (revoked, kept, later)] == [
+        False,
+        True,
+        True,
+    ]
     told = (await (await server.api()).get(kept["selfLink"])).json()
     assert told["spec"] == kept["spec"]
-    await key_lifecycle.write_usage(server.services)  # rejected keys are counted on in the restored audit log
+    await key_lifecycle.write_usage(
+        server.services
+    )  # rejected keys are counted on in the restored audit log
     assert ("reject key", f"key {revoked['keyId']}: revoked") in await actions(server)
 
 
@@ -430,13 +486,18 @@ async def test_a_backup_from_before_keys_had_a_lifecycle_is_restored(server: Tes
 
     def as_older(manifest: Any, tables: Any, _blobs: Any) -> None:
         manifest.schema_revision = "0003"
-        for name, new in (("keys", {"created_by", "last_used", "replaced_by"}), ("audit", {"count"})):
+        for name, new in (
+            ("keys", {"created_by", "last_used", "replaced_by"}),
+            ("audit", {"count"}),
+        ):
             part = next(part for part in manifest.tables if part.name == name)
             kept = [index for index, column in enumerate(part.columns) if column not in new]
             assert len(kept) == len(part.columns) - len(new)
             part.columns = [part.columns[index] for index in kept]
             rows = [json.loads(line) for line in tables[name].splitlines()]
-            tables[name] = b"".join(json.dumps([row[index] for index in kept]).encode() + b"\n" for row in rows)
+            tables[name] = b"".join(
+                json.dumps([row[index] for index in kept]).encode() + b"\n" for row in rows
+            )
 
     data = rewritten(await take(server), as_older)
     before = await actions(server)

@@ -35,7 +35,15 @@ def test_a_good_key_is_found_and_every_altered_one_is_not() -> None:
     for position in (5, 7, 20, 23, 60, 96, 97, 102):
         other = "x" if key[position] != "x" else "y"
         assert ring.find(key[:position] + other + key[position + 1 :], now_ms=5) is None
-    for wrong in ("", "dtvi_", key + "0", key[:-1], key.replace("dtvi_", "xxxx_"), new_key(), "ü" * 103):
+    for wrong in (
+        "",
+        "dtvi_",
+        key + "0",
+        key[:-1],
+        key.replace("dtvi_", "xxxx_"),
+        new_key(),
+        "ü" * 103,
+    ):
         assert ring.find(wrong, now_ms=5) is None
 
 
@@ -60,7 +68,9 @@ def test_an_expired_and_a_revoked_key_open_nothing() -> None:
     assert Keyring(PEPPER, [row(key, revoked=1)]).find(key, now_ms=5) is None
 
 
-def test_an_unknown_id_costs_as_much_work_as_a_wrong_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_id_costs_as_much_work_as_a_wrong_secret(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Counted, not timed: keyed hashes are all that takes time in which ids could be told apart."""
     key, other, calls = new_key(), new_key(), 0
     real = keys.secret_mac

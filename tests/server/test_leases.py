@@ -31,9 +31,15 @@ async def run_of(server: TestServer, run_id: str = "r1") -> dict[str, Any]:
 
 async def test_a_run_from_claim_to_success(server: TestServer) -> None:
     api = await server.api()
-    await api.put(server.path("runs/r1"), json={"spec": {"flow": {"settings": {"gracePeriodSeconds": 4}}}})
+    await api.put(
+        server.path("runs/r1"), json={"spec": {"flow": {"settings": {"gracePeriodSeconds": 4}}}}
+    )
     attempt = await attempts.claim(server)
-    assert await attempts.read_condition(server) == ("Pending", "WaitingForWorker", "placed on here")
+    assert await attempts.read_condition(server) == (
+        "Pending",
+        "WaitingForWorker",
+        "placed on here",
+    )
     assignment = attempt.assignment
     assert (assignment["run_id"], assignment["attempt"], assignment["grace_s"]) == ("r1", 1, 4.0)
     assert assignment["run"]["spec"]["flow"]["settings"] == {"gracePeriodSeconds": 4}
@@ -42,14 +48,20 @@ async def test_a_run_from_claim_to_success(server: TestServer) -> None:
     assert (wanted["action"], wanted["lease_s"], wanted["grace_s"]) == ("continue", 15.0, 4.0)
     assert (await attempts.read_condition(server))[:2] == ("Running", "Preparing")
     await attempt.checkpoint("epoch-1")
-    assert (await attempt.finish(0, outcome="Succeeded", reason="Completed", message="done")).status_code == 204
+    assert (
+        await attempt.finish(0, outcome="Succeeded", reason="Completed", message="done")
+    ).status_code == 204
     assert await attempts.read_condition(server) == ("Succeeded", "Completed", "done")
     run = await run_of(server)
-    assert [entry["condition"] for entry in run["status"]["conditions"]] == ["Pending", "Running", "Succeeded"]
-    assert run["status"]["observedGeneration"] == 1
-    assert [(told["attempt"], told["exitCode"], told["cause"]) for told in run["status"]["attempts"]] == [
-        (1, 0, "exit code 0")
+    assert [entry["condition"] for entry in run["status"]["conditions"]] == [
+        "Pending",
+        "Running",
+        "Succeeded",
     ]
+    assert run["status"]["observedGeneration"] == 1
+    assert [
+        (told["attempt"], told["exitCode"], told["cause"]) for told in run["status"]["attempts"]
+    ] == [(1, 0, "exit code 0")]
     kill = await api.patch(server.path("runs/r1"), json={"spec": {"killedAt": 1}})
     assert (kill.status_code, kill.json()["code"]) == (409, "RunFinished")
 
@@ -69,7 +81,9 @@ async def test_repeats_of_claim_start_and_finish_change_nothing(server: TestServ
     assert await attempts.claim(server, "c1") is None  # that claim is used up
 
 
-async def test_runs_are_taken_by_priority_then_age_and_only_where_they_fit(server: TestServer) -> None:
+async def test_runs_are_taken_by_priority_then_age_and_only_where_they_fit(
+    server: TestServer,
+) -> None:
     api = await server.api()
     flows = {
         "old": {},
@@ -81,10 +95,14 @@ async def test_runs_are_taken_by_priority_then_age_and_only_where_they_fit(serve
         await api.put(server.path(f"runs/{run_id}"), json={"spec": {"flow": flow}})
         server.clock.forward(1)
     assert await attempts.claim(server, "c0", slots=0) is None
-    taken = [(await attempts.claim(server, f"c{number}")).assignment["run_id"] for number in range(1, 4)]
+    taken = [
+        (await attempts.claim(server, f"c{number}")).assignment["run_id"] for number in range(1, 4)
+    ]
     assert taken == ["urgent", "old", "new"]
     assert await attempts.claim(server, "c4") is None
-    assert (await attempts.claim(server, "c5", labels={"accelerator": ["a100"]})).assignment["run_id"] == "gpu"
+    assert (await attempts.claim(server, "c5", labels={"accelerator": ["a100"]})).assignment[
+        "run_id"
+    ] == "gpu"
 
 
 async def test_runs_that_no_machine_can_take_block_nobody_and_are_not_read(
@@ -92,7 +110,10 @@ async def test_runs_that_no_machine_can_take_block_nobody_and_are_not_read(
 ) -> None:
     api = await server.api()
     unfit = {"settings": {"priority": 9}, "tolerations": {"accelerator": ["h100"]}}
-    long = {"tolerations": {"accelerator": [f"{number:0250}" for number in range(9)]}, "settings": {"priority": 9}}
+    long = {
+        "tolerations": {"accelerator": [f"{number:0250}" for number in range(9)]},
+        "settings": {"priority": 9},
+    }
     for number in range(250):
         await api.put(server.path(f"runs/unfit-{number}"), json={"spec": {"flow": unfit}})
     await api.put(server.path("runs/long"), json={"spec": {"flow": long}})
@@ -100,13 +121,21 @@ async def test_runs_that_no_machine_can_take_block_nobody_and_are_not_read(
         await api.put(server.path(f"runs/{run_id}"), json={"spec": {}})
     read: list[bytes] = []
     decode_run = leases.decode_run
-    monkeypatch.setattr(leases, "decode_run", lambda document: read.append(document) or decode_run(document))
-    assert (await attempts.claim(server, "c1", labels={"accelerator": ["cpu"]})).assignment["run_id"] == "r1"
+    monkeypatch.setattr(
+        leases, "decode_run", lambda document: read.append(document) or decode_run(document)
+    )
+    assert (await attempts.claim(server, "c1", labels={"accelerator": ["cpu"]})).assignment[
+        "run_id"
+    ] == "r1"
     assert len(read) < 10
     assert (await attempts.claim(server, "c2")).assignment["run_id"] == "r2"
     assert await attempts.claim(server, "c3") is None
-    assert (await attempts.claim(server, "c4", labels={"accelerator": [f"{3:0250}"]})).assignment["run_id"] == "long"
-    assert (await attempts.claim(server, "c5", labels={"accelerator": ["h100"]})).assignment["run_id"] == "unfit-0"
+    assert (await attempts.claim(server, "c4", labels={"accelerator": [f"{3:0250}"]})).assignment[
+        "run_id"
+    ] == "long"
+    assert (await attempts.claim(server, "c5", labels={"accelerator": ["h100"]})).assignment[
+        "run_id"
+    ] == "unfit-0"
 
 
 async def test_a_waiting_claim_is_woken_by_a_new_run(server: TestServer) -> None:
@@ -165,7 +194,9 @@ async def test_a_claim_that_never_started_is_not_charged(server: TestServer) -> 
     assert (await run_of(server))["status"]["attempts"] == []
 
 
-async def test_tries_are_used_up_by_crashes_and_then_the_platform_is_at_fault(server: TestServer) -> None:
+async def test_tries_are_used_up_by_crashes_and_then_the_platform_is_at_fault(
+    server: TestServer,
+) -> None:
     api = await server.api()
     await api.put(server.path("runs/r1"), json={"spec": {"flow": {"settings": {"attempts": 2}}}})
     for number, expected in ((1, ("Pending", "Retrying")), (2, ("Error", "WorkerLost"))):
@@ -188,7 +219,9 @@ async def test_a_silent_attempt_is_said_to_be_so_and_may_come_back(server: TestS
     condition, reason, message = await attempts.read_condition(server)
     assert (condition, reason) == ("Running", "Stopping")
     assert "no report from here" in (message or "")
-    assert await attempts.claim(server, "c9") is None  # not a second trainer while the first may live
+    assert (
+        await attempts.claim(server, "c9") is None
+    )  # not a second trainer while the first may live
     back = await attempt.post("renew", phase="Training")
     assert back.json()["action"] == "continue"
     assert await attempts.read_condition(server) == ("Running", "Training", "reported again")
@@ -196,7 +229,9 @@ async def test_a_silent_attempt_is_said_to_be_so_and_may_come_back(server: TestS
     assert (await attempts.read_condition(server))[:2] == ("Running", "Training")
 
 
-async def test_the_controllers_report_closes_a_silent_attempt_and_its_result_counts(server: TestServer) -> None:
+async def test_the_controllers_report_closes_a_silent_attempt_and_its_result_counts(
+    server: TestServer,
+) -> None:
     attempt = await attempts.start(server)
     await attempt.checkpoint()
     await tick(server, 30)
@@ -210,7 +245,9 @@ async def test_the_controllers_report_closes_a_silent_attempt_and_its_result_cou
     assert (await controller.get("/internal/v1/machines/m1")).json() == {"attempts": []}
 
 
-async def test_long_silence_lets_the_run_be_tried_again_and_the_old_attempt_is_refused(server: TestServer) -> None:
+async def test_long_silence_lets_the_run_be_tried_again_and_the_old_attempt_is_refused(
+    server: TestServer,
+) -> None:
     attempt = await attempts.start(server)
     await attempt.checkpoint("epoch-2")
     await tick(server, 15 + 1 + leases.RETRY_AFTER_S)
@@ -223,7 +260,9 @@ async def test_long_silence_lets_the_run_be_tried_again_and_the_old_attempt_is_r
     assert second.assignment["token"] != attempt.assignment["token"]
 
 
-async def test_another_machine_takes_a_lost_run_at_once_and_the_same_one_waits(server: TestServer) -> None:
+async def test_another_machine_takes_a_lost_run_at_once_and_the_same_one_waits(
+    server: TestServer,
+) -> None:
     api = await server.api()
     attempt = await attempts.start(server)
     await attempt.checkpoint("epoch-2")
@@ -238,14 +277,19 @@ async def test_another_machine_takes_a_lost_run_at_once_and_the_same_one_waits(s
     assert second.assignment["resume_checkpoint"] == "epoch-2"
     again = await attempts.claim(server, "c4", machine_id="m2")
     assert again.assignment["token"] == second.assignment["token"]
-    for refused in (await attempt.post("renew"), await attempt.finish(0, outcome="Succeeded", reason="Completed")):
+    for refused in (
+        await attempt.post("renew"),
+        await attempt.finish(0, outcome="Succeeded", reason="Completed"),
+    ):
         assert (refused.status_code, refused.json()["code"]) == (409, "LeaseLost")
     assert (await attempts.claim(server, "c5", machine_id="m2")).assignment["run_id"] == "younger"
     first = (await run_of(server))["status"]["attempts"][0]
     assert "no report from here" in first["cause"] and first["timeEnded"]
 
 
-async def test_a_lost_attempt_of_a_finished_and_deleted_run_does_not_stop_the_server(server: TestServer) -> None:
+async def test_a_lost_attempt_of_a_finished_and_deleted_run_does_not_stop_the_server(
+    server: TestServer,
+) -> None:
     """Its processes may still run, so the delete reopens it; all leases still expire in time."""
     api = await server.api()
     first = await attempts.start(server)
@@ -282,10 +326,14 @@ async def test_a_lost_run_is_taken_elsewhere_only_where_it_fits_wanted_and_not_a
     await tick(server, 16)
     await api.patch(server.path("runs/killed"), json={"spec": {"killedAt": 1}})
     await api.delete(server.path("runs/deleted"))
-    assert await attempts.claim(server, "c1", machine_id="m2", labels={"accelerator": ["cpu"]}) is None
+    assert (
+        await attempts.claim(server, "c1", machine_id="m2", labels={"accelerator": ["cpu"]}) is None
+    )
     taken = await attempts.claim(server, "c2", machine_id="m2", labels={"accelerator": ["a10"]})
     assert taken.assignment["run_id"] == "picky"
-    assert await attempts.claim(server, "c3", machine_id="m2", labels={"accelerator": ["a10"]}) is None
+    assert (
+        await attempts.claim(server, "c3", machine_id="m2", labels={"accelerator": ["a10"]}) is None
+    )
 
 
 async def test_a_claim_that_waits_is_woken_when_a_run_is_lost_elsewhere(server: TestServer) -> None:
@@ -306,7 +354,9 @@ async def test_an_assignment_names_the_boot_of_the_servers_machine(server: TestS
     assert placed["server_boot_id"] == processes.boot_id()
 
 
-async def test_the_machine_that_went_silent_settles_its_attempt_before_it_may_try_again(server: TestServer) -> None:
+async def test_the_machine_that_went_silent_settles_its_attempt_before_it_may_try_again(
+    server: TestServer,
+) -> None:
     attempt = await attempts.start(server)
     await tick(server, 15 + 2 + leases.RETRY_AFTER_S)
     assert await attempts.claim(server, "c2") is None
@@ -341,7 +391,9 @@ async def test_a_run_killed_while_a_silent_attempt_is_unsettled_is_not_cancelled
     assert (await attempts.read_condition(server))[0] == "Cancelled"
 
 
-async def test_whoever_renews_counts_as_started_although_a_restore_has_undone_its_report(server: TestServer) -> None:
+async def test_whoever_renews_counts_as_started_although_a_restore_has_undone_its_report(
+    server: TestServer,
+) -> None:
     await (await server.api()).put(server.path("runs/r1"), json={"spec": {}})
     attempt = await attempts.claim(server, "c1")
     assert (await attempt.post("renew")).json()["action"] == "continue"
@@ -350,7 +402,9 @@ async def test_whoever_renews_counts_as_started_although_a_restore_has_undone_it
     assert (await attempts.read_condition(server))[:2] == ("Running", "Stopping")
 
 
-async def test_a_result_reported_after_long_silence_still_counts_unless_the_run_went_on(server: TestServer) -> None:
+async def test_a_result_reported_after_long_silence_still_counts_unless_the_run_went_on(
+    server: TestServer,
+) -> None:
     for run_id in ("r1", "r2"):
         attempt = await attempts.start(server, run_id)
         await attempt.checkpoint()
@@ -359,7 +413,11 @@ async def test_a_result_reported_after_long_silence_still_counts_unless_the_run_
         done = {"outcome": "Succeeded", "reason": "Completed", "message": "found on disk"}
         if run_id == "r1":
             assert [(await attempt.finish(0, **done)).status_code for _ in range(2)] == [204, 204]
-            assert await attempts.read_condition(server, run_id) == ("Succeeded", "Completed", "found on disk")
+            assert await attempts.read_condition(server, run_id) == (
+                "Succeeded",
+                "Completed",
+                "found on disk",
+            )
         else:
             second = await attempts.claim(server, "c2", machine_id="m2")
             await second.start()
@@ -379,7 +437,9 @@ def test_the_servers_own_pulse_notices_a_lost_lease(tmp_path: Path) -> None:
     asyncio.run(story())
 
 
-async def test_no_final_word_is_spoken_on_silence_alone_for_a_long_time(server: TestServer, monkeypatch: Any) -> None:
+async def test_no_final_word_is_spoken_on_silence_alone_for_a_long_time(
+    server: TestServer, monkeypatch: Any
+) -> None:
     assert leases.GIVE_UP_AFTER_S >= 30 * 60
     monkeypatch.setattr(leases, "GIVE_UP_AFTER_S", 30.0)
     monkeypatch.setattr(leases, "RETRY_AFTER_S", 10.0)
@@ -399,23 +459,30 @@ async def test_leases_do_not_age_while_the_server_is_away(server: TestServer) ->
     assert (await attempts.read_condition(server))[:2] == ("Running", "Preparing")
 
 
-async def test_fencing_numbers_grow_and_a_token_of_another_epoch_is_refused(server: TestServer) -> None:
+async def test_fencing_numbers_grow_and_a_token_of_another_epoch_is_refused(
+    server: TestServer,
+) -> None:
     first = await attempts.start(server, "r1")
     second = await attempts.start(server, "r2")
     rows = server.services.store.read(
         lambda connection: [
-            attempt_rows.find_by_claim(connection, claim_id=claim_id) for claim_id in ("claim-r1", "claim-r2")
+            attempt_rows.find_by_claim(connection, claim_id=claim_id)
+            for claim_id in ("claim-r1", "claim-r2")
         ]
     )
     assert rows[0].token_number < rows[1].token_number
-    assert (await first.post("renew")).status_code == (await second.post("renew")).status_code == 200
+    assert (
+        (await first.post("renew")).status_code == (await second.post("renew")).status_code == 200
+    )
     forged = AttemptToken(server.org, "another", rows[0].token_number)
     other = await server.client(server.services.signer.sign_attempt_token(forged))
     answer = await other.post("/internal/v1/attempt/renew", json={})
     assert (answer.status_code, answer.json()["code"]) == (409, "LeaseLost")
 
 
-async def test_deleting_a_running_run_hides_it_at_once_and_removes_it_when_it_has_ended(server: TestServer) -> None:
+async def test_deleting_a_running_run_hides_it_at_once_and_removes_it_when_it_has_ended(
+    server: TestServer,
+) -> None:
     attempt = await attempts.start(server)
     await attempt.ship("hello", stream="stdout")
     await attempt.checkpoint()
@@ -430,13 +497,23 @@ async def test_deleting_a_running_run_hides_it_at_once_and_removes_it_when_it_ha
     assert (await attempt.post("renew")).json()["action"] == "kill"
     await attempt.finish(75)
     assert not folder.parent.parent.exists()
-    for table in (tables.runs, tables.attempts, tables.log_lines, tables.outputs, tables.output_files):
-        left = server.services.store.read(lambda connection, table=table: connection.execute(table.select()).all())
+    for table in (
+        tables.runs,
+        tables.attempts,
+        tables.log_lines,
+        tables.outputs,
+        tables.output_files,
+    ):
+        left = server.services.store.read(
+            lambda connection, table=table: connection.execute(table.select()).all()
+        )
         assert left == [], table.name
     assert list(server.services.blobs(server.org).hashes()) == []
 
 
-async def test_a_deletion_that_was_cut_short_is_finished_by_the_sweep(server: TestServer, monkeypatch: Any) -> None:
+async def test_a_deletion_that_was_cut_short_is_finished_by_the_sweep(
+    server: TestServer, monkeypatch: Any
+) -> None:
     attempt = await attempts.start(server)
     await attempt.checkpoint()
     await attempt.finish(64)
@@ -452,7 +529,9 @@ async def test_a_deletion_that_was_cut_short_is_finished_by_the_sweep(server: Te
     await deletion.sweep(server.services)
     assert list(server.services.blobs(server.org).hashes()) == []
     assert (
-        server.services.store.read(lambda connection: outputs.list_by_run(connection, org=server.org, run_id="r1"))
+        server.services.store.read(
+            lambda connection: outputs.list_by_run(connection, org=server.org, run_id="r1")
+        )
         == []
     )
 
@@ -460,15 +539,21 @@ async def test_a_deletion_that_was_cut_short_is_finished_by_the_sweep(server: Te
 async def test_a_kill_may_say_how_long_the_run_has_to_save(server: TestServer) -> None:
     attempt = await attempts.start(server)
     api = await server.api()
-    bad = await api.patch(server.path("runs/r1"), json={"spec": {"killedAt": 1, "graceSeconds": -1}})
+    bad = await api.patch(
+        server.path("runs/r1"), json={"spec": {"killedAt": 1, "graceSeconds": -1}}
+    )
     assert bad.status_code == 400
-    killed = (await api.patch(server.path("runs/r1"), json={"spec": {"killedAt": 1, "graceSeconds": 2.5}})).json()
+    killed = (
+        await api.patch(server.path("runs/r1"), json={"spec": {"killedAt": 1, "graceSeconds": 2.5}})
+    ).json()
     assert killed["spec"]["graceSeconds"] == 2.5
     wanted = (await attempt.post("renew")).json()
     assert (wanted["action"], wanted["grace_s"]) == ("kill", 2.5)
 
 
-async def test_runs_say_that_they_wait_for_disk_and_go_on_when_there_is_some(server: TestServer) -> None:
+async def test_runs_say_that_they_wait_for_disk_and_go_on_when_there_is_some(
+    server: TestServer,
+) -> None:
     await (await server.api()).put(server.path("runs/r1"), json={"spec": {}})
     assert await attempts.claim(server, "c1", lacks_disk=True) is None
     assert (await attempts.read_condition(server))[:2] == ("Pending", "WaitingForDisk")
@@ -486,21 +571,34 @@ SHRINK = [{"block": "vi-model", "settings": {"onOutOfMemory": "shrink"}, "style"
 
 
 def plan_with(size: int) -> dict[str, Any]:
-    return {"microBatchSize": {"value": size, "reason": "recipe"}, "batchSize": {"value": 32, "reason": "recipe"}}
+    return {
+        "microBatchSize": {"value": size, "reason": "recipe"},
+        "batchSize": {"value": 32, "reason": "recipe"},
+    }
 
 
-async def test_a_run_that_may_shrink_goes_on_with_half_the_micro_batch_after_each_kill_for_want_of_memory(
+async def test_a_run_that_may_shrink_halves_the_micro_batch_after_each_out_of_memory_kill(
     server: TestServer,
 ) -> None:
-    """More kills than there are tries, each reported twice; the next assignment carries the limit to the trainer."""
+    """More kills than there are tries, each reported twice.
+
+    The next assignment carries the limit to the trainer.
+    """
     attempt = await attempts.start(server, flow={"blocks": SHRINK, "settings": {"attempts": 2}})
     size = 8
     for number in (1, 2, 3):
         assert (await attempt.event("plan", plan=plan_with(size))).status_code == 200
         assert (await run_of(server))["status"]["attempts"][-1]["microBatchSize"] == size
         assert [(await attempt.out_of_memory()).status_code for _ in range(2)] == [204, 204]
-        told = f"out of memory with microBatchSize {size} (the kernel ended the trainer); resuming with {size // 2}"
-        assert await attempts.read_condition(server) == ("Pending", "Retrying", f"{told} at the same batch size")
+        told = (
+            f"out of memory with microBatchSize {size} (the kernel ended the trainer); resuming "
+            f"with {size // 2}"
+        )
+        assert await attempts.read_condition(server) == (
+            "Pending",
+            "Retrying",
+            f"{told} at the same batch size",
+        )
         size //= 2
         attempt = await attempts.claim(server, f"c{number}")
         assert attempt.assignment["run"]["status"]["microBatchLimit"] == size
@@ -515,9 +613,13 @@ async def test_a_run_that_may_shrink_goes_on_with_half_the_micro_batch_after_eac
     assert all(told["cause"].startswith("out of memory") for told in status["attempts"])
 
 
-async def test_without_a_plan_the_micro_batch_is_taken_to_be_the_largest_it_can_be(server: TestServer) -> None:
+async def test_without_a_plan_the_micro_batch_is_taken_to_be_the_largest_it_can_be(
+    server: TestServer,
+) -> None:
     attempt = await attempts.start(server, flow={"blocks": SHRINK})
-    await attempt.out_of_memory("out of memory: the kernel ended the trainer while it was Preparing")
+    await attempt.out_of_memory(
+        "out of memory: the kernel ended the trainer while it was Preparing"
+    )
     assert "with microBatchSize 32 (the kernel" in (await attempts.read_condition(server))[2]
     assert (await run_of(server))["status"]["microBatchLimit"] == 16
 
@@ -530,7 +632,9 @@ async def test_without_shrink_a_kill_for_want_of_memory_is_the_end(server: TestS
     assert (await run_of(server))["status"]["microBatchLimit"] is None
 
 
-async def test_a_lost_supervisor_on_a_machine_out_of_memory_shrinks_within_the_tries(server: TestServer) -> None:
+async def test_a_lost_supervisor_on_a_machine_out_of_memory_shrinks_within_the_tries(
+    server: TestServer,
+) -> None:
     attempt = await attempts.start(server, flow={"blocks": SHRINK, "settings": {"attempts": 2}})
     await attempt.event("plan", plan=plan_with(8))
     lost = "the supervisor was lost, and the kernel has run out of memory since it began"
@@ -545,9 +649,17 @@ async def test_a_lost_supervisor_on_a_machine_out_of_memory_shrinks_within_the_t
     assert (await attempts.read_condition(server))[:2] == ("Error", "WorkerLost")
 
 
-async def test_a_trainer_that_waits_for_disk_space_is_running_and_says_so(server: TestServer) -> None:
+async def test_a_trainer_that_waits_for_disk_space_is_running_and_says_so(
+    server: TestServer,
+) -> None:
     attempt = await attempts.start(server)
-    await attempt.event("phase", phase="WaitingForDisk", message="epoch-1 needs 100 bytes, 7 are free")
-    assert await attempts.read_condition(server) == ("Running", "WaitingForDisk", "epoch-1 needs 100 bytes, 7 are free")
+    await attempt.event(
+        "phase", phase="WaitingForDisk", message="epoch-1 needs 100 bytes, 7 are free"
+    )
+    assert await attempts.read_condition(server) == (
+        "Running",
+        "WaitingForDisk",
+        "epoch-1 needs 100 bytes, 7 are free",
+    )
     await attempt.event("phase", phase="Saving", message="epoch-1")
     assert await attempts.read_condition(server) == ("Running", "Saving", "epoch-1")

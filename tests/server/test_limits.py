@@ -1,7 +1,7 @@
-"""Limits hold before any store is asked: both stores accept and reject the same requests, with the same answer.
+"""Limits apply before any store is queried: both stores give the same answer.
 
-The requests are made from the structs of the routes: every text field that has a limit, at the limit, beyond it, with
-characters of four bytes, with NUL and with half a character.
+The requests are made from the structs of the routes: every text field that has a limit, at the
+limit, beyond it, with characters of four bytes, with NUL and with half a character.
 """
 
 import json
@@ -57,7 +57,9 @@ def limit_of(hint: Any) -> Limit | None:
     return next((found for part in get_args(hint) if (found := limit_of(part))), None)
 
 
-def limited_fields(kind: type, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Limit]]:
+def limited_fields(
+    kind: type, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Limit]]:
     """Every text field of a struct, and of the structs in it, that has a limit; with its path."""
     hints = get_type_hints(kind, include_extras=True)
     for field in msgspec.structs.fields(kind):
@@ -67,12 +69,19 @@ def limited_fields(kind: type, path: tuple[str, ...] = ()) -> Iterator[tuple[tup
         elif limit := limit_of(hints[field.name]):
             yield here, limit
         for inner in unwrapped(hints[field.name]):
-            if isinstance(inner, type) and issubclass(inner, msgspec.Struct) and inner is not protocol.Run:
+            if (
+                isinstance(inner, type)
+                and issubclass(inner, msgspec.Struct)
+                and inner is not protocol.Run
+            ):
                 yield from limited_fields(inner, here)
 
 
 def texts(limit: Limit) -> dict[str, str]:
-    """Texts around a limit; what begins with ``good`` must not be rejected for its length or its characters."""
+    """Texts around a limit.
+
+    What begins with ``good`` must not be rejected for its length or its characters.
+    """
     wide = limit.value // (4 if limit.unit == "bytes" else 1)
     return {
         "good, of one byte each": "x" * limit.value,
@@ -92,11 +101,20 @@ def with_text(base: Any, path: tuple[str, ...], text: str) -> Any:
         return [with_text(base[0] if base else {}, path, text)]
     name, *rest = path
     inner = base.get(name, {}) if isinstance(base, dict) else {}
-    return {**(base if isinstance(base, dict) else {}), name: with_text(inner or {}, tuple(rest), text)}
+    return {
+        **(base if isinstance(base, dict) else {}),
+        name: with_text(inner or {}, tuple(rest), text),
+    }
 
 
 def url_of(route: Route, server: TestServer, dataset: str, number: int) -> str:
-    ids = {"org": server.org, "dataset": dataset, "import_id": "none:finish", "flow_id": "f1", "project_id": "p1"}
+    ids = {
+        "org": server.org,
+        "dataset": dataset,
+        "import_id": "none:finish",
+        "flow_id": "f1",
+        "project_id": "p1",
+    }
     ids |= {"run_id": f"n{number}" if route.method == "PUT" else "r1"}
     return re.sub(r"\{(\w+):str\}", lambda found: ids.get(found[1], "none"), route.path)
 
@@ -104,7 +122,9 @@ def url_of(route: Route, server: TestServer, dataset: str, number: int) -> str:
 BODIES = [
     (route, path, limit)
     for route in ROUTES
-    if isinstance(route.body, type) and issubclass(route.body, msgspec.Struct) and "/internal/" not in route.path
+    if isinstance(route.body, type)
+    and issubclass(route.body, msgspec.Struct)
+    and "/internal/" not in route.path
     for path, limit in limited_fields(route.body)
 ]
 
@@ -141,14 +161,24 @@ async def test_every_limited_text_of_a_body_is_answered_alike_on_both_stores(
             found[store] = await answers_of(server)
         shutil.rmtree(tmp_path / "data")
     assert found["sqlite"] == found["postgresql"]
-    stored = [label for label, status, _ in found["postgresql"] if "good" in label and status in (200, 201)]
+    stored = [
+        label
+        for label, status, _ in found["postgresql"]
+        if "good" in label and status in (200, 201)
+    ]
     assert len(BODIES) > 40
-    for noun in ("runs/{run_id:str} metadata/attributes/a", "flows/{flow_id:str} metadata", "datasets name"):
+    for noun in (
+        "runs/{run_id:str} metadata/attributes/a",
+        "flows/{flow_id:str} metadata",
+        "datasets name",
+    ):
         assert any(noun in label for label in stored), noun
 
 
 @pytest.mark.parametrize("store_kind", ["sqlite", "postgresql"])
-async def test_texts_of_queries_are_checked_before_they_are_looked_up(server: TestServer, store_kind: str) -> None:
+async def test_texts_of_queries_are_checked_before_they_are_looked_up(
+    server: TestServer, store_kind: str
+) -> None:
     api = await server.api()
     dataset = (await api.post(server.path("datasets"), json={"name": "d"})).json()["datasetId"]
     for route in ROUTES:
@@ -165,10 +195,14 @@ async def test_texts_of_queries_are_checked_before_they_are_looked_up(server: Te
 
 
 @pytest.mark.parametrize("store_kind", ["sqlite", "postgresql"])
-async def test_attributes_are_limited_in_number_and_together(server: TestServer, store_kind: str) -> None:
+async def test_attributes_are_limited_in_number_and_together(
+    server: TestServer, store_kind: str
+) -> None:
     api = await server.api()
 
-    async def put(number: int, attributes: dict[str, str | None], path: str = "flows/f") -> tuple[int, str]:
+    async def put(
+        number: int, attributes: dict[str, str | None], path: str = "flows/f"
+    ) -> tuple[int, str]:
         body = {"spec": {}, "metadata": {"attributes": attributes}}
         answer = await api.put(server.path(f"{path}{number}"), json=body)
         return answer.status_code, answer.json().get("code", "")
@@ -188,7 +222,9 @@ async def test_attributes_are_limited_in_number_and_together(server: TestServer,
         answer = await api.patch(server.path(f"flows/{flow}"), json=body)
         assert (answer.status_code, answer.json()["code"]) == (400, "InvalidBody")
         assert answer.json()["problems"][0]["path"] == "/metadata/attributes"
-    swapped = await api.patch(server.path("flows/f1"), json={"metadata": {"attributes": {"k0": None, "more": "v"}}})
+    swapped = await api.patch(
+        server.path("flows/f1"), json={"metadata": {"attributes": {"k0": None, "more": "v"}}}
+    )
     assert swapped.status_code == 200
     found = await api.get(server.path("runs"), params={"attribute": f"{WIDE * 63}k:{value}"})
     assert [run["runId"] for run in found.json()["items"]] == ["r8"]
@@ -203,7 +239,12 @@ async def test_a_style_and_a_flow_are_limited_and_named(server: TestServer) -> N
         return await api.put(server.path(f"runs/r{number}"), json={"spec": {"flow": flow}})
 
     def styled(size: int) -> dict[str, Any]:
-        return {"blocks": [{"block": "vi-dataset"}, {"block": "vi-model", "style": {"x": "y" * (size - 8)}}]}
+        return {
+            "blocks": [
+                {"block": "vi-dataset"},
+                {"block": "vi-model", "style": {"x": "y" * (size - 8)}},
+            ]
+        }
 
     most = limits.FLOW_STYLE.value
     assert (await put(1, styled(most))).status_code == 201
@@ -218,7 +259,9 @@ async def test_a_style_and_a_flow_are_limited_and_named(server: TestServer) -> N
     assert saved.json()["problems"][0]["path"] == "/blocks/1/style"
 
 
-async def test_sixteen_attribute_filters_are_answered_and_seventeen_rejected(server: TestServer) -> None:
+async def test_sixteen_attribute_filters_are_answered_and_seventeen_rejected(
+    server: TestServer,
+) -> None:
     api = await server.api()
     attributes = {f"k{number}": "v" for number in range(16)}
     for name, more in (("r1", {}), ("r2", {"k7": "w"}), ("r3", {"rare": "v"})):
@@ -240,13 +283,18 @@ async def test_sixteen_attribute_filters_are_answered_and_seventeen_rejected(ser
 
 
 @pytest.mark.parametrize("store_kind", ["sqlite", "postgresql"])
-async def test_texts_of_a_supervisor_are_cut_and_cleaned_not_refused(server: TestServer, store_kind: str) -> None:
+async def test_texts_of_a_supervisor_are_cut_and_cleaned_not_refused(
+    server: TestServer, store_kind: str
+) -> None:
     attempt, api = await attempts.start(server), await server.api()
     long = WIDE * 20_000
     names = {f"m{number}": 1.0 for number in range(1000)}
     event = {"ev": "step", "n": 1, "t": 1, "step": 1, "values": {"a\0b": 0.5, long: 0.25, **names}}
-    raw = f'{{"stream":"stdout","offset":0,"next_offset":9,"lines":["a\\u0000b","c\\ud800d","{long}"]}}'
-    assert (await attempt.client.post("/internal/v1/attempt/lines", content=raw.encode())).status_code == 200
+    lines = f'["a\\u0000b","c\\ud800d","{long}"]'
+    raw = f'{{"stream":"stdout","offset":0,"next_offset":9,"lines":{lines}}}'
+    assert (
+        await attempt.client.post("/internal/v1/attempt/lines", content=raw.encode())
+    ).status_code == 200
     assert (await attempt.ship(json.dumps(event))).status_code == 200
     assert (await attempt.event("plan", plan={"x": "y" * limits.PLAN.value})).status_code == 200
     assert (await attempt.event("phase", phase="Saving", message=f"\0{long}")).status_code == 200
@@ -261,7 +309,13 @@ async def test_texts_of_a_supervisor_are_cut_and_cleaned_not_refused(server: Tes
     run = (await api.get(server.path("runs/r1"))).json()
     assert run["status"]["plan"] is None
     assert len(run["status"]["conditions"][-1]["message"].encode()) <= limits.MESSAGE.value
-    end = {"exit_code": 1, "signal": f"\0{long}", "group_empty": True, "cause": f"x\0{long}", "time": 5}
+    end = {
+        "exit_code": 1,
+        "signal": f"\0{long}",
+        "group_empty": True,
+        "cause": f"x\0{long}",
+        "time": 5,
+    }
     assert (await attempt.post("finish", **end, result={"message": f"\0{long}"})).status_code == 204
     told = (await api.get(server.path("runs/r1"))).json()["status"]["attempts"][0]
     assert told["cause"].startswith("x\ufffd")
@@ -269,19 +323,34 @@ async def test_texts_of_a_supervisor_are_cut_and_cleaned_not_refused(server: Tes
 
 
 MESSAGES = {
-    "process": ({"machine_id": "m", "boot_id": "b", "pid": 1, "start_ticks": 1}, protocol.ProcessReport),
+    "process": (
+        {"machine_id": "m", "boot_id": "b", "pid": 1, "start_ticks": 1},
+        protocol.ProcessReport,
+    ),
     "checkpoints": (
-        {"checkpoint_id": "c-1", "step": 1, "epoch": 1, "metrics": {}, "is_best": True, "time": 1, "files": []},
+        {
+            "checkpoint_id": "c-1",
+            "step": 1,
+            "epoch": 1,
+            "metrics": {},
+            "is_best": True,
+            "time": 1,
+            "files": [],
+        },
         protocol.CheckpointReport,
     ),
 }
 
 
 @pytest.mark.parametrize("store_kind", ["sqlite", "postgresql"])
-async def test_ids_and_numbers_of_messages_are_limited_alike(server: TestServer, store_kind: str) -> None:
+async def test_ids_and_numbers_of_messages_are_limited_alike(
+    server: TestServer, store_kind: str
+) -> None:
     attempt = await attempts.start(server)
     digest = await attempt.upload(b"x")
-    MESSAGES["checkpoints"][0]["files"] = [{"path": "model.safetensors", "size_bytes": 1, "sha256": digest}]
+    MESSAGES["checkpoints"][0]["files"] = [
+        {"path": "model.safetensors", "size_bytes": 1, "sha256": digest}
+    ]
     for name, (base, kind) in MESSAGES.items():
         for path, limit in limited_fields(kind):
             if path[0] == "files" or path[-1].endswith("_id"):
@@ -290,7 +359,11 @@ async def test_ids_and_numbers_of_messages_are_limited_alike(server: TestServer,
                 if "half" in label or "NUL" in label:  # replaced, see above
                     continue
                 answer = await attempt.post(name, **with_text(base, path, text))
-                is_good = answer.status_code < 300 if label.startswith("good") else answer.status_code == 400
+                is_good = (
+                    answer.status_code < 300
+                    if label.startswith("good")
+                    else answer.status_code == 400
+                )
                 assert is_good, (name, path, label, answer.text)
         for field, value in base.items():
             if isinstance(value, int) and not isinstance(value, bool):
@@ -309,9 +382,18 @@ async def test_ids_and_numbers_of_messages_are_limited_alike(server: TestServer,
 
 
 def test_ids_of_records_can_be_stored_and_stay_different() -> None:
-    ids = ["plain", "a\0b", "a\ufffdb", *("x" * 600 + str(number) for number in range(5)), WIDE * 400, WIDE * 401]
+    ids = [
+        "plain",
+        "a\0b",
+        "a\ufffdb",
+        *("x" * 600 + str(number) for number in range(5)),
+        WIDE * 400,
+        WIDE * 401,
+    ]
     lines = [
-        json.dumps({"id": id, "asset": {"filename": "a.png"}, "contents": {"number": number}}).encode()
+        json.dumps(
+            {"id": id, "asset": {"filename": "a.png"}, "contents": {"number": number}}
+        ).encode()
         for number, id in enumerate(ids)
     ]
     read = RECORD_ROWS.parse(lines)
@@ -325,5 +407,6 @@ def test_the_table_of_limits_in_the_docs_is_the_one_of_the_code() -> None:
     page = (ROOT / "docs/security.md").read_text()
     rows = dict(re.findall(r"^\| `([A-Z_]+)` \| ([\d,]+ \w+ \| .+) \|$", page, flags=re.M))
     assert rows == {
-        name: f"{limit.value:,} {limit.unit} | {limit.applies_to}" for name, limit in limits.list_limits().items()
+        name: f"{limit.value:,} {limit.unit} | {limit.applies_to}"
+        for name, limit in limits.list_limits().items()
     }

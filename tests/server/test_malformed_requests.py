@@ -1,7 +1,8 @@
-"""Nothing that arrives on a socket makes the server fail: no 500, no traceback in its log, and it keeps serving.
+"""Malformed bytes never make the server fail: no 500, no traceback, and it keeps serving.
 
-Each case is bytes as no HTTP library would send them. A case that is accepted must be answered as its meaning, if it
-has one, says; ``None`` stands for a connection that is closed without an answer, which is a fair answer to garbage.
+Each case is bytes as no HTTP library would send them. A case that is accepted must be answered as
+its meaning, if it has one, says; ``None`` stands for a connection that is closed without an answer,
+which is a fair answer to garbage.
 """
 
 import asyncio
@@ -29,15 +30,22 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
         with started.client() as client:
             assert client.put(started.path("runs/r1"), json={"spec": {}}).status_code == 201
         yield started
-        assert not [failure for failure in FAILURES if failure in started.log()], started.log()[-4000:]
+        assert not [failure for failure in FAILURES if failure in started.log()], started.log()[
+            -4000:
+        ]
 
 
 def statuses(answer: bytes) -> list[int]:
     return [int(status) for status in STATUS.findall(answer)]
 
 
-def assert_answers(server: ServerProcess, requests: list[bytes], expected: dict[int, set[int]] | None = None) -> None:
-    """Every request gets a status below 500, or a closed connection; ``expected`` narrows some down by position."""
+def assert_answers(
+    server: ServerProcess, requests: list[bytes], expected: dict[int, set[int]] | None = None
+) -> None:
+    """Every request gets a status below 500, or a closed connection.
+
+    ``expected`` narrows some down by position.
+    """
 
     async def story() -> list[bytes]:
         limit = asyncio.Semaphore(20)
@@ -65,7 +73,19 @@ def assert_serves(server: ServerProcess) -> None:
 
 def targets(server: ServerProcess) -> list[str]:
     """Paths of every route, with something hostile in each of its places."""
-    hostile = (DIGITS[:400], "%00", "%ff%fe", "%zz", "%", "..%2f", "%E2%82", "-1", "1" * 30, "a;b", "%0d%0aX: y")
+    hostile = (
+        DIGITS[:400],
+        "%00",
+        "%ff%fe",
+        "%zz",
+        "%",
+        "..%2f",
+        "%E2%82",
+        "-1",
+        "1" * 30,
+        "a;b",
+        "%0d%0aX: y",
+    )
     return [filled(route.path, server.org, value) for route in ROUTES for value in hostile]
 
 
@@ -77,11 +97,16 @@ def filled(path: str, org: str, value: str) -> str:
 def test_hostile_values_in_every_place_of_every_route(server: ServerProcess) -> None:
     heads = [server.head("GET", target, connection="close") for target in targets(server)]
     heads += [
-        server.head(route.method, filled(route.path, server.org, "9" * 19), connection="close", content_length="2")
+        server.head(
+            route.method,
+            filled(route.path, server.org, "9" * 19),
+            connection="close",
+            content_length="2",
+        )
         + b"{}"
         for route in ROUTES
         if not route.path.endswith(("/storage/restores", "/storage/backups"))
-    ]  # fmt: skip
+    ]
     assert_answers(server, heads)
 
 
@@ -107,7 +132,9 @@ def test_numbers_of_five_thousand_digits(server: ServerProcess) -> None:
         server.head("GET", server.path(f"datasets/d/assets/a/annotations/{DIGITS[:250]}"), **close),
     ]
     body = b'{"spec": {"flow": {"blocks": [], "x": ' + DIGITS.encode() + b"}}}"
-    requests.append(server.head("PUT", server.path("runs/big"), content_length=str(len(body)), **close) + body)
+    requests.append(
+        server.head("PUT", server.path("runs/big"), content_length=str(len(body)), **close) + body
+    )
     body = b'{"spec": {"killedAt": ' + b"9" * 30 + b"}}"
     requests.append(server.head("PATCH", run, content_length=str(len(body)), **close) + body)
     assert_answers(server, requests)
@@ -129,9 +156,12 @@ def test_broken_framing(server: ServerProcess) -> None:
         put + b"2\r\n{}\r\n0\r\n" + b"X: 1\r\n" * 5000 + b"\r\n",
         put + b"2\n{}\n0\n\n",
         fixed + b"{}",  # then nothing: 408
-        server.head("PUT", server.path("runs/r9"), content_length="2", transfer_encoding="chunked") + b"0\r\n\r\n",
-        server.head("PUT", server.path("runs/r9"), transfer_encoding="gzip, chunked") + b"0\r\n\r\n",
-        server.head("PUT", server.path("runs/r9"), expect="100-continue", content_length="2") + b"{}",
+        server.head("PUT", server.path("runs/r9"), content_length="2", transfer_encoding="chunked")
+        + b"0\r\n\r\n",
+        server.head("PUT", server.path("runs/r9"), transfer_encoding="gzip, chunked")
+        + b"0\r\n\r\n",
+        server.head("PUT", server.path("runs/r9"), expect="100-continue", content_length="2")
+        + b"{}",
         get + get + get + close,
         get * 200 + close,
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0",
@@ -140,7 +170,8 @@ def test_broken_framing(server: ServerProcess) -> None:
         b"GET /health HTTP/3.7\r\n\r\n",
         b"GET /health HTTP/1.0\r\n\r\n",
         b"GET /health HTTP/1.1\r\n\r\n",
-        b"GET http://" + host + b"/health HTTP/1.1\r\nhost: " + host + b"\r\nconnection: close\r\n\r\n",
+        b"GET http://" + host + b"/health HTTP/1.1\r\nhost: " + host + b"\r\nconnection: close\r\n"
+        b"\r\n",
         b"GET http://evil.example/health HTTP/1.1\r\nconnection: close\r\n\r\n",
         b"GET //health HTTP/1.1\r\nhost: " + host + b"\r\nconnection: close\r\n\r\n",
         b"GET * HTTP/1.1\r\nhost: " + host + b"\r\nconnection: close\r\n\r\n",
@@ -150,9 +181,17 @@ def test_broken_framing(server: ServerProcess) -> None:
         server.head("TRACE", server.path("runs/r1"), connection="close"),
         server.head("OPTIONS", "*", connection="close"),
         server.head("BREW", server.path("runs/r1"), connection="close"),
-        server.head("GET", server.path("runs/r1"), connection="Upgrade, HTTP2-Settings", upgrade="h2c"),
-        server.head("GET", server.path("runs/r1"), connection="Upgrade", upgrade="websocket",
-                    sec_websocket_version="13", sec_websocket_key="dGhlIHNhbXBsZSBub25jZQ=="),
+        server.head(
+            "GET", server.path("runs/r1"), connection="Upgrade, HTTP2-Settings", upgrade="h2c"
+        ),
+        server.head(
+            "GET",
+            server.path("runs/r1"),
+            connection="Upgrade",
+            upgrade="websocket",
+            sec_websocket_version="13",
+            sec_websocket_key="dGhlIHNhbXBsZSBub25jZQ==",
+        ),
         get.replace(b"\r\n\r\n", b"\r\nx-folded: a\r\n b\r\n\r\n"),
         get.replace(b"\r\n\r\n", b"\r\nx-nul: a\0b\r\n\r\n"),
         get.replace(b"\r\n\r\n", b"\r\nno colon\r\n\r\n"),
@@ -169,13 +208,14 @@ def test_broken_framing(server: ServerProcess) -> None:
         b"GET /%00 HTTP/1.1\r\nhost: " + host + b"\r\nconnection: close\r\n\r\n",
         b"GET /downloads/%00%ff HTTP/1.1\r\nhost: " + host + b"\r\nconnection: close\r\n\r\n",
         b"GET /downloads/a.b.c HTTP/1.1\r\nhost: " + host + b"\r\nconnection: close\r\n\r\n",
-        b"PUT /uploads/%zz HTTP/1.1\r\nhost: " + host + b"\r\ncontent-length: 5\r\nconnection: close\r\n\r\nhello",
+        b"PUT /uploads/%zz HTTP/1.1\r\nhost: " + host + b"\r\ncontent-length: 5\r\nconnection: "
+        b"close\r\n\r\nhello",
         b"GET /health\xff HTTP/1.1\r\nhost: " + host + b"\r\nconnection: close\r\n\r\n",
         b"\r\n\r\n\r\nGET /health HTTP/1.1\r\nhost: " + host + b"\r\nconnection: close\r\n\r\n",
         b"\0" * 1000,
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(300),  # TLS
         bytes(range(256)) * 100,
-    ]  # fmt: skip
+    ]
     assert_answers(
         server,
         requests,
@@ -186,7 +226,13 @@ def test_broken_framing(server: ServerProcess) -> None:
 def test_requests_with_random_bytes_changed(server: ServerProcess) -> None:
     body = b'{"spec": {"flow": {"blocks": []}}, "metadata": {"attributes": {"a": "b"}}}'
     whole = (
-        server.head("PUT", server.path("runs/r7"), content_length=str(len(body)), range="bytes=0-1", connection="close")
+        server.head(
+            "PUT",
+            server.path("runs/r7"),
+            content_length=str(len(body)),
+            range="bytes=0-1",
+            connection="close",
+        )
         + body
     )
     chance, requests = random.Random(7), []  # noqa: S311 - repeatable, not secret
@@ -208,7 +254,7 @@ def test_requests_with_random_bytes_changed(server: ServerProcess) -> None:
 
 
 def test_clients_that_leave_at_any_moment(server: ServerProcess) -> None:
-    """Within the head, the body, a chunk, an upload, a backup to restore, a long poll, and the response."""
+    """Within the head, the body, a chunk, an upload, a restore, a long poll, and the response."""
     internal = server.head("POST", "/internal/v1/claims", content_length="100")
     beginnings: list[bytes] = [
         b"GET /hea",
@@ -237,7 +283,10 @@ def test_clients_that_leave_at_any_moment(server: ServerProcess) -> None:
 
 
 def test_a_half_closed_connection_still_gets_its_answer_or_an_end(server: ServerProcess) -> None:
-    for request in (server.head("GET", server.path("runs/r1")), server.head("PUT", "/uploads/x", content_length="9")):
+    for request in (
+        server.head("GET", server.path("runs/r1")),
+        server.head("PUT", "/uploads/x", content_length="9"),
+    ):
         with socket.create_connection((server.host, server.port), timeout=30) as half:
             half.sendall(request)
             half.shutdown(socket.SHUT_WR)

@@ -1,4 +1,4 @@
-"""Models over HTTP: registered after their bytes, listed oldest first, downloaded by signed link."""
+"""Models over HTTP: registered after their bytes, listed oldest first, signed downloads."""
 
 import hashlib
 import io
@@ -24,7 +24,10 @@ async def link(server: TestServer, checkpoint: str = "latest") -> str:
 
 
 async def raw_get(server: TestServer, url: str, **headers: bytes) -> tuple[int, int, int]:
-    """(status, bytes promised, bytes sent) as a web server sees them; one that is left short closes the connection."""
+    """(status, bytes promised, bytes sent) as a web server sees them.
+
+    One that is left short closes the connection.
+    """
     status, promised, sent = 0, 0, 0
 
     async def send(message: Any) -> None:
@@ -38,8 +41,18 @@ async def raw_get(server: TestServer, url: str, **headers: bytes) -> tuple[int, 
         return {"type": "http.request", "body": b"", "more_body": False}
 
     path = url.removeprefix("http://127.0.0.1:7878")
-    given = [(b"host", b"127.0.0.1:7878"), *((name.encode(), value) for name, value in headers.items())]
-    scope = {"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": given, "client": None}
+    given = [
+        (b"host", b"127.0.0.1:7878"),
+        *((name.encode(), value) for name, value in headers.items()),
+    ]
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": path,
+        "query_string": b"",
+        "headers": given,
+        "client": None,
+    }
     await server.door(scope, receive, send)
     return status, promised, sent
 
@@ -52,7 +65,9 @@ async def finished(server: TestServer, *, content: bytes = b"weights" * 1000) ->
     return attempt
 
 
-async def test_models_are_listed_latest_last_and_found_by_name_latest_and_best(server: TestServer) -> None:
+async def test_models_are_listed_latest_last_and_found_by_name_latest_and_best(
+    server: TestServer,
+) -> None:
     await finished(server)
     page = await outputs(server, "?intent=sdkLocalDeploy")
     assert [model["runOutputId"] for model in page["items"]] == ["epoch-1", "epoch-2"]
@@ -68,7 +83,9 @@ async def test_models_are_listed_latest_last_and_found_by_name_latest_and_best(s
     for name, expected in (("latest", "epoch-2"), ("best", "epoch-1"), ("epoch-1", "epoch-1")):
         got = await outputs(server, f"/{name}")
         assert got["runOutputId"] == expected
-        assert [item["runOutputId"] for item in got["items"]] == [expected]  # a model and a page of it at once
+        assert [item["runOutputId"] for item in got["items"]] == [
+            expected
+        ]  # a model and a page of it at once
     assert (await outputs(server, "/epoch-9"))["code"] == "NotFound"
     assert (await outputs(server, "", "r9"))["code"] == "NotFound"
 
@@ -81,7 +98,12 @@ async def test_there_is_one_best_model(server: TestServer) -> None:
     attempt = await attempts.start(server, flow=keeping(4))
     for number, best in ((1, True), (2, False), (3, True), (4, False)):
         await attempt.checkpoint(f"epoch-{number}", content=b"%d" % number, best=best)
-    assert [model["spec"]["isBest"] for model in (await outputs(server))["items"]] == [False, False, True, False]
+    assert [model["spec"]["isBest"] for model in (await outputs(server))["items"]] == [
+        False,
+        False,
+        True,
+        False,
+    ]
     assert (await outputs(server, "/best"))["runOutputId"] == "epoch-3"
 
 
@@ -117,14 +139,19 @@ async def test_a_checkpoint_is_listed_only_when_all_its_bytes_are_here(server: T
     assert (await attempt.client.head(url)).status_code == 404
     assert (await attempt.client.put(url, content=b"abc")).status_code == 201
     assert (await attempt.client.head(url)).status_code == 200
-    assert [(await attempt.post("checkpoints", **report)).status_code for _ in range(2)] == [201, 201]
+    assert [(await attempt.post("checkpoints", **report)).status_code for _ in range(2)] == [
+        201,
+        201,
+    ]
     assert [model["runOutputId"] for model in (await outputs(server))["items"]] == ["epoch-1"]
     for path in ("../x", "/etc/passwd", "model_full/../../x"):
         bad = await attempt.post(
             "checkpoints", **report | {"files": [{"path": path, "size_bytes": 3, "sha256": digest}]}
         )
         assert (bad.status_code, bad.json()["code"]) == (400, "InvalidBody"), path
-    assert (await attempt.client.put("/internal/v1/attempt/blobs/XYZ", content=b"")).json()["code"] == "InvalidId"
+    assert (await attempt.client.put("/internal/v1/attempt/blobs/XYZ", content=b"")).json()[
+        "code"
+    ] == "InvalidId"
 
 
 async def test_success_without_a_checkpoint_is_not_success(server: TestServer) -> None:
@@ -133,7 +160,9 @@ async def test_success_without_a_checkpoint_is_not_success(server: TestServer) -
     assert (await attempts.read_condition(server))[:2] == ("Error", "StorageUnavailable")
 
 
-async def test_the_archive_is_a_tar_of_the_model_with_the_length_and_hash_that_were_told(server: TestServer) -> None:
+async def test_the_archive_is_a_tar_of_the_model_with_the_length_and_hash_that_were_told(
+    server: TestServer,
+) -> None:
     content = bytes(range(256)) * 500
     await finished(server, content=content)
     told = (await outputs(server, "/epoch-1?contents=y"))["status"]["contents"]
@@ -173,7 +202,12 @@ async def test_ranges_are_exact(server: TestServer) -> None:
         assert part.status_code == 206, given
         assert part.headers["content-range"] == f"bytes {start}-{end - 1}/{size}"
         assert part.content == whole[start:end]
-    for given in ("bytes=0-1,5-6", "lines=1-2", "bytes=-", "bytes=a-b"):  # not ours to serve in parts
+    for given in (
+        "bytes=0-1,5-6",
+        "lines=1-2",
+        "bytes=-",
+        "bytes=a-b",
+    ):  # not ours to serve in parts
         assert (await anyone.get(url, headers={"range": given})).content == whole
     for given in (f"{size}-", "9" * 5000 + "-", "-0", "-" + "0" * 5000):
         outside = await anyone.get(url, headers={"range": f"bytes={given}"})
@@ -196,7 +230,10 @@ async def test_links_are_the_same_for_an_hour_and_end_when_they_said(server: Tes
 
 
 async def test_a_range_of_a_link_that_was_good_is_cut_off_never_refused(server: TestServer) -> None:
-    """An error status would be taken for zero bytes by the published client; too few bytes are noticed by all."""
+    """An error status would be taken for zero bytes by the published client.
+
+    Too few bytes are noticed by all.
+    """
     await finished(server)
     url = await link(server)
     anyone = await server.client(None)
@@ -262,7 +299,9 @@ async def test_uploads_need_their_length(server: TestServer) -> None:
         yield b"abc"
 
     digest = hashlib.sha256(b"abc").hexdigest()
-    answer: httpx2.Response = await attempt.client.put(f"/internal/v1/attempt/blobs/{digest}", content=pieces())
+    answer: httpx2.Response = await attempt.client.put(
+        f"/internal/v1/attempt/blobs/{digest}", content=pieces()
+    )
     assert (answer.status_code, "Content-Length" in answer.json()["message"]) == (400, True)
 
 

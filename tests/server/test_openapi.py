@@ -1,4 +1,7 @@
-"""The OpenAPI document says what the server does; ``make fuzz-api`` compares the two with thousands of requests."""
+"""The OpenAPI document says what the server does.
+
+``make fuzz-api`` compares the two with thousands of requests.
+"""
 
 import re
 
@@ -17,7 +20,9 @@ OPERATIONS = [
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
 
-async def test_a_method_that_a_path_does_not_take_is_refused_with_those_it_takes(server: TestServer) -> None:
+async def test_a_method_that_a_path_does_not_take_is_refused_with_those_it_takes(
+    server: TestServer,
+) -> None:
     clients = {
         "/workspaces/": await server.api(),
         "/openapi.json": await server.api(),
@@ -32,10 +37,15 @@ async def test_a_method_that_a_path_does_not_take_is_refused_with_those_it_takes
         url = re.sub(r"\{\w+\}", "x", url)
         allowed = {*(method.upper() for method in methods), "OPTIONS"}
         options = await client.options(url)
-        assert (options.status_code, set(options.headers["allow"].split(", "))) == (204, allowed), path
+        assert (options.status_code, set(options.headers["allow"].split(", "))) == (204, allowed), (
+            path
+        )
         for method in set(METHODS) - allowed:
             answer = await client.request(method, url)
-            assert (answer.status_code, set(answer.headers["allow"].split(", "))) == (405, allowed), (method, path)
+            assert (answer.status_code, set(answer.headers["allow"].split(", "))) == (
+                405,
+                allowed,
+            ), (method, path)
     link = await clients["/health"].post("/downloads/none")
     assert (link.status_code, link.headers["allow"]) == (405, "GET, HEAD")
 
@@ -49,7 +59,9 @@ def test_each_operation_lists_its_statuses() -> None:
         assert responses & {"200", "201", "204"}, path
         assert {"400", "404", "414", "431", "500", "503"} <= responses, path
         assert ("401" in responses) is (path != "/health"), path
-        is_conditional = any(parameter["name"] == "If-Match" for parameter in operation["parameters"])
+        is_conditional = any(
+            parameter["name"] == "If-Match" for parameter in operation["parameters"]
+        )
         assert ("412" in responses) is is_conditional, (method, path)
     assert {str(status) for status, _ in CODES.values()} - documented == {"405", "416"}
     assert {(route.method, route.path) for route in ROUTES} >= IF_MATCH
@@ -61,9 +73,14 @@ def test_files_have_their_types_and_parameters_their_limits() -> None:
     assert set(paths[f"{base}/preview"]["get"]["responses"]["200"]["content"]) == {"image/png"}
     report = paths[f"{base}/imports/{{import_id}}/report"]["get"]["responses"]["200"]["content"]
     assert set(report) == {"application/json", "text/html"}
-    parameters = {found["name"]: found["schema"] for found in paths["/workspaces/{org}/runs"]["get"]["parameters"]}
+    parameters = {
+        found["name"]: found["schema"]
+        for found in paths["/workspaces/{org}/runs"]["get"]["parameters"]
+    }
     assert parameters["attribute"]["maxItems"] == limits.ATTRIBUTE_FILTERS.value
-    attributes = build_document()["components"]["schemas"]["NewMetadata"]["properties"]["attributes"]
+    attributes = build_document()["components"]["schemas"]["NewMetadata"]["properties"][
+        "attributes"
+    ]
     assert attributes["maxProperties"] == limits.ATTRIBUTES.value
     assert attributes["propertyNames"]["maxLength"] == limits.ATTRIBUTE_KEY.value
     assert rb"\\Z" not in encode_document()

@@ -1,4 +1,4 @@
-"""Pages end at a number of bytes as well as at a number of items, in every list that a route gives."""
+"""Pages end at a number of bytes as well as of items, in every list route."""
 
 import asyncio
 import json
@@ -59,10 +59,18 @@ async def fill(server: TestServer) -> dict[str, str]:
             assert made.status_code == 201, made.text
     ids = {"org": server.org, "dataset": dataset, "run_id": "r0", "asset_id": "a0"}
     for name, path in (("import_id", "imports"), ("session_id", "annotationImportSessions")):
-        ids[name] = (await api.get(f"{base}/{path}")).json()["items"][0]["selfLink"].rpartition("/")[2]
+        ids[name] = (
+            (await api.get(f"{base}/{path}")).json()["items"][0]["selfLink"].rpartition("/")[2]
+        )
         folder = import_jobs.get_folder(server.services, server.org, ids[name])
         folder.mkdir(parents=True)
-        found = {"severity": "error", "code": "RowUnreadable", "action": "Rejected", "cause": "x", "cure": "y"}
+        found = {
+            "severity": "error",
+            "code": "RowUnreadable",
+            "action": "Rejected",
+            "cause": "x",
+            "cure": "y",
+        }
         lines = [json.dumps({**found, "file": f"{number}.jsonl"}) + "\n" for number in range(COUNT)]
         (folder / import_jobs.FINDINGS).write_text("".join(lines))
     await server.services.store.write(partial(_fill_dataset, org=server.org, dataset=dataset))
@@ -76,16 +84,32 @@ def _fill_dataset(connection: Connection, *, org: str, dataset: str) -> None:
     caption = {
         "type": "PhraseGrounding",
         "caption": "a box",
-        "groundedPhrases": [{"phrase": "box", "startTokenIndex": 1, "endTokenIndex": 2, "bounds": [[0, 0, 1, 1]] * 2}],
+        "groundedPhrases": [
+            {
+                "phrase": "box",
+                "startTokenIndex": 1,
+                "endTokenIndex": 2,
+                "bounds": [[0, 0, 1, 1]] * 2,
+            }
+        ],
     }
     contents = msgspec.json.encode(caption)
-    assets.add(connection, [row_of(assets_table, **place, id=f"a{n}", filename=f"{n}.png") for n in range(COUNT)])
+    assets.add(
+        connection,
+        [row_of(assets_table, **place, id=f"a{n}", filename=f"{n}.png") for n in range(COUNT)],
+    )
     assets.add_records(
         connection,
-        [row_of(records, **place, number=n + 1, id=str(n), asset_id="a0", contents=contents) for n in range(COUNT)],
+        [
+            row_of(records, **place, number=n + 1, id=str(n), asset_id="a0", contents=contents)
+            for n in range(COUNT)
+        ],
     )
     for number in range(COUNT):
-        versions.add(connection, row_of(dataset_versions, **place, id=f"v{number}", number=number, sha256="0" * 64))
+        versions.add(
+            connection,
+            row_of(dataset_versions, **place, id=f"v{number}", number=number, sha256="0" * 64),
+        )
 
 
 async def walked(api: Any, url: str, **query: Any) -> tuple[list[Any], list[int]]:
@@ -122,18 +146,25 @@ async def test_every_list_is_cut_by_bytes_and_continues_at_the_cut(
         assert len(whole) >= COUNT, url
         assert sizes == [len(whole)], url
         assert (await walked(api, url, s=2))[0] == whole, url
-        monkeypatch.setattr(Query, "page", lambda self, question: replace(plain(self, question), most_bytes=1))
+        monkeypatch.setattr(
+            Query, "page", lambda self, question: replace(plain(self, question), most_bytes=1)
+        )
         assert await walked(api, url, s=1000) == (whole, [1] * len(whole)), url
     # Everything was encoded beside the event loop.
     assert threading.current_thread().name not in threads
     assert threads
 
 
-async def test_a_bulk_deletion_takes_more_names_than_one_question_may_have(server: TestServer) -> None:
+async def test_a_bulk_deletion_takes_more_names_than_one_question_may_have(
+    server: TestServer,
+) -> None:
     api = await server.api()
     dataset = (await api.post(server.path("datasets"), json={"name": "d"})).json()["datasetId"]
     names = [f"{number:04}.png" for number in range(2 * assets.BATCH_SIZE + 10)]
-    rows = [row_of(assets_table, org=server.org, dataset_id=dataset, id=f"a{name}", filename=name) for name in names]
+    rows = [
+        row_of(assets_table, org=server.org, dataset_id=dataset, id=f"a{name}", filename=name)
+        for name in names
+    ]
     await server.services.store.write(lambda connection: assets.add(connection, rows))
     url = server.path(f"datasets/{dataset}/deleteManyAssetsSessions")
     for wanted, left in (([], len(names)), (names[1:], 1)):
@@ -141,10 +172,12 @@ async def test_a_bulk_deletion_takes_more_names_than_one_question_may_have(serve
         condition = begun["status"]["conditions"][0]
         while condition["status"] != "Reached":
             await asyncio.sleep(0.01)
-            condition = (await api.get(begun["selfLink"].replace(f"{server.org}_", ""))).json()["status"]["conditions"][
-                0
-            ]
-        listed = (await api.get(server.path(f"datasets/{dataset}/assets"), params={"s": 1000})).json()
+            condition = (await api.get(begun["selfLink"].replace(f"{server.org}_", ""))).json()[
+                "status"
+            ]["conditions"][0]
+        listed = (
+            await api.get(server.path(f"datasets/{dataset}/assets"), params={"s": 1000})
+        ).json()
         assert len(listed["items"]) == min(left, 1000)
     many = {"filenames": ["x"] * (limits.FILES.value + 1)}
     assert (await api.post(url, json={"spec": {"filter": many}})).json()["code"] == "InvalidBody"
@@ -197,7 +230,9 @@ async def test_a_list_of_models_that_is_too_long_for_one_response_holds_the_newe
 @pytest.mark.parametrize("size", [1, 5, 31, 32, 33, 100])
 @pytest.mark.parametrize("most_bytes", [1, 50, 10_000])
 @pytest.mark.parametrize("count", [0, 1, 32, 33, 99])
-def test_gathering_reads_what_a_page_needs_and_not_much_more(size: int, most_bytes: int, count: int) -> None:
+def test_gathering_reads_what_a_page_needs_and_not_much_more(
+    size: int, most_bytes: int, count: int
+) -> None:
     rows, read = list(range(count)), 0
 
     def fetch(after: int | None, limit: int) -> list[int]:

@@ -27,7 +27,9 @@ def environment(data_dir: Path, **settings: str) -> dict[str, str]:
 def server(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-m", "runyard.server"]
     data_dir = tmp_path / "data"
-    process = subprocess.Popen(command, env=environment(data_dir), stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, env=environment(data_dir), stderr=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + START_TIMEOUT_S
     while not (data_dir / "server.json").exists():
         assert process.poll() is None, process.stderr.read() if process.stderr else ""
@@ -58,7 +60,9 @@ def test_a_server_starts_answers_refuses_company_and_ends_cleanly(
         assert (too_large.status_code, too_large.json()["code"]) == (413, "BodyTooLarge")
         assert client.get(url, headers=key | {"host": "evil.example"}).status_code == 400
     # Other clients tidy paths before they send them.
-    raw = http.client.HTTPConnection("127.0.0.1", int(told["endpoint"].rstrip("/").rpartition(":")[2]))
+    raw = http.client.HTTPConnection(
+        "127.0.0.1", int(told["endpoint"].rstrip("/").rpartition(":")[2])
+    )
     other = url.replace("/r1", "/r2")
     for spelled in (
         f"/{other}",
@@ -105,13 +109,19 @@ def test_a_server_starts_answers_refuses_company_and_ends_cleanly(
     assert not (data_dir / "server.json").exists()
     assert credentials["secret_key"] not in log
     lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
-    assert [line["status"] for line in lines if line.get("path", "").endswith("/r1")] == [401, 201, 413, 400]
+    assert [line["status"] for line in lines if line.get("path", "").endswith("/r1")] == [
+        401,
+        201,
+        413,
+        400,
+    ]
 
 
 def test_an_address_beyond_loopback_needs_insecure_bind(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "runyard.server"],
-        env=environment(tmp_path / "data", RUNYARD_HOST="0.0.0.0"),  # noqa: S104 - refused before it is bound
+        # Refused before it is bound.
+        env=environment(tmp_path / "data", RUNYARD_HOST="0.0.0.0"),  # noqa: S104
         capture_output=True,
         text=True,
         timeout=START_TIMEOUT_S,
@@ -122,7 +132,9 @@ def test_an_address_beyond_loopback_needs_insecure_bind(tmp_path: Path) -> None:
     assert not (tmp_path / "data" / "server.json").exists()
 
 
-def test_killed_servers_lose_nothing_they_acknowledged(server: subprocess.Popen[str], tmp_path: Path) -> None:
+def test_killed_servers_lose_nothing_they_acknowledged(
+    server: subprocess.Popen[str], tmp_path: Path
+) -> None:
     data_dir = tmp_path / "data"
     credentials = json.loads((data_dir / "credentials.json").read_text())
     key = {"authorization": f"Bearer {credentials['secret_key']}"}

@@ -12,7 +12,9 @@ PUBLIC_URL = "https://train.example"
 
 
 def proxies(**settings: str) -> Proxies:
-    return Proxies(Settings(public_url=PUBLIC_URL, trusted_proxies="127.0.0.1,10.0.0.0/8", **settings))
+    return Proxies(
+        Settings(public_url=PUBLIC_URL, trusted_proxies="127.0.0.1,10.0.0.0/8", **settings)
+    )
 
 
 def read(proxies: Proxies, peer: str = "127.0.0.1", **headers: str) -> tuple[str, str]:
@@ -25,7 +27,9 @@ def test_what_a_trusted_proxy_forwards_counts() -> None:
     forwarded = {"x_forwarded_for": "203.0.113.9", "x_forwarded_proto": "https"}
     assert read(proxies(), **forwarded) == ("203.0.113.9", PUBLIC_URL)
     assert read(proxies(), "::ffff:10.1.2.3", **forwarded) == ("203.0.113.9", PUBLIC_URL)
-    without_public_url = Proxies(Settings(trusted_proxies="127.0.0.1", allowed_hosts="train.example"))
+    without_public_url = Proxies(
+        Settings(trusted_proxies="127.0.0.1", allowed_hosts="train.example")
+    )
     assert read(without_public_url, **forwarded) == ("203.0.113.9", "https://train.example")
 
 
@@ -54,14 +58,24 @@ def test_what_anybody_else_claims_to_forward_does_not_count() -> None:
         ("", "127.0.0.1"),
     ],
 )
-def test_the_client_is_the_last_address_that_is_not_a_proxy_of_ours(given: str, address: str) -> None:
+def test_the_client_is_the_last_address_that_is_not_a_proxy_of_ours(
+    given: str, address: str
+) -> None:
     assert read(proxies(), x_forwarded_for=given, x_forwarded_proto="https")[0] == address
 
 
 def test_a_forwarded_host_is_neither_used_in_links_nor_allowed() -> None:
-    assert read(proxies(), x_forwarded_host="evil.example", x_forwarded_for="203.0.113.9")[1] == PUBLIC_URL
+    assert (
+        read(proxies(), x_forwarded_host="evil.example", x_forwarded_for="203.0.113.9")[1]
+        == PUBLIC_URL
+    )
     with pytest.raises(Refusal, match=r"evil\.example") as caught:
-        read(proxies(), host="evil.example", x_forwarded_host="train.example", x_forwarded_for="203.0.113.9")
+        read(
+            proxies(),
+            host="evil.example",
+            x_forwarded_host="train.example",
+            x_forwarded_for="203.0.113.9",
+        )
     assert caught.value.code == "InvalidHost"
 
 
@@ -75,25 +89,45 @@ def test_links_use_the_public_url_except_for_programs_on_this_machine() -> None:
 def test_pages_under_the_public_url_are_ours() -> None:
     for host in ("train.example", "127.0.0.1:7878"):
         read(proxies(), host=host, origin=PUBLIC_URL, x_forwarded_proto="https")
-        for foreign in ("http://train.example", "https://train.example:444", "https://evil.example", "null", ""):
+        for foreign in (
+            "http://train.example",
+            "https://train.example:444",
+            "https://evil.example",
+            "null",
+            "",
+        ):
             with pytest.raises(Refusal) as caught:
                 read(proxies(), host=host, origin=foreign, x_forwarded_proto="https")
             assert caught.value.code == "OriginRefused", (host, foreign)
 
 
 def test_a_default_port_may_be_written_or_left_out() -> None:
-    assert normalize_origin("https://Train.example") == normalize_origin("https://train.example:443")
+    assert normalize_origin("https://Train.example") == normalize_origin(
+        "https://train.example:443"
+    )
     assert normalize_origin("http://train.example") == normalize_origin("http://train.example:80")
     assert (
         len(
-            {normalize_origin(f"{scheme}://train.example{port}") for scheme in ("http", "https") for port in ("", ":1")}
+            {
+                normalize_origin(f"{scheme}://train.example{port}")
+                for scheme in ("http", "https")
+                for port in ("", ":1")
+            }
         )
         == 4
     )
 
 
 @pytest.mark.parametrize(
-    "url", ["train.example", "ftp://train.example", "https://", "https://a/b", "https://a:x", "https://a?q"]
+    "url",
+    [
+        "train.example",
+        "ftp://train.example",
+        "https://",
+        "https://a/b",
+        "https://a:x",
+        "https://a?q",
+    ],
 )
 def test_a_public_url_that_cannot_be_one_is_rejected(url: str) -> None:
     with pytest.raises(SettingError, match=r"RUNYARD_PUBLIC_URL.*try: "):

@@ -1,4 +1,4 @@
-"""Every reason in the table can occur: a story for each condition and reason, in which a run really comes to it."""
+"""Every reason in the table occurs: a scenario for each condition and reason."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any, get_args
@@ -24,8 +24,12 @@ def story_of(condition: str, reason: str) -> Callable[[Tell], Tell]:
     return keep
 
 
-async def create(server: TestServer, flow: dict[str, Any] | None = None, run_id: str = "r1") -> None:
-    answer = await (await server.api()).put(server.path(f"runs/{run_id}"), json={"spec": {"flow": flow or {}}})
+async def create(
+    server: TestServer, flow: dict[str, Any] | None = None, run_id: str = "r1"
+) -> None:
+    answer = await (await server.api()).put(
+        server.path(f"runs/{run_id}"), json={"spec": {"flow": flow or {}}}
+    )
     assert answer.status_code == 201, answer.text
 
 
@@ -33,10 +37,19 @@ async def kill(server: TestServer, run_id: str = "r1") -> None:
     await (await server.api()).patch(server.path(f"runs/{run_id}"), json={"spec": {"killedAt": 1}})
 
 
-async def report(server: TestServer, machine_id: str = "m1", *, accelerator: str = "cpu", slots: int = 1) -> None:
+async def report(
+    server: TestServer, machine_id: str = "m1", *, accelerator: str = "cpu", slots: int = 1
+) -> None:
     controller = await server.client(server.controller_key)
-    told = {"host": f"host-{machine_id}", "labels": {"accelerator": [accelerator]}, "accelerators": [], "slots": slots}
-    assert (await controller.put(f"/internal/v1/machines/{machine_id}", json=told)).status_code == 204
+    told = {
+        "host": f"host-{machine_id}",
+        "labels": {"accelerator": [accelerator]},
+        "accelerators": [],
+        "slots": slots,
+    }
+    assert (
+        await controller.put(f"/internal/v1/machines/{machine_id}", json=told)
+    ).status_code == 204
 
 
 async def wait_until_all_are_heard(server: TestServer) -> None:
@@ -153,24 +166,32 @@ def test_each_reason_has_a_story_and_each_story_a_reason() -> None:
     assert set(STORIES) == set(PAIRS)
 
 
-@pytest.mark.parametrize(("condition", "reason"), PAIRS, ids=[f"{kind}-{reason}" for kind, reason in PAIRS])
-async def test_a_run_can_come_to_each_reason(server: TestServer, condition: str, reason: str) -> None:
+@pytest.mark.parametrize(
+    ("condition", "reason"), PAIRS, ids=[f"{kind}-{reason}" for kind, reason in PAIRS]
+)
+async def test_a_run_can_come_to_each_reason(
+    server: TestServer, condition: str, reason: str
+) -> None:
     await STORIES[condition, reason](server)
     found_condition, found_reason, message = await attempts.read_condition(server)
     assert (found_condition, found_reason) == (condition, reason)
     assert message != ""
 
 
-@pytest.mark.parametrize(("condition", "reason"), PAIRS, ids=[f"{kind}-{reason}" for kind, reason in PAIRS])
+@pytest.mark.parametrize(
+    ("condition", "reason"), PAIRS, ids=[f"{kind}-{reason}" for kind, reason in PAIRS]
+)
 async def test_only_a_running_run_has_time_left(
     server: TestServer, monkeypatch: pytest.MonkeyPatch, condition: str, reason: str
 ) -> None:
-    """Time left is reported before the end of each story that has a trainer, and is gone after it."""
+    """Time left is reported until the end of each scenario with a trainer, and then removed."""
     start, started = attempts.start, []
 
     async def start_with_time_left(*given: Any, **named: Any) -> Any:
         attempt = await start(*given, **named)
-        await attempt.event("step", step=1, epoch=0.1, totalSteps=9, secondsLeft=42.0, values={"loss": 1.0})
+        await attempt.event(
+            "step", step=1, epoch=0.1, totalSteps=9, secondsLeft=42.0, values={"loss": 1.0}
+        )
         started.append(attempt)
         return attempt
 
@@ -195,8 +216,8 @@ async def test_the_reason_of_a_waiting_run_follows_the_machines(server: TestServ
     condition, reason, message = await status_after_a_second(server)
     assert (condition, reason) == ("Pending", "WaitingForMachine")
     assert message == (
-        "requests accelerator a100 or h100; no machine is connected: it starts when a controller connects to this "
-        "server"
+        "requests accelerator a100 or h100; no machine is connected: it starts when a controller "
+        "connects to this server"
     )
     assert (await attempts.read_condition(server, "any"))[1] == "WaitingForMachine"
     await report(server, slots=2)
@@ -207,14 +228,20 @@ async def test_the_reason_of_a_waiting_run_follows_the_machines(server: TestServ
         "requests accelerator a100 or h100; no connected machine can take it: "
         "host-m1 offers accelerator cpu (2 slots); host-m2 offers accelerator t4 (1 slot)"
     )
-    assert await attempts.read_condition(server, "any") == ("Pending", "Queued", "waiting for a free slot")
+    assert await attempts.read_condition(server, "any") == (
+        "Pending",
+        "Queued",
+        "waiting for a free slot",
+    )
     await report(server, "m3", accelerator="a100")
     assert await status_after_a_second(server) == ("Pending", "Queued", "waiting for a free slot")
     server.clock.forward(121)  # every machine is gone
     assert (await status_after_a_second(server))[1] == "WaitingForMachine"
 
 
-async def test_a_run_that_waits_for_its_turn_says_how_many_slots_are_busy(server: TestServer) -> None:
+async def test_a_run_that_waits_for_its_turn_says_how_many_slots_are_busy(
+    server: TestServer,
+) -> None:
     await report(server)
     attempt = await attempts.start(server, "first")
     await create(server)
@@ -235,7 +262,10 @@ async def test_nothing_is_written_while_nothing_changes(server: TestServer) -> N
     await create(server, run_id="any")
     await waiting_reasons.refresh(server.services)
     api = await server.api()
-    before = [(await api.get(server.path(f"runs/{name}"))).headers["etag"] for name in ("r0", "r1", "r2", "any")]
+    before = [
+        (await api.get(server.path(f"runs/{name}"))).headers["etag"]
+        for name in ("r0", "r1", "r2", "any")
+    ]
     written: list[Any] = []
     write = server.services.store.write
 
@@ -248,13 +278,18 @@ async def test_nothing_is_written_while_nothing_changes(server: TestServer) -> N
         await report(server)
         server.clock.forward(1)
         await waiting_reasons.refresh(server.services)
-    after = [(await api.get(server.path(f"runs/{name}"))).headers["etag"] for name in ("r0", "r1", "r2", "any")]
+    after = [
+        (await api.get(server.path(f"runs/{name}"))).headers["etag"]
+        for name in ("r0", "r1", "r2", "any")
+    ]
     assert (written, after) == ([], before)
 
 
 async def test_all_of_many_runs_with_many_requirements_are_explained(server: TestServer) -> None:
     for number in range(waiting_reasons.KEYS_AT_ONCE + 5):
-        await create(server, {"tolerations": {"accelerator": [f"a{number}"]}}, run_id=f"many-{number}")
+        await create(
+            server, {"tolerations": {"accelerator": [f"a{number}"]}}, run_id=f"many-{number}"
+        )
     for number in range(waiting_reasons.RUNS_AT_ONCE + 5):
         await create(server, {"tolerations": {"accelerator": ["h100"]}}, run_id=f"alike-{number}")
     await wait_until_all_are_heard(server)
@@ -267,7 +302,9 @@ async def test_all_of_many_runs_with_many_requirements_are_explained(server: Tes
     assert reasons == {"WaitingForCapacity"}
 
 
-async def test_a_run_that_is_tried_again_says_so_unless_no_machine_can_take_it(server: TestServer) -> None:
+async def test_a_run_that_is_tried_again_says_so_unless_no_machine_can_take_it(
+    server: TestServer,
+) -> None:
     await report(server)
     await create(server, {"tolerations": {"accelerator": ["cpu"]}})
     attempt = await attempts.claim(server, labels={"accelerator": ["cpu"]})
@@ -283,7 +320,9 @@ async def test_a_run_that_is_tried_again_says_so_unless_no_machine_can_take_it(s
 
 
 async def test_a_server_that_has_just_started_misses_no_machine(server: TestServer) -> None:
-    await attempts.start(server, "first")  # its machine is busy, so it only reports every half minute
+    await attempts.start(
+        server, "first"
+    )  # its machine is busy, so it only reports every half minute
     server.services.machines._known.clear()
     server.services.machines._began_s = server.clock.lived_s
     await create(server)

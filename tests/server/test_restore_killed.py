@@ -1,4 +1,4 @@
-"""A server that is killed at any moment of a restore leaves the old world or the new one, and nothing in between."""
+"""A server killed at any moment of a restore leaves the old data or the new, never a mixture."""
 
 import asyncio
 import http.client
@@ -20,8 +20,8 @@ from runyard.store import Store
 from runyard.store import backup as rows
 
 START_TIMEOUT_S = 60.0
-# A restore gives out an epoch and writes down who did it; and the worlds are made by a clock of long ago, so that a
-# server that goes by the real one forgets what was deleted then.
+# A restore gives out an epoch and writes down who did it; and the worlds are made by a clock of
+# long ago, so that a server that goes by the real one forgets what was deleted then.
 OWN = {"meta", "audit", "attempts", "pulse", "tombstones"}
 
 pytestmark = pytest.mark.e2e
@@ -32,7 +32,9 @@ def world(data_dir: Path) -> dict[str, list[bytes]]:
     try:
         with store.snapshot() as connection:
             return {
-                name: list(rows.iter_rows(connection, rows.TABLES[name])) for name in rows.TABLES if name not in OWN
+                name: list(rows.iter_rows(connection, rows.TABLES[name]))
+                for name in rows.TABLES
+                if name not in OWN
             }
     finally:
         store.close()
@@ -47,7 +49,9 @@ def worlds(tmp_path: Path) -> tuple[Path, bytes, dict[str, list[bytes]], dict[st
         async with open_server(data_dir) as server:
             attempt = await attempts.start(server, "old")
             for number in range(30):
-                await attempt.ship(*(f"line {number} {line}" for line in range(500)), stream="stdout")
+                await attempt.ship(
+                    *(f"line {number} {line}" for line in range(500)), stream="stdout"
+                )
             for step in range(1, 6):
                 await attempt.checkpoint(f"epoch-{step}", content=os.urandom(1 << 20))
             await attempt.finish(64)
@@ -74,7 +78,9 @@ class Restoring:
     """A real server, and a request to it that is sent in two parts."""
 
     def __init__(self, data_dir: Path, data: bytes) -> None:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("RUNYARD_")}
+        kept = {
+            name: value for name, value in os.environ.items() if not name.startswith("RUNYARD_")
+        }
         environ = kept | {"RUNYARD_DATA_DIR": str(data_dir), "RUNYARD_PORT": "0"}
         command = [sys.executable, "-m", "runyard.server"]
         self.process = subprocess.Popen(command, env=environ, stderr=subprocess.DEVNULL)
@@ -85,15 +91,21 @@ class Restoring:
             time.sleep(0.02)
         credentials = json.loads((data_dir / "credentials.json").read_text())
         self._data = data
-        self._connection = http.client.HTTPConnection(urlsplit(credentials["endpoint"]).netloc, timeout=60)
-        self._connection.putrequest("POST", f"/workspaces/{credentials['organization_id']}/storage/restores")
+        self._connection = http.client.HTTPConnection(
+            urlsplit(credentials["endpoint"]).netloc, timeout=60
+        )
+        self._connection.putrequest(
+            "POST", f"/workspaces/{credentials['organization_id']}/storage/restores"
+        )
         self._connection.putheader("Authorization", f"Bearer {credentials['secret_key']}")
         self._connection.putheader("Content-Length", str(len(data)))
         self._connection.endheaders()
 
     def send(self, share: float) -> None:
         for start in range(0, int(len(self._data) * share), 1 << 16):
-            self._connection.send(self._data[start : min(start + (1 << 16), int(len(self._data) * share))])
+            self._connection.send(
+                self._data[start : min(start + (1 << 16), int(len(self._data) * share))]
+            )
 
     def answered(self) -> float:
         """Seconds until the answer, which is that it is done."""
@@ -108,7 +120,9 @@ class Restoring:
         self._connection.close()
 
 
-def test_the_old_world_or_the_new_one_whenever_the_server_is_killed(worlds: Any, tmp_path: Path) -> None:
+def test_the_old_world_or_the_new_one_whenever_the_server_is_killed(
+    worlds: Any, tmp_path: Path
+) -> None:
     made, data, old, new = worlds
     assert old != new
 
@@ -148,6 +162,7 @@ def test_the_old_world_or_the_new_one_whenever_the_server_is_killed(worlds: Any,
     assert outcome("whole", 1.0, None) == "new"
     for share in (0.1, 0.5, 0.999):
         assert outcome(f"sent-{share}", share, 0.0) == "old"
-    # All was sent: from here on the transaction decides, so kills are spread over the time it took unharmed.
+    # All was sent: from here on the transaction decides, so kills are spread over the time it took
+    # unharmed.
     outcomes = [outcome(f"late-{part}", 1.0, took_s[0] * part) for part in (0.2, 0.5, 0.8, 1.0)]
     assert set(outcomes) <= {"old", "new"}

@@ -1,4 +1,4 @@
-"""Runs that go on from another run's checkpoint: frozen when accepted, and handed to the supervisor alone."""
+"""Runs that resume from another run's checkpoint: fixed at creation, passed to the supervisor."""
 
 import hashlib
 from collections.abc import Callable
@@ -18,13 +18,17 @@ async def trained(server: TestServer, run_id: str = "source") -> Any:
     attempt = await attempts.start(server, run_id)
     await attempt.checkpoint("epoch-1", content=b"first " + run_id.encode(), best=True)
     await attempt.checkpoint("epoch-2", content=b"second " + run_id.encode(), best=False)
-    await attempt.finish(0, outcome="Succeeded", reason="Completed", message="done", checkpoint="epoch-2")
+    await attempt.finish(
+        0, outcome="Succeeded", reason="Completed", message="done", checkpoint="epoch-2"
+    )
     return attempt
 
 
 async def create(server: TestServer, run_id: str = "new", **resume_from: str) -> Any:
     api = await server.api()
-    return await api.put(server.path(f"runs/{run_id}"), json={"spec": {"flow": {}, "resumeFrom": resume_from}})
+    return await api.put(
+        server.path(f"runs/{run_id}"), json={"spec": {"flow": {}, "resumeFrom": resume_from}}
+    )
 
 
 async def started(server: TestServer, claim_id: str = "c") -> Any:
@@ -70,10 +74,15 @@ async def test_the_checkpoint_is_resolved_when_the_run_is_accepted(
         "epoch": step,
     }
     told = made.json()["status"]["conditions"][-1]["message"]
-    assert told == f"waiting for a free slot, to resume from run source, checkpoint {found}, step {step}"
+    assert (
+        told
+        == f"waiting for a free slot, to resume from run source, checkpoint {found}, step {step}"
+    )
 
 
-async def test_a_repeat_of_the_same_body_is_the_same_run_even_when_the_other_is_gone(server: TestServer) -> None:
+async def test_a_repeat_of_the_same_body_is_the_same_run_even_when_the_other_is_gone(
+    server: TestServer,
+) -> None:
     await trained(server)
     first = await create(server, runId="source")
     await (await server.api()).delete(server.path("runs/source"))
@@ -83,7 +92,9 @@ async def test_a_repeat_of_the_same_body_is_the_same_run_even_when_the_other_is_
     assert (await create(server, runId="source", checkpoint="best")).json()["code"] == "RunExists"
 
 
-async def test_what_is_not_there_is_told_with_its_field_and_nothing_is_made(server: TestServer) -> None:
+async def test_what_is_not_there_is_told_with_its_field_and_nothing_is_made(
+    server: TestServer,
+) -> None:
     await trained(server)
     await attempts.start(server, "empty")
     for asked, field in (
@@ -109,18 +120,27 @@ async def test_another_organisations_run_is_as_if_it_were_not_there(server: Test
 
     await trained(server)
     await server.services.store.write(
-        lambda connection: organizations.add(connection, org="strangers", name="Strangers", time_ms=1)
+        lambda connection: organizations.add(
+            connection, org="strangers", name="Strangers", time_ms=1
+        )
     )
     stranger = Actor(org="strangers", name="key", role="admin", address="here")
     with pytest.raises(Refusal, match="run 'source' was not found"):
         await runs.create(
-            server.services, stranger, "new", body=b"", resume_from=("source", references.LATEST), attributes={}
+            server.services,
+            stranger,
+            "new",
+            body=b"",
+            resume_from=("source", references.LATEST),
+            attributes={},
         )
     with pytest.raises(Refusal, match="run 'new' was not found"):
         runs.get(server.services, org="strangers", run_id="new")
 
 
-async def test_deleting_the_other_run_takes_no_byte_away_and_deleting_the_new_one_the_rest(server: TestServer) -> None:
+async def test_deleting_the_other_run_takes_no_byte_away_and_deleting_the_new_one_the_rest(
+    server: TestServer,
+) -> None:
     api, blobs = await server.api(), server.services.blobs(server.org)
     await trained(server)
     await create(server, runId="source", checkpoint="epoch-1")
@@ -131,7 +151,10 @@ async def test_deleting_the_other_run_takes_no_byte_away_and_deleting_the_new_on
     attempt = await started(server)
     (told,) = await resumable(attempt)
     assert (told["run_id"], told["checkpoint_id"], told["step"]) == ("source", "epoch-1", 1)
-    assert {file["path"] for file in told["files"]} == {"model_full/model.safetensors", "training_state/state.json"}
+    assert {file["path"] for file in told["files"]} == {
+        "model_full/model.safetensors",
+        "training_state/state.json",
+    }
     assert (await read(attempt, told["files"][0]["sha256"])).content == b"first source"
     await attempt.finish(75)
     await api.delete(server.path("runs/new"))
@@ -139,7 +162,9 @@ async def test_deleting_the_other_run_takes_no_byte_away_and_deleting_the_new_on
     assert await agrees(server)
 
 
-async def test_the_runs_own_checkpoints_come_before_what_it_was_made_from(server: TestServer) -> None:
+async def test_the_runs_own_checkpoints_come_before_what_it_was_made_from(
+    server: TestServer,
+) -> None:
     await trained(server)
     await create(server, runId="source")
     attempt = await started(server)
@@ -160,8 +185,16 @@ async def test_a_token_opens_no_bytes_but_those_of_its_run(server: TestServer) -
     assert (await read(attempt, "../server.db")).status_code in (400, 404)
     mine = hashlib.sha256(b"first source").hexdigest()
     answer = await read(attempt, mine)
-    assert (answer.status_code, answer.headers["content-length"], answer.content) == (200, "12", b"first source")
-    assert (await (await server.api()).get(f"/internal/v1/attempt/blobs/{mine}")).status_code in (401, 403, 404)
+    assert (answer.status_code, answer.headers["content-length"], answer.content) == (
+        200,
+        "12",
+        b"first source",
+    )
+    assert (await (await server.api()).get(f"/internal/v1/attempt/blobs/{mine}")).status_code in (
+        401,
+        403,
+        404,
+    )
     await attempt.finish(64)
     assert (await read(attempt, mine)).json()["code"] == "LeaseLost"
     assert (await attempt.client.get("/internal/v1/attempt/resume")).json()["code"] == "LeaseLost"

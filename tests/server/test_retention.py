@@ -1,4 +1,7 @@
-"""Checkpoints of a run are kept as its flow says, over all attempts; whatever fails, store and disk agree."""
+"""Checkpoints of a run are kept as its flow says, over all attempts.
+
+Whatever fails, store and disk agree.
+"""
 
 import asyncio
 from collections.abc import Callable
@@ -17,10 +20,16 @@ InHouse = Callable[..., None]
 
 
 def keeping(count: int, *, best: bool = True) -> dict[str, Any]:
-    return {"blocks": [{"block": "vi-model", "settings": {"checkpoint": {"keep": count, "keepBest": best}}}]}
+    return {
+        "blocks": [
+            {"block": "vi-model", "settings": {"checkpoint": {"keep": count, "keepBest": best}}}
+        ]
+    }
 
 
-async def save(attempt: Any, number: int, *, best: bool = False, content: bytes | None = None) -> None:
+async def save(
+    attempt: Any, number: int, *, best: bool = False, content: bytes | None = None
+) -> None:
     await attempt.checkpoint(f"epoch-{number}", content=content or b"%d" % number, best=best)
 
 
@@ -100,7 +109,7 @@ async def test_the_supervisor_is_told_what_is_listed(server: TestServer) -> None
 
 
 async def test_bytes_that_others_need_stay(server: TestServer) -> None:
-    """Another run's checkpoint of the same content, and a run that goes on from the one that is removed."""
+    """Another run's checkpoint of the same content, and a run that resumes from the removed one."""
     api = await server.api()
     other = await attempts.start(server, "other")
     await save(other, 1, content=b"shared")
@@ -117,7 +126,9 @@ async def test_bytes_that_others_need_stay(server: TestServer) -> None:
     assert await agrees(server)
 
 
-async def test_a_checkpoint_that_was_listed_and_removed_does_not_come_back(server: TestServer) -> None:
+async def test_a_checkpoint_that_was_listed_and_removed_does_not_come_back(
+    server: TestServer,
+) -> None:
     """A supervisor that came after a crash sends everything it finds in the folder again."""
     attempt = await attempts.start(server, flow=keeping(1))
     await save(attempt, 1, best=True)
@@ -132,12 +143,18 @@ async def test_a_checkpoint_that_was_listed_and_removed_does_not_come_back(serve
     assert contents(server) == {b"2", b"3"}
 
 
-async def test_a_download_under_way_of_a_checkpoint_that_goes_breaks_off(server: TestServer) -> None:
+async def test_a_download_under_way_of_a_checkpoint_that_goes_breaks_off(
+    server: TestServer,
+) -> None:
     """Fewer bytes than were promised, never others."""
     attempt = await attempts.start(server, flow=keeping(1, best=False))
     await save(attempt, 1, content=b"1" * 3_000_000)
-    document = (await (await server.api()).get(server.path("runs/r1/outputs/epoch-1?contents=y"))).json()
-    path = document["status"]["contents"]["downloadUrl"]["url"].removeprefix("http://127.0.0.1:7878")
+    document = (
+        await (await server.api()).get(server.path("runs/r1/outputs/epoch-1?contents=y"))
+    ).json()
+    path = document["status"]["contents"]["downloadUrl"]["url"].removeprefix(
+        "http://127.0.0.1:7878"
+    )
     promised, sent, is_ended = 0, 0, False
 
     async def send(message: Any) -> None:
@@ -153,7 +170,14 @@ async def test_a_download_under_way_of_a_checkpoint_that_goes_breaks_off(server:
         return {"type": "http.request", "body": b"", "more_body": False}
 
     headers = [(b"host", b"127.0.0.1:7878")]
-    scope = {"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": headers, "client": None}
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": path,
+        "query_string": b"",
+        "headers": headers,
+        "client": None,
+    }
     await server.door(scope, receive, send)
     assert await listed(server) == ["epoch-2"]
     assert sent < promised and not is_ended
@@ -176,7 +200,10 @@ async def test_what_fails_between_rows_and_bytes_is_finished_by_the_sweep(
         if broken == "bytes":
             patch.setattr(FolderBlobs, "delete", fail(OSError("no")))
         else:
-            patch.setattr("runyard.server.services.retention.blobs.clear_unneeded", fail(StoreUnavailable("no")))
+            patch.setattr(
+                "runyard.server.services.retention.blobs.clear_unneeded",
+                fail(StoreUnavailable("no")),
+            )
         await save(attempt, 2)  # stored all the same
     assert await listed(server) == ["epoch-2"]
     await attempt.finish(75)

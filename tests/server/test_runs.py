@@ -29,14 +29,25 @@ async def test_an_empty_recipe_makes_a_pending_run(server: TestServer) -> None:
 
 async def test_gaps_in_a_flow_are_filled_before_it_is_stored(server: TestServer) -> None:
     api = await server.api()
-    for number, spec in enumerate(({}, {"flow": {}}, {"flow": {"blocks": [{"block": "vi-dataset"}]}})):
+    for number, spec in enumerate(
+        ({}, {"flow": {}}, {"flow": {"blocks": [{"block": "vi-dataset"}]}})
+    ):
         answer = await api.put(server.path(f"runs/r{number}"), json={"spec": spec})
         flow = answer.json()["spec"]["flow"]
-        assert set(flow) == {"name", "schema", "blocks", "settings", "tolerations", "trainingProject"}
+        assert set(flow) == {
+            "name",
+            "schema",
+            "blocks",
+            "settings",
+            "tolerations",
+            "trainingProject",
+        }
         assert all(set(block) == {"block", "settings", "style"} for block in flow["blocks"])
 
 
-async def test_repeating_a_create_is_the_same_run_and_another_body_is_a_conflict(server: TestServer) -> None:
+async def test_repeating_a_create_is_the_same_run_and_another_body_is_a_conflict(
+    server: TestServer,
+) -> None:
     api = await server.api()
     body = b'{"spec": {"flow": {"name": "A"}}, "metadata": {"attributes": {"a": "1"}}}'
     first = await api.put(server.path("runs/r1"), content=body)
@@ -49,7 +60,9 @@ async def test_repeating_a_create_is_the_same_run_and_another_body_is_a_conflict
     assert len((await api.get(server.path("runs"))).json()["items"]) == 1
 
 
-async def test_a_deleted_id_stays_deleted_although_its_create_is_repeated(server: TestServer) -> None:
+async def test_a_deleted_id_stays_deleted_although_its_create_is_repeated(
+    server: TestServer,
+) -> None:
     api = await server.api()
     body = {"spec": {"flow": QUICK}}
     await api.put(server.path("runs/r1"), json=body)
@@ -68,7 +81,9 @@ async def test_a_deleted_id_stays_deleted_although_its_create_is_repeated(server
         assert (answer.status_code, answer.json()["code"]) == (404, "NotFound")
 
 
-async def test_runs_are_listed_newest_first_over_pages_without_gap_or_repeat(server: TestServer) -> None:
+async def test_runs_are_listed_newest_first_over_pages_without_gap_or_repeat(
+    server: TestServer,
+) -> None:
     api = await server.api()
     for number in range(7):
         await api.put(server.path(f"runs/r{number}"), json={"spec": {}})
@@ -80,7 +95,9 @@ async def test_runs_are_listed_newest_first_over_pages_without_gap_or_repeat(ser
         seen += [run["runId"] for run in page["items"]]
         if not page["nextPage"]:
             break
-        await api.put(server.path(f"runs/new{len(seen)}"), json={"spec": {}})  # newer ones do not shift the pages
+        await api.put(
+            server.path(f"runs/new{len(seen)}"), json={"spec": {}}
+        )  # newer ones do not shift the pages
         page = (await api.get(server.path("runs"), params={"s": 3, "p": page["nextPage"]})).json()
     assert seen == ["r6", "r5", "r4", "r3", "r2", "r1", "r0"]
 
@@ -89,16 +106,23 @@ async def test_filters_narrow_the_list(server: TestServer) -> None:
     api = await server.api()
     await api.put(server.path("trainingProjects/p1"), json={"spec": {"name": "P"}})
     await api.put(server.path("flows/f1"), json={"spec": {}})
-    await api.put(server.path("runs/a"), json={"spec": {}, "metadata": {"attributes": {"k": "v:w", "m": "1"}}})
+    await api.put(
+        server.path("runs/a"), json={"spec": {}, "metadata": {"attributes": {"k": "v:w", "m": "1"}}}
+    )
     server.clock.forward(1)
     middle = server.clock.epoch_ms
     await api.put(server.path("runs/b"), json={"spec": {"flowId": "f1", "trainingProject": "p1"}})
     server.clock.forward(1)
-    await api.put(server.path("runs/c"), json={"spec": {}, "metadata": {"attributes": {"k": "v:w"}}})
+    await api.put(
+        server.path("runs/c"), json={"spec": {}, "metadata": {"attributes": {"k": "v:w"}}}
+    )
     await api.patch(server.path("runs/c"), json={"spec": {"killedAt": 1}})
 
     async def listed(**query: Any) -> list[str]:
-        return [run["runId"] for run in (await api.get(server.path("runs"), params=query)).json()["items"]]
+        return [
+            run["runId"]
+            for run in (await api.get(server.path("runs"), params=query)).json()["items"]
+        ]
 
     assert await listed() == ["c", "b", "a"]
     assert await listed(condition="Cancelled") == ["c"]
@@ -113,14 +137,21 @@ async def test_filters_narrow_the_list(server: TestServer) -> None:
     assert await listed(condition="Pending", createdAfter=middle - 1) == ["b"]
     await api.patch(server.path("runs/a"), json={"metadata": {"attributes": {"k": "new"}}})
     assert await listed(attribute="k:v:w") == ["c"]
-    for name, value in (("condition", "Sleeping"), ("attribute", "k"), ("createdAfter", "now"), ("s", "0")):
+    for name, value in (
+        ("condition", "Sleeping"),
+        ("attribute", "k"),
+        ("createdAfter", "now"),
+        ("s", "0"),
+    ):
         answer = await api.get(server.path("runs"), params={name: value})
         assert (answer.status_code, answer.json()["code"]) == (400, "InvalidQuery")
         assert value in answer.json()["message"]
     assert len(await listed(s=5000)) == 3  # the published client does not check what it sends
 
 
-async def test_a_page_token_made_up_by_hand_or_for_another_question_is_refused(server: TestServer) -> None:
+async def test_a_page_token_made_up_by_hand_or_for_another_question_is_refused(
+    server: TestServer,
+) -> None:
     api = await server.api()
     for number in range(3):
         await api.put(server.path(f"runs/r{number}"), json={"spec": {}})
@@ -141,7 +172,9 @@ async def test_a_page_token_made_up_by_hand_or_for_another_question_is_refused(s
 
 async def test_attributes_merge_and_null_removes(server: TestServer) -> None:
     api = await server.api()
-    await api.put(server.path("runs/r1"), json={"spec": {}, "metadata": {"attributes": {"a": "1", "b": "2"}}})
+    await api.put(
+        server.path("runs/r1"), json={"spec": {}, "metadata": {"attributes": {"a": "1", "b": "2"}}}
+    )
     changed = await api.patch(
         server.path("runs/r1"), json={"metadata": {"attributes": {"b": None, "c": "3", "d": None}}}
     )
@@ -166,12 +199,20 @@ async def test_the_training_project_may_be_spelled_either_way(server: TestServer
     assert "'p2'" in unknown.json()["message"]
 
 
-async def test_no_field_of_the_answer_can_be_sent_back_but_those_meant_for_it(server: TestServer) -> None:
+async def test_no_field_of_the_answer_can_be_sent_back_but_those_meant_for_it(
+    server: TestServer,
+) -> None:
     api = await server.api()
     run = (await api.put(server.path("runs/r1"), json={"spec": {}})).json()
     sent = [{key: value} for key, value in run.items() if key not in ("spec", "metadata")]
-    sent += [{"spec": {"flow": run["spec"]["flow"]}}, {"spec": {"killedAt": None}}, {"spec": {"name": "x"}}]
-    sent += [{"metadata": {key: value}} for key, value in run["metadata"].items() if key != "attributes"]
+    sent += [
+        {"spec": {"flow": run["spec"]["flow"]}},
+        {"spec": {"killedAt": None}},
+        {"spec": {"name": "x"}},
+    ]
+    sent += [
+        {"metadata": {key: value}} for key, value in run["metadata"].items() if key != "attributes"
+    ]
     for body in sent:
         answer = await api.patch(server.path("runs/r1"), json=body)
         assert (answer.status_code, answer.json()["code"]) == (400, "InvalidBody"), body
@@ -184,7 +225,10 @@ async def test_killing_a_pending_run_cancels_it_at_once_by_our_clock(server: Tes
     server.clock.forward(3)
     killed = (await api.patch(server.path("runs/r1"), json={"spec": {"killedAt": 12}})).json()
     assert killed["spec"]["killedAt"] == server.clock.epoch_ms
-    assert [entry["condition"] for entry in killed["status"]["conditions"]] == ["Pending", "Cancelled"]
+    assert [entry["condition"] for entry in killed["status"]["conditions"]] == [
+        "Pending",
+        "Cancelled",
+    ]
     assert killed["status"]["conditions"][-1]["reason"] == "KilledByUser"
     assert killed["status"]["observedGeneration"] == killed["metadata"]["generation"] == 2
     again = await api.patch(server.path("runs/r1"), json={"spec": {"killed_at": 99}})
@@ -224,7 +268,9 @@ async def test_a_run_from_a_saved_flow_keeps_the_flow_as_it_was(server: TestServ
 
 async def test_the_projects_dataset_is_written_into_the_run(server: TestServer) -> None:
     api = await server.api()
-    await api.put(server.path("trainingProjects/p1"), json={"spec": {"datasetId": "digits-grounding"}})
+    await api.put(
+        server.path("trainingProjects/p1"), json={"spec": {"datasetId": "digits-grounding"}}
+    )
 
     async def dataset(run_id: str, spec: dict[str, Any]) -> list[Any]:
         run = (await api.put(server.path(f"runs/{run_id}"), json={"spec": spec})).json()
@@ -250,7 +296,9 @@ async def test_every_mutation_leaves_one_audit_row_and_reads_leave_none(server: 
     await api.put(server.path("flows/f1"), json={"spec": {}})
     await api.patch(server.path("flows/f1"), json={"spec": {"name": "New"}})
     await api.delete(server.path("flows/f1"))
-    rows = server.services.store.read(lambda connection: connection.execute(tables.audit.select()).all())
+    rows = server.services.store.read(
+        lambda connection: connection.execute(tables.audit.select()).all()
+    )
     assert [(row.action, row.target) for row in rows] == [
         ("create run", "r1"),
         ("update run", "r1"),

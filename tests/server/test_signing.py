@@ -17,7 +17,9 @@ def test_a_page_token_leads_back_to_its_position() -> None:
 
 
 @pytest.mark.parametrize(("org", "question"), [("p", "runs"), ("o", "flows"), ("o", "runs ")])
-def test_a_page_token_is_good_for_its_organisation_and_question_only(org: str, question: str) -> None:
+def test_a_page_token_is_good_for_its_organisation_and_question_only(
+    org: str, question: str
+) -> None:
     token = SIGNER.sign_page_token(POSITION, org="o", question="runs")
     assert SIGNER.verify_page_token(token, org=org, question=question) is None
 
@@ -27,11 +29,16 @@ def test_no_changed_byte_passes() -> None:
     for position in range(len(token)):
         other = "A" if token[position] != "A" else "B"
         assert (
-            SIGNER.verify_page_token(token[:position] + other + token[position + 1 :], org="o", question="runs") is None
+            SIGNER.verify_page_token(
+                token[:position] + other + token[position + 1 :], org="o", question="runs"
+            )
+            is None
         )
 
 
-@pytest.mark.parametrize("token", ["", ".", "..", "2..", "x", "2.W10.AAAA", "9.W10.AAAA", "ä.ö.ü", "2.W10.=", "a.b.c"])
+@pytest.mark.parametrize(
+    "token", ["", ".", "..", "2..", "x", "2.W10.AAAA", "9.W10.AAAA", "ä.ö.ü", "2.W10.=", "a.b.c"]
+)
 def test_tokens_made_up_by_hand_are_refused(token: str) -> None:
     assert SIGNER.verify_page_token(token, org="o", question="runs") is None
     assert SIGNER.verify_link(token) is None
@@ -51,7 +58,9 @@ def test_a_token_of_one_purpose_is_not_one_of_another() -> None:
 def test_an_old_signing_key_still_verifies_and_a_removed_one_does_not() -> None:
     old = Signer(Secrets(pepper=b"p", signing_id="1", signing={"1": b"old"})).sign_link(LINK)
     assert SIGNER.verify_link(old) == LINK
-    assert Signer(Secrets(pepper=b"p", signing_id="2", signing={"2": b"new"})).verify_link(old) is None
+    assert (
+        Signer(Secrets(pepper=b"p", signing_id="2", signing={"2": b"new"})).verify_link(old) is None
+    )
 
 
 def test_links_made_within_an_hour_are_the_same_and_live_as_long_as_promised() -> None:

@@ -1,4 +1,4 @@
-"""A server that cannot start reports why: one line with cause and fix, an exit status, and no secret."""
+"""A server that cannot start reports one line with cause and fix, an exit status, no secret."""
 
 import asyncio
 import json
@@ -26,7 +26,8 @@ from runyard.starting import EXIT_CANNOT_START, EXIT_NOT_NOW, CannotStart
 
 NOBODY = 65534
 PASSWORD = "correct-horse-battery"
-# One interpreter that has imported the server, and a fork of it for each case: a real process, started at once.
+# One interpreter that has imported the server, and a fork of it for each case: a real process,
+# started at once.
 FORKING = """
 import json, os, signal, sys, traceback
 from runyard.controller import main as controller
@@ -57,7 +58,7 @@ Break = Callable[[Path], dict[str, str] | None]
 
 @dataclass(frozen=True)
 class Case:
-    """What is broken in a used data folder (and which variables are set), and what must be reported."""
+    """Return what to break in a used data folder, the variables, and the expected report."""
 
     breaks: Break
     words: tuple[str, ...]
@@ -102,7 +103,9 @@ def without_page(table: str) -> Break:
 
     def overwrite(folder: Path) -> None:
         connection = sqlite3.connect(folder / "server.db")
-        (page,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", (table,)).fetchone()
+        (page,) = connection.execute(
+            "SELECT rootpage FROM sqlite_master WHERE name = ?", (table,)
+        ).fetchone()
         (page_bytes,) = connection.execute("PRAGMA page_size").fetchone()
         connection.close()
         with open(folder / "server.db", "r+b") as file:
@@ -136,7 +139,9 @@ def emptied(folder: Path) -> None:
 
 
 def key_of_another(folder: Path) -> None:
-    (folder / "secrets" / "controller.json").write_text(json.dumps({"endpoint": "", "key": new_key()}))
+    (folder / "secrets" / "controller.json").write_text(
+        json.dumps({"endpoint": "", "key": new_key()})
+    )
 
 
 def older_with_other_secrets(folder: Path) -> None:
@@ -158,10 +163,15 @@ def refused_by_file(path: str) -> tuple[str, ...]:
 
 CASES = {
     "newer schema": Case(
-        sql("UPDATE alembic_version SET version_num = '9999'"), ("9999", "newer", "start the Runyard")
+        sql("UPDATE alembic_version SET version_num = '9999'"),
+        ("9999", "newer", "start the Runyard"),
     ),
-    "database: no database": Case(written("server.db", b"nonsense" * 2000), ("server.db", "damaged", "try: put back")),
-    "database: half a header": Case(written("server.db", b"SQLite format 3\0"), ("server.db", "damaged")),
+    "database: no database": Case(
+        written("server.db", b"nonsense" * 2000), ("server.db", "damaged", "try: put back")
+    ),
+    "database: half a header": Case(
+        written("server.db", b"SQLite format 3\0"), ("server.db", "damaged")
+    ),
     "database: truncated": Case(halved, ("server.db", "damaged", "try: put back")),
     "database: empty over data": Case(emptied, ("server.db is empty", "blobs", "try: put back")),
     "database: page of facts": Case(without_page("meta"), ("damaged",)),
@@ -170,39 +180,66 @@ CASES = {
     "database: page of the version": Case(without_page("alembic_version"), ("damaged",)),
     "database: a folder": Case(a_folder("server.db"), ("server.db", "Is a directory", "try:")),
     "data folder: a file": Case(a_file_for_the_folder, ("data", "try: move that file away")),
-    "data folder: not ours": Case(variables(), ("data", "Permission denied", "--data-dir"), uid=NOBODY),
+    "data folder: not ours": Case(
+        variables(), ("data", "Permission denied", "--data-dir"), uid=NOBODY
+    ),
     "data folder: parent not ours": Case(
         variables(), ("data", "Permission denied", "--data-dir"), uid=NOBODY, is_new=True
     ),
     "pepper: empty": Case(written("secrets/pepper", b""), refused_by_file("secrets/pepper")),
-    "pepper: garbage": Case(written("secrets/pepper", b"\xff\xfenot hex"), refused_by_file("secrets/pepper")),
+    "pepper: garbage": Case(
+        written("secrets/pepper", b"\xff\xfenot hex"), refused_by_file("secrets/pepper")
+    ),
     "pepper: short": Case(written("secrets/pepper", b"abcd"), refused_by_file("secrets/pepper")),
     "pepper: missing": Case(
-        lambda folder: (folder / "secrets/pepper").unlink(), ("secrets/pepper is missing", "try: put back")
+        lambda folder: (folder / "secrets/pepper").unlink(),
+        ("secrets/pepper is missing", "try: put back"),
     ),
     "pepper: a folder": Case(a_folder("secrets/pepper"), ("secrets/pepper", "try:")),
     "pepper: readable by others": Case(
-        lambda folder: (folder / "secrets/pepper").chmod(0o644), ("can be read by others", "chmod 600")
+        lambda folder: (folder / "secrets/pepper").chmod(0o644),
+        ("can be read by others", "chmod 600"),
     ),
     "pepper: of another": Case(
-        written("secrets/pepper", secrets.token_hex(32).encode()), ("do not belong to this database", "try: put back")
+        written("secrets/pepper", secrets.token_hex(32).encode()),
+        ("do not belong to this database", "try: put back"),
     ),
-    "pepper: of another, older store": Case(older_with_other_secrets, ("do not belong to this database",)),
-    "secrets: all lost": Case(lambda folder: shutil.rmtree(folder / "secrets"), ("pepper is missing",)),
-    "signing keys: empty": Case(written("secrets/signing.json", b""), refused_by_file("signing.json")),
-    "signing keys: garbage": Case(written("secrets/signing.json", b"{]"), refused_by_file("signing.json")),
-    "signing keys: a list": Case(written("secrets/signing.json", b"[1]"), refused_by_file("signing.json")),
+    "pepper: of another, older store": Case(
+        older_with_other_secrets, ("do not belong to this database",)
+    ),
+    "secrets: all lost": Case(
+        lambda folder: shutil.rmtree(folder / "secrets"), ("pepper is missing",)
+    ),
+    "signing keys: empty": Case(
+        written("secrets/signing.json", b""), refused_by_file("signing.json")
+    ),
+    "signing keys: garbage": Case(
+        written("secrets/signing.json", b"{]"), refused_by_file("signing.json")
+    ),
+    "signing keys: a list": Case(
+        written("secrets/signing.json", b"[1]"), refused_by_file("signing.json")
+    ),
     "signing keys: none current": Case(
-        written("secrets/signing.json", b'{"current": "2", "keys": {}}'), refused_by_file("signing.json")
+        written("secrets/signing.json", b'{"current": "2", "keys": {}}'),
+        refused_by_file("signing.json"),
     ),
     "signing keys: readable by others": Case(
-        lambda folder: (folder / "secrets/signing.json").chmod(0o640), ("can be read by others", "chmod 600")
+        lambda folder: (folder / "secrets/signing.json").chmod(0o640),
+        ("can be read by others", "chmod 600"),
     ),
-    "credentials: garbage": Case(written("credentials.json", b"{"), ("credentials.json is damaged", "try:")),
+    "credentials: garbage": Case(
+        written("credentials.json", b"{"), ("credentials.json is damaged", "try:")
+    ),
     "credentials: empty": Case(written("credentials.json", b""), ("credentials.json is damaged",)),
-    "machine key: garbage": Case(written("secrets/controller.json", b"\0"), ("controller.json is damaged",)),
-    "machine key: none": Case(written("secrets/controller.json", b"{}"), ("controller.json holds no key",)),
-    "machine key: of another": Case(key_of_another, ("controller.json holds no key of this database", "try:")),
+    "machine key: garbage": Case(
+        written("secrets/controller.json", b"\0"), ("controller.json is damaged",)
+    ),
+    "machine key: none": Case(
+        written("secrets/controller.json", b"{}"), ("controller.json holds no key",)
+    ),
+    "machine key: of another": Case(
+        key_of_another, ("controller.json holds no key of this database", "try:")
+    ),
     "port: a word": Case(variables(port="http"), ("RUNYARD_PORT", "'http'", "int")),
     "port: too large": Case(variables(port="99999"), ("99999",)),
     "slots: a word": Case(variables(slots="many"), ("RUNYARD_SLOTS", "'many'")),
@@ -210,29 +247,47 @@ CASES = {
         variables(log_level="loud"), ("RUNYARD_LOG_LEVEL", "'loud'", "try: RUNYARD_LOG_LEVEL=info")
     ),
     "host: unknown": Case(
-        variables(host="no.such.host.invalid", insecure_bind="1"), ("no.such.host.invalid", "--host")
+        variables(host="no.such.host.invalid", insecure_bind="1"),
+        ("no.such.host.invalid", "--host"),
     ),
-    "host: no name": Case(variables(host="." * 70, insecure_bind="1"), ("cannot listen on", "--host")),
-    "host: beyond loopback": Case(variables(host="192.0.2.1"), ("192.0.2.1", "RUNYARD_INSECURE_BIND")),
-    "host: of another machine": Case(variables(host="192.0.2.1", insecure_bind="1"), ("192.0.2.1", "--host")),
-    "database address: another kind": Case(variables(database_url="mysql://x"), ("RUNYARD_DATABASE_URL", "mysql")),
+    "host: no name": Case(
+        variables(host="." * 70, insecure_bind="1"), ("cannot listen on", "--host")
+    ),
+    "host: beyond loopback": Case(
+        variables(host="192.0.2.1"), ("192.0.2.1", "RUNYARD_INSECURE_BIND")
+    ),
+    "host: of another machine": Case(
+        variables(host="192.0.2.1", insecure_bind="1"), ("192.0.2.1", "--host")
+    ),
+    "database address: another kind": Case(
+        variables(database_url="mysql://x"), ("RUNYARD_DATABASE_URL", "mysql")
+    ),
     "database address: no address": Case(
         variables(database_url="postgresql+psycopg://me@h:no/x"), ("RUNYARD_DATABASE_URL", "try:")
     ),
     "database address: a password": Case(
-        variables(database_url=f"postgresql+psycopg://me:{PASSWORD}@h/x"), ("RUNYARD_DATABASE_URL", "passfile")
+        variables(database_url=f"postgresql+psycopg://me:{PASSWORD}@h/x"),
+        ("RUNYARD_DATABASE_URL", "passfile"),
     ),
-    "PostgreSQL: refused": Case(passfile, ("'x' at 127.0.0.1:1", "try: start PostgreSQL"), status=EXIT_NOT_NOW),
+    "PostgreSQL: refused": Case(
+        passfile, ("'x' at 127.0.0.1:1", "try: start PostgreSQL"), status=EXIT_NOT_NOW
+    ),
     "PostgreSQL: no such host": Case(
         variables(database_url="postgresql+psycopg://me@no.such.host.invalid/x"),
         ("no.such.host.invalid", "try: start PostgreSQL"),
         status=EXIT_NOT_NOW,
     ),
-    "controller: data folder not ours": Case(variables(), ("Permission denied", "try:"), what="controller", uid=NOBODY),
-    "controller: machine folder a file": Case(
-        done(lambda folder: (folder / "machine").write_text("")), ("machine", "try:"), what="controller"
+    "controller: data folder not ours": Case(
+        variables(), ("Permission denied", "try:"), what="controller", uid=NOBODY
     ),
-    "controller: slots a word": Case(variables(slots="many"), ("RUNYARD_SLOTS", "'many'"), what="controller"),
+    "controller: machine folder a file": Case(
+        done(lambda folder: (folder / "machine").write_text("")),
+        ("machine", "try:"),
+        what="controller",
+    ),
+    "controller: slots a word": Case(
+        variables(slots="many"), ("RUNYARD_SLOTS", "'many'"), what="controller"
+    ),
     "controller: log level unknown": Case(
         variables(log_level="loud"), ("try: RUNYARD_LOG_LEVEL=info",), what="controller"
     ),
@@ -248,10 +303,14 @@ class Processes:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={name: value for name, value in os.environ.items() if not name.startswith("RUNYARD_")},
+            env={
+                name: value for name, value in os.environ.items() if not name.startswith("RUNYARD_")
+            },
         )
 
-    def run(self, folder: Path, environ: dict[str, str], *, what: str = "server", uid: int = 0) -> tuple[int, str]:
+    def run(
+        self, folder: Path, environ: dict[str, str], *, what: str = "server", uid: int = 0
+    ) -> tuple[int, str]:
         """Return the exit status of a process over a data folder, and what it wrote."""
         assert self._parent.stdin is not None
         assert self._parent.stdout is not None
@@ -300,7 +359,13 @@ def secrets_of(folder: Path) -> list[str]:
     signing = json.loads((folder / "secrets/signing.json").read_text())["keys"].values()
     keys = [json.loads((folder / "secrets/controller.json").read_text())["key"]]
     keys.append(json.loads((folder / "credentials.json").read_text())["secret_key"])
-    return [PASSWORD, (folder / "secrets/pepper").read_text(), *signing, *keys, *(key[23:60] for key in keys)]
+    return [
+        PASSWORD,
+        (folder / "secrets/pepper").read_text(),
+        *signing,
+        *keys,
+        *(key[23:60] for key in keys),
+    ]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -333,7 +398,9 @@ def test_a_broken_start_changes_nothing_that_would_keep_the_fix_from_working(
     assert not pepper.exists()
     pepper.write_text(right)
     pepper.chmod(0o600)
-    status, said = processes.run(folder, {"RUNYARD_HOST": "192.0.2.1", "RUNYARD_INSECURE_BIND": "1"})
+    status, said = processes.run(
+        folder, {"RUNYARD_HOST": "192.0.2.1", "RUNYARD_INSECURE_BIND": "1"}
+    )
     assert (status, "192.0.2.1" in said) == (EXIT_CANNOT_START, True)
 
     async def serve() -> None:
@@ -362,7 +429,9 @@ def test_a_machine_key_that_is_gone_is_made_again_and_opens_the_server(folder: P
     path.unlink()
 
     async def role() -> str:
-        async with open_services(Settings(data_dir=folder), SystemClock(), run_ticker=False) as services:
+        async with open_services(
+            Settings(data_dir=folder), SystemClock(), run_ticker=False
+        ) as services:
             made = json.loads(path.read_text())["key"]
             assert made != before
             key = services.keyring.find(made, now_ms=services.clock.now_ms())
@@ -423,7 +492,9 @@ def test_a_full_disk_is_one_line_and_may_pass(tmp_path: Path, processes: Process
     mount = shutil.which("mount")
     if os.geteuid() != 0 or mount is None:
         pytest.skip("needs root, to mount a small disk")
-    if subprocess.run([mount, "-t", "tmpfs", "-o", "size=64k", "none", disk], check=False).returncode:
+    if subprocess.run(
+        [mount, "-t", "tmpfs", "-o", "size=64k", "none", disk], check=False
+    ).returncode:
         pytest.skip("may not mount here")
     try:
         status, said = processes.run(disk / "data", {})
@@ -434,13 +505,17 @@ def test_a_full_disk_is_one_line_and_may_pass(tmp_path: Path, processes: Process
 
 
 @pytest.mark.parametrize(("python", "sqlite"), [((3, 10), (3, 46)), ((3, 13), (3, 34))])
-def test_a_python_or_sqlite_that_is_too_old_is_refused(python: tuple[int, int], sqlite: tuple[int, int]) -> None:
+def test_a_python_or_sqlite_that_is_too_old_is_refused(
+    python: tuple[int, int], sqlite: tuple[int, int]
+) -> None:
     with pytest.raises(CannotStart, match=r"is too old: at least 3\.\d+ is required"):
         check_versions(python, sqlite)
     check_versions((3, 11), (3, 35))
 
 
-def test_a_server_that_cannot_be_announced_ends_with_the_reason(folder: Path, processes: Processes) -> None:
+def test_a_server_that_cannot_be_announced_ends_with_the_reason(
+    folder: Path, processes: Processes
+) -> None:
     (folder / "server.json").mkdir()
     status, said = processes.run(folder, {})
     assert status == EXIT_CANNOT_START

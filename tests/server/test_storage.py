@@ -1,4 +1,7 @@
-"""Store and disk agree, or the server says in what they do not; a collection removes only what nothing needs."""
+"""Store and disk agree, or the server says in what they do not.
+
+A collection removes only what nothing needs.
+"""
 
 import shutil
 from typing import Any
@@ -28,10 +31,14 @@ async def trained(server: TestServer) -> Any:
     return attempt
 
 
-async def test_a_trained_and_a_deleted_run_leave_store_and_disk_agreeing(server: TestServer) -> None:
+async def test_a_trained_and_a_deleted_run_leave_store_and_disk_agreeing(
+    server: TestServer,
+) -> None:
     assert (await check(server))["agrees"]
     attempt = await trained(server)
-    await attempt.finish(0, outcome="Succeeded", reason="Completed", message="done", checkpoint="epoch-1")
+    await attempt.finish(
+        0, outcome="Succeeded", reason="Completed", message="done", checkpoint="epoch-1"
+    )
     found = await check(server)
     assert (found["agrees"], found["blobs"]) == (True, 1)
     await (await server.api()).delete(server.path("runs/r1"))
@@ -39,7 +46,9 @@ async def test_a_trained_and_a_deleted_run_leave_store_and_disk_agreeing(server:
     assert (found["agrees"], found["blobs"]) == (True, 0)
 
 
-async def test_bytes_without_a_row_are_arriving_while_an_attempt_is_open_and_rubbish_after(server: TestServer) -> None:
+async def test_bytes_without_a_row_are_arriving_while_an_attempt_is_open_and_rubbish_after(
+    server: TestServer,
+) -> None:
     attempt = await trained(server)
     digest = await attempt.upload(b"never reported")
     found = await collect(server)
@@ -47,20 +56,28 @@ async def test_bytes_without_a_row_are_arriving_while_an_attempt_is_open_and_rub
     assert server.services.blobs(server.org).has(digest)
     await attempt.finish(75)
     found = await check(server)
-    assert (found["agrees"], found["blobsWithoutRows"], found["isRemoved"]) == (False, [digest], False)
+    assert (found["agrees"], found["blobsWithoutRows"], found["isRemoved"]) == (
+        False,
+        [digest],
+        False,
+    )
     assert (await collect(server))["isRemoved"]
     assert not server.services.blobs(server.org).has(digest)
     found = await check(server)
     assert (found["agrees"], found["blobs"]) == (True, 1)
 
 
-async def test_lost_bytes_are_told_by_checkpoint_and_path_and_not_papered_over(server: TestServer) -> None:
+async def test_lost_bytes_are_told_by_checkpoint_and_path_and_not_papered_over(
+    server: TestServer,
+) -> None:
     await trained(server)
     (digest,) = server.services.blobs(server.org).hashes()
     server.services.blobs(server.org).delete(digest)
     for found in (await check(server), await collect(server), await check(server)):
         assert not found["agrees"]
-        lost = {(file["runId"], file["modelId"], file["path"]) for file in found["rowsWithoutBlobs"]}
+        lost = {
+            (file["runId"], file["modelId"], file["path"]) for file in found["rowsWithoutBlobs"]
+        }
         assert lost == {
             ("r1", "epoch-1", "model_full/model.safetensors"),
             ("r1", "epoch-1", "training_state/state.json"),
@@ -85,7 +102,9 @@ async def test_folders_of_runs_that_do_not_exist_are_found_and_links_are_not_fol
     assert (await check(server))["agrees"]
 
 
-async def test_a_long_report_is_cut_and_says_so_and_a_collection_removes_all_of_it(server: TestServer) -> None:
+async def test_a_long_report_is_cut_and_says_so_and_a_collection_removes_all_of_it(
+    server: TestServer,
+) -> None:
     folder = server.settings.runs_dir / server.org
     for number in range(limits.REPORT_ITEMS.value + 3):
         (folder / f"stray-{number}").mkdir(parents=True)

@@ -9,8 +9,16 @@ from support.server import TestServer
 
 
 def step(number: int, **values: float) -> str:
-    event = {"n": number, "t": 1_700_000_000_000 + number, "ev": "step", "step": number, "epoch": number / 10}
-    return json.dumps(event | {"totalSteps": 400, "secondsLeft": 9.5, "values": {"loss": 1 / number} | values})
+    event = {
+        "n": number,
+        "t": 1_700_000_000_000 + number,
+        "ev": "step",
+        "step": number,
+        "epoch": number / 10,
+    }
+    return json.dumps(
+        event | {"totalSteps": 400, "secondsLeft": 9.5, "values": {"loss": 1 / number} | values}
+    )
 
 
 async def get(server: TestServer, rest: str, **query: Any) -> Any:
@@ -20,7 +28,9 @@ async def get(server: TestServer, rest: str, **query: Any) -> Any:
 async def test_lines_count_once_however_often_they_are_sent(server: TestServer) -> None:
     attempt = await attempts.start(server)
     first = [step(1), step(2)]
-    assert (await attempt.ship(*first, offset=0)).json()["offset"] == sum(len(line) + 1 for line in first)
+    assert (await attempt.ship(*first, offset=0)).json()["offset"] == sum(
+        len(line) + 1 for line in first
+    )
     stands = attempt.offsets["events"]
     for offset in (0, 5, stands + 10):  # a repeat, a half repeat, a gap
         assert (await attempt.ship(*first, offset=offset)).json() == {"offset": stands}
@@ -41,7 +51,9 @@ async def test_each_stream_has_its_own_offset(server: TestServer) -> None:
         ("stderr", "err"),
         ("events", "Training: one thread"),
     ]
-    assert [line["text"] for line in (await get(server, "/logs", block="stderr"))["items"]] == ["err"]
+    assert [line["text"] for line in (await get(server, "/logs", block="stderr"))["items"]] == [
+        "err"
+    ]
     assert (await get(server, "/logs", block="vi-model"))["code"] == "InvalidQuery"
 
 
@@ -65,9 +77,15 @@ async def test_events_drive_progress_reason_message_and_plan(server: TestServer)
     await attempt.event("phase", phase="Evaluating", message="")
     assert await attempts.read_condition(server) == ("Running", "Evaluating", "step 12 of 400")
     values = {"validation/loss": 0.4, "validation/exactMatch": 0.9}
-    await attempt.event("evaluation", step=12, epoch=1, metricName="exactMatch", values=values, previews=[])
+    await attempt.event(
+        "evaluation", step=12, epoch=1, metricName="exactMatch", values=values, previews=[]
+    )
     progress = (await get(server, ""))["status"]["progress"]
-    assert (progress["metricName"], progress["metric"], progress["loss"]) == ("exactMatch", 0.9, 1 / 12)
+    assert (progress["metricName"], progress["metric"], progress["loss"]) == (
+        "exactMatch",
+        0.9,
+        1 / 12,
+    )
     points = (await get(server, "/metrics"))["items"]
     assert [point["values"] for point in points] == [{"loss": 1 / 12}, values]
     assert len((await get(server, ""))["status"]["conditions"]) == 2  # reasons change in place
@@ -98,7 +116,13 @@ async def test_nonsense_in_the_event_stream_is_only_text(server: TestServer) -> 
 
 async def test_keys_that_a_trainer_prints_go_no_further(server: TestServer) -> None:
     attempt = await attempts.start(server)
-    secrets = [server.key, attempt.assignment["token"], "hf_" + "a" * 34, "AKIA" + "B" * 16, "ghp_" + "c" * 36]
+    secrets = [
+        server.key,
+        attempt.assignment["token"],
+        "hf_" + "a" * 34,
+        "AKIA" + "B" * 16,
+        "ghp_" + "c" * 36,
+    ]
     await attempt.ship(*(f"login with {secret} ok" for secret in secrets), stream="stderr")
     texts = [line["text"] for line in (await get(server, "/logs"))["items"]]
     assert texts == ["login with [secret] ok"] * len(secrets)
@@ -121,9 +145,20 @@ async def test_logs_and_metrics_are_read_in_slices(server: TestServer) -> None:
     assert ([point["step"] for point in points["items"]], points["next"]) == ([6], 6)
     await attempt.finish(64)
     assert not (await get(server, "/logs", limit=6))["ended"]
-    assert (await get(server, "/logs", limit=7))["ended"]  # a full page knows whether there is another
-    for name, value in (("since", "x"), ("since", "-1"), ("limit", "0"), ("limit", "99999"), ("wait", "long")):
-        assert (await get(server, "/logs", **{name: value}))["code"] == "InvalidQuery", (name, value)
+    assert (await get(server, "/logs", limit=7))[
+        "ended"
+    ]  # a full page knows whether there is another
+    for name, value in (
+        ("since", "x"),
+        ("since", "-1"),
+        ("limit", "0"),
+        ("limit", "99999"),
+        ("wait", "long"),
+    ):
+        assert (await get(server, "/logs", **{name: value}))["code"] == "InvalidQuery", (
+            name,
+            value,
+        )
 
 
 async def test_a_follower_is_woken_by_the_next_line_and_by_the_end(server: TestServer) -> None:

@@ -1,4 +1,4 @@
-"""Weights that flows name: model folders that the operator chose, and checkpoints of other runs, kept for the run."""
+"""Weights that flows name: allowed model folders, and checkpoints of other runs."""
 
 import asyncio
 import hashlib
@@ -30,7 +30,9 @@ async def trained(server: TestServer, run_id: str = "source") -> None:
     attempt = await attempts.start(server, run_id)
     await attempt.checkpoint("epoch-1", content=b"first " + run_id.encode(), best=True)
     await attempt.checkpoint("epoch-2", content=b"second " + run_id.encode(), best=False)
-    await attempt.finish(0, outcome="Succeeded", reason="Completed", message="done", checkpoint="epoch-2")
+    await attempt.finish(
+        0, outcome="Succeeded", reason="Completed", message="done", checkpoint="epoch-2"
+    )
 
 
 async def started(server: TestServer) -> Any:
@@ -61,9 +63,21 @@ async def test_a_folder_that_the_operator_did_not_choose_is_rejected_alike_wheth
         path.mkdir(parents=True)
     (data_dir / "models" / "out").symlink_to(tmp_path / "there")
     outside = [
-        *(data_dir / name for name in ("", "models", "runs/o/r", "runs/o/gone", "weights/o/h", "secrets")),
+        *(
+            data_dir / name
+            for name in ("", "models", "runs/o/r", "runs/o/gone", "weights/o/h", "secrets")
+        ),
         *(tmp_path / "there", tmp_path / "gone", own / "../../runs/o/r", data_dir / "models/out"),
-        *("/etc", "/etc/passwd", "/etc/config.json", "/", "~", "~root/x", "~nobody-at-all/x", "/proc/self/root"),
+        *(
+            "/etc",
+            "/etc/passwd",
+            "/etc/config.json",
+            "/",
+            "~",
+            "~root/x",
+            "~nobody-at-all/x",
+            "/proc/self/root",
+        ),
     ]
     api, told = await server.api(), set()
     for path in map(str, outside):
@@ -79,10 +93,14 @@ async def test_a_folder_that_the_operator_did_not_choose_is_rejected_alike_wheth
     [(message, _)] = told
     assert SETTING in message
     assert (await create(server, str(own))).status_code == 201
-    assert (await create(server, str(data_dir / "models" / "not-there"), "absent")).status_code == 201
+    assert (
+        await create(server, str(data_dir / "models" / "not-there"), "absent")
+    ).status_code == 201
 
 
-async def test_models_are_named_by_the_operators_folders(make_server: MakeServer, tmp_path: Path) -> None:
+async def test_models_are_named_by_the_operators_folders(
+    make_server: MakeServer, tmp_path: Path
+) -> None:
     async with make_server(model_folders=str(tmp_path / "shelf")) as server:
         unknown = await create(server, "base:qwen-2b")
         assert unknown.json()["problems"][0]["allowed"].endswith("none yet")
@@ -94,16 +112,29 @@ async def test_models_are_named_by_the_operators_folders(make_server: MakeServer
         assert (await create(server, "base:qwen-2b")).status_code == 201
         assert (await create(server, "base:owner/model", "other")).status_code == 201
         assert (await create(server, "Qwen/Qwen2.5-VL-3B-Instruct", "hub")).status_code == 201
-        for name in ("base:qwen-3b", "base:sneaky", "base:../qwen-2b", "base:", "qwen-2b", "./qwen-2b"):
+        for name in (
+            "base:qwen-3b",
+            "base:sneaky",
+            "base:../qwen-2b",
+            "base:",
+            "qwen-2b",
+            "./qwen-2b",
+        ):
             answer = await create(server, name, "never")
             assert (answer.status_code, answer.json()["code"]) == (400, "InvalidFlow"), name
-        assert "base:owner/model, base:qwen-2b" in (await create(server, "base:no", "never")).json()["detail"]
+        assert (
+            "base:owner/model, base:qwen-2b"
+            in (await create(server, "base:no", "never")).json()["detail"]
+        )
 
 
 @pytest.mark.parametrize(
-    ("asked", "found"), [("latest", "epoch-2"), ("best", "epoch-1"), ("epoch-1", "epoch-1"), ("epoch-2", "epoch-2")]
+    ("asked", "found"),
+    [("latest", "epoch-2"), ("best", "epoch-1"), ("epoch-1", "epoch-1"), ("epoch-2", "epoch-2")],
 )
-async def test_the_checkpoint_is_frozen_when_the_run_is_created(server: TestServer, asked: str, found: str) -> None:
+async def test_the_checkpoint_is_frozen_when_the_run_is_created(
+    server: TestServer, asked: str, found: str
+) -> None:
     await trained(server)
     made = await create(server, f"run:source/{asked}")
     assert made.status_code == 201, made.text
@@ -116,7 +147,11 @@ async def test_the_checkpoint_is_frozen_when_the_run_is_created(server: TestServ
     assert offered == {
         "weights": f"run:source/{found}",
         "files": [
-            {"path": "model_full/model.safetensors", "size_bytes": len(content), "sha256": sha256(content)},
+            {
+                "path": "model_full/model.safetensors",
+                "size_bytes": len(content),
+                "sha256": sha256(content),
+            },
         ],
     }
 
@@ -131,13 +166,19 @@ async def test_a_checkpoint_that_does_not_exist_is_rejected(server: TestServer) 
     assert (await create(server, "run:source/epoch-1")).status_code == 400
 
 
-async def test_deleting_the_other_run_takes_no_byte_away_and_a_token_opens_no_others(server: TestServer) -> None:
+async def test_deleting_the_other_run_takes_no_byte_away_and_a_token_opens_no_others(
+    server: TestServer,
+) -> None:
     api, blobs = await server.api(), server.services.blobs(server.org)
     await trained(server)
     await trained(server, "unrelated")
     assert (await create(server, "run:source/best")).status_code == 201
     await api.delete(server.path("runs/source"))
-    assert set(blobs.hashes()) == {sha256(b"first source"), sha256(b"first unrelated"), sha256(b"second unrelated")}
+    assert set(blobs.hashes()) == {
+        sha256(b"first source"),
+        sha256(b"first unrelated"),
+        sha256(b"second unrelated"),
+    }
     assert (await api.post(server.path("storage/collections"))).status_code in (200, 201)
     assert await blobs_agree(server)
     attempt = await started(server)
@@ -146,7 +187,11 @@ async def test_deleting_the_other_run_takes_no_byte_away_and_a_token_opens_no_ot
     for content in (b"second source", b"first unrelated"):
         answer = await attempt.client.get(f"/internal/v1/attempt/blobs/{sha256(content)}")
         assert (answer.status_code, answer.json()["code"]) == (404, "NotFound")
-    home = server.settings.weights_dir / server.org / weights_name([("model_full/model.safetensors", FIRST)])
+    home = (
+        server.settings.weights_dir
+        / server.org
+        / weights_name([("model_full/model.safetensors", FIRST)])
+    )
     home.mkdir(parents=True)
     await attempt.finish(64)
     assert (await attempt.client.get("/internal/v1/attempt/weights")).json()["code"] == "LeaseLost"
@@ -156,8 +201,14 @@ async def test_deleting_the_other_run_takes_no_byte_away_and_a_token_opens_no_ot
     assert await blobs_agree(server)
 
 
-async def test_a_checkpoint_that_its_own_run_keeps_no_more_is_kept_for_the_other(server: TestServer) -> None:
-    flow = {"blocks": [{"block": "vi-model", "settings": {"checkpoint": {"keep": 1, "keepBest": False}}}]}
+async def test_a_checkpoint_that_its_own_run_keeps_no_more_is_kept_for_the_other(
+    server: TestServer,
+) -> None:
+    flow = {
+        "blocks": [
+            {"block": "vi-model", "settings": {"checkpoint": {"keep": 1, "keepBest": False}}}
+        ]
+    }
     source = await attempts.start(server, "source", flow)
     await source.checkpoint("epoch-1", content=b"first")
     assert (await create(server, "run:source/latest")).status_code == 201
@@ -172,10 +223,14 @@ async def test_a_run_without_weights_of_another_has_none_to_fetch(server: TestSe
     assert (answer.status_code, answer.json()["code"]) == (404, "NotFound")
 
 
-async def test_a_run_created_before_weights_were_kept_finds_what_its_flow_names(server: TestServer) -> None:
+async def test_a_run_created_before_weights_were_kept_finds_what_its_flow_names(
+    server: TestServer,
+) -> None:
     await trained(server)
     await create(server, "run:source/epoch-2")
-    await server.services.store.write(lambda connection: connection.exec_driver_sql("DELETE FROM weight_files"))
+    await server.services.store.write(
+        lambda connection: connection.exec_driver_sql("DELETE FROM weight_files")
+    )
     attempt = await started(server)
     [file] = (await attempt.client.get("/internal/v1/attempt/weights")).json()["files"]
     answer = await attempt.client.get(f"/internal/v1/attempt/blobs/{file['sha256']}")
@@ -191,7 +246,9 @@ def test_weights_are_in_a_backup_and_come_back_in_a_new_data_folder(tmp_path: Pa
             await api.delete(server.path("runs/source"))
             backup = (await api.post(server.path("storage/backups"))).content
         async with open_server(tmp_path / "new") as server:
-            answer = await (await server.api()).post(server.path("storage/restores"), content=backup)
+            answer = await (await server.api()).post(
+                server.path("storage/restores"), content=backup
+            )
             assert answer.status_code == 200, answer.text
             attempt = await started(server)
             [file] = (await attempt.client.get("/internal/v1/attempt/weights")).json()["files"]

@@ -1,4 +1,4 @@
-"""Requests without a valid key: counted, limited by address, and never a reason to refuse a valid one."""
+"""Requests without a valid key are counted and limited by address; valid keys still work."""
 
 import asyncio
 from dataclasses import replace
@@ -16,17 +16,27 @@ NOBODY = Rejection(org=None, key_id=None, reason="no key")
 
 
 async def rejected(server: TestServer) -> list[dict[str, Any]]:
-    answer = await (await server.api()).get(server.path("audit"), params={"action": "reject key", "s": 1000})
+    answer = await (await server.api()).get(
+        server.path("audit"), params={"action": "reject key", "s": 1000}
+    )
     assert answer.status_code == 200, answer.text
     return list(answer.json()["items"])
 
 
-def attempt(limiter: WrongKeys, address: str, *, at_s: float = 0.0, rejection: Rejection = NOBODY) -> str:
+def attempt(
+    limiter: WrongKeys, address: str, *, at_s: float = 0.0, rejection: Rejection = NOBODY
+) -> str:
     return limiter.reject(address, rejection, now_ms=round(at_s * 1000), now_s=at_s).code
 
 
-async def test_four_hundred_wrong_keys_in_a_row_end_in_429_and_valid_keys_go_on(server: TestServer) -> None:
-    wrong, valid, nobody = await server.client(new_key()), await server.api(), await server.client(None)
+async def test_four_hundred_wrong_keys_in_a_row_end_in_429_and_valid_keys_go_on(
+    server: TestServer,
+) -> None:
+    wrong, valid, nobody = (
+        await server.client(new_key()),
+        await server.api(),
+        await server.client(None),
+    )
     statuses = []
     for _ in range(400):
         server.clock.forward(0.1)
@@ -36,7 +46,12 @@ async def test_four_hundred_wrong_keys_in_a_row_end_in_429_and_valid_keys_go_on(
     assert set(statuses) == {401, 429}
     assert (answer.status_code, answer.json()["code"]) == (429, "TooManyRequests")
     assert 1 <= int(answer.headers["retry-after"]) <= 10
-    for path in (server.path("runs"), "/internal/v1/claims", "/internal/v1/attempt/renew", "/nowhere"):
+    for path in (
+        server.path("runs"),
+        "/internal/v1/claims",
+        "/internal/v1/attempt/renew",
+        "/nowhere",
+    ):
         assert (await nobody.get(path)).status_code == 429, "from this address also without any key"
     assert (await valid.get(server.path("runs"))).status_code == 200
     assert (await nobody.get("/health")).status_code == 200
@@ -63,7 +78,14 @@ async def test_rejected_keys_are_told_apart_in_the_audit_log_alone(server: TestS
         parts = keys.parse(secrets[name])
         assert parts is not None
         mac = keys.secret_mac(server.services.pepper, parts.secret)
-        key = Key(id=parts.key_id, org=server.org, role="admin", secret_mac=mac, expires=None, revoked=None)
+        key = Key(
+            id=parts.key_id,
+            org=server.org,
+            role="admin",
+            secret_mac=mac,
+            expires=None,
+            revoked=None,
+        )
         server.services.keyring.add(replace(key, **changes))  # type: ignore[arg-type]
     texts = [*secrets.values(), None]
     answers = [await (await server.client(text)).get(server.path("runs")) for text in texts]
@@ -74,12 +96,16 @@ async def test_rejected_keys_are_told_apart_in_the_audit_log_alone(server: TestS
     entries = await rejected(server)
     assert {entry["address"] for entry in entries} == {"127.0.0.1"}
     assert {entry["actor"] for entry in entries} == {"nobody"}
-    assert sum(entry["count"] for entry in entries) == 5  # no key at all shares the row of ids that are in no store
+    assert (
+        sum(entry["count"] for entry in entries) == 5
+    )  # no key at all shares the row of ids that are in no store
     for text in secrets.values():
         assert text[23:97] not in str(entries)
 
 
-async def test_a_row_is_counted_up_within_a_minute_and_a_new_one_begun_in_the_next(server: TestServer) -> None:
+async def test_a_row_is_counted_up_within_a_minute_and_a_new_one_begun_in_the_next(
+    server: TestServer,
+) -> None:
     nobody = await server.client(None)
     server.clock.epoch_ms = 60_000 * 28_000_000
     for _ in range(3):
@@ -114,7 +140,12 @@ async def test_many_addresses_fill_neither_memory_nor_disk(server: TestServer) -
     for number in range(3 * MOST_ADDRESSES):
         now_ms, now_s = server.clock.now_ms(), server.clock.monotonic_s()
         unknown = Rejection(org=None, key_id=f"{number:016}", reason="unknown")
-        limiter.reject(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}", unknown, now_ms=now_ms, now_s=now_s)
+        limiter.reject(
+            f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}",
+            unknown,
+            now_ms=now_ms,
+            now_s=now_s,
+        )
     assert len(limiter._buckets) == MOST_ADDRESSES
     entries = await rejected(server)
     assert len(entries) == MOST_ROWS + 1

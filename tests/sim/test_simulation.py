@@ -19,7 +19,11 @@ FIRST_SEED = 10_000
 PARTS, EVENTS_A_PART = 4, 50_000
 EVENTS_ON_POSTGRESQL, CHAOS_ON_POSTGRESQL_MS = 4_000, 60_000
 HISTORIES, STEPS_A_HISTORY, MIN_STEPS = 112, 50, 5_000
-KEPT_SEEDS = [int(line.split()[0]) for line in (HERE / "seeds.txt").read_text().splitlines() if line and line[0] != "#"]
+KEPT_SEEDS = [
+    int(line.split()[0])
+    for line in (HERE / "seeds.txt").read_text().splitlines()
+    if line and line[0] != "#"
+]
 # For each rule a seed that soon detects its absence; measured by simulate.py --without, see
 # docs/run-safety.md.
 DETECTING_SEED = {"R3": 1, "R4": 0, "R5": 0, "R6": 0, "R9": 0}
@@ -42,10 +46,14 @@ def test_every_invariant_holds_under_all_faults(part: int) -> None:
 
 def test_every_invariant_holds_on_postgresql(postgresql: Any) -> None:
     url = postgresql.new_database()
-    simulate_events(FIRST_SEED, events=EVENTS_ON_POSTGRESQL, postgresql=url, chaos_ms=CHAOS_ON_POSTGRESQL_MS)
+    simulate_events(
+        FIRST_SEED, events=EVENTS_ON_POSTGRESQL, postgresql=url, chaos_ms=CHAOS_ON_POSTGRESQL_MS
+    )
 
 
-@pytest.mark.skipif(not os.environ.get("RUNYARD_KEPT_SEEDS"), reason="make sim-kept runs them, on every submission")
+@pytest.mark.skipif(
+    not os.environ.get("RUNYARD_KEPT_SEEDS"), reason="make sim-kept runs them, on every submission"
+)
 @pytest.mark.parametrize("seed", KEPT_SEEDS)
 def test_a_seed_that_once_found_something_stays_good(seed: int) -> None:
     assert simulate(seed).violation is None
@@ -60,7 +68,9 @@ def test_every_run_ends_without_error_when_there_are_no_faults() -> None:
 def test_the_same_seed_is_the_same_history_in_another_process() -> None:
     code = "from simulation.simulation import simulate; print(simulate(5).trace)"
     environment = {**os.environ, "PYTHONPATH": str(HERE), "PYTHONHASHSEED": "77"}
-    printed = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    printed = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
     assert printed.stdout.strip() == simulate(5).trace
 
 
@@ -71,7 +81,7 @@ def test_a_disabled_rule_is_detected(rule: str) -> None:
 
 
 class GeneratedHistory(RuleBasedStateMachine):
-    """The same deployment with generated steps, so that Hypothesis can shrink a violating history."""
+    """The same deployment with generated steps, so that Hypothesis can shrink a failure."""
 
     steps: ClassVar[int] = 0  # of all histories
 
@@ -81,7 +91,10 @@ class GeneratedHistory(RuleBasedStateMachine):
         for client in self.deployment.clients:
             client.is_quiet = True
 
-    @rule(organization=some.integers(0, len(ORGS) - 1), what=some.sampled_from(["create", "create_again", "list"]))
+    @rule(
+        organization=some.integers(0, len(ORGS) - 1),
+        what=some.sampled_from(["create", "create_again", "list"]),
+    )
     def send_request(self, organization: int, what: str) -> None:
         GeneratedHistory.steps += 1
         client = self.deployment.clients[organization]
@@ -91,7 +104,11 @@ class GeneratedHistory(RuleBasedStateMachine):
             client.run_count += what == "create"
             client.create(max(client.run_count, 1))
 
-    @rule(organization=some.integers(0, len(ORGS) - 1), number=some.integers(1, 4), deletes=some.booleans())
+    @rule(
+        organization=some.integers(0, len(ORGS) - 1),
+        number=some.integers(1, 4),
+        deletes=some.booleans(),
+    )
     def end_run(self, organization: int, number: int, deletes: bool) -> None:
         GeneratedHistory.steps += 1
         client = self.deployment.clients[organization]

@@ -1,4 +1,4 @@
-"""The store: committed data is kept, failed transactions leave nothing, and only the writer writes."""
+"""The store keeps committed data, failed transactions leave nothing, one writer writes."""
 
 import asyncio
 import sqlite3
@@ -38,15 +38,20 @@ def test_a_database_newer_than_the_code_is_refused(tmp_path: Path) -> None:
 
 def test_what_write_returned_is_in_the_file_after_the_process_is_forgotten(tmp_path: Path) -> None:
     store = Store(tmp_path / "a.db")
-    asyncio.run(store.write(lambda connection: organizations.add(connection, org="o", name="n", time_ms=1)))
-    # A second, independent connection sees it before the store is closed: it was committed, not only cached.
+    asyncio.run(
+        store.write(lambda connection: organizations.add(connection, org="o", name="n", time_ms=1))
+    )
+    # A second, independent connection sees it before the store is closed: it was committed, not
+    # only cached.
     with sqlite3.connect(f"file:{tmp_path / 'a.db'}?mode=ro", uri=True) as other:
         assert other.execute("SELECT id FROM organizations").fetchall() == [("o",)]
     other.close()
     store.close()
 
 
-def test_a_failing_transaction_is_rolled_back_and_others_of_its_group_are_committed(tmp_path: Path) -> None:
+def test_a_failing_transaction_is_rolled_back_and_others_of_its_group_are_committed(
+    tmp_path: Path,
+) -> None:
     store = Store(tmp_path / "a.db")
 
     def fail(connection: Connection) -> None:
@@ -55,9 +60,12 @@ def test_a_failing_transaction_is_rolled_back_and_others_of_its_group_are_commit
 
     async def story() -> None:
         good = [
-            store.write(partial(organizations.add, org=f"o{number}", name="n", time_ms=number)) for number in range(20)
+            store.write(partial(organizations.add, org=f"o{number}", name="n", time_ms=number))
+            for number in range(20)
         ]
-        outcomes = await asyncio.gather(*good[:10], store.write(fail), *good[10:], return_exceptions=True)
+        outcomes = await asyncio.gather(
+            *good[:10], store.write(fail), *good[10:], return_exceptions=True
+        )
         assert [type(outcome) for outcome in outcomes if outcome is not None] == [KeyError]
 
     asyncio.run(story())
@@ -76,7 +84,9 @@ def test_the_writing_connection_is_durable(tmp_path: Path) -> None:
     store = Store(tmp_path / "a.db")
 
     async def pragma(name: str) -> object:
-        return await store.write(lambda connection: connection.execute(text(f"PRAGMA {name}")).scalar())
+        return await store.write(
+            lambda connection: connection.execute(text(f"PRAGMA {name}")).scalar()
+        )
 
     assert asyncio.run(pragma("journal_mode")) == "wal"
     assert asyncio.run(pragma("synchronous")) == 2  # FULL
@@ -87,7 +97,9 @@ def test_a_full_disk_commits_nothing_and_writes_succeed_once_space_is_free(tmp_p
     store = Store(tmp_path / "a.db")
 
     async def limit(pages: int) -> None:
-        await store.write(lambda connection: connection.execute(text(f"PRAGMA max_page_count = {pages}")).scalar())
+        await store.write(
+            lambda connection: connection.execute(text(f"PRAGMA max_page_count = {pages}")).scalar()
+        )
 
     def add_much(connection: Connection) -> None:
         organizations.add(connection, org="big", name="n" * 500_000, time_ms=1)
@@ -105,7 +117,9 @@ def test_a_full_disk_commits_nothing_and_writes_succeed_once_space_is_free(tmp_p
     store.close()
 
 
-def test_when_the_disk_fails_one_piece_of_work_all_that_was_to_be_committed_with_it_fails(tmp_path: Path) -> None:
+def test_when_the_disk_fails_one_piece_of_work_all_that_was_to_be_committed_with_it_fails(
+    tmp_path: Path,
+) -> None:
     store = Store(tmp_path / "a.db")
 
     def break_down(connection: Connection) -> None:
@@ -138,7 +152,9 @@ def test_when_the_disk_fails_one_piece_of_work_all_that_was_to_be_committed_with
 def test_closing_folds_the_log_into_the_database(tmp_path: Path) -> None:
     store = Store(tmp_path / "a.db")
     store.read(organizations.list_ids)
-    asyncio.run(store.write(lambda connection: organizations.add(connection, org="o", name="n", time_ms=1)))
+    asyncio.run(
+        store.write(lambda connection: organizations.add(connection, org="o", name="n", time_ms=1))
+    )
     store.close()
     assert [path.name for path in tmp_path.iterdir()] == ["a.db"]
 
@@ -147,20 +163,30 @@ def test_a_broken_statement_fails_its_caller_and_not_the_writer(tmp_path: Path) 
     store = Store(tmp_path / "a.db")
 
     async def story() -> None:
-        await store.write(lambda connection: organizations.add(connection, org="o", name="n", time_ms=1))
+        await store.write(
+            lambda connection: organizations.add(connection, org="o", name="n", time_ms=1)
+        )
         with pytest.raises(DatabaseError):  # the same primary key again
-            await store.write(lambda connection: organizations.add(connection, org="o", name="n", time_ms=1))
-        await store.write(lambda connection: organizations.add(connection, org="p", name="n", time_ms=2))
+            await store.write(
+                lambda connection: organizations.add(connection, org="o", name="n", time_ms=1)
+            )
+        await store.write(
+            lambda connection: organizations.add(connection, org="p", name="n", time_ms=2)
+        )
 
     asyncio.run(story())
     assert list(store.read(organizations.list_ids)) == ["o", "p"]
     store.close()
 
 
-def test_the_files_of_the_database_are_ours_alone_also_those_of_an_older_version(tmp_path: Path) -> None:
+def test_the_files_of_the_database_are_ours_alone_also_those_of_an_older_version(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "a.db").touch(0o644)
     store = Store(tmp_path / "a.db")
-    asyncio.run(store.write(lambda connection: organizations.add(connection, org="o", name="n", time_ms=1)))
+    asyncio.run(
+        store.write(lambda connection: organizations.add(connection, org="o", name="n", time_ms=1))
+    )
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
     assert modes == {"a.db": 0o600, "a.db-wal": 0o600, "a.db-shm": 0o600}
     store.close()

@@ -7,15 +7,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Boolean, Column, Connection, Float, Index, LargeBinary, String, Table, UniqueConstraint, insert
+from sqlalchemy import (
+    Boolean,
+    Column,
+    Connection,
+    Float,
+    Index,
+    LargeBinary,
+    String,
+    Table,
+    UniqueConstraint,
+    insert,
+)
 from sqlalchemy.exc import DBAPIError
 
 from runyard import limits
 from runyard.store import Store
 from runyard.store.tables import metadata
 
-# What bounds a text column that is part of an index and may hold any characters; the others hold ids and words of
-# ASCII, as long as their column.
+# What bounds a text column that is part of an index and may hold any characters; the others hold
+# ids and words of ASCII, as long as their column.
 FREE_TEXTS = {
     "run_attributes.key": limits.ATTRIBUTE_KEY,
     "run_attributes.value": limits.ATTRIBUTE_VALUE,
@@ -29,7 +40,8 @@ FREE_TEXTS = {
     "outputs.id": limits.ID,
     "output_files.output_id": limits.ID,
 }
-# Each entry has a header of 8 bytes; each text up to 4 bytes for its length and 7 for its alignment.
+# Each entry has a header of 8 bytes; each text up to 4 bytes for its length and 7 for its
+# alignment.
 ENTRY_OVERHEAD, TEXT_OVERHEAD = 8, 11
 chance = random.Random(1)  # noqa: S311
 
@@ -45,8 +57,12 @@ def longest(column: Column[Any]) -> str:
         assert limit.find_problem(text + "x") is not None
         return text
     assert isinstance(column.type, String)
-    assert column.type.length is not None, f"{column.table.name}.{column.name} is in an index and has no limit"
-    return "".join(chance.choice("abcdefghijklmnopqrstuvwxyz0123456789") for _ in range(column.type.length))
+    assert column.type.length is not None, (
+        f"{column.table.name}.{column.name} is in an index and has no limit"
+    )
+    return "".join(
+        chance.choice("abcdefghijklmnopqrstuvwxyz0123456789") for _ in range(column.type.length)
+    )
 
 
 def indexes(table: Table) -> Iterator[tuple[str, list[Column[Any]]]]:
@@ -70,7 +86,11 @@ def longest_row(table: Table) -> dict[str, Any]:
             row[column.name] = b"{}"
         else:
             row[column.name] = (
-                True if isinstance(column.type, Boolean) else 1.0 if isinstance(column.type, Float) else 1
+                True
+                if isinstance(column.type, Boolean)
+                else 1.0
+                if isinstance(column.type, Float)
+                else 1
             )
     return row
 
@@ -86,20 +106,33 @@ def test_the_longest_entry_of_each_index_fits(table: Table) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
-def test_the_longest_row_of_each_table_is_stored(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    database = tmp_path / "a.db" if kind == "sqlite" else request.getfixturevalue("postgresql").new_database()
+def test_the_longest_row_of_each_table_is_stored(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    database = (
+        tmp_path / "a.db"
+        if kind == "sqlite"
+        else request.getfixturevalue("postgresql").new_database()
+    )
     store = Store(database)
 
     async def story() -> None:
         for table in metadata.sorted_tables:
-            if table.name not in ("meta", "pulse"):  # these hold our own words alone, and have rows already
-                await store.write(lambda connection, table=table: add(connection, table, longest_row(table)))
+            if table.name not in (
+                "meta",
+                "pulse",
+            ):  # these hold our own words alone, and have rows already
+                await store.write(
+                    lambda connection, table=table: add(connection, table, longest_row(table))
+                )
         if kind == "postgresql":  # the test would notice
             attributes = metadata.tables["run_attributes"]
             value = "".join(chr(chance.randrange(0x10000, 0x110000)) for _ in range(700))
             with pytest.raises(DBAPIError, match="index row size"):
                 await store.write(
-                    lambda connection: add(connection, attributes, {**longest_row(attributes), "value": value})
+                    lambda connection: add(
+                        connection, attributes, {**longest_row(attributes), "value": value}
+                    )
                 )
 
     def add(connection: Connection, table: Table, row: dict[str, Any]) -> None:

@@ -62,20 +62,29 @@ def test_servers_that_start_at_once_migrate_once(url: str) -> None:
 
 def test_a_database_newer_than_the_code_is_refused(url: str) -> None:
     store = Store(url)
-    asyncio.run(store.write(lambda connection: connection.execute(text("UPDATE alembic_version SET version_num='99'"))))
+    asyncio.run(
+        store.write(
+            lambda connection: connection.execute(
+                text("UPDATE alembic_version SET version_num='99'")
+            )
+        )
+    )
     store.close()
     with pytest.raises(StoreTooNew, match="99"):
         Store(url)
 
 
-def test_a_failing_transaction_is_rolled_back_and_others_of_its_group_are_committed(store: Store) -> None:
+def test_a_failing_transaction_is_rolled_back_and_others_of_its_group_are_committed(
+    store: Store,
+) -> None:
     def fail(connection: Connection) -> None:
         add("bad")(connection)
         raise KeyError("no")
 
     async def story() -> None:
         outcomes = await asyncio.gather(
-            *(store.write(work) for work in (add("a"), fail, add("bb"), add("a"))), return_exceptions=True
+            *(store.write(work) for work in (add("a"), fail, add("bb"), add("a"))),
+            return_exceptions=True,
         )
         assert [outcome is None for outcome in outcomes] == [True, False, True, False]
         assert isinstance(outcomes[3], DatabaseError)  # the same primary key again
@@ -90,7 +99,9 @@ def test_a_reading_connection_cannot_write(store: Store) -> None:
     assert list(store.read(organizations.list_ids)) == []
 
 
-def test_a_connection_cut_in_a_transaction_refuses_it_and_the_next_one_succeeds(store: Store) -> None:
+def test_a_connection_cut_in_a_transaction_refuses_it_and_the_next_one_succeeds(
+    store: Store,
+) -> None:
     def cut(connection: Connection) -> None:
         add("half")(connection)
         mine = connection.execute(text("SELECT pg_backend_pid()")).scalar()
@@ -105,7 +116,9 @@ def test_a_connection_cut_in_a_transaction_refuses_it_and_the_next_one_succeeds(
     assert list(store.read(organizations.list_ids)) == ["whole"]
 
 
-def test_a_database_that_is_away_is_unavailable_and_back_when_it_is_back(store: Store, postgresql: Any) -> None:
+def test_a_database_that_is_away_is_unavailable_and_back_when_it_is_back(
+    store: Store, postgresql: Any
+) -> None:
     async def story() -> None:
         await store.write(add("before"))
         assert list(store.read(organizations.list_ids)) == ["before"]
@@ -123,7 +136,9 @@ def test_a_database_that_is_away_is_unavailable_and_back_when_it_is_back(store: 
     assert sorted(store.read(organizations.list_ids)) == ["after", "before"]
 
 
-def test_a_reader_whose_connection_broke_meanwhile_reads_all_the_same(store: Store, postgresql: Any) -> None:
+def test_a_reader_whose_connection_broke_meanwhile_reads_all_the_same(
+    store: Store, postgresql: Any
+) -> None:
     asyncio.run(store.write(add("a")))
     store.read(organizations.list_ids)
     postgresql.stop()
@@ -143,9 +158,18 @@ def test_two_servers_that_write_at_once_lose_no_number(store: Store, url: str) -
     other.close()
 
 
-def test_a_run_that_somebody_is_claiming_is_skipped_rather_than_waited_for(store: Store, url: str) -> None:
+def test_a_run_that_somebody_is_claiming_is_skipped_rather_than_waited_for(
+    store: Store, url: str
+) -> None:
     def add_run(connection: Connection, name: str, time_created: int) -> None:
-        fixed = {"org": "o", "document": b"{}", "etag": "e", "body_sha256": b"h", "condition": "Pending", "priority": 0}
+        fixed = {
+            "org": "o",
+            "document": b"{}",
+            "etag": "e",
+            "body_sha256": b"h",
+            "condition": "Pending",
+            "priority": 0,
+        }
         runs.add(connection, {**fixed, "id": name, "time_created": time_created}, attributes={})
 
     def claim(connection: Connection) -> str | None:
@@ -169,7 +193,9 @@ def test_a_database_that_was_never_there_is_unavailable_at_the_start() -> None:
         Store("postgresql+psycopg://nobody@/none?host=/nowhere")
 
 
-@pytest.mark.parametrize("url", ["postgresql+psycopg://me:secret@h/n", "postgresql+psycopg://h/n?password=secret"])
+@pytest.mark.parametrize(
+    "url", ["postgresql+psycopg://me:secret@h/n", "postgresql+psycopg://h/n?password=secret"]
+)
 def test_a_password_in_the_url_is_refused_and_not_repeated(url: str) -> None:
     with pytest.raises(SettingError, match="passfile") as refused:
         read_settings({}, database_url=url)

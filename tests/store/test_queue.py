@@ -1,4 +1,4 @@
-"""The queue on both stores: lookup by requirement, order, and cost with many runs that no machine can take."""
+"""The queue on both stores: lookup by requirement, order, and cost with many unfit runs."""
 
 import asyncio
 import json
@@ -33,7 +33,13 @@ def store(database: Path | str) -> Iterator[Store]:
 
 
 def run_row(name: str, key: str, *, priority: int = 0, time_created: int = 0) -> dict[str, Any]:
-    fixed = {"org": "o", "document": b"{}", "etag": "e", "body_sha256": b"h", "condition": "Pending"}
+    fixed = {
+        "org": "o",
+        "document": b"{}",
+        "etag": "e",
+        "body_sha256": b"h",
+        "condition": "Pending",
+    }
     place = {"id": name, "requirements": key, "priority": priority, "time_created": time_created}
     return fixed | place | {"deleted": False, "killed": False, "log_count": 0, "metric_count": 0}
 
@@ -43,14 +49,37 @@ def add(store: Store, *rows: dict[str, Any]) -> None:
 
 
 def attempt_row(run_id: str, number: int = 1, **values: Any) -> dict[str, Any]:
-    fixed = {"org": "o", "run_id": run_id, "number": number, "epoch": run_id, "token_number": number, "host": "h"}
-    numbers = {"expires_pulse": 1, "lost_pulse": None, "time_claimed": 1, "boot_id": "", "pid": 0, "start_ticks": 0}
-    state = {"started": True, "charged": True, "closed": False, "machine_id": "m1", "claim_id": f"{run_id}/{number}"}
+    fixed = {
+        "org": "o",
+        "run_id": run_id,
+        "number": number,
+        "epoch": run_id,
+        "token_number": number,
+        "host": "h",
+    }
+    numbers = {
+        "expires_pulse": 1,
+        "lost_pulse": None,
+        "time_claimed": 1,
+        "boot_id": "",
+        "pid": 0,
+        "start_ticks": 0,
+    }
+    state = {
+        "started": True,
+        "charged": True,
+        "closed": False,
+        "machine_id": "m1",
+        "claim_id": f"{run_id}/{number}",
+    }
     return fixed | numbers | state | values
 
 
 def in_turn(store: Store, keys: list[str], machine_id: str = "m1") -> list[str]:
-    return [row.id for row in store.read(partial(queue.list_first_runs, keys=keys, machine_id=machine_id))]
+    return [
+        row.id
+        for row in store.read(partial(queue.list_first_runs, keys=keys, machine_id=machine_id))
+    ]
 
 
 def test_equal_requirements_have_equal_keys() -> None:
@@ -66,7 +95,11 @@ def test_equal_requirements_have_equal_keys() -> None:
 def test_distinct_requirements_are_found_in_order_and_piece_by_piece(store: Store) -> None:
     names = ["a", "b", "c", "d"]
     add(store, *(run_row(f"{name}{number}", name) for name in names for number in range(3)))
-    add(store, {**run_row("ended", "e"), "condition": "Failed"}, {**run_row("killed", "f"), "killed": True})
+    add(
+        store,
+        {**run_row("ended", "e"), "condition": "Failed"},
+        {**run_row("killed", "f"), "killed": True},
+    )
     add(store, {**run_row("deleted", "g"), "deleted": True})
     assert store.read(queue.list_requirements) == names
     assert store.read(partial(queue.list_requirements, after="a", limit=2)) == ["b", "c"]
@@ -88,7 +121,13 @@ def test_runs_come_by_priority_then_age_whatever_they_require(store: Store) -> N
 
 
 def test_what_is_held_or_unsettled_here_is_passed_over(store: Store) -> None:
-    add(store, *(run_row(name, "a", time_created=number) for number, name in enumerate(("held", "silent", "free"))))
+    add(
+        store,
+        *(
+            run_row(name, "a", time_created=number)
+            for number, name in enumerate(("held", "silent", "free"))
+        ),
+    )
     rows = [
         attempt_row("held"),
         attempt_row("silent", 1, closed=True, lost_pulse=5),
@@ -127,11 +166,23 @@ def test_runs_that_no_machine_can_take_do_not_slow_a_claim_down(tmp_path: Path) 
     def look(connection: Connection) -> None:
         assert queue.list_requirements(connection) == ["fit", "unfit"]
         assert queue.list_first_runs(connection, keys=["fit"], machine_id="m")[0].id == "fit"
-        queue.list_outdated_reasons(connection, key="unfit", code="code", with_unexplained=True, limit=200)
+        queue.list_outdated_reasons(
+            connection, key="unfit", code="code", with_unexplained=True, limit=200
+        )
 
-    add(store, run_row("fit", "fit", time_created=10**9), run_row("u", "unfit", priority=5) | {"waits": "code"})
+    add(
+        store,
+        run_row("fit", "fit", time_created=10**9),
+        run_row("u", "unfit", priority=5) | {"waits": "code"},
+    )
     few = steps(store, look)
-    add(store, *(run_row(f"u{n}", "unfit", priority=5, time_created=n) | {"waits": "code"} for n in range(20_000)))
+    add(
+        store,
+        *(
+            run_row(f"u{n}", "unfit", priority=5, time_created=n) | {"waits": "code"}
+            for n in range(20_000)
+        ),
+    )
     assert steps(store, look) <= 2 * few + 2
     store.close()
 
@@ -154,16 +205,17 @@ def test_rows_of_an_older_database_get_their_requirements(database: Path | str) 
             document = json.dumps({"spec": {"flow": flow}}).encode()
             connection.execute(
                 text(
-                    "INSERT INTO runs (org, id, document, etag, body_sha256, condition, priority, time_created, "
-                    "killed, deleted, log_count, metric_count) VALUES "
-                    "('o', :id, :document, 'e', :document, :condition, 0, 1, false, false, 0, 0)"
+                    "INSERT INTO runs (org, id, document, etag, body_sha256, condition, priority, "
+                    "time_created, killed, deleted, log_count, metric_count) VALUES ('o', :id, "
+                    ":document, 'e', :document, :condition, 0, 1, false, false, 0, 0)"
                 ),
                 {"id": name, "document": document, "condition": condition},
             )
     engine.dispose()
     store = Store(database)
     found = {
-        row.id: row.requirements for row in store.read(lambda connection: connection.execute(runs_table.select()).all())
+        row.id: row.requirements
+        for row in store.read(lambda connection: connection.execute(runs_table.select()).all())
     }
     assert found == {
         "picky": build_key({"accelerator": ["h100"]}),
@@ -173,5 +225,8 @@ def test_rows_of_an_older_database_get_their_requirements(database: Path | str) 
         "ended": None,
     }
     asyncio.run(store.write(fill))  # as after the restore of an older backup: nothing is left to do
-    assert store.read(lambda connection: runs.get(connection, org="o", run_id="ended")).requirements is None
+    assert (
+        store.read(lambda connection: runs.get(connection, org="o", run_id="ended")).requirements
+        is None
+    )
     store.close()

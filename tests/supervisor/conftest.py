@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
-_SPEC = importlib.util.spec_from_file_location("fake_server", Path(__file__).with_name("fake_server.py"))
+_SPEC = importlib.util.spec_from_file_location(
+    "fake_server", Path(__file__).with_name("fake_server.py")
+)
 assert _SPEC is not None and _SPEC.loader is not None
 fake_server = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(fake_server)
@@ -56,7 +58,10 @@ def place_attempt(data_dir: Path, *, attempt: int, run: str = "run-1") -> Path:
 
 @pytest.fixture
 def start(tmp_path: Path, server: Any) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
-    """Start a supervisor whose trainer is the given Python text; it must define ``train(folder)``."""
+    """Start a supervisor whose trainer is the given Python text.
+
+    It must define ``train(folder)``.
+    """
     started: list[subprocess.Popen[bytes]] = []
 
     def run(folder: Path, trainer: str) -> subprocess.Popen[bytes]:
@@ -67,7 +72,15 @@ def start(tmp_path: Path, server: Any) -> Iterator[Callable[..., subprocess.Pope
         room = {"RUNYARD_ATTEMPT": "-" * 200, "RUNYARD_SUPERVISOR": "-" * 200}
         with (tmp_path / f"supervisor-{len(started)}.log").open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-P", "-c", RUN_TRAINER, str(folder), str(script), server.endpoint],
+                [
+                    sys.executable,
+                    "-P",
+                    "-c",
+                    RUN_TRAINER,
+                    str(folder),
+                    str(script),
+                    server.endpoint,
+                ],
                 env={**os.environ, **room, "SECRET_TOKEN": "not for trainers"},
                 stdout=subprocess.DEVNULL,
                 stderr=log,
@@ -85,4 +98,6 @@ def start(tmp_path: Path, server: Any) -> Iterator[Callable[..., subprocess.Pope
 @pytest.fixture
 def harness() -> SimpleNamespace:
     """Helpers for tests that need several servers and attempts."""
-    return SimpleNamespace(new_server=fake_server.FakeServer, place_attempt=place_attempt, script=RUN_TRAINER)
+    return SimpleNamespace(
+        new_server=fake_server.FakeServer, place_attempt=place_attempt, script=RUN_TRAINER
+    )

@@ -39,7 +39,12 @@ class FakeServer:
         self.reports: list[dict[str, Any]] = []
         self.processes: list[dict[str, Any]] = []
         self.phases: list[str | None] = []
-        self.wanted: dict[str, Any] = {"action": "continue", "lease_s": 1.2, "grace_s": 5.0, "epoch": "e1"}
+        self.wanted: dict[str, Any] = {
+            "action": "continue",
+            "lease_s": 1.2,
+            "grace_s": 5.0,
+            "epoch": "e1",
+        }
         self.credentials: set[str | None] = set()
         self.is_refusing = False
         self.waiting: list[dict[str, Any]] = []  # assignments to be claimed
@@ -51,7 +56,9 @@ class FakeServer:
         self.fail: Callable[[str, int], str | None] = lambda path, times: None
         self.changed = threading.Condition()
         self._http = _Quiet(("127.0.0.1", 0), self._handler())
-        self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        self._thread = threading.Thread(
+            target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        )
         self._thread.start()
         self.endpoint = f"http://127.0.0.1:{self._http.server_address[1]}"
 
@@ -100,15 +107,20 @@ class FakeServer:
             self.open.clear()
         if word == "renew":
             self.phases.append(document["phase"])
-        {"process": self.processes, "checkpoints": self.checkpoints, "finish": self.reports}.get(word, []).append(
-            document
-        )
+        {"process": self.processes, "checkpoints": self.checkpoints, "finish": self.reports}.get(
+            word, []
+        ).append(document)
         kept = (
             self.kept
             if self.kept is not None
-            else [{"attempt": 1, "checkpoint_id": report["checkpoint_id"]} for report in self.checkpoints]
+            else [
+                {"attempt": 1, "checkpoint_id": report["checkpoint_id"]}
+                for report in self.checkpoints
+            ]
         )
-        return {"checkpoints": (201, {"kept": kept}), "finish": (204, None)}.get(word, (200, self.wanted))
+        return {"checkpoints": (201, {"kept": kept}), "finish": (204, None)}.get(
+            word, (200, self.wanted)
+        )
 
     def _claim(self, claim: dict[str, Any]) -> dict[str, Any] | None:
         self.changed.wait_for(lambda: self.waiting or claim["claim_id"] in self.claims, 0.3)
@@ -122,7 +134,11 @@ class FakeServer:
             return (200 if sha256 in self.blobs else 404), None
         if method == "GET":
             known = self.blobs.get(sha256)
-            return (200, known) if known is not None else (409, {"code": "BlobMissing", "message": "it is lost"})
+            return (
+                (200, known)
+                if known is not None
+                else (409, {"code": "BlobMissing", "message": "it is lost"})
+            )
         self.blobs[sha256] = body
         return 201, None
 
@@ -147,7 +163,9 @@ class FakeServer:
                     fake.credentials.add(self.headers.get("Authorization"))
                     failure = fake.fail(self.path, fake.calls.count(f"{self.command} {self.path}"))
                     status, answer = (
-                        (503, {"code": "Busy"}) if failure == "503" else fake.answer(self.command, self.path, body)
+                        (503, {"code": "Busy"})
+                        if failure == "503"
+                        else fake.answer(self.command, self.path, body)
                     )
                     fake.changed.notify_all()
                 if failure == "lose":
@@ -158,7 +176,10 @@ class FakeServer:
                 else:
                     data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
                 self.send_response(status)
-                self.send_header("Content-Type", "application/problem+json" if status >= 400 else "application/json")
+                self.send_header(
+                    "Content-Type",
+                    "application/problem+json" if status >= 400 else "application/json",
+                )
                 if status != 204:
                     self.send_header("Content-Length", str(len(data)))
                 self.end_headers()

@@ -30,7 +30,10 @@ class Version:
     """A version of three images in two packs, as the server stores it."""
 
     def __init__(self, name: str = "a", *, shared: bytes = b"shared image"):
-        self.images = {f"{n}.png": data for n, data in enumerate((name.encode() * 50, shared, name.encode() * 30))}
+        self.images = {
+            f"{n}.png": data
+            for n, data in enumerate((name.encode() * 50, shared, name.encode() * 30))
+        }
         packs = [b"pack" + self.images["0.png"] + self.images["2.png"], shared]
         locations = [(self.images["0.png"], 0, 4), (self.images["2.png"], 0, 54), (shared, 1, 0)]
         self.blobs = {hash_bytes(pack): pack for pack in packs}
@@ -41,7 +44,9 @@ class Version:
         lines = Lines()
         writer = ManifestWriter(lines)  # type: ignore[arg-type]
         for filename, data in self.images.items():
-            get_changed_dataset = Vqa(interactions=[Interaction(order=1, question="?", answer=name)])
+            get_changed_dataset = Vqa(
+                interactions=[Interaction(order=1, question="?", answer=name)]
+            )
             writer.add(
                 Item(
                     filename=filename,
@@ -64,7 +69,9 @@ class Version:
             records=3,
             size_bytes=1,
             manifest=StoredBytes(sha256=writer.sha256, size_bytes=writer.size_bytes),
-            packs=[StoredBytes(sha256=name, size_bytes=len(self.blobs[name])) for name in self.packs],
+            packs=[
+                StoredBytes(sha256=name, size_bytes=len(self.blobs[name])) for name in self.packs
+            ],
         )
 
 
@@ -104,7 +111,9 @@ def hash_bytes(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def write_attempt(root: Path, version: Version, *, number: int = 1, limit_bytes: int = 1 << 30) -> Path:
+def write_attempt(
+    root: Path, version: Version, *, number: int = 1, limit_bytes: int = 1 << 30
+) -> Path:
     folder = root / "runs" / "org" / f"run-{version.id}" / "attempts" / str(number)
     folder.mkdir(parents=True)
     write_run(folder, version, data_dir=root)
@@ -116,7 +125,9 @@ def write_attempt(root: Path, version: Version, *, number: int = 1, limit_bytes:
 def write_run(folder: Path, version: Version, *, data_dir: Path) -> None:
     settings = {"datasetId": "shelves", "datasetVersion": version.id, "projectKind": "vqa"}
     flow = {"blocks": [{"block": "vi-dataset", "settings": settings}]}
-    rundir.AttemptDir(folder).run.write_text(json.dumps({"run": {"spec": {"flow": flow}}, "dataDir": str(data_dir)}))
+    rundir.AttemptDir(folder).run.write_text(
+        json.dumps({"run": {"spec": {"flow": flow}}, "dataDir": str(data_dir)})
+    )
 
 
 def put_blob(root: Path, data: bytes) -> Path:
@@ -145,7 +156,11 @@ def test_a_version_is_fetched_completely_and_written_to_dataset_json(tmp_path: P
     folder, dataset_server = write_attempt(tmp_path, version), DatasetServer(version)
     DatasetFetcher(folder, dataset_server).fetch()
     home = tmp_path / "datasets" / "org" / version.id
-    assert read_dataset_document(folder) == {"folder": str(home), "dataset": "shelves", "version": version.id}
+    assert read_dataset_document(folder) == {
+        "folder": str(home),
+        "dataset": "shelves",
+        "version": version.id,
+    }
     assert has_all_files(folder, version)
     assert sorted(dataset_server.fetched) == sorted(version.blobs)
     assert not list(home.rglob(".*"))
@@ -223,8 +238,12 @@ def test_packs_that_moved_are_requested_again(tmp_path: Path) -> None:
     assert has_all_files(folder, version)
 
 
-@pytest.mark.parametrize("case", ["lost", "manifest of another version", "an image without a location", "outside"])
-def test_unavailable_data_is_reported_to_the_trainer_as_a_problem(tmp_path: Path, case: str) -> None:
+@pytest.mark.parametrize(
+    "case", ["lost", "manifest of another version", "an image without a location", "outside"]
+)
+def test_unavailable_data_is_reported_to_the_trainer_as_a_problem(
+    tmp_path: Path, case: str
+) -> None:
     version = Version()
     folder, dataset_server = write_attempt(tmp_path, version), DatasetServer(version)
     if case == "lost":
@@ -262,7 +281,9 @@ def fetch_and_log(folder: Path, version: Version, log: Path) -> None:
 def test_two_attempts_at_once_fetch_nothing_twice(tmp_path: Path) -> None:
     version, log = Version(), tmp_path / "fetched"
     folders = [write_attempt(tmp_path, version, number=number) for number in (1, 2, 3)]
-    running = [CONTEXT.Process(target=fetch_and_log, args=(folder, version, log)) for folder in folders]
+    running = [
+        CONTEXT.Process(target=fetch_and_log, args=(folder, version, log)) for folder in folders
+    ]
     for process in running:
         process.start()
     for process in running:
@@ -285,7 +306,8 @@ def test_the_limit_removes_the_least_recently_used_versions_and_none_in_use(tmp_
     held[2].release()
     one = sum(path.stat().st_size for path in homes[0].rglob("*") if path.is_file())
     last = DatasetFetcher(
-        write_attempt(tmp_path, versions[3], limit_bytes=3 * one + one // 2), DatasetServer(versions[3])
+        write_attempt(tmp_path, versions[3], limit_bytes=3 * one + one // 2),
+        DatasetServer(versions[3]),
     )
     last.fetch()
     # The oldest is in use by its attempt, so the next one is removed.
@@ -304,7 +326,8 @@ import json
 def train(folder):
     from runyard import rundir
     rundir.write_json(folder / "seen", rundir.read_json(folder / "dataset.json"))
-    rundir.write_json(folder / "result.json", {"outcome": "Succeeded", "reason": "Completed", "message": ""})
+    result = {"outcome": "Succeeded", "reason": "Completed", "message": ""}
+    rundir.write_json(folder / "result.json", result)
     return 0
 """
 
@@ -333,7 +356,9 @@ def test_a_real_supervisor_fetches_the_dataset_before_training_starts(
 
 
 @pytest.mark.skipif(not processes.IS_LINUX, reason="the proofs need /proc")
-def test_a_kill_while_a_dataset_is_fetched_works(folder: Path, tmp_path: Path, server: Any, start: Start) -> None:
+def test_a_kill_while_a_dataset_is_fetched_works(
+    folder: Path, tmp_path: Path, server: Any, start: Start
+) -> None:
     version = Version()
     write_run(folder, version, data_dir=tmp_path)
     serve_version(server, version)

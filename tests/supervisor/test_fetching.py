@@ -31,10 +31,13 @@ def train(folder):
     checkpoint = folder / "checkpoints" / f"step-{step}"
     (checkpoint / "model_full").mkdir(parents=True)
     (checkpoint / "model_full" / "model.safetensors").write_bytes(b"next")
-    files = [{"path": "model_full/model.safetensors", "sizeBytes": 4, "sha256": hashlib.sha256(b"next").hexdigest()}]
-    rundir.write_json(checkpoint / "manifest.json", {"checkpoint": f"step-{step}", "step": step, "epoch": 1,
-        "metrics": {}, "isBest": True, "time": 9, "files": files})
-    rundir.write_json(folder / "result.json", {"outcome": "Succeeded", "reason": "Completed", "message": ""})
+    sha256 = hashlib.sha256(b"next").hexdigest()
+    files = [{"path": "model_full/model.safetensors", "sizeBytes": 4, "sha256": sha256}]
+    rundir.write_json(checkpoint / "manifest.json", {
+        "checkpoint": f"step-{step}", "step": step, "epoch": 1, "metrics": {}, "isBest": True,
+        "time": 9, "files": files})
+    result = {"outcome": "Succeeded", "reason": "Completed", "message": ""}
+    rundir.write_json(folder / "result.json", result)
     return 0
 """
 
@@ -48,7 +51,14 @@ def add_checkpoint(server: Any, name: str, *, step: int, run_id: str) -> None:
         server.blobs[digest] = content
         files.append({"path": path, "size_bytes": len(content), "sha256": digest})
     server.resumable.append(
-        {"run_id": run_id, "checkpoint_id": name, "step": step, "epoch": 1, "time": step, "files": files}
+        {
+            "run_id": run_id,
+            "checkpoint_id": name,
+            "step": step,
+            "epoch": 1,
+            "time": step,
+            "files": files,
+        }
     )
 
 
@@ -63,7 +73,9 @@ def test_the_checkpoint_of_an_attempt_on_another_machine_comes_from_the_server(
 ) -> None:
     """Also when every second call fails."""
     add_checkpoint(server, "step-6", step=6, run_id="run-1")
-    server.fail = lambda path, times: failure if times % 2 and ("resume" in path or "blobs" in path) else None
+    server.fail = lambda path, times: (
+        failure if times % 2 and ("resume" in path or "blobs" in path) else None
+    )
     assert start(folder, NEXT_STEP).wait(60) == 0
     fetched = rundir.AttemptDir(folder).fetched.checkpoints / "step-6"
     assert read_seen(folder) == {"resume": {"folder": str(fetched)}, "proven": True}
@@ -72,14 +84,18 @@ def test_the_checkpoint_of_an_attempt_on_another_machine_comes_from_the_server(
     assert not fetched.exists()  # a newer one is stored
 
 
-def test_another_runs_checkpoint_is_fetched_under_its_name(folder: Path, server: Any, start: Start) -> None:
+def test_another_runs_checkpoint_is_fetched_under_its_name(
+    folder: Path, server: Any, start: Start
+) -> None:
     add_checkpoint(server, "epoch-2", step=12, run_id="source")
     assert start(folder, NEXT_STEP).wait(20) == 0
     assert read_seen(folder)["resume"]["runId"] == "source"
     assert [report["step"] for report in server.checkpoints] == [13]
 
 
-def test_a_kill_while_the_server_returns_no_checkpoint_works(folder: Path, server: Any, start: Start) -> None:
+def test_a_kill_while_the_server_returns_no_checkpoint_works(
+    folder: Path, server: Any, start: Start
+) -> None:
     add_checkpoint(server, "epoch-2", step=12, run_id="source")
     server.fail = lambda path, times: "503" if "blobs" in path else None
     supervisor = start(folder, NEXT_STEP)

@@ -34,10 +34,13 @@ def train(folder):
     files = []
     for name in ("model_full/model.safetensors", "training_state/state.json"):
         (checkpoint / name).write_bytes(name.encode())
-        files.append({"path": name, "sizeBytes": len(name), "sha256": hashlib.sha256(name.encode()).hexdigest()})
-    rundir.write_json(checkpoint / "manifest.json", {"checkpoint": "epoch-1", "step": 30, "epoch": 1,
-        "metrics": {"validation/loss": 0.5}, "isBest": True, "time": 5, "files": files})
-    rundir.write_json(folder / "result.json", {"outcome": "Succeeded", "reason": "Completed", "message": ""})
+        sha256 = hashlib.sha256(name.encode()).hexdigest()
+        files.append({"path": name, "sizeBytes": len(name), "sha256": sha256})
+    rundir.write_json(checkpoint / "manifest.json", {
+        "checkpoint": "epoch-1", "step": 30, "epoch": 1, "metrics": {"validation/loss": 0.5},
+        "isBest": True, "time": 5, "files": files})
+    result = {"outcome": "Succeeded", "reason": "Completed", "message": ""}
+    rundir.write_json(folder / "result.json", result)
     print("environment", json.dumps(sorted(os.environ)))
     print("key dtvi_abcdefghijklmnop end", flush=True)
     os.write(1, b"a torn last line")
@@ -64,7 +67,9 @@ def list_survivors(folder: Path) -> list[Any]:
     return processes.find_marked(processes.ATTEMPT_MARK, mark.__eq__)
 
 
-def test_a_good_attempt_is_announced_shipped_stored_and_reported(folder: Path, server: Any, start: Start) -> None:
+def test_a_good_attempt_is_announced_shipped_stored_and_reported(
+    folder: Path, server: Any, start: Start
+) -> None:
     assert wait_for_exit(start(folder, SUCCEEDS)) == 0
     assert server.processes[0]["machine_id"] == "machine-1"
     assert list_steps(server) == list(range(30))
@@ -73,7 +78,10 @@ def test_a_good_attempt_is_announced_shipped_stored_and_reported(folder: Path, s
         "model_full/model.safetensors",
         "training_state/state.json",
     }
-    assert sorted(server.blobs.values()) == [b"model_full/model.safetensors", b"training_state/state.json"]
+    assert sorted(server.blobs.values()) == [
+        b"model_full/model.safetensors",
+        b"training_state/state.json",
+    ]
     report = server.reports[0]
     assert (report["exit_code"], report["signal"], report["group_empty"]) == (0, None, True)
     assert report["result"]["outcome"] == "Succeeded"
@@ -91,8 +99,12 @@ def test_a_trainer_sees_no_secret_and_ships_none(folder: Path, server: Any, star
     assert server.lines["stdout"][1:] == ["key dtvi_… end", "a torn last line"]
 
 
-def test_a_supervisor_whose_run_is_deleted_with_its_report_ends(folder: Path, server: Any, start: Start) -> None:
-    server.fail = lambda path, _: shutil.rmtree(folder) if path.endswith("/finish") and folder.exists() else None
+def test_a_supervisor_whose_run_is_deleted_with_its_report_ends(
+    folder: Path, server: Any, start: Start
+) -> None:
+    server.fail = lambda path, _: (
+        shutil.rmtree(folder) if path.endswith("/finish") and folder.exists() else None
+    )
     assert wait_for_exit(start(folder, SUCCEEDS)) == 0
     assert not folder.exists()
 
@@ -130,14 +142,18 @@ def train(folder):
 """
 
 
-def wait_for_descendants(folder: Path, supervisor: subprocess.Popen[bytes], server: Any) -> list[Any]:
+def wait_for_descendants(
+    folder: Path, supervisor: subprocess.Popen[bytes], server: Any
+) -> list[Any]:
     server.wait_for((folder / "ready").exists)
     below = processes.list_descendants(supervisor.pid)
     assert len(below) >= 5
     return below
 
 
-def test_a_kill_leaves_no_process_of_a_stubborn_tree(folder: Path, server: Any, start: Start) -> None:
+def test_a_kill_leaves_no_process_of_a_stubborn_tree(
+    folder: Path, server: Any, start: Start
+) -> None:
     supervisor = start(folder, STUBBORN)
     below = wait_for_descendants(folder, supervisor, server)
     with server.changed:
@@ -151,7 +167,9 @@ def test_a_kill_leaves_no_process_of_a_stubborn_tree(folder: Path, server: Any, 
     assert read_json(folder / "stop.json")["reason"] == "kill"
 
 
-def test_a_refused_renewal_kills_the_trainer_and_reports_nothing(folder: Path, server: Any, start: Start) -> None:
+def test_a_refused_renewal_kills_the_trainer_and_reports_nothing(
+    folder: Path, server: Any, start: Start
+) -> None:
     supervisor = start(folder, STUBBORN)
     below = wait_for_descendants(folder, supervisor, server)
     server.is_refusing = True
@@ -175,16 +193,23 @@ def train(folder):
 """
 
 
-def test_a_supervisor_asked_to_stop_lets_its_trainer_save(folder: Path, server: Any, start: Start) -> None:
+def test_a_supervisor_asked_to_stop_lets_its_trainer_save(
+    folder: Path, server: Any, start: Start
+) -> None:
     supervisor = start(folder, SAVES_ON_SIGTERM)
     server.wait_for((folder / "ready").exists)
     supervisor.terminate()
     assert wait_for_exit(supervisor) == 0
     assert '"leave"' in server.lines["stdout"][0]
-    assert (server.reports[0]["exit_code"], server.reports[0]["cause"]) == (75, "stopped on request")
+    assert (server.reports[0]["exit_code"], server.reports[0]["cause"]) == (
+        75,
+        "stopped on request",
+    )
 
 
-def test_a_trainer_dies_with_its_supervisor_and_the_next_one_settles(folder: Path, server: Any, start: Start) -> None:
+def test_a_trainer_dies_with_its_supervisor_and_the_next_one_settles(
+    folder: Path, server: Any, start: Start
+) -> None:
     first = start(folder, SAVES_ON_SIGTERM + "    # never reached\n")
     server.wait_for((folder / "ready").exists)
     trainer = read_json(folder / "process.json")["trainer"]["pid"]
@@ -195,11 +220,16 @@ def test_a_trainer_dies_with_its_supervisor_and_the_next_one_settles(folder: Pat
     assert processes.identify(trainer) is None
     assert not (folder / "ready").exists()
     # The kernel counts for the whole machine, and another test lets it run out of memory.
-    assert server.reports[0]["cause"] in ("the supervisor was lost, and its trainer was ended", LOST_OUT_OF_MEMORY)
+    assert server.reports[0]["cause"] in (
+        "the supervisor was lost, and its trainer was ended",
+        LOST_OUT_OF_MEMORY,
+    )
     assert server.reports[0]["exit_code"] is None
 
 
-def test_a_result_left_by_a_lost_attempt_is_reported(folder: Path, server: Any, start: Start) -> None:
+def test_a_result_left_by_a_lost_attempt_is_reported(
+    folder: Path, server: Any, start: Start
+) -> None:
     server.fail = lambda path, times: "503" if path.endswith(("/finish", "/lines")) else None
     first = start(folder, SUCCEEDS)
     server.wait_for(lambda: (folder / "exit.json").exists())
@@ -212,7 +242,9 @@ def test_a_result_left_by_a_lost_attempt_is_reported(folder: Path, server: Any, 
     assert list_steps(server) == list(range(30))
 
 
-def test_a_second_supervisor_leaves_the_folder_alone(folder: Path, server: Any, start: Start) -> None:
+def test_a_second_supervisor_leaves_the_folder_alone(
+    folder: Path, server: Any, start: Start
+) -> None:
     first = start(folder, SAVES_ON_SIGTERM)
     server.wait_for((folder / "ready").exists)
     assert wait_for_exit(start(folder, SAVES_ON_SIGTERM)) == 3
@@ -226,12 +258,16 @@ def test_a_trainer_killed_from_outside_is_reported(folder: Path, server: Any, st
     server.wait_for((folder / "ready").exists)
     os.kill(read_json(folder / "process.json")["trainer"]["pid"], signal.SIGSEGV)
     assert wait_for_exit(supervisor) == 0
-    assert (server.reports[0]["signal"], server.reports[0]["cause"]) == ("SIGSEGV", "killed by SIGSEGV")
+    assert (server.reports[0]["signal"], server.reports[0]["cause"]) == (
+        "SIGSEGV",
+        "killed by SIGSEGV",
+    )
 
 
 WAITS_FOR_FILE = SUCCEEDS.replace(
     '    rundir.write_json(folder / "result.json"',
-    "    print('said', flush=True)\n    while not (folder / 'go').exists():\n        time.sleep(0.01)\n"
+    "    print('said', flush=True)\n    while not (folder / 'go').exists():\n        "
+    "time.sleep(0.01)\n"
     '    rundir.write_json(folder / "result.json"',
 )
 
@@ -244,12 +280,16 @@ def test_what_a_restore_has_undone_is_shipped_again_once_and_before_the_report(
     """
     server.wanted["epoch"] = "e1"
     process = start(folder, WAITS_FOR_FILE)
-    server.wait_for(lambda: server.checkpoints and len(list_steps(server)) == 30 and server.lines["stdout"])
+    server.wait_for(
+        lambda: server.checkpoints and len(list_steps(server)) == 30 and server.lines["stdout"]
+    )
     with server.changed:
         server.wanted["epoch"] = "e2"
         for record in (server.lines, server.offsets, server.checkpoints):
             record.clear()
-    server.wait_for(lambda: server.checkpoints and len(list_steps(server)) == 30 and server.lines["stdout"])
+    server.wait_for(
+        lambda: server.checkpoints and len(list_steps(server)) == 30 and server.lines["stdout"]
+    )
     assert server.reports == []
     (folder / "go").touch()
     assert wait_for_exit(process) == 0
@@ -260,16 +300,24 @@ def test_what_a_restore_has_undone_is_shipped_again_once_and_before_the_report(
 
 
 def test_the_answer_to_a_report_says_whether_it_was_final(folder: Path, server: Any) -> None:
-    alive, gone = (msg.ExitStatus(exit_code=0, group_empty=is_empty, cause="exit code 0") for is_empty in (False, True))
+    alive, gone = (
+        msg.ExitStatus(exit_code=0, group_empty=is_empty, cause="exit code 0")
+        for is_empty in (False, True)
+    )
     client = ServerClient(server.endpoint, token="t", folder=folder)
     answers = [client.report(word, time_ms=1, result=None) for word in (alive, gone)]
     assert answers == [msg.ReportAccepted(is_last=False), msg.ReportAccepted(is_last=True)]
     server.answer = lambda *_: (422, {"code": "Invalid", "message": "no"})
     answers = [client.report(word, time_ms=1, result=None) for word in (alive, gone)]
-    assert answers == [msg.ServerUnreachable("reports"), msg.UploadRejected("reports", msg.REPORT, "no")]
+    assert answers == [
+        msg.ServerUnreachable("reports"),
+        msg.UploadRejected("reports", msg.REPORT, "no"),
+    ]
 
 
-def test_a_report_that_json_cannot_represent_is_not_retried_forever(folder: Path, server: Any) -> None:
+def test_a_report_that_json_cannot_represent_is_not_retried_forever(
+    folder: Path, server: Any
+) -> None:
     client = ServerClient(server.endpoint, token="t", folder=folder)
     ended = msg.ExitStatus(exit_code=0, group_empty=True, cause="exit code 0")
     answer = client.report(ended, time_ms=1, result={"loss": float("nan")})

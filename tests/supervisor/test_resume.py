@@ -30,7 +30,9 @@ class CheckpointServer:
             self.bytes[digest] = content
             files.append(CheckpointFile(path=path, size_bytes=len(content), sha256=digest))
         self.checkpoints.append(
-            ResumeCheckpoint(run_id=run_id, checkpoint_id=name, step=step, epoch=1, time=step, files=files)
+            ResumeCheckpoint(
+                run_id=run_id, checkpoint_id=name, step=step, epoch=1, time=step, files=files
+            )
         )
 
     def list_resume_candidates(self) -> list[ResumeCheckpoint]:
@@ -47,9 +49,12 @@ def save_checkpoint(attempt: Path, name: str, *, step: int) -> Path:
     checkpoint = rundir.AttemptDir(attempt).checkpoints / name
     checkpoint.mkdir(parents=True)
     (checkpoint / "model").write_bytes(name.encode())
-    files = [{"path": "model", "sizeBytes": len(name), "sha256": rundir.sha256_of(checkpoint / "model")}]
+    files = [
+        {"path": "model", "sizeBytes": len(name), "sha256": rundir.sha256_of(checkpoint / "model")}
+    ]
     rundir.write_json(
-        checkpoint / rundir.MANIFEST, {"checkpoint": name, "step": step, "epoch": 1, "time": step, "files": files}
+        checkpoint / rundir.MANIFEST,
+        {"checkpoint": name, "step": step, "epoch": 1, "time": step, "files": files},
     )
     return checkpoint
 
@@ -66,7 +71,11 @@ def read_resume(attempt: Path) -> dict[str, Any] | None:
 
 
 def list_remaining(*folders: Path) -> set[str]:
-    return {f"{folder.name}/{path.name}" for folder in folders for path, _ in rundir.list_checkpoints(folder)}
+    return {
+        f"{folder.name}/{path.name}"
+        for folder in folders
+        for path, _ in rundir.list_checkpoints(folder)
+    }
 
 
 def test_a_first_attempt_starts_fresh(tmp_path: Path) -> None:
@@ -108,7 +117,9 @@ def test_a_checkpoint_is_fetched_only_when_it_is_newer_than_the_local_ones(tmp_p
     assert manifest is not None and rundir.is_proven(folder, manifest)
 
 
-def test_another_runs_checkpoint_names_its_run_and_the_runs_own_has_priority(tmp_path: Path) -> None:
+def test_another_runs_checkpoint_names_its_run_and_the_runs_own_has_priority(
+    tmp_path: Path,
+) -> None:
     first, second, third = make_attempts(tmp_path, 3)
     checkpoint_server = CheckpointServer()
     checkpoint_server.add("epoch-2", step=20, run_id="run-0")
@@ -132,10 +143,14 @@ def test_a_checkpoint_the_server_has_lost_is_skipped(tmp_path: Path) -> None:
     checkpoint_server.add("epoch-2", step=20)
     del checkpoint_server.bytes[checkpoint_server.checkpoints[1].files[1].sha256]
     prepare_resume(first, checkpoint_server)
-    assert read_resume(first) == {"folder": str(rundir.AttemptDir(first).fetched.checkpoints / "epoch-1")}
+    assert read_resume(first) == {
+        "folder": str(rundir.AttemptDir(first).fetched.checkpoints / "epoch-1")
+    }
 
 
-@pytest.mark.parametrize("path", ["../../../outside", "/outside", "manifest.json", "model_full/../../x", ""])
+@pytest.mark.parametrize(
+    "path", ["../../../outside", "/outside", "manifest.json", "model_full/../../x", ""]
+)
 def test_a_path_that_leaves_the_folder_is_not_followed(tmp_path: Path, path: str) -> None:
     (first,) = make_attempts(tmp_path, 1)
     checkpoint_server = CheckpointServer()
@@ -150,7 +165,10 @@ class Killed(Exception):
 
 
 def die_before_effect(monkeypatch: pytest.MonkeyPatch, number: int) -> Callable[[], int]:
-    """Die before the ``number``-th effect on the disk; return a function that counts the effects."""
+    """Die before the ``number``-th effect on the disk.
+
+    Return a function that counts the effects.
+    """
     count = 0
 
     def before(call: Any) -> Any:
@@ -200,11 +218,15 @@ def test_a_fetch_that_dies_at_any_step_leaves_nothing_torn_and_is_completed_by_t
         resume = read_resume(second)
         assert resume is not None
         manifest_there = rundir.read_json(Path(resume["folder"]) / rundir.MANIFEST)
-        assert manifest_there is not None and rundir.is_proven(Path(resume["folder"]), manifest_there)
+        assert manifest_there is not None and rundir.is_proven(
+            Path(resume["folder"]), manifest_there
+        )
     assert number > 10
 
 
-def test_unlisted_checkpoints_of_earlier_attempts_are_removed_once_a_newer_one_is_stored(tmp_path: Path) -> None:
+def test_unlisted_checkpoints_of_earlier_attempts_are_removed_once_a_newer_one_is_stored(
+    tmp_path: Path,
+) -> None:
     first, second = make_attempts(tmp_path, 2)
     save_checkpoint(first, "epoch-1", step=10)
     save_checkpoint(first, "epoch-2", step=20)

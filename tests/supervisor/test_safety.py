@@ -61,11 +61,22 @@ def test_a_kill_ends_everything_in_each_phase(tmp_path: Path, harness: Any) -> N
     """All phases run in parallel, each with its own server, because most of the time is waiting."""
 
     def run_one(phase: str) -> tuple[set[str], str, bool]:
-        server, folder = harness.new_server(), harness.place_attempt(tmp_path, attempt=1, run=f"run-{phase}")
+        server, folder = (
+            harness.new_server(),
+            harness.place_attempt(tmp_path, attempt=1, run=f"run-{phase}"),
+        )
         script = tmp_path / f"{phase}.py"
         script.write_text(BUSY.replace("PHASE", phase))
         room = {"RUNYARD_ATTEMPT": "-" * 200, "RUNYARD_SUPERVISOR": "-" * 200}
-        command = [sys.executable, "-P", "-c", harness.script, str(folder), str(script), server.endpoint]
+        command = [
+            sys.executable,
+            "-P",
+            "-c",
+            harness.script,
+            str(folder),
+            str(script),
+            server.endpoint,
+        ]
         supervisor = subprocess.Popen(
             command, env={**os.environ, **room}, stderr=subprocess.DEVNULL, start_new_session=True
         )
@@ -75,7 +86,11 @@ def test_a_kill_ends_everything_in_each_phase(tmp_path: Path, harness: Any) -> N
             kill(server, grace_s=0.2)
             assert supervisor.wait(20) == 0
             report = server.reports[0]
-            return {processes.check_liveness(identity) for identity in living}, report["signal"], report["group_empty"]
+            return (
+                {processes.check_liveness(identity) for identity in living},
+                report["signal"],
+                report["group_empty"],
+            )
         finally:
             supervisor.kill()
             supervisor.wait()
@@ -87,7 +102,9 @@ def test_a_kill_ends_everything_in_each_phase(tmp_path: Path, harness: Any) -> N
     assert outcomes == {phase: ({"dead"}, "SIGKILL", True) for phase in phases}
 
 
-def test_a_kill_ends_an_attempt_that_waits_for_the_lock(folder: Path, server: Any, start: Start) -> None:
+def test_a_kill_ends_an_attempt_that_waits_for_the_lock(
+    folder: Path, server: Any, start: Start
+) -> None:
     lock = rundir.AttemptDir(folder).run_lock
     lock.touch()
     other = {
@@ -103,14 +120,19 @@ def test_a_kill_ends_an_attempt_that_waits_for_the_lock(folder: Path, server: An
             assert supervisor.wait(20) == 0
             assert holder.poll() is None
         finally:
-            for identity in [*processes.list_descendants(holder.pid), processes.identify(holder.pid)]:
+            for identity in [
+                *processes.list_descendants(holder.pid),
+                processes.identify(holder.pid),
+            ]:
                 if identity is not None:
                     processes.send_signal(identity, signal.SIGKILL)
     assert not (folder / "ready").exists()
     assert server.reports[0]["exit_code"] == rundir.EXIT_STOPPED
 
 
-def test_a_kill_ends_an_attempt_whose_checkpoint_is_being_verified(folder: Path, server: Any, start: Start) -> None:
+def test_a_kill_ends_an_attempt_whose_checkpoint_is_being_verified(
+    folder: Path, server: Any, start: Start
+) -> None:
     slow = """
 import runyard.supervisor.api_client as supervisor
 def prepare_resume(folder, source, *, files):
@@ -162,7 +184,9 @@ def test_a_permit_is_renewed_repeatedly(folder: Path, server: Any, start: Start)
     server.wait_for(lambda: rundir.read_permit_age_s(folder, 0.0) != first)
 
 
-def test_a_log_too_long_for_the_spool_loses_its_middle_and_no_event(folder: Path, server: Any, start: Start) -> None:
+def test_a_log_too_long_for_the_spool_loses_its_middle_and_no_event(
+    folder: Path, server: Any, start: Start
+) -> None:
     placed = json.loads(rundir.AttemptDir(folder).placed.read_text())
     rundir.AttemptDir(folder).placed.write_text(json.dumps({**placed, "spoolBytes": 2000}))
     talkative = """
@@ -220,10 +244,14 @@ def train(folder):
 """
 
 
-def test_a_full_disk_loses_neither_identity_nor_exit(folder: Path, server: Any, start: Start) -> None:
+def test_a_full_disk_loses_neither_identity_nor_exit(
+    folder: Path, server: Any, start: Start
+) -> None:
     (folder / "full").touch()
     supervisor = start(folder, FULL + FILLS_THE_DISK)
-    server.wait_for(lambda: (folder / "refused").exists() and (folder / "refused").read_text() == "process.json")
+    server.wait_for(
+        lambda: (folder / "refused").exists() and (folder / "refused").read_text() == "process.json"
+    )
     assert not (folder / "trained").exists(), "nothing trains before it is written who does"
     (folder / "full").unlink()
     server.wait_for(lambda: server.reports)
@@ -287,10 +315,15 @@ def train(folder):
 """
 
 
-def test_an_out_of_memory_kill_is_reported(folder: Path, server: Any, start: Start, small_memory: Path) -> None:
+def test_an_out_of_memory_kill_is_reported(
+    folder: Path, server: Any, start: Start, small_memory: Path
+) -> None:
     assert start(folder, HUNGRY.replace("GROUP", str(small_memory))).wait(30) == 0
     assert server.reports[0]["signal"] == "SIGKILL"
-    assert server.reports[0]["cause"] == "out of memory: the kernel ended the trainer while it was Evaluating"
+    assert (
+        server.reports[0]["cause"]
+        == "out of memory: the kernel ended the trainer while it was Evaluating"
+    )
 
 
 def test_a_supervisor_lost_out_of_memory_is_reported_with_the_trainers_phase(
@@ -305,7 +338,10 @@ def test_a_supervisor_lost_out_of_memory_is_reported_with_the_trainers_phase(
     left = {"bootId": processes.boot_id(), "supervisor": None, "trainer": None, "memoryKills": -1}
     rundir.write_json(rundir.AttemptDir(folder).process, left)
     assert start(folder, HUNGRY).wait(30) == 0
-    expected = "the supervisor was lost, and the kernel has run out of memory since it began and the trainer was Saving"
+    expected = (
+        "the supervisor was lost, and the kernel has run out of memory since it began and the "
+        "trainer was Saving"
+    )
     assert server.reports[0]["cause"] == expected
 
 

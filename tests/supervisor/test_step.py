@@ -14,7 +14,9 @@ CONTINUE = DesiredState(action="continue", lease_s=15, grace_s=30, store_id="e1"
 KILL = DesiredState(action="kill", lease_s=15, grace_s=30, store_id="e1")
 
 
-def apply_events(state: st.State, *events: msg.Event, now: float = 100.0) -> tuple[st.State, list[msg.Action]]:
+def apply_events(
+    state: st.State, *events: msg.Event, now: float = 100.0
+) -> tuple[st.State, list[msg.Action]]:
     """Return the state after these events, and the actions of the last one."""
     actions: list[msg.Action] = []
     for event in events:
@@ -24,7 +26,11 @@ def apply_events(state: st.State, *events: msg.Event, now: float = 100.0) -> tup
 
 def make_training_state(**changes: Any) -> st.State:
     state, _ = apply_events(
-        st.State(), msg.TimePassed(), msg.Announced(CONTINUE), msg.LockAcquired(), msg.AttemptPrepared()
+        st.State(),
+        msg.TimePassed(),
+        msg.Announced(CONTINUE),
+        msg.LockAcquired(),
+        msg.AttemptPrepared(),
     )
     assert state.phase == "training"
     return replace(state, **changes)
@@ -63,7 +69,9 @@ def test_the_gate_opens_only_after_announcement_lock_and_preparation() -> None:
 
 
 def test_preparing_is_retried_until_the_server_answers_or_the_run_is_killed() -> None:
-    state, actions = apply_events(st.State(), msg.TimePassed(), msg.Announced(CONTINUE), msg.LockAcquired())
+    state, actions = apply_events(
+        st.State(), msg.TimePassed(), msg.Announced(CONTINUE), msg.LockAcquired()
+    )
     assert msg.PrepareAttempt() not in apply_events(state, msg.TimePassed())[1]  # it is in flight
     state, _ = st.step(state, msg.ServerUnreachable("transfers"), 0.0)
     assert msg.PrepareAttempt() not in st.step(state, msg.TimePassed(), 0.9 * st.FIRST_BACKOFF_S)[1]
@@ -106,7 +114,10 @@ def test_renewing_does_not_wait_for_shipping() -> None:
 def test_one_renewal_is_in_flight_at_a_time() -> None:
     state, actions = apply_events(make_training_state(), msg.TimePassed(), now=103.0)
     assert msg.RenewLease(None) in actions
-    assert not any(isinstance(action, msg.RenewLease) for action in apply_events(state, msg.TimePassed(), now=110.0)[1])
+    assert not any(
+        isinstance(action, msg.RenewLease)
+        for action in apply_events(state, msg.TimePassed(), now=110.0)[1]
+    )
 
 
 def test_a_renewal_has_the_trainers_phase() -> None:
@@ -135,7 +146,10 @@ def test_a_lost_lease_kills_at_once_and_reports_nothing() -> None:
     assert actions == [msg.WriteStop("refused"), msg.KillProcesses()]
     state, actions = apply_events(state, msg.TrainerExited(None, "SIGKILL"), msg.ProcessesEnded())
     assert list_types(actions) == [msg.WriteExit, msg.WriteClosed, msg.End]
-    assert state.exit is not None and state.exit.cause == "killed because the attempt was closed (lease lost)"
+    assert (
+        state.exit is not None
+        and state.exit.cause == "killed because the attempt was closed (lease lost)"
+    )
 
 
 def test_a_kill_outranks_a_leave_and_nothing_outranks_the_first_deadline() -> None:
@@ -170,22 +184,32 @@ def test_the_answer_to_a_survivor_report_is_not_taken_for_that_to_the_final_repo
     state, actions = st.step(state, msg.ReportAccepted(is_last=False), 162.0)
     assert (state.phase, actions) == ("reporting", [])
     state, actions = st.step(drain_streams(state), msg.TimePassed(), 163.0)
-    assert [action.exit.group_empty for action in actions if isinstance(action, msg.SendReport)] == [True]
-    assert list_types(apply_events(state, msg.ReportAccepted(is_last=True))[1]) == [msg.WriteClosed, msg.End]
+    assert [
+        action.exit.group_empty for action in actions if isinstance(action, msg.SendReport)
+    ] == [True]
+    assert list_types(apply_events(state, msg.ReportAccepted(is_last=True))[1]) == [
+        msg.WriteClosed,
+        msg.End,
+    ]
 
 
 def test_the_report_follows_all_lines_and_checkpoints() -> None:
     state = make_reporting_state()
     state, actions = apply_events(state, msg.TimePassed())
     assert msg.SendReport not in list_types(actions)
-    state, _ = apply_events(state, msg.LinesRead("events", 0, 5, ("a",)), msg.CheckpointsFound(("epoch-1",)))
+    state, _ = apply_events(
+        state, msg.LinesRead("events", 0, 5, ("a",)), msg.CheckpointsFound(("epoch-1",))
+    )
     state, actions = apply_events(state, msg.TimePassed(), now=101.0)
     assert msg.StoreCheckpoint("epoch-1") in actions
     state, _ = apply_events(state, msg.LinesShipped("events", 5), msg.CheckpointStored("epoch-1"))
     nothing = [msg.LinesRead(stream, 5, 5, ()) for stream in msg.STREAMS]
     state, actions = apply_events(state, *nothing, msg.TimePassed(), now=102.0)
     assert msg.SendReport in list_types(actions)
-    assert list_types(apply_events(state, msg.ReportAccepted(is_last=True))[1]) == [msg.WriteClosed, msg.End]
+    assert list_types(apply_events(state, msg.ReportAccepted(is_last=True))[1]) == [
+        msg.WriteClosed,
+        msg.End,
+    ]
 
 
 def test_lines_continue_from_the_servers_offset() -> None:
@@ -211,7 +235,9 @@ def test_a_server_whose_offset_does_not_move_is_not_called_without_a_pause() -> 
 
 def test_the_torn_last_line_of_the_events_is_never_shipped() -> None:
     _, actions = apply_events(make_reporting_state(), msg.TimePassed())
-    assert {(action.stream, action.is_final) for action in actions if isinstance(action, msg.ReadLines)} == {
+    assert {
+        (action.stream, action.is_final) for action in actions if isinstance(action, msg.ReadLines)
+    } == {
         ("events", False),
         ("stdout", True),
         ("stderr", True),
@@ -221,7 +247,9 @@ def test_the_torn_last_line_of_the_events_is_never_shipped() -> None:
 def test_a_rejected_checkpoint_does_not_block_the_report() -> None:
     state = drain_streams(make_reporting_state())
     state, _ = apply_events(state, msg.CheckpointsFound(("epoch-1",)), msg.TimePassed())
-    state, actions = apply_events(state, msg.UploadRejected("transfers", "epoch-1", "no"), msg.TimePassed())
+    state, actions = apply_events(
+        state, msg.UploadRejected("transfers", "epoch-1", "no"), msg.TimePassed()
+    )
     assert msg.SendReport in list_types(actions)
 
 
@@ -239,7 +267,10 @@ def test_a_settling_supervisor_first_requests_the_servers_offsets() -> None:
 
 def test_a_supervisor_asked_to_stop_does_not_wait_long_for_an_unreachable_server() -> None:
     state, _ = apply_events(
-        drain_streams(make_reporting_state()), msg.StopRequested(), msg.TimePassed(), msg.ServerUnreachable("reports")
+        drain_streams(make_reporting_state()),
+        msg.StopRequested(),
+        msg.TimePassed(),
+        msg.ServerUnreachable("reports"),
     )
     assert apply_events(state, msg.TimePassed(), now=104.0)[0].phase == "reporting"
     state, actions = apply_events(state, msg.TimePassed(), now=106.0)
@@ -247,7 +278,9 @@ def test_a_supervisor_asked_to_stop_does_not_wait_long_for_an_unreachable_server
 
 
 def test_a_supervisor_not_asked_to_stop_waits_for_the_server() -> None:
-    state, _ = apply_events(drain_streams(make_reporting_state()), msg.TimePassed(), msg.ServerUnreachable("reports"))
+    state, _ = apply_events(
+        drain_streams(make_reporting_state()), msg.TimePassed(), msg.ServerUnreachable("reports")
+    )
     assert apply_events(state, msg.TimePassed(), now=3600.0)[0].phase == "reporting"
 
 
@@ -260,10 +293,25 @@ def test_a_supervisor_not_asked_to_stop_waits_for_the_server() -> None:
         (msg.TrainerExited(75, None), None, False, "stopped after saving"),
         (msg.TrainerExited(None, "SIGSEGV"), None, False, "killed by SIGSEGV"),
         (msg.TrainerExited(None, "SIGKILL"), None, False, "killed by SIGKILL"),
-        (msg.TrainerExited(None, "SIGKILL", 1), None, False, "out of memory: the kernel ended the trainer"),
-        (msg.TrainerExited(None, "SIGKILL", 1), "kill", True, "killed with SIGKILL after the grace period"),
+        (
+            msg.TrainerExited(None, "SIGKILL", 1),
+            None,
+            False,
+            "out of memory: the kernel ended the trainer",
+        ),
+        (
+            msg.TrainerExited(None, "SIGKILL", 1),
+            "kill",
+            True,
+            "killed with SIGKILL after the grace period",
+        ),
         (msg.TrainerExited(None, "SIGTERM"), "kill", False, "killed by SIGTERM"),
-        (msg.TrainerExited(None, "SIGKILL"), "refused", False, "killed because the attempt was closed (lease lost)"),
+        (
+            msg.TrainerExited(None, "SIGKILL"),
+            "refused",
+            False,
+            "killed because the attempt was closed (lease lost)",
+        ),
     ],
 )
 def test_causes_of_trainer_exits(
@@ -272,7 +320,9 @@ def test_causes_of_trainer_exits(
     assert st.describe_cause(exit, stop_reason=stop, was_killed=was_killed) == cause
 
 
-@pytest.mark.parametrize("key", ["dtvi_0123456789abc", "hf_abcdefghijk", "ghp_0123456789", "AKIAIOSFODNN7EXAMPLE"])
+@pytest.mark.parametrize(
+    "key", ["dtvi_0123456789abc", "hf_abcdefghijk", "ghp_0123456789", "AKIAIOSFODNN7EXAMPLE"]
+)
 def test_keys_are_masked_before_they_leave_the_machine(key: str) -> None:
     assert key not in st.mask_secrets(f"token={key}, and text")
     assert st.mask_secrets(f"token={key}, and text").endswith(", and text")
@@ -288,7 +338,9 @@ def test_a_silent_trainer_causes_one_warning_and_is_not_stopped() -> None:
     assert "no output from the trainer for 601 s" in (state.note or "")
     state, actions = apply_events(state, msg.TimePassed(), now=800.0)
     assert not {msg.Warn, msg.TerminateTrainer, msg.KillProcesses} & set(list_types(actions))
-    state, _ = apply_events(state, msg.LeaseRenewed(CONTINUE), msg.LinesRead("events", 0, 3, ("{}",)), now=801.0)
+    state, _ = apply_events(
+        state, msg.LeaseRenewed(CONTINUE), msg.LinesRead("events", 0, 3, ("{}",)), now=801.0
+    )
     state, actions = apply_events(state, msg.TimePassed(), now=810.0)
     assert [action.note for action in actions if isinstance(action, msg.RenewLease)] == [
         "the trainer writes output again"
@@ -302,7 +354,9 @@ def test_silence_during_an_evaluation_causes_no_warning() -> None:
 
 
 @pytest.mark.parametrize(("limit_s", "is_stopped"), [(1800.0, True), (None, False)])
-def test_an_unreachable_server_stops_training_only_on_another_machine(limit_s: float | None, is_stopped: bool) -> None:
+def test_an_unreachable_server_stops_training_only_on_another_machine(
+    limit_s: float | None, is_stopped: bool
+) -> None:
     state = make_training_state(max_unreachable_s=limit_s)
     state, _ = apply_events(state, msg.ServerUnreachable("lease"))
     assert apply_events(state, msg.TimePassed(), now=1899.0)[0].phase == "training"
@@ -312,14 +366,18 @@ def test_an_unreachable_server_stops_training_only_on_another_machine(limit_s: f
 
 
 def test_an_out_of_memory_cause_names_the_trainers_phase() -> None:
-    state, _ = apply_events(make_training_state(trainer_phase="Saving"), msg.TrainerExited(None, "SIGKILL", 1))
+    state, _ = apply_events(
+        make_training_state(trainer_phase="Saving"), msg.TrainerExited(None, "SIGKILL", 1)
+    )
     assert state.exit is not None
     assert state.exit.cause == "out of memory: the kernel ended the trainer while it was Saving"
 
 
 def restore_store(state: st.State) -> st.State:
     """Return the state after the server has changed to another store incarnation."""
-    return apply_events(state, msg.LeaseRenewed(continue_in_store("e1")), msg.LeaseRenewed(continue_in_store("e2")))[0]
+    return apply_events(
+        state, msg.LeaseRenewed(continue_in_store("e1")), msg.LeaseRenewed(continue_in_store("e2"))
+    )[0]
 
 
 def continue_in_store(store_id: str) -> DesiredState:
@@ -327,7 +385,9 @@ def continue_in_store(store_id: str) -> DesiredState:
 
 
 def test_after_a_restore_offsets_are_requested_and_checkpoints_stored_again() -> None:
-    state, _ = apply_events(make_training_state(), msg.LinesShipped("events", 77), msg.CheckpointsFound(("epoch-1",)))
+    state, _ = apply_events(
+        make_training_state(), msg.LinesShipped("events", 77), msg.CheckpointsFound(("epoch-1",))
+    )
     state, _ = apply_events(state, msg.CheckpointStored("epoch-1"))
     state, actions = apply_events(restore_store(state), msg.TimePassed())
     assert msg.ShipLines("events", 0, 0, ()) in actions
@@ -338,7 +398,9 @@ def test_after_a_restore_offsets_are_requested_and_checkpoints_stored_again() ->
 
 def test_the_first_store_id_and_an_unchanged_one_have_no_effect() -> None:
     state = make_training_state(
-        offsets=dict.fromkeys(msg.STREAMS, 77), stored_checkpoints=frozenset({"epoch-1"}), store_id=""
+        offsets=dict.fromkeys(msg.STREAMS, 77),
+        stored_checkpoints=frozenset({"epoch-1"}),
+        store_id="",
     )
     updated, _ = apply_events(
         state,
@@ -356,23 +418,32 @@ def test_the_first_store_id_and_an_unchanged_one_have_no_effect() -> None:
 def test_a_settling_supervisor_requests_offsets_again_with_its_first_store_id() -> None:
     state = st.make_settling_state(msg.ExitStatus(cause="lost"), lease_s=15, grace_s=30)
     state, _ = apply_events(
-        state, msg.ProcessesEnded(), msg.LinesShipped("stdout", 77), msg.LeaseRenewed(continue_in_store("e2"))
+        state,
+        msg.ProcessesEnded(),
+        msg.LinesShipped("stdout", 77),
+        msg.LeaseRenewed(continue_in_store("e2")),
     )
     assert (state.offsets["stdout"], state.store_id) == (None, "e2")
 
 
 def test_no_report_is_sent_before_the_store_id_is_known() -> None:
-    state, actions = apply_events(drain_streams(make_reporting_state(store_id="")), msg.TimePassed())
+    state, actions = apply_events(
+        drain_streams(make_reporting_state(store_id="")), msg.TimePassed()
+    )
     assert msg.SendReport not in list_types(actions)
     _, actions = apply_events(drain_streams(replace(state, store_id="e1")), msg.TimePassed())
     assert msg.SendReport in list_types(actions)
 
 
 def test_answers_from_before_a_restore_are_ignored() -> None:
-    state, _ = apply_events(drain_streams(make_reporting_state()), msg.CheckpointsFound(("epoch-1",)), msg.TimePassed())
+    state, _ = apply_events(
+        drain_streams(make_reporting_state()), msg.CheckpointsFound(("epoch-1",)), msg.TimePassed()
+    )
     assert state.busy_lanes >= {"transfers"}
     in_flight = replace(state, busy_lanes=state.busy_lanes | {"reports"})
-    state, _ = apply_events(restore_store(in_flight), msg.CheckpointStored("epoch-1"), msg.LinesShipped("stdout", 99))
+    state, _ = apply_events(
+        restore_store(in_flight), msg.CheckpointStored("epoch-1"), msg.LinesShipped("stdout", 99)
+    )
     assert (state.stored_checkpoints, state.offsets["stdout"]) == (frozenset(), None)
     state, _ = apply_events(state, msg.CheckpointStored("epoch-1"), msg.LinesShipped("stdout", 12))
     assert (state.stored_checkpoints, state.offsets["stdout"]) == ({"epoch-1"}, 12)

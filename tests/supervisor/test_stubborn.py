@@ -85,7 +85,9 @@ def kill_one(
         assert server.reports[0]["group_empty"] is True
         mark = json.loads((folder / "process.json").read_text())["mark"]
         left = [identity for identity in before if processes.check_liveness(identity) != "dead"]
-        left += [identity for identity, _ in processes.find_marked(processes.ATTEMPT_MARK, mark.__eq__)]
+        left += [
+            identity for identity, _ in processes.find_marked(processes.ATTEMPT_MARK, mark.__eq__)
+        ]
         assert supervisor.wait(20) == 0
         return took_s, len(left)
     finally:
@@ -94,7 +96,9 @@ def kill_one(
         server.close()
 
 
-def test_no_tree_survives_its_kill(tmp_path: Path, harness: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_tree_survives_its_kill(
+    tmp_path: Path, harness: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     def run_one(number: int) -> tuple[float, int]:
         return kill_one(number, tmp_path, harness.new_server, harness.place_attempt, harness.script)
 
@@ -107,8 +111,9 @@ def test_no_tree_survives_its_kill(tmp_path: Path, harness: Any, capsys: pytest.
         within = sum(took <= GRACE_S + BEYOND_GRACE_S for took in took_s)
         with capsys.disabled():
             print(
-                f"\n{TREES} trees, {AT_ONCE} at once, grace {GRACE_S} s: {survivors} survivors; from kill to proven "
-                f"empty median {took_s[len(took_s) // 2]:.2f} s, p99 {p99_s:.2f} s, longest {took_s[-1]:.2f} s; "
-                f"{within} of {TREES} within grace + {BEYOND_GRACE_S:.0f} s"
+                f"\n{TREES} trees, {AT_ONCE} at once, grace {GRACE_S} s: {survivors} survivors; "
+                f"from kill to proven empty median {took_s[len(took_s) // 2]:.2f} s, p99 "
+                f"{p99_s:.2f} s, longest {took_s[-1]:.2f} s; {within} of {TREES} within grace + "
+                f"{BEYOND_GRACE_S:.0f} s"
             )
     assert survivors == 0

@@ -38,12 +38,18 @@ class WeightsServer:
         self.bytes: dict[str, bytes] = {}
         self.fetched: list[str] = []
         files = []
-        for path in ("model_full/model.safetensors", "model_full/sub/config.json", "model_adapter/adapter.safetensors"):
+        for path in (
+            "model_full/model.safetensors",
+            "model_full/sub/config.json",
+            "model_adapter/adapter.safetensors",
+        ):
             content = f"{name} {path}".encode()
             digest = hashlib.sha256(content).hexdigest()
             self.bytes[digest] = content
             files.append(CheckpointFile(path=path, size_bytes=len(content), sha256=digest))
-        self.offered: AttemptWeights | None = AttemptWeights(weights=f"run:source/{name}", files=files)
+        self.offered: AttemptWeights | None = AttemptWeights(
+            weights=f"run:source/{name}", files=files
+        )
 
     def get_weights(self) -> AttemptWeights | None:
         return self.offered
@@ -55,14 +61,26 @@ class WeightsServer:
         target.write_bytes(self.bytes[sha256])
 
 
-def write_attempt(data_dir: Path, run: str = "run-1", weights: str = "run:source/epoch-1", **placed: Any) -> Path:
+def write_attempt(
+    data_dir: Path, run: str = "run-1", weights: str = "run:source/epoch-1", **placed: Any
+) -> Path:
     folder = data_dir / "runs" / ORG / run / "attempts" / "1"
     folder.mkdir(parents=True, exist_ok=True)
     flow = {"blocks": [{"block": "vi-model", "settings": {"architecture": {"weights": weights}}}]}
-    rundir.write_json(rundir.AttemptDir(folder).run, {"run": {"spec": {"flow": flow}}, "dataDir": str(data_dir)})
+    rundir.write_json(
+        rundir.AttemptDir(folder).run, {"run": {"spec": {"flow": flow}}, "dataDir": str(data_dir)}
+    )
     rundir.write_json(
         rundir.AttemptDir(folder).placed,
-        {"organizationId": ORG, "runId": run, "attempt": 1, "machineId": "m", "leaseS": 1.2, "graceS": 5.0} | placed,
+        {
+            "organizationId": ORG,
+            "runId": run,
+            "attempt": 1,
+            "machineId": "m",
+            "leaseS": 1.2,
+            "graceS": 5.0,
+        }
+        | placed,
     )
     return folder
 
@@ -76,7 +94,8 @@ def read_weights_document(folder: Path) -> dict[str, Any]:
 def is_complete_copy(home: Path, weights_server: WeightsServer) -> bool:
     assert weights_server.offered is not None
     return all(
-        (home / file.path).read_bytes() == weights_server.bytes[file.sha256] for file in weights_server.offered.files
+        (home / file.path).read_bytes() == weights_server.bytes[file.sha256]
+        for file in weights_server.offered.files
     )
 
 
@@ -152,7 +171,9 @@ def test_other_weights_are_not_requested(tmp_path: Path, weights: str) -> None:
     assert rundir.read_json(rundir.AttemptDir(folder).weights) is None
 
 
-def test_the_least_recently_used_weights_are_removed_first_and_those_in_use_never(tmp_path: Path) -> None:
+def test_the_least_recently_used_weights_are_removed_first_and_those_in_use_never(
+    tmp_path: Path,
+) -> None:
     homes = []
     for number in range(3):
         weights_server, folder = (
@@ -175,7 +196,8 @@ READS_WEIGHTS = """
 def train(folder):
     from runyard import rundir
     rundir.write_json(folder / "seen", rundir.read_json(folder / "weights.json"))
-    rundir.write_json(folder / "result.json", {"outcome": "Succeeded", "reason": "Completed", "message": ""})
+    result = {"outcome": "Succeeded", "reason": "Completed", "message": ""}
+    rundir.write_json(folder / "result.json", result)
     return 0
 """
 
@@ -187,11 +209,18 @@ def test_a_real_supervisor_fetches_the_weights_before_training_starts(
 ) -> None:
     weights_server = WeightsServer()
     folder = write_attempt(tmp_path)
-    server.weights, server.blobs = msgspec.to_builtins(weights_server.offered), dict(weights_server.bytes)
-    server.fail = lambda path, times: failure if times == 1 and ("weights" in path or "blobs" in path) else None
+    server.weights, server.blobs = (
+        msgspec.to_builtins(weights_server.offered),
+        dict(weights_server.bytes),
+    )
+    server.fail = lambda path, times: (
+        failure if times == 1 and ("weights" in path or "blobs" in path) else None
+    )
     assert start(folder, READS_WEIGHTS).wait(60) == 0
     seen = json.loads((folder / "seen").read_text())
-    assert seen == read_weights_document(folder) and is_complete_copy(Path(seen["folder"]), weights_server)
+    assert seen == read_weights_document(folder) and is_complete_copy(
+        Path(seen["folder"]), weights_server
+    )
 
 
 @pytest.fixture
@@ -200,7 +229,9 @@ def real_server(tmp_path: Path) -> Iterator[Path]:
     data_dir = tmp_path / "server"
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RUNYARD_")}
     environment = kept | {"RUNYARD_DATA_DIR": str(data_dir), "RUNYARD_PORT": "0"}
-    process = subprocess.Popen([sys.executable, "-m", "runyard.server"], env=environment, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "runyard.server"], env=environment, stderr=subprocess.DEVNULL
+    )
     deadline_s = time.monotonic() + 60
     while not (data_dir / "server.json").exists():
         assert process.poll() is None and time.monotonic() < deadline_s
@@ -210,8 +241,13 @@ def real_server(tmp_path: Path) -> Iterator[Path]:
     process.wait()
 
 
-def test_a_machine_that_joined_gets_weights_of_a_run_that_was_deleted(real_server: Path, tmp_path: Path) -> None:
-    """The weights were trained on one machine; the run that starts from them is placed on another."""
+def test_a_machine_that_joined_gets_weights_of_a_run_that_was_deleted(
+    real_server: Path, tmp_path: Path
+) -> None:
+    """The weights were trained on one machine.
+
+    The run that starts from them is placed on another.
+    """
     credentials = json.loads((real_server / "credentials.json").read_text())
     org, endpoint = credentials["organization_id"], credentials["endpoint"]
     user = Http(endpoint, headers={"Authorization": f"Bearer {credentials['secret_key']}"})
@@ -236,11 +272,22 @@ def test_a_machine_that_joined_gets_weights_of_a_run_that_was_deleted(real_serve
         {"path": path, "sizeBytes": full.stat().st_size, "sha256": rundir.sha256_of(full)}
         for path, full in rundir.files_below(checkpoint)
     ]
-    manifest = {"checkpoint": "epoch-1", "step": 1, "epoch": 1, "time": 1, "metrics": {}, "isBest": True}
+    manifest = {
+        "checkpoint": "epoch-1",
+        "step": 1,
+        "epoch": 1,
+        "time": 1,
+        "metrics": {},
+        "isBest": True,
+    }
     rundir.write_json(checkpoint / "manifest.json", manifest | {"files": files})
     ServerClient(endpoint, token=token, folder=first).store_checkpoint("epoch-1")
 
-    begun = {"blocks": [{"block": "vi-model", "settings": {"architecture": {"weights": "run:source/best"}}}]}
+    begun = {
+        "blocks": [
+            {"block": "vi-model", "settings": {"architecture": {"weights": "run:source/best"}}}
+        ]
+    }
     folder, token = place_run("new", "second", begun)
     user.call("DELETE", f"/workspaces/{org}/runs/source")
     ServerClient(endpoint, token=token, folder=folder).prepare_attempt(rundir)
@@ -248,5 +295,7 @@ def test_a_machine_that_joined_gets_weights_of_a_run_that_was_deleted(real_serve
     assert brought["weights"] == "run:source/epoch-1"
     home = Path(brought["folder"])
     assert home.is_relative_to(tmp_path / "second" / "weights" / org)
-    assert {path: full.read_bytes() for path, full in rundir.files_below(home) if path in contents} == contents
+    assert {
+        path: full.read_bytes() for path, full in rundir.files_below(home) if path in contents
+    } == contents
     assert not (home / "training_state").exists()

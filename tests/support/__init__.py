@@ -1,1 +1,1 @@
-"""What several test modules use: an in-process server, and attempts as their supervisors see them."""
+"""Helpers of several test modules: an in-process server, and attempts seen by supervisors."""

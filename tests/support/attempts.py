@@ -14,7 +14,9 @@ Digest = str
 class Attempt:
     """An attempt as its supervisor sees it."""
 
-    def __init__(self, server: TestServer, client: httpx2.AsyncClient, assignment: dict[str, Any]) -> None:
+    def __init__(
+        self, server: TestServer, client: httpx2.AsyncClient, assignment: dict[str, Any]
+    ) -> None:
         self.server, self.client, self.assignment = server, client, assignment
         self.offsets = {"events": 0, "stdout": 0, "stderr": 0}
 
@@ -24,10 +26,14 @@ class Attempt:
     async def start(self) -> httpx2.Response:
         return await self.post("process", machine_id="m1", boot_id="b", pid=7, start_ticks=8)
 
-    async def ship(self, *lines: str, stream: str = "events", offset: int | None = None) -> httpx2.Response:
+    async def ship(
+        self, *lines: str, stream: str = "events", offset: int | None = None
+    ) -> httpx2.Response:
         begin = self.offsets[stream] if offset is None else offset
         end = begin + sum(len(line.encode()) + 1 for line in lines)
-        answer = await self.post("lines", stream=stream, offset=begin, next_offset=end, lines=list(lines))
+        answer = await self.post(
+            "lines", stream=stream, offset=begin, next_offset=end, lines=list(lines)
+        )
         if answer.status_code == 200:
             self.offsets[stream] = answer.json()["offset"]
         return answer
@@ -41,7 +47,9 @@ class Attempt:
         assert answer.status_code == 201, answer.text
         return digest
 
-    async def checkpoint(self, id: str = "epoch-1", *, content: bytes = b"weights", best: bool = True) -> None:
+    async def checkpoint(
+        self, id: str = "epoch-1", *, content: bytes = b"weights", best: bool = True
+    ) -> None:
         digest = await self.upload(content)
         files = [
             {"path": "model_full/model.safetensors", "size_bytes": len(content), "sha256": digest},
@@ -60,13 +68,23 @@ class Attempt:
         )
         assert answer.status_code == 201, answer.text
 
-    async def out_of_memory(self, cause: str = "out of memory: the kernel ended the trainer") -> httpx2.Response:
+    async def out_of_memory(
+        self, cause: str = "out of memory: the kernel ended the trainer"
+    ) -> httpx2.Response:
         """The kernel ended the trainer, as its supervisor reports it."""
         return await self.post(
-            "finish", exit_code=None, signal="SIGKILL", group_empty=True, cause=cause, time=5, result=None
+            "finish",
+            exit_code=None,
+            signal="SIGKILL",
+            group_empty=True,
+            cause=cause,
+            time=5,
+            result=None,
         )
 
-    async def finish(self, code: int | None = 0, *, empty: bool = True, **result: str) -> httpx2.Response:
+    async def finish(
+        self, code: int | None = 0, *, empty: bool = True, **result: str
+    ) -> httpx2.Response:
         return await self.post(
             "finish",
             exit_code=code,
@@ -81,7 +99,13 @@ class Attempt:
 async def claim(server: TestServer, claim_id: str = "c1", **changes: Any) -> Attempt | None:
     """Claim as the controller does; None when there was nothing."""
     controller = await server.client(server.controller_key)
-    offer = {"claim_id": claim_id, "machine_id": "m1", "host": "here", "slots": 1, "wait_s": 0} | changes
+    offer = {
+        "claim_id": claim_id,
+        "machine_id": "m1",
+        "host": "here",
+        "slots": 1,
+        "wait_s": 0,
+    } | changes
     answer = await controller.post("/internal/v1/claims", json=offer)
     assert answer.status_code == 200, answer.text
     assignment = answer.json()["assignment"]
@@ -90,7 +114,9 @@ async def claim(server: TestServer, claim_id: str = "c1", **changes: Any) -> Att
     return Attempt(server, await server.client(assignment["token"]), assignment)
 
 
-async def start(server: TestServer, run_id: str = "r1", flow: dict[str, Any] | None = None) -> Attempt:
+async def start(
+    server: TestServer, run_id: str = "r1", flow: dict[str, Any] | None = None
+) -> Attempt:
     """A run that has been created, claimed and started."""
     api = await server.api()
     created = await api.put(server.path(f"runs/{run_id}"), json={"spec": {"flow": flow or {}}})

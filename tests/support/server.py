@@ -45,16 +45,23 @@ class HandClock:
 
 
 class TestServer:
-    """A running application and clients of it. ``api`` is the organisation's admin, ``controller`` the controller."""
+    """A running application and clients of it.
+
+    ``api`` is the organisation's admin, ``controller`` the controller.
+    """
 
     __test__ = False  # for pytest, since the name begins with Test
 
-    def __init__(self, door: Gateway, settings: Settings, clock: HandClock, stack: contextlib.AsyncExitStack) -> None:
+    def __init__(
+        self, door: Gateway, settings: Settings, clock: HandClock, stack: contextlib.AsyncExitStack
+    ) -> None:
         self.door, self.settings, self.clock, self._stack = door, settings, clock, stack
         told = json.loads(settings.credentials_file.read_text())
         self.org: str = told["organization_id"]
         self.key: str = told["secret_key"]
-        self.controller_key: str = json.loads((settings.secrets_dir / "controller.json").read_text())["key"]
+        self.controller_key: str = json.loads(
+            (settings.secrets_dir / "controller.json").read_text()
+        )["key"]
 
     @property
     def services(self) -> Services:
@@ -78,7 +85,10 @@ class TestServer:
 
 @dataclass(frozen=True)
 class Plan:
-    """An application that is put together and not open yet; it holds no file, thread or loop, so it may be forked."""
+    """An application that is put together and not open yet.
+
+    It holds no file, thread or loop, so it may be forked.
+    """
 
     settings: Settings
     clock: HandClock
@@ -98,7 +108,9 @@ async def enter(planned: Plan) -> AsyncIterator[TestServer]:
 
 
 @contextlib.asynccontextmanager
-async def open_server(data_dir: Path, *, run_ticker: bool = False, **settings: Any) -> AsyncIterator[TestServer]:
+async def open_server(
+    data_dir: Path, *, run_ticker: bool = False, **settings: Any
+) -> AsyncIterator[TestServer]:
     async with enter(plan(data_dir, run_ticker=run_ticker, **settings)) as server:
         yield server
 

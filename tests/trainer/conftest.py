@@ -1,4 +1,4 @@
-"""Attempt folders, short recipes, and folders with miniature models, as the trainer's tests need them."""
+"""Attempt folders, short recipes, and folders with miniature models for the trainer's tests."""
 
 import hashlib
 import io
@@ -26,7 +26,7 @@ def one_thread() -> None:
 
 
 class Forked:
-    """A trainer in a process of its own: a fork, as of the warm parent, which costs none of the imports.
+    """Run the trainer in a fork, as the warm parent does, which saves the imports.
 
     ``work`` may change modules as it likes; the process ends with the code that it gives back.
     """
@@ -41,7 +41,8 @@ class Forked:
             raise SystemExit(work())
 
         with warnings.catch_warnings():
-            # Python warns of the locks of other threads; those that the test runner has hold none that a trainer takes.
+            # Python warns of the locks of other threads; those that the test runner has hold none
+            # that a trainer takes.
             warnings.simplefilter("ignore", DeprecationWarning)
             self._process = multiprocessing.get_context("fork").Process(target=begin)
             self._process.start()
@@ -64,7 +65,10 @@ class Forked:
 
 @pytest.fixture
 def fork(tmp_path: Path) -> Iterator[Callable[..., Forked]]:
-    """``fork(work)``, or ``fork(work, output=path)`` where its output shall lie; ended with the test."""
+    """``fork(work)``, or ``fork(work, output=path)`` where its output shall lie.
+
+    Ended with the test.
+    """
     started: list[Forked] = []
 
     def begin(work: Callable[[], int], *, output: Path = tmp_path / "output") -> Forked:
@@ -80,7 +84,8 @@ def fork(tmp_path: Path) -> Iterator[Callable[..., Forked]]:
 def write_attempt(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Writes an attempt folder with ``run.json`` and returns it. Settings are given by block name.
 
-    Weights may come from the ``models`` below its root, and from whatever fixtures have made apart from it.
+    Weights may come from the ``models`` below its root, and from whatever fixtures have made apart
+    from it.
     """
     made_elsewhere = tmp_path_factory.getbasetemp()
 
@@ -102,7 +107,10 @@ def write_attempt(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pat
             "schema": "v1",
             "tolerations": {},
             "settings": settings or {},
-            "blocks": [{"block": name, "settings": value, "style": {}} for name, value in (blocks or {}).items()],
+            "blocks": [
+                {"block": name, "settings": value, "style": {}}
+                for name, value in (blocks or {}).items()
+            ],
         }
         document = {"kind": "Run", "workspaceId": "org", "runId": run, "spec": {"flow": flow}}
         config = {"run": document, "attempt": attempt, "threads": 1, "dataDir": str(root)}
@@ -155,12 +163,19 @@ def make_png(number: int, size: tuple[int, int] = (24, 16)) -> bytes:
 
 @pytest.fixture
 def make_version(tmp_path: Path) -> Callable[[dict[str, tuple[bytes, list[Any]]]], Path]:
-    """Writes a version's folder as a supervisor leaves it, from images with their records by filename."""
+    """Return a function that writes a version's folder, from images with records by filename."""
     return partial(write_version, tmp_path / "datasets" / "org")
 
 
 def write_version(home: Path, images: dict[str, tuple[bytes, list[Any]]]) -> Path:
-    from runyard.datasets.versions import CONTENTS, MANIFEST, PACKS, Item, ManifestWriter, encode_contents_line
+    from runyard.datasets.versions import (
+        CONTENTS,
+        MANIFEST,
+        PACKS,
+        Item,
+        ManifestWriter,
+        encode_contents_line,
+    )
     from runyard.rundir import COMPLETE
 
     folder = home / f"{len(list(home.glob('*'))):016x}"
@@ -191,7 +206,11 @@ def write_version(home: Path, images: dict[str, tuple[bytes, list[Any]]]) -> Pat
                 lines.add(encode_contents_line(sha256, name, at, size))
     (folder / CONTENTS).write_bytes(b"".join(sorted(lines)))
     (folder / PACKS / name).write_bytes(pack)
-    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    sizes = {
+        path.relative_to(folder).as_posix(): path.stat().st_size
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
     (folder / COMPLETE).write_text(json.dumps({"sizes": sizes}))
     return folder
 

@@ -1,8 +1,9 @@
-"""Every family in miniature: its own classes, configuration and file layout, with a few ten thousand random weights.
+"""Every family in miniature: real classes, configuration and files, ten thousand random weights.
 
-Loading, training, saving and loading again go through the very code that the real ones go through. Layers are 32 wide,
-pictures 32 by 32 with 16 patches or fewer; what a family has of its own (attention in both directions over a picture,
-sliding windows, states instead of attention, pictures cut into tiles, an encoder beside the decoder) is kept.
+Loading, training, saving and loading again go through the very code that the real ones go through.
+Layers are 32 wide, pictures 32 by 32 with 16 patches or fewer; what a family has of its own
+(attention in both directions over a picture, sliding windows, states instead of attention, pictures
+cut into tiles, an encoder beside the decoder) is kept.
 """
 
 from collections.abc import Callable
@@ -13,16 +14,16 @@ from runyard.trainer.models.video import StandInVideoProcessor, install_video_st
 SIDE = 32  # of pictures, in pixels
 WORDS = "which digit is this locate the seven answer question about picture with one json object"
 TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for c in m['content'] %}"
-    "{% if c['type'] == 'image' %}@IMAGE@{% else %}{{ c['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for c in m['content'] %}{% if "
+    "c['type'] == 'image' %}@IMAGE@{% else %}{{ c['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% "
+    "endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 SPECIALS = [
-    "<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<image>", "<|vision_start|>", "<|vision_end|>",
-    "<|image_pad|>",
-    "<|video_pad|>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "<start_of_image>",
-    "<end_of_image>", "<image_soft_token>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>",
-    "<|video|>", "<|audio|>", "<start_of_audio>", "<end_of_audio>",
+    "<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<image>", "<|vision_start|>",
+    "<|vision_end|>", "<|image_pad|>", "<|video_pad|>", "<fake_token_around_image>", "<global-img>",
+    "<end_of_utterance>", "<start_of_image>", "<end_of_image>", "<image_soft_token>", "<img>",
+    "</img>", "<IMG_CONTEXT>", "<video>", "<|video|>", "<|audio|>", "<start_of_audio>",
+    "<end_of_audio>",
 ]  # fmt: skip
 
 
@@ -36,7 +37,10 @@ def make_tokenizer(**named: str) -> Any:
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        vocab_size=256 + len(SPECIALS) + 40, special_tokens=SPECIALS, initial_alphabet=alphabet, show_progress=False
+        vocab_size=256 + len(SPECIALS) + 40,
+        special_tokens=SPECIALS,
+        initial_alphabet=alphabet,
+        show_progress=False,
     )
     tokenizer.train_from_iterator([WORDS] * 4, trainer)
     return PreTrainedTokenizerFast(
@@ -92,7 +96,9 @@ def squares(side: int = SIDE) -> dict[str, int]:
 def make_idefics3() -> tuple[Any, Any]:
     import transformers as t
 
-    return _idefics(t.Idefics3Config, t.Idefics3ForConditionalGeneration, t.Idefics3ImageProcessorPil)
+    return _idefics(
+        t.Idefics3Config, t.Idefics3ForConditionalGeneration, t.Idefics3ImageProcessorPil
+    )
 
 
 def make_smolvlm() -> tuple[Any, Any]:
@@ -100,7 +106,10 @@ def make_smolvlm() -> tuple[Any, Any]:
     import transformers as t
 
     return _idefics(
-        t.SmolVLMConfig, t.SmolVLMForConditionalGeneration, t.SmolVLMImageProcessorPil, StandInVideoProcessor()
+        t.SmolVLMConfig,
+        t.SmolVLMForConditionalGeneration,
+        t.SmolVLMImageProcessorPil,
+        StandInVideoProcessor(),
     )
 
 
@@ -135,13 +144,19 @@ def make_qwen2_5_vl() -> tuple[Any, Any]:
         t.Qwen2_5_VLConfig,
         t.Qwen2_5_VLForConditionalGeneration,
         t.Qwen2_5_VLProcessor,
-        of_text={"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]}},
+        of_text={
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e4,
+                "mrope_section": [4, 2, 2],
+            }
+        },
         of_vision={"window_size": 16, "fullatt_block_indexes": [1]},
     )
 
 
 def make_qwen3_vl() -> tuple[Any, Any]:
-    """Features of an early layer of the vision encoder are added to early layers of the language model."""
+    """Features of an early vision layer are added to early layers of the language model."""
     import transformers as t
 
     return _qwen(
@@ -150,7 +165,11 @@ def make_qwen3_vl() -> tuple[Any, Any]:
         t.Qwen3VLProcessor,
         of_text={
             "head_dim": 16,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]},
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e4,
+                "mrope_section": [4, 2, 2],
+            },
         },
         of_vision={"num_position_embeddings": 16, "deepstack_visual_indexes": [0]},
     )
@@ -183,7 +202,9 @@ def make_qwen3_5() -> tuple[Any, Any]:
     )
 
 
-def _qwen(config: Any, model: Any, processor: Any, *, of_text: Any, of_vision: Any) -> tuple[Any, Any]:
+def _qwen(
+    config: Any, model: Any, processor: Any, *, of_text: Any, of_vision: Any
+) -> tuple[Any, Any]:
     import transformers as t
 
     tokenizer = make_tokenizer()
@@ -208,7 +229,11 @@ def _qwen(config: Any, model: Any, processor: Any, *, of_text: Any, of_vision: A
         tie_word_embeddings=True,
     )
     images = t.Qwen2VLImageProcessorPil(
-        patch_size=8, merge_size=2, temporal_patch_size=1, min_pixels=SIDE * SIDE, max_pixels=SIDE * SIDE
+        patch_size=8,
+        merge_size=2,
+        temporal_patch_size=1,
+        min_pixels=SIDE * SIDE,
+        max_pixels=SIDE * SIDE,
     )
     picture = "<|vision_start|><|image_pad|><|vision_end|>"
     return model(made), processor(
@@ -268,7 +293,10 @@ def make_llava() -> tuple[Any, Any]:
 
 
 def make_llava_next() -> tuple[Any, Any]:
-    """The picture whole and once more in tiles; its vision encoder has a token for the class, which is left out."""
+    """The picture whole and once more in tiles.
+
+    Its vision encoder has a token for the class, which is left out.
+    """
     import transformers as t
 
     tokenizer = make_tokenizer()
@@ -307,7 +335,9 @@ def make_llava_onevision() -> tuple[Any, Any]:
         image_grid_pinpoints=tiles,
     )
     processor = t.LlavaOnevisionProcessor(
-        image_processor=t.LlavaOnevisionImageProcessorPil(size=squares(), image_grid_pinpoints=tiles),
+        image_processor=t.LlavaOnevisionImageProcessorPil(
+            size=squares(), image_grid_pinpoints=tiles
+        ),
         tokenizer=tokenizer,
         video_processor=StandInVideoProcessor(),
         num_image_tokens=4,
@@ -318,7 +348,7 @@ def make_llava_onevision() -> tuple[Any, Any]:
 
 
 def make_gemma3() -> tuple[Any, Any]:
-    """A window of 16 tokens in its first layer, and attention in both directions within a picture."""
+    """A window of 16 tokens in its first layer, and bidirectional attention within an image."""
     import transformers as t
 
     tokenizer = make_tokenizer(
@@ -327,7 +357,10 @@ def make_gemma3() -> tuple[Any, Any]:
     ids = tokenizer.convert_tokens_to_ids
     config = t.Gemma3Config(
         text_config=text(
-            tokenizer, head_dim=16, sliding_window=16, layer_types=["sliding_attention", "full_attention"]
+            tokenizer,
+            head_dim=16,
+            sliding_window=16,
+            layer_types=["sliding_attention", "full_attention"],
         ),
         vision_config=siglip(),
         mm_tokens_per_image=4,
@@ -345,7 +378,7 @@ def make_gemma3() -> tuple[Any, Any]:
 
 
 def make_gemma4() -> tuple[Any, Any]:
-    """As the small sizes: embeddings of each layer's own, keys shared by the last layers, an encoder of sound."""
+    """As the small sizes: per-layer embeddings, shared keys in last layers, an audio encoder."""
     import transformers as t
 
     tokenizer = make_tokenizer(
@@ -398,7 +431,9 @@ def make_gemma4() -> tuple[Any, Any]:
     )
     processor = t.Gemma4Processor(
         feature_extractor=t.Gemma4AudioFeatureExtractor(),
-        image_processor=t.Gemma4ImageProcessorPil(patch_size=4, pooling_kernel_size=2, max_soft_tokens=70),
+        image_processor=t.Gemma4ImageProcessorPil(
+            patch_size=4, pooling_kernel_size=2, max_soft_tokens=70
+        ),
         tokenizer=tokenizer,
         video_processor=StandInVideoProcessor(),
         image_seq_length=70,
@@ -408,12 +443,14 @@ def make_gemma4() -> tuple[Any, Any]:
 
 
 def make_paligemma() -> tuple[Any, Any]:
-    """PaliGemma 2: no chat template, token types on the answer, attention in both directions over the prompt."""
+    """PaliGemma 2: no chat template, token types on the answer, a bidirectional prompt."""
     import transformers as t
 
     tokenizer = make_tokenizer()
     config = t.PaliGemmaConfig(
-        text_config=text(tokenizer, model_type="gemma2", head_dim=16, sliding_window=16, query_pre_attn_scalar=16),
+        text_config=text(
+            tokenizer, model_type="gemma2", head_dim=16, sliding_window=16, query_pre_attn_scalar=16
+        ),
         vision_config=siglip(projection_dim=32),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         projection_dim=32,
@@ -424,7 +461,10 @@ def make_paligemma() -> tuple[Any, Any]:
 
 
 def make_florence2() -> tuple[Any, Any]:
-    """An encoder reads picture and question, a decoder answers; no chat template. Without its dropout, to compare."""
+    """An encoder reads picture and question, a decoder answers.
+
+    No chat template. Without its dropout, to compare.
+    """
     import transformers as t
 
     tokenizer = make_tokenizer(image_token="<image>")
@@ -487,8 +527,9 @@ MINIATURES: dict[str, Callable[[], tuple[Any, Any]]] = {
 def make(model_type: str, *, seed: int = 0) -> tuple[Any, Any]:
     """A model with weights drawn from ``seed``, and its processor.
 
-    The library's own first weights are too small for layers this narrow, and some (Gemma 3's projector) are zero, which
-    would hide from a test whether what lies before them is right: noise is added to all.
+    The library's own first weights are too small for layers this narrow, and some (Gemma 3's
+    projector) are zero, which would hide from a test whether what lies before them is right: noise
+    is added to all.
     """
     import torch
 

@@ -1,8 +1,9 @@
-"""Answers of checkpoints in a process that knows transformers and peft alone; ``test_export.py`` runs this.
+"""Answers of checkpoints with transformers and peft alone; ``test_export.py`` runs this.
 
-The argument is a JSON file with a list of ``{"checkpoint", "quantization", "exports", "images", "questions"}``. The
-last line of the output is what is said to each question by the checkpoint, with its adapter if it has one, by its
-``model_full`` alone, and by each of the exports: a whole model, or an adapter that is put on the checkpoint's base.
+The argument is a JSON file with a list of ``{"checkpoint", "quantization", "exports", "images",
+"questions"}``. The last line of the output is what is said to each question by the checkpoint, with
+its adapter if it has one, by its ``model_full`` alone, and by each of the exports: a whole model,
+or an adapter that is put on the checkpoint's base.
 """
 
 import json
@@ -27,7 +28,9 @@ warnings.filterwarnings("error", message=".*newly initialized.*")
 
 def ask(model: Any, full: Path, image: str, question: str) -> str:
     flow = json.loads((full / "run.json").read_text())["spec"]["flow"]
-    system = next(b["settings"]["systemPrompt"] for b in flow["blocks"] if "system-prompt" in b["block"])
+    system = next(
+        b["settings"]["systemPrompt"] for b in flow["blocks"] if "system-prompt" in b["block"]
+    )
     messages = [
         {"role": "system", "content": [{"type": "text", "text": system}]},
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]},
@@ -47,23 +50,36 @@ def load(folder: Path, quantization: str | None) -> Any:
             bnb_4bit_compute_dtype=torch.float32,
             bnb_4bit_use_double_quant=True,
         )
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, **options).eval()
-    for layer in model.modules():  # rows shorter than a block of 64 cannot be laid out for processors with bfloat16
+    model = AutoModelForImageTextToText.from_pretrained(
+        folder, dtype=torch.float32, **options
+    ).eval()
+    for layer in (
+        model.modules()
+    ):  # rows shorter than a block of 64 cannot be laid out for processors with bfloat16
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             layer.support_avx512bf16_for_cpu = False
     return model
 
 
-def read(full: Path, messages: list[dict[str, Any]], image: Any) -> tuple[dict[str, torch.Tensor], Any]:
-    """The model's inputs. Qwen's processor is put together by hand: whole it would need torchvision, for videos."""
+def read(
+    full: Path, messages: list[dict[str, Any]], image: Any
+) -> tuple[dict[str, torch.Tensor], Any]:
+    """The model's inputs.
+
+    Qwen's processor is put together by hand: whole it would need torchvision, for videos.
+    """
     if json.loads((full / "config.json").read_text())["model_type"] != "qwen3_vl":
         processor = AutoProcessor.from_pretrained(full, backend="pil")
         text = processor.apply_chat_template(messages, add_generation_prompt=True)
-        return dict(processor(images=[image], text=[text], return_tensors="pt")), processor.tokenizer
+        return dict(
+            processor(images=[image], text=[text], return_tensors="pt")
+        ), processor.tokenizer
     tokenizer = AutoTokenizer.from_pretrained(full)
     images = AutoImageProcessor.from_pretrained(full, backend="pil")
     template = (full / "chat_template.jinja").read_text()
-    text = tokenizer.apply_chat_template(messages, chat_template=template, add_generation_prompt=True, tokenize=False)
+    text = tokenizer.apply_chat_template(
+        messages, chat_template=template, add_generation_prompt=True, tokenize=False
+    )
     seen = images(images=[image], return_tensors="pt")
     count = int(seen["image_grid_thw"].prod()) // images.merge_size**2
     inputs = tokenizer(text.replace("<|image_pad|>", "<|image_pad|>" * count), return_tensors="pt")
@@ -75,7 +91,10 @@ def main() -> None:
     torch.set_num_threads(1)
     found = []
     for case in json.loads(Path(sys.argv[1]).read_text()):
-        full, adapter = Path(case["checkpoint"], "model_full"), Path(case["checkpoint"], "model_adapter")
+        full, adapter = (
+            Path(case["checkpoint"], "model_full"),
+            Path(case["checkpoint"], "model_adapter"),
+        )
         asked = list(zip(case["images"], case["questions"], strict=True))
         model = load(full, case["quantization"])
         base = [ask(model, full, image, question) for image, question in asked]

@@ -21,7 +21,8 @@ SEVEN = Grounding("seven", ((0, 0, 512, 512),))
 def test_answers_have_the_form_of_the_published_client() -> None:
     assert write_answer(VQA, Answer("7")) == '{"vqa":{"answer":"7"}}'
     assert write_answer(PHRASE_GROUNDING, Answer("seven", (SEVEN,))) == (
-        '{"phrase_grounding":{"sentence":"seven","groundings":[{"phrase":"seven","grounding":[[0,0,512,512]]}]}}'
+        '{"phrase_grounding":{"sentence":"seven",'
+        '"groundings":[{"phrase":"seven","grounding":[[0,0,512,512]]}]}}'
     )
 
 
@@ -34,7 +35,15 @@ def test_what_is_written_is_read_back(task: str) -> None:
 
 @pytest.mark.parametrize(
     "said",
-    ["", "seven", '{"vqa":{"answer":7}}', '{"vqa":', "[" * 100_000, '{"phrase_grounding":{"sentence":"x"}}', "null"],
+    [
+        "",
+        "seven",
+        '{"vqa":{"answer":7}}',
+        '{"vqa":',
+        "[" * 100_000,
+        '{"phrase_grounding":{"sentence":"x"}}',
+        "null",
+    ],
 )
 def test_anything_else_is_kept_as_text_and_marked(said: str) -> None:
     read = read_answer(said)
@@ -64,7 +73,9 @@ def test_boxes_are_scaled_to_1024_and_cut_at_the_edge() -> None:
         ((10, 10, 0, 0), (0, 0, 10, 10), 0.0),
     ],
 )
-def test_overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int], overlap: float) -> None:
+def test_overlap(
+    a: tuple[int, int, int, int], b: tuple[int, int, int, int], overlap: float
+) -> None:
     assert iou(a, b) == pytest.approx(overlap)
 
 

@@ -27,7 +27,10 @@ CPU = torch.device("cpu")
 
 
 def make_blocks(steps: int = 7, every: int = 4, **model: Any) -> dict[str, dict[str, Any]]:
-    settings = {"hyperparameters": {"maxSteps": steps, "batchSize": 4}, "checkpoint": {"every": {"steps": every}}}
+    settings = {
+        "hyperparameters": {"maxSteps": steps, "batchSize": 4},
+        "checkpoint": {"every": {"steps": every}},
+    }
     return {
         "vi-dataset": {"maxSamples": 32, "validationFraction": 0.25},
         "vi-model": {**settings, "validation": {"maxSamples": 4, "every": {"steps": 100}}, **model},
@@ -52,7 +55,9 @@ class Held:
         self._released.set()
 
 
-def before(module: Any, name: str, call: int, act: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
+def before(
+    module: Any, name: str, call: int, act: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Do something at the start of the given call (from 1) of a function."""
     kept, calls = getattr(module, name), []
 
@@ -73,7 +78,11 @@ def content_of(checkpoint: Path) -> dict[str, Any]:
     state = read_json(checkpoint / "training_state" / "state.json")
     assert state is not None
     state["progress"].pop("trainSeconds")
-    hashes = {file["path"]: file["sha256"] for file in manifest["files"] if not file["path"].endswith("json")}
+    hashes = {
+        file["path"]: file["sha256"]
+        for file in manifest["files"]
+        if not file["path"].endswith("json")
+    }
     return hashes | {"state": state, "step": manifest["step"]}
 
 
@@ -95,7 +104,10 @@ def test_a_checkpoint_written_in_the_background_equals_a_synchronous_one_bit_for
             compute={"precisionType": "float32"},
         ),
     }[mode]
-    background, synchronous = make_attempt(wanted, run="background"), make_attempt(wanted, run="synchronous")
+    background, synchronous = (
+        make_attempt(wanted, run="background"),
+        make_attempt(wanted, run="synchronous"),
+    )
     with monkeypatch.context() as patch:
         held, fill = Held(patch), async_checkpoint_module.StagedContents.fill
 
@@ -117,7 +129,9 @@ def test_a_checkpoint_written_in_the_background_equals_a_synchronous_one_bit_for
     (warning,) = events_of(synchronous, "warning")
     assert "not enough host memory for asynchronous checkpointing" in warning["message"]
     for name in ("step-4", "step-7"):
-        assert content_of(background / "checkpoints" / name) == content_of(synchronous / "checkpoints" / name)
+        assert content_of(background / "checkpoints" / name) == content_of(
+            synchronous / "checkpoints" / name
+        )
 
 
 def test_events_of_the_steps_are_durable_before_their_checkpoint_is_written(
@@ -131,7 +145,9 @@ def test_events_of_the_steps_are_durable_before_their_checkpoint_is_written(
         sync(self)
         durable.append(last)
 
-    def noted(attempt: Path, name: str, model: Any, contents: CheckpointContents, **named: Any) -> Any:
+    def noted(
+        attempt: Path, name: str, model: Any, contents: CheckpointContents, **named: Any
+    ) -> Any:
         order.append((contents.step, durable[-1] >= contents.step))
         return save(attempt, name, model, contents, **named)
 
@@ -145,8 +161,16 @@ def test_a_stop_during_a_write_waits_for_it_and_saves_the_newest_step(
     make_attempt: Callable[..., Path], events_of: EventsOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, held = make_attempt(make_blocks()), Held(monkeypatch)
-    before(train_module, "accumulate_gradients", 6, lambda: os.kill(os.getpid(), signal.SIGTERM), monkeypatch)
-    before(AsyncCheckpointer, "wait", 2, held.release, monkeypatch)  # the first is that before the save of step 4
+    before(
+        train_module,
+        "accumulate_gradients",
+        6,
+        lambda: os.kill(os.getpid(), signal.SIGTERM),
+        monkeypatch,
+    )
+    before(
+        AsyncCheckpointer, "wait", 2, held.release, monkeypatch
+    )  # the first is that before the save of step 4
     kept = signal.getsignal(signal.SIGTERM)
     try:
         assert train_attempt(folder) == 75
@@ -156,7 +180,10 @@ def test_a_stop_during_a_write_waits_for_it_and_saves_the_newest_step(
     assert result is not None
     assert (result["outcome"], result["checkpoint"]) == ("Stopped", "step-6")
     assert [event["step"] for event in events_of(folder, "step")] == [1, 2, 3, 4, 5, 6]
-    assert [event["checkpoint"] for event in events_of(folder, "checkpoint")] == ["step-4", "step-6"]
+    assert [event["checkpoint"] for event in events_of(folder, "checkpoint")] == [
+        "step-4",
+        "step-6",
+    ]
     assert [content_of(path)["step"] for path, _ in rundir.list_checkpoints(folder)] == [4, 6]
 
 
@@ -164,7 +191,13 @@ def test_a_stop_at_the_step_that_is_being_written_saves_it_once(
     make_attempt: Callable[..., Path], events_of: EventsOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, held = make_attempt(make_blocks()), Held(monkeypatch)
-    before(AsyncCheckpointer, "submit", 1, lambda: (folder / "stop.json").write_text("{}") and None, monkeypatch)
+    before(
+        AsyncCheckpointer,
+        "submit",
+        1,
+        lambda: (folder / "stop.json").write_text("{}") and None,
+        monkeypatch,
+    )
     before(AsyncCheckpointer, "wait", 2, held.release, monkeypatch)
     assert train_attempt(folder) == 75
     assert held.calls == 1
@@ -224,7 +257,11 @@ def test_a_kill_during_a_write_leaves_only_proven_checkpoints(
     trainer = fork(with_a_slow_disk)
     deadline_s = time.monotonic() + HELD_S
     while time.monotonic() < deadline_s and trainer.poll() is None:
-        steps = [event["step"] for event in events_of(folder, "step")] if (folder / "events.jsonl").exists() else []
+        steps = (
+            [event["step"] for event in events_of(folder, "step")]
+            if (folder / "events.jsonl").exists()
+            else []
+        )
         if steps and steps[-1] >= 12:
             break
         time.sleep(0.02)
@@ -232,13 +269,21 @@ def test_a_kill_during_a_write_leaves_only_proven_checkpoints(
     trainer.end()
     assert [path.name for path in (folder / "checkpoints").glob(".*")] == [".staging-epoch-1"]
     assert [content_of(path)["step"] for path, _ in rundir.list_checkpoints(folder)] == [4]
-    assert [event["step"] for event in events_of(folder, "step")] == list(range(1, 13))  # the next save would wait
+    assert [event["step"] for event in events_of(folder, "step")] == list(
+        range(1, 13)
+    )  # the next save would wait
     assert [event["checkpoint"] for event in events_of(folder, "checkpoint")] == ["step-4"]
 
 
 def contents(**weights: torch.Tensor) -> CheckpointContents:
     return CheckpointContents(
-        weights=weights, tensors={}, state={}, step=1, epoch=1.0, run_document={}, processor={"of": "the model"}
+        weights=weights,
+        tensors={},
+        state={},
+        step=1,
+        epoch=1.0,
+        run_document={},
+        processor={"of": "the model"},
     )
 
 
@@ -251,23 +296,34 @@ def test_copies_allocate_once_and_tied_weights_stay_tied() -> None:
     assert first.contents.weights["embed"].tolist() == [[0, 1, 2], [3, 4, 5]]
     second = copies.stage(contents(embed=table, head=table), CPU)
     second.fill()
-    places = {copied.contents.weights[name].data_ptr() for copied in (first, second) for name in ("embed", "head")}
+    places = {
+        copied.contents.weights[name].data_ptr()
+        for copied in (first, second)
+        for name in ("embed", "head")
+    }
     assert len(places) == 1
     assert second.contents.weights["head"].tolist() == [[1, 2, 3], [4, 5, 6]]
 
 
 def test_buffers_are_copied_at_once_and_frozen_weights_are_not_copied() -> None:
-    buffer, frozen = torch.tensor([1.0]), torch.nn.Parameter(torch.tensor([2.0]), requires_grad=False)
+    buffer, frozen = (
+        torch.tensor([1.0]),
+        torch.nn.Parameter(torch.tensor([2.0]), requires_grad=False),
+    )
     held = HostBuffers().stage(contents(mean=buffer, frozen=frozen), CPU).contents
     buffer += 1
     assert held.weights["mean"].tolist() == [1.0]
     assert held.weights["frozen"] is frozen
 
 
-def test_memory_that_a_step_will_need_again_is_not_free_for_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_a_step_will_need_again_is_not_free_for_copies(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     free = 10**12
     monkeypatch.setattr(
-        async_checkpoint_module, "read_host_memory", lambda _: AvailableMemory(used=10**9, free=free, total=2 * free)
+        async_checkpoint_module,
+        "read_host_memory",
+        lambda _: AvailableMemory(used=10**9, free=free, total=2 * free),
     )
     assert async_checkpoint_module.available_bytes(free) == 10**9
     copies = HostBuffers()
@@ -279,10 +335,19 @@ def test_memory_that_a_step_will_need_again_is_not_free_for_copies(monkeypatch: 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool, torch.int64])
 def test_a_copy_is_exact_for_every_kind_of_tensor(dtype: torch.dtype) -> None:
     whole = torch.arange(12).view(3, 4).to(dtype)
-    given = {"whole": whole, "turned": whole.t(), "part": whole[:, 1], "one": whole[1, 1], "none": whole[:0]}
-    parameters = {
-        name: torch.nn.Parameter(value.clone(), requires_grad=dtype.is_floating_point) for name, value in given.items()
+    given = {
+        "whole": whole,
+        "turned": whole.t(),
+        "part": whole[:, 1],
+        "one": whole[1, 1],
+        "none": whole[:0],
     }
-    copied = HostBuffers().stage(contents(**(parameters if dtype.is_floating_point else given)), CPU)
+    parameters = {
+        name: torch.nn.Parameter(value.clone(), requires_grad=dtype.is_floating_point)
+        for name, value in given.items()
+    }
+    copied = HostBuffers().stage(
+        contents(**(parameters if dtype.is_floating_point else given)), CPU
+    )
     copied.fill()
     assert all(torch.equal(copied.contents.weights[name], value) for name, value in given.items())

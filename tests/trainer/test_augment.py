@@ -16,12 +16,21 @@ def sample_with_a_square() -> Sample:
     """A white square of 16 pixels at (16, 24) on black, and its box."""
     pixels = np.zeros((64, 64, 3), np.uint8)
     pixels[24:40, 16:32] = 255
-    return Sample(Image.fromarray(pixels), "square", Answer("square", (Grounding("square", ((256, 384, 512, 640),)),)))
+    return Sample(
+        Image.fromarray(pixels),
+        "square",
+        Answer("square", (Grounding("square", ((256, 384, 512, 640),)),)),
+    )
 
 
 @pytest.mark.parametrize(
     "strengths",
-    [Augmentation(shift=0.2), Augmentation(zoom=0.3), Augmentation(mirror=1.0), Augmentation(shift=0.1, zoom=0.2)],
+    [
+        Augmentation(shift=0.2),
+        Augmentation(zoom=0.3),
+        Augmentation(mirror=1.0),
+        Augmentation(shift=0.1, zoom=0.2),
+    ],
 )
 def test_boxes_follow_the_image(strengths: Augmentation) -> None:
     for seed in range(10):
@@ -35,7 +44,10 @@ def test_boxes_follow_the_image(strengths: Augmentation) -> None:
 
 def test_a_varied_sample_is_of_the_same_task() -> None:
     sample = replace(sample_with_a_square(), task="phrase-grounding")
-    assert augment_sample(sample, Augmentation(shift=0.2), np.random.default_rng(0)).task == "phrase-grounding"
+    assert (
+        augment_sample(sample, Augmentation(shift=0.2), np.random.default_rng(0)).task
+        == "phrase-grounding"
+    )
 
 
 def test_an_image_is_not_transformed_where_a_box_would_be_lost() -> None:
@@ -58,6 +70,9 @@ def test_light_and_noise_leave_boxes_alone() -> None:
 
 def test_a_variation_depends_on_seed_epoch_and_place_alone() -> None:
     sample = sample_with_a_square()
-    one, two = make_augmenter(Augmentation(shift=0.2), 7), make_augmenter(Augmentation(shift=0.2), 7)
+    one, two = (
+        make_augmenter(Augmentation(shift=0.2), 7),
+        make_augmenter(Augmentation(shift=0.2), 7),
+    )
     assert one(sample, 3, 5).image.tobytes() == two(sample, 3, 5).image.tobytes()
     assert one(sample, 3, 5).image.tobytes() != one(sample, 4, 5).image.tobytes()

@@ -1,4 +1,4 @@
-"""Encoded samples on disk: bit-identical, shared, limited in size, complete or absent after any kill."""
+"""Encoded samples on disk: bit-identical, shared, limited in size, complete after any kill."""
 
 import itertools
 import json
@@ -20,7 +20,14 @@ from runyard.datasets.records import Freeform, GroundedPhrase, Interaction, Phra
 from runyard.rundir import read_json
 from runyard.trainer.answers import METRICS
 from runyard.trainer.data import cache as cache_module
-from runyard.trainer.data.cache import CacheDir, EncodedShards, Hooks, encode_all, evict_unused, hash_settings
+from runyard.trainer.data.cache import (
+    CacheDir,
+    EncodedShards,
+    Hooks,
+    encode_all,
+    evict_unused,
+    hash_settings,
+)
 from runyard.trainer.data.datasets import Dataset
 from runyard.trainer.data.encode import Encoder, InMemoryEncodings, Layout
 from runyard.trainer.data.shards import Shard, ShardWriter
@@ -56,7 +63,9 @@ def encoder(processor: Any) -> Encoder:
 
 
 def asked(*answers: str) -> list[Vqa]:
-    questions = [Interaction(order=n + 1, question=f"q{n}", answer=text) for n, text in enumerate(answers)]
+    questions = [
+        Interaction(order=n + 1, question=f"q{n}", answer=text) for n, text in enumerate(answers)
+    ]
     return [Vqa(interactions=questions)]
 
 
@@ -94,19 +103,28 @@ def shared_dir(root: Path, *, limit_bytes: int = 1 << 30) -> CacheDir:
     )
 
 
-def encoded(folder: Path, encoder: Encoder, cache_dir: CacheDir, hooks: Hooks | None = None) -> EncodedShards:
-    return encode_all(selections(load(folder)), encoder, cache_dir, hooks or Hooks(), per_shard=PER_SHARD)
+def encoded(
+    folder: Path, encoder: Encoder, cache_dir: CacheDir, hooks: Hooks | None = None
+) -> EncodedShards:
+    return encode_all(
+        selections(load(folder)), encoder, cache_dir, hooks or Hooks(), per_shard=PER_SHARD
+    )
 
 
 def files(root: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_size for path in (root / "cache").rglob("*") if path.is_file()}
+    return {
+        path.name: path.stat().st_size for path in (root / "cache").rglob("*") if path.is_file()
+    }
 
 
 def assert_same(data: Dataset, cached: EncodedShards, encoder: Encoder) -> None:
     """Samples from shards equal samples from memory, in every batch and every prompt."""
     layout = Layout(pad_id=0, answer_token_type=1)
     for part in selections(data):
-        ours, theirs = cached.select(part, layout), InMemoryEncodings([encoder.encode(s) for s in part], layout)
+        ours, theirs = (
+            cached.select(part, layout),
+            InMemoryEncodings([encoder.encode(s) for s in part], layout),
+        )
         assert ours.lengths.tolist() == theirs.lengths.tolist()
         assert ours.longest_answer == theirs.longest_answer
         groups = ours.group_by_prompt_length(len(part), 3)
@@ -124,7 +142,12 @@ def assert_same(data: Dataset, cached: EncodedShards, encoder: Encoder) -> None:
 
 @pytest.mark.parametrize("model_type", ["tiny", "llava", "qwen3_vl", "paligemma"])
 def test_shards_restore_the_processors_output(
-    model_type: str, miniature: Any, processor: Any, make_version: MakeVersion, png: Png, tmp_path: Path
+    model_type: str,
+    miniature: Any,
+    processor: Any,
+    make_version: MakeVersion,
+    png: Png,
+    tmp_path: Path,
 ) -> None:
     if model_type != "tiny":
         processor = load_processor(miniature(model_type))
@@ -145,7 +168,9 @@ def test_questions_about_one_image_share_its_pixels(
 ) -> None:
     sizes = []
     for of in (1, 8):
-        cached = encoded(make_version(images(png, range(6), of=of)), encoder, shared_dir(tmp_path / str(of)))
+        cached = encoded(
+            make_version(images(png, range(6), of=of)), encoder, shared_dir(tmp_path / str(of))
+        )
         sizes.append(sum(shard.size_bytes for shard in cached.shards))
         cached.close()
     assert sizes[1] < 2 * sizes[0]
@@ -163,7 +188,11 @@ def test_any_array_is_restored_with_its_dtype_and_bits(kind: type, tmp_path: Pat
     with open(tmp_path / "file", "w+b") as file:
         writer = ShardWriter(file, with_images=True)
         for array in pixels:
-            writer.add(EncodedSample(np.arange(3), np.arange(2), {}, {"pixel_values": array.reshape(2, -1)}))
+            writer.add(
+                EncodedSample(
+                    np.arange(3), np.arange(2), {}, {"pixel_values": array.reshape(2, -1)}
+                )
+            )
         assert writer.finish() == (tmp_path / "file").stat().st_size
     shard = Shard(os.open(tmp_path / "file", os.O_RDWR))
     for number, array in enumerate(pixels):
@@ -175,7 +204,9 @@ def test_any_array_is_restored_with_its_dtype_and_bits(kind: type, tmp_path: Pat
     shard.close()
 
 
-def test_added_images_rewrite_few_shards(make_version: MakeVersion, png: Png, encoder: Encoder, tmp_path: Path) -> None:
+def test_added_images_rewrite_few_shards(
+    make_version: MakeVersion, png: Png, encoder: Encoder, tmp_path: Path
+) -> None:
     cache_dir = shared_dir(tmp_path)
     first = encoded(make_version(images(png, range(100))), encoder, cache_dir)
     whole = images(png, range(100))
@@ -190,12 +221,19 @@ def test_added_images_rewrite_few_shards(make_version: MakeVersion, png: Png, en
 
 @pytest.mark.parametrize("changed", ["prompt", "processor", "answer"])
 def test_whatever_determines_the_content_determines_the_name(
-    changed: str, make_version: MakeVersion, png: Png, processor: Any, encoder: Encoder, tmp_path: Path
+    changed: str,
+    make_version: MakeVersion,
+    png: Png,
+    processor: Any,
+    encoder: Encoder,
+    tmp_path: Path,
 ) -> None:
     cache_dir, data = shared_dir(tmp_path), images(png, range(5))
     encoded(make_version(data), encoder, cache_dir).close()
     if changed == "prompt":
-        encoder = Encoder(processor, get_family_parts("idefics3"), system_prompt="Look!", task="vqa")
+        encoder = Encoder(
+            processor, get_family_parts("idefics3"), system_prompt="Look!", task="vqa"
+        )
     elif changed == "processor":
         other = make_processor(SHAPES["vqa"], ["Look."], pixel_mean=0.5, pixel_std=0.4)
         encoder = Encoder(other, get_family_parts("idefics3"), system_prompt="Look.", task="vqa")
@@ -247,7 +285,8 @@ def test_a_killed_builder_leaves_complete_shards_and_its_partial_one_is_started_
         victim.start()
         # Killed while it writes, and once at least one more file is whole.
         while not (
-            len(whole := [n for n in files(tmp_path) if n[0] != "."]) > survived and files(tmp_path).keys() > {*whole}
+            len(whole := [n for n in files(tmp_path) if n[0] != "."]) > survived
+            and files(tmp_path).keys() > {*whole}
         ):
             assert victim.is_alive()
             time.sleep(0.005)
@@ -266,7 +305,10 @@ def test_two_builders_at_once_share_the_work(
     make_version: MakeVersion, png: Png, encoder: Encoder, processor: Any, tmp_path: Path
 ) -> None:
     folder, results = make_version(images(png, range(24))), CONTEXT.Queue()
-    running = [CONTEXT.Process(target=build, args=(folder, tmp_path, processor, 0.01, results)) for _ in range(2)]
+    running = [
+        CONTEXT.Process(target=build, args=(folder, tmp_path, processor, 0.01, results))
+        for _ in range(2)
+    ]
     for process in running:
         process.start()
     told = [results.get(timeout=30) for _ in running]
@@ -303,7 +345,11 @@ def test_the_limit_holds_and_shards_in_use_stay(
 
 
 def test_a_full_disk_stores_no_pixels_and_changes_no_sample(
-    make_version: MakeVersion, png: Png, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_version: MakeVersion,
+    png: Png,
+    encoder: Encoder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(cache_module, "free_bytes", lambda _: -1)
     folder = make_version(images(png, range(6)))
@@ -374,7 +420,10 @@ def test_broken_images_are_reported_and_left_out(
     for _ in range(2):  # the second time from the shards
         said.clear()
         cached = encoded(folder, encoder, shared_dir(tmp_path), Hooks(on_warning=said.append))
-        assert [cached.samples.filename(number) for number in cached.broken] == ["042.png", "042.png"]
+        assert [cached.samples.filename(number) for number in cached.broken] == [
+            "042.png",
+            "042.png",
+        ]
         assert len(said) == 2
         assert "image '042.png' cannot be decoded and is left out: " in said[0]
         assert said[1] == "1 of 60 images cannot be decoded and are left out"
@@ -392,10 +441,16 @@ def test_too_many_broken_images_end_the_run(
 
 
 def test_unstored_images_are_decoded_on_each_use_and_those_of_small_data_once(
-    make_version: MakeVersion, png: Png, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_version: MakeVersion,
+    png: Png,
+    encoder: Encoder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     data = load(make_version(images(png, range(6))))
-    cached = encode_all(selections(data), encoder, CacheDir(attempt_folder=tmp_path / "own"), Hooks())
+    cached = encode_all(
+        selections(data), encoder, CacheDir(attempt_folder=tmp_path / "own"), Hooks()
+    )
     layout, decoded = Layout(pad_id=0), 0
     as_ever = encoder.encode
 
@@ -473,7 +528,11 @@ def test_a_run_ends_the_same_with_cache_without_and_without_the_originals(
 
 @pytest.mark.parametrize("cache_bytes", [0, 1 << 30])
 def test_a_resumed_run_ends_as_an_uninterrupted_one(
-    cache_bytes: int, make_attempt: Callable[..., Path], make_version: MakeVersion, png: Png, events_of: EventsOf
+    cache_bytes: int,
+    make_attempt: Callable[..., Path],
+    make_version: MakeVersion,
+    png: Png,
+    events_of: EventsOf,
 ) -> None:
     version = make_version(images(png, range(40)))
     whole = give(make_attempt(RECIPE, run="whole", cache_bytes=cache_bytes), version)
@@ -481,7 +540,10 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(
     cache = version.parents[2] / "cache"
     before = set(cache.glob("*/*/*"))
     second = give(
-        make_attempt(RECIPE, run="cut", resume=whole / "checkpoints" / "epoch-1", cache_bytes=cache_bytes), version
+        make_attempt(
+            RECIPE, run="cut", resume=whole / "checkpoints" / "epoch-1", cache_bytes=cache_bytes
+        ),
+        version,
     )
     assert train_attempt(second) == 0
     assert before == set(cache.glob("*/*/*"))
@@ -493,9 +555,17 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(
 
 @pytest.mark.parametrize("task", ["phrase-grounding", "freeform"])
 def test_the_other_tasks_train_on_uploaded_data_too(
-    task: str, make_attempt: Callable[..., Path], make_version: MakeVersion, png: Png, events_of: EventsOf
+    task: str,
+    make_attempt: Callable[..., Path],
+    make_version: MakeVersion,
+    png: Png,
+    events_of: EventsOf,
 ) -> None:
-    phrases = [GroundedPhrase(phrase="a box", start_token_index=0, end_token_index=2, bounds=[(0.1, 0.2, 0.6, 0.9)])]
+    phrases = [
+        GroundedPhrase(
+            phrase="a box", start_token_index=0, end_token_index=2, bounds=[(0.1, 0.2, 0.6, 0.9)]
+        )
+    ]
     grounded = PhraseGrounding(caption="a box", grounded_phrases=phrases)
     contents = grounded if task == "phrase-grounding" else Freeform(text="noise")
     version = make_version({f"{n:02}.png": (png(n), [contents]) for n in range(40)})
@@ -505,7 +575,9 @@ def test_the_other_tasks_train_on_uploaded_data_too(
     evaluation = events_of(folder, "evaluation")[0]
     assert set(evaluation["values"]) == {f"validation/{name}" for name in ("loss", *METRICS[task])}
     (preview, *_) = evaluation["previews"]
-    assert preview["question"] == ("a box" if task == "phrase-grounding" else "Describe the picture.")
+    assert preview["question"] == (
+        "a box" if task == "phrase-grounding" else "Describe the picture."
+    )
     losses = [event["values"]["loss"] for event in events_of(folder, "step")]
     assert losses[-1] < losses[0]
 

@@ -1,4 +1,4 @@
-"""Runs that resume from another run's checkpoint: exact if the schedule permits, refused if it does not fit."""
+"""Resume from another run's checkpoint: exact if the schedule permits, rejected if unfit."""
 
 import json
 import shutil
@@ -21,7 +21,11 @@ CONSTANT = {"name": "constant", "warmupFraction": 0}
 def make_blocks(epochs: int, **model: Any) -> dict[str, dict[str, Any]]:
     """Return blocks with two steps per epoch and a constant learning rate."""
     numbers = {"epochs": epochs, "schedule": CONSTANT} | model.pop("hyperparameters", {})
-    model = {"validation": {"maxSamples": 8}, "hyperparameters": numbers, "checkpoint": {"keep": 9}} | model
+    model = {
+        "validation": {"maxSamples": 8},
+        "hyperparameters": numbers,
+        "checkpoint": {"keep": 9},
+    } | model
     return {"vi-dataset": {"maxSamples": 64}, "vi-model": model}
 
 
@@ -77,7 +81,9 @@ def test_two_epochs_resumed_to_four_equal_four_uninterrupted_ones_bit_for_bit(
     assert train_attempt(folder) == 0
     assert differing(tensors(whole), tensors(folder)) == []
     begins_after = 2 * int(checkpoint[-1])
-    assert [event["step"] for event in events_of(folder, "step")] == list(range(begins_after + 1, 9))
+    assert [event["step"] for event in events_of(folder, "step")] == list(
+        range(begins_after + 1, 9)
+    )
     message = f"Resuming from run other, checkpoint {checkpoint}, step {begins_after}"
     assert events_of(folder, "phase")[0]["message"] == message
 
@@ -98,7 +104,12 @@ def test_the_best_checkpoint_of_the_other_run_is_not_kept(
     source = make_attempt(make_blocks(2), run="source") / "checkpoints" / "epoch-2"
     shutil.copytree(half / "checkpoints" / "epoch-2", source)
     state = json.loads((source / "training_state" / "state.json").read_text())
-    state["progress"] |= {"best": 99.0, "bestSeen": 99.0, "bestCheckpoint": "epoch-1", "evaluationsWithoutGain": 50}
+    state["progress"] |= {
+        "best": 99.0,
+        "bestSeen": 99.0,
+        "bestCheckpoint": "epoch-1",
+        "evaluationsWithoutGain": 50,
+    }
     (source / "training_state" / "state.json").write_text(json.dumps(state))
     rewrite_manifest(source)
     wanted = make_blocks(3, validation={"maxSamples": 8, "earlyStopping": {"patience": 1}})
@@ -112,12 +123,21 @@ def test_the_best_checkpoint_of_the_other_run_is_not_kept(
 @pytest.mark.parametrize(
     ("wanted", "words"),
     [
-        (make_blocks(4, hyperparameters={"optimizer": {"name": "sgd"}}), ["optimizer.name is 'sgd'", "'adamw'"]),
+        (
+            make_blocks(4, hyperparameters={"optimizer": {"name": "sgd"}}),
+            ["optimizer.name is 'sgd'", "'adamw'"],
+        ),
         (make_blocks(4, training={"mode": "lora"}), ["training.mode is 'lora'", "'full'"]),
         (make_blocks(4, training={"freeze": ["vision"]}), ["training.freeze is ['vision']", "[]"]),
-        (make_blocks(2), ["is of step 4", "ends after 4 steps", "hyperparameters.epochs or maxSteps"]),
+        (
+            make_blocks(2),
+            ["is of step 4", "ends after 4 steps", "hyperparameters.epochs or maxSteps"],
+        ),
         (make_blocks(9, hyperparameters={"maxSteps": 3}), ["is of step 4", "ends after 3 steps"]),
-        (make_blocks(4, hyperparameters={"optimizer": {"weightDecay": 0}}), ["groups parameters differently"]),
+        (
+            make_blocks(4, hyperparameters={"optimizer": {"weightDecay": 0}}),
+            ["groups parameters differently"],
+        ),
     ],
 )
 def test_a_flow_that_does_not_fit_the_checkpoint_is_refused_with_the_differences(
@@ -131,7 +151,9 @@ def test_a_flow_that_does_not_fit_the_checkpoint_is_refused_with_the_differences
     assert [word for word in words if word not in result["message"]] == []
 
 
-def test_a_model_of_another_shape_is_refused(half: Path, make_attempt: MakeAttempt, miniature: Any) -> None:
+def test_a_model_of_another_shape_is_refused(
+    half: Path, make_attempt: MakeAttempt, miniature: Any
+) -> None:
     wanted = make_blocks(4, architecture={"weights": str(miniature("llava"))})
     folder = resume_from(make_attempt(wanted, run="new"), half / "checkpoints" / "epoch-2")
     assert train_attempt(folder) == 64
@@ -167,9 +189,14 @@ def test_an_adapter_resumes_bit_for_bit_and_its_base_may_be_removed(
 
     monkeypatch.setattr(train_module, "save_checkpoint", save_and_prune)
     assert train_attempt(folder) == 0
-    adapters = [load_file(f / "checkpoints/epoch-3/model_adapter/adapter_model.safetensors") for f in (whole, folder)]
+    adapters = [
+        load_file(f / "checkpoints/epoch-3/model_adapter/adapter_model.safetensors")
+        for f in (whole, folder)
+    ]
     assert differing(*adapters) == []
-    base = [load_file(f / "checkpoints/epoch-3/model_full/model.safetensors") for f in (whole, folder)]
+    base = [
+        load_file(f / "checkpoints/epoch-3/model_full/model.safetensors") for f in (whole, folder)
+    ]
     assert differing(*base) == []
 
 

@@ -23,7 +23,7 @@ def test_no_scan_is_in_both_parts_and_the_share_is_about_as_asked() -> None:
     assert 0.15 < len(data.validation) / 1797 < 0.25
 
 
-def test_all_held_out_questions_are_the_same_and_half_of_the_training_ones_are_worded_otherwise() -> None:
+def test_held_out_questions_are_equal_and_half_of_the_training_ones_are_reworded() -> None:
     data = make_digits(seed=7, validation_fraction=0.2)
     assert {sample.question for sample in data.validation} == {"Which digit is this?"}
     usual = sum(sample.question == "Which digit is this?" for sample in data.train)
@@ -72,7 +72,11 @@ def shown(sample: Sample, among: set[bytes]) -> int:
     """How many of these scans, as they stand on canvases, the picture shows."""
     pixels = np.asarray(sample.image.convert("L"))
     corners = range(0, CANVAS_SIDE - CANVAS_DIGIT + 1, CANVAS_GRID)
-    pieces = [pixels[y : y + CANVAS_DIGIT, x : x + CANVAS_DIGIT].tobytes() for x in corners for y in corners]
+    pieces = [
+        pixels[y : y + CANVAS_DIGIT, x : x + CANVAS_DIGIT].tobytes()
+        for x in corners
+        for y in corners
+    ]
     return sum(piece in among for piece in pieces)
 
 
@@ -86,7 +90,10 @@ def test_both_tasks_are_asked_on_canvases_that_show_no_scan_of_the_other_part(
     for scan in load_scans():
         known[_is_held_out(scan[0], 3, 0.2)].add(on_canvas(scan))
     for samples, is_held_out, vqa in ((data.train, False, 15), (data.validation, True, 10)):
-        assert Counter(sample.task for sample in samples) == {"vqa": vqa, "phrase-grounding": len(samples) - vqa}
+        assert Counter(sample.task for sample in samples) == {
+            "vqa": vqa,
+            "phrase-grounding": len(samples) - vqa,
+        }
         assert {len(s.truth.groundings) for s in samples if s.task == "phrase-grounding"} == {2, 3}
         for sample in samples:
             assert shown(sample, known[is_held_out]) == (len(sample.truth.groundings) or 1)
@@ -94,7 +101,9 @@ def test_both_tasks_are_asked_on_canvases_that_show_no_scan_of_the_other_part(
     assert {s.question for s in data.validation if s.task == "vqa"} == {"Which digit is this?"}
 
 
-def test_scans_to_train_both_tasks_on_are_varied_within_their_boxes(both: Callable[..., Dataset]) -> None:
+def test_scans_to_train_both_tasks_on_are_varied_within_their_boxes(
+    both: Callable[..., Dataset],
+) -> None:
     unvaried = set(map(on_canvas, load_scans()))
     data = both()
     assert sum(shown(sample, unvaried) for sample in data.validation) > len(data.validation)

@@ -21,7 +21,12 @@ import runyard.trainer.main as main_module
 import runyard.trainer.train as train_module
 from runyard import rundir
 from runyard.rundir import read_json
-from runyard.trainer.disk_space import POLL_INTERVAL_S, RESERVE_BYTES, DiskSpaceGate, as_system_error
+from runyard.trainer.disk_space import (
+    POLL_INTERVAL_S,
+    RESERVE_BYTES,
+    DiskSpaceGate,
+    as_system_error,
+)
 from runyard.trainer.main import train_attempt
 
 EventsOf = Callable[[Path, str], list[dict[str, Any]]]
@@ -31,8 +36,10 @@ BLOCKS: dict[str, dict[str, Any]] = {
 }
 
 
-def make_gate(free: list[int], *, stops_after: int = 99) -> tuple[DiskSpaceGate, list[str], list[float]]:
-    """Return a gate whose free space comes from a list, its last value repeated; stopped after some pauses.
+def make_gate(
+    free: list[int], *, stops_after: int = 99
+) -> tuple[DiskSpaceGate, list[str], list[float]]:
+    """Return a gate with free space from a list, its last value repeated; stops after some pauses.
 
     Also returns the lists of its messages and pauses.
     """
@@ -89,7 +96,9 @@ def test_a_disk_that_refuses_free_bytes_is_retried_with_backoff() -> None:
 
 
 def test_the_system_error_is_found_in_a_native_librarys_message() -> None:
-    refused = as_system_error(Exception("Error while serializing: I/O error: No space left on device (os error 28)"))
+    refused = as_system_error(
+        Exception("Error while serializing: I/O error: No space left on device (os error 28)")
+    )
     assert refused is not None
     assert refused.errno == errno.ENOSPC
     assert as_system_error(ValueError("28")) is None
@@ -102,7 +111,9 @@ def weights(folder: Path, name: str = "epoch-2") -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(write_attempt: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def uninterrupted(
+    write_attempt: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     folder = write_attempt(tmp_path_factory.mktemp("uninterrupted"), BLOCKS)
     assert train_attempt(folder) == 0
     return folder
@@ -128,7 +139,10 @@ def short_of_space(
 
 
 def test_a_run_short_of_space_waits_and_ends_bit_for_bit_the_same(
-    uninterrupted: Path, make_attempt: Callable[..., Path], events_of: EventsOf, monkeypatch: pytest.MonkeyPatch
+    uninterrupted: Path,
+    make_attempt: Callable[..., Path],
+    events_of: EventsOf,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Written synchronously, so that the order of events is fixed."""
     monkeypatch.setattr(saving_module, "available_bytes", lambda _: 0)
@@ -146,7 +160,11 @@ def test_a_run_short_of_space_waits_and_ends_bit_for_bit_the_same(
         "Evaluating",
         "Saving",
     ]
-    (waiting,) = [event["message"] for event in events_of(folder, "phase") if event["phase"] == "WaitingForDisk"]
+    (waiting,) = [
+        event["message"]
+        for event in events_of(folder, "phase")
+        if event["phase"] == "WaitingForDisk"
+    ]
     assert "epoch-1 needs " in waiting
     assert "only 10 are free" in waiting
     assert [event["step"] for event in events_of(folder, "step")] == [1, 2, 3, 4]
@@ -158,7 +176,11 @@ def test_a_stop_ends_the_waiting_and_keeps_the_older_checkpoint(
 ) -> None:
     folder = make_attempt(BLOCKS)
     with monkeypatch.context() as patch:
-        short_of_space(patch, [10**9, 10**9, 10], on_sleep=lambda: (folder / "stop.json").write_text("{}") and None)
+        short_of_space(
+            patch,
+            [10**9, 10**9, 10],
+            on_sleep=lambda: (folder / "stop.json").write_text("{}") and None,
+        )
         assert train_attempt(folder) == 75
     result = read_json(folder / "result.json")
     assert result is not None
@@ -198,7 +220,10 @@ def test_a_refused_save_leaves_nothing_and_is_repeated_from_the_start(
     monkeypatch.setattr(checkpoint_module, "_remove", noted)
     assert train_attempt(folder) == 0
     assert removed == [".staging-epoch-1"]
-    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["epoch-1", "epoch-2"]
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
+        "epoch-1",
+        "epoch-2",
+    ]
     assert is_equal(uninterrupted, folder)
 
 
@@ -230,7 +255,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     mount = shutil.which("mount")
     done = subprocess.run(
-        [mount or "false", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)], capture_output=True, check=False
+        [mount or "false", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)],
+        capture_output=True,
+        check=False,
     )
     if done.returncode:
         pytest.skip("only root may mount a small file system")
@@ -287,7 +314,10 @@ def test_a_really_full_disk_is_waited_for_and_nothing_is_lost_or_cut(
     assert [line["n"] for line in lines] == list(range(1, len(lines) + 1))
     assert [line["step"] for line in lines if line["ev"] == "step"] == [1, 2, 3, 4]
     lines_of_log = [line.rstrip() for line in log.read_text().splitlines()]
-    assert [line for line in lines_of_log if "saved" in line] == ["saved epoch-1, the best so far", "saved epoch-2"]
+    assert [line for line in lines_of_log if "saved" in line] == [
+        "saved epoch-1, the best so far",
+        "saved epoch-2",
+    ]
     assert is_equal(uninterrupted, folder)
     result = read_json(folder / "result.json")
     assert result is not None

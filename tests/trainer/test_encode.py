@@ -45,7 +45,10 @@ def test_pixels_and_prompts_are_the_processors_own(
     for row, sample in enumerate(samples[3:5]):
         messages = [
             {"role": "system", "content": [{"type": "text", "text": "Look."}]},
-            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": sample.question}]},
+            {
+                "role": "user",
+                "content": [{"type": "image"}, {"type": "text", "text": sample.question}],
+            },
         ]
         text = processor.apply_chat_template(messages, add_generation_prompt=True)
         made = processor(images=[sample.image], text=[text], return_tensors="np")
@@ -63,9 +66,13 @@ def test_without_images_the_tokens_are_the_same(
     shown = []
     preprocess = type(processor.image_processor).preprocess
     monkeypatch.setattr(
-        type(processor.image_processor), "preprocess", lambda *a, **k: shown.append(1) or preprocess(*a, **k)
+        type(processor.image_processor),
+        "preprocess",
+        lambda *a, **k: shown.append(1) or preprocess(*a, **k),
     )
-    bare = InMemoryEncodings([encoder.encode(sample, with_image=False) for sample in asked], Layout(pad_id=0))
+    bare = InMemoryEncodings(
+        [encoder.encode(sample, with_image=False) for sample in asked], Layout(pad_id=0)
+    )
     assert not shown  # the tokens of this text and size are known
     assert bare.size_bytes == 0
     assert bare.lengths.tolist() == data.lengths.tolist()
@@ -82,22 +89,35 @@ def test_labels_are_on_the_answer_and_its_end_alone(
         is_of_row = batch.label_positions // batch.inputs["input_ids"].shape[1] == row
         said = processor.tokenizer.decode(batch.labels[is_of_row])
         assert said == '{"vqa":{"answer":"' + sample.truth.text + '"}}<end_of_utterance>'
-    assert batch.inputs["input_ids"].flatten()[batch.label_positions + 1].tolist() == batch.labels.tolist()
+    assert (
+        batch.inputs["input_ids"].flatten()[batch.label_positions + 1].tolist()
+        == batch.labels.tolist()
+    )
     assert batch.label_count == 12
 
 
-def test_a_sample_that_names_its_task_is_answered_in_that_form(samples: list[Sample], processor: Any) -> None:
-    encoder = Encoder(processor, get_family_parts("idefics3"), system_prompt="Look.", task="phrase-grounding")
+def test_a_sample_that_names_its_task_is_answered_in_that_form(
+    samples: list[Sample], processor: Any
+) -> None:
+    encoder = Encoder(
+        processor, get_family_parts("idefics3"), system_prompt="Look.", task="phrase-grounding"
+    )
     found = replace(samples[0], truth=Answer("seven", (Grounding("seven", ((0, 171, 341, 512),)),)))
     said = [
-        processor.tokenizer.decode(encoder.encode(sample).answer) for sample in (replace(samples[0], task="vqa"), found)
+        processor.tokenizer.decode(encoder.encode(sample).answer)
+        for sample in (replace(samples[0], task="vqa"), found)
     ]
     assert said[0] == '{"vqa":{"answer":"' + samples[0].truth.text + '"}}<end_of_utterance>'
     box = '[{"phrase":"seven","grounding":[[0,171,341,512]]}]'
-    assert said[1] == '{"phrase_grounding":{"sentence":"seven","groundings":' + box + "}}<end_of_utterance>"
+    assert (
+        said[1]
+        == '{"phrase_grounding":{"sentence":"seven","groundings":' + box + "}}<end_of_utterance>"
+    )
 
 
-def test_without_answers_only_the_prompt_is_learned_but_not_the_image(samples: list[Sample], processor: Any) -> None:
+def test_without_answers_only_the_prompt_is_learned_but_not_the_image(
+    samples: list[Sample], processor: Any
+) -> None:
     encoder = Encoder(processor, get_family_parts("idefics3"), system_prompt="Look.", task="vqa")
     image = processor.tokenizer.convert_tokens_to_ids("<image>")
     layout = Layout(pad_id=0, image_token_id=image, answers_only=False)
@@ -112,7 +132,10 @@ def test_the_image_processor_alone_gives_what_the_whole_processor_gives(
     model_type: str, miniature: Any, samples: list[Sample]
 ) -> None:
     processor = load_processor(miniature(model_type))
-    whole, short = (Encoder(processor, get_family_parts(model_type), system_prompt="", task="vqa") for _ in range(2))
+    whole, short = (
+        Encoder(processor, get_family_parts(model_type), system_prompt="", task="vqa")
+        for _ in range(2)
+    )
     short.encode(samples[0])
     one, two = whole.encode(samples[2]), short.encode(samples[2])
     assert one.prompt.tolist() == two.prompt.tolist()
@@ -142,7 +165,9 @@ def test_an_epoch_has_every_sample_once_and_depends_on_seed_and_epoch_alone() ->
     assert sorted(index for batch in batches for index in batch) == list(range(100))
     assert batches == epoch_batches(lengths, batch_size=8, seed=1, epoch=2)
     assert batches != epoch_batches(lengths, batch_size=8, seed=1, epoch=3)
-    assert epoch_batches(lengths, batch_size=60, seed=1, epoch=0, shuffle=False)[1] == list(range(60, 100))
+    assert epoch_batches(lengths, batch_size=60, seed=1, epoch=0, shuffle=False)[1] == list(
+        range(60, 100)
+    )
 
 
 def test_batches_have_samples_of_similar_length() -> None:

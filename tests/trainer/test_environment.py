@@ -15,10 +15,16 @@ pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="there is no
 
 def git(folder: Path, *arguments: str) -> str:
     """Run git without the user's settings."""
-    nowhere = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull, "PATH": os.environ["PATH"]}
+    nowhere = {
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        "GIT_CONFIG_SYSTEM": os.devnull,
+        "PATH": os.environ["PATH"],
+    }
     names = ["-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "init.defaultBranch=main"]
     command = ["git", *names, "-C", str(folder), *arguments]
-    return subprocess.run(command, env=nowhere, check=True, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(
+        command, env=nowhere, check=True, capture_output=True, text=True
+    ).stdout.strip()
 
 
 @pytest.fixture
@@ -43,7 +49,9 @@ def test_the_commit_is_found_in_refs_and_packed_refs(checkout: Path, tmp_path: P
     assert environment.head_commit(tmp_path / "further") == commit
     git(checkout, "pack-refs", "--all")
     assert not (checkout / ".git" / "refs" / "heads" / "main").exists()
-    assert environment.head_commit(checkout) == environment.head_commit(tmp_path / "further") == commit
+    assert (
+        environment.head_commit(checkout) == environment.head_commit(tmp_path / "further") == commit
+    )
     git(checkout, "checkout", "--quiet", "--detach")
     assert environment.head_commit(checkout) == commit
 
@@ -52,13 +60,24 @@ def test_without_a_repository_there_is_no_commit(tmp_path: Path) -> None:
     assert environment.head_commit(tmp_path) is None
 
 
-def test_the_revision_is_of_the_running_source_and_says_whether_it_was_changed(checkout: Path) -> None:
+def test_the_revision_is_of_the_running_source_and_says_whether_it_was_changed(
+    checkout: Path,
+) -> None:
     program = "from runyard.trainer.environment import revision; print(revision())"
 
     def revision() -> str:
-        environ = {"PYTHONPATH": str(checkout / "src"), "PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"}
+        environ = {
+            "PYTHONPATH": str(checkout / "src"),
+            "PATH": os.environ["PATH"],
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
         done = subprocess.run(
-            [sys.executable, "-c", program], env=environ, cwd=checkout, check=True, capture_output=True, text=True
+            [sys.executable, "-c", program],
+            env=environ,
+            cwd=checkout,
+            check=True,
+            capture_output=True,
+            text=True,
         )
         return done.stdout.strip()
 

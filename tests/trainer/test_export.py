@@ -1,4 +1,5 @@
-"""What a checkpoint and its exports say in a fresh process with plain transformers and peft is what it said when it was
+"""What a checkpoint and its exports say in a fresh process with plain transformers and peft is what
+it said when it was
 measured; an export that says something else is none."""
 
 import fcntl
@@ -32,7 +33,9 @@ TRAINING: dict[str, dict[str, Any]] = {
     "qlora": {"mode": "lora"},
     "qdora": {"mode": "lora", "lora": {"useDora": True}},
 }
-CASES = [(family, mode) for family in ("idefics3", "llava", "qwen3_vl") for mode in ("full", "lora")]
+CASES = [
+    (family, mode) for family in ("idefics3", "llava", "qwen3_vl") for mode in ("full", "lora")
+]
 CASES.append(("llava", "dora"))
 QUANTIZATION = {"qlora": "nf4", "qdora": "fp4"}
 if importlib.util.find_spec("bitsandbytes"):
@@ -52,7 +55,12 @@ def recipe(architecture: dict[str, Any], mode: str) -> dict[str, dict[str, Any]]
             "training": TRAINING[mode],
             "quantization": {"enabled": mode in QUANTIZATION}
             | ({"type": QUANTIZATION[mode]} if mode in QUANTIZATION else {}),
-            "hyperparameters": {"maxSteps": STEPS, "epochs": STEPS, "batchSize": 8, "learningRate": 0.02},
+            "hyperparameters": {
+                "maxSteps": STEPS,
+                "epochs": STEPS,
+                "batchSize": 8,
+                "learningRate": 0.02,
+            },
             "validation": {"maxSamples": HELD_OUT, "previews": HELD_OUT, "every": {"steps": STEPS}},
             "checkpoint": {"every": {"steps": STEPS}},
             "evaluation": {"max_new_tokens": 12},
@@ -74,8 +82,12 @@ def trained(
     folders = {}
     for family, mode in CASES:
         # The tiny preset is an Idefics3; the others begin with a folder.
-        architecture = {} if family == "idefics3" else {"name": "auto", "weights": str(miniature(family))}
-        folder = write_attempt(home, recipe(architecture, mode), run=f"{family}-{mode}", settings={"seed": SEED})
+        architecture = (
+            {} if family == "idefics3" else {"name": "auto", "weights": str(miniature(family))}
+        )
+        folder = write_attempt(
+            home, recipe(architecture, mode), run=f"{family}-{mode}", settings={"seed": SEED}
+        )
         assert train_attempt(folder) == 0, (folder / "result.json").read_text()
         folders[family, mode] = folder
     return folders
@@ -99,7 +111,9 @@ def said(
         for form, out in exports.items():
             export_model(checkpoint, out, form=form)  # type: ignore[arg-type]
         previews = events_of(folder, "evaluation")[-1]["previews"]
-        samples = load_dataset("digits", seed=SEED, validation_fraction=0.2, max_samples=SAMPLES).validation
+        samples = load_dataset(
+            "digits", seed=SEED, validation_fraction=0.2, max_samples=SAMPLES
+        ).validation
         images = [folder / f"{n}.png" for n in range(HELD_OUT)]
         for path, sample in zip(images, samples, strict=False):
             sample.image.save(path)
@@ -129,7 +143,9 @@ def said(
 
 
 @pytest.mark.parametrize(("family", "mode"), CASES)
-def test_plain_transformers_and_peft_say_what_was_measured(family: str, mode: str, said: Any) -> None:
+def test_plain_transformers_and_peft_say_what_was_measured(
+    family: str, mode: str, said: Any
+) -> None:
     fresh, measured = said[family, mode]
     assert len(measured) == HELD_OUT
     assert all(measured)
@@ -163,33 +179,47 @@ def lora(trained: dict[tuple[str, str], Path], tmp_path: Path) -> Path:
 
 
 def change_a_weight(path: Path) -> None:
-    """The other sign for the matrix that decides which token comes, or for the largest one of an adapter."""
+    """Negate the matrix that decides the next token, or the largest matrix of an adapter."""
     tensors = load_file(path)
     name = max(tensors, key=lambda name: (name.endswith("lm_head.weight"), tensors[name].numel()))
     tensors[name] = -tensors[name]
     save_file(tensors, path, metadata={"format": "pt"})
 
 
-def test_an_adapter_says_to_which_base_it_belongs(lora: Path, tmp_path: Path, miniature: Callable[[str], Path]) -> None:
+def test_an_adapter_says_to_which_base_it_belongs(
+    lora: Path, tmp_path: Path, miniature: Callable[[str], Path]
+) -> None:
     document = export_model(lora, tmp_path / "out", form="adapter")
     weights = lora / "model_full" / "model.safetensors"
     assert document["base"]["weights"] == str(miniature("llava"))
     assert document["base"]["files"] == [
-        {"path": "model.safetensors", "sizeBytes": weights.stat().st_size, "sha256": sha256_of(weights)}
+        {
+            "path": "model.safetensors",
+            "sizeBytes": weights.stat().st_size,
+            "sha256": sha256_of(weights),
+        }
     ]
     config = read_json(tmp_path / "out" / "adapter_config.json") or {}
     assert config["base_model_name_or_path"] == str(miniature("llava"))
-    assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".json", ".jsonl", ".safetensors"}
+    assert {path.suffix for path in (tmp_path / "out").iterdir()} == {
+        ".json",
+        ".jsonl",
+        ".safetensors",
+    }
 
 
 def test_in_full_an_adapter_lies_beside_its_base(lora: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    document = export_model(lora / "model_full", out, form="full")  # as the command line finds a downloaded one
+    document = export_model(
+        lora / "model_full", out, form="full"
+    )  # as the command line finds a downloaded one
     assert (document["replayed"], document["different"]) == (HELD_OUT, 0)
     assert sorted(path.name for path in out.iterdir()) == [
         "export.json", "model_adapter", "model_full", "predictions.jsonl",
     ]  # fmt: skip
-    again = export_model(out, tmp_path / "again")  # and is a checkpoint for all that is done with one
+    again = export_model(
+        out, tmp_path / "again"
+    )  # and is a checkpoint for all that is done with one
     assert (again["form"], again["different"]) == ("merged", 0)
 
 
@@ -201,9 +231,13 @@ def test_what_an_adapter_does_not_touch_keeps_its_bits_and_format(
 ) -> None:
     base = tmp_path / "models" / "base"
     shutil.copytree(miniature("llava"), base)
-    halves = {name: value.bfloat16() for name, value in load_file(base / "model.safetensors").items()}
+    halves = {
+        name: value.bfloat16() for name, value in load_file(base / "model.safetensors").items()
+    }
     save_file(halves, base / "model.safetensors", metadata={"format": "pt"})
-    folder = write_attempt(tmp_path, recipe({"name": "auto", "weights": str(base)}, "lora"), settings={"seed": SEED})
+    folder = write_attempt(
+        tmp_path, recipe({"name": "auto", "weights": str(base)}, "lora"), settings={"seed": SEED}
+    )
     assert train_attempt(folder) == 0
     document = export_model(checkpoint_of(folder), tmp_path / "out", tolerate=1)
     assert (document["dtype"], document["tolerated"]) == ("bfloat16", 1)
@@ -221,7 +255,9 @@ def test_other_answers_fail_the_export_and_leave_nothing(lora: Path, tmp_path: P
     change_a_weight(lora / "model_adapter" / "adapter_model.safetensors")
     out = tmp_path / "new" / "out"
     for form in ("merged", "adapter", "full"):
-        with pytest.raises(ExportFailed, match=rf"^\d of {HELD_OUT} answers of the exported files") as failed:
+        with pytest.raises(
+            ExportFailed, match=rf"^\d of {HELD_OUT} answers of the exported files"
+        ) as failed:
             export_model(lora, out, form=form)  # type: ignore[arg-type]
         assert "download it again, or allow it with --tolerate" in str(failed.value)
         stored = json.loads((lora / "predictions.jsonl").read_text().splitlines()[0])
@@ -247,7 +283,9 @@ def test_a_weight_that_is_not_the_one_computed_fails_the_export(
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_a_folder_that_is_not_empty_is_kept_unless_it_is_an_export(lora: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_empty_is_kept_unless_it_is_an_export(
+    lora: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     out.mkdir()  # an empty one is taken
     export_model(lora, out, form="adapter")
@@ -290,7 +328,9 @@ def test_two_exports_into_one_folder_are_kept_apart(lora: Path, tmp_path: Path) 
         os.close(held)
 
 
-def test_what_cannot_be_exported_is_named(lora: Path, tmp_path: Path, trained: dict[tuple[str, str], Path]) -> None:
+def test_what_cannot_be_exported_is_named(
+    lora: Path, tmp_path: Path, trained: dict[tuple[str, str], Path]
+) -> None:
     full, out = checkpoint_of(trained["idefics3", "full"]), tmp_path / "out"
     with pytest.raises(ExportFailed, match="has no adapter for the form merged; try: full"):
         export_model(full, out, form="merged")

@@ -1,4 +1,4 @@
-"""Models of every family, from a local folder: trained whole, in part and with an adapter, saved, loaded again."""
+"""Models of every family from a local folder: full, partial and adapter training, save, load."""
 
 import os
 from collections.abc import Callable
@@ -25,7 +25,9 @@ FREEZING: dict[str, tuple[list[str], set[str]]] = {
 FROZEN_BY_DEFAULT = ("qwen3_vl", "gemma4", "florence2")
 
 
-def recipe(folder: Path, training: dict[str, Any], **hyperparameters: Any) -> dict[str, dict[str, Any]]:
+def recipe(
+    folder: Path, training: dict[str, Any], **hyperparameters: Any
+) -> dict[str, dict[str, Any]]:
     numbers = {"maxSteps": 2, "batchSize": 4, "microBatchSize": 2, "learningRate": 0.01}
     return {
         "vi-dataset": {"maxSamples": 12},
@@ -42,7 +44,11 @@ def recipe(folder: Path, training: dict[str, Any], **hyperparameters: Any) -> di
 @pytest.mark.parametrize("training", [FULL, LORA], ids=["full", "lora"])
 @pytest.mark.parametrize("model_type", miniatures.MINIATURES)
 def test_a_model_of_the_family_is_trained_saved_and_answers(
-    model_type: str, training: dict[str, Any], miniature: Any, make_attempt: Any, events_of: EventsOf
+    model_type: str,
+    training: dict[str, Any],
+    miniature: Any,
+    make_attempt: Any,
+    events_of: EventsOf,
 ) -> None:
     folder = make_attempt(recipe(miniature(model_type), training, maxSteps=3))
 

@@ -1,4 +1,4 @@
-"""Stored features of a frozen vision encoder: steps as with pixels, shared between runs, used where faster."""
+"""Stored features of a frozen vision encoder: equal steps, shared by runs, used where faster."""
 
 import json
 from collections.abc import Callable
@@ -29,7 +29,9 @@ def tower_of(model: Model) -> tuple[FrozenTower, TokenLosses]:
 
 
 @pytest.mark.parametrize("frozen", [("vision", "projector"), ("vision",)], ids=["whole", "tower"])
-@pytest.mark.parametrize("model_type", [name for name in PARTS if name != "florence2"])  # which takes pixels only
+@pytest.mark.parametrize(
+    "model_type", [name for name in PARTS if name != "florence2"]
+)  # which takes pixels only
 def test_a_step_with_stored_features_is_the_step_with_pixels(
     model_type: str, frozen: tuple[str, ...], miniature: Callable[[str], Path]
 ) -> None:
@@ -61,7 +63,9 @@ def test_a_step_with_stored_features_is_the_step_with_pixels(
 
     if model.parts.packing_obstacle is None:
         use_packed_attention(module)
-        packed, _ = loss_and_gradients(losses, module, pack(batch, get_position_function(module.model)))
+        packed, _ = loss_and_gradients(
+            losses, module, pack(batch, get_position_function(module.model))
+        )
         assert packed == pytest.approx(wanted, rel=1e-6)
 
 
@@ -85,7 +89,9 @@ def test_runs_share_features_and_learn_what_they_would_learn_from_pixels(
     losses: dict[str, list[float]] = {}
     built: dict[str, set[Path]] = {}
     for run, kept in (("pixels", False), ("features", True), ("again", True)):
-        folder = give(make_attempt(recipe(weights, featureCache=kept), run=run, cache_bytes=1 << 30), version)
+        folder = give(
+            make_attempt(recipe(weights, featureCache=kept), run=run, cache_bytes=1 << 30), version
+        )
         assert train_attempt(folder) == 0
         losses[run] = [event["values"]["loss"] for event in events_of(folder, "step")]
         built[run] = set((version.parents[2] / "cache").glob("*/*/*"))
@@ -109,7 +115,9 @@ def test_auto_measures_once_and_a_resumed_run_makes_the_same_choice(
     state = json.loads((checkpoint / "training_state" / "state.json").read_text())
     assert state["progress"]["choices"]["featureCache"] is plan["featureCache"]["value"]
 
-    second = give(make_attempt(recipe(weights), run="second", resume=checkpoint, cache_bytes=1 << 30), version)
+    second = give(
+        make_attempt(recipe(weights), run="second", resume=checkpoint, cache_bytes=1 << 30), version
+    )
     assert train_attempt(second) == 0
     (again,) = (event["plan"] for event in events_of(second, "plan"))
     assert again["featureCache"]["value"] == plan["featureCache"]["value"]
@@ -153,4 +161,7 @@ def test_requested_features_that_cannot_be_stored_are_refused(
     folder = give(make_attempt(asked), make_version(images(png, range(30))))
     assert train_attempt(folder) == 64
     result = json.loads((folder / "result.json").read_text())
-    assert "compute.featureCache true is not possible: the vision encoder is trained" in result["message"]
+    assert (
+        "compute.featureCache true is not possible: the vision encoder is trained"
+        in result["message"]
+    )

@@ -1,4 +1,7 @@
-"""Resolution limits reach the model through the processor; samples that are too long are shrunk or left out."""
+"""Resolution limits reach the model through the processor.
+
+Samples that are too long are shrunk or left out.
+"""
 
 import hashlib
 import json
@@ -36,7 +39,8 @@ MakeVersion, Png = Callable[..., Path], Callable[..., bytes]
 EventsOf = Callable[[Path, str], list[dict[str, Any]]]
 FIXED = sorted(miniatures.MINIATURES.keys() - RESOLUTION_SETTINGS.keys())
 SIZE = (200, 120)
-# Fewer and more pixels than the miniatures below have of themselves; all other limits depend on tokens.
+# Fewer and more pixels than the miniatures below have of themselves; all other limits depend on
+# tokens.
 FEWER, MORE = (
     {"gemma4": 5000, "llava_next": 3000, "llava_onevision": 3000},
     {"llava_next": 5000, "llava_onevision": 5000},
@@ -76,12 +80,18 @@ def image_token(model: Any) -> int:
 
 
 def encoder_of(model_type: str, model: Any, processor: Any, **budget: Any) -> Encoder:
-    limits = TokenBudget(**{"context": None, "image_token_id": image_token(model), "model_type": model_type} | budget)
-    return Encoder(processor, get_family_parts(model_type), system_prompt="Look.", task="vqa", budget=limits)
+    limits = TokenBudget(
+        **{"context": None, "image_token_id": image_token(model), "model_type": model_type} | budget
+    )
+    return Encoder(
+        processor, get_family_parts(model_type), system_prompt="Look.", task="vqa", budget=limits
+    )
 
 
 def tokens(model_type: str, model: Any, processor: Any, size: tuple[int, int] = SIZE) -> int:
-    made = encoder_of(model_type, model, processor).encode_question(Image.new("RGB", size), "Which?")
+    made = encoder_of(model_type, model, processor).encode_question(
+        Image.new("RGB", size), "Which?"
+    )
     return int(np.count_nonzero(made.prompt == image_token(model)))
 
 
@@ -125,7 +135,9 @@ def test_a_limit_that_changes_nothing_leaves_the_settings_alone(model_type: str)
 
 @pytest.mark.parametrize("model_type", RESOLUTION_SETTINGS)
 def test_a_limit_that_cannot_be_met_is_refused_with_the_possible_range(model_type: str) -> None:
-    with pytest.raises(InvalidFlow, match=r"images.maxPixels 10 cannot be met: .* pixels.*; try: another limit"):
+    with pytest.raises(
+        InvalidFlow, match=r"images.maxPixels 10 cannot be met: .* pixels.*; try: another limit"
+    ):
         limited(model_type, max_pixels=10)
 
 
@@ -133,7 +145,8 @@ def test_a_limit_that_cannot_be_met_is_refused_with_the_possible_range(model_typ
 def test_families_with_one_size_refuse_every_limit(model_type: str) -> None:
     for name, value in (("max_pixels", 500), ("min_pixels", 500), ("patch_budget", 5)):
         with pytest.raises(
-            InvalidFlow, match=rf"images.\w+ {value} cannot be set: family '{model_type}' takes images of"
+            InvalidFlow,
+            match=rf"images.\w+ {value} cannot be set: family '{model_type}' takes images of",
         ):
             limited(model_type, **{name: value})
 
@@ -145,8 +158,12 @@ def test_a_processor_that_does_not_split_images_is_refused() -> None:
 
 
 def test_limits_that_leave_no_step_between_them_are_refused() -> None:
-    with pytest.raises(InvalidFlow, match=r"images.minPixels 1,100 with images.maxPixels 4,000 cannot be met"):
-        limited("idefics3", min_pixels=1100, max_pixels=4000)  # one tile has 1,024 pixels, four have 4,096
+    with pytest.raises(
+        InvalidFlow, match=r"images.minPixels 1,100 with images.maxPixels 4,000 cannot be met"
+    ):
+        limited(
+            "idefics3", min_pixels=1100, max_pixels=4000
+        )  # one tile has 1,024 pixels, four have 4,096
 
 
 @pytest.mark.parametrize("model_type", RESOLUTION_SETTINGS)
@@ -168,7 +185,9 @@ def test_a_sample_that_is_too_long_gets_the_largest_image_that_fits(model_type: 
     model.eval()
     with torch.no_grad():
         together = model(**data.make_batch([0, 1]).inputs).logits[1, : shrunk.length]
-        alone = model(**InMemoryEncodings([shrunk], Layout(pad_id=0)).make_batch([0]).inputs).logits[0]
+        alone = model(
+            **InMemoryEncodings([shrunk], Layout(pad_id=0)).make_batch([0]).inputs
+        ).logits[0]
     assert torch.allclose(together, alone, atol=1e-4)
 
 
@@ -195,9 +214,13 @@ def test_in_encoder_decoder_models_prompt_and_answer_have_separate_contexts() ->
     free = encoder_of("florence2", model, processor).encode(sample())
     context = max(len(free.prompt), len(free.answer))
     assert context < free.length
-    encoder_of("florence2", model, processor, context=context, is_encoder_decoder=True).encode(sample())
+    encoder_of("florence2", model, processor, context=context, is_encoder_decoder=True).encode(
+        sample()
+    )
     with pytest.raises(TooLong):
-        encoder_of("florence2", model, processor, context=context - 1, is_encoder_decoder=True).encode(sample())
+        encoder_of(
+            "florence2", model, processor, context=context - 1, is_encoder_decoder=True
+        ).encode(sample())
 
 
 def test_whatever_limits_images_or_samples_determines_the_name_of_shards() -> None:
@@ -219,7 +242,11 @@ def test_an_augmented_sample_that_does_not_fit_is_used_unchanged() -> None:
     encoder = encoder_of("llava", model, processor, context=context)
 
     def augment(given: Sample, epoch: int, index: int) -> Sample:
-        return replace(given, truth=Answer("a longer one")) if epoch else replace(given, truth=Answer("a"))
+        return (
+            replace(given, truth=Answer("a longer one"))
+            if epoch
+            else replace(given, truth=Answer("a"))
+        )
 
     augmented = AugmentedSamples([sample()], encoder, Layout(pad_id=0), augment)
     plain = encoder.encode(sample()).answer.tolist()
@@ -285,10 +312,14 @@ def test_a_checkpoint_processes_images_in_plain_transformers_as_in_training(
     folder = make_attempt(recipe(weights, TRAINED[model_type], mode))
     assert train_attempt(folder) == 0, (folder / "result.json").read_text()
     names = {"minPixels": "min_pixels", "maxPixels": "max_pixels", "patchBudget": "patch_budget"}
-    model, processor = limited(model_type, **{names[name]: value for name, value in TRAINED[model_type].items()})
+    model, processor = limited(
+        model_type, **{names[name]: value for name, value in TRAINED[model_type].items()}
+    )
     plan = plan_of(folder, events_of)
     assert plan["pictureSettings"] == get_resolution_settings(processor, model_type)
-    assert plan["familyPictureSettings"] == get_resolution_settings(opened(model_type)[1], model_type)
+    assert plan["familyPictureSettings"] == get_resolution_settings(
+        opened(model_type)[1], model_type
+    )
     assert (plan["contextTokens"], plan["refusedSamples"]) == (512, 0)
 
     full = folder / "checkpoints" / "epoch-1" / "model_full"
@@ -303,7 +334,9 @@ def test_a_checkpoint_processes_images_in_plain_transformers_as_in_training(
     assert np.asarray(made["input_ids"])[0].tolist() == ours.prompt.tolist()
     assert np.array_equal(made["pixel_values"], ours.images["pixel_values"])
     config = AutoConfig.from_pretrained(full)
-    assert getattr(config, "image_grid_pinpoints", None) == getattr(model.config, "image_grid_pinpoints", None)
+    assert getattr(config, "image_grid_pinpoints", None) == getattr(
+        model.config, "image_grid_pinpoints", None
+    )
 
 
 @pytest.mark.parametrize("mode", ["full", "lora"])
@@ -320,7 +353,9 @@ def test_a_resumed_run_has_the_same_images_and_the_same_plan(
     told = ("pictureSettings", "familyPictureSettings", "shrunkSamples", "refusedSamples")
     assert [one[name] for name in told] == [two[name] for name in told]
     assert one["shrunkSamples"] == 12
-    assert events_of(whole, "step")[1]["values"]["loss"] == events_of(cut, "step")[0]["values"]["loss"]
+    assert (
+        events_of(whole, "step")[1]["values"]["loss"] == events_of(cut, "step")[0]["values"]["loss"]
+    )
 
 
 @pytest.mark.parametrize("images", [{"maxPixels": 1000}, {"minPixels": 9000}, {"patchBudget": 2}])
@@ -330,7 +365,9 @@ def test_the_tiny_model_refuses_limits(images: dict[str, int], make_attempt: Any
     result = read_json(folder / "result.json") or {}
     ((name, value),) = images.items()
     assert result["reason"] == "InvalidFlow"
-    assert result["message"].startswith(f"images.{name} {value:,} cannot be set: the tiny model takes images of one ")
+    assert result["message"].startswith(
+        f"images.{name} {value:,} cannot be set: the tiny model takes images of one "
+    )
 
 
 def asked(answer: str) -> list[Vqa]:
@@ -338,14 +375,26 @@ def asked(answer: str) -> list[Vqa]:
 
 
 def uploaded(
-    make_attempt: Any, make_version: MakeVersion, png: Png, run: str, *, too_long: set[int], cached: bool = True
+    make_attempt: Any,
+    make_version: MakeVersion,
+    png: Png,
+    run: str,
+    *,
+    too_long: set[int],
+    cached: bool = True,
 ) -> Path:
     """An attempt of the tiny model on forty images; answers to some are longer than its context."""
-    images = {f"{n:03}.png": (png(n), asked("x " * 1500 if n in too_long else str(n % 5))) for n in range(40)}
+    images = {
+        f"{n:03}.png": (png(n), asked("x " * 1500 if n in too_long else str(n % 5)))
+        for n in range(40)
+    }
     version = make_version(images)
     blocks = {
         "vi-dataset": {"datasetId": "shelves", "augmentation": {}, "validationFraction": 0.2},
-        "vi-model": {"hyperparameters": {"maxSteps": 1, "batchSize": 8}, "validation": {"maxSamples": 2}},
+        "vi-model": {
+            "hyperparameters": {"maxSteps": 1, "batchSize": 8},
+            "validation": {"maxSamples": 2},
+        },
     }
     folder: Path = make_attempt(blocks, run=run, cache_bytes=1 << 30 if cached else 0)
     document = {"folder": str(version), "dataset": "shelves", "version": "0" * 16}
@@ -362,8 +411,8 @@ def test_samples_that_are_too_long_are_named_counted_and_left_out(
         assert train_attempt(folder) == 0, (folder / "result.json").read_text()
         (message,) = (event["message"] for event in events_of(folder, "warning"))
         assert message.startswith(
-            "2 of 40 samples of dataset 'shelves' do not fit into the model's context of 2,048 tokens and are left "
-            "out: '003.png' ("
+            "2 of 40 samples of dataset 'shelves' do not fit into the model's context of 2,048 "
+            "tokens and are left out: '003.png' ("
         )
         assert "; '017.png' (" in message
         assert message.endswith(" tokens, 4 of them for the image)")
@@ -377,7 +426,9 @@ def test_samples_that_are_too_long_are_named_counted_and_left_out(
 def test_a_part_of_the_data_that_is_all_too_long_ends_the_run(
     part: str, make_attempt: Any, make_version: MakeVersion, png: Png
 ) -> None:
-    held_out = {n for n in range(40) if is_held_out(hashlib.sha256(png(n)).digest(), seed=7, fraction=0.2)}
+    held_out = {
+        n for n in range(40) if is_held_out(hashlib.sha256(png(n)).digest(), seed=7, fraction=0.2)
+    }
     too_long = held_out if part == "validation" else set(range(40)) - held_out
     folder = uploaded(make_attempt, make_version, png, "run", too_long=too_long)
     assert train_attempt(folder) == 64
@@ -390,7 +441,9 @@ def test_a_part_of_the_data_that_is_all_too_long_ends_the_run(
     assert result["message"].endswith("or a model with a longer context")
 
 
-def test_samples_of_built_in_data_are_left_out_as_well(make_attempt: Any, events_of: EventsOf, tmp_path: Path) -> None:
+def test_samples_of_built_in_data_are_left_out_as_well(
+    make_attempt: Any, events_of: EventsOf, tmp_path: Path
+) -> None:
     """A context that is too short for any question leaves nothing, and says so."""
     model, processor = opened("llava")
     model.config.text_config.max_position_embeddings = 20
@@ -404,7 +457,9 @@ def test_samples_of_built_in_data_are_left_out_as_well(make_attempt: Any, events
     )
 
 
-def test_images_are_shrunk_where_that_makes_samples_fit(make_attempt: Any, events_of: EventsOf, tmp_path: Path) -> None:
+def test_images_are_shrunk_where_that_makes_samples_fit(
+    make_attempt: Any, events_of: EventsOf, tmp_path: Path
+) -> None:
     model, processor = opened("internvl")
     processor.image_processor.min_patches = 6
     model.config.text_config.max_position_embeddings = 130

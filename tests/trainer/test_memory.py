@@ -56,10 +56,20 @@ def test_live_bytes_are_counted_once_per_storage_until_it_is_freed() -> None:
 
 @pytest.mark.parametrize("name", ["adamw", "muon", "sgd", "adafactor"])
 def test_the_estimated_optimizer_state_is_the_state_after_a_step(name: Any) -> None:
-    shapes = {"text.weight": (24, 40), "embed.weight": (90, 24), "norm.weight": (24,), "patch.weight": (8, 3, 4, 4)}
+    shapes = {
+        "text.weight": (24, 40),
+        "embed.weight": (90, 24),
+        "norm.weight": (24,),
+        "patch.weight": (8, 3, 4, 4),
+    }
     named = [(n, torch.nn.Parameter(torch.randn(shape))) for n, shape in shapes.items()]
     optimizers = make_optimizers(
-        named, Optimizer(name=name), learning_rate=1e-3, rates=None, parts=PARTS["llava"], device=CPU
+        named,
+        Optimizer(name=name),
+        learning_rate=1e-3,
+        rates=None,
+        parts=PARTS["llava"],
+        device=CPU,
     )
     estimated = estimate_optimizer_bytes(optimizers)
     for _, parameter in named:
@@ -72,8 +82,12 @@ def test_the_estimated_optimizer_state_is_the_state_after_a_step(name: Any) -> N
 
 def test_the_timeline_of_a_larger_micro_batch_follows_from_one_and_two_samples() -> None:
     assert MemoryTimeline([10, 90, 40], [12, 92, 70]).peak(1) == 90
-    assert MemoryTimeline([10, 90, 40], [12, 92, 70]).peak(3) == 100  # at another operation than with one
-    assert MemoryTimeline([10, 90], [12, 92, 70]).peak(3) == 94  # different operations: from the peaks
+    assert (
+        MemoryTimeline([10, 90, 40], [12, 92, 70]).peak(3) == 100
+    )  # at another operation than with one
+    assert (
+        MemoryTimeline([10, 90], [12, 92, 70]).peak(3) == 94
+    )  # different operations: from the peaks
     step = StepMemory(
         whole_batch=MemoryTimeline([50], [80]),
         accumulating=MemoryTimeline([20], [50]),
@@ -82,7 +96,11 @@ def test_the_timeline_of_a_larger_micro_batch_follows_from_one_and_two_samples()
         update=90,
         inputs=1,
     )
-    assert (step.peak(4, 4), step.peak(2, 4), step.peak(1, 4)) == (4 + 7 + 140, 4 + 7 + 130, 4 + 7 + 130)
+    assert (step.peak(4, 4), step.peak(2, 4), step.peak(1, 4)) == (
+        4 + 7 + 140,
+        4 + 7 + 130,
+        4 + 7 + 130,
+    )
 
 
 class Wide(torch.nn.Module):
@@ -93,7 +111,11 @@ class Wide(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layers = torch.nn.Sequential(
-            *(m for _ in range(5) for m in (torch.nn.Linear(1024, 1024), torch.nn.GELU(), torch.nn.LayerNorm(1024)))
+            *(
+                m
+                for _ in range(5)
+                for m in (torch.nn.Linear(1024, 1024), torch.nn.GELU(), torch.nn.LayerNorm(1024))
+            )
         )
 
     def forward(self, batch: Batch) -> torch.Tensor:
@@ -130,7 +152,9 @@ def measured(micro_batch_size: int, name: Any, answer: Any) -> None:
     plan: Any = PlanOf(micro_batch_size)
     state = torch.get_rng_state()
     step = measure_step_memory(build_batch, model, optimizers, longest=0, plan=plan, device=CPU)
-    is_untouched = torch.equal(torch.get_rng_state(), state) and all(p.grad is None for p in model.parameters())
+    is_untouched = torch.equal(torch.get_rng_state(), state) and all(
+        p.grad is None for p in model.parameters()
+    )
     trim_heap()
     before = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
@@ -192,14 +216,18 @@ def with_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def give(*, free: int, total: int) -> None:
         monkeypatch.setattr(
-            prepare_module, "read_available_memory", lambda device: AvailableMemory(used=0, free=free, total=total)
+            prepare_module,
+            "read_available_memory",
+            lambda device: AvailableMemory(used=0, free=free, total=total),
         )
 
     return give
 
 
 @pytest.fixture
-def attempt(make_attempt: Callable[..., Path], miniature: Callable[[str], Path]) -> Callable[..., Path]:
+def attempt(
+    make_attempt: Callable[..., Path], miniature: Callable[[str], Path]
+) -> Callable[..., Path]:
     def make(*, run: str = "run", **model: Any) -> Path:
         settings = {
             "architecture": {"weights": str(miniature("llava")), "name": "auto"},
@@ -209,7 +237,9 @@ def attempt(make_attempt: Callable[..., Path], miniature: Callable[[str], Path])
             "compute": {"featureCache": False, "precisionType": "float32"},
             "packing": False,
         }
-        return make_attempt({"vi-dataset": {"maxSamples": 16}, "vi-model": settings | model}, run=run)
+        return make_attempt(
+            {"vi-dataset": {"maxSamples": 16}, "vi-model": settings | model}, run=run
+        )
 
     return make
 

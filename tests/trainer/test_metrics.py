@@ -1,4 +1,4 @@
-"""Metrics beside the programs that the field measures with, and beside numbers worked out by hand."""
+"""Metrics equal the field's reference programs and values calculated by hand."""
 
 import math
 import subprocess
@@ -12,7 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from runyard.trainer.answers import FREEFORM, METRICS, PHRASE_GROUNDING, VQA, Answer, Box, Grounding, read_answer
+from runyard.trainer.answers import (
+    FREEFORM,
+    METRICS,
+    PHRASE_GROUNDING,
+    VQA,
+    Answer,
+    Box,
+    Grounding,
+    read_answer,
+)
 from runyard.trainer.evaluation.metrics import (
     anls,
     bleu,
@@ -28,10 +37,37 @@ from runyard.trainer.evaluation.metrics import (
 
 exactly = partial(pytest.approx, abs=1e-9)
 
-WORDS = ["the", "a", "cat", "cats", "Run", "running", "runs", "dog,", "dog.", "3.5", "1,000", "5-6", "x-ray", "don't",
-         "&amp;", "<skipped>", "café", "日本", "हिन्दी", "🐈", '"so"', "-\n", "U.S."]  # fmt: skip
-TEXTS = some.one_of(some.lists(some.sampled_from(WORDS), max_size=14).map(" ".join), some.text(max_size=30))
-CORPORA = some.lists(some.tuples(TEXTS, some.lists(TEXTS, min_size=1, max_size=3)), min_size=1, max_size=5)
+WORDS = [
+    "the",
+    "a",
+    "cat",
+    "cats",
+    "Run",
+    "running",
+    "runs",
+    "dog,",
+    "dog.",
+    "3.5",
+    "1,000",
+    "5-6",
+    "x-ray",
+    "don't",
+    "&amp;",
+    "<skipped>",
+    "café",
+    "日本",
+    "हिन्दी",
+    "🐈",
+    '"so"',
+    "-\n",
+    "U.S.",
+]
+TEXTS = some.one_of(
+    some.lists(some.sampled_from(WORDS), max_size=14).map(" ".join), some.text(max_size=30)
+)
+CORPORA = some.lists(
+    some.tuples(TEXTS, some.lists(TEXTS, min_size=1, max_size=3)), min_size=1, max_size=5
+)
 quick = settings(max_examples=50, deadline=None)
 FIXED = [
     ("the cat sat on the mat .", ["the cat is on the mat .", "there is a cat on the mat ."]),
@@ -95,16 +131,23 @@ def test_meteor_is_that_of_nltk_without_wordnet(answer: str, references: list[st
     for said, true in [(answer, references), *FIXED]:
         if any(split_words(text) for text in (said, *true)):
             theirs = meteor_score(
-                [split_words(text) for text in true], split_words(said), stemmer=stemmer, wordnet=NoSynonyms()
+                [split_words(text) for text in true],
+                split_words(said),
+                stemmer=stemmer,
+                wordnet=NoSynonyms(),
             )
             assert meteor(said, true) == exactly(theirs)
 
 
 def test_meteor_by_hand() -> None:
     """Three of four words each are found, one of them by its stem, in two chunks: P = R = 3/4."""
-    assert meteor("dogs run very fast", ["the dog run fast"]) == exactly(0.75 * (1 - 0.5 * (2 / 3) ** 3))
+    assert meteor("dogs run very fast", ["the dog run fast"]) == exactly(
+        0.75 * (1 - 0.5 * (2 / 3) ** 3)
+    )
     # P = 2/2, R = 2/4, one chunk.
-    assert meteor("red car", ["a Red, car parked"]) == exactly(10 * 0.5 / (0.5 + 9) * (1 - 0.5 * (1 / 2) ** 3))
+    assert meteor("red car", ["a Red, car parked"]) == exactly(
+        10 * 0.5 / (0.5 + 9) * (1 - 0.5 * (1 / 2) ** 3)
+    )
     assert meteor("", [""]) == meteor("cat", ["dog"]) == 0
 
 
@@ -159,21 +202,34 @@ def test_normal_form(text: str, normal: str) -> None:
 
 
 def by_definition(answer: str, references: list[str], documents: list[list[str]]) -> float:
-    """Equation by equation, without a thought for speed."""
-    grams = lambda text, n: [tuple(split_words(text)[i : i + n]) for i in range(len(split_words(text)) - n + 1)]  # noqa: E731
+    """Compute CIDEr equation by equation; slow."""
+
+    def grams(text: str, n: int) -> list[tuple[str, ...]]:
+        words = split_words(text)
+        return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+
     total = 0.0
     for n in range(1, 5):
         in_documents = [{gram for text in texts for gram in grams(text, n)} for texts in documents]
 
-        def vector(text: str, n: int = n, seen: list[set[tuple[str, ...]]] = in_documents) -> dict[Any, float]:
+        def vector(
+            text: str, n: int = n, seen: list[set[tuple[str, ...]]] = in_documents
+        ) -> dict[Any, float]:
             counts = Counter(grams(text, n))
-            return {g: c * math.log(len(seen) / max(1, sum(g in each for each in seen))) for g, c in counts.items()}
+            return {
+                g: c * math.log(len(seen) / max(1, sum(g in each for each in seen)))
+                for g, c in counts.items()
+            }
 
         for reference in references:
             said, true = vector(answer), vector(reference)
-            lengths = math.sqrt(sum(v**2 for v in said.values())) * math.sqrt(sum(v**2 for v in true.values()))
+            lengths = math.sqrt(sum(v**2 for v in said.values())) * math.sqrt(
+                sum(v**2 for v in true.values())
+            )
             if lengths:
-                shared = sum(min(said[gram], true[gram]) * true[gram] for gram in said.keys() & true.keys())
+                shared = sum(
+                    min(said[gram], true[gram]) * true[gram] for gram in said.keys() & true.keys()
+                )
                 apart = len(grams(answer, 2)) - len(grams(reference, 2))
                 total += math.exp(-(apart**2) / (2 * 6**2)) * shared / lengths / len(references)
     return 10 * total / 4
@@ -191,10 +247,12 @@ def test_cider_is_its_definition(corpus: list[tuple[str, list[str]]]) -> None:
 def test_cider_by_hand() -> None:
     """Two images, so each word of one alone weighs log 2, and "a", in both, weighs nothing.
 
-    "a cat" beside "a cat sits". One word: (0, 1) and (0, 1, 1), cosine 1/sqrt(2). Two words: "a cat" of "a cat" and
-    "cat sits", 1/sqrt(2). Longer: nothing. One pair of words more in the truth.
+    "a cat" beside "a cat sits". One word: (0, 1) and (0, 1, 1), cosine 1/sqrt(2). Two words: "a
+    cat" of "a cat" and "cat sits", 1/sqrt(2). Longer: nothing. One pair of words more in the truth.
     """
-    (score, perfect) = cider_d(["a cat", "a small dog runs"], [["a cat sits"], ["a small dog runs"]])
+    (score, perfect) = cider_d(
+        ["a cat", "a small dog runs"], [["a cat sits"], ["a small dog runs"]]
+    )
     assert score == exactly(10 / 4 * 2 / math.sqrt(2) * math.exp(-1 / 72))
     assert perfect == exactly(10)
     assert cider_d(["a cat"], [["a cat"]]) == [0]  # an n-gram of every image has no weight
@@ -211,18 +269,31 @@ def test_several_truths_of_one_question_are_references_for_each_other() -> None:
         compute_metrics(VQA, said, truth),
         compute_metrics(VQA, said, truth, [("p", "q"), ("p", "q"), None]),
     )
-    assert (alone.values["normalizedMatch"], together.values["normalizedMatch"]) == (exactly(2 / 3), 1)
+    assert (alone.values["normalizedMatch"], together.values["normalizedMatch"]) == (
+        exactly(2 / 3),
+        1,
+    )
     assert (alone.values["anls"], together.values["anls"]) == (exactly(2 / 3), 1)
-    assert alone.values["exactMatch"] == together.values["exactMatch"] == exactly(2 / 3)  # its own truth alone
-    # CIDEr counts an image once, however many truths it has: two images, so what one of them says weighs log 2.
+    assert (
+        alone.values["exactMatch"] == together.values["exactMatch"] == exactly(2 / 3)
+    )  # its own truth alone
+    # CIDEr counts an image once, however many truths it has: two images, so what one of them says
+    # weighs log 2.
     captions = compute_metrics(FREEFORM, said, truth, [("p", "q"), ("p", "q"), None])
     assert captions.values["cider"] == exactly(
-        sum(cider_d(["a red car", "dog"], [["a red car", "one crimson automobile"], ["dog"]])[i] for i in (0, 0, 1)) / 3
+        sum(
+            cider_d(["a red car", "dog"], [["a red car", "one crimson automobile"], ["dog"]])[i]
+            for i in (0, 0, 1)
+        )
+        / 3
     )
 
 
 def test_an_answer_in_the_wrong_form_counts_nothing() -> None:
-    given = [read_answer('{"vqa":{"answer":"the red car is here"}}'), read_answer("the red car is here")]
+    given = [
+        read_answer('{"vqa":{"answer":"the red car is here"}}'),
+        read_answer("the red car is here"),
+    ]
     measured = compute_metrics(VQA, given, [Answer("the red car is here")] * 2)
     assert set(measured.samples[1].values()) == {0}
     assert {name: value for name, value in measured.values.items() if value != 0.5} == {
@@ -241,8 +312,13 @@ def test_nothing_said_and_nothing_true_breaks_nothing() -> None:
 
 # Left, top, width, height; some are turned inside out.
 PLACES = some.tuples(*[some.integers(0, 20)] * 2, *[some.integers(-2, 20)] * 2)
-BOXES = some.lists(some.tuples(some.sampled_from(["cat", "Cat ", "dog", "a"]), PLACES), max_size=6).map(
-    lambda items: [Grounding(phrase, ((x, y, x + width, y + height),)) for phrase, (x, y, width, height) in items]
+BOXES = some.lists(
+    some.tuples(some.sampled_from(["cat", "Cat ", "dog", "a"]), PLACES), max_size=6
+).map(
+    lambda items: [
+        Grounding(phrase, ((x, y, x + width, y + height),))
+        for phrase, (x, y, width, height) in items
+    ]
 )
 
 
@@ -299,14 +375,24 @@ def test_average_precision_is_that_of_pycocotools(capsys: pytest.CaptureFixture[
     holds()
 
 
-def test_average_precision_of_phrases_that_are_rare_and_frequent(capsys: pytest.CaptureFixture[str]) -> None:
-    """Seventy images with phrases of their own and two that they share, boxes off by a little more each time."""
+def test_average_precision_of_phrases_that_are_rare_and_frequent(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Seventy images with phrases of their own and two shared ones, boxes increasingly off."""
     said, true = [], []
     for number in range(70):
         box = (number, 10, number + 100, 110)
         off: Box = (number + number // 2, 10, number + 100 + number // 2, 110)
-        true.append([Grounding("cat", (box, (300, 300, 400, 400))), Grounding(f"thing {number}", (box,))])
-        said.append([Grounding("Cat", (off,)), Grounding(f"thing {number}", (off,)), Grounding("dog", (off,))])
+        true.append(
+            [Grounding("cat", (box, (300, 300, 400, 400))), Grounding(f"thing {number}", (box,))]
+        )
+        said.append(
+            [
+                Grounding("Cat", (off,)),
+                Grounding(f"thing {number}", (off,)),
+                Grounding("dog", (off,)),
+            ]
+        )
     found = mean_average_precision(said, true)
     assert found == exactly(as_pycocotools(said, true, capsys))
     assert 0.3 < found[0] < found[1] < 1
@@ -314,13 +400,26 @@ def test_average_precision_of_phrases_that_are_rare_and_frequent(capsys: pytest.
 
 def test_boxes_by_hand() -> None:
     half: Box = (0, 0, 100, 50)
-    truth = [Grounding("cat", ((0, 0, 100, 100), (200, 0, 300, 100))), Grounding("dog", ((5, 5, 9, 9),))]
-    given = [Grounding("CAT ", (half, half)), Grounding("dog", ((50, 50, 60, 60),)), Grounding("cow", (half,))]
+    truth = [
+        Grounding("cat", ((0, 0, 100, 100), (200, 0, 300, 100))),
+        Grounding("dog", ((5, 5, 9, 9),)),
+    ]
+    given = [
+        Grounding("CAT ", (half, half)),
+        Grounding("dog", ((50, 50, 60, 60),)),
+        Grounding("cow", (half,)),
+    ]
     counts = count_boxes(given, truth)  # one of the halves has exactly the overlap it needs
     assert (counts.correct, counts.predicted, counts.true) == (1, 4, 3)
     assert (counts.precision, counts.recall, counts.f1) == (0.25, exactly(1 / 3), exactly(2 / 7))
-    values = compute_metrics(PHRASE_GROUNDING, [Answer("", tuple(given))], [Answer("", tuple(truth))]).values
-    assert (values["precisionAt50"], values["f1At50"], values["map50"]) == (0.25, exactly(2 / 7), exactly(51 / 101 / 2))
+    values = compute_metrics(
+        PHRASE_GROUNDING, [Answer("", tuple(given))], [Answer("", tuple(truth))]
+    ).values
+    assert (values["precisionAt50"], values["f1At50"], values["map50"]) == (
+        0.25,
+        exactly(2 / 7),
+        exactly(51 / 101 / 2),
+    )
 
 
 def test_a_repeated_phrase_does_not_use_its_boxes_twice() -> None:
@@ -334,7 +433,9 @@ def test_no_boxes_and_boxes_of_any_number() -> None:
     assert mean_average_precision([[]], truth) == mean_average_precision(truth, [[]]) == (0, 0)
     assert count_boxes([], []).f1 == count_boxes([], truth[0]).precision == 0
     far = (-(10**400), 0, 10**400, 10**400)
-    assert mean_average_precision([[Grounding("cat", (far, (0, 0, 10, 10)))]], truth)[1] == exactly(0.5)
+    assert mean_average_precision([[Grounding("cat", (far, (0, 0, 10, 10)))]], truth)[1] == exactly(
+        0.5
+    )
     # As in COCO, only the first hundred of a phrase count.
     many = Grounding("cat", tuple((500, 500, 501 + i, 501) for i in range(100)))
     assert mean_average_precision([[many, *truth[0]]], truth) == (0, 0)
@@ -342,24 +443,30 @@ def test_no_boxes_and_boxes_of_any_number() -> None:
 
 def test_half_a_character_becomes_a_question_mark() -> None:
     assert read_answer('{"vqa":{"answer":"\\ud83d!"}}').text == "?!"
-    said = '{"phrase_grounding":{"sentence":"\\ud83d","groundings":[{"phrase":"\\udc00","grounding":[[1,2,3,4]]}]}}'
+    said = (
+        '{"phrase_grounding":{"sentence":"\\ud83d",'
+        '"groundings":[{"phrase":"\\udc00","grounding":[[1,2,3,4]]}]}}'
+    )
     read = read_answer(said)
     assert (read.text, read.groundings) == ("?", (Grounding("?", ((1, 2, 3, 4),)),))
 
 
 def test_no_library_is_loaded_before_something_is_measured() -> None:
-    """The warm parent imports the trainer, and the first step is not to wait for what it does not need."""
+    """The warm parent imports the trainer; the first step must not wait for unneeded libraries."""
     program = """
 import sys
 from runyard.trainer import plan
 from runyard.trainer.evaluation import metrics
 from runyard.trainer.answers import Answer
-libraries = {"rapidfuzz", "snowballstemmer", "faster_coco_eval", "sacrebleu", "rouge_score", "nltk", "pycocotools"}
+libraries = {"rapidfuzz", "snowballstemmer", "faster_coco_eval", "sacrebleu", "rouge_score", "nltk",
+             "pycocotools"}
 print(sorted(libraries & set(sys.modules)))
 metrics.compute_metrics("vqa", [Answer("runs")], [Answer("running")])
 print(sorted(libraries & set(sys.modules)))
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     assert done.stdout.splitlines() == ["[]", "['rapidfuzz', 'snowballstemmer']"]
 
 

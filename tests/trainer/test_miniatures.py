@@ -9,7 +9,10 @@ from PIL import Image
 from runyard.flows.families import FAMILIES
 from tests.trainer import miniatures
 
-USER = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Which digit is this?"}]}
+USER = {
+    "role": "user",
+    "content": [{"type": "image"}, {"type": "text", "text": "Which digit is this?"}],
+}
 WITHOUT_TEMPLATE = {"paligemma": "<image>Which digit is this?", "florence2": "Which digit is this?"}
 
 
@@ -23,7 +26,9 @@ def test_a_miniature_answers_about_an_image(model_type: str) -> None:
     assert model.config.model_type == model_type
     assert 40_000 < sum(parameter.numel() for parameter in model.parameters()) < 120_000
 
-    text = WITHOUT_TEMPLATE.get(model_type) or processor.apply_chat_template([USER], add_generation_prompt=True)
+    text = WITHOUT_TEMPLATE.get(model_type) or processor.apply_chat_template(
+        [USER], add_generation_prompt=True
+    )
     red, blue = (ask(model, processor, text, color) for color in ("red", "blue"))
     assert torch.equal(ask(model, processor, text, "red"), red)
     assert red.shape == (3, model.get_output_embeddings().out_features)
@@ -36,6 +41,11 @@ def ask(model: Any, processor: Any, text: str, color: str) -> torch.Tensor:
     # PaliGemma's processor makes some labels of its own.
     inputs = {name: torch.as_tensor(value) for name, value in made.items() if name != "labels"}
     said = model.eval().generate(
-        **inputs, max_new_tokens=3, min_new_tokens=3, do_sample=False, output_logits=True, return_dict_in_generate=True
+        **inputs,
+        max_new_tokens=3,
+        min_new_tokens=3,
+        do_sample=False,
+        output_logits=True,
+        return_dict_in_generate=True,
     )
     return torch.cat(said.logits)

@@ -32,7 +32,8 @@ def test_a_good_folder_says_its_type(folder: Path) -> None:
 
 @pytest.mark.parametrize("key", ["auto_map", "trust_remote_code", "custom_generate"])
 @pytest.mark.parametrize(
-    "name", ["config.json", "processor_config.json", "tokenizer_config.json", "generation_config.json"]
+    "name",
+    ["config.json", "processor_config.json", "tokenizer_config.json", "generation_config.json"],
 )
 def test_a_folder_that_names_code_is_refused(folder: Path, name: str, key: str) -> None:
     change(folder / name, inner={"deeper": [{key: {"AutoModel": "canary.Model"}}]})
@@ -61,7 +62,9 @@ def test_a_canary_in_the_folder_never_runs(folder: Path, make_attempt: Any, tmp_
     canary = tmp_path / "sang"
     change(folder / "config.json", auto_map={"AutoModelForImageTextToText": "canary.Model"})
     (folder / "canary.py").write_text(f"open({str(canary)!r}, 'w')")
-    attempt = make_attempt({"vi-dataset": {"maxSamples": 8}, "vi-model": {"architecture": {"weights": str(folder)}}})
+    attempt = make_attempt(
+        {"vi-dataset": {"maxSamples": 8}, "vi-model": {"architecture": {"weights": str(folder)}}}
+    )
     assert train_attempt(attempt) == 64
     assert json.loads((attempt / "result.json").read_text())["reason"] == "InvalidFlow"
     assert not canary.exists()
@@ -69,7 +72,9 @@ def test_a_canary_in_the_folder_never_runs(folder: Path, make_attempt: Any, tmp_
 
 def test_weights_of_another_family_than_named_are_refused(folder: Path, make_attempt: Any) -> None:
     architecture = {"name": "qwen3vl", "weights": str(folder)}
-    attempt = make_attempt({"vi-dataset": {"maxSamples": 8}, "vi-model": {"architecture": architecture}})
+    attempt = make_attempt(
+        {"vi-dataset": {"maxSamples": 8}, "vi-model": {"architecture": architecture}}
+    )
     assert train_attempt(attempt) == 64
     assert "are of family 'llava'" in json.loads((attempt / "result.json").read_text())["message"]
 
@@ -80,7 +85,9 @@ def test_missing_tensors_are_not_made_up(folder: Path, make_attempt: Any) -> Non
     tensors = load_file(folder / "model.safetensors")
     tensors.pop(next(name for name in tensors if "multi_modal_projector" in name))
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    attempt = make_attempt({"vi-dataset": {"maxSamples": 8}, "vi-model": {"architecture": {"weights": str(folder)}}})
+    attempt = make_attempt(
+        {"vi-dataset": {"maxSamples": 8}, "vi-model": {"architecture": {"weights": str(folder)}}}
+    )
     assert train_attempt(attempt) == 64
     assert "lack 1 tensors" in json.loads((attempt / "result.json").read_text())["message"]
 
@@ -138,12 +145,18 @@ def test_a_header_with_twins_or_without_end_is_refused(tmp_path: Path) -> None:
         check_safetensors(path, "x")
 
 
-@pytest.mark.parametrize("name", ["../other/model.safetensors", "/etc/x.safetensors", "..", "a/b.safetensors", "a\\b"])
+@pytest.mark.parametrize(
+    "name", ["../other/model.safetensors", "/etc/x.safetensors", "..", "a/b.safetensors", "a\\b"]
+)
 @pytest.mark.parametrize("place", ["weight_map", "tokenizer_file", "vocab_file"])
-def test_a_folder_that_names_files_elsewhere_is_refused(folder: Path, place: str, name: str) -> None:
+def test_a_folder_that_names_files_elsewhere_is_refused(
+    folder: Path, place: str, name: str
+) -> None:
     """Libraries join such names to the folder's path, and open what is there."""
     if place == "weight_map":
-        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+        (folder / "model.safetensors.index.json").write_text(
+            json.dumps({"weight_map": {"a": name}})
+        )
     else:
         change(folder / "tokenizer_config.json", **{place: name})
     with pytest.raises(InvalidFlow, match=f"names a file of another folder in '{place}'"):
@@ -151,7 +164,9 @@ def test_a_folder_that_names_files_elsewhere_is_refused(folder: Path, place: str
 
 
 def test_a_folder_that_names_the_base_of_an_adapter_is_refused(folder: Path) -> None:
-    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "/somewhere/else"}))
+    (folder / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": "/somewhere/else"})
+    )
     with pytest.raises(InvalidFlow, match=r"adapter_config\.json is not allowed in a model folder"):
         check_model_folder(folder)
 
@@ -168,7 +183,9 @@ def message_of(attempt: Path) -> str:
     return str(json.loads((attempt / "result.json").read_text())["message"])
 
 
-@pytest.mark.parametrize("path", ["/etc", "/no/such/folder", "{root}/runs", "{root}", "{root}/models/out", "~nobody/x"])
+@pytest.mark.parametrize(
+    "path", ["/etc", "/no/such/folder", "{root}/runs", "{root}", "{root}/models/out", "~nobody/x"]
+)
 def test_a_trainer_reads_no_folder_but_the_operators_and_says_the_same_of_all_others(
     make_attempt: Any, tmp_path: Path, miniature: Callable[[str], Path], path: str
 ) -> None:
@@ -177,10 +194,15 @@ def test_a_trainer_reads_no_folder_but_the_operators_and_says_the_same_of_all_ot
     (tmp_path / "models" / "out").symlink_to(tmp_path / "runs")
     given = path.format(root=tmp_path)
     attempt = make_attempt({"vi-model": {"architecture": {"weights": given}}})
-    assert message_of(attempt) == f"weights {given!r} are not in a folder of this machine's setting model_folders"
+    assert (
+        message_of(attempt)
+        == f"weights {given!r} are not in a folder of this machine's setting model_folders"
+    )
 
 
-@pytest.mark.parametrize("name", ["config.json", "chat_template.jinja", "tokenizer.json", "templates"])
+@pytest.mark.parametrize(
+    "name", ["config.json", "chat_template.jinja", "tokenizer.json", "templates"]
+)
 @pytest.mark.parametrize("exists", [True, False])
 def test_a_link_out_of_the_model_folders_is_not_followed(
     folder: Path, make_attempt: Any, tmp_path: Path, name: str, exists: bool
@@ -191,7 +213,10 @@ def test_a_link_out_of_the_model_folders_is_not_followed(
         outside.mkdir(parents=True)
     (folder / name).symlink_to(outside)
     attempt = make_attempt({"vi-model": {"architecture": {"weights": str(folder)}}})
-    assert message_of(attempt) == f"{name} in llava is a link out of the folders of the setting model_folders"
+    assert (
+        message_of(attempt)
+        == f"{name} in llava is a link out of the folders of the setting model_folders"
+    )
 
 
 def test_a_folder_swapped_for_a_link_while_it_is_read_is_not_trained_from(
@@ -209,8 +234,13 @@ def test_a_folder_swapped_for_a_link_while_it_is_read_is_not_trained_from(
         return found
 
     monkeypatch.setattr(model, "check_model_folder", swapped)
-    attempt = make_attempt({"vi-dataset": {"maxSamples": 8}, "vi-model": {"architecture": {"weights": str(folder)}}})
-    assert message_of(attempt) == "model folder llava is not in a folder of this machine's setting model_folders"
+    attempt = make_attempt(
+        {"vi-dataset": {"maxSamples": 8}, "vi-model": {"architecture": {"weights": str(folder)}}}
+    )
+    assert (
+        message_of(attempt)
+        == "model folder llava is not in a folder of this machine's setting model_folders"
+    )
 
 
 def test_names_of_models_and_hub_ids_are_looked_up_in_the_operators_folders_alone(

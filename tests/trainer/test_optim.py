@@ -50,7 +50,12 @@ def parameters() -> Named:
 def test_parts_have_their_own_rates_and_gains_do_not_decay() -> None:
     rates = LearningRates(vision=1e-4, projector=2e-4)
     (optimizer,) = make_optimizers(
-        parameters(), Settings(weight_decay=0.1), learning_rate=1e-3, rates=rates, parts=PARTS, device=CPU
+        parameters(),
+        Settings(weight_decay=0.1),
+        learning_rate=1e-3,
+        rates=rates,
+        parts=PARTS,
+        device=CPU,
     )
     groups = {(g["base_lr"], g["weight_decay"]): len(g["params"]) for g in optimizer.param_groups}
     assert groups == {(1e-4, 0.1): 1, (2e-4, 0.1): 1, (1e-3, 0.1): 2, (1e-3, 0.0): 1}
@@ -58,10 +63,14 @@ def test_parts_have_their_own_rates_and_gains_do_not_decay() -> None:
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "adafactor", "muon"])
-def test_every_rule_makes_the_loss_smaller(name: Literal["adamw", "sgd", "adafactor", "muon"]) -> None:
+def test_every_rule_makes_the_loss_smaller(
+    name: Literal["adamw", "sgd", "adafactor", "muon"],
+) -> None:
     named = parameters()
     settings = Settings(name=name, weight_decay=0.0)
-    optimizers = make_optimizers(named, settings, learning_rate=0.01, rates=None, parts=PARTS, device=CPU)
+    optimizers = make_optimizers(
+        named, settings, learning_rate=0.01, rates=None, parts=PARTS, device=CPU
+    )
 
     def loss() -> torch.Tensor:
         return sum((p.square().sum() for _, p in named), torch.zeros(()))
@@ -77,7 +86,9 @@ def test_every_rule_makes_the_loss_smaller(name: Literal["adamw", "sgd", "adafac
 
 def test_muon_takes_hidden_matrices_only() -> None:
     settings = Settings(name="muon")
-    muon, rest = make_optimizers(parameters(), settings, learning_rate=0.01, rates=None, parts=PARTS, device=CPU)
+    muon, rest = make_optimizers(
+        parameters(), settings, learning_rate=0.01, rates=None, parts=PARTS, device=CPU
+    )
     assert sum(len(group["params"]) for group in muon.param_groups) == 3
     assert sum(len(group["params"]) for group in rest.param_groups) == 2
 
@@ -85,4 +96,6 @@ def test_muon_takes_hidden_matrices_only() -> None:
 def test_an_optimizer_that_is_not_installed_is_refused_with_a_fix() -> None:
     settings = Settings(name="adamw8bit")
     with pytest.raises(InvalidFlow, match="use 'adamw'"):
-        make_optimizers(parameters(), settings, learning_rate=0.01, rates=None, parts=PARTS, device=CPU)
+        make_optimizers(
+            parameters(), settings, learning_rate=0.01, rates=None, parts=PARTS, device=CPU
+        )

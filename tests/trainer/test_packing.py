@@ -11,13 +11,23 @@ import torch
 from runyard.trainer.answers import Answer
 from runyard.trainer.data.datasets import Sample
 from runyard.trainer.data.encode import Batch, Encoder, InMemoryEncodings, Layout
-from runyard.trainer.data.packing import compute_padding_share, get_position_function, pack, use_packed_attention
+from runyard.trainer.data.packing import (
+    compute_padding_share,
+    get_position_function,
+    pack,
+    use_packed_attention,
+)
 from runyard.trainer.families import PARTS, get_family_parts
 from runyard.trainer.models.model import load_model
 from runyard.trainer.steps.losses import TokenLosses
 
 PACKED = [model_type for model_type, parts in PARTS.items() if parts.packing_obstacle is None]
-TEXTS = ["a", "a longer answer with words", "b", "the longest answer of all of these, by far, with a number: 12345"]
+TEXTS = [
+    "a",
+    "a longer answer with words",
+    "b",
+    "the longest answer of all of these, by far, with a number: 12345",
+]
 CLOSE = 1e-5  # of the largest entry of a gradient
 
 
@@ -30,7 +40,9 @@ def samples() -> list[Sample]:
     return [Sample(p, q, Answer(t)) for p, q, t in zip(images, questions, TEXTS, strict=True)]
 
 
-def loss_and_gradients(losses: TokenLosses, module: Any, batch: Batch) -> tuple[float, dict[str, torch.Tensor]]:
+def loss_and_gradients(
+    losses: TokenLosses, module: Any, batch: Batch
+) -> tuple[float, dict[str, torch.Tensor]]:
     loss = losses(batch) / batch.label_count
     loss.backward()
     found = {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
@@ -39,12 +51,16 @@ def loss_and_gradients(losses: TokenLosses, module: Any, batch: Batch) -> tuple[
 
 
 @pytest.mark.parametrize("model_type", PACKED)
-def test_packed_and_padded_have_the_same_gradients(model_type: str, miniature: Callable[[str], Path]) -> None:
+def test_packed_and_padded_have_the_same_gradients(
+    model_type: str, miniature: Callable[[str], Path]
+) -> None:
     model = load_model(miniature(model_type), dtype=torch.float32)
     module = model.module.train()
     encoder = Encoder(model.processor, model.parts, system_prompt="", task="vqa")
     data = InMemoryEncodings([encoder.encode(sample) for sample in samples()], Layout(pad_id=0))
-    losses = TokenLosses(module, precision="float32", device=torch.device("cpu"), label_smoothing=0.0)
+    losses = TokenLosses(
+        module, precision="float32", device=torch.device("cpu"), label_smoothing=0.0
+    )
     padded = data.make_batch([0, 1, 2, 3])
     wanted, gradients = loss_and_gradients(losses, module, padded)
 
@@ -74,7 +90,9 @@ def test_a_sample_does_not_attend_to_its_neighbors(miniature: Callable[[str], Pa
     def hidden(indices: list[int]) -> torch.Tensor:
         batch = pack(data.make_batch(indices))
         with torch.inference_mode():
-            states: torch.Tensor = module.model(**batch.inputs, segments=batch.segments).last_hidden_state[0]
+            states: torch.Tensor = module.model(
+                **batch.inputs, segments=batch.segments
+            ).last_hidden_state[0]
         return states[-int(data.lengths[indices[-1]]) :]
 
     alone = hidden([3])
@@ -82,15 +100,19 @@ def test_a_sample_does_not_attend_to_its_neighbors(miniature: Callable[[str], Pa
     assert torch.allclose(hidden([2, 3]), alone, atol=1e-6)
 
 
-def test_chunks_of_the_loss_change_nothing(miniature: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_of_the_loss_change_nothing(
+    miniature: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = load_model(miniature("llava"), dtype=torch.float32)
     encoder = Encoder(model.processor, get_family_parts("llava"), system_prompt="", task="vqa")
-    batch = InMemoryEncodings([encoder.encode(sample) for sample in samples()], Layout(pad_id=0)).make_batch(
-        [0, 1, 2, 3]
-    )
+    batch = InMemoryEncodings(
+        [encoder.encode(sample) for sample in samples()], Layout(pad_id=0)
+    ).make_batch([0, 1, 2, 3])
 
     def measured() -> tuple[float, dict[str, torch.Tensor]]:
-        losses = TokenLosses(model.module, precision="float32", device=torch.device("cpu"), label_smoothing=0.1)
+        losses = TokenLosses(
+            model.module, precision="float32", device=torch.device("cpu"), label_smoothing=0.1
+        )
         return loss_and_gradients(losses, model.module, batch)
 
     whole, gradients = measured()
@@ -98,7 +120,9 @@ def test_chunks_of_the_loss_change_nothing(miniature: Callable[[str], Path], mon
     monkeypatch.setattr("runyard.trainer.steps.losses.LARGEST_LOGITS_BYTES", 7 * row_bytes)
     chunked, found = measured()
     assert chunked == pytest.approx(whole, rel=1e-6)
-    assert all(torch.allclose(found[name], gradient, atol=1e-6) for name, gradient in gradients.items())
+    assert all(
+        torch.allclose(found[name], gradient, atol=1e-6) for name, gradient in gradients.items()
+    )
 
 
 def test_padding_is_counted_over_batches() -> None:

@@ -20,8 +20,13 @@ MACHINE = Machine(
 )
 
 
-def make_metric_plan(metric: str, *, dataset: str, tasks: list[str], measured: int | None = None) -> Plan:
-    settings: dict[str, Any] = {"checkpoint": {"metric": metric}, "validation": {"maxSamples": measured}}
+def make_metric_plan(
+    metric: str, *, dataset: str, tasks: list[str], measured: int | None = None
+) -> Plan:
+    settings: dict[str, Any] = {
+        "checkpoint": {"metric": metric},
+        "validation": {"maxSamples": measured},
+    }
     blocks = [FlowBlock("vi-dataset", {"datasetId": dataset}), FlowBlock("vi-model", settings)]
     sizes = Sizes(
         training_samples=64,
@@ -35,7 +40,9 @@ def make_metric_plan(metric: str, *, dataset: str, tasks: list[str], measured: i
     return make_plan(resolve(FlowSpec(blocks=blocks)), MACHINE, sizes)
 
 
-@pytest.mark.parametrize("metric", ["exactMatch", "validation/anls", "accuracyAt50", "iou", "wellFormed", "loss"])
+@pytest.mark.parametrize(
+    "metric", ["exactMatch", "validation/anls", "accuracyAt50", "iou", "wellFormed", "loss"]
+)
 def test_any_metric_that_is_measured_may_decide(metric: str) -> None:
     plan = make_metric_plan(metric, dataset="digits-both", tasks=["phrase-grounding", "vqa"])
     assert plan.metric == metric.removeprefix("validation/")
@@ -43,9 +50,14 @@ def test_any_metric_that_is_measured_may_decide(metric: str) -> None:
 
 def test_a_metric_that_is_not_measured_is_refused_with_those_that_are() -> None:
     both = ["phrase-grounding", "vqa"]
-    with pytest.raises(InvalidFlow, match=r"'cider' is not measured for phrase-grounding and vqa; .*exactMatch.*iou"):
+    with pytest.raises(
+        InvalidFlow,
+        match=r"'cider' is not measured for phrase-grounding and vqa; .*exactMatch.*iou",
+    ):
         make_metric_plan("cider", dataset="digits-both", tasks=both)
-    with pytest.raises(InvalidFlow, match="'exactMatch' is not measured for phrase-grounding; try: accuracyAt50"):
+    with pytest.raises(
+        InvalidFlow, match="'exactMatch' is not measured for phrase-grounding; try: accuracyAt50"
+    ):
         make_metric_plan("exactMatch", dataset="digits-both", tasks=both, measured=1)
     with pytest.raises(InvalidFlow, match="'iou' is not measured for vqa"):
         make_metric_plan("iou", dataset="digits", tasks=["vqa", "vqa"])

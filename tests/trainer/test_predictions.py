@@ -1,4 +1,4 @@
-"""What a model answered, kept: whole files, those of the checkpoints and the newest, with what each sample scored."""
+"""Stored predictions: complete files, those of kept checkpoints and the newest, with scores."""
 
 import errno
 import json
@@ -35,7 +35,9 @@ def test_the_newest_and_those_of_kept_steps_stay(tmp_path: Path) -> None:
     assert lines_of(path) == [{"answer": "ü\n"}, {"answer": ""}]
 
 
-def test_a_disk_that_refuses_loses_nothing_that_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_refuses_loses_nothing_that_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_predictions(tmp_path, 2, [{"answer": "one"}])
 
     def refuse(_descriptor: int) -> None:
@@ -52,7 +54,7 @@ def test_a_disk_that_refuses_loses_nothing_that_is_kept(tmp_path: Path, monkeypa
 def attempt_on(
     make_attempt: Callable[..., Path], make_version: Callable[..., Path], png: Callable[..., bytes]
 ) -> Callable[..., Path]:
-    """An attempt of three epochs of one step each on uploaded images, which all say ``contents``."""
+    """An attempt of three epochs of one step each on images whose answer is ``contents``."""
 
     def make(task: str, contents: Any, **model: Any) -> Path:
         images = {f"{number:02}.png": (png(number), [contents]) for number in range(24)}
@@ -60,7 +62,11 @@ def attempt_on(
         folder = make_attempt(
             {
                 "vi-dataset": dataset,
-                "vi-model": {"hyperparameters": {"batchSize": 32, "epochs": 3}, "compute": {"compile": False}} | model,
+                "vi-model": {
+                    "hyperparameters": {"batchSize": 32, "epochs": 3},
+                    "compute": {"compile": False},
+                }
+                | model,
             }
         )
         brought = {"folder": str(make_version(images)), "dataset": "shelves", "version": "0" * 16}
@@ -84,7 +90,7 @@ def answers_by_evaluation(monkeypatch: pytest.MonkeyPatch, *answers: Callable[[i
 def test_another_metric_decides_and_the_checkpoint_has_its_predictions(
     attempt_on: Callable[..., Path], events_of: EventsOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """First all answers are a letter off, then half are right and half are wrong, then no answer is one."""
+    """First all answers are a letter off, then half are right, then none is valid."""
     answers_by_evaluation(
         monkeypatch,
         lambda _: '{"vqa":{"answer":"seventen"}}',
@@ -92,12 +98,16 @@ def test_another_metric_decides_and_the_checkpoint_has_its_predictions(
         lambda _: "seventeen",
     )
     contents = Vqa(interactions=[Interaction(order=1, question="How many?", answer="seventeen")])
-    folder = attempt_on("vqa", contents, checkpoint={"metric": "anls", "keep": 1}, validation={"previews": 1})
+    folder = attempt_on(
+        "vqa", contents, checkpoint={"metric": "anls", "keep": 1}, validation={"previews": 1}
+    )
     assert train_attempt(folder) == 0
 
     evaluations = events_of(folder, "evaluation")
     assert [event["metricName"] for event in evaluations] == ["anls"] * 3
-    assert set(evaluations[0]["values"]) == {f"validation/{name}" for name in ("loss", *METRICS["vqa"])}
+    assert set(evaluations[0]["values"]) == {
+        f"validation/{name}" for name in ("loss", *METRICS["vqa"])
+    }
     assert [event["values"]["validation/anls"] for event in evaluations] == [
         round(8 / 9, 6), evaluations[1]["values"]["validation/exactMatch"], 0,
     ]  # fmt: skip
@@ -130,10 +140,17 @@ def test_another_metric_decides_and_the_checkpoint_has_its_predictions(
 def test_boxes_stand_beside_the_true_ones(
     attempt_on: Callable[..., Path], events_of: EventsOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said = '{"phrase_grounding":{"sentence":"box","groundings":[{"phrase":"A box","grounding":[[102,205,614,%d]]}]}}'
+    said = (
+        '{"phrase_grounding":{"sentence":"box","groundings":[{"phrase":"A '
+        'box","grounding":[[102,205,614,%d]]}]}}'
+    )
     answers_by_evaluation(monkeypatch, *[lambda number: said % (922 if number % 2 else 300)] * 3)
-    phrase = GroundedPhrase(phrase="a box", start_token_index=0, end_token_index=2, bounds=[(0.1, 0.2, 0.6, 0.9)])
-    folder = attempt_on("phrase-grounding", PhraseGrounding(caption="a box", grounded_phrases=[phrase]))
+    phrase = GroundedPhrase(
+        phrase="a box", start_token_index=0, end_token_index=2, bounds=[(0.1, 0.2, 0.6, 0.9)]
+    )
+    folder = attempt_on(
+        "phrase-grounding", PhraseGrounding(caption="a box", grounded_phrases=[phrase])
+    )
     assert train_attempt(folder) == 0
     event = events_of(folder, "evaluation")[-1]
     preview, line = event["previews"][1], lines_of(folder / "predictions" / "step-3.jsonl")[1]
@@ -143,7 +160,11 @@ def test_boxes_stand_beside_the_true_ones(
     assert (line["scores"]["iou"], line["scores"]["f1At50"]) == (1, 1)
     right = event["values"]["validation/precisionAt50"]
     assert 0 < right < 1
-    assert event["values"]["validation/recallAt50"] == event["values"]["validation/accuracyAt50"] == right
+    assert (
+        event["values"]["validation/recallAt50"]
+        == event["values"]["validation/accuracyAt50"]
+        == right
+    )
     assert 0 < event["values"]["validation/map"] <= event["values"]["validation/map50"] <= right
 
 
@@ -163,8 +184,13 @@ def test_predictions_that_the_disk_refuses_are_a_warning(
     folder = attempt_on("vqa", contents, evaluation={"max_new_tokens": 1})
     assert train_attempt(folder) == 0
     (warning,) = events_of(folder, "warning")
-    assert warning["message"] == "the predictions of step 1 could not be written: No space left on device"
-    have = [(folder / "checkpoints" / f"epoch-{n}" / "predictions.jsonl").exists() for n in (1, 2, 3)]
+    assert (
+        warning["message"]
+        == "the predictions of step 1 could not be written: No space left on device"
+    )
+    have = [
+        (folder / "checkpoints" / f"epoch-{n}" / "predictions.jsonl").exists() for n in (1, 2, 3)
+    ]
     assert have == [False, True, True]
 
 

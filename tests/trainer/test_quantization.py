@@ -1,4 +1,4 @@
-"""An adapter over base weights in 4 bit: what is kept, what goes on where it stopped, and what an export may say."""
+"""An adapter over 4-bit base weights: what is saved, resumed and exported."""
 
 import importlib.util
 import shutil
@@ -47,7 +47,9 @@ def recipe(weights: Path, steps: int = STEPS, **more: Any) -> dict[str, dict[str
 
 @pytest.fixture(scope="module")
 def attempt(
-    miniature: Callable[[str], Path], write_attempt: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+    miniature: Callable[[str], Path],
+    write_attempt: Callable[..., Path],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """The attempt's folder of a run with three evaluations and three checkpoints."""
     folder = write_attempt(tmp_path_factory.mktemp("quantized"), recipe(miniature("llava")))
@@ -60,9 +62,13 @@ def adapter_of(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 
 @needs_bitsandbytes
-def test_the_checkpoint_has_the_base_weights_whole(attempt: Path, miniature: Callable[[str], Path]) -> None:
+def test_the_checkpoint_has_the_base_weights_whole(
+    attempt: Path, miniature: Callable[[str], Path]
+) -> None:
     full = attempt / "checkpoints" / LAST / "model_full"
-    assert sha256_of(full / "model.safetensors") == sha256_of(miniature("llava") / "model.safetensors")
+    assert sha256_of(full / "model.safetensors") == sha256_of(
+        miniature("llava") / "model.safetensors"
+    )
     assert "quantization_config" not in (read_json(full / "config.json") or {})
     run = read_json(full / "run.json") or {}
     model = run["spec"]["flow"]["blocks"][-1]["settings"]
@@ -71,12 +77,17 @@ def test_the_checkpoint_has_the_base_weights_whole(attempt: Path, miniature: Cal
     plan = run["status"]["plan"]
     assert plan["quantization"]["value"] == "nf4"
     base = sum(value.numel() for value in load_file(full / "model.safetensors").values())
-    assert plan["parameters"]["value"] == base + plan["trainableParameters"]["value"]  # two of them lie in a byte
+    assert (
+        plan["parameters"]["value"] == base + plan["trainableParameters"]["value"]
+    )  # two of them lie in a byte
 
 
 @needs_bitsandbytes
 def test_what_goes_on_after_an_evaluation_ends_with_the_same_adapter(
-    attempt: Path, write_attempt: Callable[..., Path], tmp_path: Path, miniature: Callable[[str], Path]
+    attempt: Path,
+    write_attempt: Callable[..., Path],
+    tmp_path: Path,
+    miniature: Callable[[str], Path],
 ) -> None:
     resume = attempt / "checkpoints" / "step-2"
     again = write_attempt(tmp_path, recipe(miniature("llava")), attempt=2, resume=resume)
@@ -102,7 +113,9 @@ def test_answering_leaves_4_bit_weights_as_they_are(miniature: Callable[[str], P
 
 
 @needs_bitsandbytes
-def test_an_export_is_measured_over_the_4_bits_and_merged_over_whole_weights(attempt: Path, tmp_path: Path) -> None:
+def test_an_export_is_measured_over_the_4_bits_and_merged_over_whole_weights(
+    attempt: Path, tmp_path: Path
+) -> None:
     checkpoint = shutil.copytree(attempt / "checkpoints" / LAST, tmp_path / "checkpoint")
     for form in ("adapter", "full"):
         document = export_model(checkpoint, tmp_path / form, form=form)  # type: ignore[arg-type]
@@ -122,7 +135,8 @@ def test_an_export_is_measured_over_the_4_bits_and_merged_over_whole_weights(att
     stored = checkpoint / "predictions.jsonl"
     stored.write_text(stored.read_text().replace('"raw":"', '"raw":"other '))
     with pytest.raises(
-        ExportFailed, match=r"base weights in 4 bits \(nf4\), and merged weights are not quantized.*--tolerate 1"
+        ExportFailed,
+        match=r"base weights in 4 bits \(nf4\), and merged weights are not quantized.*--tolerate 1",
     ):
         export_model(checkpoint, tmp_path / "other", form="merged")
 
@@ -132,11 +146,15 @@ def lines(checkpoint: Path) -> list[str]:
 
 
 def test_without_bitsandbytes_the_recipe_is_refused(
-    make_attempt: Callable[..., Path], miniature: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    make_attempt: Callable[..., Path],
+    miniature: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *more: None if name == "bitsandbytes" else find(name, *more)
+        importlib.util,
+        "find_spec",
+        lambda name, *more: None if name == "bitsandbytes" else find(name, *more),
     )
     folder = make_attempt(recipe(miniature("llava")))
     assert train_attempt(folder) == 64

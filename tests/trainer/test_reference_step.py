@@ -1,8 +1,9 @@
 """One step's loss and every gradient, beside a reference written with transformers alone.
 
-The reference reads one conversation at a time with the family's own processor, marks with -100 what is not the answer,
-calls the model as a user would, and takes the mean over all answer tokens of the batch. It shares nothing with the
-trainer but the miniature. The trainer fills up, cuts into micro-batches, packs, and computes logits only where they
+The reference reads one conversation at a time with the family's own processor, marks with -100 what
+is not the answer, calls the model as a user would, and takes the mean over all answer tokens of the
+batch. It shares nothing with the trainer but the miniature. The trainer fills up, cuts into
+micro-batches, packs, and computes logits only where they
 count: all of that must come to the same, however a recipe asks for it.
 """
 
@@ -32,7 +33,8 @@ from runyard.trainer.train import accumulate_gradients
 from tests.trainer import miniatures
 
 SYSTEM = "Look well."
-# Questions and answers of different lengths about images of different shapes; a few of them are held out.
+# Questions and answers of different lengths about images of different shapes; a few of them are
+# held out.
 SAID = [
     ("What is it?", "a"),
     ("Which digit is this, the seven or another?", "seven"),
@@ -45,8 +47,9 @@ SAID = [
 ]
 SIZES = [(32, 32), (48, 24), (24, 40)]
 BATCH = 5
-# How far apart float32 may leave us, as sums run in another order: parts of the loss; of a parameter's largest
-# gradient; and of the largest of all, for parameters whose gradient is zero but for rounding (biases of keys).
+# How far apart float32 may leave us, as sums run in another order: parts of the loss; of a
+# parameter's largest gradient; and of the largest of all, for parameters whose gradient is zero but
+# for rounding (biases of keys).
 OF_LOSS, OF_PARAMETER, OF_ALL = 1e-6, 2e-5, 1e-7
 
 Gradients = dict[str, torch.Tensor]
@@ -60,7 +63,12 @@ def full(
         "training": {"mode": "full", "freeze": list(freeze)},
         "hyperparameters": {"batchSize": 4, "microBatchSize": micro_batch_size},
         "packing": packing,
-        "compute": {"precisionType": "float32", "featureCache": False, "gradientCheckpointing": False} | compute,
+        "compute": {
+            "precisionType": "float32",
+            "featureCache": False,
+            "gradientCheckpointing": False,
+        }
+        | compute,
     }
 
 
@@ -80,22 +88,29 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "language-frozen": full(2, freeze=("language",)),
 }
 WITH_ADAPTER = {
-    name: VARIANTS[name] | {"training": {"mode": "lora", "lora": {"rank": 2, "alpha": 6, "dropout": 0.0}}}
+    name: VARIANTS[name]
+    | {"training": {"mode": "lora", "lora": {"rank": 2, "alpha": 6, "dropout": 0.0}}}
     for name in ("whole", "micro-1", "packed")
 }
 
 
 @pytest.fixture
 def trainer(
-    make_attempt: Callable[..., Path], make_version: Callable[..., Path], miniature: Callable[[str], Path]
+    make_attempt: Callable[..., Path],
+    make_version: Callable[..., Path],
+    miniature: Callable[[str], Path],
 ) -> Callable[[str, dict[str, Any]], TrainState]:
     """The trainer before its first step, for a family and a recipe's vi-model."""
 
     def begin(model_type: str, settings: dict[str, Any]) -> TrainState:
         version = make_version(
-            {f"{n}.png": (make_image(n), [Vqa(interactions=[Interaction(order=1, question=asked, answer=answer)])])
-             for n, (asked, answer) in enumerate(SAID)}
-        )  # fmt: skip
+            {
+                f"{n}.png": (make_image(n), [Vqa(interactions=[interaction])])
+                for n, interaction in enumerate(
+                    Interaction(order=1, question=asked, answer=answer) for asked, answer in SAID
+                )
+            }
+        )
         blocks = {
             "vi-system-prompt": {"systemPrompt": SYSTEM},
             "vi-dataset": {
@@ -112,7 +127,9 @@ def trainer(
         (folder / "dataset.json").write_text(json.dumps(document))
         config = read_json(folder / "run.json") or {}
         run, recipe = parse_run(config)
-        job = Job(folder=folder, run=run, recipe=recipe, models={}, folders=parse_model_folders(config))
+        job = Job(
+            folder=folder, run=run, recipe=recipe, models={}, folders=parse_model_folders(config)
+        )
         return prepare(job, detect_machine(1), hooks=Hooks())
 
     return begin
@@ -120,7 +137,9 @@ def trainer(
 
 def make_image(number: int) -> bytes:
     held = io.BytesIO()
-    noise = torch.randint(0, 256, (*SIZES[number % 3][::-1], 3), generator=torch.Generator().manual_seed(number))
+    noise = torch.randint(
+        0, 256, (*SIZES[number % 3][::-1], 3), generator=torch.Generator().manual_seed(number)
+    )
     Image.fromarray(noise.byte().numpy()).save(held, "PNG")
     return held.getvalue()
 
@@ -131,7 +150,11 @@ def step(state: TrainState) -> tuple[list[int], float, Gradients]:
     loss = accumulate_gradients(state, indices, 0, state.plan.micro_batch_size)
     questions = [asked for asked, _ in SAID]
     said = [questions.index(state.data.train[index].question) for index in indices]
-    return said, loss, {name: p.grad for name, p in state.model.trainable_parameters() if p.grad is not None}
+    return (
+        said,
+        loss,
+        {name: p.grad for name, p in state.model.trainable_parameters() if p.grad is not None},
+    )
 
 
 class Reference:
@@ -148,13 +171,16 @@ class Reference:
         for number in said:
             inputs, labels = self.read(number)
             logits = self.model(**inputs).logits[0]
-            # The logits at a place say what comes after it; those of a decoder beside an encoder already stand so.
+            # The logits at a place say what comes after it; those of a decoder beside an encoder
+            # already stand so.
             expected, wanted = (logits, labels) if "labels" in inputs else (logits[:-1], labels[1:])
             losses.append(cross_entropy(expected, wanted, ignore_index=-100, reduction="sum"))
             tokens += int((wanted != -100).sum())
         loss = torch.stack(losses).sum() / tokens
         loss.backward()
-        return float(loss.detach()), {n: p.grad for n, p in self.model.named_parameters() if p.grad is not None}
+        return float(loss.detach()), {
+            n: p.grad for n, p in self.model.named_parameters() if p.grad is not None
+        }
 
     def read(self, number: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """A conversation as the model takes it, and its labels."""
@@ -163,13 +189,20 @@ class Reference:
         answer = '{"vqa":{"answer":"' + answer + '"}}'
         if self.model_type == "paligemma":
             state = self.processor(
-                images=[image], text=[f"<image>{SYSTEM} {question}"], suffix=[answer], return_tensors="np"
+                images=[image],
+                text=[f"<image>{SYSTEM} {question}"],
+                suffix=[answer],
+                return_tensors="np",
             )
             state = {name: torch.as_tensor(value) for name, value in state.items()}
             return state, state.pop("labels")[0]
         if self.model_type == "florence2":
-            labels = self.processor.tokenizer(f"<s>{answer}<|im_end|>", return_tensors="pt")["input_ids"]
-            state = self.processor(images=[image], text=[f"{SYSTEM} {question}"], return_tensors="pt")
+            labels = self.processor.tokenizer(f"<s>{answer}<|im_end|>", return_tensors="pt")[
+                "input_ids"
+            ]
+            state = self.processor(
+                images=[image], text=[f"{SYSTEM} {question}"], return_tensors="pt"
+            )
             return {**state, "labels": labels}, labels[0]
         messages = [
             {"role": "system", "content": [{"type": "text", "text": SYSTEM}]},
@@ -177,7 +210,9 @@ class Reference:
         ]
         prompt = self.processor.apply_chat_template(messages, add_generation_prompt=True)
         alone = self.processor(images=[image], text=[prompt], return_tensors="pt")["input_ids"]
-        state = self.processor(images=[image], text=[f"{prompt}{answer}<|im_end|>"], return_tensors="pt")
+        state = self.processor(
+            images=[image], text=[f"{prompt}{answer}<|im_end|>"], return_tensors="pt"
+        )
         labels = state["input_ids"][0].clone()
         assert torch.equal(labels[: alone.shape[1]], alone[0])
         labels[: alone.shape[1]] = -100
@@ -205,14 +240,18 @@ def compare(found: tuple[float, Gradients], wanted: tuple[float, Gradients]) -> 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("model_type", miniatures.MINIATURES)
 def test_a_step_has_the_loss_and_the_gradients_of_the_reference(
-    model_type: str, variant: str, trainer: Callable[..., TrainState], reference: Callable[[str], Reference]
+    model_type: str,
+    variant: str,
+    trainer: Callable[..., TrainState],
+    reference: Callable[[str], Reference],
 ) -> None:
     settings, parts = VARIANTS[variant], PARTS[model_type]
     if settings["packing"] and parts.packing_obstacle:
         pytest.skip(f"not packed: {parts.packing_obstacle}")
     if settings["compute"]["featureCache"] and model_type == "florence2":
         with pytest.raises(
-            InvalidFlow, match="featureCache true is not possible: the family accepts images only as pixels"
+            InvalidFlow,
+            match="featureCache true is not possible: the family accepts images only as pixels",
         ):
             trainer(model_type, settings)
         return
@@ -238,7 +277,9 @@ def test_a_step_of_an_adapter_has_the_loss_and_the_gradients_of_the_reference(
 ) -> None:
     state, reference = trainer(model_type, WITH_ADAPTER[variant]), Reference(model_type)
     linear = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
-    config = LoraConfig(r=2, lora_alpha=6, target_modules=rf"model\.language_model\.layers\..*\.({linear})")
+    config = LoraConfig(
+        r=2, lora_alpha=6, target_modules=rf"model\.language_model\.layers\..*\.({linear})"
+    )
     with warnings.catch_warnings():  # peft asks transformers for an attribute under its old name
         warnings.simplefilter("ignore", FutureWarning)
         adapted = get_peft_model(reference.model, config)
@@ -248,7 +289,9 @@ def test_a_step_of_an_adapter_has_the_loss_and_the_gradients_of_the_reference(
     )
     assert ours.keys() == theirs.keys()
     with torch.no_grad():
-        for name in ours:  # a new adapter's second half is zero, which would leave the first without a gradient
+        for name in (
+            ours
+        ):  # a new adapter's second half is zero, which would leave the first without a gradient
             ours[name].copy_(torch.randn_like(ours[name]) / 4)
             theirs[name].copy_(ours[name])
 

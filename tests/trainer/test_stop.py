@@ -1,4 +1,4 @@
-"""Stop requests in each phase: no step is lost, and a resumed run continues exactly as an uninterrupted one."""
+"""Stop requests in each phase lose no step; a resumed run equals an uninterrupted one."""
 
 import json
 import os
@@ -20,8 +20,8 @@ from runyard.rundir import read_json
 from runyard.trainer.main import train_attempt
 
 EventsOf = Callable[[Path, str], list[dict[str, Any]]]
-# Two steps an epoch; evaluated and saved at their ends, and once more after the seventh and last step. Patience counts
-# evaluations, so one that is missing or done twice would show.
+# Two steps an epoch; evaluated and saved at their ends, and once more after the seventh and last
+# step. Patience counts evaluations, so one that is missing or done twice would show.
 BLOCKS: dict[str, dict[str, Any]] = {
     "vi-dataset": {"maxSamples": 64},
     "vi-model": {
@@ -33,7 +33,9 @@ BLOCKS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(write_attempt: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def uninterrupted(
+    write_attempt: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     folder = write_attempt(tmp_path_factory.mktemp("uninterrupted"), BLOCKS)
     assert train_attempt(folder) == 0
     return folder
@@ -73,7 +75,10 @@ def counters_of(folder: Path) -> dict[str, Any]:
 
 def values_by_step(events: list[dict[str, Any]]) -> list[tuple[int, dict[str, float]]]:
     return [
-        (event["step"], {name: value for name, value in event["values"].items() if name != "samplesPerSecond"})
+        (
+            event["step"],
+            {name: value for name, value in event["values"].items() if name != "samplesPerSecond"},
+        )
         for event in events
     ]
 
@@ -119,7 +124,9 @@ def test_a_stop_in_each_phase_loses_no_step_and_changes_no_later_result(
     resume = first / "checkpoints" / checkpoint if checkpoint else None
     again = make_attempt(BLOCKS, attempt=2, resume=resume)
     assert train_attempt(again) == 0
-    assert steps + values_by_step(events_of(again, "step")) == values_by_step(events_of(uninterrupted, "step"))
+    assert steps + values_by_step(events_of(again, "step")) == values_by_step(
+        events_of(uninterrupted, "step")
+    )
     both = [*events_of(first, "evaluation"), *events_of(again, "evaluation")]
     assert values_by_step(both) == values_by_step(events_of(uninterrupted, "evaluation"))
     one, two = tensors_of(uninterrupted), tensors_of(again)
@@ -127,9 +134,13 @@ def test_a_stop_in_each_phase_loses_no_step_and_changes_no_later_result(
     assert [name for name in one if not torch.equal(one[name], two[name])] == []
     assert counters_of(again) == counters_of(uninterrupted)
     saved = {
-        event["checkpoint"]: event["metrics"] for folder in (first, again) for event in events_of(folder, "checkpoint")
+        event["checkpoint"]: event["metrics"]
+        for folder in (first, again)
+        for event in events_of(folder, "checkpoint")
     }
-    expected = {event["checkpoint"]: event["metrics"] for event in events_of(uninterrupted, "checkpoint")}
+    expected = {
+        event["checkpoint"]: event["metrics"] for event in events_of(uninterrupted, "checkpoint")
+    }
     assert {name: saved[name] for name in expected} == expected
 
 
@@ -139,12 +150,16 @@ def test_an_evaluation_is_interrupted_within_an_answer(
     """Each token checks for a stop, and the module keeps its training mode and random state."""
     folder, evaluate, left = make_attempt(BLOCKS), train_module.evaluate, []
 
-    def with_stop(module: Any, *arguments: Any, check_cancelled: Callable[[], None], **named: Any) -> Any:
+    def with_stop(
+        module: Any, *arguments: Any, check_cancelled: Callable[[], None], **named: Any
+    ) -> Any:
         checks, state = [], torch.get_rng_state()
 
         def stop_at_the_fourth() -> None:
             checks.append(1)
-            if len(checks) == 4:  # the loss, the first group of prompts, its first token, its second
+            if (
+                len(checks) == 4
+            ):  # the loss, the first group of prompts, its first token, its second
                 (folder / "stop.json").write_text("{}")
             check_cancelled()
 
@@ -179,7 +194,10 @@ def train_with_a_slow_evaluation(folder: Path) -> int:
 
 @pytest.mark.e2e
 def test_a_real_trainer_in_a_long_evaluation_saves_and_ends_at_sigterm(
-    uninterrupted: Path, make_attempt: Callable[..., Path], events_of: EventsOf, fork: Callable[..., Any]
+    uninterrupted: Path,
+    make_attempt: Callable[..., Path],
+    events_of: EventsOf,
+    fork: Callable[..., Any],
 ) -> None:
     first = make_attempt(BLOCKS)
     trainer = fork(lambda: train_with_a_slow_evaluation(first))

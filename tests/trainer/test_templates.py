@@ -1,4 +1,4 @@
-"""Chat templates and tokenizers of model folders that never end or grow without end: stopped, named, final."""
+"""Hostile chat templates and tokenizers of model folders are stopped, named, and final."""
 
 import json
 import os
@@ -23,23 +23,25 @@ from runyard.trainer.models.model import load_processor
 Processor = Callable[[str], Any]
 MESSAGES = build_conversation("Look.", "which digit is this")
 BOMBS = {
-    "nested loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "nested loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor "
+    "%}",
     "loops in a macro": (
-        "{% macro m(n) %}{% for a in range(99) %}{% if n %}{{ m(n - 1) }}{% endif %}{% endfor %}{% endmacro %}"
-        "{{ m(9) }}"
+        "{% macro m(n) %}{% for a in range(99) %}{% if n %}{{ m(n - 1) }}{% endif %}{% endfor %}{% "
+        "endmacro %}{{ m(9) }}"
     ),
     "one operation that nothing interrupts": "{{ 9 ** (9 ** 9) }}",
     "recursion": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
     "a text that doubles": (
-        "{% set ns = namespace(t='ab') %}{% for a in range(60) %}{% set ns.t = ns.t ~ ns.t %}{% endfor %}{{ ns.t }}"
+        "{% set ns = namespace(t='ab') %}{% for a in range(60) %}{% set ns.t = ns.t ~ ns.t %}{% "
+        "endfor %}{{ ns.t }}"
     ),
     "a text repeated": "{{ 'a' * 10 ** 10 }}",
     "a long answer": "{{ 'a' * 2 ** 21 }}",
     "a width": "{{ 'a'.center(10 ** 10) }}",
     "a list": "{{ range(99999) | list * 99999 }}",
     "only for one question": (
-        "{% if 'digit' in messages | string %}{% for a in range(99999) %}{% for b in range(99999) %}"
-        "{% endfor %}{% endfor %}{% endif %}"
+        "{% if 'digit' in messages | string %}{% for a in range(99999) %}{% for b in range(99999) "
+        "%}{% endfor %}{% endfor %}{% endif %}"
     ),
 }
 SAYS = {
@@ -79,7 +81,9 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_bomb_is_stopped_and_named_with_its_limit(processor: Processor, name: str) -> None:
     renderer = TemplateProcess(processor(BOMBS[name]))
     says = SAYS.get(name, "was stopped after 0.5 s of CPU time, which is the limit")
-    with pytest.raises(InvalidFlow, match=rf"the chat template of bomb .*{says}.*; try: .*chat_template\.jinja"):
+    with pytest.raises(
+        InvalidFlow, match=rf"the chat template of bomb .*{says}.*; try: .*chat_template\.jinja"
+    ):
         renderer.render(MESSAGES, with_generation_prompt=True)
 
 
@@ -114,7 +118,9 @@ def test_a_bomb_off_the_main_thread_and_in_a_fork_is_stopped_as_well(processor: 
 
 def test_the_error_of_a_template_is_part_of_the_message(processor: Processor) -> None:
     renderer = TemplateProcess(processor("{{ raise_exception('no system prompt, please') }}"))
-    with pytest.raises(InvalidFlow, match=r"does not support this conversation .*no system prompt, please"):
+    with pytest.raises(
+        InvalidFlow, match=r"does not support this conversation .*no system prompt, please"
+    ):
         renderer.render(MESSAGES, with_generation_prompt=False)
 
 
@@ -129,7 +135,9 @@ def test_a_renderer_writes_what_the_library_writes(miniature: Callable[[str], Pa
             )
 
 
-def test_its_process_keeps_nothing_of_the_parent_and_ends_with_it(processor: Processor, tmp_path: Path) -> None:
+def test_its_process_keeps_nothing_of_the_parent_and_ends_with_it(
+    processor: Processor, tmp_path: Path
+) -> None:
     import fcntl
 
     lock = os.open(tmp_path / "run.lock", os.O_RDWR | os.O_CREAT)
@@ -155,8 +163,16 @@ def test_a_tokenizer_whose_pattern_backtracks_without_end_is_stopped(
     folder = tmp_path / "models" / "slow"
     shutil.copytree(miniature("llava"), folder)
     document = json.loads((folder / "tokenizer.json").read_text())
-    pattern = {"type": "Split", "pattern": {"Regex": "(?:a|a|aa)+(?<=b)c"}, "behavior": "Isolated", "invert": False}
-    document["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [pattern, document["pre_tokenizer"]]}
+    pattern = {
+        "type": "Split",
+        "pattern": {"Regex": "(?:a|a|aa)+(?<=b)c"},
+        "behavior": "Isolated",
+        "invert": False,
+    }
+    document["pre_tokenizer"] = {
+        "type": "Sequence",
+        "pretokenizers": [pattern, document["pre_tokenizer"]],
+    }
     (folder / "tokenizer.json").write_text(json.dumps(document))
     with pytest.raises(InvalidFlow, match=r"the tokenizer of slow .*try: .*tokenizer\.json"):
         TemplateProcess(load_processor(folder)).check_tokenizer()
@@ -166,8 +182,12 @@ def test_a_run_whose_template_never_ends_fails_for_good_while_it_prepares(
     with_template: Callable[[str], Path], make_attempt: Callable[..., Path], events_of: Any
 ) -> None:
     # Harmless for what is tried first, which is no sample.
-    folder = with_template("{% if 'QUESTION' not in messages | string %}" + BOMBS["nested loops"] + "{% endif %}")
-    attempt = make_attempt({"vi-dataset": {"maxSamples": 8}, "vi-model": {"architecture": {"weights": str(folder)}}})
+    folder = with_template(
+        "{% if 'QUESTION' not in messages | string %}" + BOMBS["nested loops"] + "{% endif %}"
+    )
+    attempt = make_attempt(
+        {"vi-dataset": {"maxSamples": 8}, "vi-model": {"architecture": {"weights": str(folder)}}}
+    )
     assert train_attempt(attempt) == 64
     result = json.loads((attempt / "result.json").read_text())
     assert result["reason"] == "InvalidFlow"
@@ -175,14 +195,21 @@ def test_a_run_whose_template_never_ends_fails_for_good_while_it_prepares(
     assert {event["phase"] for event in events_of(attempt, "phase")} == {"Preparing"}
 
 
-def test_asking_a_model_whose_template_never_ends_says_so(with_template: Callable[[str], Path]) -> None:
+def test_asking_a_model_whose_template_never_ends_says_so(
+    with_template: Callable[[str], Path],
+) -> None:
     with pytest.raises(InvalidFlow, match="the chat template of bomb was stopped"):
         Predictor(with_template(BOMBS["nested loops"]))
 
 
 def test_an_encoder_without_a_renderer_is_limited_as_well(processor: Processor) -> None:
     with pytest.raises(InvalidFlow, match="the chat template of bomb was stopped"):
-        Encoder(processor(BOMBS["nested loops"]), get_family_parts("llava"), system_prompt="", task="vqa")
+        Encoder(
+            processor(BOMBS["nested loops"]),
+            get_family_parts("llava"),
+            system_prompt="",
+            task="vqa",
+        )
 
 
 def test_the_process_of_an_encoder_ends_with_it(miniature: Callable[[str], Path]) -> None:
@@ -190,7 +217,12 @@ def test_the_process_of_an_encoder_ends_with_it(miniature: Callable[[str], Path]
 
     gc.disable()
     try:
-        encoder = Encoder(load_processor(miniature("llava")), get_family_parts("llava"), system_prompt="", task="vqa")
+        encoder = Encoder(
+            load_processor(miniature("llava")),
+            get_family_parts("llava"),
+            system_prompt="",
+            task="vqa",
+        )
         renderer = encoder._renderer
         assert isinstance(renderer, TemplateProcess) and renderer._child is not None
         pid = renderer._child._pid

@@ -25,18 +25,30 @@ def load(folder: Path, **changed: Any) -> Dataset:
 
 
 def asked(*answers: str) -> Vqa:
-    return Vqa(interactions=[Interaction(order=n + 1, question=f"q{n}", answer=text) for n, text in enumerate(answers)])
+    return Vqa(
+        interactions=[
+            Interaction(order=n + 1, question=f"q{n}", answer=text)
+            for n, text in enumerate(answers)
+        ]
+    )
 
 
 def parts(data: Dataset) -> tuple[set[str], set[str]]:
     """Filenames of both parts."""
     assert isinstance(data.train, Selection) and isinstance(data.validation, Selection)
-    train, held_out = ({part.whole.filename(int(n)) for n in part.numbers} for part in (data.train, data.validation))
+    train, held_out = (
+        {part.whole.filename(int(n)) for n in part.numbers}
+        for part in (data.train, data.validation)
+    )
     return train, held_out
 
 
-def test_each_interaction_is_a_sample_with_its_image(make_version: MakeVersion, png: Callable[..., bytes]) -> None:
-    folder = make_version({"b.png": (png(1), [asked("x", "y"), asked("z")]), "a.png": (png(2), [asked("w")])})
+def test_each_interaction_is_a_sample_with_its_image(
+    make_version: MakeVersion, png: Callable[..., bytes]
+) -> None:
+    folder = make_version(
+        {"b.png": (png(1), [asked("x", "y"), asked("z")]), "a.png": (png(2), [asked("w")])}
+    )
     data = load(folder, validation_fraction=0)
     assert [(sample.question, sample.truth.text) for sample in data.train] == [
         ("q0", "w"),
@@ -44,14 +56,19 @@ def test_each_interaction_is_a_sample_with_its_image(make_version: MakeVersion, 
         ("q1", "y"),
         ("q0", "z"),
     ]
-    assert np.array_equal(np.asarray(data.train[1].image), np.asarray(Image.open(io.BytesIO(png(1)))))
+    assert np.array_equal(
+        np.asarray(data.train[1].image), np.asarray(Image.open(io.BytesIO(png(1))))
+    )
     assert (len(data.validation), data.train[:2][1].truth.text) == (0, "x")
 
 
 def test_a_caption_becomes_a_question_for_its_boxes() -> None:
     phrases = [
         GroundedPhrase(
-            phrase="a dog", start_token_index=0, end_token_index=2, bounds=[(0.0, 0.25, 0.5, 1.0), (0.1, 0.1, 0.2, 0.2)]
+            phrase="a dog",
+            start_token_index=0,
+            end_token_index=2,
+            bounds=[(0.0, 0.25, 0.5, 1.0), (0.1, 0.1, 0.2, 0.2)],
         )
     ]
     found = list_questions(PhraseGrounding(caption="a dog runs", grounded_phrases=phrases))
@@ -60,13 +77,20 @@ def test_a_caption_becomes_a_question_for_its_boxes() -> None:
 
 
 def test_a_text_without_a_prompt_answers_the_tasks_own_question() -> None:
-    assert list_questions(Freeform(text="a shelf")) == [("Describe the picture.", Answer("a shelf"))]
+    assert list_questions(Freeform(text="a shelf")) == [
+        ("Describe the picture.", Answer("a shelf"))
+    ]
     assert list_questions(Freeform(text="a shelf", prompt="What is it?"))[0][0] == "What is it?"
 
 
-def test_added_images_move_none_and_names_have_no_effect(make_version: MakeVersion, png: Callable[..., bytes]) -> None:
+def test_added_images_move_none_and_names_have_no_effect(
+    make_version: MakeVersion, png: Callable[..., bytes]
+) -> None:
     images = {f"{n:03}.png": (png(n), [asked(str(n))]) for n in range(60)}
-    first, again = parts(load(make_version(dict(list(images.items())[10:])))), parts(load(make_version(images)))
+    first, again = (
+        parts(load(make_version(dict(list(images.items())[10:])))),
+        parts(load(make_version(images))),
+    )
     assert (first[0] <= again[0], first[1] <= again[1]) == (True, True)
     assert len(again[1]) > 0
     renamed = parts(load(make_version({f"new/{name}": item for name, item in images.items()})))
@@ -74,7 +98,9 @@ def test_added_images_move_none_and_names_have_no_effect(make_version: MakeVersi
     assert parts(load(make_version(images), seed=8)) != again
 
 
-def test_all_questions_about_an_image_are_in_one_part(make_version: MakeVersion, png: Callable[..., bytes]) -> None:
+def test_all_questions_about_an_image_are_in_one_part(
+    make_version: MakeVersion, png: Callable[..., bytes]
+) -> None:
     images = {f"{n:02}{copy}.png": (png(n), [asked("x", "y")]) for n in range(20) for copy in "ab"}
     train, held_out = parts(load(make_version(images)))
     assert {name[:2] for name in train} & {name[:2] for name in held_out} == set()
@@ -84,9 +110,18 @@ def test_all_questions_about_an_image_are_in_one_part(make_version: MakeVersion,
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"task": "freeform"}, "has vqa records .*, but projectKind is 'freeform'; try: set projectKind to 'vqa'"),
-        ({"validation_fraction": 0.9}, "0 training samples and 1 held out .* try: a lower validationFraction"),
-        ({"validation_fraction": 0.01}, "1 training samples and 0 held out .* try: a higher validationFraction"),
+        (
+            {"task": "freeform"},
+            "has vqa records .*, but projectKind is 'freeform'; try: set projectKind to 'vqa'",
+        ),
+        (
+            {"validation_fraction": 0.9},
+            "0 training samples and 1 held out .* try: a lower validationFraction",
+        ),
+        (
+            {"validation_fraction": 0.01},
+            "1 training samples and 0 held out .* try: a higher validationFraction",
+        ),
     ],
 )
 def test_data_that_cannot_be_trained_on_is_refused_with_a_fix(
@@ -96,7 +131,9 @@ def test_data_that_cannot_be_trained_on_is_refused_with_a_fix(
         load(make_version({"a.png": (png(3), [asked("x")])}), **changed)
 
 
-def test_a_version_without_a_sample_is_refused(make_version: MakeVersion, png: Callable[..., bytes]) -> None:
+def test_a_version_without_a_sample_is_refused(
+    make_version: MakeVersion, png: Callable[..., bytes]
+) -> None:
     with pytest.raises(InvalidData, match="has no sample"):
         load(make_version({"a.png": (png(3), [asked()])}))
 
@@ -120,7 +157,10 @@ def test_images_are_rotated_and_scaled_to_eight_bits() -> None:
     Image.new("L", (5, 3), 200).save(turned, "JPEG", exif=exif)
     deep = io.BytesIO()
     Image.fromarray(np.array([[0, 0x1234, 0xFFFF]], np.uint16)).save(deep, "PNG")
-    assert (decode_image(turned.getvalue()).size, decode_image(turned.getvalue()).mode) == ((3, 5), "RGB")
+    assert (decode_image(turned.getvalue()).size, decode_image(turned.getvalue()).mode) == (
+        (3, 5),
+        "RGB",
+    )
     assert np.asarray(decode_image(deep.getvalue()))[0, :, 0].tolist() == [0, 0x12, 0xFF]
 
 

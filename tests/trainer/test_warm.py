@@ -18,9 +18,11 @@ CHILD = """
 import json, os, sys
 def go(folder, *, endpoint, token, train):
     cuda = sys.modules["torch"].cuda  # CUDA reads its variables once, when a process first uses it
-    is_untouched = not cuda.is_initialized() and not cuda._is_in_bad_fork() and cuda._cached_device_count is None
+    is_untouched = not cuda.is_initialized() and not cuda._is_in_bad_fork()
+    is_untouched = is_untouched and cuda._cached_device_count is None
     child = {"endpoint": endpoint, "token": token, "leads": os.getsid(0) == os.getpid(),
-            "mark": os.environ.get("RUNYARD_ATTEMPT"), "sees": os.environ.get("CUDA_VISIBLE_DEVICES"),
+            "mark": os.environ.get("RUNYARD_ATTEMPT"),
+            "sees": os.environ.get("CUDA_VISIBLE_DEVICES"),
             "is_untouched": is_untouched, "descriptors": sorted(os.listdir("/proc/self/fd"))}
     (folder / "child.json").write_text(json.dumps(child))
     return train(folder)
@@ -40,7 +42,14 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int]]
     folder = tmp_path_factory.mktemp("warm")
     (folder / "child_of_the_warm_parent.py").write_text(CHILD)
     path = folder / "warm.sock"
-    command = [sys.executable, "-m", "runyard.trainer.warm", str(path), "--child", "child_of_the_warm_parent:go"]
+    command = [
+        sys.executable,
+        "-m",
+        "runyard.trainer.warm",
+        str(path),
+        "--child",
+        "child_of_the_warm_parent:go",
+    ]
     with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(folder)}) as process:
         try:
             wait_for(path.is_socket)
@@ -59,10 +68,19 @@ def test_the_parent_has_one_thread_and_a_private_socket(warm: tuple[Path, int]) 
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-def test_a_child_trains_in_a_session_of_its_own(warm: tuple[Path, int], make_attempt: Callable[..., Path]) -> None:
+def test_a_child_trains_in_a_session_of_its_own(
+    warm: tuple[Path, int], make_attempt: Callable[..., Path]
+) -> None:
     path, parent = warm
-    folder = make_attempt({"vi-dataset": {"maxSamples": 40}, "vi-model": {"hyperparameters": {"maxSteps": 1}}})
-    request = {"folder": str(folder), "endpoint": "http://127.0.0.1:1/", "token": "t", "log": str(folder / "log")}
+    folder = make_attempt(
+        {"vi-dataset": {"maxSamples": 40}, "vi-model": {"hyperparameters": {"maxSteps": 1}}}
+    )
+    request = {
+        "folder": str(folder),
+        "endpoint": "http://127.0.0.1:1/",
+        "token": "t",
+        "log": str(folder / "log"),
+    }
     environment = {"RUNYARD_ATTEMPT": "org/run/1", "CUDA_VISIBLE_DEVICES": "GPU-7"}
     answer = request_fork(path, {**request, "environment": environment})
     stat = Path(f"/proc/{answer['pid']}/stat").read_text().rpartition(")")[2].split()
@@ -79,8 +97,12 @@ def test_a_child_trains_in_a_session_of_its_own(warm: tuple[Path, int], make_att
     assert "saved" in (folder / "log").read_text()
 
 
-@pytest.mark.parametrize("line", [b"nonsense\n", b"[]\n", b'{"folder": 1}\n', b"", b"x" * 70_000 + b"\n"])
-def test_an_invalid_request_is_answered_and_does_no_harm(warm: tuple[Path, int], line: bytes) -> None:
+@pytest.mark.parametrize(
+    "line", [b"nonsense\n", b"[]\n", b'{"folder": 1}\n', b"", b"x" * 70_000 + b"\n"]
+)
+def test_an_invalid_request_is_answered_and_does_no_harm(
+    warm: tuple[Path, int], line: bytes
+) -> None:
     path, _ = warm
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(10)
@@ -100,11 +122,15 @@ def test_it_ends_when_the_process_that_started_it_is_gone(tmp_path: Path) -> Non
         "import sys; from pathlib import Path; from runyard.trainer.warm import serve;"
         "serve(Path(sys.argv[1]), lambda *a, **k: 0, lambda folder: 0)"
     )
-    starter = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {serving!r}, sys.argv[1]]);" + (
-        "print(p.pid, flush=True); input()"
+    starter = (
+        f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {serving!r}, "
+        "sys.argv[1]]);" + ("print(p.pid, flush=True); input()")
     )
     with subprocess.Popen(
-        [sys.executable, "-c", starter, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", starter, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as process:
         assert process.stdout is not None
         pid = int(process.stdout.readline())

@@ -49,7 +49,9 @@ def test_a_slow_step_is_reported_once_while_it_runs() -> None:
 
 
 def test_long_lists_of_names_are_shortened() -> None:
-    assert format_names([str(number) for number in range(10)]) == "0, 1, 2, 3, 4, 5, 6, 7 and 2 more"
+    assert (
+        format_names([str(number) for number in range(10)]) == "0, 1, 2, 3, 4, 5, 6, 7 and 2 more"
+    )
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
@@ -67,7 +69,9 @@ def test_divergence_names_step_samples_and_the_last_good_checkpoint(
             next(iter(state.model.trainable_parameters()))[1].data.fill_(float("nan"))
         loss = accumulate(state, *arguments)
         if steps == 4:
-            next(p for _, p in state.model.trainable_parameters() if p.grad is not None).grad[0] = torch.nan
+            next(p for _, p in state.model.trainable_parameters() if p.grad is not None).grad[0] = (
+                torch.nan
+            )
         return loss
 
     monkeypatch.setattr(train, "accumulate_gradients", accumulate_nan)

@@ -1,4 +1,4 @@
-"""Runs that begin from a checkpoint of another run: what the supervisor has brought, adapter included."""
+"""Runs that start from a checkpoint of another run, as fetched, adapter included."""
 
 import json
 from collections.abc import Callable
@@ -21,7 +21,12 @@ def recipe(weights: str, mode: str, rate: float) -> dict[str, dict[str, Any]]:
         "vi-model": {
             "architecture": {"name": "auto", "weights": weights},
             "training": {"mode": mode, "freeze": []},
-            "hyperparameters": {"maxSteps": 1, "epochs": 1, "learningRate": rate, "optimizer": {"name": "sgd"}},
+            "hyperparameters": {
+                "maxSteps": 1,
+                "epochs": 1,
+                "learningRate": rate,
+                "optimizer": {"name": "sgd"},
+            },
             "evaluation": {"max_new_tokens": 2},
         },
     }
@@ -29,10 +34,14 @@ def recipe(weights: str, mode: str, rate: float) -> dict[str, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def checkpoint(
-    miniature: Callable[[str], Path], write_attempt: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+    miniature: Callable[[str], Path],
+    write_attempt: Callable[..., Path],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """Of an adapter that has learned something."""
-    folder = write_attempt(tmp_path_factory.mktemp("source"), recipe(str(miniature("llava")), "lora", 10.0))
+    folder = write_attempt(
+        tmp_path_factory.mktemp("source"), recipe(str(miniature("llava")), "lora", 10.0)
+    )
     adapter = {"optimizer": {"name": "adamw"}, "learningRate": 0.1}
     run = json.loads((folder / "run.json").read_text())
     run["run"]["spec"]["flow"]["blocks"][1]["settings"]["hyperparameters"] |= adapter
@@ -48,18 +57,28 @@ def test_an_adapter_is_not_left_out(checkpoint: Path, make_attempt: Callable[...
     found = load_file(next((folder / "checkpoints").glob("*/model_full/model.safetensors")))
     base = load_file(checkpoint / "model_full" / "model.safetensors")
     merged = load_model(checkpoint, dtype=torch.float32).module.state_dict()
-    changed = {name for name in base if not torch.allclose(base[name].float(), found[name], atol=1e-6)}
+    changed = {
+        name for name in base if not torch.allclose(base[name].float(), found[name], atol=1e-6)
+    }
     assert changed and all("language_model" in name for name in changed)
     values = sorted(float(value.double().sum()) for value in merged.values())
-    assert sorted(float(value.double().sum()) for value in found.values()) == pytest.approx(values, abs=1e-3)
+    assert sorted(float(value.double().sum()) for value in found.values()) == pytest.approx(
+        values, abs=1e-3
+    )
 
 
 @pytest.mark.parametrize(
     ("brought", "says"),
     [
         (None, "weights 'run:source/epoch-1' are not on this machine"),
-        ({"weights": "run:other/epoch-1", "folder": "/"}, "weights 'run:source/epoch-1' are not on this machine"),
-        ({"weights": NAME, "problem": "the server has lost bytes of it"}, "the server has lost bytes of it"),
+        (
+            {"weights": "run:other/epoch-1", "folder": "/"},
+            "weights 'run:source/epoch-1' are not on this machine",
+        ),
+        (
+            {"weights": NAME, "problem": "the server has lost bytes of it"},
+            "the server has lost bytes of it",
+        ),
     ],
 )
 def test_weights_that_cannot_be_had_end_the_run(
@@ -71,7 +90,11 @@ def test_weights_that_cannot_be_had_end_the_run(
     assert result["reason"] == "InvalidFlow" and says in result["message"]
 
 
-def test_a_resumed_attempt_needs_them_no_more(checkpoint: Path, make_attempt: Callable[..., Path]) -> None:
+def test_a_resumed_attempt_needs_them_no_more(
+    checkpoint: Path, make_attempt: Callable[..., Path]
+) -> None:
     lost = {"weights": NAME, "problem": "the server has lost bytes of it"}
-    folder = make_attempt(recipe(NAME, "lora", 1e-5), run="resumed", attempt=2, weights=lost, resume=checkpoint)
+    folder = make_attempt(
+        recipe(NAME, "lora", 1e-5), run="resumed", attempt=2, weights=lost, resume=checkpoint
+    )
     assert train_attempt(folder) == 0, (folder / "result.json").read_text()

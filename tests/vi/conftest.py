@@ -1,4 +1,4 @@
-"""What the tests of the SDK share: a scripted server, a clock that moves only in sleep, a server of bytes."""
+"""Fixtures of the SDK tests: a scripted server, a clock that moves only in sleep, a byte server."""
 
 import hashlib
 import json
@@ -20,26 +20,35 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(autouse=True)
-def _no_credentials_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+def _no_credentials_of_this_machine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     for name in ("SECRET_KEY", "ORGANIZATION_ID", "API_ENDPOINT"):
         monkeypatch.delenv(f"DATATURE_VI_{name}", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
 
 
 class ScriptedServer:
-    """Answers requests in the order its script was written; an exception in the script is a broken connection."""
+    """Answers requests in the order its script was written.
+
+    An exception in the script is a broken connection.
+    """
 
     def __init__(self) -> None:
         self.requests: list[httpx2.Request] = []
         self.script: list[httpx2.Response | Exception] = []
         self.transport = httpx2.MockTransport(self._answer)
 
-    def answers(self, document: Any = None, *, status: int = 200, headers: dict[str, str] | None = None) -> None:
+    def answers(
+        self, document: Any = None, *, status: int = 200, headers: dict[str, str] | None = None
+    ) -> None:
         content = b"" if document is None else json.dumps(document).encode()
         self.script.append(httpx2.Response(status, content=content, headers=headers))
 
     def breaks(self, error: Exception | None = None) -> None:
-        self.script.append(error or httpx2.RemoteProtocolError("Server disconnected without sending a response."))
+        self.script.append(
+            error or httpx2.RemoteProtocolError("Server disconnected without sending a response.")
+        )
 
     def refuses_connections(self) -> None:
         self.script.append(httpx2.ConnectError("Connection refused"))
@@ -98,24 +107,43 @@ def key() -> str:
 def run_document() -> Callable[..., dict[str, Any]]:
     """A run as the server writes it; ``conditions`` are names, or whole conditions."""
 
-    def build(*conditions: str | dict[str, Any], run_id: str = "r-1", **status: Any) -> dict[str, Any]:
+    def build(
+        *conditions: str | dict[str, Any], run_id: str = "r-1", **status: Any
+    ) -> dict[str, Any]:
         return {
             "kind": "Run",
             "workspaceId": "lab",
             "runId": run_id,
-            "spec": {"flow": {"name": "digits", "schema": "v1", "tolerations": {}, "settings": {}, "blocks": []}},
+            "spec": {
+                "flow": {
+                    "name": "digits",
+                    "schema": "v1",
+                    "tolerations": {},
+                    "settings": {},
+                    "blocks": [],
+                }
+            },
             "status": {
                 "log": "",
                 "observedGeneration": 1,
                 "conditions": [
                     item
                     if isinstance(item, dict)
-                    else {"condition": item, "status": "Reached", "lastTransitionTime": 1767225600000}
+                    else {
+                        "condition": item,
+                        "status": "Reached",
+                        "lastTransitionTime": 1767225600000,
+                    }
                     for item in conditions
                 ],
                 **status,
             },
-            "metadata": {"timeCreated": 1767225600000, "lastUpdated": 1767229200000, "generation": 1, "attributes": {}},
+            "metadata": {
+                "timeCreated": 1767225600000,
+                "lastUpdated": 1767229200000,
+                "generation": 1,
+                "attributes": {},
+            },
             "selfLink": f"/workspaces/lab/runs/{run_id}",
             "etag": "e1",
         }
@@ -124,13 +152,13 @@ def run_document() -> Callable[..., dict[str, Any]]:
 
 
 class ByteServer:
-    """A real HTTP server with one file below ``/downloads/``, and ``documents`` to answer other questions with in turn.
+    """A real HTTP server with one file below ``/downloads/``, and ``documents`` as further answers.
 
     It can be told to misbehave once for each entry of ``faults`` when somebody asks for the file.
 
-    A fault is a number (cut the connection after so many bytes of the body), a status to answer with, or a word:
-    ``no-ranges`` sends the whole file whatever was asked, ``wrong-range`` begins one byte too late, ``hold`` sends the
-    first half and then nothing until ``release`` is set.
+    A fault is a number (cut the connection after so many bytes of the body), a status to answer
+    with, or a word: ``no-ranges`` sends the whole file whatever was asked, ``wrong-range`` begins
+    one byte too late, ``hold`` sends the first half and then nothing until ``release`` is set.
     """
 
     def __init__(self, content: bytes) -> None:
@@ -145,7 +173,9 @@ class ByteServer:
         handler = type("Handler", (_ByteHandler,), {"bytes_server": self})
         self._http = _QuietServer(("127.0.0.1", 0), handler)
         self._http.daemon_threads = True
-        self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01})
+        self._thread = threading.Thread(
+            target=self._http.serve_forever, kwargs={"poll_interval": 0.01}
+        )
         self._thread.start()
 
     @property
@@ -206,7 +236,10 @@ class _ByteHandler(BaseHTTPRequestHandler):
             self._head(416, {"Content-Length": "0", "Content-Range": f"bytes */{size}"})
             return
         body = server.content[first:]
-        self._head(206, {"Content-Length": str(len(body)), "Content-Range": f"bytes {first}-{size - 1}/{size}"})
+        self._head(
+            206,
+            {"Content-Length": str(len(body)), "Content-Range": f"bytes {first}-{size - 1}/{size}"},
+        )
         if fault == "hold":
             self.wfile.write(body[: size // 2])
             server.release.wait(10)

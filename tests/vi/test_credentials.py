@@ -35,8 +35,14 @@ FILE = {"secret_key": key("f"), "organization_id": "file-org", "endpoint": "http
 
 def test_arguments_win_over_environment_over_file(write: Callable[..., Path]) -> None:
     file = write(FILE)
-    argument = find_credentials(secret_key=key("a"), endpoint="http://a:1/", environ=ENVIRON, config_file=file)
-    assert (argument.secret_key, argument.organization_id, argument.endpoint) == (key("a"), "env-org", "http://a:1/")
+    argument = find_credentials(
+        secret_key=key("a"), endpoint="http://a:1/", environ=ENVIRON, config_file=file
+    )
+    assert (argument.secret_key, argument.organization_id, argument.endpoint) == (
+        key("a"),
+        "env-org",
+        "http://a:1/",
+    )
     assert find_credentials(environ=ENVIRON, config_file=file).secret_key == key("e")
     found = find_credentials(environ={}, config_file=file)
     assert (found.secret_key, found.organization_id, found.endpoint) == tuple(FILE.values())
@@ -44,12 +50,19 @@ def test_arguments_win_over_environment_over_file(write: Callable[..., Path]) ->
 
 def test_each_value_is_looked_for_on_its_own(write: Callable[..., Path]) -> None:
     found = find_credentials(
-        environ={"DATATURE_VI_ORGANIZATION_ID": "env-org"}, config_file=write({"secret_key": key("f")})
+        environ={"DATATURE_VI_ORGANIZATION_ID": "env-org"},
+        config_file=write({"secret_key": key("f")}),
     )
-    assert (found.secret_key, found.organization_id, found.endpoint) == (key("f"), "env-org", DEFAULT_ENDPOINT)
+    assert (found.secret_key, found.organization_id, found.endpoint) == (
+        key("f"),
+        "env-org",
+        DEFAULT_ENDPOINT,
+    )
 
 
-def test_the_file_a_server_of_this_user_wrote_is_found_without_being_named(write: Callable[..., Path]) -> None:
+def test_the_file_a_server_of_this_user_wrote_is_found_without_being_named(
+    write: Callable[..., Path],
+) -> None:
     write(FILE, Path("~/.runyard/credentials.json").expanduser())
     assert find_credentials(environ={}).organization_id == "file-org"
 
@@ -67,7 +80,9 @@ def test_the_client_reads_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("missing", ["secret_key", "organization_id"])
-def test_a_missing_value_is_reported_with_every_suggestion(write: Callable[..., Path], missing: str) -> None:
+def test_a_missing_value_is_reported_with_every_suggestion(
+    write: Callable[..., Path], missing: str
+) -> None:
     file = write({name: value for name, value in FILE.items() if name != missing})
     with pytest.raises(vi.ViConfigurationError, match=f"{missing} is missing") as raised:
         find_credentials(environ={}, config_file=file)
@@ -85,7 +100,9 @@ def test_a_missing_value_is_reported_with_every_suggestion(write: Callable[..., 
         ("dtvi_s3cret" + "k" * 91 + "ü", "contains a character that keys do not have"),
     ],
 )
-def test_a_malformed_key_is_reported_by_source_and_problem_but_never_shown(wrong: str, fault: str) -> None:
+def test_a_malformed_key_is_reported_by_source_and_problem_but_never_shown(
+    wrong: str, fault: str
+) -> None:
     with pytest.raises(vi.ViConfigurationError) as raised:
         find_credentials(environ={**ENVIRON, "DATATURE_VI_SECRET_KEY": wrong})
     assert raised.value.error_code is vi.ViErrorCode.INVALID_PARAMETER
@@ -101,12 +118,16 @@ def test_the_file_is_named_when_its_key_is_wrong(write: Callable[..., Path]) -> 
 
 @pytest.mark.parametrize("organization_id", ["a/b", "..", "a b", "ü", "x" * 256])
 def test_an_invalid_organization_id_is_rejected(organization_id: str) -> None:
-    with pytest.raises(vi.ViConfigurationError, match=r"organization_id \(argument organization_id\)"):
+    with pytest.raises(
+        vi.ViConfigurationError, match=r"organization_id \(argument organization_id\)"
+    ):
         find_credentials(secret_key=key("a"), organization_id=organization_id, environ={})
 
 
 def test_an_empty_argument_is_not_replaced_by_another_place() -> None:
-    with pytest.raises(vi.ViConfigurationError, match=r"secret_key is empty \(argument secret_key\)"):
+    with pytest.raises(
+        vi.ViConfigurationError, match=r"secret_key is empty \(argument secret_key\)"
+    ):
         find_credentials(secret_key="", environ=ENVIRON)
 
 

@@ -47,7 +47,9 @@ class Lab:
         if request.method == "DELETE" and "/keys/" not in path:
             return httpx2.Response(200)
         if "no-such-run" in path:
-            return httpx2.Response(404, json={"message": "run no-such-run not found", "code": "RunNotFound"})
+            return httpx2.Response(
+                404, json={"message": "run no-such-run not found", "code": "RunNotFound"}
+            )
         if "/datasets" in path:
             return httpx2.Response(200, content=json.dumps(self.of_datasets(path)))
         return httpx2.Response(200, content=json.dumps(self.document(path)))
@@ -61,12 +63,22 @@ class Lab:
             "cause": "too wide",
             "cure": "correct the box",
         }
-        conditions = [{"condition": name, "status": "Reached"} for name in ("Finished", "Checked", "Received")]
+        conditions = [
+            {"condition": name, "status": "Reached"} for name in ("Finished", "Checked", "Received")
+        ]
         upload = {"url": "/uploads/token"}
-        status = {"conditions": conditions, "upload": upload, "format": "Coco", "version": "0123456789abcdef"}
+        status = {
+            "conditions": conditions,
+            "upload": upload,
+            "format": "Coco",
+            "version": "0123456789abcdef",
+        }
         answers: dict[str, dict[str, Any]] = {
             "findings": {"items": [finding]},
-            "report": {"datasetId": "d1", "groups": [{"code": "BoxOutside", "count": 1, "first": [finding]}]},
+            "report": {
+                "datasetId": "d1",
+                "groups": [{"code": "BoxOutside", "count": 1, "first": [finding]}],
+            },
             "versions": {"items": [{"datasetVersionId": "0123456789abcdef"}]},
             "0123456789abcdef": {"datasetVersionId": "0123456789abcdef"},
         }
@@ -83,7 +95,10 @@ class Lab:
             "runId": "r-1",
             "runOutputId": "epoch-3",
             "status": {
-                "contents": {"downloadUrl": {"url": "/downloads/x"}, "sha256": hashlib.sha256(self.archive).hexdigest()}
+                "contents": {
+                    "downloadUrl": {"url": "/downloads/x"},
+                    "sha256": hashlib.sha256(self.archive).hexdigest(),
+                }
             },
         }
         if path.endswith("/logs"):
@@ -97,7 +112,11 @@ class Lab:
         if path.endswith("/runs"):
             return {"items": [self.run]}
         if path.endswith("/audit"):
-            return {"items": [{"action": "reject key", "address": "192.0.2.1", "target": "no key", "count": 3}]}
+            return {
+                "items": [
+                    {"action": "reject key", "address": "192.0.2.1", "target": "no key", "count": 3}
+                ]
+            }
         if "/keys" in path:
             return {"keyId": "k-1", "secretKey": "dtvi_" + "s" * 98}
         if "/flows/" in path:
@@ -131,7 +150,11 @@ def test_the_examples_run_as_they_stand(
     assert "k-1 103" in printed
     assert "192.0.2.1 no key 3" in printed
     assert "labels.json 3 BoxOutside too wide correct the box" in printed
-    for call in ("PUT /workspaces/lab/runs/ID", "PATCH /workspaces/lab/runs/r-1", "DELETE /workspaces/lab/runs/r-1"):
+    for call in (
+        "PUT /workspaces/lab/runs/ID",
+        "PATCH /workspaces/lab/runs/r-1",
+        "DELETE /workspaces/lab/runs/r-1",
+    ):
         assert call in lab.asked
 
 
@@ -139,5 +162,11 @@ def test_the_page_names_every_variable_and_the_errors_of_wait() -> None:
     text = PAGE.read_text("utf-8")
     for name in ("SECRET_KEY", "ORGANIZATION_ID", "API_ENDPOINT"):
         assert f"DATATURE_VI_{name}" in text
-    for error in ("ViRunFailedError", "ViRunVanishedError", "ViTimeoutError", "ViDownloadError", "ViConflictError"):
+    for error in (
+        "ViRunFailedError",
+        "ViRunVanishedError",
+        "ViTimeoutError",
+        "ViDownloadError",
+        "ViConflictError",
+    ):
         assert error in text

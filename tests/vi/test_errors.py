@@ -36,7 +36,9 @@ def test_text_begins_with_the_code_and_ends_with_what_to_do() -> None:
 
 
 def test_an_error_is_plain_data_for_logs() -> None:
-    error = vi.ViServerError("down", status_code=503, error_code=ViErrorCode.SERVICE_UNAVAILABLE, trace_id="t-1")
+    error = vi.ViServerError(
+        "down", status_code=503, error_code=ViErrorCode.SERVICE_UNAVAILABLE, trace_id="t-1"
+    )
     assert error.to_dict() == {
         "type": "ViServerError",
         "error_code": "ServiceUnavailable",
@@ -46,7 +48,9 @@ def test_an_error_is_plain_data_for_logs() -> None:
         "suggestion": None,
         "trace_id": "t-1",
     }
-    assert vi.ViError("x", details={"code": "RunFinished"}).to_dict()["details"] == {"code": "RunFinished"}
+    assert vi.ViError("x", details={"code": "RunFinished"}).to_dict()["details"] == {
+        "code": "RunFinished"
+    }
 
 
 @pytest.mark.parametrize(
@@ -76,7 +80,9 @@ def test_member_names_are_the_values_in_upper_snake_case() -> None:
 
 
 def test_only_what_may_pass_is_retryable() -> None:
-    retryable = {code.value for code in ViErrorCode if vi.ViError("x", error_code=code).is_retryable()}
+    retryable = {
+        code.value for code in ViErrorCode if vi.ViError("x", error_code=code).is_retryable()
+    }
     assert retryable == {
         "NetworkError",
         "TimeoutError",

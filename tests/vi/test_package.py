@@ -45,7 +45,9 @@ PUBLIC = [
 def loaded_by(code: str) -> set[str]:
     """Names of the modules a fresh interpreter has loaded after running the code."""
     script = f"{code}\nimport sys; print(*sorted(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     return set(done.stdout.split())
 
 
@@ -85,7 +87,13 @@ def test_import_vi_loads_nothing_heavy() -> None:
 
 
 def test_catching_an_error_loads_nothing_heavy() -> None:
-    assert not loaded_by("from vi import ViNotFoundError") & {"httpx2", "msgspec", "rich", "asyncio", "ssl"}
+    assert not loaded_by("from vi import ViNotFoundError") & {
+        "httpx2",
+        "msgspec",
+        "rich",
+        "asyncio",
+        "ssl",
+    }
 
 
 def test_the_client_loads_neither_rich_nor_an_event_loop() -> None:
@@ -103,7 +111,9 @@ def test_the_version_is_the_projects() -> None:
 
 
 def test_synchronous_twins_have_not_drifted() -> None:
-    done = subprocess.run([sys.executable, ROOT / "scripts/unasync", "--check"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts/unasync", "--check"], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 

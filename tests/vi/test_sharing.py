@@ -27,7 +27,11 @@ CLIENTS = [vi.Client, vi.AsyncClient]
 @pytest.fixture
 def config_file(key: str, tmp_path: Path) -> Path:
     path = tmp_path / "credentials.json"
-    path.write_text(json.dumps({"secret_key": key, "organization_id": "lab", "endpoint": "http://server.test:1"}))
+    path.write_text(
+        json.dumps(
+            {"secret_key": key, "organization_id": "lab", "endpoint": "http://server.test:1"}
+        )
+    )
     return path
 
 
@@ -85,17 +89,24 @@ def test_one_asynchronous_client_works_in_event_loops_at_the_same_time(
 
 
 @pytest.mark.parametrize("kind", CLIENTS)
-def test_a_client_of_a_file_is_pickled_without_its_key(kind: Any, config_file: Path, key: str) -> None:
+def test_a_client_of_a_file_is_pickled_without_its_key(
+    kind: Any, config_file: Path, key: str
+) -> None:
     client = kind(config_file=config_file, timeout=5, max_retries=1)
     data = pickle.dumps(client)
     assert key.encode() not in data
     assert key[5:20].encode() not in data
     restored = pickle.loads(data)  # noqa: S301 - our own bytes
-    assert (type(restored), restored.organization_id, restored.endpoint) == (kind, "lab", "http://server.test:1")
+    assert (type(restored), restored.organization_id, restored.endpoint) == (
+        kind,
+        "lab",
+        "http://server.test:1",
+    )
     assert (restored._http.timeout_s, restored._http.retry.max_retries) == (5, 1)
     assert restored._http._headers == client._http._headers
     assert restored._http._transports == {}
-    assert pickle.loads(pickle.dumps(restored)).endpoint == client.endpoint  # noqa: S301 - our own bytes
+    # Our own bytes.
+    assert pickle.loads(pickle.dumps(restored)).endpoint == client.endpoint  # noqa: S301
 
 
 @pytest.mark.parametrize("kind", CLIENTS)
@@ -103,11 +114,15 @@ def test_the_key_of_a_pickled_client_is_looked_up_again(
     kind: Any, config_file: Path, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = pickle.dumps(kind(config_file=config_file))
-    monkeypatch.setenv("DATATURE_VI_SECRET_KEY", "dtvi_" + "e" * 98)  # what it had counts, not what is here now
-    assert pickle.loads(data)._http._headers["Authorization"] == f"Bearer {key}"  # noqa: S301 - our own bytes
+    monkeypatch.setenv(
+        "DATATURE_VI_SECRET_KEY", "dtvi_" + "e" * 98
+    )  # what it had counts, not what is here now
+    # Our own bytes.
+    assert pickle.loads(data)._http._headers["Authorization"] == f"Bearer {key}"  # noqa: S301
     new_key = "dtvi_" + "n" * 98
     config_file.write_text(config_file.read_text().replace(key, new_key))
-    assert pickle.loads(data)._http._headers["Authorization"] == f"Bearer {new_key}"  # noqa: S301 - our own bytes
+    # Our own bytes.
+    assert pickle.loads(data)._http._headers["Authorization"] == f"Bearer {new_key}"  # noqa: S301
     config_file.unlink()
     with pytest.raises(vi.ViConfigurationError, match="does not exist"):
         pickle.loads(data)  # noqa: S301 - our own bytes
@@ -139,7 +154,13 @@ def test_what_would_carry_a_key_or_a_connection_is_not_pickled(
     with_argument = kind(key, "lab")
     with_transport = kind(config_file=config_file, transport=server.transport)
     by_reference = kind(config_file=config_file)
-    for value in (with_argument, with_transport, by_reference.runs, by_reference.datasets, by_reference._http):
+    for value in (
+        with_argument,
+        with_transport,
+        by_reference.runs,
+        by_reference.datasets,
+        by_reference._http,
+    ):
         with pytest.raises(vi.ViConfigurationError) as raised:
             pickle.dumps(value)
         assert key not in str(raised.value)
@@ -148,7 +169,9 @@ def test_what_would_carry_a_key_or_a_connection_is_not_pickled(
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
 @pytest.mark.parametrize("kind", CLIENTS)
-def test_a_copy_has_connections_of_its_own(kind: Any, copied: Callable[[Any], Any], key: str) -> None:
+def test_a_copy_has_connections_of_its_own(
+    kind: Any, copied: Callable[[Any], Any], key: str
+) -> None:
     client = kind(key, "lab", endpoint="http://server.test:1", timeout=5)
     twin = copied(client)
     assert twin._http is not client._http
@@ -165,7 +188,9 @@ def test_answers_and_errors_travel_whole(run_document: Callable[..., Any]) -> No
     )
     for value in (run, model, RunOutcomes(), ConditionKind("Hibernating")):
         assert pickle.loads(pickle.dumps(value)) == value  # noqa: S301 - our own bytes
-    error = vi.ViRunFailedError("it failed", run=run, suggestion="look", status_code=409, details={"code": "X"})
+    error = vi.ViRunFailedError(
+        "it failed", run=run, suggestion="look", status_code=409, details={"code": "X"}
+    )
     error.cause = threading.Lock()  # type: ignore[assignment]  # as a cause that holds a connection
     again = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes
     assert (type(again), str(again), again.run, again.code) == (type(error), str(error), run, "X")
@@ -175,7 +200,9 @@ def test_every_error_of_the_sdk_travels() -> None:
     kinds = [getattr(vi, name) for name in vi.__all__ if name.endswith("Error")]
     assert len(kinds) > 15
     for kind in kinds:
-        error = kind("what was wrong", suggestion="what to do", details={"code": "Y"}, retry_after=2.0)
+        error = kind(
+            "what was wrong", suggestion="what to do", details={"code": "Y"}, retry_after=2.0
+        )
         again = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes
         assert (type(again), again.to_dict(), again.retry_after) == (kind, error.to_dict(), 2.0)
 

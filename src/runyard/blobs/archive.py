@@ -61,7 +61,9 @@ class Archive:
         """
         end = self.size_bytes if end is None else end
         if not 0 <= start <= end <= self.size_bytes:
-            raise ValueError(f"bytes {start} to {end} are outside an archive of {self.size_bytes} bytes")
+            raise ValueError(
+                f"bytes {start} to {end} are outside an archive of {self.size_bytes} bytes"
+            )
         return self._read(blobs, start, end)
 
     def sha256(self, blobs: Blobs) -> str:
@@ -79,7 +81,9 @@ class Archive:
             if segment.given is not None:
                 yield segment.given[start - segment.start : stop - segment.start]
             else:
-                yield from _read_blob(blobs, segment.sha256, start - segment.start, stop - segment.start)
+                yield from _read_blob(
+                    blobs, segment.sha256, start - segment.start, stop - segment.start
+                )
             start, index = stop, index + 1
 
 
@@ -100,7 +104,9 @@ def _build_segments(files: list[ArchiveFile]) -> list[_Segment]:
 
     def add(size_bytes: int, given: bytes | None = None, sha256: str = "") -> None:
         nonlocal position
-        if size_bytes:  # an empty segment would have the same start as the next one, which breaks the bisection
+        if (
+            size_bytes
+        ):  # an empty segment would have the same start as the next one, which breaks the bisection
             segments.append(_Segment(position, position + size_bytes, given, sha256))
             position += size_bytes
 
@@ -126,7 +132,8 @@ def _check_files(files: list[ArchiveFile]) -> list[ArchiveFile]:
     for file in files:
         if not _is_plain_path(file.path):
             raise ValueError(
-                f"{file.path!r} is not a valid path in an archive; expected a relative path without '.' or '..' parts"
+                f"{file.path!r} is not a valid path in an archive; expected a relative path "
+                "without '.' or '..' parts"
             )
         if file.path in seen:
             raise ValueError(f"{file.path!r} occurs twice in one archive")

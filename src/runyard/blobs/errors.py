@@ -18,7 +18,10 @@ class InvalidBlobName(BlobError, ValueError):
 
     def __init__(self, given: object) -> None:
         self.given = given
-        super().__init__(f"{str(given)[:80]!r} is not the name of a blob; expected 64 lower-case hexadecimal digits")
+        super().__init__(
+            f"{str(given)[:80]!r} is not the name of a blob; expected 64 lower-case hexadecimal "
+            "digits"
+        )
 
 
 class BlobMissing(BlobError, LookupError):
@@ -32,13 +35,21 @@ class BlobMissing(BlobError, LookupError):
 class BlobMismatch(BlobError):
     """The bytes sent differ from what was announced. Nothing was stored; send the file again."""
 
-    def __init__(self, *, sha256: str, size_bytes: int, got_sha256: str | None, got_size_bytes: int) -> None:
+    def __init__(
+        self, *, sha256: str, size_bytes: int, got_sha256: str | None, got_size_bytes: int
+    ) -> None:
         self.sha256 = sha256
         self.size_bytes = size_bytes
         self.got_sha256 = got_sha256
         self.got_size_bytes = got_size_bytes
-        got = f"{got_size_bytes} bytes with hash {got_sha256}" if got_sha256 else f"at least {got_size_bytes} bytes"
-        super().__init__(f"announced {size_bytes} bytes with hash {sha256}, got {got}; try: send the file again")
+        got = (
+            f"{got_size_bytes} bytes with hash {got_sha256}"
+            if got_sha256
+            else f"at least {got_size_bytes} bytes"
+        )
+        super().__init__(
+            f"announced {size_bytes} bytes with hash {sha256}, got {got}; try: send the file again"
+        )
 
 
 class BlobDamaged(BlobError):
@@ -54,4 +65,6 @@ class BlobHeld(BlobError):
 
     def __init__(self, sha256: str) -> None:
         self.sha256 = sha256
-        super().__init__(f"blob {sha256} is held by a backup or a restore; try: remove it after that")
+        super().__init__(
+            f"blob {sha256} is held by a backup or a restore; try: remove it after that"
+        )

@@ -158,7 +158,9 @@ class FolderBlobs:
             packed = _checksums_path(path).read_bytes()
         except FileNotFoundError:
             packed = b""
-        if len(packed) != 4 * _block_count(size_bytes) + 8 or packed[-8:] != struct.pack("<Q", size_bytes):
+        if len(packed) != 4 * _block_count(size_bytes) + 8 or packed[-8:] != struct.pack(
+            "<Q", size_bytes
+        ):
             return self._rebuild_checksums(path, file)
         return _unpack_checksums(packed)
 
@@ -170,10 +172,16 @@ class FolderBlobs:
             digest.update(chunk)
             checksums.update(chunk)
         if digest.hexdigest() != path.name:
-            log.error("blob %s has changed on disk and is not served", path.name, extra={"sha256": path.name})
+            log.error(
+                "blob %s has changed on disk and is not served",
+                path.name,
+                extra={"sha256": path.name},
+            )
             raise BlobDamaged(path.name)
         log.warning(
-            "the checksums of blob %s were missing or wrong, and were rebuilt", path.name, extra={"sha256": path.name}
+            "the checksums of blob %s were missing or wrong, and were rebuilt",
+            path.name,
+            extra={"sha256": path.name},
         )
         packed = checksums.pack()
         _make_folder(self._incoming)
@@ -243,7 +251,12 @@ class _CheckedFile(io.RawIOBase):
     """A reader of whole blocks, each compared with its checksum before any of it is returned."""
 
     def __init__(
-        self, file: io.FileIO, *, sha256: str, checksums: "array[int]", rebuild: Callable[[], "array[int]"]
+        self,
+        file: io.FileIO,
+        *,
+        sha256: str,
+        checksums: "array[int]",
+        rebuild: Callable[[], "array[int]"],
     ) -> None:
         self._file = file
         self._sha256 = sha256

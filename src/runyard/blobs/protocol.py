@@ -26,7 +26,7 @@ class Blobs(Protocol):
         ...
 
     def receive(self, *, sha256: str, size_bytes: int) -> AbstractContextManager[Upload]:
-        """Receive a blob by ``write``: leaving the block stores it, an error inside stores nothing."""
+        """Receive a blob by ``write``; leaving the block stores it unless an error occurred."""
         ...
 
     def has(self, sha256: str) -> bool:

@@ -50,8 +50,17 @@ def list_settings(data_dir: Path | None) -> list[ShownSetting]:
     shown = []
     for item in fields(Settings):
         value = getattr(settings, item.name)
-        source = "--data-dir" if item.name == "data_dir" and data_dir is not None else get_source(item.name)
+        source = (
+            "--data-dir"
+            if item.name == "data_dir" and data_dir is not None
+            else get_source(item.name)
+        )
         shown.append(
-            ShownSetting(item.name, str(value) if isinstance(value, Path) else value, source, item.metadata["help"])
+            ShownSetting(
+                item.name,
+                str(value) if isinstance(value, Path) else value,
+                source,
+                item.metadata["help"],
+            )
         )
     return shown

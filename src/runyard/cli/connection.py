@@ -53,13 +53,15 @@ def connect(
 
     retries = PATIENT_RETRIES if is_patient else QUICK_RETRIES
     try:
-        client = vi.Client(**_read_client_arguments(data_dir), max_retries=retries, timeout=timeout_s)
+        client = vi.Client(
+            **_read_client_arguments(data_dir), max_retries=retries, timeout=timeout_s
+        )
     except vi.ViConfigurationError as error:
         if error.error_code is not vi.ViErrorCode.MISSING_REQUIRED_FIELD:
             raise
         raise CommandFailed(
-            f"{error.message}; try: start an instance with `runyard up`, name its data folder with --data-dir, or "
-            "set DATATURE_VI_SECRET_KEY and DATATURE_VI_ORGANIZATION_ID",
+            f"{error.message}; try: start an instance with `runyard up`, name its data folder with "
+            "--data-dir, or set DATATURE_VI_SECRET_KEY and DATATURE_VI_ORGANIZATION_ID",
             exit_code=EXIT_USAGE,
         ) from error
     with client:
@@ -96,8 +98,8 @@ def _read_client_arguments(data_dir: Path | None) -> "ClientArguments":
         }
     except FileNotFoundError:
         raise CommandFailed(
-            f"no instance has been started with the data folder {data_dir} ({file.name} is missing); "
-            f"try: runyard up --data-dir {data_dir}",
+            f"no instance has been started with the data folder {data_dir} ({file.name} is "
+            f"missing); try: runyard up --data-dir {data_dir}",
             exit_code=EXIT_UNREACHABLE,
         ) from None
     except (ValueError, KeyError, TypeError) as error:

@@ -45,7 +45,11 @@ def draw_answers(items: Sequence[AnsweredQuestion], *, title: str, path: Path) -
     from PIL import Image, ImageDraw
 
     rows = max(1, -(-len(items) // COLUMNS))
-    sheet = Image.new("RGB", (COLUMNS * CELL_WIDTH + 2 * MARGIN, rows * CELL_HEIGHT + HEADER_HEIGHT + MARGIN), PAPER)
+    sheet = Image.new(
+        "RGB",
+        (COLUMNS * CELL_WIDTH + 2 * MARGIN, rows * CELL_HEIGHT + HEADER_HEIGHT + MARGIN),
+        PAPER,
+    )
     draw = ImageDraw.Draw(sheet)
     draw.text((MARGIN, MARGIN), title, fill=INK, font=_font(16))
     for index, item in enumerate(items):
@@ -64,7 +68,13 @@ def draw_answers(items: Sequence[AnsweredQuestion], *, title: str, path: Path) -
         for line in _wrap(item.question, _font(12), CELL_WIDTH - 8)[:2]:
             draw.text((middle, words), line, fill=GREY, font=_font(12), anchor="ma")
             words += 15
-        draw.text((middle, words + 2), _truncate(f"truth: {item.truth}"), fill=INK, font=_font(13), anchor="ma")
+        draw.text(
+            (middle, words + 2),
+            _truncate(f"truth: {item.truth}"),
+            fill=INK,
+            font=_font(13),
+            anchor="ma",
+        )
         verdict = "right" if item.is_right else "wrong"
         draw.text(
             (middle, words + 19),
@@ -76,23 +86,30 @@ def draw_answers(items: Sequence[AnsweredQuestion], *, title: str, path: Path) -
     sheet.save(path, optimize=True)
 
 
-def draw_boxes(image: "Image", boxes: Sequence[tuple[str, tuple[int, int, int, int]]], *, path: Path) -> None:
+def draw_boxes(
+    image: "Image", boxes: Sequence[tuple[str, tuple[int, int, int, int]]], *, path: Path
+) -> None:
     """Write a PNG of the image with a labeled box per phrase; small images are enlarged."""
     from PIL import Image, ImageDraw
 
     factor = max(1, 512 // max(image.size))
-    canvas = image.convert("RGB").resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    canvas = image.convert("RGB").resize(
+        (image.width * factor, image.height * factor), Image.Resampling.NEAREST
+    )
     draw = ImageDraw.Draw(canvas)
     for index, (phrase, box) in enumerate(boxes):
         color = BOX_COLORS[index % len(BOX_COLORS)]
         sides = (canvas.width - 1, canvas.height - 1, canvas.width - 1, canvas.height - 1)
         x1, y1, x2, y2 = (
-            side * min(BOX_SCALE, max(0, value)) // BOX_SCALE for value, side in zip(box, sides, strict=True)
+            side * min(BOX_SCALE, max(0, value)) // BOX_SCALE
+            for value, side in zip(box, sides, strict=True)
         )
         left, right, top, bottom = min(x1, x2), max(x1, x2), min(y1, y2), max(y1, y2)
         draw.rectangle((left, top, right, bottom), outline=color, width=2)
         text_top = max(0, top - 18)
-        draw.rectangle((left, text_top, left + _font(12).getlength(phrase) + 7, text_top + 17), fill=color)
+        draw.rectangle(
+            (left, text_top, left + _font(12).getlength(phrase) + 7, text_top + 17), fill=color
+        )
         draw.text((left + 4, text_top + 2), phrase, fill=PAPER, font=_font(12))
     canvas.save(path, optimize=True)
 

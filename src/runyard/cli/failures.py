@@ -42,7 +42,8 @@ class CommandFailed(click.ClickException):
 
     def __init__(self, message: str, *, exit_code: int = EXIT_ERROR):
         super().__init__(message)
-        self.exit_code = exit_code  # type: ignore[misc]  # click calls it a class variable and reads the instance's
+        # Click calls it a class variable and reads the instance's.
+        self.exit_code = exit_code  # type: ignore[misc]
 
 
 def to_command_failure(error: Exception) -> CommandFailed | None:
@@ -50,7 +51,9 @@ def to_command_failure(error: Exception) -> CommandFailed | None:
 
     None if click handles it or it is unexpected.
     """
-    if isinstance(error, (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError)):
+    if isinstance(
+        error, (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError)
+    ):
         return None
     if message := explain_missing_extra(error):
         return CommandFailed(message, exit_code=EXIT_USAGE)
@@ -59,13 +62,17 @@ def to_command_failure(error: Exception) -> CommandFailed | None:
         return CommandFailed(str(error), exit_code=EXIT_USAGE)
     problems = sys.modules.get("runyard.flows.problems")
     if problems is not None and isinstance(error, problems.FlowProblems):
-        return CommandFailed(_lines("the flow cannot run:", [problem.message for problem in error.problems]))
+        return CommandFailed(
+            _lines("the flow cannot run:", [problem.message for problem in error.problems])
+        )
     trainer = sys.modules.get("runyard.trainer.errors")
     if trainer is not None and isinstance(error, (trainer.TrainingFailed, trainer.ExportFailed)):
         return CommandFailed(str(error))
     errors = sys.modules.get("vi.errors")
     if errors is not None and isinstance(error, errors.ViError):
-        exit_code = next(code for name, code in _EXIT_BY_ERROR if isinstance(error, getattr(errors, name)))
+        exit_code = next(
+            code for name, code in _EXIT_BY_ERROR if isinstance(error, getattr(errors, name))
+        )
         return CommandFailed(_format_sdk_error(error), exit_code=exit_code)
     if isinstance(error, OSError):
         return CommandFailed(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "))
@@ -74,7 +81,9 @@ def to_command_failure(error: Exception) -> CommandFailed | None:
 
 def _format_sdk_error(error: Any) -> str:
     """Return the message of an SDK exception with its problems, one per line, or suggestion."""
-    problems = [problem for problem in error.details.get("problems") or [] if isinstance(problem, dict)]
+    problems = [
+        problem for problem in error.details.get("problems") or [] if isinstance(problem, dict)
+    ]
     if problems:
         messages = [str(problem.get("message")) for problem in problems]
         is_repeated = len(messages) == 1 and error.message.endswith(messages[0])

@@ -23,17 +23,39 @@ class Entry(NamedTuple):
 
 COMMANDS = {
     "up": Entry("instance.up", "up", "Start and supervise server and controller on this machine."),
-    "down": Entry("instance.down", "down", "Stop the instance of a data folder and report which runs were saved."),
-    "status": Entry("instance.status", "status", "Show the state of an instance, its processes and runs."),
-    "demo": Entry("instance.demo", "demo", "Train a small model on this machine and show its answers."),
-    "runs": Entry("resources.runs", "runs", "Create, follow, compare, kill and delete training runs."),
-    "flows": Entry("resources.flows", "flows", "Save, validate and inspect flows (training configurations)."),
-    "datasets": Entry("resources.datasets", "datasets", "Import, check, preview and export datasets."),
-    "models": Entry("resources.models", "models", "List, download, export and query checkpoints; add base models."),
+    "down": Entry(
+        "instance.down",
+        "down",
+        "Stop the instance of a data folder and report which runs were saved.",
+    ),
+    "status": Entry(
+        "instance.status", "status", "Show the state of an instance, its processes and runs."
+    ),
+    "demo": Entry(
+        "instance.demo", "demo", "Train a small model on this machine and show its answers."
+    ),
+    "runs": Entry(
+        "resources.runs", "runs", "Create, follow, compare, kill and delete training runs."
+    ),
+    "flows": Entry(
+        "resources.flows", "flows", "Save, validate and inspect flows (training configurations)."
+    ),
+    "datasets": Entry(
+        "resources.datasets", "datasets", "Import, check, preview and export datasets."
+    ),
+    "models": Entry(
+        "resources.models",
+        "models",
+        "List, download, export and query checkpoints; add base models.",
+    ),
     "backup": Entry("resources.backup", "backup", "Back up all data of the server to one file."),
-    "restore": Entry("resources.backup", "restore", "Replace all data of the server with a backup."),
+    "restore": Entry(
+        "resources.backup", "restore", "Replace all data of the server with a backup."
+    ),
     "keys": Entry("resources.keys", "keys", "Create, list, revoke and rotate API keys."),
-    "audit": Entry("resources.audit", "audit", "Show the audit log of actions and rejected keys, newest first."),
+    "audit": Entry(
+        "resources.audit", "audit", "Show the audit log of actions and rejected keys, newest first."
+    ),
     "gc": Entry("resources.gc", "gc", "Compare database and disk, and delete unreferenced data."),
     "config": Entry("config", "config", "Show every setting, its value and its source."),
     "doctor": Entry("instance.doctor", "doctor", "Check the installation and suggest fixes."),
@@ -54,7 +76,9 @@ class LazyGroup(click.Group):
         # Every command but doctor uses vi; doctor reports conflicts in detail.
         if cmd_name != "doctor" and (conflict := describe_conflict()) is not None:
             raise CommandFailed(conflict)
-        command: click.Command = getattr(importlib.import_module(f"runyard.cli.{entry.module}"), entry.attribute)
+        command: click.Command = getattr(
+            importlib.import_module(f"runyard.cli.{entry.module}"), entry.attribute
+        )
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -85,7 +109,12 @@ def _print_version(ctx: click.Context, _parameter: click.Parameter, is_asked: bo
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
-    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Print the version."
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Print the version.",
 )
 def cli() -> None:
     """Train vision-language models on your own machines.

@@ -12,9 +12,17 @@ from typing import Any
 
 import click
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print the API response as JSON.")
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print the API response as JSON."
+)
 
-_COLORS = {"Succeeded": "green", "Running": "cyan", "Failed": "red", "Error": "red", "Cancelled": "yellow"}
+_COLORS = {
+    "Succeeded": "green",
+    "Running": "cyan",
+    "Failed": "red",
+    "Error": "red",
+    "Cancelled": "yellow",
+}
 
 
 def print_json(value: Any) -> None:
@@ -24,10 +32,14 @@ def print_json(value: Any) -> None:
     click.echo(msgspec.json.encode(value, enc_hook=_encode_path).decode())
 
 
-def print_table(headings: Sequence[str], rows: Sequence[Sequence[object]], *, err: bool = False) -> None:
+def print_table(
+    headings: Sequence[str], rows: Sequence[Sequence[object]], *, err: bool = False
+) -> None:
     """Print aligned columns, with colored conditions on a terminal."""
     cells = [[_cell(value) for value in row] for row in rows]
-    widths = [max(len(line[index]) for line in [list(headings), *cells]) for index in range(len(headings))]
+    widths = [
+        max(len(line[index]) for line in [list(headings), *cells]) for index in range(len(headings))
+    ]
     click.echo(click.style(_line(headings, widths, str), bold=True), err=err)
     for row in cells:
         click.echo(_line(row, widths, colorize), err=err)
@@ -51,7 +63,9 @@ def format_time(epoch_ms: int | None) -> str:
     """Return epoch milliseconds in the local time zone; empty for None and 0."""
     if not epoch_ms:
         return ""
-    return datetime.datetime.fromtimestamp(epoch_ms / 1000).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    return (
+        datetime.datetime.fromtimestamp(epoch_ms / 1000).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    )
 
 
 def format_age(epoch_ms: int, *, now: Callable[[], float] = time.time) -> str:

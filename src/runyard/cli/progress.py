@@ -37,7 +37,10 @@ class ProgressLine:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self._is_live and self._last_text:
             self._stream.write("\n")
@@ -61,7 +64,9 @@ class ProgressLine:
         if self._is_live:
             # A line that wraps could not be rewritten in place.
             self._stream.write(f"\r\x1b[2K{text[: shutil.get_terminal_size().columns - 1]}")
-        elif condition != self._last_condition or self._now() - self._printed_s >= PLAIN_LINE_EVERY_S:
+        elif (
+            condition != self._last_condition or self._now() - self._printed_s >= PLAIN_LINE_EVERY_S
+        ):
             self._stream.write(f"{text}\n")
             self._printed_s = self._now()
         else:
@@ -108,7 +113,10 @@ class WorkLine:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self._is_live and self._last_doing:
             self._stream.write("\n")
@@ -131,7 +139,9 @@ def describe_state(run: "Run") -> str:
     if not run.status.conditions:
         return "Waiting"
     latest = run.status.conditions[-1]
-    return to_single_line(f"{latest.condition.value}, {latest.reason}" if latest.reason else latest.condition.value)
+    return to_single_line(
+        f"{latest.condition.value}, {latest.reason}" if latest.reason else latest.condition.value
+    )
 
 
 def format_progress(run: "Run") -> str:

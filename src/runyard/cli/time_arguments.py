@@ -15,12 +15,18 @@ class Duration(click.ParamType[int]):
 
     name = "duration"
 
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
         if isinstance(value, int):
             return value
         seconds = parse_duration_s(str(value))
         if seconds is None:
-            self.fail(f"{value!r} is not a duration, expected: a number and s, m, h or d; try: 12h", param, ctx)
+            self.fail(
+                f"{value!r} is not a duration, expected: a number and s, m, h or d; try: 12h",
+                param,
+                ctx,
+            )
         return seconds
 
 
@@ -35,7 +41,9 @@ class Moment(click.ParamType[int]):
     def __init__(self, *, is_past: bool) -> None:
         self._sign = -1 if is_past else 1
 
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
         if isinstance(value, int):
             return value
         seconds = parse_duration_s(str(value))
@@ -43,9 +51,15 @@ class Moment(click.ParamType[int]):
             return round((time.time() + self._sign * seconds) * 1000)
         try:
             # Without a time zone, local time is meant, as everywhere on the command line.
-            return round(datetime.datetime.fromisoformat(str(value)).astimezone().timestamp() * 1000)
+            return round(
+                datetime.datetime.fromisoformat(str(value)).astimezone().timestamp() * 1000
+            )
         except (ValueError, OverflowError, OSError):
-            self.fail(f"{value!r} is not a time, expected: a date or a duration; try: 2027-01-31, or 90d", param, ctx)
+            self.fail(
+                f"{value!r} is not a time, expected: a date or a duration; try: 2027-01-31, or 90d",
+                param,
+                ctx,
+            )
 
 
 def parse_duration_s(text: str) -> int | None:

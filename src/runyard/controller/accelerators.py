@@ -65,7 +65,9 @@ def list_devices(
         parts = _parse_mig_parts(run_smi(LIST) or "", {device.id: device for device in found})
         divided = {part.whole for part in parts}
         groups = [
-            [part for part in parts if part.whole == device.id] if device.id in divided else [device]
+            [part for part in parts if part.whole == device.id]
+            if device.id in divided
+            else [device]
             for device in found
         ]
     else:
@@ -78,12 +80,17 @@ def summarize_accelerators(found: Sequence[Device], *, root: Path = Path("/")) -
     if not found:
         return [
             Accelerator(
-                name=CPU, model=_read_processor_model(root), count=1, memory_gib=_to_gib(_read_memory_limit(root))
+                name=CPU,
+                model=_read_processor_model(root),
+                count=1,
+                memory_gib=_to_gib(_read_memory_limit(root)),
             )
         ]
     return [
         Accelerator(name=shorten_model(model), model=model, count=count, memory_gib=memory_gib)
-        for (model, memory_gib), count in Counter((device.model, device.memory_gib) for device in found).items()
+        for (model, memory_gib), count in Counter(
+            (device.model, device.memory_gib) for device in found
+        ).items()
     ]
 
 
@@ -91,12 +98,14 @@ def make_labels(found: Sequence[Device]) -> dict[str, list[str]]:
     """Return the labels that a flow's tolerations may name, as short lower-case words such as
     ``h100``.
     """
-    words = {word for device in found for word in re.findall(r"[a-z]*\d+[a-z]*", device.model.lower())}
+    words = {
+        word for device in found for word in re.findall(r"[a-z]*\d+[a-z]*", device.model.lower())
+    }
     return {"accelerator": sorted(words) or [CPU]}
 
 
 def limit_slots(slots: int, found: Sequence[Device], *, are_shared: bool) -> int:
-    """Return how many runs may train at once: at most one per accelerator, unless they are shared."""
+    """Return how many runs may train at once: one per accelerator, unless they are shared."""
     return min(slots, len(found)) if found and not are_shared else slots
 
 
@@ -136,7 +145,13 @@ def _parse_devices(output: str) -> list[Device]:
         model, second, mebibytes = rest.rpartition(",")
         if comma and second and model.strip():
             memory = mebibytes.strip()
-            found.append(Device(id.strip(), model.strip(), _to_gib(int(memory) * MIB) if memory.isdigit() else None))
+            found.append(
+                Device(
+                    id.strip(),
+                    model.strip(),
+                    _to_gib(int(memory) * MIB) if memory.isdigit() else None,
+                )
+            )
     return found
 
 
@@ -152,7 +167,9 @@ def _parse_mig_parts(output: str, wholes: dict[str, Device]) -> list[Device]:
         elif whole is not None and (profile := re.search(r"MIG (\S+)", line)):
             memory = re.search(r"(\d+)gb", profile[1])
             model = f"{whole.model} MIG {profile[1]}"
-            parts.append(Device(uuid[1], model, float(memory[1]) if memory else None, whole=whole.id))
+            parts.append(
+                Device(uuid[1], model, float(memory[1]) if memory else None, whole=whole.id)
+            )
     return parts
 
 
@@ -181,7 +198,11 @@ def _select_visible(groups: Sequence[Sequence[Device]], visible: str | None) -> 
         if word.isdigit():
             named = list(groups[int(word)]) if int(word) < len(groups) else []
         else:
-            named = [device for device in every if word and word in (device.id[: len(word)], device.whole[: len(word)])]
+            named = [
+                device
+                for device in every
+                if word and word in (device.id[: len(word)], device.whole[: len(word)])
+            ]
             named = named if len({device.whole or device.id for device in named}) == 1 else []
         if not named:
             break
@@ -213,7 +234,11 @@ def _read_cgroup_limits(root: Path) -> list[int]:
         else:
             continue
         folder = top / path.strip("/")
-        ancestors = [ancestor for ancestor in (folder, *folder.parents) if ancestor == top or top in ancestor.parents]
+        ancestors = [
+            ancestor
+            for ancestor in (folder, *folder.parents)
+            if ancestor == top or top in ancestor.parents
+        ]
         texts = [_read_text(ancestor / name).strip() for ancestor in ancestors]
         limits += [int(limit) for limit in texts if limit.isdigit()]
     return limits

@@ -29,11 +29,15 @@ class ServerClient:
         timeout_s = claim.wait_s + ANSWER_TIMEOUT_S
         with closing(self._connect()) as http:
             path = "/internal/v1/claims"
-            return http.call("POST", path, body=claim, decode_as=ClaimResult, timeout_s=timeout_s).assignment
+            return http.call(
+                "POST", path, body=claim, decode_as=ClaimResult, timeout_s=timeout_s
+            ).assignment
 
     def list_placements(self, machine_id: str) -> list[Assignment]:
         with closing(self._connect()) as http:
-            return http.call("GET", f"/internal/v1/machines/{machine_id}", decode_as=Placements).attempts
+            return http.call(
+                "GET", f"/internal/v1/machines/{machine_id}", decode_as=Placements
+            ).attempts
 
     def report_machine(self, machine_id: str, report: MachineReport) -> None:
         with closing(self._connect()) as http:
@@ -48,6 +52,13 @@ class ServerClient:
         document = rundir.read_json(self._key_file) or {}
         endpoint, key = document.get("endpoint"), document.get("key")
         if not isinstance(endpoint, str) or not isinstance(key, str):
-            raise NoControllerKey(f"{self._key_file} does not exist yet; the server writes it when it starts")
+            raise NoControllerKey(
+                f"{self._key_file} does not exist yet; the server writes it when it starts"
+            )
         self.endpoint = endpoint
-        return Http(endpoint, headers={"Authorization": f"Bearer {key}"}, timeout_s=ANSWER_TIMEOUT_S, retry=NO_RETRY)
+        return Http(
+            endpoint,
+            headers={"Authorization": f"Bearer {key}"},
+            timeout_s=ANSWER_TIMEOUT_S,
+            retry=NO_RETRY,
+        )

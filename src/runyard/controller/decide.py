@@ -142,7 +142,15 @@ class Shutdown:
 
 
 Action = (
-    Adopt | ClaimRun | StartSupervisor | StopSupervisor | StopTrainer | KillSupervisor | Release | WarmUp | Shutdown
+    Adopt
+    | ClaimRun
+    | StartSupervisor
+    | StopSupervisor
+    | StopTrainer
+    | KillSupervisor
+    | Release
+    | WarmUp
+    | Shutdown
 )
 
 
@@ -184,7 +192,9 @@ def _handle_unresponsive(attempt: AttemptView) -> list[Action]:
 def _may_start(view: MachineView, attempt: AttemptView) -> bool:
     if attempt.starts > 0:
         return attempt.since_start_s >= get_restart_backoff_s(attempt.starts)
-    waits_for_warm = view.warmth == "starting" and attempt.held_for_s < attempt.lease_s * WAIT_FOR_WARM_LEASES
+    waits_for_warm = (
+        view.warmth == "starting" and attempt.held_for_s < attempt.lease_s * WAIT_FOR_WARM_LEASES
+    )
     return not waits_for_warm and not _has_older_attempt(view, attempt.key)
 
 
@@ -208,16 +218,24 @@ def get_restart_backoff_s(starts: int) -> float:
 
 def _claim_more(view: MachineView) -> list[Action]:
     is_unresponsive = any(
-        attempt.supervisor == "alive" and attempt.silent_for_s >= UNRESPONSIVE_AFTER_S for attempt in view.attempts
+        attempt.supervisor == "alive" and attempt.silent_for_s >= UNRESPONSIVE_AFTER_S
+        for attempt in view.attempts
     )
     every_s = ADOPT_EVERY_WHEN_UNRESPONSIVE_S if is_unresponsive else ADOPT_EVERY_S
     is_due = view.since_adopted_s is None or view.since_adopted_s >= every_s
     actions: list[Action] = [Adopt()] if is_due and not view.is_adopting else []
     if view.since_adopted_s is None:
         return actions  # attempts already on this machine may fill every slot
-    held = sum(not (attempt.is_closed and attempt.supervisor in (None, "dead")) for attempt in view.attempts)
+    held = sum(
+        not (attempt.is_closed and attempt.supervisor in (None, "dead"))
+        for attempt in view.attempts
+    )
     free = view.slots - held
-    return [*actions, ClaimRun(free, view.lacks_disk)] if free > 0 and not view.is_claiming else actions
+    return (
+        [*actions, ClaimRun(free, view.lacks_disk)]
+        if free > 0 and not view.is_claiming
+        else actions
+    )
 
 
 def _warm_up(view: MachineView) -> list[Action]:
@@ -228,7 +246,10 @@ def _warm_up(view: MachineView) -> list[Action]:
 
 
 def _shut_down(view: MachineView, since_shutdown_s: float) -> list[Action]:
-    """Start nothing new; ask each supervisor once to stop, and wait for them unless told otherwise."""
+    """Start nothing new.
+
+    Ask each supervisor once to stop, and wait for them unless told otherwise.
+    """
     living = [attempt for attempt in view.attempts if attempt.supervisor in ("alive", "unknown")]
     if view.leave_running or not living or since_shutdown_s >= view.shutdown_timeout_s:
         return [Shutdown()]

@@ -18,8 +18,8 @@ class MachineTaken(Exception):
 
     def __init__(self, folder: Path):
         super().__init__(
-            f"another controller uses {folder}; try: stop that one first, or choose another data folder "
-            "(RUNYARD_DATA_DIR) for this one"
+            f"another controller uses {folder}; try: stop that one first, or choose another data "
+            "folder (RUNYARD_DATA_DIR) for this one"
         )
 
 

@@ -180,14 +180,19 @@ class Controller:
             # exit. The folder of a deleted run disappears once the server has the report, perhaps
             # before we look.
             is_closed=liveness != "alive"
-            and (self._files.read_json(AttemptDir(held.folder).closed) is not None or not held.folder.is_dir()),
+            and (
+                self._files.read_json(AttemptDir(held.folder).closed) is not None
+                or not held.folder.is_dir()
+            ),
             is_stop_requested=held.is_stop_requested,
             starts=held.starts,
             since_start_s=self._clock.monotonic() - held.started_at_s,
             held_for_s=self._clock.monotonic() - held.held_at_s,
             lease_s=held.assignment.lease_s,
             grace_s=held.assignment.grace_s,
-            silent_for_s=since_known_s if permit_age_s is None else min(permit_age_s, since_known_s),
+            silent_for_s=since_known_s
+            if permit_age_s is None
+            else min(permit_age_s, since_known_s),
             since_kill_s=self._get_elapsed_s(held.killed_at_s),
             is_trainer_stop_requested=held.is_trainer_stop_requested,
             is_replacement_starting=held.starts > 1
@@ -204,11 +209,15 @@ class Controller:
         match action:
             case Adopt():
                 self._is_adopting = True
-                self._call_server(self._fetch_placements, self._on_placements, self._on_adopt_failed)
+                self._call_server(
+                    self._fetch_placements, self._on_placements, self._on_adopt_failed
+                )
             case ClaimRun(slots, lacks_disk):
                 self._is_claiming = True
                 claim = self._build_claim(slots, lacks_disk=lacks_disk)
-                self._call_server(lambda: self._poll_for_work(claim), self._on_claimed, self._on_claim_failed)
+                self._call_server(
+                    lambda: self._poll_for_work(claim), self._on_claimed, self._on_claim_failed
+                )
             case StartSupervisor(key):
                 self._start_supervisor(self._held[key])
             case StopSupervisor(key):
@@ -235,7 +244,10 @@ class Controller:
             pass
 
     def _call_server(
-        self, call: Callable[[], Any], on_answer: Callable[[Any], None], on_failure: Callable[[], None]
+        self,
+        call: Callable[[], Any],
+        on_answer: Callable[[Any], None],
+        on_failure: Callable[[], None],
     ) -> None:
         """Call the server in a thread of its own; the main thread handles the outcome."""
 
@@ -323,7 +335,7 @@ class Controller:
             self._hold_attempt(assignment)
 
     def _on_claim_failed(self) -> None:
-        """Keep the claim id: if the server did accept the claim, its repeat returns that attempt."""
+        """Keep the claim id: repeating an accepted claim returns its attempt."""
         self._is_claiming = False
 
     def _on_placements(self, assignments: list[Assignment]) -> None:
@@ -341,7 +353,9 @@ class Controller:
 
     def _hold_attempt(self, assignment: Assignment) -> None:
         key = make_attempt_key(assignment)
-        if key in self._held and is_other_store(self._held[key].assignment.store_id, assignment.store_id):
+        if key in self._held and is_other_store(
+            self._held[key].assignment.store_id, assignment.store_id
+        ):
             if self._check_liveness(self._held[key]) not in (None, "dead"):
                 # The old one, from before a restore, is about to end. The new lease expires
                 # uncharged, and the attempt is offered again.
@@ -349,7 +363,9 @@ class Controller:
             del self._held[key]
         if key not in self._held:
             try:
-                device = find_least_used(self._devices, [held.device for held in self._held.values()])
+                device = find_least_used(
+                    self._devices, [held.device for held in self._held.values()]
+                )
                 folder = place_attempt(
                     assignment,
                     settings=self._settings,
@@ -404,7 +420,11 @@ class Controller:
         except OSError as error:  # no disk space, process id, or memory: may pass, so it is retried
             log.warning("cannot start a supervisor for %s: %s", key, error)
             return
-        log.info("started a supervisor for %s: process %s", key, held.supervisor.pid if held.supervisor else "unknown")
+        log.info(
+            "started a supervisor for %s: process %s",
+            key,
+            held.supervisor.pid if held.supervisor else "unknown",
+        )
 
     def _stop_supervisor(self, key: AttemptKey, held: HeldAttempt) -> None:
         held.is_stop_requested = True
@@ -415,7 +435,9 @@ class Controller:
     def _stop_trainer(self, key: AttemptKey, held: HeldAttempt) -> None:
         held.is_trainer_stop_requested = True
         log.warning("supervisor of %s is unresponsive; asking its trainer to save and stop", key)
-        trainer = parse_identity(self._files.read_json(AttemptDir(held.folder).process) or {}, role="trainer")
+        trainer = parse_identity(
+            self._files.read_json(AttemptDir(held.folder).process) or {}, role="trainer"
+        )
         if trainer is not None:
             self._processes.send_signal(trainer, signal.SIGTERM)
             self._processes.send_signal(trainer, signal.SIGCONT)
@@ -433,7 +455,9 @@ class Controller:
         instances on this machine have other data folders.
         """
         guarded = {mark for _, mark in self._processes.find_marked(SUPERVISOR_MARK, lambda _: True)}
-        for identity, mark in self._processes.find_marked(ATTEMPT_MARK, lambda mark: mark not in guarded):
+        for identity, mark in self._processes.find_marked(
+            ATTEMPT_MARK, lambda mark: mark not in guarded
+        ):
             key = parse_mark(mark)
             if key is not None and key not in self._held and has_folder(self._settings, key):
                 log.warning("killing process %d, left over from %s", identity.pid, mark)
@@ -508,6 +532,8 @@ def _load_configuration() -> tuple[Settings, str]:
     except (SettingError, machine.MachineTaken) as error:
         raise CannotStart(str(error)) from error
     except ValueError as error:  # from the log level
-        raise CannotStart(f"RUNYARD_LOG_LEVEL: {error}; try: debug, info, warning or error") from error
+        raise CannotStart(
+            f"RUNYARD_LOG_LEVEL: {error}; try: debug, info, warning or error"
+        ) from error
     except OSError as error:
         raise explain_os_error(error) from error

@@ -38,7 +38,9 @@ def has_folder(settings: Settings, key: AttemptKey) -> bool:
         return False
 
 
-def place_attempt(assignment: Assignment, *, settings: Settings, machine_id: str, device: str = "") -> Path:
+def place_attempt(
+    assignment: Assignment, *, settings: Settings, machine_id: str, device: str = ""
+) -> Path:
     """Prepare the folder of an attempt for its supervisor; idempotent.
 
     ``device`` is the accelerator reserved for the attempt; empty without one.
@@ -74,7 +76,9 @@ def place_attempt(assignment: Assignment, *, settings: Settings, machine_id: str
             "leaseS": assignment.lease_s,
             "graceS": assignment.grace_s,
             "serverFile": str(settings.server_file),
-            "maxUnreachableS": None if is_this_machine(assignment.server_boot_id) else settings.max_unreachable_s,
+            "maxUnreachableS": None
+            if is_this_machine(assignment.server_boot_id)
+            else settings.max_unreachable_s,
             "hangS": settings.hang_minutes * 60 or None,
             "spoolBytes": settings.spool_mib << 20,
             "datasetsBytes": settings.datasets_max_gib << 30,
@@ -138,7 +142,9 @@ def is_this_machine(server_boot_id: str) -> bool:
 
     An address cannot tell: a loopback address may be the local end of a tunnel.
     """
-    return server_boot_id not in ("", processes.UNKNOWN_BOOT) and server_boot_id == processes.boot_id()
+    return (
+        server_boot_id not in ("", processes.UNKNOWN_BOOT) and server_boot_id == processes.boot_id()
+    )
 
 
 def build_run_document(assignment: Assignment, settings: Settings) -> dict[str, Any]:
@@ -147,7 +153,9 @@ def build_run_document(assignment: Assignment, settings: Settings) -> dict[str, 
     return {
         "run": run,
         "attempt": assignment.attempt,
-        "threads": count_threads_per_run(settings.threads, slots=settings.slots, cores=os.cpu_count() or 1),
+        "threads": count_threads_per_run(
+            settings.threads, slots=settings.slots, cores=os.cpu_count() or 1
+        ),
         "dataDir": str(settings.data_dir),
         "cacheBytes": settings.cache_max_gib << 30,
         "freeDiskBytes": settings.free_disk_mib << 20,

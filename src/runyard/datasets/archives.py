@@ -87,19 +87,23 @@ class ArchiveRejected(Exception):
         self.code, self.cause, self.member = code, cause, member
 
     def to_finding(self, file: str, rest: str = "") -> Finding:
-        return make_finding(self.code, file=file, cause=self.cause + rest, value=self.member, action="FileRejected")
+        return make_finding(
+            self.code, file=file, cause=self.cause + rest, value=self.member, action="FileRejected"
+        )
 
 
 def is_archive(path: str) -> bool:
     return path.lower().endswith(ENDINGS)
 
 
-def read_members(file: BinaryIO, path: str, limits: ArchiveLimits = ArchiveLimits()) -> Iterator[Member]:
+def read_members(
+    file: BinaryIO, path: str, limits: ArchiveLimits = ArchiveLimits()
+) -> Iterator[Member]:
     """Yield the regular files of an archive in order, after checking that all of it is safe.
 
     Raises:
-        ArchiveRejected: before the first member if the headers are not acceptable; while bytes are read if they
-            contradict the headers.
+        ArchiveRejected: before the first member if the headers are not acceptable; while bytes are
+            read if they contradict the headers.
     """
     read = _iter_zip_members if path.lower().endswith(".zip") else _iter_tar_members
     with _reject_damaged():
@@ -125,7 +129,9 @@ def _reject_damaged() -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, zlib.error, struct.error) as error:
-        raise ArchiveRejected("FileUnreadable", f"the archive is damaged: {error or type(error).__name__}") from error
+        raise ArchiveRejected(
+            "FileUnreadable", f"the archive is damaged: {error or type(error).__name__}"
+        ) from error
 
 
 def normalize_member_name(name: str) -> str | None:
@@ -153,12 +159,16 @@ class _Names:
     def add(self, name: str, *, is_folder: bool) -> str:
         self._count += 1
         if self._count > self._limits.entries:
-            raise ArchiveRejected("ArchiveTooLarge", f"it has more than {self._limits.entries:,} entries")
+            raise ArchiveRejected(
+                "ArchiveTooLarge", f"it has more than {self._limits.entries:,} entries"
+            )
         if is_folder and name.strip("/.") == "" and not name.startswith("/") and ".." not in name:
             return ""
         plain = normalize_member_name(name)
         if plain is None:
-            raise ArchiveRejected("ArchiveUnsafe", "this name is not a plain relative path", member=name)
+            raise ArchiveRejected(
+                "ArchiveUnsafe", "this name is not a plain relative path", member=name
+            )
         above = plain
         while (above := above.rpartition("/")[0]) and above not in self._folders:
             self._folders.add(above)
@@ -172,7 +182,9 @@ class _Names:
 
     def check_conflicts(self) -> None:
         for both in sorted(self._files & self._folders)[:1]:
-            raise ArchiveRejected("ArchiveUnsafe", "this name is both a file and a folder", member=both)
+            raise ArchiveRejected(
+                "ArchiveUnsafe", "this name is both a file and a folder", member=both
+            )
 
 
 # -- zip -------------------------------------------------------------------------------------------
@@ -206,18 +218,22 @@ def _iter_zip_members(file: BinaryIO, _path: str, limits: ArchiveLimits) -> Iter
 
 
 def _read_zip_entries(file: BinaryIO, limits: ArchiveLimits) -> tuple[list[_ZipEntry], list[int]]:
-    """Read all entries in order of offset, and the latest offset where the bytes of each must end."""
+    """Read all entries in order of offset, and the latest offset at which each must end."""
     archive_bytes = file.seek(0, io.SEEK_END)
     count, length, start = _find_central_directory(file, archive_bytes)
     if count > limits.entries:
-        raise ArchiveRejected("ArchiveTooLarge", f"it has {count:,} entries, more than {limits.entries:,}")
+        raise ArchiveRejected(
+            "ArchiveTooLarge", f"it has {count:,} entries, more than {limits.entries:,}"
+        )
     file.seek(start)
     names, entries, total, most = _Names(limits), [], 0, limits.max_unpacked_bytes(archive_bytes)
     for _ in range(count):
         entry = _read_zip_entry(file, names)
         total += entry.size
         if total > most:
-            raise ArchiveRejected("ArchiveTooLarge", f"its headers declare more than {most:,} unpacked bytes")
+            raise ArchiveRejected(
+                "ArchiveTooLarge", f"its headers declare more than {most:,} unpacked bytes"
+            )
         entries.append(entry)
     if file.tell() != start + length:
         raise ArchiveRejected("ArchiveUnsafe", "its directory does not have the declared length")
@@ -248,7 +264,9 @@ def _find_central_directory(file: BinaryIO, archive_bytes: int) -> tuple[int, in
         if mark != b"PK\6\7" or end + _END64.size > archive_bytes:
             raise ArchiveRejected("FileUnreadable", "its 64-bit end is missing")
         file.seek(end)
-        mark, _, _, _, disk, first_disk, here, count, length, start = _END64.unpack(file.read(_END64.size))
+        mark, _, _, _, disk, first_disk, here, count, length, start = _END64.unpack(
+            file.read(_END64.size)
+        )
         if mark != b"PK\6\6":
             raise ArchiveRejected("FileUnreadable", "its 64-bit end is missing")
     if disk or first_disk or here != count:
@@ -260,7 +278,9 @@ def _find_central_directory(file: BinaryIO, archive_bytes: int) -> tuple[int, in
 
 def _read_zip_entry(file: BinaryIO, names: _Names) -> _ZipEntry:
     head = _CENTRAL.unpack(file.read(_CENTRAL.size))
-    mark, _, _, _, _, flags, method, _, _, crc, packed, size, name_len, extra_len, comment_len = head[:15]
+    mark, _, _, _, _, flags, method, _, _, crc, packed, size, name_len, extra_len, comment_len = (
+        head[:15]
+    )
     disk, attributes, offset = head[15], head[17], head[18]
     raw, extra = file.read(name_len), file.read(extra_len)
     file.seek(comment_len, io.SEEK_CUR)
@@ -274,16 +294,24 @@ def _read_zip_entry(file: BinaryIO, names: _Names) -> _ZipEntry:
     return _ZipEntry(offset, name, raw, method, crc, packed, size, is_folder)
 
 
-def _check_zip_entry(name: str, flags: int, method: int, mode: int, size: int, packed: int, *, is_folder: bool) -> None:
+def _check_zip_entry(
+    name: str, flags: int, method: int, mode: int, size: int, packed: int, *, is_folder: bool
+) -> None:
     kind = stat.S_IFMT(mode)
     if kind and kind != (stat.S_IFDIR if is_folder else stat.S_IFREG):
-        raise ArchiveRejected("ArchiveUnsafe", "this entry is neither a file nor a folder", member=name)
+        raise ArchiveRejected(
+            "ArchiveUnsafe", "this entry is neither a file nor a folder", member=name
+        )
     if flags & _ENCRYPTED:
         raise ArchiveRejected("FileUnreadable", "encrypted entries are not supported", member=name)
     if method not in (_STORED, _DEFLATED):
-        raise ArchiveRejected("FileUnreadable", f"compression method {method} is not supported", member=name)
+        raise ArchiveRejected(
+            "FileUnreadable", f"compression method {method} is not supported", member=name
+        )
     if (is_folder and size) or (method == _STORED and size != packed):
-        raise ArchiveRejected("ArchiveUnsafe", "this entry's sizes contradict each other", member=name)
+        raise ArchiveRejected(
+            "ArchiveUnsafe", "this entry's sizes contradict each other", member=name
+        )
 
 
 def _decode_zip_name(raw: bytes, flags: int) -> str:
@@ -292,7 +320,9 @@ def _decode_zip_name(raw: bytes, flags: int) -> str:
         name = raw.decode()
     except UnicodeDecodeError:
         if flags & _UTF8:
-            raise ArchiveRejected("ArchiveUnsafe", "this name is not UTF-8", member=repr(raw)) from None
+            raise ArchiveRejected(
+                "ArchiveUnsafe", "this name is not UTF-8", member=repr(raw)
+            ) from None
         name = raw.decode("cp437")
     return name.replace("\\", "/")
 
@@ -316,7 +346,9 @@ def _read_zip_entry_bytes(file: BinaryIO, entry: _ZipEntry, end: int) -> Iterato
     head = _LOCAL.unpack(file.read(_LOCAL.size))
     method, name_len, extra_len = head[3], head[9], head[10]
     if head[0] != b"PK\3\4" or method != entry.method or file.read(name_len) != entry.raw:
-        raise ArchiveRejected("ArchiveUnsafe", "its directory and this entry contradict each other", member=entry.name)
+        raise ArchiveRejected(
+            "ArchiveUnsafe", "its directory and this entry contradict each other", member=entry.name
+        )
     start = entry.offset + _LOCAL.size + name_len + extra_len
     if start + entry.packed > end:
         raise ArchiveRejected("ArchiveUnsafe", "its entries overlap", member=entry.name)
@@ -328,9 +360,13 @@ def _read_zip_entry_bytes(file: BinaryIO, entry: _ZipEntry, end: int) -> Iterato
             break
         yield piece
     if length != entry.size:
-        raise ArchiveRejected("ArchiveUnsafe", "this entry does not have the declared length", member=entry.name)
+        raise ArchiveRejected(
+            "ArchiveUnsafe", "this entry does not have the declared length", member=entry.name
+        )
     if crc != entry.crc:
-        raise ArchiveRejected("FileUnreadable", "the checksum of this entry is wrong", member=entry.name)
+        raise ArchiveRejected(
+            "FileUnreadable", "the checksum of this entry is wrong", member=entry.name
+        )
 
 
 def _read_slices(file: BinaryIO, start: int, length: int) -> Iterator[bytes]:
@@ -371,7 +407,9 @@ _SPECIAL_TYPES = {
 
 def _iter_tar_members(file: BinaryIO, path: str, limits: ArchiveLimits) -> Iterator[Member]:
     names = _Names(limits)
-    for name, _ in _iter_tar_files(_TarBytes(file, path, limits), names):  # checks all headers first
+    for name, _ in _iter_tar_files(
+        _TarBytes(file, path, limits), names
+    ):  # checks all headers first
         del name
     names.check_conflicts()
     data = _TarBytes(file, path, limits)
@@ -432,7 +470,9 @@ class _TarBytes:
         piece = self._file.read(size)
         self.at += len(piece)
         if self.at > self._max_bytes:
-            raise ArchiveRejected("ArchiveTooLarge", f"it unpacks to more than {self._max_bytes:,} bytes")
+            raise ArchiveRejected(
+                "ArchiveTooLarge", f"it unpacks to more than {self._max_bytes:,} bytes"
+            )
         return piece
 
 
@@ -447,8 +487,15 @@ def _iter_tar_files(data: _TarBytes, names: _Names) -> Iterator[tuple[str, int]]
         info = _parse_tar_header(block)
         size, kind = info.size, info.kind
         if size < 0:
-            raise ArchiveRejected("ArchiveUnsafe", "this entry has a negative size", member=info.name)
-        if kind in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.XGLTYPE):
+            raise ArchiveRejected(
+                "ArchiveUnsafe", "this entry has a negative size", member=info.name
+            )
+        if kind in (
+            tarfile.GNUTYPE_LONGNAME,
+            tarfile.XHDTYPE,
+            tarfile.SOLARIS_XHDTYPE,
+            tarfile.XGLTYPE,
+        ):
             after = data.at + _pad_to_block(size)
             if size > _MAX_PAX_BYTES:
                 raise ArchiveRejected("ArchiveUnsafe", f"a header of {size:,} bytes is too large")
@@ -457,7 +504,9 @@ def _iter_tar_files(data: _TarBytes, names: _Names) -> Iterator[tuple[str, int]]
             if kind == tarfile.GNUTYPE_LONGNAME:
                 long_name = _decode_tar_text(body.rstrip(b"\0"))
             else:
-                long_name, pax_size = _parse_pax(body, long_name, pax_size, is_global=kind == tarfile.XGLTYPE)
+                long_name, pax_size = _parse_pax(
+                    body, long_name, pax_size, is_global=kind == tarfile.XGLTYPE
+                )
             continue
         name = long_name or info.name
         size = size if pax_size is None else pax_size
@@ -493,13 +542,17 @@ def _parse_tar_header(block: bytes) -> _TarHeader:
         raw = above + b"/" + raw
     # A name that a long-name entry replaces may be cut within a character, so it is validated only
     # when used.
-    return _TarHeader(raw.decode(errors="surrogateescape"), _parse_tar_number(block[124:136]), block[156:157])
+    return _TarHeader(
+        raw.decode(errors="surrogateescape"), _parse_tar_number(block[124:136]), block[156:157]
+    )
 
 
 def _parse_tar_number(field: bytes) -> int:
     """Parse octal digits or, if the first bit is set, a binary number, which may be negative."""
     if field[0] in (0x80, 0xFF):
-        return int.from_bytes(field[1:], "big") - (256 ** (len(field) - 1) if field[0] == 0xFF else 0)
+        return int.from_bytes(field[1:], "big") - (
+            256 ** (len(field) - 1) if field[0] == 0xFF else 0
+        )
     digits = field.partition(b"\0")[0].strip(b" ")
     if not all(digit in b"01234567" for digit in digits):
         raise ArchiveRejected("FileUnreadable", "a number in a header is damaged")
@@ -517,7 +570,9 @@ def _decode_tar_text(raw: bytes) -> str:
         raise ArchiveRejected("ArchiveUnsafe", "a name is not UTF-8", member=repr(raw)) from None
 
 
-def _parse_pax(body: bytes, name: str | None, size: int | None, *, is_global: bool) -> tuple[str | None, int | None]:
+def _parse_pax(
+    body: bytes, name: str | None, size: int | None, *, is_global: bool
+) -> tuple[str | None, int | None]:
     """Parse an extended header of lines ``<length> <key>=<value>``.
 
     Return the name and size in effect.
@@ -531,12 +586,16 @@ def _parse_pax(body: bytes, name: str | None, size: int | None, *, is_global: bo
         if key.startswith(b"GNU.sparse"):
             raise ArchiveRejected("ArchiveUnsafe", "sparse entries are not supported")
         if is_global and key in (b"path", b"size"):
-            raise ArchiveRejected("ArchiveUnsafe", "a global header sets path or size for all files")
+            raise ArchiveRejected(
+                "ArchiveUnsafe", "a global header sets path or size for all files"
+            )
         if key == b"path":
             name = _decode_tar_text(value)
         elif key == b"size":
             if not value.isdigit() or len(value) > 18:
-                raise ArchiveRejected("ArchiveUnsafe", "an entry has an invalid size", member=repr(value))
+                raise ArchiveRejected(
+                    "ArchiveUnsafe", "an entry has an invalid size", member=repr(value)
+                )
             size = int(value)
         body = body[length:]
     return name, size
@@ -559,7 +618,11 @@ def expand_archives(
     """
     archives = [path for path in source.paths() if is_archive(path)]
     closed = {path for path in archives if keeps_packed(source, path)}
-    return ExpandedSource(source, folder, report, skip=closed) if len(closed) < len(archives) else source
+    return (
+        ExpandedSource(source, folder, report, skip=closed)
+        if len(closed) < len(archives)
+        else source
+    )
 
 
 @dataclass
@@ -586,7 +649,9 @@ class ExpandedSource:
             if is_archive(path) and path not in self.skip:
                 expanded.add(path)
                 self._unpack(path)
-        self._paths = sorted({path for path in self.inner.paths() if path not in expanded} | set(self._paths))
+        self._paths = sorted(
+            {path for path in self.inner.paths() if path not in expanded} | set(self._paths)
+        )
 
     def paths(self) -> Sequence[str]:
         return self._paths
@@ -609,7 +674,9 @@ class ExpandedSource:
     def is_ambiguous(self, name: str, *, relative_to: str = "") -> bool:
         return self.inner.is_ambiguous(name, relative_to=relative_to)
 
-    def add_image(self, path: str, data: bytes, *, found_in: str, line: int | None = None) -> ImageFacts | None:
+    def add_image(
+        self, path: str, data: bytes, *, found_in: str, line: int | None = None
+    ) -> ImageFacts | None:
         return self.inner.add_image(path, data, found_in=found_in, line=line)
 
     def _unpack(self, path: str) -> None:
@@ -634,7 +701,9 @@ class ExpandedSource:
         if is_archive(path):
             cause = "archives within archives are not supported"
             fix = "unpack the inner archive and pack its files instead"
-            self.report(make_finding("FileIgnored", file=path, cause=cause, fix=fix, action="FileRejected"))
+            self.report(
+                make_finding("FileIgnored", file=path, cause=cause, fix=fix, action="FileRejected")
+            )
         elif is_image_name(path):
             self._add_image(archive, path, member)
         else:
@@ -650,6 +719,8 @@ class ExpandedSource:
     def _add_image(self, archive: str, path: str, member: Member) -> None:
         if member.size_bytes > MAX_BYTES:
             cause = f"an image of {member.size_bytes:,} bytes"
-            self.report(make_finding("ImageTooLarge", file=path, cause=cause, action="FileRejected"))
+            self.report(
+                make_finding("ImageTooLarge", file=path, cause=cause, action="FileRejected")
+            )
         elif self.inner.add_image(path, member.read(), found_in=archive):
             self._paths.append(path)

@@ -60,7 +60,9 @@ def _is_writable(record: Record) -> bool:
 class Checker:
     """A checker of rows, one after another, that remembers ids and contents to find duplicates."""
 
-    def __init__(self, source: Source, task: DatasetType, on_error: OnError, report: ReportFinding) -> None:
+    def __init__(
+        self, source: Source, task: DatasetType, on_error: OnError, report: ReportFinding
+    ) -> None:
         self.used: set[str] = set()  # paths of images that rows refer to, usable or not
         self._source = source
         self._task = task
@@ -82,7 +84,11 @@ class Checker:
         check = _RowCheck(row, self._report, is_lenient=self._is_lenient)
         check.report_findings()
         if not _is_writable(row.record):
-            check.reject_row("EncodingWrong", "a text contains a lone surrogate, such as \\ud800", field=row.field)
+            check.reject_row(
+                "EncodingWrong",
+                "a text contains a lone surrogate, such as \\ud800",
+                field=row.field,
+            )
             raise RowUnusable
         facts = self._find_image(check)
         if row.record.dataset_type != self._task:
@@ -98,7 +104,10 @@ class Checker:
         asset = AssetRef(filename=facts.path, width=facts.width, height=facts.height)
         self._report_duplicate(check, facts.path, contents)
         return Record(
-            id=self._assign_id(check, row.record.id), asset=asset, contents=contents, category=row.record.category
+            id=self._assign_id(check, row.record.id),
+            asset=asset,
+            contents=contents,
+            category=row.record.category,
         )
 
     def _find_image(self, check: "_RowCheck") -> ImageFacts:
@@ -108,9 +117,16 @@ class Checker:
         if facts is not None:
             self.used.add(facts.path)
             return facts
-        code = "ImageAmbiguous" if self._source.is_ambiguous(name, relative_to=row.file) else "ImageMissing"
+        code = (
+            "ImageAmbiguous"
+            if self._source.is_ambiguous(name, relative_to=row.file)
+            else "ImageMissing"
+        )
         check.reject_row(
-            code, self._source.explain_missing(name, relative_to=row.file), field="asset.filename", value=name
+            code,
+            self._source.explain_missing(name, relative_to=row.file),
+            field="asset.filename",
+            value=name,
         )
         raise RowUnusable
 
@@ -131,7 +147,14 @@ class Checker:
         row = check.row
         if not self._files or self._files[-1] != row.file:
             self._files.append(row.file)
-        content = hash((path, encode(Record(id="", asset=AssetRef(filename="", width=0, height=0), contents=contents))))
+        content = hash(
+            (
+                path,
+                encode(
+                    Record(id="", asset=AssetRef(filename="", width=0, height=0), contents=contents)
+                ),
+            )
+        )
         here = len(self._files) - 1 << 32 | (row.line or 0)
         first = self._contents.get(content)
         if first is None:
@@ -139,7 +162,9 @@ class Checker:
         else:
             file, line = self._files[first >> 32], first & 0xFFFFFFFF
             where = f"line {line} of {file}" if line else f"a row of {file}"
-            check.report("RowDuplicate", f"it has the same image and contents as {where}", field=None)
+            check.report(
+                "RowDuplicate", f"it has the same image and contents as {where}", field=None
+            )
 
 
 class _RowCheck:
@@ -162,34 +187,64 @@ class _RowCheck:
             self._report(found)
 
     def reject_row(
-        self, code: str, cause: str, *, field: str | None, value: object = None, location: BoxLocation | None = None
+        self,
+        code: str,
+        cause: str,
+        *,
+        field: str | None,
+        value: object = None,
+        location: BoxLocation | None = None,
     ) -> None:
         """Report a finding that leaves the row out."""
         self.is_rejected = True
         self.report(code, cause, field=field, value=value, location=location)
 
     def drop_part(
-        self, code: str, cause: str, *, field: str, value: object = None, location: BoxLocation | None = None
+        self,
+        code: str,
+        cause: str,
+        *,
+        field: str,
+        value: object = None,
+        location: BoxLocation | None = None,
     ) -> None:
         """Report an unusable part of the row: leave out the part if lenient, else the row."""
         if self.is_lenient:
             self.report_repaired(
-                code, f"{cause}; this part of the row is left out", field=field, value=value, location=location
+                code,
+                f"{cause}; this part of the row is left out",
+                field=field,
+                value=value,
+                location=location,
             )
         else:
             self.reject_row(code, cause, field=field, value=value, location=location)
 
     def repair(
-        self, code: str, cause: str, *, field: str, value: object = None, location: BoxLocation | None = None
+        self,
+        code: str,
+        cause: str,
+        *,
+        field: str,
+        value: object = None,
+        location: BoxLocation | None = None,
     ) -> None:
         """Report an error that can be repaired: repair it if lenient, else leave out the row."""
         if self.is_lenient:
-            self.report_repaired(code, f"{cause}; it was corrected", field=field, value=value, location=location)
+            self.report_repaired(
+                code, f"{cause}; it was corrected", field=field, value=value, location=location
+            )
         else:
             self.reject_row(code, cause, field=field, value=value, location=location)
 
     def report_repaired(
-        self, code: str, cause: str, *, field: str, value: object = None, location: BoxLocation | None = None
+        self,
+        code: str,
+        cause: str,
+        *,
+        field: str,
+        value: object = None,
+        location: BoxLocation | None = None,
     ) -> None:
         """Report a finding about something that was repaired."""
         self.report(code, cause, field=field, value=value, location=location, action="Mended")
@@ -209,7 +264,15 @@ class _RowCheck:
             # One JSON document has no lines; only the row's own path locates the finding.
             path = field if line is not None or self.row.field is None else self.row.field
         self._report(
-            make_finding(code, file=self.row.file, line=line, field=path, cause=cause, value=value, action=action)
+            make_finding(
+                code,
+                file=self.row.file,
+                line=line,
+                field=path,
+                cause=cause,
+                value=value,
+                action=action,
+            )
         )
 
     def location(self, phrase: int, box: int) -> BoxLocation | None:
@@ -233,13 +296,17 @@ def _check_contents(contents: Contents, check: _RowCheck, facts: ImageFacts) -> 
 def _check_vqa(contents: Vqa, check: _RowCheck) -> Vqa:
     kept = []
     if not contents.interactions:
-        check.reject_row("QuestionEmpty", "the row has no interactions", field="contents.interactions")
+        check.reject_row(
+            "QuestionEmpty", "the row has no interactions", field="contents.interactions"
+        )
     for number, one in enumerate(contents.interactions):
         field = f"contents.interactions[{number}]"
         if not one.question.strip():
             check.drop_part("QuestionEmpty", "the question is empty", field=f"{field}.question")
         elif not one.answer.strip():
-            check.drop_part("AnswerEmpty", "the answer is empty", field=f"{field}.answer", value=one.question)
+            check.drop_part(
+                "AnswerEmpty", "the answer is empty", field=f"{field}.answer", value=one.question
+            )
         else:
             kept.append(one)
     if contents.interactions and not kept:
@@ -247,12 +314,16 @@ def _check_vqa(contents: Vqa, check: _RowCheck) -> Vqa:
     orders = [one.order for one in contents.interactions]
     if orders != list(range(1, len(orders) + 1)) and not check.is_rejected:
         check.report_repaired(
-            "OrderInvalid", "the interactions are not numbered 1, 2, 3", field="contents.interactions", value=orders
+            "OrderInvalid",
+            "the interactions are not numbered 1, 2, 3",
+            field="contents.interactions",
+            value=orders,
         )
     if [one.order for one in kept] == list(range(1, len(kept) + 1)):
         return contents if len(kept) == len(contents.interactions) else Vqa(interactions=kept)
     renumbered = [
-        Interaction(order=order, question=one.question, answer=one.answer) for order, one in enumerate(kept, start=1)
+        Interaction(order=order, question=one.question, answer=one.answer)
+        for order, one in enumerate(kept, start=1)
     ]
     return Vqa(interactions=renumbered)
 
@@ -266,7 +337,10 @@ def _check_frame(check: _RowCheck, facts: ImageFacts) -> int:
     if claimed is None or claimed == shown:
         return 1
     if facts.is_turned and claimed == shown[::-1]:
-        cause = f"the row says {claimed[0]} x {claimed[1]}, but EXIF rotates the image to {shown[0]} x {shown[1]}"
+        cause = (
+            f"the row says {claimed[0]} x {claimed[1]}, but EXIF rotates the image to {shown[0]} x "
+            f"{shown[1]}"
+        )
         check.report_repaired("SizeTurned", cause, field="asset.width", value=claimed)
         return facts.orientation
     cause = f"the row says {claimed[0]} x {claimed[1]}, but the image is {shown[0]} x {shown[1]}"
@@ -280,10 +354,14 @@ def _check_frame(check: _RowCheck, facts: ImageFacts) -> int:
 
 
 def _has_boxes(contents: Contents) -> bool:
-    return isinstance(contents, PhraseGrounding) and any(phrase.bounds for phrase in contents.grounded_phrases)
+    return isinstance(contents, PhraseGrounding) and any(
+        phrase.bounds for phrase in contents.grounded_phrases
+    )
 
 
-def _check_grounding(contents: PhraseGrounding, check: _RowCheck, facts: ImageFacts) -> PhraseGrounding:
+def _check_grounding(
+    contents: PhraseGrounding, check: _RowCheck, facts: ImageFacts
+) -> PhraseGrounding:
     if check.row.findings and not contents.grounded_phrases:
         raise RowUnusable  # nothing of it could be read, which has been reported
     if not contents.caption.strip():
@@ -292,7 +370,9 @@ def _check_grounding(contents: PhraseGrounding, check: _RowCheck, facts: ImageFa
     if other := _find_other_frame(contents.grounded_phrases, check.row, facts):
         field = f"contents.groundedPhrases[{other.phrase}].bounds[{other.box}]"
         location = check.location(other.phrase, other.box)
-        check.reject_row("BoxOtherFrame", other.cause, field=field, value=other.value, location=location)
+        check.reject_row(
+            "BoxOtherFrame", other.cause, field=field, value=other.value, location=location
+        )
         raise RowUnusable
     kept = []
     reports_span = True
@@ -305,17 +385,26 @@ def _check_grounding(contents: PhraseGrounding, check: _RowCheck, facts: ImageFa
         if span is None:
             if contents.caption.strip():
                 cause = f"the caption does not contain it: {contents.caption!r}"
-                check.drop_part("PhraseNotInCaption", cause, field=f"{field}.phrase", value=phrase.phrase)
+                check.drop_part(
+                    "PhraseNotInCaption", cause, field=f"{field}.phrase", value=phrase.phrase
+                )
             continue
         if span != (phrase.start_token_index, phrase.end_token_index):
             written = (phrase.start_token_index, phrase.end_token_index)
             checked = GroundedPhrase(
-                phrase=phrase.phrase, start_token_index=span[0], end_token_index=span[1], bounds=checked.bounds
+                phrase=phrase.phrase,
+                start_token_index=span[0],
+                end_token_index=span[1],
+                bounds=checked.bounds,
             )
             if reports_span and not check.is_rejected:
                 reports_span = False
-                cause = f"the phrase covers words {span[0]} to {span[1]}; the indexes were corrected"
-                check.report_repaired("SpanWrong", cause, field=f"{field}.startTokenIndex", value=written)
+                cause = (
+                    f"the phrase covers words {span[0]} to {span[1]}; the indexes were corrected"
+                )
+                check.report_repaired(
+                    "SpanWrong", cause, field=f"{field}.startTokenIndex", value=written
+                )
         kept.append(checked)
     if contents.grounded_phrases and not kept:
         check.is_rejected = True
@@ -334,12 +423,16 @@ def _check_phrase(
     field = f"contents.groundedPhrases[{number}]"
     if not phrase.phrase.strip():
         location = check.location(number, 0) if phrase.bounds else None
-        check.drop_part("PhraseEmpty", "the phrase is empty", field=f"{field}.phrase", location=location)
+        check.drop_part(
+            "PhraseEmpty", "the phrase is empty", field=f"{field}.phrase", location=location
+        )
         return None
     bounds: list[Box] = []
     is_same = True
     for index, box in enumerate(phrase.bounds):
-        checked = _check_box(box, f"{field}.bounds[{index}]", check.location(number, index), check, facts)
+        checked = _check_box(
+            box, f"{field}.bounds[{index}]", check.location(number, index), check, facts
+        )
         if checked is None:
             is_same = False
             continue
@@ -359,17 +452,27 @@ def _check_phrase(
     )
 
 
-def _check_box(box: Box, field: str, location: BoxLocation | None, check: _RowCheck, facts: ImageFacts) -> Box | None:
+def _check_box(
+    box: Box, field: str, location: BoxLocation | None, check: _RowCheck, facts: ImageFacts
+) -> Box | None:
     """Return the box to keep: the same object if unchanged, None if it cannot be used."""
     xmin, ymin, xmax, ymax = box
     if 0.0 <= xmin < xmax <= 1.0 and 0.0 <= ymin < ymax <= 1.0:
         return box
     value = _to_file_units(box, check.row, facts)
     if not all(map(math.isfinite, box)):
-        check.drop_part("BoxNotFinite", "a corner is not a finite number", field=field, value=value, location=location)
+        check.drop_part(
+            "BoxNotFinite",
+            "a corner is not a finite number",
+            field=field,
+            value=value,
+            location=location,
+        )
         return None
     if xmin > xmax or ymin > ymax:
-        which = " and ".join(name for name, swapped in (("x", xmin > xmax), ("y", ymin > ymax)) if swapped)
+        which = " and ".join(
+            name for name, swapped in (("x", xmin > xmax), ("y", ymin > ymax)) if swapped
+        )
         cause = f"the larger {which} comes first"
         check.repair("BoxCornersSwapped", cause, field=field, value=value, location=location)
         xmin, xmax, ymin, ymax = min(xmin, xmax), max(xmin, xmax), min(ymin, ymax), max(ymin, ymax)
@@ -383,7 +486,12 @@ def _check_box(box: Box, field: str, location: BoxLocation | None, check: _RowCh
         return None
     over = max(-xmin, -ymin, xmax - 1, ymax - 1)
     if over > ROUNDING:
-        beyond = max(-xmin * facts.width, -ymin * facts.height, (xmax - 1) * facts.width, (ymax - 1) * facts.height)
+        beyond = max(
+            -xmin * facts.width,
+            -ymin * facts.height,
+            (xmax - 1) * facts.width,
+            (ymax - 1) * facts.height,
+        )
         cause = f"it extends {beyond:.4g} pixels past the edge of the image and was clipped"
         check.report_repaired("BoxClipped", cause, field=field, value=value, location=location)
     return max(xmin, 0.0), max(ymin, 0.0), min(xmax, 1.0), min(ymax, 1.0)
@@ -415,7 +523,9 @@ class _OtherFrame(NamedTuple):
     value: list[float]
 
 
-def _find_other_frame(phrases: Sequence[GroundedPhrase], row: Row, facts: ImageFacts) -> _OtherFrame | None:
+def _find_other_frame(
+    phrases: Sequence[GroundedPhrase], row: Row, facts: ImageFacts
+) -> _OtherFrame | None:
     """Detect that the boxes use another frame than expected."""
     far, farthest = 0.0, (0, 0)
     for number, phrase in enumerate(phrases):
@@ -428,15 +538,19 @@ def _find_other_frame(phrases: Sequence[GroundedPhrase], row: Row, facts: ImageF
     return _guess_frame(phrases, farthest, row, facts) if far > OTHER_FRAME else None
 
 
-def _detect_fractions(phrases: Sequence[GroundedPhrase], row: Row, facts: ImageFacts) -> _OtherFrame | None:
-    """Detect fractions in a row that should be in pixels: all its boxes are within the first pixel."""
+def _detect_fractions(
+    phrases: Sequence[GroundedPhrase], row: Row, facts: ImageFacts
+) -> _OtherFrame | None:
+    """Detect fractions in a row that should be in pixels: all boxes are within the first pixel."""
     written = [_to_file_units(box, row, facts) for phrase in phrases for box in phrase.bounds]
     numbers = [number for box in written for number in box]
     if not numbers or not all(0 <= number <= 1 for number in numbers) or max(numbers) == 0:
         return None
     if all(number in (0, 1) for number in numbers) and min(facts.width, facts.height) <= 2:
         return None
-    return _OtherFrame(0, 0, "the numbers fit the frame 0-1, but this format uses pixels", written[0])
+    return _OtherFrame(
+        0, 0, "the numbers fit the frame 0-1, but this format uses pixels", written[0]
+    )
 
 
 def _guess_frame(
@@ -451,14 +565,23 @@ def _guess_frame(
     numbers = [[number for number in box if math.isfinite(number)] for box in written]
     most = max(max(box) for box in numbers if box)
     fits = [name for limit, name in _FRAMES[1:] if most <= limit]
-    within = all(max(box[0::2], default=0) <= width and max(box[1::2], default=0) <= height for box in numbers)
+    within = all(
+        max(box[0::2], default=0) <= width and max(box[1::2], default=0) <= height
+        for box in numbers
+    )
     if row.unit == "fraction" and within:
         fits.insert(0, f"pixels of {width} x {height}")
     if row.unit == "pixel" and not fits:
         return None  # boxes far outside, which are reported one by one
     # The tightest two are enough to recognize the tool that wrote them.
-    expected = "fractions from 0 to 1" if row.unit == "fraction" else f"pixels of {width} x {height}"
-    fit = f"the numbers fit the frame {' or '.join(fits[:2])}" if fits else "the numbers fit no known frame"
+    expected = (
+        "fractions from 0 to 1" if row.unit == "fraction" else f"pixels of {width} x {height}"
+    )
+    fit = (
+        f"the numbers fit the frame {' or '.join(fits[:2])}"
+        if fits
+        else "the numbers fit no known frame"
+    )
     index = sum(len(phrase.bounds) for phrase in phrases[: farthest[0]]) + farthest[1]
     return _OtherFrame(*farthest, f"{fit}, but this format uses {expected}", written[index])
 
@@ -468,4 +591,7 @@ def _to_file_units(box: Box, row: Row, facts: ImageFacts) -> list[float]:
     if row.unit == "fraction":
         return list(box)
     width, height = row.frame or (facts.width, facts.height)
-    return [round(number * side, 4) for number, side in zip(box, (width, height, width, height), strict=True)]
+    return [
+        round(number * side, 4)
+        for number, side in zip(box, (width, height, width, height), strict=True)
+    ]

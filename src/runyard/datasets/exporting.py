@@ -1,9 +1,9 @@
 """An export, run as a process on a folder: ``python -m runyard.datasets.exporting <folder>``.
 
-    job.json       server   {"format", "blobsDir", "options": {"splitRatio", "normalized", "pictures"}, "seed", "count"}
-    items.jsonl    server   one image per line, see ``ItemLine``
-    export.zip     worker   the files of the format's writer; or preview.png, for the format ``Preview``
-    result.json    worker   the result: {"file"} or {"why"}
+    job.json       server   {"format", "blobsDir", "options": {"splitRatio", "normalized",
+    "pictures"}, "seed", "count"} items.jsonl    server   one image per line, see ``ItemLine``
+    export.zip     worker   the files of the format's writer; or preview.png, for the format
+    ``Preview`` result.json    worker   the result: {"file"} or {"why"}
 
 Images are decoded only for a preview. The input is not trusted, so the worker runs with limits on
 memory and time.
@@ -107,7 +107,8 @@ def _make_item(line: ItemLine, blobs: FolderBlobs) -> Item:
             return file.read(line.size)
 
     records = [
-        Record(id=record.id, asset=asset, contents=record.contents, category=record.category) for record in line.records
+        Record(id=record.id, asset=asset, contents=record.contents, category=record.category)
+        for record in line.records
     ]
     return Item(asset=asset, sha256=line.sha256, records=records, read=read)
 
@@ -117,7 +118,9 @@ def _write_preview(folder: Path, items: Iterator[Item], *, count: int, seed: int
     # Pillow.
     from runyard.datasets.preview import choose_items, render_contact_sheet
 
-    (folder / PREVIEW).write_bytes(render_contact_sheet(choose_items(list(items), count=count, seed=seed)))
+    (folder / PREVIEW).write_bytes(
+        render_contact_sheet(choose_items(list(items), count=count, seed=seed))
+    )
 
 
 def _write_zip(tree: Path, target: Path) -> None:
@@ -134,9 +137,13 @@ def _write_zip(tree: Path, target: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m runyard.datasets.exporting", description="Run one export.")
+    parser = argparse.ArgumentParser(
+        prog="python -m runyard.datasets.exporting", description="Run one export."
+    )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--parent", type=int, help="process id of the server; the worker ends with it")
+    parser.add_argument(
+        "--parent", type=int, help="process id of the server; the worker ends with it"
+    )
     arguments = parser.parse_args()
     if arguments.parent is not None:
         processes.die_with_parent(arguments.parent)

@@ -55,11 +55,16 @@ KINDS: dict[str, Kind] = {
     "ImageTooLarge": Kind("error", "make the image smaller than 50 megapixels"),
     "ImageEmpty": Kind("error", "remove the file, or copy it again"),
     "ImageTypeUnsupported": Kind("error", "convert it to JPEG, PNG, WebP, BMP, GIF or TIFF"),
-    "ImageTypeMismatch": Kind("warning", "rename the file so that its extension matches its content"),
-    "ImageRotated": Kind("warning", "none needed if boxes were drawn on the displayed (rotated) image"),
-    "ImageAnimated": Kind("warning", "only the first frame is used; save the frames you need as separate images"),
-    "ImageDeep": Kind("warning", "16-bit values are scaled to 8 bits; convert the image if their range is narrow"),
-    "ImageCmyk": Kind("warning", "converted to RGB without its color profile; convert it yourself if colors matter"),
+    "ImageTypeMismatch": Kind("warning", "rename the file so that its extension matches its "
+                                         "content"),
+    "ImageRotated": Kind("warning", "none needed if boxes were drawn on the displayed (rotated) "
+                                    "image"),
+    "ImageAnimated": Kind("warning", "only the first frame is used; save the frames you need as "
+                                     "separate images"),
+    "ImageDeep": Kind("warning", "16-bit values are scaled to 8 bits; convert the image if their "
+                                 "range is narrow"),
+    "ImageCmyk": Kind("warning", "converted to RGB without its color profile; convert it yourself "
+                                 "if colors matter"),
     "ImageDuplicate": Kind("warning", "remove one of the two, or keep both if this is intended"),
     "ImageTiny": Kind("warning", "check that this is an image and not a placeholder"),
     # rows
@@ -68,11 +73,15 @@ KINDS: dict[str, Kind] = {
     "FieldInvalid": Kind("error", "give the field a value of the right type"),
     "ImageMissing": Kind("error", "add the image, or correct its name in the row"),
     "ImageAmbiguous": Kind("error", "name the image with its folder"),
-    "SizeMismatch": Kind("error", "the boxes may be in another pixel frame: correct width and height, or the boxes"),
-    "SizeTurned": Kind("warning", "none needed: the size is that before the EXIF rotation; boxes were rotated"),
+    "SizeMismatch": Kind("error", "the boxes may be in another pixel frame: correct width and "
+                                  "height, or the boxes"),
+    "SizeTurned": Kind("warning", "none needed: the size is that before the EXIF rotation; boxes "
+                                  "were rotated"),
     "BoxOutside": Kind("error", "correct the box, which is outside the image"),
-    "BoxClipped": Kind("warning", "none needed if the box may extend past the image's edge; it is clipped there"),
-    "BoxOtherFrame": Kind("error", "the numbers fit another frame (pixels, 0-1, 0-1000): convert them"),
+    "BoxClipped": Kind("warning", "none needed if the box may extend past the image's edge; it is "
+                                  "clipped there"),
+    "BoxOtherFrame": Kind("error", "the numbers fit another frame (pixels, 0-1, 0-1000): convert "
+                                   "them"),
     "BoxCornersSwapped": Kind("error", "write the smaller corner first"),
     "BoxEmpty": Kind("error", "remove the box, or give it a width and a height"),
     "BoxNotFinite": Kind("error", "write finite numbers"),
@@ -82,24 +91,30 @@ KINDS: dict[str, Kind] = {
     "QuestionEmpty": Kind("error", "write the question"),
     "AnswerEmpty": Kind("error", "write the answer, or remove the row"),
     "TextEmpty": Kind("error", "write the text, or remove the row"),
-    "OrderInvalid": Kind("warning", "number the interactions 1, 2, 3; their order in the list is used"),
+    "OrderInvalid": Kind("warning", "number the interactions 1, 2, 3; their order in the list is "
+                                    "used"),
     "ClassUnknown": Kind("error", "add the class to the list of names, or correct its number"),
     "RowDuplicate": Kind("warning", "remove one of the two; both are kept"),
-    "SpanWrong": Kind("warning", "none needed if the phrase is right; its word indexes are recomputed"),
+    "SpanWrong": Kind("warning", "none needed if the phrase is right; its word indexes are "
+                                 "recomputed"),
     "IdDuplicate": Kind("warning", "give each row its own id; a new id is assigned"),
     "ContentsUnfit": Kind("error", "import these rows into a dataset of their own type"),
-    "QuestionAssumed": Kind("warning", "none needed if this question is right; else write the question in each row"),
+    "QuestionAssumed": Kind("warning", "none needed if this question is right; else write the "
+                                       "question in each row"),
     "ConversationInvalid": Kind("error", "alternate human and assistant turns, the human first"),
     # files
     "FileUnreadable": Kind("error", "write the file again"),
     "FileEmpty": Kind("error", "remove the file, or fill it"),
     "EncodingWrong": Kind("error", "save the file as UTF-8"),
-    "FormatUnknown": Kind("error", "name the format, or arrange the files as one of the known formats"),
+    "FormatUnknown": Kind("error", "name the format, or arrange the files as one of the known "
+                                   "formats"),
     "FileIgnored": Kind("warning", "none needed if this file is not data"),
     "NameUnsafe": Kind("error", "give the file a plain relative name"),
     "ArchiveUnsafe": Kind("error", "pack it again with plain files and folders only"),
-    "ArchiveTooLarge": Kind("error", "unpack it yourself and import the folder; it expands beyond the limits"),
-    "AnnotationsAbsent": Kind("warning", "none needed if this is intended; images without rows are not trained on"),
+    "ArchiveTooLarge": Kind("error", "unpack it yourself and import the folder; it expands beyond "
+                                     "the limits"),
+    "AnnotationsAbsent": Kind("warning", "none needed if this is intended; images without rows are "
+                                         "not trained on"),
 }  # fmt: skip
 
 
@@ -140,7 +155,11 @@ def _escape_surrogates(text: str) -> str:
 def format_value(value: object) -> str:
     """Format a value for a finding: short, on one line."""
     text = value if isinstance(value, str) else repr(value)
-    text = text.encode("unicode_escape", "backslashreplace").decode() if not text.isprintable() else text
+    text = (
+        text.encode("unicode_escape", "backslashreplace").decode()
+        if not text.isprintable()
+        else text
+    )
     return text if len(text) <= MAX_VALUE_CHARACTERS else f"{text[: MAX_VALUE_CHARACTERS - 1]}…"
 
 
@@ -160,4 +179,8 @@ class Tally:
             self.warnings += 1
 
     def document(self) -> dict[str, Any]:
-        return {"errors": self.errors, "warnings": self.warnings, "byCode": dict(self.by_code.most_common())}
+        return {
+            "errors": self.errors,
+            "warnings": self.warnings,
+            "byCode": dict(self.by_code.most_common()),
+        }

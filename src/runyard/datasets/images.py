@@ -41,7 +41,23 @@ ENDINGS = {
 }
 UNSUPPORTED_ENDINGS = frozenset(
     (
-        *("avif", "heic", "heif", "jp2", "j2k", "jpx", "jxl", "ico", "icns", "psd", "svg", "eps", "ps", "dng", "cr2"),
+        *(
+            "avif",
+            "heic",
+            "heif",
+            "jp2",
+            "j2k",
+            "jpx",
+            "jxl",
+            "ico",
+            "icns",
+            "psd",
+            "svg",
+            "eps",
+            "ps",
+            "dng",
+            "cr2",
+        ),
         *("nef", "arw", "exr", "hdr", "tga", "pcx", "ppm", "pgm", "pbm", "fits", "dcm"),
     )
 )
@@ -118,7 +134,7 @@ def detect_mime(head: bytes) -> str | None:
 
 
 def is_image(path: str, head: bytes) -> bool:
-    """Return whether to inspect a file as an image: by its first 16 bytes, else by its extension."""
+    """Return whether to inspect a file as an image, by its first 16 bytes or its extension."""
     return detect_mime(head) is not None or is_image_name(path)
 
 
@@ -132,7 +148,9 @@ def inspect(path: str, data: bytes) -> Inspection:
         return found
     except (struct.error, IndexError):
         found.findings.append(
-            ImageFinding("ImageTruncated", f"the file ends within its structure, after {len(data)} bytes")
+            ImageFinding(
+                "ImageTruncated", f"the file ends within its structure, after {len(data)} bytes"
+            )
         )
         return found
     _add_warnings(path, found)
@@ -151,7 +169,9 @@ def _inspect(data: bytes, found: Inspection) -> None:
     if not data:
         raise _BrokenImage("ImageEmpty", "the file has no bytes")
     if len(data) > MAX_BYTES:
-        raise _BrokenImage("ImageTooLarge", f"the file has {len(data):,} bytes; the limit is {MAX_BYTES:,}")
+        raise _BrokenImage(
+            "ImageTooLarge", f"the file has {len(data):,} bytes; the limit is {MAX_BYTES:,}"
+        )
     mime = detect_mime(data[:16])
     if mime is None:
         raise _explain_unknown(data)
@@ -166,7 +186,8 @@ def _check_size(found: Inspection) -> None:
     if found.width * found.height > MAX_PIXELS:
         raise _BrokenImage(
             "ImageTooLarge",
-            f"{found.width} x {found.height} are {found.width * found.height:,} pixels; the limit is {MAX_PIXELS:,}",
+            f"{found.width} x {found.height} are {found.width * found.height:,} pixels; the limit "
+            f"is {MAX_PIXELS:,}",
         )
 
 
@@ -175,7 +196,9 @@ def _explain_unknown(data: bytes) -> _BrokenImage:
         if data.startswith(magic):
             return _BrokenImage("ImageTypeUnsupported", f"it is {what}")
     if data[4:8] == b"ftyp":
-        return _BrokenImage("ImageTypeUnsupported", f"it is AVIF, HEIC or a video (brand {data[8:12]!r})")
+        return _BrokenImage(
+            "ImageTypeUnsupported", f"it is AVIF, HEIC or a video (brand {data[8:12]!r})"
+        )
     start = data[:256].lstrip().lower()
     if start.startswith((b"<svg", b"<?xml")):
         return _BrokenImage("ImageTypeUnsupported", "it is SVG or other XML, not a raster image")
@@ -184,7 +207,8 @@ def _explain_unknown(data: bytes) -> _BrokenImage:
     if not data.strip(b"\0"):
         return _BrokenImage("ImageBroken", f"all of its {len(data)} bytes are zero")
     return _BrokenImage(
-        "ImageBroken", f"cannot read it as an image: first bytes {data[:8]!r} (supported: {', '.join(FORMATS)})"
+        "ImageBroken",
+        f"cannot read it as an image: first bytes {data[:8]!r} (supported: {', '.join(FORMATS)})",
     )
 
 
@@ -193,15 +217,23 @@ def _add_warnings(path: str, found: Inspection) -> None:
     if ENDINGS.get(ending, "") != found.mime:
         kind = found.mime.partition("/")[2].upper()
         found.findings.append(
-            ImageFinding("ImageTypeMismatch", f"the file is {kind} but its extension is {ending!r}", path)
+            ImageFinding(
+                "ImageTypeMismatch", f"the file is {kind} but its extension is {ending!r}", path
+            )
         )
     if found.orientation != 1:
         turned = " and swaps width and height" if found.orientation >= 5 else ""
-        found.findings.append(ImageFinding("ImageRotated", f"its EXIF orientation is {found.orientation}{turned}"))
+        found.findings.append(
+            ImageFinding("ImageRotated", f"its EXIF orientation is {found.orientation}{turned}")
+        )
     if found.frames > 1:
-        found.findings.append(ImageFinding("ImageAnimated", f"it has {found.frames} frames or pages"))
+        found.findings.append(
+            ImageFinding("ImageAnimated", f"it has {found.frames} frames or pages")
+        )
     if min(found.width, found.height) < MIN_SIDE:
-        found.findings.append(ImageFinding("ImageTiny", f"it is {found.width} x {found.height} pixels"))
+        found.findings.append(
+            ImageFinding("ImageTiny", f"it is {found.width} x {found.height} pixels")
+        )
 
 
 # JPEG ---------------------------------------------------------------------------------------------
@@ -227,7 +259,9 @@ def _inspect_jpeg(data: bytes, found: Inspection) -> None:
             has_pixels = True
             ahead = _NEXT_MARKER.search(data, at)
             if ahead is None:
-                raise _BrokenImage("ImageTruncated", f"the pixel data does not end within its {len(data)} bytes")
+                raise _BrokenImage(
+                    "ImageTruncated", f"the pixel data does not end within its {len(data)} bytes"
+                )
             at = ahead.start()
     if not frame or not has_pixels:
         raise _BrokenImage("ImageBroken", "it has no pixel data")
@@ -250,11 +284,14 @@ def _read_jpeg_segment(data: bytes, at: int) -> tuple[int, int, int]:
         return marker, at + 2, at + 2
     length = data[at + 2] << 8 | data[at + 3]
     if length < 2:
-        raise _BrokenImage("ImageBroken", f"the JPEG segment at byte {at} has an invalid length of {length} bytes")
+        raise _BrokenImage(
+            "ImageBroken", f"the JPEG segment at byte {at} has an invalid length of {length} bytes"
+        )
     end = at + 2 + length
     if end > len(data):
         raise _BrokenImage(
-            "ImageTruncated", f"the JPEG segment at byte {at} ends at byte {end}, the file at {len(data)}"
+            "ImageTruncated",
+            f"the JPEG segment at byte {at} ends at byte {end}, the file at {len(data)}",
         )
     return marker, at + 4, end
 
@@ -265,7 +302,9 @@ def _read_jpeg_frame(data: bytes, start: int, marker: int, found: Inspection) ->
     if components == 4 and not any(finding.code == "ImageCmyk" for finding in found.findings):
         found.findings.append(ImageFinding("ImageCmyk", "it is a JPEG with four color channels"))
     if precision != 8:
-        raise _BrokenImage("ImageTypeUnsupported", f"it is a JPEG with {precision} bits per channel")
+        raise _BrokenImage(
+            "ImageTypeUnsupported", f"it is a JPEG with {precision} bits per channel"
+        )
 
 
 # PNG ----------------------------------------------------------------------------------------------
@@ -278,16 +317,21 @@ def _inspect_png(data: bytes, found: Inspection) -> None:
         end = at + 12 + length
         if end > len(data):
             raise _BrokenImage(
-                "ImageTruncated", f"the PNG chunk {kind!r} at byte {at} ends at {end}, the file at {len(data)}"
+                "ImageTruncated",
+                f"the PNG chunk {kind!r} at byte {at} ends at {end}, the file at {len(data)}",
             )
         if zlib.crc32(view[at + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
-            raise _BrokenImage("ImageBroken", f"the checksum of the PNG chunk {kind!r} at byte {at} is wrong")
+            raise _BrokenImage(
+                "ImageBroken", f"the checksum of the PNG chunk {kind!r} at byte {at} is wrong"
+            )
         if at == 8 and kind != b"IHDR":
             raise _BrokenImage("ImageBroken", f"its first chunk is {kind!r} and not IHDR")
         if kind == b"IHDR":
             found.width, found.height, depth = struct.unpack_from(">IIB", data, at + 8)
             if depth == 16:
-                found.findings.append(ImageFinding("ImageDeep", "it is a PNG with 16 bits per channel"))
+                found.findings.append(
+                    ImageFinding("ImageDeep", "it is a PNG with 16 bits per channel")
+                )
         elif kind == b"acTL":
             found.frames = max(1, int.from_bytes(data[at + 8 : at + 12], "big"))
         elif kind == b"eXIf":
@@ -310,7 +354,9 @@ def _inspect_gif(data: bytes, found: Inspection) -> None:
     while data[at] != 0x3B:
         if data[at] == 0x2C:
             frames += 1
-            at += 10 + _count_palette_bytes(data[at + 9]) + 1  # the descriptor, its palette, the code width
+            at += (
+                10 + _count_palette_bytes(data[at + 9]) + 1
+            )  # the descriptor, its palette, the code width
         elif data[at] == 0x21:
             at += 2
         else:
@@ -335,13 +381,17 @@ def _count_palette_bytes(flags: int) -> int:
 def _inspect_webp(data: bytes, found: Inspection) -> None:
     end = 8 + int.from_bytes(data[4:8], "little")
     if end > len(data):
-        raise _BrokenImage("ImageTruncated", f"its header declares {end} bytes, but the file has {len(data)}")
+        raise _BrokenImage(
+            "ImageTruncated", f"its header declares {end} bytes, but the file has {len(data)}"
+        )
     at, frames, has_pixels = 12, 0, False
     while at + 8 <= end:
         kind, length = struct.unpack_from("<4sI", data, at)
         start = at + 8
         if start + length > end:
-            raise _BrokenImage("ImageTruncated", f"the WebP chunk {kind!r} at byte {at} ends after the file")
+            raise _BrokenImage(
+                "ImageTruncated", f"the WebP chunk {kind!r} at byte {at} ends after the file"
+            )
         if kind == b"VP8X":
             found.width = 1 + int.from_bytes(data[start + 4 : start + 7], "little")
             found.height = 1 + int.from_bytes(data[start + 7 : start + 10], "little")
@@ -387,7 +437,10 @@ def _inspect_bmp(data: bytes, found: Inspection) -> None:
     if compression in (0, 3):
         needed = offset + (width * bits + 31) // 32 * 4 * abs(height)
         if needed > len(data):
-            raise _BrokenImage("ImageTruncated", f"its pixel data needs {needed} bytes, but the file has {len(data)}")
+            raise _BrokenImage(
+                "ImageTruncated",
+                f"its pixel data needs {needed} bytes, but the file has {len(data)}",
+            )
     else:
         _check_decodes(data)
 
@@ -409,7 +462,8 @@ def _inspect_tiff(data: bytes, found: Inspection) -> None:
         for start, length in zip(tags.get(starts, []), tags.get(lengths, []), strict=False):
             if start + length > len(data):
                 raise _BrokenImage(
-                    "ImageTruncated", f"its pixel data ends at byte {start + length}, the file at {len(data)}"
+                    "ImageTruncated",
+                    f"its pixel data ends at byte {start + length}, the file at {len(data)}",
                 )
     if 16 in tags.get(_BITS, []):
         found.findings.append(ImageFinding("ImageDeep", "it is a TIFF with 16 bits per channel"))
@@ -440,9 +494,13 @@ def _read_directory(data: bytes, order: str, at: int) -> tuple[dict[int, list[in
         if kind not in _SIZES:
             continue
         size, letter = _SIZES[kind]
-        start = entry + 8 if size * length <= 4 else struct.unpack_from(f"{order}I", data, entry + 8)[0]
+        start = (
+            entry + 8 if size * length <= 4 else struct.unpack_from(f"{order}I", data, entry + 8)[0]
+        )
         if start + size * length > len(data):
-            raise _BrokenImage("ImageTruncated", f"the TIFF tag {tag} is beyond the end of the file")
+            raise _BrokenImage(
+                "ImageTruncated", f"the TIFF tag {tag} is beyond the end of the file"
+            )
         tags[tag] = list(struct.unpack_from(f"{order}{length}{letter}", data, start))
     return tags, struct.unpack_from(f"{order}I", data, at + 2 + 12 * count)[0]
 
@@ -489,7 +547,9 @@ def _use_pillow(data: bytes, use: Callable[..., object]) -> None:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 use(image)
         except MemoryError:
-            raise _BrokenImage("ImageTooLarge", "decoding it takes more memory than allowed") from None
+            raise _BrokenImage(
+                "ImageTooLarge", "decoding it takes more memory than allowed"
+            ) from None
         except Exception as error:  # Pillow's plugins raise whatever the bytes make them raise
             code = "ImageTruncated" if "truncated" in str(error) else "ImageBroken"
             raise _BrokenImage(code, f"it cannot be decoded: {str(error)[:200]}") from error

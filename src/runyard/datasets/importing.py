@@ -2,20 +2,21 @@
 
 Files are the only protocol between the server and this worker. Each file has one writer:
 
-    job.json        server   {"org", "datasetId", "datasetType", "format", "policies": {"onError"}, "blobsDir"}; also,
-                             if known, "files" (how many to expect), "known" (name of a file in this folder: lines as
-                             in images.jsonl, of images that the dataset already has), "limits" {"memoryBytes",
-                             "cpuSeconds", "seconds"}
-    packs.jsonl     server   appended and fsynced for each pack received: {"sha256", "size", "number"}; with "path"
-                             it is a single file instead of a pack
+    job.json        server   {"org", "datasetId", "datasetType", "format", "policies": {"onError"},
+                             "blobsDir"}; also, if known, "files" (how many to expect), "known"
+                             (name of a file in this folder: lines as in images.jsonl, of images
+                             that the dataset already has), "limits" {"memoryBytes", "cpuSeconds",
+                             "seconds"}
+    packs.jsonl     server   appended and fsynced for each pack received: {"sha256", "size",
+                             "number"}; with "path" it is a single file instead of a pack
     sealed.json     server   all files have been sent
     progress.json   worker   the progress, rewritten at most four times per second
     findings.jsonl  worker   one ``Finding`` per line, as found
     images.jsonl    worker   one accepted image per line, see ``ImageLine``
-    packs/000001    worker   packs of images from containers; the "blob" of such an image is the SHA-256 of its pack
-    records.jsonl   worker   one accepted record per line
-    unpacked/       worker   archive members other than images; removed after reading
-    result.json     worker   the result, written atomically: {"decision", "why", "format", "type", "counts"}
+    packs/000001    worker   packs of images from containers; the "blob" of such an image is the
+    SHA-256 of its pack records.jsonl   worker   one accepted record per line unpacked/       worker
+    archive members other than images; removed after reading result.json     worker   the result,
+    written atomically: {"decision", "why", "format", "type", "counts"}
 
 Images are inspected while files still arrive; annotations are read after the last file. A restarted
 worker starts from the beginning: it empties every output except result.json, so leftovers of a
@@ -102,9 +103,14 @@ def run(folder: Path) -> None:
         try:
             outcome = _Import(folder, job, outputs).run()
         except MemoryError:
-            outcome = _reject("checking these files takes more memory than an import may use; import fewer at once")
+            outcome = _reject(
+                "checking these files takes more memory than an import may use; import fewer at "
+                "once"
+            )
         except OutOfTime:
-            outcome = _reject("checking these files takes more time than an import may use; import fewer at once")
+            outcome = _reject(
+                "checking these files takes more time than an import may use; import fewer at once"
+            )
         except BlobError as error:
             outcome = _reject(f"the uploaded files cannot be read back: {error}")
         outputs.sync()
@@ -162,14 +168,18 @@ class _Import:
         if name := self._job.get("known"):
             with open(self._folder / name, "rb") as file:
                 for line in file:
-                    self._source.images.add_known(_make_facts(msgspec.json.decode(line, type=ImageLine)))
+                    self._source.images.add_known(
+                        _make_facts(msgspec.json.decode(line, type=ImageLine))
+                    )
 
     def _inspect_received(self) -> Iterator[int]:
         """Inspect files as they arrive, until the import is sealed."""
         packs = self._folder / PACKS
         offset = 0
         while True:
-            is_sealed = (self._folder / SEALED).exists()  # checked first: packs listed before the seal are read below
+            is_sealed = (
+                self._folder / SEALED
+            ).exists()  # checked first: packs listed before the seal are read below
             if is_sealed and self._progress.phase == "Receiving":
                 self._progress.phase = "Inspecting"
                 self._deadline_s = time.monotonic() + self._limits.get("seconds", SECONDS)
@@ -325,7 +335,10 @@ def _reject(why: str) -> Outcome:
 def set_limits(folder: Path) -> None:
     """Limit memory and processor time; a lower limit that is already set stays."""
     limits = (rundir.read_json(folder / JOB) or {}).get("limits") or {}
-    memory_bytes, cpu_s = limits.get("memoryBytes", MEMORY_BYTES), limits.get("cpuSeconds", CPU_SECONDS)
+    memory_bytes, cpu_s = (
+        limits.get("memoryBytes", MEMORY_BYTES),
+        limits.get("cpuSeconds", CPU_SECONDS),
+    )
     # The soft limit of processor time raises OutOfTime; the hard limit ends a worker that does not
     # react to it.
     for which, soft, hard in (
@@ -344,9 +357,13 @@ def _raise_out_of_time(*_: object) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m runyard.datasets.importing", description="Run one import.")
+    parser = argparse.ArgumentParser(
+        prog="python -m runyard.datasets.importing", description="Run one import."
+    )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--parent", type=int, help="process id of the server; the worker ends with it")
+    parser.add_argument(
+        "--parent", type=int, help="process id of the server; the worker ends with it"
+    )
     arguments = parser.parse_args()
     if arguments.parent is not None:
         processes.die_with_parent(arguments.parent)

@@ -20,7 +20,14 @@ from runyard.datasets.readers.base import Reader
 from runyard.datasets.readers.registry import detect_format
 from runyard.datasets.readers.webdataset import is_shard
 from runyard.datasets.records import DatasetType, Record
-from runyard.datasets.sources import FolderSource, ImageIndex, OnImage, PackSource, Source, ignore_image
+from runyard.datasets.sources import (
+    FolderSource,
+    ImageIndex,
+    OnImage,
+    PackSource,
+    Source,
+    ignore_image,
+)
 
 Phase = Literal["Receiving", "Inspecting", "Reading", "Checking", "Done"]
 ON_ERROR: tuple[OnError, ...] = ("Warn", "RejectRow", "RejectFile", "RejectAll")
@@ -102,7 +109,13 @@ class Progress:
             return None, None
         is_reading = self.phase in ("Reading", "Checking")
         done = self.rows if is_reading else self.files_done
-        share = self.fraction_read() if is_reading else self.files_done / self.files if self.files else 0.0
+        share = (
+            self.fraction_read()
+            if is_reading
+            else self.files_done / self.files
+            if self.files
+            else 0.0
+        )
         left_s = elapsed_s * (1 - share) / share if 0 < share <= 1 else None
         return round(done / elapsed_s, 1), None if left_s is None else round(left_s, 1)
 
@@ -174,7 +187,9 @@ def ingest_rows(
         task = task or _find_type(reader, source, files)
         checker = Checker(source, task, on_error, sink)
         if task in reader.types:
-            _read_files(reader, source, files, task, checker, records, sink, progress, on_error, tick)
+            _read_files(
+                reader, source, files, task, checker, records, sink, progress, on_error, tick
+            )
         else:
             sink(_explain_type_mismatch(reader, files[0], task))
         progress.begin("Checking")
@@ -235,12 +250,19 @@ def _report_unused_images(images: ImageIndex, used: set[str], report: ReportFind
     unused = [facts.path for facts in images if facts.path not in used]
     if unused:
         names = ", ".join(repr(path) for path in unused[:3])
-        cause = f"{len(unused)} of {len(images)} images have no rows: {names}{', …' if len(unused) > 3 else ''}"
+        cause = (
+            f"{len(unused)} of {len(images)} images have no rows: "
+            f"{names}{', …' if len(unused) > 3 else ''}"
+        )
         report(make_finding("AnnotationsAbsent", file=unused[0], cause=cause, value=len(unused)))
 
 
 def _decide(
-    reader: Reader | None, task: DatasetType | None, progress: Progress, sink: FindingSink, on_error: OnError
+    reader: Reader | None,
+    task: DatasetType | None,
+    progress: Progress,
+    sink: FindingSink,
+    on_error: OnError,
 ) -> Outcome:
     tally = progress.tally
     why = None
@@ -260,7 +282,9 @@ def _decide(
         "rowsKept": 0 if why else progress.rows_kept,
         **tally.document(),
     }
-    return Outcome("Rejected" if why else "Accepted", why, reader.name if reader else None, task, counts)
+    return Outcome(
+        "Rejected" if why else "Accepted", why, reader.name if reader else None, task, counts
+    )
 
 
 def check_folder(
@@ -320,7 +344,13 @@ def check_folder(
 class Throttle:
     """A call that runs an action at most four times per second."""
 
-    def __init__(self, do: Callable[[], None], *, every_s: float = 0.25, now_s: Callable[[], float] = time.monotonic):
+    def __init__(
+        self,
+        do: Callable[[], None],
+        *,
+        every_s: float = 0.25,
+        now_s: Callable[[], float] = time.monotonic,
+    ):
         self._do, self._every_s, self._now_s = do, every_s, now_s
         self._due_s = 0.0
 

@@ -78,7 +78,9 @@ def read_index(file: BinaryIO, size_bytes: int) -> list[Entry]:
     return entries
 
 
-def plan_packs(files: Iterable[tuple[_File, int]], limit_bytes: int = PACK_BYTES) -> Iterator[list[_File]]:
+def plan_packs(
+    files: Iterable[tuple[_File, int]], limit_bytes: int = PACK_BYTES
+) -> Iterator[list[_File]]:
     """Group files, each given with its size, into packs, in order."""
     group: list[_File] = []
     held = 0
@@ -96,6 +98,11 @@ def is_safe(path: str) -> bool:
     """Return whether this is a plain relative POSIX path: no ``.`` or ``..``, no empty part, only
     printable.
     """
-    if not path or "\\" in path or not path.isprintable() or len(path.encode(errors="replace")) > MAX_PATH_BYTES:
+    if (
+        not path
+        or "\\" in path
+        or not path.isprintable()
+        or len(path.encode(errors="replace")) > MAX_PATH_BYTES
+    ):
         return False
     return all(part not in ("", ".", "..") for part in path.split("/"))

@@ -32,7 +32,8 @@ _TEXT_HEIGHT = (LINES + 1) * LINE_HEIGHT
 
 def choose_items(items: Sequence[Item], *, count: int, seed: int) -> list[Item]:
     """Choose ``count`` of the items by seed, preferring items with records; keep their order."""
-    order = Random(seed).sample(range(len(items)), len(items))  # noqa: S311 - which images to show is no secret
+    # Which images to show is no secret.
+    order = Random(seed).sample(range(len(items)), len(items))  # noqa: S311
     order.sort(key=lambda number: not items[number].records)
     return [items[number] for number in sorted(order[: max(0, min(count, MAX_IMAGES))])]
 
@@ -62,7 +63,11 @@ def _draw_item(sheet: Image.Image, item: Item, left: int, top: int, font: "_Font
         _draw_text(draw, (left + 8, top + 8), "cannot read this image", font, _INK)
         width, height, x, y = CELL, CELL, left, top
     else:
-        (width, height), x, y = image.size, left + (CELL - image.width) // 2, top + (CELL - image.height) // 2
+        (width, height), x, y = (
+            image.size,
+            left + (CELL - image.width) // 2,
+            top + (CELL - image.height) // 2,
+        )
         sheet.paste(image, (x, y))
     for number, (phrase, box) in enumerate(_list_boxes(item.records)):
         _draw_box(draw, phrase, box, (x, y, width, height), _COLORS[number % len(_COLORS)], font)
@@ -83,7 +88,9 @@ def _load_image(item: Item) -> Image.Image | None:
                 opened.draft("RGB", (2 * CELL, 2 * CELL))
                 upright = ImageOps.exif_transpose(opened)
                 return ImageOps.contain(upright.convert("RGB"), (CELL, CELL))
-    except Exception:  # Pillow raises almost anything on broken bytes; one bad cell must not fail the sheet
+    except (
+        Exception
+    ):  # Pillow raises almost anything on broken bytes; one bad cell must not fail the sheet
         return None
 
 
@@ -98,7 +105,12 @@ def _list_boxes(records: list[Record]) -> list[tuple[str, Box]]:
 
 
 def _draw_box(
-    draw: ImageDraw.ImageDraw, phrase: str, box: Box, frame: tuple[int, int, int, int], color: str, font: "_Font"
+    draw: ImageDraw.ImageDraw,
+    phrase: str,
+    box: Box,
+    frame: tuple[int, int, int, int],
+    color: str,
+    font: "_Font",
 ) -> None:
     x, y, width, height = frame
     shares = [min(1.0, max(0.0, share)) if share == share else 0.0 for share in box]
@@ -115,7 +127,9 @@ def wrap_texts(records: list[Record]) -> list[str]:
     """Wrap the texts of the records, cut after ``LINES`` lines."""
     lines: list[str] = []
     for text in _texts(records):
-        wrapped = textwrap.wrap(to_printable(text[:_MAX_TEXT]), LINE_CHARACTERS, break_long_words=True)
+        wrapped = textwrap.wrap(
+            to_printable(text[:_MAX_TEXT]), LINE_CHARACTERS, break_long_words=True
+        )
         lines += wrapped
         if len(lines) > LINES:
             return [*lines[: LINES - 1], _truncate(lines[LINES - 1] + " …", LINE_CHARACTERS)]
@@ -141,7 +155,10 @@ def to_printable(text: str) -> str:
     """Replace what no font can draw by spaces: control characters, surrogates, direction marks,
     line ends.
     """
-    return "".join(" " if unicodedata.category(sign) in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp") else sign for sign in text)
+    return "".join(
+        " " if unicodedata.category(sign) in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp") else sign
+        for sign in text
+    )
 
 
 def _truncate(text: str, length: int) -> str:
@@ -149,7 +166,9 @@ def _truncate(text: str, length: int) -> str:
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
-def _draw_text(draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, font: "_Font", color: str) -> None:
+def _draw_text(
+    draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, font: "_Font", color: str
+) -> None:
     draw.text(at, text, font=font, fill=color)
 
 

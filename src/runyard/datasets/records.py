@@ -71,7 +71,11 @@ class Freeform(_Shape, tag_field="type", tag="Freeform"):
 
 
 Contents = PhraseGrounding | Vqa | Freeform
-TYPE_OF: dict[type, DatasetType] = {PhraseGrounding: "phrase-grounding", Vqa: "vqa", Freeform: "freeform"}
+TYPE_OF: dict[type, DatasetType] = {
+    PhraseGrounding: "phrase-grounding",
+    Vqa: "vqa",
+    Freeform: "freeform",
+}
 
 
 class Record(_Shape):
@@ -135,7 +139,9 @@ def make_grounding(boxes: list[tuple[str, Box]]) -> PhraseGrounding:
     caption, phrases, near = make_caption(list(by_name)), [], 0
     for name, bounds in by_name.items():
         start, end = word_span(caption, name, near=near) or (near, near + 1)
-        phrases.append(GroundedPhrase(phrase=name, start_token_index=start, end_token_index=end, bounds=bounds))
+        phrases.append(
+            GroundedPhrase(phrase=name, start_token_index=start, end_token_index=end, bounds=bounds)
+        )
         near = end
     return PhraseGrounding(caption=caption, grounded_phrases=phrases)
 
@@ -153,9 +159,15 @@ def _find_starts(caption: str, phrase: str) -> list[int]:
 
 def _is_whole_words(caption: str, start: int, end: int) -> bool:
     before, after = caption[start - 1 : start], caption[end : end + 1]
-    return not (before.isalnum() and caption[start].isalnum()) and not (after.isalnum() and caption[end - 1].isalnum())
+    return not (before.isalnum() and caption[start].isalnum()) and not (
+        after.isalnum() and caption[end - 1].isalnum()
+    )
 
 
-def _find_covered_words(words: list[tuple[int, int]], start: int, end: int) -> tuple[int, int] | None:
-    touched = [number for number, (begins, ends) in enumerate(words) if begins < end and ends > start]
+def _find_covered_words(
+    words: list[tuple[int, int]], start: int, end: int
+) -> tuple[int, int] | None:
+    touched = [
+        number for number, (begins, ends) in enumerate(words) if begins < end and ends > start
+    ]
     return (touched[0], touched[-1] + 1) if touched else None

@@ -34,7 +34,10 @@ class Report:
     def codes(self) -> list[str]:
         """List the codes that occurred: errors first, then by frequency."""
         counts = self.tally.by_code
-        return sorted(counts, key=lambda code: (self._by_code[code][0].severity != "error", -counts[code], code))
+        return sorted(
+            counts,
+            key=lambda code: (self._by_code[code][0].severity != "error", -counts[code], code),
+        )
 
     def document(self) -> dict[str, Any]:
         """Return the summary as a JSON document."""
@@ -65,11 +68,13 @@ def format_location(found: Any) -> str:
 
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em; color: #1c1e21; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em;
+       color: #1c1e21; }
 h1 { font-size: 1.5em; }
 h2 { font-size: 1.1em; margin: 2em 0 .3em; }
 table { border-collapse: collapse; width: 100%; }
-td, th { text-align: left; vertical-align: top; padding: .3em .8em .3em 0; border-bottom: 1px solid #dde1e6; }
+td, th { text-align: left; vertical-align: top; padding: .3em .8em .3em 0;
+         border-bottom: 1px solid #dde1e6; }
 td { overflow-wrap: anywhere; }
 code { font: 13px ui-monospace, monospace; }
 .number { text-align: right; font-variant-numeric: tabular-nums; }
@@ -88,7 +93,8 @@ def render_page(report: Any, *, title: str, outcome: str) -> str:
     """Render the report as an HTML page.
 
     Args:
-        report: an object with the fields of ``ImportReport``, which the server and ``runyard datasets check`` produce.
+        report: an object with the fields of ``ImportReport``, which the server and ``runyard
+            datasets check`` produce.
         title: the headline.
         outcome: the decision about the import, in a few words.
     """
@@ -98,7 +104,8 @@ def render_page(report: Any, *, title: str, outcome: str) -> str:
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8">',
         # Nothing is loaded and nothing runs, even if an escape were missing.
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">",
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; style-src '
+        "'unsafe-inline'\">",
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>",
         f"<h1>{html.escape(title)}</h1><p>{html.escape(summary)}</p>",
@@ -113,15 +120,22 @@ def render_page(report: Any, *, title: str, outcome: str) -> str:
 def _render_count(group: Any) -> str:
     code = html.escape(group.code)
     name = f'<a class="{html.escape(group.severity)}" href="#{code}">{code}</a>'
-    return f"<tr><td>{name}</td><td class=number>{group.count:,}</td><td>{html.escape(group.cure)}</td></tr>"
+    return (
+        f"<tr><td>{name}</td><td "
+        f"class=number>{group.count:,}</td><td>{html.escape(group.cure)}</td></tr>"
+    )
 
 
 def _render_first(group: Any) -> str:
     shown = len(group.first)
-    how_many = f"the first {shown} of {group.count:,}" if group.count > shown else f"{group.count:,}"
+    how_many = (
+        f"the first {shown} of {group.count:,}" if group.count > shown else f"{group.count:,}"
+    )
     rows = [
-        f"<tr><td><code>{html.escape(format_location(found))}</code></td><td>{html.escape(found.cause)}</td>"
-        f"<td><code>{html.escape(found.value or '')}</code></td><td>{html.escape(found.action)}</td></tr>"
+        f"<tr><td><code>{html.escape(format_location(found))}</code></td>"
+        f"<td>{html.escape(found.cause)}</td>"
+        f"<td><code>{html.escape(found.value or '')}</code></td>"
+        f"<td>{html.escape(found.action)}</td></tr>"
         for found in group.first
     ]
     head = "<tr><th>Location</th><th>Cause</th><th>Value</th><th>Action</th></tr>"

@@ -96,7 +96,11 @@ def enlarge_scan(scan: "np.ndarray[Any, Any]") -> "Image.Image":
     """Enlarge a scan to an image of 32 x 32."""
     from PIL import Image
 
-    return Image.fromarray(scan).resize((SCAN_SIDE, SCAN_SIDE), Image.Resampling.BILINEAR).convert("RGB")
+    return (
+        Image.fromarray(scan)
+        .resize((SCAN_SIDE, SCAN_SIDE), Image.Resampling.BILINEAR)
+        .convert("RGB")
+    )
 
 
 def choose_digit_question(index: int) -> str:
@@ -124,7 +128,9 @@ def draw_canvases(
 
     by_label: dict[int, list[Any]] = {}
     for scan, label in scans:
-        small = Image.fromarray(scan).resize((CANVAS_DIGIT, CANVAS_DIGIT), Image.Resampling.BILINEAR)
+        small = Image.fromarray(scan).resize(
+            (CANVAS_DIGIT, CANVAS_DIGIT), Image.Resampling.BILINEAR
+        )
         by_label.setdefault(label, []).append(small)
     for _ in range(count if by_label else 0):
         how_many = int(random.integers(min(fewest, len(by_label)), min(most, len(by_label)) + 1))
@@ -159,7 +165,10 @@ def _pick_corners(count: int, random: "np.random.Generator") -> list[tuple[int, 
     """Pick upper left corners on the grid so that no two digits overlap."""
     while True:
         steps = (CANVAS_SIDE - CANVAS_DIGIT) // CANVAS_GRID + 1
-        corners = [(int(x) * CANVAS_GRID, int(y) * CANVAS_GRID) for x, y in random.integers(steps, size=(count, 2))]
+        corners = [
+            (int(x) * CANVAS_GRID, int(y) * CANVAS_GRID)
+            for x, y in random.integers(steps, size=(count, 2))
+        ]
         if all(
             abs(a[0] - b[0]) >= CANVAS_DIGIT or abs(a[1] - b[1]) >= CANVAS_DIGIT
             for i, a in enumerate(corners)
@@ -178,8 +187,13 @@ def _make_digits_grounding(count: int | None) -> Iterator[tuple["Image.Image", C
     import numpy as np
 
     wanted = CANVASES if count is None else min(count, CANVASES)
-    for canvas in draw_canvases(load_scans(), wanted, np.random.default_rng([1, 1]), share_unnamed=UNNAMED):
-        yield canvas.image, PhraseGrounding(caption=canvas.sentence, grounded_phrases=list(_make_phrases(canvas)))
+    for canvas in draw_canvases(
+        load_scans(), wanted, np.random.default_rng([1, 1]), share_unnamed=UNNAMED
+    ):
+        yield (
+            canvas.image,
+            PhraseGrounding(caption=canvas.sentence, grounded_phrases=list(_make_phrases(canvas))),
+        )
 
 
 def _make_phrases(canvas: Canvas) -> Iterable[GroundedPhrase]:
@@ -187,7 +201,9 @@ def _make_phrases(canvas: Canvas) -> Iterable[GroundedPhrase]:
         start, end = word_span(canvas.sentence, word) or (0, 1)
         x1, y1, x2, y2 = (value / CANVAS_SIDE for value in pixels)
         bounds: list[Box] = [(x1, y1, x2, y2)]
-        yield GroundedPhrase(phrase=word, start_token_index=start, end_token_index=end, bounds=bounds)
+        yield GroundedPhrase(
+            phrase=word, start_token_index=start, end_token_index=end, bounds=bounds
+        )
 
 
 SAMPLES: dict[str, Callable[[int | None], Iterator[tuple["Image.Image", Contents]]]] = {

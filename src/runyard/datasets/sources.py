@@ -65,14 +65,16 @@ class Source(Protocol):
     def find_image(self, name: str, *, relative_to: str = "") -> ImageFacts | None: ...
 
     def is_ambiguous(self, name: str, *, relative_to: str = "") -> bool:
-        """Return whether ``find_image`` found nothing because several images have this base name."""
+        """Return whether ``find_image`` failed because several images share the base name."""
         ...
 
     def explain_missing(self, name: str, *, relative_to: str = "") -> str:
         """Explain why ``find_image`` found nothing, as the cause of a finding."""
         ...
 
-    def add_image(self, path: str, data: bytes, *, found_in: str, line: int | None = None) -> ImageFacts | None:
+    def add_image(
+        self, path: str, data: bytes, *, found_in: str, line: int | None = None
+    ) -> ImageFacts | None:
         """Add an image that a container (Parquet, tar) carries.
 
         Return None if it is rejected, which is reported.
@@ -142,7 +144,9 @@ class ImageIndex:
             is_usable = is_usable and not is_error
             self._report_image(code, path, cause, value, found_in, line, is_rejected=is_error)
         if not is_usable:
-            self._rejected[path] = next(d.code for d in found.findings if KINDS[d.code].severity == "error")
+            self._rejected[path] = next(
+                d.code for d in found.findings if KINDS[d.code].severity == "error"
+            )
             self._rejected_by_base[posixpath.basename(path)] = path
             return None
         turned = found.orientation >= 5
@@ -159,7 +163,9 @@ class ImageIndex:
         )
         first = self._by_content.setdefault(facts.sha256, path)
         if first != path:
-            self._report_image("ImageDuplicate", path, f"it has the same bytes as {first!r}", None, found_in, line)
+            self._report_image(
+                "ImageDuplicate", path, f"it has the same bytes as {first!r}", None, found_in, line
+            )
         self._index(facts)
         self._on_image(facts, images.crc32c(data), data, span)
         return facts
@@ -168,7 +174,9 @@ class ImageIndex:
         """Return the image of that name, a list of candidates if it is ambiguous, or None."""
         name = normalize_name(name)
         folder = posixpath.dirname(relative_to)
-        facts = self._by_path.get(posixpath.normpath(posixpath.join(folder, name))) if folder else None
+        facts = (
+            self._by_path.get(posixpath.normpath(posixpath.join(folder, name))) if folder else None
+        )
         facts = facts or self._by_path.get(name) or self._by_path.get(posixpath.normpath(name))
         if facts is not None:
             return facts
@@ -181,7 +189,10 @@ class ImageIndex:
     def explain_missing(self, name: str, relative_to: str) -> str:
         """Explain why there is no image of that name."""
         name = normalize_name(name)
-        for path in (name, posixpath.normpath(posixpath.join(posixpath.dirname(relative_to), name))):
+        for path in (
+            name,
+            posixpath.normpath(posixpath.join(posixpath.dirname(relative_to), name)),
+        ):
             if path in self._rejected:
                 return f"the image {path!r} was rejected: {self._rejected[path]}"
         base = posixpath.basename(name)
@@ -214,7 +225,11 @@ class ImageIndex:
     ) -> None:
         action: Action | None = "FileRejected" if is_rejected and found_in is None else None
         file, field = (path, None) if found_in is None else (found_in, path)
-        self._report(make_finding(code, file=file, line=line, field=field, cause=cause, value=value, action=action))
+        self._report(
+            make_finding(
+                code, file=file, line=line, field=field, cause=cause, value=value, action=action
+            )
+        )
 
 
 class _ImageSource(ABC):
@@ -252,15 +267,24 @@ class _ImageSource(ABC):
     def explain_missing(self, name: str, *, relative_to: str = "") -> str:
         found = self.images.find(name, relative_to)
         if isinstance(found, list):
-            return f"{len(found)} images have this name, such as {found[0].path!r} and {found[1].path!r}"
+            return (
+                f"{len(found)} images have this name, such as {found[0].path!r} and "
+                f"{found[1].path!r}"
+            )
         return self.images.explain_missing(name, relative_to)
 
-    def add_image(self, path: str, data: bytes, *, found_in: str, line: int | None = None) -> ImageFacts | None:
+    def add_image(
+        self, path: str, data: bytes, *, found_in: str, line: int | None = None
+    ) -> ImageFacts | None:
         path = normalize_name(path)
         if not is_safe(path):
             self._report(
                 make_finding(
-                    "NameUnsafe", file=found_in, line=line, value=path, cause="the image's name is not a relative path"
+                    "NameUnsafe",
+                    file=found_in,
+                    line=line,
+                    value=path,
+                    cause="the image's name is not a relative path",
                 )
             )
             return None
@@ -287,7 +311,9 @@ class FolderSource(_ImageSource):
     Links that leave it, and links to folders, are reported and not followed.
     """
 
-    def __init__(self, folder: Path, report: ReportFinding, on_image: OnImage = ignore_image) -> None:
+    def __init__(
+        self, folder: Path, report: ReportFinding, on_image: OnImage = ignore_image
+    ) -> None:
         super().__init__(report, on_image)
         self.folder = folder.resolve(strict=True)
         self._real: dict[str, str] = {}
@@ -307,7 +333,12 @@ class FolderSource(_ImageSource):
                 yield self._inspect_file(path)
             except OSError as error:
                 self._report(
-                    make_finding("FileUnreadable", file=path, cause=f"{error.strerror}", action="FileRejected")
+                    make_finding(
+                        "FileUnreadable",
+                        file=path,
+                        cause=f"{error.strerror}",
+                        action="FileRejected",
+                    )
                 )
                 yield 0
 
@@ -315,7 +346,8 @@ class FolderSource(_ImageSource):
         return self._paths
 
     def size_bytes(self, path: str) -> int:
-        return os.stat(self._real[path]).st_size  # noqa: PTH116 - a path object for each of 50,000 files takes longer
+        # A path object for each of 50,000 files takes longer.
+        return os.stat(self._real[path]).st_size  # noqa: PTH116
 
     def open(self, path: str) -> BinaryIO:
         file = open(self._real[path], "rb", buffering=0)  # noqa: SIM115 - closed by the reader
@@ -356,7 +388,9 @@ class FolderSource(_ImageSource):
 
     def _reject(self, path: str, cause: str) -> None:
         path = path.encode(errors="backslashreplace").decode()
-        self._report(make_finding("NameUnsafe", file=path, value=path, cause=cause, action="FileRejected"))
+        self._report(
+            make_finding("NameUnsafe", file=path, value=path, cause=cause, action="FileRejected")
+        )
 
 
 class Blobs(Protocol):
@@ -368,7 +402,9 @@ class Blobs(Protocol):
 class PackSource(_ImageSource):
     """Packs and single files in a blob store."""
 
-    def __init__(self, blobs: Blobs, report: ReportFinding, on_image: OnImage = ignore_image) -> None:
+    def __init__(
+        self, blobs: Blobs, report: ReportFinding, on_image: OnImage = ignore_image
+    ) -> None:
         super().__init__(report, on_image)
         self._blobs = blobs
         self._spans: dict[str, BlobSpan] = {}
@@ -385,7 +421,12 @@ class PackSource(_ImageSource):
             except PackInvalid as error:
                 name = f"pack {sha256[:12]}"
                 self._report(
-                    make_finding("FileUnreadable", file=name, cause=f"not a valid pack: {error}", action="FileRejected")
+                    make_finding(
+                        "FileUnreadable",
+                        file=name,
+                        cause=f"not a valid pack: {error}",
+                        action="FileRejected",
+                    )
                 )
                 return
             for path, offset, size in entries:
@@ -415,14 +456,22 @@ class PackSource(_ImageSource):
         if not is_safe(path):
             self._report(
                 make_finding(
-                    "NameUnsafe", file=path, value=path, cause="not a plain relative path", action="FileRejected"
+                    "NameUnsafe",
+                    file=path,
+                    value=path,
+                    cause="not a plain relative path",
+                    action="FileRejected",
                 )
             )
             return
         if path in self._spans:
             if self._spans[path] != span:
                 cause = "an earlier file has this name"
-                self._report(make_finding("FileIgnored", file=path, cause=cause, fix="give each file its own name"))
+                self._report(
+                    make_finding(
+                        "FileIgnored", file=path, cause=cause, fix="give each file its own name"
+                    )
+                )
             return
         self._spans[path] = span
         self._sorted = None
@@ -436,7 +485,11 @@ class _FileSlice(io.RawIOBase):
     """A slice of a file, as a file, that counts the bytes read."""
 
     def __init__(
-        self, file: BinaryIO | io.FileIO, offset: int, size_bytes: int, on_read: Callable[[int], None]
+        self,
+        file: BinaryIO | io.FileIO,
+        offset: int,
+        size_bytes: int,
+        on_read: Callable[[int], None],
     ) -> None:
         self._file, self._offset, self._size_bytes, self._at = file, offset, size_bytes, 0
         self._on_read = on_read
@@ -448,7 +501,9 @@ class _FileSlice(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size_bytes}[whence]
+        self._at = (
+            offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size_bytes}[whence]
+        )
         return self._at
 
     def tell(self) -> int:
@@ -476,11 +531,15 @@ def is_image(path: str, head: bytes) -> bool:
 def is_system_file(path: str) -> bool:
     """Return whether an operating system created the file, such as ``.DS_Store``."""
     base = posixpath.basename(path)
-    return base.startswith("._") or base in (".DS_Store", "Thumbs.db", "desktop.ini") or path.startswith("__MACOSX/")
+    return (
+        base.startswith("._")
+        or base in (".DS_Store", "Thumbs.db", "desktop.ini")
+        or path.startswith("__MACOSX/")
+    )
 
 
 def normalize_name(name: str) -> str:
-    """Turn a name from a row into a path: forward slashes, no leading ``./``, composed characters."""
+    """Normalize a name from a row to a path: forward slashes, no leading ``./``, Unicode NFC."""
     if "\\" in name:
         name = name.replace("\\", "/")
     while name.startswith("./"):

@@ -6,10 +6,10 @@ image, sorted by filename (by code points, which is also the order of their UTF-
 version's name, so the same content always has the same name. Where the bytes are stored may change
 and is not part of the manifest.
 
-    manifest.jsonl    {"filename", "sha256", "size", "width", "height", "mime", "records": [contents, ...]}
-    contents.jsonl    ["<content sha256>", "<pack sha256>", offset, size]: one line per distinct image
-    packs/<sha256>    many concatenated images, or a single image; never parsed, only read at offsets
-    complete.json     written last: the folder is complete
+    manifest.jsonl    {"filename", "sha256", "size", "width", "height", "mime", "records":
+    [contents, ...]} contents.jsonl    ["<content sha256>", "<pack sha256>", offset, size]: one line
+    per distinct image packs/<sha256>    many concatenated images, or a single image; never parsed,
+    only read at offsets complete.json     written last: the folder is complete
 """
 
 import hashlib
@@ -64,11 +64,17 @@ class ManifestWriter:
         Raises ValueError unless items come sorted by filename, each filename once.
         """
         if self.items and item.filename <= self._last:
-            raise ValueError(f"{item.filename!r} comes after {self._last!r}; sort items by filename, each once")
+            raise ValueError(
+                f"{item.filename!r} comes after {self._last!r}; sort items by filename, each once"
+            )
         line = msgspec.json.encode(item) + b"\n"
         self._file.write(line)
         self._digest.update(line)
-        self._last, self.items, self.size_bytes = item.filename, self.items + 1, self.size_bytes + len(line)
+        self._last, self.items, self.size_bytes = (
+            item.filename,
+            self.items + 1,
+            self.size_bytes + len(line),
+        )
 
     @property
     def sha256(self) -> str:
@@ -111,7 +117,9 @@ class VersionFolder:
         self._lines = _find_line_offsets(self._manifest)
         self._packs: OrderedDict[int, int] = OrderedDict()  # number of a pack: its descriptor
         self._names: list[str] = []
-        self._spans: dict[bytes, tuple[int, int, int]] = {}  # content hash: number of the pack, offset, size
+        self._spans: dict[
+            bytes, tuple[int, int, int]
+        ] = {}  # content hash: number of the pack, offset, size
         self._verified: set[bytes] = set()
         self._read_contents()
 
@@ -147,7 +155,9 @@ class VersionFolder:
         data = os.pread(self._pack(number), size, offset)
         if key not in self._verified:
             if hashlib.sha256(data).digest() != key:
-                raise VersionError(f"pack {self._names[number]} does not hold image {sha256} at {offset}")
+                raise VersionError(
+                    f"pack {self._names[number]} does not hold image {sha256} at {offset}"
+                )
             self._verified.add(key)
         return data
 
@@ -183,10 +193,18 @@ def read_contents(path: Path) -> Iterator[PackSpan]:
         for number, line in enumerate(file, 1):
             try:
                 span = decoder.decode(line)
-                if not (is_sha256(span.sha256) and is_sha256(span.pack)) or span.offset < 0 or span.size < 0:
-                    raise ValueError("a hash is 64 lower-case hex digits, offset and size are not negative")
+                if (
+                    not (is_sha256(span.sha256) and is_sha256(span.pack))
+                    or span.offset < 0
+                    or span.size < 0
+                ):
+                    raise ValueError(
+                        "a hash is 64 lower-case hex digits, offset and size are not negative"
+                    )
             except (msgspec.DecodeError, ValueError) as error:
-                raise VersionError(f"{path.name} line {number} is not the location of an image: {error}") from error
+                raise VersionError(
+                    f"{path.name} line {number} is not the location of an image: {error}"
+                ) from error
             yield span
 
 

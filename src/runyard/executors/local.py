@@ -62,7 +62,15 @@ class LocalExecutor:
         self._socket.unlink(missing_ok=True)
         with open(self._log, "ab") as output:
             self._warm = subprocess.Popen(
-                [sys.executable, "-P", "-m", "runyard.trainer.warm", str(self._socket), "--child", SUPERVISE],
+                [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "runyard.trainer.warm",
+                    str(self._socket),
+                    "--child",
+                    SUPERVISE,
+                ],
                 env={
                     **filter_environment(os.environ),
                     ATTEMPT_MARK: MARK_PLACEHOLDER,
@@ -104,7 +112,9 @@ class LocalExecutor:
         try:
             answer = request_fork(self._socket, message)
         except (OSError, ValueError) as error:
-            log.warning("the warm parent does not answer (%s); starting %s cold", error, request.mark)
+            log.warning(
+                "the warm parent does not answer (%s); starting %s cold", error, request.mark
+            )
             return None
         if "pid" not in answer:
             log.warning("the warm parent cannot start %s: %s", request.mark, answer.get("error"))
@@ -115,13 +125,19 @@ class LocalExecutor:
         reader, writer = os.pipe()
         try:
             # This fits into the pipe's buffer, so the write does not block without a reader.
-            os.write(writer, json.dumps({"endpoint": request.endpoint, "token": request.token}).encode())
+            os.write(
+                writer, json.dumps({"endpoint": request.endpoint, "token": request.token}).encode()
+            )
             os.close(writer)
             with open(AttemptDir(request.folder).supervisor_log, "ab") as output:
                 command = [sys.executable, "-P", "-m", "runyard.supervisor", str(request.folder)]
                 process = subprocess.Popen(
                     [*command, "--credentials-fd", str(reader)],
-                    env={**filter_environment(os.environ), **request.environment, SUPERVISOR_MARK: request.mark},
+                    env={
+                        **filter_environment(os.environ),
+                        **request.environment,
+                        SUPERVISOR_MARK: request.mark,
+                    },
                     pass_fds=(reader,),
                     stdin=subprocess.DEVNULL,
                     stdout=output,

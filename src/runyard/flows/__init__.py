@@ -11,4 +11,12 @@ from runyard.flows.problems import FlowProblems, Problem
 from runyard.flows.resolved_flow import ResolvedFlow, build_flow_document
 from runyard.flows.validation import resolve, validate
 
-__all__ = ["FlowProblems", "Problem", "ResolvedFlow", "build_flow_document", "resolve", "schema", "validate"]
+__all__ = [
+    "FlowProblems",
+    "Problem",
+    "ResolvedFlow",
+    "build_flow_document",
+    "resolve",
+    "schema",
+    "validate",
+]

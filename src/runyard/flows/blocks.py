@@ -29,7 +29,9 @@ BUILT_IN_DATASETS: dict[str, Task] = {
     "digits-grounding": "phrase-grounding",
     "digits-both": "phrase-grounding",
 }
-BOTH_TASKS = "digits-both"  # also has questions; the published client would not know a kind of its own
+BOTH_TASKS = (
+    "digits-both"  # also has questions; the published client would not know a kind of its own
+)
 TINY = "tiny"
 
 Count = Annotated[int, Meta(ge=1, le=1_000_000_000)]
@@ -46,12 +48,16 @@ Word = Annotated[
     str,
     Meta(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,63}$",
-        extra={"form": "a word of at most 64 letters, digits, dots, dashes, slashes and underscores"},
+        extra={
+            "form": "a word of at most 64 letters, digits, dots, dashes, slashes and underscores"
+        },
     ),
 ]
 
 
-FamilyName = Annotated[str, Meta(pattern=f"^({'|'.join([AUTO, *FAMILIES])})$", extra={"words": (AUTO, *FAMILIES)})]
+FamilyName = Annotated[
+    str, Meta(pattern=f"^({'|'.join([AUTO, *FAMILIES])})$", extra={"words": (AUTO, *FAMILIES)})
+]
 
 
 def help_text(text: str, *, default: str | None = None) -> Meta:
@@ -67,14 +73,17 @@ class FlowReference(Shape, frozen=True):
     """The saved flow, and its generation, that a run was made from. Written by the server."""
 
     id: Annotated[Id, help_text("id of the saved flow")]
-    generation: Annotated[int, Meta(ge=1, le=2**53), help_text("generation of the flow that was frozen")]
+    generation: Annotated[
+        int, Meta(ge=1, le=2**53), help_text("generation of the flow that was frozen")
+    ]
 
 
 class Resources(Shape, frozen=True):
     """The resources a run needs. Not supported yet: only the defaults are accepted."""
 
     accelerators: Annotated[
-        Annotated[int, Meta(ge=0, le=1024)] | None, help_text("number of accelerators; not supported yet, must be null")
+        Annotated[int, Meta(ge=0, le=1024)] | None,
+        help_text("number of accelerators; not supported yet, must be null"),
     ] = None
     cpus: Annotated[
         Annotated[float, Meta(gt=0, le=4096)] | None,
@@ -85,7 +94,9 @@ class Resources(Shape, frozen=True):
         help_text("main memory in GiB; not supported yet, must be null"),
     ] = msgspec.field(name="memoryGiB", default=None)
     workers: Annotated[
-        int, Meta(ge=1, le=1024), help_text("processes that train one model together; not supported yet, must be 1")
+        int,
+        Meta(ge=1, le=1024),
+        help_text("processes that train one model together; not supported yet, must be 1"),
     ] = 1
 
 
@@ -93,7 +104,9 @@ class FlowSettings(Shape, frozen=True):
     """Settings of the run as a whole."""
 
     seed: Annotated[
-        int, Meta(ge=0, le=2**31 - 1), help_text("random seed of the split, the sample order and new weights")
+        int,
+        Meta(ge=0, le=2**31 - 1),
+        help_text("random seed of the split, the sample order and new weights"),
     ] = 7
     priority: Annotated[
         int,
@@ -102,17 +115,24 @@ class FlowSettings(Shape, frozen=True):
     ] = 0
     attempts: Annotated[
         Annotated[int, Meta(ge=1, le=100)] | None,
-        help_text("maximum attempts after infrastructure failures; null takes the deployment's setting"),
+        help_text(
+            "maximum attempts after infrastructure failures; null takes the deployment's setting"
+        ),
     ] = None
     grace_period_seconds: Annotated[
         Annotated[float, Meta(ge=0, le=3600)] | None,
         help_text("time for a killed run to save and stop; null takes the deployment's setting"),
     ] = None
     time_limit_minutes: Annotated[
-        Annotated[float, Meta(gt=0, le=525_600)] | None, help_text("maximum training time; null sets no limit")
+        Annotated[float, Meta(gt=0, le=525_600)] | None,
+        help_text("maximum training time; null sets no limit"),
     ] = None
-    resources: Annotated[Resources, help_text("resources the run needs")] = msgspec.field(default_factory=Resources)
-    flow: Annotated[FlowReference | None, help_text("the saved flow this was made from; written by the server")] = None
+    resources: Annotated[Resources, help_text("resources the run needs")] = msgspec.field(
+        default_factory=Resources
+    )
+    flow: Annotated[
+        FlowReference | None, help_text("the saved flow this was made from; written by the server")
+    ] = None
 
 
 class Augmentation(Shape, frozen=True):
@@ -120,7 +140,9 @@ class Augmentation(Shape, frozen=True):
 
     brightness: Annotated[Share, help_text("maximum relative change of brightness")] = 0.0
     contrast: Annotated[Share, help_text("maximum relative change of contrast")] = 0.0
-    noise: Annotated[Share, help_text("maximum random noise, as a fraction of the value range")] = 0.0
+    noise: Annotated[Share, help_text("maximum random noise, as a fraction of the value range")] = (
+        0.0
+    )
     shift: Annotated[Share, help_text("maximum shift, as a fraction of the side")] = 0.0
     zoom: Annotated[Share, help_text("maximum relative zoom in or out")] = 0.0
     mirror: Annotated[Share, help_text("probability of a horizontal flip")] = 0.0
@@ -130,14 +152,24 @@ class DatasetSettings(Shape, frozen=True):
     """The training data, and its split."""
 
     dataset_id: Annotated[
-        Id, help_text("id of the dataset", default="the training project's dataset, else the built-in digits")
+        Id,
+        help_text(
+            "id of the dataset", default="the training project's dataset, else the built-in digits"
+        ),
     ] = "digits"
-    dataset_version: Annotated[Id | None, help_text("dataset version to use; null takes the newest")] = None
-    project_kind: Annotated[Task, help_text("task to learn", default="the dataset's own kind")] = "vqa"
+    dataset_version: Annotated[
+        Id | None, help_text("dataset version to use; null takes the newest")
+    ] = None
+    project_kind: Annotated[Task, help_text("task to learn", default="the dataset's own kind")] = (
+        "vqa"
+    )
     validation_fraction: Annotated[
         float,
         Meta(ge=0, le=0.9),
-        help_text("fraction held out for validation, split by content and seed, so that added images move none across"),
+        help_text(
+            "fraction held out for validation, split by content and seed, so that added images "
+            "move none across"
+        ),
     ] = 0.2
     shuffle: Annotated[bool, help_text("a new order each epoch, drawn from the seed")] = True
     max_samples: Annotated[
@@ -164,7 +196,8 @@ class SystemPromptSettings(Shape, frozen=True):
         str,
         Meta(max_length=20_000),
         help_text(
-            "text at the start of every conversation", default="the task's own, which defines the form of the answer"
+            "text at the start of every conversation",
+            default="the task's own, which defines the form of the answer",
         ),
     ] = ""
 
@@ -174,20 +207,25 @@ class Architecture(Shape, frozen=True):
 
     name: Annotated[
         FamilyName,
-        help_text("model family; auto: the family of the weights", default="idefics3; auto when weights are given"),
+        help_text(
+            "model family; auto: the family of the weights",
+            default="idefics3; auto when weights are given",
+        ),
     ] = "idefics3"
     size: Annotated[
         Word,
         help_text(
             "model size; tiny is built in and trained from scratch, others are names such as 2B",
-            default="tiny; the family's usual size when another family is named; auto when weights are given",
+            default="tiny; the family's usual size when another family is named; auto when weights "
+            "are given",
         ),
     ] = TINY
     weights: Annotated[
         Annotated[str, Meta(min_length=1, max_length=1024)] | None,
         help_text(
-            "base:NAME of a model folder, a run's checkpoint run:RUN_ID/CHECKPOINT, a hub id, or the absolute path of "
-            "a folder inside the setting model_folders; null takes the family's usual weights"
+            "base:NAME of a model folder, a run's checkpoint run:RUN_ID/CHECKPOINT, a hub id, or "
+            "the absolute path of a folder inside the setting model_folders; null takes the "
+            "family's usual weights"
         ),
     ] = None
     family: Annotated[
@@ -200,23 +238,38 @@ class Lora(Shape, frozen=True):
     """The low-rank adapter; no effect if training.mode is full."""
 
     rank: Annotated[int, Meta(ge=1, le=1024), help_text("rank of the adapter")] = 16
-    alpha: Annotated[float, Meta(gt=0, le=4096), help_text("alpha / rank scales the output of the adapter")] = 32.0
-    dropout: Annotated[float, Meta(ge=0, lt=1), help_text("dropout of the adapter's inputs during training")] = 0.05
+    alpha: Annotated[
+        float, Meta(gt=0, le=4096), help_text("alpha / rank scales the output of the adapter")
+    ] = 32.0
+    dropout: Annotated[
+        float, Meta(ge=0, lt=1), help_text("dropout of the adapter's inputs during training")
+    ] = 0.05
     targets: Annotated[
-        Annotated[list[Annotated[str, Meta(min_length=1, max_length=256)]], Meta(min_length=1, max_length=256)] | Auto,
+        Annotated[
+            list[Annotated[str, Meta(min_length=1, max_length=256)]],
+            Meta(min_length=1, max_length=256),
+        ]
+        | Auto,
         help_text("names of the layers to adapt; auto: all linear layers of the language model"),
     ] = "auto"
     use_dora: Annotated[
-        bool, help_text("train magnitude and direction of weights separately (DoRA); slower, often better")
+        bool,
+        help_text(
+            "train magnitude and direction of weights separately (DoRA); slower, often better"
+        ),
     ] = False
-    use_rslora: Annotated[bool, help_text("scale by alpha / sqrt(rank) instead of alpha / rank (rsLoRA)")] = False
+    use_rslora: Annotated[
+        bool, help_text("scale by alpha / sqrt(rank) instead of alpha / rank (rsLoRA)")
+    ] = False
 
 
 class LearningRates(Shape, frozen=True):
     """Learning rates of parts of the model; null takes hyperparameters.learningRate."""
 
     vision: Annotated[Rate | None, help_text("learning rate of the vision encoder")] = None
-    projector: Annotated[Rate | None, help_text("learning rate of the projector between vision and language")] = None
+    projector: Annotated[
+        Rate | None, help_text("learning rate of the projector between vision and language")
+    ] = None
     language: Annotated[Rate | None, help_text("learning rate of the language model")] = None
 
 
@@ -224,7 +277,8 @@ class Training(Shape, frozen=True):
     """The parts of the model that are trained."""
 
     mode: Annotated[
-        Literal["lora", "full"], help_text("train a low-rank adapter, or all weights", default="lora; tiny: full")
+        Literal["lora", "full"],
+        help_text("train a low-rank adapter, or all weights", default="lora; tiny: full"),
     ] = "lora"
     lora: Annotated[Lora, help_text("low-rank adapter; no effect if mode is full")] = msgspec.field(
         default_factory=Lora
@@ -233,7 +287,9 @@ class Training(Shape, frozen=True):
         Annotated[list[Part], Meta(max_length=3)],
         help_text("parts that are not trained", default="[vision] with lora, [] with full"),
     ] = []
-    learning_rates: Annotated[LearningRates | None, help_text("learning rates of parts of the model")] = None
+    learning_rates: Annotated[
+        LearningRates | None, help_text("learning rates of parts of the model")
+    ] = None
 
 
 class Quantization(Shape, frozen=True):
@@ -248,13 +304,19 @@ class Compute(Shape, frozen=True):
 
     precision_type: Annotated[
         Literal["auto", "bfloat16", "float16", "float32"],
-        help_text("number format of training; auto: bfloat16 if the device supports it well, else float32"),
+        help_text(
+            "number format of training; auto: bfloat16 if the device supports it well, else float32"
+        ),
     ] = "auto"
-    gradient_checkpointing: Annotated[bool | Auto, help_text("recompute activations to save memory")] = "auto"
+    gradient_checkpointing: Annotated[
+        bool | Auto, help_text("recompute activations to save memory")
+    ] = "auto"
     compile: Annotated[bool | Auto, help_text("compile the model before training")] = "auto"
     feature_cache: Annotated[
         bool | Auto,
-        help_text("cache the features of a frozen vision encoder instead of computing them every epoch"),
+        help_text(
+            "cache the features of a frozen vision encoder instead of computing them every epoch"
+        ),
     ] = "auto"
     attention: Annotated[
         Literal["auto", "eager", "sdpa", "flash_attention_2"], help_text("attention implementation")
@@ -270,34 +332,41 @@ class Images(Shape, frozen=True):
     min_pixels: Annotated[
         Pixels | Auto, help_text("minimum pixels, smaller images are enlarged; auto: the family's")
     ] = "auto"
-    max_pixels: Annotated[Pixels | Auto, help_text("maximum pixels, larger images are reduced; auto: the family's")] = (
-        "auto"
-    )
+    max_pixels: Annotated[
+        Pixels | Auto, help_text("maximum pixels, larger images are reduced; auto: the family's")
+    ] = "auto"
     patch_budget: Annotated[
-        Count | None, help_text("maximum tokens per image, larger images are reduced; null sets no limit")
+        Count | None,
+        help_text("maximum tokens per image, larger images are reduced; null sets no limit"),
     ] = None
 
 
 class Schedule(Shape, frozen=True):
     """The learning rate schedule."""
 
-    name: Annotated[Literal["cosine", "linear", "constant", "wsd"], help_text("shape of the curve after warm-up")] = (
-        "cosine"
-    )
-    warmup_fraction: Annotated[Share, help_text("fraction of the steps in which the rate rises from zero")] = 0.03
+    name: Annotated[
+        Literal["cosine", "linear", "constant", "wsd"],
+        help_text("shape of the curve after warm-up"),
+    ] = "cosine"
+    warmup_fraction: Annotated[
+        Share, help_text("fraction of the steps in which the rate rises from zero")
+    ] = 0.03
     min_factor: Annotated[Share, help_text("final rate, as a fraction of learningRate")] = 0.1
 
 
 class Optimizer(Shape, frozen=True):
     """The optimizer."""
 
-    name: Annotated[Literal["adamw", "adamw8bit", "muon", "adafactor", "sgd"], help_text("optimizer algorithm")] = (
-        "adamw"
-    )
+    name: Annotated[
+        Literal["adamw", "adamw8bit", "muon", "adafactor", "sgd"], help_text("optimizer algorithm")
+    ] = "adamw"
     weight_decay: Annotated[float, Meta(ge=0, le=10), help_text("weight decay")] = 0.01
     betas: Annotated[
         tuple[Annotated[float, Meta(ge=0, lt=1)], Annotated[float, Meta(ge=0, lt=1)]],
-        help_text("decay rates of the running means; muon and sgd use the first as momentum, adafactor uses none"),
+        help_text(
+            "decay rates of the running means; muon and sgd use the first as momentum, adafactor "
+            "uses none"
+        ),
     ] = (0.9, 0.999)
     max_grad_norm: Annotated[
         Annotated[float, Meta(gt=0, le=1_000_000)] | None,
@@ -321,14 +390,19 @@ class Hyperparameters(Shape, frozen=True):
         help_text("passes over the training data", default="3; tiny: 12, with phrase-grounding 6"),
     ] = 3
     max_steps: Annotated[
-        Count | None, help_text("maximum optimizer steps; the run ends at the earlier of epochs and maxSteps")
+        Count | None,
+        help_text("maximum optimizer steps; the run ends at the earlier of epochs and maxSteps"),
     ] = None
     batch_size: Annotated[
-        int, Meta(ge=1, le=65_536), help_text("samples per optimizer step, over all workers", default="8; tiny: 32")
+        int,
+        Meta(ge=1, le=65_536),
+        help_text("samples per optimizer step, over all workers", default="8; tiny: 32"),
     ] = 8
     micro_batch_size: Annotated[
         Annotated[int, Meta(ge=1, le=65_536)] | Auto,
-        help_text("samples per forward pass, a divisor of batchSize; auto: chosen to fit into memory"),
+        help_text(
+            "samples per forward pass, a divisor of batchSize; auto: chosen to fit into memory"
+        ),
     ] = "auto"
     learning_rate: Annotated[
         Rate,
@@ -338,11 +412,12 @@ class Hyperparameters(Shape, frozen=True):
         ),
     ] = 2e-4
     schedule: Annotated[
-        Schedule, help_text("learning rate schedule; tiny with phrase-grounding: linear, 0.05, 0.01")
+        Schedule,
+        help_text("learning rate schedule; tiny with phrase-grounding: linear, 0.05, 0.01"),
     ] = msgspec.field(default_factory=Schedule)
-    optimizer: Annotated[Optimizer, help_text("optimizer; tiny with phrase-grounding: muon, [0.95, 0.98]")] = (
-        msgspec.field(default_factory=Optimizer)
-    )
+    optimizer: Annotated[
+        Optimizer, help_text("optimizer; tiny with phrase-grounding: muon, [0.95, 0.98]")
+    ] = msgspec.field(default_factory=Optimizer)
     loss: Annotated[Loss, help_text("training loss")] = msgspec.field(default_factory=Loss)
 
 
@@ -350,22 +425,27 @@ class Every(Shape, frozen=True):
     """An interval between checkpoints or evaluations: exactly one of steps and minutes."""
 
     steps: Annotated[Count | None, help_text("interval in optimizer steps")] = None
-    minutes: Annotated[Annotated[float, Meta(gt=0, le=525_600)] | None, help_text("interval in minutes")] = None
+    minutes: Annotated[
+        Annotated[float, Meta(gt=0, le=525_600)] | None, help_text("interval in minutes")
+    ] = None
 
 
 class Checkpoint(Shape, frozen=True):
     """When checkpoints are saved, and which are kept."""
 
-    every: Annotated[Literal["epoch"] | Every, help_text("interval: epoch, or an object with steps or minutes")] = (
-        "epoch"
-    )
-    keep: Annotated[int, Meta(ge=1, le=10_000), help_text("number of newest checkpoints to keep")] = 3
+    every: Annotated[
+        Literal["epoch"] | Every, help_text("interval: epoch, or an object with steps or minutes")
+    ] = "epoch"
+    keep: Annotated[
+        int, Meta(ge=1, le=10_000), help_text("number of newest checkpoints to keep")
+    ] = 3
     keep_best: Annotated[bool, help_text("also keep the best checkpoint")] = True
-    metric: Annotated[Word, help_text("metric that selects the best, such as loss; auto: the task's own metric")] = (
-        "auto"
-    )
+    metric: Annotated[
+        Word, help_text("metric that selects the best, such as loss; auto: the task's own metric")
+    ] = "auto"
     mode: Annotated[
-        Literal["auto", "min", "max"], help_text("whether smaller or larger values of the metric are better")
+        Literal["auto", "min", "max"],
+        help_text("whether smaller or larger values of the metric are better"),
     ] = "auto"
 
 
@@ -375,18 +455,20 @@ class EarlyStopping(Shape, frozen=True):
     patience: Annotated[
         int, Meta(ge=1, le=10_000), help_text("evaluations without improvement before the run ends")
     ] = 3
-    min_delta: Annotated[float, Meta(ge=0, le=1_000_000), help_text("minimum change that counts as an improvement")] = (
-        0.0
-    )
+    min_delta: Annotated[
+        float, Meta(ge=0, le=1_000_000), help_text("minimum change that counts as an improvement")
+    ] = 0.0
 
 
 class Validation(Shape, frozen=True):
     """When the model is evaluated, and on how many held-out samples."""
 
-    every: Annotated[Literal["epoch"] | Every, help_text("interval: epoch, or an object with steps or minutes")] = (
-        "epoch"
-    )
-    max_samples: Annotated[Count | None, help_text("maximum held-out samples per evaluation; null takes all")] = 500
+    every: Annotated[
+        Literal["epoch"] | Every, help_text("interval: epoch, or an object with steps or minutes")
+    ] = "epoch"
+    max_samples: Annotated[
+        Count | None, help_text("maximum held-out samples per evaluation; null takes all")
+    ] = 500
     previews: Annotated[
         int,
         Meta(ge=0, le=1000),
@@ -404,51 +486,79 @@ StopText = Annotated[str, Meta(min_length=1, max_length=256)]
 class Evaluation(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """Generation settings. The keys are snake_case; null takes the model's own value."""
 
-    temperature: Annotated[float, Meta(ge=0, le=2), help_text("sampling temperature, if do_sample is true")] = 1.0
-    top_k: Annotated[int, Meta(ge=1, le=1000), help_text("sample only from the k most likely tokens")] = 50
+    temperature: Annotated[
+        float, Meta(ge=0, le=2), help_text("sampling temperature, if do_sample is true")
+    ] = 1.0
+    top_k: Annotated[
+        int, Meta(ge=1, le=1000), help_text("sample only from the k most likely tokens")
+    ] = 50
     top_p: Annotated[
-        float, Meta(gt=0, le=1), help_text("sample only from the most likely tokens with this total probability")
+        float,
+        Meta(gt=0, le=1),
+        help_text("sample only from the most likely tokens with this total probability"),
     ] = 1.0
     repetition_penalty: Annotated[
-        float, Meta(gt=0, le=2), help_text("penalty for repeated tokens; above 1 makes them less likely")
+        float,
+        Meta(gt=0, le=2),
+        help_text("penalty for repeated tokens; above 1 makes them less likely"),
     ] = 1.05
-    max_new_tokens: Annotated[int, Meta(ge=1, le=4096), help_text("maximum answer length in tokens")] = 1024
+    max_new_tokens: Annotated[
+        int, Meta(ge=1, le=4096), help_text("maximum answer length in tokens")
+    ] = 1024
     do_sample: Annotated[bool, help_text("sample tokens instead of taking the most likely")] = False
     seed: Annotated[
-        int, Meta(ge=-1, le=2**31 - 1), help_text("random seed of sampling; -1 takes a new one each time")
+        int,
+        Meta(ge=-1, le=2**31 - 1),
+        help_text("random seed of sampling; -1 takes a new one each time"),
     ] = 0
-    stop_strings: Annotated[StopText | list[StopText] | None, help_text("strings that end an answer")] = None
+    stop_strings: Annotated[
+        StopText | list[StopText] | None, help_text("strings that end an answer")
+    ] = None
     pad_token_id: Annotated[Token | None, help_text("padding token")] = None
     bos_token_id: Annotated[Token | None, help_text("token that begins a text")] = None
-    eos_token_id: Annotated[Token | list[Token] | None, help_text("token that ends an answer")] = None
+    eos_token_id: Annotated[Token | list[Token] | None, help_text("token that ends an answer")] = (
+        None
+    )
 
 
 class ModelSettings(Shape, frozen=True):
     """The model, and how it is trained."""
 
-    architecture: Annotated[Architecture, help_text("model and weights")] = msgspec.field(default_factory=Architecture)
-    training: Annotated[Training, help_text("parts that are trained")] = msgspec.field(default_factory=Training)
-    quantization: Annotated[Quantization, help_text("4-bit base weights")] = msgspec.field(default_factory=Quantization)
+    architecture: Annotated[Architecture, help_text("model and weights")] = msgspec.field(
+        default_factory=Architecture
+    )
+    training: Annotated[Training, help_text("parts that are trained")] = msgspec.field(
+        default_factory=Training
+    )
+    quantization: Annotated[Quantization, help_text("4-bit base weights")] = msgspec.field(
+        default_factory=Quantization
+    )
     compute: Annotated[Compute, help_text("precision and performance settings")] = msgspec.field(
         default_factory=Compute
     )
-    images: Annotated[Images, help_text("limits on image resolution")] = msgspec.field(default_factory=Images)
-    packing: Annotated[bool | Auto, help_text("pack several samples into one sequence, with exact attention masks")] = (
-        "auto"
+    images: Annotated[Images, help_text("limits on image resolution")] = msgspec.field(
+        default_factory=Images
     )
-    hyperparameters: Annotated[Hyperparameters, help_text("duration, batch size, learning rate and loss")] = (
-        msgspec.field(default_factory=Hyperparameters)
-    )
+    packing: Annotated[
+        bool | Auto, help_text("pack several samples into one sequence, with exact attention masks")
+    ] = "auto"
+    hyperparameters: Annotated[
+        Hyperparameters, help_text("duration, batch size, learning rate and loss")
+    ] = msgspec.field(default_factory=Hyperparameters)
     checkpoint: Annotated[Checkpoint, help_text("when checkpoints are saved")] = msgspec.field(
         default_factory=Checkpoint
     )
     validation: Annotated[Validation, help_text("when the model is evaluated")] = msgspec.field(
         default_factory=Validation
     )
-    evaluation: Annotated[Evaluation, help_text("generation settings")] = msgspec.field(default_factory=Evaluation)
+    evaluation: Annotated[Evaluation, help_text("generation settings")] = msgspec.field(
+        default_factory=Evaluation
+    )
     on_out_of_memory: Annotated[
         Literal["fail", "shrink"],
-        help_text("fail ends the run; shrink halves the micro-batch, keeps the batch size, and continues"),
+        help_text(
+            "fail ends the run; shrink halves the micro-batch, keeps the batch size, and continues"
+        ),
     ] = "fail"
 
 
@@ -467,28 +577,41 @@ class Block(Shape, frozen=True):
 
     block: Annotated[
         str,
-        Meta(min_length=1, max_length=100, extra={"form": "vi-system-prompt, vi-dataset or vi-model"}),
+        Meta(
+            min_length=1, max_length=100, extra={"form": "vi-system-prompt, vi-dataset or vi-model"}
+        ),
         help_text("name of the block, which contains its type"),
     ]
     settings: Annotated[dict[str, Any], help_text("the block's settings", default="{}")] = {}
-    style: Annotated[dict[str, Any], help_text("layout data of editors; may hold anything", default="{}")] = {}
+    style: Annotated[
+        dict[str, Any], help_text("layout data of editors; may hold anything", default="{}")
+    ] = {}
 
 
 class FlowShape(Shape, frozen=True):
     """A flow as written by users. Every field is optional."""
 
-    name: Annotated[str, Meta(max_length=200), help_text("display name of the flow", default="Untitled")] = "Untitled"
+    name: Annotated[
+        str, Meta(max_length=200), help_text("display name of the flow", default="Untitled")
+    ] = "Untitled"
     schema: Annotated[Literal["v1"], help_text("version of the flow language", default="v1")] = "v1"
-    training_project: Annotated[Id | None, help_text("training project, or dataset, that the runs belong to")] = None
+    training_project: Annotated[
+        Id | None, help_text("training project, or dataset, that the runs belong to")
+    ] = None
     tolerations: Annotated[
         dict[str, list[Annotated[str, Meta(max_length=256)]]],
-        help_text("machines it may run on: each key is a capacity label, with the accepted values", default="{}"),
+        help_text(
+            "machines it may run on: each key is a capacity label, with the accepted values",
+            default="{}",
+        ),
     ] = {}
-    settings: Annotated[FlowSettings, help_text("settings of the run as a whole", default="{}")] = msgspec.field(
-        default_factory=FlowSettings
+    settings: Annotated[FlowSettings, help_text("settings of the run as a whole", default="{}")] = (
+        msgspec.field(default_factory=FlowSettings)
     )
     blocks: Annotated[
         list[Block],
         Meta(max_length=100),
-        help_text("elements of the flow, each type at most once; an empty list is complete", default="[]"),
+        help_text(
+            "elements of the flow, each type at most once; an empty list is complete", default="[]"
+        ),
     ] = []

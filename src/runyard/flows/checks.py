@@ -80,7 +80,9 @@ class Choice:
         for option in self.options:
             if option.accepts(value):
                 return option.validate(value, path, problems)
-        words = [word for option in self.options if isinstance(option, Scalar) for word in option.words]
+        words = [
+            word for option in self.options if isinstance(option, Scalar) for word in option.words
+        ]
         hint = None if problems.is_full else suggest(value, words)
         problems.add(path, value, self.allowed, hint=hint)
         return INVALID
@@ -103,7 +105,10 @@ class Items:
         if not self.accepts(value) or not self.shortest <= len(value) <= self.longest:
             problems.add(path, value, self.allowed)
             return INVALID
-        cleaned = [self.item.validate(item, f"{path}/{index}", problems) for index, item in enumerate(value)]
+        cleaned = [
+            self.item.validate(item, f"{path}/{index}", problems)
+            for index, item in enumerate(value)
+        ]
         return INVALID if INVALID in cleaned and not self.keeps_invalid else cleaned
 
 
@@ -121,7 +126,10 @@ class Entries:
         if not self.accepts(value):
             problems.add(path, value, self.allowed)
             return INVALID
-        cleaned = {name: self.item.validate(item, join_pointer(path, name), problems) for name, item in value.items()}
+        cleaned = {
+            name: self.item.validate(item, join_pointer(path, name), problems)
+            for name, item in value.items()
+        }
         return {name: item for name, item in cleaned.items() if item is not INVALID}
 
 
@@ -165,18 +173,25 @@ class Fields:
             if name not in value:
                 allowed = self.fields[name].validator.allowed
                 problems.add(
-                    f"{path}/{name}", None, allowed, message=f"{path}/{name} is missing; it must be {allowed}."
+                    f"{path}/{name}",
+                    None,
+                    allowed,
+                    message=f"{path}/{name} is missing; it must be {allowed}.",
                 )
         return cleaned if all(name in cleaned for name in self.required) else INVALID
 
     def _add_unknown(self, name: Any, item: Any, path: str, problems: ProblemCollector) -> None:
         if problems.is_full:
-            return  # a search for suggestions costs too much for a hostile flow with thousands of mistakes
+            return  # suggestions for thousands of mistakes of a hostile flow cost too much
         suggestion = find_nearest(name, self.fields)
         if suggestion is None and (elsewhere := find_nearest(name, self.elsewhere)):
             suggestion = self.elsewhere[elsewhere]
         suggestion = suggestion or _list_field_locations().get(_normalize_name(name))
-        hint = f"did you mean {suggestion}?" if suggestion else f"known here: {', '.join(self.fields)}."
+        hint = (
+            f"did you mean {suggestion}?"
+            if suggestion
+            else f"known here: {', '.join(self.fields)}."
+        )
         problems.add(
             join_pointer(path, name),
             item,
@@ -212,7 +227,10 @@ def _list_field_locations() -> dict[str, str]:
     for kind, struct in BLOCKS.items():
         validator = get_validator(struct)
         if isinstance(validator, Fields):
-            for name, path in [*((name, name) for name in validator.fields), *validator.elsewhere.items()]:
+            for name, path in [
+                *((name, name) for name in validator.fields),
+                *validator.elsewhere.items(),
+            ]:
                 homes.setdefault(_normalize_name(name), f"{path} of the block {kind}")
     return homes
 
@@ -242,11 +260,18 @@ def build_validator(kind: inspect.Type, extra: Mapping[str, Any] = NOTHING) -> V
             return _build_words(tuple(str(word) for word in kind.values))
         case inspect.UnionType():
             options = tuple(build_validator(option, extra) for option in kind.types)
-            return Choice(_join_or(sorted([option.allowed for option in options], key=_order_null_last)), options)
+            return Choice(
+                _join_or(sorted([option.allowed for option in options], key=_order_null_last)),
+                options,
+            )
         case inspect.ListType():
-            return _build_items(build_validator(kind.item_type), kind.min_length or 0, kind.max_length)
+            return _build_items(
+                build_validator(kind.item_type), kind.min_length or 0, kind.max_length
+            )
         case inspect.TupleType():
-            return _build_items(build_validator(kind.item_types[0]), len(kind.item_types), len(kind.item_types))
+            return _build_items(
+                build_validator(kind.item_types[0]), len(kind.item_types), len(kind.item_types)
+            )
         case inspect.DictType():
             item = build_validator(kind.value_type)
             return Entries(f"an object whose values are each {item.allowed}", item)
@@ -279,7 +304,9 @@ def _build_number(kind: inspect.IntType | inspect.FloatType) -> Scalar:
 def _build_words(words: tuple[str, ...]) -> Scalar:
     known = frozenset(words)
     return Scalar(
-        _join_or([f'"{word}"' for word in words]), lambda value: isinstance(value, str) and value in known, words
+        _join_or([f'"{word}"' for word in words]),
+        lambda value: isinstance(value, str) and value in known,
+        words,
     )
 
 
@@ -296,13 +323,20 @@ def _build_text(kind: inspect.StrType, extra: Mapping[str, Any]) -> Scalar:
             and (pattern is None or pattern.fullmatch(value) is not None)
         )
 
-    form = extra.get("form") or f"a string of {f'{shortest} to ' if shortest else 'at most '}{longest} characters"
+    form = (
+        extra.get("form")
+        or f"a string of {f'{shortest} to ' if shortest else 'at most '}{longest} characters"
+    )
     return Scalar(str(form), accepts)
 
 
 def _build_items(item: Validator, shortest: int, longest: int | None) -> Items:
     longest = MAX_ITEMS if longest is None else longest
-    count = str(shortest) if longest == shortest else f"{f'{shortest} to' if shortest else 'at most'} {longest}"
+    count = (
+        str(shortest)
+        if longest == shortest
+        else f"{f'{shortest} to' if shortest else 'at most'} {longest}"
+    )
     # Blocks keep their index if one is invalid; a list of plain values without an invalid one would
     # change its meaning.
     if isinstance(item, Fields):

@@ -19,7 +19,8 @@ UNSUPPORTED = {
     "accelerators": (
         "null",
         "a run gets the accelerator of its slot, or the processor where the machine has none",
-        'leave it out, and choose machines by kind with tolerations, such as {"accelerator": ["h100"]}',
+        'leave it out, and choose machines by kind with tolerations, such as {"accelerator": '
+        '["h100"]}',
     ),
     "cpus": (
         "null",
@@ -29,14 +30,19 @@ UNSUPPORTED = {
     "memoryGiB": (
         "null",
         "machines do not reserve memory for runs",
-        "leave it out, and set RUNYARD_SLOTS so that the machine's runs fit into its memory together",
+        "leave it out, and set RUNYARD_SLOTS so that the machine's runs fit into its memory "
+        "together",
     ),
     "workers": ("1", "one process trains a run", "leave it out or set it to 1"),
 }
 
 
 def check_consistency(
-    flow: ResolvedFlow, at: Mapping[str, str], invalid: ProblemCollector, *, dataset_kind: str | None = None
+    flow: ResolvedFlow,
+    at: Mapping[str, str],
+    invalid: ProblemCollector,
+    *,
+    dataset_kind: str | None = None,
 ) -> ProblemCollector:
     """Return every inconsistency.
 
@@ -61,7 +67,10 @@ def check_consistency(
         _check_batches(flow, numbers, problems)
     if invalid.has_none_at(f"{model}/images"):
         _check_images(flow, f"{model}/images", problems)
-    for part, every in (("checkpoint", flow.model.checkpoint.every), ("validation", flow.model.validation.every)):
+    for part, every in (
+        ("checkpoint", flow.model.checkpoint.every),
+        ("validation", flow.model.validation.every),
+    ):
         if invalid.has_none_at(f"{model}/{part}/every"):
             _check_every(every, f"{model}/{part}/every", problems)
     return problems
@@ -87,7 +96,9 @@ def check_supported(flow: ResolvedFlow) -> ProblemCollector:
     return problems
 
 
-def _check_task(flow: ResolvedFlow, at: str, dataset_kind: str | None, problems: ProblemCollector) -> None:
+def _check_task(
+    flow: ResolvedFlow, at: str, dataset_kind: str | None, problems: ProblemCollector
+) -> None:
     dataset = flow.dataset
     kind = BUILT_IN_DATASETS.get(dataset.dataset_id, dataset_kind)
     if kind is not None and dataset.project_kind != kind:
@@ -95,7 +106,8 @@ def _check_task(flow: ResolvedFlow, at: str, dataset_kind: str | None, problems:
             f"{at}/projectKind",
             dataset.project_kind,
             f'"{kind}"',
-            message=f"{at}/projectKind is {dataset.project_kind}, but dataset {dataset.dataset_id} is of kind {kind}.",
+            message=f"{at}/projectKind is {dataset.project_kind}, but dataset {dataset.dataset_id} "
+            f"is of kind {kind}.",
         )
 
 
@@ -110,7 +122,8 @@ def _check_architecture(flow: ResolvedFlow, at: str, problems: ProblemCollector)
             f"{at}/name",
             given.name,
             "a family, while no weights are given",
-            message=f"{at}/name auto takes the family from the weights; give architecture.weights or name a family.",
+            message=f"{at}/name auto takes the family from the weights; give architecture.weights "
+            "or name a family.",
         )
         return
     sizes = FAMILIES[given.name].sizes
@@ -127,8 +140,8 @@ def _check_architecture(flow: ResolvedFlow, at: str, problems: ProblemCollector)
             f"{at}/size",
             given.size,
             f"one of {', '.join(sizes)}, or any with architecture.weights",
-            message=f"{at}/size {given.size} is not a usual size of {given.name} ({', '.join(sizes)}); "
-            "take one of these or give architecture.weights.",
+            message=f"{at}/size {given.size} is not a usual size of {given.name} "
+            f"({', '.join(sizes)}); take one of these or give architecture.weights.",
         )
 
 
@@ -138,7 +151,8 @@ def _check_quantization(flow: ResolvedFlow, at: str, problems: ProblemCollector)
             f"{at}/enabled",
             True,
             "false while training.mode is full",
-            message=f"{at}/enabled is true, but 4-bit weights cannot be trained in full; set training.mode to lora.",
+            message=f"{at}/enabled is true, but 4-bit weights cannot be trained in full; set "
+            "training.mode to lora.",
         )
 
 
@@ -159,12 +173,16 @@ def _check_early_stopping(flow: ResolvedFlow, at: str, problems: ProblemCollecto
             at,
             {},
             "null while validationFraction is 0",
-            message=f"{at} needs held-out data, but validationFraction is 0; raise it or leave earlyStopping out.",
+            message=f"{at} needs held-out data, but validationFraction is 0; raise it or leave "
+            "earlyStopping out.",
         )
 
 
 def _check_batches(flow: ResolvedFlow, at: str, problems: ProblemCollector) -> None:
-    batch, micro = flow.model.hyperparameters.batch_size, flow.model.hyperparameters.micro_batch_size
+    batch, micro = (
+        flow.model.hyperparameters.batch_size,
+        flow.model.hyperparameters.micro_batch_size,
+    )
     if isinstance(micro, int) and batch % micro:
         problems.add(
             f"{at}/microBatchSize",
@@ -182,4 +200,8 @@ def _check_images(flow: ResolvedFlow, at: str, problems: ProblemCollector) -> No
 
 def _check_every(every: object, at: str, problems: ProblemCollector) -> None:
     if isinstance(every, Every) and (every.steps is None) == (every.minutes is None):
-        problems.add(at, msgspec.to_builtins(every), "epoch, or an object with exactly one of steps and minutes")
+        problems.add(
+            at,
+            msgspec.to_builtins(every),
+            "epoch, or an object with exactly one of steps and minutes",
+        )

@@ -74,7 +74,10 @@ _ALL = (
         key="internvl35",
         model_type="internvl",
         default_size="2B",
-        sizes={size: f"OpenGVLab/InternVL3_5-{size}-HF" for size in ("1B", "2B", "4B", "8B", "14B", "38B")},
+        sizes={
+            size: f"OpenGVLab/InternVL3_5-{size}-HF"
+            for size in ("1B", "2B", "4B", "8B", "14B", "38B")
+        },
         has_loader=True,
     ),
     Family(
@@ -87,7 +90,10 @@ _ALL = (
         key="llavanext",
         model_type="llava_next",
         default_size="7B",
-        sizes={"7B": "llava-hf/llava-v1.6-mistral-7b-hf", "13B": "llava-hf/llava-v1.6-vicuna-13b-hf"},
+        sizes={
+            "7B": "llava-hf/llava-v1.6-mistral-7b-hf",
+            "13B": "llava-hf/llava-v1.6-vicuna-13b-hf",
+        },
         has_loader=True,
     ),
     Family(
@@ -103,13 +109,21 @@ _ALL = (
         key="gemma3",
         model_type="gemma3",
         default_size="4B",
-        sizes={"4B": "google/gemma-3-4b-it", "12B": "google/gemma-3-12b-it", "27B": "google/gemma-3-27b-it"},
+        sizes={
+            "4B": "google/gemma-3-4b-it",
+            "12B": "google/gemma-3-12b-it",
+            "27B": "google/gemma-3-27b-it",
+        },
     ),
     Family(
         key="gemma4",
         model_type="gemma4",
         default_size="E2B",
-        sizes={"E2B": "google/gemma-4-E2B-it", "E4B": "google/gemma-4-E4B-it", "31B": "google/gemma-4-31B-it"},
+        sizes={
+            "E2B": "google/gemma-4-E2B-it",
+            "E4B": "google/gemma-4-E4B-it",
+            "31B": "google/gemma-4-31B-it",
+        },
         has_loader=True,
     ),
     Family(
@@ -122,7 +136,10 @@ _ALL = (
         key="florence2",
         model_type="florence2",
         default_size="base",
-        sizes={"base": "florence-community/Florence-2-base", "large": "florence-community/Florence-2-large"},
+        sizes={
+            "base": "florence-community/Florence-2-base",
+            "large": "florence-community/Florence-2-large",
+        },
     ),
     Family(
         key="cosmosreason1",

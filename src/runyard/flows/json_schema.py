@@ -16,7 +16,9 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 def schema() -> dict[str, Any]:
     """Build the schema of a whole flow; each call returns a new document."""
-    _, components = msgspec.json.schema_components([FlowShape, *BLOCKS.values()], ref_template="#/$defs/{name}")
+    _, components = msgspec.json.schema_components(
+        [FlowShape, *BLOCKS.values()], ref_template="#/$defs/{name}"
+    )
     for struct in _collect_structs(FlowShape, *BLOCKS.values()):
         _describe_defaults(struct, components[struct.__name__])
     components["Block"] = _build_block(components["Block"])
@@ -67,7 +69,11 @@ def _build_block(plain: dict[str, Any]) -> dict[str, Any]:
     rules = [
         {
             "if": {"properties": {"block": {"pattern": fragment}}, "required": ["block"]},
-            "then": {"properties": {"settings": {"anyOf": [{"$ref": _make_ref(BLOCKS[kind])}, {"type": "null"}]}}},
+            "then": {
+                "properties": {
+                    "settings": {"anyOf": [{"$ref": _make_ref(BLOCKS[kind])}, {"type": "null"}]}
+                }
+            },
         }
         for fragment, kind in FRAGMENTS.items()
     ]

@@ -59,7 +59,9 @@ LAYERS_OF_ROOT = 48
 WIDTH_OF_ROOT = 2
 
 START_BYTES = 768 << 20  # the libraries' code, the device's context
-LOGITS_BYTES = 768 << 20  # one chunk of the output layer's numbers, their gradient and intermediate values
+LOGITS_BYTES = (
+    768 << 20
+)  # one chunk of the output layer's numbers, their gradient and intermediate values
 # Accelerators for which auto is float32; all newer ones do bfloat16 well.
 WITHOUT_BFLOAT16 = frozenset({"m60", "p4", "p40", "p100", "v100", "t4"})
 
@@ -81,7 +83,7 @@ class Accelerator:
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredPeak:
-    """The peak memory that an earlier run of the same flow predicted from its own data and model."""
+    """Peak memory that an earlier run of the same flow predicted from its own data and model."""
 
     peak_bytes: int
     run_id: str
@@ -135,12 +137,22 @@ def estimate(flow: ResolvedFlow, *, parameters: int, accelerator: Accelerator) -
     model = flow.model
     number_bytes = _choose_number_bytes(flow, accelerator)
     trained = _count_trained(flow, parameters)
-    if model.training.mode == "full":  # float32 at any precision, and a copy in the format of the arithmetic
-        weights = FLOAT_BYTES * parameters + (number_bytes * trained if number_bytes < FLOAT_BYTES else 0)
+    if (
+        model.training.mode == "full"
+    ):  # float32 at any precision, and a copy in the format of the arithmetic
+        weights = FLOAT_BYTES * parameters + (
+            number_bytes * trained if number_bytes < FLOAT_BYTES else 0
+        )
     else:
-        weights = (QUANTIZED_BYTES if model.quantization.enabled else number_bytes) * parameters + FLOAT_BYTES * trained
+        weights = (
+            QUANTIZED_BYTES if model.quantization.enabled else number_bytes
+        ) * parameters + FLOAT_BYTES * trained
     optimizer = model.hyperparameters.optimizer
-    kept = 0.0 if optimizer.name == "sgd" and optimizer.betas[0] == 0 else OPTIMIZER_BYTES[optimizer.name]
+    kept = (
+        0.0
+        if optimizer.name == "sgd" and optimizer.betas[0] == 0
+        else OPTIMIZER_BYTES[optimizer.name]
+    )
     return Estimate(
         weights=weights,
         gradients=FLOAT_BYTES * trained,
@@ -151,7 +163,11 @@ def estimate(flow: ResolvedFlow, *, parameters: int, accelerator: Accelerator) -
 
 
 def predict_fit(
-    flow: ResolvedFlow, accelerator: Accelerator, *, parameters: int | None = None, measured: MeasuredPeak | None = None
+    flow: ResolvedFlow,
+    accelerator: Accelerator,
+    *,
+    parameters: int | None = None,
+    measured: MeasuredPeak | None = None,
 ) -> MemoryFit:
     """Predict whether a run of the flow fits, and if not, suggest the smallest change with which it
     would.
@@ -167,7 +183,8 @@ def predict_fit(
     if parameters is None:
         return MemoryFit(
             action="Warn",
-            reason=f"how much memory {_describe_model(flow)} needs is not known before a machine has opened it",
+            reason=f"how much memory {_describe_model(flow)} needs is not known before a machine "
+            "has opened it",
         )
     needs = _MemoryNeeds(flow, accelerator, parameters, measured)
     needed = needs.estimate_bytes(flow, parameters)
@@ -176,12 +193,17 @@ def predict_fit(
         reason = f"{summary}; how much memory {accelerator.name} has could not be determined"
         return MemoryFit(action="Warn", reason=reason, needed_bytes=needed)
     share = needed / accelerator.memory_bytes
-    summary = f"{summary}; {_format_gib(accelerator.memory_bytes)} available, {_describe_memory(accelerator)}"
+    summary = (
+        f"{summary}; {_format_gib(accelerator.memory_bytes)} available, "
+        f"{_describe_memory(accelerator)}"
+    )
     if share <= needs.safe_fraction:
         return MemoryFit(action="Allow", reason=summary, needed_bytes=needed)
     action: Action = "Deny" if share > 1 else "Warn"
     return MemoryFit(
-        action=action, reason=f"{summary}; {_suggest_change(needs, accelerator.memory_bytes)}", needed_bytes=needed
+        action=action,
+        reason=f"{summary}; {_suggest_change(needs, accelerator.memory_bytes)}",
+        needed_bytes=needed,
     )
 
 
@@ -193,7 +215,11 @@ def choose_micro_batch(flow: ResolvedFlow, *, on_cpu: bool) -> tuple[int, str]:
     if flow.is_tiny:
         return numbers.batch_size, "the tiny model fits in memory with all samples of a step"
     largest = LARGEST_AUTO_MICRO_BATCH[on_cpu]
-    found = max(size for size in range(1, min(largest, numbers.batch_size) + 1) if numbers.batch_size % size == 0)
+    found = max(
+        size
+        for size in range(1, min(largest, numbers.batch_size) + 1)
+        if numbers.batch_size % size == 0
+    )
     return found, f"the largest divisor of batchSize up to {largest}, careful with memory"
 
 
@@ -207,9 +233,18 @@ class _MemoryNeeds:
     """The memory that flows need on one accelerator: estimated, or scaled from a measured peak."""
 
     def __init__(
-        self, flow: ResolvedFlow, accelerator: Accelerator, parameters: int, measured: MeasuredPeak | None
+        self,
+        flow: ResolvedFlow,
+        accelerator: Accelerator,
+        parameters: int,
+        measured: MeasuredPeak | None,
     ) -> None:
-        self.flow, self.accelerator, self.parameters, self._scale = flow, accelerator, parameters, 1.0
+        self.flow, self.accelerator, self.parameters, self._scale = (
+            flow,
+            accelerator,
+            parameters,
+            1.0,
+        )
         if measured is None:
             self.source = (
                 f"estimated from {_format_count(parameters)} parameters (GiB: "
@@ -217,13 +252,17 @@ class _MemoryNeeds:
             )
             self.safe_fraction = SAFE_FRACTION_OF_ESTIMATE
         else:
-            self.source = f"predicted by run {measured.run_id} with the same flow from its own data and model"
+            self.source = (
+                f"predicted by run {measured.run_id} with the same flow from its own data and model"
+            )
             self.safe_fraction = SAFE_FRACTION
             as_measured = _with_micro_batch(flow, measured.micro_batch_size)
             self._scale = measured.peak_bytes / self.estimate_bytes(as_measured, parameters)
 
     def estimate_bytes(self, flow: ResolvedFlow, parameters: int) -> int:
-        return round(self._scale * estimate(flow, parameters=parameters, accelerator=self.accelerator).total)
+        return round(
+            self._scale * estimate(flow, parameters=parameters, accelerator=self.accelerator).total
+        )
 
     def choose_micro_batch(self, flow: ResolvedFlow) -> int:
         return choose_micro_batch(flow, on_cpu=self.accelerator.is_cpu)[0]
@@ -248,7 +287,10 @@ def _iter_changes(needs: _MemoryNeeds) -> Iterator[tuple[str, ResolvedFlow, int]
     """Yield settings that need less memory: first without effect on results, then other modes and
     models.
     """
-    for size, parameters in (("", needs.parameters), *_list_smaller_sizes(needs.flow, needs.parameters)):
+    for size, parameters in (
+        ("", needs.parameters),
+        *_list_smaller_sizes(needs.flow, needs.parameters),
+    ):
         for way, flow in _iter_training_modes(needs.flow):
             words = [word for word in (f"size {size}" if size else "", way) if word]
             if words:
@@ -286,7 +328,10 @@ def _iter_neutral_changes(
     frugal = _with_checkpointing(flow)
     yield "compute.gradientCheckpointing true", frugal
     for part in smaller:
-        yield f"compute.gradientCheckpointing true and microBatchSize {part}", _with_micro_batch(frugal, part)
+        yield (
+            f"compute.gradientCheckpointing true and microBatchSize {part}",
+            _with_micro_batch(frugal, part),
+        )
 
 
 def _list_smaller_sizes(flow: ResolvedFlow, parameters: int) -> list[tuple[str, int]]:
@@ -296,12 +341,16 @@ def _list_smaller_sizes(flow: ResolvedFlow, parameters: int) -> list[tuple[str, 
     if family is None or architecture.weights is not None:
         return []
     known = [(size, found) for size in family.sizes if (found := _parse_size(size)) is not None]
-    return sorted(((size, found) for size, found in known if found < parameters), key=lambda item: -item[1])
+    return sorted(
+        ((size, found) for size, found in known if found < parameters), key=lambda item: -item[1]
+    )
 
 
 def _with_micro_batch(flow: ResolvedFlow, size: int) -> ResolvedFlow:
     numbers = msgspec.structs.replace(flow.model.hyperparameters, micro_batch_size=size)
-    return msgspec.structs.replace(flow, model=msgspec.structs.replace(flow.model, hyperparameters=numbers))
+    return msgspec.structs.replace(
+        flow, model=msgspec.structs.replace(flow.model, hyperparameters=numbers)
+    )
 
 
 def _with_checkpointing(flow: ResolvedFlow) -> ResolvedFlow:
@@ -311,12 +360,16 @@ def _with_checkpointing(flow: ResolvedFlow) -> ResolvedFlow:
 
 def _with_lora(flow: ResolvedFlow) -> ResolvedFlow:
     training = msgspec.structs.replace(flow.model.training, mode="lora")
-    return msgspec.structs.replace(flow, model=msgspec.structs.replace(flow.model, training=training))
+    return msgspec.structs.replace(
+        flow, model=msgspec.structs.replace(flow.model, training=training)
+    )
 
 
 def _with_quantization(flow: ResolvedFlow) -> ResolvedFlow:
     quantization = msgspec.structs.replace(flow.model.quantization, enabled=True)
-    return msgspec.structs.replace(flow, model=msgspec.structs.replace(flow.model, quantization=quantization))
+    return msgspec.structs.replace(
+        flow, model=msgspec.structs.replace(flow.model, quantization=quantization)
+    )
 
 
 def _parse_size(size: str) -> int | None:
@@ -325,7 +378,9 @@ def _parse_size(size: str) -> int | None:
     E2B is no such size: it has more parameters in memory than its name says.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([BM])", size, re.IGNORECASE)
-    return round(float(found[1]) * {"B": 1e9, "M": 1e6}[found[2].upper()]) or None if found else None
+    return (
+        round(float(found[1]) * {"B": 1e9, "M": 1e6}[found[2].upper()]) or None if found else None
+    )
 
 
 def _choose_number_bytes(flow: ResolvedFlow, accelerator: Accelerator) -> int:
@@ -348,7 +403,9 @@ def _count_trained(flow: ResolvedFlow, parameters: int) -> float:
     return parameters * training.lora.rank * 19 / (12 * _estimate_width(parameters))
 
 
-def _estimate_activations(flow: ResolvedFlow, parameters: int, accelerator: Accelerator, number_bytes: int) -> float:
+def _estimate_activations(
+    flow: ResolvedFlow, parameters: int, accelerator: Accelerator, number_bytes: int
+) -> float:
     size, _ = choose_micro_batch(flow, on_cpu=accelerator.is_cpu)
     width, layers = _estimate_width(parameters), max(1.0, parameters ** (1 / 3) / LAYERS_OF_ROOT)
     mode = flow.model.training.mode
@@ -386,7 +443,11 @@ def _describe_model(flow: ResolvedFlow) -> str:
 
 
 def _describe_memory(accelerator: Accelerator) -> str:
-    return "the memory of the machine or its cgroup" if accelerator.is_cpu else f"the memory of one {accelerator.name}"
+    return (
+        "the memory of the machine or its cgroup"
+        if accelerator.is_cpu
+        else f"the memory of one {accelerator.name}"
+    )
 
 
 def _format_gib(size_bytes: float) -> str:

@@ -14,7 +14,11 @@ MAX_DEPTH = 32
 
 
 def check_json(
-    value: Any, problems: ProblemCollector, *, path: tuple[Any, object] | None = None, depth: int = 0
+    value: Any,
+    problems: ProblemCollector,
+    *,
+    path: tuple[Any, object] | None = None,
+    depth: int = 0,
 ) -> None:
     """Add a problem for every value that a database or another JSON parser would reject.
 
@@ -40,7 +44,9 @@ def check_json(
         for name, item in entries:
             if isinstance(value, dict):
                 if not isinstance(name, str):
-                    problems.add(_build_pointer((path, name)), name, "a field name that is a string")
+                    problems.add(
+                        _build_pointer((path, name)), name, "a field name that is a string"
+                    )
                     continue
                 check_json(name, problems, path=(path, name), depth=depth + 1)
             check_json(item, problems, path=(path, name), depth=depth + 1)

@@ -35,7 +35,9 @@ class FlowProblems(ValueError):
     def __init__(self, problems: list[Problem]):
         self.problems = problems
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        super().__init__(f"The flow has {count}: " + "; ".join(problem.message for problem in problems))
+        super().__init__(
+            f"The flow has {count}: " + "; ".join(problem.message for problem in problems)
+        )
 
 
 class ProblemCollector:
@@ -48,7 +50,15 @@ class ProblemCollector:
         self._by_path: dict[str, Problem] = {}
         self._added = 0
 
-    def add(self, path: str, given: Any, allowed: str, *, message: str | None = None, hint: str | None = None) -> None:
+    def add(
+        self,
+        path: str,
+        given: Any,
+        allowed: str,
+        *,
+        message: str | None = None,
+        hint: str | None = None,
+    ) -> None:
         """Add one problem.
 
         The default message names the given and the allowed value, then the hint.
@@ -59,11 +69,17 @@ class ProblemCollector:
         if message is None:
             message = f"{path or 'The flow'} is {describe_value(given)}; it must be {allowed}."
             message += f" {hint}" if hint else ""
-        self._by_path[path] = Problem(path=path, given=shorten(given), allowed=allowed, message=message)
+        self._by_path[path] = Problem(
+            path=path, given=shorten(given), allowed=allowed, message=message
+        )
 
     def has_none_at(self, *paths: str) -> bool:
         """Return whether the values at these paths are valid: no problem there, above or below."""
-        return not any(_is_within(found, path) or _is_within(path, found) for found in self._by_path for path in paths)
+        return not any(
+            _is_within(found, path) or _is_within(path, found)
+            for found in self._by_path
+            for path in paths
+        )
 
     @property
     def is_full(self) -> bool:
@@ -95,7 +111,9 @@ def shorten(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return f"a list of {len(value)}"
     if isinstance(value, dict):
-        return f"an object with {len(value)} fields" if len(value) != 1 else "an object with 1 field"
+        return (
+            f"an object with {len(value)} fields" if len(value) != 1 else "an object with 1 field"
+        )
     return f"a Python {type(value).__name__}"
 
 
@@ -105,7 +123,11 @@ def describe_value(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return "true" if value else "false"
-    return json.dumps(shorten(value), ensure_ascii=False) if isinstance(value, str) else str(shorten(value))
+    return (
+        json.dumps(shorten(value), ensure_ascii=False)
+        if isinstance(value, str)
+        else str(shorten(value))
+    )
 
 
 def _truncate(text: str, longest: int) -> str:

@@ -29,7 +29,8 @@ from runyard.flows.families import AUTO, FAMILIES, STAND_IN_LOADER
 SYSTEM_PROMPTS: dict[Task, str] = {
     "vqa": 'Answer the question about the picture with one JSON object: {"vqa":{"answer":"..."}}',
     "phrase-grounding": (
-        "Describe the picture and give a box for each phrase, as corners in integers from 0 to 1024, "
+        "Describe the picture and give a box for each phrase, as corners in integers from 0 to "
+        "1024, "
         'with one JSON object: {"phrase_grounding":{"sentence":"...",'
         '"groundings":[{"phrase":"...","grounding":[[xmin,ymin,xmax,ymax]]}]}}'
     ),
@@ -38,9 +39,10 @@ SYSTEM_PROMPTS: dict[Task, str] = {
 # For the dataset with samples of two tasks: the question, not the dataset's kind, decides the form
 # of the answer.
 BOTH_PROMPT = (
-    'Answer the question about the picture with one JSON object, {"vqa":{"answer":"..."}}, or give a box for each '
-    "phrase, as corners in integers from 0 to 1024, with one: "
-    '{"phrase_grounding":{"sentence":"...","groundings":[{"phrase":"...","grounding":[[xmin,ymin,xmax,ymax]]}]}}'
+    'Answer the question about the picture with one JSON object, {"vqa":{"answer":"..."}}, or give '
+    "a box for each phrase, as corners in integers from 0 to 1024, with one: "
+    '{"phrase_grounding":{"sentence":"...",'
+    '"groundings":[{"phrase":"...","grounding":[[xmin,ymin,xmax,ymax]]}]}}'
 )
 # The tiny model learns from nothing but these images, so it gains most from augmentation (figures
 # in docs/decisions). Not for phrase grounding: shifted boxes would be further numbers that it has
@@ -95,9 +97,15 @@ def fill_defaults(
     given = settings_of.get("vi-dataset", {})
     dataset = _fill_dataset(given, flow.get("trainingProject"), dataset_kind, dataset_id)
     model = _fill_model(settings_of.get("vi-model", {}), dataset.project_kind)
-    if model.architecture.size == TINY and dataset.project_kind == "vqa" and "augmentation" not in given:
+    if (
+        model.architecture.size == TINY
+        and dataset.project_kind == "vqa"
+        and "augmentation" not in given
+    ):
         dataset = msgspec.structs.replace(dataset, augmentation=TINY_AUGMENTATION)
-    own_prompt = BOTH_PROMPT if dataset.dataset_id == BOTH_TASKS else SYSTEM_PROMPTS[dataset.project_kind]
+    own_prompt = (
+        BOTH_PROMPT if dataset.dataset_id == BOTH_TASKS else SYSTEM_PROMPTS[dataset.project_kind]
+    )
     prompt = {"systemPrompt": own_prompt} | settings_of.get("vi-system-prompt", {})
     return ResolvedFlow(
         name=flow["name"],
@@ -112,7 +120,10 @@ def fill_defaults(
 
 
 def _fill_dataset(
-    given: dict[str, Any], training_project: str | None, dataset_kind: str | None, dataset_id: str | None
+    given: dict[str, Any],
+    training_project: str | None,
+    dataset_kind: str | None,
+    dataset_id: str | None,
 ) -> DatasetSettings:
     # A training project may be named by its dataset; the built-in datasets need no lookup.
     of_project = dataset_id or (training_project if training_project in BUILT_IN_DATASETS else None)
@@ -132,7 +143,9 @@ def _fill_model(given: dict[str, Any], task: Task) -> ModelSettings:
     }
     if is_tiny:
         defaults["hyperparameters"] = TINY_GROUNDING if task == "phrase-grounding" else TINY_NUMBERS
-    return msgspec.convert(_merge_defaults(given, defaults) | {"architecture": architecture}, ModelSettings)
+    return msgspec.convert(
+        _merge_defaults(given, defaults) | {"architecture": architecture}, ModelSettings
+    )
 
 
 def _fill_architecture(given: dict[str, Any]) -> dict[str, Any]:
@@ -177,7 +190,9 @@ def build_flow_document(flow: ResolvedFlow, *, for_published_client: bool = True
         family = FAMILIES.get(flow.model.architecture.name)
         model["architecture"]["name"] = family.loader if family else STAND_IN_LOADER
         model["architecture"]["family"] = flow.model.architecture.name
-        model["evaluation"] = {name: value for name, value in model["evaluation"].items() if value is not None}
+        model["evaluation"] = {
+            name: value for name, value in model["evaluation"].items() if value is not None
+        }
         if model["compute"]["precisionType"] == AUTO:
             del model["compute"]["precisionType"]
     document = {

@@ -35,7 +35,9 @@ def validate(flow: object) -> FlowSpec:
     )
 
 
-def resolve(flow: FlowSpec, *, dataset_kind: str | None = None, dataset_id: str | None = None) -> ResolvedFlow:
+def resolve(
+    flow: FlowSpec, *, dataset_kind: str | None = None, dataset_id: str | None = None
+) -> ResolvedFlow:
     """Resolve a flow: fill in every default.
 
     ``dataset_id`` is the training project's dataset, used if the flow names none. ``dataset_kind``
@@ -49,7 +51,11 @@ def resolve(flow: FlowSpec, *, dataset_kind: str | None = None, dataset_id: str 
 
 
 def _read(
-    flow: object, *, dataset_kind: str | None = None, dataset_id: str | None = None, is_new: bool = False
+    flow: object,
+    *,
+    dataset_kind: str | None = None,
+    dataset_id: str | None = None,
+    is_new: bool = False,
 ) -> tuple[dict[str, Any], ResolvedFlow]:
     """Check a flow; return it with the required fields, and resolved.
 
@@ -61,7 +67,13 @@ def _read(
     given = get_validator(FlowShape).validate(_rename_training_project(flow), "", problems)
     if given is INVALID:
         raise FlowProblems(problems.to_list())
-    checked: dict[str, Any] = {"name": "Untitled", "schema": "v1", "tolerations": {}, "settings": {}, "blocks": []}
+    checked: dict[str, Any] = {
+        "name": "Untitled",
+        "schema": "v1",
+        "tolerations": {},
+        "settings": {},
+        "blocks": [],
+    }
     checked |= given
     kinds = _check_blocks(checked["blocks"], problems)
     settings_of = {kind: checked["blocks"][index]["settings"] for kind, index in kinds.items()}
@@ -71,7 +83,9 @@ def _read(
     # Invalid values have been dropped, so this works on the rest and all problems are reported at
     # once.
     resolved = fill_defaults(checked, settings_of, dataset_kind=dataset_kind, dataset_id=dataset_id)
-    at = {kind: f"/blocks/{kinds[kind]}/settings" if kind in kinds else "/blocks" for kind in BLOCKS}
+    at = {
+        kind: f"/blocks/{kinds[kind]}/settings" if kind in kinds else "/blocks" for kind in BLOCKS
+    }
     inconsistent = check_consistency(resolved, at, problems, dataset_kind=dataset_kind)
     unsupported = check_supported(resolved).to_list() if is_new else []
     if problems or inconsistent or unsupported:
@@ -85,7 +99,10 @@ def _rename_training_project(flow: object) -> object:
     """
     if not isinstance(flow, dict) or "training_project" not in flow or "trainingProject" in flow:
         return flow
-    return {("trainingProject" if name == "training_project" else name): value for name, value in flow.items()}
+    return {
+        ("trainingProject" if name == "training_project" else name): value
+        for name, value in flow.items()
+    }
 
 
 def _check_blocks(blocks: list[Any], problems: ProblemCollector) -> dict[str, int]:
@@ -103,11 +120,14 @@ def _check_blocks(blocks: list[Any], problems: ProblemCollector) -> dict[str, in
                 f"{path}/block",
                 block["block"],
                 "each type of block at most once",
-                message=f"{path}/block is a second {kind}; the first is /blocks/{kinds[kind]}. Remove one of them.",
+                message=f"{path}/block is a second {kind}; the first is /blocks/{kinds[kind]}. "
+                "Remove one of them.",
             )
         elif kind is not None:
             kinds[kind] = index
-            block["settings"] = get_validator(BLOCKS[kind]).validate(settings, f"{path}/settings", problems)
+            block["settings"] = get_validator(BLOCKS[kind]).validate(
+                settings, f"{path}/settings", problems
+            )
     return kinds
 
 

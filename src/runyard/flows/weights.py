@@ -12,7 +12,10 @@ _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 BASE_NAME = re.compile(rf"{_NAME}(?:/{_NAME})?", re.ASCII)
 BASE_PREFIX = "base:"
 HUB_ID = re.compile(rf"{_NAME}/{_NAME}", re.ASCII)
-FORMS = "base:NAME, run:RUN_ID/CHECKPOINT, a hub id such as Qwen/Qwen2.5-VL-3B-Instruct, or an absolute path"
+FORMS = (
+    "base:NAME, run:RUN_ID/CHECKPOINT, a hub id such as Qwen/Qwen2.5-VL-3B-Instruct, or an "
+    "absolute path"
+)
 
 Form = Literal["run", "base", "hub", "folder"]
 

@@ -1,4 +1,4 @@
-"""``python -m runyard.server``: the server as a separate process, with settings from ``RUNYARD_*``."""
+"""Run the server as a separate process, with settings from ``RUNYARD_*``."""
 
 import sys
 

@@ -33,7 +33,9 @@ INTERVAL_S = 0.25
 CROWDED_SHARE, RELIEVED_SHARE = 0.75, 0.6
 # Checking thousands of connections must not keep the thread of the event loop from running.
 CHECKS_PER_PAUSE, PAUSE_S, SHARE_OF_TIME = 32, 0.0005, 0.2
-LAST_DATA_RECEIVED = 52  # offset of tcpi_last_data_recv, milliseconds, in struct tcp_info of <linux/tcp.h>
+LAST_DATA_RECEIVED = (
+    52  # offset of tcpi_last_data_recv, milliseconds, in struct tcp_info of <linux/tcp.h>
+)
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger: discard unsent bytes
 
 Peer = tuple[str, int]
@@ -54,8 +56,9 @@ def raise_file_limit(max_connections: int) -> int:
         possible = min(max_connections, max(files - RESERVED_FILES, files // 2))
     if possible < max_connections:
         log.warning(
-            "max_connections is %d, but this process may open %d files; up to %d connections are accepted. "
-            "try: raise the limit on open files (ulimit -n, LimitNOFILE=), or set RUNYARD_MAX_CONNECTIONS=%d",
+            "max_connections is %d, but this process may open %d files; up to %d connections are "
+            "accepted. try: raise the limit on open files (ulimit -n, LimitNOFILE=), or set "
+            "RUNYARD_MAX_CONNECTIONS=%d",
             max_connections, files, possible, possible,
         )  # fmt: skip
     return possible
@@ -158,7 +161,9 @@ class ConnectionGuard:
         is_crowded = total > self._max_connections * CROWDED_SHARE
         for connection in sorted(idle, key=lambda connection: -connection.idle_ms):
             address = connection.peer[0]
-            is_too_many = address in crowded and per_address[address] > self._max_per_address * RELIEVED_SHARE
+            is_too_many = (
+                address in crowded and per_address[address] > self._max_per_address * RELIEVED_SHARE
+            )
             if is_too_many or (is_crowded and total > self._max_connections * RELIEVED_SHARE):
                 self._close(connection)
                 per_address[address] -= 1
@@ -182,12 +187,18 @@ class ConnectionGuard:
         while not self._stopping.wait(interval_s):
             begun_s, closed = time.monotonic(), 0
             try:
-                if len(_list_descriptors()) - self._files_before > fewest and (closed := self.sweep()):
+                if len(_list_descriptors()) - self._files_before > fewest and (
+                    closed := self.sweep()
+                ):
                     log.warning("closed %d idle connections: there were too many", closed)
             except Exception:  # an error must not end the guard
                 log.exception("the connections could not be checked")
             # While there are too many, sweep again soon, within a share of the interpreter's time.
-            interval_s = min(INTERVAL_S, (time.monotonic() - begun_s) / SHARE_OF_TIME) if closed else INTERVAL_S
+            interval_s = (
+                min(INTERVAL_S, (time.monotonic() - begun_s) / SHARE_OF_TIME)
+                if closed
+                else INTERVAL_S
+            )
 
     def _connections(self) -> Iterator[Connection]:
         for number, descriptor in enumerate(_list_descriptors(), 1):
@@ -195,14 +206,18 @@ class ConnectionGuard:
             # The web server's thread may close a descriptor at any moment, and it may be another
             # file by now: inspecting it is harmless, and ``_close`` checks a duplicate again.
             try:
-                inspected = socket.socket(self._family, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=descriptor)
+                inspected = socket.socket(
+                    self._family, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=descriptor
+                )
             except OSError:
                 continue  # not a socket
             try:
                 if inspected.getsockname()[1] != self._port:
                     continue
                 address, port, *_ = inspected.getpeername()
-                about = inspected.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, LAST_DATA_RECEIVED + 4)
+                about = inspected.getsockopt(
+                    socket.IPPROTO_TCP, socket.TCP_INFO, LAST_DATA_RECEIVED + 4
+                )
             except (OSError, IndexError):
                 continue  # of another family, listening, or gone
             finally:
@@ -214,10 +229,16 @@ class ConnectionGuard:
         """Shut a connection down; the web server then sees its end and closes the descriptor."""
         with contextlib.suppress(OSError):
             kept = socket.socket(
-                self._family, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=os.dup(connection.descriptor)
+                self._family,
+                socket.SOCK_STREAM,
+                socket.IPPROTO_TCP,
+                fileno=os.dup(connection.descriptor),
             )
             with kept:
-                if kept.getsockname()[1] == self._port and kept.getpeername()[:2] == connection.peer:
+                if (
+                    kept.getsockname()[1] == self._port
+                    and kept.getpeername()[:2] == connection.peer
+                ):
                     if not keep_unsent:
                         kept.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
                     kept.shutdown(socket.SHUT_RDWR)
@@ -231,6 +252,7 @@ def _pause_after(number: int) -> None:
 def _list_descriptors() -> list[int]:
     """Return the open descriptors of this process; none where the system does not list them."""
     try:
-        return [int(name) for name in os.listdir("/proc/self/fd")]  # noqa: PTH208 - names alone, without a Path for each
+        # Names alone, without a Path for each.
+        return [int(name) for name in os.listdir("/proc/self/fd")]  # noqa: PTH208
     except FileNotFoundError:
         return []

@@ -38,7 +38,8 @@ def explain_failures(settings: Settings | None = None) -> Iterator[None]:
         raise CannotStart(str(error), may_pass=error.may_pass) from error
     except ArgumentError as error:  # quotes the whole address
         raise CannotStart(
-            "RUNYARD_DATABASE_URL cannot be read; try: postgresql+psycopg://user@host/name, or nothing for SQLite"
+            "RUNYARD_DATABASE_URL cannot be read; try: postgresql+psycopg://user@host/name, or "
+            "nothing for SQLite"
         ) from error
     except ModuleNotFoundError as error:
         sentence = explain_missing_extra(error)
@@ -56,7 +57,9 @@ def check_versions(python: tuple[int, ...], sqlite: tuple[int, ...]) -> None:
     for name, found, required in (("Python", python, MIN_PYTHON), ("SQLite", sqlite, MIN_SQLITE)):
         if found < required:
             have, need = (".".join(map(str, each)) for each in (found, required))
-            raise CannotStart(f"{name} {have} is too old: at least {need} is required; try: update Python")
+            raise CannotStart(
+                f"{name} {have} is too old: at least {need} is required; try: update Python"
+            )
 
 
 def _check_not_emptied(settings: Settings) -> None:
@@ -64,9 +67,13 @@ def _check_not_emptied(settings: Settings) -> None:
     path = settings.database
     if isinstance(path, str) or not path.is_file() or path.stat().st_size:
         return
-    kept = [folder for folder in (settings.blobs_dir, settings.runs_dir) if folder.is_dir() and any(folder.iterdir())]
+    kept = [
+        folder
+        for folder in (settings.blobs_dir, settings.runs_dir)
+        if folder.is_dir() and any(folder.iterdir())
+    ]
     if kept:
         raise CannotStart(
-            f"the database {path} is empty, although {kept[0]} holds data; try: put back a copy of the database, or "
-            "choose a new --data-dir and restore a backup there"
+            f"the database {path} is empty, although {kept[0]} holds data; try: put back a copy of "
+            "the database, or choose a new --data-dir and restore a backup there"
         )

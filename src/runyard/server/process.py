@@ -85,7 +85,9 @@ async def _open_services(settings: Settings) -> AsyncIterator[Services]:
     """Open store and secrets; only an error while they open prevents the start."""
     async with contextlib.AsyncExitStack() as stack:
         with explain_failures(settings):
-            services = await stack.enter_async_context(open_services(settings, SystemClock(), run_ticker=True))
+            services = await stack.enter_async_context(
+                open_services(settings, SystemClock(), run_ticker=True)
+            )
         yield services
 
 
@@ -111,7 +113,9 @@ async def _serve(settings: Settings, services: Services, bound: socket.socket) -
     waiting = asyncio.create_task(stopping.wait(), name="signals")
     announcing = asyncio.create_task(_announce_when_up(settings, endpoint, port), name="announce")
     # No client can find a server that is not announced, so a failed announcement stops it.
-    announcing.add_done_callback(lambda task: None if task.cancelled() or not task.exception() else stopping.set())
+    announcing.add_done_callback(
+        lambda task: None if task.cancelled() or not task.exception() else stopping.set()
+    )
     try:
         await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -123,7 +127,9 @@ async def _serve(settings: Settings, services: Services, bound: socket.socket) -
             await announcing
 
 
-async def _stop(server: Server, gateway: Gateway, serving: asyncio.Task[None], guard: ConnectionGuard) -> None:
+async def _stop(
+    server: Server, gateway: Gateway, serving: asyncio.Task[None], guard: ConnectionGuard
+) -> None:
     if gateway.services is not None:
         gateway.services.notifier.close()  # end long polls now, or stopping would wait for them
     server.stop()  # type: ignore[no-untyped-call]
@@ -149,8 +155,12 @@ async def _announce_when_up(settings: Settings, endpoint: str, port: int) -> Non
             may_pass=True,
         ) from error
     write_endpoint(settings, endpoint)
-    write_private(settings.server_file, json.dumps({"endpoint": endpoint, "pid": os.getpid()}) + "\n")
-    log.info(json.dumps({"event": "listening", "endpoint": endpoint, "dataDir": str(settings.data_dir)}))
+    write_private(
+        settings.server_file, json.dumps({"endpoint": endpoint, "pid": os.getpid()}) + "\n"
+    )
+    log.info(
+        json.dumps({"event": "listening", "endpoint": endpoint, "dataDir": str(settings.data_dir)})
+    )
 
 
 async def _is_answering(address: str, port: int, host: str) -> bool:
@@ -180,7 +190,8 @@ def _lock_data_dir(settings: Settings) -> Iterator[None]:
             document = read_json(settings.server_file) or {}
             endpoint = document.get("endpoint", "an unknown address")
             raise CannotStart(
-                f"a server already uses {settings.data_dir} (at {endpoint}); try: stop it, or choose another --data-dir"
+                f"a server already uses {settings.data_dir} (at {endpoint}); try: stop it, or "
+                "choose another --data-dir"
             ) from None
         yield
 
@@ -189,19 +200,23 @@ def _check_bind(settings: Settings) -> None:
     is_loopback = settings.host in ("localhost", "::1") or settings.host.startswith("127.")
     if not is_loopback and not settings.insecure_bind:
         raise CannotStart(
-            f"{settings.host} is not a loopback address: keys and images would cross the network unencrypted; "
-            "try: a TLS proxy in front of 127.0.0.1, or accept that with RUNYARD_INSECURE_BIND=1"
+            f"{settings.host} is not a loopback address: keys and images would cross the network "
+            "unencrypted; try: a TLS proxy in front of 127.0.0.1, or accept that with "
+            "RUNYARD_INSECURE_BIND=1"
         )
 
 
 def _bind_socket(settings: Settings) -> socket.socket:
     """Return the bound socket to listen on; port 0 takes a free port."""
     try:
-        return bind_socket(settings.host, settings.port, transfer_timeout_s=settings.transfer_timeout_s)
+        return bind_socket(
+            settings.host, settings.port, transfer_timeout_s=settings.transfer_timeout_s
+        )
     except (OSError, OverflowError, UnicodeError) as error:
         raise CannotStart(
-            f"cannot listen on {settings.host}:{settings.port}: {getattr(error, 'strerror', None) or error}; "
-            "try: stop what uses it, or choose another --port (0 takes a free one) or --host"
+            f"cannot listen on {settings.host}:{settings.port}: "
+            f"{getattr(error, 'strerror', None) or error}; try: stop what uses it, or choose "
+            "another --port (0 takes a free one) or --host"
         ) from error
 
 
@@ -212,7 +227,9 @@ class _Server(Server):
     a byte.
     """
 
-    def __init__(self, gateway: Gateway, bound: socket.socket, settings: Settings, *, backpressure: int) -> None:
+    def __init__(
+        self, gateway: Gateway, bound: socket.socket, settings: Settings, *, backpressure: int
+    ) -> None:
         super().__init__(
             gateway,
             address=settings.host,
@@ -220,7 +237,8 @@ class _Server(Server):
             interface=Interfaces.ASGI,
             http=HTTPModes.http1,
             http1_settings=HTTP1Settings(
-                header_read_timeout=round(settings.idle_timeout_s * 1000), max_buffer_size=HTTP_BUFFER_BYTES
+                header_read_timeout=round(settings.idle_timeout_s * 1000),
+                max_buffer_size=HTTP_BUFFER_BYTES,
             ),
             log_enabled=False,
             websockets=False,

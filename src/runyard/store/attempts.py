@@ -21,7 +21,9 @@ _BY_TOKEN = select(attempts).where(
 _ALL_OF_RUN = select(attempts).where(*_OF_RUN).order_by(attempts.c.number)
 _CHANGE = update(attempts).where(*_OF_RUN, attempts.c.number == bindparam("of_number"))
 _OPEN_OF_RUN = select(attempts.c.number).where(*_OF_RUN, attempts.c.closed.is_(False)).limit(1)
-_UNPROVEN_OF_RUN = update(attempts).where(*_OF_RUN, attempts.c.closed.is_(True), attempts.c.lost_pulse.is_not(None))
+_UNPROVEN_OF_RUN = update(attempts).where(
+    *_OF_RUN, attempts.c.closed.is_(True), attempts.c.lost_pulse.is_not(None)
+)
 _IS_WAITED_FOR = select(runs.c.id).where(
     runs.c.org == attempts.c.org, runs.c.id == attempts.c.run_id, runs.c.condition == "Pending"
 )
@@ -29,13 +31,23 @@ _TO_SETTLE = (
     select(attempts)
     .where(
         attempts.c.machine_id == bindparam("of_machine"),
-        or_(attempts.c.closed.is_(False), and_(attempts.c.lost_pulse.is_not(None), _IS_WAITED_FOR.exists())),
+        or_(
+            attempts.c.closed.is_(False),
+            and_(attempts.c.lost_pulse.is_not(None), _IS_WAITED_FOR.exists()),
+        ),
     )
     .order_by(attempts.c.token_number)
 )
 _OPEN = select(attempts).where(attempts.c.closed.is_(False))
 _COUNT_OPEN = select(func.count()).select_from(attempts).where(attempts.c.closed.is_(False))
-_NEW = {"started": False, "charged": False, "closed": False, "boot_id": "", "pid": 0, "start_ticks": 0}
+_NEW = {
+    "started": False,
+    "charged": False,
+    "closed": False,
+    "boot_id": "",
+    "pid": 0,
+    "start_ticks": 0,
+}
 
 
 def add(connection: Connection, values: Mapping[str, Any]) -> None:
@@ -47,7 +59,9 @@ def find_by_claim(connection: Connection, *, claim_id: str) -> AnyRow | None:
     return connection.execute(_BY_CLAIM, {"of_claim": claim_id}).one_or_none()
 
 
-def find_by_token(connection: Connection, *, org: str, store_id: str, token_number: int) -> AnyRow | None:
+def find_by_token(
+    connection: Connection, *, org: str, store_id: str, token_number: int
+) -> AnyRow | None:
     token = {"of_org": org, "of_store": store_id, "of_number": token_number}
     return connection.execute(_BY_TOKEN, token).one_or_none()
 
@@ -56,7 +70,9 @@ def list_by_run(connection: Connection, *, org: str, run_id: str) -> Sequence[An
     return connection.execute(_ALL_OF_RUN, {"of_org": org, "of_run": run_id}).all()
 
 
-def change(connection: Connection, *, org: str, run_id: str, number: int, values: Mapping[str, Any]) -> None:
+def change(
+    connection: Connection, *, org: str, run_id: str, number: int, values: Mapping[str, Any]
+) -> None:
     connection.execute(_CHANGE, {**values, "of_org": org, "of_run": run_id, "of_number": number})
 
 
@@ -65,7 +81,7 @@ def has_open(connection: Connection, *, org: str, run_id: str) -> bool:
 
 
 def reopen_unproven(connection: Connection, *, org: str, run_id: str) -> None:
-    """Reopen attempts that were closed only because they were lost: their processes may still run."""
+    """Reopen attempts that were closed only as lost: their processes may still run."""
     connection.execute(_UNPROVEN_OF_RUN, {"closed": False, "of_org": org, "of_run": run_id})
 
 

@@ -21,9 +21,17 @@ def add(
     count: int = 1,
 ) -> int:
     """Insert a row; return its number."""
-    row = {"org": org, "time": time_ms, "actor": actor, "address": address, "action": action, "target": target}
+    row = {
+        "org": org,
+        "time": time_ms,
+        "actor": actor,
+        "address": address,
+        "action": action,
+        "target": target,
+    }
     inserted = connection.execute(_ADD, row | {"count": count})
-    return int(inserted.inserted_primary_key[0])  # type: ignore[index]  # an insert of one row always has one
+    # An insert of one row always has one.
+    return int(inserted.inserted_primary_key[0])  # type: ignore[index]
 
 
 def set_count(connection: Connection, *, number: int, count: int) -> None:
@@ -67,7 +75,9 @@ def prune(connection: Connection, *, before_ms: int, limit: int) -> bool:
 
     Only the first rows by number are examined: this runs every minute and mostly finds nothing.
     """
-    oldest = connection.execute(select(audit.c.number, audit.c.time).order_by(audit.c.number).limit(limit)).all()
+    oldest = connection.execute(
+        select(audit.c.number, audit.c.time).order_by(audit.c.number).limit(limit)
+    ).all()
     numbers = [row.number for row in oldest if row.time < before_ms]
     if numbers:
         connection.execute(delete(audit).where(audit.c.number.in_(numbers)))

@@ -11,7 +11,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import BigInteger, Column, Connection, String, Table, delete, func, insert, select, union, update
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Connection,
+    String,
+    Table,
+    delete,
+    func,
+    insert,
+    select,
+    union,
+    update,
+)
 from sqlalchemy.exc import OperationalError, StatementError
 
 from runyard import backup_rows
@@ -19,7 +31,16 @@ from runyard.backup_rows import InvalidRows
 from runyard.store import organizations, requirements
 from runyard.store.engines.postgresql import is_value_too_large
 from runyard.store.migrate import HEAD
-from runyard.store.tables import AnyRow, attempts, keys, lease_clock, meta, metadata, runs, unneeded_blobs
+from runyard.store.tables import (
+    AnyRow,
+    attempts,
+    keys,
+    lease_clock,
+    meta,
+    metadata,
+    runs,
+    unneeded_blobs,
+)
 from runyard.store.tables import organizations as organization_rows
 from runyard.store.telemetry import count_log_bytes
 
@@ -28,7 +49,9 @@ SCHEMA_REVISION = HEAD
 TABLES: Mapping[str, Table] = {str(table.name): table for table in metadata.sorted_tables}
 # A table that needs a blob names it in its columns ``org`` and ``sha256``; one table lists blobs
 # that nothing needs.
-_TABLES_WITH_BLOBS = [table for table in TABLES.values() if "sha256" in table.c and table is not unneeded_blobs]
+_TABLES_WITH_BLOBS = [
+    table for table in TABLES.values() if "sha256" in table.c and table is not unneeded_blobs
+]
 
 
 def describe_table(table: Table) -> dict[str, backup_rows.Column]:
@@ -60,7 +83,8 @@ def render_schema() -> str:
     lines = [
         '"""Tables of a backup, written by scripts/backup-schema from the tables of the store.',
         "",
-        "A column is ``name:type(length)``. ``*`` marks the primary key, ``?`` a value that may be null, and ``=`` a",
+        "A column is ``name:type(length)``. ``*`` marks the primary key, ``?`` a value that may be "
+        "null, and ``=`` a",
         "column that older files may lack.",
         '"""',
         "",
@@ -100,7 +124,10 @@ def iter_checked_rows(connection: Connection, table: Table) -> Iterator[bytes]:
 
 def list_blobs(connection: Connection) -> Sequence[AnyRow]:
     """Return every blob that a row needs, once; columns org, sha256."""
-    named = (select(table.c.org, table.c.sha256).where(table.c.sha256.is_not(None)) for table in _TABLES_WITH_BLOBS)
+    named = (
+        select(table.c.org, table.c.sha256).where(table.c.sha256.is_not(None))
+        for table in _TABLES_WITH_BLOBS
+    )
     needed = union(*(query.distinct() for query in named)).subquery()
     return connection.execute(select(needed).order_by(needed.c.org, needed.c.sha256)).all()
 
@@ -115,7 +142,11 @@ def count_rows(connection: Connection) -> dict[str, int]:
 
 def count_runs_since(connection: Connection, *, time_ms: int) -> int:
     """Count the runs that were created after a time."""
-    query = select(func.count()).select_from(runs).where(runs.c.time_created > time_ms, runs.c.deleted.is_(False))
+    query = (
+        select(func.count())
+        .select_from(runs)
+        .where(runs.c.time_created > time_ms, runs.c.deleted.is_(False))
+    )
     return int(connection.execute(query).scalar_one())
 
 
@@ -158,17 +189,24 @@ def replace_all(
             except StatementError as error:
                 if isinstance(error, OperationalError) and not is_value_too_large(error):
                     raise  # the disk failed; the rows are valid
-                raise InvalidRows(f"the rows of the backup's table {name!r} do not fit together") from error
+                raise InvalidRows(
+                    f"the rows of the backup's table {name!r} do not fit together"
+                ) from error
     requirements.fill(connection)  # an older backup has no requirement keys
     if next(iter(organizations.list_ids(connection)), None) != operator:
         raise InvalidRows(
-            f"the backup names {operator!r} as its first organization, but its rows begin with another one"
+            f"the backup names {operator!r} as its first organization, but its rows begin with "
+            "another one"
         )
-    connection.execute(delete(meta).where(meta.c.key.in_((organizations.STORE_ID, organizations.PEPPER))))
+    connection.execute(
+        delete(meta).where(meta.c.key.in_((organizations.STORE_ID, organizations.PEPPER)))
+    )
     organizations.set_meta(connection, organizations.STORE_ID, store_id)
     if lacks_log_bytes:
         count_log_bytes(connection)
-    if own_pepper is not None:  # the keys of this store stay, and so does the pepper of their hashes
+    if (
+        own_pepper is not None
+    ):  # the keys of this store stay, and so does the pepper of their hashes
         organizations.set_meta(connection, organizations.PEPPER, own_pepper)
     _advance_clock(connection, own_clock, lease_ms=lease_ms)
     _restore_own_keys(connection, own_keys, own_operator=own_operator, operator=operator)
@@ -178,7 +216,9 @@ def _build_checker(table: Table, given: Sequence[str]) -> backup_rows.TableRows:
     return backup_rows.TableRows(str(table.name), given, COLUMNS[str(table.name)])
 
 
-def _load_rows(connection: Connection, table: Table, given: Sequence[str], lines: Iterable[bytes]) -> None:
+def _load_rows(
+    connection: Connection, table: Table, given: Sequence[str], lines: Iterable[bytes]
+) -> None:
     checker = _build_checker(table, given)
     batch: list[dict[str, Any]] = []
     batch_bytes = 0
@@ -207,14 +247,23 @@ def _advance_clock(connection: Connection, own: AnyRow | None, *, lease_ms: int)
     shift_ms = uptime_ms - restored.lived_ms
     connection.execute(
         update(attempts).values(
-            expires_pulse=attempts.c.expires_pulse + shift_ms, lost_pulse=attempts.c.lost_pulse + shift_ms
+            expires_pulse=attempts.c.expires_pulse + shift_ms,
+            lost_pulse=attempts.c.lost_pulse + shift_ms,
         )
     )
-    connection.execute(update(attempts).where(attempts.c.closed.is_(False)).values(expires_pulse=uptime_ms + lease_ms))
+    connection.execute(
+        update(attempts)
+        .where(attempts.c.closed.is_(False))
+        .values(expires_pulse=uptime_ms + lease_ms)
+    )
 
 
 def _restore_own_keys(
-    connection: Connection, own: Sequence[dict[str, Any]], *, own_operator: str | None, operator: str
+    connection: Connection,
+    own: Sequence[dict[str, Any]],
+    *,
+    own_operator: str | None,
+    operator: str,
 ) -> None:
     """Insert the keys of this store again: valid keys stay valid, and revoked keys stay revoked."""
     known = set(connection.execute(select(organization_rows.c.id)).scalars())

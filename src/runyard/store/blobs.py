@@ -23,7 +23,9 @@ _DATASET_TABLES = (contents, import_files, imports, dataset_versions, dataset_ex
 _BATCH_SIZE = 500  # hashes in one query: databases limit the number of values
 
 
-def keep_for_resume(connection: Connection, *, org: str, run_id: str, files: Iterable[AnyRow]) -> None:
+def keep_for_resume(
+    connection: Connection, *, org: str, run_id: str, files: Iterable[AnyRow]
+) -> None:
     """Record the files of an output that a run resumes from."""
     _insert_files(connection, resume_files, org, run_id, files)
 
@@ -46,7 +48,9 @@ def list_weight_files(connection: Connection, *, org: str, run_id: str) -> Seque
 def is_needed_by_run(connection: Connection, *, org: str, run_id: str, sha256: str) -> bool:
     """Return whether a file of the run's outputs, resume files or weight files has this hash."""
     for table in _RUN_TABLES:
-        query = select(table.c.path).where(table.c.org == org, table.c.run_id == run_id, table.c.sha256 == sha256)
+        query = select(table.c.path).where(
+            table.c.org == org, table.c.run_id == run_id, table.c.sha256 == sha256
+        )
         if connection.execute(query.limit(1)).first() is not None:
             return True
     return False
@@ -70,9 +74,15 @@ def list_exclusive_hashes(connection: Connection, *, org: str, run_id: str) -> s
 def mark_unneeded(connection: Connection, *, org: str, hashes: Collection[str]) -> None:
     """Mark hashes for removal that no row needs any more; call it after the rows are removed."""
     unneeded = set(hashes) - _find_needed(connection, org=org, hashes=hashes)
-    known = set(connection.execute(select(unneeded_blobs.c.sha256).where(unneeded_blobs.c.org == org)).scalars())
+    known = set(
+        connection.execute(
+            select(unneeded_blobs.c.sha256).where(unneeded_blobs.c.org == org)
+        ).scalars()
+    )
     if new := sorted(unneeded - known):
-        connection.execute(insert(unneeded_blobs), [{"org": org, "sha256": sha256} for sha256 in new])
+        connection.execute(
+            insert(unneeded_blobs), [{"org": org, "sha256": sha256} for sha256 in new]
+        )
 
 
 def has_unneeded(connection: Connection, *, org: str) -> bool:
@@ -82,7 +92,11 @@ def has_unneeded(connection: Connection, *, org: str) -> bool:
 
 def list_unneeded(connection: Connection, *, org: str) -> set[str]:
     """Return the marked hashes that are still unneeded: a new row may need one again."""
-    marked = set(connection.execute(select(unneeded_blobs.c.sha256).where(unneeded_blobs.c.org == org)).scalars())
+    marked = set(
+        connection.execute(
+            select(unneeded_blobs.c.sha256).where(unneeded_blobs.c.org == org)
+        ).scalars()
+    )
     return marked - _find_needed(connection, org=org, hashes=marked)
 
 
@@ -107,8 +121,12 @@ def _find_needed(
     return found
 
 
-def _insert_files(connection: Connection, table: Table, org: str, run_id: str, files: Iterable[AnyRow]) -> None:
-    rows = [{"path": file.path, "size_bytes": file.size_bytes, "sha256": file.sha256} for file in files]
+def _insert_files(
+    connection: Connection, table: Table, org: str, run_id: str, files: Iterable[AnyRow]
+) -> None:
+    rows = [
+        {"path": file.path, "size_bytes": file.size_bytes, "sha256": file.sha256} for file in files
+    ]
     if rows:
         connection.execute(insert(table), [{"org": org, "run_id": run_id, **row} for row in rows])
 

@@ -4,7 +4,8 @@ SQLite allows one writer at a time, so writers queue here instead of failing wit
 locked``. Transactions that queued up during an fsync are committed together (group commit): each in
 its own savepoint, one fsync for all, and only then the callers get their results. PostgreSQL is
 written to in the same way, since one commit for many is faster there as well.
-``runyard.store.engines.sqlite`` and ``runyard.store.engines.postgresql`` hold all differences between the two.
+``runyard.store.engines.sqlite`` and ``runyard.store.engines.postgresql`` hold all differences
+between the two.
 """
 
 import asyncio
@@ -250,7 +251,9 @@ class _QueuedTransaction:
             self.future.set_result(self.result)
 
 
-def _commit_together(connection: Connection, queued: list[_QueuedTransaction], kind: Sqlite | PostgreSql) -> None:
+def _commit_together(
+    connection: Connection, queued: list[_QueuedTransaction], kind: Sqlite | PostgreSql
+) -> None:
     try:
         _commit_with_retries(connection, queued, kind)
     except DatabaseError as error:
@@ -276,7 +279,9 @@ def _run_outside_transaction(connection: Connection, queued: _QueuedTransaction)
         _schedule_result(queued)
 
 
-def _commit_with_retries(connection: Connection, queued: list[_QueuedTransaction], kind: Sqlite | PostgreSql) -> None:
+def _commit_with_retries(
+    connection: Connection, queued: list[_QueuedTransaction], kind: Sqlite | PostgreSql
+) -> None:
     """Run all in one transaction.
 
     Repeat it when the database aborted it in favor of another one.
@@ -304,7 +309,9 @@ def _schedule_result(queued: _QueuedTransaction) -> None:
         log.warning("a transaction was run for an event loop that has ended")
 
 
-def _run_in_savepoint(connection: Connection, queued: _QueuedTransaction, kind: Sqlite | PostgreSql) -> None:
+def _run_in_savepoint(
+    connection: Connection, queued: _QueuedTransaction, kind: Sqlite | PostgreSql
+) -> None:
     queued.result = queued.error = None
     savepoint = connection.begin_nested()
     try:

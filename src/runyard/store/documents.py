@@ -21,7 +21,10 @@ def get(connection: Connection, table: Table, *, org: str, id: str) -> AnyRow | 
 
 
 def exists(connection: Connection, table: Table, *, org: str, id: str) -> bool:
-    return connection.execute(select(table.c.id).where(table.c.org == org, table.c.id == id)).first() is not None
+    return (
+        connection.execute(select(table.c.id).where(table.c.org == org, table.c.id == id)).first()
+        is not None
+    )
 
 
 def add(
@@ -49,7 +52,14 @@ def add(
 
 
 def replace(
-    connection: Connection, table: Table, *, org: str, id: str, document: bytes, etag: str, generation: int
+    connection: Connection,
+    table: Table,
+    *,
+    org: str,
+    id: str,
+    document: bytes,
+    etag: str,
+    generation: int,
 ) -> None:
     connection.execute(
         update(table)
@@ -59,7 +69,9 @@ def replace(
 
 
 def remove(connection: Connection, table: Table, *, org: str, id: str) -> bool:
-    return connection.execute(delete(table).where(table.c.org == org, table.c.id == id)).rowcount == 1
+    return (
+        connection.execute(delete(table).where(table.c.org == org, table.c.id == id)).rowcount == 1
+    )
 
 
 def page(
@@ -73,6 +85,11 @@ def page(
     if after is not None:
         time_ms, last_id = after
         query = query.where(
-            or_(table.c.time_created < time_ms, and_(table.c.time_created == time_ms, table.c.id < last_id))
+            or_(
+                table.c.time_created < time_ms,
+                and_(table.c.time_created == time_ms, table.c.id < last_id),
+            )
         )
-    return connection.execute(query.order_by(table.c.time_created.desc(), table.c.id.desc()).limit(limit)).all()
+    return connection.execute(
+        query.order_by(table.c.time_created.desc(), table.c.id.desc()).limit(limit)
+    ).all()

@@ -7,7 +7,9 @@ from sqlalchemy import Connection, and_, bindparam, func, insert, or_, select, u
 
 from runyard.store.tables import AnyRow, keys
 
-_SET_LAST_USED = update(keys).where(keys.c.id == bindparam("key_id")).values(last_used=bindparam("time_ms"))
+_SET_LAST_USED = (
+    update(keys).where(keys.c.id == bindparam("key_id")).values(last_used=bindparam("time_ms"))
+)
 
 
 def add(
@@ -42,18 +44,27 @@ def list_all(connection: Connection) -> Sequence[AnyRow]:
 
 
 def get(connection: Connection, *, org: str, key_id: str) -> AnyRow | None:
-    return connection.execute(select(keys).where(keys.c.org == org, keys.c.id == key_id)).one_or_none()
+    return connection.execute(
+        select(keys).where(keys.c.org == org, keys.c.id == key_id)
+    ).one_or_none()
 
 
-def page(connection: Connection, *, org: str, after: tuple[int, str] | None, limit: int) -> Sequence[AnyRow]:
+def page(
+    connection: Connection, *, org: str, after: tuple[int, str] | None, limit: int
+) -> Sequence[AnyRow]:
     """Return a page, newest first, after the position (time, id)."""
     query = select(keys).where(keys.c.org == org)
     if after is not None:
         time_ms, last_id = after
         query = query.where(
-            or_(keys.c.time_created < time_ms, and_(keys.c.time_created == time_ms, keys.c.id < last_id))
+            or_(
+                keys.c.time_created < time_ms,
+                and_(keys.c.time_created == time_ms, keys.c.id < last_id),
+            )
         )
-    return connection.execute(query.order_by(keys.c.time_created.desc(), keys.c.id.desc()).limit(limit)).all()
+    return connection.execute(
+        query.order_by(keys.c.time_created.desc(), keys.c.id.desc()).limit(limit)
+    ).all()
 
 
 def change(connection: Connection, *, org: str, key_id: str, values: Mapping[str, Any]) -> None:
@@ -62,7 +73,9 @@ def change(connection: Connection, *, org: str, key_id: str, values: Mapping[str
 
 def revoke(connection: Connection, *, org: str, key_id: str, time_ms: int) -> bool:
     changed = connection.execute(
-        update(keys).where(keys.c.org == org, keys.c.id == key_id, keys.c.revoked.is_(None)).values(revoked=time_ms)
+        update(keys)
+        .where(keys.c.org == org, keys.c.id == key_id, keys.c.revoked.is_(None))
+        .values(revoked=time_ms)
     )
     return changed.rowcount == 1
 
@@ -70,7 +83,10 @@ def revoke(connection: Connection, *, org: str, key_id: str, time_ms: int) -> bo
 def count_permanent_admins(connection: Connection, *, org: str) -> int:
     """Count admin keys that are neither revoked nor expire."""
     query = select(func.count()).where(
-        keys.c.org == org, keys.c.role == "admin", keys.c.revoked.is_(None), keys.c.expires.is_(None)
+        keys.c.org == org,
+        keys.c.role == "admin",
+        keys.c.revoked.is_(None),
+        keys.c.expires.is_(None),
     )
     return int(connection.execute(query).scalar_one())
 
@@ -78,4 +94,6 @@ def count_permanent_admins(connection: Connection, *, org: str) -> int:
 def set_last_used(connection: Connection, times_ms: Mapping[str, int]) -> None:
     """Record when keys were last used, by id."""
     if times_ms:
-        connection.execute(_SET_LAST_USED, [{"key_id": id, "time_ms": time_ms} for id, time_ms in times_ms.items()])
+        connection.execute(
+            _SET_LAST_USED, [{"key_id": id, "time_ms": time_ms} for id, time_ms in times_ms.items()]
+        )

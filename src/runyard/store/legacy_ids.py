@@ -17,7 +17,9 @@ _NAMED_BY = {"run": (), "flow": (runs.c.flow_id,), "training project": (runs.c.t
 def list_invalid(connection: Connection) -> Sequence[tuple[str, str, str | None, str]]:
     """Return kind, organization, run (if any) and id of everything with an invalid id."""
     found: list[tuple[str, str, str | None, str]] = []
-    for org, run_id, id in connection.execute(select(outputs.c.org, outputs.c.run_id, outputs.c.id)):
+    for org, run_id, id in connection.execute(
+        select(outputs.c.org, outputs.c.run_id, outputs.c.id)
+    ):
         if not ids.is_id("checkpoint", id):
             found.append(("checkpoint", org, run_id, id))
     for kind, table in _TABLES.items():
@@ -53,7 +55,11 @@ def rename(
         of_it = (belonging.c.org == org, belonging.c.run_id == old)
         connection.execute(update(belonging).where(*of_it).values(run_id=new))
     for column in _NAMED_BY[kind]:
-        connection.execute(update(column.table).where(column.table.c.org == org, column == old).values({column: new}))
+        connection.execute(
+            update(column.table)
+            .where(column.table.c.org == org, column == old)
+            .values({column: new})
+        )
 
 
 def rename_checkpoint(connection: Connection, *, org: str, run_id: str, old: str, new: str) -> None:

@@ -21,11 +21,13 @@ class StoreTooNew(Exception):
 
 
 class CannotUpgrade(Exception):
-    """The database cannot be upgraded: it is damaged, or there is no disk space for a copy of it."""
+    """The database cannot be upgraded: it is damaged, or there is no disk space for a copy."""
 
 
 def migrate(
-    engine: Engine, lock: Callable[[Connection], None], prepare_upgrade: Callable[[Connection, str, str], None]
+    engine: Engine,
+    lock: Callable[[Connection], None],
+    prepare_upgrade: Callable[[Connection, str, str], None],
 ) -> None:
     """Upgrade the database to ``HEAD``.
 

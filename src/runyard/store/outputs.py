@@ -25,7 +25,9 @@ _HASHES = select(output_files.c.sha256).where(*_FILE_OF_IT)
 _FILES = select(output_files).where(*_FILE_OF_IT).order_by(output_files.c.path)
 
 
-def add(connection: Connection, values: Mapping[str, Any], *, files: Iterable[Mapping[str, Any]]) -> None:
+def add(
+    connection: Connection, values: Mapping[str, Any], *, files: Iterable[Mapping[str, Any]]
+) -> None:
     """Add an output; replace one with the same id (a resumed attempt saves a step again)."""
     org, run_id, output_id = values["org"], values["run_id"], values["id"]
     replaced = _remove(connection, org=org, run_id=run_id, output_id=output_id)
@@ -52,13 +54,19 @@ def list_by_run(connection: Connection, *, org: str, run_id: str) -> Sequence[An
     return connection.execute(_ALL_OF_RUN, {"of_org": org, "of_run": run_id}).all()
 
 
-def page(connection: Connection, *, org: str, run_id: str, after: int, limit: int) -> Sequence[AnyRow]:
+def page(
+    connection: Connection, *, org: str, run_id: str, after: int, limit: int
+) -> Sequence[AnyRow]:
     """Return a page, oldest first, with numbers above ``after``."""
-    query = select(outputs).where(outputs.c.org == org, outputs.c.run_id == run_id, outputs.c.number > after)
+    query = select(outputs).where(
+        outputs.c.org == org, outputs.c.run_id == run_id, outputs.c.number > after
+    )
     return connection.execute(query.order_by(outputs.c.number).limit(limit)).all()
 
 
-def page_backward(connection: Connection, *, org: str, run_id: str, before: int | None, limit: int) -> Sequence[AnyRow]:
+def page_backward(
+    connection: Connection, *, org: str, run_id: str, before: int | None, limit: int
+) -> Sequence[AnyRow]:
     """Return a page, newest first, with numbers below ``before``."""
     query = select(outputs).where(outputs.c.org == org, outputs.c.run_id == run_id)
     if before is not None:
@@ -70,7 +78,9 @@ def get(connection: Connection, *, org: str, run_id: str, output_id: str) -> Any
     return connection.execute(_GET, _output_key(org, run_id, output_id)).one_or_none()
 
 
-def list_files(connection: Connection, *, org: str, run_id: str, output_id: str) -> Sequence[AnyRow]:
+def list_files(
+    connection: Connection, *, org: str, run_id: str, output_id: str
+) -> Sequence[AnyRow]:
     return connection.execute(_FILES, _output_key(org, run_id, output_id)).all()
 
 

@@ -29,7 +29,11 @@ _IS_UNSETTLED_HERE = (
         attempts.c.lost_pulse.is_not(None),
         attempts.c.machine_id == bindparam("of_machine"),
         ~select(_newer.c.number)
-        .where(_newer.c.org == runs.c.org, _newer.c.run_id == runs.c.id, _newer.c.number > attempts.c.number)
+        .where(
+            _newer.c.org == runs.c.org,
+            _newer.c.run_id == runs.c.id,
+            _newer.c.number > attempts.c.number,
+        )
         .exists(),
     )
     .exists()
@@ -38,7 +42,9 @@ _MAY_TAKE = (*IS_WAITING, ~_IS_UNSETTLED_HERE)
 _ORDER = (runs.c.priority.desc(), runs.c.time_created, runs.c.id)
 _QUEUE_COLUMNS = (runs.c.org, runs.c.id, runs.c.requirements, runs.c.priority, runs.c.time_created)
 
-_least = select(func.min(runs.c.requirements)).where(*_IS_QUEUED, runs.c.requirements > bindparam("of_key"))
+_least = select(func.min(runs.c.requirements)).where(
+    *_IS_QUEUED, runs.c.requirements > bindparam("of_key")
+)
 _keys = select(_least.scalar_subquery().label("key")).cte("keys", recursive=True)
 _next = select(func.min(runs.c.requirements)).where(*_IS_QUEUED, runs.c.requirements > _keys.c.key)
 _keys = _keys.union_all(select(_next.scalar_subquery()).where(_keys.c.key.is_not(None)))
@@ -50,7 +56,11 @@ _FIRST = select(*_QUEUE_COLUMNS).where(*_MAY_TAKE, _OF_KEY).order_by(*_ORDER).li
 _FIRST_OF_MANY = select(*_QUEUE_COLUMNS).where(*_MAY_TAKE, _OF_KEYS).order_by(*_ORDER).limit(1)
 # With one writer (SQLite) the lock is not needed and omitted from the statement.
 _LOCK_FIRST = (
-    select(runs).where(*_MAY_TAKE, _OF_KEY).order_by(*_ORDER).limit(1).with_for_update(skip_locked=True, of=runs)
+    select(runs)
+    .where(*_MAY_TAKE, _OF_KEY)
+    .order_by(*_ORDER)
+    .limit(1)
+    .with_for_update(skip_locked=True, of=runs)
 )
 _DOCUMENT = select(runs.c.document).where(*_IS_QUEUED, _OF_KEY).limit(1)
 
@@ -81,12 +91,20 @@ _LOCK_LOST = (
 
 # Two index ranges, since one condition with "or" would read every run of the requirement.
 _CODE_BELOW, _CODE_ABOVE = (
-    select(runs.c.org, runs.c.id).where(*IS_WAITING, _OF_KEY, is_another).limit(bindparam("max_rows"))
+    select(runs.c.org, runs.c.id)
+    .where(*IS_WAITING, _OF_KEY, is_another)
+    .limit(bindparam("max_rows"))
     for is_another in (runs.c.waits < bindparam("of_code"), runs.c.waits > bindparam("of_code"))
 )
 _CODE_BELOW_AND_EXPLAINED = _CODE_BELOW.where(runs.c.waits > "")
-_WAITS = select(runs).where(runs.c.org == bindparam("of_org"), runs.c.id == bindparam("of_run"), *IS_WAITING)
-_BUSY = select(attempts.c.machine_id, func.count()).where(attempts.c.closed.is_(False)).group_by(attempts.c.machine_id)
+_WAITS = select(runs).where(
+    runs.c.org == bindparam("of_org"), runs.c.id == bindparam("of_run"), *IS_WAITING
+)
+_BUSY = (
+    select(attempts.c.machine_id, func.count())
+    .where(attempts.c.closed.is_(False))
+    .group_by(attempts.c.machine_id)
+)
 
 
 def list_requirements(connection: Connection, *, after: str = "", limit: int = -1) -> Sequence[str]:
@@ -103,7 +121,9 @@ def find_document(connection: Connection, *, key: str) -> bytes | None:
     return connection.execute(_DOCUMENT, {"of_key": key}).scalar()
 
 
-def list_first_runs(connection: Connection, *, keys: Sequence[str], machine_id: str) -> list[AnyRow]:
+def list_first_runs(
+    connection: Connection, *, keys: Sequence[str], machine_id: str
+) -> list[AnyRow]:
     """Return the first run of each requirement that the machine may take, in queue order.
 
     Beyond ``MAX_SINGLE_LOOKUPS`` keys only the first run of each batch of keys is returned. Columns
@@ -113,8 +133,13 @@ def list_first_runs(connection: Connection, *, keys: Sequence[str], machine_id: 
     if len(keys) <= MAX_SINGLE_LOOKUPS:
         found = [connection.execute(_FIRST, {**machine, "of_key": key}).first() for key in keys]
     else:
-        parts = [keys[start : start + KEYS_PER_QUERY] for start in range(0, len(keys), KEYS_PER_QUERY)]
-        found = [connection.execute(_FIRST_OF_MANY, {**machine, "of_keys": part}).first() for part in parts]
+        parts = [
+            keys[start : start + KEYS_PER_QUERY] for start in range(0, len(keys), KEYS_PER_QUERY)
+        ]
+        found = [
+            connection.execute(_FIRST_OF_MANY, {**machine, "of_keys": part}).first()
+            for part in parts
+        ]
     return sorted((row for row in found if row is not None), key=sort_key)
 
 
@@ -132,7 +157,7 @@ def lock_first(connection: Connection, *, key: str, machine_id: str) -> AnyRow |
 
 
 def list_lost_elsewhere(connection: Connection, *, machine_id: str) -> Sequence[AnyRow]:
-    """Return runs whose open attempt was lost on another machine, in queue order, with its number."""
+    """Return runs whose open attempt was lost elsewhere, in queue order, with its number."""
     return connection.execute(_LOST, {"of_machine": machine_id}).all()
 
 
@@ -157,7 +182,10 @@ def list_outdated_reasons(
     less = _CODE_BELOW if with_unexplained else _CODE_BELOW_AND_EXPLAINED
     values = {"of_key": key, "of_code": code}
     found = connection.execute(less, {**values, "max_rows": limit}).all()
-    return [*found, *connection.execute(_CODE_ABOVE, {**values, "max_rows": limit - len(found)}).all()]
+    return [
+        *found,
+        *connection.execute(_CODE_ABOVE, {**values, "max_rows": limit - len(found)}).all(),
+    ]
 
 
 def get_waiting(connection: Connection, *, org: str, run_id: str) -> AnyRow | None:

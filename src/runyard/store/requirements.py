@@ -17,7 +17,8 @@ MAX_KEY_LENGTH = 512
 Labels = Mapping[str, Sequence[str]]
 
 _UNFILLED = text(
-    "SELECT org, id, document FROM runs WHERE requirements IS NULL AND condition IN ('Pending', 'Running')"
+    "SELECT org, id, document FROM runs WHERE requirements IS NULL AND condition IN ('Pending', "
+    "'Running')"
 )
 _FILL = text("UPDATE runs SET requirements = :key WHERE org = :org AND id = :id")
 
@@ -41,7 +42,7 @@ def parse_labels(key: str) -> Labels | None:
 
 
 def fill(connection: Connection) -> None:
-    """Set the key of every run that may still wait: rows written before there were keys have none."""
+    """Set the key of every run that may still wait; rows of older revisions have none."""
     found = [
         {"org": row.org, "id": row.id, "key": build_key(_read_tolerations(row.document))}
         for row in connection.execute(_UNFILLED)

@@ -4,7 +4,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, bindparam, delete, func, insert, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    and_,
+    bindparam,
+    delete,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
 
 from runyard.store.requirements import NOTHING
 from runyard.store.tables import (
@@ -48,7 +60,13 @@ _IS_IT = (runs.c.org == bindparam("of_org"), runs.c.id == bindparam("of_run"))
 _DOCUMENT = select(runs.c.document, runs.c.etag).where(*_IS_IT, runs.c.deleted.is_(False))
 _GET = select(runs).where(*_IS_IT)
 _ADD, _CHANGE = insert(runs), update(runs).where(*_IS_IT)
-_NEW = {"deleted": False, "killed": False, "log_count": 0, "metric_count": 0, "requirements": NOTHING}
+_NEW = {
+    "deleted": False,
+    "killed": False,
+    "log_count": 0,
+    "metric_count": 0,
+    "requirements": NOTHING,
+}
 
 
 def get_document(connection: Connection, *, org: str, run_id: str) -> AnyRow | None:
@@ -61,7 +79,9 @@ def get(connection: Connection, *, org: str, run_id: str) -> AnyRow | None:
     return connection.execute(_GET, {"of_org": org, "of_run": run_id}).one_or_none()
 
 
-def add(connection: Connection, values: Mapping[str, Any], *, attributes: Mapping[str, str]) -> None:
+def add(
+    connection: Connection, values: Mapping[str, Any], *, attributes: Mapping[str, str]
+) -> None:
     connection.execute(_ADD, {**_NEW, **values})
     _add_attributes(connection, org=values["org"], run_id=values["id"], attributes=attributes)
 
@@ -70,31 +90,52 @@ def change(connection: Connection, *, org: str, run_id: str, values: Mapping[str
     connection.execute(_CHANGE, {**values, "of_org": org, "of_run": run_id})
 
 
-def set_attributes(connection: Connection, *, org: str, run_id: str, attributes: Mapping[str, str]) -> None:
-    connection.execute(delete(run_attributes).where(run_attributes.c.org == org, run_attributes.c.run_id == run_id))
+def set_attributes(
+    connection: Connection, *, org: str, run_id: str, attributes: Mapping[str, str]
+) -> None:
+    connection.execute(
+        delete(run_attributes).where(run_attributes.c.org == org, run_attributes.c.run_id == run_id)
+    )
     _add_attributes(connection, org=org, run_id=run_id, attributes=attributes)
 
 
-def _add_attributes(connection: Connection, *, org: str, run_id: str, attributes: Mapping[str, str]) -> None:
+def _add_attributes(
+    connection: Connection, *, org: str, run_id: str, attributes: Mapping[str, str]
+) -> None:
     if attributes:
-        rows = [{"org": org, "run_id": run_id, "key": key, "value": value} for key, value in attributes.items()]
+        rows = [
+            {"org": org, "run_id": run_id, "key": key, "value": value}
+            for key, value in attributes.items()
+        ]
         connection.execute(insert(run_attributes), rows)
 
 
 def page(
-    connection: Connection, *, org: str, filter: RunFilter, after: tuple[int, str] | None, limit: int
+    connection: Connection,
+    *,
+    org: str,
+    filter: RunFilter,
+    after: tuple[int, str] | None,
+    limit: int,
 ) -> Sequence[AnyRow]:
     """Return a page, newest first, after the position (time, id).
 
     Columns document, time_created, id.
     """
-    query = _apply_filter(connection, select(runs.c.document, runs.c.time_created, runs.c.id), org=org, filter=filter)
+    query = _apply_filter(
+        connection, select(runs.c.document, runs.c.time_created, runs.c.id), org=org, filter=filter
+    )
     if after is not None:
         time_ms, last_id = after
         query = query.where(
-            or_(runs.c.time_created < time_ms, and_(runs.c.time_created == time_ms, runs.c.id < last_id))
+            or_(
+                runs.c.time_created < time_ms,
+                and_(runs.c.time_created == time_ms, runs.c.id < last_id),
+            )
         )
-    return connection.execute(query.order_by(runs.c.time_created.desc(), runs.c.id.desc()).limit(limit)).all()
+    return connection.execute(
+        query.order_by(runs.c.time_created.desc(), runs.c.id.desc()).limit(limit)
+    ).all()
 
 
 def list_matching_ids(
@@ -111,7 +152,9 @@ def list_matching_ids(
     return list(connection.execute(query).scalars())
 
 
-def _apply_filter(connection: Connection, query: Select[Any], *, org: str, filter: RunFilter) -> Select[Any]:
+def _apply_filter(
+    connection: Connection, query: Select[Any], *, org: str, filter: RunFilter
+) -> Select[Any]:
     query = query.where(runs.c.org == org, runs.c.deleted.is_(False))
     for column, value in (
         (runs.c.condition, filter.condition),
@@ -149,7 +192,10 @@ def _match_attributes(
 
     counts = {attribute: count(attribute) for attribute in attributes}
     rarest, *others = sorted(counts, key=lambda attribute: counts[attribute])
-    conditions = [having(*attribute).where(run_attributes.c.run_id == runs.c.id).exists() for attribute in others]
+    conditions = [
+        having(*attribute).where(run_attributes.c.run_id == runs.c.id).exists()
+        for attribute in others
+    ]
     if counts[rarest] < RARE_COUNT:
         return [runs.c.id.in_(list(connection.execute(having(*rarest)).scalars())), *conditions]
     return [having(*rarest).where(run_attributes.c.run_id == runs.c.id).exists(), *conditions]
@@ -163,7 +209,9 @@ def list_deleted(connection: Connection) -> Sequence[AnyRow]:
     return connection.execute(select(runs.c.org, runs.c.id).where(runs.c.deleted.is_(True))).all()
 
 
-def list_with_log(connection: Connection, *, conditions: Sequence[str], created_before: int) -> Sequence[AnyRow]:
+def list_with_log(
+    connection: Connection, *, conditions: Sequence[str], created_before: int
+) -> Sequence[AnyRow]:
     """Return runs with these conditions and a log, created before a time.
 
     Columns org, id, document.

@@ -26,11 +26,15 @@ RESUME_FILES_LABEL, WEIGHT_FILES_LABEL = "what it goes on from", "the weights it
 def list_files(connection: Connection, *, org: str) -> Sequence[AnyRow]:
     """Return all files of outputs, resumes and weights; columns run_id, output_id, path, sha256."""
     found = output_files.c
-    queries = [select(found.run_id, found.output_id, found.path, found.sha256).where(found.org == org)]
+    queries = [
+        select(found.run_id, found.output_id, found.path, found.sha256).where(found.org == org)
+    ]
     for table, what in ((resume_files, RESUME_FILES_LABEL), (weight_files, WEIGHT_FILES_LABEL)):
         found = table.c
         queries.append(
-            select(found.run_id, literal(what).label("output_id"), found.path, found.sha256).where(found.org == org)
+            select(found.run_id, literal(what).label("output_id"), found.path, found.sha256).where(
+                found.org == org
+            )
         )
     query = union_all(*queries)
     return connection.execute(query.order_by("run_id", "output_id", "path")).all()
@@ -53,20 +57,28 @@ def list_dataset_blobs(connection: Connection, *, org: str) -> Sequence[AnyRow]:
         .distinct()
     ]
     queries.append(
-        select(imports.c.dataset_id, literal("import").label("what"), imports.c.id, of_files.sha256).where(
+        select(
+            imports.c.dataset_id, literal("import").label("what"), imports.c.id, of_files.sha256
+        ).where(
             imports.c.org == org,
             of_files.org == org,
             of_files.import_id == imports.c.id,
             of_files.sha256.is_not(None),
         )
     )
-    for table, what in ((imports, "report"), (dataset_versions, "version"), (dataset_exports, "export")):
+    for table, what in (
+        (imports, "report"),
+        (dataset_versions, "version"),
+        (dataset_exports, "export"),
+    ):
         queries.append(
-            select(table.c.dataset_id, literal(what).label("what"), table.c.id, table.c.sha256).where(
-                table.c.org == org, table.c.sha256.is_not(None)
-            )
+            select(
+                table.c.dataset_id, literal(what).label("what"), table.c.id, table.c.sha256
+            ).where(table.c.org == org, table.c.sha256.is_not(None))
         )
-    return connection.execute(union_all(*queries).order_by("dataset_id", "what", "id", "sha256")).all()
+    return connection.execute(
+        union_all(*queries).order_by("dataset_id", "what", "id", "sha256")
+    ).all()
 
 
 def list_run_ids(connection: Connection, *, org: str) -> set[str]:
@@ -76,6 +88,16 @@ def list_run_ids(connection: Connection, *, org: str) -> set[str]:
 
 def may_be_uploading(connection: Connection, *, org: str) -> bool:
     """Return whether an attempt or an import is open, whose blobs arrive before their rows."""
-    open_attempt = select(attempts.c.number).where(attempts.c.org == org, attempts.c.closed.is_(False)).limit(1)
-    open_import = select(imports.c.id).where(imports.c.org == org, imports.c.state.in_(ACTIVE_STATES)).limit(1)
-    return any(connection.execute(query).first() is not None for query in (open_attempt, open_import))
+    open_attempt = (
+        select(attempts.c.number)
+        .where(attempts.c.org == org, attempts.c.closed.is_(False))
+        .limit(1)
+    )
+    open_import = (
+        select(imports.c.id)
+        .where(imports.c.org == org, imports.c.state.in_(ACTIVE_STATES))
+        .limit(1)
+    )
+    return any(
+        connection.execute(query).first() is not None for query in (open_attempt, open_import)
+    )

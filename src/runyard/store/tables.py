@@ -31,7 +31,12 @@ metadata = MetaData()
 
 # Facts about the store itself: ``epoch`` is the id of the store incarnation (``STORE_ID``), new
 # after each restore, and the first half of every fencing token.
-meta = Table("meta", metadata, Column("key", String(64), primary_key=True), Column("value", Text, nullable=False))
+meta = Table(
+    "meta",
+    metadata,
+    Column("key", String(64), primary_key=True),
+    Column("value", Text, nullable=False),
+)
 
 # One row: the uptime of the server in milliseconds, and the last assigned fencing number.
 lease_clock = Table(

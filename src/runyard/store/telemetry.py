@@ -29,8 +29,12 @@ def get_offset(connection: Connection, *, org: str, run_id: str, attempt: int, s
     return value or 0
 
 
-def advance_offset(connection: Connection, *, org: str, run_id: str, attempt: int, stream: str, to: int) -> None:
-    changed = connection.execute(_ADVANCE, {**_offset_key(org, run_id, attempt, stream), "offset": to})
+def advance_offset(
+    connection: Connection, *, org: str, run_id: str, attempt: int, stream: str, to: int
+) -> None:
+    changed = connection.execute(
+        _ADVANCE, {**_offset_key(org, run_id, attempt, stream), "offset": to}
+    )
     if changed.rowcount == 0:
         row = {"org": org, "run_id": run_id, "attempt": attempt, "stream": stream, "offset": to}
         connection.execute(_BEGIN, row)
@@ -56,26 +60,41 @@ def trim_log(connection: Connection, *, org: str, run_id: str, limit: int) -> in
     first_kept = connection.execute(ordered.offset(limit).limit(1)).scalar()
     if first_kept is None:
         return 0
-    return connection.execute(delete(log_lines).where(*of_run, log_lines.c.number < first_kept)).rowcount
+    return connection.execute(
+        delete(log_lines).where(*of_run, log_lines.c.number < first_kept)
+    ).rowcount
 
 
 def count_log_bytes(connection: Connection) -> None:
     """Record the size of every run's log, for rows from before it was recorded."""
     of_run = (log_lines.c.org == runs.c.org, log_lines.c.run_id == runs.c.id)
-    total = select(func.coalesce(func.sum(func.length(log_lines.c.text) + LINE_BYTES), 0)).where(*of_run)
+    total = select(func.coalesce(func.sum(func.length(log_lines.c.text) + LINE_BYTES), 0)).where(
+        *of_run
+    )
     connection.execute(update(runs).values(log_bytes=total.scalar_subquery()))
 
 
 def remove_log(connection: Connection, *, org: str, run_id: str) -> None:
     """Remove every line of a run."""
-    connection.execute(delete(log_lines).where(log_lines.c.org == org, log_lines.c.run_id == run_id))
+    connection.execute(
+        delete(log_lines).where(log_lines.c.org == org, log_lines.c.run_id == run_id)
+    )
 
 
 def log_page(
-    connection: Connection, *, org: str, run_id: str, since: int, until: int | None, stream: str | None, limit: int
+    connection: Connection,
+    *,
+    org: str,
+    run_id: str,
+    since: int,
+    until: int | None,
+    stream: str | None,
+    limit: int,
 ) -> Sequence[AnyRow]:
     """Return lines with a number above ``since``."""
-    query = select(log_lines).where(log_lines.c.org == org, log_lines.c.run_id == run_id, log_lines.c.number > since)
+    query = select(log_lines).where(
+        log_lines.c.org == org, log_lines.c.run_id == run_id, log_lines.c.number > since
+    )
     if until is not None:
         query = query.where(log_lines.c.number <= until)
     if stream is not None:
@@ -83,9 +102,13 @@ def log_page(
     return connection.execute(query.order_by(log_lines.c.number).limit(limit)).all()
 
 
-def metric_page(connection: Connection, *, org: str, run_id: str, since: int, limit: int) -> Sequence[AnyRow]:
+def metric_page(
+    connection: Connection, *, org: str, run_id: str, since: int, limit: int
+) -> Sequence[AnyRow]:
     """Return points with a number above ``since``."""
-    query = select(metrics).where(metrics.c.org == org, metrics.c.run_id == run_id, metrics.c.number > since)
+    query = select(metrics).where(
+        metrics.c.org == org, metrics.c.run_id == run_id, metrics.c.number > since
+    )
     return connection.execute(query.order_by(metrics.c.number).limit(limit)).all()
 
 

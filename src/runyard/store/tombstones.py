@@ -18,7 +18,10 @@ def add(connection: Connection, *, org: str, kind: str, id: str, time_ms: int) -
 
 def has_expired(connection: Connection, *, now_ms: int) -> bool:
     """Return whether any has expired; a read that saves a write."""
-    return connection.execute(select(tombstones.c.id).where(_is_due(now_ms)).limit(1)).first() is not None
+    return (
+        connection.execute(select(tombstones.c.id).where(_is_due(now_ms)).limit(1)).first()
+        is not None
+    )
 
 
 def remove_expired(connection: Connection, *, now_ms: int) -> None:
@@ -27,7 +30,9 @@ def remove_expired(connection: Connection, *, now_ms: int) -> None:
 
 
 def exists(connection: Connection, *, org: str, kind: str, id: str) -> bool:
-    return connection.execute(_FIND, {"of_org": org, "of_kind": kind, "of_id": id}).first() is not None
+    return (
+        connection.execute(_FIND, {"of_org": org, "of_kind": kind, "of_id": id}).first() is not None
+    )
 
 
 def _is_due(now_ms: int) -> ColumnElement[bool]:

@@ -8,9 +8,16 @@ from runyard.supervisor.main import read_credentials, supervise
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m runyard.supervisor", description="Supervise one attempt.")
+    parser = argparse.ArgumentParser(
+        prog="python -m runyard.supervisor", description="Supervise one attempt."
+    )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--credentials-fd", type=int, required=True, help="descriptor with endpoint and token as JSON")
+    parser.add_argument(
+        "--credentials-fd",
+        type=int,
+        required=True,
+        help="descriptor with endpoint and token as JSON",
+    )
     arguments = parser.parse_args()
     endpoint, token = read_credentials(arguments.credentials_fd)
     return supervise(arguments.folder, endpoint=endpoint, token=token)

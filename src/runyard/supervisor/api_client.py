@@ -90,20 +90,27 @@ class ServerClient:
 
     def announce(self, report: ProcessReport) -> msg.Event:
         try:
-            return msg.Announced(self._http.call("POST", f"{ROOT}/process", body=report, decode_as=DesiredState))
+            return msg.Announced(
+                self._http.call("POST", f"{ROOT}/process", body=report, decode_as=DesiredState)
+            )
         except ViError as error:
             return self._interpret_error(error, "reports", what=None)
 
     def renew(self, phase: str | None, note: str | None = None) -> msg.Event:
         body = Renewal(phase=phase, note=note)
         try:
-            return msg.LeaseRenewed(self._http.call("POST", f"{ROOT}/renew", body=body, decode_as=DesiredState))
+            return msg.LeaseRenewed(
+                self._http.call("POST", f"{ROOT}/renew", body=body, decode_as=DesiredState)
+            )
         except ViError as error:
             return self._interpret_error(error, "lease", what=None)
 
     def ship_lines(self, action: msg.ShipLines) -> msg.Event:
         body = Lines(
-            stream=action.stream, offset=action.offset, next_offset=action.next_offset, lines=list(action.lines)
+            stream=action.stream,
+            offset=action.offset,
+            next_offset=action.next_offset,
+            lines=list(action.lines),
         )
         try:
             accepted = self._http.call("POST", f"{ROOT}/lines", body=body, decode_as=LinesAccepted)
@@ -116,13 +123,19 @@ class ServerClient:
         checkpoint = self._dir.checkpoints / name
         manifest = rundir.read_json(checkpoint / rundir.MANIFEST)
         if manifest is None:
-            return msg.UploadRejected("transfers", name, "it was removed from the run folder before it could be sent")
+            return msg.UploadRejected(
+                "transfers", name, "it was removed from the run folder before it could be sent"
+            )
         try:
             report = build_checkpoint_report(manifest)
             for file in report.files:
                 self._store_blob(checkpoint / file.path, file.sha256)
             answer = self._http.call(
-                "POST", f"{ROOT}/checkpoints", body=report, timeout_s=BYTES_TIMEOUT_S, decode_as=CheckpointsKept
+                "POST",
+                f"{ROOT}/checkpoints",
+                body=report,
+                timeout_s=BYTES_TIMEOUT_S,
+                decode_as=CheckpointsKept,
             )
         except ViError as error:
             # Garbage-collected between the two calls: upload everything again
@@ -132,7 +145,9 @@ class ServerClient:
             return self._interpret_error(error, "transfers", what=name)
         except (OSError, KeyError, TypeError, ValueError) as error:
             return msg.UploadRejected("transfers", name, f"it cannot be read: {error!r}")
-        return msg.CheckpointStored(name, tuple((kept.attempt, kept.checkpoint_id) for kept in answer.kept))
+        return msg.CheckpointStored(
+            name, tuple((kept.attempt, kept.checkpoint_id) for kept in answer.kept)
+        )
 
     def list_resume_candidates(self) -> list[ResumeCheckpoint]:
         """Return the checkpoints that the attempt may resume from.
@@ -192,7 +207,9 @@ class ServerClient:
     def _fetch_to_file(self, address: str, target: Path, *, name: str) -> None:
         try:
             with target.open("wb") as file:
-                self._http.fetch("GET", address, file.write, on_length=lambda _: None, timeout_s=BYTES_TIMEOUT_S)
+                self._http.fetch(
+                    "GET", address, file.write, on_length=lambda _: None, timeout_s=BYTES_TIMEOUT_S
+                )
         except ViError as error:
             if error.code in (BLOB_MISSING, NOT_FOUND):
                 raise BlobGone(name) from error
@@ -221,7 +238,12 @@ class ServerClient:
         self._stored_blobs.add(sha256)
 
     def report(
-        self, ended: msg.ExitStatus, *, time_ms: int, result: dict[str, Any] | None, store_id: str = ""
+        self,
+        ended: msg.ExitStatus,
+        *,
+        time_ms: int,
+        result: dict[str, Any] | None,
+        store_id: str = "",
     ) -> msg.Event:
         body = ExitReport(
             exit_code=ended.exit_code,
@@ -258,5 +280,8 @@ def build_checkpoint_report(manifest: dict[str, Any]) -> CheckpointReport:
         metrics=manifest.get("metrics") or {},
         is_best=bool(manifest.get("isBest")),
         time=manifest["time"],
-        files=[CheckpointFile(path=f["path"], size_bytes=f["sizeBytes"], sha256=f["sha256"]) for f in files],
+        files=[
+            CheckpointFile(path=f["path"], size_bytes=f["sizeBytes"], sha256=f["sha256"])
+            for f in files
+        ],
     )

@@ -28,7 +28,14 @@ from runyard.ports import Files
 from runyard.protocol import AttemptDataset
 from runyard.rundir import AttemptDir
 from runyard.supervisor.resume import BlobGone
-from runyard.supervisor.shared import FILL_LOCK, SharedFolder, free_space, fsync_file, hold_lock, locate_blob
+from runyard.supervisor.shared import (
+    FILL_LOCK,
+    SharedFolder,
+    free_space,
+    fsync_file,
+    hold_lock,
+    locate_blob,
+)
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +99,11 @@ class DatasetFetcher:
             if pinned is not None:
                 self._shared.hold(pinned.home)
             return
-        document: dict[str, Any] = {"folder": str(pinned.home), "dataset": pinned.dataset_id, "version": pinned.version}
+        document: dict[str, Any] = {
+            "folder": str(pinned.home),
+            "dataset": pinned.dataset_id,
+            "version": pinned.version,
+        }
         self._shared.hold(pinned.home)
         with hold_lock(pinned.home / FILL_LOCK):
             if not rundir.is_complete(pinned.home):
@@ -104,7 +115,10 @@ class DatasetFetcher:
         files.write_json(self._dir.dataset, document)
 
     def _fetch_version(self, pinned: PinnedVersion) -> str | None:
-        """Fetch a version; return None on success, "" when the server has none, else the problem."""
+        """Fetch a version.
+
+        Return None on success, "" when the server has none, else the problem.
+        """
         problem = ""
         for _ in range(MAX_TRIES):
             try:
@@ -131,10 +145,18 @@ class DatasetFetcher:
         if not all(map(is_sha256, (*packs, described.manifest.sha256))):
             raise InvalidDataset("the name of a blob is not a SHA-256 hash")
         if described.manifest.sha256[:ID_LENGTH] != pinned.version:
-            raise InvalidDataset(f"its manifest belongs to version {described.manifest.sha256[:ID_LENGTH]}")
-        free_space(pinned.data_dir / FOLDER, sum(packs.values()) + described.manifest.size_bytes, pinned.limit_bytes)
+            raise InvalidDataset(
+                f"its manifest belongs to version {described.manifest.sha256[:ID_LENGTH]}"
+            )
+        free_space(
+            pinned.data_dir / FOLDER,
+            sum(packs.values()) + described.manifest.size_bytes,
+            pinned.limit_bytes,
+        )
         (home / PACKS).mkdir(mode=0o700, exist_ok=True)
-        self._place_blob(pinned, home / MANIFEST, described.manifest.sha256, described.manifest.size_bytes)
+        self._place_blob(
+            pinned, home / MANIFEST, described.manifest.sha256, described.manifest.size_bytes
+        )
         contents = home / NEW_CONTENTS
         if not self._shared.is_proven(contents):
             self._source.fetch_contents(contents)
@@ -149,12 +171,19 @@ class DatasetFetcher:
         os.replace(contents, home / CONTENTS)
         for folder in (home / PACKS, home, home.parent, home.parent.parent):
             rundir.fsync_dir(folder)
-        sizes = {MANIFEST: described.manifest.size_bytes, CONTENTS: (home / CONTENTS).stat().st_size}
+        sizes = {
+            MANIFEST: described.manifest.size_bytes,
+            CONTENTS: (home / CONTENTS).stat().st_size,
+        }
         sizes |= {f"{PACKS}/{sha256}": size_bytes for sha256, size_bytes in packs.items()}
         rundir.write_json(home / rundir.COMPLETE, {"version": pinned.version, "sizes": sizes})
 
-    def _place_blob(self, pinned: PinnedVersion, target: Path, sha256: str, size_bytes: int) -> None:
-        siblings = (home / PACKS / sha256 for home in pinned.home.parent.iterdir() if home != pinned.home)
+    def _place_blob(
+        self, pinned: PinnedVersion, target: Path, sha256: str, size_bytes: int
+    ) -> None:
+        siblings = (
+            home / PACKS / sha256 for home in pinned.home.parent.iterdir() if home != pinned.home
+        )
         copies = (locate_blob(pinned.data_dir, pinned.organization_id, sha256), *siblings)
         self._shared.place_file(target, sha256, size_bytes, copies=copies)
 
@@ -165,7 +194,10 @@ class DatasetFetcher:
 
 def read_pinned_version(folder: Path, files: Files = rundir) -> PinnedVersion | None:
     """Return the version that the attempt in ``folder`` needs; None for built-in data."""
-    run, placed = files.read_json(AttemptDir(folder).run), files.read_json(AttemptDir(folder).placed)
+    run, placed = (
+        files.read_json(AttemptDir(folder).run),
+        files.read_json(AttemptDir(folder).placed),
+    )
     if run is None or placed is None or not run.get("dataDir"):
         return None
     settings = _find_dataset_settings(run)
@@ -194,7 +226,9 @@ def check_contents(manifest: Path, contents: Path, packs: dict[str, int]) -> Non
             raise InvalidDataset(f"image {span.sha256} is outside pack {span.pack}")
         located.add(span.sha256)
     if missing := images - located:
-        raise InvalidDataset(f"{len(missing)} of {len(images)} images have no location, for example {min(missing)}")
+        raise InvalidDataset(
+            f"{len(missing)} of {len(images)} images have no location, for example {min(missing)}"
+        )
 
 
 def _find_dataset_settings(run: dict[str, Any]) -> dict[str, Any]:

@@ -44,7 +44,10 @@ class ProcessGroup:
         below = self.processes.list_descendants(os.getpid())
         marked = self.processes.find_marked(machine.ATTEMPT_MARK, self.mark.__eq__)
         found = {*below, *(identity for identity, _ in marked)}
-        return [*found, *(identity for identity in self._list_lock_holders() if identity not in found)]
+        return [
+            *found,
+            *(identity for identity in self._list_lock_holders() if identity not in found),
+        ]
 
     def _list_lock_holders(self) -> list[Identity]:
         """Return the holders of the run's lock, except processes marked as another attempt's."""
@@ -55,8 +58,14 @@ class ProcessGroup:
         finally:
             lock.close()
         path = AttemptDir(self.folder).run_lock
-        others = {identity for name in _MARKS for identity, _ in self.processes.find_marked(name, self._is_other)}
-        return [identity for identity in self.processes.list_holders(path) if identity not in others]
+        others = {
+            identity
+            for name in _MARKS
+            for identity, _ in self.processes.find_marked(name, self._is_other)
+        }
+        return [
+            identity for identity in self.processes.list_holders(path) if identity not in others
+        ]
 
     def _is_other(self, mark: str) -> bool:
         return mark != self.mark

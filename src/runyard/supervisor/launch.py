@@ -31,12 +31,23 @@ Train = Callable[[Path], int]
 
 _GATE_BYTE = b"g"
 _KEPT = {
-    "PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH",
-    "LD_PRELOAD", "PYTHONPATH", "PYTHONHASHSEED", "PYTHONWARNINGS", "SSL_CERT_FILE", "SSL_CERT_DIR",
-    "NVIDIA_VISIBLE_DEVICES", "RUNYARD_DATA_DIR", "TRANSFORMERS_OFFLINE", "TOKENIZERS_PARALLELISM",
-    "CUBLAS_WORKSPACE_CONFIG",
+    "PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "VIRTUAL_ENV",
+    "LD_LIBRARY_PATH", "LD_PRELOAD", "PYTHONPATH", "PYTHONHASHSEED", "PYTHONWARNINGS",
+    "SSL_CERT_FILE", "SSL_CERT_DIR", "NVIDIA_VISIBLE_DEVICES", "RUNYARD_DATA_DIR",
+    "TRANSFORMERS_OFFLINE", "TOKENIZERS_PARALLELISM", "CUBLAS_WORKSPACE_CONFIG",
 }  # fmt: skip
-_KEPT_PREFIXES = ("LC_", "HF_", "CUDA_", "TORCH_", "PYTORCH_", "OMP_", "MKL_", "OPENBLAS_", "NCCL_", "XDG_")
+_KEPT_PREFIXES = (
+    "LC_",
+    "HF_",
+    "CUDA_",
+    "TORCH_",
+    "PYTORCH_",
+    "OMP_",
+    "MKL_",
+    "OPENBLAS_",
+    "NCCL_",
+    "XDG_",
+)
 _NEVER = ("TOKEN", "SECRET", "PASSWORD", "CREDENTIAL", "_KEY")
 
 
@@ -47,7 +58,8 @@ def filter_environment(environ: Mapping[str, str]) -> dict[str, str]:
     return {
         name: value
         for name, value in environ.items()
-        if (name in _KEPT or name.startswith(_KEPT_PREFIXES)) and not any(word in name for word in _NEVER)
+        if (name in _KEPT or name.startswith(_KEPT_PREFIXES))
+        and not any(word in name for word in _NEVER)
     }
 
 
@@ -106,7 +118,14 @@ def fork_trainer(folder: Path, *, mark: str, lock: RunLock, train: Train | None)
     sys.stderr.flush()
     pid = os.fork()
     if pid == 0:
-        _become_trainer(folder, mark=mark, lock=lock, train=train, gate=gate_of_child, supervisor_pid=supervisor_pid)
+        _become_trainer(
+            folder,
+            mark=mark,
+            lock=lock,
+            train=train,
+            gate=gate_of_child,
+            supervisor_pid=supervisor_pid,
+        )
     os.close(gate_of_child)
     return Trainer(pid, gate)
 
@@ -132,7 +151,8 @@ def _become_trainer(
         os.set_inheritable(lock.descriptor, True)
         if train is None:
             command = [sys.executable, "-P", "-m", "runyard.trainer", str(folder)]
-            os.execve(sys.executable, command, dict(os.environ))  # noqa: S606 - an argument list, no shell
+            # An argument list, no shell.
+            os.execve(sys.executable, command, dict(os.environ))  # noqa: S606
         code = train(folder)
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1

@@ -56,7 +56,10 @@ def supervise(folder: Path, *, endpoint: str, token: str, train: Train | None = 
     directory = AttemptDir(folder)
     placed = rundir.read_json(directory.placed)
     if placed is None:
-        print(f"{directory.placed} is absent or unreadable: no attempt was placed here", file=sys.stderr)
+        print(
+            f"{directory.placed} is absent or unreadable: no attempt was placed here",
+            file=sys.stderr,
+        )
         return EXIT_UNPLACED
     if not _acquire_lock(directory.supervisor_lock):
         print(f"another supervisor already runs for {folder}", file=sys.stderr)
@@ -148,10 +151,19 @@ class Supervisor:
         except OSError as error:
             if self._folder.is_dir():
                 if path not in self._pending_writes:
-                    log.warning("cannot write %s of %s yet: %s; retrying", path.name, self._mark, error.strerror)
+                    log.warning(
+                        "cannot write %s of %s yet: %s; retrying",
+                        path.name,
+                        self._mark,
+                        error.strerror,
+                    )
                 self._pending_writes[path] = document
                 return False
-            log.info("not writing %s of %s: the folder is gone, the run was deleted", path.name, self._mark)
+            log.info(
+                "not writing %s of %s: the folder is gone, the run was deleted",
+                path.name,
+                self._mark,
+            )
         self._pending_writes.pop(path, None)
         return True
 
@@ -187,7 +199,9 @@ class Supervisor:
         ``process.json``.
         """
         if self._files.read_json(self._dir.result) is not None:
-            return msg.ExitStatus(cause="the supervisor was lost after the trainer had left its result")
+            return msg.ExitStatus(
+                cause="the supervisor was lost after the trainer had left its result"
+            )
         if before.get("bootId") != self._processes.boot_id():
             return msg.ExitStatus(cause="the machine was restarted")
         if self._memory_kills_before > before.get("memoryKills", self._memory_kills_before):
@@ -198,7 +212,9 @@ class Supervisor:
 
     def _fork_trainer(self) -> None:
         self._lock = RunLock.open(self._folder)
-        self._trainer = fork_trainer(self._folder, mark=self._mark, lock=self._lock, train=self._train)
+        self._trainer = fork_trainer(
+            self._folder, mark=self._mark, lock=self._lock, train=self._train
+        )
         trainer = self._processes.identify(self._trainer.pid)
         myself = self._identify_self()
         document = {
@@ -228,7 +244,9 @@ class Supervisor:
         signal.set_wakeup_fd(self._wakeup_writer, warn_on_full_buffer=False)
         for lane in ("lease", "reports", "transfers"):
             self._lane_queues[lane] = SimpleQueue()
-            threading.Thread(target=self._run_lane, args=(self._lane_queues[lane],), name=lane, daemon=True).start()
+            threading.Thread(
+                target=self._run_lane, args=(self._lane_queues[lane],), name=lane, daemon=True
+            ).start()
 
     def _run_lane(self, lane: SimpleQueue[Callable[[], msg.Event]]) -> None:
         while True:
@@ -279,7 +297,10 @@ class Supervisor:
                 now_ms = self._clock.now_ms()
                 store_id = self._state.store_id
                 self._submit(
-                    "reports", lambda: self._client.report(ended, time_ms=now_ms, result=result, store_id=store_id)
+                    "reports",
+                    lambda: self._client.report(
+                        ended, time_ms=now_ms, result=result, store_id=store_id
+                    ),
                 )
             case msg.PrepareAttempt():
                 self._submit("transfers", self._prepare_attempt)
@@ -330,7 +351,10 @@ class Supervisor:
     def _make_process_report(self) -> ProcessReport:
         me = self._identify_self()
         return ProcessReport(
-            machine_id=self._placed["machineId"], boot_id=me.boot_id, pid=me.pid, start_ticks=me.start_ticks
+            machine_id=self._placed["machineId"],
+            boot_id=me.boot_id,
+            pid=me.pid,
+            start_ticks=me.start_ticks,
         )
 
     def _prepare_attempt(self) -> msg.Event:
@@ -338,7 +362,9 @@ class Supervisor:
             try:
                 return self._client.prepare_attempt(self._files)
             except OSError as error:
-                log.warning("preparing %s failed: %s; retrying", self._mark, error.strerror or error)
+                log.warning(
+                    "preparing %s failed: %s; retrying", self._mark, error.strerror or error
+                )
                 self._clock.sleep(WRITE_RETRY_S)
 
     def _store_checkpoint(self, name: str) -> msg.Event:
@@ -351,9 +377,14 @@ class Supervisor:
         return outcome
 
     def _read_lines(self, stream: msg.Stream, offset: int, *, is_final: bool) -> None:
-        path = {"events": self._dir.events, "stdout": self._dir.stdout, "stderr": self._dir.stderr}[stream]
+        path = {"events": self._dir.events, "stdout": self._dir.stdout, "stderr": self._dir.stderr}[
+            stream
+        ]
         if stream != "events" and (skipped := count_excess_bytes(path, offset, self._spool_bytes)):
-            note = f"[{skipped} bytes of this log were dropped: more than spool_mib of it was waiting for the server]"
+            note = (
+                f"[{skipped} bytes of this log were dropped: more than spool_mib of it was waiting "
+                "for the server]"
+            )
             self._inbox.put(msg.LinesRead(stream, offset, offset + skipped, (note,)))
             return
         lines, next_offset = self._files.read_lines(path, offset, CHUNK_BYTES, is_final=is_final)
@@ -378,7 +409,9 @@ class Supervisor:
             self._inbox.put(msg.ProcessesEnded())
 
 
-def make_exit_event(status: int, *, memory_kills: int, trainer_phase: str | None = None) -> msg.TrainerExited:
+def make_exit_event(
+    status: int, *, memory_kills: int, trainer_phase: str | None = None
+) -> msg.TrainerExited:
     """Return a wait status as an event of ``step``."""
     code = os.waitstatus_to_exitcode(status)
     if code < 0:
@@ -449,7 +482,9 @@ def _acquire_lock(path: Path) -> bool:
 
 
 def _configure_logging() -> None:
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
+    )
 
 
 def read_credentials(descriptor: int) -> tuple[str, str]:

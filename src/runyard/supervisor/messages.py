@@ -37,7 +37,7 @@ class TimePassed:
 
 @dataclass(frozen=True, slots=True)
 class StopRequested:
-    """SIGTERM arrived: the machine asks for this attempt to be saved and stopped, to resume later."""
+    """SIGTERM arrived: the machine asks to save this attempt and stop it, to resume later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +224,10 @@ class TerminateTrainer:
 
 @dataclass(frozen=True, slots=True)
 class KillProcesses:
-    """Send SIGKILL to every process of the attempt; ``ProcessesEnded`` follows once none is alive."""
+    """Send SIGKILL to every process of the attempt.
+
+    ``ProcessesEnded`` follows once none is alive.
+    """
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,13 +86,19 @@ def prepare_resume(folder: Path, source: Source, *, files: Files = rundir) -> No
 
 
 def list_local_checkpoints(folder: Path, *, files: Files = rundir) -> list[LocalCheckpoint]:
-    """Return the complete checkpoints of earlier attempts, and those fetched for them or this one."""
+    """Return the complete checkpoints of earlier attempts, and those fetched for this one."""
     earlier = _list_attempts(folder, before=int(folder.name))
     places = [*earlier, *(AttemptDir(attempt).fetched.path for attempt in (*earlier, folder))]
-    return [LocalCheckpoint(path, manifest) for place in places for path, manifest in files.list_checkpoints(place)]
+    return [
+        LocalCheckpoint(path, manifest)
+        for place in places
+        for path, manifest in files.list_checkpoints(place)
+    ]
 
 
-def fetch_checkpoint(folder: Path, remote: ResumeCheckpoint, source: Source) -> LocalCheckpoint | None:
+def fetch_checkpoint(
+    folder: Path, remote: ResumeCheckpoint, source: Source
+) -> LocalCheckpoint | None:
     """Fetch a checkpoint into the attempt's folder; return None when the server has lost it.
 
     Its manifest names the run it belongs to, unless that is this attempt's own.
@@ -118,14 +124,23 @@ def fetch_checkpoint(folder: Path, remote: ResumeCheckpoint, source: Source) -> 
     return LocalCheckpoint(final, manifest)
 
 
-def prune_checkpoints(folder: Path, *, stored: str, kept: Iterable[tuple[int, str]], files: Files = rundir) -> None:
+def prune_checkpoints(
+    folder: Path, *, stored: str, kept: Iterable[tuple[int, str]], files: Files = rundir
+) -> None:
     """Remove checkpoints of earlier attempts that the server no longer lists, once ``stored`` is
     there.
 
     Older fetched checkpoints are removed too. Checkpoints newer than ``stored`` stay, because they
     may not be on the server yet. The trainer manages the folder of its own attempt.
     """
-    newest = next((manifest["step"] for path, manifest in files.list_checkpoints(folder) if path.name == stored), None)
+    newest = next(
+        (
+            manifest["step"]
+            for path, manifest in files.list_checkpoints(folder)
+            if path.name == stored
+        ),
+        None,
+    )
     if newest is None:
         return
     listed = set(kept)
@@ -143,7 +158,9 @@ def prune_checkpoints(folder: Path, *, stored: str, kept: Iterable[tuple[int, st
 
 
 def _list_attempts(folder: Path, *, before: int) -> list[Path]:
-    return [path for path in folder.parent.iterdir() if path.name.isdigit() and int(path.name) < before]
+    return [
+        path for path in folder.parent.iterdir() if path.name.isdigit() and int(path.name) < before
+    ]
 
 
 def _fetch_file(target: Path, file: CheckpointFile, source: Source) -> None:
@@ -162,11 +179,15 @@ def _fetch_file(target: Path, file: CheckpointFile, source: Source) -> None:
 
 
 def _is_intact(path: Path, file: CheckpointFile) -> bool:
-    return path.is_file() and path.stat().st_size == file.size_bytes and rundir.sha256_of(path) == file.sha256
+    return (
+        path.is_file()
+        and path.stat().st_size == file.size_bytes
+        and rundir.sha256_of(path) == file.sha256
+    )
 
 
 def is_checkpoint_path(path: str) -> bool:
-    """Return whether a path from the server is valid inside a checkpoint, and not the manifest's."""
+    """Return whether a path from the server is valid in a checkpoint, and not the manifest's."""
     return ids.is_path(path) and path != rundir.MANIFEST
 
 
@@ -181,7 +202,10 @@ def _is_valid(remote: ResumeCheckpoint) -> bool:
 
 
 def _build_manifest(remote: ResumeCheckpoint, *, own_run: str) -> dict[str, Any]:
-    files = [{"path": file.path, "sizeBytes": file.size_bytes, "sha256": file.sha256} for file in remote.files]
+    files = [
+        {"path": file.path, "sizeBytes": file.size_bytes, "sha256": file.sha256}
+        for file in remote.files
+    ]
     manifest: dict[str, Any] = {
         "checkpoint": remote.checkpoint_id,
         "step": remote.step,
@@ -193,13 +217,16 @@ def _build_manifest(remote: ResumeCheckpoint, *, own_run: str) -> dict[str, Any]
 
 
 def _remove_checkpoint(checkpoint: Path) -> None:
-    """Remove a checkpoint, manifest first, so that a partly removed one never counts as complete."""
+    """Remove a checkpoint, manifest first, so that a partly removed one never looks complete."""
     (checkpoint / rundir.MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(checkpoint)
 
 
 def _remove_torn(checkpoints: Path) -> None:
-    """Remove checkpoints that a crash left partly written or removed; no process writes there now."""
+    """Remove checkpoints that a crash left partly written or removed.
+
+    No process writes there now.
+    """
     with contextlib.suppress(FileNotFoundError):
         for path in checkpoints.iterdir():
             if path.is_dir() and not (path / rundir.MANIFEST).exists():

@@ -43,7 +43,7 @@ class SharedFolder:
         self._proven = set[Path]()
 
     def hold(self, home: Path) -> None:
-        """Keep the folder from being removed while this process lives, and update its time of use."""
+        """Keep the folder from removal while this process lives, and update its time of use."""
         while self._held is None:
             home.mkdir(mode=0o700, parents=True, exist_ok=True)
             with contextlib.suppress(FileNotFoundError):
@@ -73,7 +73,9 @@ class SharedFolder:
     def is_proven(self, path: Path) -> bool:
         return path in self._proven
 
-    def place_file(self, target: Path, sha256: str, size_bytes: int, *, copies: Iterable[Path]) -> None:
+    def place_file(
+        self, target: Path, sha256: str, size_bytes: int, *, copies: Iterable[Path]
+    ) -> None:
         """Provide a verified file: keep the existing one, link one of ``copies``, or fetch it.
 
         Raises:
@@ -100,11 +102,12 @@ def locate_blob(data_dir: Path, organization_id: str, sha256: str) -> Path:
 
 
 def free_space(root: Path, needed_bytes: int, limit_bytes: int) -> None:
-    """Remove unused folders, least recently used first, until ``needed_bytes`` fit or none is left."""
+    """Remove unused folders, least recently used first, until ``needed_bytes`` are free."""
     for torn in root.glob(f"*/{REMOVING}*"):
         shutil.rmtree(torn, ignore_errors=True)
     homes = sorted(
-        (path for path in root.glob("*/*") if path.is_dir() and not path.name.startswith(".")), key=_get_mtime_ns
+        (path for path in root.glob("*/*") if path.is_dir() and not path.name.startswith(".")),
+        key=_get_mtime_ns,
     )
     for home in homes:
         if sum(_list_file_sizes(root)) + needed_bytes <= limit_bytes:
@@ -142,7 +145,9 @@ def _remove_unused(home: Path) -> None:
                 renamed = home.with_name(f"{REMOVING}{home.name}")
                 os.replace(home, renamed)
                 shutil.rmtree(renamed)
-                log.info("removed unused %s/%s to free disk space", home.parent.parent.name, home.name)
+                log.info(
+                    "removed unused %s/%s to free disk space", home.parent.parent.name, home.name
+                )
         except BlockingIOError:
             pass
         finally:

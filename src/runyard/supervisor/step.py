@@ -79,7 +79,9 @@ from runyard.supervisor.messages import (
     WriteStop,
 )
 
-Phase = Literal["announcing", "locking", "preparing", "training", "stopping", "clearing", "reporting", "ended"]
+Phase = Literal[
+    "announcing", "locking", "preparing", "training", "stopping", "clearing", "reporting", "ended"
+]
 
 RENEWALS_PER_LEASE = 6
 # A kill is noticed at a renewal, so renew more often than the lease needs
@@ -154,7 +156,8 @@ def step(state: State, event: Event, now: float) -> tuple[State, list[Action]]:
     if state.phase == "ended":
         return state, []
     is_stale = (
-        isinstance(event, LinesShipped | CheckpointStored | ReportAccepted) and _get_lane(event) in state.stale_lanes
+        isinstance(event, LinesShipped | CheckpointStored | ReportAccepted)
+        and _get_lane(event) in state.stale_lanes
     )
     state = _update_lanes(state, event, now)
     if is_stale:
@@ -166,7 +169,9 @@ def step(state: State, event: Event, now: float) -> tuple[State, list[Action]]:
             return _stop_trainer(replace(state, is_leaving=True), "leave", now)
         case LockAcquired() if state.phase == "locking":
             actions: list[Action] = []
-            return _submit(replace(state, phase="preparing"), "transfers", PrepareAttempt(), actions, now), actions
+            return _submit(
+                replace(state, phase="preparing"), "transfers", PrepareAttempt(), actions, now
+            ), actions
         case AttemptPrepared() if state.phase == "preparing":
             return replace(state, phase="training", last_line_at=now), [OpenGate()]
         case TrainerExited():
@@ -176,7 +181,9 @@ def step(state: State, event: Event, now: float) -> tuple[State, list[Action]]:
         case LinesRead():
             return _on_lines_read(state, event, now)
         case CheckpointsFound(names):
-            return replace(state, found_checkpoints=names, has_final_listing=state.phase == "reporting"), []
+            return replace(
+                state, found_checkpoints=names, has_final_listing=state.phase == "reporting"
+            ), []
         case _:
             return _on_answer(state, event, now)
 
@@ -249,7 +256,9 @@ def _get_lane(event: LinesShipped | ReportAccepted | CheckpointStored) -> Lane:
 
 
 def _on_announced(state: State, desired: DesiredState, now: float) -> tuple[State, list[Action]]:
-    state = replace(_apply_desired_state(state, desired), renew_at=now + get_renew_interval_s(desired.lease_s))
+    state = replace(
+        _apply_desired_state(state, desired), renew_at=now + get_renew_interval_s(desired.lease_s)
+    )
     if state.phase != "announcing":
         return state, []
     if desired.action == "kill":
@@ -263,7 +272,10 @@ def _apply_desired_state(state: State, desired: DesiredState) -> State:
     # belong to.
     is_restored = is_new and (state.store_id != "" or not state.has_trainer)
     state = replace(
-        state, lease_s=desired.lease_s, grace_s=desired.grace_s, store_id=desired.store_id or state.store_id
+        state,
+        lease_s=desired.lease_s,
+        grace_s=desired.grace_s,
+        store_id=desired.store_id or state.store_id,
     )
     return _restart_shipping(state) if is_restored else state
 
@@ -292,14 +304,20 @@ def _stop_trainer(state: State, reason: StopReason, now: float) -> tuple[State, 
     """
     if state.stop_reason is not None or not state.has_trainer:
         is_stronger = reason == "kill" and state.stop_reason in ("leave", "unreachable")
-        return (replace(state, stop_reason=reason) if state.stop_reason is None or is_stronger else state), []
+        return (
+            replace(state, stop_reason=reason)
+            if state.stop_reason is None or is_stronger
+            else state
+        ), []
     actions: list[Action] = [WriteStop(reason)]
     actions += [CloseGate()] if state.is_before_training else [TerminateTrainer()]
-    return replace(state, phase="stopping", stop_reason=reason, kill_at=now + state.grace_s), actions
+    return replace(
+        state, phase="stopping", stop_reason=reason, kill_at=now + state.grace_s
+    ), actions
 
 
 def _on_lease_lost(state: State, now: float) -> tuple[State, list[Action]]:
-    """Kill the trainer without saving: the attempt is closed (lease lost), and another may start."""
+    """Kill the trainer without saving: the lease is lost, and another attempt may start."""
     if state.has_trainer:
         return replace(state, phase="stopping", stop_reason="refused", kill_at=now), [
             WriteStop("refused"),
@@ -322,11 +340,13 @@ def _on_exit(state: State, event: TrainerExited, now: float) -> tuple[State, lis
         return state, []
     was_killed = event.signal == "SIGKILL" and state.kill_at is not None and now >= state.kill_at
     trainer_phase = event.trainer_phase or state.trainer_phase
-    cause = describe_cause(event, stop_reason=state.stop_reason, was_killed=was_killed, trainer_phase=trainer_phase)
+    cause = describe_cause(
+        event, stop_reason=state.stop_reason, was_killed=was_killed, trainer_phase=trainer_phase
+    )
     ended = ExitStatus(exit_code=event.code, signal=event.signal, cause=cause)
-    return replace(state, phase="clearing", exit=ended, clearing_until=now + CLEARING_TIMEOUT_S, kill_at=None), [
-        KillProcesses()
-    ]
+    return replace(
+        state, phase="clearing", exit=ended, clearing_until=now + CLEARING_TIMEOUT_S, kill_at=None
+    ), [KillProcesses()]
 
 
 def _on_processes_ended(state: State) -> tuple[State, list[Action]]:
@@ -334,7 +354,14 @@ def _on_processes_ended(state: State) -> tuple[State, list[Action]]:
     assert ended is not None  # noqa: S101 - set when clearing starts
     if state.stop_reason == "refused":
         return replace(state, phase="ended"), [WriteExit(ended), WriteClosed("refused"), End()]
-    state = replace(state, phase="reporting", drained=frozenset(), has_final_listing=False, read_at=0.0, find_at=0.0)
+    state = replace(
+        state,
+        phase="reporting",
+        drained=frozenset(),
+        has_final_listing=False,
+        read_at=0.0,
+        find_at=0.0,
+    )
     return state, [WriteExit(ended)]
 
 
@@ -349,7 +376,9 @@ def _on_lines_read(state: State, event: LinesRead, now: float) -> tuple[State, l
         state = replace(state, last_line_at=now, note=RECOVERED if state.note else None)
     trainer_phase = find_last_phase(event.lines) if event.stream == "events" else None
     state = replace(
-        state, busy_lanes=state.busy_lanes | {"reports"}, trainer_phase=trainer_phase or state.trainer_phase
+        state,
+        busy_lanes=state.busy_lanes | {"reports"},
+        trainer_phase=trainer_phase or state.trainer_phase,
     )
     lines = tuple(mask_secrets(line) for line in event.lines)
     return state, [ShipLines(event.stream, event.offset, event.next_offset, lines)]
@@ -378,7 +407,9 @@ def _on_time_passed(state: State, now: float) -> tuple[State, list[Action]]:
     return state, actions
 
 
-def _continue_clearing(state: State, actions: list[Action], now: float) -> tuple[State, list[Action]]:
+def _continue_clearing(
+    state: State, actions: list[Action], now: float
+) -> tuple[State, list[Action]]:
     until = now + CLEARING_TIMEOUT_S if state.clearing_until is None else state.clearing_until
     state = _renew_if_due(replace(state, clearing_until=until), actions, now)
     actions.append(KillProcesses())
@@ -388,7 +419,11 @@ def _continue_clearing(state: State, actions: list[Action], now: float) -> tuple
         actions.append(Warn("processes of this attempt survive SIGKILL"))
         survives = replace(state.exit, group_empty=False)
         state = _submit(
-            replace(state, clearing_until=now + CLEARING_TIMEOUT_S), "reports", SendReport(survives), actions, now
+            replace(state, clearing_until=now + CLEARING_TIMEOUT_S),
+            "reports",
+            SendReport(survives),
+            actions,
+            now,
         )
     return state, actions
 
@@ -407,7 +442,10 @@ def _warn_about_silence(state: State, actions: list[Action], now: float) -> Stat
         return state
     if state.trainer_phase != "Training" or now - state.last_line_at < state.hang_s:
         return state
-    note = f"no output from the trainer for {round(now - state.last_line_at)} s; try: kill the run if it stays silent"
+    note = (
+        f"no output from the trainer for {round(now - state.last_line_at)} s; try: kill the run if "
+        "it stays silent"
+    )
     actions.append(Warn(note))
     return replace(state, note=note)
 
@@ -418,7 +456,12 @@ def _is_cut_off(state: State, now: float) -> bool:
     """
     limit_s, unanswered_since = state.max_unreachable_s, state.unanswered_since
     is_training = state.phase == "training"
-    return is_training and limit_s is not None and unanswered_since is not None and now - unanswered_since > limit_s
+    return (
+        is_training
+        and limit_s is not None
+        and unanswered_since is not None
+        and now - unanswered_since > limit_s
+    )
 
 
 def _renew_if_due(state: State, actions: list[Action], now: float) -> State:
@@ -439,14 +482,25 @@ def _ship_output(state: State, actions: list[Action], now: float) -> State:
     if now >= state.find_at:
         state = replace(state, find_at=now + FIND_CHECKPOINTS_EVERY_S)
         actions.append(FindCheckpoints())
-    if now >= state.read_at and "reports" not in state.busy_lanes and now >= state.retry_at.get("reports", 0.0):
+    if (
+        now >= state.read_at
+        and "reports" not in state.busy_lanes
+        and now >= state.retry_at.get("reports", 0.0)
+    ):
         state = replace(state, read_at=now + READ_EVERY_S)
         actions += _list_reads(state)
-        unknown = next((stream for stream in _list_open_streams(state) if state.offsets[stream] is None), None)
+        unknown = next(
+            (stream for stream in _list_open_streams(state) if state.offsets[stream] is None), None
+        )
         if unknown is not None:
             state = _submit(state, "reports", ShipLines(unknown, 0, 0, ()), actions, now)
     pending = next(
-        (name for name in state.found_checkpoints if name not in state.stored_checkpoints | state.given_up), None
+        (
+            name
+            for name in state.found_checkpoints
+            if name not in state.stored_checkpoints | state.given_up
+        ),
+        None,
     )
     if pending is not None:
         state = _submit(state, "transfers", StoreCheckpoint(pending), actions, now)
@@ -478,7 +532,9 @@ def _list_reads(state: State) -> list[Action]:
 
 
 def _list_open_streams(state: State) -> list[Stream]:
-    return [stream for stream in STREAMS if stream not in state.drained and stream not in state.given_up]
+    return [
+        stream for stream in STREAMS if stream not in state.drained and stream not in state.given_up
+    ]
 
 
 def _submit(state: State, lane: Lane, action: Action, actions: list[Action], now: float) -> State:
@@ -492,7 +548,9 @@ def _submit(state: State, lane: Lane, action: Action, actions: list[Action], now
 def _gives_up_on_server(state: State, now: float) -> bool:
     if state.phase != "reporting" or state.unanswered_since is None:
         return False
-    return now - state.unanswered_since > (LEAVE_TIMEOUT_S if state.is_leaving else SERVER_TIMEOUT_S)
+    return now - state.unanswered_since > (
+        LEAVE_TIMEOUT_S if state.is_leaving else SERVER_TIMEOUT_S
+    )
 
 
 def get_renew_interval_s(lease_s: float) -> float:
@@ -500,7 +558,11 @@ def get_renew_interval_s(lease_s: float) -> float:
 
 
 def describe_cause(
-    exit: TrainerExited, *, stop_reason: StopReason | None, was_killed: bool, trainer_phase: str | None = None
+    exit: TrainerExited,
+    *,
+    stop_reason: StopReason | None,
+    was_killed: bool,
+    trainer_phase: str | None = None,
 ) -> str:
     """Return why the trainer ended, as text for people."""
     if stop_reason == "refused":
@@ -527,7 +589,11 @@ def find_last_phase(lines: tuple[str, ...]) -> str | None:
                 event = json.loads(line)
             except ValueError:
                 continue
-            if isinstance(event, dict) and event.get("ev") == "phase" and isinstance(event.get("phase"), str):
+            if (
+                isinstance(event, dict)
+                and event.get("ev") == "phase"
+                and isinstance(event.get("phase"), str)
+            ):
                 return str(event["phase"])
     return None
 
@@ -536,5 +602,5 @@ _SECRETS = re.compile(r"\b(dtvi_|whsec_|hf_|ghp_|AKIA)[A-Za-z0-9+/=_-]{8,}")
 
 
 def mask_secrets(line: str) -> str:
-    """Replace what looks like a key: more people may read a trainer's output than may use the key."""
+    """Mask what looks like a key: a trainer's output has more readers than the key has users."""
     return _SECRETS.sub(lambda match: match[1] + "…", line)

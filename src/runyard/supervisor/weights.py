@@ -67,16 +67,27 @@ class WeightsFetcher:
             document["folder"] = str(home)
             try:
                 self._fill_folder(
-                    home, found.files, data_dir, org, int(placed.get("weightsBytes", DEFAULT_LIMIT_BYTES))
+                    home,
+                    found.files,
+                    data_dir,
+                    org,
+                    int(placed.get("weightsBytes", DEFAULT_LIMIT_BYTES)),
                 )
             except BlobGone as error:
-                document["problem"] = f"the server has lost bytes of {found.weights} ({error}); try: other weights"
+                document["problem"] = (
+                    f"the server has lost bytes of {found.weights} ({error}); try: other weights"
+                )
         else:
             document["problem"] = f"the server's list of the files of {found.weights} is invalid"
         files.write_json(self._dir.weights, document)
 
     def _fill_folder(
-        self, home: Path, files: Sequence[CheckpointFile], data_dir: Path, org: str, limit_bytes: int
+        self,
+        home: Path,
+        files: Sequence[CheckpointFile],
+        data_dir: Path,
+        org: str,
+        limit_bytes: int,
     ) -> None:
         self._shared.hold(home)
         with hold_lock(home / FILL_LOCK):
@@ -88,9 +99,16 @@ class WeightsFetcher:
                 target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 copies = [locate_blob(data_dir, org, file.sha256)]
                 self._shared.place_file(target, file.sha256, file.size_bytes, copies=copies)
-            for inner in (*(path for path in home.rglob("*") if path.is_dir()), home, home.parent, home.parent.parent):
+            for inner in (
+                *(path for path in home.rglob("*") if path.is_dir()),
+                home,
+                home.parent,
+                home.parent.parent,
+            ):
                 rundir.fsync_dir(inner)
-            rundir.write_json(home / rundir.COMPLETE, {"sizes": {file.path: file.size_bytes for file in files}})
+            rundir.write_json(
+                home / rundir.COMPLETE, {"sizes": {file.path: file.size_bytes for file in files}}
+            )
 
     def release(self) -> None:
         """Allow the folder to be removed, as ending the process does."""
@@ -101,7 +119,13 @@ def has_run_weights(run: dict[str, Any]) -> bool:
     """Return whether the flow in ``run.json`` names a checkpoint of another run as its weights."""
     try:
         blocks = run["run"]["spec"]["flow"]["blocks"]
-        found = [block["settings"].get("architecture") or {} for block in blocks if "model" in block["block"]]
-        return any(MODEL_REFERENCE.fullmatch(str(architecture.get("weights"))) for architecture in found)
+        found = [
+            block["settings"].get("architecture") or {}
+            for block in blocks
+            if "model" in block["block"]
+        ]
+        return any(
+            MODEL_REFERENCE.fullmatch(str(architecture.get("weights"))) for architecture in found
+        )
     except (KeyError, TypeError, AttributeError):
         return False

@@ -19,7 +19,8 @@ VQA, PHRASE_GROUNDING, FREEFORM = "vqa", "phrase-grounding", "freeform"
 METRICS = {
     VQA: ("exactMatch", "normalizedMatch", "anls", "bleu", "rougeL", "meteor", "wellFormed"),
     PHRASE_GROUNDING: (
-        "iou", "accuracyAt50", "precisionAt50", "recallAt50", "f1At50", "map", "map50", "wellFormed",
+        "iou", "accuracyAt50", "precisionAt50", "recallAt50", "f1At50", "map", "map50",
+        "wellFormed",
     ),
     FREEFORM: ("bleu", "rougeL", "meteor", "cider", "wellFormed"),
 }  # fmt: skip
@@ -67,7 +68,10 @@ def write_freeform(caption: str) -> str:
 
 
 def write_grounding(sentence: str, groundings: Sequence[Grounding]) -> str:
-    items = [{"phrase": item.phrase, "grounding": [list(box) for box in item.boxes]} for item in groundings]
+    items = [
+        {"phrase": item.phrase, "grounding": [list(box) for box in item.boxes]}
+        for item in groundings
+    ]
     return _to_json_line({"phrase_grounding": {"sentence": sentence, "groundings": items}})
 
 
@@ -81,7 +85,10 @@ def write_answer(task: str, truth: Answer) -> str:
 def scale_box(box: Sequence[float], *, width: float, height: float) -> Box:
     """Convert a box in pixels to whole numbers from 0 to ``BOX_SCALE``."""
     sides = (width, height, width, height)
-    x1, y1, x2, y2 = (min(BOX_SCALE, max(0, round(v * BOX_SCALE / side))) for v, side in zip(box, sides, strict=True))
+    x1, y1, x2, y2 = (
+        min(BOX_SCALE, max(0, round(v * BOX_SCALE / side)))
+        for v, side in zip(box, sides, strict=True)
+    )
     return x1, y1, x2, y2
 
 
@@ -151,7 +158,12 @@ def grounding_ious(predicted: Sequence[Grounding], truth: Sequence[Grounding]) -
     """
     scores: list[float] = []
     for item in truth:
-        candidates = [box for other in predicted if is_same_text(other.phrase, item.phrase) for box in other.boxes]
+        candidates = [
+            box
+            for other in predicted
+            if is_same_text(other.phrase, item.phrase)
+            for box in other.boxes
+        ]
         scores += match_boxes(candidates, item.boxes)
         scores += [0.0] * max(0, len(candidates) - len(item.boxes))
     return scores

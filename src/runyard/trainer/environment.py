@@ -74,7 +74,9 @@ def hardware() -> dict[str, Any]:
     return {
         "processor": _processor(),
         "instructions": _instructions(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
         "memoryGiB": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
         "architecture": platform.machine(),
         "system": platform.platform(),

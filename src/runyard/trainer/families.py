@@ -47,7 +47,9 @@ PARTS: dict[str, FamilyParts] = {
     "smolvlm": _IDEFICS,
     "qwen2_5_vl": _QWEN,
     "qwen3_vl": _QWEN,
-    "qwen3_5": replace(_QWEN, packing_obstacle="its linear attention carries a state from token to token"),
+    "qwen3_5": replace(
+        _QWEN, packing_obstacle="its linear attention carries a state from token to token"
+    ),
     "internvl": _LLAVA,
     "llava": _LLAVA,
     "llava_next": FamilyParts(
@@ -87,7 +89,9 @@ def get_family_parts(model_type: str) -> FamilyParts:
         InvalidFlow: the trainer does not support that family.
     """
     if model_type not in PARTS:
-        raise InvalidFlow(f"model type {model_type!r} cannot be trained yet; supported: {', '.join(PARTS)}")
+        raise InvalidFlow(
+            f"model type {model_type!r} cannot be trained yet; supported: {', '.join(PARTS)}"
+        )
     return PARTS[model_type]
 
 

@@ -275,7 +275,9 @@ def _find_weights_of_runs(folder: Path, *, are_needed: bool) -> dict[str, str]:
 def parse_model_folders(config: dict[str, Any]) -> ModelFolders:
     """Return the folders that base models may be read from."""
     data_dir = Path(str(config.get("dataDir") or "/nonexistent"))
-    return ModelFolders(tuple(Path(str(path)) for path in config.get("modelFolders") or ()), data_dir)
+    return ModelFolders(
+        tuple(Path(str(path)) for path in config.get("modelFolders") or ()), data_dir
+    )
 
 
 def parse_run(config: dict[str, Any]) -> tuple[Any, Any]:

@@ -82,7 +82,9 @@ class Sizes:
     unpacked: str | None = None  # why samples cannot share a row
     unfrozen: str | None = None  # why image features cannot be cached
     version: str = ""  # of built-in data
-    tasks: Sequence[str] = ()  # of the held-out samples, in order; empty where all have the flow's task
+    tasks: Sequence[
+        str
+    ] = ()  # of the held-out samples, in order; empty where all have the flow's task
     uploaded: UploadedSizes | None = None
     images: ImageSizes | None = None
 
@@ -124,7 +126,9 @@ def choose_precision(recipe: ResolvedFlow, machine: Machine) -> tuple[str, str]:
     """Return the number format of the arithmetic, and why. Called before the model is loaded."""
     wanted = recipe.model.compute.precision_type
     if wanted == "float16" and machine.device == "cpu":
-        raise InvalidFlow("precisionType 'float16' needs CUDA; try: 'bfloat16', 'float32' or 'auto'")
+        raise InvalidFlow(
+            "precisionType 'float16' needs CUDA; try: 'bfloat16', 'float32' or 'auto'"
+        )
     if wanted != "auto":
         return wanted, "flow"
     if recipe.is_tiny:
@@ -151,7 +155,11 @@ def make_plan(recipe: ResolvedFlow, machine: Machine, sizes: Sizes) -> Plan:
     note("device", machine.device, machine.device_name)
     precision, why = choose_precision(recipe, machine)
     note("precision", precision, why)
-    why = "a second thread would mostly wait for the first" if recipe.is_tiny else "this attempt's share of the cores"
+    why = (
+        "a second thread would mostly wait for the first"
+        if recipe.is_tiny
+        else "this attempt's share of the cores"
+    )
     note("threads", machine.threads, f"{why}; changes results in the last bits")
     note("imageBackend", "pil", "needs no torchvision; use the same one for inference")
     note("seed", recipe.settings.seed, "flow")
@@ -162,7 +170,9 @@ def make_plan(recipe: ResolvedFlow, machine: Machine, sizes: Sizes) -> Plan:
             "base weights in 4 bits while training; checkpoints keep full precision",
         )
     note("parameters", sizes.parameters, "counted")
-    note("trainableParameters", sizes.trainable_parameters, f"training.mode is {model.training.mode}")
+    note(
+        "trainableParameters", sizes.trainable_parameters, f"training.mode is {model.training.mode}"
+    )
     if sizes.uploaded is not None:
         note_uploaded(sizes.uploaded, note)
     else:
@@ -180,7 +190,9 @@ def make_plan(recipe: ResolvedFlow, machine: Machine, sizes: Sizes) -> Plan:
     batch_size = note("batchSize", numbers.batch_size, "samples per optimizer step")
     micro = choose_micro_batch(recipe, on_cpu=machine.device != "cuda")
     if batch_size % micro[0]:
-        raise InvalidFlow(f"microBatchSize {micro[0]} does not divide batchSize {batch_size}; try: a divisor")
+        raise InvalidFlow(
+            f"microBatchSize {micro[0]} does not divide batchSize {batch_size}; try: a divisor"
+        )
     note("microBatchSize", *micro)
     note("accumulation", batch_size // micro[0], "batchSize / microBatchSize")
     steps_per_epoch = math.ceil(sizes.training_samples / batch_size)
@@ -203,13 +215,19 @@ def make_plan(recipe: ResolvedFlow, machine: Machine, sizes: Sizes) -> Plan:
     )
     note("optimizer", numbers.optimizer.name, "flow")
 
-    held_out = min(sizes.validation_samples, model.validation.max_samples or sizes.validation_samples)
+    held_out = min(
+        sizes.validation_samples, model.validation.max_samples or sizes.validation_samples
+    )
     note("validationSamples", held_out, f"of {sizes.validation_samples} held out")
     answer_tokens = min(model.evaluation.max_new_tokens, sizes.longest_answer + SPARE_ANSWER_TOKENS)
     note("answerTokens", answer_tokens, "longest true answer plus a margin, at each evaluation")
-    metric, smaller, why = choose_metric(recipe, set(sizes.tasks[:held_out] if held_out else sizes.tasks))
+    metric, smaller, why = choose_metric(
+        recipe, set(sizes.tasks[:held_out] if held_out else sizes.tasks)
+    )
     note("metric", metric, why)
-    note("mode", "min" if smaller else "max", "whether small or large values of the metric are good")
+    note(
+        "mode", "min" if smaller else "max", "whether small or large values of the metric are good"
+    )
     wanted = model.compute.gradient_checkpointing
     checkpointing = uses_gradient_checkpointing(recipe, sizes.parameters)
     note(
@@ -284,7 +302,9 @@ def with_memory(plan: Plan, value: int | None, reason: str) -> Plan:
     return replace(plan, document=plan.document | {"memory": {"value": value, "reason": reason}})
 
 
-def is_due(every: str | Every, *, step: int, steps_per_epoch: int, seconds_since_last: float) -> bool:
+def is_due(
+    every: str | Every, *, step: int, steps_per_epoch: int, seconds_since_last: float
+) -> bool:
     """Return whether an interval ends at ``step`` (from 1): an epoch, n steps, or n minutes."""
     if isinstance(every, Every):
         if every.steps is not None:
@@ -296,7 +316,10 @@ def is_due(every: str | Every, *, step: int, steps_per_epoch: int, seconds_since
 def format_plan(plan: Plan) -> str:
     """Return the plan as a table for stdout."""
     width = max(len(name) for name in plan.document)
-    return "\n".join(f"{name:<{width}}  {item['value']}  ({item['reason']})" for name, item in plan.document.items())
+    return "\n".join(
+        f"{name:<{width}}  {item['value']}  ({item['reason']})"
+        for name, item in plan.document.items()
+    )
 
 
 def note_uploaded(sizes: UploadedSizes, note: Callable[[str, Any, str], Any]) -> None:
@@ -333,7 +356,9 @@ def resolve_choice(name: str, wanted: bool | str, obstacle: str | None) -> tuple
     return None if obstacle is None else (False, obstacle)
 
 
-def choose_packing(recipe: ResolvedFlow, sizes: Sizes, micro_batch_size: int) -> tuple[bool | None, str]:
+def choose_packing(
+    recipe: ResolvedFlow, sizes: Sizes, micro_batch_size: int
+) -> tuple[bool | None, str]:
     """Return whether samples share rows; None where that is measured."""
     wanted, attention = recipe.model.packing, recipe.model.compute.attention
     obstacle = sizes.unpacked
@@ -353,7 +378,9 @@ def choose_packing(recipe: ResolvedFlow, sizes: Sizes, micro_batch_size: int) ->
     return None, padding
 
 
-def choose_feature_cache(recipe: ResolvedFlow, sizes: Sizes, epochs: float) -> tuple[bool | None, str]:
+def choose_feature_cache(
+    recipe: ResolvedFlow, sizes: Sizes, epochs: float
+) -> tuple[bool | None, str]:
     """Return whether image features are cached; None where that is measured."""
     wanted, obstacle = recipe.model.compute.feature_cache, sizes.unfrozen
     if recipe.dataset.varies_images:
@@ -391,7 +418,12 @@ def check_machine(recipe: ResolvedFlow, machine: Machine) -> None:
         raise InvalidFlow("optimizer 'adamw8bit' needs CUDA; try: 'adamw'")
     if model.compute.attention == "flash_attention_2" and machine.device != "cuda":
         raise InvalidFlow("attention 'flash_attention_2' needs CUDA; try: 'auto'")
-    if recipe.dataset.dataset_version is not None and recipe.dataset.dataset_id in BUILT_IN_DATASETS:
-        raise InvalidFlow(f"dataset {recipe.dataset.dataset_id!r} has no versions; try: datasetVersion null")
+    if (
+        recipe.dataset.dataset_version is not None
+        and recipe.dataset.dataset_id in BUILT_IN_DATASETS
+    ):
+        raise InvalidFlow(
+            f"dataset {recipe.dataset.dataset_id!r} has no versions; try: datasetVersion null"
+        )
     if recipe.settings.resources.workers > 1:
         raise InvalidFlow("settings.resources.workers above 1 is not supported yet; try: 1")

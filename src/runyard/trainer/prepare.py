@@ -109,7 +109,9 @@ class Job:
         origin = self.run.spec.resume_from
         if self.origin_run is None or origin is None:
             return "Reading data and model"
-        return f"Resuming from run {origin.run_id}, checkpoint {origin.checkpoint}, step {origin.step}"
+        return (
+            f"Resuming from run {origin.run_id}, checkpoint {origin.checkpoint}, step {origin.step}"
+        )
 
 
 @dataclass(kw_only=True)
@@ -267,7 +269,9 @@ def build_model(job: Job, data: Dataset, dtype: torch.dtype) -> Model:
     model = load_weights(job, data, torch.float32, source)
     freeze_parts(model, training.freeze)
     if not model.trainable_parameters():
-        raise InvalidFlow(f"training.freeze {training.freeze} leaves nothing to train; try: freeze fewer parts")
+        raise InvalidFlow(
+            f"training.freeze {training.freeze} leaves nothing to train; try: freeze fewer parts"
+        )
     return model
 
 
@@ -348,7 +352,10 @@ def encode(job: Job, data: Dataset, model: Model, hooks: Hooks) -> EncodedData:
         decoder_start_id=model.decoder_start_id,
     )
     if layout.decoder_start_id is not None and not layout.answers_only:
-        raise InvalidFlow(f"loss.answersOnly false is not possible: {model.parts.packing_obstacle}; try: leave it true")
+        raise InvalidFlow(
+            f"loss.answersOnly false is not possible: {model.parts.packing_obstacle}; try: leave "
+            "it true"
+        )
     encoder = Encoder(
         model.processor,
         model.parts,
@@ -384,7 +391,9 @@ def limit_images(job: Job, model: Model) -> TokenBudget:
         model_type=model.model_type,
         image_budget=images.patch_budget,
         is_encoder_decoder=model.decoder_start_id is not None,
-        family_settings=None if ResolutionLimits.from_images(images) == ResolutionLimits() else family,
+        family_settings=None
+        if ResolutionLimits.from_images(images) == ResolutionLimits()
+        else family,
     )
 
 
@@ -428,12 +437,19 @@ def encode_uploaded(
 
 
 def encode_in_memory(
-    recipe: ResolvedFlow, data: Dataset, encoder: Encoder, layout: Layout, fitting: TokenBudget, hooks: Hooks
+    recipe: ResolvedFlow,
+    data: Dataset,
+    encoder: Encoder,
+    layout: Layout,
+    fitting: TokenBudget,
+    hooks: Hooks,
 ) -> EncodedData:
     """Encode built-in data. Oversized samples are left out."""
     fit = FitReport()
 
-    def encode_part(samples: Sequence[Sample], *, with_images: bool = True) -> tuple[list[Sample], InMemoryEncodings]:
+    def encode_part(
+        samples: Sequence[Sample], *, with_images: bool = True
+    ) -> tuple[list[Sample], InMemoryEncodings]:
         kept, encoded = [], []
         for number, sample in enumerate(samples):
             if number % SAMPLES_BETWEEN_CHECKS == 0:
@@ -464,7 +480,9 @@ def encode_in_memory(
     )
 
 
-def warn_about_refused(data: Dataset, kept: Dataset, fit: FitReport, fitting: TokenBudget, hooks: Hooks) -> None:
+def warn_about_refused(
+    data: Dataset, kept: Dataset, fit: FitReport, fitting: TokenBudget, hooks: Hooks
+) -> None:
     """Warn about samples that are too long, naming the first of them.
 
     Raises:
@@ -513,7 +531,9 @@ def measure_sizes(recipe: ResolvedFlow, model: Model, encoded: EncodedData) -> S
         longest_answer=max(train.longest_answer, validation.longest_answer),
         cache_bytes=train.size_bytes + validation.size_bytes,
         parameters=model.parameter_count,
-        trainable_parameters=sum(parameter.numel() for _, parameter in model.trainable_parameters()),
+        trainable_parameters=sum(
+            parameter.numel() for _, parameter in model.trainable_parameters()
+        ),
         padding_share=partial(estimate_padding_share, recipe, train.lengths),
         unpacked=model.parts.packing_obstacle,
         unfrozen=explain_not_frozen(model.module, model.parts),
@@ -522,7 +542,9 @@ def measure_sizes(recipe: ResolvedFlow, model: Model, encoded: EncodedData) -> S
             settings=get_resolution_settings(model.processor, model.model_type),
             family=encoded.fitting.family_settings,
             context=encoded.fitting.context,
-            context_source=get_context_length(get_base_model(model.module), model.processor.tokenizer)[1],
+            context_source=get_context_length(
+                get_base_model(model.module), model.processor.tokenizer
+            )[1],
             shrunk=encoded.fit.shrunk,
             refused=len(encoded.fit.refused),
         ),
@@ -544,7 +566,9 @@ def place_model(model: Model, plan: Plan, device: torch.device) -> None:
         get_base_model(module).model.compile()
 
 
-def build_optimizers(recipe: ResolvedFlow, model: Model, device: torch.device) -> list[torch.optim.Optimizer]:
+def build_optimizers(
+    recipe: ResolvedFlow, model: Model, device: torch.device
+) -> list[torch.optim.Optimizer]:
     """Return the flow's optimizers for all trained parameters."""
     numbers = recipe.model.hyperparameters
     return make_optimizers(
@@ -557,7 +581,9 @@ def build_optimizers(recipe: ResolvedFlow, model: Model, device: torch.device) -
     )
 
 
-def restore(job: Job, plan: Plan, optimizers: list[torch.optim.Optimizer], scaler: torch.amp.GradScaler) -> Progress:
+def restore(
+    job: Job, plan: Plan, optimizers: list[torch.optim.Optimizer], scaler: torch.amp.GradScaler
+) -> Progress:
     """Restore optimizers, scaler and random states from the checkpoint; return the counters."""
     torch.manual_seed(job.recipe.settings.seed)
     if job.resume is None:
@@ -631,7 +657,9 @@ def fit_plan_to_memory(state: TrainState, recipe: ResolvedFlow) -> None:
         state.progress.micro_batch_limit = state.plan.micro_batch_size
 
 
-def build_generation_settings(recipe: ResolvedFlow, model: Model, answer_tokens: int) -> dict[str, Any]:
+def build_generation_settings(
+    recipe: ResolvedFlow, model: Model, answer_tokens: int
+) -> dict[str, Any]:
     """Return the flow's generation settings as transformers expects them.
 
     They are also stored in the model's own generation settings, which every checkpoint contains.

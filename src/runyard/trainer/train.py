@@ -91,11 +91,15 @@ def train(
         if state.progress.step:
             say(f"resuming after step {state.progress.step}")
         checkpointer.reserve(state.model.processor, peak_bytes=state.predicted_host_bytes)
-        loop = TrainLoop(job, state, events, checkpointer, hooks, should_stop=should_stop, say=say, clock=clock)
+        loop = TrainLoop(
+            job, state, events, checkpointer, hooks, should_stop=should_stop, say=say, clock=clock
+        )
         return loop.run()
 
 
-def make_hooks(events: EventWriter, should_stop: Callable[[], bool], say: Callable[[str], None]) -> Hooks:
+def make_hooks(
+    events: EventWriter, should_stop: Callable[[], bool], say: Callable[[str], None]
+) -> Hooks:
     """Return how preparing and evaluating check for a stop, report progress and warn."""
 
     def check_cancelled() -> None:
@@ -177,7 +181,9 @@ class TrainLoop:
         state, plan, step = self.state, self.state.plan, self.progress.step
         numbers = self.settings.hyperparameters
         epoch, indices = self.select_batch(step)
-        factor = rate_factor(step, total=plan.total_steps, warmup=plan.warmup_steps, schedule=numbers.schedule)
+        factor = rate_factor(
+            step, total=plan.total_steps, warmup=plan.warmup_steps, schedule=numbers.schedule
+        )
         learning_rate = set_rates(state.optimizers, factor)
         with self.slow_steps.watch(step + 1, partial(name_samples, state, indices)):
             try:
@@ -284,7 +290,11 @@ class TrainLoop:
             self.is_phase_stale = True
             progress.owes_evaluation = False
             early_stopping = validation.early_stopping
-            if self.ending is None and early_stopping and progress.evaluations_without_gain >= early_stopping.patience:
+            if (
+                self.ending is None
+                and early_stopping
+                and progress.evaluations_without_gain >= early_stopping.patience
+            ):
                 self.ending = "EarlyStopped"
 
     def run_evaluation(self) -> Path | None:
@@ -340,7 +350,9 @@ class TrainLoop:
             previews=previews,
         )
         value, loss = values[plan.metric], values["loss"]
-        self.say(f"epoch {progress.epoch:.2f}  {plan.metric} {value:.4f}  validation loss {loss:.4f}")
+        self.say(
+            f"epoch {progress.epoch:.2f}  {plan.metric} {value:.4f}  validation loss {loss:.4f}"
+        )
         early_stopping = self.settings.validation.early_stopping
         min_delta = early_stopping.min_delta if early_stopping else 0.0
         if progress.best_seen is None or self.improvement(value, progress.best_seen) > min_delta:
@@ -419,7 +431,9 @@ class TrainLoop:
             predictions=self.predictions if is_evaluated else None,
         )
 
-    def write_checkpoint(self, pending: PendingCheckpoint, previous: SavedCheckpoint | None) -> SavedCheckpoint:
+    def write_checkpoint(
+        self, pending: PendingCheckpoint, previous: SavedCheckpoint | None
+    ) -> SavedCheckpoint:
         """Write a checkpoint; called by the thread that writes."""
         self.checkpointer.set_phase("Saving", pending.name)
         # After loss of power, training resumes here and never repeats the events before it.
@@ -466,7 +480,9 @@ class TrainLoop:
         self.say(f"saved {saved.name}{', the best so far' if pending.is_best else ''}")
         settings, best = self.settings.checkpoint, self.progress.best_checkpoint
         all_saved = [*self.saved, saved]
-        self.saved = select_kept(all_saved, keep=settings.keep, keep_best=settings.keep_best, best=best)
+        self.saved = select_kept(
+            all_saved, keep=settings.keep, keep_best=settings.keep_best, best=best
+        )
         if superseded := [item for item in all_saved if item not in self.saved]:
             self.checkpointer.remove(partial(remove_checkpoints, superseded))
         prune_predictions(self.job.folder, keep=[item.step for item in self.saved])
@@ -517,7 +533,9 @@ def enforce_memory_estimate(
     if estimate is None:
         return
     if estimate.verdict == "Deny":
-        raise OutOfMemory(f"{format_bytes(estimate.peak_bytes)} of memory would be needed. {estimate.reason}")
+        raise OutOfMemory(
+            f"{format_bytes(estimate.peak_bytes)} of memory would be needed. {estimate.reason}"
+        )
     if estimate.verdict == "Warn":
         warn(f"{format_bytes(estimate.peak_bytes)} of memory will be needed. {estimate.reason}")
     if estimate.is_ample or state.lengths.min() == state.lengths.max():
@@ -569,7 +587,9 @@ def shrink_micro_batch(state: TrainState, size: int, events: EventWriter) -> Non
     events.write("warning", message=message)
 
 
-def accumulate_gradients(state: TrainState, indices: list[int], epoch: int, micro_batch_size: int) -> float:
+def accumulate_gradients(
+    state: TrainState, indices: list[int], epoch: int, micro_batch_size: int
+) -> float:
     """Run forward and backward for each micro-batch; return the mean loss per label token.
 
     Raises:
@@ -638,7 +658,9 @@ def explain_out_of_memory(activity: str, suggestions: str) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise OutOfMemory(f"out of memory while {activity}; try: {suggestions}: {first_line(error)}") from error
+        raise OutOfMemory(
+            f"out of memory while {activity}; try: {suggestions}: {first_line(error)}"
+        ) from error
 
 
 def first_line(error: BaseException) -> str:

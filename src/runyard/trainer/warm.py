@@ -40,7 +40,9 @@ POLL_INTERVAL_S = 0.5  # for the parent process, and for children to reap
 Child = Callable[..., int | None]
 
 
-def request_fork(socket_path: Path, request: dict[str, Any], *, timeout_s: float = REQUEST_TIMEOUT_S) -> dict[str, Any]:
+def request_fork(
+    socket_path: Path, request: dict[str, Any], *, timeout_s: float = REQUEST_TIMEOUT_S
+) -> dict[str, Any]:
     """Send one request to a warm parent; return its answer.
 
     Raises:
@@ -118,7 +120,9 @@ def _parse_request(request: Any) -> dict[str, Any]:
         isinstance(request.get(n), str) for n in ("folder", "endpoint", "token")
     ):
         raise ValueError("a request must be an object with the strings folder, endpoint and token")
-    if not isinstance(request.get("environment") or {}, dict) or not isinstance(request.get("log") or "", str):
+    if not isinstance(request.get("environment") or {}, dict) or not isinstance(
+        request.get("log") or "", str
+    ):
         raise ValueError("environment must be an object and log a string, if present")
     return request
 
@@ -142,7 +146,9 @@ def _run_child(request: dict[str, Any], child: Child, train: Callable[[Path], in
         _redirect_output(request.get("log"))
         # The parent's socket and the caller's connection must not stay open in the child.
         os.closerange(3, os.sysconf("SC_OPEN_MAX"))
-        os.environ.update({str(name): str(value) for name, value in (request.get("environment") or {}).items()})
+        os.environ.update(
+            {str(name): str(value) for name, value in (request.get("environment") or {}).items()}
+        )
         code = (
             child(
                 Path(request["folder"]),
@@ -154,7 +160,9 @@ def _run_child(request: dict[str, Any], child: Child, train: Callable[[Path], in
         )
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
-    except BaseException:  # the last frame of a process: the trace goes to its log, the code to its parent
+    except (
+        BaseException
+    ):  # the last frame of a process: the trace goes to its log, the code to its parent
         traceback.print_exc()
     finally:
         with contextlib.suppress(OSError):

@@ -74,7 +74,11 @@ class SlowStepDetector:
             time.sleep(self._after_s / CHECKS)
             current = self._current
             idle_checks = idle_checks + 1 if current is None else 0
-            if current is None or current[0] == reported or time.monotonic() - current[1] < self._after_s:
+            if (
+                current is None
+                or current[0] == reported
+                or time.monotonic() - current[1] < self._after_s
+            ):
                 continue
             reported = current[0]
             names = format_names(current[2]())

@@ -7,7 +7,12 @@ from typing import Any, Self
 
 import httpx2
 
-from vi._client.credentials import Credentials, check_connection, find_credentials, restore_credentials
+from vi._client.credentials import (
+    Credentials,
+    check_connection,
+    find_credentials,
+    restore_credentials,
+)
 from vi._http._sync import Http
 from vi._http.retry import NO_RETRY, RetryPolicy
 from vi.api.resources.annotations._sync import Annotations
@@ -35,11 +40,13 @@ class Client:
         secret_key: API key. Default: DATATURE_VI_SECRET_KEY, then the configuration file.
         organization_id: Organization to act for. Default: DATATURE_VI_ORGANIZATION_ID, then the
             configuration file.
-        config_file: JSON file with these values. Default: ``~/.runyard/credentials.json`` if it exists.
+        config_file: JSON file with these values. Default: ``~/.runyard/credentials.json`` if it
+            exists.
         endpoint: Address of the server. Default: DATATURE_VI_API_ENDPOINT, then the configuration
             file, then ``http://127.0.0.1:7878/``.
         timeout: Seconds to wait for a response.
-        max_retries: Maximum number of retries of a request that is safe to repeat; 0 disables retries.
+        max_retries: Maximum number of retries of a request that is safe to repeat; 0 disables
+            retries.
         transport: HTTP transport to use instead of the network, for tests.
 
     Raises:
@@ -59,18 +66,29 @@ class Client:
     ) -> None:
         check_connection(timeout=timeout, max_retries=max_retries)
         found = find_credentials(
-            secret_key=secret_key, organization_id=organization_id, endpoint=endpoint, config_file=config_file
+            secret_key=secret_key,
+            organization_id=organization_id,
+            endpoint=endpoint,
+            config_file=config_file,
         )
         self._open(found, timeout=timeout, max_retries=max_retries, transport=transport)
 
     def _open(
-        self, found: Credentials, *, timeout: float, max_retries: int, transport: httpx2.BaseTransport | None
+        self,
+        found: Credentials,
+        *,
+        timeout: float,
+        max_retries: int,
+        transport: httpx2.BaseTransport | None,
     ) -> None:
         self._credentials, self._transport = found, transport
         self._options = {"timeout": timeout, "max_retries": max_retries}
         self._http = Http(
             found.endpoint,
-            headers={"Authorization": f"Bearer {found.secret_key}", "Organization-Id": found.organization_id},
+            headers={
+                "Authorization": f"Bearer {found.secret_key}",
+                "Organization-Id": found.organization_id,
+            },
             timeout_s=timeout,
             retry=RetryPolicy(max_retries=max_retries) if max_retries > 0 else NO_RETRY,
             transport=transport,
@@ -105,7 +123,9 @@ class Client:
         show_progress: bool = True,
     ) -> DownloadedModel:
         """Download a checkpoint of a run and return its paths; see ``models.download``."""
-        return self.models.download(run_id, ckpt, save_dir=save_path, overwrite=overwrite, show_progress=show_progress)
+        return self.models.download(
+            run_id, ckpt, save_dir=save_path, overwrite=overwrite, show_progress=show_progress
+        )
 
     def close(self) -> None:
         """Close the connections; the client cannot be used afterwards."""
@@ -115,7 +135,10 @@ class Client:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -148,4 +171,7 @@ class Client:
         return self.__copy__()
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(organization_id={self.organization_id!r}, endpoint={self.endpoint!r})"
+        return (
+            f"{type(self).__name__}(organization_id={self.organization_id!r}, "
+            f"endpoint={self.endpoint!r})"
+        )

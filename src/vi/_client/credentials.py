@@ -47,7 +47,8 @@ class Credentials:
             raise ViConfigurationError(
                 "a client whose secret_key was passed as an argument cannot be pickled: "
                 "the pickle would contain the key",
-                suggestion=f"try: set {_VARIABLES['secret_key']}, or pass config_file=..., in both processes",
+                suggestion=f"try: set {_VARIABLES['secret_key']}, or pass config_file=..., in both "
+                "processes",
             )
         return {
             "organization_id": self.organization_id,
@@ -86,7 +87,11 @@ def find_credentials(
         secret_key=key,
         organization_id=organization,
         endpoint=found["endpoint"][0] or DEFAULT_ENDPOINT,
-        key_source="argument" if secret_key is not None else "environment" if in_environment else "file",
+        key_source="argument"
+        if secret_key is not None
+        else "environment"
+        if in_environment
+        else "file",
         config_file=file.path,
     )
 
@@ -126,7 +131,11 @@ def check_connection(*, timeout: object, max_retries: object) -> None:
             error_code=ViErrorCode.INVALID_PARAMETER,
             suggestion="try: timeout=60",
         )
-    if not isinstance(max_retries, int) or isinstance(max_retries, bool) or not 0 <= max_retries <= 1000:
+    if (
+        not isinstance(max_retries, int)
+        or isinstance(max_retries, bool)
+        or not 0 <= max_retries <= 1000
+    ):
         raise ViConfigurationError(
             f"max_retries is {shorten_repr(max_retries)}, expected: an integer from 0 to 1000",
             error_code=ViErrorCode.INVALID_PARAMETER,
@@ -167,18 +176,22 @@ class _ConfigFile:
             if not self._is_named:
                 return {}
             raise ViConfigurationError(
-                f"config_file {self.path} does not exist", suggestion="try: check the path", cause=error
+                f"config_file {self.path} does not exist",
+                suggestion="try: check the path",
+                cause=error,
             ) from error
         except (OSError, ValueError) as error:
             raise ViConfigurationError(
                 f"{self.path} cannot be read as JSON ({type(error).__name__})",
-                suggestion='try: {"secret_key": "...", "organization_id": "...", "endpoint": "..."}',
+                suggestion='try: {"secret_key": "...", "organization_id": "...", "endpoint": '
+                '"..."}',
                 cause=error if isinstance(error, OSError) else None,
             ) from None
         if not isinstance(values, dict):
             raise ViConfigurationError(
                 f"{self.path} does not contain a JSON object",
-                suggestion='try: {"secret_key": "...", "organization_id": "...", "endpoint": "..."}',
+                suggestion='try: {"secret_key": "...", "organization_id": "...", "endpoint": '
+                '"..."}',
             )
         return values
 
@@ -207,8 +220,8 @@ def _require(name: str, found: Mapping[str, tuple[str | None, str]]) -> tuple[st
         raise ViConfigurationError(
             f"{name} is missing" if value is None else f"{name} is empty ({source})",
             error_code=ViErrorCode.MISSING_REQUIRED_FIELD,
-            suggestion=f"try: {name}=..., or set {_VARIABLES[name]}, or config_file=... with the file "
-            "that `runyard up` writes",
+            suggestion=f"try: {name}=..., or set {_VARIABLES[name]}, or config_file=... with the "
+            "file that `runyard up` writes",
         )
     return value, source
 
@@ -225,15 +238,19 @@ def _check_key(key: str, *, source: str) -> None:
     raise ViConfigurationError(
         f"secret_key ({source}) {problem}",
         error_code=ViErrorCode.INVALID_PARAMETER,
-        suggestion=f"try: copy the key again; it begins with {KEY_PREFIX!r} and has {KEY_LENGTH} characters",
+        suggestion=f"try: copy the key again; it begins with {KEY_PREFIX!r} and has {KEY_LENGTH} "
+        "characters",
     )
 
 
 def _check_organization(organization_id: str, *, source: str) -> None:
-    is_plain = organization_id.isascii() and organization_id.replace("-", "").replace("_", "").isalnum()
+    is_plain = (
+        organization_id.isascii() and organization_id.replace("-", "").replace("_", "").isalnum()
+    )
     if not is_plain or len(organization_id) > 255:
         raise ViConfigurationError(
-            f"organization_id ({source}) is {organization_id[:255]!r}, expected: 1 to 255 letters, digits, '_' and '-'",
+            f"organization_id ({source}) is {organization_id[:255]!r}, expected: 1 to 255 letters, "
+            "digits, '_' and '-'",
             error_code=ViErrorCode.INVALID_PARAMETER,
             suggestion="try: the organization_id of the credentials.json that `runyard up` wrote",
         )

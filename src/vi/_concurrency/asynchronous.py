@@ -49,7 +49,9 @@ async def for_each(
     pending = tasks
     try:
         while pending:
-            done, pending = await asyncio.wait(pending, timeout=tick_interval_s, return_when=asyncio.FIRST_EXCEPTION)
+            done, pending = await asyncio.wait(
+                pending, timeout=tick_interval_s, return_when=asyncio.FIRST_EXCEPTION
+            )
             for task in done:
                 task.result()
             await on_tick()

@@ -32,7 +32,12 @@ from vi._http.requests import (
 )
 from vi._http.response import Response, decode, error_from_response
 from vi._http.retry import REPEATABLE_METHODS, Failure, RetryPolicy, classify_status
-from vi.errors import ViConfigurationError, ViInvalidParameterError, ViNotFoundError, ViOperationError
+from vi.errors import (
+    ViConfigurationError,
+    ViInvalidParameterError,
+    ViNotFoundError,
+    ViOperationError,
+)
 
 T = TypeVar("T")
 
@@ -104,7 +109,13 @@ class AsyncHttp:
     ) -> None: ...
 
     async def call(
-        self, method: str, path: str, *, decode_as: type[T] | None = None, body: Any = None, **options: Any
+        self,
+        method: str,
+        path: str,
+        *,
+        decode_as: type[T] | None = None,
+        body: Any = None,
+        **options: Any,
     ) -> T | None:
         """Send ``body`` as JSON and return the response as ``decode_as``; None ignores its body.
 
@@ -152,7 +163,12 @@ class AsyncHttp:
         while True:
             try:
                 response = await self._exchange(
-                    method, url, content=content, headers=headers, timeout_s=timeout_s, on_sent=on_sent
+                    method,
+                    url,
+                    content=content,
+                    headers=headers,
+                    timeout_s=timeout_s,
+                    on_sent=on_sent,
                 )
             except httpx2.RequestError as cause:
                 failure = classify_transport_error(cause)
@@ -161,7 +177,9 @@ class AsyncHttp:
                 )
             else:
                 # A DELETE whose response was lost is retried and gets 404: the first one succeeded.
-                is_deleted = method == "DELETE" and response.status == 404 and earlier[Failure.UNKNOWN] > 0
+                is_deleted = (
+                    method == "DELETE" and response.status == 404 and earlier[Failure.UNKNOWN] > 0
+                )
                 if response.status < 300 or is_deleted:
                     return replace(response, tries=earlier.total() + 1)
                 failure = classify_status(response.status)
@@ -211,7 +229,9 @@ class AsyncHttp:
             async with self.stream(method, self.endpoint + path, timeout_s=timeout_s) as response:
                 if response.status_code >= 300:
                     body = await response.aread()
-                    refused = Response(status=response.status_code, headers=dict(response.headers), body=body)
+                    refused = Response(
+                        status=response.status_code, headers=dict(response.headers), body=body
+                    )
                     raise error_from_response(refused, request_name=request_name)
                 length = response.headers.get("content-length", "")
                 on_length(int(length) if length.isdigit() else None)
@@ -224,10 +244,17 @@ class AsyncHttp:
 
     @asynccontextmanager
     async def stream(
-        self, method: str, url: str, *, headers: Mapping[str, str] | None = None, timeout_s: float | None = None
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float | None = None,
     ) -> AsyncIterator[httpx2.Response]:
         """Send one request and yield the unread response; the caller checks its status."""
-        request = self._request(method, url, content=None, headers=headers, timeout_s=timeout_s or self.timeout_s)
+        request = self._request(
+            method, url, content=None, headers=headers, timeout_s=timeout_s or self.timeout_s
+        )
         response = await self._transport().handle_async_request(request)
         try:
             yield response
@@ -252,7 +279,9 @@ class AsyncHttp:
         timeout_s: float,
         on_sent: Callable[[int], None] | None,
     ) -> Response:
-        request = self._request(method, url, content=content, headers=headers, timeout_s=timeout_s, on_sent=on_sent)
+        request = self._request(
+            method, url, content=content, headers=headers, timeout_s=timeout_s, on_sent=on_sent
+        )
         response = await self._transport().handle_async_request(request)
         try:
             body = await response.aread()
@@ -274,7 +303,10 @@ class AsyncHttp:
         if isinstance(content, bytes):
             all_headers["Content-Type"] = "application/json"
         elif content is not None:
-            all_headers |= {"Content-Type": "application/octet-stream", "Content-Length": str(content.size_bytes)}
+            all_headers |= {
+                "Content-Type": "application/octet-stream",
+                "Content-Length": str(content.size_bytes),
+            }
         try:
             return httpx2.Request(
                 method,
@@ -286,7 +318,8 @@ class AsyncHttp:
         except (httpx2.InvalidURL, ValueError, TypeError) as error:
             raise ViInvalidParameterError(
                 f"the request cannot be encoded as HTTP: {error}",
-                suggestion="try: shorter arguments without characters that URLs and headers cannot contain",
+                suggestion="try: shorter arguments without characters that URLs and headers cannot "
+                "contain",
                 cause=error,
             ) from error
 
@@ -312,7 +345,9 @@ class AsyncHttp:
         )
 
     def _open(self) -> httpx2.AsyncBaseTransport:
-        return httpx2.AsyncHTTPTransport(verify=build_ssl_context(self.endpoint), proxy=find_proxy(self.endpoint))
+        return httpx2.AsyncHTTPTransport(
+            verify=build_ssl_context(self.endpoint), proxy=find_proxy(self.endpoint)
+        )
 
 
 async def _chunks(body: Body, on_sent: Callable[[int], None] | None) -> AsyncIterator[bytes]:

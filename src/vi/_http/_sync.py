@@ -33,7 +33,12 @@ from vi._http.requests import (
 )
 from vi._http.response import Response, decode, error_from_response
 from vi._http.retry import REPEATABLE_METHODS, Failure, RetryPolicy, classify_status
-from vi.errors import ViConfigurationError, ViInvalidParameterError, ViNotFoundError, ViOperationError
+from vi.errors import (
+    ViConfigurationError,
+    ViInvalidParameterError,
+    ViNotFoundError,
+    ViOperationError,
+)
 
 T = TypeVar("T")
 
@@ -105,7 +110,13 @@ class Http:
     ) -> None: ...
 
     def call(
-        self, method: str, path: str, *, decode_as: type[T] | None = None, body: Any = None, **options: Any
+        self,
+        method: str,
+        path: str,
+        *,
+        decode_as: type[T] | None = None,
+        body: Any = None,
+        **options: Any,
     ) -> T | None:
         """Send ``body`` as JSON and return the response as ``decode_as``; None ignores its body.
 
@@ -153,7 +164,12 @@ class Http:
         while True:
             try:
                 response = self._exchange(
-                    method, url, content=content, headers=headers, timeout_s=timeout_s, on_sent=on_sent
+                    method,
+                    url,
+                    content=content,
+                    headers=headers,
+                    timeout_s=timeout_s,
+                    on_sent=on_sent,
                 )
             except httpx2.RequestError as cause:
                 failure = classify_transport_error(cause)
@@ -162,7 +178,9 @@ class Http:
                 )
             else:
                 # A DELETE whose response was lost is retried and gets 404: the first one succeeded.
-                is_deleted = method == "DELETE" and response.status == 404 and earlier[Failure.UNKNOWN] > 0
+                is_deleted = (
+                    method == "DELETE" and response.status == 404 and earlier[Failure.UNKNOWN] > 0
+                )
                 if response.status < 300 or is_deleted:
                     return replace(response, tries=earlier.total() + 1)
                 failure = classify_status(response.status)
@@ -212,7 +230,9 @@ class Http:
             with self.stream(method, self.endpoint + path, timeout_s=timeout_s) as response:
                 if response.status_code >= 300:
                     body = response.read()
-                    refused = Response(status=response.status_code, headers=dict(response.headers), body=body)
+                    refused = Response(
+                        status=response.status_code, headers=dict(response.headers), body=body
+                    )
                     raise error_from_response(refused, request_name=request_name)
                 length = response.headers.get("content-length", "")
                 on_length(int(length) if length.isdigit() else None)
@@ -225,10 +245,17 @@ class Http:
 
     @contextmanager
     def stream(
-        self, method: str, url: str, *, headers: Mapping[str, str] | None = None, timeout_s: float | None = None
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float | None = None,
     ) -> Iterator[httpx2.Response]:
         """Send one request and yield the unread response; the caller checks its status."""
-        request = self._request(method, url, content=None, headers=headers, timeout_s=timeout_s or self.timeout_s)
+        request = self._request(
+            method, url, content=None, headers=headers, timeout_s=timeout_s or self.timeout_s
+        )
         response = self._transport().handle_request(request)
         try:
             yield response
@@ -253,7 +280,9 @@ class Http:
         timeout_s: float,
         on_sent: Callable[[int], None] | None,
     ) -> Response:
-        request = self._request(method, url, content=content, headers=headers, timeout_s=timeout_s, on_sent=on_sent)
+        request = self._request(
+            method, url, content=content, headers=headers, timeout_s=timeout_s, on_sent=on_sent
+        )
         response = self._transport().handle_request(request)
         try:
             body = response.read()
@@ -275,7 +304,10 @@ class Http:
         if isinstance(content, bytes):
             all_headers["Content-Type"] = "application/json"
         elif content is not None:
-            all_headers |= {"Content-Type": "application/octet-stream", "Content-Length": str(content.size_bytes)}
+            all_headers |= {
+                "Content-Type": "application/octet-stream",
+                "Content-Length": str(content.size_bytes),
+            }
         try:
             return httpx2.Request(
                 method,
@@ -287,7 +319,8 @@ class Http:
         except (httpx2.InvalidURL, ValueError, TypeError) as error:
             raise ViInvalidParameterError(
                 f"the request cannot be encoded as HTTP: {error}",
-                suggestion="try: shorter arguments without characters that URLs and headers cannot contain",
+                suggestion="try: shorter arguments without characters that URLs and headers cannot "
+                "contain",
                 cause=error,
             ) from error
 
@@ -313,7 +346,9 @@ class Http:
         )
 
     def _open(self) -> httpx2.BaseTransport:
-        return httpx2.HTTPTransport(verify=build_ssl_context(self.endpoint), proxy=find_proxy(self.endpoint))
+        return httpx2.HTTPTransport(
+            verify=build_ssl_context(self.endpoint), proxy=find_proxy(self.endpoint)
+        )
 
 
 def _chunks(body: Body, on_sent: Callable[[int], None] | None) -> Iterator[bytes]:

@@ -19,7 +19,13 @@ import httpx2
 from vi import __version__
 from vi._http.encoding import to_json_value
 from vi._http.retry import Failure
-from vi.errors import ViConfigurationError, ViError, ViInvalidParameterError, ViNetworkError, ViTimeoutError
+from vi.errors import (
+    ViConfigurationError,
+    ViError,
+    ViInvalidParameterError,
+    ViNetworkError,
+    ViTimeoutError,
+)
 
 QueryValue: TypeAlias = str | int | float | bool | None
 Params: TypeAlias = Mapping[str, QueryValue] | Iterable[tuple[str, QueryValue]]
@@ -100,14 +106,20 @@ def _encode_value(name: str, value: QueryValue) -> str:
     plain = to_json_value(value, name=f"the query parameter {name}")
     if isinstance(plain, dict | list):
         raise ViInvalidParameterError(
-            f"the query parameter {name} is a {type(value).__name__}, expected: a string, number or bool"
+            f"the query parameter {name} is a {type(value).__name__}, expected: a string, number "
+            "or bool"
         )
     return str(plain).lower() if isinstance(plain, bool) else str(plain)
 
 
 def build_timeouts(timeout_s: float) -> dict[str, float]:
     """Return the timeouts of one request for the transport; connecting gets at most 10 seconds."""
-    return {"connect": min(timeout_s, _MAX_CONNECT_S), "read": timeout_s, "write": timeout_s, "pool": timeout_s}
+    return {
+        "connect": min(timeout_s, _MAX_CONNECT_S),
+        "read": timeout_s,
+        "write": timeout_s,
+        "pool": timeout_s,
+    }
 
 
 def build_ssl_context(endpoint: str) -> ssl.SSLContext:
@@ -138,14 +150,18 @@ def is_loopback(host: str) -> bool:
 
 def classify_transport_error(cause: httpx2.RequestError) -> Failure:
     """Return how far a request without a response may have got."""
-    if isinstance(cause, (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.ProxyError)):
+    if isinstance(
+        cause, (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.ProxyError)
+    ):
         return Failure.UNREACHED
     if isinstance(cause, (httpx2.LocalProtocolError, httpx2.UnsupportedProtocol)):
         return Failure.REFUSED
     return Failure.UNKNOWN
 
 
-def error_from_transport(cause: httpx2.RequestError, *, request_name: str, endpoint: str, timeout_s: float) -> ViError:
+def error_from_transport(
+    cause: httpx2.RequestError, *, request_name: str, endpoint: str, timeout_s: float
+) -> ViError:
     """Return the exception for a request without a response."""
     if isinstance(cause, httpx2.TimeoutException):
         return ViTimeoutError(
@@ -155,6 +171,7 @@ def error_from_transport(cause: httpx2.RequestError, *, request_name: str, endpo
         )
     return ViNetworkError(
         f"{request_name} to {endpoint} got no response: {cause or type(cause).__name__}",
-        suggestion="try: check that the server is up (`runyard up` starts one) and that the endpoint is right",
+        suggestion="try: check that the server is up (`runyard up` starts one) and that the "
+        "endpoint is right",
         cause=cause,
     )

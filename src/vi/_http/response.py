@@ -45,7 +45,8 @@ _BY_STATUS: dict[int, tuple[type[ViError], ViErrorCode]] = {
     504: (ViServerError, ViErrorCode.TIMEOUT_ERROR),
 }
 _SUGGESTIONS = {
-    401: "The server does not know this key. try: check secret_key, DATATURE_VI_SECRET_KEY or the config file",
+    401: "The server does not know this key. try: check secret_key, DATATURE_VI_SECRET_KEY or the "
+    "config file",
     403: "The key is not permitted to do this. try: check organization_id and the role of the key",
     404: "The resource may have been deleted, or belong to another organization.",
 }
@@ -83,7 +84,8 @@ def decode(response: Response, decode_as: type[T], *, request_name: str) -> T:
     except msgspec.MsgspecError as error:
         raise ViOperationError(
             f"the response to {request_name} is not the expected document: {error}",
-            suggestion="try: check that the endpoint is a Runyard server, and upgrade vi to the server's version",
+            suggestion="try: check that the endpoint is a Runyard server, and upgrade vi to the "
+            "server's version",
             cause=error,
         ) from error
 
@@ -93,7 +95,11 @@ def error_from_response(response: Response, *, request_name: str) -> ViError:
     status = response.status
     document = _problem_document(response)
     kind, code = _kind_of(status)
-    details = {key: value for key, value in document.items() if key not in ("message", "error", "suggestion")}
+    details = {
+        key: value
+        for key, value in document.items()
+        if key not in ("message", "error", "suggestion")
+    }
     return kind(
         _message(document, status=status, request_name=request_name),
         error_code=code,
@@ -149,9 +155,15 @@ def _problem_document(response: Response) -> dict[str, Any]:
 def _message(document: dict[str, Any], *, status: int, request_name: str) -> str:
     texts = (document.get(key) for key in ("message", "error", "detail", "title"))
     message = next(
-        (text for text in texts if isinstance(text, str) and text), f"{request_name} returned status {status}"
+        (text for text in texts if isinstance(text, str) and text),
+        f"{request_name} returned status {status}",
     )
-    return "\n".join([message, *(f"  {_problem_line(problem)}" for problem in _problems_not_in(message, document))])
+    return "\n".join(
+        [
+            message,
+            *(f"  {_problem_line(problem)}" for problem in _problems_not_in(message, document)),
+        ]
+    )
 
 
 def _problems_not_in(message: str, document: dict[str, Any]) -> list[dict[str, Any]]:
@@ -160,7 +172,11 @@ def _problems_not_in(message: str, document: dict[str, Any]) -> list[dict[str, A
     if not isinstance(problems, list):
         return []
     texts = ((problem, problem.get("message")) for problem in problems if isinstance(problem, dict))
-    return [problem for problem, text in texts if not (isinstance(text, str) and text and text in message)]
+    return [
+        problem
+        for problem, text in texts
+        if not (isinstance(text, str) and text and text in message)
+    ]
 
 
 def _problem_line(problem: dict[str, Any]) -> str:

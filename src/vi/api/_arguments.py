@@ -31,7 +31,8 @@ def check_id(value: object, *, name: str) -> str:
     if isinstance(value, str) and _ID.fullmatch(value):
         return value
     raise ViInvalidParameterError(
-        f"{name} is {shorten_repr(value)}, expected: an id of 1 to 255 letters, digits, '_' and '-'",
+        f"{name} is {shorten_repr(value)}, expected: an id of 1 to 255 letters, digits, '_' and "
+        "'-'",
         suggestion="try: the id as the server returned it",
         details={"parameter": name},
     )
@@ -49,7 +50,8 @@ def check_pagination(value: PaginationParams | Mapping[str, Any] | None) -> Pagi
         unknown = set(value) - {"page_size", "page_token"}
         if unknown:
             raise ViInvalidParameterError(
-                f"pagination has the unknown key {min(map(str, unknown))!r}, expected: page_size and page_token",
+                f"pagination has the unknown key {min(map(str, unknown))!r}, expected: page_size "
+                "and page_token",
                 suggestion="try: {'page_size': 50}",
             )
         value = PaginationParams(**value)
@@ -72,7 +74,9 @@ def check_pagination(value: PaginationParams | Mapping[str, Any] | None) -> Pagi
     return value
 
 
-def encode_metadata(attributes: Mapping[str, Any] | None, *, removable: bool = False) -> dict[str, Any]:
+def encode_metadata(
+    attributes: Mapping[str, Any] | None, *, removable: bool = False
+) -> dict[str, Any]:
     """Return the part of a body that carries attributes; empty if ``attributes`` is None.
 
     ``removable`` allows None as a value, which removes an attribute.
@@ -88,7 +92,9 @@ def encode_metadata(attributes: Mapping[str, Any] | None, *, removable: bool = F
             suggestion="try: {'experiment': 'baseline'}",
         )
     for key, value in attributes.items():
-        if not isinstance(key, str) or not (isinstance(value, str) or (removable and value is None)):
+        if not isinstance(key, str) or not (
+            isinstance(value, str) or (removable and value is None)
+        ):
             raise ViInvalidParameterError(
                 f"metadata[{shorten_repr(key)}] is {shorten_repr(value)}, "
                 "expected: names and values of attributes are strings",
@@ -101,7 +107,8 @@ def encode_spec(spec: object, *, name: str = "spec") -> dict[str, Any]:
     """Return a spec in wire form.
 
     A struct gives the fields that differ from their defaults, a dict its items with camelCase keys.
-    Only the keys of the spec itself, and of a flow inside it, are converted; settings stay unchanged.
+    Only the keys of the spec itself, and of a flow inside it, are converted; settings stay
+    unchanged.
 
     Raises:
         ViInvalidParameterError: The spec is neither a struct nor a dict, or has a key twice.
@@ -113,7 +120,10 @@ def encode_spec(spec: object, *, name: str = "spec") -> dict[str, Any]:
             if getattr(spec, field.name) != _get_default(field)
         }
     if isinstance(spec, Mapping):
-        return {key: _encode_value(value, key=key) for key, value in _to_camel_keys(spec, name=name).items()}
+        return {
+            key: _encode_value(value, key=key)
+            for key, value in _to_camel_keys(spec, name=name).items()
+        }
     raise ViInvalidParameterError(
         f"{name} is {shorten_repr(spec)}, expected: a dict or the spec of a resource",
         suggestion="try: a dict with the fields to set",
@@ -126,7 +136,9 @@ def to_camel_case(key: object) -> str:
     Keys without underscores stay unchanged.
     """
     if not isinstance(key, str):
-        raise ViInvalidParameterError(f"a key of the spec is {shorten_repr(key)}, expected: a string")
+        raise ViInvalidParameterError(
+            f"a key of the spec is {shorten_repr(key)}, expected: a string"
+        )
     first, *others = key.split("_")
     return first + "".join(word[:1].upper() + word[1:] for word in others)
 
@@ -135,7 +147,8 @@ def encode_flow(flow: object) -> dict[str, Any]:
     """Return a flow in wire form: a struct with every field, or a dict as it is.
 
     Raises:
-        ViInvalidParameterError: It contains a value that JSON lacks; paths match the server's problems.
+        ViInvalidParameterError: It contains a value that JSON lacks; paths match the server's
+            problems.
     """
     if isinstance(flow, msgspec.Struct):
         document: dict[str, Any] = to_json_value(flow, name="flow")
@@ -157,7 +170,8 @@ def check_text(value: object, *, name: str) -> str | None:
     if value is None or isinstance(value, str):
         return value
     raise ViInvalidParameterError(
-        f"{name} is {shorten_repr(value)}, expected: a string", suggestion="try: a string, or omit the argument"
+        f"{name} is {shorten_repr(value)}, expected: a string",
+        suggestion="try: a string, or omit the argument",
     )
 
 
@@ -169,9 +183,15 @@ def build_if_match_headers(etag: object) -> dict[str, str] | None:
     """
     if etag is None:
         return None
-    if not isinstance(etag, str) or not etag.isascii() or not etag.isprintable() or not etag.strip():
+    if (
+        not isinstance(etag, str)
+        or not etag.isascii()
+        or not etag.isprintable()
+        or not etag.strip()
+    ):
         raise ViInvalidParameterError(
-            f"if_match is {shorten_repr(etag)}, expected: an etag", suggestion="try: the etag of the resource"
+            f"if_match is {shorten_repr(etag)}, expected: an etag",
+            suggestion="try: the etag of the resource",
         )
     return {"If-Match": etag}
 

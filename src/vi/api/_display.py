@@ -39,7 +39,9 @@ def print_fields(title: str, fields: Iterable[tuple[str, str, str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(title), title_justify="left", show_header=False, box=None, pad_edge=False)
+    table = Table(
+        title=Text(title), title_justify="left", show_header=False, box=None, pad_edge=False
+    )
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value, style in fields:

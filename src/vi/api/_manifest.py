@@ -42,7 +42,11 @@ class Manifest(msgspec.Struct, rename="camel", kw_only=True):
 def write_manifest(folder: Path, *, identity: str | None) -> None:
     """Write the manifest of a folder that was just downloaded."""
     files = [
-        FileRecord(path=path.relative_to(folder).as_posix(), size_bytes=path.stat().st_size, sha256=hash_file(path))
+        FileRecord(
+            path=path.relative_to(folder).as_posix(),
+            size_bytes=path.stat().st_size,
+            sha256=hash_file(path),
+        )
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != MANIFEST
     ]
@@ -73,7 +77,12 @@ def is_intact(folder: Path, *, identity: str | None) -> bool:
 
 def has_content(path: Path, *, size_bytes: int, sha256: str) -> bool:
     """Return True if a file has this size and hash; False if the hash is empty."""
-    return bool(sha256) and path.is_file() and path.stat().st_size == size_bytes and hash_file(path) == sha256
+    return (
+        bool(sha256)
+        and path.is_file()
+        and path.stat().st_size == size_bytes
+        and hash_file(path) == sha256
+    )
 
 
 def hash_file(path: Path) -> str:
@@ -97,7 +106,10 @@ def _verify_file(folder: Path, record: FileRecord) -> tuple[bool, bool]:
     now_ns = time.time_ns()
     if hash_file(path) != record.sha256:
         return False, False
-    previous, record.seen = record.seen, seen if 0 <= status.st_ctime_ns < now_ns - _SETTLED_NS else None
+    previous, record.seen = (
+        record.seen,
+        seen if 0 <= status.st_ctime_ns < now_ns - _SETTLED_NS else None,
+    )
     return True, record.seen != previous
 
 

@@ -50,26 +50,41 @@ def import_progress(show: bool) -> Iterator[Callable[[DatasetImport], None]]:
         return
     from rich.progress import BarColumn, TextColumn
 
-    with _make_bar([TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[facts]}")]) as bar:
+    with _make_bar(
+        [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[facts]}")]
+    ) as bar:
         task = bar.add_task("Sending", total=None, facts="")
 
         def draw(imported: DatasetImport) -> None:
             done, total = _measure_phase(imported)
             facts = describe_import(imported)
             bar.update(
-                task, description=imported.status.progress.phase, total=total, completed=done, facts=facts, refresh=True
+                task,
+                description=imported.status.progress.phase,
+                total=total,
+                completed=done,
+                facts=facts,
+                refresh=True,
             )
 
         yield draw
 
 
 @contextmanager
-def byte_progress(title: str, *, total_bytes: int | None, show: bool) -> Iterator[Callable[[int], None]]:
+def byte_progress(
+    title: str, *, total_bytes: int | None, show: bool
+) -> Iterator[Callable[[int], None]]:
     """Yield a function that shows the number of transferred bytes in a bar."""
     if not (show and _has_terminal()):
         yield lambda arrived_bytes: None
         return
-    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
 
     columns = [
         TextColumn("{task.description}"),
@@ -106,7 +121,9 @@ def describe_import(imported: DatasetImport) -> str:
         if progress.rows:
             facts.append(f"{progress.rows_kept}/{progress.rows} rows")
         facts += [
-            format_count(count, word) for count, word in ((found.errors, "error"), (found.warnings, "warning")) if count
+            format_count(count, word)
+            for count, word in ((found.errors, "error"), (found.warnings, "warning"))
+            if count
         ]
         if progress.per_second:
             facts.append(f"{progress.per_second:.0f}/s")

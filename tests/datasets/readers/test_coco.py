@@ -12,17 +12,32 @@ import pytest
 from runyard.datasets.readers.json_stream import MalformedJson, iter_elements
 from runyard.datasets.records import Freeform
 
-IMAGES = [{"id": 10, "file_name": "a.png", "width": 40, "height": 20}, {"id": 11, "file_name": "b.png"}]
+IMAGES = [
+    {"id": 10, "file_name": "a.png", "width": 40, "height": 20},
+    {"id": 11, "file_name": "b.png"},
+]
 CATEGORIES = [{"id": 1, "name": "red tin"}, {"id": 2, "name": "box"}]
 
 
 def coco(*annotations: dict[str, Any], images: Any = IMAGES, categories: Any = CATEGORIES) -> str:
-    document = {"info": {"year": 2026}, "annotations": list(annotations), "images": images, "categories": categories}
+    document = {
+        "info": {"year": 2026},
+        "annotations": list(annotations),
+        "images": images,
+        "categories": categories,
+    }
     return json.dumps(document, indent=1)
 
 
 def box(category: Any, *bbox: Any, image: Any = 10, **more: Any) -> dict[str, Any]:
-    return {"id": 5, "image_id": image, "category_id": category, "bbox": list(bbox), "segmentation": [[1, 2]], **more}
+    return {
+        "id": 5,
+        "image_id": image,
+        "category_id": category,
+        "bbox": list(bbox),
+        "segmentation": [[1, 2]],
+        **more,
+    }
 
 
 @pytest.fixture
@@ -31,13 +46,25 @@ def images(shelf: Any, make_png: Any) -> Any:
 
 
 def test_annotations_of_an_image_become_one_row(images: Any) -> None:
-    found = coco(box(1, 4, 2, 8, 4), box(2, 0, 0, 30, 15, image=11), box(1, 20, 10, 20, 10), box(2, 0, 0, 40, 20))
+    found = coco(
+        box(1, 4, 2, 8, 4),
+        box(2, 0, 0, 30, 15, image=11),
+        box(1, 20, 10, 20, 10),
+        box(2, 0, 0, 40, 20),
+    )
     result = images.put("annotations/instances.json", found).check()
-    assert (result.outcome.format, result.outcome.type, result.findings) == ("Coco", "phrase-grounding", [])
+    assert (result.outcome.format, result.outcome.type, result.findings) == (
+        "Coco",
+        "phrase-grounding",
+        [],
+    )
     assert [record.id for record in result.records] == ["images/a.png", "images/b.png"]
     contents = result.records[0].contents
     assert contents.caption == "red tin and box"
-    assert [(one.phrase, one.start_token_index, one.end_token_index) for one in contents.grounded_phrases] == [
+    assert [
+        (one.phrase, one.start_token_index, one.end_token_index)
+        for one in contents.grounded_phrases
+    ] == [
         ("red tin", 0, 2),
         ("box", 3, 4),
     ]
@@ -45,7 +72,10 @@ def test_annotations_of_an_image_become_one_row(images: Any) -> None:
 
 
 def test_captions_become_texts(images: Any) -> None:
-    captions = [{"id": 1, "image_id": 10, "caption": " A tin. "}, {"id": 2, "image_id": 10, "caption": "Red."}]
+    captions = [
+        {"id": 1, "image_id": 10, "caption": " A tin. "},
+        {"id": 2, "image_id": 10, "caption": "Red."},
+    ]
     result = images.put("captions.json", coco(*captions)).check()
     assert result.outcome.type == "freeform"
     assert [(record.id, record.contents) for record in result.records] == [
@@ -56,7 +86,9 @@ def test_captions_become_texts(images: Any) -> None:
 
 def test_a_file_of_the_other_kind_is_reported(images: Any) -> None:
     images.put("a.json", coco(box(1, 4, 2, 8, 4)))
-    result = images.put("b.json", coco({"id": 1, "image_id": 10, "caption": "x"})).check("phrase-grounding")
+    result = images.put("b.json", coco({"id": 1, "image_id": 10, "caption": "x"})).check(
+        "phrase-grounding"
+    )
     assert len(result.records) == 1
     assert [found.file for found in result.findings if found.code == "FileIgnored"] == ["b.json"]
 
@@ -81,7 +113,9 @@ def test_a_box_is_put_round_polygons_that_have_none(images: Any) -> None:
         ({"image_id": 10, "bbox": [1, 2, 3, 4]}, "FieldMissing", "annotations[1].category_id"),
     ],
 )
-def test_an_error_leaves_out_the_row_of_its_image(images: Any, bad: Any, code: str, field: str) -> None:
+def test_an_error_leaves_out_the_row_of_its_image(
+    images: Any, bad: Any, code: str, field: str
+) -> None:
     good = [box(1, 4, 2, 8, 4), bad, box(2, 0, 0, 30, 15, image=11)]
     result = images.put("a.json", coco(*good)).check()
     assert [record.asset.filename for record in result.records] == ["images/b.png"]
@@ -91,17 +125,33 @@ def test_an_error_leaves_out_the_row_of_its_image(images: Any, bad: Any, code: s
 @pytest.mark.parametrize(
     ("document", "code", "field"),
     [
-        (coco(box(1, 4, 2, 8, 4), box(1, 4, 2, 8, 4, image=99)), "FieldInvalid", "annotations[1].image_id"),
+        (
+            coco(box(1, 4, 2, 8, 4), box(1, 4, 2, 8, 4, image=99)),
+            "FieldInvalid",
+            "annotations[1].image_id",
+        ),
         (coco(box(1, 4, 2, 8, 4), {"bbox": []}), "FieldMissing", "annotations[1].image_id"),
-        (coco(box(1, 4, 2, 8, 4), images=[*IMAGES, {"id": 12}]), "FieldMissing", "images[2].file_name"),
+        (
+            coco(box(1, 4, 2, 8, 4), images=[*IMAGES, {"id": 12}]),
+            "FieldMissing",
+            "images[2].file_name",
+        ),
         (coco(box(1, 4, 2, 8, 4), images=[*IMAGES, IMAGES[0]]), "IdDuplicate", "images[2].id"),
-        (coco(box(1, 4, 2, 8, 4), categories=[*CATEGORIES, {"id": 3}]), "FieldMissing", "categories[2].name"),
+        (
+            coco(box(1, 4, 2, 8, 4), categories=[*CATEGORIES, {"id": 3}]),
+            "FieldMissing",
+            "categories[2].name",
+        ),
     ],
 )
-def test_a_row_without_an_image_is_reported_alone(images: Any, document: str, code: str, field: str) -> None:
+def test_a_row_without_an_image_is_reported_alone(
+    images: Any, document: str, code: str, field: str
+) -> None:
     result = images.put("a.json", document).check()
     assert len(result.records) == 1
-    assert [(f.code, f.field) for f in result.findings if f.code != "AnnotationsAbsent"] == [(code, field)]
+    assert [(f.code, f.field) for f in result.findings if f.code != "AnnotationsAbsent"] == [
+        (code, field)
+    ]
 
 
 def test_a_missing_image_is_reported_with_its_location(images: Any) -> None:
@@ -112,8 +162,12 @@ def test_a_missing_image_is_reported_with_its_location(images: Any) -> None:
 
 
 def test_a_size_of_another_image_is_reported(images: Any) -> None:
-    result = images.put("a.json", coco(box(1, 4, 2, 8, 4), images=[{**IMAGES[0], "width": 41}])).check()
-    assert [found.code for found in result.findings if found.severity == "error"] == ["SizeMismatch"]
+    result = images.put(
+        "a.json", coco(box(1, 4, 2, 8, 4), images=[{**IMAGES[0], "width": 41}])
+    ).check()
+    assert [found.code for found in result.findings if found.severity == "error"] == [
+        "SizeMismatch"
+    ]
 
 
 @pytest.mark.parametrize("cut", [0.2, 0.6, 0.99])
@@ -138,7 +192,13 @@ class Dripping(io.BytesIO):
 
 @pytest.mark.parametrize("file", [io.BytesIO, Dripping])
 def test_elements_come_one_by_one_whatever_the_chunks(file: Any) -> None:
-    document = {"a": [1, "é箱", {"b": [2]}, 12345, True], "c": {"d": [1]}, "e": [], "f": "x", "g": [[3]]}
+    document = {
+        "a": [1, "é箱", {"b": [2]}, 12345, True],
+        "c": {"d": [1]},
+        "e": [],
+        "f": "x",
+        "g": [[3]],
+    }
     data = json.dumps(document, ensure_ascii=False, indent=2).encode()
     expected = [(key, n, v) for key in ("a", "e", "g") for n, v in enumerate(document[key])]
     assert list(iter_elements(file(data))) == expected
@@ -168,7 +228,11 @@ def test_what_is_no_object_of_arrays_is_rejected(text: str) -> None:
 def test_a_file_larger_than_its_window_is_held_in_part_only() -> None:
     import tracemalloc
 
-    data = b'{"annotations":[' + b",".join(b'{"x":"%s"}' % (b"y" * 1000) for _ in range(20_000)) + b"]}"
+    data = (
+        b'{"annotations":['
+        + b",".join(b'{"x":"%s"}' % (b"y" * 1000) for _ in range(20_000))
+        + b"]}"
+    )
     tracemalloc.start()
     try:
         assert sum(1 for _ in iter_elements(io.BytesIO(data))) == 20_000

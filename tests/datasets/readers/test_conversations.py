@@ -20,7 +20,10 @@ CHAT = {
     "messages": [
         {
             "role": "user",
-            "content": [{"type": "image", "image": "bus.png"}, {"type": "text", "text": "What colour is the bus?"}],
+            "content": [
+                {"type": "image", "image": "bus.png"},
+                {"type": "text", "text": "What colour is the bus?"},
+            ],
         },
         {"role": "assistant", "content": [{"type": "text", "text": "It is white and red."}]},
     ]
@@ -28,21 +31,31 @@ CHAT = {
 
 
 def make_turns(*texts: str) -> list[dict[str, str]]:
-    return [{"from": "human" if n % 2 == 0 else "gpt", "value": text} for n, text in enumerate(texts)]
+    return [
+        {"from": "human" if n % 2 == 0 else "gpt", "value": text} for n, text in enumerate(texts)
+    ]
 
 
 def list_questions(contents: object) -> list[tuple[str, str]]:
     assert isinstance(contents, Vqa)
-    assert [one.order for one in contents.interactions] == list(range(1, len(contents.interactions) + 1))
+    assert [one.order for one in contents.interactions] == list(
+        range(1, len(contents.interactions) + 1)
+    )
     return [(one.question, one.answer) for one in contents.interactions]
 
 
-def test_turns_of_an_array_become_interactions_of_one_record(shelf: Any, make_png: Callable[..., bytes]) -> None:
+def test_turns_of_an_array_become_interactions_of_one_record(
+    shelf: Any, make_png: Callable[..., bytes]
+) -> None:
     shelf.put("coco/bus.png", make_png()).put("llava.json", json.dumps([LLAVA]))
     result = shelf.check()
     assert result.findings == []
     [record] = result.records
-    assert (record.id, record.asset.filename, record.asset.width) == ("000000033471", "coco/bus.png", 40)
+    assert (record.id, record.asset.filename, record.asset.width) == (
+        "000000033471",
+        "coco/bus.png",
+        40,
+    )
     assert list_questions(record.contents) == [
         ("What colour is the bus?", "It is white and red."),
         ("Is it raining?", "No."),
@@ -50,18 +63,27 @@ def test_turns_of_an_array_become_interactions_of_one_record(shelf: Any, make_pn
 
 
 def test_chat_messages_with_parts_in_lines(shelf: Any, make_png: Callable[..., bytes]) -> None:
-    shelf.put("bus.png", make_png()).put("chat.jsonl", f"{json.dumps(CHAT)}\n\n{json.dumps(CHAT | {'id': 7})}\n")
+    shelf.put("bus.png", make_png()).put(
+        "chat.jsonl", f"{json.dumps(CHAT)}\n\n{json.dumps(CHAT | {'id': 7})}\n"
+    )
     result = shelf.check("vqa")
     assert [record.id for record in result.records] == ["chat.jsonl:1", "7"]
-    assert list_questions(result.records[1].contents) == [("What colour is the bus?", "It is white and red.")]
+    assert list_questions(result.records[1].contents) == [
+        ("What colour is the bus?", "It is white and red.")
+    ]
     assert result.codes == ["RowDuplicate"]
 
 
-def test_each_turn_is_a_record_of_a_freeform_dataset(shelf: Any, make_png: Callable[..., bytes]) -> None:
+def test_each_turn_is_a_record_of_a_freeform_dataset(
+    shelf: Any, make_png: Callable[..., bytes]
+) -> None:
     shelf.put("coco/bus.png", make_png()).put("llava.json", json.dumps([LLAVA]))
     first, second = shelf.check("freeform").records
     assert first.contents == Freeform(prompt="What colour is the bus?", text="It is white and red.")
-    assert (second.id, second.contents) == ("000000033471-2", Freeform(prompt="Is it raining?", text="No."))
+    assert (second.id, second.contents) == (
+        "000000033471-2",
+        Freeform(prompt="Is it raining?", text="No."),
+    )
 
 
 @pytest.mark.parametrize(
@@ -69,25 +91,48 @@ def test_each_turn_is_a_record_of_a_freeform_dataset(shelf: Any, make_png: Calla
     [
         ({"conversations": make_turns("Who?", "He.")}, "FieldMissing", "[1].image"),
         ({"image": 3, "conversations": make_turns("Who?", "He.")}, "FieldInvalid", "[1].image"),
-        ({"images": ["a.png", "b.png"], "conversations": make_turns("Who?", "He.")}, "FieldInvalid", "[1].images"),
-        ({"image": "https://x.org/a.png", "conversations": make_turns("Who?", "He.")}, "FieldInvalid", "[1].image"),
+        (
+            {"images": ["a.png", "b.png"], "conversations": make_turns("Who?", "He.")},
+            "FieldInvalid",
+            "[1].images",
+        ),
+        (
+            {"image": "https://x.org/a.png", "conversations": make_turns("Who?", "He.")},
+            "FieldInvalid",
+            "[1].image",
+        ),
         ({"image": "b.png", "conversations": make_turns("Who?", "He.")}, "ImageMissing", "[1]"),
         ({"image": "a.png", "conversations": "Who?"}, "FieldInvalid", "[1].conversations"),
         ({"image": "a.png", "conversations": []}, "FieldInvalid", "[1].conversations"),
         ({"image": "a.png"}, "FieldMissing", "[1]"),
-        ({"image": "a.png", "conversations": make_turns("Who?")}, "ConversationInvalid", "[1].conversations"),
+        (
+            {"image": "a.png", "conversations": make_turns("Who?")},
+            "ConversationInvalid",
+            "[1].conversations",
+        ),
         (
             {"image": "a.png", "conversations": make_turns("Who?", "He.")[1:]},
             "ConversationInvalid",
             "[1].conversations[0]",
         ),
         (
-            {"image": "a.png", "conversations": [*make_turns("Who?"), *make_turns("Where?", "Here.")]},
+            {
+                "image": "a.png",
+                "conversations": [*make_turns("Who?"), *make_turns("Where?", "Here.")],
+            },
             "ConversationInvalid",
             "[1].conversations[1]",
         ),
-        ({"image": "a.png", "conversations": [{"from": "tool", "value": "x"}]}, "ConversationInvalid", None),
-        ({"image": "a.png", "conversations": [{"from": "human", "value": 3}]}, "FieldInvalid", None),
+        (
+            {"image": "a.png", "conversations": [{"from": "tool", "value": "x"}]},
+            "ConversationInvalid",
+            None,
+        ),
+        (
+            {"image": "a.png", "conversations": [{"from": "human", "value": 3}]},
+            "FieldInvalid",
+            None,
+        ),
         ({"image": "a.png", "conversations": ["Who?"]}, "FieldInvalid", None),
         ({"image": "a.png", "conversations": make_turns("Who?", "")}, "AnswerEmpty", None),
         ("no object", "RowInvalid", "[1]"),
@@ -97,7 +142,9 @@ def test_a_wrong_row_is_reported_with_its_field_and_the_others_are_accepted(
     shelf: Any, make_png: Callable[..., bytes], row: Any, code: str, field: str | None
 ) -> None:
     good = {"image": "a.png", "conversations": make_turns("Who?", "She.")}
-    shelf.put("a.png", make_png()).put("talks.json", json.dumps([good, row, good | {"id": "last"}], indent=1))
+    shelf.put("a.png", make_png()).put(
+        "talks.json", json.dumps([good, row, good | {"id": "last"}], indent=1)
+    )
     result = shelf.check("vqa")
     assert [record.id for record in result.records] == ["talks.json:1", "last"]
     errors = [found for found in result.findings if found.severity == "error"]
@@ -106,17 +153,30 @@ def test_a_wrong_row_is_reported_with_its_field_and_the_others_are_accepted(
     assert field is None or (errors[0].field or "").startswith(field)
 
 
-def test_system_turns_are_ignored_and_reported_once(shelf: Any, make_png: Callable[..., bytes]) -> None:
-    row = {"image": "a.png", "conversations": [{"from": "system", "value": "Be brief."}, *make_turns("Who?", "She.")]}
-    shelf.put("a.png", make_png()).put("talks.jsonl", "".join(json.dumps(row | {"id": n}) + "\n" for n in range(3)))
+def test_system_turns_are_ignored_and_reported_once(
+    shelf: Any, make_png: Callable[..., bytes]
+) -> None:
+    row = {
+        "image": "a.png",
+        "conversations": [{"from": "system", "value": "Be brief."}, *make_turns("Who?", "She.")],
+    }
+    shelf.put("a.png", make_png()).put(
+        "talks.jsonl", "".join(json.dumps(row | {"id": n}) + "\n" for n in range(3))
+    )
     result = shelf.check("vqa")
     assert list_questions(result.records[0].contents) == [("Who?", "She.")]
     assert result.codes.count("FileIgnored") == 1
 
 
-def test_a_torn_array_gives_the_rows_before_the_tear(shelf: Any, make_png: Callable[..., bytes]) -> None:
+def test_a_torn_array_gives_the_rows_before_the_tear(
+    shelf: Any, make_png: Callable[..., bytes]
+) -> None:
     text = json.dumps(
-        [{"id": n, "image": "a.png", "conversations": make_turns(f"{n}?", "Yes.")} for n in range(50)], indent=2
+        [
+            {"id": n, "image": "a.png", "conversations": make_turns(f"{n}?", "Yes.")}
+            for n in range(50)
+        ],
+        indent=2,
     )
     shelf.put("a.png", make_png()).put("talks.json", text[: len(text) // 2])
     result = shelf.check("vqa")
@@ -126,17 +186,25 @@ def test_a_torn_array_gives_the_rows_before_the_tear(shelf: Any, make_png: Calla
     assert error.line == text[: len(text) // 2].count("\n") + 1
 
 
-def test_rows_longer_than_a_piece_of_the_file_are_whole(shelf: Any, make_png: Callable[..., bytes]) -> None:
+def test_rows_longer_than_a_piece_of_the_file_are_whole(
+    shelf: Any, make_png: Callable[..., bytes]
+) -> None:
     long = "ö" * 1_500_000
-    rows = [{"image": "a.png", "conversations": make_turns(f"{n}?", long + str(n))} for n in range(3)]
+    rows = [
+        {"image": "a.png", "conversations": make_turns(f"{n}?", long + str(n))} for n in range(3)
+    ]
     shelf.put("a.png", make_png()).put("talks.json", json.dumps(rows, ensure_ascii=False))
-    assert [list_questions(record.contents)[0][1][-2:] for record in shelf.check("vqa").records] == ["ö0", "ö1", "ö2"]
+    assert [
+        list_questions(record.contents)[0][1][-2:] for record in shelf.check("vqa").records
+    ] == ["ö0", "ö1", "ö2"]
 
 
 @pytest.mark.parametrize(
     ("data", "code"), [(b'[{"messages": [\xff', "EncodingWrong"), (b'[{"messages": [' * 9999, None)]
 )
-def test_wrong_letters_and_endless_nesting_are_reported(shelf: Any, data: bytes, code: str | None) -> None:
+def test_wrong_letters_and_endless_nesting_are_reported(
+    shelf: Any, data: bytes, code: str | None
+) -> None:
     result = shelf.put("talks.json", data).check("vqa")
     assert result.outcome.decision == "Rejected"
     assert result.codes == [code or "FileUnreadable"]

@@ -10,7 +10,10 @@ def images(shelf: Any, make_png: Any) -> Any:
     return shelf.put("a.png", make_png(40, 20)).put("b.png", make_png(30, 30))
 
 
-FOUR = "filename,xmin,ymin,xmax,ymax,class\na.png,4,2,12,6,tin\nb.png,0,0,15,30,box\na.png,20,10,40,20,tin\n"
+FOUR = (
+    "filename,xmin,ymin,xmax,ymax,class\na.png,4,2,12,6,tin\nb.png,0,0,15,30,box\n"
+    "a.png,20,10,40,20,tin\n"
+)
 
 
 @pytest.mark.parametrize(
@@ -27,16 +30,19 @@ FOUR = "filename,xmin,ymin,xmax,ymax,class\na.png,4,2,12,6,tin\nb.png,0,0,15,30,
         ),
         (
             "CsvFourCorner",
-            "image\tlabel\txmin\tymin\txmax\tymax\na.png\ttin\t.1\t.1\t.3\t.3\nb.png\tbox\t0\t0\t0.5\t1\n"
+            "image\tlabel\txmin\tymin\txmax\tymax\na.png\ttin\t.1\t.1\t.3\t.3\n"
+            "b.png\tbox\t0\t0\t0.5\t1\n"
             "a.png\ttin\t0.5\t0.5\t1\t1\n",
         ),
         (
             "CsvWidthHeight",
-            "filename,x,y,width,height,class\na.png,4,2,8,4,tin\nb.png,0,0,15,30,box\na.png,20,10,20,10,tin\n",
+            "filename,x,y,width,height,class\na.png,4,2,8,4,tin\nb.png,0,0,15,30,box\n"
+            "a.png,20,10,20,10,tin\n",
         ),
         (
             "CsvWidthHeight",
-            "filename,x,y,width,height,class\na.png,.1,.1,.2,.2,tin\nb.png,0,0,0.5,1,box\na.png,.5,.5,.5,.5,tin\n",
+            "filename,x,y,width,height,class\na.png,.1,.1,.2,.2,tin\nb.png,0,0,0.5,1,box\n"
+            "a.png,.5,.5,.5,.5,tin\n",
         ),
     ],
 )
@@ -74,18 +80,22 @@ def test_findings_name_their_own_line(images: Any, bad: str, code: str, field: s
 def test_lines_are_counted_as_an_editor_counts_them(images: Any) -> None:
     text = FOUR + 'b.png,0,0,15,30,"two\nlines"\n\nz.png,1,1,2,2,tin\n'
     result = images.put("rows.csv", text).check()
-    assert [(found.code, found.line) for found in result.findings if found.severity == "error"] == [("ImageMissing", 8)]
+    assert [(found.code, found.line) for found in result.findings if found.severity == "error"] == [
+        ("ImageMissing", 8)
+    ]
 
 
 def test_a_file_that_is_not_utf8_is_rejected_as_a_whole(images: Any) -> None:
     result = images.put("rows.csv", FOUR.encode() + b"b.png,1,1,2,2,d\xe9\n").check()
     assert result.records == []
-    assert [(found.code, found.action) for found in result.findings if found.severity == "error"] == [
-        ("EncodingWrong", "FileRejected")
-    ]
+    assert [
+        (found.code, found.action) for found in result.findings if found.severity == "error"
+    ] == [("EncodingWrong", "FileRejected")]
 
 
 def test_a_size_that_is_not_the_images_is_reported(images: Any) -> None:
     text = "filename,width,height,class,xmin,ymin,xmax,ymax\na.png,41,20,tin,4,2,12,6\n"
     result = images.put("rows.csv", text).check()
-    assert [(found.code, found.line) for found in result.findings if found.severity == "error"] == [("SizeMismatch", 2)]
+    assert [(found.code, found.line) for found in result.findings if found.severity == "error"] == [
+        ("SizeMismatch", 2)
+    ]

@@ -34,12 +34,26 @@ def list_questions(contents: object) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("make", [write, stream])
-def test_questions_with_images_inside(shelf: Any, make_png: Callable[..., bytes], make: Callable[..., None]) -> None:
+def test_questions_with_images_inside(
+    shelf: Any, make_png: Callable[..., bytes], make: Callable[..., None]
+) -> None:
     ending = "parquet" if make is write else "arrow"
     rows = [
-        {"image": {"bytes": make_png(30, 10), "path": "a.png"}, "question": "How many?", "answers": ["2", "3", "2"]},
-        {"image": {"bytes": make_png(31, 10), "path": None}, "question": "What?", "answers": ["a tin"]},
-        {"image": {"bytes": make_png(32, 10), "path": "../x.png"}, "question": "Who?", "answers": ["she"]},
+        {
+            "image": {"bytes": make_png(30, 10), "path": "a.png"},
+            "question": "How many?",
+            "answers": ["2", "3", "2"],
+        },
+        {
+            "image": {"bytes": make_png(31, 10), "path": None},
+            "question": "What?",
+            "answers": ["a tin"],
+        },
+        {
+            "image": {"bytes": make_png(32, 10), "path": "../x.png"},
+            "question": "Who?",
+            "answers": ["she"],
+        },
     ]
     make(shelf.folder / f"data/train-0.{ending}", rows)
     result = shelf.check("vqa")
@@ -57,7 +71,9 @@ def test_questions_with_images_inside(shelf: Any, make_png: Callable[..., bytes]
     assert result.findings == []
 
 
-def test_detection_tables_by_the_features_of_the_schema(shelf: Any, make_png: Callable[..., bytes]) -> None:
+def test_detection_tables_by_the_features_of_the_schema(
+    shelf: Any, make_png: Callable[..., bytes]
+) -> None:
     rows = [
         {
             "image_id": n,
@@ -70,7 +86,11 @@ def test_detection_tables_by_the_features_of_the_schema(shelf: Any, make_png: Ca
         {"feature": {"category": CLASS}, "_type": "Sequence"},
         {"category": {"feature": CLASS, "_type": "List"}},
     ):
-        write(shelf.folder / "train.parquet", rows, features(photo={"_type": "Image"}, objects=objects))
+        write(
+            shelf.folder / "train.parquet",
+            rows,
+            features(photo={"_type": "Image"}, objects=objects),
+        )
         result = shelf.check()
         assert result.outcome.type == "phrase-grounding"
         contents = result.records[0].contents
@@ -83,7 +103,9 @@ def test_detection_tables_by_the_features_of_the_schema(shelf: Any, make_png: Ca
 
 
 def test_classes_without_names_are_reported(shelf: Any, make_png: Callable[..., bytes]) -> None:
-    rows = [{"image": {"bytes": make_png(), "path": "a.png"}, "label": number} for number in (0, 2, -1)]
+    rows = [
+        {"image": {"bytes": make_png(), "path": "a.png"}, "label": number} for number in (0, 2, -1)
+    ]
     write(shelf.folder / "train.parquet", rows, features(label=CLASS))
     result = shelf.check("freeform")
     assert [record.contents for record in result.records] == [Freeform(text="box")]
@@ -97,7 +119,10 @@ def test_classes_without_names_are_reported(shelf: Any, make_png: Callable[..., 
 
 def test_images_by_name_and_captions_in_lists(shelf: Any, make_png: Callable[..., bytes]) -> None:
     shelf.put("images/a.png", make_png())
-    rows = [{"file_name": "a.png", "captions": ["red", "a red field"]}, {"file_name": "b.png", "captions": ["none"]}]
+    rows = [
+        {"file_name": "a.png", "captions": ["red", "a red field"]},
+        {"file_name": "b.png", "captions": ["none"]},
+    ]
     write(shelf.folder / "captions.parquet", rows)
     result = shelf.check("freeform")
     assert [(r.id, r.contents) for r in result.records] == [
@@ -109,7 +134,10 @@ def test_images_by_name_and_captions_in_lists(shelf: Any, make_png: Callable[...
 
 def test_conversations_in_columns(shelf: Any, make_png: Callable[..., bytes]) -> None:
     image = {"bytes": make_png(), "path": "a.png"}
-    write(shelf.folder / "a.parquet", [{"images": [image], "texts": [{"user": "<image>Who?", "assistant": "She."}]}])
+    write(
+        shelf.folder / "a.parquet",
+        [{"images": [image], "texts": [{"user": "<image>Who?", "assistant": "She."}]}],
+    )
     talk = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "He."}]
     write(shelf.folder / "b.parquet", [{"image": image, "messages": talk}])
     assert [list_questions(record.contents) for record in shelf.check("vqa").records] == [
@@ -120,23 +148,37 @@ def test_conversations_in_columns(shelf: Any, make_png: Callable[..., bytes]) ->
 
 def test_rows_of_one_image_take_it_once(shelf: Any, make_png: Callable[..., bytes]) -> None:
     image, other = {"bytes": make_png(), "path": "a.png"}, {"bytes": make_png(50), "path": "a.png"}
-    rows = [{"image": one, "question": f"{n}?", "answer": "yes"} for n, one in enumerate([image, image, other])]
+    rows = [
+        {"image": one, "question": f"{n}?", "answer": "yes"}
+        for n, one in enumerate([image, image, other])
+    ]
     write(shelf.folder / "train.parquet", rows)
     result = shelf.check("vqa")
-    assert [record.asset.filename for record in result.records] == ["a.png", "a.png", "train/000003-a.png"]
+    assert [record.asset.filename for record in result.records] == [
+        "a.png",
+        "a.png",
+        "train/000003-a.png",
+    ]
     assert result.outcome.counts["images"] == 2
     assert result.findings == []
 
 
-def test_columns_that_fit_nothing_and_images_that_are_none(shelf: Any, make_png: Callable[..., bytes]) -> None:
+def test_columns_that_fit_nothing_and_images_that_are_none(
+    shelf: Any, make_png: Callable[..., bytes]
+) -> None:
     write(shelf.folder / "a.parquet", [{"question": "Who?", "answer": "She."}])
-    write(shelf.folder / "b.parquet", [{"image": {"bytes": make_png(), "path": None}, "weight": 3}] * 3)
+    write(
+        shelf.folder / "b.parquet",
+        [{"image": {"bytes": make_png(), "path": None}, "weight": 3}] * 3,
+    )
     write(
         shelf.folder / "c.parquet",
         [{"image": {"bytes": b"no image", "path": None}, "question": "Who?", "answer": "She."}],
     )
     write(shelf.folder / "d.parquet", [{"image": None, "question": "Who?", "answer": "She."}])
-    shelf.put("e.parquet", b"").put("f.parquet", b"PAR1 and nothing else PAR1").put("cache-1.arrow", b"")
+    shelf.put("e.parquet", b"").put("f.parquet", b"PAR1 and nothing else PAR1").put(
+        "cache-1.arrow", b""
+    )
     result = shelf.check("vqa")
     assert result.records == []
     assert [(f.file, f.code) for f in result.findings if f.severity == "error"] == [

@@ -8,17 +8,28 @@ import pytest
 from runyard.datasets.records import Freeform, Interaction, Vqa
 
 
-def line(id: Any = 1, *, filename: str = "a.png", width: int = 40, height: int = 20, **contents: Any) -> str:
-    contents = contents or {"type": "Vqa", "interactions": [{"order": 1, "question": "q", "answer": "a"}]}
+def line(
+    id: Any = 1, *, filename: str = "a.png", width: int = 40, height: int = 20, **contents: Any
+) -> str:
+    contents = contents or {
+        "type": "Vqa",
+        "interactions": [{"order": 1, "question": "q", "answer": "a"}],
+    }
     asset = {"type": "Image", "filename": filename, "width": width, "height": height}
     return json.dumps({"id": id, "asset": asset, "contents": contents}, ensure_ascii=False)
 
 
 def test_ids_are_texts_or_numbers(shelf: Any, make_png: Any) -> None:
     other = line("x", type="Vqa", interactions=[{"order": 1, "question": "é", "answer": "箱"}])
-    result = shelf.put("a.png", make_png()).put("rows.jsonl", f"\ufeff{line(7)}\r\n\n{other}").check("vqa")
+    result = (
+        shelf.put("a.png", make_png())
+        .put("rows.jsonl", f"\ufeff{line(7)}\r\n\n{other}")
+        .check("vqa")
+    )
     assert [record.id for record in result.records] == ["7", "x"]
-    assert result.records[1].contents == Vqa(interactions=[Interaction(order=1, question="é", answer="箱")])
+    assert result.records[1].contents == Vqa(
+        interactions=[Interaction(order=1, question="é", answer="箱")]
+    )
     assert (result.findings, result.outcome.format) == ([], "ViJsonl")
 
 
@@ -30,13 +41,25 @@ def test_a_row_without_an_id_is_called_after_its_line(shelf: Any, make_png: Any)
 
 
 def test_the_size_may_be_left_out(shelf: Any, make_png: Any) -> None:
-    row = {"id": 1, "asset": {"filename": "a.png"}, "contents": {"type": "Freeform", "text": "x", "prompt": "y"}}
+    row = {
+        "id": 1,
+        "asset": {"filename": "a.png"},
+        "contents": {"type": "Freeform", "text": "x", "prompt": "y"},
+    }
     result = shelf.put("a.png", make_png()).put("rows.jsonl", json.dumps(row)).check()
     assert (result.findings, result.outcome.type) == ([], "freeform")
-    assert (result.records[0].asset.width, result.records[0].contents) == (40, Freeform(text="x", prompt="y"))
+    assert (result.records[0].asset.width, result.records[0].contents) == (
+        40,
+        Freeform(text="x", prompt="y"),
+    )
 
 
-PHRASE = {"phrase": "a", "startTokenIndex": 0, "endTokenIndex": 1, "bounds": [[0, 0, 1, 1], [0, 0, 1, "1"]]}
+PHRASE = {
+    "phrase": "a",
+    "startTokenIndex": 0,
+    "endTokenIndex": 1,
+    "bounds": [[0, 0, 1, 1], [0, 0, 1, "1"]],
+}
 GROUNDING = {"type": "PhraseGrounding", "caption": "a b"}
 
 
@@ -50,7 +73,10 @@ GROUNDING = {"type": "PhraseGrounding", "caption": "a b"}
         (line(type="Caption", caption="x").encode(), "FieldInvalid", "contents.type", "Caption"),
         (line(type="Vqa").encode(), "FieldMissing", "contents.interactions", None),
         (
-            line(type="Vqa", interactions=[{"order": 1, "question": "q", "answer": "a"}, {"order": 2}]).encode(),
+            line(
+                type="Vqa",
+                interactions=[{"order": 1, "question": "q", "answer": "a"}, {"order": 2}],
+            ).encode(),
             "FieldMissing",
             "contents.interactions[1].question",
             None,
@@ -75,7 +101,9 @@ def test_a_line_that_is_no_row_is_reported_and_the_others_are_accepted(
     shelf: Any, make_png: Any, bad: bytes, code: str, field: str | None, value: str | None
 ) -> None:
     other = line(2, type="Vqa", interactions=[{"order": 1, "question": "r", "answer": "b"}])
-    result = shelf.put("a.png", make_png()).put("rows.jsonl", b"\n".join([line().encode(), bad, other.encode()]))
+    result = shelf.put("a.png", make_png()).put(
+        "rows.jsonl", b"\n".join([line().encode(), bad, other.encode()])
+    )
     result = result.check("vqa")
     assert [record.id for record in result.records] == ["1", "2"]
     (found,) = result.findings
@@ -85,21 +113,35 @@ def test_a_line_that_is_no_row_is_reported_and_the_others_are_accepted(
 def test_numbers_that_json_does_not_know_are_named(shelf: Any, make_png: Any) -> None:
     row = line(**GROUNDING, groundedPhrases=[{**PHRASE, "bounds": [[0, float("nan"), 1, 1]]}])
     result = shelf.put("a.png", make_png()).put("rows.jsonl", row).check("phrase-grounding")
-    assert [(found.code, found.line) for found in result.findings if found.severity == "error"] == [("BoxNotFinite", 1)]
+    assert [(found.code, found.line) for found in result.findings if found.severity == "error"] == [
+        ("BoxNotFinite", 1)
+    ]
 
 
 def test_a_line_without_end_is_left_out_and_the_next_one_accepted(
     shelf: Any, make_png: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("runyard.datasets.readers.lines.MAX_LINE_BYTES", 400)
-    rows = "\n".join([line(1), line(2, type="Freeform", text="x" * 2000), line(3, type="Freeform", text="x")])
+    rows = "\n".join(
+        [line(1), line(2, type="Freeform", text="x" * 2000), line(3, type="Freeform", text="x")]
+    )
     result = shelf.put("a.png", make_png()).put("rows.jsonl", rows).check("vqa")
-    assert [(found.code, found.line) for found in result.findings] == [("RowInvalid", 2), ("ContentsUnfit", 3)]
+    assert [(found.code, found.line) for found in result.findings] == [
+        ("RowInvalid", 2),
+        ("ContentsUnfit", 3),
+    ]
 
 
-@pytest.mark.parametrize(("data", "code"), [(b"", "FileIgnored"), ((line() + "\n").encode("utf-16"), "FileIgnored")])
+@pytest.mark.parametrize(
+    ("data", "code"), [(b"", "FileIgnored"), ((line() + "\n").encode("utf-16"), "FileIgnored")]
+)
 def test_files_that_are_empty_or_of_two_bytes_a_letter_are_not_taken_for_rows(
     shelf: Any, make_png: Any, data: bytes, code: str
 ) -> None:
-    result = shelf.put("a.png", make_png()).put("rows.jsonl", line()).put("more.jsonl", data).check("vqa")
+    result = (
+        shelf.put("a.png", make_png())
+        .put("rows.jsonl", line())
+        .put("more.jsonl", data)
+        .check("vqa")
+    )
     assert [(found.file, found.code) for found in result.findings] == [("more.jsonl", code)]

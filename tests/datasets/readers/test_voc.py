@@ -7,13 +7,23 @@ import pytest
 from runyard.datasets.readers.voc import XmlRejected, parse_xml
 
 
-def voc(*objects: str, size: str = "<size><width>40</width><height>20</height></size>", name: str = "a.png") -> str:
+def voc(
+    *objects: str,
+    size: str = "<size><width>40</width><height>20</height></size>",
+    name: str = "a.png",
+) -> str:
     body = "\n".join(objects)
-    return f'<?xml version="1.0"?>\n<annotation>\n<filename>{name}</filename>\n{size}\n{body}\n</annotation>\n'
+    return (
+        f'<?xml version="1.0"?>\n<annotation>\n<filename>{name}</filename>\n{size}\n{body}\n'
+        "</annotation>\n"
+    )
 
 
 def make_object(name: str, *corners: Any) -> str:
-    tags = "".join(f"<{tag}>{c}</{tag}>" for tag, c in zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=False))
+    tags = "".join(
+        f"<{tag}>{c}</{tag}>"
+        for tag, c in zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=False)
+    )
     return f"<object><name>{name}</name><bndbox>{tags}</bndbox></object>"
 
 
@@ -24,7 +34,8 @@ def images(shelf: Any, make_png: Any) -> Any:
 
 def test_objects_become_phrases(images: Any) -> None:
     result = images.put(
-        "xml/a.xml", voc(make_object("tin &amp; lid", 4, 2, 12, 6), make_object("box", 0, 0, 40, "20.0"))
+        "xml/a.xml",
+        voc(make_object("tin &amp; lid", 4, 2, 12, 6), make_object("box", 0, 0, 40, "20.0")),
     ).check()
     assert (result.outcome.format, result.findings) == ("PascalVoc", [])
     contents = result.records[0].contents
@@ -40,7 +51,9 @@ def test_an_image_is_found_by_the_files_own_name(images: Any, name: str) -> None
 
 def test_zeros_for_a_size_mean_that_it_is_not_known(images: Any) -> None:
     size = "<size><width>0</width><height>0</height></size>"
-    assert images.put("a.xml", voc(make_object("tin", 4, 2, 12, 6), size=size)).check().findings == []
+    assert (
+        images.put("a.xml", voc(make_object("tin", 4, 2, 12, 6), size=size)).check().findings == []
+    )
 
 
 @pytest.mark.parametrize(
@@ -54,7 +67,9 @@ def test_zeros_for_a_size_mean_that_it_is_not_known(images: Any) -> None:
         (make_object("", 1, 2, 3, 4), "PhraseEmpty", "object[1].bndbox"),
     ],
 )
-def test_findings_name_the_line_of_their_object(images: Any, bad: str, code: str, field: str) -> None:
+def test_findings_name_the_line_of_their_object(
+    images: Any, bad: str, code: str, field: str
+) -> None:
     result = images.put("a.xml", voc(make_object("tin", 4, 2, 12, 6), bad)).check()
     errors = [found for found in result.findings if found.severity == "error"]
     assert [(found.code, found.line, found.field) for found in errors] == [(code, 6, field)]
@@ -81,6 +96,9 @@ def test_xml_that_is_broken_or_reaches_out_is_rejected(images: Any, text: str) -
 
 
 def test_a_document_type_is_seen_in_every_encoding() -> None:
-    text = '<?xml version="1.0" encoding="utf-16"?><!DOCTYPE a [<!ENTITY b "c">]><annotation>&b;</annotation>'
+    text = (
+        '<?xml version="1.0" encoding="utf-16"?><!DOCTYPE a [<!ENTITY b '
+        '"c">]><annotation>&b;</annotation>'
+    )
     with pytest.raises(XmlRejected):
         parse_xml(text.encode("utf-16"))

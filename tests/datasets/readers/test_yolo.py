@@ -11,7 +11,9 @@ LABELS = "0 0.2 0.2 0.2 0.2\n1 0.5 0.5 1 1\n"
 
 @pytest.fixture
 def darknet(shelf: Any, make_png: Any) -> Any:
-    return shelf.put("obj/a.png", make_png()).put("obj/a.txt", LABELS).put("classes.txt", "tin\nbox\n")
+    return (
+        shelf.put("obj/a.png", make_png()).put("obj/a.txt", LABELS).put("classes.txt", "tin\nbox\n")
+    )
 
 
 def test_darknet_labels_are_next_to_their_images(darknet: Any) -> None:
@@ -26,7 +28,10 @@ def test_darknet_labels_are_next_to_their_images(darknet: Any) -> None:
 @pytest.mark.parametrize("names", ["obj.names", "_darknet.labels"])
 def test_names_may_be_in_lists_of_other_names(shelf: Any, make_png: Any, names: str) -> None:
     result = shelf.put("a.png", make_png()).put("a.txt", LABELS).put(names, "tin\nbox").check()
-    assert [phrase.phrase for phrase in result.records[0].contents.grounded_phrases] == ["tin", "box"]
+    assert [phrase.phrase for phrase in result.records[0].contents.grounded_phrases] == [
+        "tin",
+        "box",
+    ]
 
 
 @pytest.mark.parametrize("layout", ["{kind}/train/a.{ending}", "train/{kind}/a.{ending}"])
@@ -34,12 +39,19 @@ def test_ultralytics_labels_are_in_labels(shelf: Any, make_png: Any, layout: str
     shelf.put(layout.format(kind="images", ending="png"), make_png())
     shelf.put(layout.format(kind="labels", ending="txt"), LABELS)
     result = shelf.put("data.yaml", "train: images\nnames: [tin, box]\n").check()
-    assert (result.outcome.format, result.findings, len(result.records)) == ("YoloKerasPytorch", [], 1)
+    assert (result.outcome.format, result.findings, len(result.records)) == (
+        "YoloKerasPytorch",
+        [],
+        1,
+    )
 
 
 def test_a_polygon_has_its_box(shelf: Any, make_png: Any) -> None:
     result = (
-        shelf.put("a.png", make_png()).put("a.txt", "0 0.1 0.2 0.5 0.2 0.3 0.6\n").put("classes.txt", "tin").check()
+        shelf.put("a.png", make_png())
+        .put("a.txt", "0 0.1 0.2 0.5 0.2 0.3 0.6\n")
+        .put("classes.txt", "tin")
+        .check()
     )
     assert result.records[0].contents.grounded_phrases[0].bounds == [(0.1, 0.2, 0.5, 0.6)]
 
@@ -67,7 +79,9 @@ def test_an_empty_label_file_is_an_image_without_rows(darknet: Any, make_png: An
 def test_findings_name_their_line(darknet: Any, bad: str, code: str, field: str | None) -> None:
     result = darknet.put("obj/a.txt", LABELS + "\n" + bad).check()
     errors = [found for found in result.findings if found.severity == "error"]
-    assert [(found.code, found.file, found.line, found.field) for found in errors] == [(code, "obj/a.txt", 4, field)]
+    assert [(found.code, found.file, found.line, found.field) for found in errors] == [
+        (code, "obj/a.txt", 4, field)
+    ]
     assert result.records == []
 
 
@@ -80,7 +94,9 @@ def test_labels_without_an_image_are_reported(darknet: Any) -> None:
 
 def test_classes_without_names_are_reported_once_per_file(shelf: Any, make_png: Any) -> None:
     result = shelf.put("a.png", make_png()).put("a.txt", LABELS).put("b.txt", LABELS).check()
-    assert [found.code for found in result.findings if found.severity == "error"] == ["ClassUnknown"]
+    assert [found.code for found in result.findings if found.severity == "error"] == [
+        "ClassUnknown"
+    ]
     assert result.outcome.decision == "Rejected"
 
 

@@ -23,17 +23,30 @@ from runyard.datasets.writers.csv import CsvFourCorner, CsvWidthHeight
 from runyard.datasets.writers.registry import WRITERS, find_writer
 
 BOXES: dict[str, list[tuple[str, Box]]] = {
-    "a.png": [("red tin", (0.1, 0.2, 1 / 3, 0.75)), ("box", (0.0, 0.0, 1.0, 1.0)), ("red tin", (0.5, 0.5, 0.9, 0.95))],
+    "a.png": [
+        ("red tin", (0.1, 0.2, 1 / 3, 0.75)),
+        ("box", (0.0, 0.0, 1.0, 1.0)),
+        ("red tin", (0.5, 0.5, 0.9, 0.95)),
+    ],
     "shelf/a.png": [("per", (0.25, 0.25, 0.5, 0.5)), ("person", (0.0, 0.1, 0.125, 1.0))],
     "ä ö.png": [("\"quoted\", & <b> 'c'", (0.01, 0.02, 0.03, 0.04)), ("箱", (0.3, 0.3, 0.6, 0.6))],
     "empty.png": [],
 }
-DETECTION = ["Coco", "PascalVoc", "YoloDarknet", "YoloKerasPytorch", "CsvFourCorner", "CsvWidthHeight"]
+DETECTION = [
+    "Coco",
+    "PascalVoc",
+    "YoloDarknet",
+    "YoloKerasPytorch",
+    "CsvFourCorner",
+    "CsvWidthHeight",
+]
 Make = Callable[..., Item]
 
 
 def record(number: int, filename: str, contents: Contents) -> Record:
-    return Record(id=f"r{number}", asset=AssetRef(filename=filename, width=40, height=20), contents=contents)
+    return Record(
+        id=f"r{number}", asset=AssetRef(filename=filename, width=40, height=20), contents=contents
+    )
 
 
 def detection_items(item: Make) -> list[Item]:
@@ -44,7 +57,10 @@ def detection_items(item: Make) -> list[Item]:
 
 
 def flatten_boxes(contents: PhraseGrounding) -> list[tuple[str, list[Any]]]:
-    return [(one.phrase, [pytest.approx(box, abs=4e-6) for box in one.bounds]) for one in contents.grounded_phrases]
+    return [
+        (one.phrase, [pytest.approx(box, abs=4e-6) for box in one.bounds])
+        for one in contents.grounded_phrases
+    ]
 
 
 def assert_same(shelf: Any, item: Make, format: str) -> None:
@@ -52,15 +68,25 @@ def assert_same(shelf: Any, item: Make, format: str) -> None:
     assert result.outcome.format == format
     assert [found for found in result.findings if found.code != "AnnotationsAbsent"] == []
     by_image = {one.asset.filename.removeprefix("images/"): one.contents for one in result.records}
-    expected = {one.asset.filename: one.records[0].contents for one in detection_items(item) if one.records}
+    expected = {
+        one.asset.filename: one.records[0].contents for one in detection_items(item) if one.records
+    }
     assert {name: contents.caption for name, contents in by_image.items()} == {
-        name: contents.caption for name, contents in expected.items() if isinstance(contents, PhraseGrounding)
+        name: contents.caption
+        for name, contents in expected.items()
+        if isinstance(contents, PhraseGrounding)
     }
     for name, contents in expected.items():
         assert isinstance(contents, PhraseGrounding)
-        spans = [(one.start_token_index, one.end_token_index) for one in by_image[name].grounded_phrases]
-        assert spans == [(one.start_token_index, one.end_token_index) for one in contents.grounded_phrases]
-        assert [(one.phrase, one.bounds) for one in by_image[name].grounded_phrases] == flatten_boxes(contents)
+        spans = [
+            (one.start_token_index, one.end_token_index) for one in by_image[name].grounded_phrases
+        ]
+        assert spans == [
+            (one.start_token_index, one.end_token_index) for one in contents.grounded_phrases
+        ]
+        assert [
+            (one.phrase, one.bounds) for one in by_image[name].grounded_phrases
+        ] == flatten_boxes(contents)
 
 
 @pytest.mark.parametrize("format", DETECTION)
@@ -71,7 +97,9 @@ def test_boxes_and_names_come_back(shelf: Any, item: Make, format: str) -> None:
     assert_same(shelf, item, format)
 
 
-@pytest.mark.parametrize("writer", [CsvFourCorner(is_normalized=False), CsvWidthHeight(is_normalized=False)])
+@pytest.mark.parametrize(
+    "writer", [CsvFourCorner(is_normalized=False), CsvWidthHeight(is_normalized=False)]
+)
 def test_csv_in_pixels_comes_back(shelf: Any, item: Make, writer: Any) -> None:
     writer.write(detection_items(item), shelf.folder, with_images=True)
     assert_same(shelf, item, writer.name)
@@ -87,21 +115,33 @@ def test_annotations_alone_have_no_images(item: Make, tmp_path: Path, format: st
     assert not [path for path in files if path.suffix == ".png"]
 
 
-def test_vi_jsonl_gives_back_every_record_of_every_type(shelf: Any, item: Make, tmp_path: Path) -> None:
+def test_vi_jsonl_gives_back_every_record_of_every_type(
+    shelf: Any, item: Make, tmp_path: Path
+) -> None:
     contents: dict[str, list[Contents]] = {
         "vqa": [Vqa(interactions=[Interaction(order=1, question="箱?", answer="2\n3")])],
         "freeform": [Freeform(text="a"), Freeform(text="b", prompt="c")],
-        "phrase-grounding": [make_grounding(BOXES["a.png"]), PhraseGrounding(caption="nothing", grounded_phrases=[])],
+        "phrase-grounding": [
+            make_grounding(BOXES["a.png"]),
+            PhraseGrounding(caption="nothing", grounded_phrases=[]),
+        ],
     }
     for task, said in contents.items():
         folder = tmp_path / task
         folder.mkdir()
-        items = [item("x/a.png", *(record(n, "x/a.png", one) for n, one in enumerate(said))), item("b.png")]
+        items = [
+            item("x/a.png", *(record(n, "x/a.png", one) for n, one in enumerate(said))),
+            item("b.png"),
+        ]
         writer = find_writer("ViJsonl")
         assert writer is not None
         writer.write(items, folder, with_images=True)
         result = type(shelf)(folder).check()
-        assert (result.outcome.type, result.outcome.format, result.codes) == (task, "ViJsonl", ["AnnotationsAbsent"])
+        assert (result.outcome.type, result.outcome.format, result.codes) == (
+            task,
+            "ViJsonl",
+            ["AnnotationsAbsent"],
+        )
         assert result.records == items[0].records
 
 
@@ -110,15 +150,22 @@ def test_coco_carries_texts_as_captions(shelf: Any, item: Make) -> None:
     writer = find_writer("Coco")
     assert writer is not None
     writer.write(
-        [item("a.png", *(record(n, "a.png", one) for n, one in enumerate(texts)))], shelf.folder, with_images=True
+        [item("a.png", *(record(n, "a.png", one) for n, one in enumerate(texts)))],
+        shelf.folder,
+        with_images=True,
     )
     assert [one.contents for one in shelf.check("freeform").records] == texts
 
 
 @pytest.mark.parametrize("format", ["PascalVoc", "YoloDarknet", "YoloKerasPytorch"])
-def test_images_that_differ_in_their_ending_alone_keep_their_labels(shelf: Any, item: Make, format: str) -> None:
+def test_images_that_differ_in_their_ending_alone_keep_their_labels(
+    shelf: Any, item: Make, format: str
+) -> None:
     boxes = [("tin", (0.0, 0.0, 0.5, 0.5)), ("box", (0.5, 0.5, 1.0, 1.0))]
-    items = [item(name, record(n, name, make_grounding([boxes[n]]))) for n, name in enumerate(["a.png", "a.PNG"])]
+    items = [
+        item(name, record(n, name, make_grounding([boxes[n]])))
+        for n, name in enumerate(["a.png", "a.PNG"])
+    ]
     writer = find_writer(format)
     assert writer is not None
     writer.write(items, shelf.folder, with_images=True)
@@ -135,7 +182,9 @@ def test_no_name_leads_out_of_the_folder(item: Make, tmp_path: Path, format: str
     folder.mkdir()
     with pytest.raises(ValueError, match="not a plain relative path"):
         writer.write(
-            [item("../a.png", record(1, "../a.png", make_grounding(BOXES["a.png"])))], folder, with_images=True
+            [item("../a.png", record(1, "../a.png", make_grounding(BOXES["a.png"])))],
+            folder,
+            with_images=True,
         )
     assert list(tmp_path.iterdir()) == [folder]
 

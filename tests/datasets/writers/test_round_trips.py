@@ -30,12 +30,16 @@ BOX = (0.1, 0.2, 1 / 3, 0.75)
 
 
 def phrase(text: str, start: int, end: int) -> GroundedPhrase:
-    return GroundedPhrase(phrase=text, start_token_index=start, end_token_index=end, bounds=[BOX, (0, 0, 1, 1)])
+    return GroundedPhrase(
+        phrase=text, start_token_index=start, end_token_index=end, bounds=[BOX, (0, 0, 1, 1)]
+    )
 
 
 SAID: dict[DatasetType, list[Contents]] = {
     "phrase-grounding": [
-        PhraseGrounding(caption="Eine rote Dose, « zwei »", grounded_phrases=[phrase("rote Dose", 1, 3)]),
+        PhraseGrounding(
+            caption="Eine rote Dose, « zwei »", grounded_phrases=[phrase("rote Dose", 1, 3)]
+        ),
         PhraseGrounding(caption="tin", grounded_phrases=[phrase("tin", 0, 1)]),
         PhraseGrounding(caption="nothing here", grounded_phrases=[]),
     ],
@@ -60,24 +64,32 @@ def record(number: int, filename: str, contents: Contents, category: str | None 
 def items_of(task: DatasetType, item: Callable[..., Item]) -> list[Item]:
     said = SAID[task]
     names = ["a.png", "b/a.png", "b/ä ö.png"]
-    items = [item(name, record(n, name, said[n % len(said)], "shelf")) for n, name in enumerate(names)]
+    items = [
+        item(name, record(n, name, said[n % len(said)], "shelf")) for n, name in enumerate(names)
+    ]
     return [*items, item("c.png", *(record(10 + n, "c.png", one) for n, one in enumerate(said)))]
 
 
-def write_items(writer: Any, items: Iterable[Item], folder: Path, *, with_images: bool = True) -> Path:
+def write_items(
+    writer: Any, items: Iterable[Item], folder: Path, *, with_images: bool = True
+) -> Path:
     folder.mkdir(exist_ok=True)
     writer.write(items, folder, with_images=with_images)
     return folder
 
 
 @pytest.mark.parametrize("task", ["phrase-grounding", "vqa", "freeform"])
-def test_parquet_gives_back_every_record(shelf: Any, item: Callable[..., Item], task: DatasetType) -> None:
+def test_parquet_gives_back_every_record(
+    shelf: Any, item: Callable[..., Item], task: DatasetType
+) -> None:
     items = items_of(task, item)
     write_items(Parquet(), [*items, item("unsaid.png")], shelf.folder)
     result = shelf.check(task)
     assert result.outcome.format == "Parquet"
     assert result.records == [one for it in items for one in it.records]
-    assert {found.code for found in result.findings} == {"AnnotationsAbsent"}  # of the image nothing is said of
+    assert {found.code for found in result.findings} == {
+        "AnnotationsAbsent"
+    }  # of the image nothing is said of
 
 
 def test_parquet_without_images_names_them(shelf: Any, item: Callable[..., Item]) -> None:
@@ -88,7 +100,9 @@ def test_parquet_without_images_names_them(shelf: Any, item: Callable[..., Item]
     assert shelf.check("vqa").records == [one for it in items for one in it.records]
 
 
-def test_parquet_is_cut_into_shards(shelf: Any, item: Callable[..., Item], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parquet_is_cut_into_shards(
+    shelf: Any, item: Callable[..., Item], monkeypatch: pytest.MonkeyPatch
+) -> None:
     items = [item(f"{n}.png", record(n, f"{n}.png", SAID["freeform"][0])) for n in range(10)]
     size = len(items[0].read())
     monkeypatch.setattr(arrow_writer, "SHARD_BYTES", 4 * size + 40)
@@ -110,7 +124,9 @@ def test_parquet_says_what_its_columns_are(shelf: Any, item: Callable[..., Item]
     assert list(features) == table.column_names
     assert features["image"] == {"_type": "Image"}
     assert features["grounded_phrases"][0]["bounds"] == [[{"dtype": "float64", "_type": "Value"}]]
-    assert table.schema.field("image").type == pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    assert table.schema.field("image").type == pa.struct(
+        [("bytes", pa.binary()), ("path", pa.string())]
+    )
 
 
 def test_an_empty_dataset_is_a_file_without_rows(shelf: Any) -> None:
@@ -124,8 +140,20 @@ def test_vi_full_pairs_images_and_lines_by_their_place(
     shelf: Any, item: Callable[..., Item], task: DatasetType, fraction: float | None
 ) -> None:
     items = [*items_of(task, item), item("unsaid.png")]
-    names = ["a.b.PNG", "a.png", "A.PNG", "a-2.png", "x" * 200 + ".png", "no ending", "..png", "a.m.jpeg", "-.png"]
-    items += [item(f"{n}/{name}", record(100 + n, name, SAID[task][0])) for n, name in enumerate(names)]
+    names = [
+        "a.b.PNG",
+        "a.png",
+        "A.PNG",
+        "a-2.png",
+        "x" * 200 + ".png",
+        "no ending",
+        "..png",
+        "a.m.jpeg",
+        "-.png",
+    ]
+    items += [
+        item(f"{n}/{name}", record(100 + n, name, SAID[task][0])) for n, name in enumerate(names)
+    ]
     write_items(ViFull(held_out_fraction=fraction), items, shelf.folder)
     parts = ["dump"] if fraction is None else ["training", "validation"]
     assert sorted(path.name for path in shelf.folder.iterdir()) == parts
@@ -149,11 +177,15 @@ def test_vi_full_pairs_images_and_lines_by_their_place(
     assert not [found for found in result.findings if found.severity == "error"]
 
 
-def test_vi_full_holds_out_by_content(shelf: Any, item: Callable[..., Item], tmp_path: Path) -> None:
+def test_vi_full_holds_out_by_content(
+    shelf: Any, item: Callable[..., Item], tmp_path: Path
+) -> None:
     items = [item(f"{n}.png", record(n, f"{n}.png", SAID["vqa"][0])) for n in range(40)]
     held: list[set[str]] = []
     for seed in (1, 1, 2):
-        folder = write_items(ViFull(held_out_fraction=0.25, seed=seed), items, tmp_path / f"{len(held)}")
+        folder = write_items(
+            ViFull(held_out_fraction=0.25, seed=seed), items, tmp_path / f"{len(held)}"
+        )
         held.append({path.name for path in (folder / "validation/images").iterdir()})
     assert held[0] == held[1] != held[2]
     assert 2 <= len(held[0]) <= 20
@@ -163,8 +195,14 @@ def test_several_records_of_an_image_become_one(item: Callable[..., Item]) -> No
     asset = AssetRef(filename="c.png", width=40, height=20)
     [one] = merge_records([record(n, "c.png", said) for n, said in enumerate(SAID["vqa"])], asset)
     assert isinstance(one.contents, Vqa)
-    assert [(i.order, i.question) for i in one.contents.interactions] == [(1, "箱は?"), (2, "?"), (3, "Who?")]
-    [one] = merge_records([record(n, "c.png", said) for n, said in enumerate(SAID["phrase-grounding"])], asset)
+    assert [(i.order, i.question) for i in one.contents.interactions] == [
+        (1, "箱は?"),
+        (2, "?"),
+        (3, "Who?"),
+    ]
+    [one] = merge_records(
+        [record(n, "c.png", said) for n, said in enumerate(SAID["phrase-grounding"])], asset
+    )
     assert isinstance(one.contents, PhraseGrounding)
     words = one.contents.caption.split()
     spans = [words[p.start_token_index : p.end_token_index] for p in one.contents.grounded_phrases]

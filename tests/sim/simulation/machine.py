@@ -53,7 +53,9 @@ class Folder:
     """
 
     documents: dict[str, Any] = field(default_factory=dict)
-    streams: dict[str, bytearray] = field(default_factory=lambda: {name: bytearray() for name in msg.STREAMS})
+    streams: dict[str, bytearray] = field(
+        default_factory=lambda: {name: bytearray() for name in msg.STREAMS}
+    )
     synced: dict[str, int] = field(default_factory=lambda: dict.fromkeys(msg.STREAMS, 0))
     checkpoints: dict[str, dict[str, Any]] = field(default_factory=dict)
     permit_ms: int | None = None  # by the machine's monotonic clock
@@ -71,7 +73,12 @@ class Program(Process):
     """A process of a machine, with the attributes that the kernel has."""
 
     def __init__(
-        self, machine: "Machine", name: str, *, key: dc.AttemptKey | None = None, parent: "Program | None" = None
+        self,
+        machine: "Machine",
+        name: str,
+        *,
+        key: dc.AttemptKey | None = None,
+        parent: "Program | None" = None,
     ):
         super().__init__(machine.world, name, machine.host)
         self.machine, self.key, self.parent = machine, key, parent
@@ -119,7 +126,13 @@ class Machine:
     """One machine: its processes, its folders, and its link to the server."""
 
     def __init__(self, host: Host, server: Server, number: int, *, slots: int, truth: Any):
-        self.host, self.server, self.number, self.slots, self.truth = host, server, number, slots, truth
+        self.host, self.server, self.number, self.slots, self.truth = (
+            host,
+            server,
+            number,
+            slots,
+            truth,
+        )
         self.world = host.world
         self.id = f"m{number}"
         self.link = Link()
@@ -180,7 +193,9 @@ class Machine:
 
     def find_marked(self, key: dc.AttemptKey) -> list[Program]:
         """Return the processes with the attempt's mark; supervisors have another mark."""
-        return [p for p in self.programs.values() if p.mark == key and not isinstance(p, Supervisor)]
+        return [
+            p for p in self.programs.values() if p.mark == key and not isinstance(p, Supervisor)
+        ]
 
     def list_children(self, parent: Program) -> list[Program]:
         return [p for p in self.programs.values() if p.parent is parent]
@@ -204,7 +219,9 @@ class Machine:
             self.truth.record_trainer_exit(program)
         for child in self.list_children(program):
             # A supervisor is a child subreaper: it becomes the parent of its trainer's children.
-            child.parent = program.parent if isinstance(program, Trainer) and program.is_child else None
+            child.parent = (
+                program.parent if isinstance(program, Trainer) and program.is_child else None
+            )
             if (
                 isinstance(child, Trainer) and child.mark is not None
             ):  # the parent-death signal, which reaches no further
@@ -231,7 +248,7 @@ class Machine:
 
 
 class Trainer(Program):
-    """A trainer: waits at its gate, writes lines and checkpoints, and ends in one of several ways."""
+    """Trainer: waits at its gate, writes lines and checkpoints, and ends in one of several ways."""
 
     def __init__(self, supervisor: "Supervisor"):
         super().__init__(supervisor.machine, "trainer", key=supervisor.key, parent=supervisor)
@@ -262,7 +279,11 @@ class Trainer(Program):
         self.kind = world.random.choices(("done", "invalid", "crash", "oddly"), (12, 1, 2, 1))[0]
         if world.draw_bool(0.3):
             loader = Program(self.machine, "loader", key=self.key, parent=self)
-            if world.draw_bool(0.5) and isinstance(self.parent, Supervisor) and self.parent.lock is not None:
+            if (
+                world.draw_bool(0.5)
+                and isinstance(self.parent, Supervisor)
+                and self.parent.lock is not None
+            ):
                 # A fork keeps the descriptor, an exec does not
                 self.parent.lock.holders[loader] = None
         self._write_event("phase", phase="Training", message="begins")
@@ -284,10 +305,16 @@ class Trainer(Program):
         world = self.world
         self.step += 1
         self._write_event(
-            "step", step=self.step, epoch=self.step / 4, totalSteps=self.last, values={"loss": 1 / self.step}
+            "step",
+            step=self.step,
+            epoch=self.step / 4,
+            totalSteps=self.last,
+            values={"loss": 1 / self.step},
         )
         if world.draw_bool(0.3):
-            self.folder.streams["stdout"] += f"attempt {self.key.attempt} step {self.step}\n".encode()  # type: ignore[union-attr]
+            self.folder.streams["stdout"] += (
+                f"attempt {self.key.attempt} step {self.step}\n".encode()
+            )  # type: ignore[union-attr]
         if self.step % 4 == 0:
             self._save(self._continue)
         else:
@@ -301,20 +328,36 @@ class Trainer(Program):
             self.schedule(world.draw_int(300, 2_500), self._run_step)
             return
         if self.kind == "crash":
-            self.exit_with(*world.random.choice(((1, None), (137, None), (None, "SIGSEGV"), (None, "SIGKILL"))))
+            self.exit_with(
+                *world.random.choice(((1, None), (137, None), (None, "SIGSEGV"), (None, "SIGKILL")))
+            )
         elif self.kind == "invalid":
-            self.folder.documents["result.json"] = {"outcome": "Failed", "reason": "InvalidData", "message": "no rows"}
+            self.folder.documents["result.json"] = {
+                "outcome": "Failed",
+                "reason": "InvalidData",
+                "message": "no rows",
+            }
             self.exit_with(64)
         else:
             self._save(self._finish)
 
     def _finish(self) -> None:
-        self.folder.documents["result.json"] = {"outcome": "Succeeded", "reason": "Completed", "message": "done"}
-        self.schedule(self.world.draw_int(1, 300), lambda: self.exit_with(1 if self.kind == "oddly" else 0))
+        self.folder.documents["result.json"] = {
+            "outcome": "Succeeded",
+            "reason": "Completed",
+            "message": "done",
+        }
+        self.schedule(
+            self.world.draw_int(1, 300), lambda: self.exit_with(1 if self.kind == "oddly" else 0)
+        )
 
     def _check_permit(self) -> None:
         at_ms = self.folder.permit_ms
-        if at_ms is not None and self.machine.now_ms - at_ms > PERMIT_S * 1000 and not self.is_stopping:
+        if (
+            at_ms is not None
+            and self.machine.now_ms - at_ms > PERMIT_S * 1000
+            and not self.is_stopping
+        ):
             self.is_stopping = True
             self.schedule(self.world.draw_int(100, 3_000), self._stop)
         self.schedule(5_000, self._check_permit)
@@ -323,7 +366,11 @@ class Trainer(Program):
         self._save(self._exit_stopped)
 
     def _exit_stopped(self) -> None:
-        self.folder.documents["result.json"] = {"outcome": "Stopped", "reason": "Stopped", "message": "saved"}
+        self.folder.documents["result.json"] = {
+            "outcome": "Stopped",
+            "reason": "Stopped",
+            "message": "saved",
+        }
         self.exit_with(75)
 
     def _save(self, then: Callable[[], None]) -> None:
@@ -438,7 +485,10 @@ class Supervisor(Program):
             return TICK_MS
         if any(state.offsets[name] != len(self.folder.streams[name]) for name in msg.STREAMS):
             return TICK_MS
-        if any(name not in state.stored_checkpoints | state.given_up for name in self.folder.checkpoints):
+        if any(
+            name not in state.stored_checkpoints | state.given_up
+            for name in self.folder.checkpoints
+        ):
             return TICK_MS
         due_ms = min(round(state.renew_at * 1000), self._permit_at_ms) - self.machine.now_ms
         return max(1, -(-due_ms // TICK_MS)) * TICK_MS
@@ -447,7 +497,9 @@ class Supervisor(Program):
         """Wake at the next multiple of TICK_MS, because the trainer has written a line."""
         if self._alarm is not None:
             self._alarm.cancel()
-            self._alarm = self.schedule(TICK_MS - (self.machine.now_ms - self._woken_ms) % TICK_MS, self._wake)
+            self._alarm = self.schedule(
+                TICK_MS - (self.machine.now_ms - self._woken_ms) % TICK_MS, self._wake
+            )
 
     def _post_event(self, event: msg.Event) -> None:
         self.inbox.append(event)
@@ -488,7 +540,9 @@ class Supervisor(Program):
 
     def _do_Announce(self, _: msg.Announce) -> None:
         me = self.identity
-        report = ProcessReport(machine_id=self.machine.id, boot_id=me.boot_id, pid=me.pid, start_ticks=me.start_ticks)
+        report = ProcessReport(
+            machine_id=self.machine.id, boot_id=me.boot_id, pid=me.pid, start_ticks=me.start_ticks
+        )
 
         async def announce(services: Any) -> Any:
             with self.machine.truth.track_renewal(self.key):
@@ -524,10 +578,15 @@ class Supervisor(Program):
             ]
             earlier += [{"step": there.step, "time": there.time} for there in offered.checkpoints]
             if earlier:
-                self.folder.documents["resume.json"] = max(earlier, key=lambda m: (m["step"], m["time"]))
+                self.folder.documents["resume.json"] = max(
+                    earlier, key=lambda m: (m["step"], m["time"])
+                )
             return msg.AttemptPrepared()
 
-        self.schedule(self.world.draw_int(5, 500), lambda: self._call_server("transfers", None, offer, prepare))
+        self.schedule(
+            self.world.draw_int(5, 500),
+            lambda: self._call_server("transfers", None, offer, prepare),
+        )
 
     def _do_OpenGate(self, _: msg.OpenGate) -> None:
         if self.trainer is not None and self.lock is not None and self.trainer.is_alive:
@@ -553,8 +612,14 @@ class Supervisor(Program):
         if self.lock is not None:
             self.lock.holders.pop(self, None)
         # As in supervisor/group.py: descendants, marked processes, holders of the lock.
-        below = [p for child in self.machine.list_children(self) for p in (child, *self.machine.list_children(child))]
-        found = dict.fromkeys([*below, *self.machine.find_marked(self.key), *self.machine.list_lock_holders(self.key)])
+        below = [
+            p
+            for child in self.machine.list_children(self)
+            for p in (child, *self.machine.list_children(child))
+        ]
+        found = dict.fromkeys(
+            [*below, *self.machine.find_marked(self.key), *self.machine.list_lock_holders(self.key)]
+        )
         for program in found:
             if program not in self._killed:
                 self._killed.add(program)
@@ -563,14 +628,19 @@ class Supervisor(Program):
             self.inbox.append(msg.ProcessesEnded())
 
     def _do_ReadLines(self, action: msg.ReadLines) -> None:
-        data = bytes(self.folder.streams[action.stream][action.offset : action.offset + CHUNK_BYTES])
+        data = bytes(
+            self.folder.streams[action.stream][action.offset : action.offset + CHUNK_BYTES]
+        )
         end = data.rfind(b"\n") + 1
         read = tuple(line.decode() for line in data[:end].splitlines())
         self.inbox.append(msg.LinesRead(action.stream, action.offset, action.offset + end, read))
 
     def _do_ShipLines(self, action: msg.ShipLines) -> None:
         body = Lines(
-            stream=action.stream, offset=action.offset, next_offset=action.next_offset, lines=list(action.lines)
+            stream=action.stream,
+            offset=action.offset,
+            next_offset=action.next_offset,
+            lines=list(action.lines),
         )
         self._call_server(
             "reports",
@@ -593,7 +663,9 @@ class Supervisor(Program):
             metrics={"exactMatch": 0.5},
             is_best=True,
             time=self.world.now_ms,
-            files=[CheckpointFile(path="model_full/weights", size_bytes=len(content), sha256=digest)],
+            files=[
+                CheckpointFile(path="model_full/weights", size_bytes=len(content), sha256=digest)
+            ],
         )
 
         async def store(services: Any) -> bool:
@@ -601,7 +673,9 @@ class Supervisor(Program):
             await models.register(services, self.token, report)
             return True
 
-        self._call_server("transfers", action.name, store, lambda _: msg.CheckpointStored(action.name))
+        self._call_server(
+            "transfers", action.name, store, lambda _: msg.CheckpointStored(action.name)
+        )
 
     def _do_WriteExit(self, action: msg.WriteExit) -> None:
         self.folder.documents["exit.json"] = action.exit
@@ -624,7 +698,12 @@ class Supervisor(Program):
             return True
 
         is_last = ended.group_empty
-        self._call_server("reports", msg.REPORT if is_last else None, finish, lambda _: msg.ReportAccepted(is_last))
+        self._call_server(
+            "reports",
+            msg.REPORT if is_last else None,
+            finish,
+            lambda _: msg.ReportAccepted(is_last),
+        )
 
     def _do_WriteClosed(self, action: msg.WriteClosed) -> None:
         self.folder.documents["closed.json"] = {"how": action.how, "epoch": self.state.store_id}
@@ -672,7 +751,9 @@ class Controller(Program):
         view = dc.MachineView(
             slots=self.machine.slots,
             attempts=[self._observe_attempt(key, held) for key, held in sorted(self.held.items())],
-            since_adopted_s=None if self._adopted_ms is None else (now_ms - self._adopted_ms) / 1000,
+            since_adopted_s=None
+            if self._adopted_ms is None
+            else (now_ms - self._adopted_ms) / 1000,
             is_adopting=self._is_adopting,
             is_claiming=self._is_claiming,
         )
@@ -688,7 +769,9 @@ class Controller(Program):
         A supervisor that lives is let alone until its permit is old, and whatever else may happen
         wakes us.
         """
-        if view.since_adopted_s is None or any(seen.supervisor != "alive" for seen in view.attempts):
+        if view.since_adopted_s is None or any(
+            seen.supervisor != "alive" for seen in view.attempts
+        ):
             return RECONCILE_EVERY_MS
         due_s = dc.ADOPT_EVERY_S - view.since_adopted_s
         for seen in view.attempts:
@@ -700,7 +783,9 @@ class Controller(Program):
         if self._alarm is not None:
             self._alarm.cancel()
             self._alarm = self.schedule(
-                RECONCILE_EVERY_MS - (self.machine.now_ms - self._reconciled_ms) % RECONCILE_EVERY_MS, self._reconcile
+                RECONCILE_EVERY_MS
+                - (self.machine.now_ms - self._reconciled_ms) % RECONCILE_EVERY_MS,
+                self._reconcile,
             )
 
     def _observe_attempt(self, key: dc.AttemptKey, held: HeldAttempt) -> dc.AttemptView:
@@ -709,7 +794,8 @@ class Controller(Program):
         return dc.AttemptView(
             key=key,
             supervisor=liveness,
-            is_closed=liveness != "alive" and "closed.json" in self.machine.get_folder(key).documents,
+            is_closed=liveness != "alive"
+            and "closed.json" in self.machine.get_folder(key).documents,
             starts=held.starts,
             since_start_s=(now_ms - held.started_at_ms) / 1000,
             held_for_s=(now_ms - held.held_at_ms) / 1000,
@@ -728,7 +814,11 @@ class Controller(Program):
             case dc.ClaimRun(slots):
                 self._is_claiming = True
                 offer = Claim(
-                    claim_id=self._claim_id, machine_id=self.machine.id, host=self.machine.id, slots=slots, wait_s=0
+                    claim_id=self._claim_id,
+                    machine_id=self.machine.id,
+                    host=self.machine.id,
+                    slots=slots,
+                    wait_s=0,
                 )
                 self._call_server(lambda s: leases.claim(s, CONTROLLER, offer), self._on_claimed)
             case dc.StartSupervisor(key):
@@ -766,9 +856,13 @@ class Controller(Program):
         send_request(self.world, self.machine.link, self.machine.server, self, request, on_outcome)
 
     async def _fetch_placements(self, services: Any) -> Any:
-        report = MachineReport(host=self.machine.id, labels={}, accelerators=[], slots=self.machine.slots)
+        report = MachineReport(
+            host=self.machine.id, labels={}, accelerators=[], slots=self.machine.slots
+        )
         clock = services.clock
-        services.machines.record_report(self.machine.id, report, now_ms=clock.now_ms(), uptime_s=clock.monotonic_s())
+        services.machines.record_report(
+            self.machine.id, report, now_ms=clock.now_ms(), uptime_s=clock.monotonic_s()
+        )
         return await leases.list_placed(services, self.machine.id)
 
     def _on_claimed(self, claimed: Any) -> None:
@@ -804,7 +898,9 @@ class Controller(Program):
 
     def _hold_attempt(self, assignment: Assignment) -> None:
         key = dc.AttemptKey(assignment.organization_id, assignment.run_id, assignment.attempt)
-        if key in self.held and is_other_store(self.held[key].assignment.store_id, assignment.store_id):
+        if key in self.held and is_other_store(
+            self.held[key].assignment.store_id, assignment.store_id
+        ):
             if self._observe_attempt(key, self.held[key]).supervisor == "alive":
                 return
             del self.held[key]
@@ -812,7 +908,9 @@ class Controller(Program):
             if not self._place_attempt(key, assignment):
                 return
             found = self.machine.find_supervisor(key)
-            self.held[key] = HeldAttempt(assignment, self.machine.now_ms, found.identity if found else None)
+            self.held[key] = HeldAttempt(
+                assignment, self.machine.now_ms, found.identity if found else None
+            )
         held = self.held[key]
         held.assignment = assignment
         if assignment.run.spec.killed_at is not None and held.killed_at_ms is None:
@@ -834,7 +932,10 @@ class Controller(Program):
         documents = self.machine.get_folder(key).documents
         if placed is None:
             documents["placed.json"] = {"epoch": assignment.store_id}
-        elif "closed.json" in documents and documents["closed.json"]["epoch"] != assignment.current_store_id:
+        elif (
+            "closed.json" in documents
+            and documents["closed.json"]["epoch"] != assignment.current_store_id
+        ):
             del documents["closed.json"]
         return True
 

@@ -76,7 +76,11 @@ class DirectStore:
         """Return every row of every table, as in a backup."""
         self._raw.execute(self.begin)
         rows: Rows = [
-            (table.name, backup.list_columns(table), list(backup.iter_rows(self._connection, table)))
+            (
+                table.name,
+                backup.list_columns(table),
+                list(backup.iter_rows(self._connection, table)),
+            )
             for table in metadata.sorted_tables
         ]
         self._raw.execute("COMMIT")
@@ -124,7 +128,9 @@ class SqliteStore(DirectStore):
     _template: sqlite3.Connection | None = None
 
     def __init__(self) -> None:
-        engine = create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
+        engine = create_engine(
+            "sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False}
+        )
         event.listen(engine, "connect", _no_own_transactions)
         super().__init__(engine)
         if SqliteStore._template is None:
@@ -223,7 +229,9 @@ class Server:
         is_wall_clock: bool = False,
     ):
         self.world, self.host, self.is_wall_clock = host.world, host, is_wall_clock
-        self.settings = Settings(data_dir=NOWHERE, attempts=attempts, lease_s=lease_s, grace_s=grace_s)
+        self.settings = Settings(
+            data_dir=NOWHERE, attempts=attempts, lease_s=lease_s, grace_s=grace_s
+        )
         self.store = store
         self.clock = ServerClock(host)
         self._blobs: dict[str, Blobs] = {}
@@ -285,7 +293,9 @@ class Server:
     def copy_blobs(self) -> dict[str, Blobs]:
         return {org: Blobs(dict(kept.bytes)) for org, kept in self._blobs.items()}
 
-    def handle(self, request: Callable[[Services], Coroutine[Any, Any, Any]], answer: Callable[[Any], None]) -> None:
+    def handle(
+        self, request: Callable[[Services], Coroutine[Any, Any, Any]], answer: Callable[[Any], None]
+    ) -> None:
         """Handle a request: a paused server does so when it resumes, a stopped one never."""
 
         def work() -> None:

@@ -33,13 +33,23 @@ CHAOS_MS, CALM_MS = 240_000, 900_000
 ADOPT_EVERY_MS = round(ADOPT_EVERY_S * 1000)
 NOTICE_MS = 20_000  # in server uptime: the lease, a tick, and a message in flight
 FAULTS = (
-    "kill server", "crash in a write", "pause server", "full disk", "kill supervisor", "kill trainer", "kill loader",
-    "kill controller", "kill controller at work", "second controller", "pause process", "cut link", "cut one way",
-    "step clock", "suspend", "reboot", "stubborn child", "leftover", "failing fsync", "restore", "loss",
+    "kill server", "crash in a write", "pause server", "full disk", "kill supervisor",
+    "kill trainer", "kill loader", "kill controller", "kill controller at work",
+    "second controller", "pause process", "cut link", "cut one way", "step clock", "suspend",
+    "reboot", "stubborn child", "leftover", "failing fsync", "restore", "loss",
 )  # fmt: skip
-OF_THE_SERVER = ("kill server", "crash in a write", "pause server", "full disk", "step clock", "restore")
+OF_THE_SERVER = (
+    "kill server",
+    "crash in a write",
+    "pause server",
+    "full disk",
+    "step clock",
+    "restore",
+)
 RULES = ("R3", "R4", "R5", "R6", "R9")
-UNSETTLED_ATTEMPTS = "SELECT org, run_id, number FROM attempts WHERE closed AND lost_pulse IS NOT NULL"
+UNSETTLED_ATTEMPTS = (
+    "SELECT org, run_id, number FROM attempts WHERE closed AND lost_pulse IS NOT NULL"
+)
 NEWEST_ATTEMPTS = "SELECT org, run_id, max(number) FROM attempts GROUP BY org, run_id"
 
 RunKey = tuple[str, str]
@@ -54,7 +64,16 @@ def _run_of_program(program: Program) -> RunKey | None:
 
 
 # The fields that a backup saves and a restore brings back.
-BACKED_UP = ("acknowledged", "deleted", "documents", "histories", "conditions", "changed_ms", "lost", "running")
+BACKED_UP = (
+    "acknowledged",
+    "deleted",
+    "documents",
+    "histories",
+    "conditions",
+    "changed_ms",
+    "lost",
+    "running",
+)
 
 
 @dataclass
@@ -103,7 +122,9 @@ class GroundTruth:
         try:
             yield
         except Crash:
-            self.renewed_uptime_ms[key] = min(self.renewed_uptime_ms.get(key, 0), self.server.uptime_ms)
+            self.renewed_uptime_ms[key] = min(
+                self.renewed_uptime_ms.get(key, 0), self.server.uptime_ms
+            )
             raise
         self.renewed_uptime_ms[key] = self.server.uptime_ms
         self.lost.discard(key)
@@ -119,7 +140,9 @@ class GroundTruth:
                 continue
             if other.machine is trainer.machine:
                 raise InvariantViolation(
-                    2, f"two trainers of one run on {trainer.machine.id}: {other.key} and {trainer.key}"
+                    2,
+                    f"two trainers of one run on {trainer.machine.id}: {other.key} and "
+                    f"{trainer.key}",
                 )
             self.counts["overlaps of two machines"] += 1
             self.overlaps[other, trainer] = other.runtime_ms
@@ -139,7 +162,9 @@ class GroundTruth:
         self.longest_overlap_ms = max(self.longest_overlap_ms, for_ms)
         if for_ms > MAX_UNREACHABLE_S * 1000:
             raise InvariantViolation(
-                2, f"{older.key} trained on {older.machine.id} {for_ms} ms at the same time as {newer.key}"
+                2,
+                f"{older.key} trained on {older.machine.id} {for_ms} ms at the same time as "
+                f"{newer.key}",
             )
 
     def _list_trainers(self, key: AttemptKey | None) -> Iterator[Trainer]:
@@ -154,18 +179,22 @@ class GroundTruth:
                     yield program
 
     def list_living(self, run: RunKey) -> list[str]:
-        """Return the training processes of a run and their children, except trainers at their gate."""
+        """Return a run's training processes and their children, except trainers at their gate."""
         return [
             f"{program.name} {program.key} on {machine.id}"
             for machine in self.machines
             for program in machine.programs.values()
-            if _run_of_program(program) == run and not self.orphans.intersection((program, program.parent))
-            if not isinstance(program, Supervisor) and not (isinstance(program, Trainer) and not program.is_training)
+            if _run_of_program(program) == run
+            and not self.orphans.intersection((program, program.parent))
+            if not isinstance(program, Supervisor)
+            and not (isinstance(program, Trainer) and not program.is_training)
         ]
 
     def has_processes(self, run: RunKey) -> bool:
         return any(
-            _run_of_program(program) == run for machine in self.machines for program in machine.programs.values()
+            _run_of_program(program) == run
+            for machine in self.machines
+            for program in machine.programs.values()
         )
 
     def list_outcomes(self, run: RunKey) -> set[str]:
@@ -190,23 +219,31 @@ class GroundTruth:
             is_its_own = (
                 documents.get("placed.json", {}).get("epoch") == store_id
             )  # not of an attempt that a restore has undone
-            folders[number] = (machines[machine_id], documents.get("result.json", {}) if is_its_own else {})
+            folders[number] = (
+                machines[machine_id],
+                documents.get("result.json", {}) if is_its_own else {},
+            )
         return any(
-            result.get("outcome") == "Succeeded" and all(folders[n][0] is machine for n in folders if n > attempt)
+            result.get("outcome") == "Succeeded"
+            and all(folders[n][0] is machine for n in folders if n > attempt)
             for attempt, (machine, result) in folders.items()
         )
 
     def check_commit(self) -> None:
         """Check the committed state against what has happened."""
         assert self.server is not None
-        rows = self.server.store.query("SELECT org, id, document, deleted FROM runs ORDER BY org, id")
+        rows = self.server.store.query(
+            "SELECT org, id, document, deleted FROM runs ORDER BY org, id"
+        )
         if rows != self.rows:
             known = set(self.rows)
             self.rows = rows
             for row in rows:
                 if row not in known:
                     self._check_row(row)
-            lost = (self.acknowledged - self.being_deleted).difference((org, id) for org, id, _, _ in rows)
+            lost = (self.acknowledged - self.being_deleted).difference(
+                (org, id) for org, id, _, _ in rows
+            )
             if lost:
                 raise InvariantViolation(1, f"acknowledged runs {lost} are lost")
         for run in self.running:
@@ -230,21 +267,29 @@ class GroundTruth:
 
     def _check_document(self, run: RunKey) -> None:
         assert self.server is not None
-        ((document,),) = self.server.store.query("SELECT document FROM runs WHERE org = ? AND id = ?", run)
+        ((document,),) = self.server.store.query(
+            "SELECT document FROM runs WHERE org = ? AND id = ?", run
+        )
         status = msgspec.json.decode(document, type=Run).status
         latest = status.conditions[-1]
         self.changed_ms[run] = self.world.now_ms
         self.conditions[run] = (latest.condition.value, latest.reason or "")
         history = [(c.condition.value, c.reason or "") for c in status.conditions]
         before = self.histories.get(run, [])
-        if [c.condition.value for c in status.conditions[: len(before)]] != [kind for kind, _ in before]:
-            raise InvariantViolation(3, f"the history of {run} was rewritten: {before} became {history}")
+        if [c.condition.value for c in status.conditions[: len(before)]] != [
+            kind for kind, _ in before
+        ]:
+            raise InvariantViolation(
+                3, f"the history of {run} was rewritten: {before} became {history}"
+            )
         finals = [c for c in status.conditions if c.condition.is_final]
         if len(finals) > 1 or (finals and not latest.condition.is_final):
             raise InvariantViolation(3, f"{run} has a word after its last: {history}")
         was_final = bool(before) and before[-1][0] in ("Succeeded", "Failed", "Error", "Cancelled")
         if was_final and history != before:
-            raise InvariantViolation(3, f"the last word of {run} changed: {before} became {history}")
+            raise InvariantViolation(
+                3, f"the last word of {run} changed: {before} became {history}"
+            )
         self.histories[run] = history
         self.world.record(run, *history[-1])
         if finals and not was_final:
@@ -256,12 +301,16 @@ class GroundTruth:
         query, place = self.server.store.query, "WHERE org = ? AND run_id = ?"
         is_open = query(f"SELECT number FROM attempts {place} AND NOT closed", run)  # noqa: S608
         if condition == "Cancelled" and (is_open or self.list_living(run)):
-            raise InvariantViolation(4, f"{run} is Cancelled; open attempts {is_open}, alive: {self.list_living(run)}")
+            raise InvariantViolation(
+                4, f"{run} is Cancelled; open attempts {is_open}, alive: {self.list_living(run)}"
+            )
         if condition == "Succeeded":
             ((outputs,),) = query(f"SELECT count(*) FROM outputs {place}", run)  # noqa: S608
             if not outputs or "Succeeded" not in self.list_outcomes(run):
                 raise InvariantViolation(
-                    5, f"{run} is Succeeded with {outputs} checkpoints and results {self.list_outcomes(run)}"
+                    5,
+                    f"{run} is Succeeded with {outputs} checkpoints and results "
+                    f"{self.list_outcomes(run)}",
                 )
         if condition == "Error" and self._has_good_result(run):
             raise InvariantViolation(5, f"{run} is in Error though result.json says it is done")
@@ -273,16 +322,22 @@ class GroundTruth:
             return
         kind, reason = self.conditions[run]
         # A renewal that arrives after its supervisor has died still extends the lease.
-        heard_ms = max((ms for key, ms in self.renewed_uptime_ms.items() if _run_of_key(key) == run), default=0)
+        heard_ms = max(
+            (ms for key, ms in self.renewed_uptime_ms.items() if _run_of_key(key) == run), default=0
+        )
         since_ms = max(self.idle_since.setdefault(run, self.server.uptime_ms), heard_ms)
         if self.server.uptime_ms - since_ms > NOTICE_MS:
             raise InvariantViolation(
-                7, f"{run} is {kind} ({reason}) for {self.server.uptime_ms - since_ms} ms with nothing alive"
+                7,
+                f"{run} is {kind} ({reason}) for {self.server.uptime_ms - since_ms} ms with "
+                "nothing alive",
             )
 
     def _check_attempts(self) -> None:
         assert self.server is not None
-        columns = "org, run_id, number, epoch, token_number, started, charged, lost_pulse, machine_id"
+        columns = (
+            "org, run_id, number, epoch, token_number, started, charged, lost_pulse, machine_id"
+        )
         rows = self.server.store.query(f"SELECT {columns} FROM attempts ORDER BY token_number")  # noqa: S608
         fresh = [row for row in rows if row not in self.known_attempts]
         if not fresh:
@@ -294,15 +349,21 @@ class GroundTruth:
                 self._check_lease_loss(key)
             if (started or charged) and key not in self.launches:
                 raise InvariantViolation(
-                    8, f"attempt {number} of {org}/{run_id} counts, yet no process of it was written down"
+                    8,
+                    f"attempt {number} of {org}/{run_id} counts, yet no process of it was written "
+                    "down",
                 )
             if (store_id, token) not in self.known_tokens:
                 if store_id == f"e{self.restores + 1}" and token <= self.highest_token:
-                    raise InvariantViolation(10, f"token {token} of {store_id} after {self.highest_token}")
+                    raise InvariantViolation(
+                        10, f"token {token} of {store_id} after {self.highest_token}"
+                    )
                 self.highest_token = token
             if self.known_tokens.setdefault((store_id, token), key) != key:
                 raise InvariantViolation(
-                    10, f"token {token} of {store_id} speaks for {key} and {self.known_tokens[store_id, token]}"
+                    10,
+                    f"token {token} of {store_id} speaks for {key} and "
+                    f"{self.known_tokens[store_id, token]}",
                 )
 
     def _check_lease_loss(self, key: AttemptKey) -> None:
@@ -365,12 +426,17 @@ class GroundTruth:
         }
         newest = {(org, id): number for org, id, number in self._query(NEWEST_ATTEMPTS)}
         unsettled = {AttemptKey(*row) for row in self._query(UNSETTLED_ATTEMPTS)}
-        query = "SELECT org, run_id, number, attempt, stream, text FROM log_lines ORDER BY org, run_id, number"
+        query = (
+            "SELECT org, run_id, number, attempt, stream, text FROM log_lines ORDER BY org, "
+            "run_id, number"
+        )
         shipped: dict[AttemptKey, list[str]] = {}
         last: dict[RunKey, int] = {}
         for org, run_id, number, attempt, stream, text in self.server.store.query(query):
             if number != last.get((org, run_id), 0) + 1:
-                raise InvariantViolation(6, f"line {number} of {org}/{run_id} follows {last.get((org, run_id), 0)}")
+                raise InvariantViolation(
+                    6, f"line {number} of {org}/{run_id} follows {last.get((org, run_id), 0)}"
+                )
             last[org, run_id] = number
             if stream == "stdout":
                 shipped.setdefault(AttemptKey(org, run_id, attempt), []).append(text)
@@ -379,12 +445,19 @@ class GroundTruth:
                 run = (key.organization_id, key.run_id)
                 if run not in self.documents or run in self.being_deleted:
                     continue
-                if place_of.get(key) != (machine.id, folder.documents.get("placed.json", {}).get("epoch")):
+                if place_of.get(key) != (
+                    machine.id,
+                    folder.documents.get("placed.json", {}).get("epoch"),
+                ):
                     continue  # a restore has undone it, and another has its number
-                written = folder.once.get("stdout", bytes(folder.streams["stdout"])).decode().splitlines()
+                written = (
+                    folder.once.get("stdout", bytes(folder.streams["stdout"])).decode().splitlines()
+                )
                 here = shipped.get(key, [])
                 if here != written[: len(here)]:
-                    raise InvariantViolation(6, f"the server has other lines of {key} than were written")
+                    raise InvariantViolation(
+                        6, f"the server has other lines of {key} than were written"
+                    )
                 closed = folder.documents.get("closed.json", {})
                 # Closed by silence: its run may resume elsewhere before it has shipped again what a
                 # restore undid.
@@ -397,7 +470,7 @@ class GroundTruth:
 
 
 class Client(Process):
-    """A client of one organization that creates, kills, deletes, lists, and repeats old requests."""
+    """Client of one organization: creates, kills, deletes, lists, and repeats old requests."""
 
     def __init__(self, deployment: "Deployment", org: str):
         super().__init__(deployment.world, org, deployment.client_host)
@@ -420,13 +493,22 @@ class Client(Process):
             if isinstance(outcome, tuple):
                 self.deployment.truth.acknowledged.add(run)
             elif isinstance(outcome, Refusal) and outcome.code not in ("IdDeleted",):
-                raise InvariantViolation(1, f"a repeated create of {run} was refused: {outcome.code}")
+                raise InvariantViolation(
+                    1, f"a repeated create of {run} was refused: {outcome.code}"
+                )
 
         body = b'{"spec":{}} %d' % number
-        self._send(lambda s: runs.create(s, self.actor, run[1], body=body, attributes={}), on_answer)
+        self._send(
+            lambda s: runs.create(s, self.actor, run[1], body=body, attributes={}), on_answer
+        )
 
     def kill_run(self, number: int) -> None:
-        wish: dict[str, Any] = {"kill": True, "training_project": msgspec.UNSET, "attributes": {}, "if_match": None}
+        wish: dict[str, Any] = {
+            "kill": True,
+            "training_project": msgspec.UNSET,
+            "attributes": {},
+            "if_match": None,
+        }
         self._send(lambda s: runs.update(s, self.actor, f"r{number}", **wish), lambda _: None)
 
     def delete(self, number: int) -> None:
@@ -452,9 +534,13 @@ class Client(Process):
             if isinstance(outcome, bytes):
                 for item in msgspec.json.decode(outcome)["items"]:
                     if msgspec.convert(item, Run).organization_id != self.org:
-                        raise InvariantViolation(9, f"{self.org} was shown a run of {item['organizationId']}")
+                        raise InvariantViolation(
+                            9, f"{self.org} was shown a run of {item['organizationId']}"
+                        )
 
-        self._send(lambda s: runs.page(s, org=self.org, filter=RunFilter(), wanted=wanted), on_answer)
+        self._send(
+            lambda s: runs.page(s, org=self.org, filter=RunFilter(), wanted=wanted), on_answer
+        )
 
     def _send(self, request: Callable[[Any], Any], on_answer: Callable[[Any], None]) -> None:
         """Send a request; ignore an answer from before a restore."""
@@ -489,11 +575,18 @@ class Deployment:
         self.client_host = Host(world)  # the host of the clients
         hosts = [Host(world) for _ in range(machines or world.random.choice((1, 1, 3)))]
         store: DirectStore = PostgreSqlStore(postgresql) if postgresql else SqliteStore()
-        known = {"attempts": TRIES, "lease_s": LEASE_S, "grace_s": GRACE_S, "is_wall_clock": without == "R4"}
+        known = {
+            "attempts": TRIES,
+            "lease_s": LEASE_S,
+            "grace_s": GRACE_S,
+            "is_wall_clock": without == "R4",
+        }
         self.server = Server(hosts[0], store=store, **known)
         self.truth.server = self.server
         self.server.store.on_commit = self.truth.check_commit
-        self.machines = [Machine(host, self.server, n, slots=2, truth=self.truth) for n, host in enumerate(hosts)]
+        self.machines = [
+            Machine(host, self.server, n, slots=2, truth=self.truth) for n, host in enumerate(hosts)
+        ]
         self.truth.machines = self.machines
         for machine in self.machines:
             machine.without_lock, machine.without_proof = without == "R3", without == "R5"
@@ -520,7 +613,11 @@ class Deployment:
     def send_random_request(self, client: Client) -> None:
         chance = self.world.random
         draw = chance.random()
-        old = chance.randrange(max(1, client.run_count - 6), client.run_count + 1) if client.run_count else 0
+        old = (
+            chance.randrange(max(1, client.run_count - 6), client.run_count + 1)
+            if client.run_count
+            else 0
+        )
         if draw < 0.45 and self.waiting < self.max_waiting:
             client.run_count += 1
             client.create(client.run_count)
@@ -539,7 +636,9 @@ class Deployment:
         if self.world.is_lossless or not self.faults:
             return
         self.inject_fault(self.world.random.choice(self.faults))
-        self.world.schedule(self.world.draw_int(self.every_ms // 6, self.every_ms), self._inject_random_fault)
+        self.world.schedule(
+            self.world.draw_int(self.every_ms // 6, self.every_ms), self._inject_random_fault
+        )
 
     def inject_fault(self, kind: str) -> None:
         """Inject one fault; a temporary one ends after its time, or when everything is repaired."""
@@ -619,8 +718,15 @@ class Deployment:
                 self.world.schedule(for_ms, program.resume)
 
     def _orphan_trainer(self, machine: Machine) -> None:
-        """Let a trainer lose its mark and its supervisor, and keep running; retry until one trains."""
-        found = [p for p in machine.programs.values() if isinstance(p, Trainer) and p.is_training and p.is_child]
+        """Let a trainer lose its mark and its supervisor, and keep running.
+
+        Retry until one trains.
+        """
+        found = [
+            p
+            for p in machine.programs.values()
+            if isinstance(p, Trainer) and p.is_training and p.is_child
+        ]
         if found:
             trainer = self.world.random.choice(found)
             self.world.record("loses mark and supervisor:", trainer.key)
@@ -632,7 +738,11 @@ class Deployment:
 
     def _restore_later(self, for_ms: int) -> None:
         """Take a backup now, and restore it later."""
-        rows, blobs, truth = self.server.store.snapshot(), self.server.copy_blobs(), self.truth.copy()
+        rows, blobs, truth = (
+            self.server.store.snapshot(),
+            self.server.copy_blobs(),
+            self.truth.copy(),
+        )
 
         def restore() -> None:
             if self.world.is_lossless or self.server.host.is_suspended:
@@ -667,12 +777,15 @@ class Deployment:
                 program.resume()
 
     def is_idle(self) -> bool:
-        held = any(p.key is not None for machine in self.machines for p in machine.programs.values())
+        held = any(
+            p.key is not None for machine in self.machines for p in machine.programs.values()
+        )
         return not held and not self.list_unfinished()
 
     def list_unfinished(self) -> list[RunKey]:
         rows = self.server.store.query(
-            "SELECT org, id FROM runs WHERE NOT deleted AND condition IN ('Pending', 'Running') ORDER BY org, id"
+            "SELECT org, id FROM runs WHERE NOT deleted AND condition IN ('Pending', 'Running') "
+            "ORDER BY org, id"
         )
         return [(org, id) for org, id in rows]
 
@@ -696,7 +809,9 @@ class Deployment:
         left = self.list_unfinished()
         if left:
             raise InvariantViolation(
-                11, f"{calm_ms // 1000} s after the last fault: {[(r, self.truth.conditions[r]) for r in left]}"
+                11,
+                f"{calm_ms // 1000} s after the last fault: "
+                f"{[(r, self.truth.conditions[r]) for r in left]}",
             )
         self.truth.check_lines()
 
@@ -708,7 +823,9 @@ class Deployment:
             is_queued = kind == "Pending" and not is_held and reason != "Stopping"
             # An attempt whose lease was refused, and that a restore brought back, is settled within
             # 30 s.
-            since_ms = max(self.truth.changed_ms[run], self.truth.last_exit_ms.get(run, 0) + ADOPT_EVERY_MS)
+            since_ms = max(
+                self.truth.changed_ms[run], self.truth.last_exit_ms.get(run, 0) + ADOPT_EVERY_MS
+            )
             is_fresh = self.world.now_ms - since_ms < 20_000
             if not is_queued and not is_fresh and not self.truth.has_processes(run):
                 raise InvariantViolation(
@@ -741,7 +858,9 @@ def simulate(
 ) -> Outcome:
     """Simulate one history, on SQLite in memory or in the PostgreSQL database of a URL."""
     with disable_rule(without):
-        deployment = Deployment(seed, without=without, machines=machines, faults=faults, postgresql=postgresql)
+        deployment = Deployment(
+            seed, without=without, machines=machines, faults=faults, postgresql=postgresql
+        )
         world = deployment.world
         world.is_logging = is_logging
         violation = None
@@ -753,7 +872,9 @@ def simulate(
         finally:
             deployment.close()
     counts = deployment.truth.counts
-    return Outcome(seed, world.events, world.now_ms / 1000, world.trace, violation, counts, world.log)
+    return Outcome(
+        seed, world.events, world.now_ms / 1000, world.trace, violation, counts, world.log
+    )
 
 
 @contextlib.contextmanager
@@ -763,7 +884,9 @@ def disable_rule(rule: str | None) -> Iterator[None]:
         if rule == "R4":
             stack.enter_context(mock.patch.object(leases, "LONGEST_TICK_S", 1e9))
         if rule == "R5":
-            stack.enter_context(mock.patch.object(runs.attempt_rows, "has_open", lambda *_, **__: False))
+            stack.enter_context(
+                mock.patch.object(runs.attempt_rows, "has_open", lambda *_, **__: False)
+            )
         if rule == "R9":
             stack.enter_context(mock.patch.object(tombstones, "exists", lambda *_, **__: False))
         yield

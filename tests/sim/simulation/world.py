@@ -204,7 +204,11 @@ class World:
 
     def draw_delay_ms(self) -> int:
         """Return the delay of a message: mostly short, sometimes long enough to be overtaken."""
-        return self.draw_int(200, 15_000) if not self.is_lossless and self.draw_bool(0.01) else self.draw_int(1, 30)
+        return (
+            self.draw_int(200, 15_000)
+            if not self.is_lossless and self.draw_bool(0.01)
+            else self.draw_int(1, 30)
+        )
 
     def loses_message(self) -> bool:
         return not self.is_lossless and self.draw_bool(self.loss)

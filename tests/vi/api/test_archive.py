@@ -15,7 +15,11 @@ Members = list[tuple[tarfile.TarInfo, bytes]]
 
 
 def member(
-    name: str, content: bytes = b"", kind: bytes = tarfile.REGTYPE, link: str = "", mode: int = 0o644
+    name: str,
+    content: bytes = b"",
+    kind: bytes = tarfile.REGTYPE,
+    link: str = "",
+    mode: int = 0o644,
 ) -> Members:
     info = tarfile.TarInfo(name)
     info.type, info.linkname, info.size, info.mode = kind, link, len(content), mode
@@ -38,7 +42,9 @@ def names(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
-def test_files_and_folders_appear_and_the_archive_goes(pack: Callable[[Members], Path], tmp_path: Path) -> None:
+def test_files_and_folders_appear_and_the_archive_goes(
+    pack: Callable[[Members], Path], tmp_path: Path
+) -> None:
     archive = pack(
         member("./model_full/", kind=tarfile.DIRTYPE)
         + member("./model_full/config.json", b"{}", mode=0o4777)
@@ -129,7 +135,9 @@ def test_too_many_members_are_refused(
         unpack_tar(archive, tmp_path / "epoch-1")
 
 
-def test_what_was_there_is_replaced_as_a_whole(pack: Callable[[Members], Path], tmp_path: Path) -> None:
+def test_what_was_there_is_replaced_as_a_whole(
+    pack: Callable[[Members], Path], tmp_path: Path
+) -> None:
     folder = tmp_path / "epoch-1"
     folder.mkdir()
     (folder / "stale").write_text("old")
@@ -137,7 +145,9 @@ def test_what_was_there_is_replaced_as_a_whole(pack: Callable[[Members], Path], 
     assert names(tmp_path) == ["epoch-1", "epoch-1/fresh"]
 
 
-def test_what_was_there_stays_when_the_archive_is_bad(pack: Callable[[Members], Path], tmp_path: Path) -> None:
+def test_what_was_there_stays_when_the_archive_is_bad(
+    pack: Callable[[Members], Path], tmp_path: Path
+) -> None:
     folder = tmp_path / "epoch-1"
     folder.mkdir()
     (folder / "good").write_text("old")

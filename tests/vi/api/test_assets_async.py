@@ -1,4 +1,4 @@
-"""``client.assets.download``: an image that is here already is returned only with the bytes that the server has."""
+"""``client.assets.download`` reuses a local image only if its bytes equal the server's."""
 
 import hashlib
 from pathlib import Path

@@ -62,7 +62,9 @@ def test_tasks_do_every_item_and_never_more_at_once_than_allowed() -> None:
         await asyncio.sleep(0.001)
         seen.end(number)
 
-    asyncio.run(asynchronous.for_each(seen.items(50), do, max_concurrency=4, on_tick=seen.async_tick))
+    asyncio.run(
+        asynchronous.for_each(seen.items(50), do, max_concurrency=4, on_tick=seen.async_tick)
+    )
     assert sorted(seen.done) == list(range(50))
     assert seen.most == 4
     assert seen.ticks > 0
@@ -89,7 +91,11 @@ def test_the_first_failure_ends_the_tasks() -> None:
             raise ValueError("five")
 
     with pytest.raises(ValueError, match="five"):
-        asyncio.run(asynchronous.for_each(seen.items(10_000), do, max_concurrency=1, on_tick=seen.async_tick))
+        asyncio.run(
+            asynchronous.for_each(
+                seen.items(10_000), do, max_concurrency=1, on_tick=seen.async_tick
+            )
+        )
     assert seen.taken == 6
 
 

@@ -12,7 +12,10 @@ from vi.api.resources.runs.responses import Run
 from vi.api.resources.training_projects.responses import TrainingProject
 from vi.api.responses import ConditionKind, ResourceCondition
 
-METADATA = b'{"timeCreated": 1767225600000, "lastUpdated": 1767229200000, "generation": 1, "attributes": {}}'
+METADATA = (
+    b'{"timeCreated": 1767225600000, "lastUpdated": 1767229200000, "generation": 1, "attributes": '
+    b"{}}"
+)
 FLOW_SPEC = b"""{
   "name": "shelf-count", "schema": "v1", "tolerations": {}, "settings": {},
   "blocks": [{"block": "dataset", "settings": {}, "style": {}}]
@@ -26,11 +29,13 @@ FLOW = (
 )
 DOUBLED = FLOW + b", " + FLOW_SPEC.strip()[1:]
 RUN = (
-    b'{"kind": "Run", "workspaceId": "lab-nine", "runId": "8d0f7c1e-3f0b-4c57-9d1c-5f2f0b8a6e10", "spec": {"flow": '
+    b'{"kind": "Run", "workspaceId": "lab-nine", "runId": "8d0f7c1e-3f0b-4c57-9d1c-5f2f0b8a6e10", '
+    b'"spec": {"flow": '
     + FLOW_SPEC
     + b""", "trainingProject": "tp-3"},
   "status": {
-    "log": "/workspaces/lab-nine/runs/8d0f7c1e-3f0b-4c57-9d1c-5f2f0b8a6e10/logs", "observedGeneration": 1,
+    "log": "/workspaces/lab-nine/runs/8d0f7c1e-3f0b-4c57-9d1c-5f2f0b8a6e10/logs",
+    "observedGeneration": 1,
     "conditions": [
       {"condition": "Pending", "status": "Reached", "lastTransitionTime": 1767225600000},
       {
@@ -49,14 +54,17 @@ KILLED = RUN.replace(b'"trainingProject": "tp-3"', b'"killedAt": 1767229200000')
 )
 OUTPUT = (
     b"""{
-  "kind": "RunOutput", "workspaceId": "lab-nine", "runId": "r-17", "runOutputId": "ckpt-0400", "metadata": """
+  "kind": "RunOutput", "workspaceId": "lab-nine", "runId": "r-17", "runOutputId": "ckpt-0400",
+  "metadata": """
     + METADATA
     + b""",
   "spec": {"kind": "Checkpoint", "epoch": 4, "evaluationMetrics": {"evalLoss": 0.41}},
   "status": {
     "observedGeneration": 1, "conditions": [], "storageObject": "r-17/ckpt-0400.tar",
     "contents": {
-      "downloadUrl": {"url": "http://127.0.0.1:8080/blobs/r-17/ckpt-0400.tar?sig=abc", "expiresAt": 1767229200000}
+      "downloadUrl": {
+        "url": "http://127.0.0.1:8080/blobs/r-17/ckpt-0400.tar?sig=abc", "expiresAt": 1767229200000
+      }
     }
   },
   "selfLink": "/workspaces/lab-nine/runs/r-17/outputs/ckpt-0400", "etag": "c2"
@@ -79,9 +87,16 @@ def test_a_run_decodes_under_its_python_names() -> None:
         "dataset",
         "tp-3",
     )
-    assert [item.condition for item in run.status.conditions] == [ConditionKind.PENDING, ConditionKind.RUNNING]
+    assert [item.condition for item in run.status.conditions] == [
+        ConditionKind.PENDING,
+        ConditionKind.RUNNING,
+    ]
     assert run.status.conditions[-1].message == "step 12 of 400"
-    assert (run.metadata.time_created, run.metadata.last_updated, run.etag) == (1767225600000, 1767229200000, "b7")
+    assert (run.metadata.time_created, run.metadata.last_updated, run.etag) == (
+        1767225600000,
+        1767229200000,
+        "b7",
+    )
 
 
 def test_a_killed_run_decodes() -> None:
@@ -104,12 +119,20 @@ def test_an_unknown_condition_keeps_its_name() -> None:
 @pytest.mark.parametrize("document", [FLOW + b"}", DOUBLED], ids=["plain", "doubled"])
 def test_a_flow_decodes_plain_and_doubled(document: bytes) -> None:
     flow = msgspec.json.decode(document, type=Flow)
-    assert (flow.flow_id, flow.spec.name, flow.spec.blocks[0].block) == ("fl-04", "shelf-count", "dataset")
+    assert (flow.flow_id, flow.spec.name, flow.spec.blocks[0].block) == (
+        "fl-04",
+        "shelf-count",
+        "dataset",
+    )
 
 
 def test_a_run_output_decodes() -> None:
     model = msgspec.json.decode(OUTPUT, type=Model)
-    assert (model.model_id, model.spec.epoch, model.spec.evaluation_metrics) == ("ckpt-0400", 4, {"evalLoss": 0.41})
+    assert (model.model_id, model.spec.epoch, model.spec.evaluation_metrics) == (
+        "ckpt-0400",
+        4,
+        {"evalLoss": 0.41},
+    )
     assert model.status.contents is not None
     assert model.status.contents.download_url.expires_at == 1767229200000
     assert model.status.contents.sha256 is None
@@ -117,10 +140,16 @@ def test_a_run_output_decodes() -> None:
 
 def test_a_training_project_decodes() -> None:
     project = msgspec.json.decode(PROJECT, type=TrainingProject)
-    assert (project.training_project_id, project.spec.name, project.spec.type) == ("tp-3", "Shelves", "vqa")
+    assert (project.training_project_id, project.spec.name, project.spec.type) == (
+        "tp-3",
+        "Shelves",
+        "vqa",
+    )
 
 
 @pytest.mark.parametrize("kind", [Run, Flow, Model, TrainingProject])
 def test_an_empty_page_decodes(kind: Any) -> None:
-    page = msgspec.json.decode(b'{"items": [], "nextPage": null, "prevPage": null}', type=Page[kind])
+    page = msgspec.json.decode(
+        b'{"items": [], "nextPage": null, "prevPage": null}', type=Page[kind]
+    )
     assert (page.items, page.next_page) == ([], None)

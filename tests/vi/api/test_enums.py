@@ -1,4 +1,4 @@
-"""Every enumeration of the SDK equals, hashes and prints as the word that the wire has for its member."""
+"""Every enumeration member of the SDK equals, hashes and prints as its wire value."""
 
 import enum
 import importlib
@@ -12,7 +12,9 @@ import pytest
 import vi
 from vi.api.responses import OpenEnum, ResourceCondition
 
-MODULES = [importlib.import_module(found.name) for found in pkgutil.walk_packages(vi.__path__, "vi.")]
+MODULES = [
+    importlib.import_module(found.name) for found in pkgutil.walk_packages(vi.__path__, "vi.")
+]
 INTERNAL = {"vi._http.retry"}  # never handed to a caller
 ENUMS = sorted(
     {
@@ -29,7 +31,9 @@ ENUMS = sorted(
 
 
 def test_the_enumerations_are_found() -> None:
-    assert {"ConditionKind", "ConditionStatus", "ViErrorCode", "DatasetType"} <= {kind.__name__ for kind in ENUMS}
+    assert {"ConditionKind", "ConditionStatus", "ViErrorCode", "DatasetType"} <= {
+        kind.__name__ for kind in ENUMS
+    }
 
 
 @pytest.mark.parametrize("kind", ENUMS, ids=lambda kind: kind.__name__)
@@ -40,12 +44,18 @@ def test_each_member_is_its_word(kind: type[enum.Enum]) -> None:
         assert member == word
         assert word == member
         assert {member: 1}[word] == {word: 1}[member] == 1
-        assert json.loads(json.dumps(member)) == msgspec.json.decode(msgspec.json.encode(member)) == word
+        assert (
+            json.loads(json.dumps(member))
+            == msgspec.json.decode(msgspec.json.encode(member))
+            == word
+        )
         assert msgspec.json.decode(msgspec.json.encode(word), type=kind) is member
         assert pickle.loads(pickle.dumps(member)) is member  # noqa: S301 - our own bytes
 
 
-@pytest.mark.parametrize("kind", [kind for kind in ENUMS if issubclass(kind, OpenEnum)], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "kind", [kind for kind in ENUMS if issubclass(kind, OpenEnum)], ids=lambda kind: kind.__name__
+)
 def test_a_word_of_the_future_is_a_member_that_equals_it(kind: type[OpenEnum]) -> None:
     if not list(kind):
         return  # the base of the others

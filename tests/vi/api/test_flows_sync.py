@@ -11,8 +11,18 @@ import vi
 from vi.api.resources.flows.responses import FlowSpec
 from vi.api.resources.training_projects.responses import TrainingProjectSpec
 
-FLOW = {"kind": "Flow", "workspaceId": "lab", "flowId": "f-1", "spec": {"name": "shelf", "schema": "v1"}}
-PROJECT = {"kind": "TrainingProject", "workspaceId": "lab", "trainingProjectId": "p-1", "spec": {"name": "Shelves"}}
+FLOW = {
+    "kind": "Flow",
+    "workspaceId": "lab",
+    "flowId": "f-1",
+    "spec": {"name": "shelf", "schema": "v1"},
+}
+PROJECT = {
+    "kind": "TrainingProject",
+    "workspaceId": "lab",
+    "trainingProjectId": "p-1",
+    "spec": {"name": "Shelves"},
+}
 
 
 @pytest.fixture
@@ -31,14 +41,18 @@ def test_a_flow_is_created_read_changed_and_deleted(client: vi.Client, server: A
     deleted = client.flows.delete("f-1")
     assert created == read
     assert (read.flow_id, read.spec.name, deleted.id) == ("f-1", "shelf", "f-1")
-    assert server.asked == [f"{verb} /workspaces/lab/flows/f-1" for verb in ("PUT", "GET", "PATCH", "DELETE")]
+    assert server.asked == [
+        f"{verb} /workspaces/lab/flows/f-1" for verb in ("PUT", "GET", "PATCH", "DELETE")
+    ]
     assert server.body(0)["spec"]["name"] == "shelf"
     assert server.body(2) == {"spec": {"name": "other", "trainingProject": "p-1"}}
     assert server.requests[2].headers["if-match"] == "e1"
 
 
 def test_a_doubled_flow_answer_is_a_flow(client: vi.Client, server: Any) -> None:
-    server.answers({**FLOW, "name": "shelf", "schema": "v1", "tolerations": {}, "settings": {}, "blocks": []})
+    server.answers(
+        {**FLOW, "name": "shelf", "schema": "v1", "tolerations": {}, "settings": {}, "blocks": []}
+    )
     assert (client.flows.get("f-1")).spec.name == "shelf"
 
 
@@ -46,11 +60,17 @@ def test_the_verdict_on_each_accelerator_is_read(client: vi.Client, server: Any)
     accelerator = {
         "kind": "TrainingAccelerator",
         "trainingAcceleratorId": "h100-79-65gib",
-        "spec": {"enabled": True, "labels": {"accelerator": "h100"}, "resources": {"count": 8, "memoryGiB": 79.65}},
+        "spec": {
+            "enabled": True,
+            "labels": {"accelerator": "h100"},
+            "resources": {"count": 8, "memoryGiB": 79.65},
+        },
     }
     verdict = {"count": 1, "action": "Deny", "reason": "110.0 GiB needed"}
     items = [{"accelerator": accelerator, "configurations": [verdict]}]
-    server.answers({"kind": "FlowAcceleratorList", "flowId": "f-1", "flowRequirements": {}, "items": items})
+    server.answers(
+        {"kind": "FlowAcceleratorList", "flowId": "f-1", "flowRequirements": {}, "items": items}
+    )
     found = client.flows.get_accelerators("f-1")
     assert server.asked == ["GET /workspaces/lab/flows/f-1/accelerators"]
     assert found.items[0].accelerator.spec.resources == {"count": 8, "memoryGiB": 79.65}
@@ -65,7 +85,9 @@ def test_flows_are_listed_over_all_pages(client: vi.Client, server: Any) -> None
     assert len(list(client.flows())) == 2
 
 
-def test_a_training_project_is_created_read_changed_and_deleted(client: vi.Client, server: Any) -> None:
+def test_a_training_project_is_created_read_changed_and_deleted(
+    client: vi.Client, server: Any
+) -> None:
     for _ in range(3):
         server.answers(PROJECT)
     server.answers()
@@ -79,7 +101,10 @@ def test_a_training_project_is_created_read_changed_and_deleted(client: vi.Clien
         f"{verb} /workspaces/lab/trainingProjects/p-1" for verb in ("PUT", "GET", "PATCH", "DELETE")
     ]
     assert server.body(0) == {"spec": {"name": "Shelves", "type": "vqa", "datasetId": "digits"}}
-    assert server.body(2) == {"spec": {"datasetId": "shelves"}, "metadata": {"attributes": {"a": None}}}
+    assert server.body(2) == {
+        "spec": {"datasetId": "shelves"},
+        "metadata": {"attributes": {"a": None}},
+    }
 
 
 def test_training_projects_are_listed_over_all_pages(client: vi.Client, server: Any) -> None:
@@ -91,8 +116,18 @@ def test_training_projects_are_listed_over_all_pages(client: vi.Client, server: 
 
 
 def test_a_rejected_flow_lists_every_problem(client: vi.Client, server: Any) -> None:
-    problems = [{"path": "/blocks/0/block", "given": "x", "allowed": "dataset", "message": "unknown block 'x'"}]
-    server.answers({"message": "the flow has 1 problem", "code": "InvalidFlow", "problems": problems}, status=400)
+    problems = [
+        {
+            "path": "/blocks/0/block",
+            "given": "x",
+            "allowed": "dataset",
+            "message": "unknown block 'x'",
+        }
+    ]
+    server.answers(
+        {"message": "the flow has 1 problem", "code": "InvalidFlow", "problems": problems},
+        status=400,
+    )
     with pytest.raises(vi.ViValidationError, match="/blocks/0/block: unknown block 'x'") as raised:
         client.flows.create({"blocks": [{"block": "x"}]})
     assert raised.value.details["problems"] == problems

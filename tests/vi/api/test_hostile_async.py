@@ -1,4 +1,4 @@
-"""Any argument of any public call: it works, or raises a ViError, or Python's own TypeError or ValueError."""
+"""Any argument of any public call works, or raises a ViError, TypeError or ValueError."""
 
 import inspect
 import math
@@ -40,9 +40,30 @@ class Rude:
 
 VALUES: list[Any] = [
     *(None, True, 0, -1, 10**30, math.nan, math.inf, -math.inf, -0.5, Decimal("0.1"), 1j),
-    *("", "\ud800", "a\ud800b", "a\0b", "a/b", "..", "x" * 100_000, "é", "\n", b"bytes", b"\xff", bytearray(b"x")),
+    *(
+        "",
+        "\ud800",
+        "a\ud800b",
+        "a\0b",
+        "a/b",
+        "..",
+        "x" * 100_000,
+        "é",
+        "\n",
+        b"bytes",
+        b"\xff",
+        bytearray(b"x"),
+    ),
     *([], ["\ud800"], [None], ("a",), ("a", "\ud800"), [("a", "b")], LOOP, {"a"}, frozenset()),
-    *({}, {"\ud800": "\ud800"}, {1: 2}, {"a": math.nan}, {"a": b"x"}, {"flow": {1: 2}}, {"page_size": "\ud800"}),
+    *(
+        {},
+        {"\ud800": "\ud800"},
+        {1: 2},
+        {"a": math.nan},
+        {"a": b"x"},
+        {"flow": {1: 2}},
+        {"page_size": "\ud800"},
+    ),
     *(
         Path("\ud800"),
         Path("a\0b"),
@@ -54,7 +75,12 @@ VALUES: list[Any] = [
         int,
         iter("ab"),
     ),
-    *(numpy.float32("nan"), numpy.arange(3), PaginationParams(page_size=-1), PaginationParams(page_token="\ud800")),
+    *(
+        numpy.float32("nan"),
+        numpy.arange(3),
+        PaginationParams(page_size=-1),
+        PaginationParams(page_token="\ud800"),
+    ),
 ]
 
 # A document that every call can read: a run, session or page that is over and holds nothing.
@@ -116,7 +142,9 @@ CALLS = list(calls())
 
 
 @pytest.fixture
-async def client(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[vi.AsyncClient]:
+async def client(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[vi.AsyncClient]:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.png").write_bytes(b"\x89PNG")
     transport = httpx2.MockTransport(lambda request: httpx2.Response(200, json=ANSWER))
@@ -139,7 +167,9 @@ async def consume(answer: Any) -> None:
             pass
 
 
-def arguments(method: Callable[..., Any], changed: str, value: Any, tmp_path: Path) -> tuple[list[Any], dict[str, Any]]:
+def arguments(
+    method: Callable[..., Any], changed: str, value: Any, tmp_path: Path
+) -> tuple[list[Any], dict[str, Any]]:
     positional: list[Any] = []
     named: dict[str, Any] = {}
     good = {
@@ -152,7 +182,9 @@ def arguments(method: Callable[..., Any], changed: str, value: Any, tmp_path: Pa
     for name, parameter in inspect.signature(method).parameters.items():
         if name == changed:
             given = value
-        elif name in good and (parameter.default is parameter.empty or name in ("show_progress", "save_dir")):
+        elif name in good and (
+            parameter.default is parameter.empty or name in ("show_progress", "save_dir")
+        ):
             given = good[name]
         elif parameter.default is not parameter.empty or parameter.kind is parameter.VAR_KEYWORD:
             continue
@@ -167,7 +199,14 @@ def arguments(method: Callable[..., Any], changed: str, value: Any, tmp_path: Pa
 
 def test_all_public_methods_are_among_the_calls() -> None:
     named = {name for name, _ in CALLS}
-    assert {"runs.kill", "runs.wait", "runs.logs", "get_model", "models.download", "datasets.imports.send"} <= named
+    assert {
+        "runs.kill",
+        "runs.wait",
+        "runs.logs",
+        "get_model",
+        "models.download",
+        "datasets.imports.send",
+    } <= named
     assert len(named) > 60
 
 
@@ -185,16 +224,27 @@ async def test_no_argument_raises_a_foreign_exception(
             str(error).encode()
             repr(error.to_dict())
         except (TypeError, ValueError) as error:
-            assert type(error) in (TypeError, ValueError), f"{error!r:.200} for {parameter}={shorten_repr(value)}"
+            assert type(error) in (TypeError, ValueError), (
+                f"{error!r:.200} for {parameter}={shorten_repr(value)}"
+            )
         except Exception as error:
             raise AssertionError(f"{error!r:.200} for {parameter}={shorten_repr(value)}") from error
 
 
-CLIENT_ARGUMENTS = ("secret_key", "organization_id", "config_file", "endpoint", "timeout", "max_retries")
+CLIENT_ARGUMENTS = (
+    "secret_key",
+    "organization_id",
+    "config_file",
+    "endpoint",
+    "timeout",
+    "max_retries",
+)
 
 
 @pytest.mark.parametrize("parameter", CLIENT_ARGUMENTS)
-async def test_no_argument_of_the_client_raises_a_foreign_exception(parameter: str, key: str) -> None:
+async def test_no_argument_of_the_client_raises_a_foreign_exception(
+    parameter: str, key: str
+) -> None:
     transport = httpx2.MockTransport(lambda request: httpx2.Response(200, json=ANSWER))
     for value in VALUES:
         given: dict[str, Any] = {"secret_key": key, "organization_id": "lab", parameter: value}
@@ -204,13 +254,20 @@ async def test_no_argument_of_the_client_raises_a_foreign_exception(parameter: s
         except vi.ViError as error:
             str(error).encode()
         except Exception as error:
-            assert type(error) in (TypeError, ValueError), f"{error!r:.200} for {parameter}={shorten_repr(value)}"
+            assert type(error) in (TypeError, ValueError), (
+                f"{error!r:.200} for {parameter}={shorten_repr(value)}"
+            )
 
 
 @pytest.mark.parametrize("timeout", ["5", -1, math.nan, True, [5], b"5"])
-async def test_an_invalid_timeout_is_rejected_before_anything_is_sent(timeout: Any, key: str, server: Any) -> None:
+async def test_an_invalid_timeout_is_rejected_before_anything_is_sent(
+    timeout: Any, key: str, server: Any
+) -> None:
     async with vi.AsyncClient(key, "lab", transport=server.transport) as client:
-        for call in (client.runs.wait, lambda *_, **given: client.datasets.imports.wait("d1", "i1", **given)):
+        for call in (
+            client.runs.wait,
+            lambda *_, **given: client.datasets.imports.wait("d1", "i1", **given),
+        ):
             with pytest.raises(vi.ViInvalidParameterError, match="timeout is"):
                 await call("r1", timeout=timeout)
     assert server.asked == []

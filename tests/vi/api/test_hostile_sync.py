@@ -1,5 +1,5 @@
 # Generated from test_hostile_async.py by scripts/unasync: change that file, then run the script.
-"""Any argument of any public call: it works, or raises a ViError, or Python's own TypeError or ValueError."""
+"""Any argument of any public call works, or raises a ViError, TypeError or ValueError."""
 
 import inspect
 import math
@@ -39,9 +39,30 @@ class Rude:
 
 VALUES: list[Any] = [
     *(None, True, 0, -1, 10**30, math.nan, math.inf, -math.inf, -0.5, Decimal("0.1"), 1j),
-    *("", "\ud800", "a\ud800b", "a\0b", "a/b", "..", "x" * 100_000, "é", "\n", b"bytes", b"\xff", bytearray(b"x")),
+    *(
+        "",
+        "\ud800",
+        "a\ud800b",
+        "a\0b",
+        "a/b",
+        "..",
+        "x" * 100_000,
+        "é",
+        "\n",
+        b"bytes",
+        b"\xff",
+        bytearray(b"x"),
+    ),
     *([], ["\ud800"], [None], ("a",), ("a", "\ud800"), [("a", "b")], LOOP, {"a"}, frozenset()),
-    *({}, {"\ud800": "\ud800"}, {1: 2}, {"a": math.nan}, {"a": b"x"}, {"flow": {1: 2}}, {"page_size": "\ud800"}),
+    *(
+        {},
+        {"\ud800": "\ud800"},
+        {1: 2},
+        {"a": math.nan},
+        {"a": b"x"},
+        {"flow": {1: 2}},
+        {"page_size": "\ud800"},
+    ),
     *(
         Path("\ud800"),
         Path("a\0b"),
@@ -53,7 +74,12 @@ VALUES: list[Any] = [
         int,
         iter("ab"),
     ),
-    *(numpy.float32("nan"), numpy.arange(3), PaginationParams(page_size=-1), PaginationParams(page_token="\ud800")),
+    *(
+        numpy.float32("nan"),
+        numpy.arange(3),
+        PaginationParams(page_size=-1),
+        PaginationParams(page_token="\ud800"),
+    ),
 ]
 
 # A document that every call can read: a run, session or page that is over and holds nothing.
@@ -138,7 +164,9 @@ def consume(answer: Any) -> None:
             pass
 
 
-def arguments(method: Callable[..., Any], changed: str, value: Any, tmp_path: Path) -> tuple[list[Any], dict[str, Any]]:
+def arguments(
+    method: Callable[..., Any], changed: str, value: Any, tmp_path: Path
+) -> tuple[list[Any], dict[str, Any]]:
     positional: list[Any] = []
     named: dict[str, Any] = {}
     good = {
@@ -151,7 +179,9 @@ def arguments(method: Callable[..., Any], changed: str, value: Any, tmp_path: Pa
     for name, parameter in inspect.signature(method).parameters.items():
         if name == changed:
             given = value
-        elif name in good and (parameter.default is parameter.empty or name in ("show_progress", "save_dir")):
+        elif name in good and (
+            parameter.default is parameter.empty or name in ("show_progress", "save_dir")
+        ):
             given = good[name]
         elif parameter.default is not parameter.empty or parameter.kind is parameter.VAR_KEYWORD:
             continue
@@ -166,12 +196,21 @@ def arguments(method: Callable[..., Any], changed: str, value: Any, tmp_path: Pa
 
 def test_all_public_methods_are_among_the_calls() -> None:
     named = {name for name, _ in CALLS}
-    assert {"runs.kill", "runs.wait", "runs.logs", "get_model", "models.download", "datasets.imports.send"} <= named
+    assert {
+        "runs.kill",
+        "runs.wait",
+        "runs.logs",
+        "get_model",
+        "models.download",
+        "datasets.imports.send",
+    } <= named
     assert len(named) > 60
 
 
 @pytest.mark.parametrize(("name", "parameter"), CALLS, ids=lambda part: part)
-def test_no_argument_raises_a_foreign_exception(name: str, parameter: str, client: vi.Client, tmp_path: Path) -> None:
+def test_no_argument_raises_a_foreign_exception(
+    name: str, parameter: str, client: vi.Client, tmp_path: Path
+) -> None:
     noun, _, verb = name.rpartition(".")
     method = getattr(find(client, noun), verb)
     for value in VALUES:
@@ -182,12 +221,21 @@ def test_no_argument_raises_a_foreign_exception(name: str, parameter: str, clien
             str(error).encode()
             repr(error.to_dict())
         except (TypeError, ValueError) as error:
-            assert type(error) in (TypeError, ValueError), f"{error!r:.200} for {parameter}={shorten_repr(value)}"
+            assert type(error) in (TypeError, ValueError), (
+                f"{error!r:.200} for {parameter}={shorten_repr(value)}"
+            )
         except Exception as error:
             raise AssertionError(f"{error!r:.200} for {parameter}={shorten_repr(value)}") from error
 
 
-CLIENT_ARGUMENTS = ("secret_key", "organization_id", "config_file", "endpoint", "timeout", "max_retries")
+CLIENT_ARGUMENTS = (
+    "secret_key",
+    "organization_id",
+    "config_file",
+    "endpoint",
+    "timeout",
+    "max_retries",
+)
 
 
 @pytest.mark.parametrize("parameter", CLIENT_ARGUMENTS)
@@ -201,13 +249,20 @@ def test_no_argument_of_the_client_raises_a_foreign_exception(parameter: str, ke
         except vi.ViError as error:
             str(error).encode()
         except Exception as error:
-            assert type(error) in (TypeError, ValueError), f"{error!r:.200} for {parameter}={shorten_repr(value)}"
+            assert type(error) in (TypeError, ValueError), (
+                f"{error!r:.200} for {parameter}={shorten_repr(value)}"
+            )
 
 
 @pytest.mark.parametrize("timeout", ["5", -1, math.nan, True, [5], b"5"])
-def test_an_invalid_timeout_is_rejected_before_anything_is_sent(timeout: Any, key: str, server: Any) -> None:
+def test_an_invalid_timeout_is_rejected_before_anything_is_sent(
+    timeout: Any, key: str, server: Any
+) -> None:
     with vi.Client(key, "lab", transport=server.transport) as client:
-        for call in (client.runs.wait, lambda *_, **given: client.datasets.imports.wait("d1", "i1", **given)):
+        for call in (
+            client.runs.wait,
+            lambda *_, **given: client.datasets.imports.wait("d1", "i1", **given),
+        ):
             with pytest.raises(vi.ViInvalidParameterError, match="timeout is"):
                 call("r1", timeout=timeout)
     assert server.asked == []

@@ -30,13 +30,20 @@ def bytes_of(pack: Pack) -> bytes:
 
 def unpacked(pack: Pack) -> dict[str, bytes]:
     data = bytes_of(pack)
-    return {entry.path: data[entry.offset :][: entry.size_bytes] for entry in read_index(io.BytesIO(data), len(data))}
+    return {
+        entry.path: data[entry.offset :][: entry.size_bytes]
+        for entry in read_index(io.BytesIO(data), len(data))
+    }
 
 
 def test_every_file_below_the_folder_is_found_in_a_stable_order(tmp_path: Path) -> None:
     write(tmp_path, b_jpg=b"2", a__c_jpg=b"1", a__b__d_png=b"33")
     found = find_files(tmp_path)
-    assert [(file.path, file.size_bytes) for file in found.files] == [("a/b/d.png", 2), ("a/c.jpg", 1), ("b.jpg", 1)]
+    assert [(file.path, file.size_bytes) for file in found.files] == [
+        ("a/b/d.png", 2),
+        ("a/c.jpg", 1),
+        ("b.jpg", 1),
+    ]
     assert found.size_bytes == 4
     assert found.skipped == []
 
@@ -97,7 +104,9 @@ def test_a_path_without_files_is_refused_with_what_to_do(tmp_path: Path) -> None
 def test_a_pack_is_read_back_by_the_server_as_it_was_sent(tmp_path: Path) -> None:
     write(tmp_path, a__x_png=b"\x89PNG", b_txt=b"", c_bin=os.urandom(700_000))
     files = find_files(tmp_path).files
-    assert unpacked(build_pack(files)) == {file.path: Path(file.local_path).read_bytes() for file in files}
+    assert unpacked(build_pack(files)) == {
+        file.path: Path(file.local_path).read_bytes() for file in files
+    }
 
 
 def test_a_large_file_is_a_pack_of_its_own_and_not_held_in_memory(tmp_path: Path) -> None:
@@ -106,7 +115,11 @@ def test_a_large_file_is_a_pack_of_its_own_and_not_held_in_memory(tmp_path: Path
         file.truncate(size_bytes)
     write(tmp_path, a_txt=b"1", z_txt=b"2")
     groups = list(group_files(find_files(tmp_path).files))
-    assert [[file.path for file in group] for group in groups] == [["a.txt"], ["large.zip"], ["z.txt"]]
+    assert [[file.path for file in group] for group in groups] == [
+        ["a.txt"],
+        ["large.zip"],
+        ["z.txt"],
+    ]
     large = build_pack(groups[1])
     assert sum(len(piece) for piece in large._header_and_content) < 1000
     assert unpacked(large) == {"large.zip": bytes(size_bytes)}
@@ -124,7 +137,9 @@ def test_a_file_that_grew_or_went_away_is_named(tmp_path: Path) -> None:
     write(tmp_path, a_txt=b"1")
     files = find_files(tmp_path).files
     (tmp_path / "a.txt").write_bytes(b"12")
-    with pytest.raises(vi.ViUploadError, match=r"size of .*a\.txt changed during the import, expected: 1 bytes"):
+    with pytest.raises(
+        vi.ViUploadError, match=r"size of .*a\.txt changed during the import, expected: 1 bytes"
+    ):
         build_pack(files)
     (tmp_path / "a.txt").unlink()
     with pytest.raises(vi.ViUploadError, match=r"a\.txt cannot be read: No such file"):

@@ -12,7 +12,14 @@ from vi.api._display import format_duration
 from vi.api._progress import byte_progress, run_progress
 from vi.api.resources.runs.responses import Run, summarize_run
 
-PROGRESS = {"step": 120, "totalSteps": 300, "loss": 0.25, "metricName": "accuracy", "metric": 0.9, "secondsLeft": 200}
+PROGRESS = {
+    "step": 120,
+    "totalSteps": 300,
+    "loss": 0.25,
+    "metricName": "accuracy",
+    "metric": 0.9,
+    "secondsLeft": 200,
+}
 
 
 class Terminal(io.StringIO):
@@ -22,14 +29,28 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def run(run_document: Callable[..., dict[str, Any]]) -> Run:
-    last = {"condition": "Failed", "status": "Reached", "reason": "OutOfMemory", "message": "needs 9 GiB [of] RAM"}
-    attempt = {"attempt": 1, "machine": "m", "timeStarted": 1000, "timeEnded": 91000, "exitCode": 1, "cause": "died"}
+    last = {
+        "condition": "Failed",
+        "status": "Reached",
+        "reason": "OutOfMemory",
+        "message": "needs 9 GiB [of] RAM",
+    }
+    attempt = {
+        "attempt": 1,
+        "machine": "m",
+        "timeStarted": 1000,
+        "timeEnded": 91000,
+        "exitCode": 1,
+        "cause": "died",
+    }
     document = run_document("Pending", "Running", last, progress=PROGRESS, attempts=[attempt])
     document["metadata"]["attributes"] = {"experiment": "[red]baseline"}
     return msgspec.convert(document, Run)
 
 
-def test_info_prints_the_true_status_and_everything_known(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_info_prints_the_true_status_and_everything_known(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
     run.info()
     text = capsys.readouterr().out
     for fact in (
@@ -44,7 +65,9 @@ def test_info_prints_the_true_status_and_everything_known(run: Run, capsys: pyte
         assert fact in text
 
 
-def test_info_of_a_run_without_history_has_no_condition(run_document: Callable[..., dict[str, Any]]) -> None:
+def test_info_of_a_run_without_history_has_no_condition(
+    run_document: Callable[..., dict[str, Any]],
+) -> None:
     facts = dict(summarize_run(msgspec.convert(run_document(), Run)))
     assert facts["Status"] == "no condition yet"
     assert "Progress" not in facts
@@ -82,7 +105,9 @@ def test_progress_is_drawn_on_a_terminal(run: Run, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("show", [True, False])
-def test_progress_is_silent_without_a_terminal(run: Run, monkeypatch: pytest.MonkeyPatch, show: bool) -> None:
+def test_progress_is_silent_without_a_terminal(
+    run: Run, monkeypatch: pytest.MonkeyPatch, show: bool
+) -> None:
     stream = io.StringIO() if show else Terminal()
     monkeypatch.setattr(sys, "stderr", stream)
     with run_progress(show) as draw, byte_progress("x", total_bytes=None, show=show) as draw_bytes:

@@ -1,4 +1,4 @@
-"""``client.keys`` and ``client.audit``: what each call sends, and that no secret is shown by accident."""
+"""``client.keys`` and ``client.audit``: what each call sends; no secret is shown by accident."""
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -27,7 +27,9 @@ async def client(server: Any, key: str) -> AsyncIterator[vi.AsyncClient]:
         yield client
 
 
-async def test_a_key_is_created_read_rotated_and_revoked(client: vi.AsyncClient, server: Any) -> None:
+async def test_a_key_is_created_read_rotated_and_revoked(
+    client: vi.AsyncClient, server: Any
+) -> None:
     for document in (ISSUED, KEY, ISSUED, {**KEY, "status": {"state": "Revoked", "revoked": 7}}):
         server.answers(document)
     created = await client.keys.create("ci", "viewer", expires=datetime(2026, 1, 1, tzinfo=UTC))
@@ -38,7 +40,12 @@ async def test_a_key_is_created_read_rotated_and_revoked(client: vi.AsyncClient,
     assert not hasattr(read, "secret_key")
     assert (read.spec.role, read.status.last_used, revoked.status.state) == ("viewer", 5, "Revoked")
     base = "/workspaces/lab/keys"
-    assert server.asked == [f"POST {base}", f"GET {base}/k-1", f"POST {base}/k-1/rotations", f"DELETE {base}/k-1"]
+    assert server.asked == [
+        f"POST {base}",
+        f"GET {base}/k-1",
+        f"POST {base}/k-1/rotations",
+        f"DELETE {base}/k-1",
+    ]
     assert server.body(0) == {"spec": {"name": "ci", "role": "viewer", "expires": 1767225600000}}
     assert server.body(2) == {"spec": {"overlapSeconds": 60, "expires": None}}
 
@@ -48,7 +55,9 @@ async def test_a_secret_is_not_in_the_representation(client: vi.AsyncClient, ser
     assert SECRET not in repr(await client.keys.create("ci"))
 
 
-async def test_a_creation_whose_response_was_lost_is_not_repeated(client: vi.AsyncClient, server: Any) -> None:
+async def test_a_creation_whose_response_was_lost_is_not_repeated(
+    client: vi.AsyncClient, server: Any
+) -> None:
     server.breaks()
     with pytest.raises(vi.ViNetworkError):
         await client.keys.create("ci")
@@ -65,16 +74,31 @@ async def test_keys_are_listed_over_all_pages(client: vi.AsyncClient, server: An
 
 
 async def test_the_audit_log_is_filtered(client: vi.AsyncClient, server: Any) -> None:
-    entry = {"number": 3, "time": 9, "actor": "nobody", "address": "::1", "action": "reject key", "count": 12}
+    entry = {
+        "number": 3,
+        "time": 9,
+        "actor": "nobody",
+        "address": "::1",
+        "action": "reject key",
+        "count": 12,
+    }
     server.answers({"items": [entry]})
-    page = await client.audit.list({"page_size": 5}, actor="k-1", action="reject key", since=1, until=9)
+    page = await client.audit.list(
+        {"page_size": 5}, actor="k-1", action="reject key", since=1, until=9
+    )
     assert (page[0].count, page[0].action) == (12, "reject key")
-    assert server.asked == ["GET /workspaces/lab/audit?s=5&actor=k-1&action=reject+key&since=1&until=9"]
+    assert server.asked == [
+        "GET /workspaces/lab/audit?s=5&actor=k-1&action=reject+key&since=1&until=9"
+    ]
 
 
-async def test_the_last_admin_key_and_too_many_wrong_keys_have_errors_of_their_own(server: Any, key: str) -> None:
+async def test_the_last_admin_key_and_too_many_wrong_keys_have_errors_of_their_own(
+    server: Any, key: str
+) -> None:
     server.answers({"message": "the last one", "code": "LastAdminKey"}, status=409)
-    server.answers({"message": "too many", "code": "TooManyRequests"}, status=429, headers={"retry-after": "3"})
+    server.answers(
+        {"message": "too many", "code": "TooManyRequests"}, status=429, headers={"retry-after": "3"}
+    )
     async with vi.AsyncClient(key, "lab", transport=server.transport, max_retries=0) as client:
         with pytest.raises(vi.ViConflictError) as conflict:
             await client.keys.revoke("k-1")
@@ -88,7 +112,9 @@ async def test_the_last_admin_key_and_too_many_wrong_keys_have_errors_of_their_o
 
 
 @pytest.mark.parametrize("bad", ["", "a/b", None])
-async def test_an_id_that_cannot_be_one_is_not_sent(client: vi.AsyncClient, server: Any, bad: Any) -> None:
+async def test_an_id_that_cannot_be_one_is_not_sent(
+    client: vi.AsyncClient, server: Any, bad: Any
+) -> None:
     with pytest.raises(vi.ViInvalidParameterError, match="key_id"):
         await client.keys.revoke(bad)
     assert server.requests == []

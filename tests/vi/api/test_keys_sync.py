@@ -1,5 +1,5 @@
 # Generated from test_keys_async.py by scripts/unasync: change that file, then run the script.
-"""``client.keys`` and ``client.audit``: what each call sends, and that no secret is shown by accident."""
+"""``client.keys`` and ``client.audit``: what each call sends; no secret is shown by accident."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -37,7 +37,12 @@ def test_a_key_is_created_read_rotated_and_revoked(client: vi.Client, server: An
     assert not hasattr(read, "secret_key")
     assert (read.spec.role, read.status.last_used, revoked.status.state) == ("viewer", 5, "Revoked")
     base = "/workspaces/lab/keys"
-    assert server.asked == [f"POST {base}", f"GET {base}/k-1", f"POST {base}/k-1/rotations", f"DELETE {base}/k-1"]
+    assert server.asked == [
+        f"POST {base}",
+        f"GET {base}/k-1",
+        f"POST {base}/k-1/rotations",
+        f"DELETE {base}/k-1",
+    ]
     assert server.body(0) == {"spec": {"name": "ci", "role": "viewer", "expires": 1767225600000}}
     assert server.body(2) == {"spec": {"overlapSeconds": 60, "expires": None}}
 
@@ -64,16 +69,29 @@ def test_keys_are_listed_over_all_pages(client: vi.Client, server: Any) -> None:
 
 
 def test_the_audit_log_is_filtered(client: vi.Client, server: Any) -> None:
-    entry = {"number": 3, "time": 9, "actor": "nobody", "address": "::1", "action": "reject key", "count": 12}
+    entry = {
+        "number": 3,
+        "time": 9,
+        "actor": "nobody",
+        "address": "::1",
+        "action": "reject key",
+        "count": 12,
+    }
     server.answers({"items": [entry]})
     page = client.audit.list({"page_size": 5}, actor="k-1", action="reject key", since=1, until=9)
     assert (page[0].count, page[0].action) == (12, "reject key")
-    assert server.asked == ["GET /workspaces/lab/audit?s=5&actor=k-1&action=reject+key&since=1&until=9"]
+    assert server.asked == [
+        "GET /workspaces/lab/audit?s=5&actor=k-1&action=reject+key&since=1&until=9"
+    ]
 
 
-def test_the_last_admin_key_and_too_many_wrong_keys_have_errors_of_their_own(server: Any, key: str) -> None:
+def test_the_last_admin_key_and_too_many_wrong_keys_have_errors_of_their_own(
+    server: Any, key: str
+) -> None:
     server.answers({"message": "the last one", "code": "LastAdminKey"}, status=409)
-    server.answers({"message": "too many", "code": "TooManyRequests"}, status=429, headers={"retry-after": "3"})
+    server.answers(
+        {"message": "too many", "code": "TooManyRequests"}, status=429, headers={"retry-after": "3"}
+    )
     with vi.Client(key, "lab", transport=server.transport, max_retries=0) as client:
         with pytest.raises(vi.ViConflictError) as conflict:
             client.keys.revoke("k-1")

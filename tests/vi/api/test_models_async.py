@@ -19,7 +19,11 @@ from vi.api.resources.models._folder import DEFAULT_SAVE_DIR
 
 pytestmark = pytest.mark.anyio
 
-FILES = {"model_full/run.json": b"{}", "model_full/model.safetensors": b"w" * 50_000, "model_full/config.json": b"{}"}
+FILES = {
+    "model_full/run.json": b"{}",
+    "model_full/model.safetensors": b"w" * 50_000,
+    "model_full/config.json": b"{}",
+}
 
 
 def tar_of(files: dict[str, bytes]) -> bytes:
@@ -35,14 +39,23 @@ def tar_of(files: dict[str, bytes]) -> bytes:
 @pytest.fixture
 def model_document(byte_server: Any) -> Callable[..., dict[str, Any]]:
     def build(model_id: str = "epoch-3", **contents: Any) -> dict[str, Any]:
-        link = {"downloadUrl": {"url": byte_server.url, "expiresAt": 0}, "sha256": byte_server.sha256, **contents}
+        link = {
+            "downloadUrl": {"url": byte_server.url, "expiresAt": 0},
+            "sha256": byte_server.sha256,
+            **contents,
+        }
         return {
             "kind": "RunOutput",
             "workspaceId": "lab",
             "runId": "r-1",
             "runOutputId": model_id,
             "spec": {"kind": "Checkpoint", "epoch": 3, "evaluationMetrics": {"accuracy": 0.97}},
-            "status": {"observedGeneration": 1, "conditions": [], "storageObject": "-", "contents": link},
+            "status": {
+                "observedGeneration": 1,
+                "conditions": [],
+                "storageObject": "-",
+                "contents": link,
+            },
         }
 
     return build
@@ -55,15 +68,21 @@ async def client(key: str, byte_server: Any) -> AsyncIterator[vi.AsyncClient]:
         yield client
 
 
-async def test_models_are_listed_in_pages(client: vi.AsyncClient, byte_server: Any, model_document: Any) -> None:
-    byte_server.documents.append({"items": [model_document("epoch-1"), model_document("epoch-2")], "nextPage": None})
+async def test_models_are_listed_in_pages(
+    client: vi.AsyncClient, byte_server: Any, model_document: Any
+) -> None:
+    byte_server.documents.append(
+        {"items": [model_document("epoch-1"), model_document("epoch-2")], "nextPage": None}
+    )
     models = await client.models.list("r-1")
     assert [model.model_id for model in models.items] == ["epoch-1", "epoch-2"]
     assert models[0].spec.evaluation_metrics == {"accuracy": 0.97}
     assert byte_server.asked == ["GET /workspaces/lab/runs/r-1/outputs?s=10"]
 
 
-@pytest.mark.parametrize(("ckpt", "name"), [(None, "latest"), ("best", "best"), ("epoch-3", "epoch-3")])
+@pytest.mark.parametrize(
+    ("ckpt", "name"), [(None, "latest"), ("best", "best"), ("epoch-3", "epoch-3")]
+)
 async def test_one_model_is_asked_for_by_name(
     client: vi.AsyncClient, byte_server: Any, model_document: Any, ckpt: str | None, name: str
 ) -> None:
@@ -75,7 +94,9 @@ async def test_one_model_is_asked_for_by_name(
     assert byte_server.asked[0] == f"GET /workspaces/lab/runs/r-1/outputs/{name}"
 
 
-async def test_a_run_without_models_is_reported(client: vi.AsyncClient, byte_server: Any, server: Any) -> None:
+async def test_a_run_without_models_is_reported(
+    client: vi.AsyncClient, byte_server: Any, server: Any
+) -> None:
     byte_server.documents.append({"items": []})
     with pytest.raises(vi.ViOperationError, match="run r-1 has no checkpoint"):
         await client.models.get("r-1")
@@ -89,18 +110,26 @@ async def test_a_model_arrives_in_a_folder_of_its_own(
     assert found.model_path == tmp_path / "r-1" / "epoch-3" / "model_full"
     assert found.run_config_path.read_bytes() == b"{}"
     assert (found.run_id, found.model_id, found.adapter_path) == ("r-1", "epoch-3", None)
-    assert (found.model_path / "model.safetensors").read_bytes() == FILES["model_full/model.safetensors"]
+    assert (found.model_path / "model.safetensors").read_bytes() == FILES[
+        "model_full/model.safetensors"
+    ]
     assert [path.name for path in (tmp_path / "r-1").iterdir()] == ["epoch-3"]
     assert byte_server.asked == ["GET /workspaces/lab/runs/r-1/outputs/latest?contents=y"]
 
 
 async def test_get_model_is_the_short_way(
-    client: vi.AsyncClient, byte_server: Any, model_document: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    client: vi.AsyncClient,
+    byte_server: Any,
+    model_document: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     byte_server.documents.append(model_document())
     found = await client.get_model("r-1")
-    assert found.model_path == Path(DEFAULT_SAVE_DIR).expanduser() / "r-1" / "epoch-3" / "model_full"
+    assert (
+        found.model_path == Path(DEFAULT_SAVE_DIR).expanduser() / "r-1" / "epoch-3" / "model_full"
+    )
 
 
 async def test_two_checkpoints_of_one_run_do_not_mix(
@@ -132,7 +161,7 @@ async def test_an_existing_model_is_downloaded_again_only_with_overwrite(
 
 
 def rewrite(path: Path, content: bytes) -> None:
-    """Write other bytes of the same length and set the times back, as a copy tool or a faulty disk would."""
+    """Write different bytes of the same length and restore the times, as a faulty disk would."""
     before = path.stat()
     path.write_bytes(content)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
@@ -144,17 +173,26 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
     "empty weights": lambda folder: (folder / WEIGHTS).write_bytes(b""),
     "longer weights": lambda folder: (folder / WEIGHTS).write_bytes(b"w" * 50_001),
     "missing weights": lambda folder: (folder / WEIGHTS).unlink(),
-    "other weights of the same length": lambda folder: (folder / WEIGHTS).write_bytes(b"x" * 50_000),
-    "one other byte, times set back": lambda folder: rewrite(folder / WEIGHTS, b"w" * 49_999 + b"v"),
+    "other weights of the same length": lambda folder: (folder / WEIGHTS).write_bytes(
+        b"x" * 50_000
+    ),
+    "one other byte, times set back": lambda folder: rewrite(
+        folder / WEIGHTS, b"w" * 49_999 + b"v"
+    ),
     "changed run.json": lambda folder: (folder / "model_full/run.json").write_bytes(b"[]"),
     "missing config": lambda folder: (folder / "model_full/config.json").unlink(),
     "a link in place of the weights": lambda folder: (
-        (folder / WEIGHTS).rename(folder / "moved") and (folder / WEIGHTS).symlink_to(folder / "moved")
+        (folder / WEIGHTS).rename(folder / "moved")
+        and (folder / WEIGHTS).symlink_to(folder / "moved")
     ),
-    "a folder in place of the weights": lambda folder: (folder / WEIGHTS).unlink() or (folder / WEIGHTS).mkdir(),
+    "a folder in place of the weights": lambda folder: (
+        (folder / WEIGHTS).unlink() or (folder / WEIGHTS).mkdir()
+    ),
     "missing manifest": lambda folder: (folder / MANIFEST).unlink(),
     "damaged manifest": lambda folder: (folder / MANIFEST).write_bytes(b'{"files": ['),
-    "manifest of nothing": lambda folder: (folder / MANIFEST).write_bytes(b'{"identity": null, "files": []}'),
+    "manifest of nothing": lambda folder: (folder / MANIFEST).write_bytes(
+        b'{"identity": null, "files": []}'
+    ),
     "empty folder": lambda folder: shutil.rmtree(folder) or folder.mkdir(),
 }
 
@@ -174,7 +212,9 @@ async def test_an_incomplete_copy_is_downloaded_again(
     byte_server.documents += [model_document()] * 4
     folder = (await client.models.download("r-1", save_dir=tmp_path)).model_path.parent
     if is_proven_before:
-        time.sleep(0.02)  # the clock of the file system moves, so the times that are recorded now prove something
+        time.sleep(
+            0.02
+        )  # the clock of the file system moves, so the times that are recorded now prove something
         await client.models.download("r-1", save_dir=tmp_path)
     fetched = len(byte_server.ranges)
     damage(folder)
@@ -188,7 +228,11 @@ async def test_an_incomplete_copy_is_downloaded_again(
 
 
 async def test_a_copy_whose_files_cannot_have_changed_is_not_hashed_again(
-    client: vi.AsyncClient, byte_server: Any, model_document: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    client: vi.AsyncClient,
+    byte_server: Any,
+    model_document: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     hashed: list[Path] = []
     original = _manifest.hash_file
@@ -234,7 +278,10 @@ async def test_a_copy_of_another_archive_is_fetched_again(
     [
         (["Pending"], ["no checkpoint yet; it is Pending", "runs wait r-1"]),
         (["Pending", "Running"], ["no checkpoint yet; it is Running", "runs wait r-1"]),
-        (["Pending", "Running", "Failed"], ["ended in Failed", "and has no checkpoint", "runs logs r-1"]),
+        (
+            ["Pending", "Running", "Failed"],
+            ["ended in Failed", "and has no checkpoint", "runs logs r-1"],
+        ),
     ],
 )
 @pytest.mark.parametrize("call", ["get", "download", "get_model"])

@@ -20,14 +20,22 @@ def http(server: Any) -> AsyncHttp:
 
 
 def page(*ids: str, next_page: Any = None) -> dict[str, Any]:
-    return {"items": [{"flowId": flow_id} for flow_id in ids], "nextPage": next_page, "prevPage": None}
+    return {
+        "items": [{"flowId": flow_id} for flow_id in ids],
+        "nextPage": next_page,
+        "prevPage": None,
+    }
 
 
-async def flows(http: AsyncHttp, pagination: Any = PaginationParams()) -> AsyncPaginatedResponse[Flow]:
+async def flows(
+    http: AsyncHttp, pagination: Any = PaginationParams()
+) -> AsyncPaginatedResponse[Flow]:
     return await fetch_page(http, "/flows", item=Flow, pagination=pagination)
 
 
-async def test_iterating_yields_pages_beginning_with_the_one_held(http: AsyncHttp, server: Any) -> None:
+async def test_iterating_yields_pages_beginning_with_the_one_held(
+    http: AsyncHttp, server: Any
+) -> None:
     server.answers(page("a", "b", next_page="t 1&"))
     server.answers(page("c", next_page=""))
     found = [[flow.flow_id for flow in one.items] async for one in await flows(http)]
@@ -53,7 +61,12 @@ async def test_a_list_can_be_gone_through_twice(http: AsyncHttp, server: Any) ->
 async def test_length_index_and_truth_speak_of_the_first_page(http: AsyncHttp, server: Any) -> None:
     server.answers(page("a", "b", next_page="t1"))
     first = await flows(http)
-    assert (len(first), first[1].flow_id, [flow.flow_id for flow in first[:1]], bool(first)) == (2, "b", ["a"], True)
+    assert (len(first), first[1].flow_id, [flow.flow_id for flow in first[:1]], bool(first)) == (
+        2,
+        "b",
+        ["a"],
+        True,
+    )
     assert (first.next_page, first.prev_page) == ("t1", None)
     server.answers(page())
     assert not await flows(http)
@@ -80,7 +93,9 @@ async def test_a_token_that_comes_twice_ends_the_list(http: AsyncHttp, server: A
         (None, "/flows?s=10"),
     ],
 )
-async def test_pagination_is_an_object_or_a_dict(http: AsyncHttp, server: Any, pagination: Any, target: str) -> None:
+async def test_pagination_is_an_object_or_a_dict(
+    http: AsyncHttp, server: Any, pagination: Any, target: str
+) -> None:
     server.answers(page())
     await flows(http, pagination)
     assert server.asked == [f"GET {target}"]

@@ -19,7 +19,11 @@ def http(server: Any) -> Http:
 
 
 def page(*ids: str, next_page: Any = None) -> dict[str, Any]:
-    return {"items": [{"flowId": flow_id} for flow_id in ids], "nextPage": next_page, "prevPage": None}
+    return {
+        "items": [{"flowId": flow_id} for flow_id in ids],
+        "nextPage": next_page,
+        "prevPage": None,
+    }
 
 
 def flows(http: Http, pagination: Any = PaginationParams()) -> PaginatedResponse[Flow]:
@@ -52,7 +56,12 @@ def test_a_list_can_be_gone_through_twice(http: Http, server: Any) -> None:
 def test_length_index_and_truth_speak_of_the_first_page(http: Http, server: Any) -> None:
     server.answers(page("a", "b", next_page="t1"))
     first = flows(http)
-    assert (len(first), first[1].flow_id, [flow.flow_id for flow in first[:1]], bool(first)) == (2, "b", ["a"], True)
+    assert (len(first), first[1].flow_id, [flow.flow_id for flow in first[:1]], bool(first)) == (
+        2,
+        "b",
+        ["a"],
+        True,
+    )
     assert (first.next_page, first.prev_page) == ("t1", None)
     server.answers(page())
     assert not flows(http)
@@ -79,7 +88,9 @@ def test_a_token_that_comes_twice_ends_the_list(http: Http, server: Any) -> None
         (None, "/flows?s=10"),
     ],
 )
-def test_pagination_is_an_object_or_a_dict(http: Http, server: Any, pagination: Any, target: str) -> None:
+def test_pagination_is_an_object_or_a_dict(
+    http: Http, server: Any, pagination: Any, target: str
+) -> None:
     server.answers(page())
     flows(http, pagination)
     assert server.asked == [f"GET {target}"]
@@ -98,7 +109,9 @@ def test_pagination_is_an_object_or_a_dict(http: Http, server: Any, pagination: 
         17,
     ],
 )
-def test_wrong_pagination_is_rejected_before_anything_is_sent(http: Http, server: Any, pagination: Any) -> None:
+def test_wrong_pagination_is_rejected_before_anything_is_sent(
+    http: Http, server: Any, pagination: Any
+) -> None:
     with pytest.raises(ViInvalidParameterError, match=r"page|pagination"):
         flows(http, pagination)
     assert server.asked == []

@@ -37,7 +37,9 @@ async def test_the_key_and_the_organization_travel_with_each_request(
     assert (headers["authorization"], headers["organization-id"]) == (f"Bearer {key}", "lab")
 
 
-async def test_get_gives_the_run(client: vi.AsyncClient, server: Any, run_document: RunDocument) -> None:
+async def test_get_gives_the_run(
+    client: vi.AsyncClient, server: Any, run_document: RunDocument
+) -> None:
     server.answers(run_document("Pending", "Running"))
     run = await client.runs.get("r-1")
     assert server.asked == ["GET /workspaces/lab/runs/r-1"]
@@ -45,8 +47,16 @@ async def test_get_gives_the_run(client: vi.AsyncClient, server: Any, run_docume
 
 
 @pytest.mark.parametrize("run_id", ["", "a/b", "..", "a b", "ü", "a" * 256, "a?b", "a\n", None, 7])
-async def test_an_invalid_id_is_never_sent(client: vi.AsyncClient, server: Any, run_id: Any) -> None:
-    for method in (client.runs.get, client.runs.kill, client.runs.delete, client.runs.wait, client.runs.metrics):
+async def test_an_invalid_id_is_never_sent(
+    client: vi.AsyncClient, server: Any, run_id: Any
+) -> None:
+    for method in (
+        client.runs.get,
+        client.runs.kill,
+        client.runs.delete,
+        client.runs.wait,
+        client.runs.metrics,
+    ):
         with pytest.raises(vi.ViInvalidParameterError, match="run_id is"):
             await method(run_id)
     with pytest.raises(vi.ViInvalidParameterError, match="run_id is"):
@@ -58,7 +68,9 @@ async def test_a_run_made_by_flow_id_lets_the_server_freeze_the_flow(
     client: vi.AsyncClient, server: Any, run_document: RunDocument
 ) -> None:
     server.answers(run_document("Pending"))
-    await client.runs.create("flow_abc123", training_project="project_1", metadata={"experiment": "baseline"})
+    await client.runs.create(
+        "flow_abc123", training_project="project_1", metadata={"experiment": "baseline"}
+    )
     assert server.body() == {
         "spec": {"flowId": "flow_abc123", "trainingProject": "project_1"},
         "metadata": {"attributes": {"experiment": "baseline"}},
@@ -90,7 +102,13 @@ async def test_a_resumed_run_names_its_origin(
 async def test_a_flow_that_is_a_dict_is_sent_as_it_is(
     client: vi.AsyncClient, server: Any, run_document: RunDocument
 ) -> None:
-    flow = {"name": "Quick Training", "schema": "v1", "blocks": [], "settings": {"a_b": 1}, "tolerations": {}}
+    flow = {
+        "name": "Quick Training",
+        "schema": "v1",
+        "blocks": [],
+        "settings": {"a_b": 1},
+        "tolerations": {},
+    }
     server.answers(run_document("Pending"))
     await client.runs.start(flow=flow)
     assert server.body() == {"spec": {"flow": flow}}
@@ -122,7 +140,9 @@ async def test_a_repeated_creation_is_the_same_run(
     assert len({request.content for request in server.requests}) == 1
 
 
-async def test_a_callers_own_id_is_used(client: vi.AsyncClient, server: Any, run_document: RunDocument) -> None:
+async def test_a_callers_own_id_is_used(
+    client: vi.AsyncClient, server: Any, run_document: RunDocument
+) -> None:
     server.answers(run_document("Pending", run_id="mine"))
     await client.runs.create(flow={}, run_id="mine")
     assert server.asked == ["PUT /workspaces/lab/runs/mine"]
@@ -206,9 +226,16 @@ async def test_kill_sends_the_grace_it_was_given(
 
 
 @pytest.mark.parametrize("verb", ["kill", "delete"])
-async def test_many_runs_are_one_request_with_an_outcome_each(client: vi.AsyncClient, server: Any, verb: str) -> None:
+async def test_many_runs_are_one_request_with_an_outcome_each(
+    client: vi.AsyncClient, server: Any, verb: str
+) -> None:
     done = {"runId": "r-1", "outcome": "Killed", "condition": "Cancelled"}
-    refused = {"runId": "r-2", "outcome": "Refused", "code": "NotFound", "message": "run 'r-2' was not found"}
+    refused = {
+        "runId": "r-2",
+        "outcome": "Refused",
+        "code": "NotFound",
+        "message": "run 'r-2' was not found",
+    }
     server.breaks()  # a repeat does no harm, so a lost answer is asked for again
     server.answers({"items": [done, refused], "more": False})
     outcomes = await getattr(client.runs, verb)(["r-1", "r-2"])
@@ -218,7 +245,9 @@ async def test_many_runs_are_one_request_with_an_outcome_each(client: vi.AsyncCl
     assert (outcomes.run_ids, [item.code for item in outcomes.refused]) == (["r-1"], ["NotFound"])
 
 
-async def test_runs_of_a_filter_are_named_as_the_list_names_them(client: vi.AsyncClient, server: Any) -> None:
+async def test_runs_of_a_filter_are_named_as_the_list_names_them(
+    client: vi.AsyncClient, server: Any
+) -> None:
     filters = {
         "condition": ConditionKind.PENDING,
         "flow": "f-1",
@@ -250,7 +279,9 @@ async def test_runs_of_a_filter_are_named_as_the_list_names_them(client: vi.Asyn
     assert server.body() == {"ids": ["r-1"], "dryRun": True}
 
 
-async def test_a_filter_is_not_sent_again_when_its_answer_is_lost(client: vi.AsyncClient, server: Any) -> None:
+async def test_a_filter_is_not_sent_again_when_its_answer_is_lost(
+    client: vi.AsyncClient, server: Any
+) -> None:
     server.breaks()
     with pytest.raises(vi.ViNetworkError):
         await client.runs.delete(filter={"flow": "f-1"})
@@ -258,7 +289,10 @@ async def test_a_filter_is_not_sent_again_when_its_answer_is_lost(client: vi.Asy
 
 
 async def test_a_field_that_is_given_twice_is_not_sent(client: vi.AsyncClient, server: Any) -> None:
-    for spec in ({"training_project": "a", "trainingProject": "b"}, {"flow": {"a_b": 1, "a__b": 2}}):
+    for spec in (
+        {"training_project": "a", "trainingProject": "b"},
+        {"flow": {"a_b": 1, "a__b": 2}},
+    ):
         with pytest.raises(vi.ViInvalidParameterError, match="twice, in two spellings"):
             await client.runs.update("r-1", spec)
     assert server.asked == []
@@ -283,7 +317,9 @@ NO_SELECTION: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("arguments", NO_SELECTION, ids=repr)
-async def test_what_names_no_runs_is_never_sent(client: vi.AsyncClient, server: Any, arguments: dict[str, Any]) -> None:
+async def test_what_names_no_runs_is_never_sent(
+    client: vi.AsyncClient, server: Any, arguments: dict[str, Any]
+) -> None:
     for call in (client.runs.kill, client.runs.delete):
         with pytest.raises(vi.ViInvalidParameterError):
             await call(**arguments)
@@ -325,7 +361,9 @@ async def test_list_sends_every_filter(client: vi.AsyncClient, server: Any) -> N
     assert server.requests[0].url.params.get_list("attribute") == ["experiment:baseline", "who:a:b"]
 
 
-async def test_filters_go_along_to_every_page(client: vi.AsyncClient, server: Any, run_document: RunDocument) -> None:
+async def test_filters_go_along_to_every_page(
+    client: vi.AsyncClient, server: Any, run_document: RunDocument
+) -> None:
     server.answers({"items": [run_document(run_id="r-1")], "nextPage": "t1"})
     server.answers({"items": [run_document(run_id="r-2")]})
     found = [run.run_id async for run in client.runs(condition="Failed")]
@@ -344,7 +382,12 @@ async def test_the_resource_itself_yields_every_run(
 async def test_wait_returns_a_run_that_succeeded_and_reports_each_change(
     client: vi.AsyncClient, server: Any, run_document: RunDocument, clock: Any
 ) -> None:
-    for conditions in (["Pending"], ["Pending"], ["Pending", "Running"], ["Pending", "Running", "Succeeded"]):
+    for conditions in (
+        ["Pending"],
+        ["Pending"],
+        ["Pending", "Running"],
+        ["Pending", "Running", "Succeeded"],
+    ):
         server.answers(run_document(*conditions))
     seen: list[ConditionKind | None] = []
     run = await client.runs.wait("r-1", on_update=lambda run: seen.append(run.condition))
@@ -357,9 +400,16 @@ async def test_wait_returns_a_run_that_succeeded_and_reports_each_change(
 async def test_wait_raises_when_the_run_ends_otherwise(
     client: vi.AsyncClient, server: Any, run_document: RunDocument, name: str
 ) -> None:
-    last = {"condition": name, "status": "Reached", "reason": "OutOfMemory", "message": "needs 9 GiB"}
+    last = {
+        "condition": name,
+        "status": "Reached",
+        "reason": "OutOfMemory",
+        "message": "needs 9 GiB",
+    }
     server.answers(run_document("Running", last))
-    with pytest.raises(vi.ViRunFailedError, match=rf"ended in {name} \(OutOfMemory\): needs 9 GiB") as raised:
+    with pytest.raises(
+        vi.ViRunFailedError, match=rf"ended in {name} \(OutOfMemory\): needs 9 GiB"
+    ) as raised:
         await client.runs.wait("r-1")
     assert raised.value.condition is ConditionKind(name)
     assert raised.value.reason == "OutOfMemory"
@@ -431,10 +481,15 @@ async def test_logs_yield_every_line_there_is(client: vi.AsyncClient, server: An
     server.answers({"items": [log_line(0), log_line(1)], "next": 2, "ended": False})
     server.answers({"items": [], "next": 2, "ended": False})
     assert [line.text async for line in client.runs.logs("r-1")] == ["line 0", "line 1"]
-    assert server.asked == ["GET /workspaces/lab/runs/r-1/logs?since=0", "GET /workspaces/lab/runs/r-1/logs?since=2"]
+    assert server.asked == [
+        "GET /workspaces/lab/runs/r-1/logs?since=0",
+        "GET /workspaces/lab/runs/r-1/logs?since=2",
+    ]
 
 
-async def test_followed_logs_continue_until_the_run_ends(client: vi.AsyncClient, server: Any) -> None:
+async def test_followed_logs_continue_until_the_run_ends(
+    client: vi.AsyncClient, server: Any
+) -> None:
     server.answers({"items": [log_line(0)], "next": 1, "ended": False})
     server.answers({"items": [], "next": 1, "ended": False})
     server.refuses_connections()
@@ -457,7 +512,9 @@ async def test_logs_that_are_not_followed_do_not_wait_for_a_server_that_is_away(
 async def test_logs_stop_at_the_limit(client: vi.AsyncClient, server: Any) -> None:
     server.answers({"items": [log_line(5), log_line(6)], "next": 7})
     server.answers({"items": [log_line(7)], "next": 8})
-    found = [line.number async for line in client.runs.logs("r-1", since=5, limit=3, stream="stdout")]
+    found = [
+        line.number async for line in client.runs.logs("r-1", since=5, limit=3, stream="stdout")
+    ]
     assert found == [5, 6, 7]
     assert [dict(request.url.params) for request in server.requests] == [
         {"since": "5", "limit": "3", "block": "stdout"},
@@ -473,16 +530,22 @@ async def test_logs_that_do_not_advance_raise(client: vi.AsyncClient, server: An
 
 async def test_metrics_are_one_list_over_all_pages(client: vi.AsyncClient, server: Any) -> None:
     points = [
-        {"step": n, "epoch": 0.5, "time": 1, "attempt": 1, "values": {"train/loss": 2.0 / (n + 1)}} for n in (0, 1)
+        {"step": n, "epoch": 0.5, "time": 1, "attempt": 1, "values": {"train/loss": 2.0 / (n + 1)}}
+        for n in (0, 1)
     ]
     server.answers({"items": points[:1], "next": 1})
     server.answers({"items": points[1:], "next": 2})
     server.answers({"items": [], "next": 2})
     found = await client.runs.metrics("r-1")
-    assert [(point.step, point.values) for point in found] == [(0, {"train/loss": 2.0}), (1, {"train/loss": 1.0})]
+    assert [(point.step, point.values) for point in found] == [
+        (0, {"train/loss": 2.0}),
+        (1, {"train/loss": 1.0}),
+    ]
 
 
-async def test_a_resource_outlives_the_name_of_its_client(server: Any, key: str, run_document: RunDocument) -> None:
+async def test_a_resource_outlives_the_name_of_its_client(
+    server: Any, key: str, run_document: RunDocument
+) -> None:
     runs = vi.AsyncClient(key, "lab", transport=server.transport).runs
     server.answers(run_document("Running"))
     assert (await runs.get("r-1")).run_id == "r-1"

@@ -45,7 +45,13 @@ def test_get_gives_the_run(client: vi.Client, server: Any, run_document: RunDocu
 
 @pytest.mark.parametrize("run_id", ["", "a/b", "..", "a b", "ü", "a" * 256, "a?b", "a\n", None, 7])
 def test_an_invalid_id_is_never_sent(client: vi.Client, server: Any, run_id: Any) -> None:
-    for method in (client.runs.get, client.runs.kill, client.runs.delete, client.runs.wait, client.runs.metrics):
+    for method in (
+        client.runs.get,
+        client.runs.kill,
+        client.runs.delete,
+        client.runs.wait,
+        client.runs.metrics,
+    ):
         with pytest.raises(vi.ViInvalidParameterError, match="run_id is"):
             method(run_id)
     with pytest.raises(vi.ViInvalidParameterError, match="run_id is"):
@@ -57,7 +63,9 @@ def test_a_run_made_by_flow_id_lets_the_server_freeze_the_flow(
     client: vi.Client, server: Any, run_document: RunDocument
 ) -> None:
     server.answers(run_document("Pending"))
-    client.runs.create("flow_abc123", training_project="project_1", metadata={"experiment": "baseline"})
+    client.runs.create(
+        "flow_abc123", training_project="project_1", metadata={"experiment": "baseline"}
+    )
     assert server.body() == {
         "spec": {"flowId": "flow_abc123", "trainingProject": "project_1"},
         "metadata": {"attributes": {"experiment": "baseline"}},
@@ -86,8 +94,16 @@ def test_a_resumed_run_names_its_origin(
     assert run.spec.resume_from == ResumeFrom(run_id="r-0", checkpoint="epoch-2", step=12, epoch=2)
 
 
-def test_a_flow_that_is_a_dict_is_sent_as_it_is(client: vi.Client, server: Any, run_document: RunDocument) -> None:
-    flow = {"name": "Quick Training", "schema": "v1", "blocks": [], "settings": {"a_b": 1}, "tolerations": {}}
+def test_a_flow_that_is_a_dict_is_sent_as_it_is(
+    client: vi.Client, server: Any, run_document: RunDocument
+) -> None:
+    flow = {
+        "name": "Quick Training",
+        "schema": "v1",
+        "blocks": [],
+        "settings": {"a_b": 1},
+        "tolerations": {},
+    }
     server.answers(run_document("Pending"))
     client.runs.start(flow=flow)
     assert server.body() == {"spec": {"flow": flow}}
@@ -108,7 +124,9 @@ def test_a_flow_spec_is_sent_completely_in_camel_case(
     }
 
 
-def test_a_repeated_creation_is_the_same_run(client: vi.Client, server: Any, run_document: RunDocument) -> None:
+def test_a_repeated_creation_is_the_same_run(
+    client: vi.Client, server: Any, run_document: RunDocument
+) -> None:
     server.breaks()
     server.answers(status=503)
     server.answers(run_document("Pending"))
@@ -117,7 +135,9 @@ def test_a_repeated_creation_is_the_same_run(client: vi.Client, server: Any, run
     assert len({request.content for request in server.requests}) == 1
 
 
-def test_a_callers_own_id_is_used(client: vi.Client, server: Any, run_document: RunDocument) -> None:
+def test_a_callers_own_id_is_used(
+    client: vi.Client, server: Any, run_document: RunDocument
+) -> None:
     server.answers(run_document("Pending", run_id="mine"))
     client.runs.create(flow={}, run_id="mine")
     assert server.asked == ["PUT /workspaces/lab/runs/mine"]
@@ -168,7 +188,9 @@ def test_update_takes_both_spellings_and_sends_only_what_is_given(
     assert server.body() == {"spec": sent}
 
 
-def test_update_of_attributes_can_take_one_away(client: vi.Client, server: Any, run_document: RunDocument) -> None:
+def test_update_of_attributes_can_take_one_away(
+    client: vi.Client, server: Any, run_document: RunDocument
+) -> None:
     server.answers(run_document("Pending"))
     server.answers(run_document("Pending"))
     client.runs.update("r-1", metadata={"notes": "better", "old": None}, if_match="e1")
@@ -179,7 +201,9 @@ def test_update_of_attributes_can_take_one_away(client: vi.Client, server: Any, 
     assert "if-match" not in server.requests[1].headers
 
 
-def test_kill_stamps_the_wish_and_gives_the_run(client: vi.Client, server: Any, run_document: RunDocument) -> None:
+def test_kill_stamps_the_wish_and_gives_the_run(
+    client: vi.Client, server: Any, run_document: RunDocument
+) -> None:
     server.answers(run_document("Running"))
     run = client.runs.kill(run_id="r-1")
     assert isinstance(run, Run)
@@ -188,16 +212,25 @@ def test_kill_stamps_the_wish_and_gives_the_run(client: vi.Client, server: Any, 
     assert isinstance(server.body()["spec"]["killedAt"], int)
 
 
-def test_kill_sends_the_grace_it_was_given(client: vi.Client, server: Any, run_document: RunDocument) -> None:
+def test_kill_sends_the_grace_it_was_given(
+    client: vi.Client, server: Any, run_document: RunDocument
+) -> None:
     server.answers(run_document("Running"))
     client.runs.kill(run_id="r-1", grace_s=2.5)
     assert server.body()["spec"]["graceSeconds"] == 2.5
 
 
 @pytest.mark.parametrize("verb", ["kill", "delete"])
-def test_many_runs_are_one_request_with_an_outcome_each(client: vi.Client, server: Any, verb: str) -> None:
+def test_many_runs_are_one_request_with_an_outcome_each(
+    client: vi.Client, server: Any, verb: str
+) -> None:
     done = {"runId": "r-1", "outcome": "Killed", "condition": "Cancelled"}
-    refused = {"runId": "r-2", "outcome": "Refused", "code": "NotFound", "message": "run 'r-2' was not found"}
+    refused = {
+        "runId": "r-2",
+        "outcome": "Refused",
+        "code": "NotFound",
+        "message": "run 'r-2' was not found",
+    }
     server.breaks()  # a repeat does no harm, so a lost answer is asked for again
     server.answers({"items": [done, refused], "more": False})
     outcomes = getattr(client.runs, verb)(["r-1", "r-2"])
@@ -247,7 +280,10 @@ def test_a_filter_is_not_sent_again_when_its_answer_is_lost(client: vi.Client, s
 
 
 def test_a_field_that_is_given_twice_is_not_sent(client: vi.Client, server: Any) -> None:
-    for spec in ({"training_project": "a", "trainingProject": "b"}, {"flow": {"a_b": 1, "a__b": 2}}):
+    for spec in (
+        {"training_project": "a", "trainingProject": "b"},
+        {"flow": {"a_b": 1, "a__b": 2}},
+    ):
         with pytest.raises(vi.ViInvalidParameterError, match="twice, in two spellings"):
             client.runs.update("r-1", spec)
     assert server.asked == []
@@ -272,7 +308,9 @@ NO_SELECTION: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("arguments", NO_SELECTION, ids=repr)
-def test_what_names_no_runs_is_never_sent(client: vi.Client, server: Any, arguments: dict[str, Any]) -> None:
+def test_what_names_no_runs_is_never_sent(
+    client: vi.Client, server: Any, arguments: dict[str, Any]
+) -> None:
     for call in (client.runs.kill, client.runs.delete):
         with pytest.raises(vi.ViInvalidParameterError):
             call(**arguments)
@@ -314,7 +352,9 @@ def test_list_sends_every_filter(client: vi.Client, server: Any) -> None:
     assert server.requests[0].url.params.get_list("attribute") == ["experiment:baseline", "who:a:b"]
 
 
-def test_filters_go_along_to_every_page(client: vi.Client, server: Any, run_document: RunDocument) -> None:
+def test_filters_go_along_to_every_page(
+    client: vi.Client, server: Any, run_document: RunDocument
+) -> None:
     server.answers({"items": [run_document(run_id="r-1")], "nextPage": "t1"})
     server.answers({"items": [run_document(run_id="r-2")]})
     found = [run.run_id for run in client.runs(condition="Failed")]
@@ -322,7 +362,9 @@ def test_filters_go_along_to_every_page(client: vi.Client, server: Any, run_docu
     assert server.asked[1] == "GET /workspaces/lab/runs?p=t1&s=100&condition=Failed"
 
 
-def test_the_resource_itself_yields_every_run(client: vi.Client, server: Any, run_document: RunDocument) -> None:
+def test_the_resource_itself_yields_every_run(
+    client: vi.Client, server: Any, run_document: RunDocument
+) -> None:
     server.answers({"items": [run_document(run_id="r-1")], "nextPage": "t1"})
     server.answers({"items": [run_document(run_id="r-2")], "nextPage": None})
     assert [run.run_id for run in client.runs] == ["r-1", "r-2"]
@@ -331,7 +373,12 @@ def test_the_resource_itself_yields_every_run(client: vi.Client, server: Any, ru
 def test_wait_returns_a_run_that_succeeded_and_reports_each_change(
     client: vi.Client, server: Any, run_document: RunDocument, clock: Any
 ) -> None:
-    for conditions in (["Pending"], ["Pending"], ["Pending", "Running"], ["Pending", "Running", "Succeeded"]):
+    for conditions in (
+        ["Pending"],
+        ["Pending"],
+        ["Pending", "Running"],
+        ["Pending", "Running", "Succeeded"],
+    ):
         server.answers(run_document(*conditions))
     seen: list[ConditionKind | None] = []
     run = client.runs.wait("r-1", on_update=lambda run: seen.append(run.condition))
@@ -344,9 +391,16 @@ def test_wait_returns_a_run_that_succeeded_and_reports_each_change(
 def test_wait_raises_when_the_run_ends_otherwise(
     client: vi.Client, server: Any, run_document: RunDocument, name: str
 ) -> None:
-    last = {"condition": name, "status": "Reached", "reason": "OutOfMemory", "message": "needs 9 GiB"}
+    last = {
+        "condition": name,
+        "status": "Reached",
+        "reason": "OutOfMemory",
+        "message": "needs 9 GiB",
+    }
     server.answers(run_document("Running", last))
-    with pytest.raises(vi.ViRunFailedError, match=rf"ended in {name} \(OutOfMemory\): needs 9 GiB") as raised:
+    with pytest.raises(
+        vi.ViRunFailedError, match=rf"ended in {name} \(OutOfMemory\): needs 9 GiB"
+    ) as raised:
         client.runs.wait("r-1")
     assert raised.value.condition is ConditionKind(name)
     assert raised.value.reason == "OutOfMemory"
@@ -367,7 +421,9 @@ def test_wait_distinguishes_a_deleted_run_from_an_unknown_one(
     assert type(raised.value) is vi.ViNotFoundError
 
 
-def test_wait_ends_with_its_timeout(client: vi.Client, server: Any, run_document: RunDocument, clock: Any) -> None:
+def test_wait_ends_with_its_timeout(
+    client: vi.Client, server: Any, run_document: RunDocument, clock: Any
+) -> None:
     for _ in range(4):
         server.answers(run_document("Running"))
     with pytest.raises(vi.ViTimeoutError, match=r"did not end within 25 s; it is Running"):
@@ -375,7 +431,9 @@ def test_wait_ends_with_its_timeout(client: vi.Client, server: Any, run_document
     assert clock.slept == [10, 10, 5]
 
 
-def test_wait_outlasts_a_server_that_is_away(client: vi.Client, server: Any, run_document: RunDocument) -> None:
+def test_wait_outlasts_a_server_that_is_away(
+    client: vi.Client, server: Any, run_document: RunDocument
+) -> None:
     server.answers(run_document("Running"))
     for _ in range(30):
         server.refuses_connections()
@@ -414,7 +472,10 @@ def test_logs_yield_every_line_there_is(client: vi.Client, server: Any) -> None:
     server.answers({"items": [log_line(0), log_line(1)], "next": 2, "ended": False})
     server.answers({"items": [], "next": 2, "ended": False})
     assert [line.text for line in client.runs.logs("r-1")] == ["line 0", "line 1"]
-    assert server.asked == ["GET /workspaces/lab/runs/r-1/logs?since=0", "GET /workspaces/lab/runs/r-1/logs?since=2"]
+    assert server.asked == [
+        "GET /workspaces/lab/runs/r-1/logs?since=0",
+        "GET /workspaces/lab/runs/r-1/logs?since=2",
+    ]
 
 
 def test_followed_logs_continue_until_the_run_ends(client: vi.Client, server: Any) -> None:
@@ -456,16 +517,22 @@ def test_logs_that_do_not_advance_raise(client: vi.Client, server: Any) -> None:
 
 def test_metrics_are_one_list_over_all_pages(client: vi.Client, server: Any) -> None:
     points = [
-        {"step": n, "epoch": 0.5, "time": 1, "attempt": 1, "values": {"train/loss": 2.0 / (n + 1)}} for n in (0, 1)
+        {"step": n, "epoch": 0.5, "time": 1, "attempt": 1, "values": {"train/loss": 2.0 / (n + 1)}}
+        for n in (0, 1)
     ]
     server.answers({"items": points[:1], "next": 1})
     server.answers({"items": points[1:], "next": 2})
     server.answers({"items": [], "next": 2})
     found = client.runs.metrics("r-1")
-    assert [(point.step, point.values) for point in found] == [(0, {"train/loss": 2.0}), (1, {"train/loss": 1.0})]
+    assert [(point.step, point.values) for point in found] == [
+        (0, {"train/loss": 2.0}),
+        (1, {"train/loss": 1.0}),
+    ]
 
 
-def test_a_resource_outlives_the_name_of_its_client(server: Any, key: str, run_document: RunDocument) -> None:
+def test_a_resource_outlives_the_name_of_its_client(
+    server: Any, key: str, run_document: RunDocument
+) -> None:
     runs = vi.Client(key, "lab", transport=server.transport).runs
     server.answers(run_document("Running"))
     assert (runs.get("r-1")).run_id == "r-1"

@@ -1,4 +1,4 @@
-"""Real connections: nothing is opened too early, nothing stays open too long, nothing is shared with a child."""
+"""Real connections: none opened early, left open or shared with a child process."""
 
 import gc
 import os
@@ -65,7 +65,10 @@ def test_a_garbage_collected_client_closes_its_connections(byte_server: Any) -> 
 def test_threads_share_one_client(byte_server: Any) -> None:
     found: list[bool] = []
     with vi.Client("dtvi_" + "k" * 98, "lab", endpoint=byte_server.endpoint) as client:
-        threads = [threading.Thread(target=lambda: found.append(client._http.exists("/x"))) for _ in range(8)]
+        threads = [
+            threading.Thread(target=lambda: found.append(client._http.exists("/x")))
+            for _ in range(8)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -82,7 +85,11 @@ def test_a_forked_child_gets_connections_of_its_own(byte_server: Any) -> None:
     child = os.fork()
     if child == 0:
         try:
-            works = http.exists("/child") and os.getpid() in http._transports and len(http._transports) == 2
+            works = (
+                http.exists("/child")
+                and os.getpid() in http._transports
+                and len(http._transports) == 2
+            )
         finally:
             os._exit(0 if works else 1)
     _, status = os.waitpid(child, 0)
@@ -94,5 +101,17 @@ def test_a_forked_child_gets_connections_of_its_own(byte_server: Any) -> None:
 def test_this_machine_is_never_reached_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://proxy.test:3128")
     monkeypatch.setenv("no_proxy", "near.test")
-    endpoints = ["http://127.0.0.1:7878", "http://localhost:1", "http://[::1]:1", "http://near.test", "http://far.test"]
-    assert [find_proxy(endpoint) for endpoint in endpoints] == [None, None, None, None, "http://proxy.test:3128"]
+    endpoints = [
+        "http://127.0.0.1:7878",
+        "http://localhost:1",
+        "http://[::1]:1",
+        "http://near.test",
+        "http://far.test",
+    ]
+    assert [find_proxy(endpoint) for endpoint in endpoints] == [
+        None,
+        None,
+        None,
+        None,
+        "http://proxy.test:3128",
+    ]

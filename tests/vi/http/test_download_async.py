@@ -62,7 +62,9 @@ async def test_an_interrupted_connection_resumes_where_it_stopped(
     assert byte_server.ranges == ["bytes=0-", "bytes=1000-", "bytes=3000-"]
 
 
-async def test_each_cut_that_brought_bytes_earns_new_patience(http: AsyncHttp, byte_server: Any, target: Path) -> None:
+async def test_each_cut_that_brought_bytes_earns_new_patience(
+    http: AsyncHttp, byte_server: Any, target: Path
+) -> None:
     byte_server.faults = [1000] * 20
     await fetch(http, byte_server, target)
     assert target.read_bytes() == byte_server.content
@@ -80,7 +82,9 @@ async def test_a_download_that_stops_coming_fails_and_keeps_what_it_has(
     assert target.read_bytes() == byte_server.content
 
 
-async def test_the_rest_of_another_file_is_not_gone_on_from(http: AsyncHttp, byte_server: Any, target: Path) -> None:
+async def test_the_rest_of_another_file_is_not_gone_on_from(
+    http: AsyncHttp, byte_server: Any, target: Path
+) -> None:
     byte_server.faults = [1000, 0, 0, 0]
     with pytest.raises(vi.ViDownloadError):
         await fetch(http, byte_server, target)
@@ -117,26 +121,34 @@ async def test_a_wrong_length_is_rejected_before_anything_is_fetched(
     assert byte_server.ranges == []
 
 
-async def test_a_server_without_ranges_begins_again(http: AsyncHttp, byte_server: Any, target: Path) -> None:
+async def test_a_server_without_ranges_begins_again(
+    http: AsyncHttp, byte_server: Any, target: Path
+) -> None:
     byte_server.faults = [1000, "no-ranges"]
     await fetch(http, byte_server, target)
     assert target.read_bytes() == byte_server.content
 
 
-async def test_an_unrequested_range_is_rejected(http: AsyncHttp, byte_server: Any, target: Path) -> None:
+async def test_an_unrequested_range_is_rejected(
+    http: AsyncHttp, byte_server: Any, target: Path
+) -> None:
     byte_server.faults = ["wrong-range"]
     with pytest.raises(vi.ViDownloadError, match="requested bytes from 0"):
         await fetch(http, byte_server, target)
     assert not target.exists()
 
 
-async def test_a_busy_server_is_waited_for(http: AsyncHttp, byte_server: Any, target: Path, clock: Any) -> None:
+async def test_a_busy_server_is_waited_for(
+    http: AsyncHttp, byte_server: Any, target: Path, clock: Any
+) -> None:
     byte_server.faults = [(503, {"Retry-After": "9"}), (429, {"Retry-After": "4"})]
     await fetch(http, byte_server, target)
     assert clock.slept == [9, 4]
 
 
-async def test_an_expired_link_fails_loudly_and_stays_secret(http: AsyncHttp, byte_server: Any, target: Path) -> None:
+async def test_an_expired_link_fails_loudly_and_stays_secret(
+    http: AsyncHttp, byte_server: Any, target: Path
+) -> None:
     byte_server.faults = [(403, {})]
     with pytest.raises(vi.ViDownloadError, match="new link") as raised:
         await fetch(http, byte_server, target)
@@ -145,7 +157,9 @@ async def test_an_expired_link_fails_loudly_and_stays_secret(http: AsyncHttp, by
     assert not target.exists()
 
 
-async def test_without_a_hash_a_strong_etag_names_the_file(http: AsyncHttp, byte_server: Any, target: Path) -> None:
+async def test_without_a_hash_a_strong_etag_names_the_file(
+    http: AsyncHttp, byte_server: Any, target: Path
+) -> None:
     byte_server.etag = '"v1"'
     byte_server.faults = [1000, 0, 0, 0]
     with pytest.raises(vi.ViDownloadError):
@@ -154,7 +168,9 @@ async def test_without_a_hash_a_strong_etag_names_the_file(http: AsyncHttp, byte
     assert byte_server.ranges[-1] == "bytes=1000-"
 
 
-async def test_two_downloads_of_one_file_do_not_mix(http: AsyncHttp, byte_server: Any, target: Path) -> None:
+async def test_two_downloads_of_one_file_do_not_mix(
+    http: AsyncHttp, byte_server: Any, target: Path
+) -> None:
     with (
         PartFile(target, identity="a", size_bytes=10),
         pytest.raises(vi.ViDownloadError, match="another process is downloading"),
@@ -162,7 +178,9 @@ async def test_two_downloads_of_one_file_do_not_mix(http: AsyncHttp, byte_server
         await fetch(http, byte_server, target)
 
 
-async def test_a_part_larger_than_the_file_is_forgotten(http: AsyncHttp, byte_server: Any, target: Path) -> None:
+async def test_a_part_larger_than_the_file_is_forgotten(
+    http: AsyncHttp, byte_server: Any, target: Path
+) -> None:
     size = len(byte_server.content)
     target.with_name("model.tar.part").write_bytes(b"x" * (size + 1))
     state = {"identity": byte_server.sha256, "sizeBytes": size}

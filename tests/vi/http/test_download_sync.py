@@ -42,7 +42,9 @@ def names(target: Path) -> list[str]:
     return sorted(path.name for path in target.parent.iterdir())
 
 
-def test_a_download_arrives_whole_and_leaves_nothing_else(http: Http, byte_server: Any, target: Path) -> None:
+def test_a_download_arrives_whole_and_leaves_nothing_else(
+    http: Http, byte_server: Any, target: Path
+) -> None:
     progress = fetch(http, byte_server, target)
     assert target.read_bytes() == byte_server.content
     assert names(target) == ["model.tar"]
@@ -50,20 +52,26 @@ def test_a_download_arrives_whole_and_leaves_nothing_else(http: Http, byte_serve
     assert all("Authorization" not in headers for headers in byte_server.headers_seen)
 
 
-def test_an_interrupted_connection_resumes_where_it_stopped(http: Http, byte_server: Any, target: Path) -> None:
+def test_an_interrupted_connection_resumes_where_it_stopped(
+    http: Http, byte_server: Any, target: Path
+) -> None:
     byte_server.faults = [1000, 2000]
     fetch(http, byte_server, target)
     assert target.read_bytes() == byte_server.content
     assert byte_server.ranges == ["bytes=0-", "bytes=1000-", "bytes=3000-"]
 
 
-def test_each_cut_that_brought_bytes_earns_new_patience(http: Http, byte_server: Any, target: Path) -> None:
+def test_each_cut_that_brought_bytes_earns_new_patience(
+    http: Http, byte_server: Any, target: Path
+) -> None:
     byte_server.faults = [1000] * 20
     fetch(http, byte_server, target)
     assert target.read_bytes() == byte_server.content
 
 
-def test_a_download_that_stops_coming_fails_and_keeps_what_it_has(http: Http, byte_server: Any, target: Path) -> None:
+def test_a_download_that_stops_coming_fails_and_keeps_what_it_has(
+    http: Http, byte_server: Any, target: Path
+) -> None:
     byte_server.faults = [1000, 0, 0, 0]
     with pytest.raises(vi.ViDownloadError, match="after 1000 bytes, which are kept"):
         fetch(http, byte_server, target)
@@ -73,7 +81,9 @@ def test_a_download_that_stops_coming_fails_and_keeps_what_it_has(http: Http, by
     assert target.read_bytes() == byte_server.content
 
 
-def test_the_rest_of_another_file_is_not_gone_on_from(http: Http, byte_server: Any, target: Path) -> None:
+def test_the_rest_of_another_file_is_not_gone_on_from(
+    http: Http, byte_server: Any, target: Path
+) -> None:
     byte_server.faults = [1000, 0, 0, 0]
     with pytest.raises(vi.ViDownloadError):
         fetch(http, byte_server, target)
@@ -83,7 +93,9 @@ def test_the_rest_of_another_file_is_not_gone_on_from(http: Http, byte_server: A
     assert target.read_bytes() == byte_server.content
 
 
-def test_bytes_that_were_damaged_on_disk_are_fetched_again(http: Http, byte_server: Any, target: Path) -> None:
+def test_bytes_that_were_damaged_on_disk_are_fetched_again(
+    http: Http, byte_server: Any, target: Path
+) -> None:
     byte_server.faults = [1000, 0, 0, 0]
     with pytest.raises(vi.ViDownloadError):
         fetch(http, byte_server, target)
@@ -100,7 +112,9 @@ def test_wrong_bytes_are_thrown_away(http: Http, byte_server: Any, target: Path)
     assert names(target) == []
 
 
-def test_a_wrong_length_is_rejected_before_anything_is_fetched(http: Http, byte_server: Any, target: Path) -> None:
+def test_a_wrong_length_is_rejected_before_anything_is_fetched(
+    http: Http, byte_server: Any, target: Path
+) -> None:
     with pytest.raises(vi.ViDownloadError, match="expected: 5"):
         fetch(http, byte_server, target, size_bytes=5)
     assert byte_server.ranges == []
@@ -119,13 +133,17 @@ def test_an_unrequested_range_is_rejected(http: Http, byte_server: Any, target: 
     assert not target.exists()
 
 
-def test_a_busy_server_is_waited_for(http: Http, byte_server: Any, target: Path, clock: Any) -> None:
+def test_a_busy_server_is_waited_for(
+    http: Http, byte_server: Any, target: Path, clock: Any
+) -> None:
     byte_server.faults = [(503, {"Retry-After": "9"}), (429, {"Retry-After": "4"})]
     fetch(http, byte_server, target)
     assert clock.slept == [9, 4]
 
 
-def test_an_expired_link_fails_loudly_and_stays_secret(http: Http, byte_server: Any, target: Path) -> None:
+def test_an_expired_link_fails_loudly_and_stays_secret(
+    http: Http, byte_server: Any, target: Path
+) -> None:
     byte_server.faults = [(403, {})]
     with pytest.raises(vi.ViDownloadError, match="new link") as raised:
         fetch(http, byte_server, target)
@@ -134,7 +152,9 @@ def test_an_expired_link_fails_loudly_and_stays_secret(http: Http, byte_server: 
     assert not target.exists()
 
 
-def test_without_a_hash_a_strong_etag_names_the_file(http: Http, byte_server: Any, target: Path) -> None:
+def test_without_a_hash_a_strong_etag_names_the_file(
+    http: Http, byte_server: Any, target: Path
+) -> None:
     byte_server.etag = '"v1"'
     byte_server.faults = [1000, 0, 0, 0]
     with pytest.raises(vi.ViDownloadError):
@@ -151,7 +171,9 @@ def test_two_downloads_of_one_file_do_not_mix(http: Http, byte_server: Any, targ
         fetch(http, byte_server, target)
 
 
-def test_a_part_larger_than_the_file_is_forgotten(http: Http, byte_server: Any, target: Path) -> None:
+def test_a_part_larger_than_the_file_is_forgotten(
+    http: Http, byte_server: Any, target: Path
+) -> None:
     size = len(byte_server.content)
     target.with_name("model.tar.part").write_bytes(b"x" * (size + 1))
     state = {"identity": byte_server.sha256, "sizeBytes": size}

@@ -1,4 +1,4 @@
-"""What is sent is what was given: the JSON of any value reads back as the same, or nothing is sent."""
+"""The JSON of any value reads back as the same value, or nothing is sent."""
 
 import datetime
 import decimal
@@ -27,11 +27,21 @@ scalars = (
     | st.integers()
     | st.floats()
     | st.text()
-    | st.sampled_from([2**53 + 1, 2**63 - 1, -(2**63), 2**63, 2**64, -0.0, 5e-324, 1e308, "\ud800", "\U0001f600"])
+    | st.sampled_from(
+        [2**53 + 1, 2**63 - 1, -(2**63), 2**63, 2**64, -0.0, 5e-324, 1e308, "\ud800", "\U0001f600"]
+    )
 )
 strange = st.sampled_from(
     [
-        *(decimal.Decimal("0.1"), fractions.Fraction(1, 3), b"bytes", bytearray(b"x"), {1, 2}, frozenset(), 3 + 4j),
+        *(
+            decimal.Decimal("0.1"),
+            fractions.Fraction(1, 3),
+            b"bytes",
+            bytearray(b"x"),
+            {1, 2},
+            frozenset(),
+            3 + 4j,
+        ),
         *(
             datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC),
             datetime.date(2026, 1, 2),
@@ -40,25 +50,38 @@ strange = st.sampled_from(
             range(3),
             ...,
         ),
-        *(numpy.float64(math.nan), numpy.float32("inf"), numpy.array([1.5]), numpy.datetime64("2026-01-01")),
+        *(
+            numpy.float64(math.nan),
+            numpy.float32("inf"),
+            numpy.array([1.5]),
+            numpy.datetime64("2026-01-01"),
+        ),
         *(numpy.longdouble(1) / 3, numpy.complex64(1), iter([1])),
     ]
 )
 keys = st.text() | st.integers() | st.none() | st.booleans() | st.floats()
 anything = st.recursive(
     scalars | strange,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3) | st.tuples(inner, inner),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(keys, inner, max_size=3)
+        | st.tuples(inner, inner)
+    ),
     max_leaves=10,
 )
 
 
 def exact(value: Any) -> Any:
-    """A value in a form that tells 1, 1.0 and True apart, and lists from nothing but lists and tuples."""
+    """Return a form of a value that distinguishes 1, 1.0 and True, and lists from tuples."""
     if isinstance(value, dict):
         return {key: exact(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [exact(item) for item in value]
-    return (type(value), math.copysign(1, value), value) if isinstance(value, float) else (type(value), value)
+    return (
+        (type(value), math.copysign(1, value), value)
+        if isinstance(value, float)
+        else (type(value), value)
+    )
 
 
 @given(anything)
@@ -77,7 +100,9 @@ def test_a_value_reads_back_as_it_was_or_is_refused(value: Any) -> None:
 
 def is_plain(value: Any) -> bool:
     if isinstance(value, dict):
-        return all(isinstance(key, str) and is_plain(key) for key in value) and all(map(is_plain, value.values()))
+        return all(isinstance(key, str) and is_plain(key) for key in value) and all(
+            map(is_plain, value.values())
+        )
     if type(value) in (list, tuple):
         return all(map(is_plain, value))
     if type(value) is str:
@@ -107,7 +132,9 @@ def test_equivalents_of_plain_values_are_sent_as_exactly_these(given: Any, sent:
     assert exact(msgspec.json.decode(encode_body({"x": given}))) == exact({"x": sent})
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 10**30, decimal.Decimal("0.1"), "\udc80", b"x"])
+@pytest.mark.parametrize(
+    "bad", [math.nan, math.inf, -math.inf, 10**30, decimal.Decimal("0.1"), "\udc80", b"x"]
+)
 def test_a_refusal_names_the_path_and_sends_nothing(bad: Any, server: Any) -> None:
     http = Http("http://server.test:1", transport=server.transport)
     with pytest.raises(vi.ViInvalidParameterError) as raised:
@@ -142,6 +169,8 @@ def test_a_flow_with_a_number_that_json_lacks_is_not_sent(
         lambda: client.flows.update("f1", flow),
     )
     for call in calls:
-        with pytest.raises(vi.ViInvalidParameterError, match=f"/blocks/0/settings/hyperparameters/{field} is"):
+        with pytest.raises(
+            vi.ViInvalidParameterError, match=f"/blocks/0/settings/hyperparameters/{field} is"
+        ):
             call()
     assert server.requests == []

@@ -24,7 +24,9 @@ def http(server: Any, clock: Any) -> AsyncHttp:
     )
 
 
-async def test_a_body_travels_as_json_and_the_answer_is_decoded(http: AsyncHttp, server: Any) -> None:
+async def test_a_body_travels_as_json_and_the_answer_is_decoded(
+    http: AsyncHttp, server: Any
+) -> None:
     line = LogLine(number=1, time=2, attempt=1, stream="stdout", text="Zeile ü")
     server.answers({"number": 5})
     answer = await http.call(
@@ -33,7 +35,10 @@ async def test_a_body_travels_as_json_and_the_answer_is_decoded(http: AsyncHttp,
     request = server.requests[0]
     assert answer == {"number": 5}
     assert str(request.url) == "http://server.test:1/lines?a=1&c=true"
-    assert request.content == '{"number":1,"time":2,"attempt":1,"stream":"stdout","text":"Zeile ü"}'.encode()
+    assert (
+        request.content
+        == '{"number":1,"time":2,"attempt":1,"stream":"stdout","text":"Zeile ü"}'.encode()
+    )
     assert request.headers["content-type"] == "application/json"
     assert request.headers["authorization"] == "Bearer k"
     assert request.headers["user-agent"].startswith(f"vi/{vi.__version__} (Python/")
@@ -52,7 +57,9 @@ async def test_repeatable_requests_are_repeated_after_server_failures(
 
 
 @pytest.mark.parametrize("method", ["POST", "PATCH"])
-async def test_other_requests_are_not_repeated_after_server_failures(http: AsyncHttp, server: Any, method: str) -> None:
+async def test_other_requests_are_not_repeated_after_server_failures(
+    http: AsyncHttp, server: Any, method: str
+) -> None:
     server.answers({"message": "boom"}, status=500)
     with pytest.raises(vi.ViServerError, match="boom"):
         await http.call(method, "/x")
@@ -80,7 +87,9 @@ async def test_a_post_that_may_happen_twice_can_say_so(http: AsyncHttp, server: 
     assert server.asked == ["POST /renew"] * 2
 
 
-async def test_retry_after_is_kept_to_on_503_but_not_on_500(http: AsyncHttp, server: Any, clock: Any) -> None:
+async def test_retry_after_is_kept_to_on_503_but_not_on_500(
+    http: AsyncHttp, server: Any, clock: Any
+) -> None:
     server.answers(status=503, headers={"Retry-After": "30"})
     server.answers(status=500, headers={"Retry-After": "30"})
     server.answers({})
@@ -103,14 +112,18 @@ async def test_no_retry_asks_once(http: AsyncHttp, server: Any, clock: Any) -> N
     assert clock.slept == []
 
 
-async def test_a_deletion_whose_answer_was_lost_is_done_when_nothing_is_found(http: AsyncHttp, server: Any) -> None:
+async def test_a_deletion_whose_answer_was_lost_is_done_when_nothing_is_found(
+    http: AsyncHttp, server: Any
+) -> None:
     server.breaks()
     server.answers({"message": "not found"}, status=404)
     answer = await http.send("DELETE", "/x")
     assert answer.tries == 2
 
 
-async def test_a_deletion_that_never_arrived_and_finds_nothing_is_not_done(http: AsyncHttp, server: Any) -> None:
+async def test_a_deletion_that_never_arrived_and_finds_nothing_is_not_done(
+    http: AsyncHttp, server: Any
+) -> None:
     server.answers(status=429)
     server.refuses_connections()
     server.answers({"message": "not found"}, status=404)
@@ -120,7 +133,9 @@ async def test_a_deletion_that_never_arrived_and_finds_nothing_is_not_done(http:
 
 async def test_no_answer_is_a_network_error_without_a_status(http: AsyncHttp, server: Any) -> None:
     server.refuses_connections()
-    with pytest.raises(vi.ViNetworkError, match=r"GET /x to http://server\.test:1 got no response") as raised:
+    with pytest.raises(
+        vi.ViNetworkError, match=r"GET /x to http://server\.test:1 got no response"
+    ) as raised:
         await http.call("GET", "/x", retry=NO_RETRY)
     assert raised.value.status_code is None
     assert isinstance(raised.value.__cause__, httpx2.ConnectError)
@@ -133,9 +148,13 @@ async def test_no_answer_in_time_is_a_timeout(http: AsyncHttp, server: Any) -> N
     assert server.requests[0].extensions["timeout"]["read"] == 2.5
 
 
-async def test_an_answer_of_another_shape_is_an_operation_error(http: AsyncHttp, server: Any) -> None:
+async def test_an_answer_of_another_shape_is_an_operation_error(
+    http: AsyncHttp, server: Any
+) -> None:
     server.answers({"number": "five"})
-    with pytest.raises(vi.ViOperationError, match="the response to GET /x is not the expected document") as raised:
+    with pytest.raises(
+        vi.ViOperationError, match="the response to GET /x is not the expected document"
+    ) as raised:
         await http.call("GET", "/x", decode_as=dict[str, int])
     assert raised.value.status_code is None
 
@@ -146,7 +165,9 @@ async def test_head_reports_existence(http: AsyncHttp, server: Any) -> None:
     assert [await http.exists("/blobs/a"), await http.exists("/blobs/b")] == [True, False]
 
 
-async def test_a_file_is_sent_completely_on_each_retry(http: AsyncHttp, server: Any, tmp_path: Path) -> None:
+async def test_a_file_is_sent_completely_on_each_retry(
+    http: AsyncHttp, server: Any, tmp_path: Path
+) -> None:
     file = tmp_path / "weights"
     file.write_bytes(b"w" * 3_000_000)
     server.answers(status=500)

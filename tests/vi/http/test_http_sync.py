@@ -26,11 +26,16 @@ def http(server: Any, clock: Any) -> Http:
 def test_a_body_travels_as_json_and_the_answer_is_decoded(http: Http, server: Any) -> None:
     line = LogLine(number=1, time=2, attempt=1, stream="stdout", text="Zeile ü")
     server.answers({"number": 5})
-    answer = http.call("POST", "/lines", params={"a": 1, "b": None, "c": True}, body=line, decode_as=dict[str, int])
+    answer = http.call(
+        "POST", "/lines", params={"a": 1, "b": None, "c": True}, body=line, decode_as=dict[str, int]
+    )
     request = server.requests[0]
     assert answer == {"number": 5}
     assert str(request.url) == "http://server.test:1/lines?a=1&c=true"
-    assert request.content == '{"number":1,"time":2,"attempt":1,"stream":"stdout","text":"Zeile ü"}'.encode()
+    assert (
+        request.content
+        == '{"number":1,"time":2,"attempt":1,"stream":"stdout","text":"Zeile ü"}'.encode()
+    )
     assert request.headers["content-type"] == "application/json"
     assert request.headers["authorization"] == "Bearer k"
     assert request.headers["user-agent"].startswith(f"vi/{vi.__version__} (Python/")
@@ -49,7 +54,9 @@ def test_repeatable_requests_are_repeated_after_server_failures(
 
 
 @pytest.mark.parametrize("method", ["POST", "PATCH"])
-def test_other_requests_are_not_repeated_after_server_failures(http: Http, server: Any, method: str) -> None:
+def test_other_requests_are_not_repeated_after_server_failures(
+    http: Http, server: Any, method: str
+) -> None:
     server.answers({"message": "boom"}, status=500)
     with pytest.raises(vi.ViServerError, match="boom"):
         http.call(method, "/x")
@@ -100,14 +107,18 @@ def test_no_retry_asks_once(http: Http, server: Any, clock: Any) -> None:
     assert clock.slept == []
 
 
-def test_a_deletion_whose_answer_was_lost_is_done_when_nothing_is_found(http: Http, server: Any) -> None:
+def test_a_deletion_whose_answer_was_lost_is_done_when_nothing_is_found(
+    http: Http, server: Any
+) -> None:
     server.breaks()
     server.answers({"message": "not found"}, status=404)
     answer = http.send("DELETE", "/x")
     assert answer.tries == 2
 
 
-def test_a_deletion_that_never_arrived_and_finds_nothing_is_not_done(http: Http, server: Any) -> None:
+def test_a_deletion_that_never_arrived_and_finds_nothing_is_not_done(
+    http: Http, server: Any
+) -> None:
     server.answers(status=429)
     server.refuses_connections()
     server.answers({"message": "not found"}, status=404)
@@ -117,7 +128,9 @@ def test_a_deletion_that_never_arrived_and_finds_nothing_is_not_done(http: Http,
 
 def test_no_answer_is_a_network_error_without_a_status(http: Http, server: Any) -> None:
     server.refuses_connections()
-    with pytest.raises(vi.ViNetworkError, match=r"GET /x to http://server\.test:1 got no response") as raised:
+    with pytest.raises(
+        vi.ViNetworkError, match=r"GET /x to http://server\.test:1 got no response"
+    ) as raised:
         http.call("GET", "/x", retry=NO_RETRY)
     assert raised.value.status_code is None
     assert isinstance(raised.value.__cause__, httpx2.ConnectError)
@@ -132,7 +145,9 @@ def test_no_answer_in_time_is_a_timeout(http: Http, server: Any) -> None:
 
 def test_an_answer_of_another_shape_is_an_operation_error(http: Http, server: Any) -> None:
     server.answers({"number": "five"})
-    with pytest.raises(vi.ViOperationError, match="the response to GET /x is not the expected document") as raised:
+    with pytest.raises(
+        vi.ViOperationError, match="the response to GET /x is not the expected document"
+    ) as raised:
         http.call("GET", "/x", decode_as=dict[str, int])
     assert raised.value.status_code is None
 

@@ -9,10 +9,13 @@ import vi
 from vi._http.response import Response, error_from_response, retry_after_s
 
 
-def error(status: int, document: Any = None, *, body: bytes | None = None, **headers: str) -> vi.ViError:
+def error(
+    status: int, document: Any = None, *, body: bytes | None = None, **headers: str
+) -> vi.ViError:
     content = json.dumps(document).encode() if body is None else body
     return error_from_response(
-        Response(status=status, headers=headers, body=content), request_name="GET /workspaces/lab/runs/r-1"
+        Response(status=status, headers=headers, body=content),
+        request_name="GET /workspaces/lab/runs/r-1",
     )
 
 
@@ -48,7 +51,12 @@ def test_every_problem_is_shown_with_its_path() -> None:
             "message": "the flow has 2 problems",
             "code": "InvalidFlow",
             "problems": [
-                {"path": "/blocks/1/settings/epochs", "given": 0, "allowed": "1 to 10000", "message": "epochs is 0"},
+                {
+                    "path": "/blocks/1/settings/epochs",
+                    "given": 0,
+                    "allowed": "1 to 10000",
+                    "message": "epochs is 0",
+                },
                 {"path": "/blocks/2/block", "given": "modle", "allowed": "dataset, model"},
             ],
         },
@@ -66,8 +74,18 @@ def test_every_problem_is_shown_with_its_path() -> None:
 
 
 def test_a_problem_in_the_message_is_not_repeated() -> None:
-    problem = {"path": "?condition", "given": "Foo", "message": "condition is 'Foo'; it must be Running"}
-    raised = error(400, {"message": "query parameter condition is 'Foo'; it must be Running", "problems": [problem]})
+    problem = {
+        "path": "?condition",
+        "given": "Foo",
+        "message": "condition is 'Foo'; it must be Running",
+    }
+    raised = error(
+        400,
+        {
+            "message": "query parameter condition is 'Foo'; it must be Running",
+            "problems": [problem],
+        },
+    )
     assert raised.message == "query parameter condition is 'Foo'; it must be Running"
 
 
@@ -100,7 +118,14 @@ def test_a_redirect_names_the_place_instead_of_going_there() -> None:
 
 @pytest.mark.parametrize(
     ("given", "wait_s"),
-    [("3", 3), ("0.5", 0.5), ("-1", 0), ("Thu, 01 Jan 1970 00:01:00 GMT", 50), ("soon", None), ("", None)],
+    [
+        ("3", 3),
+        ("0.5", 0.5),
+        ("-1", 0),
+        ("Thu, 01 Jan 1970 00:01:00 GMT", 50),
+        ("soon", None),
+        ("", None),
+    ],
 )
 def test_retry_after_is_seconds_or_a_date(given: str, wait_s: float | None) -> None:
     assert retry_after_s({"retry-after": given}, now_s=10.0) == wait_s
@@ -108,5 +133,7 @@ def test_retry_after_is_seconds_or_a_date(given: str, wait_s: float | None) -> N
 
 def test_header_values_are_kept() -> None:
     headers = {"retry-after": "9", "x-cloud-trace-context": "abc/1;o=1"}
-    raised = error_from_response(Response(status=429, headers=headers, body=b""), request_name="GET /x")
+    raised = error_from_response(
+        Response(status=429, headers=headers, body=b""), request_name="GET /x"
+    )
     assert (raised.retry_after, raised.trace_id) == (9, "abc")

@@ -18,7 +18,11 @@ def delay(
     policy: RetryPolicy = RetryPolicy(),
 ) -> float | None:
     return policy.delay_s(
-        failure, repeatable=repeatable, earlier=Counter(earlier or {}), retry_after_s=retry_after_s, random=random
+        failure,
+        repeatable=repeatable,
+        earlier=Counter(earlier or {}),
+        retry_after_s=retry_after_s,
+        random=random,
     )
 
 
@@ -47,7 +51,8 @@ def test_waits_double_up_to_the_cap() -> None:
 def test_waits_are_random_between_nothing_and_the_doubled_base() -> None:
     earlier = {Failure.UNKNOWN: 2}
     assert [
-        delay(Failure.UNKNOWN, earlier=earlier, random=random) for random in (lambda: 0.0, lambda: 0.5, lambda: 1.0)
+        delay(Failure.UNKNOWN, earlier=earlier, random=random)
+        for random in (lambda: 0.0, lambda: 0.5, lambda: 1.0)
     ] == [0, 2, 4]
 
 
@@ -56,7 +61,9 @@ def test_a_wait_the_server_asks_for_is_kept_to_but_capped() -> None:
     assert delay(Failure.BUSY, retry_after_s=86_400) == 60
 
 
-@pytest.mark.parametrize(("failure", "limit"), [(Failure.UNKNOWN, 3), (Failure.UNREACHED, 3), (Failure.BUSY, 20)])
+@pytest.mark.parametrize(
+    ("failure", "limit"), [(Failure.UNKNOWN, 3), (Failure.UNREACHED, 3), (Failure.BUSY, 20)]
+)
 def test_patience_ends(failure: Failure, limit: int) -> None:
     assert delay(failure, earlier={failure: limit - 1}) is not None
     assert delay(failure, earlier={failure: limit}) is None
@@ -68,9 +75,16 @@ def test_rate_limits_do_not_use_up_the_patience_for_failures() -> None:
 
 @pytest.mark.parametrize(
     ("failure", "is_repeated"),
-    [(Failure.BUSY, True), (Failure.UNREACHED, True), (Failure.UNKNOWN, False), (Failure.REFUSED, False)],
+    [
+        (Failure.BUSY, True),
+        (Failure.UNREACHED, True),
+        (Failure.UNKNOWN, False),
+        (Failure.REFUSED, False),
+    ],
 )
-def test_what_must_not_happen_twice_is_repeated_only_if_it_did_not_happen(failure: Failure, is_repeated: bool) -> None:
+def test_what_must_not_happen_twice_is_repeated_only_if_it_did_not_happen(
+    failure: Failure, is_repeated: bool
+) -> None:
     assert (delay(failure, repeatable=False) is not None) is is_repeated
 
 

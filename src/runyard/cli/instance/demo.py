@@ -21,7 +21,12 @@ import click
 from runyard.cli.connection import connect
 from runyard.cli.drawing import AnsweredQuestion, draw_answers, select_evenly
 from runyard.cli.failures import EXIT_TIME_UP, CommandFailed
-from runyard.cli.instance.instance import SHUTDOWN_TIMEOUT_S, live_endpoint, max_shutdown_s, read_log_tail
+from runyard.cli.instance.instance import (
+    SHUTDOWN_TIMEOUT_S,
+    live_endpoint,
+    max_shutdown_s,
+    read_log_tail,
+)
 from runyard.cli.output import format_duration, json_option, print_json
 from runyard.cli.resources.flow_files import DEFAULT_FLOW
 from runyard.rundir import read_json
@@ -82,13 +87,17 @@ def demo(data_dir: Path | None, out: Path, as_json: bool) -> None:
     ):
         trained = train(client, say=say)
         run_id = trained.run.run_id
-        model_dir = client.models.download(run_id, save_dir=out, show_progress=not as_json).model_path
+        model_dir = client.models.download(
+            run_id, save_dir=out, show_progress=not as_json
+        ).model_path
     asked = answer_held_out(model_dir, trained.run.spec.flow, say=say)
     accuracy = sum(item.is_right for item in asked) / len(asked)
     sheet, example = out / run_id / "answers.png", out / run_id / "held-out.png"
     draw_answer_sheet(asked, path=sheet)
     asked[0].image.save(example)
-    for line in format_report(trained, asked, model_dir=model_dir, sheet=sheet, example=example, settings=settings):
+    for line in format_report(
+        trained, asked, model_dir=model_dir, sheet=sheet, example=example, settings=settings
+    ):
         say(line)
     if as_json:
         print_json(
@@ -116,10 +125,19 @@ def running_instance(settings: Settings, *, say: Callable[[str], None]) -> Itera
     say(f"Starting a private instance with the data folder {_shorten_path(settings.data_dir)}")
     settings.logs_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     log_path = settings.logs_dir / "up.log"
-    # If this process is killed, the instance reads the end of its standard input and stops, too. Its own
-    # process group keeps Ctrl-C from it, because this process must end the run first.
+    # If this process is killed, the instance reads the end of its standard input and stops, too.
+    # Its own process group keeps Ctrl-C from it, because this process must end the run first.
     with open(log_path, "wb") as log:
-        command = ["up", "--data-dir", str(settings.data_dir), "--host", "127.0.0.1", "--port", "0", "--end-with-stdin"]
+        command = [
+            "up",
+            "--data-dir",
+            str(settings.data_dir),
+            "--host",
+            "127.0.0.1",
+            "--port",
+            "0",
+            "--end-with-stdin",
+        ]
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "runyard.cli", *command],
             stdin=subprocess.PIPE,
@@ -162,7 +180,9 @@ def measure_training_s(run: "Run") -> float:
     return (run.status.conditions[-1].last_transition_time - began[-1].last_transition_time) / 1000
 
 
-def answer_held_out(model_dir: Path, flow: "FlowSpec", *, say: Callable[[str], None]) -> list[AnsweredQuestion]:
+def answer_held_out(
+    model_dir: Path, flow: "FlowSpec", *, say: Callable[[str], None]
+) -> list[AnsweredQuestion]:
     """Query the model about every held-out image of its flow."""
     samples = load_held_out(flow)
     say(f"Querying the model about {len(samples)} held-out images")
@@ -170,7 +190,9 @@ def answer_held_out(model_dir: Path, flow: "FlowSpec", *, say: Callable[[str], N
     from runyard.trainer.answers import is_same_text
     from runyard.trainer.export.predict import Predictor
 
-    answers = Predictor(model_dir).predict_all([(sample.image, sample.question) for sample in samples])
+    answers = Predictor(model_dir).predict_all(
+        [(sample.image, sample.question) for sample in samples]
+    )
     return [
         AnsweredQuestion(
             image=sample.image,
@@ -203,7 +225,10 @@ def draw_answer_sheet(asked: Sequence[AnsweredQuestion], *, path: Path) -> None:
     drawn = {id(item) for item in evenly}
     wrong = [item for item in asked if not item.is_right and id(item) not in drawn][:SHOWN_WRONG]
     right = sum(item.is_right for item in asked)
-    title = f"{right} of {len(asked)} held-out images correct ({right / len(asked):.1%}): {len(evenly)} evenly spaced"
+    title = (
+        f"{right} of {len(asked)} held-out images correct ({right / len(asked):.1%}): "
+        f"{len(evenly)} evenly spaced"
+    )
     if wrong:
         title += f", then {len(wrong)} wrong ones"
     draw_answers([*evenly, *wrong], title=title, path=path)
@@ -223,8 +248,10 @@ def format_report(
     runyard, data_dir = _get_script_name(), _shorten_path(settings.data_dir)
     return [
         "",
-        f"Held-out accuracy {right / len(asked):.4f}: {right} of {len(asked)} images that were not trained on.",
-        f"Training took {format_duration(trained.train_s)}, create to Succeeded {format_duration(trained.total_s)}.",
+        f"Held-out accuracy {right / len(asked):.4f}: {right} of {len(asked)} images that were not "
+        "trained on.",
+        f"Training took {format_duration(trained.train_s)}, create to Succeeded "
+        f"{format_duration(trained.total_s)}.",
         "",
         f"  model    {_shorten_path(model_dir)}",
         f"  image    {_shorten_path(sheet)}",
@@ -232,9 +259,11 @@ def format_report(
         "",
         "Next steps:",
         "",
-        f'  {runyard} models predict {_shorten_path(model_dir)} {_shorten_path(example)} "{asked[0].question}"',
+        f"  {runyard} models predict {_shorten_path(model_dir)} {_shorten_path(example)} "
+        f'"{asked[0].question}"',
         f"  {runyard} up --data-dir {data_dir}",
-        f"  {runyard} runs create --data-dir {data_dir} --set vi-model.hyperparameters.epochs=30 --wait",
+        f"  {runyard} runs create --data-dir {data_dir} --set vi-model.hyperparameters.epochs=30 "
+        "--wait",
         "",
         "(run the last command in a second terminal while the instance is up)",
     ]
@@ -242,13 +271,17 @@ def format_report(
 
 def _wait_until_up(settings: Settings, process: "subprocess.Popen[bytes]", log_path: Path) -> None:
     deadline_s = time.monotonic() + START_TIMEOUT_S
-    # The client reads the address from the credentials file, which the server updates after it listens.
-    while not (endpoint := live_endpoint(settings)) or read_credentials_endpoint(settings) != endpoint:
+    # The client reads the address from the credentials file, which the server updates after it
+    # listens.
+    while (
+        not (endpoint := live_endpoint(settings)) or read_credentials_endpoint(settings) != endpoint
+    ):
         if process.poll() is not None:
             raise CommandFailed(f"the private instance did not start:\n{read_log_tail(log_path)}")
         if time.monotonic() > deadline_s:
             raise CommandFailed(
-                f"the private instance is not up after {START_TIMEOUT_S:g} s:\n{read_log_tail(log_path)}",
+                f"the private instance is not up after {START_TIMEOUT_S:g} s:\n"
+                f"{read_log_tail(log_path)}",
                 exit_code=EXIT_TIME_UP,
             )
         time.sleep(0.05)

@@ -31,7 +31,16 @@ SQLITE_FLOORS: tuple[Version, ...] = ((3, 44, 6), (3, 50, 7), (3, 51, 3))
 REQUIRED = {
     "the SDK": ("httpx2", "msgspec", "rich"),
     "the server": ("litestar", "granian", "sqlalchemy", "alembic"),
-    "the trainer": ("torch", "transformers", "peft", "safetensors", "tokenizers", "pillow", "scikit-learn", "numpy"),
+    "the trainer": (
+        "torch",
+        "transformers",
+        "peft",
+        "safetensors",
+        "tokenizers",
+        "pillow",
+        "scikit-learn",
+        "numpy",
+    ),
 }
 PACKAGE_FLOORS: dict[str, Version] = {
     "pillow": (12, 2, 0),
@@ -41,7 +50,8 @@ PACKAGE_FLOORS: dict[str, Version] = {
 }
 OPTIONAL = {
     "pyyaml": "flows as YAML files; JSON works without",
-    "bitsandbytes": "4-bit base weights (quantization.enabled), and the optimizer adamw8bit on CUDA",
+    "bitsandbytes": "4-bit base weights (quantization.enabled), and the optimizer adamw8bit on "
+    "CUDA",
     "ray": "more than one machine",
 }
 # Enough for the tiny preset and its checkpoints; real models need tens of GiB.
@@ -49,9 +59,11 @@ LITTLE_DISK_BYTES = 2 << 30
 
 TORCH_QUERY = """
 import json, torch
-cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+cuda = [torch.cuda.get_device_name(i) for i in range(count)]
 mps = bool(getattr(torch.backends, "mps", None) and torch.backends.mps.is_available())
-print(json.dumps({"version": torch.__version__, "cuda": cuda, "mps": mps, "threads": torch.get_num_threads()}))
+found = {"version": torch.__version__, "cuda": cuda, "mps": mps}
+print(json.dumps({**found, "threads": torch.get_num_threads()}))
 """
 
 
@@ -65,7 +77,12 @@ class Finding(NamedTuple):
 
     def to_json(self) -> dict[str, str]:
         """Return the finding with the field names of the JSON output."""
-        return {"name": self.name, "state": self.state, "seen": self.observed, "remedy": self.suggestion}
+        return {
+            "name": self.name,
+            "state": self.state,
+            "seen": self.observed,
+            "remedy": self.suggestion,
+        }
 
 
 @click.command()
@@ -78,7 +95,9 @@ def doctor(data_dir: Path | None, as_json: bool) -> None:
         sqlite_finding(parse_version(sqlite3.sqlite_version)),
         *package_findings(installed_version),
         vi_finding(describe_conflict(), list_changed_files(), vi_sdk=installed_version("vi-sdk")),
-        *accelerator_findings(query_torch(), has_nvidia_driver=shutil.which("nvidia-smi") is not None),
+        *accelerator_findings(
+            query_torch(), has_nvidia_driver=shutil.which("nvidia-smi") is not None
+        ),
         *_data_dir_findings(data_dir),
     ]
     if as_json:
@@ -92,13 +111,18 @@ def doctor(data_dir: Path | None, as_json: bool) -> None:
 
 def python_finding(running: Version) -> Finding:
     """Check that the Python release has the fixes that matter."""
-    return _check_floor("Python", running, PYTHON_FLOORS, "its archive reader has known bugs; try: update Python")
+    return _check_floor(
+        "Python", running, PYTHON_FLOORS, "its archive reader has known bugs; try: update Python"
+    )
 
 
 def sqlite_finding(running: Version) -> Finding:
     """Check that the SQLite release has the fixes that matter."""
     return _check_floor(
-        "SQLite", running, SQLITE_FLOORS, "its write-ahead log has a known bug; try: update Python's SQLite"
+        "SQLite",
+        running,
+        SQLITE_FLOORS,
+        "its write-ahead log has a known bug; try: update Python's SQLite",
     )
 
 
@@ -108,11 +132,22 @@ def package_findings(version_of: Callable[[str], str | None]) -> list[Finding]:
     for part, names in REQUIRED.items():
         versions = {name: version_of(name) for name in names}
         absent = [name for name, installed in versions.items() if installed is None]
-        old = [name for name, installed in versions.items() if installed and _is_below_floor(name, installed)]
-        installed_list = ", ".join(f"{name} {installed}" for name, installed in versions.items() if installed)
+        old = [
+            name
+            for name, installed in versions.items()
+            if installed and _is_below_floor(name, installed)
+        ]
+        installed_list = ", ".join(
+            f"{name} {installed}" for name, installed in versions.items() if installed
+        )
         if absent:
             found.append(
-                Finding(f"packages of {part}", "missing", f"without {', '.join(absent)}", _install_suggestion(part))
+                Finding(
+                    f"packages of {part}",
+                    "missing",
+                    f"without {', '.join(absent)}",
+                    _install_suggestion(part),
+                )
             )
         elif old:
             floors = ", ".join(f"{name} {_dotted(PACKAGE_FLOORS[name])}" for name in old)
@@ -129,7 +164,9 @@ def package_findings(version_of: Callable[[str], str | None]) -> list[Finding]:
     for name, use in OPTIONAL.items():
         installed = version_of(name)
         found.append(
-            Finding(name, "ok", installed) if installed else Finding(name, "note", "not installed", f"for {use}")
+            Finding(name, "ok", installed)
+            if installed
+            else Finding(name, "note", "not installed", f"for {use}")
         )
     return found
 
@@ -140,14 +177,21 @@ def vi_finding(conflict: str | None, changed: list[str], *, vi_sdk: str | None) 
         observed, _, suggestion = conflict.partition("; try: ")
         return Finding("package vi", "missing", observed, f"try: {suggestion}")
     if changed:
-        return Finding("package vi", "missing", f"{len(changed)} files are not Runyard's, such as {changed[0]}", FIX)
+        return Finding(
+            "package vi",
+            "missing",
+            f"{len(changed)} files are not Runyard's, such as {changed[0]}",
+            FIX,
+        )
     if vi_sdk is not None:
         observed = f"Runyard's, but vi-sdk {vi_sdk} is also installed and has the same package"
         return Finding("package vi", "note", observed, FIX)
     return Finding("package vi", "ok", "Runyard's")
 
 
-def accelerator_findings(torch: dict[str, object] | str, *, has_nvidia_driver: bool) -> list[Finding]:
+def accelerator_findings(
+    torch: dict[str, object] | str, *, has_nvidia_driver: bool
+) -> list[Finding]:
     """Check the devices that a trainer can use.
 
     ``torch`` is the result of the query, or its error.
@@ -161,11 +205,20 @@ def accelerator_findings(torch: dict[str, object] | str, *, has_nvidia_driver: b
     elif torch["mps"]:
         found.append(Finding("accelerators", "ok", "Apple GPU (mps)"))
     elif has_nvidia_driver:
-        suggestion = "this torch is built without CUDA; try: install a CUDA build of the same version"
-        found.append(Finding("accelerators", "note", "an NVIDIA driver, which torch cannot use", suggestion))
+        suggestion = (
+            "this torch is built without CUDA; try: install a CUDA build of the same version"
+        )
+        found.append(
+            Finding("accelerators", "note", "an NVIDIA driver, which torch cannot use", suggestion)
+        )
     else:
         found.append(
-            Finding("accelerators", "note", "none", "the tiny preset trains on the CPU; larger models need a GPU")
+            Finding(
+                "accelerators",
+                "note",
+                "none",
+                "the tiny preset trains on the CPU; larger models need a GPU",
+            )
         )
     return found
 
@@ -174,7 +227,11 @@ def query_torch() -> dict[str, object] | str:
     """Return version and devices of torch, or a message if it cannot be imported."""
     try:
         process = subprocess.run(
-            [sys.executable, "-P", "-c", TORCH_QUERY], capture_output=True, text=True, timeout=120, check=False
+            [sys.executable, "-P", "-c", TORCH_QUERY],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         return "importing it takes longer than 120 s"
@@ -182,7 +239,9 @@ def query_torch() -> dict[str, object] | str:
         result: dict[str, object] = json.loads(process.stdout.splitlines()[-1])
         return result
     except (ValueError, IndexError):
-        return (process.stderr.strip().splitlines() or [f"it ended with exit code {process.returncode}"])[-1]
+        return (
+            process.stderr.strip().splitlines() or [f"it ended with exit code {process.returncode}"]
+        )[-1]
 
 
 def installed_version(name: str) -> str | None:
@@ -208,7 +267,9 @@ def _data_dir_findings(data_dir: Path | None) -> list[Finding]:
     from runyard.settings import read_settings
 
     settings = read_settings(data_dir=data_dir)
-    existing = next(folder for folder in (settings.data_dir, *settings.data_dir.parents) if folder.exists())
+    existing = next(
+        folder for folder in (settings.data_dir, *settings.data_dir.parents) if folder.exists()
+    )
     free = shutil.disk_usage(existing).free
     disk: State = "note" if free < LITTLE_DISK_BYTES else "ok"
     found = [
@@ -223,7 +284,9 @@ def _data_dir_findings(data_dir: Path | None) -> list[Finding]:
     if endpoint:
         found.append(Finding("instance", "ok", f"up at {endpoint}"))
     else:
-        found.append(Finding("instance", "note", f"none is up for {settings.data_dir}", "try: runyard up"))
+        found.append(
+            Finding("instance", "note", f"none is up for {settings.data_dir}", "try: runyard up")
+        )
     return found
 
 

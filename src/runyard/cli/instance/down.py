@@ -9,7 +9,12 @@ import click
 from runyard import processes
 from runyard.cli.connection import data_dir_option
 from runyard.cli.failures import EXIT_TIME_UP, CommandFailed
-from runyard.cli.instance.instance import SHUTDOWN_TIMEOUT_S, max_shutdown_s, read_processes, wait_for_exit
+from runyard.cli.instance.instance import (
+    SHUTDOWN_TIMEOUT_S,
+    max_shutdown_s,
+    read_processes,
+    wait_for_exit,
+)
 from runyard.cli.instance.shutdown_report import format_report, read_report
 from runyard.cli.output import json_option, print_json
 
@@ -20,7 +25,8 @@ from runyard.cli.output import json_option, print_json
     "timeout_s",
     type=click.FloatRange(min=0),
     metavar="SECONDS",
-    help="Maximum time to wait (then exit code 7). [default: the grace period of the runs plus 30 s]",
+    help="Maximum time to wait (then exit code 7). [default: the grace period of the runs plus 30 "
+    "s]",
 )
 @data_dir_option
 @json_option
@@ -34,7 +40,11 @@ def down(timeout_s: float | None, data_dir: Path | None, as_json: bool) -> None:
 
     settings = read_settings(data_dir=data_dir)
     recorded = read_processes(settings)
-    alive = {name: process for name, process in recorded.items() if processes.check_liveness(process) == "alive"}
+    alive = {
+        name: process
+        for name, process in recorded.items()
+        if processes.check_liveness(process) == "alive"
+    }
     if not alive:
         if as_json:
             print_json({"wasUp": False})
@@ -60,7 +70,9 @@ def down(timeout_s: float | None, data_dir: Path | None, as_json: bool) -> None:
         )
     report = read_report(settings)
     if as_json:
-        print_json({"wasUp": True, "runs": report.get("runs") or [], "waiting": report.get("waiting") or 0})
+        print_json(
+            {"wasUp": True, "runs": report.get("runs") or [], "waiting": report.get("waiting") or 0}
+        )
         return
     for line in format_report(report):
         click.echo(line)

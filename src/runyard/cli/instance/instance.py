@@ -42,8 +42,8 @@ from runyard.starting import EXIT_NOT_NOW
 STILL_STARTING_S = 60.0  # interval of messages about a server that is not ready yet
 SHUTDOWN_TIMEOUT_S = 15.0
 
-# A child that exits within EARLY_S of its start has crashed at start; after CRASHES_AT_START of these in a
-# row it is not restarted.
+# A child that exits within EARLY_S of its start has crashed at start; after CRASHES_AT_START of
+# these in a row it is not restarted.
 EARLY_S = 10.0
 CRASHES_AT_START = 4
 FIRST_PAUSE_S = 0.5
@@ -96,7 +96,9 @@ class Instance:
         self._say = say
         self._is_stop_requested = is_stop_requested
         self._server = Child("server", server, owns_group=True)
-        self._controller = Child("controller", controller, owns_group=False, end_timeout_s=max_shutdown_s(settings))
+        self._controller = Child(
+            "controller", controller, owns_group=False, end_timeout_s=max_shutdown_s(settings)
+        )
 
         self._has_been_up = False
         # (read, write): the controller exits after this process, the server after both.
@@ -117,7 +119,9 @@ class Instance:
         """
         self._write_process_file()
         check_port_free(self._settings)
-        self._settings.server_file.unlink(missing_ok=True)  # a file of an earlier server must not signal readiness
+        self._settings.server_file.unlink(
+            missing_ok=True
+        )  # a file of an earlier server must not signal readiness
         self._launch(self._server)
         endpoint = self._wait_until_ready()
         if endpoint is None:
@@ -166,7 +170,9 @@ class Instance:
             identity = recorded.get(name)
             if identity is None or processes.check_liveness(identity) != "alive":
                 continue
-            self._say(f"Waiting for the {name} of an earlier start to exit (process {identity.pid}).")
+            self._say(
+                f"Waiting for the {name} of an earlier start to exit (process {identity.pid})."
+            )
             _stop_process(identity, max_shutdown_s(self._settings))
 
     @property
@@ -207,7 +213,8 @@ class Instance:
         if returncode == CANNOT_START or (is_temporary and not self._has_been_up):
             reason = read_log_tail(log_path(self._settings, child.name), lines=1).strip()
             raise CommandFailed(
-                f"the {child.name} cannot start: {reason}", exit_code=EXIT_ERROR if is_temporary else EXIT_CANNOT_START
+                f"the {child.name} cannot start: {reason}",
+                exit_code=EXIT_ERROR if is_temporary else EXIT_CANNOT_START,
             )
         child.crashes = child.crashes + 1 if now - child.started_s < EARLY_S else 1
         pause_s = LONGEST_PAUSE_S if is_temporary else compute_restart_pause(child.crashes)
@@ -239,9 +246,14 @@ class Instance:
             endpoint = live_endpoint(self._settings)
             if endpoint is not None:
                 return endpoint
-            if time.monotonic() - reported_s > STILL_STARTING_S:  # upgrading a large database takes minutes
+            if (
+                time.monotonic() - reported_s > STILL_STARTING_S
+            ):  # upgrading a large database takes minutes
                 reported_s = time.monotonic()
-                self._say(f"The server is still starting; its log {log} ends with:\n{read_log_tail(log, lines=1)}")
+                self._say(
+                    f"The server is still starting; its log {log} ends with:\n"
+                    f"{read_log_tail(log, lines=1)}"
+                )
             time.sleep(0.05)
 
 
@@ -258,10 +270,12 @@ def lock_data_dir(settings: Settings) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            where = (read_json(settings.server_file) or {}).get("endpoint", "an address that is not known yet")
+            where = (read_json(settings.server_file) or {}).get(
+                "endpoint", "an address that is not known yet"
+            )
             raise CommandFailed(
-                f"an instance is already running with the data folder {settings.data_dir}, at {where}; "
-                "try: use it, stop it with `runyard down`, or another --data-dir"
+                f"an instance is already running with the data folder {settings.data_dir}, at "
+                f"{where}; try: use it, stop it with `runyard down`, or another --data-dir"
             ) from None
         yield
 
@@ -344,12 +358,13 @@ def check_port_free(settings: Settings) -> None:
         except (OSError, OverflowError, UnicodeError) as error:
             if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
                 raise CommandFailed(
-                    f"port {settings.port} on {settings.host} is in use by another program; try: stop that program, or "
-                    f"--port {settings.port + 1} (--port 0 selects a free one)"
+                    f"port {settings.port} on {settings.host} is in use by another program; try: "
+                    f"stop that program, or --port {settings.port + 1} (--port 0 selects a free "
+                    "one)"
                 ) from error
             raise CommandFailed(
-                f"cannot listen on {settings.host} port {settings.port}: {getattr(error, 'strerror', None) or error}; "
-                "try: another --host and --port",
+                f"cannot listen on {settings.host} port {settings.port}: "
+                f"{getattr(error, 'strerror', None) or error}; try: another --host and --port",
                 exit_code=EXIT_CANNOT_START,
             ) from error
 

@@ -48,7 +48,9 @@ class ShutdownReport:
             from vi.api.types import PaginationParams
 
             page = PaginationParams(page_size=SHOWN)
-            self._running = [run.run_id for run in client.runs.list(pagination=page, condition="Running").items]
+            self._running = [
+                run.run_id for run in client.runs.list(pagination=page, condition="Running").items
+            ]
             self._waiting = len(client.runs.list(pagination=page, condition="Pending").items)
 
         self._query(read_runs)
@@ -59,7 +61,11 @@ class ShutdownReport:
         Call after the controller has stopped, before the server.
         """
         if self._running:
-            self._query(lambda client: self._runs.extend(_describe_run(client, run_id) for run_id in self._running))
+            self._query(
+                lambda client: self._runs.extend(
+                    _describe_run(client, run_id) for run_id in self._running
+                )
+            )
         with suppress(OSError):
             write_json(self._path, {"time": round(time.time() * 1000), **self._report()})
 
@@ -92,20 +98,30 @@ def format_report(report: dict[str, Any]) -> list[str]:
     """Return one line per run that was running, and one for the pending runs."""
     lines = [_line(run) for run in report.get("runs") or []]
     if waiting := report.get("waiting"):
-        lines.append(f"{waiting} pending {'run starts' if waiting == 1 else 'runs start'} after the next start.")
+        lines.append(
+            f"{waiting} pending {'run starts' if waiting == 1 else 'runs start'} after the next "
+            "start."
+        )
     if not report.get("isComplete", True):
-        lines.append("The server did not respond during shutdown, so the outcome of other runs is unknown.")
+        lines.append(
+            "The server did not respond during shutdown, so the outcome of other runs is unknown."
+        )
     return lines
 
 
 def _line(run: RunAtShutdown) -> str:
     match run["outcome"]:
         case "saved":
-            return f"Run {run['runId']} was saved at step {run['step']}; it resumes at the next start."
+            return (
+                f"Run {run['runId']} was saved at step {run['step']}; it resumes at the next start."
+            )
         case "restarts":
             return f"Run {run['runId']} has no checkpoint yet; it restarts at the next start."
         case "continues":
-            return f"Run {run['runId']} continues without the instance; the next start monitors it again."
+            return (
+                f"Run {run['runId']} continues without the instance; the next start monitors it "
+                "again."
+            )
         case state:
             return f"Run {run['runId']} ended: {state}."
 

@@ -53,7 +53,9 @@ def inspect_instance(settings: "Settings") -> dict[str, Any]:
     }
     endpoint = live_endpoint(settings)
     is_up = [endpoint is not None, "controller" in alive, "up" in alive]
-    existing = next(folder for folder in (settings.data_dir, *settings.data_dir.parents) if folder.exists())
+    existing = next(
+        folder for folder in (settings.data_dir, *settings.data_dir.parents) if folder.exists()
+    )
     runs = _count_runs(settings) if endpoint is not None else {}
     return {
         "state": "up" if all(is_up) else "partly up" if any(is_up) or alive else "down",
@@ -77,7 +79,8 @@ def _count_runs(settings: "Settings") -> dict[str, int]:
         with connect(settings.data_dir, timeout_s=ANSWER_TIMEOUT_S) as client:
             page = PaginationParams(page_size=COUNTED)
             return {
-                state: len(client.runs.list(pagination=page, condition=state).items) for state in ("Running", "Pending")
+                state: len(client.runs.list(pagination=page, condition=state).items)
+                for state in ("Running", "Pending")
             }
     except (ViError, CommandFailed):
         return {}

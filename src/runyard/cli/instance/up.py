@@ -41,12 +41,25 @@ POLL_INTERVAL_S = 0.5
 @click.command()
 @click.option("--host", help="Address to listen on. [default: RUNYARD_HOST, else 127.0.0.1]")
 @click.option(
-    "--port", type=click.IntRange(0, 65535), help="Port; 0 selects a free one. [default: RUNYARD_PORT, else 7878]"
+    "--port",
+    type=click.IntRange(0, 65535),
+    help="Port; 0 selects a free one. [default: RUNYARD_PORT, else 7878]",
 )
 @data_dir_option
-@click.option("--insecure-bind", is_flag=True, default=None, help="Allow other addresses than loopback without TLS.")
-@click.option("--detach", is_flag=True, help="Run in the background; return when the server is ready or has failed.")
-@click.option("--end-with-stdin", is_flag=True, hidden=True, help="Stop at the end of standard input.")
+@click.option(
+    "--insecure-bind",
+    is_flag=True,
+    default=None,
+    help="Allow other addresses than loopback without TLS.",
+)
+@click.option(
+    "--detach",
+    is_flag=True,
+    help="Run in the background; return when the server is ready or has failed.",
+)
+@click.option(
+    "--end-with-stdin", is_flag=True, hidden=True, help="Stop at the end of standard input."
+)
 def up(
     host: str | None,
     port: int | None,
@@ -68,7 +81,14 @@ def up(
     if detach:
         endpoint = _start_detached(settings)
         shows_key = is_first_start and sys.stdout.isatty()
-        say("\n".join([*format_introduction(settings, endpoint, shows_key=shows_key), "`runyard down` stops it."]))
+        say(
+            "\n".join(
+                [
+                    *format_introduction(settings, endpoint, shows_key=shows_key),
+                    "`runyard down` stops it.",
+                ]
+            )
+        )
         return
     with lock_data_dir(settings), _catch_stop_requests(end_with_stdin) as stops:
         instance = Instance(settings, say=say, is_stop_requested=lambda: stops.wait(0))
@@ -78,7 +98,14 @@ def up(
             started = instance.start()
             if started is not None:
                 shows_key = is_first_start and sys.stdout.isatty()
-                say("\n".join([*format_introduction(settings, started, shows_key=shows_key), "Ctrl-C stops it."]))
+                say(
+                    "\n".join(
+                        [
+                            *format_introduction(settings, started, shows_key=shows_key),
+                            "Ctrl-C stops it.",
+                        ]
+                    )
+                )
             while not stops.wait(POLL_INTERVAL_S):
                 instance.watch()
             say("Stopping the controller, then the server.")
@@ -125,7 +152,9 @@ def _start_detached(settings: Settings) -> str:
     try:
         while process.poll() is None:
             recorded = read_processes(settings)
-            is_started = "up" in recorded and recorded["up"].pid == process.pid and "controller" in recorded
+            is_started = (
+                "up" in recorded and recorded["up"].pid == process.pid and "controller" in recorded
+            )
             if is_started and (endpoint := live_endpoint(settings)) is not None:
                 return endpoint
             time.sleep(0.05)
@@ -137,7 +166,8 @@ def _start_detached(settings: Settings) -> str:
         output.seek(begins_at)
         text = output.read().decode(errors="replace").strip()
     raise CommandFailed(
-        text.rpartition("Error: ")[2] or "the instance exited immediately", exit_code=process.returncode or 1
+        text.rpartition("Error: ")[2] or "the instance exited immediately",
+        exit_code=process.returncode or 1,
     )
 
 
@@ -151,8 +181,8 @@ def check_bind(settings: Settings) -> None:
     if is_loopback or settings.insecure_bind:
         return
     raise CommandFailed(
-        f"listening on {settings.host} would send keys and data over the network in clear text; try: a TLS proxy in "
-        "front of --host 127.0.0.1, or, on a trusted network, --insecure-bind",
+        f"listening on {settings.host} would send keys and data over the network in clear text; "
+        "try: a TLS proxy in front of --host 127.0.0.1, or, on a trusted network, --insecure-bind",
         exit_code=EXIT_USAGE,
     )
 
@@ -200,7 +230,8 @@ class _StopRequests:
         if number == signal.SIGHUP:
             _detach_from_terminal()
         self.signals += 1
-        # Only SIGINT counts as a repeat: SIGTERM and SIGHUP arrive together at the end of a session.
+        # Only SIGINT counts as a repeat: SIGTERM and SIGHUP arrive together at the end of a
+        # session.
         if self.signals > 1 and number == signal.SIGINT:
             self.on_repeat()
 
@@ -209,7 +240,9 @@ class _StopRequests:
 
         Return True if a stop is requested.
         """
-        watched: list[socket.socket | int] = [self._wakes] if self._stdin is None else [self._wakes, self._stdin]
+        watched: list[socket.socket | int] = (
+            [self._wakes] if self._stdin is None else [self._wakes, self._stdin]
+        )
         ready, _, _ = select.select(watched, [], [], 0 if self.signals else timeout_s)
         if self._wakes in ready:
             self._wakes.recv(4096)

@@ -16,13 +16,21 @@ import click
 
 from runyard.cli.connection import connect, data_dir_option
 from runyard.cli.failures import EXIT_ERROR, EXIT_USAGE, CommandFailed
-from runyard.cli.output import format_size, format_time, json_option, print_fields, print_json, print_table
+from runyard.cli.output import (
+    format_size,
+    format_time,
+    json_option,
+    print_fields,
+    print_json,
+    print_table,
+)
 
 if TYPE_CHECKING:
     import vi
     from runyard.backup_file import Manifest
 
-# The server reads all rows before it sends the first byte, and stores all of them before it responds.
+# The server reads all rows before it sends the first byte, and stores all of them before it
+# responds.
 TRANSFER_TIMEOUT_S = 3600.0
 SHOWN = (
     ("organizations", "organizations"),
@@ -38,7 +46,9 @@ SHOWN = (
 @click.command()
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
-@click.option("--verify", is_flag=True, help="Only check whether FILE can be restored. Needs no server.")
+@click.option(
+    "--verify", is_flag=True, help="Only check whether FILE can be restored. Needs no server."
+)
 @data_dir_option
 @json_option
 def backup(file: Path, overwrite: bool, verify: bool, data_dir: Path | None, as_json: bool) -> None:
@@ -57,7 +67,9 @@ def backup(file: Path, overwrite: bool, verify: bool, data_dir: Path | None, as_
         _verify_file(file, overwrite=overwrite, as_json=as_json)
         return
     if file.exists() and not overwrite:
-        raise CommandFailed(f"{file} already exists; try: another file, or --overwrite", exit_code=EXIT_USAGE)
+        raise CommandFailed(
+            f"{file} already exists; try: another file, or --overwrite", exit_code=EXIT_USAGE
+        )
     with connect(data_dir) as client:
         manifest = _write(client, file)
     if as_json:
@@ -67,8 +79,8 @@ def backup(file: Path, overwrite: bool, verify: bool, data_dir: Path | None, as_
         print_fields([("backup", file), ("size", format_size(file.stat().st_size)), *rows])
     if manifest.missing_blobs:
         click.echo(
-            f"{manifest.missing_blobs} files of checkpoints were already lost and are not in the backup; "
-            "try: runyard gc --check to list them",
+            f"{manifest.missing_blobs} files of checkpoints were already lost and are not in the "
+            "backup; try: runyard gc --check to list them",
             err=True,
         )
         raise click.exceptions.Exit(EXIT_ERROR)
@@ -76,7 +88,9 @@ def backup(file: Path, overwrite: bool, verify: bool, data_dir: Path | None, as_
 
 @click.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--yes", is_flag=True, help="Do not ask for confirmation; required without a terminal.")
+@click.option(
+    "--yes", is_flag=True, help="Do not ask for confirmation; required without a terminal."
+)
 @data_dir_option
 @json_option
 def restore(file: Path, yes: bool, data_dir: Path | None, as_json: bool) -> None:
@@ -89,18 +103,26 @@ def restore(file: Path, yes: bool, data_dir: Path | None, as_json: bool) -> None
     manifest = _check(file)
     with connect(data_dir) as client:
         base = f"/workspaces/{client.organization_id}/storage"
-        now = client._http.call("GET", f"{base}/contents", params={"since": manifest.time}, decode_as=dict[str, Any])
+        now = client._http.call(
+            "GET", f"{base}/contents", params={"since": manifest.time}, decode_as=dict[str, Any]
+        )
         if not yes:
             _ask(file, manifest, now)
         restored = _send(client, f"{base}/restores", file)
     if as_json:
         print_json({"backup": _summary(manifest), "before": now, "restored": restored})
         return
-    print_fields([("restored", file), ("as of", format_time(manifest.time)), ("runs", manifest.count_rows("runs"))])
+    print_fields(
+        [
+            ("restored", file),
+            ("as of", format_time(manifest.time)),
+            ("runs", manifest.count_rows("runs")),
+        ]
+    )
     if restored["organizationId"] != client.organization_id:
         click.echo(
-            f"Your key now belongs to {restored['organizationId']}, the organization of the backup; "
-            "credentials.json in the server's data folder is already updated.",
+            f"Your key now belongs to {restored['organizationId']}, the organization of the "
+            "backup; credentials.json in the server's data folder is already updated.",
             err=True,
         )
 
@@ -109,10 +131,17 @@ def _verify_file(file: Path, *, overwrite: bool, as_json: bool) -> None:
     """Verify a backup and print its contents."""
     if overwrite or not file.is_file():
         what = "--overwrite has no effect with --verify; try: omit it"
-        raise CommandFailed(what if overwrite else f"{file} is not a file; try: a backup", exit_code=EXIT_USAGE)
+        raise CommandFailed(
+            what if overwrite else f"{file} is not a file; try: a backup", exit_code=EXIT_USAGE
+        )
     manifest = _check(file)
     if as_json:
-        result = {"file": file, "sizeBytes": file.stat().st_size, "isRestorable": True, "backup": _summary(manifest)}
+        result = {
+            "file": file,
+            "sizeBytes": file.stat().st_size,
+            "isRestorable": True,
+            "backup": _summary(manifest),
+        }
         print_json(result)
     else:
         rows = [(title, manifest.count_rows(table)) for title, table in SHOWN]
@@ -125,8 +154,8 @@ def _verify_file(file: Path, *, overwrite: bool, as_json: bool) -> None:
         print_fields([*fields, ("can be restored", "yes")])
     if manifest.missing_blobs:
         click.echo(
-            f"{manifest.missing_blobs} files of checkpoints were lost before the backup; a restore recovers "
-            "everything else.",
+            f"{manifest.missing_blobs} files of checkpoints were lost before the backup; a restore "
+            "recovers everything else.",
             err=True,
         )
         raise click.exceptions.Exit(EXIT_ERROR)
@@ -205,7 +234,9 @@ def _send(client: "vi.Client", path: str, file: Path) -> dict[str, Any]:
     from vi.api._progress import byte_progress
 
     with byte_progress("Restoring", total_bytes=file.stat().st_size, show=True) as draw:
-        response = client._http.send("POST", path, content=FileBody(file), timeout_s=TRANSFER_TIMEOUT_S, on_sent=draw)
+        response = client._http.send(
+            "POST", path, content=FileBody(file), timeout_s=TRANSFER_TIMEOUT_S, on_sent=draw
+        )
     restored: dict[str, Any] = msgspec.json.decode(response.body)
     return restored
 
@@ -219,11 +250,17 @@ def _ask(file: Path, manifest: "Manifest", now: dict[str, Any]) -> None:
     rows = [(title, now["rows"][table], manifest.count_rows(table)) for title, table in SHOWN]
     print_table(("", "NOW", f"IN THE FILE, OF {format_time(manifest.time)}"), rows)
     newer = now["runsSince"]
-    click.echo(f"{newer} runs were created after the backup and will be lost." if newer else "No run is newer.")
+    click.echo(
+        f"{newer} runs were created after the backup and will be lost."
+        if newer
+        else "No run is newer."
+    )
     try:
         click.confirm(f"Replace all data of the server with {file}?", abort=True)
     except click.Abort:
-        raise CommandFailed("nothing was changed; try: --yes to skip the question", exit_code=EXIT_USAGE) from None
+        raise CommandFailed(
+            "nothing was changed; try: --yes to skip the question", exit_code=EXIT_USAGE
+        ) from None
 
 
 def _summary(manifest: "Manifest") -> dict[str, Any]:

@@ -25,20 +25,28 @@ OnProgress = Callable[[str, int, int], None]
 
 
 def add(
-    folders: ModelFolders, source: Path, name: str, *, link: bool, spare_bytes: int, on_progress: OnProgress
+    folders: ModelFolders,
+    source: Path,
+    name: str,
+    *,
+    link: bool,
+    spare_bytes: int,
+    on_progress: OnProgress,
 ) -> Path:
     """Copy a model folder, or a checkpoint, to where ``base:NAME`` finds it.
 
     With ``link`` as hard links.
 
     Raises:
-        CommandFailed: The name is taken or malformed, the folder is missing, or disk space is too low.
+        CommandFailed: The name is taken or malformed, the folder is missing, or disk space is too
+            low.
         InvalidFlow: A trainer would reject the folder.
     """
     root = _choose_target(folders, name)
     if not source.is_dir():
         raise CommandFailed(
-            f"folder {source} does not exist; try: the folder with config.json", exit_code=EXIT_NOT_FOUND
+            f"folder {source} does not exist; try: the folder with config.json",
+            exit_code=EXIT_NOT_FOUND,
         )
     _check(source)
     files = list(_files(source))
@@ -89,7 +97,9 @@ def list_base_models(folders: ModelFolders) -> list[dict[str, Any]]:
             full = path / MODEL_FULL if (path / MODEL_FULL).is_dir() else path
             total = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
             model_type = (read_json(full / "config.json") or {}).get("model_type")
-            found.append({"name": name, "modelType": model_type, "sizeBytes": total, "folder": str(path)})
+            found.append(
+                {"name": name, "modelType": model_type, "sizeBytes": total, "folder": str(path)}
+            )
     return found
 
 
@@ -99,10 +109,20 @@ def remove(folders: ModelFolders, name: str) -> None:
     Raises:
         CommandFailed: No base model has this name.
     """
-    root = next((folder for folder in folders.folders if BASE_NAME.fullmatch(name) and (folder / name).is_dir()), None)
+    root = next(
+        (
+            folder
+            for folder in folders.folders
+            if BASE_NAME.fullmatch(name) and (folder / name).is_dir()
+        ),
+        None,
+    )
     if root is None or folders.resolve(root / name) is None:
         known = ", ".join(folders.list_names()) or "none"
-        raise CommandFailed(f"the model folders have no model {name!r}; try: one of {known}", exit_code=EXIT_NOT_FOUND)
+        raise CommandFailed(
+            f"the model folders have no model {name!r}; try: one of {known}",
+            exit_code=EXIT_NOT_FOUND,
+        )
     removed = root / f"{REMOVING}{os.getpid()}"
     (root / name).rename(removed)
     fsync_dir((root / name).parent)
@@ -121,19 +141,25 @@ def _choose_target(folders: ModelFolders, name: str) -> Path:
     root = folders.folders[0]
     if not BASE_NAME.fullmatch(name):
         raise CommandFailed(
-            f"{name!r} is not a valid model name, expected: letters, digits, dots, dashes and underscores, starting "
-            "with a letter or digit; try: qwen-2b, or OWNER/NAME as in a hub id",
+            f"{name!r} is not a valid model name, expected: letters, digits, dots, dashes and "
+            "underscores, starting with a letter or digit; try: qwen-2b, or OWNER/NAME as in a "
+            "hub id",
             exit_code=EXIT_USAGE,
         )
     if folders.resolve(root / name) is None:
-        raise CommandFailed(f"{root / name} is not inside {root}: a symbolic link leads outside; try: remove the link")
+        raise CommandFailed(
+            f"{root / name} is not inside {root}: a symbolic link leads outside; try: remove the "
+            "link"
+        )
     if os.path.lexists(root / name):
         raise _name_taken_error(name)
     return root
 
 
 def _name_taken_error(name: str) -> CommandFailed:
-    return CommandFailed(f"a model {name!r} already exists; try: another --name, or runyard models remove {name}")
+    return CommandFailed(
+        f"a model {name!r} already exists; try: another --name, or runyard models remove {name}"
+    )
 
 
 def _check(folder: Path) -> None:
@@ -170,8 +196,8 @@ def _link_file(path: Path, target: Path) -> Iterator[int]:
         os.link(path, target)
     except OSError as error:
         raise CommandFailed(
-            f"{path} cannot be linked ({error.strerror}); a hard link needs the same disk and a file that you own; "
-            "try: without --link"
+            f"{path} cannot be linked ({error.strerror}); a hard link needs the same disk and a "
+            "file that you own; try: without --link"
         ) from error
     yield path.stat().st_size
 

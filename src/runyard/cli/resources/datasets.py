@@ -35,16 +35,22 @@ FORMATS_OUT = (
 SAMPLE = "sample:"
 SHOWN = 10
 
-format_option = click.option("--format", default="auto", show_default=True, help="Format of the labels.")
+format_option = click.option(
+    "--format", default="auto", show_default=True, help="Format of the labels."
+)
 type_option = click.option(
-    "--type", "dataset_type", type=click.Choice(TYPES), help="Type of the dataset. [default: type of the labels]"
+    "--type",
+    "dataset_type",
+    type=click.Choice(TYPES),
+    help="Type of the dataset. [default: type of the labels]",
 )
 on_error_option = click.option(
     "--on-error",
     type=click.Choice(POLICIES, case_sensitive=False),
     default="RejectRow",
     show_default=True,
-    help="Policy for invalid rows: repair them if possible, skip them, skip their files, or reject the import.",
+    help="Policy for invalid rows: repair them if possible, skip them, skip their files, or reject "
+    "the import.",
 )
 
 
@@ -88,7 +94,12 @@ def import_data(
             imported = client.datasets.import_folder(
                 folder,
                 format=format,
-                name=name or (path.removeprefix(SAMPLE) if path.startswith(SAMPLE) and not dataset_id else None),
+                name=name
+                or (
+                    path.removeprefix(SAMPLE)
+                    if path.startswith(SAMPLE) and not dataset_id
+                    else None
+                ),
                 dataset_type=dataset_type,
                 on_error=on_error,
                 progress=_create_progress(),
@@ -101,12 +112,18 @@ def import_data(
                     print_json(error.imported.session)
                 else:
                     _print_report(client.datasets.report(error.imported), err=True)
-            raise CommandFailed(_format_import_failure(error.message, error.details, path)) from error
+            raise CommandFailed(
+                _format_import_failure(error.message, error.details, path)
+            ) from error
         if as_json:
             print_json(imported.session)
             return
         report = client.datasets.report(imported)
-        skipped = [found for found in imported.findings if found.line is None and found.code == "NameUnsafe"]
+        skipped = [
+            found
+            for found in imported.findings
+            if found.line is None and found.code == "NameUnsafe"
+        ]
         click.echo(to_single_line(imported.summary()), err=True)
         _print_groups(report, err=True)
         if skipped:
@@ -121,17 +138,31 @@ def import_data(
 @format_option
 @type_option
 @on_error_option
-@click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="HTML file to write the report to.")
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="HTML file to write the report to.",
+)
 @json_option
 def check_data(
-    folder: Path, format: str, dataset_type: str | None, on_error: str, html: Path | None, as_json: bool
+    folder: Path,
+    format: str,
+    dataset_type: str | None,
+    on_error: str,
+    html: Path | None,
+    as_json: bool,
 ) -> None:
     """Check a folder like an import, without a server; exit code 1 if there are errors."""
     import msgspec
 
     from runyard.datasets.ingest import check_folder
     from runyard.datasets.report import Report, render_page
-    from vi.api.resources.datasets.responses import DatasetImport, ImportFindings, ImportProgress, ImportStatus
+    from vi.api.resources.datasets.responses import (
+        DatasetImport,
+        ImportFindings,
+        ImportProgress,
+        ImportStatus,
+    )
 
     if not folder.is_dir():
         raise CommandFailed(f"folder {folder} does not exist", exit_code=EXIT_NOT_FOUND)
@@ -140,7 +171,10 @@ def check_data(
 
     def show_progress(document: dict[str, Any]) -> None:
         counts = {key: value for key, value in document.items() if value is not None}
-        progress, found = msgspec.convert(counts, ImportProgress), msgspec.convert(counts, ImportFindings)
+        progress, found = (
+            msgspec.convert(counts, ImportProgress),
+            msgspec.convert(counts, ImportFindings),
+        )
         if callable(draw):
             draw(DatasetImport(status=ImportStatus(progress=progress, findings=found)))
 
@@ -155,7 +189,10 @@ def check_data(
     document = _build_report(report, outcome)
     if html is not None:
         summary = f"{outcome.decision}: {outcome.why}" if outcome.why else outcome.decision
-        html.write_text(render_page(document, title=f"Check of {folder.resolve().name}", outcome=summary), "utf-8")
+        html.write_text(
+            render_page(document, title=f"Check of {folder.resolve().name}", outcome=summary),
+            "utf-8",
+        )
     if as_json:
         print_json(document)
     else:
@@ -165,7 +202,13 @@ def check_data(
 
 
 @datasets.command("list")
-@click.option("--limit", default=20, show_default=True, type=click.IntRange(1), help="Maximum number of datasets.")
+@click.option(
+    "--limit",
+    default=20,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Maximum number of datasets.",
+)
 @data_dir_option
 @json_option
 def list_datasets(limit: int, data_dir: Path | None, as_json: bool) -> None:
@@ -221,12 +264,18 @@ def get_dataset(dataset_id: str, data_dir: Path | None, as_json: bool) -> None:
             ("Version", dataset.version),
             ("Created", format_time(dataset.create_date)),
             ("Changed", format_time(dataset.metadata.last_updated)),
-            ("Attributes", ", ".join(f"{key}={value}" for key, value in dataset.metadata.attributes.items())),
+            (
+                "Attributes",
+                ", ".join(f"{key}={value}" for key, value in dataset.metadata.attributes.items()),
+            ),
         ]
     )
     if imports:
         click.echo()
-        print_table(("IMPORT", "STATE", "FORMAT", "ROWS", "ERRORS", "WARNINGS", "AGE"), [_row(one) for one in imports])
+        print_table(
+            ("IMPORT", "STATE", "FORMAT", "ROWS", "ERRORS", "WARNINGS", "AGE"),
+            [_row(one) for one in imports],
+        )
 
 
 @datasets.command("versions")
@@ -257,12 +306,21 @@ def list_versions(dataset_id: str, data_dir: Path | None, as_json: bool) -> None
 @datasets.command("report")
 @click.argument("dataset_id")
 @click.argument("import_id", required=False)
-@click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="HTML file to write the report to.")
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="HTML file to write the report to.",
+)
 @click.option("--all", "shows_all", is_flag=True, help="Print every finding as JSON, one per line.")
 @data_dir_option
 @json_option
 def print_report(
-    dataset_id: str, import_id: str | None, html: Path | None, shows_all: bool, data_dir: Path | None, as_json: bool
+    dataset_id: str,
+    import_id: str | None,
+    html: Path | None,
+    shows_all: bool,
+    data_dir: Path | None,
+    as_json: bool,
 ) -> None:
     """Show the findings of an import: counts by code, and the first ones with file, line, field,
     cause and fix.
@@ -274,12 +332,17 @@ def print_report(
             html.write_text(client.datasets.report_html(dataset_id, import_id), "utf-8")
             click.echo(html)
         elif shows_all:
-            for found in client.datasets.findings(dataset_id, import_id, {"page_size": 1000}).all_items():
+            for found in client.datasets.findings(
+                dataset_id, import_id, {"page_size": 1000}
+            ).all_items():
                 print_json(found)
         elif as_json:
             print_json(client.datasets.report(dataset_id, import_id))
         else:
-            _print_report(client.datasets.report(dataset_id, import_id), kind=client.datasets.get(dataset_id).type)
+            _print_report(
+                client.datasets.report(dataset_id, import_id),
+                kind=client.datasets.get(dataset_id).type,
+            )
 
 
 @datasets.command("preview")
@@ -292,14 +355,20 @@ def print_report(
     show_default=True,
     help="PNG file to write.",
 )
-@click.option("--count", default=12, show_default=True, type=click.IntRange(1, 100), help="Number of images.")
+@click.option(
+    "--count", default=12, show_default=True, type=click.IntRange(1, 100), help="Number of images."
+)
 @click.option("--seed", default=0, show_default=True, help="Seed of the random selection.")
 @click.option("--version", help="Version of the dataset. [default: the newest]")
 @data_dir_option
-def preview(dataset_id: str, out: Path, count: int, seed: int, version: str | None, data_dir: Path | None) -> None:
+def preview(
+    dataset_id: str, out: Path, count: int, seed: int, version: str | None, data_dir: Path | None
+) -> None:
     """Write a contact sheet of images with their boxes, phrases, questions and answers."""
     with connect(data_dir, is_patient=True) as client:
-        click.echo(client.datasets.preview(dataset_id, out, count=count, seed=seed, version=version))
+        click.echo(
+            client.datasets.preview(dataset_id, out, count=count, seed=seed, version=version)
+        )
 
 
 @datasets.command("export")
@@ -311,9 +380,17 @@ def preview(dataset_id: str, out: Path, count: int, seed: int, version: str | No
     show_default=True,
     help="Format of the export.",
 )
-@click.option("--split", "split_ratio", type=click.FloatRange(0, 1), help="Share of images in training/.")
-@click.option("--pictures/--no-pictures", default=True, show_default=True, help="Include the images.")
-@click.option("--pixels", is_flag=True, help="Boxes of the CSV formats in pixels instead of relative to the image.")
+@click.option(
+    "--split", "split_ratio", type=click.FloatRange(0, 1), help="Share of images in training/."
+)
+@click.option(
+    "--pictures/--no-pictures", default=True, show_default=True, help="Include the images."
+)
+@click.option(
+    "--pixels",
+    is_flag=True,
+    help="Boxes of the CSV formats in pixels instead of relative to the image.",
+)
 @click.option(
     "--out",
     "-o",
@@ -363,8 +440,13 @@ def delete_datasets(dataset_ids: tuple[str, ...], yes: bool, data_dir: Path | No
         for dataset_id in dataset_ids:
             if not yes:
                 found = client.datasets.get(dataset_id)
-                counts = f"{found.statistic.asset_total} images, {found.statistic.annotation_total} records"
-                click.confirm(f"Delete {to_single_line(found.name)} ({dataset_id}) with {counts}?", abort=True)
+                counts = (
+                    f"{found.statistic.asset_total} images, {found.statistic.annotation_total} "
+                    "records"
+                )
+                click.confirm(
+                    f"Delete {to_single_line(found.name)} ({dataset_id}) with {counts}?", abort=True
+                )
             client.datasets.delete(dataset_id)
             click.echo(f"deleted {dataset_id}")
 
@@ -382,7 +464,8 @@ def _open_source(path: str) -> Iterator[Path]:
     name = path.removeprefix(SAMPLE)
     if name not in samples.SAMPLES:
         raise CommandFailed(
-            f"sample {name!r} does not exist; try: one of {', '.join(sorted(samples.SAMPLES))}", exit_code=EXIT_USAGE
+            f"sample {name!r} does not exist; try: one of {', '.join(sorted(samples.SAMPLES))}",
+            exit_code=EXIT_USAGE,
         )
     with tempfile.TemporaryDirectory(prefix="runyard-sample-") as folder:
         samples.write(name, Path(folder))
@@ -427,7 +510,10 @@ def _print_report(report: "ImportReport", *, kind: str | None = None, err: bool 
     rows = f"{report.rows_kept:,} of {format_count(report.rows, 'row')} accepted"
     what = ", ".join(filter(None, (report.format or "no labels", kind)))
     defects = f"{format_count(report.errors, 'error')}, {format_count(report.warnings, 'warning')}"
-    click.echo(f"{format_count(report.images, 'image')}, {rows} ({to_single_line(what)}); {defects}", err=err)
+    click.echo(
+        f"{format_count(report.images, 'image')}, {rows} ({to_single_line(what)}); {defects}",
+        err=err,
+    )
     if report.why:
         click.echo(f"Nothing was accepted: {to_single_line(report.why)}", err=err)
     _print_groups(report, err=err)
@@ -477,4 +563,7 @@ def _state(imported: "DatasetImport") -> str:
 def _format_import_failure(message: str, details: dict[str, Any], path: str) -> str:
     dataset_id = details.get("datasetId")
     command = f"runyard datasets import {path} --dataset {dataset_id}"
-    return f"{message}\nfull report: runyard datasets report {dataset_id}\nafter fixing the data: {command}"
+    return (
+        f"{message}\nfull report: runyard datasets report {dataset_id}\nafter fixing the data: "
+        f"{command}"
+    )

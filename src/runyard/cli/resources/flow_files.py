@@ -63,7 +63,9 @@ def read_flow_file(given: str) -> Any:
     except FileNotFoundError:
         raise CommandFailed(f"flow file {given} does not exist", exit_code=EXIT_NOT_FOUND) from None
     except UnicodeDecodeError as error:
-        raise CommandFailed(f"{given} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+        raise CommandFailed(
+            f"{given} is not UTF-8 text: {error.reason} at byte {error.start}"
+        ) from error
     if Path(given).suffix.lower() == ".json":
         return _read_json(given, text)
     return _read_yaml(given, text)
@@ -72,11 +74,12 @@ def read_flow_file(given: str) -> Any:
 def apply_assignments(flow: Any, assignments: Sequence[str]) -> Any:
     """Return the flow with values set, such as ``vi-model.hyperparameters.epochs=5``.
 
-    The first name is a field of the flow, or a block, which is added if it is missing. A value is parsed
-    as JSON if possible, and is text otherwise.
+    The first name is a field of the flow, or a block, which is added if it is missing. A value is
+    parsed as JSON if possible, and is text otherwise.
 
     Raises:
-        CommandFailed: An assignment is malformed, or its path leads through a value that is not an object.
+        CommandFailed: An assignment is malformed, or its path leads through a value that is not an
+            object.
     """
     if not assignments:
         return flow
@@ -88,14 +91,17 @@ def apply_assignments(flow: Any, assignments: Sequence[str]) -> Any:
         names = path.split(".")
         if not equals or not all(names):
             raise CommandFailed(
-                f"--set {assignment!r} is malformed, expected: PATH=VALUE; try: vi-model.hyperparameters.epochs=5",
+                f"--set {assignment!r} is malformed, expected: PATH=VALUE; try: "
+                "vi-model.hyperparameters.epochs=5",
                 exit_code=EXIT_USAGE,
             )
         _assign(flow, names, _parse_value(text, assignment), assignment)
     return flow
 
 
-def resolve_flow_argument(client: "vi.Client", given: str | None, assignments: Sequence[str]) -> Any:
+def resolve_flow_argument(
+    client: "vi.Client", given: str | None, assignments: Sequence[str]
+) -> Any:
     """Return the flow argument of ``client.runs.create``: a flow id, or a flow."""
     if given is not None and not is_file_name(given) and not assignments:
         return given
@@ -135,16 +141,22 @@ def _parse_json(text: str, *, name: str) -> Any:
         if len(document) < len(pairs):
             keys = [key for key, _ in pairs]
             twice = next(key for key in keys if keys.count(key) > 1)
-            raise CommandFailed(f"{name} has the key {twice!r} twice in one object; try: remove one of them")
+            raise CommandFailed(
+                f"{name} has the key {twice!r} twice in one object; try: remove one of them"
+            )
         return document
 
-    return json.loads(text, object_pairs_hook=unique, parse_float=lambda digits: _float(digits, name=name))
+    return json.loads(
+        text, object_pairs_hook=unique, parse_float=lambda digits: _float(digits, name=name)
+    )
 
 
 def _float(digits: str, *, name: str) -> float:
     number = float(digits)
     if number == 0 and re.search("[1-9]", re.split("[eE]", digits)[0]):
-        raise CommandFailed(f"{name} has the number {digits}, which is too small for a 64-bit float; try: 0")
+        raise CommandFailed(
+            f"{name} has the number {digits}, which is too small for a 64-bit float; try: 0"
+        )
     return number
 
 
@@ -152,13 +164,17 @@ def _read_yaml(name: str, text: str) -> Any:
     try:
         import yaml  # type: ignore[import-untyped]
     except ImportError as error:
-        raise CommandFailed("YAML files require the package pyyaml; try: install it, or use a .json file") from error
+        raise CommandFailed(
+            "YAML files require the package pyyaml; try: install it, or use a .json file"
+        ) from error
 
     class PlainLoader(yaml.SafeLoader):  # type: ignore[misc]
         def compose_node(self, parent: Any, index: Any) -> Any:
             if self.check_event(yaml.AliasEvent):
                 where = self.peek_event().start_mark.line + 1
-                raise CommandFailed(f"{name} uses an alias in line {where}; try: write the value itself")
+                raise CommandFailed(
+                    f"{name} uses an alias in line {where}; try: write the value itself"
+                )
             return super().compose_node(parent, index)
 
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
@@ -168,7 +184,8 @@ def _read_yaml(name: str, text: str) -> Any:
                 number, twice = next((n, key) for n, key in enumerate(keys) if key in keys[:n])
                 line = node.value[number][0].start_mark.line + 1
                 raise CommandFailed(
-                    f"{name} has the key {twice!r} twice, again in line {line}; try: remove one of them"
+                    f"{name} has the key {twice!r} twice, again in line {line}; try: remove one of "
+                    "them"
                 )
             return document
 
@@ -181,13 +198,17 @@ def _read_yaml(name: str, text: str) -> Any:
     # A date is text, as in JSON.
     PlainLoader.yaml_implicit_resolvers = {
         first: [
-            (tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] not in ("timestamp", "int", "float")
+            (tag, pattern)
+            for tag, pattern in resolvers
+            if tag.rpartition(":")[2] not in ("timestamp", "int", "float")
         ]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
     # YAML 1.1 reads 2e-4 as text because it has no dot, 010 as eight and 1:30 as ninety.
     for tag, pattern in (("int", YAML_INTEGER), ("float", YAML_FLOAT)):
-        PlainLoader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", pattern, list("-+.0123456789"))
+        PlainLoader.add_implicit_resolver(
+            f"tag:yaml.org,2002:{tag}", pattern, list("-+.0123456789")
+        )
     try:
         return yaml.load(text, Loader=PlainLoader)  # noqa: S506 - derived from the safe loader
     except RecursionError:
@@ -202,7 +223,9 @@ def _parse_value(text: str, assignment: str) -> Any:
     except ValueError:
         return text
     except RecursionError:
-        raise CommandFailed("the value of --set is nested too deeply", exit_code=EXIT_USAGE) from None
+        raise CommandFailed(
+            "the value of --set is nested too deeply", exit_code=EXIT_USAGE
+        ) from None
 
 
 def _assign(flow: dict[str, Any], names: list[str], value: Any, assignment: str) -> None:
@@ -214,7 +237,8 @@ def _assign(flow: dict[str, Any], names: list[str], value: Any, assignment: str)
         target = _get_block_settings(flow, first)
     if not rest:
         raise CommandFailed(
-            f"--set {assignment!r} names the block {first} but no setting; try: {first}.SETTING=VALUE",
+            f"--set {assignment!r} names the block {first} but no setting; try: "
+            f"{first}.SETTING=VALUE",
             exit_code=EXIT_USAGE,
         )
     for name in rest[:-1]:

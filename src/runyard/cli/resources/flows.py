@@ -11,8 +11,21 @@ from typing import Any
 import click
 
 from runyard.cli.connection import connect, data_dir_option
-from runyard.cli.output import format_age, format_time, json_option, print_fields, print_json, print_table
-from runyard.cli.resources.flow_files import apply_assignments, is_file_name, load_flow, read_flow_file, set_option
+from runyard.cli.output import (
+    format_age,
+    format_time,
+    json_option,
+    print_fields,
+    print_json,
+    print_table,
+)
+from runyard.cli.resources.flow_files import (
+    apply_assignments,
+    is_file_name,
+    load_flow,
+    read_flow_file,
+    set_option,
+)
 
 
 @click.group()
@@ -21,7 +34,13 @@ def flows() -> None:
 
 
 @flows.command("list")
-@click.option("--limit", default=20, show_default=True, type=click.IntRange(1), help="Maximum number of flows.")
+@click.option(
+    "--limit",
+    default=20,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Maximum number of flows.",
+)
 @data_dir_option
 @json_option
 def list_flows(limit: int, data_dir: Path | None, as_json: bool) -> None:
@@ -82,11 +101,18 @@ def list_accelerators(flow_id: str, data_dir: Path | None, as_json: bool) -> Non
     if as_json:
         print_json(found)
     elif not found.items:
-        click.echo("no machine has reported an accelerator recently; try: check that a controller runs", err=True)
+        click.echo(
+            "no machine has reported an accelerator recently; try: check that a controller runs",
+            err=True,
+        )
     else:
         print_table(
             ("ACCELERATOR", "COUNT", "MEMORY", "VERDICT", "REASON"),
-            [_accelerator_row(item, configuration) for item in found.items for configuration in item.configurations],
+            [
+                _accelerator_row(item, configuration)
+                for item in found.items
+                for configuration in item.configurations
+            ],
         )
 
 
@@ -95,7 +121,9 @@ def list_accelerators(flow_id: str, data_dir: Path | None, as_json: bool) -> Non
 @set_option
 @data_dir_option
 @json_option
-def create_flow(file: str | None, assignments: tuple[str, ...], data_dir: Path | None, as_json: bool) -> None:
+def create_flow(
+    file: str | None, assignments: tuple[str, ...], data_dir: Path | None, as_json: bool
+) -> None:
     """Save the flow in FILE (.yaml or .json), or the default flow, and print its id."""
     with connect(data_dir) as client:
         flow = client.flows.create(spec=apply_assignments(load_flow(client, file), assignments))
@@ -132,7 +160,9 @@ def check_flow(flow: str, assignments: tuple[str, ...], data_dir: Path | None) -
 @set_option
 @data_dir_option
 @json_option
-def plan_flow(flow: str | None, assignments: tuple[str, ...], data_dir: Path | None, as_json: bool) -> None:
+def plan_flow(
+    flow: str | None, assignments: tuple[str, ...], data_dir: Path | None, as_json: bool
+) -> None:
     """Show a flow with every default filled in, as a run would use it."""
     from runyard.flows import build_flow_document, resolve, validate
 
@@ -158,7 +188,13 @@ def _accelerator_row(item: Any, configuration: Any) -> tuple[object, ...]:
     memory_gib = spec.resources.get("memoryGiB")
     memory = "unknown" if memory_gib is None else f"{memory_gib:g} GiB"
     name = spec.labels.get("accelerator", item.accelerator.training_accelerator_id)
-    return name, int(spec.resources.get("count", 1)), memory, configuration.action, configuration.reason
+    return (
+        name,
+        int(spec.resources.get("count", 1)),
+        memory,
+        configuration.action,
+        configuration.reason,
+    )
 
 
 def _load_flow(given: str | None, assignments: Sequence[str], data_dir: Path | None) -> Any:

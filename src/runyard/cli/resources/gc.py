@@ -15,7 +15,12 @@ from runyard.cli.output import format_size, json_option, print_fields, print_jso
 
 
 @click.command()
-@click.option("--check", "is_check", is_flag=True, help="Delete nothing; exit with 1 if database and disk disagree.")
+@click.option(
+    "--check",
+    "is_check",
+    is_flag=True,
+    help="Delete nothing; exit with 1 if database and disk disagree.",
+)
 @data_dir_option
 @json_option
 def gc(is_check: bool, data_dir: Path | None, as_json: bool) -> None:
@@ -44,7 +49,9 @@ def gc(is_check: bool, data_dir: Path | None, as_json: bool) -> None:
 def _fields(report: dict[str, Any]) -> list[tuple[str, object]]:
     state = "deleted" if report["isRemoved"] else "unreferenced"
     lost = [
-        f"{file['runId']}/{file['modelId']}/{file['path']}" if file["runId"] else f"{file['datasetId']} {file['path']}"
+        f"{file['runId']}/{file['modelId']}/{file['path']}"
+        if file["runId"]
+        else f"{file['datasetId']} {file['path']}"
         for file in report["rowsWithoutBlobs"]
     ]
     omitted = int(report.get("omitted", 0))
@@ -58,7 +65,10 @@ def _fields(report: dict[str, Any]) -> list[tuple[str, object]]:
         (f"organizations' folders {state}", ", ".join(report["foldersWithoutOrganizations"]) or 0),
         ("lost files", ", ".join(lost) or 0),
         *([("further entries, not listed", omitted)] if omitted else []),
-        *_space("freed" if report["isRemoved"] else "could free", report["freedBytes"] or report["leftOverBytes"]),
+        *_space(
+            "freed" if report["isRemoved"] else "could free",
+            report["freedBytes"] or report["leftOverBytes"],
+        ),
     ]
 
 
@@ -71,6 +81,11 @@ def _space(what: str, space: dict[str, Any]) -> list[tuple[str, object]]:
         "otherFolders": "other folders",
     }
     return [
-        (f"{what}: {name}", "left to PostgreSQL (autovacuum)" if space[field] is None else format_size(space[field]))
+        (
+            f"{what}: {name}",
+            "left to PostgreSQL (autovacuum)"
+            if space[field] is None
+            else format_size(space[field]),
+        )
         for field, name in places.items()
     ]

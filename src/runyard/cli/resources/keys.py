@@ -17,7 +17,14 @@ import click
 
 from runyard.cli.connection import connect, data_dir_option, find_key
 from runyard.cli.failures import EXIT_UNREACHABLE, EXIT_USAGE, CommandFailed
-from runyard.cli.output import format_age, format_time, json_option, print_fields, print_json, print_table
+from runyard.cli.output import (
+    format_age,
+    format_time,
+    json_option,
+    print_fields,
+    print_json,
+    print_table,
+)
 from runyard.cli.time_arguments import Duration, Moment
 
 if TYPE_CHECKING:
@@ -25,8 +32,8 @@ if TYPE_CHECKING:
     from vi.api.resources.keys.responses import IssuedKey, Key
 
 ROLES = ("viewer", "member", "admin")
-# Minimum time for which the old key of credentials.json stays valid. If the response with the new key is
-# lost, the rotation can be repeated within it.
+# Minimum time for which the old key of credentials.json stays valid. If the response with the new
+# key is lost, the rotation can be repeated within it.
 SAFE_OVERLAP_S = 3600
 RECOVERY_TIMEOUT_S = 30.0
 # A key consists of ``dtvi_``, a version of two characters, its id, its secret and a checksum.
@@ -35,10 +42,14 @@ KEY_ID = slice(7, 23)
 out_option = click.option(
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="New file (mode 0600) for endpoint, organization and secret, readable by `vi.Client(config_file=...)`.",
+    help="New file (mode 0600) for endpoint, organization and secret, readable by "
+    "`vi.Client(config_file=...)`.",
 )
 expires_option = click.option(
-    "--expires", type=Moment(is_past=False), metavar="WHEN", help="Expiry, such as 90d or 2027-01-31."
+    "--expires",
+    type=Moment(is_past=False),
+    metavar="WHEN",
+    help="Expiry, such as 90d or 2027-01-31.",
 )
 
 
@@ -71,13 +82,20 @@ def list_keys(shows_all: bool, data_dir: Path | None, as_json: bool) -> None:
 
 @keys.command("create")
 @click.option("--name", required=True, help="Purpose of the key.")
-@click.option("--role", type=click.Choice(ROLES), default="member", show_default=True, help="Role of the key.")
+@click.option(
+    "--role", type=click.Choice(ROLES), default="member", show_default=True, help="Role of the key."
+)
 @expires_option
 @out_option
 @data_dir_option
 @json_option
 def create_key(
-    name: str, role: str, expires: int | None, out: Path | None, data_dir: Path | None, as_json: bool
+    name: str,
+    role: str,
+    expires: int | None,
+    out: Path | None,
+    data_dir: Path | None,
+    as_json: bool,
 ) -> None:
     """Create a key and show its secret once.
 
@@ -89,7 +107,8 @@ def create_key(
     """
     _check_output(out, as_json=as_json)
     with connect(data_dir) as client, _create_secret_file(out) as file:
-        issued = client.keys.create(name, role, expires=expires)  # type: ignore[arg-type]  # click checked the role
+        # Click checked the role.
+        issued = client.keys.create(name, role, expires=expires)  # type: ignore[arg-type]
         _deliver_secret(client, issued, file, out=out, as_json=as_json)
 
 
@@ -129,7 +148,12 @@ def revoke_keys(key_ids: tuple[str, ...], data_dir: Path | None, as_json: bool) 
 @data_dir_option
 @json_option
 def rotate_key(
-    key_id: str | None, overlap_s: int, expires: int | None, out: Path | None, data_dir: Path | None, as_json: bool
+    key_id: str | None,
+    overlap_s: int,
+    expires: int | None,
+    out: Path | None,
+    data_dir: Path | None,
+    as_json: bool,
 ) -> None:
     """Replace a key with one of the same name, role and lifetime. Default: the key in use.
 
@@ -147,10 +171,13 @@ def rotate_key(
     if str((read_json(file) or {}).get("secret_key", ""))[KEY_ID] == target:
         if out is not None:
             raise CommandFailed(
-                f"the new secret is written to {file}, which has the old one; try: omit --out", exit_code=EXIT_USAGE
+                f"the new secret is written to {file}, which has the old one; try: omit --out",
+                exit_code=EXIT_USAGE,
             )
         with connect(data_dir) as client:
-            issued = _rotate_credentials_file(client, target, file, overlap_s=overlap_s, expires=expires)
+            issued = _rotate_credentials_file(
+                client, target, file, overlap_s=overlap_s, expires=expires
+            )
         if as_json:
             print_json(_remove_secret(issued))
         else:
@@ -186,15 +213,16 @@ def recover_key(data_dir: Path | None) -> None:
     marker.touch(mode=0o600)
     if live_endpoint(settings) is None:
         click.echo(
-            f"The server is not running. At its next start it writes an admin key to {settings.credentials_file}."
+            "The server is not running. At its next start it writes an admin key to "
+            f"{settings.credentials_file}."
         )
         return
     deadline_s = time.monotonic() + RECOVERY_TIMEOUT_S
     while marker.exists():
         if time.monotonic() > deadline_s:
             raise CommandFailed(
-                f"the server has not processed {marker} within {RECOVERY_TIMEOUT_S:g} s; try: its log in "
-                f"{settings.logs_dir}",
+                f"the server has not processed {marker} within {RECOVERY_TIMEOUT_S:g} s; try: its "
+                f"log in {settings.logs_dir}",
                 exit_code=EXIT_UNREACHABLE,
             )
         time.sleep(0.1)
@@ -212,12 +240,14 @@ def _rotate_credentials_file(
         write_json(file, {**(read_json(file) or {}), "secret_key": issued.secret_key}, mode=0o600)
     except OSError as error:
         raise CommandFailed(
-            f"{file} cannot be written ({error.strerror}); it still has the old key, which stays valid for "
-            f"{(overlap_s or SAFE_OVERLAP_S) // 60} minutes; try: make the file writable, rotate again, and revoke "
-            f"{issued.key_id}, whose secret is lost"
+            f"{file} cannot be written ({error.strerror}); it still has the old key, which stays "
+            f"valid for {(overlap_s or SAFE_OVERLAP_S) // 60} minutes; try: make the file "
+            f"writable, rotate again, and revoke {issued.key_id}, whose secret is lost"
         ) from error
     if overlap_s == 0:
-        with vi.Client(issued.secret_key, client.organization_id, endpoint=client.endpoint) as renewed:
+        with vi.Client(
+            issued.secret_key, client.organization_id, endpoint=client.endpoint
+        ) as renewed:
             renewed.keys.revoke(key_id)
     return issued
 
@@ -225,7 +255,8 @@ def _rotate_credentials_file(
 def _check_output(out: Path | None, *, as_json: bool) -> None:
     if out is None and not as_json and not sys.stdout.isatty():
         raise CommandFailed(
-            "standard output is not a terminal, so the secret is not printed; try: --out FILE, or --json",
+            "standard output is not a terminal, so the secret is not printed; try: --out FILE, or "
+            "--json",
             exit_code=EXIT_USAGE,
         )
 
@@ -242,7 +273,9 @@ def _create_secret_file(out: Path | None) -> Iterator[IO[bytes] | None]:
     try:
         descriptor = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
-        raise CommandFailed(f"{out} already exists; try: another file", exit_code=EXIT_USAGE) from None
+        raise CommandFailed(
+            f"{out} already exists; try: another file", exit_code=EXIT_USAGE
+        ) from None
     with open(descriptor, "wb") as file:
         try:
             yield file
@@ -252,7 +285,12 @@ def _create_secret_file(out: Path | None) -> Iterator[IO[bytes] | None]:
 
 
 def _deliver_secret(
-    client: "vi.Client", issued: "IssuedKey", file: IO[bytes] | None, *, out: Path | None, as_json: bool
+    client: "vi.Client",
+    issued: "IssuedKey",
+    file: IO[bytes] | None,
+    *,
+    out: Path | None,
+    as_json: bool,
 ) -> None:
     """Write the secret to the file, to JSON output or to the terminal."""
     import json

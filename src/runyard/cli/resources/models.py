@@ -38,8 +38,14 @@ def models() -> None:
 
 @models.command("add")
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--name", required=True, help="Name of the model, NAME or OWNER/NAME; flows refer to it as base:NAME.")
-@click.option("--link", is_flag=True, help="Create hard links instead of copies; requires the same disk.")
+@click.option(
+    "--name",
+    required=True,
+    help="Name of the model, NAME or OWNER/NAME; flows refer to it as base:NAME.",
+)
+@click.option(
+    "--link", is_flag=True, help="Create hard links instead of copies; requires the same disk."
+)
 @data_dir_option
 @json_option
 def add_model(folder: Path, name: str, link: bool, data_dir: Path | None, as_json: bool) -> None:
@@ -78,7 +84,9 @@ def remove_model(name: str, yes: bool, data_dir: Path | None) -> None:
     from runyard.settings import read_settings
 
     if not yes:
-        click.confirm(f"Delete {name}? Runs that use it and have not started will fail.", abort=True)
+        click.confirm(
+            f"Delete {name}? Runs that use it and have not started will fail.", abort=True
+        )
     base_models.remove(read_settings(data_dir=data_dir).models, name.removeprefix("base:"))
     click.echo(f"removed base:{name.removeprefix('base:')}")
 
@@ -109,7 +117,13 @@ def list_models(run_id: str | None, base: bool, data_dir: Path | None, as_json: 
 @models.command("download")
 @click.argument("run_id")
 @click.argument("checkpoint", default="latest")
-@click.option("--out", type=click.Path(path_type=Path), default=DOWNLOADS, show_default=True, help="Target folder.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=DOWNLOADS,
+    show_default=True,
+    help="Target folder.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an existing download.")
 @data_dir_option
 @json_option
@@ -118,7 +132,9 @@ def download_model(
 ) -> None:
     """Download a checkpoint (an id from `models list`, `latest` or `best`)."""
     with connect(data_dir, is_patient=True) as client:
-        model = client.models.download(run_id, checkpoint, save_dir=out, overwrite=overwrite, show_progress=not as_json)
+        model = client.models.download(
+            run_id, checkpoint, save_dir=out, overwrite=overwrite, show_progress=not as_json
+        )
     if as_json:
         print_json(model)
     else:
@@ -136,7 +152,9 @@ def download_model(
 )
 @data_dir_option
 @json_option
-def predict(model: str, image: Path, question: str, out: Path | None, data_dir: Path | None, as_json: bool) -> None:
+def predict(
+    model: str, image: Path, question: str, out: Path | None, data_dir: Path | None, as_json: bool
+) -> None:
     """Query a model with a question about an image.
 
     MODEL is a downloaded folder, or a run id with an optional checkpoint, which is downloaded to
@@ -157,21 +175,40 @@ def predict(model: str, image: Path, question: str, out: Path | None, data_dir: 
         draw_boxes(opened, boxes, path=drawn)
     if as_json:
         grounded = [{"phrase": phrase, "box": box} for phrase, box in boxes]
-        print_json({"answer": answer.text, "groundings": grounded, "raw": answer.raw, "picture": drawn and str(drawn)})
+        print_json(
+            {
+                "answer": answer.text,
+                "groundings": grounded,
+                "raw": answer.raw,
+                "picture": drawn and str(drawn),
+            }
+        )
         return
     click.echo(to_single_line(answer.text))
     if drawn is not None:
-        print_fields([*((phrase, " ".join(map(str, box))) for phrase, box in boxes), ("image", drawn)])
+        print_fields(
+            [*((phrase, " ".join(map(str, box))) for phrase, box in boxes), ("image", drawn)]
+        )
 
 
 @models.command("export")
 @click.argument("model", metavar="FOLDER|RUN_ID[/CHECKPOINT]")
 @click.option(
-    "--form", type=click.Choice(FORMS), help="Form of the export. [default: merged if there is an adapter, else full]"
+    "--form",
+    type=click.Choice(FORMS),
+    help="Form of the export. [default: merged if there is an adapter, else full]",
 )
-@click.option("--out", "-o", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder to create.")
 @click.option(
-    "--dtype", type=click.Choice(DTYPES), help="Data type of merged weights. [default: that of the base model]"
+    "--out",
+    "-o",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="Folder to create.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(DTYPES),
+    help="Data type of merged weights. [default: that of the base model]",
 )
 @click.option(
     "--pictures",
@@ -245,7 +282,12 @@ def _list_base_models(data_dir: Path | None, *, as_json: bool) -> None:
         print_json({"items": found})
     else:
         rows = [
-            (f"base:{item['name']}", item["modelType"], format_size(item["sizeBytes"]), item["folder"])
+            (
+                f"base:{item['name']}",
+                item["modelType"],
+                format_size(item["sizeBytes"]),
+                item["folder"],
+            )
             for item in found
         ]
         print_table(("WEIGHTS", "MODEL TYPE", "SIZE", "FOLDER"), rows)
@@ -269,14 +311,19 @@ def _find_images(
     if asked.is_built_in:
         return None
     settings = read_settings(data_dir=data_dir)
-    names = (asked.run.organization_id or "none", str(asked.plan.get("datasetVersion")))  # read from the model's folder
+    names = (
+        asked.run.organization_id or "none",
+        str(asked.plan.get("datasetVersion")),
+    )  # read from the model's folder
     version = resolve_folder(settings.datasets_dir, *names)
     if is_complete(version):
         return version
     fetched = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="runyard-pictures-")))
     try:
         with connect(data_dir, is_patient=True) as client:
-            return client.assets.download(asked.dataset["datasetId"], fetched, show_progress=show_progress).save_path
+            return client.assets.download(
+                asked.dataset["datasetId"], fetched, show_progress=show_progress
+            ).save_path
     except (CommandFailed, ViError) as error:  # the export reports what to do without images
         click.echo(f"The held-out images cannot be downloaded: {error}", err=True)
         return None
@@ -296,7 +343,9 @@ def _open_image(path: Path) -> "Image":
         with Image.open(path) as opened:
             return opened.convert("RGB")
     except UnidentifiedImageError as error:
-        raise CommandFailed(f"cannot read {path} as an image (supported: JPEG, PNG, WebP, BMP, GIF, TIFF)") from error
+        raise CommandFailed(
+            f"cannot read {path} as an image (supported: JPEG, PNG, WebP, BMP, GIF, TIFF)"
+        ) from error
 
 
 def _model_folder(given: str, data_dir: Path | None) -> Path:
@@ -312,7 +361,9 @@ def _model_folder(given: str, data_dir: Path | None) -> Path:
 def _row(model: "Model", *, is_best: bool) -> tuple[object, ...]:
     scores = model.spec.evaluation_metrics or {}
     shown = ", ".join(
-        f"{name} {format_number(value)}" for name, value in scores.items() if isinstance(value, int | float)
+        f"{name} {format_number(value)}"
+        for name, value in scores.items()
+        if isinstance(value, int | float)
     )
     return (
         model.model_id,

@@ -88,7 +88,11 @@ class Evidence:
     @property
     def evaluation(self) -> dict[str, float]:
         """Metrics of the last evaluation, by name."""
-        measured = [point for point in self.points if any(name.startswith(VALIDATION) for name in point.values)]
+        measured = [
+            point
+            for point in self.points
+            if any(name.startswith(VALIDATION) for name in point.values)
+        ]
         last = max((point.step for point in measured), default=0)
         return {
             name: value
@@ -102,7 +106,11 @@ class Evidence:
     def ending(self) -> str:
         """Final condition and its reason."""
         last = self.run.status.conditions[-1] if self.run.status.conditions else None
-        return "Unknown" if last is None else ", ".join(filter(None, [last.condition.value, last.reason]))
+        return (
+            "Unknown"
+            if last is None
+            else ", ".join(filter(None, [last.condition.value, last.reason]))
+        )
 
     @property
     def total_steps(self) -> int | None:
@@ -158,7 +166,9 @@ def pin_flow(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
     pinned: dict[str, Any] = {}
     for name, path in PINNED.items():
         value = get_plan_value(plan, name)
-        if value is None or (name == "microBatchSize" and (get_plan_value(plan, "batchSize") or 0) % value):
+        if value is None or (
+            name == "microBatchSize" and (get_plan_value(plan, "batchSize") or 0) % value
+        ):
             continue
         target = settings
         for part in path[:-1]:
@@ -177,16 +187,22 @@ def list_notes(run: Run) -> list[str]:
         notes.append(f"it ended as {ending}, so only its completed steps can be compared")
     if len(run.status.attempts) > 1:
         notes.append(
-            f"it had {len(run.status.attempts)} attempts; resuming is exact, so a single attempt gives the same weights"
+            f"it had {len(run.status.attempts)} attempts; resuming is exact, so a single attempt "
+            "gives the same weights"
         )
     if CUT_BY_MEMORY in str((plan.get("microBatchSize") or {}).get("reason")):
-        notes.append("its micro-batch was reduced during training for lack of memory; earlier steps summed differently")
+        notes.append(
+            "its micro-batch was reduced during training for lack of memory; earlier steps summed "
+            "differently"
+        )
     if (get_plan_value(plan, "revision") or {}).get("isDirty"):
         notes.append("it was trained with uncommitted changes of the source code")
     if run.spec.flow.settings.get("timeLimitMinutes") is not None:
         notes.append("settings.timeLimitMinutes ends it by time, possibly at another step")
     if get_plan_value(plan, "device") not in (None, "cpu"):
-        notes.append("it trained on an accelerator, where sums have no fixed order; try: --tolerance")
+        notes.append(
+            "it trained on an accelerator, where sums have no fixed order; try: --tolerance"
+        )
     if plan and "hardware" not in plan:
         notes.append("it was trained by a version that did not record hardware and source revision")
     return notes
@@ -196,10 +212,16 @@ def differences(original: Mapping[str, Any], reproduction: Mapping[str, Any]) ->
     """Return the values that differ between two plans: versions, hardware, data, settings."""
     one, other = _flatten(original), _flatten(reproduction)
     names = [*one, *(name for name in other if name not in one)]
-    return [Difference(name, one.get(name), other.get(name)) for name in names if one.get(name) != other.get(name)]
+    return [
+        Difference(name, one.get(name), other.get(name))
+        for name in names
+        if one.get(name) != other.get(name)
+    ]
 
 
-def compare(original: Evidence, reproduction: Evidence, *, tolerance: float | None = None) -> Comparison:
+def compare(
+    original: Evidence, reproduction: Evidence, *, tolerance: float | None = None
+) -> Comparison:
     """Compare two runs.
 
     Runs are ``identical`` if ending, loss of every step, last evaluation and last weights are the
@@ -207,16 +229,27 @@ def compare(original: Evidence, reproduction: Evidence, *, tolerance: float | No
     their training and validation losses differ by at most ``tolerance``.
     """
     losses, others = original.losses, reproduction.losses
-    both = [StepDifference(step, losses[step], others[step]) for step in sorted(losses.keys() & others.keys())]
+    both = [
+        StepDifference(step, losses[step], others[step])
+        for step in sorted(losses.keys() & others.keys())
+    ]
     unequal = [item for item in both if not _is_same(item.original, item.reproduction)]
     before, after = original.evaluation, reproduction.evaluation
-    evaluation = {name: (before.get(name), after.get(name)) for name in [*before, *(after.keys() - before.keys())]}
+    evaluation = {
+        name: (before.get(name), after.get(name))
+        for name in [*before, *(after.keys() - before.keys())]
+    }
     largest = max(unequal, key=lambda item: item.size, default=both[0] if both else None)
     same_weights = _are_same_weights(original.weights, reproduction.weights)
     is_same_course = losses.keys() == others.keys() and original.ending == reproduction.ending
     is_same_course = is_same_course and bool(both)
     has_weights = original.weights is not None or reproduction.weights is not None
-    is_identical = is_same_course and not unequal and before == after and (same_weights is True or not has_weights)
+    is_identical = (
+        is_same_course
+        and not unequal
+        and before == after
+        and (same_weights is True or not has_weights)
+    )
     apart = _max_distance(largest, evaluation)
     is_equal = is_same_course and tolerance is not None and apart <= tolerance
     verdict: Verdict = "identical" if is_identical else "equal" if is_equal else "different"
@@ -244,13 +277,29 @@ def build_rows(found: Comparison) -> list[tuple[str, str, str, str]]:
     """Return one row per comparison: name, both values, and the result."""
     rows = [
         ("run", found.original, found.reproduction, ""),
-        ("ended as", found.endings[0], found.endings[1], _describe_equality(found.endings[0] == found.endings[1])),
-        ("steps", _steps(found, 0), _steps(found, 1), _describe_equality(found.steps == (found.compared_steps,) * 2)),
+        (
+            "ended as",
+            found.endings[0],
+            found.endings[1],
+            _describe_equality(found.endings[0] == found.endings[1]),
+        ),
+        (
+            "steps",
+            _steps(found, 0),
+            _steps(found, 1),
+            _describe_equality(found.steps == (found.compared_steps,) * 2),
+        ),
         ("losses", *_losses(found)),
     ]
     for name, (one, other) in found.evaluation.items():
-        rows.append((name, format_value(one), format_value(other), _describe_equality(one == other)))
-    made = "not comparable" if found.are_weights_same is None else _describe_equality(found.are_weights_same)
+        rows.append(
+            (name, format_value(one), format_value(other), _describe_equality(one == other))
+        )
+    made = (
+        "not comparable"
+        if found.are_weights_same is None
+        else _describe_equality(found.are_weights_same)
+    )
     return [*rows, ("weights", _weights(found.weights[0]), _weights(found.weights[1]), made)]
 
 
@@ -284,7 +333,9 @@ def _are_same_weights(one: Weights | None, other: Weights | None) -> bool | None
     return one.files == other.files
 
 
-def _max_distance(largest: StepDifference | None, evaluation: Mapping[str, tuple[float | None, float | None]]) -> float:
+def _max_distance(
+    largest: StepDifference | None, evaluation: Mapping[str, tuple[float | None, float | None]]
+) -> float:
     """Return the largest difference of training or validation losses.
 
     Infinite if one is missing.

@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from runyard.cli.connection import connect, data_dir_option
-from runyard.cli.failures import EXIT_INTERRUPTED, EXIT_RUN_FAILED, CommandFailed, to_command_failure
+from runyard.cli.failures import (
+    EXIT_INTERRUPTED,
+    EXIT_RUN_FAILED,
+    CommandFailed,
+    to_command_failure,
+)
 from runyard.cli.output import (
     colorize,
     format_age,
@@ -49,14 +54,24 @@ def runs() -> None:
 
 
 @runs.command("list")
-@click.option("--condition", type=click.Choice(CONDITIONS, case_sensitive=False), help="Runs in this state.")
+@click.option(
+    "--condition", type=click.Choice(CONDITIONS, case_sensitive=False), help="Runs in this state."
+)
 @click.option("--flow", help="Runs of this flow id.")
 @click.option("--training-project", help="Runs of this training project or dataset.")
 @click.option(
-    "--attribute", "attributes", metavar="KEY=VALUE", multiple=True, help="Runs with this attribute. Repeatable."
+    "--attribute",
+    "attributes",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Runs with this attribute. Repeatable.",
 )
-@click.option("--since", "since_hours", type=float, metavar="HOURS", help="Maximum age of the runs in hours.")
-@click.option("--limit", default=20, show_default=True, type=click.IntRange(1), help="Maximum number of runs.")
+@click.option(
+    "--since", "since_hours", type=float, metavar="HOURS", help="Maximum age of the runs in hours."
+)
+@click.option(
+    "--limit", default=20, show_default=True, type=click.IntRange(1), help="Maximum number of runs."
+)
 @data_dir_option
 @json_option
 def list_runs(
@@ -79,7 +94,10 @@ def list_runs(
     if as_json:
         print_json({"items": found})
     else:
-        print_table(("RUN", "CONDITION", "REASON", "AGE", "STEP", "METRIC", "FLOW"), [_row(run) for run in found])
+        print_table(
+            ("RUN", "CONDITION", "REASON", "AGE", "STEP", "METRIC", "FLOW"),
+            [_row(run) for run in found],
+        )
 
 
 @runs.command("get")
@@ -98,18 +116,32 @@ def get_run(run_id: str, data_dir: Path | None, as_json: bool) -> None:
 
 @runs.command("create")
 @click.option(
-    "--flow", metavar="FILE|FLOW_ID", help="Flow file (.yaml, .json) or flow id. [default: tiny model on digits]"
+    "--flow",
+    metavar="FILE|FLOW_ID",
+    help="Flow file (.yaml, .json) or flow id. [default: tiny model on digits]",
 )
 @set_option
 @click.option("--training-project", help="Training project or dataset to train on.")
-@click.option("--attribute", "attributes", metavar="KEY=VALUE", multiple=True, help="Attribute of the run. Repeatable.")
-@click.option("--run-id", help="Id of the run. Repeating the command with the same id creates no second run.")
+@click.option(
+    "--attribute",
+    "attributes",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Attribute of the run. Repeatable.",
+)
+@click.option(
+    "--run-id", help="Id of the run. Repeating the command with the same id creates no second run."
+)
 @click.option(
     "--resume-from",
     metavar="RUN_ID[/CHECKPOINT]",
     help="Checkpoint of another run to resume from: an id, best or latest. [default: latest]",
 )
-@click.option("--wait", is_flag=True, help="Follow the run until it has ended; exit code 3 if it does not succeed.")
+@click.option(
+    "--wait",
+    is_flag=True,
+    help="Follow the run until it has ended; exit code 3 if it does not succeed.",
+)
 @data_dir_option
 @json_option
 def create_run(
@@ -151,10 +183,18 @@ def create_run(
 
 @runs.command("wait")
 @click.argument("run_id")
-@click.option("--timeout", "timeout_s", type=float, metavar="SECONDS", help="Maximum time to wait (then exit code 7).")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=float,
+    metavar="SECONDS",
+    help="Maximum time to wait (then exit code 7).",
+)
 @data_dir_option
 @json_option
-def wait_for_run(run_id: str, timeout_s: float | None, data_dir: Path | None, as_json: bool) -> None:
+def wait_for_run(
+    run_id: str, timeout_s: float | None, data_dir: Path | None, as_json: bool
+) -> None:
     """Follow a run until it has ended.
 
     Exit code 0 if it succeeded, 3 if not, 4 if it was deleted.
@@ -176,11 +216,18 @@ tolerance_option = click.option(
 
 @runs.command("reproduce")
 @click.argument("run_id")
-@click.option("--wait/--no-wait", default=True, show_default=True, help="Follow the new run to its end, then compare.")
+@click.option(
+    "--wait/--no-wait",
+    default=True,
+    show_default=True,
+    help="Follow the new run to its end, then compare.",
+)
 @tolerance_option
 @data_dir_option
 @json_option
-def reproduce_run(run_id: str, wait: bool, tolerance: float | None, data_dir: Path | None, as_json: bool) -> None:
+def reproduce_run(
+    run_id: str, wait: bool, tolerance: float | None, data_dir: Path | None, as_json: bool
+) -> None:
     """Repeat the training of a run and compare the results; exit code 0 if they are the same, 3 if
     not.
 
@@ -204,7 +251,9 @@ def reproduce_run(run_id: str, wait: bool, tolerance: float | None, data_dir: Pa
     if wait:
         _print_comparison(found, as_json)
     else:
-        _print_line(f"to compare them after it has ended: runyard runs compare {run_id} {run.run_id}")
+        _print_line(
+            f"to compare them after it has ended: runyard runs compare {run_id} {run.run_id}"
+        )
         if as_json:
             print_json(run)
         else:
@@ -217,7 +266,9 @@ def reproduce_run(run_id: str, wait: bool, tolerance: float | None, data_dir: Pa
 @tolerance_option
 @data_dir_option
 @json_option
-def compare_runs(run_id: str, other_run_id: str, tolerance: float | None, data_dir: Path | None, as_json: bool) -> None:
+def compare_runs(
+    run_id: str, other_run_id: str, tolerance: float | None, data_dir: Path | None, as_json: bool
+) -> None:
     """Compare two runs: loss of each step, last evaluation, last weights, versions and hardware.
 
     Exit code 0 if they are the same, 3 if not.
@@ -229,11 +280,21 @@ def compare_runs(run_id: str, other_run_id: str, tolerance: float | None, data_d
 
 @runs.command("logs")
 @click.argument("run_id")
-@click.option("--follow", "-f", "follows", is_flag=True, help="Print new lines until the run has ended.")
-@click.option("--stream", "streams", type=click.Choice(STREAMS), multiple=True, help="Stream to print. Repeatable.")
+@click.option(
+    "--follow", "-f", "follows", is_flag=True, help="Print new lines until the run has ended."
+)
+@click.option(
+    "--stream",
+    "streams",
+    type=click.Choice(STREAMS),
+    multiple=True,
+    help="Stream to print. Repeatable.",
+)
 @data_dir_option
 @json_option
-def print_logs(run_id: str, follows: bool, streams: tuple[str, ...], data_dir: Path | None, as_json: bool) -> None:
+def print_logs(
+    run_id: str, follows: bool, streams: tuple[str, ...], data_dir: Path | None, as_json: bool
+) -> None:
     """Print the log of the trainer: events, standard output and standard error."""
     with connect(data_dir) as client:
         for line in client.runs.logs(run_id, follow=follows):
@@ -242,16 +303,28 @@ def print_logs(run_id: str, follows: bool, streams: tuple[str, ...], data_dir: P
             if as_json:
                 print_json(line)
             else:
-                click.echo(f"{format_time(line.time)}  {line.stream:<6}  {to_single_line(line.text)}")
+                click.echo(
+                    f"{format_time(line.time)}  {line.stream:<6}  {to_single_line(line.text)}"
+                )
 
 
 @runs.command("metrics")
 @click.argument("run_id")
-@click.option("--name", "names", multiple=True, help="Metric to print, such as validation/loss. Repeatable.")
-@click.option("--last", default=20, show_default=True, type=click.IntRange(1), help="Maximum number of newest steps.")
+@click.option(
+    "--name", "names", multiple=True, help="Metric to print, such as validation/loss. Repeatable."
+)
+@click.option(
+    "--last",
+    default=20,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Maximum number of newest steps.",
+)
 @data_dir_option
 @json_option
-def print_metrics(run_id: str, names: tuple[str, ...], last: int, data_dir: Path | None, as_json: bool) -> None:
+def print_metrics(
+    run_id: str, names: tuple[str, ...], last: int, data_dir: Path | None, as_json: bool
+) -> None:
     """Print the metrics of a run. With --json, every point, one per line."""
     with connect(data_dir) as client:
         points = list(client.runs.metrics(run_id))
@@ -259,10 +332,16 @@ def print_metrics(run_id: str, names: tuple[str, ...], last: int, data_dir: Path
         for point in points:
             print_json(point)
         return
-    shown = [point for point in points if not names or any(name in point.values for name in names)][-last:]
+    shown = [point for point in points if not names or any(name in point.values for name in names)][
+        -last:
+    ]
     columns = list(names) or sorted({name for point in shown for name in point.values})
     rows = [
-        [point.step, format_number(point.epoch), *(format_number(point.values.get(name)) for name in columns)]
+        [
+            point.step,
+            format_number(point.epoch),
+            *(format_number(point.values.get(name)) for name in columns),
+        ]
         for point in shown
     ]
     print_table(["STEP", "EPOCH", *columns], rows)
@@ -280,7 +359,9 @@ def print_metrics(run_id: str, names: tuple[str, ...], last: int, data_dir: Path
 @click.option("--wait", is_flag=True, help="Wait until all processes of the runs have exited.")
 @data_dir_option
 @json_option
-def kill_runs(selection: Selection, grace_s: float | None, wait: bool, data_dir: Path | None, as_json: bool) -> None:
+def kill_runs(
+    selection: Selection, grace_s: float | None, wait: bool, data_dir: Path | None, as_json: bool
+) -> None:
     """Kill runs. Their checkpoints are kept.
 
     Select runs by ids, or by filters: pending and running runs that match all of them.
@@ -294,7 +375,9 @@ def kill_runs(selection: Selection, grace_s: float | None, wait: bool, data_dir:
         if as_json:
             print_json(run)
         else:
-            click.echo(f"{run.run_id} {'has ended' if wait else 'is ending'}: {colorize(_condition(run))}")
+            click.echo(
+                f"{run.run_id} {'has ended' if wait else 'is ending'}: {colorize(_condition(run))}"
+            )
         return
     with connect(data_dir, is_patient=True) as client:
         outcomes = apply_to_many(client, "kill", selection, grace_s=grace_s)
@@ -332,18 +415,23 @@ def delete_runs(selection: Selection, data_dir: Path | None, as_json: bool) -> N
 def follow_run(client: "vi.Client", run_id: str, *, timeout_s: float | None = None) -> "Run":
     """Wait for a run with a progress line on stderr; raises like ``client.runs.wait``."""
     with ProgressLine() as line:
-        return client.runs.wait(run_id, timeout=timeout_s, on_update=line.update, show_progress=False)
+        return client.runs.wait(
+            run_id, timeout=timeout_s, on_update=line.update, show_progress=False
+        )
 
 
 @contextmanager
-def _report_interrupt(run_id: str, data_dir: Path | None, *, is_ending: bool = False) -> Iterator[None]:
+def _report_interrupt(
+    run_id: str, data_dir: Path | None, *, is_ending: bool = False
+) -> Iterator[None]:
     """On Ctrl-C, print that the run itself continues, and how to follow or kill it."""
     try:
         yield
     except KeyboardInterrupt:
         where = "" if data_dir is None else f" --data-dir {data_dir}"
         click.echo(
-            f"Interrupted; run {run_id} {'is still ending' if is_ending else 'continues'} on the server.\n"
+            f"Interrupted; run {run_id} {'is still ending' if is_ending else 'continues'} on the "
+            "server.\n"
             f"  follow it: runyard runs wait {run_id}{where}\n"
             f"  its log:   runyard runs logs {run_id} --follow{where}\n"
             f"  kill it:   runyard runs kill {run_id}{where}",
@@ -377,7 +465,8 @@ def _create_reproduction(client: "vi.Client", original: "Run") -> "tuple[Run, di
         raise CommandFailed(f"run {run_id} has not ended; try: runyard runs wait {run_id}")
     if original.status.plan is None:
         raise CommandFailed(
-            f"run {run_id} ended before it had a plan, so it has no training to repeat; try: runyard runs get {run_id}"
+            f"run {run_id} ended before it had a plan, so it has no training to repeat; try: "
+            f"runyard runs get {run_id}"
         )
     flow, pinned = pin_flow(original)
     try:
@@ -423,24 +512,34 @@ def _warn_of_differences(original: "Run", run: "Run") -> None:
 
     found = differences(original.status.plan or {}, run.status.plan or {})
     if not found:
-        _print_line("versions, source, hardware, data and settings are the same as in the original run")
+        _print_line(
+            "versions, source, hardware, data and settings are the same as in the original run"
+        )
         return
     _print_line("warning: the new run differs from the original, so its result may differ")
-    rows = [(item.name, format_value(item.original), format_value(item.reproduction)) for item in found]
+    rows = [
+        (item.name, format_value(item.original), format_value(item.reproduction)) for item in found
+    ]
     print_table(("DIFFERS", "ORIGINAL", "REPRODUCTION"), rows, err=True)
 
 
-def _compare_runs(client: "vi.Client", run_id: str, other_run_id: str, tolerance: float | None) -> "Comparison":
+def _compare_runs(
+    client: "vi.Client", run_id: str, other_run_id: str, tolerance: float | None
+) -> "Comparison":
     from runyard.cli.resources.reproduce import compare
 
-    return compare(_load_evidence(client, run_id), _load_evidence(client, other_run_id), tolerance=tolerance)
+    return compare(
+        _load_evidence(client, run_id), _load_evidence(client, other_run_id), tolerance=tolerance
+    )
 
 
 def _load_evidence(client: "vi.Client", run_id: str) -> "Evidence":
     from runyard.cli.resources.reproduce import Evidence
 
     run = client.runs.get(run_id)
-    return Evidence(run=run, points=client.runs.metrics(run_id), weights=_hash_last_weights(client, run_id))
+    return Evidence(
+        run=run, points=client.runs.metrics(run_id), weights=_hash_last_weights(client, run_id)
+    )
 
 
 def _hash_last_weights(client: "vi.Client", run_id: str) -> "Weights | None":
@@ -458,7 +557,10 @@ def _hash_last_weights(client: "vi.Client", run_id: str) -> "Weights | None":
     with TemporaryDirectory(prefix="runyard-") as folder:
         client.models.download(run_id, model.model_id, save_dir=folder, show_progress=False)
         root = Path(folder, run_id, model.model_id)
-        found = {str(path.relative_to(root)): sha256_of(path) for path in sorted(root.rglob("*.safetensors"))}
+        found = {
+            str(path.relative_to(root)): sha256_of(path)
+            for path in sorted(root.rglob("*.safetensors"))
+        }
     return Weights(checkpoint=model.model_id, step=model.spec.step, files=found)
 
 
@@ -471,7 +573,8 @@ def _print_comparison(found: "Comparison", as_json: bool) -> None:
     else:
         if found.differences:
             rows = [
-                (item.name, format_value(item.original), format_value(item.reproduction)) for item in found.differences
+                (item.name, format_value(item.original), format_value(item.reproduction))
+                for item in found.differences
             ]
             print_table(("TRAINED WITH", "ORIGINAL", "REPRODUCTION"), rows)
             click.echo()
@@ -508,7 +611,9 @@ def _row(run: "Run") -> tuple[object, ...]:
         (run.status.conditions[-1].reason or "") if run.status.conditions else "",
         format_age(run.metadata.time_created),
         f"{progress.step}/{progress.total_steps}" if progress else "",
-        f"{progress.metric_name} {format_number(progress.metric)}" if progress and progress.metric_name else "",
+        f"{progress.metric_name} {format_number(progress.metric)}"
+        if progress and progress.metric_name
+        else "",
         run.spec.flow.name,
     )
 
@@ -523,18 +628,30 @@ def _print_run(run: "Run") -> None:
             ("Training project", run.spec.training_project),
             ("Resumes from", _format_origin(run)),
             ("Created", format_time(run.metadata.time_created)),
-            ("Attributes", ", ".join(f"{key}={value}" for key, value in run.metadata.attributes.items())),
+            (
+                "Attributes",
+                ", ".join(f"{key}={value}" for key, value in run.metadata.attributes.items()),
+            ),
             ("Kill requested", format_time(run.spec.killed_at)),
             ("Step", f"{progress.step} of {progress.total_steps}" if progress else ""),
             ("Loss", format_number(progress.loss) if progress else ""),
             (
                 "Metric",
-                f"{progress.metric_name} {format_number(progress.metric)}" if progress and progress.metric_name else "",
+                f"{progress.metric_name} {format_number(progress.metric)}"
+                if progress and progress.metric_name
+                else "",
             ),
-            ("Time left", format_duration(progress.seconds_left) if progress and progress.seconds_left else ""),
+            (
+                "Time left",
+                format_duration(progress.seconds_left)
+                if progress and progress.seconds_left
+                else "",
+            ),
         ]
     )
     for condition in run.status.conditions:
-        words = " ".join(filter(None, [condition.reason, condition.message and f"({condition.message})"]))
+        words = " ".join(
+            filter(None, [condition.reason, condition.message and f"({condition.message})"])
+        )
         time = format_time(condition.last_transition_time)
         click.echo(f"  {time}  {colorize(condition.condition.value)}  {to_single_line(words)}")

@@ -25,11 +25,27 @@ CONDITIONS = ("Pending", "Running", "Succeeded", "Failed", "Error", "Cancelled")
 
 _OPTIONS = (
     click.argument("run_ids", nargs=-1, metavar="[RUN_ID]..."),
-    click.option("--condition", type=click.Choice(CONDITIONS, case_sensitive=False), help="Runs in this state."),
+    click.option(
+        "--condition",
+        type=click.Choice(CONDITIONS, case_sensitive=False),
+        help="Runs in this state.",
+    ),
     click.option("--flow", help="Runs of this flow id."),
     click.option("--training-project", help="Runs of this training project or dataset."),
-    click.option("--attribute", "attributes", metavar="KEY=VALUE", multiple=True, help="Runs with this attribute."),
-    click.option("--since", "since_hours", type=float, metavar="HOURS", help="Maximum age of the runs in hours."),
+    click.option(
+        "--attribute",
+        "attributes",
+        metavar="KEY=VALUE",
+        multiple=True,
+        help="Runs with this attribute.",
+    ),
+    click.option(
+        "--since",
+        "since_hours",
+        type=float,
+        metavar="HOURS",
+        help="Maximum age of the runs in hours.",
+    ),
     click.option("--all", "every", is_flag=True, help="Every run."),
     click.option("--yes", "-y", is_flag=True, help="Do not ask for confirmation."),
     click.option("--dry-run", is_flag=True, help="Print the selected runs without changing them."),
@@ -70,7 +86,8 @@ def selection_options(command: Callable[..., None]) -> Callable[..., None]:
         filters = build_filters(condition, flow, training_project, attributes, since_hours)
         if sum((bool(run_ids), bool(filters), every)) != 1:
             raise CommandFailed(
-                "expected: exactly one of run ids, filters such as --condition and --attribute, or --all",
+                "expected: exactly one of run ids, filters such as --condition and --attribute, or "
+                "--all",
                 exit_code=EXIT_USAGE,
             )
         filter: Any = None if run_ids else "all" if every else filters
@@ -94,7 +111,9 @@ def build_filters(
         "flow": flow,
         "training_project": training_project,
         "attribute": parse_attributes(attributes) or None,
-        "created_after": None if since_hours is None else round((time.time() - since_hours * 3600) * 1000),
+        "created_after": None
+        if since_hours is None
+        else round((time.time() - since_hours * 3600) * 1000),
     }
     return {name: value for name, value in filters.items() if value is not None}
 
@@ -109,13 +128,19 @@ def parse_attributes(given: Iterable[str]) -> dict[str, str]:
     for text in given:
         key, equals, value = text.partition("=")
         if not equals or not key:
-            raise CommandFailed(f"--attribute {text!r} is malformed, expected: KEY=VALUE", exit_code=EXIT_USAGE)
+            raise CommandFailed(
+                f"--attribute {text!r} is malformed, expected: KEY=VALUE", exit_code=EXIT_USAGE
+            )
         attributes[key] = value
     return attributes
 
 
 def apply_to_many(
-    client: "vi.Client", verb: Literal["kill", "delete"], selection: Selection, *, grace_s: float | None = None
+    client: "vi.Client",
+    verb: Literal["kill", "delete"],
+    selection: Selection,
+    *,
+    grace_s: float | None = None,
 ) -> "RunOutcomes":
     """Kill or delete the selected runs after a confirmation; return one outcome per run.
 
@@ -135,7 +160,9 @@ def apply_to_many(
             return found
         _print_outcome_table(found.items[:20], err=True)
         if len(found.items) > 20 or found.more:
-            click.echo(f"and {len(found.items) - 20}{' or more' if found.more else ''} others", err=True)
+            click.echo(
+                f"and {len(found.items) - 20}{' or more' if found.more else ''} others", err=True
+            )
         lost = " with all logs, metrics and checkpoints" if verb == "delete" else ""
         confirm(f"{verb.capitalize()} {_format_count(len(found.run_ids))}{lost}?")
         outcomes = change(run_id=[item.run_id for item in found.items], **options)
@@ -157,7 +184,8 @@ def confirm(question: str) -> None:
     """
     if not has_terminal():
         raise CommandFailed(
-            "nothing was changed: no terminal to ask for confirmation; try: --yes", exit_code=EXIT_USAGE
+            "nothing was changed: no terminal to ask for confirmation; try: --yes",
+            exit_code=EXIT_USAGE,
         )
     if not click.confirm(question, err=True):
         raise CommandFailed("nothing was changed", exit_code=EXIT_ERROR)
@@ -183,7 +211,10 @@ def print_outcomes(outcomes: "RunOutcomes", *, as_json: bool) -> None:
 
 
 def _print_outcome_table(items: "list[RunOutcome]", *, err: bool = False) -> None:
-    rows = [(item.run_id, item.outcome, item.condition or "", to_single_line(item.message or "")) for item in items]
+    rows = [
+        (item.run_id, item.outcome, item.condition or "", to_single_line(item.message or ""))
+        for item in items
+    ]
     print_table(("RUN", "OUTCOME", "CONDITION", "REASON"), rows, err=err)
 
 

@@ -24,7 +24,13 @@ from runyard.datasets.records import DatasetType
 from runyard.datasets.sources import ImageFacts, Source
 
 IMAGES = ("image", "images", "img", "picture", "jpg", "png", "image_path", "file_name", "filename")
-_ENDINGS = {"image/jpeg": "jpg", "image/png": "png", "image/webp": "webp", "image/gif": "gif", "image/bmp": "bmp"}
+_ENDINGS = {
+    "image/jpeg": "jpg",
+    "image/png": "png",
+    "image/webp": "webp",
+    "image/gif": "gif",
+    "image/bmp": "bmp",
+}
 _BATCH_ROWS = 32
 # pyarrow's own allocator reserves a GiB of address space, which counts against the memory limit of
 # an import.
@@ -32,7 +38,9 @@ pa.set_memory_pool(pa.system_memory_pool())
 _READ_ERRORS = (pa.ArrowException, OSError, EOFError, ValueError, OverflowError, MemoryError)
 
 
-def read_files(source: Source, files: list[str], task: DatasetType, report: ReportFinding) -> Iterator[Row]:
+def read_files(
+    source: Source, files: list[str], task: DatasetType, report: ReportFinding
+) -> Iterator[Row]:
     """Yield all rows of the files; see ``base.Reader.read``."""
     embedded = _EmbeddedImages(source)
     for file in files:
@@ -46,8 +54,12 @@ def read_files(source: Source, files: list[str], task: DatasetType, report: Repo
                     yield from found
                     rows += 1
         except _READ_ERRORS as error:
-            cause = _format_error(error) + (f"; the {rows} rows before it were read" if rows else "")
-            location.report("FileUnreadable", cause, action="RowRejected" if rows else "FileRejected")
+            cause = _format_error(error) + (
+                f"; the {rows} rows before it were read" if rows else ""
+            )
+            location.report(
+                "FileUnreadable", cause, action="RowRejected" if rows else "FileRejected"
+            )
 
 
 def _format_error(error: BaseException) -> str:
@@ -62,7 +74,11 @@ def _read_file(
     column = _find_image_column(schema, features)
     if column is None:
         columns = ", ".join(schema.names[:12])
-        location.report("FieldMissing", f"no column holds images; the columns are: {columns}", action="FileRejected")
+        location.report(
+            "FieldMissing",
+            f"no column holds images; the columns are: {columns}",
+            action="FileRejected",
+        )
         return
     table, number = Table(_find_class_names(features)), 0
     for batch in batches:
@@ -74,7 +90,9 @@ def _read_file(
                 return  # all rows have the same columns
 
 
-def _open_batches(opened: BinaryIO, location: SourceLocation) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+def _open_batches(
+    opened: BinaryIO, location: SourceLocation
+) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
     if not location.file.lower().endswith(".arrow"):
         file = parquet.ParquetFile(opened, buffer_size=1 << 20, pre_buffer=False)
         return file.schema_arrow, file.iter_batches(batch_size=_BATCH_ROWS, use_threads=False)
@@ -83,7 +101,9 @@ def _open_batches(opened: BinaryIO, location: SourceLocation) -> tuple[pa.Schema
     except pa.ArrowInvalid:
         opened.seek(0)
         indexed = pa.ipc.open_file(opened)
-        return indexed.schema, (indexed.get_batch(number) for number in range(indexed.num_record_batches))
+        return indexed.schema, (
+            indexed.get_batch(number) for number in range(indexed.num_record_batches)
+        )
     return stream.schema, _slice_batches(iter(stream))
 
 
@@ -112,7 +132,9 @@ def _find_image_column(schema: pa.Schema, features: Mapping[str, Any]) -> str | 
             return str(name)
     for name in schema.names:
         kind = schema.field(name).type
-        if pa.types.is_struct(kind) and {"bytes", "path"} <= {kind.field(i).name for i in range(kind.num_fields)}:
+        if pa.types.is_struct(kind) and {"bytes", "path"} <= {
+            kind.field(i).name for i in range(kind.num_fields)
+        }:
             return str(name)
     return next((name for name in IMAGES if name in schema.names), None)
 
@@ -133,7 +155,7 @@ def _unwrap(feature: Any) -> Any:
 
 
 def _find_class_names(features: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Find the names of class numbers by column: ``label``, or ``objects.category`` within structs."""
+    """Find the names of class numbers by column: ``label``, or ``objects.category`` in structs."""
     names: dict[str, list[str]] = {}
     for column, outer in features.items():
         feature = _unwrap(outer)
@@ -168,7 +190,9 @@ class _EmbeddedImages:
             value = {"bytes": value, "path": None}
         if not isinstance(value, Mapping) or not (value.get("bytes") or value.get("path")):
             location.report(
-                "FieldInvalid" if value else "ImageMissing", "the row has no image", value=_summarize(value)
+                "FieldInvalid" if value else "ImageMissing",
+                "the row has no image",
+                value=_summarize(value),
             )
             return None
         data, path = value.get("bytes"), value.get("path")
@@ -176,16 +200,22 @@ class _EmbeddedImages:
             return str(path), self._source.find_image(str(path), relative_to=location.file)
         return self._add(path, data, location)
 
-    def _add(self, path: Any, data: bytes, location: SourceLocation) -> tuple[str, ImageFacts | None]:
+    def _add(
+        self, path: Any, data: bytes, location: SourceLocation
+    ) -> tuple[str, ImageFacts | None]:
         digest = hashlib.sha256(data).digest()
         name = path if isinstance(path, str) and is_safe(path) else None
         ending = _ENDINGS.get(detect_mime(data[:16]) or "", "img")
         own_name = f"{location.file.rpartition('.')[0]}/{location.line:06d}"
         if name is None or self._known.get(name, digest) != digest:
-            name = f"{own_name}.{ending}" if name is None else f"{own_name}-{name.rpartition('/')[2]}"
+            name = (
+                f"{own_name}.{ending}" if name is None else f"{own_name}-{name.rpartition('/')[2]}"
+            )
         if name not in self._known:
             self._known[name] = digest
-            self._facts[name] = self._source.add_image(name, data, found_in=location.file, line=location.line)
+            self._facts[name] = self._source.add_image(
+                name, data, found_in=location.file, line=location.line
+            )
         return name, self._facts[name]
 
 

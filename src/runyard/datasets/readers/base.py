@@ -51,7 +51,9 @@ class Reader(Protocol):
         """
         ...
 
-    def read(self, source: Source, files: list[str], task: DatasetType, report: ReportFinding) -> Iterator[Row]:
+    def read(
+        self, source: Source, files: list[str], task: DatasetType, report: ReportFinding
+    ) -> Iterator[Row]:
         """Yield every row that can be read, in the order of the files, and report what cannot.
 
         Files are streamed, and never held in memory as a whole if the format allows it.

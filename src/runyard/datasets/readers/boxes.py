@@ -20,7 +20,9 @@ class LabeledBox(NamedTuple):
     location: BoxLocation
 
 
-def find_image_size(source: Source, name: str, file: str, claimed: tuple[int, int] | None = None) -> tuple[int, int]:
+def find_image_size(
+    source: Source, name: str, file: str, claimed: tuple[int, int] | None = None
+) -> tuple[int, int]:
     """Return the size to divide pixels by: the size given in the file, else the image's own.
 
     For a missing image this is 1 x 1: its row is reported as such, and its boxes are never checked.

@@ -2,8 +2,8 @@
 class.
 
     a.jpg a.txt                       the text is the caption
-    metadata.jsonl, metadata.csv      Hugging Face ImageFolder: ``file_name``, and columns as in columns.py; names are
-                                      relative to the table's folder
+    metadata.jsonl, metadata.csv      Hugging Face ImageFolder: ``file_name``, and columns as in
+                                      columns.py; names are relative to the table's folder
     cat/1.jpg dog/2.jpg               the folder's name is the caption, or the answer
 
 Folder names are classes only if there are no other annotations and at least two folders, directly
@@ -56,7 +56,9 @@ class Captions:
         tables = [path for path in source.paths() if _is_table(source, path)]
         return tables or _find_side_files(source) or _find_class_folders(source)
 
-    def read(self, source: Source, files: list[str], task: DatasetType, report: ReportFinding) -> Iterator[Row]:
+    def read(
+        self, source: Source, files: list[str], task: DatasetType, report: ReportFinding
+    ) -> Iterator[Row]:
         folders = Table()
         for file in files:
             location = SourceLocation(file, report)
@@ -82,8 +84,12 @@ _SAMPLED = 20
 
 def _find_side_files(source: Source) -> list[str]:
     """Find text files named like an image, unless most of a sample contain YOLO boxes."""
-    stems = {path.rpartition(".")[0] for path in source.paths() if path.lower().endswith(_IMAGE_ENDINGS)}
-    texts = [path for path in source.paths() if path.lower().endswith(".txt") and path[:-4] in stems]
+    stems = {
+        path.rpartition(".")[0] for path in source.paths() if path.lower().endswith(_IMAGE_ENDINGS)
+    }
+    texts = [
+        path for path in source.paths() if path.lower().endswith(".txt") and path[:-4] in stems
+    ]
     looks = [looks_like_labels(read_head(source, path)) for path in texts[:_SAMPLED]]
     return texts if looks.count(False) > looks.count(True) else []
 
@@ -91,7 +97,9 @@ def _find_side_files(source: Source) -> list[str]:
 def _read_side_file(source: Source, location: SourceLocation, task: DatasetType) -> Iterator[Row]:
     if source.size_bytes(location.file) > _MAX_TEXT:
         location.report(
-            "FileUnreadable", f"a caption of more than {_MAX_TEXT:,} bytes is not supported", action="FileRejected"
+            "FileUnreadable",
+            f"a caption of more than {_MAX_TEXT:,} bytes is not supported",
+            action="FileRejected",
         )
         return
     with source.open(location.file) as file:
@@ -99,12 +107,20 @@ def _read_side_file(source: Source, location: SourceLocation, task: DatasetType)
     try:
         text = raw.decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
-        location.report("EncodingWrong", f"byte {error.start + 1} is not UTF-8", action="FileRejected")
+        location.report(
+            "EncodingWrong", f"byte {error.start + 1} is not UTF-8", action="FileRejected"
+        )
         return
     stem = location.file[:-4]
     name = next((stem + ending for ending in _find_endings(source, stem)), stem)
     yield from build_rows(
-        {"text": text}, location, task, Table(), name=name, image=source.find_image(name), identity=location.file
+        {"text": text},
+        location,
+        task,
+        Table(),
+        name=name,
+        image=source.find_image(name),
+        identity=location.file,
     )
 
 
@@ -141,19 +157,28 @@ def _read_table(source: Source, location: SourceLocation, task: DatasetType) -> 
             name, relative_to=location.file
         )
         identity = f"{location.file}:{row_location.line or number}"
-        yield from build_rows(columns, row_location, task, table, name=name, image=image, identity=identity)
+        yield from build_rows(
+            columns, row_location, task, table, name=name, image=image, identity=identity
+        )
 
 
-def read_csv_rows(source: Source, location: SourceLocation) -> Iterator[tuple[SourceLocation, dict[str, str]]]:
+def read_csv_rows(
+    source: Source, location: SourceLocation
+) -> Iterator[tuple[SourceLocation, dict[str, str]]]:
     """Read the rows of a UTF-8 table with a header, with their locations."""
-    with source.open(location.file) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
+    with (
+        source.open(location.file) as file,
+        io.TextIOWrapper(file, "utf-8-sig", newline="") as text,
+    ):
         rows = csv.DictReader(text, strict=True)
         try:
             for row in rows:
                 row_location = location.at(line=rows.line_num)
                 if None in row or None in row.values():
                     row_location.report(
-                        "RowInvalid", f"the row does not have the {len(rows.fieldnames or ())} columns of the header"
+                        "RowInvalid",
+                        f"the row does not have the {len(rows.fieldnames or ())} columns of the "
+                        "header",
                     )
                 else:
                     yield row_location, {str(key): value for key, value in row.items()}
@@ -187,10 +212,16 @@ def _find_class(path: str) -> str | None:
     folders = path.split("/")[:-1]
     if folders and folders[0].lower() in _SPLITS:
         folders = folders[1:]
-    return folders[-1] if len(folders) in (1, 2) and folders[-1].lower() not in _NOT_CLASSES else None
+    return (
+        folders[-1] if len(folders) in (1, 2) and folders[-1].lower() not in _NOT_CLASSES else None
+    )
 
 
-def _read_class_folder(source: Source, location: SourceLocation, task: DatasetType, table: Table) -> Iterator[Row]:
+def _read_class_folder(
+    source: Source, location: SourceLocation, task: DatasetType, table: Table
+) -> Iterator[Row]:
     row = {"class": _find_class(location.file) or ""}
     image = source.find_image(location.file)
-    yield from build_rows(row, location, task, table, name=location.file, image=image, identity=location.file)
+    yield from build_rows(
+        row, location, task, table, name=location.file, image=image, identity=location.file
+    )

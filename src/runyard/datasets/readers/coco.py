@@ -28,15 +28,27 @@ class Coco:
     types: tuple[DatasetType, ...] = ("phrase-grounding", "freeform")
 
     def detect(self, source: Source) -> list[str]:
-        return [path for path in source.paths() if path.lower().endswith(".json") and _is_coco(read_head(source, path))]
+        return [
+            path
+            for path in source.paths()
+            if path.lower().endswith(".json") and _is_coco(read_head(source, path))
+        ]
 
-    def read(self, source: Source, files: list[str], task: DatasetType, report: ReportFinding) -> Iterator[Row]:
+    def read(
+        self, source: Source, files: list[str], task: DatasetType, report: ReportFinding
+    ) -> Iterator[Row]:
         for path in files:
             try:
                 yield from _CocoFile(source, path, report).read_rows(task)
             except MalformedJson as error:
                 report(
-                    make_finding("FileUnreadable", file=path, line=error.line, cause=str(error), action="FileRejected")
+                    make_finding(
+                        "FileUnreadable",
+                        file=path,
+                        line=error.line,
+                        cause=str(error),
+                        action="FileRejected",
+                    )
                 )
 
 
@@ -76,24 +88,46 @@ class _CocoFile:
             return
         key, name = element["id"], element["file_name"]
         if not _is_id(key) or not isinstance(name, str) or not name:
-            self._refuse("FieldInvalid", where, "id must be a number or a string, and file_name a string", [key, name])
+            self._refuse(
+                "FieldInvalid",
+                where,
+                "id must be a number or a string, and file_name a string",
+                [key, name],
+            )
             return
         if key in self._images:
             cause = (
-                f"another image has the id {key!r}; annotations with this id are assigned to {self._images[key].name!r}"
+                f"another image has the id {key!r}; annotations with this id are assigned to "
+                f"{self._images[key].name!r}"
             )
-            self._report(make_finding("IdDuplicate", file=self._path, field=f"{where}.id", cause=cause, value=key))
+            self._report(
+                make_finding(
+                    "IdDuplicate", file=self._path, field=f"{where}.id", cause=cause, value=key
+                )
+            )
             return
         width, height = element.get("width"), element.get("height")
-        frame = (width, height) if isinstance(width, int) and isinstance(height, int) and width > 0 < height else None
+        frame = (
+            (width, height)
+            if isinstance(width, int) and isinstance(height, int) and width > 0 < height
+            else None
+        )
         self._images[key] = _Image(number, name, frame)
 
     def _add_category(self, number: int, element: Any) -> None:
         missing = _find_missing(element, ("id", "name"))
         if missing:
-            self._refuse("FieldMissing", f"categories[{number}].{missing}", f"the category has no {missing!r}")
+            self._refuse(
+                "FieldMissing",
+                f"categories[{number}].{missing}",
+                f"the category has no {missing!r}",
+            )
         elif not _is_id(element["id"]) or not isinstance(element["name"], str):
-            self._refuse("FieldInvalid", f"categories[{number}]", "id must be a number or a string, and name a string")
+            self._refuse(
+                "FieldInvalid",
+                f"categories[{number}]",
+                "id must be a number or a string, and name a string",
+            )
         else:
             self._names[element["id"]] = element["name"]
 
@@ -105,10 +139,14 @@ class _CocoFile:
                     continue
                 if missing := _find_missing(element, ("image_id",)):
                     self._refuse(
-                        "FieldMissing", f"annotations[{number}].{missing}", f"the annotation has no {missing!r}"
+                        "FieldMissing",
+                        f"annotations[{number}].{missing}",
+                        f"the annotation has no {missing!r}",
                     )
                     continue
-                image = self._images.get(element["image_id"]) if _is_id(element["image_id"]) else None
+                image = (
+                    self._images.get(element["image_id"]) if _is_id(element["image_id"]) else None
+                )
                 if image is None:
                     field, value = f"annotations[{number}].image_id", element["image_id"]
                     self._refuse("FieldInvalid", field, "no listed image has this id", value)
@@ -156,30 +194,44 @@ class _CocoFile:
             self._ignore("it has captions and no boxes, but the dataset is for phrase grounding")
         names = list(numbers)
         for number in sorted(by_number):
-            yield self._build_row(by_number[number], boxes.pop(number, array("d")), names, findings.pop(number, []))
+            yield self._build_row(
+                by_number[number], boxes.pop(number, array("d")), names, findings.pop(number, [])
+            )
 
     def _parse_box(self, number: int, element: dict[str, Any]) -> tuple[str, Box] | Finding:
         """Return name and box of an annotation, or the finding about it."""
         where = f"annotations[{number}]"
         if missing := _find_missing(element, ("category_id",)):
-            return self._make_finding("FieldMissing", f"{where}.{missing}", f"the annotation has no {missing!r}")
+            return self._make_finding(
+                "FieldMissing", f"{where}.{missing}", f"the annotation has no {missing!r}"
+            )
         category = element["category_id"]
         name = self._names.get(category) if _is_id(category) else None
         if name is None:
-            return self._make_finding("ClassUnknown", f"{where}.category_id", "no category has this id", category)
+            return self._make_finding(
+                "ClassUnknown", f"{where}.category_id", "no category has this id", category
+            )
         box = element.get("bbox")
         if box is None:
             box = _bound_polygons(element.get("segmentation"))
         if box is None:
-            return self._make_finding("FieldMissing", f"{where}.bbox", "the annotation has no 'bbox'")
-        if not isinstance(box, list) or len(box) != 4 or not all(_is_number(value) for value in box):
+            return self._make_finding(
+                "FieldMissing", f"{where}.bbox", "the annotation has no 'bbox'"
+            )
+        if (
+            not isinstance(box, list)
+            or len(box) != 4
+            or not all(_is_number(value) for value in box)
+        ):
             return self._make_finding(
                 "FieldInvalid", f"{where}.bbox", "it must be four numbers: x, y, width, height", box
             )
         x, y, width, height = (_to_float(value) for value in box)
         return name, (x, y, x + width, y + height)
 
-    def _build_row(self, image: _Image, boxes: "array[float]", names: list[str], findings: list[Finding]) -> Row:
+    def _build_row(
+        self, image: _Image, boxes: "array[float]", names: list[str], findings: list[Finding]
+    ) -> Row:
         size = find_image_size(self._source, image.name, self._path, image.frame)
         labeled_boxes = [
             LabeledBox(

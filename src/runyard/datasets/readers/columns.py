@@ -3,8 +3,9 @@
 For each dataset type, the first of these that a row has is used:
 
     vqa               interactions (our own export), a conversation, question with answer, a class
-    freeform          a conversation, question with answer, text or caption (a list gives one record per text), a class
-    phrase-grounding  caption with grounded_phrases (our own export), objects with bbox and category
+    freeform          a conversation, question with answer, text or caption (a list gives one record
+    per text), a class phrase-grounding  caption with grounded_phrases (our own export), objects
+    with bbox and category
 
 Boxes in ``objects`` are ``[x, y, width, height]`` in pixels, as in COCO and in Hugging Face's
 detection datasets.
@@ -44,7 +45,18 @@ OBJECTS = ("objects", "annotations", "boxes")
 CLASSES = ("label", "class", "class_name", "category", "cls", "fine_label")
 IDS = ("id", "question_id", "questionId", "uid")
 BOXES = ("bbox", "bboxes", "boxes", "box")
-NAMES = ("category", "categories", "label", "labels", "class", "classes", "name", "names", "category_id", "phrase")
+NAMES = (
+    "category",
+    "categories",
+    "label",
+    "labels",
+    "class",
+    "classes",
+    "name",
+    "names",
+    "category_id",
+    "phrase",
+)
 CLASS_QUESTION = "What is this?"
 
 
@@ -86,19 +98,30 @@ def build_rows(
     given = next((row[key] for key in IDS if row.get(key) not in (None, "")), None)
     base = identity if given is None else str(given)
     category = row.get("category")
-    for part, contents in enumerate(extract_contents(row, location, task, table, image=image), start=1):
+    for part, contents in enumerate(
+        extract_contents(row, location, task, table, image=image), start=1
+    ):
         record = Record(
             id=base if part == 1 else f"{base}-{part}",
             asset=asset,
             contents=contents,
             category=category if isinstance(category, str) and "type" in row else None,
         )
-        unit: Literal["fraction", "pixel"] = "fraction" if row.get("grounded_phrases") is not None else "pixel"
-        yield Row(record, location.file, location.line, location.field, frame=_get_frame(row), unit=unit)
+        unit: Literal["fraction", "pixel"] = (
+            "fraction" if row.get("grounded_phrases") is not None else "pixel"
+        )
+        yield Row(
+            record, location.file, location.line, location.field, frame=_get_frame(row), unit=unit
+        )
 
 
 def extract_contents(
-    row: Mapping[str, Any], location: SourceLocation, task: DatasetType, table: Table, *, image: ImageFacts | None
+    row: Mapping[str, Any],
+    location: SourceLocation,
+    task: DatasetType,
+    table: Table,
+    *,
+    image: ImageFacts | None,
 ) -> list[Contents]:
     """Extract the contents of a row; empty if it has none that fit, which is reported."""
     if task == "vqa":
@@ -124,10 +147,16 @@ def _find_first(row: Mapping[str, Any], keys: Iterable[str]) -> tuple[str, Any] 
     return next(((key, row[key]) for key in keys if row.get(key) is not None), None)
 
 
-def _extract_vqa(row: Mapping[str, Any], location: SourceLocation, table: Table) -> list[Contents] | None:
+def _extract_vqa(
+    row: Mapping[str, Any], location: SourceLocation, table: Table
+) -> list[Contents] | None:
     if row.get("interactions") is not None:
         return _convert_own(
-            row["interactions"], list[Interaction], "interactions", location, lambda those: Vqa(interactions=those)
+            row["interactions"],
+            list[Interaction],
+            "interactions",
+            location,
+            lambda those: Vqa(interactions=those),
         )
     pairs = _find_pairs(row, location)
     if pairs is not None:
@@ -140,7 +169,9 @@ def _extract_vqa(row: Mapping[str, Any], location: SourceLocation, table: Table)
     return build_contents([(CLASS_QUESTION, named)], "vqa") if named else []
 
 
-def _extract_freeform(row: Mapping[str, Any], location: SourceLocation, table: Table) -> list[Contents] | None:
+def _extract_freeform(
+    row: Mapping[str, Any], location: SourceLocation, table: Table
+) -> list[Contents] | None:
     prompt, text = row.get("prompt"), row.get("text")
     if isinstance(text, str) and isinstance(prompt, str | None):
         return [Freeform(prompt=prompt or "", text=text)]
@@ -191,21 +222,36 @@ def _parse_pairs(key: str, turns: list[Any], location: SourceLocation) -> list[t
     pairs = []
     for number, turn in enumerate(turns):
         turn = turn if isinstance(turn, Mapping) else {}
-        asked, answered = turn.get("user", turn.get("question")), turn.get("assistant", turn.get("answer"))
+        asked, answered = (
+            turn.get("user", turn.get("question")),
+            turn.get("assistant", turn.get("answer")),
+        )
         if not isinstance(asked, str) or not isinstance(answered, str):
             location.report(
-                "FieldInvalid", "not a question with an answer", field=f"{key}[{number}]", value=turns[number]
+                "FieldInvalid",
+                "not a question with an answer",
+                field=f"{key}[{number}]",
+                value=turns[number],
             )
             return []
         pairs.append((strip_image_marks(asked), answered))
     return pairs
 
 
-def _pair_lists(question: tuple[str, Any], answer: tuple[str, Any], location: SourceLocation) -> list[tuple[str, str]]:
+def _pair_lists(
+    question: tuple[str, Any], answer: tuple[str, Any], location: SourceLocation
+) -> list[tuple[str, str]]:
     asked, answered = question[1], answer[1]
-    if not isinstance(answered, list) or len(asked) != len(answered) or not all(isinstance(q, str) for q in asked):
+    if (
+        not isinstance(answered, list)
+        or len(asked) != len(answered)
+        or not all(isinstance(q, str) for q in asked)
+    ):
         location.report(
-            "FieldInvalid", f"it does not have one string for each of {question[0]}", field=answer[0], value=answered
+            "FieldInvalid",
+            f"it does not have one string for each of {question[0]}",
+            field=answer[0],
+            value=answered,
         )
         return []
     answers = [_pick_answer(item) for item in answered]
@@ -230,15 +276,25 @@ def _find_class_name(row: Mapping[str, Any], location: SourceLocation, table: Ta
     Return None if it has no class, empty if the name is unknown, which is reported.
     """
     found = _find_first(row, CLASSES)
-    return None if found is None else _find_name(found[1], table.names.get(found[0]), found[0], location) or ""
+    return (
+        None
+        if found is None
+        else _find_name(found[1], table.names.get(found[0]), found[0], location) or ""
+    )
 
 
-def _find_name(value: Any, names: Sequence[str] | None, field: str, location: SourceLocation) -> str | None:
+def _find_name(
+    value: Any, names: Sequence[str] | None, field: str, location: SourceLocation
+) -> str | None:
     if isinstance(value, bytes):
         value = value.decode(errors="replace")
     if isinstance(value, str) and not (value.isdecimal() and names):
         return value
-    number = int(value) if isinstance(value, str | int) and not isinstance(value, bool) and len(str(value)) < 10 else -1
+    number = (
+        int(value)
+        if isinstance(value, str | int) and not isinstance(value, bool) and len(str(value)) < 10
+        else -1
+    )
     if names is not None and 0 <= number < len(names):
         return names[number]
     known = f"; {len(names)} names are known" if names else "; the file names no classes"
@@ -259,7 +315,9 @@ def _extract_grounding(
             location,
             lambda those: PhraseGrounding(caption=caption, grounded_phrases=those),
         )
-    found = next(((key, row[key]) for key in OBJECTS if isinstance(row.get(key), Mapping | list)), None)
+    found = next(
+        ((key, row[key]) for key in OBJECTS if isinstance(row.get(key), Mapping | list)), None
+    )
     if found is None:
         return None
     boxes = _parse_boxes(found[0], found[1], location, table, image)
@@ -275,7 +333,9 @@ def _parse_boxes(
     """
     boxes, names, box_key, name_key = _split_objects(objects)
     if not isinstance(boxes, list) or not isinstance(names, list) or len(boxes) != len(names):
-        location.report("FieldInvalid", "it does not have one category for each bbox", field=key, value=objects)
+        location.report(
+            "FieldInvalid", "it does not have one category for each bbox", field=key, value=objects
+        )
         return []
     if not boxes:
         location.report("FieldMissing", "the image has no boxes", field=key)
@@ -283,10 +343,16 @@ def _parse_boxes(
     good: list[tuple[str, Box]] = []
     for number, (numbers, name) in enumerate(zip(boxes, names, strict=True)):
         at = f"{key}.{box_key}[{number}]"
-        if not (isinstance(numbers, list) and len(numbers) == 4 and all(_is_number(n) for n in numbers)):
-            location.report("FieldInvalid", "a box is [x, y, width, height]", field=at, value=numbers)
+        if not (
+            isinstance(numbers, list) and len(numbers) == 4 and all(_is_number(n) for n in numbers)
+        ):
+            location.report(
+                "FieldInvalid", "a box is [x, y, width, height]", field=at, value=numbers
+            )
             return []
-        word = _find_name(name, table.names.get(f"{key}.{name_key}"), f"{key}.{name_key}[{number}]", location)
+        word = _find_name(
+            name, table.names.get(f"{key}.{name_key}"), f"{key}.{name_key}[{number}]", location
+        )
         if word is None:
             return []
         width, height = (image.width, image.height) if image else (1, 1)
@@ -305,13 +371,20 @@ def _split_objects(objects: Any) -> tuple[Any, Any, str, str]:
         box_key = next((key for key in BOXES if key in first), "bbox")
         name_key = next((key for key in NAMES if key in first), "category")
         items = [item if isinstance(item, Mapping) else {} for item in objects]
-        return [item.get(box_key) for item in items], [item.get(name_key) for item in items], box_key, name_key
+        return (
+            [item.get(box_key) for item in items],
+            [item.get(name_key) for item in items],
+            box_key,
+            name_key,
+        )
     box_key = next((key for key in BOXES if key in objects), "bbox")
     name_key = next((key for key in NAMES if key in objects), "category")
     return objects.get(box_key), objects.get(name_key), box_key, name_key
 
 
-def _convert_own(value: Any, shape: Any, field: str, location: SourceLocation, make: Any) -> list[Contents]:
+def _convert_own(
+    value: Any, shape: Any, field: str, location: SourceLocation, make: Any
+) -> list[Contents]:
     """Convert a column of our own export."""
     try:
         return [make(msgspec.convert(_to_camel_case(value), shape, strict=False))]

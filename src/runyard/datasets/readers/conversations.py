@@ -1,8 +1,9 @@
 """Conversations about images, as LLaVA, ShareGPT and chat APIs write them, in a JSON array or JSON
 Lines.
 
-    {"id": "7", "image": "a/b.jpg", "conversations": [{"from": "human", "value": "<image>\\nWhat is this?"},
-                                                      {"from": "gpt", "value": "A shelf."}]}
+    {"id": "7", "image": "a/b.jpg", "conversations": [{"from": "human", "value": "<image>\\nWhat is
+                                                      this?"}, {"from": "gpt", "value": "A
+                                                      shelf."}]}
     {"messages": [{"role": "user", "content": [{"type": "image", "image": "a/b.jpg"},
                                                {"type": "text", "text": "What is this?"}]},
                   {"role": "assistant", "content": "A shelf."}]}
@@ -20,7 +21,15 @@ from runyard.datasets.findings import ReportFinding
 from runyard.datasets.readers.base import Row
 from runyard.datasets.readers.json_rows import read_json_rows
 from runyard.datasets.readers.locations import SourceLocation
-from runyard.datasets.records import AssetRef, Contents, DatasetType, Freeform, Interaction, Record, Vqa
+from runyard.datasets.records import (
+    AssetRef,
+    Contents,
+    DatasetType,
+    Freeform,
+    Interaction,
+    Record,
+    Vqa,
+)
 from runyard.datasets.sources import Source
 
 _TURNS = re.compile(rb'"(?:conversations?|messages)"\s*:\s*\[')
@@ -42,10 +51,14 @@ class Conversations:
     def detect(self, source: Source) -> list[str]:
         return [path for path in source.paths() if _is_conversation(source, path)]
 
-    def read(self, source: Source, files: list[str], task: DatasetType, report: ReportFinding) -> Iterator[Row]:
+    def read(
+        self, source: Source, files: list[str], task: DatasetType, report: ReportFinding
+    ) -> Iterator[Row]:
         for file in files:
             if not source.size_bytes(file):
-                SourceLocation(file, report).report("FileEmpty", "the file has no bytes", action="FileRejected")
+                SourceLocation(file, report).report(
+                    "FileEmpty", "the file has no bytes", action="FileRejected"
+                )
                 continue
             has_reported_system = False
             for number, (location, row) in enumerate(
@@ -54,7 +67,11 @@ class Conversations:
                 if not has_reported_system and _has_system(row):
                     has_reported_system = True
                     cause = "system turns are ignored; a flow has its own system prompt"
-                    location.report("FileIgnored", cause, fix="copy it into the flow's system prompt if it matters")
+                    location.report(
+                        "FileIgnored",
+                        cause,
+                        fix="copy it into the flow's system prompt if it matters",
+                    )
                 yield from _build_rows(source, location, row, task, number)
 
 
@@ -67,7 +84,9 @@ def _is_conversation(source: Source, path: str) -> bool:
 
 def _has_system(row: dict[str, Any]) -> bool:
     turns: list[Any] = next((row[key] for key in _LISTS if isinstance(row.get(key), list)), [])
-    return any(isinstance(turn, dict) and turn.get("role", turn.get("from")) == "system" for turn in turns)
+    return any(
+        isinstance(turn, dict) and turn.get("role", turn.get("from")) == "system" for turn in turns
+    )
 
 
 def _build_rows(
@@ -93,7 +112,14 @@ def build_contents(turns: Turns, task: DatasetType) -> list[Contents]:
     """Build one record's questions and answers, or one freeform text per question."""
     if task == "freeform":
         return [Freeform(prompt=asked, text=answered) for asked, answered in turns]
-    return [Vqa(interactions=[Interaction(order=n, question=q, answer=a) for n, (q, a) in enumerate(turns, start=1)])]
+    return [
+        Vqa(
+            interactions=[
+                Interaction(order=n, question=q, answer=a)
+                for n, (q, a) in enumerate(turns, start=1)
+            ]
+        )
+    ]
 
 
 def parse_turns(row: dict[str, Any], location: SourceLocation) -> Turns | None:
@@ -116,7 +142,9 @@ def parse_turns(row: dict[str, Any], location: SourceLocation) -> Turns | None:
         if speaker == "system":
             continue
         if (speaker == "asks") != (asked is None):
-            location.report("ConversationInvalid", _explain_order(asked), field=f"{key}[{number}]", value=text)
+            location.report(
+                "ConversationInvalid", _explain_order(asked), field=f"{key}[{number}]", value=text
+            )
             return None
         if asked is None:
             asked = text
@@ -124,33 +152,50 @@ def parse_turns(row: dict[str, Any], location: SourceLocation) -> Turns | None:
             turns.append((asked, text))
             asked = None
     if asked is not None or not turns:
-        location.report("ConversationInvalid", "the last question has no answer", field=key, value=asked)
+        location.report(
+            "ConversationInvalid", "the last question has no answer", field=key, value=asked
+        )
         return None
     return turns
 
 
 def _explain_order(asked: str | None) -> str:
-    return "an answer without a question before it" if asked is None else "two questions without an answer between them"
+    return (
+        "an answer without a question before it"
+        if asked is None
+        else "two questions without an answer between them"
+    )
 
 
 def _parse_turn(turn: Any, location: SourceLocation, field: str) -> tuple[str, str] | None:
     if not isinstance(turn, dict):
         location.report(
-            "FieldInvalid", "a turn is an object with from and value, or role and content", field=field, value=turn
+            "FieldInvalid",
+            "a turn is an object with from and value, or role and content",
+            field=field,
+            value=turn,
         )
         return None
     role = turn.get("from", turn.get("role"))
     text = _extract_text(turn.get("value", turn.get("content")))
     if text is None:
         location.report(
-            "FieldInvalid", "the turn has no text", field=field, value=turn.get("value", turn.get("content"))
+            "FieldInvalid",
+            "the turn has no text",
+            field=field,
+            value=turn.get("value", turn.get("content")),
         )
         return None
     speaker = str(role).lower()
     if speaker == "system":
         return "system", text
     if speaker not in _QUESTION_ROLES | _ANSWER_ROLES:
-        location.report("ConversationInvalid", "the speaker is neither human nor assistant", field=field, value=role)
+        location.report(
+            "ConversationInvalid",
+            "the speaker is neither human nor assistant",
+            field=field,
+            value=role,
+        )
         return None
     return "asks" if speaker in _QUESTION_ROLES else "answers", strip_image_marks(text)
 
@@ -161,7 +206,11 @@ def _extract_text(content: Any) -> str | None:
         return content
     if not isinstance(content, list):
         return None
-    parts = [part if isinstance(part, str) else part.get("text") for part in content if isinstance(part, str | dict)]
+    parts = [
+        part if isinstance(part, str) else part.get("text")
+        for part in content
+        if isinstance(part, str | dict)
+    ]
     return "\n".join(part for part in parts if isinstance(part, str))
 
 
@@ -178,14 +227,22 @@ def find_image_name(row: dict[str, Any], location: SourceLocation) -> str | None
     if not named:
         location.report("FieldMissing", "the row does not name an image", field="image")
     elif not names:
-        location.report("FieldInvalid", "not the name of an image", field=named[0][0], value=named[0][1])
+        location.report(
+            "FieldInvalid", "not the name of an image", field=named[0][0], value=named[0][1]
+        )
     elif len(names) > 1:
         cause = f"the row names {len(names)} images; one is expected"
-        location.report("FieldInvalid", cause, field=named[0][0], value=names, fix="write one row per image")
+        location.report(
+            "FieldInvalid", cause, field=named[0][0], value=names, fix="write one row per image"
+        )
     elif ":" in names[0].split("/")[0]:
         cause = "images are referred to by file name, not by URL"
         location.report(
-            "FieldInvalid", cause, field=named[0][0], value=names[0], fix="send the image and name its file"
+            "FieldInvalid",
+            cause,
+            field=named[0][0],
+            value=names[0],
+            fix="send the image and name its file",
         )
     else:
         return names[0]

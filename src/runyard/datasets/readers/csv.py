@@ -19,7 +19,13 @@ from typing import BinaryIO
 
 from runyard.datasets.findings import Finding, ReportFinding, make_finding
 from runyard.datasets.readers.base import BoxLocation, Row
-from runyard.datasets.readers.boxes import LabeledBox, build_row, find_image_size, parse_number, to_fractions
+from runyard.datasets.readers.boxes import (
+    LabeledBox,
+    build_row,
+    find_image_size,
+    parse_number,
+    to_fractions,
+)
 from runyard.datasets.readers.lines import read_head
 from runyard.datasets.records import DatasetType
 from runyard.datasets.sources import Source
@@ -43,10 +49,13 @@ class _Csv:
         return [
             path
             for path in source.paths()
-            if path.lower().endswith(ENDINGS) and self._matches(_parse_header(read_head(source, path)))
+            if path.lower().endswith(ENDINGS)
+            and self._matches(_parse_header(read_head(source, path)))
         ]
 
-    def read(self, source: Source, files: list[str], task: DatasetType, report: ReportFinding) -> Iterator[Row]:
+    def read(
+        self, source: Source, files: list[str], task: DatasetType, report: ReportFinding
+    ) -> Iterator[Row]:
         for path in files:
             boxes = _Boxes(source, path, self._columns)
             with source.open(path) as file:
@@ -103,7 +112,11 @@ class _Boxes:
             if not set(header) >= set(self._columns) or set(header).isdisjoint(IMAGE_COLUMNS):
                 # The first KiB matched, but quotes or line ends make a different header of it.
                 cause = f"the first line names {', '.join(header)[:80] or 'no columns'}"
-                report(make_finding("FieldMissing", file=self._path, line=1, cause=cause, action="FileRejected"))
+                report(
+                    make_finding(
+                        "FieldMissing", file=self._path, line=1, cause=cause, action="FileRejected"
+                    )
+                )
                 return
             columns_at = _find_columns(header, self._columns)
             line = rows.line_num + 1
@@ -113,24 +126,42 @@ class _Boxes:
                 line = rows.line_num + 1
         except UnicodeDecodeError as error:
             cause = f"not UTF-8 at or soon after this line: {error.reason}"
-            report(make_finding("EncodingWrong", file=self._path, line=line, cause=cause, action="FileRejected"))
+            report(
+                make_finding(
+                    "EncodingWrong", file=self._path, line=line, cause=cause, action="FileRejected"
+                )
+            )
             self._images.clear()
         except csv.Error as error:
-            report(make_finding("FileUnreadable", file=self._path, line=line, cause=str(error), action="FileRejected"))
+            report(
+                make_finding(
+                    "FileUnreadable",
+                    file=self._path,
+                    line=line,
+                    cause=str(error),
+                    action="FileRejected",
+                )
+            )
             self._images.clear()
 
     def rows(self) -> Iterator[Row]:
         is_fraction = self._max_number <= 1.0 and self._has_fractions
         names = list(self._classes)
         for name, image in self._images.items():
-            size = (1, 1) if is_fraction else find_image_size(self._source, name, self._path, image.frame)
+            size = (
+                (1, 1)
+                if is_fraction
+                else find_image_size(self._source, name, self._path, image.frame)
+            )
             numbers = image.numbers
             labeled_boxes = []
             for at in range(0, len(numbers), 6):
                 a, b, c, d = numbers[at + 2 : at + 6]
                 box = (a, b, c, d) if self._columns == FOUR_CORNERS else (a, b, a + c, b + d)
                 location = BoxLocation(int(numbers[at + 1]), ",".join(self._columns))
-                labeled_boxes.append(LabeledBox(names[int(numbers[at])], to_fractions(box, size), location))
+                labeled_boxes.append(
+                    LabeledBox(names[int(numbers[at])], to_fractions(box, size), location)
+                )
             yield build_row(
                 self._source,
                 name,
@@ -143,15 +174,29 @@ class _Boxes:
             )
 
     def _add_line(
-        self, cells: list[str], line: int, header: list[str], columns_at: dict[str, int], report: ReportFinding
+        self,
+        cells: list[str],
+        line: int,
+        header: list[str],
+        columns_at: dict[str, int],
+        report: ReportFinding,
     ) -> None:
-        def make_line_finding(code: str, field: str | None, cause: str, value: object = None) -> Finding:
-            return make_finding(code, file=self._path, line=line, field=field, cause=cause, value=value)
+        def make_line_finding(
+            code: str, field: str | None, cause: str, value: object = None
+        ) -> Finding:
+            return make_finding(
+                code, file=self._path, line=line, field=field, cause=cause, value=value
+            )
 
-        if len(cells) <= columns_at["filename"] or not (name := cells[columns_at["filename"]].strip()):
+        if len(cells) <= columns_at["filename"] or not (
+            name := cells[columns_at["filename"]].strip()
+        ):
             report(
                 make_line_finding(
-                    "FieldMissing", header[columns_at["filename"]], "the line does not name an image", ",".join(cells)
+                    "FieldMissing",
+                    header[columns_at["filename"]],
+                    "the line does not name an image",
+                    ",".join(cells),
                 )
             )
             return
@@ -165,7 +210,11 @@ class _Boxes:
             text = cells[columns_at[column]].strip()
             number = parse_number(text)
             if number is None:
-                code, cause = ("FieldInvalid", "not a number") if text else ("FieldMissing", "the cell is empty")
+                code, cause = (
+                    ("FieldInvalid", "not a number")
+                    if text
+                    else ("FieldMissing", "the cell is empty")
+                )
                 image.findings.append(make_line_finding(code, column, cause, text or None))
                 return
             numbers.append(number)
@@ -180,7 +229,9 @@ class _Boxes:
         """Return the image's size from its columns; only the four-corner form has them."""
         if self._columns != FOUR_CORNERS or "width" not in columns_at or "height" not in columns_at:
             return None
-        width, height = (parse_number(cells[columns_at[name]].strip()) or 0 for name in ("width", "height"))
+        width, height = (
+            parse_number(cells[columns_at[name]].strip()) or 0 for name in ("width", "height")
+        )
         return (int(width), int(height)) if 0 < width < math.inf and 0 < height < math.inf else None
 
 
@@ -196,8 +247,12 @@ def _guess_delimiter(head: bytes) -> str:
 
 def _find_columns(header: list[str], columns: tuple[str, ...]) -> dict[str, int]:
     """Map each column to the index of its cell."""
-    columns_at = {name: header.index(name) for name in (*columns, "width", "height") if name in header}
+    columns_at = {
+        name: header.index(name) for name in (*columns, "width", "height") if name in header
+    }
     columns_at["filename"] = next(header.index(name) for name in IMAGE_COLUMNS if name in header)
-    if (label := next((header.index(name) for name in CLASS_COLUMNS if name in header), None)) is not None:
+    if (
+        label := next((header.index(name) for name in CLASS_COLUMNS if name in header), None)
+    ) is not None:
         columns_at["class"] = label
     return columns_at

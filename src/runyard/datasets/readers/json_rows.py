@@ -49,7 +49,9 @@ def _read_object(opened: BinaryIO) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _read_lines(opened: BinaryIO, location: SourceLocation) -> Iterator[tuple[SourceLocation, dict[str, Any]]]:
+def _read_lines(
+    opened: BinaryIO, location: SourceLocation
+) -> Iterator[tuple[SourceLocation, dict[str, Any]]]:
     number = 0
     while line := opened.readline(MAX_ROW + 1):
         number += 1
@@ -71,13 +73,21 @@ def _parse_line(line: bytes, row_location: SourceLocation) -> dict[str, Any] | N
     try:
         value = json.loads(line.decode())
     except UnicodeDecodeError as error:
-        row_location.report("EncodingWrong", f"byte {error.start + 1} of the line is not UTF-8", action="RowRejected")
+        row_location.report(
+            "EncodingWrong",
+            f"byte {error.start + 1} of the line is not UTF-8",
+            action="RowRejected",
+        )
     except json.JSONDecodeError as error:
         row_location.report(
-            "RowInvalid", f"the line is not JSON: {error.msg} at character {error.colno}", value=_excerpt(error)
+            "RowInvalid",
+            f"the line is not JSON: {error.msg} at character {error.colno}",
+            value=_excerpt(error),
         )
     except (ValueError, RecursionError):
-        row_location.report("RowInvalid", "the line is nested too deeply, or has a number with too many digits")
+        row_location.report(
+            "RowInvalid", "the line is nested too deeply, or has a number with too many digits"
+        )
     else:
         if isinstance(value, dict):
             return value
@@ -89,7 +99,9 @@ def _excerpt(error: json.JSONDecodeError) -> str:
     return error.doc[max(0, error.pos - 20) : error.pos + 20]
 
 
-def _read_elements(opened: BinaryIO, location: SourceLocation) -> Iterator[tuple[SourceLocation, dict[str, Any]]]:
+def _read_elements(
+    opened: BinaryIO, location: SourceLocation
+) -> Iterator[tuple[SourceLocation, dict[str, Any]]]:
     try:
         for number, value in iter_items(opened):
             row_location = location.at(field=f"[{number}]")

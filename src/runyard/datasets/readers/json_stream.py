@@ -1,4 +1,4 @@
-"""Streaming of the arrays in a large JSON file, since an annotation file may be larger than memory."""
+"""Stream the arrays of a large JSON file, since an annotation file may exceed memory."""
 
 import codecs
 import json
@@ -107,7 +107,9 @@ class _Window:
                 if self._is_whole:
                     raise self.malformed(error.msg, error.pos) from error
             except (RecursionError, ValueError) as error:
-                raise self.malformed("it is nested too deeply, or has a number with too many digits") from error
+                raise self.malformed(
+                    "it is nested too deeply, or has a number with too many digits"
+                ) from error
             else:
                 # A number at the very end of the window may continue after it.
                 if end < len(self._text) or self._is_whole:

@@ -31,7 +31,11 @@ def read_lines(source: Source, path: str, report: ReportFinding) -> Iterator[tup
                 if line.startswith((b"\xff\xfe", b"\xfe\xff")):
                     report(
                         make_finding(
-                            "EncodingWrong", file=path, line=1, cause="the file is UTF-16", action="FileRejected"
+                            "EncodingWrong",
+                            file=path,
+                            line=1,
+                            cause="the file is UTF-16",
+                            action="FileRejected",
                         )
                     )
                     return
@@ -44,7 +48,11 @@ def read_lines(source: Source, path: str, report: ReportFinding) -> Iterator[tup
                 continue
             yield number, line.rstrip(b"\r\n")
         if not number:
-            report(make_finding("FileEmpty", file=path, cause="the file has no bytes", action="FileRejected"))
+            report(
+                make_finding(
+                    "FileEmpty", file=path, cause="the file has no bytes", action="FileRejected"
+                )
+            )
 
 
 def read_text(source: Source, path: str, report: ReportFinding, *, limit_bytes: int) -> str | None:
@@ -63,5 +71,7 @@ def read_text(source: Source, path: str, report: ReportFinding, *, limit_bytes: 
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         cause = f"byte {error.start} is not UTF-8"
-        report(make_finding("EncodingWrong", file=path, line=line, cause=cause, action="FileRejected"))
+        report(
+            make_finding("EncodingWrong", file=path, line=line, cause=cause, action="FileRejected")
+        )
         return None

@@ -12,8 +12,13 @@ from runyard.datasets.records import DatasetType
 from runyard.datasets.sources import Source
 
 _ENDINGS = (".parquet", ".arrow")
-_CACHE = "cache-"  # prefix of cached results of map and filter, which ``datasets`` keeps next to the data
-SIDE_FILES = ("dataset_dict.json", "dataset_info.json", "state.json")  # redundant with the tables' own schemas
+# Prefix of cached results of map and filter, which ``datasets`` keeps next to the data.
+_CACHE = "cache-"
+SIDE_FILES = (
+    "dataset_dict.json",
+    "dataset_info.json",
+    "state.json",
+)  # redundant with the tables' own schemas
 
 
 class Parquet:
@@ -27,7 +32,9 @@ class Parquet:
         side = [path for path in source.paths() if path.rpartition("/")[2] in SIDE_FILES]
         return sorted([*tables, *side]) if tables else []
 
-    def read(self, source: Source, files: list[str], task: DatasetType, report: ReportFinding) -> Iterator[Row]:
+    def read(
+        self, source: Source, files: list[str], task: DatasetType, report: ReportFinding
+    ) -> Iterator[Row]:
         from runyard.datasets.readers.arrow import read_files
 
         yield from read_files(source, [path for path in files if _is_table(path)], task, report)

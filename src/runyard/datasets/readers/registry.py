@@ -33,7 +33,9 @@ def find_reader(name: str) -> Reader | None:
     return next((reader for reader in READERS if reader.name.lower() == name.lower()), None)
 
 
-def detect_format(source: Source, report: ReportFinding, *, wanted: str = "auto") -> tuple[Reader, list[str]] | None:
+def detect_format(
+    source: Source, report: ReportFinding, *, wanted: str = "auto"
+) -> tuple[Reader, list[str]] | None:
     """Detect the format of the annotation files.
 
     Return its reader and the files, or None if there is no single match.
@@ -56,11 +58,19 @@ def detect_format(source: Source, report: ReportFinding, *, wanted: str = "auto"
         if path not in claimed and not source.is_image(path):
             report(_make_ignored(path, matches[0][0].name if matches else None))
     if not matches and wanted.lower() != "auto":
-        cause = f"no file has the format {wanted}" if find_reader(wanted) else f"there is no format {wanted!r}"
+        cause = (
+            f"no file has the format {wanted}"
+            if find_reader(wanted)
+            else f"there is no format {wanted!r}"
+        )
         names = ", ".join(reader.name for reader in READERS)
         report(
             make_finding(
-                "FormatUnknown", file="", cause=cause, fix=f"name one of {names}, or auto", action="FileRejected"
+                "FormatUnknown",
+                file="",
+                cause=cause,
+                fix=f"name one of {names}, or auto",
+                action="FileRejected",
             )
         )
     return matches[0] if matches else None
@@ -80,7 +90,11 @@ def _make_ambiguous(matches: list[tuple[Reader, list[str]]]) -> Finding:
 def _make_ignored(path: str, format: str | None) -> Finding:
     if is_system_file(path):
         return make_finding("FileIgnored", file=path, cause="an operating system created it")
-    whose = f"it is not part of the {format} data" if format else "it is neither an image nor of a known format"
+    whose = (
+        f"it is not part of the {format} data"
+        if format
+        else "it is neither an image nor of a known format"
+    )
     return make_finding("FileIgnored", file=path, cause=whose)
 
 

@@ -13,7 +13,15 @@ import msgspec
 from runyard.datasets.findings import ReportFinding, make_finding
 from runyard.datasets.readers.base import Row
 from runyard.datasets.readers.lines import read_head, read_lines
-from runyard.datasets.records import AssetRef, Box, Contents, DatasetType, GroundedPhrase, Interaction, Record
+from runyard.datasets.records import (
+    AssetRef,
+    Box,
+    Contents,
+    DatasetType,
+    GroundedPhrase,
+    Interaction,
+    Record,
+)
 from runyard.datasets.sources import Source
 
 ENDINGS = (".jsonl", ".ndjson", ".json")
@@ -45,10 +53,14 @@ class ViJsonl:
 
     def detect(self, source: Source) -> list[str]:
         return [
-            path for path in source.paths() if path.lower().endswith(ENDINGS) and _is_vi_jsonl(read_head(source, path))
+            path
+            for path in source.paths()
+            if path.lower().endswith(ENDINGS) and _is_vi_jsonl(read_head(source, path))
         ]
 
-    def read(self, source: Source, files: list[str], task: DatasetType, report: ReportFinding) -> Iterator[Row]:
+    def read(
+        self, source: Source, files: list[str], task: DatasetType, report: ReportFinding
+    ) -> Iterator[Row]:
         for path in files:
             for number, line in read_lines(source, path, report):
                 if not line.strip():
@@ -64,12 +76,20 @@ class ViJsonl:
 def _is_vi_jsonl(head: bytes) -> bool:
     """Return whether the first line is, or begins like, an object with an asset and contents."""
     first = head.lstrip(b"\xef\xbb\xbf \t\r\n").split(b"\n", 1)[0]
-    return first.startswith(b"{") and b'"asset"' in first and (b'"contents"' in first or len(first) > 900)
+    return (
+        first.startswith(b"{")
+        and b'"asset"' in first
+        and (b'"contents"' in first or len(first) > 900)
+    )
 
 
 def _build_row(line: _Line, path: str, number: int) -> Row:
     asset = line.asset
-    frame = (asset.width, asset.height) if asset.width is not None and asset.height is not None else None
+    frame = (
+        (asset.width, asset.height)
+        if asset.width is not None and asset.height is not None
+        else None
+    )
     record = Record(
         id=f"{path}:{number}" if line.id is None else str(line.id),
         asset=AssetRef(filename=asset.filename, width=asset.width or 0, height=asset.height or 0),
@@ -92,7 +112,9 @@ def _report_why(line: bytes, path: str, number: int, error: str, report: ReportF
         document = msgspec.json.decode(line)
     except (msgspec.DecodeError, RecursionError) as malformed:
         if _has_unwritable_numbers(line):
-            report_line("BoxNotFinite", "NaN and Infinity are not valid JSON numbers", value=_text(line))
+            report_line(
+                "BoxNotFinite", "NaN and Infinity are not valid JSON numbers", value=_text(line)
+            )
         else:
             report_line("RowInvalid", f"not JSON: {malformed}", value=_text(line))
         return
@@ -103,7 +125,9 @@ def _report_why(line: bytes, path: str, number: int, error: str, report: ReportF
     field = _fill_indexes(document, index.rstrip("`").lstrip(".")) or None
     if "missing required field" in error:
         name = error.split("`")[1]
-        report_line("FieldMissing", f"the field {name!r} is missing", f"{field}.{name}" if field else name)
+        report_line(
+            "FieldMissing", f"the field {name!r} is missing", f"{field}.{name}" if field else name
+        )
     else:
         report_line("FieldInvalid", _lower_first(cause), field, _get_value(document, field))
 
@@ -132,7 +156,9 @@ def _fill_indexes(document: Any, field: str) -> str:
     types: list[Any] = [Interaction] if ".interactions[" in field else [GroundedPhrase, Box, float]
     while "[...]" in field and types:
         elements, wanted = _get_value(document, field.partition("[...]")[0]), types.pop(0)
-        unfit = (index for index, element in enumerate(elements or []) if not _fits(element, wanted))
+        unfit = (
+            index for index, element in enumerate(elements or []) if not _fits(element, wanted)
+        )
         field = field.replace("[...]", f"[{next(unfit, 0)}]", 1)
     return field
 

@@ -12,7 +12,13 @@ from xml.parsers import expat
 
 from runyard.datasets.findings import Finding, ReportFinding, make_finding
 from runyard.datasets.readers.base import BoxLocation, Row
-from runyard.datasets.readers.boxes import LabeledBox, build_row, find_image_size, parse_number, to_fractions
+from runyard.datasets.readers.boxes import (
+    LabeledBox,
+    build_row,
+    find_image_size,
+    parse_number,
+    to_fractions,
+)
 from runyard.datasets.readers.lines import read_head
 from runyard.datasets.records import DatasetType
 from runyard.datasets.sources import Source
@@ -38,11 +44,18 @@ class PascalVoc:
         lists = [path for path in source.paths() if _is_list(path)]
         return sorted([*annotations, *lists]) if annotations else []
 
-    def read(self, source: Source, files: list[str], task: DatasetType, report: ReportFinding) -> Iterator[Row]:
+    def read(
+        self, source: Source, files: list[str], task: DatasetType, report: ReportFinding
+    ) -> Iterator[Row]:
         for path in (path for path in files if not _is_list(path)):
             if source.size_bytes(path) > MAX_BYTES:
-                cause = f"it has {source.size_bytes(path):,} bytes; the limit for one image is {MAX_BYTES:,}"
-                report(make_finding("FileUnreadable", file=path, cause=cause, action="FileRejected"))
+                cause = (
+                    f"it has {source.size_bytes(path):,} bytes; the limit for one image is "
+                    f"{MAX_BYTES:,}"
+                )
+                report(
+                    make_finding("FileUnreadable", file=path, cause=cause, action="FileRejected")
+                )
                 continue
             with source.open(path) as file:
                 data = file.read()
@@ -50,9 +63,25 @@ class PascalVoc:
                 tree = parse_xml(data)
             except expat.ExpatError as error:
                 cause = f"not valid XML: {expat.ErrorString(error.code)}"
-                report(make_finding("FileUnreadable", file=path, line=error.lineno, cause=cause, action="FileRejected"))
-            except (XmlRejected, ValueError, LookupError) as error:  # an unknown encoding raises LookupError
-                report(make_finding("FileUnreadable", file=path, cause=str(error), action="FileRejected"))
+                report(
+                    make_finding(
+                        "FileUnreadable",
+                        file=path,
+                        line=error.lineno,
+                        cause=cause,
+                        action="FileRejected",
+                    )
+                )
+            except (
+                XmlRejected,
+                ValueError,
+                LookupError,
+            ) as error:  # an unknown encoding raises LookupError
+                report(
+                    make_finding(
+                        "FileUnreadable", file=path, cause=str(error), action="FileRejected"
+                    )
+                )
             else:
                 row = _build_row(source, path, tree, report)
                 if row is not None:
@@ -120,7 +149,10 @@ def _build_row(source: Source, path: str, root: Element, report: ReportFinding) 
     if root.name != "annotation":
         report(
             make_finding(
-                "FileUnreadable", file=path, line=root.line, cause=f"its root is <{root.name}>, not <annotation>"
+                "FileUnreadable",
+                file=path,
+                line=root.line,
+                cause=f"its root is <{root.name}>, not <annotation>",
             )
         )
         return None
@@ -137,7 +169,14 @@ def _build_row(source: Source, path: str, root: Element, report: ReportFinding) 
     if not labeled_boxes and not findings:
         return None
     return build_row(
-        source, name, labeled_boxes, file=path, line=root.line, frame=frame, unit="pixel", findings=findings
+        source,
+        name,
+        labeled_boxes,
+        file=path,
+        line=root.line,
+        frame=frame,
+        unit="pixel",
+        findings=findings,
     )
 
 
@@ -145,8 +184,15 @@ def _find_image_name(source: Source, path: str, root: Element) -> str:
     """Return the image's name: the one in the file, else the image with the same stem."""
     named = root.child_text("filename")
     stem = posixpath.splitext(posixpath.basename(path))[0]
-    candidates = [named, *(f"{stem}{ending}" for ending in (".jpg", ".jpeg", ".png", ".JPG", ".webp", ".bmp"))]
-    found = (name for name in candidates if name and source.find_image(name, relative_to=path) is not None)
+    candidates = [
+        named,
+        *(f"{stem}{ending}" for ending in (".jpg", ".jpeg", ".png", ".JPG", ".webp", ".bmp")),
+    ]
+    found = (
+        name
+        for name in candidates
+        if name and source.find_image(name, relative_to=path) is not None
+    )
     return next(found, named or f"{stem}.jpg")
 
 
@@ -158,7 +204,9 @@ def _parse_frame(root: Element) -> tuple[int, int] | None:
         width, height = int(float(size.child_text("width"))), int(float(size.child_text("height")))
     except (ValueError, OverflowError):
         return None
-    return (width, height) if width > 0 and height > 0 else None  # some tools write zeros for an unknown size
+    return (
+        (width, height) if width > 0 and height > 0 else None
+    )  # some tools write zeros for an unknown size
 
 
 def _parse_box(path: str, number: int, element: Element) -> LabeledBox | Finding:
@@ -166,20 +214,34 @@ def _parse_box(path: str, number: int, element: Element) -> LabeledBox | Finding
     box = element.child("bndbox")
     if box is None:
         cause = "the object has no 'bndbox'"
-        return make_finding("FieldMissing", file=path, line=element.line, field=f"{where}.bndbox", cause=cause)
+        return make_finding(
+            "FieldMissing", file=path, line=element.line, field=f"{where}.bndbox", cause=cause
+        )
     corners = []
     for name in CORNERS:
         text = box.child_text(name)
         if not text:
             cause = f"the box has no {name!r}"
-            return make_finding("FieldMissing", file=path, line=box.line, field=f"{where}.bndbox.{name}", cause=cause)
+            return make_finding(
+                "FieldMissing",
+                file=path,
+                line=box.line,
+                field=f"{where}.bndbox.{name}",
+                cause=cause,
+            )
         corner = parse_number(text)
         if corner is None:
             field, cause = f"{where}.bndbox.{name}", "not a number"
-            return make_finding("FieldInvalid", file=path, line=box.line, field=field, cause=cause, value=text)
+            return make_finding(
+                "FieldInvalid", file=path, line=box.line, field=field, cause=cause, value=text
+            )
         corners.append(corner)
     xmin, ymin, xmax, ymax = corners
-    return LabeledBox(element.child_text("name"), (xmin, ymin, xmax, ymax), BoxLocation(box.line, f"{where}.bndbox"))
+    return LabeledBox(
+        element.child_text("name"),
+        (xmin, ymin, xmax, ymax),
+        BoxLocation(box.line, f"{where}.bndbox"),
+    )
 
 
 def _is_list(path: str) -> bool:

@@ -2,7 +2,8 @@
 
     000123.jpg 000123.txt        the text is the caption
     000123.jpg 000123.json       columns as in columns.py
-    000123.jpg 000123.cls        a class number or name; ``classes.txt`` in the shard's folder names the numbers
+    000123.jpg 000123.cls        a class number or name; ``classes.txt`` in the shard's folder names
+    the numbers
 
 The key is the name up to the first point of its last part. Members of one key are consecutive. The
 tar may be gzipped. A tar that does not group this way is treated like any other archive
@@ -42,14 +43,20 @@ class WebDataset:
     def detect(self, source: Source) -> list[str]:
         return [path for path in source.paths() if is_shard(source, path)]
 
-    def read(self, source: Source, files: list[str], task: DatasetType, report: ReportFinding) -> Iterator[Row]:
+    def read(
+        self, source: Source, files: list[str], task: DatasetType, report: ReportFinding
+    ) -> Iterator[Row]:
         for file in files:
             location, table = SourceLocation(file, report), Table(_read_class_names(source, file))
             number, has_rows = 0, False
             try:
                 with source.open(file) as opened:
-                    for number, (key, group) in enumerate(_iter_groups(read_members(opened, file), location), start=1):
-                        for row in _read_group(source, location.at(line=number, field=key), number, group, task, table):
+                    for number, (key, group) in enumerate(
+                        _iter_groups(read_members(opened, file), location), start=1
+                    ):
+                        for row in _read_group(
+                            source, location.at(line=number, field=key), number, group, task, table
+                        ):
                             has_rows = True
                             yield row
                         if table.has_mismatch and not has_rows and number == _MAX_TRIED:
@@ -60,7 +67,11 @@ class WebDataset:
                             )
                             break
             except ArchiveRejected as rejected:
-                report(rejected.to_finding(file, f"; the {number} groups before it were read" if number else ""))
+                report(
+                    rejected.to_finding(
+                        file, f"; the {number} groups before it were read" if number else ""
+                    )
+                )
 
 
 def is_shard(source: Source, path: str) -> bool:
@@ -75,16 +86,24 @@ def is_shard(source: Source, path: str) -> bool:
         with source.open(path) as file:
             for member in read_first_members(file, path, _SAMPLED):
                 key, ending = split_key(member.name)
-                if ending == "txt" and (member.size_bytes > 1024 or looks_like_labels(member.read()) is not False):
+                if ending == "txt" and (
+                    member.size_bytes > 1024 or looks_like_labels(member.read()) is not False
+                ):
                     return False
                 if not keys or keys[-1] != key:
                     keys.append(key)
                 endings.add(ending)
     except ArchiveRejected as rejected:
-        if rejected.code != "ArchiveTooLarge":  # the first members alone may exceed the limit of this check
+        if (
+            rejected.code != "ArchiveTooLarge"
+        ):  # the first members alone may exceed the limit of this check
             return False  # it will be rejected, with a finding, when read as an archive
     is_grouped = len(keys) == len(set(keys))
-    return is_grouped and not endings.isdisjoint(_IMAGE_ENDINGS) and not endings.isdisjoint(_TEXT_ENDINGS)
+    return (
+        is_grouped
+        and not endings.isdisjoint(_IMAGE_ENDINGS)
+        and not endings.isdisjoint(_TEXT_ENDINGS)
+    )
 
 
 def split_key(name: str) -> tuple[str, str]:
@@ -108,17 +127,29 @@ def _iter_groups(found: Iterator[Member], location: SourceLocation) -> Iterator[
             ignored += 1
         elif member.size_bytes > (MAX_BYTES if ending in _IMAGE_ENDINGS else _MAX_TEXT):
             cause = f"{member.name} has {member.size_bytes:,} bytes, which is too large"
-            location.report("ImageTooLarge" if ending in _IMAGE_ENDINGS else "FileUnreadable", cause, field=member.name)
+            location.report(
+                "ImageTooLarge" if ending in _IMAGE_ENDINGS else "FileUnreadable",
+                cause,
+                field=member.name,
+            )
         else:
             group[ending] = (member.name, member.read())
     if group:
         yield str(current), group
     if ignored:
-        location.report("FileIgnored", f"{ignored} members are neither images nor one of .{', .'.join(_TEXT_ENDINGS)}")
+        location.report(
+            "FileIgnored",
+            f"{ignored} members are neither images nor one of .{', .'.join(_TEXT_ENDINGS)}",
+        )
 
 
 def _read_group(
-    source: Source, location: SourceLocation, number: int, group: Group, task: DatasetType, table: Table
+    source: Source,
+    location: SourceLocation,
+    number: int,
+    group: Group,
+    task: DatasetType,
+    table: Table,
 ) -> Iterator[Row]:
     images = [group[ending] for ending in _IMAGE_ENDINGS if ending in group]
     if not images:
@@ -147,7 +178,9 @@ def _parse_columns(group: Group, location: SourceLocation) -> dict[str, Any] | N
             location.report("RowInvalid", f"{group['json'][0]} is not JSON: {error}")
             return None
         if not isinstance(document, dict):
-            location.report("RowInvalid", f"{group['json'][0]} is not a JSON object", value=document)
+            location.report(
+                "RowInvalid", f"{group['json'][0]} is not a JSON object", value=document
+            )
             return None
         row |= document
     for ending, column in (("cls", "class"), ("caption", "caption"), ("txt", "text")):

@@ -22,7 +22,13 @@ from runyard.datasets.sources import Source
 MAX_NAMES_BYTES = 4 << 20
 NAMES_FILES = ("classes.txt", "_darknet.labels")
 NAMES_ENDING = ".names"
-SIDE_FILES = ("obj.data", "train.txt", "valid.txt", "val.txt", "test.txt")  # lists of files, without annotations
+SIDE_FILES = (
+    "obj.data",
+    "train.txt",
+    "valid.txt",
+    "val.txt",
+    "test.txt",
+)  # lists of files, without annotations
 COLUMNS = ("class", "x", "y", "width", "height")
 
 _LABEL = re.compile(rb"\s*\d+(?:[ \t]+[-+.\deEnaif]+){4,}\s*$")
@@ -38,7 +44,9 @@ class YoloDarknet:
     def detect(self, source: Source) -> list[str]:
         return [] if _find_yaml_files(source) else _list_files(source, _find_name_lists(source))
 
-    def read(self, source: Source, files: list[str], task: DatasetType, report: ReportFinding) -> Iterator[Row]:
+    def read(
+        self, source: Source, files: list[str], task: DatasetType, report: ReportFinding
+    ) -> Iterator[Row]:
         lists = [path for path in files if _is_name_list(path)]
         names = _read_name_list(source, lists[0], report) if lists else []
         yield from _read_rows(source, files, names, report)
@@ -54,7 +62,9 @@ class YoloKerasPytorch:
         yaml = _find_yaml_files(source)
         return _list_files(source, [*yaml, *_find_name_lists(source)]) if yaml else []
 
-    def read(self, source: Source, files: list[str], task: DatasetType, report: ReportFinding) -> Iterator[Row]:
+    def read(
+        self, source: Source, files: list[str], task: DatasetType, report: ReportFinding
+    ) -> Iterator[Row]:
         names: list[str] = []
         for path in (path for path in files if _is_yaml(path)):
             text = read_text(source, path, report, limit_bytes=MAX_NAMES_BYTES)
@@ -91,7 +101,9 @@ def find_label_files(source: Source) -> list[str]:
         paired = []
     alone = set(texts).difference(paired)
     few = len(alone) <= 1000
-    return sorted([*paired, *(path for path in alone if few and looks_like_labels(read_head(source, path)))])
+    return sorted(
+        [*paired, *(path for path in alone if few and looks_like_labels(read_head(source, path)))]
+    )
 
 
 def looks_like_labels(head: bytes) -> bool | None:
@@ -103,12 +115,18 @@ def looks_like_labels(head: bytes) -> bool | None:
     return any(_LABEL.match(line) is not None for line in lines) if lines else None
 
 
-def _read_rows(source: Source, files: list[str], names: list[str], report: ReportFinding) -> Iterator[Row]:
+def _read_rows(
+    source: Source, files: list[str], names: list[str], report: ReportFinding
+) -> Iterator[Row]:
     labels = [path for path in files if path.lower().endswith(".txt") and not _is_side_file(path)]
     if not names:
         cause = "no file names the classes"
         fix = "add classes.txt with one name per line, or data.yaml with names"
-        report(make_finding("ClassUnknown", file=labels[0], cause=cause, fix=fix, action="FileRejected"))
+        report(
+            make_finding(
+                "ClassUnknown", file=labels[0], cause=cause, fix=fix, action="FileRejected"
+            )
+        )
         return
     stems = _index_images_by_stem(source)
     for path in labels:
@@ -117,7 +135,9 @@ def _read_rows(source: Source, files: list[str], names: list[str], report: Repor
             yield row
 
 
-def _read_file(source: Source, path: str, image: str, names: list[str], report: ReportFinding) -> Row | None:
+def _read_file(
+    source: Source, path: str, image: str, names: list[str], report: ReportFinding
+) -> Row | None:
     labeled_boxes, findings = [], []
     if source.size_bytes(path) == 0:
         return None
@@ -132,14 +152,19 @@ def _read_file(source: Source, path: str, image: str, names: list[str], report: 
     if not labeled_boxes and not findings:
         return None
     first = min(
-        [*(labeled.location.line or 1 for labeled in labeled_boxes), *(labeled.line or 1 for labeled in findings)]
+        [
+            *(labeled.location.line or 1 for labeled in labeled_boxes),
+            *(labeled.line or 1 for labeled in findings),
+        ]
     )
     return build_row(source, image, labeled_boxes, file=path, line=first, findings=findings)
 
 
 def _parse_box(path: str, line_number: int, line: bytes, names: list[str]) -> LabeledBox | Finding:
     def make_line_finding(code: str, field: str | None, cause: str, value: object) -> Finding:
-        return make_finding(code, file=path, line=line_number, field=field, cause=cause, value=value)
+        return make_finding(
+            code, file=path, line=line_number, field=field, cause=cause, value=value
+        )
 
     words = line.decode(errors="replace").split()
     if len(words) != 5 and (len(words) < 7 or len(words) % 2 == 0):
@@ -148,11 +173,15 @@ def _parse_box(path: str, line_number: int, line: bytes, names: list[str]) -> La
     numbers = [parse_number(word) for word in words[1:]]
     for index, number in enumerate(numbers):
         if number is None:
-            return make_line_finding("FieldInvalid", COLUMNS[min(index + 1, 4)], "not a number", words[index + 1])
+            return make_line_finding(
+                "FieldInvalid", COLUMNS[min(index + 1, 4)], "not a number", words[index + 1]
+            )
     if not words[0].isascii() or not words[0].isdigit():
         return make_line_finding("FieldInvalid", "class", "the class is not an integer", words[0])
     if len(words[0]) > 9 or int(words[0]) >= len(names):
-        return make_line_finding("ClassUnknown", "class", f"there are {len(names)} classes, counted from 0", words[0])
+        return make_line_finding(
+            "ClassUnknown", "class", f"there are {len(names)} classes, counted from 0", words[0]
+        )
     box = _to_box([number for number in numbers if number is not None])
     return LabeledBox(names[int(words[0])], box, BoxLocation(line_number, "x y width height"))
 
@@ -211,7 +240,11 @@ def _is_yaml(path: str) -> bool:
 
 
 def _find_yaml_files(source: Source) -> list[str]:
-    return [path for path in source.paths() if _is_yaml(path) and _YAML_KEY.search(read_head(source, path)) is not None]
+    return [
+        path
+        for path in source.paths()
+        if _is_yaml(path) and _YAML_KEY.search(read_head(source, path)) is not None
+    ]
 
 
 def _read_name_list(source: Source, path: str, report: ReportFinding) -> list[str]:
@@ -222,7 +255,9 @@ def _read_name_list(source: Source, path: str, report: ReportFinding) -> list[st
     return [line.strip() for line in lines]
 
 
-_ITEM = re.compile(r"""\s*(?:(\d+)\s*:\s*)?(?:'((?:[^']|'')*)'|"((?:[^"\\]|\\.)*)"|([^,\[\]{}]*?))\s*(?:,|$)""")
+_ITEM = re.compile(
+    r"""\s*(?:(\d+)\s*:\s*)?(?:'((?:[^']|'')*)'|"((?:[^"\\]|\\.)*)"|([^,\[\]{}]*?))\s*(?:,|$)"""
+)
 
 
 def parse_yaml_names(text: str) -> list[str]:
@@ -257,7 +292,13 @@ def _parse_items(text: str) -> list[tuple[int | None, str]]:
             break
         at = found.end()
         number, single, double, bare = found.groups()
-        name = single.replace("''", "'") if single is not None else _unescape(double) if double is not None else bare
+        name = (
+            single.replace("''", "'")
+            if single is not None
+            else _unescape(double)
+            if double is not None
+            else bare
+        )
         if name or single is not None or double is not None:
             items.append((None if number is None else int(number), name.strip()))
     return items
@@ -272,7 +313,9 @@ def _unescape(quoted: str) -> str:
 
 def _order_names(items: list[tuple[int | None, str]]) -> list[str]:
     """Order names by their numbers; missing numbers get empty names."""
-    numbered = [(index if number is None else number, name) for index, (number, name) in enumerate(items)]
+    numbered = [
+        (index if number is None else number, name) for index, (number, name) in enumerate(items)
+    ]
     count = min(max((number for number, _ in numbered), default=-1) + 1, 100_000)
     names = [""] * count
     for number, name in numbered:

@@ -24,9 +24,19 @@ _PHRASE = {
     "bounds": pa.list_(pa.list_(pa.float64())),
 }
 _INTERACTION = {"order": _NUMBER, "question": _TEXT, "answer": _TEXT}
-_COMMON = {"sha256": _TEXT, "width": _NUMBER, "height": _NUMBER, "type": _TEXT, "id": _TEXT, "category": _TEXT}
+_COMMON = {
+    "sha256": _TEXT,
+    "width": _NUMBER,
+    "height": _NUMBER,
+    "type": _TEXT,
+    "id": _TEXT,
+    "category": _TEXT,
+}
 _CONTENTS_COLUMNS: dict[DatasetType, dict[str, pa.DataType]] = {
-    "phrase-grounding": {"caption": _TEXT, "grounded_phrases": pa.list_(pa.struct(list(_PHRASE.items())))},
+    "phrase-grounding": {
+        "caption": _TEXT,
+        "grounded_phrases": pa.list_(pa.struct(list(_PHRASE.items()))),
+    },
     "vqa": {"interactions": pa.list_(pa.struct(list(_INTERACTION.items())))},
     "freeform": {"prompt": _TEXT, "text": _TEXT},
 }
@@ -68,7 +78,11 @@ def _build_rows(items: Iterable[Item], *, with_images: bool) -> Iterator[dict[st
 def _record_columns(record: Record) -> dict[str, Any]:
     contents: dict[str, Any] = msgspec.structs.asdict(record.contents)
     plain = {key: msgspec.to_builtins(value) for key, value in contents.items()}
-    about: dict[str, Any] = {"type": record.dataset_type, "id": record.id, "category": record.category}
+    about: dict[str, Any] = {
+        "type": record.dataset_type,
+        "id": record.id,
+        "category": record.category,
+    }
     return about | {key: value for key, value in _to_snake_case(plain).items() if key != "type"}
 
 
@@ -78,7 +92,8 @@ def _to_snake_case(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     return {
-        "".join(f"_{c.lower()}" if c.isupper() else c for c in key): _to_snake_case(item) for key, item in value.items()
+        "".join(f"_{c.lower()}" if c.isupper() else c for c in key): _to_snake_case(item)
+        for key, item in value.items()
     }
 
 
@@ -96,7 +111,9 @@ def _groups(rows: Iterator[dict[str, Any]]) -> Iterator[tuple[list[dict[str, Any
     yield group, held
 
 
-def _shards(groups: Iterator[tuple[list[dict[str, Any]], int]]) -> Iterator[Iterator[list[dict[str, Any]]]]:
+def _shards(
+    groups: Iterator[tuple[list[dict[str, Any]], int]],
+) -> Iterator[Iterator[list[dict[str, Any]]]]:
     """Yield the groups of each shard; consume one shard before requesting the next."""
     pending = next(groups, None)
 
@@ -118,10 +135,14 @@ def _build_schema(task: DatasetType | None) -> pa.Schema:
     contents = (
         _CONTENTS_COLUMNS[task]
         if task
-        else {name: kind for columns in _CONTENTS_COLUMNS.values() for name, kind in columns.items()}
+        else {
+            name: kind for columns in _CONTENTS_COLUMNS.values() for name, kind in columns.items()
+        }
     )
     columns = _COMMON | contents
-    features = {"image": {"_type": "Image"}} | {name: _build_feature(kind) for name, kind in columns.items()}
+    features = {"image": {"_type": "Image"}} | {
+        name: _build_feature(kind) for name, kind in columns.items()
+    }
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
     return pa.schema([("image", image), *columns.items()], metadata=metadata)
@@ -131,5 +152,7 @@ def _build_feature(kind: pa.DataType) -> Any:
     if pa.types.is_list(kind):
         return [_build_feature(kind.value_type)]
     if pa.types.is_struct(kind):
-        return {kind.field(i).name: _build_feature(kind.field(i).type) for i in range(kind.num_fields)}
+        return {
+            kind.field(i).name: _build_feature(kind.field(i).type) for i in range(kind.num_fields)
+        }
     return {"dtype": "float64" if pa.types.is_float64(kind) else str(kind), "_type": "Value"}

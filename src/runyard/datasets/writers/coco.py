@@ -28,7 +28,10 @@ class Coco:
 
     def write(self, items: Iterable[Item], folder: Path, *, with_images: bool) -> None:
         categories: dict[str, int] = {}
-        with open(folder / "annotations.json", "wb") as file, tempfile.TemporaryFile(dir=folder) as waiting:
+        with (
+            open(folder / "annotations.json", "wb") as file,
+            tempfile.TemporaryFile(dir=folder) as waiting,
+        ):
             images, annotations = _JsonArray(file), _JsonArray(waiting)
             file.write(b'{"images":[')
             for number, item in enumerate(items, start=1):
@@ -41,7 +44,11 @@ class Coco:
             waiting.seek(0)
             shutil.copyfileobj(waiting, file)
             file.write(b'\n],"categories":')
-            file.write(msgspec.json.encode([{"id": number, "name": name} for name, number in categories.items()]))
+            file.write(
+                msgspec.json.encode(
+                    [{"id": number, "name": name} for name, number in categories.items()]
+                )
+            )
             file.write(b"}\n")
 
 

@@ -32,7 +32,9 @@ class _Csv(ABC):
             rows.writerow(("filename", *self._columns, "class"))
             for item in items:
                 for name, box in list_boxes(item):
-                    numbers = self._box_columns(box if self._is_normalized else to_pixels(box, item))
+                    numbers = self._box_columns(
+                        box if self._is_normalized else to_pixels(box, item)
+                    )
                     rows.writerow((item.asset.filename, *numbers, name))
                 if with_images:
                     write_image(folder, item.asset.filename, item)
@@ -45,7 +47,9 @@ class CsvFourCorner(_Csv):
     """``filename,xmin,ymin,xmax,ymax,class``; see ``base.Writer``."""
 
     def __init__(self, *, is_normalized: bool = True) -> None:
-        super().__init__("CsvFourCorner", ("xmin", "ymin", "xmax", "ymax"), is_normalized=is_normalized)
+        super().__init__(
+            "CsvFourCorner", ("xmin", "ymin", "xmax", "ymax"), is_normalized=is_normalized
+        )
 
     def _box_columns(self, box: Box) -> tuple[float, ...]:
         return tuple(float(number) for number in box)
@@ -55,7 +59,9 @@ class CsvWidthHeight(_Csv):
     """``filename,x,y,width,height,class``; see ``base.Writer``."""
 
     def __init__(self, *, is_normalized: bool = True) -> None:
-        super().__init__("CsvWidthHeight", ("x", "y", "width", "height"), is_normalized=is_normalized)
+        super().__init__(
+            "CsvWidthHeight", ("x", "y", "width", "height"), is_normalized=is_normalized
+        )
 
     def _box_columns(self, box: Box) -> tuple[float, ...]:
         xmin, ymin, xmax, ymax = box

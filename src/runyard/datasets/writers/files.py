@@ -7,7 +7,9 @@ from runyard.datasets.packs import is_safe
 from runyard.datasets.records import Box, PhraseGrounding
 from runyard.datasets.writers.base import Item
 
-ONE_CAPTION = "wording of captions beyond the phrases; which row a box belongs to; ids and categories of rows"
+ONE_CAPTION = (
+    "wording of captions beyond the phrases; which row a box belongs to; ids and categories of rows"
+)
 
 
 def make_path(folder: Path, path: str) -> Path:
@@ -40,7 +42,12 @@ def list_boxes(item: Item) -> list[tuple[str, Box]]:
 def to_pixels(box: Box, item: Item) -> tuple[float, float, float, float]:
     """Convert a box to pixels, with four decimals."""
     width, height = item.asset.width, item.asset.height
-    return round(box[0] * width, 4), round(box[1] * height, 4), round(box[2] * width, 4), round(box[3] * height, 4)
+    return (
+        round(box[0] * width, 4),
+        round(box[1] * height, 4),
+        round(box[2] * width, 4),
+        round(box[3] * height, 4),
+    )
 
 
 class UniqueStems:

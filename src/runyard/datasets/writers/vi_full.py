@@ -42,7 +42,7 @@ _MAX_STEM = 120
 
 
 class ViFull:
-    """The writer of ``training/`` and ``validation/`` if a fraction is held out, else of ``dump/``."""
+    """Writer of ``training/`` and ``validation/`` if a fraction is held out, else of ``dump/``."""
 
     name = "ViFull"
     types: tuple[DatasetType, ...] = ("phrase-grounding", "vqa", "freeform")
@@ -113,11 +113,18 @@ def merge_records(records: list[Record], asset: AssetRef) -> list[Record]:
     if len(same) == 1 or isinstance(first.contents, Freeform):
         return [msgspec.structs.replace(record, asset=asset) for record in records]
     if isinstance(first.contents, Vqa):
-        asked = [one for contents in same if isinstance(contents, Vqa) for one in contents.interactions]
-        numbered = [Interaction(order=n, question=one.question, answer=one.answer) for n, one in enumerate(asked, 1)]
+        asked = [
+            one for contents in same if isinstance(contents, Vqa) for one in contents.interactions
+        ]
+        numbered = [
+            Interaction(order=n, question=one.question, answer=one.answer)
+            for n, one in enumerate(asked, 1)
+        ]
         return [msgspec.structs.replace(first, contents=Vqa(interactions=numbered))]
     return [
-        msgspec.structs.replace(first, contents=_join_captions([c for c in same if isinstance(c, PhraseGrounding)]))
+        msgspec.structs.replace(
+            first, contents=_join_captions([c for c in same if isinstance(c, PhraseGrounding)])
+        )
     ]
 
 
@@ -128,7 +135,14 @@ def _join_captions(captions: list[PhraseGrounding]) -> PhraseGrounding:
         for phrase in caption.grounded_phrases:
             start, end = phrase.start_token_index + words, phrase.end_token_index + words
             phrases.append(
-                GroundedPhrase(phrase=phrase.phrase, start_token_index=start, end_token_index=end, bounds=phrase.bounds)
+                GroundedPhrase(
+                    phrase=phrase.phrase,
+                    start_token_index=start,
+                    end_token_index=end,
+                    bounds=phrase.bounds,
+                )
             )
         words += len(caption.caption.split())
-    return PhraseGrounding(caption=" ".join(caption.caption for caption in captions), grounded_phrases=phrases)
+    return PhraseGrounding(
+        caption=" ".join(caption.caption for caption in captions), grounded_phrases=phrases
+    )

@@ -9,7 +9,14 @@ from pathlib import Path
 
 from runyard.datasets.records import Box, DatasetType
 from runyard.datasets.writers.base import Item
-from runyard.datasets.writers.files import ONE_CAPTION, UniqueStems, list_boxes, make_path, to_pixels, write_image
+from runyard.datasets.writers.files import (
+    ONE_CAPTION,
+    UniqueStems,
+    list_boxes,
+    make_path,
+    to_pixels,
+    write_image,
+)
 
 
 class PascalVoc:
@@ -24,7 +31,9 @@ class PascalVoc:
         for item in items:
             image, stem = stems.assign(item.asset.filename)
             if boxes := list_boxes(item):
-                make_path(folder, f"{stem}.xml").write_text(_build_document(image, item, boxes), encoding="utf-8")
+                make_path(folder, f"{stem}.xml").write_text(
+                    _build_document(image, item, boxes), encoding="utf-8"
+                )
             if with_images:
                 write_image(folder, image, item)
 
@@ -34,16 +43,22 @@ def _build_document(image: str, item: Item, boxes: list[tuple[str, Box]]) -> str
         "<annotation>",
         f"  <folder>{_escape_text(posixpath.dirname(image))}</folder>",
         f"  <filename>{_escape_text(posixpath.basename(image))}</filename>",
-        f"  <size><width>{item.asset.width}</width><height>{item.asset.height}</height><depth>3</depth></size>",
+        f"  <size><width>{item.asset.width}</width><height>{item.asset.height}</height>"
+        "<depth>3</depth></size>",
         "  <segmented>0</segmented>",
     ]
     for name, box in boxes:
-        corners = zip(("xmin", "ymin", "xmax", "ymax"), to_pixels(box, item), strict=True)
+        corners = "".join(
+            f"<{corner}>{value:.10g}</{corner}>"
+            for corner, value in zip(
+                ("xmin", "ymin", "xmax", "ymax"), to_pixels(box, item), strict=True
+            )
+        )
         lines += [
             "  <object>",
             f"    <name>{_escape_text(name)}</name>",
             "    <pose>Unspecified</pose><truncated>0</truncated><difficult>0</difficult>",
-            f"    <bndbox>{''.join(f'<{corner}>{value:.10g}</{corner}>' for corner, value in corners)}</bndbox>",
+            f"    <bndbox>{corners}</bndbox>",
             "  </object>",
         ]
     return "\n".join([*lines, "</annotation>", ""])

@@ -11,7 +11,13 @@ from pathlib import Path
 
 from runyard.datasets.records import Box, DatasetType
 from runyard.datasets.writers.base import Item
-from runyard.datasets.writers.files import ONE_CAPTION, UniqueStems, list_boxes, make_path, write_image
+from runyard.datasets.writers.files import (
+    ONE_CAPTION,
+    UniqueStems,
+    list_boxes,
+    make_path,
+    write_image,
+)
 
 
 class YoloDarknet:
@@ -23,7 +29,9 @@ class YoloDarknet:
 
     def write(self, items: Iterable[Item], folder: Path, *, with_images: bool) -> None:
         names = _write_labels(items, folder, images="", labels="", with_images=with_images)
-        (folder / "classes.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+        (folder / "classes.txt").write_text(
+            "".join(f"{name}\n" for name in names), encoding="utf-8"
+        )
 
 
 class YoloKerasPytorch:
@@ -34,20 +42,30 @@ class YoloKerasPytorch:
     loses = ONE_CAPTION
 
     def write(self, items: Iterable[Item], folder: Path, *, with_images: bool) -> None:
-        names = _write_labels(items, folder, images="images/", labels="labels/", with_images=with_images)
+        names = _write_labels(
+            items, folder, images="images/", labels="labels/", with_images=with_images
+        )
         lines = ["path: .", "train: images", "val: images", f"nc: {len(names)}", "names:"]
         # A JSON string is also a quoted YAML string.
-        lines += [f"  {number}: {json.dumps(name, ensure_ascii=False)}" for number, name in enumerate(names)]
+        lines += [
+            f"  {number}: {json.dumps(name, ensure_ascii=False)}"
+            for number, name in enumerate(names)
+        ]
         (folder / "data.yaml").write_text("\n".join([*lines, ""]), encoding="utf-8")
 
 
-def _write_labels(items: Iterable[Item], folder: Path, *, images: str, labels: str, with_images: bool) -> list[str]:
+def _write_labels(
+    items: Iterable[Item], folder: Path, *, images: str, labels: str, with_images: bool
+) -> list[str]:
     """Write labels and images; return the names of the classes."""
     stems, numbers = UniqueStems(), dict[str, int]()
     for item in items:
         image, stem = stems.assign(item.asset.filename.removeprefix(images))
         if boxes := list_boxes(item):
-            lines = [f"{numbers.setdefault(name, len(numbers))} {_format_centered(box)}\n" for name, box in boxes]
+            lines = [
+                f"{numbers.setdefault(name, len(numbers))} {_format_centered(box)}\n"
+                for name, box in boxes
+            ]
             make_path(folder, f"{labels}{stem}.txt").write_text("".join(lines), encoding="utf-8")
         if with_images:
             write_image(folder, f"{images}{image}", item)

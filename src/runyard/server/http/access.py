@@ -45,14 +45,20 @@ def check_path(scope: Any) -> None:
     """
     path, raw_path = scope["path"], scope.get("raw_path") or b""
     # The usual path needs no regular expression.
-    is_plain = path.isascii() and path.isprintable() and "/." not in path and "//" not in path and "\\" not in path
+    is_plain = (
+        path.isascii()
+        and path.isprintable()
+        and "/." not in path
+        and "//" not in path
+        and "\\" not in path
+    )
     if is_plain and path[:1] == "/" and path[1:2] and path[-1] != "/" and b"%" not in raw_path:
         return
     if not CANONICAL_PATH.fullmatch(path) or ENCODED_SEPARATOR.search(raw_path):
         raise Refusal(
             "InvalidPath",
-            f"the path {path[:200]!r} is not in canonical form; try: one slash between segments, none at the end, "
-            "no '.' or '..' segment, no backslash, no encoded slash",
+            f"the path {path[:200]!r} is not in canonical form; try: one slash between segments, "
+            "none at the end, no '.' or '..' segment, no backslash, no encoded slash",
         )
 
 
@@ -66,9 +72,13 @@ def authenticate(services: Services, scope: Any, credential: str) -> None:
     if credential.startswith(ATTEMPT_TOKEN_PREFIX):
         token = services.signer.verify_attempt_token(credential)
         if token is None:
-            raise _count_rejection(services, address, Rejection(org=None, key_id=None, reason="invalid attempt token"))
+            raise _count_rejection(
+                services, address, Rejection(org=None, key_id=None, reason="invalid attempt token")
+            )
         scope[TOKEN] = token
-        scope[ACTOR] = Actor(org=token.org, name=f"attempt {token.number}", role="attempt", address=address)
+        scope[ACTOR] = Actor(
+            org=token.org, name=f"attempt {token.number}", role="attempt", address=address
+        )
         return
     key = services.keyring.find(credential, now_ms=services.clock.now_ms())
     if key is None:
@@ -80,11 +90,15 @@ def authenticate(services: Services, scope: Any, credential: str) -> None:
 def has_key_ended(scope: Any) -> bool:
     """Return whether the key of an admitted request is no longer valid."""
     key_id, services = scope.get(KEY_ID), scope[SERVICES]
-    return key_id is not None and not services.keyring.is_valid(key_id, now_ms=services.clock.now_ms())
+    return key_id is not None and not services.keyring.is_valid(
+        key_id, now_ms=services.clock.now_ms()
+    )
 
 
 def key_ended() -> Refusal:
-    return Refusal("Unauthorized", "the key was revoked or has expired while this request was in progress")
+    return Refusal(
+        "Unauthorized", "the key was revoked or has expired while this request was in progress"
+    )
 
 
 def require_authorization(route: Route) -> Callable[..., Awaitable[Any]]:
@@ -116,7 +130,9 @@ def authorize(route: Route, scope: Any, parameters: dict[str, str]) -> None:
     """
     if route.access != "public":
         actor: Actor = scope[ACTOR]
-        if route.access != (actor.role if actor.role in ("controller", "attempt") else "organization"):
+        if route.access != (
+            actor.role if actor.role in ("controller", "attempt") else "organization"
+        ):
             raise unauthorized()
         if route.access == "organization":
             _check_organization(actor, scope, parameters.get("org", actor.org))
@@ -154,7 +170,10 @@ def _check_organization(actor: Actor, scope: Any, org: str) -> None:
     header = scope[HEADERS].get(b"organization-id")
     for named in (org, actor.org if header is None else header.decode("latin-1")):
         if named != actor.org:
-            raise Refusal("NotFound", f"organization {named[:80]!r} was not found, or this key is not one of its keys")
+            raise Refusal(
+                "NotFound",
+                f"organization {named[:80]!r} was not found, or this key is not one of its keys",
+            )
 
 
 def _check_ids(route: Route, parameters: dict[str, str]) -> None:
@@ -165,16 +184,23 @@ def _check_ids(route: Route, parameters: dict[str, str]) -> None:
         if not is_id("run", id) or (separator and action not in route.actions):
             raise Refusal(
                 "InvalidId",
-                f"id {value[:80]!r} is not well-formed; ids are 1 to 255 letters, digits, '_' and '-'",
+                f"id {value[:80]!r} is not well-formed; ids are 1 to 255 letters, digits, '_' and "
+                "'-'",
             )
 
 
 def _count_rejection(services: Services, address: str, rejection: Rejection) -> Refusal:
     clock = services.clock
-    return services.wrong_keys.reject(address, rejection, now_ms=clock.now_ms(), now_s=clock.monotonic_s())
+    return services.wrong_keys.reject(
+        address, rejection, now_ms=clock.now_ms(), now_s=clock.monotonic_s()
+    )
 
 
 def _role_forbidden(role: str, required: str) -> Refusal:
     if role == "viewer" and required == "member":
-        return Refusal("RoleForbidden", "a viewer's key may only read; try: the key of a member or an admin")
-    return Refusal("RoleForbidden", f"this route needs the role {required!r}, and the key is a {role}'s")
+        return Refusal(
+            "RoleForbidden", "a viewer's key may only read; try: the key of a member or an admin"
+        )
+    return Refusal(
+        "RoleForbidden", f"this route needs the role {required!r}, and the key is a {role}'s"
+    )

@@ -97,7 +97,9 @@ def _build_route_handlers() -> list[HTTPRouteHandler]:
         for path in dict.fromkeys(route.path for route in ROUTES)
     ]
     endpoints = [
-        HTTPRouteHandler(route.path, http_method=route.method, status_code=200)(access.require_authorization(route))
+        HTTPRouteHandler(route.path, http_method=route.method, status_code=200)(
+            access.require_authorization(route)
+        )
         for route in ROUTES
     ]
     return options + endpoints
@@ -110,7 +112,9 @@ async def _get_options(request: Request) -> Response:
 
 
 @contextlib.asynccontextmanager
-async def open_services(settings: Settings, clock: Clock, *, run_ticker: bool) -> AsyncIterator[Services]:
+async def open_services(
+    settings: Settings, clock: Clock, *, run_ticker: bool
+) -> AsyncIterator[Services]:
     """Open everything behind the routes in order, and close it in reverse."""
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     store = Store(settings.database)

@@ -146,7 +146,11 @@ class Exchange:
         self._limit: int | None = SMALL_BODY_BYTES
         self._announced: bytes = scope[HEADERS].get(b"content-length", b"0")
         self._taken = 0
-        self._has_begun, self._has_ended, self._is_broken = False, not _has_body(scope[HEADERS]), False
+        self._has_begun, self._has_ended, self._is_broken = (
+            False,
+            not _has_body(scope[HEADERS]),
+            False,
+        )
         self._disconnect: asyncio.Task[None] | None = None
         self._receive_pace: Pace | None = None
         self._send_pace: Pace | None = None
@@ -177,7 +181,9 @@ class Exchange:
             Refusal: BodyTooLarge; it was announced larger.
         """
         self._limit = max_bytes
-        if max_bytes is not None and (not self._announced.isdigit() or parse_decimal(self._announced) > max_bytes):
+        if max_bytes is not None and (
+            not self._announced.isdigit() or parse_decimal(self._announced) > max_bytes
+        ):
             raise body_too_large(max_bytes)
 
     @contextlib.asynccontextmanager
@@ -246,7 +252,9 @@ class Exchange:
         for start in range(0, max(len(body), 1), CHUNK_BYTES):
             chunk = bytes(view[start : start + CHUNK_BYTES])
             is_last = start + CHUNK_BYTES >= len(body) and not has_more
-            await self._send_chunk({"type": "http.response.body", "body": chunk, "more_body": not is_last}, len(chunk))
+            await self._send_chunk(
+                {"type": "http.response.body", "body": chunk, "more_body": not is_last}, len(chunk)
+            )
 
     def abandon(self, why: str) -> ConnectionResetError:
         """Record why the response is incomplete.
@@ -283,8 +291,9 @@ class Exchange:
             raise Refusal(
                 "BodyTimeout",
                 f"the request body came too slowly: {self._taken} bytes, then nothing for "
-                f"{self._capacity.transfer_timeout_s:g} s or less than {self._capacity.min_bytes_per_s / 1024:g} KiB "
-                "per second on average; try: send it again over a faster connection",
+                f"{self._capacity.transfer_timeout_s:g} s or less than "
+                f"{self._capacity.min_bytes_per_s / 1024:g} KiB per second on average; try: send "
+                "it again over a faster connection",
             ) from None
         if message["type"] == "http.disconnect":
             self._is_broken = True
@@ -309,7 +318,9 @@ class Exchange:
 
     async def _wait_for_disconnect(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
-            await asyncio.sleep(0)  # a web server that repeats the end of the body must not keep others waiting
+            await asyncio.sleep(
+                0
+            )  # a web server that repeats the end of the body must not keep others waiting
 
 
 @contextlib.asynccontextmanager
@@ -346,7 +357,10 @@ def parse_decimal(digits: bytes) -> int:
 
 
 def body_too_large(limit: int) -> Refusal:
-    return Refusal("BodyTooLarge", f"the request body is larger than {limit // 1024} KiB; try: send less at once")
+    return Refusal(
+        "BodyTooLarge",
+        f"the request body is larger than {limit // 1024} KiB; try: send less at once",
+    )
 
 
 def _too_many(what: str) -> Refusal:
@@ -355,7 +369,10 @@ def _too_many(what: str) -> Refusal:
 
 
 def _body_incomplete() -> Refusal:
-    return Refusal("BodyIncomplete", "the request body ended early or is not encoded as announced; try: send it again")
+    return Refusal(
+        "BodyIncomplete",
+        "the request body ended early or is not encoded as announced; try: send it again",
+    )
 
 
 def _has_body(headers: dict[bytes, bytes]) -> bool:

@@ -59,7 +59,11 @@ def request_whole_list(wanted: PageRequest, *, max_items: int) -> PageRequest:
 
 def choose_export_format(user_agent: str, format: str) -> str:
     """Return the format of an export as this client can decode it."""
-    return "ViJsonl" if is_published_client(user_agent) and format not in ("ViFull", "ViJsonl") else format
+    return (
+        "ViJsonl"
+        if is_published_client(user_agent) and format not in ("ViFull", "ViJsonl")
+        else format
+    )
 
 
 def normalize_overwrite_policy(given: str) -> str:
@@ -100,8 +104,8 @@ def parse_session_outcome(body: Any) -> str:
                 return str(condition.get("reason") or "UserUploadErrored")
     raise Refusal(
         "InvalidBody",
-        "the body does not say whether the files were sent; try: set the condition FilesInserted to Reached or "
-        "FailedReach",
+        "the body does not say whether the files were sent; try: set the condition FilesInserted "
+        "to Reached or FailedReach",
     )
 
 
@@ -114,7 +118,9 @@ def flatten_dataset_spec(body: Any) -> Any:
 
 def parse_query(query: bytes) -> list[tuple[str, str]]:
     """Parse a query, split at ``?`` as well as at ``&``: ``intent=sdkLocalDeploy?s=10&p=...``."""
-    return parse_qsl(query.decode("latin-1").replace("?", "&"), keep_blank_values=True, errors="replace")
+    return parse_qsl(
+        query.decode("latin-1").replace("?", "&"), keep_blank_values=True, errors="replace"
+    )
 
 
 def normalize_spec_keys(body: Any) -> Any:
@@ -123,9 +129,14 @@ def normalize_spec_keys(body: Any) -> Any:
         return body
     spec = {SNAKE_KEYS.get(key, key): value for key, value in body["spec"].items()}
     if len(spec) < len(body["spec"]):
-        twice = next(key for key in body["spec"] if SNAKE_KEYS.get(key, key) != key and SNAKE_KEYS[key] in body["spec"])
+        twice = next(
+            key
+            for key in body["spec"]
+            if SNAKE_KEYS.get(key, key) != key and SNAKE_KEYS[key] in body["spec"]
+        )
         raise Refusal(
-            "InvalidBody", f"/spec has {twice!r} and {SNAKE_KEYS[twice]!r}, the same field; try: send it once"
+            "InvalidBody",
+            f"/spec has {twice!r} and {SNAKE_KEYS[twice]!r}, the same field; try: send it once",
         )
     return body | {"spec": spec}
 

@@ -44,7 +44,9 @@ async def serve_download(scope: Any, receive: Any, send: Any) -> None:
     services: Services = scope[SERVICES]
     method, headers = scope["method"], dict(scope["headers"])
     if method not in ("GET", "HEAD"):
-        raise Refusal("MethodNotAllowed", "a download link takes GET and HEAD", allow=("GET", "HEAD"))
+        raise Refusal(
+            "MethodNotAllowed", "a download link takes GET and HEAD", allow=("GET", "HEAD")
+        )
     # A file name may follow the link, for clients that take it as the name of the download.
     opened = _open_token(services, scope["path"].removeprefix(PREFIX).partition("/")[0])
     if opened is None:
@@ -57,7 +59,9 @@ async def serve_download(scope: Any, receive: Any, send: Any) -> None:
         raise _invalid_link()
     wanted = _parse_range(headers.get(b"range"), opened.size_bytes)
     if wanted is None:
-        raise Refusal("RangeNotSatisfiable", f"the range is outside the {opened.size_bytes} bytes of the file")
+        raise Refusal(
+            "RangeNotSatisfiable", f"the range is outside the {opened.size_bytes} bytes of the file"
+        )
     start, end, is_part = wanted
     content_range = f"bytes {start}-{end - 1}/{opened.size_bytes}".encode()
     response = StreamedResponse(
@@ -131,7 +135,10 @@ def _parse_range(given: bytes | None, size_bytes: int) -> tuple[int, int, bool] 
     if not first:
         suffix = min(parse_decimal(last), size_bytes)
         return (size_bytes - suffix, size_bytes, True) if suffix else None
-    start, end = parse_decimal(first), min(parse_decimal(last) + 1, size_bytes) if last else size_bytes
+    start, end = (
+        parse_decimal(first),
+        min(parse_decimal(last) + 1, size_bytes) if last else size_bytes,
+    )
     return (start, end, True) if start < end else None
 
 
@@ -144,5 +151,7 @@ async def _break_off(send: Any, size_bytes: int) -> None:
 
 def _invalid_link() -> Refusal:
     return Refusal(
-        "NotFound", "this link is invalid or has expired; try: get the model, export or image again for a new one"
+        "NotFound",
+        "this link is invalid or has expired; try: get the model, export or image again for a new "
+        "one",
     )

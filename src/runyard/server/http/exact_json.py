@@ -32,7 +32,10 @@ def check_exact(body: bytes, value: Any) -> None:
             path, _ = _find_large_integer(value)
             given = f"an integer of {found.bit_length()} bits"
             raise _invalid_body(
-                path, given, "an integer of at most 63 bits", f"{path or '/'} is {given}; try: a smaller one"
+                path,
+                given,
+                "an integer of at most 63 bits",
+                f"{path or '/'} is {given}; try: a smaller one",
             )
     # Each member of an object has one colon outside of strings.
     if _STRING.sub(b"", body).count(b":") != members:

@@ -47,8 +47,8 @@ MAX_URL_BYTES, MAX_HEADERS_BYTES = limits.URL.value, limits.HEADERS.value
 MAX_UPLOAD_BYTES = 64 << 30
 # Of two values, one layer might read the first and another the last.
 SINGLE_HEADERS = frozenset({
-    *(b"host", b"authorization", b"organization-id", b"content-length", b"transfer-encoding", b"origin"),
-    *(b"if-match", b"range", b"content-type", b"x-forwarded-proto"),
+    *(b"host", b"authorization", b"organization-id", b"content-length", b"transfer-encoding"),
+    *(b"origin", b"if-match", b"range", b"content-type", b"x-forwarded-proto"),
 })  # fmt: skip
 
 RESPONSE_HEADERS = [
@@ -90,7 +90,9 @@ class Gateway:
         status = 0
         client = scope.get("client")
         scope[HEADERS] = dict(scope["headers"])
-        exchange = Exchange(self._capacity, scope, receive, send, drop_connection=self._bind_drop(client))
+        exchange = Exchange(
+            self._capacity, scope, receive, send, drop_connection=self._bind_drop(client)
+        )
 
         async def send_marked(message: Any) -> None:
             nonlocal status
@@ -148,13 +150,20 @@ class Gateway:
         peer = scope["client"][0] if scope.get("client") else ""
         scope[SERVICES], scope[ADDRESS] = services, peer
         if len(scope.get("raw_path") or path) + len(scope["query_string"]) > MAX_URL_BYTES:
-            raise Refusal("UrlTooLong", f"the URL is longer than {MAX_URL_BYTES} bytes; try: a shorter query")
+            raise Refusal(
+                "UrlTooLong", f"the URL is longer than {MAX_URL_BYTES} bytes; try: a shorter query"
+            )
         if sum(len(name) + len(value) for name, value in given) > MAX_HEADERS_BYTES:
-            raise Refusal("HeadersTooLarge", f"the headers are larger than {MAX_HEADERS_BYTES} bytes; try: send less")
+            raise Refusal(
+                "HeadersTooLarge",
+                f"the headers are larger than {MAX_HEADERS_BYTES} bytes; try: send less",
+            )
         if len(headers) < len(given):
             _check_single_headers(given)
             # A list: each proxy may add a line of its own.
-            headers[FORWARDED_FOR] = b",".join(value for name, value in given if name == FORWARDED_FOR)
+            headers[FORWARDED_FOR] = b",".join(
+                value for name, value in given if name == FORWARDED_FOR
+            )
         check_path(scope)
         caller = self._proxies.read_caller(peer, scope.get("scheme", "http"), headers)
         scope[ADDRESS], scope[ORIGIN] = caller.address, caller.origin
@@ -173,7 +182,9 @@ def _check_single_headers(headers: Any) -> None:
     counts = Counter(name for name, _ in headers)
     repeated = next((name.decode("latin-1") for name in SINGLE_HEADERS if counts[name] > 1), None)
     if repeated is not None:
-        raise Refusal("DuplicateHeader", f"the header {repeated!r} occurs more than once; try: send it once")
+        raise Refusal(
+            "DuplicateHeader", f"the header {repeated!r} occurs more than once; try: send it once"
+        )
 
 
 def _parse_bearer(value: bytes) -> str:
@@ -188,7 +199,9 @@ def _log_access(services: Services, scope: Any, status: int, begun_s: float) -> 
         "time": services.clock.now_ms(),
         "method": scope["method"],
         # The rest of a signed link is a secret.
-        "path": next((f"{prefix}..." for prefix in PUBLIC_PREFIXES if path.startswith(prefix)), path[:500]),
+        "path": next(
+            (f"{prefix}..." for prefix in PUBLIC_PREFIXES if path.startswith(prefix)), path[:500]
+        ),
         "status": status,
         "ms": round((services.clock.monotonic_s() - begun_s) * 1000, 2),
         "actor": actor.name if actor else "",

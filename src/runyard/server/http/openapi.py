@@ -85,8 +85,15 @@ PATH: dict[str, dict[str, Any]] = {
 @functools.cache
 def build_document() -> dict[str, Any]:
     """Return the OpenAPI 3.1 document of all routes."""
-    kinds = [kind for route in ROUTES for kind in (route.body, route.returns) if kind not in (None, bytes)]
-    schemas, components = msgspec.json.schema_components([*kinds, ProblemDocument], ref_template=REF)
+    kinds = [
+        kind
+        for route in ROUTES
+        for kind in (route.body, route.returns)
+        if kind not in (None, bytes)
+    ]
+    schemas, components = msgspec.json.schema_components(
+        [*kinds, ProblemDocument], ref_template=REF
+    )
     schema_of = dict(zip(map(id, [*kinds, ProblemDocument]), schemas, strict=True))
     paths: dict[str, dict[str, Any]] = {}
     for route in ROUTES:
@@ -126,13 +133,16 @@ def _convert_patterns(value: Any) -> Any:
     return [_convert_patterns(item) for item in value] if isinstance(value, list) else value
 
 
-def _build_operation(route: Route, path: str, schema_of: dict[int, dict[str, Any]]) -> dict[str, Any]:
+def _build_operation(
+    route: Route, path: str, schema_of: dict[int, dict[str, Any]]
+) -> dict[str, Any]:
     response = _build_response(route, schema_of)
     operation: dict[str, Any] = {
         "summary": route.summary,
         "operationId": f"{route.method.lower()}_{re.sub('[^A-Za-z0-9]+', '_', path).strip('_')}",
         "parameters": _list_parameters(route, path),
-        "responses": {str(status): response for status in route.statuses} | _list_problem_responses(route, path),
+        "responses": {str(status): response for status in route.statuses}
+        | _list_problem_responses(route, path),
     }
     if route.body is not None:
         # Canceling an import needs no body, finishing it does.
@@ -148,7 +158,12 @@ def _build_operation(route: Route, path: str, schema_of: dict[int, dict[str, Any
 def _list_parameters(route: Route, path: str) -> list[dict[str, Any]]:
     names = re.findall(r"\{(\w+)\}", path)
     found = [
-        {"name": name, "in": "path", "required": True, "schema": _build_path_schema(route, path, name)}
+        {
+            "name": name,
+            "in": "path",
+            "required": True,
+            "schema": _build_path_schema(route, path, name),
+        }
         for name in names
     ]
     for name in route.query:
@@ -157,7 +172,13 @@ def _list_parameters(route: Route, path: str) -> list[dict[str, Any]]:
             schema = _integer_schema(1, 10 * telemetry.MOST)
         found.append({"name": name, "in": "query", "schema": schema})
     if (route.method, route.path) in IF_MATCH:
-        found.append({"name": "If-Match", "in": "header", "schema": _text_schema(limits.ID, pattern="^[ -~]*$")})
+        found.append(
+            {
+                "name": "If-Match",
+                "in": "header",
+                "schema": _text_schema(limits.ID, pattern="^[ -~]*$"),
+            }
+        )
     return found
 
 
@@ -213,7 +234,11 @@ def _build_response(route: Route, schema_of: dict[int, dict[str, Any]]) -> dict[
             },
             "required": ["items"],
         }
-    further = {media: {"schema": {"type": "string"}} for media in route.media_types if route.body is not bytes}
+    further = {
+        media: {"schema": {"type": "string"}}
+        for media in route.media_types
+        if route.body is not bytes
+    }
     return {"description": "Done", "content": {"application/json": {"schema": schema}} | further}
 
 
@@ -224,4 +249,6 @@ def _build_request_content(route: Route, schema_of: dict[int, dict[str, Any]]) -
 
 
 def _build_file_content(route: Route) -> dict[str, Any]:
-    return {media: {"schema": {"type": "string", "format": "binary"}} for media in route.media_types}
+    return {
+        media: {"schema": {"type": "string", "format": "binary"}} for media in route.media_types
+    }

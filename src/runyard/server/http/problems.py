@@ -22,7 +22,9 @@ log = logging.getLogger(__name__)
 
 # After these the rest of the request body is not read, so the connection serves no other request.
 UNREAD_BODIES = ("BodyIncomplete", "BodyTimeout", "BodyTooLarge", "HeadersTooLarge")
-STORE_UNAVAILABLE = Refusal("StorageUnavailable", "the store is unavailable; try: repeat the request soon")
+STORE_UNAVAILABLE = Refusal(
+    "StorageUnavailable", "the store is unavailable; try: repeat the request soon"
+)
 
 
 class ProblemDocument(msgspec.Struct, omit_defaults=True):
@@ -75,7 +77,9 @@ def handle_refusal(request: Request, error: Refusal | StoreUnavailable) -> Respo
     return problem_response(error)
 
 
-def handle_http_error(request: Request, error: HTTPException, *, list_methods: Callable[[str], list[str]]) -> Response:
+def handle_http_error(
+    request: Request, error: HTTPException, *, list_methods: Callable[[str], list[str]]
+) -> Response:
     """Convert an error of the web framework; ``list_methods`` returns the methods of a path."""
     path = request.scope["path"]
     if error.status_code == 404:

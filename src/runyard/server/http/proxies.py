@@ -51,19 +51,30 @@ class Proxies:
         """
         get = headers.get
         return self._read(
-            peer, scheme, get(b"host", b""), get(b"origin"), get(FORWARDED_FOR, b""), get(FORWARDED_PROTO, b"")
+            peer,
+            scheme,
+            get(b"host", b""),
+            get(b"origin"),
+            get(FORWARDED_FOR, b""),
+            get(FORWARDED_PROTO, b""),
         )
 
     def _read_caller(
-        self, peer: str, scheme: str, host_header: bytes, origin_header: bytes | None, for_header: bytes, proto: bytes
+        self,
+        peer: str,
+        scheme: str,
+        host_header: bytes,
+        origin_header: bytes | None,
+        for_header: bytes,
+        proto: bytes,
     ) -> Caller:
         given = host_header.decode("latin-1").lower()
         host, _ = _split_host(given)
         if host not in self._allowed_hosts:
             raise Refusal(
                 "InvalidHost",
-                f"Host {given[:80]!r} is not an allowed host; try: use the server's address, or add the host to "
-                "RUNYARD_ALLOWED_HOSTS or RUNYARD_PUBLIC_URL",
+                f"Host {given[:80]!r} is not an allowed host; try: use the server's address, or "
+                "add the host to RUNYARD_ALLOWED_HOSTS or RUNYARD_PUBLIC_URL",
             )
         is_proxied = bool(for_header or proto) and self.is_trusted(peer)
         address = peer
@@ -80,9 +91,14 @@ class Proxies:
 
     def _check_origin(self, given: str, own: str) -> None:
         """Raise unless the request comes from a page of this server: same scheme, host and port."""
-        ours = {normalize_origin(own)} | ({normalize_origin(self._public_url)} if self._public_url else set())
+        ours = {normalize_origin(own)} | (
+            {normalize_origin(self._public_url)} if self._public_url else set()
+        )
         if normalize_origin(given) not in ours:
-            raise Refusal("OriginRefused", "this request comes from a page of another site; try: Runyard's own pages")
+            raise Refusal(
+                "OriginRefused",
+                "this request comes from a page of another site; try: Runyard's own pages",
+            )
 
     def _client_address(self, forwarded_for: str) -> str:
         """Return the last untrusted address: its sender may have forged those before it."""
@@ -102,7 +118,9 @@ class Proxies:
             parsed = ipaddress.ip_address(address)
         except ValueError:
             return False
-        parsed = getattr(parsed, "ipv4_mapped", None) or parsed  # how a dual-stack socket names IPv4
+        parsed = (
+            getattr(parsed, "ipv4_mapped", None) or parsed
+        )  # how a dual-stack socket names IPv4
         return any(parsed in network for network in self._trusted)
 
 

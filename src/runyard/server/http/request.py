@@ -72,7 +72,9 @@ class Query:
     def all(self, name: str) -> list[str]:
         return [value for key, value in self._pairs if key == name]
 
-    def integer(self, name: str, default: int | None = None, *, minimum: int = 0, maximum: int = 2**53) -> int | None:
+    def integer(
+        self, name: str, default: int | None = None, *, minimum: int = 0, maximum: int = 2**53
+    ) -> int | None:
         given = self.text(name)
         if given is None:
             return default
@@ -109,7 +111,9 @@ def check_query_text(name: str, value: str) -> None:
         if problem := limits.QUERY_TEXT.find_problem(text):
             message = f"query parameter {name[:80]!r} {problem}"
             allowed = "a shorter text without NUL"
-            entry = Problem(path=f"?{name[:80]}", given=value[:80], allowed=allowed, message=message)
+            entry = Problem(
+                path=f"?{name[:80]}", given=value[:80], allowed=allowed, message=message
+            )
             raise Refusal("InvalidQuery", message, problems=[entry])
 
 
@@ -135,9 +139,13 @@ def _decode_json(body: bytes, most_items: int) -> Any:
     try:
         value = msgspec.json.decode(body)
     except RecursionError:
-        raise Refusal("InvalidBody", f"the body is nested deeper than {MAX_LEVELS} levels; try: flatten it") from None
+        raise Refusal(
+            "InvalidBody", f"the body is nested deeper than {MAX_LEVELS} levels; try: flatten it"
+        ) from None
     except (msgspec.MsgspecError, ValueError) as error:
-        raise Refusal("InvalidBody", f"the body is not JSON: {error}; try: one JSON object in UTF-8") from error
+        raise Refusal(
+            "InvalidBody", f"the body is not JSON: {error}; try: one JSON object in UTF-8"
+        ) from error
     _check_limits(value, most_items)
     if b"\\u0000" in body:
         _check_nul(value)
@@ -161,8 +169,12 @@ def convert_body(value: Any, kind: type[T]) -> T:
         if field := FIELD.match(cause):
             path = f"{path.rstrip('/')}/{field[1]}"
         message = f"{cause} (at {path})"
-        problem = Problem(path=path, given=None, allowed="see the OpenAPI document", message=message)
-        raise Refusal("InvalidBody", f"the body is not valid: {message}", problems=[problem]) from error
+        problem = Problem(
+            path=path, given=None, allowed="see the OpenAPI document", message=message
+        )
+        raise Refusal(
+            "InvalidBody", f"the body is not valid: {message}", problems=[problem]
+        ) from error
 
 
 def _build_pointer(location: str) -> str:
@@ -194,11 +206,15 @@ def _check_limits(value: Any, most_items: int) -> None:
             elif isinstance(found, str):
                 _check_texts((found,))
         if items > most_items:
-            raise Refusal("InvalidBody", f"the body holds more than {most_items} items; try: send less")
+            raise Refusal(
+                "InvalidBody", f"the body holds more than {most_items} items; try: send less"
+            )
         if not inner:
             return
         level = inner
-    raise Refusal("InvalidBody", f"the body is nested deeper than {MAX_LEVELS} levels; try: flatten it")
+    raise Refusal(
+        "InvalidBody", f"the body is nested deeper than {MAX_LEVELS} levels; try: flatten it"
+    )
 
 
 def _check_nul(value: Any) -> None:
@@ -208,7 +224,9 @@ def _check_nul(value: Any) -> None:
         path, found = level.pop()
         if isinstance(found, str) and "\0" in found:
             message = f"the text at {path or '/'} {limits.BODY_TEXT.find_problem(found)}"
-            problem = Problem(path=path or "/", given=found[:80], allowed="a text without NUL", message=message)
+            problem = Problem(
+                path=path or "/", given=found[:80], allowed="a text without NUL", message=message
+            )
             raise Refusal("InvalidBody", message, problems=[problem])
         if isinstance(found, dict):
             for name, inner in found.items():
@@ -221,5 +239,7 @@ def _check_texts(texts: Any) -> None:
     for text in texts:
         if len(text) > MAX_TEXT_LENGTH:
             raise Refusal(
-                "InvalidBody", f"the text {text[:20]!r}... is longer than {MAX_TEXT_LENGTH} characters; try: shorten it"
+                "InvalidBody",
+                f"the text {text[:20]!r}... is longer than {MAX_TEXT_LENGTH} characters; try: "
+                "shorten it",
             )

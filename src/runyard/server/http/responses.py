@@ -26,7 +26,14 @@ class Response:
 
     __slots__ = ("body", "headers", "status")
 
-    def __init__(self, body: bytes = b"", *, media_type: bytes = b"", status: int = 200, headers: Headers = ()) -> None:
+    def __init__(
+        self,
+        body: bytes = b"",
+        *,
+        media_type: bytes = b"",
+        status: int = 200,
+        headers: Headers = (),
+    ) -> None:
         self.body, self.status, self.headers = body, status, list(headers)
         if media_type:
             self.headers.append((b"content-type", media_type))
@@ -35,7 +42,9 @@ class Response:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
-        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else self.body})
+        await send(
+            {"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else self.body}
+        )
 
     def to_asgi_response(self, **_: Any) -> "Response":
         """Return this response: the framework calls it on what an exception handler returns."""
@@ -50,7 +59,9 @@ def json_response(body: bytes, *, etag: str | None = None, status: int = 200) ->
 
 def encode_response(document: Any, *, status: int = 200) -> Response:
     """Encode a document as JSON; a document with an ``etag`` sets the header."""
-    return json_response(msgspec.json.encode(document), etag=getattr(document, "etag", None), status=status)
+    return json_response(
+        msgspec.json.encode(document), etag=getattr(document, "etag", None), status=status
+    )
 
 
 def empty_response(status: int = 204) -> Response:
@@ -81,7 +92,9 @@ class StreamedResponse(Response):
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         try:
-            await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
+            await send(
+                {"type": "http.response.start", "status": self.status, "headers": self.headers}
+            )
             if scope["method"] != "HEAD":
                 await self._send_chunks(send)
             await send({"type": "http.response.body", "body": b""})

@@ -1,4 +1,4 @@
-"""One route: a row of the table in ``routes``, and the access and body limit that follow from it."""
+"""A route: a row of the table in ``routes``, with the access and body limit that follow from it."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -54,7 +54,9 @@ class Route:
 
     def __post_init__(self) -> None:
         if self.role is None and self.path.startswith("/workspaces/"):
-            object.__setattr__(self, "role", "viewer" if self.method in ("GET", "HEAD") else "member")
+            object.__setattr__(
+                self, "role", "viewer" if self.method in ("GET", "HEAD") else "member"
+            )
 
     @cached_property
     def access(self) -> Access:

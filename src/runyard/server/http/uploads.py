@@ -49,12 +49,16 @@ async def _receive(services: Services, scope: Any, body: "_BodyReader") -> str |
     if link.part:
         return await multipart.receive_part(services, row, body.chunks(), link=link, id=name)
     if link.number:
-        await imports.receive_file(services, row, body.chunks(), number=link.number, size_bytes=size_bytes)
+        await imports.receive_file(
+            services, row, body.chunks(), number=link.number, size_bytes=size_bytes
+        )
     elif re.fullmatch(r"[0-9a-f]{64}", name):
         await imports.receive_pack(services, row, body.chunks(), sha256=name, size_bytes=size_bytes)
     else:
         raise Refusal(
-            "InvalidId", f"{name[:80]!r} is not a SHA-256; try: PUT the pack at the address, a slash and its hash"
+            "InvalidId",
+            f"{name[:80]!r} is not a SHA-256; try: PUT the pack at the address, a slash and its "
+            "hash",
         )
     return None
 

@@ -87,12 +87,19 @@ async def put(
             if row.body_sha256 == body_sha256 and row.generation == 1:
                 return row.document, row.etag, False
             document = msgspec.json.decode(row.document, type=kind.document)
-            return *_change_document(services, kind, actor, tx, id, document, spec, dict(attributes), now_ms), False
+            return *_change_document(
+                services, kind, actor, tx, id, document, spec, dict(attributes), now_ms
+            ), False
         if if_match is not None:
-            raise Refusal("EtagMismatch", f"{kind.name} {id!r} does not exist, so no etag matches {if_match[:80]}")
+            raise Refusal(
+                "EtagMismatch",
+                f"{kind.name} {id!r} does not exist, so no etag matches {if_match[:80]}",
+            )
         if tombstones.exists(tx, org=actor.org, kind=kind.name, id=id):
             raise Refusal(
-                "IdDeleted", f"{kind.name} {id!r} was deleted and its id cannot be used again; try: choose another id"
+                "IdDeleted",
+                f"{kind.name} {id!r} was deleted and its id cannot be used again; try: choose "
+                "another id",
             )
         document = kind.new(actor.org, id)
         document.spec = spec
@@ -139,12 +146,16 @@ async def patch(
         etags.check(if_match, row.etag)
         document = msgspec.json.decode(row.document, type=kind.document)
         merged = merge_attributes(document.metadata.attributes, attributes)
-        return _change_document(services, kind, actor, tx, id, document, new_spec(document.spec), merged, now_ms)
+        return _change_document(
+            services, kind, actor, tx, id, document, new_spec(document.spec), merged, now_ms
+        )
 
     return await services.store.write(update_document)
 
 
-async def delete(services: Services, kind: Kind, actor: Actor, id: str, *, if_match: str | None) -> None:
+async def delete(
+    services: Services, kind: Kind, actor: Actor, id: str, *, if_match: str | None
+) -> None:
     """Delete a document; its id stays unused.
 
     Raises:
@@ -173,10 +184,14 @@ def merge_attributes(old: Mapping[str, str], changes: Mapping[str, str | None]) 
     merged = {key: value for key, value in {**old, **changes}.items() if value is not None}
     # Attributes that an older version accepted may be changed and made smaller, not larger.
     if len(merged) > max(limits.ATTRIBUTES.value, len(old)):
-        raise _too_many_attributes(f"{len(merged)} attributes; at most {limits.ATTRIBUTES.value} are allowed")
+        raise _too_many_attributes(
+            f"{len(merged)} attributes; at most {limits.ATTRIBUTES.value} are allowed"
+        )
     if (size_bytes := _size_bytes(merged)) > max(limits.ATTRIBUTES_TOTAL.value, _size_bytes(old)):
         allowed = limits.ATTRIBUTES_TOTAL.value
-        raise _too_many_attributes(f"attributes of {size_bytes:,} bytes in total; at most {allowed:,} are allowed")
+        raise _too_many_attributes(
+            f"attributes of {size_bytes:,} bytes in total; at most {allowed:,} are allowed"
+        )
     return merged
 
 
@@ -185,8 +200,13 @@ def _size_bytes(attributes: Mapping[str, str]) -> int:
 
 
 def _too_many_attributes(what: str) -> Refusal:
-    message = f"the resource would have {what}; try: remove some by setting them to null, or store the data elsewhere"
-    problem = Problem(path="/metadata/attributes", given=None, allowed="fewer attributes", message=message)
+    message = (
+        f"the resource would have {what}; try: remove some by setting them to null, or store the "
+        "data elsewhere"
+    )
+    problem = Problem(
+        path="/metadata/attributes", given=None, allowed="fewer attributes", message=message
+    )
     return Refusal("InvalidBody", message, problems=[problem])
 
 
@@ -210,6 +230,8 @@ def _change_document(
     document.metadata.last_updated = now_ms
     encoded, etag = etags.seal(document)
     generation = document.metadata.generation
-    rows.replace(tx, kind.table, org=actor.org, id=id, document=encoded, etag=etag, generation=generation)
+    rows.replace(
+        tx, kind.table, org=actor.org, id=id, document=encoded, etag=etag, generation=generation
+    )
     services.audit(actor, f"update {kind.name}", id)(tx)
     return encoded, etag

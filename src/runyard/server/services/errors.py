@@ -86,7 +86,11 @@ class Refusal(Exception):
     @property
     def retry_after_s(self) -> int | None:
         """Return the seconds until a retry may succeed; None when waiting does not help."""
-        return RETRY_UNAVAILABLE_S if self._retry_after_s is None and self.status == 503 else self._retry_after_s
+        return (
+            RETRY_UNAVAILABLE_S
+            if self._retry_after_s is None and self.status == 503
+            else self._retry_after_s
+        )
 
     @property
     def title(self) -> str:
@@ -107,4 +111,6 @@ def unauthorized() -> Refusal:
 
 def not_found(kind: str, id: str) -> Refusal:
     """Build the refusal for what does not exist or belongs to another organization."""
-    return Refusal("NotFound", f"{kind} {id!r} was not found; try: check the id, or list what exists")
+    return Refusal(
+        "NotFound", f"{kind} {id!r} was not found; try: check the id, or list what exists"
+    )

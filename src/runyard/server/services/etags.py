@@ -54,5 +54,6 @@ def check(if_match: str | None, etag: str) -> None:
     if etag not in given:
         raise Refusal(
             "EtagMismatch",
-            f'the resource is at etag "{etag}" now, not {if_match[:80]}; try: read it again, then repeat',
+            f'the resource is at etag "{etag}" now, not {if_match[:80]}; try: read it again, then '
+            "repeat",
         )

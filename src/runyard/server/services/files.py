@@ -46,16 +46,26 @@ class StoredFile:
 def open_link(services: Services, link: FileLink) -> StoredFile | None:
     """Return the file of a link; None when it was deleted or replaced."""
     if link.kind == "export":
-        export = services.store.read(partial(job_rows.get_job, table=dataset_exports, org=link.org, id=link.id))
+        export = services.store.read(
+            partial(job_rows.get_job, table=dataset_exports, org=link.org, id=link.id)
+        )
         if export is None or export.sha256 != link.content:
             return None
         name = f"{export.dataset_id}.zip"
-        return StoredFile(link.org, export.sha256, 0, export.size_bytes, name, "application/zip", export.sha256)
-    asset = services.store.read(partial(asset_rows.get, org=link.org, dataset_id=link.dataset_id, asset_id=link.id))
+        return StoredFile(
+            link.org, export.sha256, 0, export.size_bytes, name, "application/zip", export.sha256
+        )
+    asset = services.store.read(
+        partial(asset_rows.get, org=link.org, dataset_id=link.dataset_id, asset_id=link.id)
+    )
     if asset is None or asset.content != link.content:
         return None
-    span = services.store.read(partial(asset_rows.find_blob_span, org=link.org, content=asset.content))
+    span = services.store.read(
+        partial(asset_rows.find_blob_span, org=link.org, content=asset.content)
+    )
     if span is None:
         return None
     name = asset.filename.rpartition("/")[2]
-    return StoredFile(link.org, span.sha256, span.offset, span.size_bytes, name, asset.mime, asset.content)
+    return StoredFile(
+        link.org, span.sha256, span.offset, span.size_bytes, name, asset.mime, asset.content
+    )

@@ -32,7 +32,9 @@ class Machine:
     last_ms: int
     heard_s: float
     lacks_disk: bool = False
-    busy_s: list[float] = field(default_factory=list, compare=False)  # when it was last seen without a free slot
+    busy_s: list[float] = field(
+        default_factory=list, compare=False
+    )  # when it was last seen without a free slot
 
     def is_full(self, busy: int, *, now_s: float) -> bool:
         """Return whether it has had no free slot lately.
@@ -64,10 +66,18 @@ class Machines:
     _known: dict[str, Machine] = field(default_factory=dict)
     _began_s: float = math.inf
 
-    def record_report(self, machine_id: str, report: MachineReport, *, now_ms: int, uptime_s: float) -> None:
+    def record_report(
+        self, machine_id: str, report: MachineReport, *, now_ms: int, uptime_s: float
+    ) -> None:
         """Record what a machine reports about itself."""
         before = self._known.get(machine_id)
-        self._store(machine_id, report, now_ms, uptime_s, lacks_disk=before is not None and before.lacks_disk)
+        self._store(
+            machine_id,
+            report,
+            now_ms,
+            uptime_s,
+            lacks_disk=before is not None and before.lacks_disk,
+        )
 
     def record_claim(self, offer: Claim, *, now_ms: int, uptime_s: float) -> bool:
         """Record what a claim reports about its machine; return whether that is new."""
@@ -95,17 +105,36 @@ class Machines:
         """
         self._drop_silent(uptime_s)
         up_s = uptime_s - self._began_s
-        return up_s >= (FREE_ONES_HEARD_AFTER_S if set(busy) <= set(self._known) else ALL_HEARD_AFTER_S)
+        return up_s >= (
+            FREE_ONES_HEARD_AFTER_S if set(busy) <= set(self._known) else ALL_HEARD_AFTER_S
+        )
 
-    def _store(self, machine_id: str, report: MachineReport, now_ms: int, uptime_s: float, *, lacks_disk: bool) -> None:
+    def _store(
+        self,
+        machine_id: str,
+        report: MachineReport,
+        now_ms: int,
+        uptime_s: float,
+        *,
+        lacks_disk: bool,
+    ) -> None:
         self._drop_silent(uptime_s)
         before = self._known.get(machine_id)
         if before is not None:
-            changes = {"report": report, "last_ms": now_ms, "heard_s": uptime_s, "lacks_disk": lacks_disk}
+            changes = {
+                "report": report,
+                "last_ms": now_ms,
+                "heard_s": uptime_s,
+                "lacks_disk": lacks_disk,
+            }
             self._known[machine_id] = replace(before, **changes)  # type: ignore[arg-type]
         elif len(self._known) < MOST:
             self._known[machine_id] = Machine(
-                report=report, first_ms=now_ms, last_ms=now_ms, heard_s=uptime_s, lacks_disk=lacks_disk
+                report=report,
+                first_ms=now_ms,
+                last_ms=now_ms,
+                heard_s=uptime_s,
+                lacks_disk=lacks_disk,
             )
 
     def _drop_silent(self, uptime_s: float) -> None:

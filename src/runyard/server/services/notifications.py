@@ -50,7 +50,9 @@ class Notifier:
             event.set()
 
     @staticmethod
-    async def wait(event: asyncio.Event, *, timeout_s: float, gone: "asyncio.Future[None] | None" = None) -> bool:
+    async def wait(
+        event: asyncio.Event, *, timeout_s: float, gone: "asyncio.Future[None] | None" = None
+    ) -> bool:
         """Wait for the event.
 
         Return False on timeout, or when the client has disconnected (``gone`` is done).

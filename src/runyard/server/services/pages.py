@@ -92,7 +92,9 @@ async def read(
             encode=encode,
             get_position=lambda row: msgspec.structs.astuple(get_position(row)),
         )
-        further = page_token(services, get_position(last), org=org, wanted=wanted) if has_more else None
+        further = (
+            page_token(services, get_position(last), org=org, wanted=wanted) if has_more else None
+        )
         return join(items, further)
 
     return await services.store.read_in_thread(read_items)
@@ -135,7 +137,10 @@ def gather(
 
 def join(items: Sequence[bytes], next_page: str | None) -> bytes:
     """Return a page of encoded items."""
-    return b'{"items":[%b],"nextPage":%b,"prevPage":null}' % (b",".join(items), msgspec.json.encode(next_page))
+    return b'{"items":[%b],"nextPage":%b,"prevPage":null}' % (
+        b",".join(items),
+        msgspec.json.encode(next_page),
+    )
 
 
 def page_token(services: Services, last: Position, *, org: str, wanted: PageRequest) -> str:

@@ -69,7 +69,10 @@ def prune_checkpoints(tx: Connection, *, org: str, run_id: str, flow: FlowSpec) 
 
     Return the rows that stay, oldest first.
     """
-    listed, settings = list(outputs.list_by_run(tx, org=org, run_id=run_id)), read_checkpoint_settings(flow)
+    listed, settings = (
+        list(outputs.list_by_run(tx, org=org, run_id=run_id)),
+        read_checkpoint_settings(flow),
+    )
     gone = list_superseded(listed, settings) if settings is not None else []
     outputs.remove(tx, org=org, run_id=run_id, output_ids=gone)
     return [row for row in listed if row.id not in gone]
@@ -80,19 +83,25 @@ async def remove_unneeded_blobs(services: Services, *, org: str) -> None:
     if not services.store.read(lambda tx: blobs.has_unneeded(tx, org=org)):
         return
     try:
-        async with services.blob_lock:  # no checkpoint is registered meanwhile, so nothing becomes needed again
+        async with (
+            services.blob_lock
+        ):  # no checkpoint is registered meanwhile, so nothing becomes needed again
             hashes = services.store.read(lambda tx: blobs.list_unneeded(tx, org=org))
             await run_in_thread(_delete_blobs, services, org, hashes)
             await services.store.write(lambda tx: blobs.clear_unneeded(tx, org=org))
     except BlobHeld:
-        log.info("bytes of pruned checkpoints are removed when no backup or restore needs them any more")
+        log.info(
+            "bytes of pruned checkpoints are removed when no backup or restore needs them any more"
+        )
     except (OSError, BlobError, StoreUnavailable) as error:
         log.error("not all bytes of pruned checkpoints are removed yet: %s", error)
 
 
 def start_image_removal(services: Services, *, org: str) -> None:
     """Start a task that removes released images; what is released meanwhile waits for the sweep."""
-    services.jobs.start(("contents", org, "unneeded"), lambda: remove_unneeded_images(services, org=org))
+    services.jobs.start(
+        ("contents", org, "unneeded"), lambda: remove_unneeded_images(services, org=org)
+    )
 
 
 async def remove_unneeded_images(services: Services, *, org: str) -> None:
@@ -157,7 +166,9 @@ def _release_some_images(
     return affected
 
 
-def _map_versions_to_images(services: Services, org: str, hashes: set[str]) -> dict[tuple[str, str], set[str]]:
+def _map_versions_to_images(
+    services: Services, org: str, hashes: set[str]
+) -> dict[tuple[str, str], set[str]]:
     """Return which of the images each version names, by dataset and version.
 
     Versions that name none are left out.

@@ -33,7 +33,8 @@ def check_text(name: str, value: str, *, most: int) -> None:
     if len(value) > most or any(ord(character) < 32 for character in value):
         raise Refusal(
             "InvalidBody",
-            f"{name} is {ids.shorten(value)}; expected at most {most} characters without control characters",
+            f"{name} is {ids.shorten(value)}; expected at most {most} characters without control "
+            "characters",
         )
 
 
@@ -48,7 +49,10 @@ def check_checkpoint(report: CheckpointReport) -> None:
         check_count(name, value, most=most)
     check_count("time", report.time, most=2**53)
     if not 0 < len(report.files) <= MOST_FILES:
-        raise Refusal("InvalidBody", f"the checkpoint has {len(report.files)} files; expected 1 to {MOST_FILES}")
+        raise Refusal(
+            "InvalidBody",
+            f"the checkpoint has {len(report.files)} files; expected 1 to {MOST_FILES}",
+        )
     try:
         ids.check_paths(file.path for file in report.files)
     except ids.InvalidId as error:

@@ -6,7 +6,18 @@ Callers keep the inserted batches short.
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Connection, and_, bindparam, delete, func, join, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    and_,
+    bindparam,
+    delete,
+    func,
+    join,
+    or_,
+    select,
+    update,
+)
 
 from runyard.store.engines.bulk_insert import insert_many
 from runyard.store.tables import AnyRow, assets, contents, records
@@ -25,17 +36,28 @@ SORTINGS = tuple(_SORT_COLUMNS)
 
 
 def get(connection: Connection, *, org: str, dataset_id: str, asset_id: str) -> AnyRow | None:
-    return connection.execute(select(assets).where(*_match_asset(org, dataset_id, asset_id))).one_or_none()
+    return connection.execute(
+        select(assets).where(*_match_asset(org, dataset_id, asset_id))
+    ).one_or_none()
 
 
-def find_by_name(connection: Connection, *, org: str, dataset_id: str, names: Collection[str]) -> dict[str, AnyRow]:
+def find_by_name(
+    connection: Connection, *, org: str, dataset_id: str, names: Collection[str]
+) -> dict[str, AnyRow]:
     """Find assets by file name.
 
     Columns filename, id, content, size_bytes, record_count, generation.
     """
     found: dict[str, AnyRow] = {}
     table = assets.c
-    columns = (table.filename, table.id, table.content, table.size_bytes, table.record_count, table.generation)
+    columns = (
+        table.filename,
+        table.id,
+        table.content,
+        table.size_bytes,
+        table.record_count,
+        table.generation,
+    )
     for some in _split_batches(names):
         query = select(*columns).where(
             assets.c.org == org, assets.c.dataset_id == dataset_id, assets.c.filename.in_(some)
@@ -63,7 +85,11 @@ def page(
     query = select(assets).where(*_match_filenames(org, dataset_id, like))
     if after is not None:
         value, last_id = after
-        further = (column < value, assets.c.id < last_id) if descending else (column > value, assets.c.id > last_id)
+        further = (
+            (column < value, assets.c.id < last_id)
+            if descending
+            else (column > value, assets.c.id > last_id)
+        )
         query = query.where(or_(further[0], and_(column == value, further[1])))
     order = (column.desc(), assets.c.id.desc()) if descending else (column, assets.c.id)
     return connection.execute(query.order_by(*order).limit(limit)).all()
@@ -80,18 +106,34 @@ def count(connection: Connection, *, org: str, dataset_id: str, like: Sequence[s
 
 
 def list_ids(
-    connection: Connection, *, org: str, dataset_id: str, named: Sequence[str] | None, like: Sequence[str], limit: int
+    connection: Connection,
+    *,
+    org: str,
+    dataset_id: str,
+    named: Sequence[str] | None,
+    like: Sequence[str],
+    limit: int,
 ) -> list[str]:
     """Return ids of assets, filtered by names or ids and by texts that the file name contains."""
     where = list(_match_filenames(org, dataset_id, like))
     if named is not None:
         some = list(named)  # at most AT_ONCE
         where.append(or_(assets.c.id.in_(some), assets.c.filename.in_(some)))
-    return list(connection.execute(select(assets.c.id).where(*where).order_by(assets.c.id).limit(limit)).scalars())
+    return list(
+        connection.execute(
+            select(assets.c.id).where(*where).order_by(assets.c.id).limit(limit)
+        ).scalars()
+    )
 
 
 def list_by_filename(
-    connection: Connection, *, org: str, dataset_id: str, after: str, limit: int, with_bytes: bool = False
+    connection: Connection,
+    *,
+    org: str,
+    dataset_id: str,
+    after: str,
+    limit: int,
+    with_bytes: bool = False,
 ) -> Sequence[AnyRow]:
     """Return assets by file name, after a name.
 
@@ -102,7 +144,9 @@ def list_by_filename(
         query = select(assets, contents.c.sha256.label("blob"), contents.c.offset).join(
             contents, and_(contents.c.org == assets.c.org, contents.c.content == assets.c.content)
         )
-    query = query.where(assets.c.org == org, assets.c.dataset_id == dataset_id, assets.c.filename > after)
+    query = query.where(
+        assets.c.org == org, assets.c.dataset_id == dataset_id, assets.c.filename > after
+    )
     return connection.execute(query.order_by(assets.c.filename).limit(limit)).all()
 
 
@@ -112,15 +156,28 @@ def iter_records(connection: Connection, *, org: str, dataset_id: str) -> Iterat
     Rows are streamed. Columns filename, content, size_bytes, width, height, mime, contents.
     """
     table = assets.c
-    columns = (table.filename, table.content, table.size_bytes, table.width, table.height, table.mime)
-    is_of = and_(records.c.org == table.org, records.c.dataset_id == table.dataset_id, records.c.asset_id == table.id)
+    columns = (
+        table.filename,
+        table.content,
+        table.size_bytes,
+        table.width,
+        table.height,
+        table.mime,
+    )
+    is_of = and_(
+        records.c.org == table.org,
+        records.c.dataset_id == table.dataset_id,
+        records.c.asset_id == table.id,
+    )
     query = (
         select(*columns, records.c.contents)
         .select_from(join(assets, records, is_of))
         .where(table.org == org, table.dataset_id == dataset_id)
         .order_by(table.filename, records.c.number)
     )
-    with connection.execute(query, execution_options={"stream_results": True, "yield_per": BATCH_SIZE}) as result:
+    with connection.execute(
+        query, execution_options={"stream_results": True, "yield_per": BATCH_SIZE}
+    ) as result:
         yield from result
 
 
@@ -131,7 +188,9 @@ def find_blob_span(connection: Connection, *, org: str, content: str) -> AnyRow 
     ).one_or_none()
 
 
-def find_blob_spans(connection: Connection, *, org: str, hashes: Collection[str]) -> dict[str, AnyRow]:
+def find_blob_spans(
+    connection: Connection, *, org: str, hashes: Collection[str]
+) -> dict[str, AnyRow]:
     """Return the locations of the bytes of those images that are stored, by content hash."""
     found: dict[str, AnyRow] = {}
     for some in _split_batches(hashes):
@@ -144,7 +203,11 @@ def find_used_contents(connection: Connection, *, org: str, hashes: Collection[s
     """Return the content hashes that an asset of any dataset uses."""
     found = set[str]()
     for some in _split_batches(hashes):
-        query = select(assets.c.content).where(assets.c.org == org, assets.c.content.in_(some)).distinct()
+        query = (
+            select(assets.c.content)
+            .where(assets.c.org == org, assets.c.content.in_(some))
+            .distinct()
+        )
         found |= set(connection.execute(query).scalars())
     return found
 
@@ -157,11 +220,17 @@ def add(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
     insert_many(connection, assets, rows)
 
 
-def change(connection: Connection, *, org: str, dataset_id: str, asset_id: str, values: Mapping[str, Any]) -> None:
-    connection.execute(update(assets).where(*_match_asset(org, dataset_id, asset_id)).values(**values))
+def change(
+    connection: Connection, *, org: str, dataset_id: str, asset_id: str, values: Mapping[str, Any]
+) -> None:
+    connection.execute(
+        update(assets).where(*_match_asset(org, dataset_id, asset_id)).values(**values)
+    )
 
 
-def remove(connection: Connection, *, org: str, dataset_id: str, ids: Collection[str]) -> Sequence[AnyRow]:
+def remove(
+    connection: Connection, *, org: str, dataset_id: str, ids: Collection[str]
+) -> Sequence[AnyRow]:
     """Remove assets and their records; return the removed rows of assets."""
     removed: list[AnyRow] = []
     for some in _split_batches(ids):
@@ -169,7 +238,9 @@ def remove(connection: Connection, *, org: str, dataset_id: str, ids: Collection
         removed += connection.execute(select(assets).where(*where)).all()
         connection.execute(
             delete(records).where(
-                records.c.org == org, records.c.dataset_id == dataset_id, records.c.asset_id.in_(some)
+                records.c.org == org,
+                records.c.dataset_id == dataset_id,
+                records.c.asset_id.in_(some),
             )
         )
         connection.execute(delete(assets).where(*where))
@@ -188,10 +259,17 @@ _CHANGE_RECORD = update(records).where(
 
 
 def change_records(
-    connection: Connection, *, org: str, dataset_id: str, changes: Iterable[tuple[int, Mapping[str, Any]]]
+    connection: Connection,
+    *,
+    org: str,
+    dataset_id: str,
+    changes: Iterable[tuple[int, Mapping[str, Any]]],
 ) -> None:
     """Change records by number; each change names the same columns."""
-    rows = [{"of_org": org, "of_dataset": dataset_id, "of_number": number, **values} for number, values in changes]
+    rows = [
+        {"of_org": org, "of_dataset": dataset_id, "of_number": number, **values}
+        for number, values in changes
+    ]
     if rows:
         connection.execute(_CHANGE_RECORD, rows)
 
@@ -207,30 +285,40 @@ def add_record_counts(
         for some in _split_batches(ids):
             connection.execute(
                 update(assets)
-                .where(assets.c.org == org, assets.c.dataset_id == dataset_id, assets.c.id.in_(some))
+                .where(
+                    assets.c.org == org, assets.c.dataset_id == dataset_id, assets.c.id.in_(some)
+                )
                 .values(record_count=assets.c.record_count + number, last_updated=time_ms)
             )
 
 
-def remove_records(connection: Connection, *, org: str, dataset_id: str, numbers: Collection[int]) -> None:
+def remove_records(
+    connection: Connection, *, org: str, dataset_id: str, numbers: Collection[int]
+) -> None:
     for some in _split_batches(numbers):
         connection.execute(
-            delete(records).where(records.c.org == org, records.c.dataset_id == dataset_id, records.c.number.in_(some))
+            delete(records).where(
+                records.c.org == org, records.c.dataset_id == dataset_id, records.c.number.in_(some)
+            )
         )
 
 
 def get_record(connection: Connection, *, org: str, dataset_id: str, number: int) -> AnyRow | None:
-    query = select(records).where(records.c.org == org, records.c.dataset_id == dataset_id, records.c.number == number)
+    query = select(records).where(
+        records.c.org == org, records.c.dataset_id == dataset_id, records.c.number == number
+    )
     return connection.execute(query).one_or_none()
 
 
-def find_records(connection: Connection, *, org: str, dataset_id: str, ids: Collection[str]) -> dict[str, AnyRow]:
+def find_records(
+    connection: Connection, *, org: str, dataset_id: str, ids: Collection[str]
+) -> dict[str, AnyRow]:
     """Find records by id, without their contents; columns id, number, asset_id, generation."""
     found: dict[str, AnyRow] = {}
     for some in _split_batches(ids):
-        query = select(records.c.id, records.c.number, records.c.asset_id, records.c.generation).where(
-            records.c.org == org, records.c.dataset_id == dataset_id, records.c.id.in_(some)
-        )
+        query = select(
+            records.c.id, records.c.number, records.c.asset_id, records.c.generation
+        ).where(records.c.org == org, records.c.dataset_id == dataset_id, records.c.id.in_(some))
         found |= {row.id: row for row in connection.execute(query)}
     return found
 
@@ -248,7 +336,9 @@ def list_records_from(
     return connection.execute(query.order_by(records.c.number).limit(limit)).all()
 
 
-def list_records(connection: Connection, *, org: str, dataset_id: str, asset_ids: Collection[str]) -> Sequence[AnyRow]:
+def list_records(
+    connection: Connection, *, org: str, dataset_id: str, asset_ids: Collection[str]
+) -> Sequence[AnyRow]:
     """Return every record of some assets, in insertion order."""
     found: list[AnyRow] = []
     for some in _split_batches(asset_ids):
@@ -263,7 +353,9 @@ def _match_asset(org: str, dataset_id: str, asset_id: str) -> tuple[ColumnElemen
     return assets.c.org == org, assets.c.dataset_id == dataset_id, assets.c.id == asset_id
 
 
-def _match_filenames(org: str, dataset_id: str, like: Sequence[str]) -> tuple[ColumnElement[bool], ...]:
+def _match_filenames(
+    org: str, dataset_id: str, like: Sequence[str]
+) -> tuple[ColumnElement[bool], ...]:
     return (
         assets.c.org == org,
         assets.c.dataset_id == dataset_id,

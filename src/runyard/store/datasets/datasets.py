@@ -87,15 +87,22 @@ def adjust_counts(
     )
 
 
-def page(connection: Connection, *, org: str, after: tuple[int, str] | None, limit: int) -> Sequence[AnyRow]:
+def page(
+    connection: Connection, *, org: str, after: tuple[int, str] | None, limit: int
+) -> Sequence[AnyRow]:
     """Return a page, newest first, after the position (time, id)."""
     query = select(datasets).where(datasets.c.org == org, datasets.c.deleted.is_(False))
     if after is not None:
         time_ms, last_id = after
         query = query.where(
-            or_(datasets.c.time_created < time_ms, and_(datasets.c.time_created == time_ms, datasets.c.id < last_id))
+            or_(
+                datasets.c.time_created < time_ms,
+                and_(datasets.c.time_created == time_ms, datasets.c.id < last_id),
+            )
         )
-    return connection.execute(query.order_by(datasets.c.time_created.desc(), datasets.c.id.desc()).limit(limit)).all()
+    return connection.execute(
+        query.order_by(datasets.c.time_created.desc(), datasets.c.id.desc()).limit(limit)
+    ).all()
 
 
 def list_deleted(connection: Connection) -> Sequence[AnyRow]:
@@ -103,14 +110,18 @@ def list_deleted(connection: Connection) -> Sequence[AnyRow]:
 
     For the sweep.
     """
-    return connection.execute(select(datasets.c.org, datasets.c.id).where(datasets.c.deleted.is_(True))).all()
+    return connection.execute(
+        select(datasets.c.org, datasets.c.id).where(datasets.c.deleted.is_(True))
+    ).all()
 
 
 def list_active_runs(connection: Connection, *, org: str, dataset_id: str, limit: int) -> list[str]:
     """Return at most ``limit`` active runs that are pinned to a version of the dataset."""
     query = (
         select(runs.c.id)
-        .join(run_datasets, and_(run_datasets.c.org == runs.c.org, run_datasets.c.run_id == runs.c.id))
+        .join(
+            run_datasets, and_(run_datasets.c.org == runs.c.org, run_datasets.c.run_id == runs.c.id)
+        )
         .where(
             run_datasets.c.org == org,
             run_datasets.c.dataset_id == dataset_id,
@@ -137,8 +148,16 @@ def has_open_runs(connection: Connection, *, org: str, dataset_id: str) -> bool:
     return connection.execute(query.limit(1)).first() is not None
 
 
-def add_deletion(connection: Connection, *, org: str, dataset_id: str, user: str, time_ms: int) -> None:
-    row = {"org": org, "dataset_id": dataset_id, "user": user, "time_created": time_ms, "time_ended": None}
+def add_deletion(
+    connection: Connection, *, org: str, dataset_id: str, user: str, time_ms: int
+) -> None:
+    row = {
+        "org": org,
+        "dataset_id": dataset_id,
+        "user": user,
+        "time_created": time_ms,
+        "time_ended": None,
+    }
     connection.execute(insert(dataset_deletions), row)
 
 
@@ -178,13 +197,17 @@ def remove_batch(connection: Connection, *, org: str, dataset_id: str, limit: in
         connection.execute(delete(records).where(*of_it, records.c.number <= numbers[-1]))
         return True
     rows = connection.execute(
-        select(assets.c.id, assets.c.content).where(assets.c.org == org, assets.c.dataset_id == dataset_id).limit(limit)
+        select(assets.c.id, assets.c.content)
+        .where(assets.c.org == org, assets.c.dataset_id == dataset_id)
+        .limit(limit)
     ).all()
     if not rows:
         return False
     ids = [row.id for row in rows]
     connection.execute(
-        delete(assets).where(assets.c.org == org, assets.c.dataset_id == dataset_id, assets.c.id.in_(ids))
+        delete(assets).where(
+            assets.c.org == org, assets.c.dataset_id == dataset_id, assets.c.id.in_(ids)
+        )
     )
     mark_unneeded_contents(connection, org=org, hashes={row.content for row in rows})
     return True
@@ -196,7 +219,9 @@ def remove(connection: Connection, *, org: str, dataset_id: str) -> set[str]:
     Return the blobs it named.
     """
     blobs = set[str]()
-    of_imports = select(imports.c.id).where(imports.c.org == org, imports.c.dataset_id == dataset_id)
+    of_imports = select(imports.c.id).where(
+        imports.c.org == org, imports.c.dataset_id == dataset_id
+    )
     in_imports = (import_files.c.org == org, import_files.c.import_id.in_(of_imports))
     blobs |= set(connection.execute(select(import_files.c.sha256).where(*in_imports)).scalars())
     connection.execute(delete(import_files).where(*in_imports))
@@ -205,7 +230,9 @@ def remove(connection: Connection, *, org: str, dataset_id: str) -> set[str]:
         blobs |= set(connection.execute(select(table.c.sha256).where(*of_it)).scalars())
         connection.execute(delete(table).where(*of_it))
     for table in (bulk_deletions, run_datasets):
-        connection.execute(delete(table).where(table.c.org == org, table.c.dataset_id == dataset_id))
+        connection.execute(
+            delete(table).where(table.c.org == org, table.c.dataset_id == dataset_id)
+        )
     return {sha256 for sha256 in blobs if sha256 is not None}
 
 
@@ -223,12 +250,14 @@ def mark_unneeded_contents(connection: Connection, *, org: str, hashes: set[str]
     known = set[str]()
     for start in range(0, len(candidates), 500):
         query = select(unneeded_contents.c.content).where(
-            unneeded_contents.c.org == org, unneeded_contents.c.content.in_(candidates[start : start + 500])
+            unneeded_contents.c.org == org,
+            unneeded_contents.c.content.in_(candidates[start : start + 500]),
         )
         known |= set(connection.execute(query).scalars())
     if new := [content for content in candidates if content not in known]:
         connection.execute(
-            insert(unneeded_contents), [{"org": org, "content": content, "is_held": False} for content in new]
+            insert(unneeded_contents),
+            [{"org": org, "content": content, "is_held": False} for content in new],
         )
     if known:
         release_contents(connection, org=org)
@@ -246,8 +275,19 @@ def release_contents(connection: Connection, *, org: str) -> None:
 def count_rows(connection: Connection, *, org: str, dataset_id: str) -> dict[str, int]:
     """Count the rows of a dataset in each table, to prove that a deletion is complete."""
     counts = {}
-    tables = (assets, records, imports, dataset_versions, dataset_exports, bulk_deletions, run_datasets)
-    for table, column in [(datasets, datasets.c.id), *((table, table.c.dataset_id) for table in tables)]:
+    tables = (
+        assets,
+        records,
+        imports,
+        dataset_versions,
+        dataset_exports,
+        bulk_deletions,
+        run_datasets,
+    )
+    for table, column in [
+        (datasets, datasets.c.id),
+        *((table, table.c.dataset_id) for table in tables),
+    ]:
         query = select(column).where(table.c.org == org, column == dataset_id)
         if number := len(connection.execute(query).all()):
             counts[str(table.name)] = number

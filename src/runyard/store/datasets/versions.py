@@ -19,7 +19,9 @@ from runyard.store.tables import unneeded_contents as unneeded
 
 def get(connection: Connection, *, org: str, dataset_id: str, version: str) -> AnyRow | None:
     table = dataset_versions.c
-    query = select(dataset_versions).where(table.org == org, table.dataset_id == dataset_id, table.id == version)
+    query = select(dataset_versions).where(
+        table.org == org, table.dataset_id == dataset_id, table.id == version
+    )
     return connection.execute(query).one_or_none()
 
 
@@ -34,8 +36,12 @@ def page(
     table = dataset_versions.c
     query = select(dataset_versions).where(table.org == org, table.dataset_id == dataset_id)
     if after is not None:
-        query = query.where(or_(table.number < after[0], and_(table.number == after[0], table.id < after[1])))
-    return connection.execute(query.order_by(table.number.desc(), table.id.desc()).limit(limit)).all()
+        query = query.where(
+            or_(table.number < after[0], and_(table.number == after[0], table.id < after[1]))
+        )
+    return connection.execute(
+        query.order_by(table.number.desc(), table.id.desc()).limit(limit)
+    ).all()
 
 
 def list_all(connection: Connection, *, org: str) -> Sequence[AnyRow]:
@@ -45,13 +51,17 @@ def list_all(connection: Connection, *, org: str) -> Sequence[AnyRow]:
 
 def list_ids(connection: Connection, *, org: str) -> set[tuple[str, str]]:
     """Return dataset and id of every version of an organization."""
-    query = select(dataset_versions.c.dataset_id, dataset_versions.c.id).where(dataset_versions.c.org == org)
+    query = select(dataset_versions.c.dataset_id, dataset_versions.c.id).where(
+        dataset_versions.c.org == org
+    )
     return {(row.dataset_id, row.id) for row in connection.execute(query)}
 
 
 def is_pinned(connection: Connection, *, org: str, dataset_id: str, version: str) -> bool:
     table = run_datasets.c
-    query = select(table.run_id).where(table.org == org, table.dataset_id == dataset_id, table.version == version)
+    query = select(table.run_id).where(
+        table.org == org, table.dataset_id == dataset_id, table.version == version
+    )
     return connection.execute(query.limit(1)).first() is not None
 
 
@@ -66,7 +76,9 @@ def remove(connection: Connection, *, org: str, dataset_id: str, version: str) -
     return blobs
 
 
-def pin_run(connection: Connection, *, org: str, run_id: str, dataset_id: str, version: str) -> None:
+def pin_run(
+    connection: Connection, *, org: str, run_id: str, dataset_id: str, version: str
+) -> None:
     row = {"org": org, "run_id": run_id, "dataset_id": dataset_id, "version": version}
     connection.execute(insert(run_datasets), row)
 
@@ -82,33 +94,50 @@ JOB_TABLES: tuple[Table, ...] = (dataset_exports, bulk_deletions)
 
 
 def get_job(connection: Connection, table: Table, *, org: str, id: str) -> AnyRow | None:
-    return connection.execute(select(table).where(table.c.org == org, table.c.id == id)).one_or_none()
+    return connection.execute(
+        select(table).where(table.c.org == org, table.c.id == id)
+    ).one_or_none()
 
 
 def add_job(connection: Connection, table: Table, values: Mapping[str, Any]) -> None:
     connection.execute(insert(table), dict(values))
 
 
-def change_job(connection: Connection, table: Table, *, org: str, id: str, values: Mapping[str, Any]) -> None:
+def change_job(
+    connection: Connection, table: Table, *, org: str, id: str, values: Mapping[str, Any]
+) -> None:
     connection.execute(update(table).where(table.c.org == org, table.c.id == id).values(**values))
 
 
 def list_active_jobs(connection: Connection, table: Table) -> Sequence[AnyRow]:
     """Return the unfinished jobs of every organization, oldest first."""
-    return connection.execute(select(table).where(table.c.state == "Waiting").order_by(table.c.time_created)).all()
+    return connection.execute(
+        select(table).where(table.c.state == "Waiting").order_by(table.c.time_created)
+    ).all()
 
 
 def job_page(
-    connection: Connection, table: Table, *, org: str, dataset_id: str, after: tuple[int, str] | None, limit: int
+    connection: Connection,
+    table: Table,
+    *,
+    org: str,
+    dataset_id: str,
+    after: tuple[int, str] | None,
+    limit: int,
 ) -> Sequence[AnyRow]:
     """Return a page, newest first, after the position (time, id)."""
     query = select(table).where(table.c.org == org, table.c.dataset_id == dataset_id)
     if after is not None:
         time_ms, last_id = after
         query = query.where(
-            or_(table.c.time_created < time_ms, and_(table.c.time_created == time_ms, table.c.id < last_id))
+            or_(
+                table.c.time_created < time_ms,
+                and_(table.c.time_created == time_ms, table.c.id < last_id),
+            )
         )
-    return connection.execute(query.order_by(table.c.time_created.desc(), table.c.id.desc()).limit(limit)).all()
+    return connection.execute(
+        query.order_by(table.c.time_created.desc(), table.c.id.desc()).limit(limit)
+    ).all()
 
 
 def list_old_exports(connection: Connection, *, before_ms: int) -> Sequence[AnyRow]:
@@ -120,7 +149,9 @@ def list_old_exports(connection: Connection, *, before_ms: int) -> Sequence[AnyR
 
 
 def remove_export(connection: Connection, *, org: str, id: str) -> None:
-    connection.execute(delete(dataset_exports).where(dataset_exports.c.org == org, dataset_exports.c.id == id))
+    connection.execute(
+        delete(dataset_exports).where(dataset_exports.c.org == org, dataset_exports.c.id == id)
+    )
 
 
 # The bytes of images: which contents nothing needs, and where a blob's contents are.
@@ -150,10 +181,14 @@ def record_content_checks(
         where = (contents.c.org == org, contents.c.content.in_(some))
         blobs |= set(connection.execute(select(contents.c.sha256).where(*where)).scalars())
         connection.execute(delete(contents).where(*where))
-        connection.execute(delete(unneeded).where(unneeded.c.org == org, unneeded.c.content.in_(some)))
+        connection.execute(
+            delete(unneeded).where(unneeded.c.org == org, unneeded.c.content.in_(some))
+        )
     for some in _split_batches(held):
         connection.execute(
-            update(unneeded).where(unneeded.c.org == org, unneeded.c.content.in_(some)).values(is_held=True)
+            update(unneeded)
+            .where(unneeded.c.org == org, unneeded.c.content.in_(some))
+            .values(is_held=True)
         )
     return blobs
 
@@ -161,7 +196,9 @@ def record_content_checks(
 def mark_needed(connection: Connection, *, org: str, needed: Collection[str]) -> None:
     """Remove the marks of contents that an asset needs again."""
     for some in _split_batches(needed):
-        connection.execute(delete(unneeded).where(unneeded.c.org == org, unneeded.c.content.in_(some)))
+        connection.execute(
+            delete(unneeded).where(unneeded.c.org == org, unneeded.c.content.in_(some))
+        )
 
 
 def list_in_blob(connection: Connection, *, org: str, sha256: str) -> Sequence[AnyRow]:
@@ -170,7 +207,9 @@ def list_in_blob(connection: Connection, *, org: str, sha256: str) -> Sequence[A
     return connection.execute(query.order_by(contents.c.offset, contents.c.content)).all()
 
 
-def move_contents(connection: Connection, *, org: str, old: str, new: str, offsets: Mapping[str, int]) -> None:
+def move_contents(
+    connection: Connection, *, org: str, old: str, new: str, offsets: Mapping[str, int]
+) -> None:
     """Record that contents of one blob are in another one now."""
     for content, offset in offsets.items():
         connection.execute(

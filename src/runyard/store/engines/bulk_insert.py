@@ -20,7 +20,9 @@ def insert_many(connection: Connection, table: Table, rows: Sequence[Mapping[str
     if names is None:
         connection.exec_driver_sql(statement, [dict(row) for row in rows]).close()
     else:
-        connection.exec_driver_sql(statement, [tuple(row[name] for name in names) for row in rows]).close()
+        connection.exec_driver_sql(
+            statement, [tuple(row[name] for name in names) for row in rows]
+        ).close()
 
 
 @functools.lru_cache(maxsize=32)

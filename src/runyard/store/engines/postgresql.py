@@ -34,7 +34,7 @@ VALUE_TOO_LARGE = "54000"
 
 
 def is_value_too_large(error: DBAPIError) -> bool:
-    """Return whether an operational error means a value that is too large, not a failing database."""
+    """Return whether an operational error means a too large value, not a failing database."""
     return getattr(error.orig, "sqlstate", None) == VALUE_TOO_LARGE
 
 
@@ -76,8 +76,8 @@ class PostgreSql:
     def prepare_upgrade(self, connection: Connection, version: str, head: str) -> None:
         """Log that no copy is made before the upgrade: only the operator can do that."""
         log.warning(
-            "upgrading the schema of the PostgreSQL database %s from %s to %s; no copy is made; try: pg_dump before "
-            "an upgrade",
+            "upgrading the schema of the PostgreSQL database %s from %s to %s; no copy is made; "
+            "try: pg_dump before an upgrade",
             connection.engine.url.database,
             version,
             head,
@@ -95,8 +95,8 @@ class PostgreSql:
             else "start PostgreSQL, or check host and port in RUNYARD_DATABASE_URL"
         )
         return (
-            f"the PostgreSQL database {url.database!r} at {where} cannot be opened as {url.username!r}: {cause}; "
-            f"try: {fix}",
+            f"the PostgreSQL database {url.database!r} at {where} cannot be opened as "
+            f"{url.username!r}: {cause}; try: {fix}",
             not is_final,
         )
 

@@ -46,7 +46,9 @@ class Sqlite:
         self._path = path
 
     def create_writing_engine(self) -> Engine:
-        engine = create_engine(f"sqlite:///{self._path}", poolclass=NullPool, connect_args={"check_same_thread": False})
+        engine = create_engine(
+            f"sqlite:///{self._path}", poolclass=NullPool, connect_args={"check_same_thread": False}
+        )
 
         @event.listens_for(engine, "connect")
         def prepare(connection: Any, _record: Any) -> None:
@@ -109,11 +111,13 @@ class Sqlite:
         needed, free = self._path.stat().st_size, free_bytes(folder)
         if needed > free:
             raise CannotUpgrade(
-                f"a copy of it before the upgrade from schema {version} to {head} needs {needed >> 20} MiB, and "
-                f"{free >> 20} MiB are free at {folder}"
+                f"a copy of it before the upgrade from schema {version} to {head} needs "
+                f"{needed >> 20} MiB, and {free >> 20} MiB are free at {folder}"
             )
         copy = _choose_copy_path(folder, f"{self._path.stem}-schema-{version}")
-        log.info("copying the database before its upgrade from schema %s to %s: %s", version, head, copy)
+        log.info(
+            "copying the database before its upgrade from schema %s to %s: %s", version, head, copy
+        )
         self._copy_to(copy)
         for old in sorted(folder.glob(f"{self._path.stem}-schema-*.db"), key=_mtime)[:-MAX_COPIES]:
             old.unlink(missing_ok=True)
@@ -143,20 +147,33 @@ class Sqlite:
         copies = self._path.parent / COPIES_DIR_NAME
         if isinstance(error, CannotUpgrade):
             return (
-                f"the database {self._path} cannot be upgraded: {error}; try: free disk space, or {_OTHER_FILE}",
+                f"the database {self._path} cannot be upgraded: {error}; try: free disk space, or "
+                f"{_OTHER_FILE}",
                 False,
             )
         if code in DAMAGED:
             return (
-                f"the database {self._path} is damaged ({cause}); try: put back a copy of it ({copies} may hold one), "
-                f"or {_OTHER_FILE}",
+                f"the database {self._path} is damaged ({cause}); try: put back a copy of it "
+                f"({copies} may hold one), or {_OTHER_FILE}",
                 False,
             )
         if code in NEEDS_ACCESS:
-            return f"the database {self._path} cannot be opened ({cause}); try: let this user read and write it", False
+            return (
+                f"the database {self._path} cannot be opened ({cause}); try: let this user read "
+                "and write it",
+                False,
+            )
         if code == sqlite3.SQLITE_FULL:
-            return f"the database {self._path} cannot be written ({cause}); try: free space on its disk", True
-        return f"the database {self._path} cannot be opened ({cause}); try: check its disk, and start again", True
+            return (
+                f"the database {self._path} cannot be written ({cause}); try: free space on its "
+                "disk",
+                True,
+            )
+        return (
+            f"the database {self._path} cannot be opened ({cause}); try: check its disk, and start "
+            "again",
+            True,
+        )
 
     def reclaim(self, connection: Connection) -> int:
         """Return one step of free space to the disk; return its bytes, 0 when there is too little.
@@ -185,17 +202,25 @@ class Sqlite:
         raw = _driver_connection(connection)
         if _read_pragma(raw, "auto_vacuum") == AUTO_VACUUM_INCREMENTAL:
             return
-        used = (_read_pragma(raw, "page_count") - _read_pragma(raw, "freelist_count")) * _read_pragma(raw, "page_size")
+        used = (
+            _read_pragma(raw, "page_count") - _read_pragma(raw, "freelist_count")
+        ) * _read_pragma(raw, "page_size")
         if 2 * used > (free := free_bytes(self._path.parent)):
             raise OSError(
-                errno.ENOSPC, f"rebuilding the database needs {2 * used >> 20} MiB, {free >> 20} are free", self._path
+                errno.ENOSPC,
+                f"rebuilding the database needs {2 * used >> 20} MiB, {free >> 20} are free",
+                self._path,
             )
         raw.execute("VACUUM").fetchall()
         self._truncate_wal(raw)
 
     def reclaimable_bytes(self, connection: Connection) -> int | None:
         pages = int(connection.exec_driver_sql("PRAGMA freelist_count").scalar_one())
-        return max(0, pages * int(connection.exec_driver_sql("PRAGMA page_size").scalar_one()) - MIN_FREE_BYTES)
+        return max(
+            0,
+            pages * int(connection.exec_driver_sql("PRAGMA page_size").scalar_one())
+            - MIN_FREE_BYTES,
+        )
 
     def _truncate_wal(self, raw: sqlite3.Connection) -> None:
         raw.execute("PRAGMA busy_timeout=0").close()
@@ -233,7 +258,10 @@ def _read_pragma(raw: sqlite3.Connection, name: str) -> int:
 
 def _choose_copy_path(folder: Path, stem: str) -> Path:
     """Return an unused path for a copy."""
-    numbered = (folder / (f"{stem}.db" if number == 1 else f"{stem}-{number}.db") for number in range(1, 10_000))
+    numbered = (
+        folder / (f"{stem}.db" if number == 1 else f"{stem}-{number}.db")
+        for number in range(1, 10_000)
+    )
     return next(path for path in numbered if not path.exists())
 
 

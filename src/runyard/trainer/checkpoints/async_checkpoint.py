@@ -69,7 +69,9 @@ class AsyncCheckpointer:
             free_bytes=free_bytes,
             sleep=sleep,
         )
-        self.waited_s = 0.0  # how long the loop waited for disk space; a waiting writer does not count
+        self.waited_s = (
+            0.0  # how long the loop waited for disk space; a waiting writer does not count
+        )
         self.is_refused = False  # whether a stop ended the last save before there was disk space
         self.pending_step: int | None = None  # the step that is being saved
         self._events, self._say = events, say
@@ -255,7 +257,9 @@ class AsyncCheckpointer:
         self._is_busy = True
         threading.Thread(target=report_errors, name="checkpoint-writer", daemon=True).start()
 
-    def _finish(self, saved: SavedCheckpoint | None, on_done: Callable[[SavedCheckpoint | None], None]) -> None:
+    def _finish(
+        self, saved: SavedCheckpoint | None, on_done: Callable[[SavedCheckpoint | None], None]
+    ) -> None:
         self._set_idle()
         self.is_refused = saved is None
         on_done(saved)
@@ -271,7 +275,9 @@ class AsyncCheckpointer:
 class StagedContents:
     """The contents of a checkpoint whose tensors are copies, which ``fill`` has yet to fill."""
 
-    def __init__(self, contents: CheckpointContents, pairs: list[Pair], stream: torch.cuda.Stream | None):
+    def __init__(
+        self, contents: CheckpointContents, pairs: list[Pair], stream: torch.cuda.Stream | None
+    ):
         self.contents, self._pairs, self._stream = contents, pairs, stream
 
     def fill(self) -> None:
@@ -309,11 +315,15 @@ class HostBuffers:
             for name, value in tensors.items():
                 if isinstance(value, torch.Tensor) and not _is_frozen(value):
                     location = (
-                        (value.data_ptr(), value.shape, value.stride(), value.dtype) if value.numel() else (name,)
+                        (value.data_ptr(), value.shape, value.stride(), value.dtype)
+                        if value.numel()
+                        else (name,)
                     )
                     names_by_location.setdefault(location, []).append((kind, name))
                     sources[kind, name] = value
-        self._allocate({names[0]: sources[names[0]] for names in names_by_location.values()}, device)
+        self._allocate(
+            {names[0]: sources[names[0]] for names in names_by_location.values()}, device
+        )
         copies: dict[str, dict[str, torch.Tensor]] = {"weights": {}, "tensors": {}}
         pairs: list[Pair] = []
         for first, *others in names_by_location.values():
@@ -343,7 +353,8 @@ class HostBuffers:
         buffers = {
             name: tensor
             for name, tensor in self._buffers.items()
-            if name in needed and (tensor.shape, tensor.dtype) == (needed[name].shape, needed[name].dtype)
+            if name in needed
+            and (tensor.shape, tensor.dtype) == (needed[name].shape, needed[name].dtype)
         }
         missing = {name: value for name, value in needed.items() if name not in buffers}
         needed_bytes = sum(value.nbytes for value in missing.values())
@@ -352,7 +363,9 @@ class HostBuffers:
             free = max(0, available) >> 20
             raise MemoryError(f"{needed_bytes >> 20:,} MiB are needed and {free:,} MiB are free")
         for name, value in missing.items():
-            buffers[name] = torch.empty(value.shape, dtype=value.dtype, pin_memory=device.type == "cuda")
+            buffers[name] = torch.empty(
+                value.shape, dtype=value.dtype, pin_memory=device.type == "cuda"
+            )
         self._buffers = buffers
 
 

@@ -46,7 +46,9 @@ from runyard.trainer.models.model import Model
 RUN = "run.json"
 STATE, TENSORS = "state.json", "state.safetensors"
 STAGING = ".staging"
-SMALL_FILES_BYTES = 1 << 20  # upper bound of configuration, tokenizer and counters of built-in models
+SMALL_FILES_BYTES = (
+    1 << 20
+)  # upper bound of configuration, tokenizer and counters of built-in models
 
 
 class Progress(msgspec.Struct, rename="camel", kw_only=True):
@@ -98,11 +100,16 @@ def collect_contents(
     if model.base is None:
         weights = dict(model.module.state_dict(keep_vars=True))
     else:  # the state of a quantized base is not needed
-        weights = {name: value for name, value in model.module.named_parameters() if value.requires_grad}
+        weights = {
+            name: value for name, value in model.module.named_parameters() if value.requires_grad
+        }
     tensors: dict[str, torch.Tensor] = {"random.cpu": torch.get_rng_state()}
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
-    flat = [_flatten(optimizer.state_dict(), tensors, f"optimizer.{i}") for i, optimizer in enumerate(optimizers)]
+    flat = [
+        _flatten(optimizer.state_dict(), tensors, f"optimizer.{i}")
+        for i, optimizer in enumerate(optimizers)
+    ]
     return CheckpointContents(
         weights=weights,
         tensors=tensors,
@@ -157,7 +164,9 @@ def save_checkpoint(
         files: list[dict[str, Any]] = []
         for path, full in files_below(staged):
             _fsync_file(full)
-            files.append({"path": path, "sizeBytes": full.stat().st_size, "sha256": sha256_of(full)})
+            files.append(
+                {"path": path, "sizeBytes": full.stat().st_size, "sha256": sha256_of(full)}
+            )
         for folder in sorted(item for item in staged.rglob("*") if item.is_dir()):
             fsync_dir(folder)
         manifest = {
@@ -181,11 +190,15 @@ def save_checkpoint(
         if system_error is None or system_error is error:
             raise
         raise system_error from error
-    next_bytes = sum(int(file["sizeBytes"]) for file in files if not _is_hard_linked(file["path"], model))
+    next_bytes = sum(
+        int(file["sizeBytes"]) for file in files if not _is_hard_linked(file["path"], model)
+    )
     return SavedCheckpoint(name, final, next_bytes, contents.step)
 
 
-def estimate_bytes(model: Model, contents: CheckpointContents, previous: SavedCheckpoint | None) -> int:
+def estimate_bytes(
+    model: Model, contents: CheckpointContents, previous: SavedCheckpoint | None
+) -> int:
     """Return the disk space of the next checkpoint: that of the previous one, or an upper bound."""
     if previous is not None:
         return previous.next_bytes
@@ -198,7 +211,11 @@ def estimate_bytes(model: Model, contents: CheckpointContents, previous: SavedCh
 
 def _is_hard_linked(path: str, model: Model) -> bool:
     """Return whether the next checkpoint links this file; see ``_link_or_copy``."""
-    return model.base is not None and path.startswith(f"{MODEL_FULL}/") and path.endswith(".safetensors")
+    return (
+        model.base is not None
+        and path.startswith(f"{MODEL_FULL}/")
+        and path.endswith(".safetensors")
+    )
 
 
 def _remove(folder: Path) -> None:
@@ -223,7 +240,9 @@ def is_proven(folder: Path) -> bool:
         return False
 
 
-def load_state(folder: Path, optimizers: list[torch.optim.Optimizer]) -> tuple[Progress, dict[str, Any] | None]:
+def load_state(
+    folder: Path, optimizers: list[torch.optim.Optimizer]
+) -> tuple[Progress, dict[str, Any] | None]:
     """Restore optimizers and random states; return the counters and the loss scaler's state.
 
     Learning rates and weight decay stay those of the flow: a run that resumes from another run's
@@ -240,7 +259,8 @@ def load_state(folder: Path, optimizers: list[torch.optim.Optimizer]) -> tuple[P
         raise InvalidFlow(_describe_group_mismatch(folder))
     for number, (optimizer, saved) in enumerate(zip(optimizers, state["optimizers"], strict=True)):
         flow_settings = [
-            {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
+            {name: value for name, value in group.items() if name != "params"}
+            for group in optimizer.param_groups
         ]
         try:
             optimizer.load_state_dict(_unflatten(saved, tensors, f"optimizer.{number}"))
@@ -261,10 +281,16 @@ def _describe_group_mismatch(folder: Path) -> str:
     )
 
 
-def select_kept(saved: list[SavedCheckpoint], *, keep: int, keep_best: bool, best: str | None) -> list[SavedCheckpoint]:
+def select_kept(
+    saved: list[SavedCheckpoint], *, keep: int, keep_best: bool, best: str | None
+) -> list[SavedCheckpoint]:
     """Return the ``keep`` newest checkpoints, and the best one if wanted, oldest first."""
     first_kept = len(saved) - max(1, keep)
-    return [item for index, item in enumerate(saved) if index >= first_kept or (keep_best and item.name == best)]
+    return [
+        item
+        for index, item in enumerate(saved)
+        if index >= first_kept or (keep_best and item.name == best)
+    ]
 
 
 def remove_checkpoints(items: list[SavedCheckpoint]) -> None:
@@ -277,7 +303,9 @@ def remove_checkpoints(items: list[SavedCheckpoint]) -> None:
         _remove(item.folder)
 
 
-def _write_model(staged: Path, model: Model, contents: CheckpointContents, previous: SavedCheckpoint | None) -> None:
+def _write_model(
+    staged: Path, model: Model, contents: CheckpointContents, previous: SavedCheckpoint | None
+) -> None:
     full = staged / MODEL_FULL
     full.mkdir()
     # A dictionary of its own, because libraries empty the one they are given.
@@ -290,7 +318,9 @@ def _write_model(staged: Path, model: Model, contents: CheckpointContents, previ
             suffixes = (".safetensors", ".json", ".txt", ".model", ".jinja")
             if source.suffix in suffixes and path != RUN:
                 _link_or_copy(source, full / path, may_link=previous is not None)
-        model.module.save_pretrained(staged / MODEL_ADAPTER, save_embedding_layers=False, state_dict=weights)
+        model.module.save_pretrained(
+            staged / MODEL_ADAPTER, save_embedding_layers=False, state_dict=weights
+        )
         (staged / MODEL_ADAPTER / "README.md").unlink(missing_ok=True)
         write_model_config(full, model.module)
         # Of this flow, as in full training.
@@ -324,7 +354,9 @@ def _write_state(folder: Path, contents: CheckpointContents) -> None:
     write_json(folder / STATE, contents.state)
 
 
-def _flatten(state: dict[str, Any], tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, Any]:
+def _flatten(
+    state: dict[str, Any], tensors: dict[str, torch.Tensor], prefix: str
+) -> dict[str, Any]:
     """Move the tensors of an optimizer's state into ``tensors``; return the rest, which is JSON."""
     values: dict[str, dict[str, Any]] = {}
     for parameter, entries in state["state"].items():
@@ -335,7 +367,8 @@ def _flatten(state: dict[str, Any], tensors: dict[str, torch.Tensor], prefix: st
             else:
                 plain[name] = value
     groups = [
-        {name: value for name, value in group.items() if isinstance(value, _PLAIN)} for group in state["param_groups"]
+        {name: value for name, value in group.items() if isinstance(value, _PLAIN)}
+        for group in state["param_groups"]
     ]
     return {"values": values, "groups": groups}
 
@@ -343,14 +376,21 @@ def _flatten(state: dict[str, Any], tensors: dict[str, torch.Tensor], prefix: st
 _PLAIN = (int, float, str, bool, list, tuple, type(None))
 
 
-def _unflatten(saved: dict[str, Any], tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, Any]:
+def _unflatten(
+    saved: dict[str, Any], tensors: dict[str, torch.Tensor], prefix: str
+) -> dict[str, Any]:
     """Return the optimizer state that ``_flatten`` took apart."""
-    state: dict[int, dict[str, Any]] = {int(name): dict(values) for name, values in saved["values"].items()}
+    state: dict[int, dict[str, Any]] = {
+        int(name): dict(values) for name, values in saved["values"].items()
+    }
     for key, tensor in tensors.items():
         if key.startswith(prefix + "."):
             parameter, name = key.removeprefix(prefix + ".").split(".", 1)
             state.setdefault(int(parameter), {})[name] = tensor
-    groups = [{name: tuple(v) if name == "betas" else v for name, v in group.items()} for group in saved["groups"]]
+    groups = [
+        {name: tuple(v) if name == "betas" else v for name, v in group.items()}
+        for group in saved["groups"]
+    ]
     return {"state": state, "param_groups": groups}
 
 

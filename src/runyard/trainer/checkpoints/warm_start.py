@@ -25,7 +25,9 @@ def check_fits(recipe: ResolvedFlow, checkpoint: Path) -> None:
     wanted = _read_flow_settings(recipe)
     saved["training.mode"] = "lora" if (checkpoint / MODEL_ADAPTER).is_dir() else "full"
     if saved["training.mode"] != "lora" or wanted["training.mode"] != "lora":
-        wanted = {name: value for name, value in wanted.items() if not name.startswith("training.lora.")}
+        wanted = {
+            name: value for name, value in wanted.items() if not name.startswith("training.lora.")
+        }
     different = [
         f"{name} is {value!r} in the flow and {saved[name]!r} in the checkpoint"
         for name, value in wanted.items()

@@ -29,7 +29,9 @@ def augment_sample(sample: Sample, strengths: Augmentation, random: np.random.Ge
     zoom = 1 + strengths.zoom * float(size)
     is_mirrored = abs(float(mirror)) < strengths.mirror
     shift = (strengths.shift * float(x), strengths.shift * float(y))
-    groundings = _transform_groundings(sample.truth.groundings, zoom=zoom, shift=shift, is_mirrored=is_mirrored)
+    groundings = _transform_groundings(
+        sample.truth.groundings, zoom=zoom, shift=shift, is_mirrored=is_mirrored
+    )
     truth = sample.truth
     if groundings is not None and (zoom != 1 or shift != (0, 0) or is_mirrored):
         image = _transform_image(image, zoom=zoom, shift=shift, is_mirrored=is_mirrored)
@@ -39,12 +41,16 @@ def augment_sample(sample: Sample, strengths: Augmentation, random: np.random.Ge
     if strengths.contrast:
         image = ImageEnhance.Contrast(image).enhance(1 + strengths.contrast * float(contrast))
     if strengths.noise:
-        pixels = np.asarray(image, np.float64) + random.normal(0, 255 * strengths.noise, (*image.size[::-1], 3))
+        pixels = np.asarray(image, np.float64) + random.normal(
+            0, 255 * strengths.noise, (*image.size[::-1], 3)
+        )
         image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
     return Sample(image, sample.question, truth, task=sample.task)
 
 
-def _transform_image(image: Image.Image, *, zoom: float, shift: tuple[float, float], is_mirrored: bool) -> Image.Image:
+def _transform_image(
+    image: Image.Image, *, zoom: float, shift: tuple[float, float], is_mirrored: bool
+) -> Image.Image:
     """Zoom about the center, shift by a fraction of each side, and mirror horizontally if asked."""
     width, height = image.size
     sign = -1.0 if is_mirrored else 1.0
@@ -57,7 +63,9 @@ def _transform_image(image: Image.Image, *, zoom: float, shift: tuple[float, flo
         1 / zoom,
         height / 2 - (height / 2 + shift[1] * height) / zoom,
     )
-    return image.transform(image.size, Image.Transform.AFFINE, matrix, resample=Image.Resampling.BILINEAR)
+    return image.transform(
+        image.size, Image.Transform.AFFINE, matrix, resample=Image.Resampling.BILINEAR
+    )
 
 
 def _transform_groundings(
@@ -69,19 +77,26 @@ def _transform_groundings(
     """
     transformed = []
     for item in groundings:
-        boxes = [_transform_box(box, zoom=zoom, shift=shift, is_mirrored=is_mirrored) for box in item.boxes]
+        boxes = [
+            _transform_box(box, zoom=zoom, shift=shift, is_mirrored=is_mirrored)
+            for box in item.boxes
+        ]
         if any(box is None for box in boxes):
             return None
         transformed.append(Grounding(item.phrase, tuple(box for box in boxes if box is not None)))
     return tuple(transformed)
 
 
-def _transform_box(box: Box, *, zoom: float, shift: tuple[float, float], is_mirrored: bool) -> Box | None:
+def _transform_box(
+    box: Box, *, zoom: float, shift: tuple[float, float], is_mirrored: bool
+) -> Box | None:
     half = BOX_SCALE / 2
     sign = -1 if is_mirrored else 1
     xs = sorted(half + shift[0] * BOX_SCALE + sign * zoom * (x - half) for x in (box[0], box[2]))
     ys = [half + shift[1] * BOX_SCALE + zoom * (y - half) for y in (box[1], box[3])]
-    x1, y1, x2, y2 = (min(float(BOX_SCALE), max(0.0, value)) for value in (xs[0], ys[0], xs[1], ys[1]))
+    x1, y1, x2, y2 = (
+        min(float(BOX_SCALE), max(0.0, value)) for value in (xs[0], ys[0], xs[1], ys[1])
+    )
     area = (xs[1] - xs[0]) * (ys[1] - ys[0])
     if area <= 0 or (x2 - x1) * (y2 - y1) < MIN_VISIBLE * area:
         return None

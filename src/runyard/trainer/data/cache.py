@@ -141,7 +141,10 @@ class CachedEncodings(Encodings):
         self._shards = np.repeat(np.arange(len(sizes)), sizes)[at]
         self._rows = at - np.concatenate([[0], np.cumsum(sizes)])[self._shards]
         self.prompt_lengths = np.concatenate([shard.prompt_lengths for shard in encoded.shards])[at]
-        self.lengths = self.prompt_lengths + np.concatenate([shard.answer_lengths for shard in encoded.shards])[at]
+        self.lengths = (
+            self.prompt_lengths
+            + np.concatenate([shard.answer_lengths for shard in encoded.shards])[at]
+        )
         shares = np.bincount(self._shards, minlength=len(sizes)) / sizes
         self.size_bytes = round(float(shares @ [shard.size_bytes for shard in encoded.shards]))
 
@@ -196,7 +199,8 @@ def encode_all(
     numbers = np.unique(np.concatenate([part.numbers for part in parts]))
     settings = hash_settings(encoder)
     pieces = [
-        (make_shard_name(samples, piece, settings), piece) for piece in split_by_content(samples, numbers, per_shard)
+        (make_shard_name(samples, piece, settings), piece)
+        for piece in split_by_content(samples, numbers, per_shard)
     ]
     _raise_descriptor_limit(2 * len(pieces) + SPARE_DESCRIPTORS)
     builder = _ShardBuilder(samples, encoder, cache_dir, hooks, numbers)
@@ -208,7 +212,9 @@ def encode_all(
         found = {}
         for at in np.flatnonzero(states == state):
             shard = int(np.searchsorted(begins, at, side="right")) - 1
-            found[int(numbers[at])] = shards[shard].read_missing_reason(int(at - begins[shard])) or ""
+            found[int(numbers[at])] = (
+                shards[shard].read_missing_reason(int(at - begins[shard])) or ""
+            )
         return found
 
     broken = find_missing(BROKEN)
@@ -237,7 +243,9 @@ def hash_settings(encoder: SampleEncoder) -> str:
     return hashlib.sha256(json.dumps(document, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def split_by_content(samples: UploadedSamples, numbers: Array, per_shard: int = IMAGES_PER_SHARD) -> Iterator[Array]:
+def split_by_content(
+    samples: UploadedSamples, numbers: Array, per_shard: int = IMAGES_PER_SHARD
+) -> Iterator[Array]:
     """Yield the samples in pieces of about ``per_shard`` images (content-defined chunking).
 
     A piece ends after an image whose hash is divisible by ``per_shard``, so an insertion moves no
@@ -246,11 +254,17 @@ def split_by_content(samples: UploadedSamples, numbers: Array, per_shard: int = 
     begin = images = 0
     for at, number in enumerate(numbers):
         image_hash = samples.image_hashes[number]
-        if at + 1 < len(numbers) and np.array_equal(samples.image_hashes[numbers[at + 1]], image_hash):
+        if at + 1 < len(numbers) and np.array_equal(
+            samples.image_hashes[numbers[at + 1]], image_hash
+        ):
             continue
         images += 1
         is_end = int.from_bytes(image_hash[:4].tobytes(), "big") % per_shard == 0
-        if is_end or images >= per_shard * (MAX_IMAGES_PER_SHARD // IMAGES_PER_SHARD) or at + 1 == len(numbers):
+        if (
+            is_end
+            or images >= per_shard * (MAX_IMAGES_PER_SHARD // IMAGES_PER_SHARD)
+            or at + 1 == len(numbers)
+        ):
             yield numbers[begin : at + 1]
             begin, images = at + 1, 0
 
@@ -327,12 +341,16 @@ class _ShardBuilder:
     def _build(self, name: str, piece: Array) -> Shard | None:
         """Write a shard; return None while another run is writing it."""
         cache_dir = self._cache_dir
-        if cache_dir.shared is not None and self._has_space(int(self._bytes_per_sample * len(piece))):
+        if cache_dir.shared is not None and self._has_space(
+            int(self._bytes_per_sample * len(piece))
+        ):
             with contextlib.suppress(_NoSpace):
                 return self._write(cache_dir.shared, name, piece, with_images=True)
         while True:
             try:
-                return self._write(cache_dir.attempt_folder / FOLDER, name, piece, with_images=False)
+                return self._write(
+                    cache_dir.attempt_folder / FOLDER, name, piece, with_images=False
+                )
             except _NoSpace as error:
                 self._report(f"Waiting for disk space: {error}")
                 time.sleep(WAIT_S)
@@ -393,7 +411,10 @@ class _ShardBuilder:
     def _count_broken(self, number: int, reason: str) -> None:
         """Raise InvalidData as soon as too many images are broken, rather than hours later."""
         self._broken.add(self._samples.image_hashes[number].tobytes())
-        if len(self._broken) > MAX_BROKEN_SHARE * self._image_count and len(self._broken) > MAX_NAMED_BROKEN:
+        if (
+            len(self._broken) > MAX_BROKEN_SHARE * self._image_count
+            and len(self._broken) > MAX_NAMED_BROKEN
+        ):
             raise InvalidData(
                 f"more than {MAX_BROKEN_SHARE:.0%} of the images of dataset {self._samples.name!r} "
                 "cannot be decoded, "
@@ -422,7 +443,9 @@ class _ShardBuilder:
         if now_s - self._reported_s < PROGRESS_EVERY_S:
             return
         self._reported_s = now_s
-        self._hooks.on_progress(message or self._format_progress(self._done + in_piece, now_s - self._started_s))
+        self._hooks.on_progress(
+            message or self._format_progress(self._done + in_piece, now_s - self._started_s)
+        )
 
     def _format_progress(self, done: int, seconds: float) -> str:
         progress = f"Encoding images: {done:,} of {self._total:,} samples"
@@ -534,7 +557,9 @@ def _raise_descriptor_limit(needed: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, target), hard))
 
 
-def _report_broken(samples: UploadedSamples, numbers: Array, broken: dict[int, str], hooks: Hooks) -> None:
+def _report_broken(
+    samples: UploadedSamples, numbers: Array, broken: dict[int, str], hooks: Hooks
+) -> None:
     """Warn of each broken image by name; raise InvalidData when there are too many."""
     if not broken:
         return

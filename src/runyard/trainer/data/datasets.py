@@ -77,7 +77,9 @@ class Dataset:
     version: str | None = None  # of an uploaded dataset; None for built-in ones
 
 
-def load_dataset(name: str, *, seed: int, validation_fraction: float, max_samples: int | None = None) -> Dataset:
+def load_dataset(
+    name: str, *, seed: int, validation_fraction: float, max_samples: int | None = None
+) -> Dataset:
     """Return the built-in dataset with this ID, split, with at most ``max_samples`` of each part.
 
     Raises:
@@ -112,7 +114,9 @@ def hash_samples(data: Dataset) -> str:
     for part in (data.train, data.validation):
         digest.update(f"{len(part)} samples".encode())
         for sample in part:
-            digest.update(f"{sample.image.size}{sample.task}{sample.question!r}{sample.truth}".encode())
+            digest.update(
+                f"{sample.image.size}{sample.task}{sample.question!r}{sample.truth}".encode()
+            )
             digest.update(sample.image.tobytes())
     return digest.hexdigest()[:VERSION_LENGTH]
 
@@ -129,7 +133,9 @@ def make_digits(seed: int, validation_fraction: float) -> Dataset:
         if _is_held_out(scan, seed, validation_fraction):
             held_out.append(Sample(enlarge_scan(scan), DIGIT_QUESTION, Answer(str(label))))
         else:
-            train.append(Sample(enlarge_scan(scan), choose_digit_question(len(train)), Answer(str(label))))
+            train.append(
+                Sample(enlarge_scan(scan), choose_digit_question(len(train)), Answer(str(label)))
+            )
     return Dataset("digits", VQA, train, held_out)
 
 
@@ -145,8 +151,12 @@ def make_digits_grounding(seed: int, validation_fraction: float) -> Dataset:
     return Dataset(
         "digits-grounding",
         PHRASE_GROUNDING,
-        _make_canvases(train, TRAINING_CANVASES, np.random.default_rng([seed, 1]), share_unnamed=UNNAMED),
-        _make_canvases(held_out, HELD_OUT_CANVASES, np.random.default_rng([seed, 2]), share_unnamed=0.0),
+        _make_canvases(
+            train, TRAINING_CANVASES, np.random.default_rng([seed, 1]), share_unnamed=UNNAMED
+        ),
+        _make_canvases(
+            held_out, HELD_OUT_CANVASES, np.random.default_rng([seed, 2]), share_unnamed=0.0
+        ),
         (" and ", CANVAS_QUESTION, *_list_box_phrases()),
     )
 
@@ -196,7 +206,9 @@ def _make_both(
     Canvases for training show augmented scans, because the model soon memorizes the scans
     themselves. Boxes stay the same: they mark the grid cell of a scan.
     """
-    single = draw_canvases(scans, round(count * share_vqa), random, share_unnamed=0.0, most=1, is_varied=is_training)
+    single = draw_canvases(
+        scans, round(count * share_vqa), random, share_unnamed=0.0, most=1, is_varied=is_training
+    )
     naming = [
         Sample(
             canvas.image,
@@ -206,12 +218,16 @@ def _make_both(
         )
         for index, canvas in enumerate(single)
     ]
-    several = draw_canvases(scans, count - len(naming), random, share_unnamed=0.0, fewest=2, is_varied=is_training)
+    several = draw_canvases(
+        scans, count - len(naming), random, share_unnamed=0.0, fewest=2, is_varied=is_training
+    )
     mixed = [
         *naming,
         *(replace(_make_grounding_sample(canvas), task=PHRASE_GROUNDING) for canvas in several),
     ]
-    return _put_own_task_first([mixed[int(index)] for index in random.permutation(len(mixed))], PHRASE_GROUNDING)
+    return _put_own_task_first(
+        [mixed[int(index)] for index in random.permutation(len(mixed))], PHRASE_GROUNDING
+    )
 
 
 def _split_scans(seed: int, validation_fraction: float) -> tuple[list[Scan], list[Scan]]:
@@ -234,7 +250,9 @@ def _list_box_phrases() -> Iterator[str]:
     """
     yield from (f'{word}","grounding":[[' for word in WORDS)
     corners = range(0, CANVAS_SIDE + 1, CANVAS_GRID)
-    yield from (f"{scale_box((x, x, x, x), width=CANVAS_SIDE, height=CANVAS_SIDE)[0]}," for x in corners)
+    yield from (
+        f"{scale_box((x, x, x, x), width=CANVAS_SIDE, height=CANVAS_SIDE)[0]}," for x in corners
+    )
 
 
 def _list_corner_phrases() -> Iterator[str]:
@@ -262,13 +280,15 @@ def _make_canvases(
     apart.
     """
     return [
-        _make_grounding_sample(canvas) for canvas in draw_canvases(scans, count, random, share_unnamed=share_unnamed)
+        _make_grounding_sample(canvas)
+        for canvas in draw_canvases(scans, count, random, share_unnamed=share_unnamed)
     ]
 
 
 def _make_grounding_sample(canvas: Canvas) -> Sample:
     groundings = tuple(
-        Grounding(word, (scale_box(box, width=CANVAS_SIDE, height=CANVAS_SIDE),)) for word, box in canvas.digits
+        Grounding(word, (scale_box(box, width=CANVAS_SIDE, height=CANVAS_SIDE),))
+        for word, box in canvas.digits
     )
     question = CANVAS_QUESTION if canvas.is_unnamed else canvas.sentence
     return Sample(canvas.image, question, Answer(canvas.sentence, groundings))

@@ -37,7 +37,9 @@ from runyard.trainer.errors import InvalidData
 from runyard.trainer.families import FamilyParts
 
 MAX_TABLE_VALUES = 65_536
-FEATURES = "features"  # the input that replaces pixels where image features are stored (``features.py``)
+FEATURES = (
+    "features"  # the input that replaces pixels where image features are stored (``features.py``)
+)
 MAX_KNOWN_PROMPTS = 512
 # Fields of saved processors that record their origin and have no effect.
 _ORIGIN_FIELDS = (
@@ -123,7 +125,9 @@ class Encoder:
         # A cache with a strong reference would keep this object, and its renderer's process, until
         # a garbage collection.
         weak_self = weakref.proxy(self)
-        self._prompt = lru_cache(maxsize=MAX_KNOWN_PROMPTS)(partial(Encoder._write_prompt, weak_self))
+        self._prompt = lru_cache(maxsize=MAX_KNOWN_PROMPTS)(
+            partial(Encoder._write_prompt, weak_self)
+        )
         self._end = self._find_end_of_answer()
         self._tokenize_answer = lru_cache(maxsize=16_384)(partial(Encoder._tokenize, weak_self))
 
@@ -135,10 +139,14 @@ class Encoder:
             TooLong: it does not fit, even with the smallest image.
         """
         answer = write_answer(sample.task or self._task, sample.truth)
-        encoded = self.encode_with_answer(sample.image, sample.question, answer, with_image=with_image)
+        encoded = self.encode_with_answer(
+            sample.image, sample.question, answer, with_image=with_image
+        )
         return encoded if with_image else replace(encoded, images={})
 
-    def encode_with_answer(self, image: Any, question: str, answer: str, *, with_image: bool = True) -> EncodedSample:
+    def encode_with_answer(
+        self, image: Any, question: str, answer: str, *, with_image: bool = True
+    ) -> EncodedSample:
         """Encode a question with an answer in its written form. Without ``with_image`` images may
         still be included.
 
@@ -146,16 +154,26 @@ class Encoder:
             TooLong: it does not fit, even with the smallest image.
         """
         answer_ids = self._tokenize_answer(self._parts.answer_prefix + answer + self._end)
-        encoded = replace(self.encode_question(image, question, with_image=with_image), answer=answer_ids)
+        encoded = replace(
+            self.encode_question(image, question, with_image=with_image), answer=answer_ids
+        )
         if self._budget is None:
             return encoded
         if self._budget.fits(encoded.prompt, answer_ids):
-            return replace(encoded, is_shrunk=True) if self._budget.is_reduced(self._processor, image) else encoded
+            return (
+                replace(encoded, is_shrunk=True)
+                if self._budget.is_reduced(self._processor, image)
+                else encoded
+            )
         if not with_image:
             return self.encode_with_answer(image, question, answer)
-        return self._shrink_to_fit(self._budget, image.convert("RGB"), self._prompt(question), encoded)
+        return self._shrink_to_fit(
+            self._budget, image.convert("RGB"), self._prompt(question), encoded
+        )
 
-    def _shrink_to_fit(self, budget: TokenBudget, image: Any, prompt: str, full: EncodedSample) -> EncodedSample:
+    def _shrink_to_fit(
+        self, budget: TokenBudget, image: Any, prompt: str, full: EncodedSample
+    ) -> EncodedSample:
         """Encode the same sample with the largest image that fits."""
         image_tokens_left = budget.image_tokens_left(full.prompt, full.answer)
         for processor, smaller in budget.list_smaller(self._processor, image, image_tokens_left):
@@ -168,9 +186,13 @@ class Encoder:
                     is_shrunk=True,
                 )
         length = budget.count_tokens(len(full.prompt), len(full.answer))
-        raise TooLong(f"{length:,} tokens, {budget.count_image_tokens(full.prompt):,} of them for the image")
+        raise TooLong(
+            f"{length:,} tokens, {budget.count_image_tokens(full.prompt):,} of them for the image"
+        )
 
-    def encode_question(self, image: Any, question: str, *, with_image: bool = True) -> EncodedSample:
+    def encode_question(
+        self, image: Any, question: str, *, with_image: bool = True
+    ) -> EncodedSample:
         """Encode a question without an answer, as ``generate`` takes it."""
         image = image.convert("RGB")
         prompt = self._prompt(question)
@@ -178,13 +200,20 @@ class Encoder:
         known = self._known.pop(key, None)
         if known is not None and known.is_image_processor_enough:
             self._known[key] = known
-            return replace(known.prompt, images=self._process_image_only(image) if with_image else {})
+            return replace(
+                known.prompt, images=self._process_image_only(image) if with_image else {}
+            )
         encoded = self._process(image, prompt)
-        is_enough = None  # a prompt that occurs only once, such as a caption, is not worth the comparison
+        is_enough = (
+            None  # a prompt that occurs only once, such as a caption, is not worth the comparison
+        )
         if known is not None:
-            alone = self._process_image_only(image) if known.is_image_processor_enough is None else {}
+            alone = (
+                self._process_image_only(image) if known.is_image_processor_enough is None else {}
+            )
             is_enough = all(
-                name in alone and np.array_equal(alone[name], encoded.images[name]) for name in encoded.images
+                name in alone and np.array_equal(alone[name], encoded.images[name])
+                for name in encoded.images
             )
         self._known[key] = _KnownPrompt(replace(encoded, images={}), is_enough)
         if len(self._known) > MAX_KNOWN_PROMPTS:
@@ -197,16 +226,28 @@ class Encoder:
         return EncodedSample(
             prompt=np.asarray(output["input_ids"])[0].astype(np.int64),
             answer=np.zeros(0, np.int64),
-            token_fields={name: np.asarray(output[name])[0] for name in TOKEN_FIELDS if name in output},
-            images={n: np.asarray(v) for n, v in output.items() if n not in text_fields and v is not None},
+            token_fields={
+                name: np.asarray(output[name])[0] for name in TOKEN_FIELDS if name in output
+            },
+            images={
+                n: np.asarray(v)
+                for n, v in output.items()
+                if n not in text_fields and v is not None
+            },
         )
 
     def _process_image_only(self, image: Any) -> dict[str, _Array]:
         output = self._processor.image_processor(images=[[image]], return_tensors="np")
-        return {name: np.asarray(value) for name, value in output.items() if name in _MODEL_FIELDS or "pixel" in name}
+        return {
+            name: np.asarray(value)
+            for name, value in output.items()
+            if name in _MODEL_FIELDS or "pixel" in name
+        }
 
     def _tokenize(self, answer: str) -> _Array:
-        return np.asarray(self._processor.tokenizer(answer, add_special_tokens=False)["input_ids"], np.int64)
+        return np.asarray(
+            self._processor.tokenizer(answer, add_special_tokens=False)["input_ids"], np.int64
+        )
 
     def _write_prompt(self, question: str) -> str:
         """Return the family's prompt with system prompt, image and question."""
@@ -223,7 +264,9 @@ class Encoder:
             self._processor.save_pretrained(folder)
             files = {path: full.read_bytes() for path, full in files_below(Path(folder))}
         processor = {
-            path: _drop_origin(json.loads(data)) if path.endswith(".json") else hashlib.sha256(data).hexdigest()
+            path: _drop_origin(json.loads(data))
+            if path.endswith(".json")
+            else hashlib.sha256(data).hexdigest()
             for path, data in files.items()
         }
         return {
@@ -240,7 +283,10 @@ class Encoder:
         end = self._processor.tokenizer.eos_token or ""
         if not self._has_template:
             if self._parts.plain_prompt is None:
-                raise InvalidData("the model's processor has no chat template; try: weights with a chat_template.jinja")
+                raise InvalidData(
+                    "the model's processor has no chat template; try: weights with a "
+                    "chat_template.jinja"
+                )
             return end
         # Templates differ in how they end a turn: it is the text after the answer in a whole
         # conversation. A template that writes nothing there, or does not contain the answer, gets
@@ -265,13 +311,17 @@ def _pad_patches_like(images: dict[str, _Array], like: Mapping[str, _Array]) -> 
         padding = [(0, 0)] * array.ndim
         if array.ndim > 1:
             padding[1] = (0, like[name].shape[1] - array.shape[1])
-        padded[name] = np.pad(array, padding, constant_values=-1 if name == "image_position_ids" else 0)
+        padded[name] = np.pad(
+            array, padding, constant_values=-1 if name == "image_position_ids" else 0
+        )
     return padded
 
 
 def _drop_origin(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _drop_origin(item) for name, item in value.items() if name not in _ORIGIN_FIELDS}
+        return {
+            name: _drop_origin(item) for name, item in value.items() if name not in _ORIGIN_FIELDS
+        }
     return [_drop_origin(item) for item in value] if isinstance(value, list) else value
 
 
@@ -291,7 +341,9 @@ class PixelTable:
 
     def __init__(self, arrays: Sequence[_Array]):
         is_float = all(array.dtype == np.float32 for array in arrays)
-        values = np.unique(np.concatenate([np.unique(array) for array in arrays])) if is_float else None
+        values = (
+            np.unique(np.concatenate([np.unique(array) for array in arrays])) if is_float else None
+        )
         self._values = values if values is not None and len(values) <= MAX_TABLE_VALUES else None
         self._kept = [self._index(array) for array in arrays]
         shapes = {array.shape for array in self._kept}
@@ -307,12 +359,16 @@ class PixelTable:
             joined = chosen.reshape(-1, *chosen.shape[2:])
             pixels: _Array = joined if self._values is None else self._values[joined]
             return pixels
-        parts = [self._kept[i] if self._values is None else self._values[self._kept[i]] for i in indices]
+        parts = [
+            self._kept[i] if self._values is None else self._values[self._kept[i]] for i in indices
+        ]
         return concatenate_padded(parts)
 
     @property
     def size_bytes(self) -> int:
-        return sum(array.nbytes for array in self._kept) + (0 if self._block is None else self._block.nbytes)
+        return sum(array.nbytes for array in self._kept) + (
+            0 if self._block is None else self._block.nbytes
+        )
 
     def _index(self, array: _Array) -> _Array:
         if self._values is None:
@@ -323,13 +379,17 @@ class PixelTable:
 
 def concatenate_padded(arrays: Sequence[_Array]) -> _Array:
     """Concatenate arrays along the first axis; zero-pad the other axes to the largest."""
-    trailing = tuple(max(sizes) for sizes in zip(*(array.shape[1:] for array in arrays), strict=True))
+    trailing = tuple(
+        max(sizes) for sizes in zip(*(array.shape[1:] for array in arrays), strict=True)
+    )
     if all(array.shape[1:] == trailing for array in arrays):
         return np.concatenate(arrays)
     joined = np.zeros((sum(len(array) for array in arrays), *trailing), arrays[0].dtype)
     start = 0
     for array in arrays:
-        joined[(slice(start, start + len(array)), *(slice(0, size) for size in array.shape[1:]))] = array
+        joined[
+            (slice(start, start + len(array)), *(slice(0, size) for size in array.shape[1:]))
+        ] = array
         start += len(array)
     return joined
 
@@ -342,7 +402,9 @@ class Batch:
     these lengths, without padding between them (``packing.py``).
     """
 
-    inputs: dict[str, torch.Tensor]  # tokens (B, T), or (1, N) packed; images (images or patches, ...)
+    inputs: dict[
+        str, torch.Tensor
+    ]  # tokens (B, T), or (1, N) packed; images (images or patches, ...)
     label_positions: torch.Tensor  # (P,), into B * T
     labels: torch.Tensor  # (P,)
     segments: tuple[int, ...] | None = None
@@ -398,8 +460,12 @@ def collate(rows: Sequence[EncodedSample], images: Mapping[str, _Array], layout:
     fields = {"input_ids": ids, "attention_mask": mask, **types, **images}
     flat = np.flatnonzero(is_label)  # (P,), into B * T
     return Batch(
-        inputs={name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in fields.items()},
-        label_positions=torch.from_numpy(flat - 1),  # a label is predicted at the position before it
+        inputs={
+            name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in fields.items()
+        },
+        label_positions=torch.from_numpy(
+            flat - 1
+        ),  # a label is predicted at the position before it
         labels=torch.from_numpy(ids.ravel()[flat]),
     )
 
@@ -410,7 +476,9 @@ def _collate_encoder_decoder(
     """Return prompts for the encoder and right-shifted answers for the decoder."""
     ids, mask = _pad([row.prompt for row in rows], pad_id)  # (B, prompt tokens)
     answers, is_label = _pad([row.answer for row in rows], pad_id)  # (B, T) of the decoder
-    decoder_ids = np.concatenate([np.full((len(rows), 1), start_id, np.int64), answers[:, :-1]], axis=1)  # (B, T)
+    decoder_ids = np.concatenate(
+        [np.full((len(rows), 1), start_id, np.int64), answers[:, :-1]], axis=1
+    )  # (B, T)
     fields = {
         "input_ids": ids,
         "attention_mask": mask.astype(np.int64),
@@ -418,7 +486,9 @@ def _collate_encoder_decoder(
         **images,
     }
     return Batch(
-        inputs={name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in fields.items()},
+        inputs={
+            name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in fields.items()
+        },
         label_positions=torch.from_numpy(np.flatnonzero(is_label)),
         labels=torch.from_numpy(answers[is_label]),
     )
@@ -486,7 +556,12 @@ class InMemoryEncodings(Encodings):
     def __init__(self, encoded: Sequence[EncodedSample], layout: Layout):
         super().__init__(layout)
         self._images = (
-            {name: PixelTable([item.images[name] for item in encoded]) for name in encoded[0].images} if encoded else {}
+            {
+                name: PixelTable([item.images[name] for item in encoded])
+                for name in encoded[0].images
+            }
+            if encoded
+            else {}
         )
         self._rows = [replace(item, images={}) for item in encoded]
         self.lengths = np.asarray([item.length for item in encoded], np.int64)
@@ -523,26 +598,36 @@ class AugmentedSamples:
 
     def make_batch(self, indices: Sequence[int], epoch: int) -> Batch:
         rows = [self._encode(epoch, index) for index in indices]
-        images = {name: concatenate_padded([row.images[name] for row in rows]) for name in rows[0].images}
+        images = {
+            name: concatenate_padded([row.images[name] for row in rows]) for name in rows[0].images
+        }
         return collate(rows, images, self._layout)
 
     def _encode(self, epoch: int, index: int) -> EncodedSample:
         sample = self._samples[index]
         try:
             return self._encoder.encode(self._augment(sample, epoch, index))
-        except TooLong:  # moved boxes may take a token more; without augmentation the sample is known to fit
+        except (
+            TooLong
+        ):  # moved boxes may take a token more; without augmentation the sample is known to fit
             return self._encoder.encode(sample)
 
 
-def stack_prompts(rows: Sequence[EncodedSample], images: Mapping[str, _Array]) -> dict[str, torch.Tensor]:
+def stack_prompts(
+    rows: Sequence[EncodedSample], images: Mapping[str, _Array]
+) -> dict[str, torch.Tensor]:
     """Return prompts of equal length as model inputs."""
     ids = np.stack([row.prompt for row in rows])  # (B, T)
     fields = {"input_ids": ids, "attention_mask": np.ones_like(ids), **images}
-    fields |= {name: np.stack([row.token_fields[name] for row in rows]) for name in rows[0].token_fields}
+    fields |= {
+        name: np.stack([row.token_fields[name] for row in rows]) for name in rows[0].token_fields
+    }
     return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in fields.items()}
 
 
-def epoch_batches(lengths: _Array, *, batch_size: int, seed: int, epoch: int, shuffle: bool = True) -> list[list[int]]:
+def epoch_batches(
+    lengths: _Array, *, batch_size: int, seed: int, epoch: int, shuffle: bool = True
+) -> list[list[int]]:
     """Return the batches of one epoch, from seed and epoch alone, so that a resumed run finds its
     position again.
 

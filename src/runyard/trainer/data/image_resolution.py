@@ -40,7 +40,10 @@ class ResolutionLimits:
 
     @classmethod
     def from_images(cls, images: Images) -> "ResolutionLimits":
-        low, high = (None if value == "auto" else int(value) for value in (images.min_pixels, images.max_pixels))
+        low, high = (
+            None if value == "auto" else int(value)
+            for value in (images.min_pixels, images.max_pixels)
+        )
         return cls(min_pixels=low, max_pixels=high, tokens=images.patch_budget)
 
     def allow(self, pixels: int, tokens: int) -> bool:
@@ -56,7 +59,9 @@ class ResolutionLimits:
             ("maxPixels", self.max_pixels),
             ("patchBudget", self.tokens),
         )
-        return " with ".join(f"images.{name} {value:,}" for name, value in named if value is not None)
+        return " with ".join(
+            f"images.{name} {value:,}" for name, value in named if value is not None
+        )
 
 
 class ResolutionSetting(ABC):
@@ -80,7 +85,9 @@ class ResolutionSetting(ABC):
     def count_tokens(self, processor: Any, width: int, height: int) -> int:
         """Return the number of image tokens of an image of this size."""
 
-    def list_smaller(self, processor: Any, image: Any, max_tokens: int) -> Iterator[tuple[Any, Any]]:
+    def list_smaller(
+        self, processor: Any, image: Any, max_tokens: int
+    ) -> Iterator[tuple[Any, Any]]:
         """Yield pairs of processor and image with at most ``max_tokens``, largest first."""
         for settings in self._list_smaller_settings(processor):
             other = with_settings(processor, settings)
@@ -116,12 +123,16 @@ class Area(ResolutionSetting):
         images = processor.image_processor
         return int(images.get_number_of_image_patches(height, width) // images.merge_size**2)
 
-    def list_smaller(self, processor: Any, image: Any, max_tokens: int) -> Iterator[tuple[Any, Any]]:
+    def list_smaller(
+        self, processor: Any, image: Any, max_tokens: int
+    ) -> Iterator[tuple[Any, Any]]:
         # A very elongated image takes more tokens than its area suggests, as no side is shorter
         # than one token.
         tokens = max_tokens
         while tokens > 0:
-            other = with_settings(processor, self.fit_limits(processor, ResolutionLimits(tokens=tokens)))
+            other = with_settings(
+                processor, self.fit_limits(processor, ResolutionLimits(tokens=tokens))
+            )
             if self.count_tokens(other, *image.size) <= max_tokens:
                 yield other, image
                 return
@@ -150,7 +161,12 @@ class LongestEdge(ResolutionSetting):
             )
         sides = range(1, self.max_edge // tile + 1)
         steps = [((side * tile) ** 2, self._count_square_tokens(processor, side)) for side in sides]
-        side = _find_nearest(steps, math.ceil(own / tile) - 1, limits, f"square tiles of {tile} x {tile}") + 1
+        side = (
+            _find_nearest(
+                steps, math.ceil(own / tile) - 1, limits, f"square tiles of {tile} x {tile}"
+            )
+            + 1
+        )
         return {"size": {"longest_edge": own if side == math.ceil(own / tile) else side * tile}}
 
     def count_tokens(self, processor: Any, width: int, height: int) -> int:
@@ -181,19 +197,26 @@ class Tiles(ResolutionSetting):
         images, seq = processor.image_processor, int(processor.image_seq_length)
         tile = images.size["height"] * images.size["width"]
         min_tiles = math.ceil((limits.min_pixels or 0) / tile)
-        high = max(images.max_patches, min_tiles) if limits.max_pixels is None else limits.max_pixels // tile
+        high = (
+            max(images.max_patches, min_tiles)
+            if limits.max_pixels is None
+            else limits.max_pixels // tile
+        )
         if limits.tokens is not None:
             high = min(high, max(limits.tokens // seq - 1, min(1, limits.tokens // seq)))
         low = min_tiles or min(images.min_patches, high)
         if high < 1 or low > high:
             raise _make_unmet_error(
                 limits,
-                f"one tile has {tile:,} pixels and takes {seq} tokens, and several tiles need a thumbnail more",
+                f"one tile has {tile:,} pixels and takes {seq} tokens, and several tiles need a "
+                "thumbnail more",
             )
         return {"min_patches": low, "max_patches": high}
 
     def count_tokens(self, processor: Any, width: int, height: int) -> int:
-        count = processor.image_processor.get_number_of_image_patches(height, width, {"crop_to_patches": True})
+        count = processor.image_processor.get_number_of_image_patches(
+            height, width, {"crop_to_patches": True}
+        )
         return int(count) * int(processor.image_seq_length)
 
     def _list_smaller_settings(self, processor: Any) -> Iterator[dict[str, Any]]:
@@ -213,7 +236,11 @@ class Pinpoints(ResolutionSetting):
 
     def fit_limits(self, processor: Any, limits: ResolutionLimits) -> dict[str, Any]:
         own = [list(size) for size in processor.image_processor.image_grid_pinpoints]
-        left = [size for size in own if limits.allow(size[0] * size[1], self.count_tokens(processor, size[1], size[0]))]
+        left = [
+            size
+            for size in own
+            if limits.allow(size[0] * size[1], self.count_tokens(processor, size[1], size[0]))
+        ]
         if not left:
             sizes = sorted((h * w, self.count_tokens(processor, w, h)) for h, w in own)
             (min_pixels, min_tokens), (max_pixels, max_tokens) = sizes[0], sizes[-1]
@@ -226,11 +253,17 @@ class Pinpoints(ResolutionSetting):
         return {PINPOINTS: left}
 
     def count_tokens(self, processor: Any, width: int, height: int) -> int:
-        (count,) = processor._get_num_multimodal_tokens(image_sizes=[(height, width)])["num_image_tokens"]
+        (count,) = processor._get_num_multimodal_tokens(image_sizes=[(height, width)])[
+            "num_image_tokens"
+        ]
         return int(count)
 
-    def list_smaller(self, processor: Any, image: Any, max_tokens: int) -> Iterator[tuple[Any, Any]]:
-        by_size = sorted(processor.image_processor.image_grid_pinpoints, key=math.prod, reverse=True)
+    def list_smaller(
+        self, processor: Any, image: Any, max_tokens: int
+    ) -> Iterator[tuple[Any, Any]]:
+        by_size = sorted(
+            processor.image_processor.image_grid_pinpoints, key=math.prod, reverse=True
+        )
         for height, width in by_size:
             ratio = min(width / image.width, height / image.height)
             size = max(1, int(image.width * ratio)), max(1, int(image.height * ratio))
@@ -249,11 +282,15 @@ class SoftTokens(ResolutionSetting):
         unit = (images.patch_size * images.pooling_kernel_size) ** 2
         steps = [(count * unit, count) for count in self.steps]
         own = self.steps.index(images.max_soft_tokens)
-        at = _find_nearest(steps, own, limits, f"{', '.join(map(str, self.steps))} tokens of {unit:,} pixels")
+        at = _find_nearest(
+            steps, own, limits, f"{', '.join(map(str, self.steps))} tokens of {unit:,} pixels"
+        )
         return {"max_soft_tokens": self.steps[at]}
 
     def count_tokens(self, processor: Any, width: int, height: int) -> int:
-        (count,) = processor._get_num_multimodal_tokens(image_sizes=[(height, width)])["num_image_tokens"]
+        (count,) = processor._get_num_multimodal_tokens(image_sizes=[(height, width)])[
+            "num_image_tokens"
+        ]
         return int(count)
 
     def _list_smaller_settings(self, processor: Any) -> Iterator[dict[str, Any]]:
@@ -290,7 +327,9 @@ def get_resolution_settings(processor: Any, model_type: str) -> dict[str, Any] |
     return {name: _to_json(getattr(processor.image_processor, name)) for name in setting.fields}
 
 
-def limit_resolution(module: Any, processor: Any, model_type: str, images: Images, *, is_tiny: bool) -> None:
+def limit_resolution(
+    module: Any, processor: Any, model_type: str, images: Images, *, is_tiny: bool
+) -> None:
     """Set the processor, and the model's copy of the settings, to the flow's limits, if it has any.
 
     Raises:
@@ -338,7 +377,9 @@ def get_context_length(module: Any, tokenizer: Any) -> tuple[int | None, str]:
         return int(length), "max_position_embeddings of the language model"
     length = tokenizer.model_max_length
     return (
-        (int(length), "model_max_length of the tokenizer") if length < UNLIMITED else (None, "the model names no limit")
+        (int(length), "model_max_length of the tokenizer")
+        if length < UNLIMITED
+        else (None, "the model names no limit")
     )
 
 
@@ -365,8 +406,12 @@ class TokenBudget:
 
     @property
     def description(self) -> str:
-        limits = [f"the model's context of {self.context:,} tokens" if self.context is not None else ""]
-        limits.append(f"images.patchBudget {self.image_budget:,}" if self.image_budget is not None else "")
+        limits = [
+            f"the model's context of {self.context:,} tokens" if self.context is not None else ""
+        ]
+        limits.append(
+            f"images.patchBudget {self.image_budget:,}" if self.image_budget is not None else ""
+        )
         return " and ".join(filter(None, limits))
 
     def count_tokens(self, prompt: int, answer: int) -> int:
@@ -377,9 +422,9 @@ class TokenBudget:
         return int((prompt == self.image_token_id).sum())
 
     def fits(self, prompt: Any, answer: Any) -> bool:
-        return (self.context is None or self.count_tokens(len(prompt), len(answer)) <= self.context) and (
-            self.image_budget is None or self.count_image_tokens(prompt) <= self.image_budget
-        )
+        return (
+            self.context is None or self.count_tokens(len(prompt), len(answer)) <= self.context
+        ) and (self.image_budget is None or self.count_image_tokens(prompt) <= self.image_budget)
 
     def image_tokens_left(self, prompt: Any, answer: Any) -> int:
         """Return how many tokens the image may take, given the text of the sample."""
@@ -394,14 +439,18 @@ class TokenBudget:
         before = setting.count_tokens(with_settings(processor, self.family_settings), *image.size)
         return setting.count_tokens(processor, *image.size) < before
 
-    def list_smaller(self, processor: Any, image: Any, max_tokens: int) -> Iterator[tuple[Any, Any]]:
+    def list_smaller(
+        self, processor: Any, image: Any, max_tokens: int
+    ) -> Iterator[tuple[Any, Any]]:
         """Yield pairs of processor and image that take at most ``max_tokens``, largest first."""
         setting = RESOLUTION_SETTINGS.get(self.model_type)
         if setting is not None:
             yield from setting.list_smaller(processor, image, max_tokens)
 
 
-def _find_nearest(steps: list[tuple[int, int]], own: int, limits: ResolutionLimits, description: str) -> int:
+def _find_nearest(
+    steps: list[tuple[int, int]], own: int, limits: ResolutionLimits, description: str
+) -> int:
     """Return the index of the allowed step nearest to ``own``.
 
     A step is pixels and tokens, in ascending order.

@@ -29,7 +29,9 @@ def decode_image(data: bytes) -> Image.Image:
             warnings.simplefilter("ignore")  # Pillow warns of oddities that it reads anyway
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             if image.width * image.height > MAX_PIXELS:
-                raise BrokenImage(f"{image.width} x {image.height} are more than {MAX_PIXELS:,} pixels")
+                raise BrokenImage(
+                    f"{image.width} x {image.height} are more than {MAX_PIXELS:,} pixels"
+                )
             image.load()
             oriented = ImageOps.exif_transpose(image)
             return _convert_to_8_bits(oriented).convert("RGB")
@@ -44,4 +46,8 @@ def _convert_to_8_bits(image: Image.Image) -> Image.Image:
     if not image.mode.startswith("I"):
         return image
     values = np.asarray(image).astype(np.int64)
-    return Image.fromarray((values.clip(0, 65_535) >> 8).astype(np.uint8)) if values.max(initial=0) > 255 else image
+    return (
+        Image.fromarray((values.clip(0, 65_535) >> 8).astype(np.uint8))
+        if values.max(initial=0) > 255
+        else image
+    )

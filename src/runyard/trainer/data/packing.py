@@ -44,13 +44,19 @@ def pack(batch: Batch, compute_positions: PositionFunction | None = None) -> Bat
         if name != "attention_mask"
     }
     if compute_positions is not None:
-        inputs["position_ids"] = compute_positions(batch.inputs)[:, mask][:, None]  # (A, B, T) -> (A, 1, N)
+        inputs["position_ids"] = compute_positions(batch.inputs)[:, mask][
+            :, None
+        ]  # (A, B, T) -> (A, 1, N)
     else:
-        inputs["position_ids"] = torch.arange(mask.shape[1]).expand(mask.shape)[mask][None]  # (1, N)
+        inputs["position_ids"] = torch.arange(mask.shape[1]).expand(mask.shape)[mask][
+            None
+        ]  # (1, N)
     return replace(
         batch,
         inputs=inputs,
-        label_positions=(is_real.cumsum(0) - 1)[batch.label_positions],  # (P,), now within the packed row
+        label_positions=(is_real.cumsum(0) - 1)[
+            batch.label_positions
+        ],  # (P,), now within the packed row
         segments=tuple(lengths.tolist()),
     )
 
@@ -72,7 +78,9 @@ def get_position_function(model: Any) -> PositionFunction | None:
 
     def compute_positions(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         names = ("input_ids", "mm_token_type_ids", "image_grid_thw", "attention_mask")
-        position_ids: torch.Tensor = model.get_rope_index(**{n: inputs[n] for n in names if n in inputs})[0]
+        position_ids: torch.Tensor = model.get_rope_index(
+            **{n: inputs[n] for n in names if n in inputs}
+        )[0]
         return position_ids  # (A, B, T)
 
     return compute_positions
@@ -90,7 +98,9 @@ def get_packed_arguments(batch: Batch) -> dict[str, Any]:
     return {} if batch.segments is None else {"segments": batch.segments}
 
 
-def _make_mask(*arguments: Any, attention_mask: torch.Tensor | None = None, **options: Any) -> torch.Tensor | None:
+def _make_mask(
+    *arguments: Any, attention_mask: torch.Tensor | None = None, **options: Any
+) -> torch.Tensor | None:
     """Return None for packed rows, the only ones without an attention mask."""
     if attention_mask is None:
         return None

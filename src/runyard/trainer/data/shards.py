@@ -77,11 +77,15 @@ class ShardWriter:
 
     def add(self, item: EncodedSample) -> None:
         images = (
-            {name: self._write_image(name, array) for name, array in item.images.items()} if self._with_images else None
+            {name: self._write_image(name, array) for name, array in item.images.items()}
+            if self._with_images
+            else None
         )
         fields = {name: self._write(array) for name, array in item.token_fields.items()}
         record = Record(self._write(item.prompt), self._write(item.answer), fields, images, None)
-        self._end_sample(record, len(item.prompt), len(item.answer), SHRUNK if item.is_shrunk else WHOLE)
+        self._end_sample(
+            record, len(item.prompt), len(item.answer), SHRUNK if item.is_shrunk else WHOLE
+        )
 
     def add_missing(self, why: str, state: int) -> None:
         """Add a sample without data; ``state`` is ``BROKEN`` or ``REFUSED``."""
@@ -104,7 +108,11 @@ class ShardWriter:
     def _write_image(self, name: str, array: Array) -> ArraySpan:
         """Write pixels, unless the previous sample has the same image."""
         before = self._last.get(name)
-        if before is not None and before[0].dtype == array.dtype and np.array_equal(before[0], array):
+        if (
+            before is not None
+            and before[0].dtype == array.dtype
+            and np.array_equal(before[0], array)
+        ):
             return before[1]
         codes = self._values.encode(array) if array.dtype == np.float32 and array.size else None
         span = self._write(array) if codes is None else self._write(codes, is_indices=True)
@@ -191,12 +199,16 @@ class Shard:
         if self.size_bytes < TRAILER.size:
             raise ShardDamaged("it is too short")
         self._map = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
-        magic, count, begin, entries = TRAILER.unpack_from(self._map, self.size_bytes - TRAILER.size)
+        magic, count, begin, entries = TRAILER.unpack_from(
+            self._map, self.size_bytes - TRAILER.size
+        )
         values = begin + count * INDEX_COLUMNS * 8
         end = values + (entries * 4 + 7) // 8 * 8 + TRAILER.size
         if magic != MAGIC or end != self.size_bytes:
             raise ShardDamaged("its trailer does not match its size")
-        index = np.frombuffer(self._map, np.int64, count * INDEX_COLUMNS, begin).reshape(-1, INDEX_COLUMNS)
+        index = np.frombuffer(self._map, np.int64, count * INDEX_COLUMNS, begin).reshape(
+            -1, INDEX_COLUMNS
+        )
         self._values = np.frombuffer(self._map, np.float32, entries, values)
         self._records = index[:, :2]
         self.prompt_lengths, self.answer_lengths, self.states = (
@@ -208,7 +220,9 @@ class Shard:
 
     def close(self) -> None:
         """Release the lock, so that the file may be evicted; mapped data stays readable."""
-        fcntl.flock(self.descriptor, fcntl.LOCK_UN)  # the map's duplicate descriptor would keep the lock
+        fcntl.flock(
+            self.descriptor, fcntl.LOCK_UN
+        )  # the map's duplicate descriptor would keep the lock
         os.close(self.descriptor)
 
     def __len__(self) -> int:
@@ -221,14 +235,21 @@ class Shard:
     def read_row(self, number: int) -> EncodedSample:
         """Return the tokens of a sample."""
         record = self._read_record(number)
-        assert record.prompt is not None and record.answer is not None  # noqa: S101 - samples without data are left out
+        # Samples without data are left out.
+        assert record.prompt is not None and record.answer is not None  # noqa: S101
         fields = {name: self._read_array(span) for name, span in record.token_fields.items()}
-        return EncodedSample(self._read_array(record.prompt), self._read_array(record.answer), fields, {})
+        return EncodedSample(
+            self._read_array(record.prompt), self._read_array(record.answer), fields, {}
+        )
 
     def read_images(self, number: int) -> dict[str, Array] | None:
         """Return the processed image of a sample; None if it was not stored."""
         spans = self._read_record(number).images
-        return None if spans is None else {name: self._read_array(span) for name, span in spans.items()}
+        return (
+            None
+            if spans is None
+            else {name: self._read_array(span) for name, span in spans.items()}
+        )
 
     def _read_record(self, number: int) -> Record:
         offset, length = (int(value) for value in self._records[number])
@@ -236,7 +257,9 @@ class Shard:
 
     def _read_array(self, span: ArraySpan) -> Array:
         count = int(np.prod(span.shape, dtype=np.int64))
-        array = np.frombuffer(self._map, np.dtype(span.kind), count, span.offset).reshape(span.shape)
+        array = np.frombuffer(self._map, np.dtype(span.kind), count, span.offset).reshape(
+            span.shape
+        )
         return self._values[array] if span.is_indices else array
 
 

@@ -41,7 +41,9 @@ _READY = b"r"
 _LENGTH = struct.Struct("<Q")
 _REPEATED = 2000
 PROBES = tuple(
-    piece * (_REPEATED // len(piece)) + end for piece in ("a", "A", " ", "0", "\n", "!", "a ") for end in ("", "\x01")
+    piece * (_REPEATED // len(piece)) + end
+    for piece in ("a", "A", " ", "0", "\n", "!", "a ")
+    for end in ("", "\x01")
 )
 
 Messages = list[dict[str, Any]]
@@ -71,7 +73,9 @@ class TemplateProcess:
 
     def __init__(self, processor: Any):
         self._processor = processor
-        self._name = Path(str(getattr(processor.tokenizer, "name_or_path", ""))).name or "the model folder"
+        self._name = (
+            Path(str(getattr(processor.tokenizer, "name_or_path", ""))).name or "the model folder"
+        )
         self._lock = threading.Lock()
         self._child: _Child | None = None
         self._owner = 0
@@ -83,7 +87,9 @@ class TemplateProcess:
         Raises:
             InvalidFlow: the template failed or exceeded a limit.
         """
-        answer = self._request({"messages": messages, "prompt": with_generation_prompt}, "chat template")
+        answer = self._request(
+            {"messages": messages, "prompt": with_generation_prompt}, "chat template"
+        )
         return str(answer["text"])
 
     def check_tokenizer(self) -> None:
@@ -101,7 +107,9 @@ class TemplateProcess:
             except _Stopped as error:
                 self._child = None
                 raise self._make_error(part, str(error)) from None
-            except BaseException:  # an interrupt: a late answer of this child must not be taken for the next request's
+            except (
+                BaseException
+            ):  # an interrupt: a late answer of this child must not be taken for the next request's
                 self._child = None
                 raise
         if "failure" in answer:
@@ -110,11 +118,14 @@ class TemplateProcess:
 
     def _make_error(self, part: str, reason: str) -> InvalidFlow:
         return InvalidFlow(
-            f"the {part} of {self._name} {reason}; try: other weights, or a corrected {_FILES[part]} in that folder"
+            f"the {part} of {self._name} {reason}; try: other weights, or a corrected "
+            f"{_FILES[part]} in that folder"
         )
 
     def _get_child(self) -> "_Child":
-        if self._child is None or self._owner != os.getpid():  # a fork must not use its parent's pipes
+        if (
+            self._child is None or self._owner != os.getpid()
+        ):  # a fork must not use its parent's pipes
             self._child, self._owner = _Child(self._processor), os.getpid()
         return self._child
 
@@ -145,7 +156,9 @@ class _Child:
         self._pid, self._requests, self._answers = pid, request_end, answer_end
         self._end = weakref.finalize(self, _kill, pid, os.getpid(), request_end, answer_end)
         with contextlib.suppress(OSError, EOFError, _Stopped):  # the first request will report it
-            self._read(len(_READY), time.monotonic() + WAIT_S)  # the child has closed the run's lock
+            self._read(
+                len(_READY), time.monotonic() + WAIT_S
+            )  # the child has closed the run's lock
 
     def request(self, request: dict[str, Any]) -> dict[str, Any]:
         """Send a request and return the answer. Raises _Stopped."""
@@ -241,23 +254,37 @@ def _handle(processor: Any, request: dict[str, Any]) -> dict[str, Any]:
                 processor.tokenizer(probe, add_special_tokens=False)
             except MemoryError:
                 raise
-            except Exception:  # noqa: S112 - a tokenizer without these characters may still have those of the data
+            # A tokenizer without these characters may still have those of the data.
+            except Exception:  # noqa: S112
                 continue
-        text = _render(processor, request["messages"], request["prompt"]) if "messages" in request else ""
+        text = (
+            _render(processor, request["messages"], request["prompt"])
+            if "messages" in request
+            else ""
+        )
     except MemoryError:
-        return {"failure": f"needs more than {MEMORY_BYTES >> 20} MiB of memory, which is the limit"}
+        return {
+            "failure": f"needs more than {MEMORY_BYTES >> 20} MiB of memory, which is the limit"
+        }
     except RecursionError:
         return {"failure": "nests too deeply"}
     except Exception as error:  # templates may raise any class, including on purpose
         reason = f"{type(error).__name__}: {error}"[:MAX_REASON_CHARACTERS]
-        return {"failure": f"does not support this conversation ({reason.encode(errors='replace').decode()})"}
+        return {
+            "failure": "does not support this conversation "
+            f"({reason.encode(errors='replace').decode()})"
+        }
     if len(text) > MAX_TEXT_CHARACTERS:
         return {"failure": f"wrote {len(text):,} characters; the limit is {MAX_TEXT_CHARACTERS:,}"}
     return {"text": text}
 
 
 def _render(processor: Any, messages: Messages, with_generation_prompt: bool) -> str:
-    return str(processor.apply_chat_template(messages, add_generation_prompt=with_generation_prompt, tokenize=False))
+    return str(
+        processor.apply_chat_template(
+            messages, add_generation_prompt=with_generation_prompt, tokenize=False
+        )
+    )
 
 
 def _limit_memory() -> None:

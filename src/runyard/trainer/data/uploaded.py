@@ -38,7 +38,9 @@ MAX_DECODED_IMAGES = 2  # questions about one image follow each other
 class StoredSample(Sample):
     """A sample whose image is decoded on access."""
 
-    def __init__(self, question: str, truth: Answer, item: Item, read_image: Callable[[], "Image.Image"]):
+    def __init__(
+        self, question: str, truth: Answer, item: Item, read_image: Callable[[], "Image.Image"]
+    ):
         object.__setattr__(self, "question", question)
         object.__setattr__(self, "truth", truth)
         object.__setattr__(self, "image_sha256", item.sha256)
@@ -83,7 +85,9 @@ class UploadedSamples:
                         locations.append((number, record, part))
                         keys += _hash_sample(item.sha256, question, truth)
                         image_hashes += bytes.fromhex(item.sha256)
-        self._locations = np.asarray(locations, np.int32).reshape(-1, 3)  # item, record, question of each sample
+        self._locations = np.asarray(locations, np.int32).reshape(
+            -1, 3
+        )  # item, record, question of each sample
         self.keys = np.frombuffer(bytes(keys), np.uint8).reshape(-1, 32)
         """A hash of each sample: its image's bytes, its question, its answer."""
         self.image_hashes = np.frombuffer(bytes(image_hashes), np.uint8).reshape(-1, 32)
@@ -137,7 +141,9 @@ class UploadedSamples:
             yield
         except VersionError as error:
             (self._folder / COMPLETE).unlink(missing_ok=True)
-            raise OSError(errno.EIO, f"the copy of dataset {self.name!r} is damaged: {error}") from error
+            raise OSError(
+                errno.EIO, f"the copy of dataset {self.name!r} is damaged: {error}"
+            ) from error
 
 
 class Selection(Sequence[Sample]):
@@ -186,11 +192,15 @@ def load_uploaded(
     whole = UploadedSamples(folder, task=task, name=name, check_cancelled=check_cancelled)
     distinct, of_sample = np.unique(whole.image_hashes, axis=0, return_inverse=True)
     held_out = np.fromiter(
-        (is_held_out(digest.tobytes(), seed=seed, fraction=validation_fraction) for digest in distinct),
+        (
+            is_held_out(digest.tobytes(), seed=seed, fraction=validation_fraction)
+            for digest in distinct
+        ),
         bool,
     )[of_sample.reshape(-1)]
     train, validation = (
-        Selection(whole, _subsample(np.flatnonzero(mask), max_samples, seed)) for mask in (~held_out, held_out)
+        Selection(whole, _subsample(np.flatnonzero(mask), max_samples, seed))
+        for mask in (~held_out, held_out)
     )
     dataset = Dataset(name, task, train, validation, version=version)
     check_split(dataset, validation_fraction)
@@ -206,11 +216,16 @@ def check_split(dataset: Dataset, validation_fraction: float) -> None:
     counts = f"{len(dataset.train)} training samples and {len(dataset.validation)} held out"
     found = f"dataset {dataset.name!r} has {counts} with validationFraction {validation_fraction}"
     if not dataset.train and not dataset.validation:
-        raise InvalidData(f"dataset {dataset.name!r} has no samples; try: add images with records of its task")
+        raise InvalidData(
+            f"dataset {dataset.name!r} has no samples; try: add images with records of its task"
+        )
     if not dataset.train:
         raise InvalidData(f"{found}; try: a lower validationFraction, or more images")
     if validation_fraction > 0 and not dataset.validation:
-        raise InvalidData(f"{found}; try: a higher validationFraction, 0 to train without validation, or more images")
+        raise InvalidData(
+            f"{found}; try: a higher validationFraction, 0 to train without validation, or more "
+            "images"
+        )
 
 
 def list_questions(contents: Contents) -> list[tuple[str, Answer]]:
@@ -220,7 +235,9 @@ def list_questions(contents: Contents) -> list[tuple[str, Answer]]:
             return [(each.question, Answer(each.answer)) for each in interactions]
         case PhraseGrounding(caption=caption, grounded_phrases=phrases):
             groundings = (
-                Grounding(each.phrase, tuple(scale_box(box, width=1, height=1) for box in each.bounds))
+                Grounding(
+                    each.phrase, tuple(scale_box(box, width=1, height=1) for box in each.bounds)
+                )
                 for each in phrases
             )
             return [(caption, Answer(caption, tuple(groundings)))]
@@ -233,9 +250,15 @@ def _hash_sample(sha256: str, question: str, truth: Answer) -> bytes:
     return hashlib.sha256(json.dumps([sha256, question, truth.text, boxes]).encode()).digest()
 
 
-def _subsample(numbers: "np.ndarray[Any, Any]", count: int | None, seed: int) -> "np.ndarray[Any, Any]":
+def _subsample(
+    numbers: "np.ndarray[Any, Any]", count: int | None, seed: int
+) -> "np.ndarray[Any, Any]":
     """Return the first ``count`` after a seeded shuffle, as for built-in datasets.
 
     All in order for None.
     """
-    return numbers if count is None else numbers[np.random.default_rng([seed, 3]).permutation(len(numbers))[:count]]
+    return (
+        numbers
+        if count is None
+        else numbers[np.random.default_rng([seed, 3]).permutation(len(numbers))[:count]]
+    )

@@ -81,7 +81,10 @@ def evaluate(
     items = list(zip(range(count), answers, evaluated, strict=True))
     return Evaluation(
         values | scores.values,
-        [_make_prediction(task, *item, scores=each) for item, each in zip(items, scores.samples, strict=True)],
+        [
+            _make_prediction(task, *item, scores=each)
+            for item, each in zip(items, scores.samples, strict=True)
+        ],
         [_make_preview(task, *item) for item in items[:previews]],
     )
 
@@ -103,7 +106,10 @@ def _score_by_task(task: str, answers: Sequence[Answer], samples: Sequence[Sampl
             own,
             [answers[index] for index in indices],
             [sample.truth for sample in some],
-            [(sample.image_sha256, sample.question) if sample.image_sha256 else None for sample in some],
+            [
+                (sample.image_sha256, sample.question) if sample.image_sha256 else None
+                for sample in some
+            ],
         )
         for name, value in found.values.items():
             sums[name] += value * len(some)
@@ -154,12 +160,16 @@ def generate_answers(
     answers = [""] * count
     answered = 0
     for group in data.group_by_prompt_length(count, BATCH_SIZE):
-        inputs = {name: value.to(device) for name, value in data.make_prompts(group).items()}  # tokens (B, T)
+        inputs = {
+            name: value.to(device) for name, value in data.make_prompts(group).items()
+        }  # tokens (B, T)
         # Where the answer starts: the decoder of an encoder-decoder model does not repeat the
         # prompt.
         width = 1 if module.config.is_encoder_decoder else inputs["input_ids"].shape[1]
         check_cancelled()
-        tokens = module.generate(**inputs, **generation, stopping_criteria=[never_stop])  # (B, T + G)
+        tokens = module.generate(
+            **inputs, **generation, stopping_criteria=[never_stop]
+        )  # (B, T + G)
         texts = tokenizer.batch_decode(tokens[:, width:], skip_special_tokens=True)
         for index, text in zip(group, texts, strict=True):
             answers[index] = text

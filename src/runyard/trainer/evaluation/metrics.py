@@ -37,7 +37,9 @@ MIN_IOU = 0.5  # of a correct box
 ANLS_THRESHOLD = 0.5
 MAX_NGRAM = 4
 CIDER_SIGMA = 6.0
-MAX_COORDINATE = 1 << 20  # boxes are clipped before they become floats: a model may write any number
+MAX_COORDINATE = (
+    1 << 20
+)  # boxes are clipped before they become floats: a model may write any number
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,9 @@ def normalize(text: str) -> str:
 
 def split_words(text: str) -> list[str]:
     """Return the lower-case words between spaces, punctuation and symbols of any script."""
-    return "".join(" " if unicodedata.category(letter)[0] in "PS" else letter for letter in text.lower()).split()
+    return "".join(
+        " " if unicodedata.category(letter)[0] in "PS" else letter for letter in text.lower()
+    ).split()
 
 
 def anls(answer: str, references: Sequence[str]) -> float:
@@ -122,7 +126,9 @@ def anls(answer: str, references: Sequence[str]) -> float:
     def fold(text: str) -> str:
         return " ".join(text.lower().split())
 
-    distance = min(Levenshtein.normalized_distance(fold(answer), fold(reference)) for reference in references)
+    distance = min(
+        Levenshtein.normalized_distance(fold(answer), fold(reference)) for reference in references
+    )
     return 1 - distance if distance < ANLS_THRESHOLD else 0.0
 
 
@@ -139,7 +145,9 @@ def bleu(answers: Sequence[str], references: Sequence[Sequence[str]]) -> float:
         tokens, tokenized = tokens_13a(answer), [tokens_13a(text) for text in texts]
         answers_length += len(tokens)
         # The length of the closest reference; of two equally close, the shorter.
-        references_length += min((len(each) for each in tokenized), key=lambda size: (abs(size - len(tokens)), size))
+        references_length += min(
+            (len(each) for each in tokenized), key=lambda size: (abs(size - len(tokens)), size)
+        )
         for n in range(1, MAX_NGRAM + 1):
             counts, max_counts = _count_ngrams(tokens, n), Counter[tuple[str, ...]]()
             for each in tokenized:
@@ -150,7 +158,9 @@ def bleu(answers: Sequence[str], references: Sequence[Sequence[str]]) -> float:
         return 0.0
     halves, logarithms = 0, 0.0
     for matches, possible in zip(matched, total, strict=True):
-        halves += not matches  # exponential smoothing: the first order without a match counts 1/2, the next 1/4 ...
+        halves += (
+            not matches
+        )  # exponential smoothing: the first order without a match counts 1/2, the next 1/4 ...
         logarithms += math.log((matches or 0.5**halves) / possible)
     brevity = min(0.0, 1 - references_length / answers_length)
     return math.exp(brevity + logarithms / MAX_NGRAM)
@@ -254,7 +264,10 @@ def cider_d(
         gram
         for texts in documents
         for gram in {
-            gram for text in texts for n in range(1, MAX_NGRAM + 1) for gram in _count_ngrams(split_words(text), n)
+            gram
+            for text in texts
+            for n in range(1, MAX_NGRAM + 1)
+            for gram in _count_ngrams(split_words(text), n)
         }
     )
     log_documents = math.log(max(1, len(documents)))
@@ -283,10 +296,16 @@ def cider_d(
     return scores
 
 
-def _clipped_cosine(weights: Mapping[tuple[str, ...], float], true: Mapping[tuple[str, ...], float]) -> float:
+def _clipped_cosine(
+    weights: Mapping[tuple[str, ...], float], true: Mapping[tuple[str, ...], float]
+) -> float:
     """Return the cosine similarity with clipped weights: repeating a word gains nothing."""
-    norms = math.sqrt(sum(w * w for w in weights.values())) * math.sqrt(sum(w * w for w in true.values()))
-    shared = sum(min(weight, true[gram]) * true[gram] for gram, weight in weights.items() if gram in true)
+    norms = math.sqrt(sum(w * w for w in weights.values())) * math.sqrt(
+        sum(w * w for w in true.values())
+    )
+    shared = sum(
+        min(weight, true[gram]) * true[gram] for gram, weight in weights.items() if gram in true
+    )
     return shared / norms if norms else 0.0
 
 
@@ -307,7 +326,9 @@ def count_boxes(predicted: Sequence[Grounding], truth: Sequence[Grounding]) -> B
         for phrase, boxes in true_by_phrase.items()
         for overlap in match_boxes(by_phrase.get(phrase, []), boxes)
     )
-    return BoxCounts(correct, sum(map(len, by_phrase.values())), sum(map(len, true_by_phrase.values())))
+    return BoxCounts(
+        correct, sum(map(len, by_phrase.values())), sum(map(len, true_by_phrase.values()))
+    )
 
 
 def mean_average_precision(
@@ -353,26 +374,38 @@ def _average_precisions(
     for category, images in enumerate(categories, start=1):
         for image, pair in enumerate(images, start=1):
             for boxes, annotations in zip(pair, (predicted, true), strict=True):
-                annotations += [{"image_id": image, "category_id": category, **_to_coco(box)} for box in boxes]
+                annotations += [
+                    {"image_id": image, "category_id": category, **_to_coco(box)} for box in boxes
+                ]
     dataset = {
         "images": [{"id": number} for number in range(1, max(map(len, categories)) + 1)],
-        "categories": [{"id": number, "name": str(number)} for number in range(1, len(categories) + 1)],
-        "annotations": [{"id": number, "iscrowd": 0, **box} for number, box in enumerate(true, start=1)],
+        "categories": [
+            {"id": number, "name": str(number)} for number in range(1, len(categories) + 1)
+        ],
+        "annotations": [
+            {"id": number, "iscrowd": 0, **box} for number, box in enumerate(true, start=1)
+        ],
     }
     if not predicted:
         return [(0.0, 0.0)] * len(categories)
     truth = COCO(dataset)
-    evaluator = COCOeval_faster(truth, truth.loadRes([{"score": 1.0, **box} for box in predicted]), "bbox")
+    evaluator = COCOeval_faster(
+        truth, truth.loadRes([{"score": 1.0, **box} for box in predicted]), "bbox"
+    )
     evaluator.params.areaRng, evaluator.params.areaRngLbl = [[0, float("inf")]], ["all"]
     evaluator.params.maxDets = [100]
     evaluator.evaluate()
     evaluator.accumulate()
     precision = evaluator.eval["precision"][:, :, :, 0, 0]  # (IoU thresholds, recalls, categories)
-    return list(zip(precision.mean(axis=(0, 1)).tolist(), precision[0].mean(axis=0).tolist(), strict=True))
+    return list(
+        zip(precision.mean(axis=(0, 1)).tolist(), precision[0].mean(axis=0).tolist(), strict=True)
+    )
 
 
 def _to_coco(box: Box) -> dict[str, Any]:
-    left, top, right, bottom = (float(max(-MAX_COORDINATE, min(MAX_COORDINATE, side))) for side in box)
+    left, top, right, bottom = (
+        float(max(-MAX_COORDINATE, min(MAX_COORDINATE, side))) for side in box
+    )
     width, height = max(0.0, right - left), max(0.0, bottom - top)
     return {"bbox": [left, top, width, height], "area": width * height}
 
@@ -406,9 +439,14 @@ def _score_texts(
                 "anls": anls(answer.text, refs),
             }
         well_formed = float(answer.is_well_formed)
-        samples.append({name: score * well_formed for name, score in scores.items()} | {"wellFormed": well_formed})
+        samples.append(
+            {name: score * well_formed for name, score in scores.items()}
+            | {"wellFormed": well_formed}
+        )
     if task == FREEFORM:
-        for scores, score in zip(samples, cider_d(texts, references, list(by_question.values())), strict=True):
+        for scores, score in zip(
+            samples, cider_d(texts, references, list(by_question.values())), strict=True
+        ):
             scores["cider"] = score
     values = {name: sum(scores[name] for scores in samples) / len(samples) for name in samples[0]}
     values["bleu"] = bleu(texts, references)
@@ -416,7 +454,9 @@ def _score_texts(
 
 
 def _score_boxes(answers: Sequence[Answer], truth: Sequence[Answer]) -> MetricScores:
-    pairs = [(answer.groundings, true.groundings) for answer, true in zip(answers, truth, strict=True)]
+    pairs = [
+        (answer.groundings, true.groundings) for answer, true in zip(answers, truth, strict=True)
+    ]
     overlaps = [grounding_ious(*pair) for pair in pairs]
     counts = [count_boxes(*pair) for pair in pairs]
     samples = [
@@ -431,7 +471,9 @@ def _score_boxes(answers: Sequence[Answer], truth: Sequence[Answer]) -> MetricSc
             sum(count.true for count in counts),
         ),
     )
-    values["map"], values["map50"] = mean_average_precision([found for found, _ in pairs], [true for _, true in pairs])
+    values["map"], values["map50"] = mean_average_precision(
+        [found for found, _ in pairs], [true for _, true in pairs]
+    )
     values["wellFormed"] = sum(answer.is_well_formed for answer in answers) / len(answers)
     return MetricScores(values, samples)
 

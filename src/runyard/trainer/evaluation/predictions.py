@@ -25,7 +25,9 @@ def write_predictions(
         OSError: the disk refused them; no partial file is left.
     """
     path = attempt / PREDICTIONS / f"step-{step}.jsonl"
-    lines = "".join(json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n" for line in predictions)
+    lines = "".join(
+        json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n" for line in predictions
+    )
     try:
         path.parent.mkdir(exist_ok=True)
         write_bytes(path, lines.encode())
@@ -40,7 +42,10 @@ def prune_predictions(attempt: Path, *, keep: Collection[int]) -> None:
 
     A file that cannot be removed is retried later.
     """
-    steps = {path: int(path.stem.removeprefix("step-")) for path in (attempt / PREDICTIONS).glob("step-*.jsonl")}
+    steps = {
+        path: int(path.stem.removeprefix("step-"))
+        for path in (attempt / PREDICTIONS).glob("step-*.jsonl")
+    }
     newest = max(steps.values(), default=None)
     for path in (attempt / PREDICTIONS).glob("*"):  # staged files too: no writer is active
         if path not in steps or steps[path] not in (newest, *keep):

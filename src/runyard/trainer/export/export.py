@@ -82,7 +82,8 @@ def export_model(
 
     Args:
         checkpoint: a folder with ``model_full`` and, where there is one, ``model_adapter``.
-        out: the folder to create; a non-empty one is kept, unless it is an export and ``overwrite``.
+        out: the folder to create; a non-empty one is kept, unless it is an export and
+            ``overwrite``.
         form: defaults to ``merged`` where there is an adapter, else ``full``.
         dtype: ``float32``, ``bfloat16`` or ``float16``, of merged weights; defaults to the base's.
         images: the folder of an uploaded dataset's images, see ``replay.open_images``.
@@ -103,7 +104,9 @@ def export_model(
     on_progress("Checking", 0, 0)
     check_model_folder(root / MODEL_FULL)
     with _stage(out, overwrite=overwrite) as staged, contextlib.ExitStack() as stack:
-        read_image = stack.enter_context(open_images(context, lines, images)) if with_replay else None
+        read_image = (
+            stack.enter_context(open_images(context, lines, images)) if with_replay else None
+        )
         document = _write_form(root, staged, form, context, dtype, on_progress)
         if read_image is not None:
             model = _load_exported(root, staged, form, context)
@@ -118,16 +121,21 @@ def export_model(
 def _resolve_form(root: Path, form: Form | None, dtype: str | None) -> Form:
     if not (root / MODEL_FULL).is_dir():
         raise ExportFailed(
-            f"{root} is not a checkpoint: it has no {MODEL_FULL}; try: a folder made by `runyard models download`"
+            f"{root} is not a checkpoint: it has no {MODEL_FULL}; try: a folder made by `runyard "
+            "models download`"
         )
     has_adapter = (root / MODEL_ADAPTER).is_dir()
     form = form or ("merged" if has_adapter else "full")
     if form != "full" and not has_adapter:
-        raise ExportFailed(f"{root.name} was trained in full, so it has no adapter for the form {form}; try: full")
+        raise ExportFailed(
+            f"{root.name} was trained in full, so it has no adapter for the form {form}; try: full"
+        )
     if dtype is not None and dtype not in DTYPES:
         raise ExportFailed(f"unknown dtype {dtype!r}; expected {', '.join(DTYPES)}")
     if dtype is not None and form != "merged":
-        raise ExportFailed(f"dtype {dtype!r} is for merged weights; the form {form} does not change weights")
+        raise ExportFailed(
+            f"dtype {dtype!r} is for merged weights; the form {form} does not change weights"
+        )
     if has_adapter:
         check_adapter_folder(root / MODEL_ADAPTER)
     return form
@@ -187,7 +195,10 @@ def _write_merged(full: Path, adapter: Path, staged: Path, dtype: str | None) ->
     module.save_pretrained(staged)
     for path, source in files_below(full):
         # The model's generation config, processor and tokenizer are copied byte for byte.
-        if not source.name.endswith((".safetensors", ".safetensors.index.json")) and path != "config.json":
+        if (
+            not source.name.endswith((".safetensors", ".safetensors.index.json"))
+            and path != "config.json"
+        ):
             (staged / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, staged / path)
     _disable_quantization(staged / RUN)
@@ -249,7 +260,11 @@ def _load_exported(root: Path, staged: Path, form: Form, context: ReplayContext)
         return load_model(staged, dtype=DTYPES[context.precision], attention=attention)
     if form == "full" and not (staged / MODEL_ADAPTER).is_dir():
         return load_model(staged, dtype=torch.float32, attention=attention)
-    base, adapter = (root / MODEL_FULL, staged) if form == "adapter" else (staged / MODEL_FULL, staged / MODEL_ADAPTER)
+    base, adapter = (
+        (root / MODEL_FULL, staged)
+        if form == "adapter"
+        else (staged / MODEL_FULL, staged / MODEL_ADAPTER)
+    )
     model = load_model(
         base,
         dtype=DTYPES[context.precision],
@@ -272,10 +287,13 @@ def _check_differences(
     if count <= tolerate * result.question_count:
         return
     few = [
-        f"  #{item.index} {_shorten(item.question)}: stored {_shorten(item.stored)}, now {_shorten(item.answer)}"
+        f"  #{item.index} {_shorten(item.question)}: stored {_shorten(item.stored)}, now "
+        f"{_shorten(item.answer)}"
         for item in result.differences[:SHOWN_DIFFERENCES]
     ]
-    share = -(-count * 1000 // result.question_count) / 1000  # rounded up, so that passing it suffices
+    share = (
+        -(-count * 1000 // result.question_count) / 1000
+    )  # rounded up, so that passing it suffices
     fix = f"{_suggest_fix(result, form, context, document)}, or allow it with --tolerate {share:g}"
     summary = (
         f"{count} of {result.question_count} answers of the exported files differ from the stored "
@@ -285,7 +303,9 @@ def _check_differences(
     raise ExportFailed("\n".join([summary, *few, fix]))
 
 
-def _suggest_fix(result: Replay, form: Form, context: ReplayContext, document: dict[str, Any]) -> str:
+def _suggest_fix(
+    result: Replay, form: Form, context: ReplayContext, document: dict[str, Any]
+) -> str:
     evaluated_on = str(context.plan.get("device", "cpu"))
     if evaluated_on != result.device:
         return (
@@ -357,7 +377,9 @@ def _stage(out: Path, *, overwrite: bool) -> Iterator[Path]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ExportFailed(f"another export is writing {out}; try: wait for it, or another folder") from error
+            raise ExportFailed(
+                f"another export is writing {out}; try: wait for it, or another folder"
+            ) from error
         try:
             for left_over in staged.iterdir():
                 shutil.rmtree(left_over) if left_over.is_dir() else left_over.unlink()
@@ -385,10 +407,13 @@ def _check_free(out: Path, *, overwrite: bool) -> None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not overwrite:
-        raise ExportFailed(f"{out} is not empty; try: another folder, or --overwrite to replace an earlier export")
+        raise ExportFailed(
+            f"{out} is not empty; try: another folder, or --overwrite to replace an earlier export"
+        )
     if not out.is_dir() or read_json(out / EXPORT) is None:
         raise ExportFailed(
-            f"{out} is not an earlier export ({EXPORT} is missing), so it is not replaced; try: another folder"
+            f"{out} is not an earlier export ({EXPORT} is missing), so it is not replaced; try: "
+            "another folder"
         )
 
 

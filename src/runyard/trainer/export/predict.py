@@ -52,7 +52,9 @@ class Predictor:
         """Return the answer to one question about one image (a PIL image)."""
         return self.predict_all([(image, question)], max_new_tokens=max_new_tokens)[0]
 
-    def predict_all(self, questions: Sequence[tuple[Any, str]], *, max_new_tokens: int | None = None) -> list[Answer]:
+    def predict_all(
+        self, questions: Sequence[tuple[Any, str]], *, max_new_tokens: int | None = None
+    ) -> list[Answer]:
         """Return the answers to pairs of image and question, in their order.
 
         Prompts of equal length form batches.
@@ -64,7 +66,9 @@ class Predictor:
         from runyard.trainer.models.model import get_pad_id
 
         layout = Layout(pad_id=get_pad_id(self._processor.tokenizer))
-        data = InMemoryEncodings([self._encoder.encode_question(image, text) for image, text in questions], layout)
+        data = InMemoryEncodings(
+            [self._encoder.encode_question(image, text) for image, text in questions], layout
+        )
         generation = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
         with torch.inference_mode():
             texts = generate_answers(

@@ -73,7 +73,9 @@ class ReplayContext:
     def generation(self) -> dict[str, Any]:
         """The settings that the generation config lacks: answer length and stop strings."""
         stops = self.evaluation.get("stop_strings")
-        return {"max_new_tokens": int(self.plan["answerTokens"])} | ({"stop_strings": stops} if stops else {})
+        return {"max_new_tokens": int(self.plan["answerTokens"])} | (
+            {"stop_strings": stops} if stops else {}
+        )
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,9 @@ def read_predictions(checkpoint: Path) -> list[Line]:
 
 
 @contextlib.contextmanager
-def open_images(context: ReplayContext, lines: Sequence[Line], folder: Path | None) -> Iterator[ReadImage]:
+def open_images(
+    context: ReplayContext, lines: Sequence[Line], folder: Path | None
+) -> Iterator[ReadImage]:
     """Yield a function from a line of predictions to its image.
 
     ``folder`` is a version's, or has the images under their names; the built-in datasets need none.
@@ -202,7 +206,9 @@ def replay(
             "try: export without verification (--no-replay)"
         )
     evaluated_on = str(context.plan.get("device", "cpu"))
-    device = torch.device(evaluated_on if evaluated_on != "cuda" or torch.cuda.is_available() else "cpu")
+    device = torch.device(
+        evaluated_on if evaluated_on != "cuda" or torch.cuda.is_available() else "cpu"
+    )
     tokenizer = model.processor.tokenizer
     budget = TokenBudget(  # samples longer than the context had a smaller image
         context=get_context_length(get_base_model(model.module), tokenizer)[0],
@@ -222,11 +228,15 @@ def replay(
     encoded = []
     for number, line in enumerate(lines):
         on_progress("Reading images", number, len(lines))
-        encoded.append(encoder.encode_with_answer(read_image(line), line["question"], line["truth"]))
+        encoded.append(
+            encoder.encode_with_answer(read_image(line), line["question"], line["truth"])
+        )
     data = InMemoryEncodings(encoded, Layout(pad_id=get_pad_id(tokenizer)))
     module = model.module.to(device).eval()
     losses = TokenLosses(module, precision=context.precision, device=device, label_smoothing=0.0)
-    generation = context.generation | ({"tokenizer": tokenizer} if "stop_strings" in context.generation else {})
+    generation = context.generation | (
+        {"tokenizer": tokenizer} if "stop_strings" in context.generation else {}
+    )
     random = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
     with (
         torch.inference_mode(),

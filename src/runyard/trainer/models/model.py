@@ -70,7 +70,11 @@ class Model:
     def decoder_start_id(self) -> int | None:
         """The first token of answers in encoder-decoder models; None for decoder-only models."""
         config = self.module.config
-        return config.get_text_config(decoder=True).decoder_start_token_id if config.is_encoder_decoder else None
+        return (
+            config.get_text_config(decoder=True).decoder_start_token_id
+            if config.is_encoder_decoder
+            else None
+        )
 
     @property
     def parameter_count(self) -> int:
@@ -79,10 +83,16 @@ class Model:
 
     def trainable_parameters(self) -> list[tuple[str, torch.nn.Parameter]]:
         """Return the parameters that are trained, with their names in the family's classes."""
-        return [(n.removeprefix(PEFT_PREFIX), p) for n, p in self.module.named_parameters() if p.requires_grad]
+        return [
+            (n.removeprefix(PEFT_PREFIX), p)
+            for n, p in self.module.named_parameters()
+            if p.requires_grad
+        ]
 
 
-def find_weights_folder(architecture: Architecture, models: dict[str, str], folders: ModelFolders) -> Path | None:
+def find_weights_folder(
+    architecture: Architecture, models: dict[str, str], folders: ModelFolders
+) -> Path | None:
     """Return the folder to start from, by its real path; None for the tiny model trained from
     scratch.
 
@@ -99,14 +109,18 @@ def find_weights_folder(architecture: Architecture, models: dict[str, str], fold
         family = FAMILIES.get(architecture.name)
         weights = family.sizes.get(architecture.size) if family else None
         if weights is None:
-            raise InvalidFlow(f"unknown size {architecture.size!r} of architecture {architecture.name!r}")
+            raise InvalidFlow(
+                f"unknown size {architecture.size!r} of architecture {architecture.name!r}"
+            )
     form = classify_weights(weights)
     if form == "run":
         found = Path(models[weights]) if weights in models else None
     elif form == "folder":
         found = folders.resolve(weights)
         if found is None:
-            raise InvalidFlow(f"weights {weights!r} are not in a folder of this machine's setting {SETTING}")
+            raise InvalidFlow(
+                f"weights {weights!r} are not in a folder of this machine's setting {SETTING}"
+            )
         found = found if found.is_dir() else None
     else:
         found = folders.find(weights.removeprefix(BASE_PREFIX)) if form is not None else None
@@ -119,7 +133,9 @@ def find_weights_folder(architecture: Architecture, models: dict[str, str], fold
     return found
 
 
-def build_tiny(*, task: str, phrases: Sequence[str], samples: Sequence[Sample] | None, seed: int) -> Model:
+def build_tiny(
+    *, task: str, phrases: Sequence[str], samples: Sequence[Sample] | None, seed: int
+) -> Model:
     """Return the built-in model with fresh weights. Pixels are normalized with mean and deviation
     of ``samples``.
 
@@ -131,7 +147,12 @@ def build_tiny(*, task: str, phrases: Sequence[str], samples: Sequence[Sample] |
     shape = SHAPES.get(task, SHAPES["vqa"])
     mean, deviation = 0.5, 0.5
     if samples is not None:
-        pixels = np.concatenate([np.asarray(sample.image, np.float32).ravel() for sample in samples[:2000]]) / 255
+        pixels = (
+            np.concatenate(
+                [np.asarray(sample.image, np.float32).ravel() for sample in samples[:2000]]
+            )
+            / 255
+        )
         mean, deviation = float(pixels.mean()), max(0.01, float(pixels.std()))
     processor = make_processor(shape, list(phrases), pixel_mean=mean, pixel_std=deviation)
     torch.manual_seed(seed)
@@ -187,7 +208,9 @@ def load_model(
         **options,
     )
     if missing := sorted(report["missing_keys"]):
-        raise InvalidFlow(f"the weights in {folder.name} lack {len(missing)} tensors, such as {missing[0]}")
+        raise InvalidFlow(
+            f"the weights in {folder.name} lack {len(missing)} tensors, such as {missing[0]}"
+        )
     if quantization is not None:
         from peft import prepare_model_for_kbit_training
 
@@ -255,7 +278,9 @@ def load_processor(folder: Path) -> Any:
     from transformers import AutoProcessor
 
     install_video_stand_in()
-    return AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False, backend=IMAGE_BACKEND)
+    return AutoProcessor.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False, backend=IMAGE_BACKEND
+    )
 
 
 def check_family(architecture: Architecture, model_type: str) -> None:
@@ -279,7 +304,9 @@ def freeze_parts(model: Model, frozen: Sequence[str]) -> None:
             parameter.requires_grad_(False)
 
 
-def add_adapter(model: Model, training: Training, *, base: Path, adapter: Path | None = None) -> Model:
+def add_adapter(
+    model: Model, training: Training, *, base: Path, adapter: Path | None = None
+) -> Model:
     """Return the model with a low-rank adapter (LoRA, Hu et al. 2022), optionally with weights from
     ``adapter``.
 
@@ -302,7 +329,9 @@ def add_adapter(model: Model, training: Training, *, base: Path, adapter: Path |
     )
     with _ignore_peft_warning():
         module = get_peft_model(model.module, config)
-    config.base_model_name_or_path = MODEL_FULL  # relative, as in a checkpoint, not this machine's path
+    config.base_model_name_or_path = (
+        MODEL_FULL  # relative, as in a checkpoint, not this machine's path
+    )
     if adapter is not None:
         set_peft_model_state_dict(module, load_file(adapter / ADAPTER_WEIGHTS))
     for _, parameter in module.named_parameters():
@@ -347,9 +376,15 @@ def _find_lora_targets(model: Model, lora: Lora, frozen: Sequence[str]) -> list[
     if lora.targets == "auto":
         found = [n for n in free if find_part(n, model.parts) == "language" and "lm_head" not in n]
     else:
-        found = [n for n in free if any(re.search(rf"(^|\.){re.escape(t)}($|\.)", n) for t in lora.targets)]
+        found = [
+            n
+            for n in free
+            if any(re.search(rf"(^|\.){re.escape(t)}($|\.)", n) for t in lora.targets)
+        ]
     if not found:
-        raise InvalidFlow(f"lora.targets {lora.targets!r} matches no linear layer that is not frozen")
+        raise InvalidFlow(
+            f"lora.targets {lora.targets!r} matches no linear layer that is not frozen"
+        )
     return found
 
 

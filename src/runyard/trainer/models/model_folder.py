@@ -39,10 +39,12 @@ MAX_TEMPLATE_BYTES = 256 << 10
 MAX_HEADER_BYTES = 16 << 20
 MAX_TENSORS = 65_536
 MAX_FILES = 10_000
-_IGNORED_KEYS = ("special_tokens_map_file",)  # tokenizers save its original path, and nothing reads it
+_IGNORED_KEYS = (
+    "special_tokens_map_file",
+)  # tokenizers save its original path, and nothing reads it
 BYTES_OF = {
-    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
-    "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2,
+    "BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
 }  # fmt: skip
 
 
@@ -54,18 +56,24 @@ def check_model_folder(folder: Path) -> str:
     """
     if not folder.is_dir():
         raise InvalidFlow(
-            f"model folder {str(folder)!r} does not exist; try: a folder with config.json and safetensors"
+            f"model folder {str(folder)!r} does not exist; try: a folder with config.json and "
+            "safetensors"
         )
     files = list(_list_files(folder))
     config = _read_config(folder)
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or find_family(model_type) is None:
-        raise InvalidFlow(f"model_type {model_type!r} in {folder.name}/config.json is not a known family")
+        raise InvalidFlow(
+            f"model_type {model_type!r} in {folder.name}/config.json is not a known family"
+        )
     weights = 0
     for path in files:
-        if path.name == ADAPTER_CONFIG:  # libraries would load weights from the folder that it names
+        if (
+            path.name == ADAPTER_CONFIG
+        ):  # libraries would load weights from the folder that it names
             raise InvalidFlow(
-                f"{ADAPTER_CONFIG} is not allowed in a model folder; try: put the adapter into {MODEL_ADAPTER}"
+                f"{ADAPTER_CONFIG} is not allowed in a model folder; try: put the adapter into "
+                f"{MODEL_ADAPTER}"
             )
         _check_file(path, path.relative_to(folder).as_posix(), kind="a model folder")
         weights += path.suffix == ".safetensors"
@@ -82,11 +90,15 @@ def check_inside(folder: Path, folders: ModelFolders) -> None:
         InvalidFlow: it is elsewhere; the message names the setting, never the target.
     """
     if folders.resolve(folder) != folder:
-        raise InvalidFlow(f"model folder {folder.name} is not in a folder of this machine's setting {SETTING}")
+        raise InvalidFlow(
+            f"model folder {folder.name} is not in a folder of this machine's setting {SETTING}"
+        )
     for path in _list_entries(folder):
         if path.is_symlink() and folders.resolve(path) is None:
             where = path.relative_to(folder).as_posix()
-            raise InvalidFlow(f"{where} in {folder.name} is a link out of the folders of the setting {SETTING}")
+            raise InvalidFlow(
+                f"{where} in {folder.name} is a link out of the folders of the setting {SETTING}"
+            )
 
 
 def check_adapter_folder(folder: Path) -> None:
@@ -97,7 +109,9 @@ def check_adapter_folder(folder: Path) -> None:
     """
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not (folder / name).is_file():
-            raise InvalidFlow(f"adapter folder {str(folder)!r} has no {name}; try: a folder saved by peft")
+            raise InvalidFlow(
+                f"adapter folder {str(folder)!r} has no {name}; try: a folder saved by peft"
+            )
     for path in _list_files(folder):
         _check_file(path, path.relative_to(folder).as_posix(), kind="an adapter folder")
 
@@ -112,14 +126,18 @@ def check_safetensors(path: Path, where: str) -> None:
         head = file.read(8)
         length = struct.unpack("<Q", head)[0] if len(head) == 8 else -1
         if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
-            raise InvalidFlow(f"{where} is not a safetensors file: its header would have {length} bytes")
+            raise InvalidFlow(
+                f"{where} is not a safetensors file: its header would have {length} bytes"
+            )
         text = file.read(length)
     try:
         header = json.loads(text, object_pairs_hook=_reject_duplicates)
     except (ValueError, RecursionError) as error:
         raise InvalidFlow(f"{where} has a damaged safetensors header: {error}") from error
     if not isinstance(header, dict) or len(header) > MAX_TENSORS:
-        raise InvalidFlow(f"{where} has a safetensors header that is not a table of at most {MAX_TENSORS} tensors")
+        raise InvalidFlow(
+            f"{where} has a safetensors header that is not a table of at most {MAX_TENSORS} tensors"
+        )
     end = 0
     for begin, stop in sorted(
         _parse_span(name, entry, where) for name, entry in header.items() if name != "__metadata__"
@@ -128,7 +146,9 @@ def check_safetensors(path: Path, where: str) -> None:
             raise InvalidFlow(f"{where} has tensors that overlap or leave a gap at byte {begin}")
         end = stop
     if end != size - 8 - length:
-        raise InvalidFlow(f"{where} has {size - 8 - length} bytes of tensors; its header says {end}")
+        raise InvalidFlow(
+            f"{where} has {size - 8 - length} bytes of tensors; its header says {end}"
+        )
 
 
 def _parse_span(name: str, entry: Any, where: str) -> tuple[int, int]:
@@ -166,7 +186,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
         _check_size(path, "config.json", 1 << 20)
         config = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise InvalidFlow(f"model folder {folder.name} has no readable config.json: {error}") from error
+        raise InvalidFlow(
+            f"model folder {folder.name} has no readable config.json: {error}"
+        ) from error
     if not isinstance(config, dict):
         raise InvalidFlow(f"{folder.name}/config.json is not an object")
     return config
@@ -181,7 +203,10 @@ def _list_files(folder: Path) -> Iterator[Path]:
         if path.is_file():
             yield path
         elif not path.is_dir():  # reading a pipe or a device may never end
-            raise InvalidFlow(f"{path.relative_to(folder).as_posix()} in {folder.name} is neither a file nor a folder")
+            raise InvalidFlow(
+                f"{path.relative_to(folder).as_posix()} in {folder.name} is neither a file nor a "
+                "folder"
+            )
 
 
 def _list_entries(folder: Path) -> list[Path]:
@@ -193,7 +218,9 @@ def _list_entries(folder: Path) -> list[Path]:
 
 def _check_file(path: Path, where: str, *, kind: str) -> None:
     if path.suffix.lower() in FORBIDDEN_SUFFIXES:
-        raise InvalidFlow(f"{where} is not allowed in {kind}: weights must be safetensors, and code is refused")
+        raise InvalidFlow(
+            f"{where} is not allowed in {kind}: weights must be safetensors, and code is refused"
+        )
     if path.suffix == ".json":
         _check_json(path, where)
     elif path.suffix == ".jinja":
@@ -227,14 +254,19 @@ def _check_json(path: Path, where: str) -> None:
 
 def _check_file_names(table: dict[str, Any], where: str) -> None:
     """Check that files which libraries open (tokenizer, weight shards) are in this folder."""
-    named = [(key, value) for key, value in table.items() if key.endswith("_file") and key not in _IGNORED_KEYS]
+    named = [
+        (key, value)
+        for key, value in table.items()
+        if key.endswith("_file") and key not in _IGNORED_KEYS
+    ]
     pieces = table.get("weight_map")
     if isinstance(pieces, dict):
         named += [("weight_map", value) for value in pieces.values()]
     for key, value in named:
         if isinstance(value, str) and (value in (".", "..") or "/" in value or "\\" in value):
             raise InvalidFlow(
-                f"{where} names a file of another folder in {key!r}; try: the name of a file in the same folder"
+                f"{where} names a file of another folder in {key!r}; try: the name of a file in "
+                "the same folder"
             )
 
 

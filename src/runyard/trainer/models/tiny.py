@@ -27,7 +27,11 @@ SPECIALS = (PAD, BEGIN, END, *ROLES, IMAGE_TOKEN, "<fake_token_around_image>", "
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 CORPUS = (
     *WORDS,
-    *(f"Which digit is this? What number is the {w}? Where is the {w} in the picture? Locate the {w}." for w in WORDS),
+    *(
+        f"Which digit is this? What number is the {w}? Where is the {w} in the picture? Locate the "
+        f"{w}."
+        for w in WORDS
+    ),
     *(str(round(pixel * 1024 / 48)) for pixel in range(49)),
 )
 LEARNED_MERGES = 220
@@ -111,7 +115,9 @@ def make_tokenizer(phrases: list[str]) -> Any:
     )
 
 
-def make_processor(shape: TinyShape, phrases: list[str], *, pixel_mean: float, pixel_std: float) -> Any:
+def make_processor(
+    shape: TinyShape, phrases: list[str], *, pixel_mean: float, pixel_std: float
+) -> Any:
     """Return the family's own processor with this tokenizer and the PIL image backend."""
     from transformers import Idefics3ImageProcessorPil, Idefics3Processor
 

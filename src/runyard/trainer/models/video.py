@@ -67,7 +67,9 @@ def _make_stand_in_class() -> type:
                 setattr(self, name, value)
 
         def __call__(self, *_: Any, **__: Any) -> Any:
-            raise NotImplementedError("videos need torchvision, which is not installed; try: images")
+            raise NotImplementedError(
+                "videos need torchvision, which is not installed; try: images"
+            )
 
         preprocess = __call__
 

@@ -56,7 +56,9 @@ def sample_batches(recipe: ResolvedFlow, lengths: Any, size: int) -> list[list[i
 
 def estimate_padding_share(recipe: ResolvedFlow, lengths: Any, size: int) -> float:
     """Return the share of padding tokens in padded batches of this size."""
-    return compute_padding_share([lengths[batch] for batch in sample_batches(recipe, lengths, size)])
+    return compute_padding_share(
+        [lengths[batch] for batch in sample_batches(recipe, lengths, size)]
+    )
 
 
 @dataclass
@@ -81,7 +83,9 @@ class BatchBuilder:
             self.build = lambda indices, epoch: self.encodings.make_batch(indices)
         else:
             augment = make_augmenter(strengths, self.recipe.settings.seed)
-            self.build = AugmentedSamples(self.data.train, self.encoder, self.layout, augment).make_batch
+            self.build = AugmentedSamples(
+                self.data.train, self.encoder, self.layout, augment
+            ).make_batch
 
     def resolve_choices(self, plan: Plan, choices: dict[str, bool]) -> Plan:
         """Return the plan with every open choice made.
@@ -140,12 +144,18 @@ class BatchBuilder:
         """
         batches = self._sample_batches(plan)
         numbers = sorted({index for batch in batches for index in batch})
-        some = InMemoryEncodings([encoder.encode(self.data.train[index]) for index in numbers], self.layout)
+        some = InMemoryEncodings(
+            [encoder.encode(self.data.train[index]) for index in numbers], self.layout
+        )
         needed_bytes = some.size_bytes // len(numbers) * len(self.data.train)
         if isinstance(self.data.train, Selection) and not self._has_space(needed_bytes):
-            raise FeaturesNotReusable(f"{needed_bytes >> 20:,} MiB of features do not fit into the cache")
+            raise FeaturesNotReusable(
+                f"{needed_bytes >> 20:,} MiB of features do not fit into the cache"
+            )
         at = {index: row for row, index in enumerate(numbers)}
-        return self._measure_speedup(lambda indices, epoch: some.make_batch([at[index] for index in indices]), batches)
+        return self._measure_speedup(
+            lambda indices, epoch: some.make_batch([at[index] for index in indices]), batches
+        )
 
     def _has_space(self, needed_bytes: int) -> bool:
         root = self.cache_dir.root
@@ -163,7 +173,9 @@ class BatchBuilder:
         return encode_all([train], encoder, self.cache_dir, self.hooks).select(train, self.layout)
 
     def _sample_batches(self, plan: Plan) -> list[list[int]]:
-        return sample_batches(self.recipe, self.encodings.lengths, plan.micro_batch_size)[:MEASURED_BATCHES]
+        return sample_batches(self.recipe, self.encodings.lengths, plan.micro_batch_size)[
+            :MEASURED_BATCHES
+        ]
 
     def _measure_speedup(self, new: BuildBatch, batches: list[list[int]]) -> float | None:
         return measure_speedup(new, self.build, batches, self.losses, device=self.device)
@@ -181,6 +193,8 @@ class BatchBuilder:
         speedup, before = measure(), plan.document[name]["reason"]
         choices[name] = speedup is not None and speedup >= MIN_SPEEDUP
         found = (
-            "not measured: out of memory" if speedup is None else f"steps are {speedup:.2f} times as fast (measured)"
+            "not measured: out of memory"
+            if speedup is None
+            else f"steps are {speedup:.2f} times as fast (measured)"
         )
         return with_choice(plan, name, choices[name], f"{before}; {found}")

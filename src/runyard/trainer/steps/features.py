@@ -26,7 +26,9 @@ from runyard.trainer.families import FamilyParts, find_part
 from runyard.trainer.models.model import dequantize
 from runyard.trainer.steps.losses import TokenLosses, get_base_model
 
-TOLERANCE = 1e-5  # a projector's output on a copy with another memory layout may differ in the last bits
+TOLERANCE = (
+    1e-5  # a projector's output on a copy with another memory layout may differ in the last bits
+)
 _Array = np.ndarray[Any, Any]
 _BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 
@@ -60,7 +62,9 @@ class FrozenTower:
         self._module, self._body = module, base.model
         self._losses, self._device = losses, device
         self._includes_projector = not any(
-            p.requires_grad for name, p in base.named_parameters() if find_part(name, parts) == "projector"
+            p.requires_grad
+            for name, p in base.named_parameters()
+            if find_part(name, parts) == "projector"
         )
         self._projector = base.get_submodule(parts.projector[0])
         self._parts = parts
@@ -72,7 +76,8 @@ class FrozenTower:
     def hash_weights(self) -> str:
         """Return a hash of the frozen weights, of the precision, and of the features' shape."""
         digest = hashlib.sha256(
-            f"{self._includes_projector} {self._shape} {self._losses.precision} {self._device.type}".encode()
+            f"{self._includes_projector} {self._shape} {self._losses.precision} "
+            f"{self._device.type}".encode()
         )
         frozen = ("vision", "projector") if self._includes_projector else ("vision",)
         for name, value in sorted(get_base_model(self._module).named_parameters()):
@@ -108,10 +113,14 @@ class FrozenTower:
         self._module.train()
         with torch.no_grad(), self._losses.autocast():
             in_training, _ = self._run(images)
-            restored = self._flatten(self.expand(bits)["mm_encoder_outputs"]["image"])  # (S, C * (1 + L))
+            restored = self._flatten(
+                self.expand(bits)["mm_encoder_outputs"]["image"]
+            )  # (S, C * (1 + L))
         if not torch.equal(output, in_training):
             raise FeaturesNotReusable("the vision encoder uses dropout")
-        if output.shape != restored.shape or not torch.allclose(output, restored, rtol=TOLERANCE, atol=TOLERANCE):
+        if output.shape != restored.shape or not torch.allclose(
+            output, restored, rtol=TOLERANCE, atol=TOLERANCE
+        ):
             raise FeaturesNotReusable("this family does more after the projector")
 
     def expand(self, bits: torch.Tensor) -> dict[str, Any]:
@@ -122,7 +131,9 @@ class FrozenTower:
             projected = self._projector(features)  # (I, E, D) -> (I, tokens per image, C)
             features = projected.reshape(-1, projected.shape[-1])  # (S, C)
         pooled, *deeper = features.split(self._width, dim=-1)  # each (S, C)
-        image = BaseModelOutputWithPooling(pooler_output=[pooled] if self._is_list else pooled[None])
+        image = BaseModelOutputWithPooling(
+            pooler_output=[pooled] if self._is_list else pooled[None]
+        )
         if deeper:
             image["deepstack_features"] = [[layer] for layer in deeper]
         return {"mm_encoder_outputs": {"image": image}}
@@ -139,7 +150,11 @@ class FrozenTower:
 
     def _run(self, images: dict[str, _Array]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the language model's image inputs (S, C * (1 + L)) and the projector's input."""
-        inputs = {n: torch.from_numpy(v).to(self._device) for n, v in images.items() if n in self._argument_names}
+        inputs = {
+            n: torch.from_numpy(v).to(self._device)
+            for n, v in images.items()
+            if n in self._argument_names
+        }
         seen: list[torch.Tensor] = []
         hook = self._projector.register_forward_pre_hook(
             lambda _, args, kwargs: seen.extend([*args, *kwargs.values()][:1]), with_kwargs=True
@@ -156,7 +171,9 @@ class FrozenTower:
     def _flatten(self, image: Any) -> torch.Tensor:
         """Return the features of all images and layers: (S, C * (1 + L))."""
         pooled = image.pooler_output
-        parts = [pooled.flatten(0, -2) if isinstance(pooled, torch.Tensor) else torch.cat(list(pooled))]  # (S, C)
+        parts = [
+            pooled.flatten(0, -2) if isinstance(pooled, torch.Tensor) else torch.cat(list(pooled))
+        ]  # (S, C)
         for layer in image.get("deepstack_features") or ():
             parts.append(layer if isinstance(layer, torch.Tensor) else torch.cat(list(layer)))
         return torch.cat(parts, dim=-1)
@@ -186,4 +203,6 @@ class FeatureEncoder:
         self._check_cancelled()
         encoded = self._encoder.encode(sample)
         others = {name: value for name, value in encoded.images.items() if "pixel" not in name}
-        return replace(encoded, images={**others, FEATURES: self._tower.compute_features(encoded.images)})
+        return replace(
+            encoded, images={**others, FEATURES: self._tower.compute_features(encoded.images)}
+        )

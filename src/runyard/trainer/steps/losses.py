@@ -27,7 +27,9 @@ LARGEST_LOGITS_BYTES = 256 << 20  # float32, of one chunk
 class TokenLosses:
     """Runs the model in the plan's precision and compares its predictions with the labels."""
 
-    def __init__(self, module: Any, *, precision: str, device: torch.device, label_smoothing: float):
+    def __init__(
+        self, module: Any, *, precision: str, device: torch.device, label_smoothing: float
+    ):
         base = get_base_model(module)
         self._module = module
         self._body, self._head = base.model, base.get_output_embeddings()
@@ -35,14 +37,18 @@ class TokenLosses:
         self._softcap = getattr(text, "final_logit_softcapping", None)
         self.max_rows = max(1, LARGEST_LOGITS_BYTES // (4 * text.vocab_size))
         self.precision, self._device = precision, device
-        self.expand_features: Callable[[torch.Tensor], dict[str, Any]] | None = None  # arguments in place of pixels
+        self.expand_features: Callable[[torch.Tensor], dict[str, Any]] | None = (
+            None  # arguments in place of pixels
+        )
         self._label_smoothing = label_smoothing
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Return the context in which the model is run."""
         if self.precision == "float32":
             return contextlib.nullcontext()
-        autocast: contextlib.AbstractContextManager[Any] = torch.autocast(self._device.type, self.dtype)
+        autocast: contextlib.AbstractContextManager[Any] = torch.autocast(
+            self._device.type, self.dtype
+        )
         return autocast
 
     @property
@@ -61,8 +67,12 @@ class TokenLosses:
             if len(chosen) <= self.max_rows:
                 return self._compute_loss(chosen, batch.labels)
             # Activation checkpointing: the logits of a chunk are recomputed in the backward pass.
-            chunks = zip(chosen.split(self.max_rows), batch.labels.split(self.max_rows), strict=True)
-            losses = [checkpoint(self._compute_loss, *chunk, use_reentrant=False) for chunk in chunks]
+            chunks = zip(
+                chosen.split(self.max_rows), batch.labels.split(self.max_rows), strict=True
+            )
+            losses = [
+                checkpoint(self._compute_loss, *chunk, use_reentrant=False) for chunk in chunks
+            ]
             return torch.stack(losses).sum()
 
     def zero_gradients(self) -> None:
@@ -78,7 +88,9 @@ class TokenLosses:
         logits = self._head(hidden)  # (P, V)
         if self._softcap is not None:
             logits = self._softcap * torch.tanh(logits / self._softcap)
-        return cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=self._label_smoothing)
+        return cross_entropy(
+            logits.float(), labels, reduction="sum", label_smoothing=self._label_smoothing
+        )
 
 
 def get_base_model(module: Any) -> Any:

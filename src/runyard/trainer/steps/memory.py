@@ -37,7 +37,9 @@ FLOAT_BYTES = 4
 NO_LIMIT = 1 << 62
 RETAINED_BYTES = 128 << 10  # where freed memory is returned, larger blocks go to the system at once
 AMPLE_FACTOR = 4  # times the need; a heap of freed blocks grew to 3.3 times the need (measured)
-FIRST_USE_BYTES = 48 << 20  # code pages that the first steps read, and a heap fragmented by small objects (measured)
+FIRST_USE_BYTES = (
+    48 << 20
+)  # code pages that the first steps read, and a heap fragmented by small objects (measured)
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
 _DEFAULT_MAX_MAPS, _MAX_INT = (
     65_536,
@@ -148,7 +150,9 @@ class StepMemory:
             # Where two samples take other operations than one, the peak of one may be its
             # gradients, which do not grow with the size. So the peak without gradients is a lower
             # bound.
-            passes = max(self.whole_batch.peak(micro_batch_size), self.accumulating.peak(micro_batch_size))
+            passes = max(
+                self.whole_batch.peak(micro_batch_size), self.accumulating.peak(micro_batch_size)
+            )
         else:
             passes = self.gradients + self.accumulating.peak(micro_batch_size)
         at_once = max(passes, self.gradients + self.update)
@@ -177,7 +181,9 @@ def count_optimizer_bytes(optimizers: Sequence[torch.optim.Optimizer]) -> int:
     )
 
 
-def _estimate_state_bytes(optimizer: torch.optim.Optimizer, group: dict[str, Any], parameter: torch.Tensor) -> int:
+def _estimate_state_bytes(
+    optimizer: torch.optim.Optimizer, group: dict[str, Any], parameter: torch.Tensor
+) -> int:
     """Return the bytes of a parameter's optimizer state.
 
     AdamW: two moments (Kingma & Ba 2015). SGD and Muon: one momentum. Adafactor: one row and one
@@ -237,7 +243,9 @@ def measure_step_memory(
         batch = build_batch([longest] * count, 0).to(device)
         inputs.append(sum(value.nbytes for value in batch.inputs.values()) // count)
         end = max_labels * count
-        batch = replace(batch, label_positions=batch.label_positions[:end], labels=batch.labels[:end])
+        batch = replace(
+            batch, label_positions=batch.label_positions[:end], labels=batch.labels[:end]
+        )
         with LiveBytesRecorder() as live:
             (losses(batch) / max(1, batch.label_count)).backward()
         timeline: list[int] = live.timeline
@@ -250,7 +258,9 @@ def measure_step_memory(
             return record(count)
 
         timeline = MemoryTimeline(record_pass(1), record_pass(2))
-        if not timeline.is_aligned and plan.micro_batch_size > 2:  # a single sample takes other operations
+        if (
+            not timeline.is_aligned and plan.micro_batch_size > 2
+        ):  # a single sample takes other operations
             timeline = MemoryTimeline(timeline.more, record_pass(3), count=2)
         return timeline
 
@@ -260,10 +270,14 @@ def measure_step_memory(
             # memory-mapped weights.
             record(1)
             accumulating = compare(is_first=False)
-            whole_batch = compare(is_first=True) if plan.micro_batch_size == plan.batch_size else None
+            whole_batch = (
+                compare(is_first=True) if plan.micro_batch_size == plan.batch_size else None
+            )
         finally:
             losses.zero_gradients()
-    parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+    parameters = [
+        p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]
+    ]
     return StepMemory(
         whole_batch=whole_batch,
         accumulating=accumulating,
@@ -347,13 +361,21 @@ def read_host_memory(root: Path) -> AvailableMemory:
     Swap counts only toward the total.
     """
     with contextlib.suppress(OSError):
-        lines = dict(line.split(":") for line in (root / "proc/meminfo").read_text().splitlines() if ":" in line)
-        machine = {name: int(value.split()[0]) * 1024 for name, value in lines.items() if value.split()}
+        lines = dict(
+            line.split(":")
+            for line in (root / "proc/meminfo").read_text().splitlines()
+            if ":" in line
+        )
+        machine = {
+            name: int(value.split()[0]) * 1024 for name, value in lines.items() if value.split()
+        }
         used = int((root / "proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
         free, total = machine["MemAvailable"], machine["MemTotal"] + machine.get("SwapTotal", 0)
         limit, in_cgroup = _read_cgroup(root)
         if limit < total:
-            return AvailableMemory(used=used, free=min(free, max(0, limit - in_cgroup)), total=limit, name="the cgroup")
+            return AvailableMemory(
+                used=used, free=min(free, max(0, limit - in_cgroup)), total=limit, name="the cgroup"
+            )
         return AvailableMemory(used=used, free=free, total=total)
     pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
     return AvailableMemory(used=0, free=pages * size, total=pages * size)
@@ -368,7 +390,11 @@ def _read_cgroup(root: Path) -> tuple[int, int]:
             if kind not in ("", "memory"):
                 continue
             top = root / "sys/fs/cgroup" / kind
-            names = ("memory.max", "memory.current") if not kind else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+            names = (
+                ("memory.max", "memory.current")
+                if not kind
+                else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+            )
             folder = top / path.strip("/")
             for level in (folder, *folder.parents):
                 limit = _read_number(level / names[0])
@@ -410,7 +436,9 @@ class MemoryEstimate:
     is_ample: bool = False
 
 
-def compare_with_available(step: StepMemory, available: AvailableMemory, plan: Plan, *, mode: str) -> MemoryEstimate:
+def compare_with_available(
+    step: StepMemory, available: AvailableMemory, plan: Plan, *, mode: str
+) -> MemoryEstimate:
     """Compare the estimate with the available memory.
 
     On the CPU the free memory may change, and swap may help, so only more than the total is denied;
@@ -423,7 +451,9 @@ def compare_with_available(step: StepMemory, available: AvailableMemory, plan: P
     size, limit = plan.micro_batch_size, available.used + available.free
     peak_bytes = estimate_peak(size)
     maximum = limit if plan.device == "cuda" else max(available.total, available.used)
-    verdict: Verdict = "Deny" if peak_bytes > maximum else "Warn" if peak_bytes > WARN_SHARE * limit else "Allow"
+    verdict: Verdict = (
+        "Deny" if peak_bytes > maximum else "Warn" if peak_bytes > WARN_SHARE * limit else "Allow"
+    )
     reason = (
         f"{verdict}: estimated for a micro-batch of {size} times the longest sample; available are "
         f"{format_bytes(limit)} of {available.name} ({format_bytes(available.used)} used before "
@@ -453,7 +483,9 @@ def compare_with_available(step: StepMemory, available: AvailableMemory, plan: P
     if mode != "lora":
         fixes.append("training.mode 'lora'")
     reason = f"{reason}; try: {', '.join([*fixes, 'a smaller model'])}"
-    return MemoryEstimate(verdict=verdict, peak_bytes=peak_bytes, reason=reason, fitting_micro_batch=fitting)
+    return MemoryEstimate(
+        verdict=verdict, peak_bytes=peak_bytes, reason=reason, fitting_micro_batch=fitting
+    )
 
 
 def estimate_memory(
@@ -480,16 +512,28 @@ def estimate_memory(
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error) or plan.micro_batch_size == 1:
             raise
-        return with_memory(plan, None, "not estimated: memory did not suffice for two samples"), None
+        return with_memory(
+            plan, None, "not estimated: memory did not suffice for two samples"
+        ), None
     mode = recipe.model.training.mode
     estimate = compare_with_available(step, available(), plan, mode=mode)
     fitting = estimate.fitting_micro_batch
-    if estimate.verdict == "Deny" and fitting is not None and recipe.model.on_out_of_memory == "shrink":
+    if (
+        estimate.verdict == "Deny"
+        and fitting is not None
+        and recipe.model.on_out_of_memory == "shrink"
+    ):
         needed = format_bytes(estimate.peak_bytes)
-        plan = with_micro_batch(plan, fitting, f"{plan.micro_batch_size} would need {needed} of memory")
+        plan = with_micro_batch(
+            plan, fitting, f"{plan.micro_batch_size} would need {needed} of memory"
+        )
         estimate = compare_with_available(step, available(), plan, mode=mode)
     return with_memory(plan, estimate.peak_bytes, estimate.reason), estimate
 
 
 def format_bytes(size_bytes: int) -> str:
-    return f"{size_bytes / (1 << 30):.2f} GiB" if size_bytes >= 1 << 30 else f"{size_bytes / (1 << 20):.0f} MiB"
+    return (
+        f"{size_bytes / (1 << 30):.2f} GiB"
+        if size_bytes >= 1 << 30
+        else f"{size_bytes / (1 << 20):.0f} MiB"
+    )

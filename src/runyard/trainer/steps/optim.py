@@ -66,7 +66,9 @@ def make_optimizers(
             rest = [(n, p) for n, p in parameters if n not in chosen]
             optimizers: list[torch.optim.Optimizer] = []
             if hidden:
-                optimizers.append(torch.optim.Muon(groups(hidden, MUON_RATE_FACTOR), momentum=betas[0]))
+                optimizers.append(
+                    torch.optim.Muon(groups(hidden, MUON_RATE_FACTOR), momentum=betas[0])
+                )
             if rest:
                 optimizers.append(torch.optim.AdamW(groups(rest), betas=betas, fused=True))
             return optimizers
@@ -91,7 +93,11 @@ def rate_factor(step: int, *, total: int, warmup: int, schedule: Schedule) -> fl
         case "linear":
             return low + (1 - low) * (1 - progress)
         case "wsd":
-            return 1.0 if progress < STABLE_SHARE else low + (1 - low) * (1 - progress) / (1 - STABLE_SHARE)
+            return (
+                1.0
+                if progress < STABLE_SHARE
+                else low + (1 - low) * (1 - progress) / (1 - STABLE_SHARE)
+            )
     return 1.0
 
 
@@ -130,12 +136,15 @@ def _is_embedding(name: str) -> bool:
     return "embed" in name or "lm_head" in name
 
 
-def _make_adamw8bit(groups: list[dict[str, Any]], betas: tuple[float, float], device: torch.device) -> Any:
+def _make_adamw8bit(
+    groups: list[dict[str, Any]], betas: tuple[float, float], device: torch.device
+) -> Any:
     try:
         import bitsandbytes
     except ImportError as error:
         raise InvalidFlow(
-            f"optimizer 'adamw8bit' needs the package bitsandbytes; {install_command('quantization')}, or use 'adamw'"
+            "optimizer 'adamw8bit' needs the package bitsandbytes; "
+            f"{install_command('quantization')}, or use 'adamw'"
         ) from error
     if device.type != "cuda":
         raise InvalidFlow("optimizer 'adamw8bit' needs CUDA; use 'adamw'")

@@ -54,8 +54,10 @@ async def download_file(
             if not part.has_hash(sha256):
                 part.discard()
                 raise ViDownloadError(
-                    f"the download of {target.name} is damaged: its SHA-256 is not {sha256}; it was discarded",
-                    suggestion="try: again; if the error repeats, the server's copy or the network is defective",
+                    f"the download of {target.name} is damaged: its SHA-256 is not {sha256}; it "
+                    "was discarded",
+                    suggestion="try: again; if the error repeats, the server's copy or the network "
+                    "is defective",
                 )
             part.finish()
     finally:
@@ -68,17 +70,23 @@ async def _read_size_and_etag(source: AsyncHttp, path: str) -> tuple[int, str | 
     None without such an etag.
     """
     try:
-        response = await source.send("HEAD", path, headers={"Accept-Encoding": "identity"}, request_name=_REQUEST_NAME)
+        response = await source.send(
+            "HEAD", path, headers={"Accept-Encoding": "identity"}, request_name=_REQUEST_NAME
+        )
     except ViError as error:
         raise _download_error(error, arrived_bytes=None) from error
     length = response.headers.get("content-length", "")
     if not length.isascii() or not length.isdigit() or int(length) == 0:
-        raise ViDownloadError(f"the server does not state the size of the download (Content-Length {length!r})")
+        raise ViDownloadError(
+            f"the server does not state the size of the download (Content-Length {length!r})"
+        )
     etag = response.headers.get("etag")
     return int(length), etag if etag and not etag.startswith("W/") else None
 
 
-async def _fetch_remaining(source: AsyncHttp, url: str, part: PartFile, *, on_progress: Callable[[int], None]) -> None:
+async def _fetch_remaining(
+    source: AsyncHttp, url: str, part: PartFile, *, on_progress: Callable[[int], None]
+) -> None:
     """Request the missing bytes until the file is complete; progress resets the retry count."""
     earlier: Counter[Failure] = Counter()
     while not part.is_whole:
@@ -90,7 +98,11 @@ async def _fetch_remaining(source: AsyncHttp, url: str, part: PartFile, *, on_pr
         if part.offset > before:
             earlier.clear()
         delay_s = source.retry.delay_s(
-            failure, repeatable=True, earlier=earlier, retry_after_s=error.retry_after, random=source.random
+            failure,
+            repeatable=True,
+            earlier=earlier,
+            retry_after_s=error.retry_after,
+            random=source.random,
         )
         if delay_s is None:
             raise _download_error(error, arrived_bytes=part.offset) from error
@@ -122,13 +134,17 @@ async def _fetch_once(
     return Failure.UNKNOWN, ViDownloadError("the server ended the download early")
 
 
-async def _classify_error_response(response: httpx2.Response, part: PartFile) -> tuple[Failure, ViError]:
+async def _classify_error_response(
+    response: httpx2.Response, part: PartFile
+) -> tuple[Failure, ViError]:
     body = await response.aread()
     refused = Response(status=response.status_code, headers=dict(response.headers), body=body)
     if response.status_code == 416:
         part.restart()  # the partial file belongs to another file
         return Failure.UNKNOWN, error_from_response(refused, request_name=_REQUEST_NAME)
-    return classify_status(response.status_code), error_from_response(refused, request_name=_REQUEST_NAME)
+    return classify_status(response.status_code), error_from_response(
+        refused, request_name=_REQUEST_NAME
+    )
 
 
 def _check_range(response: httpx2.Response, part: PartFile) -> None:
@@ -137,7 +153,9 @@ def _check_range(response: httpx2.Response, part: PartFile) -> None:
     Restart it if ranges are unsupported.
     """
     if response.headers.get("content-encoding", "identity") != "identity":
-        raise ViDownloadError("the server re-encodes the download, so its size and hash cannot be verified")
+        raise ViDownloadError(
+            "the server re-encodes the download, so its size and hash cannot be verified"
+        )
     if response.status_code != 206:
         part.restart()  # the server ignores ranges and sends the whole file
         return
@@ -145,12 +163,15 @@ def _check_range(response: httpx2.Response, part: PartFile) -> None:
     found = _CONTENT_RANGE.fullmatch(given)
     if not found or int(found[1]) != part.offset or int(found[3]) != part.size_bytes:
         raise ViDownloadError(
-            f"requested bytes from {part.offset} of {part.size_bytes}, received: {given or 'an unnamed range'}"
+            f"requested bytes from {part.offset} of {part.size_bytes}, received: "
+            f"{given or 'an unnamed range'}"
         )
 
 
 def _download_error(error: ViError, *, arrived_bytes: int | None) -> ViDownloadError:
-    so_far = "" if arrived_bytes is None else f" after {arrived_bytes} bytes, which are kept for a retry"
+    so_far = (
+        "" if arrived_bytes is None else f" after {arrived_bytes} bytes, which are kept for a retry"
+    )
     return ViDownloadError(
         f"the download failed{so_far}: {error.message}",
         status_code=error.status_code,

@@ -46,7 +46,10 @@ class PartFile:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         if self._file is not None:
             self._file.close()
@@ -71,7 +74,9 @@ class PartFile:
             ViDownloadError: The server sends more bytes than announced.
         """
         if self.offset + len(chunk) > self.size_bytes:
-            raise ViDownloadError(f"the server sends more than the announced {self.size_bytes} bytes")
+            raise ViDownloadError(
+                f"the server sends more than the announced {self.size_bytes} bytes"
+            )
         self._open_file.write(chunk)
         self._hash.update(chunk)
         self.offset += len(chunk)

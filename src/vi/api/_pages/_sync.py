@@ -38,7 +38,8 @@ class PaginatedResponse(Generic[T]):
         while page.next_page is not None:
             if page.next_page in seen:
                 raise PaginationError(
-                    f"the list repeats itself: the server returned page token {page.next_page!r} twice",
+                    f"the list repeats itself: the server returned page token {page.next_page!r} "
+                    "twice",
                     suggestion="This is a bug of the server; the items so far are valid.",
                 )
             seen.add(page.next_page)

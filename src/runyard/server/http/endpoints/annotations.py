@@ -34,7 +34,9 @@ async def list_annotations(request: Request, org: Id, dataset: Id, asset_id: Id)
     return json_response(page)
 
 
-async def get_annotation(request: Request, org: Id, dataset: Id, asset_id: Id, annotation_id: Id) -> Response:
+async def get_annotation(
+    request: Request, org: Id, dataset: Id, asset_id: Id, annotation_id: Id
+) -> Response:
     found = annotations.get(
         get_services(request),
         org=org,
@@ -45,7 +47,9 @@ async def get_annotation(request: Request, org: Id, dataset: Id, asset_id: Id, a
     return encode_response(found)
 
 
-async def change_annotation(request: Request, org: Id, dataset: Id, asset_id: Id, annotation_id: Id) -> Response:
+async def change_annotation(
+    request: Request, org: Id, dataset: Id, asset_id: Id, annotation_id: Id
+) -> Response:
     _, value = await parse_json_body(request)
     dataset_id = compat.parse_dataset_id(org, dataset)
     changed = await annotations.change(
@@ -54,9 +58,13 @@ async def change_annotation(request: Request, org: Id, dataset: Id, asset_id: Id
     return encode_response(changed)
 
 
-async def delete_annotation(request: Request, org: Id, dataset: Id, asset_id: Id, annotation_id: Id) -> Response:
+async def delete_annotation(
+    request: Request, org: Id, dataset: Id, asset_id: Id, annotation_id: Id
+) -> Response:
     dataset_id = compat.parse_dataset_id(org, dataset)
-    await annotations.delete(get_services(request), get_actor(request), dataset_id, asset_id, annotation_id)
+    await annotations.delete(
+        get_services(request), get_actor(request), dataset_id, asset_id, annotation_id
+    )
     return empty_response()
 
 
@@ -89,14 +97,18 @@ async def list_sessions(request: Request, org: Id, dataset: Id) -> Response:
 
 async def get_session(request: Request, org: Id, dataset: Id, session_id: Id) -> Response:
     return encode_response(
-        annotation_imports.to_document(get_services(request), _get_row(request, org, dataset, session_id))
+        annotation_imports.to_document(
+            get_services(request), _get_row(request, org, dataset, session_id)
+        )
     )
 
 
 async def post_files(request: Request, org: Id, dataset: Id, session_id: Id) -> Response:
     _, value = await parse_json_body(request, most_items=MAX_LIST_ITEMS)
     given = convert_body(value, bodies.NewFiles).files
-    files = {name: NewFile(file.size_bytes, parse_crc32c(file.crc32c)) for name, file in given.items()}
+    files = {
+        name: NewFile(file.size_bytes, parse_crc32c(file.crc32c)) for name, file in given.items()
+    }
     row = _get_row(request, org, dataset, session_id)
     uploads = await annotation_imports.announce_files(
         get_services(request), get_actor(request), row, files=files, origin=get_origin(request)
@@ -119,20 +131,30 @@ async def patch_status(request: Request, org: Id, dataset: Id, session_id: Id) -
 
 async def get_files(request: Request, org: Id, dataset: Id, session_id: Id) -> Response:
     """Count the files of each status."""
-    session = annotation_imports.to_document(get_services(request), _get_row(request, org, dataset, session_id))
-    return json_response(msgspec.json.encode({"items": [], "files": session.status.files, "nextPage": None}))
+    session = annotation_imports.to_document(
+        get_services(request), _get_row(request, org, dataset, session_id)
+    )
+    return json_response(
+        msgspec.json.encode({"items": [], "files": session.status.files, "nextPage": None})
+    )
 
 
 async def get_logs(request: Request, org: Id, dataset: Id, session_id: Id) -> Response:
     """List the findings, oldest first."""
     row, query = _get_row(request, org, dataset, session_id), Query(request)
     wanted = query.page(f"findings {session_id} None None")
-    page = await sessions.read_findings(get_services(request), row, severity=None, code=None, wanted=wanted)
+    page = await sessions.read_findings(
+        get_services(request), row, severity=None, code=None, wanted=wanted
+    )
     return json_response(page)
 
 
 def _get_row(request: Request, org: str, dataset: str, id: str) -> Any:
     dataset_id = compat.parse_dataset_id(org, dataset)
     return imports.get(
-        get_services(request), org=org, dataset_id=dataset_id, import_id=id, kind=annotation_imports.KIND
+        get_services(request),
+        org=org,
+        dataset_id=dataset_id,
+        import_id=id,
+        kind=annotation_imports.KIND,
     )

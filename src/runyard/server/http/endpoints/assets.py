@@ -62,16 +62,23 @@ async def list_assets(request: Request, org: Id, dataset: Id) -> Response:
 
 
 async def get_asset(request: Request, org: Id, dataset: Id, asset_id: Id) -> Response:
-    dataset_id, origin = compat.parse_dataset_id(org, dataset), _link_origin(request, Query(request))
+    dataset_id, origin = (
+        compat.parse_dataset_id(org, dataset),
+        _link_origin(request, Query(request)),
+    )
     return encode_response(
-        assets.get(get_services(request), org=org, dataset_id=dataset_id, asset_id=asset_id, origin=origin)
+        assets.get(
+            get_services(request), org=org, dataset_id=dataset_id, asset_id=asset_id, origin=origin
+        )
     )
 
 
 async def count_assets(request: Request, org: Id, dataset: Id) -> Response:
     dataset_id, like = compat.parse_dataset_id(org, dataset), _parse_name_filter(Query(request))
     return encode_response(
-        AssetCount(count=assets.count(get_services(request), org=org, dataset_id=dataset_id, like=like))
+        AssetCount(
+            count=assets.count(get_services(request), org=org, dataset_id=dataset_id, like=like)
+        )
     )
 
 
@@ -87,22 +94,31 @@ async def _rename(request: Request, org: str, dataset: str, **which: str) -> Res
     _, value = await parse_json_body(request)
     new = convert_body(value, bodies.NewName).filename
     renamed = await assets.rename(
-        get_services(request), get_actor(request), compat.parse_dataset_id(org, dataset), **which, new=new
+        get_services(request),
+        get_actor(request),
+        compat.parse_dataset_id(org, dataset),
+        **which,
+        new=new,
     )
     return encode_response(renamed)
 
 
 async def delete_asset(request: Request, org: Id, dataset: Id, asset_id: Id) -> Response:
-    await assets.delete(get_services(request), get_actor(request), compat.parse_dataset_id(org, dataset), asset_id)
+    await assets.delete(
+        get_services(request), get_actor(request), compat.parse_dataset_id(org, dataset), asset_id
+    )
     return empty_response()
 
 
 async def post_bulk_deletion(request: Request, org: Id, dataset: Id) -> Response:
     _, value = await parse_json_body(request)
-    given = msgspec.convert(msgspec.to_builtins(convert_body(value, bodies.NewBulkDeletion).spec), BulkDeletionSpec)
+    given = msgspec.convert(
+        msgspec.to_builtins(convert_body(value, bodies.NewBulkDeletion).spec), BulkDeletionSpec
+    )
     dataset_id = compat.parse_dataset_id(org, dataset)
     return encode_response(
-        await assets.delete_many(get_services(request), get_actor(request), dataset_id, spec=given), status=201
+        await assets.delete_many(get_services(request), get_actor(request), dataset_id, spec=given),
+        status=201,
     )
 
 
@@ -110,14 +126,18 @@ async def list_bulk_deletions(request: Request, org: Id, dataset: Id) -> Respons
     dataset_id = compat.parse_dataset_id(org, dataset)
     wanted = Query(request).page(f"bulk deletions {dataset_id}")
     return json_response(
-        await assets.page_bulk_deletions(get_services(request), org=org, dataset_id=dataset_id, wanted=wanted)
+        await assets.page_bulk_deletions(
+            get_services(request), org=org, dataset_id=dataset_id, wanted=wanted
+        )
     )
 
 
 async def get_bulk_deletion(request: Request, org: Id, dataset: Id, session_id: Id) -> Response:
     dataset_id = compat.parse_dataset_id(org, dataset)
     return encode_response(
-        assets.get_bulk_deletion(get_services(request), org=org, dataset_id=dataset_id, id=session_id)
+        assets.get_bulk_deletion(
+            get_services(request), org=org, dataset_id=dataset_id, id=session_id
+        )
     )
 
 
@@ -160,7 +180,9 @@ async def list_ingestions(request: Request, org: Id, dataset: Id) -> Response:
 
 async def get_ingestion(request: Request, org: Id, dataset: Id, session_id: Id) -> Response:
     return encode_response(
-        ingestion.to_document(get_services(request), _get_session(request, org, dataset, session_id))
+        ingestion.to_document(
+            get_services(request), _get_session(request, org, dataset, session_id)
+        )
     )
 
 
@@ -169,7 +191,9 @@ async def act_on_ingestion(request: Request, org: Id, dataset: Id, session_id: I
     id, _, action = session_id.partition(":")
     if action != "cancel":
         raise not_found("ingestion session", session_id)
-    row = await imports.cancel(get_services(request), get_actor(request), _get_session(request, org, dataset, id))
+    row = await imports.cancel(
+        get_services(request), get_actor(request), _get_session(request, org, dataset, id)
+    )
     return encode_response(ingestion.to_document(get_services(request), row))
 
 
@@ -178,7 +202,11 @@ async def post_multipart(request: Request, org: Id, dataset: Id) -> Response:
     given = convert_body(value, bodies.NewMultipart).spec
     row = _get_session(request, org, dataset, given.ingestion_id)
     id, parts = await multipart.begin(
-        get_services(request), get_actor(request), row, filename=given.filename, size_bytes=given.size_bytes
+        get_services(request),
+        get_actor(request),
+        row,
+        filename=given.filename,
+        size_bytes=given.size_bytes,
     )
     sent = {name: value for name, value in msgspec.to_builtins(given).items() if value is not None}
     spec = msgspec.convert(sent, MultipartSpec)
@@ -187,16 +215,22 @@ async def post_multipart(request: Request, org: Id, dataset: Id) -> Response:
 
 async def post_part(request: Request, org: Id, dataset: Id, upload_id: Id, part: Id) -> Response:
     services = get_services(request)
-    row, about = multipart.get(services, org=org, dataset_id=compat.parse_dataset_id(org, dataset), id=upload_id)
+    row, about = multipart.get(
+        services, org=org, dataset_id=compat.parse_dataset_id(org, dataset), id=upload_id
+    )
     url = multipart.sign_part_url(
         services, row, upload_id, about, part=_parse_part_number(part), origin=get_origin(request)
     )
     return encode_response(
-        PartUpload(url=url, expiry=imports.get_upload_expiry(services, row), response_headers=["ETag"])
+        PartUpload(
+            url=url, expiry=imports.get_upload_expiry(services, row), response_headers=["ETag"]
+        )
     )
 
 
-async def post_part_completion(request: Request, org: Id, dataset: Id, upload_id: Id, part: Id) -> Response:
+async def post_part_completion(
+    request: Request, org: Id, dataset: Id, upload_id: Id, part: Id
+) -> Response:
     """Check that a part has arrived: the server has recorded it on upload."""
     services = get_services(request)
     multipart.get(services, org=org, dataset_id=compat.parse_dataset_id(org, dataset), id=upload_id)
@@ -205,17 +239,25 @@ async def post_part_completion(request: Request, org: Id, dataset: Id, upload_id
     return json_response(b"{}")
 
 
-async def post_multipart_completion(request: Request, org: Id, dataset: Id, upload_id: Id) -> Response:
+async def post_multipart_completion(
+    request: Request, org: Id, dataset: Id, upload_id: Id
+) -> Response:
     services = get_services(request)
-    row, about = multipart.get(services, org=org, dataset_id=compat.parse_dataset_id(org, dataset), id=upload_id)
+    row, about = multipart.get(
+        services, org=org, dataset_id=compat.parse_dataset_id(org, dataset), id=upload_id
+    )
     await multipart.complete(services, get_actor(request), row, upload_id, about)
     spec = MultipartSpec(ingestion_id=row.id, size_bytes=about["sizeBytes"])
-    return encode_response(_build_multipart(row.org, row.dataset_id, upload_id, spec, about["parts"]))
+    return encode_response(
+        _build_multipart(row.org, row.dataset_id, upload_id, spec, about["parts"])
+    )
 
 
 async def delete_multipart(request: Request, org: Id, dataset: Id, upload_id: Id) -> Response:
     services = get_services(request)
-    row, _ = multipart.get(services, org=org, dataset_id=compat.parse_dataset_id(org, dataset), id=upload_id)
+    row, _ = multipart.get(
+        services, org=org, dataset_id=compat.parse_dataset_id(org, dataset), id=upload_id
+    )
     await multipart.abort(services, get_actor(request), row, upload_id)
     return empty_response()
 
@@ -229,11 +271,15 @@ def parse_crc32c(text: str | None) -> int | None:
     except (binascii.Error, ValueError):
         data = b""
     if len(data) != 4:
-        raise Refusal("InvalidBody", f"crc32c is {text[:20]!r}; try: base64 of its four bytes, or omit it")
+        raise Refusal(
+            "InvalidBody", f"crc32c is {text[:20]!r}; try: base64 of its four bytes, or omit it"
+        )
     return int.from_bytes(data, "big")
 
 
-def _build_multipart(org: str, dataset_id: str, id: str, spec: MultipartSpec, parts: int) -> MultipartUpload:
+def _build_multipart(
+    org: str, dataset_id: str, id: str, spec: MultipartSpec, parts: int
+) -> MultipartUpload:
     return MultipartUpload(
         organization_id=org,
         dataset_id=dataset_id,
@@ -246,7 +292,9 @@ def _build_multipart(org: str, dataset_id: str, id: str, spec: MultipartSpec, pa
 
 def _get_session(request: Request, org: str, dataset: str, id: str) -> Any:
     dataset_id = compat.parse_dataset_id(org, dataset)
-    return imports.get(get_services(request), org=org, dataset_id=dataset_id, import_id=id, kind=ingestion.KIND)
+    return imports.get(
+        get_services(request), org=org, dataset_id=dataset_id, import_id=id, kind=ingestion.KIND
+    )
 
 
 def _parse_part_number(part: str) -> int:

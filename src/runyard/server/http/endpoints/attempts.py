@@ -11,10 +11,22 @@ import msgspec
 from runyard import limits, protocol
 from runyard.server.http.capacity import hold_wait_slot
 from runyard.server.http.request import TOKEN, Id, Request, T, get_actor, get_services
-from runyard.server.http.responses import Response, StreamedResponse, empty_response, encode_response
+from runyard.server.http.responses import (
+    Response,
+    StreamedResponse,
+    empty_response,
+    encode_response,
+)
 from runyard.server.services.access.signing import AttemptToken
 from runyard.server.services.errors import Refusal
-from runyard.server.services.runs import attempt_dataset, attempt_weights, leases, models, resume, telemetry
+from runyard.server.services.runs import (
+    attempt_dataset,
+    attempt_weights,
+    leases,
+    models,
+    resume,
+    telemetry,
+)
 from runyard.server.services.validation import LONGEST_HOST, check_id, check_text
 
 CHUNK_BYTES = 1 << 20
@@ -24,11 +36,15 @@ UNSTORABLE = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")  # NUL and surrogates, a
 async def post_claim(request: Request) -> Response:
     offer = await _parse_message(request, protocol.Claim)
     async with hold_wait_slot(request.scope, offer.wait_s) as disconnect:
-        return encode_response(await leases.claim(get_services(request), get_actor(request), offer, gone=disconnect))
+        return encode_response(
+            await leases.claim(get_services(request), get_actor(request), offer, gone=disconnect)
+        )
 
 
 async def get_machine(request: Request, machine_id: Id) -> Response:
-    return encode_response(await leases.list_placed(get_services(request), check_id("machine", machine_id)))
+    return encode_response(
+        await leases.list_placed(get_services(request), check_id("machine", machine_id))
+    )
 
 
 async def put_machine(request: Request, machine_id: Id) -> Response:
@@ -44,7 +60,9 @@ async def put_machine(request: Request, machine_id: Id) -> Response:
 
 async def post_process(request: Request) -> Response:
     report = await _parse_message(request, protocol.ProcessReport)
-    return encode_response(await leases.report_process(get_services(request), _get_token(request), report))
+    return encode_response(
+        await leases.report_process(get_services(request), _get_token(request), report)
+    )
 
 
 async def post_renewal(request: Request) -> Response:
@@ -54,7 +72,9 @@ async def post_renewal(request: Request) -> Response:
 
 async def post_lines(request: Request) -> Response:
     shipped = await _parse_message(request, protocol.Lines)
-    return encode_response(await telemetry.accept(get_services(request), _get_token(request), shipped))
+    return encode_response(
+        await telemetry.accept(get_services(request), _get_token(request), shipped)
+    )
 
 
 async def head_blob(request: Request, sha256: Id) -> Response:
@@ -67,7 +87,10 @@ async def put_blob(request: Request, sha256: Id) -> Response:
     if size_bytes is None:
         raise Refusal("InvalidBody", "the length of the blob is missing; try: send Content-Length")
     receiving = models.receive_blob(
-        get_services(request), _get_token(request), sha256=_check_hash(sha256), size_bytes=size_bytes
+        get_services(request),
+        _get_token(request),
+        sha256=_check_hash(sha256),
+        size_bytes=size_bytes,
     )
     # Hashing and writing block, so they run on a thread; so do entering and leaving, which fsync.
     upload = await asyncio.to_thread(receiving.__enter__)
@@ -84,7 +107,9 @@ async def put_blob(request: Request, sha256: Id) -> Response:
 
 
 async def get_blob(request: Request, sha256: Id) -> Response:
-    blob, size_bytes = await resume.open_blob(get_services(request), _get_token(request), _check_hash(sha256))
+    blob, size_bytes = await resume.open_blob(
+        get_services(request), _get_token(request), _check_hash(sha256)
+    )
     return StreamedResponse(
         iter(partial(blob.read, CHUNK_BYTES), b""),
         size_bytes=size_bytes,
@@ -104,18 +129,24 @@ async def get_weights(request: Request) -> Response:
 
 async def get_dataset(request: Request) -> Response:
     return encode_response(
-        await asyncio.to_thread(attempt_dataset.get_version, get_services(request), _get_token(request))
+        await asyncio.to_thread(
+            attempt_dataset.get_version, get_services(request), _get_token(request)
+        )
     )
 
 
 async def get_dataset_contents(request: Request) -> Response:
-    lines = await asyncio.to_thread(attempt_dataset.list_blob_spans, get_services(request), _get_token(request))
+    lines = await asyncio.to_thread(
+        attempt_dataset.list_blob_spans, get_services(request), _get_token(request)
+    )
     return Response(lines, media_type=b"application/x-ndjson")
 
 
 async def post_checkpoint(request: Request) -> Response:
     report = await _parse_message(request, protocol.CheckpointReport)
-    return encode_response(await models.register(get_services(request), _get_token(request), report), status=201)
+    return encode_response(
+        await models.register(get_services(request), _get_token(request), report), status=201
+    )
 
 
 async def post_finish(request: Request) -> Response:
@@ -132,7 +163,9 @@ async def _parse_message(request: Request, kind: type[T]) -> T:
     body = await request.body()
     try:
         if UNSTORABLE.search(body):
-            return msgspec.convert(limits.clean_json(json.loads(body, parse_constant=_reject_constant)), kind)
+            return msgspec.convert(
+                limits.clean_json(json.loads(body, parse_constant=_reject_constant)), kind
+            )
         return msgspec.json.decode(body, type=kind)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise Refusal("InvalidBody", f"the body is not a valid {kind.__name__}: {error}") from error

@@ -18,7 +18,9 @@ async def list_audit(request: Request, org: Id) -> Response:
         since=query.integer("since"),
         until=query.integer("until"),
     )
-    page = await audit.page(get_services(request), org=org, filter=filter, wanted=query.page(f"audit {filter}"))
+    page = await audit.page(
+        get_services(request), org=org, filter=filter, wanted=query.page(f"audit {filter}")
+    )
     return json_response(page)
 
 

@@ -11,7 +11,9 @@ from runyard.server.services.operations import backups
 
 async def get_contents(request: Request, org: Id) -> Response:
     since_ms = Query(request).integer("since", 0) or 0
-    return encode_response(await backups.get_contents(get_services(request), get_actor(request), since_ms=since_ms))
+    return encode_response(
+        await backups.get_contents(get_services(request), get_actor(request), since_ms=since_ms)
+    )
 
 
 async def post_backup(request: Request, org: Id) -> Response:

@@ -21,11 +21,13 @@ FileName = Annotated[str, within(limits.FILE_NAME, at_least=1)]
 AttributeKey = Annotated[str, within(limits.ATTRIBUTE_KEY, at_least=1)]
 AttributeValue = Annotated[str, within(limits.ATTRIBUTE_VALUE)]
 Count = Annotated[int, Meta(ge=0, le=limits.MAX_INTEGER)]
-Crc32c = Annotated[str, Meta(max_length=8, description="base64 of the four bytes, the most significant first")]
+Crc32c = Annotated[
+    str, Meta(max_length=8, description="base64 of the four bytes, the most significant first")
+]
 
 
 class Body(msgspec.Struct, rename="camel", kw_only=True, forbid_unknown_fields=True):
-    """Base of every request body: camelCase, no unknown fields, texts within their limits in bytes."""
+    """Base of every request body: camelCase, no unknown fields, texts within their byte limits."""
 
     def __post_init__(self) -> None:
         limits.check_fields(self)
@@ -53,10 +55,15 @@ def _check_attributes(attributes: dict[str, Any]) -> None:
             raise ValueError(f"`attributes` has a key {key[:40]!r} that {problem}")
         if value is not None and (problem := limits.ATTRIBUTE_VALUE.find_problem(value)):
             raise ValueError(f"`attributes` has a value of {key[:40]!r} that {problem}")
-    total = sum(len(key.encode()) + len((value or "").encode()) for key, value in attributes.items())
+    total = sum(
+        len(key.encode()) + len((value or "").encode()) for key, value in attributes.items()
+    )
     if total > limits.ATTRIBUTES_TOTAL.value:
         allowed = limits.ATTRIBUTES_TOTAL.value
-        raise ValueError(f"`attributes` has {total:,} bytes in total; at most {allowed:,} are allowed; try: send less")
+        raise ValueError(
+            f"`attributes` has {total:,} bytes in total; at most {allowed:,} are allowed; try: "
+            "send less"
+        )
 
 
 class NewResumeFrom(Body):
@@ -249,17 +256,23 @@ class NewAsset(Body):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.custom_metadata and len(msgspec.json.encode(self.custom_metadata)) > limits.CUSTOM_METADATA.value:
-            raise ValueError(f"`customMetadata` has more than {limits.CUSTOM_METADATA.value:,} bytes; try: send less")
+        if (
+            self.custom_metadata
+            and len(msgspec.json.encode(self.custom_metadata)) > limits.CUSTOM_METADATA.value
+        ):
+            raise ValueError(
+                f"`customMetadata` has more than {limits.CUSTOM_METADATA.value:,} bytes; try: send "
+                "less"
+            )
 
 
 class NewIngestionSpec(Body):
     assets: Annotated[list[NewAsset], Meta(min_length=1, max_length=limits.FILES.value)]
     kind: Word = "Upload"
     failure_mode: Literal["FailAfterOne", "FailAfterAll"] = "FailAfterOne"
-    on_asset_overwritten: Literal["RemoveLinkedResource", "KeepLinkedResource", "KeepLinkedResources"] = (
-        "RemoveLinkedResource"
-    )
+    on_asset_overwritten: Literal[
+        "RemoveLinkedResource", "KeepLinkedResource", "KeepLinkedResources"
+    ] = "RemoveLinkedResource"
 
 
 class NewIngestion(Body):
@@ -308,7 +321,10 @@ class NewAnnotationFile(Body):
 
 
 class NewFiles(Body):
-    files: Annotated[dict[FileName, NewAnnotationFile], Meta(min_length=1, max_length=limits.ANNOTATION_FILES.value)]
+    files: Annotated[
+        dict[FileName, NewAnnotationFile],
+        Meta(min_length=1, max_length=limits.ANNOTATION_FILES.value),
+    ]
 
 
 class NewExportOptions(Body):

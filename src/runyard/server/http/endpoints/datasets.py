@@ -43,7 +43,9 @@ async def post_dataset(request: Request, org: Id) -> Response:
 
 async def get_dataset(request: Request, org: Id, dataset: Id) -> Response:
     return encode_response(
-        datasets.get(get_services(request), org=org, dataset_id=compat.parse_dataset_id(org, dataset))
+        datasets.get(
+            get_services(request), org=org, dataset_id=compat.parse_dataset_id(org, dataset)
+        )
     )
 
 
@@ -65,14 +67,19 @@ async def patch_dataset(request: Request, org: Id, dataset: Id) -> Response:
 async def delete_dataset(request: Request, org: Id, dataset: Id) -> Response:
     """Return the state of the deletion, since the published client decodes it."""
     deleted = await datasets.delete(
-        get_services(request), get_actor(request), compat.parse_dataset_id(org, dataset), if_match=get_if_match(request)
+        get_services(request),
+        get_actor(request),
+        compat.parse_dataset_id(org, dataset),
+        if_match=get_if_match(request),
     )
     return encode_response(deleted)
 
 
 async def get_deletion(request: Request, org: Id, dataset: Id) -> Response:
     return encode_response(
-        datasets.get_deletion(get_services(request), org=org, dataset_id=compat.parse_dataset_id(org, dataset))
+        datasets.get_deletion(
+            get_services(request), org=org, dataset_id=compat.parse_dataset_id(org, dataset)
+        )
     )
 
 
@@ -93,12 +100,16 @@ async def get_statistics(request: Request, org: Id, dataset: Id) -> Response:
 async def list_versions(request: Request, org: Id, dataset: Id) -> Response:
     dataset_id = compat.parse_dataset_id(org, dataset)
     wanted = Query(request).page(f"versions {dataset_id}")
-    return json_response(await versions.page(get_services(request), org=org, dataset_id=dataset_id, wanted=wanted))
+    return json_response(
+        await versions.page(get_services(request), org=org, dataset_id=dataset_id, wanted=wanted)
+    )
 
 
 async def get_version(request: Request, org: Id, dataset: Id, version: Id) -> Response:
     dataset_id = compat.parse_dataset_id(org, dataset)
-    return encode_response(versions.get(get_services(request), org=org, dataset_id=dataset_id, version=version))
+    return encode_response(
+        versions.get(get_services(request), org=org, dataset_id=dataset_id, version=version)
+    )
 
 
 async def get_preview(request: Request, org: Id, dataset: Id) -> Response:
@@ -121,7 +132,9 @@ async def post_export(request: Request, org: Id, dataset: Id) -> Response:
     spec = ExportSpec(
         format=given.format,
         options=ExportOptions(
-            normalized=options.normalized is not False, split_ratio=options.split_ratio, pictures=options.pictures
+            normalized=options.normalized is not False,
+            split_ratio=options.split_ratio,
+            pictures=options.pictures,
         ),
     )
     row = await exports.create(
@@ -146,14 +159,21 @@ async def list_exports(request: Request, org: Id, dataset: Id) -> Response:
 async def get_export(request: Request, org: Id, dataset: Id, export_id: Id) -> Response:
     dataset_id = compat.parse_dataset_id(org, dataset)
     return encode_response(
-        _build_export(request, exports.get(get_services(request), org=org, dataset_id=dataset_id, id=export_id))
+        _build_export(
+            request,
+            exports.get(get_services(request), org=org, dataset_id=dataset_id, id=export_id),
+        )
     )
 
 
 def _build_export(request: Request, row: AnyRow) -> DatasetExport:
-    return _adapt_export_format(request, exports.to_document(get_services(request), row, get_origin(request)))
+    return _adapt_export_format(
+        request, exports.to_document(get_services(request), row, get_origin(request))
+    )
 
 
 def _adapt_export_format(request: Request, export: DatasetExport) -> DatasetExport:
-    export.spec.format = compat.choose_export_format(request.headers.get("user-agent", ""), export.spec.format)
+    export.spec.format = compat.choose_export_format(
+        request.headers.get("user-agent", ""), export.spec.format
+    )
     return export

@@ -60,12 +60,16 @@ async def patch_flow(request: Request, org: Id, flow_id: Id) -> Response:
 
 
 async def delete_flow(request: Request, org: Id, flow_id: Id) -> Response:
-    await documents.delete(get_services(request), FLOW, get_actor(request), flow_id, if_match=get_if_match(request))
+    await documents.delete(
+        get_services(request), FLOW, get_actor(request), flow_id, if_match=get_if_match(request)
+    )
     return empty_response()
 
 
 async def get_accelerators(request: Request, org: Id, flow_id: Id) -> Response:
-    return encode_response(await accelerators.list_for_flow(get_services(request), org=org, flow_id=flow_id))
+    return encode_response(
+        await accelerators.list_for_flow(get_services(request), org=org, flow_id=flow_id)
+    )
 
 
 async def get_flow_schema(request: Request, org: Id, version: Id) -> Response:

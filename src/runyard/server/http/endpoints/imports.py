@@ -37,7 +37,9 @@ async def post_import(request: Request, org: Id, dataset: Id) -> Response:
         deadline_ms=services.clock.now_ms() + int(imports.IMPORT_HOURS * 3600_000),
         attributes=bodies.get_attributes(given.metadata),
     )
-    return encode_response(sessions.to_document(services, row, origin=get_origin(request)), status=201)
+    return encode_response(
+        sessions.to_document(services, row, origin=get_origin(request)), status=201
+    )
 
 
 async def list_imports(request: Request, org: Id, dataset: Id) -> Response:
@@ -55,7 +57,9 @@ async def list_imports(request: Request, org: Id, dataset: Id) -> Response:
 
 async def get_import(request: Request, org: Id, dataset: Id, import_id: Id) -> Response:
     row = _get_row(request, org, dataset, import_id)
-    return encode_response(sessions.to_document(get_services(request), row, origin=get_origin(request)))
+    return encode_response(
+        sessions.to_document(get_services(request), row, origin=get_origin(request))
+    )
 
 
 async def act_on_import(request: Request, org: Id, dataset: Id, import_id: Id) -> Response:
@@ -65,7 +69,9 @@ async def act_on_import(request: Request, org: Id, dataset: Id, import_id: Id) -
     row = _get_row(request, org, dataset, id)
     if action == "finish":
         _, value = await parse_json_body(request, most_items=MAX_LIST_ITEMS)
-        row = await imports.finish(services, actor, row, packs=convert_body(value, bodies.FinishedImport).packs)
+        row = await imports.finish(
+            services, actor, row, packs=convert_body(value, bodies.FinishedImport).packs
+        )
     elif action == "cancel":
         row = await imports.cancel(services, actor, row)
     else:
@@ -77,7 +83,9 @@ async def list_findings(request: Request, org: Id, dataset: Id, import_id: Id) -
     query, row = Query(request), _get_row(request, org, dataset, import_id)
     severity, code = query.one_of("severity", SEVERITIES), query.text("code")
     wanted = query.page(f"findings {import_id} {severity} {code}")
-    page = await sessions.read_findings(get_services(request), row, severity=severity, code=code, wanted=wanted)
+    page = await sessions.read_findings(
+        get_services(request), row, severity=severity, code=code, wanted=wanted
+    )
     return json_response(page)
 
 
@@ -87,7 +95,11 @@ async def get_report(request: Request, org: Id, dataset: Id, import_id: Id) -> R
     )
     if "text/html" in request.headers.get("accept", ""):
         outcome = (
-            f"Refused: {report.why}" if report.why else f"Version {report.version}" if report.version else "Under way"
+            f"Refused: {report.why}"
+            if report.why
+            else f"Version {report.version}"
+            if report.version
+            else "Under way"
         )
         html = render_page(report, title=f"Import {import_id}", outcome=outcome)
         return Response(html.encode(), media_type=b"text/html; charset=utf-8")

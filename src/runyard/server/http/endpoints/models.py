@@ -17,12 +17,16 @@ async def list_models(request: Request, org: Id, run_id: Id) -> Response:
     wanted = query.page(f"models {run_id}")
     if is_whole:
         return json_response(await models.list_all(services, org=org, run_id=run_id, origin=origin))
-    return json_response(await models.page(services, org=org, run_id=run_id, origin=origin, wanted=wanted))
+    return json_response(
+        await models.page(services, org=org, run_id=run_id, origin=origin, wanted=wanted)
+    )
 
 
 async def get_model(request: Request, org: Id, run_id: Id, checkpoint: Id) -> Response:
     origin = _link_origin(request, Query(request))
-    model = models.get_model(get_services(request), org=org, run_id=run_id, checkpoint=checkpoint, origin=origin)
+    model = models.get_model(
+        get_services(request), org=org, run_id=run_id, checkpoint=checkpoint, origin=origin
+    )
     return json_response(compat.encode_model_as_page(model), etag=model.etag)
 
 

@@ -35,7 +35,9 @@ async def list_runs(request: Request, org: Id) -> Response:
     query = Query(request)
     filter = _parse_filter(query)
     wanted = query.page(f"runs {filter}")
-    return json_response(await runs.page(get_services(request), org=org, filter=filter, wanted=wanted))
+    return json_response(
+        await runs.page(get_services(request), org=org, filter=filter, wanted=wanted)
+    )
 
 
 async def get_run(request: Request, org: Id, run_id: Id) -> Response:
@@ -79,7 +81,9 @@ async def patch_run(request: Request, org: Id, run_id: Id) -> Response:
 
 
 async def delete_run(request: Request, org: Id, run_id: Id) -> Response:
-    await deletion.delete(get_services(request), get_actor(request), run_id, if_match=get_if_match(request))
+    await deletion.delete(
+        get_services(request), get_actor(request), run_id, if_match=get_if_match(request)
+    )
     return empty_response()
 
 
@@ -89,7 +93,12 @@ async def kill_runs(request: Request, org: Id) -> Response:
     ids, filter = _parse_named_runs(given)
     grace_s = given.grace_seconds
     outcomes = await bulk_runs.kill(
-        get_services(request), get_actor(request), ids=ids, filter=filter, grace_s=grace_s, dry_run=given.dry_run
+        get_services(request),
+        get_actor(request),
+        ids=ids,
+        filter=filter,
+        grace_s=grace_s,
+        dry_run=given.dry_run,
     )
     return encode_response(outcomes)
 
@@ -115,7 +124,8 @@ async def get_logs(request: Request, org: Id, run_id: Id) -> Response:
             since=query.integer("since", 0) or 0,
             until=query.integer("until"),
             stream=query.one_of("block", STREAMS),
-            limit=query.integer("limit", telemetry.MOST, minimum=1, maximum=telemetry.MOST) or telemetry.MOST,
+            limit=query.integer("limit", telemetry.MOST, minimum=1, maximum=telemetry.MOST)
+            or telemetry.MOST,
             wait_s=wait_s,
             gone=disconnect,
         )
@@ -129,7 +139,8 @@ async def get_metrics(request: Request, org: Id, run_id: Id) -> Response:
         org=org,
         run_id=run_id,
         since=query.integer("since", 0) or 0,
-        limit=query.integer("limit", telemetry.MOST, minimum=1, maximum=10 * telemetry.MOST) or telemetry.MOST,
+        limit=query.integer("limit", telemetry.MOST, minimum=1, maximum=10 * telemetry.MOST)
+        or telemetry.MOST,
     )
     return json_response(page)
 
@@ -161,7 +172,9 @@ def _parse_named_runs(given: bodies.DeletedRuns) -> tuple[list[str] | None, RunF
     """
     if (given.ids is None) == (given.filter is None):
         raise Refusal(
-            "InvalidBody", "the body must name runs either by ids or by a filter; try: give exactly one of the two"
+            "InvalidBody",
+            "the body must name runs either by ids or by a filter; try: give exactly one of the "
+            "two",
         )
     if given.filter is None:
         for run_id in given.ids or ():
@@ -169,7 +182,10 @@ def _parse_named_runs(given: bodies.DeletedRuns) -> tuple[list[str] | None, RunF
         return given.ids, None
     named = given.filter
     if named.condition is not None and named.condition not in CONDITIONS:
-        message = f"/filter/condition is {named.condition[:80]!r}; it must be one of {', '.join(CONDITIONS)}"
+        message = (
+            f"/filter/condition is {named.condition[:80]!r}; it must be one of "
+            f"{', '.join(CONDITIONS)}"
+        )
         raise Refusal("InvalidBody", message)
     filter = RunFilter(
         condition=named.condition,
@@ -182,7 +198,8 @@ def _parse_named_runs(given: bodies.DeletedRuns) -> tuple[list[str] | None, RunF
     if (filter == RunFilter()) is not (named.all is True):
         raise Refusal(
             "InvalidBody",
-            'the filter is empty or combines "all" with others; try: one condition, or {"all": true} for every run',
+            'the filter is empty or combines "all" with others; try: one condition, or {"all": '
+            "true} for every run",
         )
     return None, filter
 

@@ -22,7 +22,9 @@ from vi.api.resources.training_projects.responses import TrainingProjectSpec
 
 async def list_projects(request: Request, org: Id) -> Response:
     wanted = Query(request).page("trainingProjects")
-    return json_response(await documents.page(get_services(request), TRAINING_PROJECT, org=org, wanted=wanted))
+    return json_response(
+        await documents.page(get_services(request), TRAINING_PROJECT, org=org, wanted=wanted)
+    )
 
 
 async def get_project(request: Request, org: Id, project_id: Id) -> Response:
@@ -64,6 +66,10 @@ async def patch_project(request: Request, org: Id, project_id: Id) -> Response:
 
 async def delete_project(request: Request, org: Id, project_id: Id) -> Response:
     await documents.delete(
-        get_services(request), TRAINING_PROJECT, get_actor(request), project_id, if_match=get_if_match(request)
+        get_services(request),
+        TRAINING_PROJECT,
+        get_actor(request),
+        project_id,
+        if_match=get_if_match(request),
     )
     return empty_response()

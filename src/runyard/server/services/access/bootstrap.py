@@ -15,7 +15,12 @@ from sqlalchemy import Connection
 
 from runyard.rundir import read_json
 from runyard.server.services.access import keys as key_format
-from runyard.server.services.access.secrets import UnusableSecret, fingerprint, read_private, write_private
+from runyard.server.services.access.secrets import (
+    UnusableSecret,
+    fingerprint,
+    read_private,
+    write_private,
+)
 from runyard.settings import Settings
 from runyard.store import Store, lease_clock, organizations
 from runyard.store import keys as key_rows
@@ -47,7 +52,16 @@ async def bootstrap(settings: Settings, store: Store, pepper: bytes, *, now_ms: 
             (secret_key, org, "admin", "first key"),
             (controller_key, None, "controller", "controller"),
         ):
-            add_key(tx, key, pepper, org=of, role=role, name=name, now_ms=now_ms, created_by="first start")
+            add_key(
+                tx,
+                key,
+                pepper,
+                org=of,
+                role=role,
+                name=name,
+                now_ms=now_ms,
+                created_by="first start",
+            )
 
     await store.write(insert_organization_and_keys)
     return True
@@ -74,18 +88,23 @@ async def _check_secrets(
     foreign = [
         each
         for each in parts
-        if each and each.key_id in known and known[each.key_id] != key_format.secret_mac(pepper, each.secret)
+        if each
+        and each.key_id in known
+        and known[each.key_id] != key_format.secret_mac(pepper, each.secret)
     ]
     if noted != fingerprint(pepper) and (noted is not None or foreign):
         raise UnusableSecret(
-            f"the secrets in {settings.secrets_dir} do not belong to this database: every key would be rejected; try: "
-            "put back the folder that was used with it, or name the data folder that belongs to it with --data-dir"
+            f"the secrets in {settings.secrets_dir} do not belong to this database: every key "
+            "would be rejected; try: put back the folder that was used with it, or name the data "
+            "folder that belongs to it with --data-dir"
         )
     of_machine = parts[0]
-    if path.exists() and (of_machine is None or of_machine.key_id not in known or of_machine in foreign):
+    if path.exists() and (
+        of_machine is None or of_machine.key_id not in known or of_machine in foreign
+    ):
         raise UnusableSecret(
-            f"{path} holds no key of this database, so no machine could claim a run; try: put back a copy of it, or "
-            "remove it, and the server creates another at its next start"
+            f"{path} holds no key of this database, so no machine could claim a run; try: put back "
+            "a copy of it, or remove it, and the server creates another at its next start"
         )
     made = None if path.exists() else _read_or_create_controller_key(path)
 
@@ -116,9 +135,14 @@ def name_organization(settings: Settings, store: Store) -> None:
     """
     document = read_json(settings.credentials_file) or {}
     parts = key_format.parse(str(document.get("secret_key")))
-    org = next((row.org for row in store.read(key_rows.list_all) if parts and row.id == parts.key_id), None)
+    org = next(
+        (row.org for row in store.read(key_rows.list_all) if parts and row.id == parts.key_id), None
+    )
     if org is not None and document.get("organization_id") != org:
-        write_private(settings.credentials_file, json.dumps(document | {"organization_id": org}, indent=2) + "\n")
+        write_private(
+            settings.credentials_file,
+            json.dumps(document | {"organization_id": org}, indent=2) + "\n",
+        )
 
 
 def write_endpoint(settings: Settings, endpoint: str) -> None:
@@ -144,7 +168,10 @@ def add_key(
     """Insert a key without its secret; return its id."""
     parts = key_format.parse(key)
     if parts is None:
-        raise ValueError(f"the {name} in the data folder is not a key; try: remove its file, and a new one is created")
+        raise ValueError(
+            f"the {name} in the data folder is not a key; try: remove its file, and a new one is "
+            "created"
+        )
     key_rows.add(
         tx,
         key_id=parts.key_id,
@@ -163,7 +190,9 @@ def _read_or_create_credentials(path: Path) -> tuple[str, str]:
     document = read_json(path) or {}
     if not ("organization_id" in document and key_format.parse(str(document.get("secret_key")))):
         # No underscore: dataset ids are sent as {org}_{dataset} and are cut at the last one.
-        document["organization_id"] = "org-" + "".join(secrets.choice(ORG_ALPHABET) for _ in range(8))
+        document["organization_id"] = "org-" + "".join(
+            secrets.choice(ORG_ALPHABET) for _ in range(8)
+        )
         document["secret_key"] = key_format.new_key()
         write_private(path, json.dumps({"endpoint": "", **document}, indent=2) + "\n")
     return str(document["organization_id"]), str(document["secret_key"])

@@ -59,10 +59,14 @@ def get(services: Services, *, org: str, key_id: str) -> Key:
     Raises:
         Refusal: NotFound.
     """
-    return _to_document(services, services.store.read(lambda tx: _get_row(tx, org=org, key_id=key_id)))
+    return _to_document(
+        services, services.store.read(lambda tx: _get_row(tx, org=org, key_id=key_id))
+    )
 
 
-async def create(services: Services, actor: Actor, *, name: str, role: str, expires: int | None) -> IssuedKey:
+async def create(
+    services: Services, actor: Actor, *, name: str, role: str, expires: int | None
+) -> IssuedKey:
     """Create a key; its secret is in what this returns and nowhere else.
 
     Raises:
@@ -119,14 +123,19 @@ async def rotate(
     def replace_key(tx: Connection) -> tuple[AnyRow, AnyRow]:
         old = _get_row(tx, org=actor.org, key_id=key_id)
         if _get_state(old, now_ms) != "Active":
-            raise Refusal("KeyEnded", f"key {key_id!r} is {_get_state(old, now_ms).lower()}; try: create a new key")
+            raise Refusal(
+                "KeyEnded",
+                f"key {key_id!r} is {_get_state(old, now_ms).lower()}; try: create a new key",
+            )
         # A key that is being replaced expires soon; its replacement has its original lifetime.
         like = rows.get(tx, org=actor.org, key_id=old.replaced_by or key_id) or old
         lifetime_ms = None if like.expires is None else like.expires - like.time_created
         until = expires if expires is not None or lifetime_ms is None else now_ms + lifetime_ms
         new = _insert_key(services, tx, actor, text, name=old.name, role=old.role, expires=until)
         ends = now_ms + overlap_ms if old.expires is None else min(old.expires, now_ms + overlap_ms)
-        values = {"replaced_by": new.id, "expires": ends} | ({} if overlap_ms else {"revoked": now_ms})
+        values = {"replaced_by": new.id, "expires": ends} | (
+            {} if overlap_ms else {"revoked": now_ms}
+        )
         rows.change(tx, org=actor.org, key_id=key_id, values=values)
         _check_admin_left(tx, old)
         services.audit(actor, "rotate key", f"{key_id} to {new.id}")(tx)
@@ -145,7 +154,9 @@ async def refresh(services: Services) -> None:
         log.error("no admin key could be written to the credentials file: %s", error)
     version = services.keyring.version
     found = await services.store.read_in_thread(rows.list_all)
-    if services.keyring.version == version:  # else these rows may be older than what the keyring holds
+    if (
+        services.keyring.version == version
+    ):  # else these rows may be older than what the keyring holds
         services.keyring.replace_all(found)
 
 
@@ -235,9 +246,12 @@ def _check_expiry(services: Services, expires: int | None) -> None:
     now_ms = services.clock.now_ms()
     if expires is not None and expires <= now_ms:
         message = (
-            f"/spec/expires is {expires}, which is in the past (now: {now_ms}); give a later time in epoch milliseconds"
+            f"/spec/expires is {expires}, which is in the past (now: {now_ms}); give a later time "
+            "in epoch milliseconds"
         )
-        problem = Problem(path="/spec/expires", given=expires, allowed=f"more than {now_ms}", message=message)
+        problem = Problem(
+            path="/spec/expires", given=expires, allowed=f"more than {now_ms}", message=message
+        )
         raise Refusal("InvalidBody", message, problems=[problem])
 
 
@@ -246,14 +260,22 @@ def _check_admin_left(tx: Connection, changed: AnyRow) -> None:
     if changed.role == "admin" and rows.count_permanent_admins(tx, org=changed.org) == 0:
         raise Refusal(
             "LastAdminKey",
-            f"key {changed.id!r} is the last admin key that does not expire, and without one no key could be managed; "
-            "try: create another admin key first",
+            f"key {changed.id!r} is the last admin key that does not expire, and without one no "
+            "key could be managed; try: create another admin key first",
         )
 
 
-def _is_permanent_admin(services: Services, row: AnyRow, parts: key_format.KeyParts, org: str) -> bool:
+def _is_permanent_admin(
+    services: Services, row: AnyRow, parts: key_format.KeyParts, org: str
+) -> bool:
     is_right = bytes(row.secret_mac) == key_format.secret_mac(services.pepper, parts.secret)
-    return is_right and row.org == org and row.role == "admin" and row.revoked is None and row.expires is None
+    return (
+        is_right
+        and row.org == org
+        and row.role == "admin"
+        and row.revoked is None
+        and row.expires is None
+    )
 
 
 def _get_state(row: AnyRow, now_ms: int) -> str:
@@ -283,6 +305,8 @@ def _build_fields(services: Services, row: AnyRow) -> dict[str, Any]:
             created_by=row.created_by,
             replaced_by=row.replaced_by,
         ),
-        "metadata": ResourceMetadata(time_created=row.time_created, last_updated=row.revoked or row.time_created),
+        "metadata": ResourceMetadata(
+            time_created=row.time_created, last_updated=row.revoked or row.time_created
+        ),
         "self_link": f"/workspaces/{row.org}/keys/{row.id}",
     }

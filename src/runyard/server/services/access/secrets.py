@@ -52,12 +52,14 @@ def open_secrets(folder: Path, *, is_new: bool = True) -> Secrets:
     pepper, signing = folder / "pepper", folder / "signing.json"
     if not is_new and not pepper.exists():
         raise UnusableSecret(
-            f"{pepper} is missing, and without it no key of the database can be verified; try: put back the folder "
-            f"{folder} that was used with this database"
+            f"{pepper} is missing, and without it no key of the database can be verified; try: put "
+            f"back the folder {folder} that was used with this database"
         )
     signing_id, signing_keys = _parse_signing_keys(
         signing,
-        _read_or_make(signing, lambda: json.dumps({"current": "1", "keys": {"1": secrets.token_hex(32)}})),
+        _read_or_make(
+            signing, lambda: json.dumps({"current": "1", "keys": {"1": secrets.token_hex(32)}})
+        ),
     )
     return Secrets(
         pepper=_decode_secret(pepper, _read_or_make(pepper, lambda: secrets.token_hex(32))),
@@ -84,7 +86,10 @@ def read_private(path: Path) -> dict[str, Any] | None:
     except ValueError:
         value = None
     if not isinstance(value, dict):
-        raise UnusableSecret(f"{path} is damaged: it contains no JSON object; try: put back a copy of it, or remove it")
+        raise UnusableSecret(
+            f"{path} is damaged: it contains no JSON object; try: put back a copy of it, or remove "
+            "it"
+        )
     return value
 
 
@@ -103,7 +108,9 @@ def _read_or_make(path: Path, make: Callable[[], str]) -> str:
         temporary.unlink(missing_ok=True)
         _create(temporary, make())
         try:
-            os.link(temporary, path)  # unlike a rename, this never replaces what another server has just created
+            os.link(
+                temporary, path
+            )  # unlike a rename, this never replaces what another server has just created
         except FileExistsError:
             pass
         finally:
@@ -111,7 +118,10 @@ def _read_or_make(path: Path, make: Callable[[], str]) -> str:
         _fsync_folder(path.parent)
     text = path.read_text(errors="replace").strip()
     if path.stat().st_mode & 0o077:
-        raise InsecureSecret(f"{path} can be read by others; try: chmod 600 {path}, and renew the keys if it was read")
+        raise InsecureSecret(
+            f"{path} can be read by others; try: chmod 600 {path}, and renew the keys if it was "
+            "read"
+        )
     return text
 
 
@@ -138,7 +148,9 @@ def _decode_secret(path: Path, text: object) -> bytes:
 
 
 def _secret_damaged(path: Path) -> UnusableSecret:
-    return UnusableSecret(f"{path} is empty or damaged; try: put back a copy of the folder {path.parent}")
+    return UnusableSecret(
+        f"{path} is empty or damaged; try: put back a copy of the folder {path.parent}"
+    )
 
 
 def _create(path: Path, text: str) -> None:

@@ -141,10 +141,16 @@ class Signer:
         except ValueError:
             return None
         key = self._secrets.signing.get(key_id)
-        if key is None or not hmac.compare_digest(mac, self._mac(key, purpose, key_id, payload, bound_to)):
+        if key is None or not hmac.compare_digest(
+            mac, self._mac(key, purpose, key_id, payload, bound_to)
+        ):
             return None
         # Base64 has several spellings of the same bytes; only the one that we wrote is valid.
-        return payload if _encode_base64(payload) == payload_text and _encode_base64(mac) == mac_text else None
+        return (
+            payload
+            if _encode_base64(payload) == payload_text and _encode_base64(mac) == mac_text
+            else None
+        )
 
     @staticmethod
     def _mac(key: bytes, purpose: str, key_id: str, payload: bytes, bound_to: str) -> bytes:
@@ -172,4 +178,6 @@ def _encode_base64(data: bytes) -> str:
 
 
 def _decode_base64(text: str) -> bytes:
-    return base64.b64decode(text.encode("ascii") + b"=" * (-len(text) % 4), altchars=b"-_", validate=True)
+    return base64.b64decode(
+        text.encode("ascii") + b"=" * (-len(text) % 4), altchars=b"-_", validate=True
+    )

@@ -71,8 +71,8 @@ class WrongKeys:
         if wait_s:
             return Refusal(
                 "TooManyRequests",
-                f"too many requests without a valid key came from this address; try: wait {wait_s} s and send the key "
-                "of credentials.json in the data folder",
+                f"too many requests without a valid key came from this address; try: wait {wait_s} "
+                "s and send the key of credentials.json in the data folder",
                 retry_after_s=wait_s,
             )
         return unauthorized()

@@ -49,7 +49,9 @@ _CONTENTS = msgspec.json.Decoder(Contents)
 _ID = re.compile(r"([0-9]{1,18})(?:-([0-9]{1,6}))?")
 
 
-async def page(services: Services, *, org: str, dataset_id: str, asset_id: str, wanted: PageRequest) -> bytes:
+async def page(
+    services: Services, *, org: str, dataset_id: str, asset_id: str, wanted: PageRequest
+) -> bytes:
     """Return annotations of an image in the order in which they were added.
 
     A position is the number of a record, and how many of its parts came before; a page may end
@@ -72,7 +74,9 @@ async def page(services: Services, *, org: str, dataset_id: str, asset_id: str, 
         further = None
         if has_more:
             number, shown = last[0]
-            further = pages.page_token(services, Position(number, str(shown)), org=org, wanted=wanted)
+            further = pages.page_token(
+                services, Position(number, str(shown)), org=org, wanted=wanted
+            )
         return pages.join(items, further)
 
     return await services.store.read_in_thread(read_parts)
@@ -86,19 +90,29 @@ def _fetch_parts(
     number, shown = after
     while len(found) < limit:
         records = rows.list_records_from(
-            tx, org=org, dataset_id=dataset_id, asset_id=asset_id, number=number, limit=RECORDS_AT_ONCE
+            tx,
+            org=org,
+            dataset_id=dataset_id,
+            asset_id=asset_id,
+            number=number,
+            limit=RECORDS_AT_ONCE,
         )
         for record in records:
             parts = _build_parts(record)
             begin = shown if record.number == number else 0
-            found += [((record.number, index), part) for index, part in enumerate(parts[begin:], begin + 1)]
+            found += [
+                ((record.number, index), part)
+                for index, part in enumerate(parts[begin:], begin + 1)
+            ]
         if len(records) < RECORDS_AT_ONCE:
             break
         number, shown = records[-1].number + 1, 0
     return found[:limit]
 
 
-def get(services: Services, *, org: str, dataset_id: str, asset_id: str, annotation_id: str) -> Annotation:
+def get(
+    services: Services, *, org: str, dataset_id: str, asset_id: str, annotation_id: str
+) -> Annotation:
     """Return an annotation.
 
     Raises:
@@ -113,7 +127,13 @@ def get(services: Services, *, org: str, dataset_id: str, asset_id: str, annotat
 
 
 async def change(
-    services: Services, actor: Actor, dataset_id: str, asset_id: str, annotation_id: str, *, given: Any
+    services: Services,
+    actor: Actor,
+    dataset_id: str,
+    asset_id: str,
+    annotation_id: str,
+    *,
+    given: Any,
 ) -> Annotation:
     """Change one part of a record.
 
@@ -130,7 +150,9 @@ async def change(
     return await _edit(services, actor, dataset_id, asset_id, annotation_id, edit)
 
 
-async def delete(services: Services, actor: Actor, dataset_id: str, asset_id: str, annotation_id: str) -> None:
+async def delete(
+    services: Services, actor: Actor, dataset_id: str, asset_id: str, annotation_id: str
+) -> None:
     """Delete a box, or with its caption the whole record.
 
     Raises:
@@ -171,7 +193,8 @@ async def _edit(
         contents = edit(_CONTENTS.decode(record.contents), _parse_box_number(annotation_id))
         if TYPE_OF.get(type(contents)) != dataset.type:
             raise _annotation_invalid(
-                f"the dataset is of type {dataset.type}, and the contents are of type {TYPE_OF.get(type(contents))}"
+                f"the dataset is of type {dataset.type}, and the contents are of type "
+                f"{TYPE_OF.get(type(contents))}"
             )
         now_ms = services.clock.now_ms()
         values = {"contents": msgspec.json.encode(contents), "generation": record.generation + 1}
@@ -185,7 +208,9 @@ async def _edit(
     return await services.store.write(update_record)
 
 
-def _get_record(tx: Connection, org: str, dataset_id: str, asset_id: str, annotation_id: str) -> tuple[AnyRow, AnyRow]:
+def _get_record(
+    tx: Connection, org: str, dataset_id: str, asset_id: str, annotation_id: str
+) -> tuple[AnyRow, AnyRow]:
     """Return the rows of a record and of its image."""
     asset = assets.get_row(tx, org=org, dataset_id=dataset_id, asset_id=asset_id)
     named = _ID.fullmatch(annotation_id)
@@ -210,7 +235,9 @@ def _build_parts(record: AnyRow) -> list[Annotation]:
     parts = [_to_document(record, "", Caption(contents=contents.caption))]
     for number, (phrase, box) in enumerate(_list_boxes(contents)):
         span = char_span(contents.caption, phrase.phrase, near=phrase.start_token_index) or (0, 0)
-        parts.append(_to_document(record, f"-{number}", BoundingBox(bound=_to_corners(box), target=span)))
+        parts.append(
+            _to_document(record, f"-{number}", BoundingBox(bound=_to_corners(box), target=span))
+        )
     return parts
 
 
@@ -232,15 +259,24 @@ def _to_document(record: AnyRow, suffix: str, contents: Caption | BoundingBox) -
             bound_type="Rectangle" if is_box else "Caption",
             aggregation=Aggregation(
                 whole=AnnotationWhole(id=record.id),
-                this_part=AnnotationPart(role="PhraseGroundingBoundingBox" if is_box else "Caption"),
+                this_part=AnnotationPart(
+                    role="PhraseGroundingBoundingBox" if is_box else "Caption"
+                ),
             ),
             contents=contents,
         ),
         metadata=ResourceMetadata(
-            time_created=record.time_created, last_updated=record.last_updated, generation=record.generation
+            time_created=record.time_created,
+            last_updated=record.last_updated,
+            generation=record.generation,
         ),
         self_link=datasets.build_path(
-            record.org, record.dataset_id, "assets", record.asset_id, "annotations", f"{record.number}{suffix}"
+            record.org,
+            record.dataset_id,
+            "assets",
+            record.asset_id,
+            "annotations",
+            f"{record.number}{suffix}",
         ),
     )
     etags.seal(document)
@@ -276,15 +312,20 @@ def _replace_caption(contents: Any, given: dict[str, Any]) -> Any:
         try:
             return _CONTENTS.decode(text)
         except (msgspec.MsgspecError, RecursionError) as error:
-            raise _annotation_invalid(f"the text must be the record's contents as JSON: {error}") from error
+            raise _annotation_invalid(
+                f"the text must be the record's contents as JSON: {error}"
+            ) from error
     phrases = []
     for phrase in contents.grounded_phrases:
         span = word_span(text, phrase.phrase, near=phrase.start_token_index)
         if span is None:
             raise _annotation_invalid(
-                f"the caption {text[:80]!r} does not contain the phrase {phrase.phrase!r}, which has a box"
+                f"the caption {text[:80]!r} does not contain the phrase {phrase.phrase!r}, which "
+                "has a box"
             )
-        phrases.append(msgspec.structs.replace(phrase, start_token_index=span[0], end_token_index=span[1]))
+        phrases.append(
+            msgspec.structs.replace(phrase, start_token_index=span[0], end_token_index=span[1])
+        )
     return PhraseGrounding(caption=text, grounded_phrases=phrases)
 
 
@@ -312,7 +353,9 @@ def _replace_box(contents: Any, number: int, given: dict[str, Any]) -> Any:
 
 
 def _build_phrase(text: str, span: tuple[int, int], box: Box) -> GroundedPhrase:
-    return GroundedPhrase(phrase=text, start_token_index=span[0], end_token_index=span[1], bounds=[box])
+    return GroundedPhrase(
+        phrase=text, start_token_index=span[0], end_token_index=span[1], bounds=[box]
+    )
 
 
 def _remove_box(contents: Any, number: int | None) -> Any:
@@ -339,7 +382,8 @@ def _parse_box(bound: Any) -> Box | None:
     box = (min(xs), min(ys), max(xs), max(ys))
     if not (0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1):
         raise _annotation_invalid(
-            f"the box {list(box)} is not inside the image; corners are fractions of width and height, 0 to 1"
+            f"the box {list(box)} is not inside the image; corners are fractions of width and "
+            "height, 0 to 1"
         )
     return box
 
@@ -357,7 +401,8 @@ def _parse_target(caption: str, target: Any) -> tuple[str, tuple[int, int]] | No
     span = word_span(caption, text, near=near) if text.strip() else None
     if span is None:
         raise _annotation_invalid(
-            f"target {[start, end]} covers no words of the caption, which has {len(caption)} characters"
+            f"target {[start, end]} covers no words of the caption, which has {len(caption)} "
+            "characters"
         )
     return text, span
 

@@ -37,7 +37,12 @@ from vi.api.resources.assets.responses import (
     AssetLink,
     AssetMetadata,
 )
-from vi.api.resources.datasets.responses import BulkDeletion, BulkDeletionSpec, SessionCondition, SessionStatus
+from vi.api.resources.datasets.responses import (
+    BulkDeletion,
+    BulkDeletionSpec,
+    SessionCondition,
+    SessionStatus,
+)
 from vi.api.responses import ConditionStatus, ResourceMetadata
 
 DELETED_AT_ONCE = 500
@@ -61,11 +66,15 @@ async def page(
 
     def fetch(tx: Connection, after: Any, limit: int) -> Sequence[AnyRow]:
         start = None if after is None else _parse_position(*after)
-        return rows.page(tx, **key, sorting=sorting, descending=descending, like=like, after=start, limit=limit)
+        return rows.page(
+            tx, **key, sorting=sorting, descending=descending, like=like, after=start, limit=limit
+        )
 
     def get_position(row: AnyRow) -> Position:
         value = rows.get_sort_value(row, sorting)
-        return Position(value, row.id) if isinstance(value, int) else Position(0, f"{value}\0{row.id}")
+        return (
+            Position(value, row.id) if isinstance(value, int) else Position(0, f"{value}\0{row.id}")
+        )
 
     return await pages.read(
         services,
@@ -77,7 +86,9 @@ async def page(
     )
 
 
-def get(services: Services, *, org: str, dataset_id: str, asset_id: str, origin: str | None) -> Asset:
+def get(
+    services: Services, *, org: str, dataset_id: str, asset_id: str, origin: str | None
+) -> Asset:
     """Return an asset; with ``origin``, also a link to its bytes.
 
     Raises:
@@ -109,7 +120,11 @@ def count(services: Services, *, org: str, dataset_id: str, like: Sequence[str])
 
     def count_assets(tx: Connection) -> int:
         dataset = datasets.get_row(tx, org=org, dataset_id=dataset_id)
-        return rows.count(tx, org=org, dataset_id=dataset_id, like=like) if like else int(dataset.asset_count)
+        return (
+            rows.count(tx, org=org, dataset_id=dataset_id, like=like)
+            if like
+            else int(dataset.asset_count)
+        )
 
     return services.store.read(count_assets)
 
@@ -143,7 +158,8 @@ async def rename(
         if new != row.filename:
             if rows.find_by_name(tx, **key, names={new}):
                 raise Refusal(
-                    "NameTaken", f"dataset {dataset_id!r} has another image {new!r}; try: choose another name"
+                    "NameTaken",
+                    f"dataset {dataset_id!r} has another image {new!r}; try: choose another name",
                 )
             now_ms = services.clock.now_ms()
             values = {"filename": new, "generation": row.generation + 1, "last_updated": now_ms}
@@ -164,7 +180,8 @@ def check_name(name: str) -> None:
     if not is_safe(name) or len(name) > 1024:
         raise Refusal(
             "InvalidBody",
-            f"{name[:80]!r} is not a plain relative path; expected one without '..', '\\' and leading '/'",
+            f"{name[:80]!r} is not a plain relative path; expected one without '..', '\\' and "
+            "leading '/'",
         )
 
 
@@ -200,7 +217,9 @@ def _delete_rows(services: Services, tx: Connection, key: Any, ids: Sequence[str
     return len(removed)
 
 
-async def delete_many(services: Services, actor: Actor, dataset_id: str, *, spec: BulkDeletionSpec) -> BulkDeletion:
+async def delete_many(
+    services: Services, actor: Actor, dataset_id: str, *, spec: BulkDeletionSpec
+) -> BulkDeletion:
     """Begin to delete every image that a filter matches.
 
     Raises:
@@ -210,15 +229,24 @@ async def delete_many(services: Services, actor: Actor, dataset_id: str, *, spec
     if named is not None and len(named) > limits.FILES.value:
         raise Refusal(
             "InvalidBody",
-            f"{len(named)} names are given; at most {limits.FILES.value} are allowed; try: several requests",
+            f"{len(named)} names are given; at most {limits.FILES.value} are allowed; try: several "
+            "requests",
         )
     now_ms, id = services.clock.now_ms(), secrets.token_hex(12)
 
     def insert_bulk_deletion(tx: Connection) -> AnyRow:
         datasets.get_row(tx, org=actor.org, dataset_id=dataset_id)
-        values: dict[str, Any] = {"org": actor.org, "id": id, "dataset_id": dataset_id, "state": "Waiting", "why": None}
+        values: dict[str, Any] = {
+            "org": actor.org,
+            "id": id,
+            "dataset_id": dataset_id,
+            "state": "Waiting",
+            "why": None,
+        }
         values |= {"spec": msgspec.json.encode(spec), "deleted_count": 0}
-        job_rows.add_job(tx, bulk_deletions, {**values, "time_created": now_ms, "last_updated": now_ms})
+        job_rows.add_job(
+            tx, bulk_deletions, {**values, "time_created": now_ms, "last_updated": now_ms}
+        )
         services.audit(actor, "delete many assets", f"{dataset_id}/{id}")(tx)
         row = job_rows.get_job(tx, bulk_deletions, org=actor.org, id=id)
         assert row is not None  # noqa: S101 - added above
@@ -246,7 +274,9 @@ def get_bulk_deletion(services: Services, *, org: str, dataset_id: str, id: str)
     return to_bulk_document(row)
 
 
-async def page_bulk_deletions(services: Services, *, org: str, dataset_id: str, wanted: PageRequest) -> bytes:
+async def page_bulk_deletions(
+    services: Services, *, org: str, dataset_id: str, wanted: PageRequest
+) -> bytes:
     """Return a page of bulk deletions, newest first."""
     key: Any = {"org": org, "dataset_id": dataset_id}
     services.store.read(partial(datasets.get_row, **key))
@@ -255,7 +285,11 @@ async def page_bulk_deletions(services: Services, *, org: str, dataset_id: str, 
         return job_rows.job_page(tx, bulk_deletions, **key, after=after, limit=limit)
 
     return await pages.read(
-        services, wanted, org=org, fetch=fetch, encode=lambda row: msgspec.json.encode(to_bulk_document(row))
+        services,
+        wanted,
+        org=org,
+        fetch=fetch,
+        encode=lambda row: msgspec.json.encode(to_bulk_document(row)),
     )
 
 
@@ -279,7 +313,10 @@ async def _run_bulk_deletion(services: Services, row: AnyRow) -> None:
             return 0  # gone with its dataset
         ids = rows.list_ids(tx, **key, named=group, like=like, limit=DELETED_AT_ONCE)
         deleted = _delete_rows(services, tx, key, ids) if ids else 0
-        values = {"deleted_count": now.deleted_count + deleted, "last_updated": services.clock.now_ms()}
+        values = {
+            "deleted_count": now.deleted_count + deleted,
+            "last_updated": services.clock.now_ms(),
+        }
         values |= {} if ids or not is_last else {"state": "Done"}
         job_rows.change_job(tx, bulk_deletions, org=row.org, id=row.id, values=values)
         return len(ids)
@@ -299,7 +336,8 @@ def _parse_filter(spec: BulkDeletionSpec) -> tuple[list[str] | None, list[str]]:
         Refusal: InvalidBody.
     """
     allowed = (
-        "a text that file names contain, {'filename': text}, {'filenames': [...]}, {'assetIds': [...]} or {'all': true}"
+        "a text that file names contain, {'filename': text}, {'filenames': [...]}, {'assetIds': "
+        "[...]} or {'all': true}"
     )
     given = spec.filter
     if isinstance(given, str) and given.startswith("{"):
@@ -318,7 +356,10 @@ def _parse_filter(spec: BulkDeletionSpec) -> tuple[list[str] | None, list[str]]:
         case {"all": True} if len(given) == 1:
             return None, []
     problem = Problem(
-        path="/spec/filter", given=repr(spec.filter)[:200], allowed=allowed, message=f"expected {allowed}"
+        path="/spec/filter",
+        given=repr(spec.filter)[:200],
+        allowed=allowed,
+        message=f"expected {allowed}",
     )
     message = f"the filter is not understood, so nothing is deleted; expected {allowed}"
     raise Refusal("InvalidBody", message, problems=[problem])
@@ -340,7 +381,9 @@ def to_bulk_document(row: AnyRow) -> BulkDeletion:
         session_id=row.id,
         spec=msgspec.json.decode(row.spec, type=BulkDeletionSpec),
         status=SessionStatus(conditions=[condition]),
-        metadata=ResourceMetadata(time_created=row.time_created, last_updated=row.last_updated, generation=1),
+        metadata=ResourceMetadata(
+            time_created=row.time_created, last_updated=row.last_updated, generation=1
+        ),
         self_link=datasets.build_path(row.org, row.dataset_id, "deleteManyAssetsSessions", row.id),
     )
     etags.seal(document)
@@ -370,7 +413,9 @@ def to_document(services: Services, row: AnyRow, *, origin: str | None) -> Asset
             custom_metadata=custom,
             dimensions=size,
             custom_metadata_count=len(custom),
-            hash=AssetHash(contents=base64.b64encode((row.crc32c % 2**32).to_bytes(4, "big")).decode()),
+            hash=AssetHash(
+                contents=base64.b64encode((row.crc32c % 2**32).to_bytes(4, "big")).decode()
+            ),
             sha256=row.content,
             time_created=row.time_created,
             last_updated=row.last_updated,
@@ -384,7 +429,9 @@ def to_document(services: Services, row: AnyRow, *, origin: str | None) -> Asset
 
 def _sign_link(services: Services, row: AnyRow, origin: str) -> AssetLink:
     expires_at = link_expiry(services.clock.now_ms(), link_hours=services.settings.link_hours)
-    token = services.signer.sign_file_link(FileLink(row.org, row.dataset_id, "asset", row.id, row.content, expires_at))
+    token = services.signer.sign_file_link(
+        FileLink(row.org, row.dataset_id, "asset", row.id, row.content, expires_at)
+    )
     # The published client names the file it writes after the last part of the address.
     name = quote(row.filename.rpartition("/")[2], safe="")
     return AssetLink(url=f"{origin}/downloads/{token}/{name}", expiry=expires_at)

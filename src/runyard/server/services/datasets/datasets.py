@@ -48,7 +48,9 @@ def new_id() -> str:
 
     It never contains an underscore, at which the published client cuts ids.
     """
-    return secrets.choice(ALPHABET[:26]) + "".join(secrets.choice(ALPHABET) for _ in range(ID_LENGTH - 1))
+    return secrets.choice(ALPHABET[:26]) + "".join(
+        secrets.choice(ALPHABET) for _ in range(ID_LENGTH - 1)
+    )
 
 
 def build_path(org: str, dataset_id: str, *further: str) -> str:
@@ -84,7 +86,11 @@ async def page(services: Services, *, org: str, wanted: PageRequest) -> bytes:
         return rows.page(tx, org=org, after=after, limit=limit)
 
     return await pages.read(
-        services, wanted, org=org, fetch=fetch, encode=lambda row: msgspec.json.encode(to_document(row))
+        services,
+        wanted,
+        org=org,
+        fetch=fetch,
+        encode=lambda row: msgspec.json.encode(to_document(row)),
     )
 
 
@@ -154,7 +160,9 @@ async def update(
     return to_document(await services.store.write(update_dataset))
 
 
-async def delete(services: Services, actor: Actor, dataset_id: str, *, if_match: str | None) -> DeletedDataset:
+async def delete(
+    services: Services, actor: Actor, dataset_id: str, *, if_match: str | None
+) -> DeletedDataset:
     """Delete a dataset and everything in it. It disappears at once; its bytes follow.
 
     Raises:
@@ -172,7 +180,9 @@ async def delete(services: Services, actor: Actor, dataset_id: str, *, if_match:
                 f"dataset {dataset_id!r} is needed by waiting or training runs: {named}; "
                 "try: kill them or wait until they have ended, then delete it",
             )
-        rows.change(tx, org=org, dataset_id=dataset_id, values={"deleted": True, "last_updated": now_ms})
+        rows.change(
+            tx, org=org, dataset_id=dataset_id, values={"deleted": True, "last_updated": now_ms}
+        )
         rows.add_deletion(tx, org=org, dataset_id=dataset_id, user=actor.name, time_ms=now_ms)
         services.audit(actor, "delete dataset", dataset_id)(tx)
 
@@ -202,7 +212,9 @@ def get_deletion(services: Services, *, org: str, dataset_id: str) -> DeletedDat
         dataset_id=dataset_id,
         status=SessionStatus(conditions=[condition]),
         metadata=ResourceMetadata(
-            time_created=row.time_created, last_updated=row.time_ended or row.time_created, generation=1
+            time_created=row.time_created,
+            last_updated=row.time_ended or row.time_created,
+            generation=1,
         ),
         self_link=build_path(org, dataset_id, "deleteOperation"),
     )
@@ -212,7 +224,9 @@ def get_deletion(services: Services, *, org: str, dataset_id: str) -> DeletedDat
 
 def start_removal(services: Services, *, org: str, dataset_id: str) -> None:
     """Start a task that removes the rows and bytes of a deleted dataset."""
-    services.jobs.start(("deletion", org, dataset_id), lambda: _remove_dataset(services, org, dataset_id))
+    services.jobs.start(
+        ("deletion", org, dataset_id), lambda: _remove_dataset(services, org, dataset_id)
+    )
 
 
 async def _remove_dataset(services: Services, org: str, dataset_id: str) -> None:
@@ -238,7 +252,9 @@ async def _remove_dataset(services: Services, org: str, dataset_id: str) -> None
         await services.store.write(delete_dataset_rows)
     await retention.remove_unneeded_blobs(services, org=org)
     await retention.remove_unneeded_images(services, org=org)
-    await services.store.write(partial(rows.complete_deletion, **key, time_ms=services.clock.now_ms()))
+    await services.store.write(
+        partial(rows.complete_deletion, **key, time_ms=services.clock.now_ms())
+    )
 
 
 def _remove_local_copies(services: Services, org: str, dataset_id: str) -> None:
@@ -248,12 +264,16 @@ def _remove_local_copies(services: Services, org: str, dataset_id: str) -> None:
     """
     settings = services.settings
     shutil.rmtree(resolve_folder(settings.cache_dir, org, dataset_id), ignore_errors=True)
-    for version in services.store.read(partial(rows.list_own_versions, org=org, dataset_id=dataset_id)):
+    for version in services.store.read(
+        partial(rows.list_own_versions, org=org, dataset_id=dataset_id)
+    ):
         shutil.rmtree(resolve_folder(settings.datasets_dir, org, version), ignore_errors=True)
 
 
 async def _remove_folder(services: Services, org: str, name: str) -> None:
-    await run_in_thread(shutil.rmtree, resolve_folder(services.settings.imports_dir, org, name), ignore_errors=True)
+    await run_in_thread(
+        shutil.rmtree, resolve_folder(services.settings.imports_dir, org, name), ignore_errors=True
+    )
 
 
 def get_statistics(services: Services, *, org: str, dataset_id: str) -> dict[str, Any]:
@@ -281,7 +301,9 @@ def to_document(row: AnyRow) -> Dataset:
         create_date=row.time_created,
         last_accessed=row.last_updated,
         statistic=DatasetStatistic(
-            asset_total=row.asset_count, annotation_total=row.record_count, asset_annotated=row.annotated_count
+            asset_total=row.asset_count,
+            annotation_total=row.record_count,
+            asset_annotated=row.annotated_count,
         ),
         size_bytes=row.size_bytes,
         version=row.version,

@@ -102,7 +102,8 @@ async def ensure_current(services: Services, *, org: str, dataset_id: str) -> An
                     return row
     raise Refusal(
         "StorageUnavailable",
-        f"dataset {dataset_id!r} is changing too quickly; try: wait until imports have ended, then repeat",
+        f"dataset {dataset_id!r} is changing too quickly; try: wait until imports have ended, then "
+        "repeat",
     )
 
 
@@ -155,7 +156,9 @@ def to_document(row: AnyRow, type: str) -> DatasetVersion:
         assets=row.asset_count,
         records=row.record_count,
         size_bytes=row.size_bytes,
-        metadata=ResourceMetadata(time_created=row.time_created, last_updated=row.time_created, generation=1),
+        metadata=ResourceMetadata(
+            time_created=row.time_created, last_updated=row.time_created, generation=1
+        ),
         self_link=datasets.build_path(row.org, row.dataset_id, "versions", row.id),
     )
     etags.seal(document)
@@ -186,7 +189,10 @@ def list_image_hashes(services: Services, row: AnyRow) -> set[str]:
 def _write_manifest(services: Services, dataset: AnyRow, file: IO[bytes]) -> _WrittenManifest:
     """Write the manifest of one consistent snapshot."""
     key: Any = {"org": dataset.org, "dataset_id": dataset.id}
-    with services.store.snapshot() as tx, tempfile.TemporaryFile(dir=services.settings.data_dir) as unsorted:
+    with (
+        services.store.snapshot() as tx,
+        tempfile.TemporaryFile(dir=services.settings.data_dir) as unsorted,
+    ):
         now = dataset_rows.get(tx, **key)
         written = _WrittenManifest(file, now.revision if now is not None else -1)
         found: list[tuple[str, int, int]] = []
@@ -206,17 +212,31 @@ def _write_manifest(services: Services, dataset: AnyRow, file: IO[bytes]) -> _Wr
     return written
 
 
-def _iter_manifest_lines(tx: Connection, key: dict[str, str]) -> Iterator[tuple[str, bytes, int, int]]:
+def _iter_manifest_lines(
+    tx: Connection, key: dict[str, str]
+) -> Iterator[tuple[str, bytes, int, int]]:
     """Yield (file name, line, number of records, size of the image) of each image with records."""
-    for filename, rows_of in groupby(asset_rows.iter_records(tx, **key), key=lambda row: row.filename):
+    for filename, rows_of in groupby(
+        asset_rows.iter_records(tx, **key), key=lambda row: row.filename
+    ):
         records_of_image = list(rows_of)
         first = records_of_image[0]
         records = [msgspec.Raw(row.contents) for row in records_of_image]
-        line = ManifestLine(filename, first.content, first.size_bytes, first.width, first.height, first.mime, records)
+        line = ManifestLine(
+            filename,
+            first.content,
+            first.size_bytes,
+            first.width,
+            first.height,
+            first.mime,
+            records,
+        )
         yield filename, msgspec.json.encode(line) + b"\n", len(records), first.size_bytes
 
 
-async def _store_version(services: Services, dataset: AnyRow, written: _WrittenManifest) -> AnyRow | None:
+async def _store_version(
+    services: Services, dataset: AnyRow, written: _WrittenManifest
+) -> AnyRow | None:
     """Create the version of a manifest, or find the existing one.
 
     Return None if the dataset has changed meanwhile.
@@ -252,5 +272,7 @@ async def _store_version(services: Services, dataset: AnyRow, written: _WrittenM
     written.file.seek(0)
     blobs = services.blobs(dataset.org)
     async with services.blob_lock:
-        await run_in_thread(blobs.put, written.file, sha256=sha256, size_bytes=written.manifest_bytes)
+        await run_in_thread(
+            blobs.put, written.file, sha256=sha256, size_bytes=written.manifest_bytes
+        )
         return await services.store.write(insert_version)

@@ -49,7 +49,12 @@ class NewFile:
 
 
 async def create(
-    services: Services, actor: Actor, dataset_id: str, *, spec: AnnotationImportSpec, attributes: Mapping[str, str]
+    services: Services,
+    actor: Actor,
+    dataset_id: str,
+    *,
+    spec: AnnotationImportSpec,
+    attributes: Mapping[str, str],
 ) -> AnyRow:
     """Begin a session, which waits for its files until ``uploadBefore``, at most a day.
 
@@ -59,7 +64,9 @@ async def create(
     now_ms = services.clock.now_ms()
     if spec.upload_before <= now_ms:
         raise Refusal(
-            "InvalidBody", f"uploadBefore is {spec.upload_before}, which has passed; expected a time in the future"
+            "InvalidBody",
+            f"uploadBefore is {spec.upload_before}, which has passed; expected a time in the "
+            "future",
         )
     return await imports.create(
         services,
@@ -91,11 +98,20 @@ async def announce_files(
         now = rows.get(tx, org=row.org, import_id=row.id)
         if now is None or now.state != "Receiving":
             raise imports.import_over(now or row)
-        known = {file.name: file.number for file in rows.list_files(tx, org=row.org, import_id=row.id)}
+        known = {
+            file.name: file.number for file in rows.list_files(tx, org=row.org, import_id=row.id)
+        }
         for name, file in files.items():
             if name in known:
-                values = {"size_bytes": file.size_bytes, "crc32c": file.crc32c, "sha256": None, "fault": None}
-                rows.change_file(tx, org=row.org, import_id=row.id, number=known[name], values=values)
+                values = {
+                    "size_bytes": file.size_bytes,
+                    "crc32c": file.crc32c,
+                    "sha256": None,
+                    "fault": None,
+                }
+                rows.change_file(
+                    tx, org=row.org, import_id=row.id, number=known[name], values=values
+                )
         new = [
             AnnouncedFile(name=name, size_bytes=file.size_bytes, crc32c=file.crc32c)
             for name, file in files.items()
@@ -107,7 +123,9 @@ async def announce_files(
     def sign_upload_urls(tx: Connection) -> bytes:
         """Sign an address for each file; thousands of them, so on a reader's thread."""
         uploads = {
-            file.name: FileUpload(url=imports.sign_upload_url(services, row, origin, number=file.number))
+            file.name: FileUpload(
+                url=imports.sign_upload_url(services, row, origin, number=file.number)
+            )
             for file in rows.list_files(tx, org=row.org, import_id=row.id)
             if file.name in files
         }
@@ -130,7 +148,8 @@ async def finish(services: Services, actor: Actor, row: AnyRow) -> AnyRow:
     ]
     if absent and row.state == "Receiving":
         raise Refusal(
-            "BlobMissing", f"files that have not arrived: {', '.join(absent[:20])}; try: send them, then repeat"
+            "BlobMissing",
+            f"files that have not arrived: {', '.join(absent[:20])}; try: send them, then repeat",
         )
     return await imports.finish(services, actor, row, packs=())
 
@@ -139,7 +158,9 @@ async def give_up(services: Services, actor: Actor, row: AnyRow, *, reason: str)
     """End the session: the client will not send what it announced."""
     if reason == "CancelledByUser":
         return await imports.cancel(services, actor, row)
-    return await imports.give_up(services, actor, row, state="Failed", why="the client could not upload its files")
+    return await imports.give_up(
+        services, actor, row, state="Failed", why="the client could not upload its files"
+    )
 
 
 def to_document(services: Services, row: AnyRow) -> AnnotationImportSession:
@@ -168,7 +189,9 @@ def to_document(services: Services, row: AnyRow) -> AnnotationImportSession:
                 total_size_bytes=size_bytes,
                 status_count=_drop_zeros({file_status: received, "Waiting": total - received}),
             ),
-            annotations=AnnotationCounts(status_count=_drop_zeros({"Inserted": kept, "Rejected": rejected})),
+            annotations=AnnotationCounts(
+                status_count=_drop_zeros({"Inserted": kept, "Rejected": rejected})
+            ),
             reason=row.why,
         ),
         metadata=ResourceMetadata(
@@ -187,7 +210,9 @@ def _count_files(services: Services, row: AnyRow, seen: dict[str, Any]) -> tuple
     if row.state not in rows.ACTIVE_STATES:
         files = seen.get("files", {})
         return files.get("total", 0), files.get("received", 0), files.get("sizeBytes", 0)
-    total, received, _, size_bytes = services.store.read(partial(rows.count_files, org=row.org, import_id=row.id))
+    total, received, _, size_bytes = services.store.read(
+        partial(rows.count_files, org=row.org, import_id=row.id)
+    )
     return total, received, size_bytes
 
 

@@ -85,7 +85,9 @@ def _parse_images(lines: list[bytes]) -> dict[str, ImageLine]:
     return {line.path: line for line in map(_IMAGES.decode, lines)}
 
 
-def _apply_images(tx: Connection, *, row: AnyRow, prepared: dict[str, ImageLine], done: int, now_ms: int) -> None:
+def _apply_images(
+    tx: Connection, *, row: AnyRow, prepared: dict[str, ImageLine], done: int, now_ms: int
+) -> None:
     org, dataset_id = row.org, row.dataset_id
     if not _is_committing(tx, row):
         return
@@ -101,7 +103,8 @@ def _apply_images(tx: Connection, *, row: AnyRow, prepared: dict[str, ImageLine]
             {
                 "org": org,
                 "dataset_id": dataset_id,
-                "id": f"{number:08x}{secrets.token_hex(4)}",  # ascending, so that indexes grow at one end
+                # Ascending, so that indexes grow at one end.
+                "id": f"{number:08x}{secrets.token_hex(4)}",
                 "filename": line.path,
                 "custom": custom.get(line.path, NOTHING),
                 "inserted_by": row.user,
@@ -124,7 +127,8 @@ def _apply_images(tx: Connection, *, row: AnyRow, prepared: dict[str, ImageLine]
         assets=len(new),
         annotated=-lost[0],
         records=-lost[1],
-        size_bytes=sum(line.size for line in new) + sum(line.size - asset.size_bytes for asset, line in changed),
+        size_bytes=sum(line.size for line in new)
+        + sum(line.size - asset.size_bytes for asset, line in changed),
         numbers=len(new),
     )
     _record_progress(tx, row, images_done=done, now_ms=now_ms)
@@ -136,7 +140,13 @@ def _insert_spans(tx: Connection, org: str, prepared: dict[str, ImageLine]) -> N
     rows.add_blob_spans(
         tx,
         [
-            {"org": org, "content": content, "sha256": line.blob, "offset": line.offset, "size_bytes": line.size}
+            {
+                "org": org,
+                "content": content,
+                "sha256": line.blob,
+                "offset": line.offset,
+                "size_bytes": line.size,
+            }
             for content, line in by_content.items()
             if content not in known
         ],
@@ -167,7 +177,9 @@ def _overwrite_images(
     Return how many images lost their records, and how many records are gone.
     """
     key: Any = {"org": row.org, "dataset_id": row.dataset_id}
-    dataset_rows.mark_unneeded_contents(tx, org=row.org, hashes={asset.content for asset, _ in changed})
+    dataset_rows.mark_unneeded_contents(
+        tx, org=row.org, hashes={asset.content for asset, _ in changed}
+    )
     is_clearing = _decode_spec(row).get("onAssetOverwritten", "").startswith("RemoveLinked")
     for asset, line in changed:
         values = {**_build_content_columns(line, now_ms), "generation": asset.generation + 1}
@@ -205,7 +217,9 @@ def _shorten_id(id: str) -> str:
     return f"{limits.clean_text(id, SHORTENED_ID)}~{digest}"
 
 
-def _apply_records(tx: Connection, *, row: AnyRow, prepared: dict[str, RecordLine], done: int, now_ms: int) -> None:
+def _apply_records(
+    tx: Connection, *, row: AnyRow, prepared: dict[str, RecordLine], done: int, now_ms: int
+) -> None:
     key: Any = {"org": row.org, "dataset_id": row.dataset_id}
     if not _is_committing(tx, row):
         return
@@ -222,16 +236,27 @@ def _apply_records(tx: Connection, *, row: AnyRow, prepared: dict[str, RecordLin
         image = images.get(line.asset.filename)
         if image is None:  # it was deleted since the worker read the dataset
             continue
-        category = None if line.category is None else limits.clean_text(line.category, limits.CATEGORY)
+        category = (
+            None if line.category is None else limits.clean_text(line.category, limits.CATEGORY)
+        )
         columns = {"contents": bytes(line.contents), "category": category, "last_updated": now_ms}
         existing = known.get(id)
         if existing is not None and existing.asset_id == image.id:
             if _decode_spec(row).get("failurePolicies", {}).get("onOverwritten") != "RejectFile":
-                changes.append((existing.number, {**columns, "generation": existing.generation + 1}))
+                changes.append(
+                    (existing.number, {**columns, "generation": existing.generation + 1})
+                )
             continue
         own_id = id if existing is None else f"{limits.clean_text(id, SHORTENED_ID)}~{number}"
         new.append(
-            {**key, "number": number, "id": own_id, "asset_id": image.id, "generation": 1, "time_created": now_ms}
+            {
+                **key,
+                "number": number,
+                "id": own_id,
+                "asset_id": image.id,
+                "generation": 1,
+                "time_created": now_ms,
+            }
             | columns
         )
         more[image.id] += 1
@@ -241,7 +266,12 @@ def _apply_records(tx: Connection, *, row: AnyRow, prepared: dict[str, RecordLin
     rows.add_record_counts(tx, **key, more=more, time_ms=now_ms)
     bare = {image.id for image in images.values() if not image.record_count}
     dataset_rows.adjust_counts(
-        tx, **key, time_ms=now_ms, annotated=len(bare & set(more)), records=len(new), numbers=len(new)
+        tx,
+        **key,
+        time_ms=now_ms,
+        annotated=len(bare & set(more)),
+        records=len(new),
+        numbers=len(new),
     )
     _record_progress(tx, row, records_done=done, now_ms=now_ms)
 
@@ -263,4 +293,6 @@ def _decode_spec(row: AnyRow) -> dict[str, Any]:
 
 
 IMAGE_ROWS = RowApplier(_parse_images, _apply_images, lambda line: _IMAGES.decode(line).path)
-RECORD_ROWS = RowApplier(_parse_records, _apply_records, lambda line: _shorten_id(_IDS.decode(line).id))
+RECORD_ROWS = RowApplier(
+    _parse_records, _apply_records, lambda line: _shorten_id(_IDS.decode(line).id)
+)

@@ -38,7 +38,12 @@ from runyard.store import blobs as blob_rows
 from runyard.store.datasets import assets as asset_rows
 from runyard.store.datasets import versions as rows
 from runyard.store.tables import AnyRow, dataset_exports
-from vi.api.resources.datasets.responses import DatasetExport, ExportSpec, ExportStatus, SessionCondition
+from vi.api.resources.datasets.responses import (
+    DatasetExport,
+    ExportSpec,
+    ExportStatus,
+    SessionCondition,
+)
 from vi.api.resources.models.responses import DownloadUrl
 from vi.api.responses import ConditionStatus, ResourceMetadata
 
@@ -68,9 +73,17 @@ async def create(services: Services, actor: Actor, dataset_id: str, *, spec: Exp
     def insert_export(tx: Connection) -> AnyRow:
         dataset = datasets.get_row(tx, org=org, dataset_id=dataset_id)
         _check_format(spec, dataset.type)
-        values: dict[str, Any] = {"org": org, "id": id, "dataset_id": dataset_id, "state": "Waiting", "version": None}
+        values: dict[str, Any] = {
+            "org": org,
+            "id": id,
+            "dataset_id": dataset_id,
+            "state": "Waiting",
+            "version": None,
+        }
         values |= {"spec": msgspec.json.encode(spec), "why": None, "sha256": None, "size_bytes": 0}
-        rows.add_job(tx, dataset_exports, {**values, "time_created": now_ms, "last_updated": now_ms})
+        rows.add_job(
+            tx, dataset_exports, {**values, "time_created": now_ms, "last_updated": now_ms}
+        )
         services.audit(actor, "export dataset", f"{dataset_id}/{id}")(tx)
         row = rows.get_job(tx, dataset_exports, org=org, id=id)
         assert row is not None  # noqa: S101 - added above
@@ -117,7 +130,11 @@ async def page(
         return rows.job_page(tx, dataset_exports, **key, after=after, limit=limit)
 
     return await pages.read(
-        services, wanted, org=org, fetch=fetch, encode=lambda row: msgspec.json.encode(to_document(row))
+        services,
+        wanted,
+        org=org,
+        fetch=fetch,
+        encode=lambda row: msgspec.json.encode(to_document(row)),
     )
 
 
@@ -125,7 +142,9 @@ def to_document(services: Services, row: AnyRow, origin: str) -> DatasetExport:
     """Return an export's wire document, with a link once the file exists."""
     condition = SessionCondition(condition="Finished", last_transition_time=row.time_created)
     if row.state != "Waiting":
-        condition.status = ConditionStatus.REACHED if row.state == "Done" else ConditionStatus.FAILED_REACH
+        condition.status = (
+            ConditionStatus.REACHED if row.state == "Done" else ConditionStatus.FAILED_REACH
+        )
         condition.last_transition_time, condition.message = row.last_updated, row.why
     document = DatasetExport(
         organization_id=row.org,
@@ -133,7 +152,9 @@ def to_document(services: Services, row: AnyRow, origin: str) -> DatasetExport:
         export_id=row.id,
         spec=msgspec.json.decode(row.spec, type=ExportSpec),
         status=ExportStatus(conditions=[condition], version=row.version),
-        metadata=ResourceMetadata(time_created=row.time_created, last_updated=row.last_updated, generation=1),
+        metadata=ResourceMetadata(
+            time_created=row.time_created, last_updated=row.last_updated, generation=1
+        ),
         self_link=datasets.build_path(row.org, row.dataset_id, "datasetExports", row.id),
     )
     etags.seal(document)
@@ -176,7 +197,9 @@ async def _run_export(services: Services, row: AnyRow) -> None:
     async with services.jobs.workers:
         result = await _make_file(services, row.org, row.dataset_id, folder, job)
     if result is None or "file" not in result:
-        why = (result or {}).get("why", "the export process ended without a result; see the server's log")
+        why = (result or {}).get(
+            "why", "the export process ended without a result; see the server's log"
+        )
         await _end_export(services, row, folder, {"state": "Failed", "why": clean_text(why)})
         return
     path = folder / result["file"]
@@ -187,16 +210,26 @@ async def _run_export(services: Services, row: AnyRow) -> None:
         await run_in_thread(_store_blob, services, row.org, path, sha256, size_bytes)
         values = {"state": "Done", "sha256": sha256, "size_bytes": size_bytes}
         async with services.blob_lock:
-            await _end_export(services, row, folder, {**values, "version": version.id if version else None})
+            await _end_export(
+                services, row, folder, {**values, "version": version.id if version else None}
+            )
     finally:
         hold.release()
 
 
-async def _end_export(services: Services, row: AnyRow, folder: Path, values: dict[str, Any]) -> None:
+async def _end_export(
+    services: Services, row: AnyRow, folder: Path, values: dict[str, Any]
+) -> None:
     def end_export(tx: Connection) -> None:
         if rows.get_job(tx, dataset_exports, org=row.org, id=row.id) is not None:
             now_ms = services.clock.now_ms()
-            rows.change_job(tx, dataset_exports, org=row.org, id=row.id, values={**values, "last_updated": now_ms})
+            rows.change_job(
+                tx,
+                dataset_exports,
+                org=row.org,
+                id=row.id,
+                values={**values, "last_updated": now_ms},
+            )
         elif values.get("sha256"):
             # its dataset was deleted meanwhile
             blob_rows.mark_unneeded(tx, org=row.org, hashes={values["sha256"]})
@@ -216,7 +249,9 @@ async def preview(
     row = None
     if version is not None:
         versions.get(services, org=org, dataset_id=dataset_id, version=version)
-        row = services.store.read(partial(rows.get, org=org, dataset_id=dataset_id, version=version))
+        row = services.store.read(
+            partial(rows.get, org=org, dataset_id=dataset_id, version=version)
+        )
     services.store.read(partial(datasets.get_row, org=org, dataset_id=dataset_id))
     root = resolve_folder(services.settings.imports_dir, org)
     root.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -233,7 +268,13 @@ async def preview(
 
 
 async def _make_file(
-    services: Services, org: str, dataset_id: str, folder: Path, job: dict[str, Any], *, version: AnyRow | None = None
+    services: Services,
+    org: str,
+    dataset_id: str,
+    folder: Path,
+    job: dict[str, Any],
+    *,
+    version: AnyRow | None = None,
 ) -> dict[str, Any] | None:
     """Return the result of the process; None when it left none."""
 
@@ -262,12 +303,18 @@ def _iter_dataset_lines(services: Services, org: str, dataset_id: str) -> Iterat
     key: Any = {"org": org, "dataset_id": dataset_id}
     with services.store.snapshot() as tx:
         after = ""
-        while chunk := asset_rows.list_by_filename(tx, **key, after=after, limit=AT_ONCE, with_bytes=True):
+        while chunk := asset_rows.list_by_filename(
+            tx, **key, after=after, limit=AT_ONCE, with_bytes=True
+        ):
             after = chunk[-1].filename
             annotated = [asset.id for asset in chunk if asset.record_count]
             records: dict[str, list[dict[str, Any]]] = {}
             for record in asset_rows.list_records(tx, **key, asset_ids=annotated):
-                line = {"id": record.id, "contents": msgspec.Raw(record.contents), "category": record.category}
+                line = {
+                    "id": record.id,
+                    "contents": msgspec.Raw(record.contents),
+                    "category": record.category,
+                }
                 records.setdefault(record.asset_id, []).append(line)
             for asset in chunk:
                 yield {
@@ -285,7 +332,11 @@ def _iter_dataset_lines(services: Services, org: str, dataset_id: str) -> Iterat
 def _iter_version_lines(services: Services, version: AnyRow) -> Iterator[dict[str, Any]]:
     """Yield every image of a version."""
     spans = services.store.read(
-        partial(asset_rows.find_blob_spans, org=version.org, hashes=versions.list_image_hashes(services, version))
+        partial(
+            asset_rows.find_blob_spans,
+            org=version.org,
+            hashes=versions.list_image_hashes(services, version),
+        )
     )
     for line in versions.iter_lines(services, version):
         span = spans.get(line.sha256)
@@ -302,7 +353,10 @@ def _build_line(line: versions.ManifestLine, span: AnyRow) -> dict[str, Any]:
         "height": line.height,
         "blob": span.sha256,
         "offset": span.offset,
-        "records": [{"id": str(number), "contents": contents} for number, contents in enumerate(line.records, 1)],
+        "records": [
+            {"id": str(number), "contents": contents}
+            for number, contents in enumerate(line.records, 1)
+        ],
     }
 
 
@@ -310,19 +364,32 @@ def _check_format(spec: ExportSpec, type: str) -> None:
     writer = find_writer(spec.format) if spec.format in FORMATS else None
     if writer is not None and type in writer.types:
         return
-    fitting = [name for name in FORMATS if (known := find_writer(name)) is not None and type in known.types]
-    message = f"a dataset of type {type} cannot be exported as {spec.format!r}; expected one of {', '.join(fitting)}"
+    fitting = [
+        name for name in FORMATS if (known := find_writer(name)) is not None and type in known.types
+    ]
+    message = (
+        f"a dataset of type {type} cannot be exported as {spec.format!r}; expected one of "
+        f"{', '.join(fitting)}"
+    )
     raise Refusal(
         "InvalidBody",
         message,
-        problems=[Problem(path="/spec/format", given=spec.format, allowed=", ".join(fitting), message=message)],
+        problems=[
+            Problem(
+                path="/spec/format", given=spec.format, allowed=", ".join(fitting), message=message
+            )
+        ],
     )
 
 
 def _sign_link(services: Services, row: AnyRow, origin: str, format: str) -> DownloadUrl:
     expires_at = link_expiry(services.clock.now_ms(), link_hours=services.settings.link_hours)
-    token = services.signer.sign_file_link(FileLink(row.org, row.dataset_id, "export", row.id, row.sha256, expires_at))
-    return DownloadUrl(url=f"{origin}/downloads/{token}/{row.dataset_id}-{format}.zip", expires_at=expires_at)
+    token = services.signer.sign_file_link(
+        FileLink(row.org, row.dataset_id, "export", row.id, row.sha256, expires_at)
+    )
+    return DownloadUrl(
+        url=f"{origin}/downloads/{token}/{row.dataset_id}-{format}.zip", expires_at=expires_at
+    )
 
 
 def _hash_file(path: Path) -> tuple[str, int]:

@@ -106,7 +106,11 @@ async def _run(services: Services, org: str, import_id: str) -> None:
         await _end_import(services, row, state="Failed", why=why)
     elif result.get("decision") != "Accepted":
         await _end_import(
-            services, row, state="Failed", why=str(result.get("why") or "nothing could be imported"), result=result
+            services,
+            row,
+            state="Failed",
+            why=str(result.get("why") or "nothing could be imported"),
+            result=result,
         )
     else:
         await _commit_result(services, row, folder, result)
@@ -122,7 +126,9 @@ async def _examine_files(services: Services, row: AnyRow, folder: Path) -> dict[
             await _run_worker(services, row, folder, listed)
             if (result := read_json(folder / RESULT)) is not None:
                 return result
-            log.error("the worker of import %s left no result: %s", row.id, read_output_tail(folder))
+            log.error(
+                "the worker of import %s left no result: %s", row.id, read_output_tail(folder)
+            )
     return None
 
 
@@ -172,7 +178,11 @@ def _decides_type(row: AnyRow, dataset: AnyRow) -> bool:
 
     They do if it has no records, and nobody has named a type.
     """
-    return row.kind == "Import" and not dataset.record_count and json.loads(row.spec).get("datasetType") == "auto"
+    return (
+        row.kind == "Import"
+        and not dataset.record_count
+        and json.loads(row.spec).get("datasetType") == "auto"
+    )
 
 
 def _build_options(row: AnyRow) -> dict[str, Any]:
@@ -180,11 +190,18 @@ def _build_options(row: AnyRow) -> dict[str, Any]:
     spec = json.loads(row.spec)
     if row.kind == "Import":
         policies = {"onError": spec.get("onError", "RejectRow")}
-        return {"format": spec.get("format", "auto"), "policies": policies, "files": spec.get("files")}
+        return {
+            "format": spec.get("format", "auto"),
+            "policies": policies,
+            "files": spec.get("files"),
+        }
     if row.kind == "Annotations":
         given = spec.get("failurePolicies", {})
         strictest = max(
-            (ON_ERROR.get(given.get(name), "RejectAll") for name in ("onBadAnnotation", "onBadFile")),
+            (
+                ON_ERROR.get(given.get(name), "RejectAll")
+                for name in ("onBadAnnotation", "onBadFile")
+            ),
             key=("Warn", "RejectRow", "RejectFile", "RejectAll").index,
         )
         return {"format": "auto", "policies": {"onError": strictest}}
@@ -224,7 +241,9 @@ def _to_known_image(asset: AnyRow) -> dict[str, Any]:
 
 def _write_packs(services: Services, row: AnyRow, folder: Path, *, after: int) -> int:
     """Append every received blob with a higher number; return the highest."""
-    files = services.store.read(partial(rows.list_files, org=row.org, import_id=row.id, after=after))
+    files = services.store.read(
+        partial(rows.list_files, org=row.org, import_id=row.id, after=after)
+    )
     with open(folder / PACKS, "ab") as file:
         for blob in files:
             if blob.sha256 is not None:
@@ -234,7 +253,9 @@ def _write_packs(services: Services, row: AnyRow, folder: Path, *, after: int) -
     return int(files[-1].number) if files else after
 
 
-async def _commit_result(services: Services, row: AnyRow, folder: Path, result: dict[str, Any]) -> None:
+async def _commit_result(
+    services: Services, row: AnyRow, folder: Path, result: dict[str, Any]
+) -> None:
     """Commit everything that was accepted to the dataset, resuming where the last task ended."""
     async with services.jobs.lock(row.org, row.dataset_id):
         if row.state == "Sealed":
@@ -249,7 +270,14 @@ async def _commit_result(services: Services, row: AnyRow, folder: Path, result: 
         await _commit_lines(services, row, folder / IMAGES, row.images_done, IMAGE_ROWS)
         await _commit_lines(services, row, folder / RECORDS, row.records_done, RECORD_ROWS)
     version = await versions.ensure_current(services, org=row.org, dataset_id=row.dataset_id)
-    await _end_import(services, row, state="Done", why=None, result=result, version=version.id if version else None)
+    await _end_import(
+        services,
+        row,
+        state="Done",
+        why=None,
+        result=result,
+        version=version.id if version else None,
+    )
 
 
 def _begin_commit(services: Services, tx: Connection, row: AnyRow, result: dict[str, Any]) -> bool:
@@ -267,7 +295,9 @@ def _begin_commit(services: Services, tx: Connection, row: AnyRow, result: dict[
     return True
 
 
-async def _commit_lines(services: Services, row: AnyRow, path: Path, done: int, applier: RowApplier) -> None:
+async def _commit_lines(
+    services: Services, row: AnyRow, path: Path, done: int, applier: RowApplier
+) -> None:
     """Commit the lines of a file in chunks.
 
     The next chunk is read while the last one is written.
@@ -283,8 +313,12 @@ async def _commit_lines(services: Services, row: AnyRow, path: Path, done: int, 
         count, prepared = await run_in_thread(read_chunk)
         while count:
             done += count
-            apply_chunk = partial(applier.apply, row=row, prepared=prepared, done=done, now_ms=services.clock.now_ms())
-            _, (count, prepared) = await asyncio.gather(services.store.write(apply_chunk), run_in_thread(read_chunk))
+            apply_chunk = partial(
+                applier.apply, row=row, prepared=prepared, done=done, now_ms=services.clock.now_ms()
+            )
+            _, (count, prepared) = await asyncio.gather(
+                services.store.write(apply_chunk), run_in_thread(read_chunk)
+            )
 
 
 def _find_overwrite(services: Services, row: AnyRow, folder: Path) -> str | None:
@@ -292,7 +326,11 @@ def _find_overwrite(services: Services, row: AnyRow, folder: Path) -> str | None
 
     Return None when none would, or when they may.
     """
-    policy = json.loads(row.spec).get("failurePolicies", {}).get("onOverwritten") if row.kind == "Annotations" else None
+    policy = (
+        json.loads(row.spec).get("failurePolicies", {}).get("onOverwritten")
+        if row.kind == "Annotations"
+        else None
+    )
     if policy != "RejectSession":
         return None
     with open(folder / RECORDS, "rb") as file:
@@ -300,14 +338,18 @@ def _find_overwrite(services: Services, row: AnyRow, folder: Path) -> str | None
             ids = {RECORD_ROWS.parse_id(line) for line in lines}
             key: Any = {"org": row.org, "dataset_id": row.dataset_id}
             if known := services.store.read(partial(asset_rows.find_records, **key, ids=ids)):
-                return f"annotation {min(known)!r} already exists, and onOverwritten is RejectSession"
+                return (
+                    f"annotation {min(known)!r} already exists, and onOverwritten is RejectSession"
+                )
     return None
 
 
 async def _store_own_packs(services: Services, row: AnyRow, folder: Path) -> None:
     """Store packs that the worker made from containers as blobs of the import, as if uploaded."""
     paths = sorted((folder / OWN_PACKS).iterdir()) if (folder / OWN_PACKS).is_dir() else []
-    received = services.store.read(partial(rows.list_received_hashes, org=row.org, import_id=row.id))
+    received = services.store.read(
+        partial(rows.list_received_hashes, org=row.org, import_id=row.id)
+    )
     for path in paths:
         sha256, size_bytes = await run_in_thread(_hash_file, path)
         if sha256 in received:
@@ -315,7 +357,9 @@ async def _store_own_packs(services: Services, row: AnyRow, folder: Path) -> Non
         async with services.blob_lock:
             await run_in_thread(_store_blob, services, row.org, path, sha256, size_bytes)
 
-            def insert_pack(tx: Connection, sha256: str = sha256, size_bytes: int = size_bytes) -> None:
+            def insert_pack(
+                tx: Connection, sha256: str = sha256, size_bytes: int = size_bytes
+            ) -> None:
                 number = rows.next_file_number(tx, org=row.org, import_id=row.id)
                 file = {"org": row.org, "import_id": row.id, "number": number}
                 rows.add_files(tx, [{**file, "size_bytes": size_bytes, "sha256": sha256}])
@@ -370,7 +414,9 @@ async def _end_import(
         }
 
         def end_import(tx: Connection) -> None:
-            if rows.transition(tx, org=row.org, import_id=row.id, before=rows.ACTIVE_STATES, values=values):
+            if rows.transition(
+                tx, org=row.org, import_id=row.id, before=rows.ACTIVE_STATES, values=values
+            ):
                 blobs = rows.remove_files(tx, org=row.org, import_id=row.id)
                 blob_rows.mark_unneeded(tx, org=row.org, hashes=blobs)
 
@@ -405,14 +451,18 @@ _CLIENT_CODES = {
 _CLIENT_CODE_ABSENT = "ETIMEOUT"
 
 
-def _list_rejected_files(services: Services, row: AnyRow, folder: Path, *, is_taken: bool) -> dict[str, str]:
+def _list_rejected_files(
+    services: Services, row: AnyRow, folder: Path, *, is_taken: bool
+) -> dict[str, str]:
     """Return the announced files that did not become images.
 
     Each has a code of the published client.
     """
     taken = {line["path"] for line in iter_json_lines(folder / IMAGES)} if is_taken else set[str]()
     found = {
-        line["file"]: line["code"] for line in iter_json_lines(folder / FINDINGS) if line.get("severity") == "error"
+        line["file"]: line["code"]
+        for line in iter_json_lines(folder / FINDINGS)
+        if line.get("severity") == "error"
     }
     codes = {}
     for file in services.store.read(partial(rows.list_files, org=row.org, import_id=row.id)):

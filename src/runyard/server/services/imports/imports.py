@@ -106,7 +106,9 @@ async def create(
     return await services.store.write(insert_import)
 
 
-def announce_files(tx: Connection, *, org: str, import_id: str, files: Sequence[AnnouncedFile]) -> None:
+def announce_files(
+    tx: Connection, *, org: str, import_id: str, files: Sequence[AnnouncedFile]
+) -> None:
     """Insert rows for files that are to be uploaded."""
     first = rows.next_file_number(tx, org=org, import_id=import_id)
     rows.add_files(
@@ -128,20 +130,30 @@ def announce_files(tx: Connection, *, org: str, import_id: str, files: Sequence[
     )
 
 
-def get(services: Services, *, org: str, dataset_id: str, import_id: str, kind: Kind | None = None) -> AnyRow:
+def get(
+    services: Services, *, org: str, dataset_id: str, import_id: str, kind: Kind | None = None
+) -> AnyRow:
     """Return the row of an import.
 
     Raises:
         Refusal: NotFound.
     """
-    row = services.store.read(partial(_get_row, org=org, dataset_id=dataset_id, import_id=import_id))
+    row = services.store.read(
+        partial(_get_row, org=org, dataset_id=dataset_id, import_id=import_id)
+    )
     if kind is not None and row.kind != kind:
         raise not_found("import", import_id)
     return row
 
 
 async def page(
-    services: Services, *, org: str, dataset_id: str, kind: Kind, to_document: Any, wanted: PageRequest
+    services: Services,
+    *,
+    org: str,
+    dataset_id: str,
+    kind: Kind,
+    to_document: Any,
+    wanted: PageRequest,
 ) -> bytes:
     """Return a page of imports as JSON, newest first.
 
@@ -154,17 +166,25 @@ async def page(
         return rows.page(tx, **key, kind=kind, after=after, limit=limit)
 
     return await pages.read(
-        services, wanted, org=org, fetch=fetch, encode=lambda row: msgspec.json.encode(to_document(row))
+        services,
+        wanted,
+        org=org,
+        fetch=fetch,
+        encode=lambda row: msgspec.json.encode(to_document(row)),
     )
 
 
-def sign_upload_url(services: Services, row: AnyRow, origin: str, *, number: int = 0, part: int = 0) -> str:
+def sign_upload_url(
+    services: Services, row: AnyRow, origin: str, *, number: int = 0, part: int = 0
+) -> str:
     """Return the address for a file of an import, valid without a key.
 
     Number 0 is for packs, each under its hash.
     """
     expires_at = row.deadline if row.kind != "Ingestion" else get_upload_expiry(services, row)
-    token = services.signer.sign_upload(UploadLink(row.org, row.dataset_id, row.id, number, part, expires_at))
+    token = services.signer.sign_upload(
+        UploadLink(row.org, row.dataset_id, row.id, number, part, expires_at)
+    )
     return f"{origin}/uploads/{token}"
 
 
@@ -179,7 +199,9 @@ def open_upload(services: Services, token: str) -> tuple[UploadLink, AnyRow]:
     if link is not None and services.clock.now_ms() < link.expires_at:
         row = services.store.read(lambda tx: rows.get(tx, org=link.org, import_id=link.import_id))
     if link is None or row is None:
-        raise Refusal("NotFound", "this upload address is invalid or has expired; try: begin a new session")
+        raise Refusal(
+            "NotFound", "this upload address is invalid or has expired; try: begin a new session"
+        )
     if row.state != "Receiving":
         raise import_over(row)
     return link, row
@@ -191,12 +213,19 @@ def check_received(services: Services, row: AnyRow, *, sha256: str) -> None:
     Raises:
         Refusal: NotFound.
     """
-    if sha256 not in services.store.read(partial(rows.list_received_hashes, org=row.org, import_id=row.id)):
+    if sha256 not in services.store.read(
+        partial(rows.list_received_hashes, org=row.org, import_id=row.id)
+    ):
         raise not_found("pack", sha256[:64])
 
 
 async def receive_pack(
-    services: Services, row: AnyRow, chunks: AsyncIterator[bytes], *, sha256: str, size_bytes: int | None
+    services: Services,
+    row: AnyRow,
+    chunks: AsyncIterator[bytes],
+    *,
+    sha256: str,
+    size_bytes: int | None,
 ) -> None:
     """Receive one pack; it is on disk when this returns. Receiving it again changes nothing.
 
@@ -205,7 +234,9 @@ async def receive_pack(
     """
     if size_bytes is None:
         raise Refusal("InvalidBody", "the length of a pack is missing; try: send Content-Length")
-    if sha256 in services.store.read(partial(rows.list_received_hashes, org=row.org, import_id=row.id)):
+    if sha256 in services.store.read(
+        partial(rows.list_received_hashes, org=row.org, import_id=row.id)
+    ):
         async for _ in chunks:
             pass
         return
@@ -216,7 +247,13 @@ async def receive_pack(
         if sha256 in rows.list_received_hashes(tx, org=row.org, import_id=row.id):
             return
         number = rows.next_file_number(tx, org=row.org, import_id=row.id)
-        file = {"org": row.org, "import_id": row.id, "number": number, "size_bytes": size_bytes, "sha256": sha256}
+        file = {
+            "org": row.org,
+            "import_id": row.id,
+            "number": number,
+            "size_bytes": size_bytes,
+            "sha256": sha256,
+        }
         rows.add_files(tx, [file])
         _extend_deadline(services, tx, row)
 
@@ -246,15 +283,16 @@ async def receive_file(
     if size_bytes is not None and size_bytes != file.size_bytes:
         raise Refusal(
             "InvalidBody",
-            f"file {file.name!r} was announced with {file.size_bytes} bytes, but {size_bytes} are sent; "
-            "try: announce it again with its current size",
+            f"file {file.name!r} was announced with {file.size_bytes} bytes, but {size_bytes} are "
+            "sent; try: announce it again with its current size",
         )
     async with spool(services, row.org, chunks, limit=file.size_bytes) as spooled:
         if spooled.size_bytes != file.size_bytes or file.crc32c not in (None, spooled.crc32c):
             raise Refusal(
                 "InvalidBody",
-                f"file {file.name!r} did not arrive as announced ({file.size_bytes} bytes, "
-                f"CRC-32C {file.crc32c}; got {spooled.size_bytes} bytes, {spooled.crc32c}); try: send it again",
+                f"file {file.name!r} did not arrive as announced ({file.size_bytes} bytes, CRC-32C "
+                f"{file.crc32c}; got {spooled.size_bytes} bytes, {spooled.crc32c}); try: send it "
+                "again",
             )
         sha256 = spooled.digest.hexdigest()
         await asyncio.to_thread(spooled.store, services.blobs(row.org), sha256)
@@ -266,14 +304,22 @@ async def receive_file(
             _extend_deadline(services, tx, row)
             if also is not None:
                 also(tx)
-            is_last = row.kind == "Ingestion" and not rows.is_awaiting_files(tx, org=row.org, import_id=row.id)
+            is_last = row.kind == "Ingestion" and not rows.is_awaiting_files(
+                tx, org=row.org, import_id=row.id
+            )
             return is_last and _seal(services, tx, row)
 
         is_sealed = await _record_blob(
-            services, row, sha256, record_file, restore=partial(spooled.store, services.blobs(row.org), sha256)
+            services,
+            row,
+            sha256,
+            record_file,
+            restore=partial(spooled.store, services.blobs(row.org), sha256),
         )
     if is_sealed:
-        import_jobs.start(services, get(services, org=row.org, dataset_id=row.dataset_id, import_id=row.id))
+        import_jobs.start(
+            services, get(services, org=row.org, dataset_id=row.dataset_id, import_id=row.id)
+        )
 
 
 async def finish(services: Services, actor: Actor, row: AnyRow, *, packs: Sequence[str]) -> AnyRow:
@@ -300,7 +346,9 @@ async def finish(services: Services, actor: Actor, row: AnyRow, *, packs: Sequen
     return sealed
 
 
-async def cancel(services: Services, actor: Actor, row: AnyRow, *, why: str = "canceled by the user") -> AnyRow:
+async def cancel(
+    services: Services, actor: Actor, row: AnyRow, *, why: str = "canceled by the user"
+) -> AnyRow:
     """End an import that has not begun to change the dataset; one that is over stays as it is.
 
     Raises:
@@ -351,12 +399,16 @@ async def _receive_blob(
             async for piece in _join_chunks(chunks):
                 await asyncio.to_thread(upload.write, piece)
         except BaseException as error:
-            if not await asyncio.to_thread(receiving.__exit__, type(error), error, error.__traceback__):
+            if not await asyncio.to_thread(
+                receiving.__exit__, type(error), error, error.__traceback__
+            ):
                 raise
         else:
             await asyncio.to_thread(receiving.__exit__, None, None, None)
     except BlobMismatch as error:
-        raise Refusal("InvalidBody", f"pack {sha256} was not stored: {error}; try: send it again") from error
+        raise Refusal(
+            "InvalidBody", f"pack {sha256} was not stored: {error}; try: send it again"
+        ) from error
 
 
 async def _join_chunks(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -425,7 +477,8 @@ async def spool(
         async for piece in _join_chunks(chunks):
             if spooled.size_bytes + len(piece) > limit:
                 raise Refusal(
-                    "InvalidBody", f"more than the announced {limit} bytes arrive; try: announce the file again"
+                    "InvalidBody",
+                    f"more than the announced {limit} bytes arrive; try: announce the file again",
                 )
             await asyncio.to_thread(spooled.write, piece)
         yield spooled
@@ -434,7 +487,12 @@ async def spool(
 
 
 async def _record_blob(
-    services: Services, row: AnyRow, sha256: str, record: Any, *, restore: Callable[[], None] | None = None
+    services: Services,
+    row: AnyRow,
+    sha256: str,
+    record: Any,
+    *,
+    restore: Callable[[], None] | None = None,
 ) -> Any:
     """Record that the import has a blob, under the lock of those who remove unneeded blobs.
 
@@ -449,22 +507,30 @@ async def _record_blob(
         try:
             return await services.store.write(record)
         except Refusal:
-            await services.store.write(partial(blob_rows.mark_unneeded, org=row.org, hashes={sha256}))
+            await services.store.write(
+                partial(blob_rows.mark_unneeded, org=row.org, hashes={sha256})
+            )
             raise
 
 
 def _packs_missing(hashes: Sequence[str]) -> Refusal:
     shown = ", ".join(hashes[:20]) + (f" and {len(hashes) - 20} more" if len(hashes) > 20 else "")
-    return Refusal("BlobMissing", f"packs that have not arrived: {shown}; try: send them, then repeat")
+    return Refusal(
+        "BlobMissing", f"packs that have not arrived: {shown}; try: send them, then repeat"
+    )
 
 
 def _check_disk_space(services: Services, size_bytes: int) -> None:
     if size_bytes > LARGEST_UPLOAD:
-        raise Refusal("BodyTooLarge", f"the upload has {size_bytes} bytes; at most {LARGEST_UPLOAD} are allowed")
+        raise Refusal(
+            "BodyTooLarge",
+            f"the upload has {size_bytes} bytes; at most {LARGEST_UPLOAD} are allowed",
+        )
     if size_bytes + SPARE_BYTES > free_bytes(services.settings.data_dir):
         raise Refusal(
             "StorageUnavailable",
-            f"the server has no disk space for {size_bytes} bytes; try: free disk space, then repeat",
+            f"the server has no disk space for {size_bytes} bytes; try: free disk space, then "
+            "repeat",
         )
 
 

@@ -38,7 +38,12 @@ _REACHED = {"Done": ("Finished",)}
 
 
 async def create(
-    services: Services, actor: Actor, dataset_id: str, *, spec: IngestionSpec, files: Sequence[AnnouncedAsset]
+    services: Services,
+    actor: Actor,
+    dataset_id: str,
+    *,
+    spec: IngestionSpec,
+    files: Sequence[AnnouncedAsset],
 ) -> AnyRow:
     """Begin a session.
 
@@ -49,11 +54,15 @@ async def create(
     names = [file.filename for file in files]
     if not 0 < len(files) <= MOST_FILES:
         raise Refusal(
-            "InvalidBody", f"a session accepts 1 to {MOST_FILES} files, not {len(files)}; try: several sessions"
+            "InvalidBody",
+            f"a session accepts 1 to {MOST_FILES} files, not {len(files)}; try: several sessions",
         )
     twice = [name for name, times in Counter(names).items() if times > 1]
     if twice:
-        raise Refusal("InvalidBody", f"file {twice[0]!r} is announced twice; expected a different name for each")
+        raise Refusal(
+            "InvalidBody",
+            f"file {twice[0]!r} is announced twice; expected a different name for each",
+        )
     for name in names:
         assets.check_name(name)
     announced = [
@@ -78,7 +87,9 @@ async def create(
         files=announced,
     )
     if all(file.error_code for file in announced):
-        await import_jobs.end_early(services, row, state="Failed", why="no file of the session is an image")
+        await import_jobs.end_early(
+            services, row, state="Failed", why="no file of the session is an image"
+        )
     return row
 
 
@@ -106,26 +117,37 @@ def list_uploads(services: Services, row: AnyRow, origin: str) -> list[AssetUplo
     ]
 
 
-def to_document(services: Services, row: AnyRow, *, origin: str | None = None) -> AssetIngestionSession:
+def to_document(
+    services: Services, row: AnyRow, *, origin: str | None = None
+) -> AssetIngestionSession:
     """Return a session's wire document; with ``origin``, also the upload addresses."""
     seen = msgspec.json.decode(row.seen)
     spec = msgspec.json.decode(row.spec, type=IngestionSpec)
     rejected: dict[str, str] = seen.get("faults", {})
     if row.state in rows.ACTIVE_STATES:
-        total, received, failed, _ = services.store.read(partial(rows.count_files, org=row.org, import_id=row.id))
+        total, received, failed, _ = services.store.read(
+            partial(rows.count_files, org=row.org, import_id=row.id)
+        )
         events: list[Any] = [IngestionTasks(tasks={"upload": {"done": received, "total": total}})]
         counts = IngestionProgress(total=total, succeeded=0, errored=failed)
     else:
         total = seen.get("files", {}).get("total", 0)
         events = [IngestionError(files=rejected, time=row.last_updated)] if rejected else []
-        counts = IngestionProgress(total=total, succeeded=total - len(rejected), errored=len(rejected))
+        counts = IngestionProgress(
+            total=total, succeeded=total - len(rejected), errored=len(rejected)
+        )
     conditions = sessions.build_conditions(row, ("Finished",), _REACHED.get(row.state, ()))
-    if row.state == "Done" and rejected and (spec.failure_mode == "FailAfterOne" or len(rejected) == total):
+    if (
+        row.state == "Done"
+        and rejected
+        and (spec.failure_mode == "FailAfterOne" or len(rejected) == total)
+    ):
         name, code = next(iter(rejected.items()))
         finished = conditions[0]
         finished.status = ConditionStatus.FAILED_REACH
         finished.message = (
-            f"{len(rejected)} of {total} files were rejected, such as {name!r} ({code}); the others were imported"
+            f"{len(rejected)} of {total} files were rejected, such as {name!r} ({code}); the "
+            "others were imported"
         )
     document = AssetIngestionSession(
         organization_id=row.org,
@@ -134,7 +156,9 @@ def to_document(services: Services, row: AnyRow, *, origin: str | None = None) -
         ingestion_id=row.id,
         spec=spec,
         status=IngestionStatus(conditions=conditions, events=events, progress_count=counts),
-        metadata=ResourceMetadata(time_created=row.time_created, last_updated=row.last_updated, generation=1),
+        metadata=ResourceMetadata(
+            time_created=row.time_created, last_updated=row.last_updated, generation=1
+        ),
         self_link=datasets.build_path(row.org, row.dataset_id, "assetIngestionSessions", row.id),
     )
     etags.seal(document)

@@ -26,7 +26,9 @@ FOLDER, ABOUT, PART_BYTES, MOST_PARTS = "multipart", "upload.json", 64 << 20, 10
 CHUNK_BYTES = 1 << 20
 
 
-async def begin(services: Services, actor: Actor, row: AnyRow, *, filename: str, size_bytes: int) -> tuple[str, int]:
+async def begin(
+    services: Services, actor: Actor, row: AnyRow, *, filename: str, size_bytes: int
+) -> tuple[str, int]:
     """Begin the upload of one announced file; return its id and the number of parts.
 
     Raises:
@@ -35,13 +37,16 @@ async def begin(services: Services, actor: Actor, row: AnyRow, *, filename: str,
     """
     if row.state != "Receiving":
         raise imports.import_over(row)
-    file = services.store.read(partial(rows.find_file, org=row.org, import_id=row.id, name=filename))
+    file = services.store.read(
+        partial(rows.find_file, org=row.org, import_id=row.id, name=filename)
+    )
     if file is None:
         raise not_found("announced file", filename)
     if file.size_bytes != size_bytes:
         raise Refusal(
             "InvalidBody",
-            f"file {filename!r} was announced with {file.size_bytes} bytes, not {size_bytes}; try: announce it again",
+            f"file {filename!r} was announced with {file.size_bytes} bytes, not {size_bytes}; try: "
+            "announce it again",
         )
     parts = min(MOST_PARTS, max(1, -(-size_bytes // PART_BYTES)))
     # The id names the import as well, since the client's later requests do not.
@@ -66,10 +71,14 @@ def get(services: Services, *, org: str, dataset_id: str, id: str) -> tuple[AnyR
     about = read_json(_get_folder(services, org, id) / ABOUT)
     if about is None:
         raise not_found("multipart upload", id)
-    return imports.get(services, org=org, dataset_id=dataset_id, import_id=_parse_import_id(id)), about
+    return imports.get(
+        services, org=org, dataset_id=dataset_id, import_id=_parse_import_id(id)
+    ), about
 
 
-def sign_part_url(services: Services, row: AnyRow, id: str, about: dict[str, Any], *, part: int, origin: str) -> str:
+def sign_part_url(
+    services: Services, row: AnyRow, id: str, about: dict[str, Any], *, part: int, origin: str
+) -> str:
     """Return the address for a part.
 
     Raises:
@@ -77,7 +86,9 @@ def sign_part_url(services: Services, row: AnyRow, id: str, about: dict[str, Any
     """
     if not 1 <= part <= about["parts"]:
         raise not_found(f"part of multipart upload {id!r}", str(part))
-    return imports.sign_upload_url(services, row, origin, number=about["number"], part=part) + f"/{id}"
+    return (
+        imports.sign_upload_url(services, row, origin, number=about["number"], part=part) + f"/{id}"
+    )
 
 
 async def receive_part(
@@ -91,7 +102,9 @@ async def receive_part(
     async with imports.spool(services, row.org, chunks, limit=limit) as part:
         if part.size_bytes != limit:
             raise Refusal(
-                "InvalidBody", f"part {link.part} has {limit} bytes, but {part.size_bytes} arrived; try: send it again"
+                "InvalidBody",
+                f"part {link.part} has {limit} bytes, but {part.size_bytes} arrived; try: send it "
+                "again",
             )
         await asyncio.to_thread(part.keep, _get_folder(services, row.org, id) / str(link.part))
         return part.digest.hexdigest()
@@ -102,7 +115,9 @@ def has_part(services: Services, org: str, id: str, part: int) -> bool:
     return (_get_folder(services, org, id) / str(part)).is_file()
 
 
-async def complete(services: Services, actor: Actor, row: AnyRow, id: str, about: dict[str, Any]) -> None:
+async def complete(
+    services: Services, actor: Actor, row: AnyRow, id: str, about: dict[str, Any]
+) -> None:
     """Join the parts into one file.
 
     Raises:
@@ -112,7 +127,9 @@ async def complete(services: Services, actor: Actor, row: AnyRow, id: str, about
     missing = [part for part in range(1, about["parts"] + 1) if not (folder / str(part)).is_file()]
     if missing:
         raise Refusal(
-            "BlobMissing", f"parts {missing[:20]} of {about['parts']} have not arrived; try: send them, then repeat"
+            "BlobMissing",
+            f"parts {missing[:20]} of {about['parts']} have not arrived; try: send them, then "
+            "repeat",
         )
     chunks = _read_chunks(folder, about["parts"])
     await imports.receive_file(

@@ -37,7 +37,12 @@ KIND: imports.Kind = "Import"
 CONDITIONS = ("Finished", "Checked", "Received")  # the newest first
 SHOWN_OF_EACH = 5
 # The conditions that each state has reached.
-_REACHED = {"Receiving": (), "Sealed": ("Received",), "Committing": ("Received", "Checked"), "Done": CONDITIONS}
+_REACHED = {
+    "Receiving": (),
+    "Sealed": ("Received",),
+    "Committing": ("Received", "Checked"),
+    "Done": CONDITIONS,
+}
 
 
 def to_document(services: Services, row: AnyRow, *, origin: str | None) -> DatasetImport:
@@ -81,14 +86,18 @@ def to_document(services: Services, row: AnyRow, *, origin: str | None) -> Datas
     return document
 
 
-def build_conditions(row: AnyRow, names: tuple[str, ...], reached: tuple[str, ...]) -> list[SessionCondition]:
+def build_conditions(
+    row: AnyRow, names: tuple[str, ...], reached: tuple[str, ...]
+) -> list[SessionCondition]:
     """Return the conditions that a session waits for, has reached, or will never reach."""
     conditions = []
     for name in names:
         condition = SessionCondition(condition=name, last_transition_time=row.time_created)
         if name in reached:
             condition.status = ConditionStatus.REACHED
-            condition.last_transition_time = row.time_sealed if name == "Received" else row.last_updated
+            condition.last_transition_time = (
+                row.time_sealed if name == "Received" else row.last_updated
+            )
         elif row.state in ("Failed", "Cancelled"):
             condition.status = ConditionStatus.FAILED_REACH
             condition.last_transition_time = row.last_updated
@@ -119,7 +128,9 @@ async def read_findings(
                 encoded = msgspec.json.encode(item)
                 size_bytes += len(encoded) + 1
                 if len(found) == wanted.size or (found and size_bytes > wanted.most_bytes):
-                    further = pages.page_token(services, Position(begin, ""), org=row.org, wanted=wanted)
+                    further = pages.page_token(
+                        services, Position(begin, ""), org=row.org, wanted=wanted
+                    )
                     break
                 found.append(encoded)
         return pages.join(found, further)
@@ -139,7 +150,8 @@ def build_report(services: Services, row: AnyRow) -> ImportReport:
                 break
             item = msgspec.json.decode(line, type=Finding)
             group = groups.setdefault(
-                item.code, FindingGroup(code=item.code, severity=item.severity, count=0, cure=item.cure)
+                item.code,
+                FindingGroup(code=item.code, severity=item.severity, count=0, cure=item.cure),
             )
             group.count += 1
             if len(group.first) < SHOWN_OF_EACH:
@@ -147,7 +159,9 @@ def build_report(services: Services, row: AnyRow) -> ImportReport:
     status = to_document(services, row, origin=None).status
     for code, count in status.findings.by_code.items():
         if code in groups:
-            groups[code].count = max(count, groups[code].count)  # beyond a limit, findings are counted, not written
+            groups[code].count = max(
+                count, groups[code].count
+            )  # beyond a limit, findings are counted, not written
     return ImportReport(
         import_id=row.id,
         dataset_id=row.dataset_id,
@@ -177,14 +191,24 @@ def _open_findings(services: Services, row: AnyRow) -> Iterator[BinaryIO]:
         else:
             yield io.BytesIO()
     except BlobError as error:
-        raise Refusal("BlobMissing", f"the report of import {row.id!r} is lost or damaged on the server") from error
+        raise Refusal(
+            "BlobMissing", f"the report of import {row.id!r} is lost or damaged on the server"
+        ) from error
 
 
 def _read_progress(services: Services, row: AnyRow) -> dict[str, Any]:
     progress = import_jobs.read_progress(services, row)
     if not progress:
-        total, received, _, size_bytes = services.store.read(partial(rows.count_files, org=row.org, import_id=row.id))
-        progress = {"phase": "Receiving", "files": total, "filesDone": 0, "bytesDone": 0, "received": received}
+        total, received, _, size_bytes = services.store.read(
+            partial(rows.count_files, org=row.org, import_id=row.id)
+        )
+        progress = {
+            "phase": "Receiving",
+            "files": total,
+            "filesDone": 0,
+            "bytesDone": 0,
+            "received": received,
+        }
         progress["sizeBytes"] = size_bytes
     if row.state == "Committing":
         progress["phase"] = "Saving"

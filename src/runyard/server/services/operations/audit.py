@@ -51,7 +51,11 @@ async def page(services: Services, *, org: str, filter: AuditFilter, wanted: Pag
         )
 
     return await pages.read(
-        services, wanted, org=org, fetch=fetch, encode=lambda row: msgspec.json.encode(_to_document(row))
+        services,
+        wanted,
+        org=org,
+        fetch=fetch,
+        encode=lambda row: msgspec.json.encode(_to_document(row)),
     )
 
 
@@ -60,7 +64,9 @@ async def sweep(services: Services) -> None:
     if services.settings.audit_days <= 0:
         return
     before_ms = services.clock.now_ms() - services.settings.audit_days * DAY_MS
-    while await services.store.write(lambda tx: rows.prune(tx, before_ms=before_ms, limit=PRUNED_AT_ONCE)):
+    while await services.store.write(
+        lambda tx: rows.prune(tx, before_ms=before_ms, limit=PRUNED_AT_ONCE)
+    ):
         pass
 
 

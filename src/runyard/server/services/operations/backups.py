@@ -169,12 +169,17 @@ class OutgoingBackup:
                 count += 1
             length = file.tell()
         return TablePart(
-            name=name, columns=rows.list_columns(table), rows=count, size_bytes=length, sha256=digest.hexdigest()
+            name=name,
+            columns=rows.list_columns(table),
+            rows=count,
+            size_bytes=length,
+            sha256=digest.hexdigest(),
         )
 
     def _open(self, member: Member) -> Iterator[bytes]:
         if member.table is not None:
-            file: Any = open(self._folder / member.table, "rb")  # noqa: SIM115 - closed two lines below
+            # Closed two lines below.
+            file: Any = open(self._folder / member.table, "rb")  # noqa: SIM115
         else:
             file = self._services.blobs(member.org or "").open(member.sha256)
         with file:
@@ -196,7 +201,8 @@ async def prepare(services: Services, actor: Actor) -> OutgoingBackup:
     time_ms = services.clock.now_ms()
     try:
         with contextlib.ExitStack() as stack:
-            # The lock spans the first read and the hold: no blob of the snapshot is deleted between.
+            # The lock spans the first read and the hold: no blob of the snapshot is deleted
+            # between.
             async with services.blob_lock:
                 tx = await asyncio.to_thread(stack.enter_context, services.store.snapshot())
                 missing = await asyncio.to_thread(outgoing.hold_blobs, tx)
@@ -206,7 +212,9 @@ async def prepare(services: Services, actor: Actor) -> OutgoingBackup:
         raise StoreUnavailable(f"the rows of a backup cannot be written: {error}") from error
     except InvalidRows as error:
         outgoing.close()
-        raise Refusal("BackupImpossible", f"the backup was not written: {error}; try: {_suggest_fix(error)}") from error
+        raise Refusal(
+            "BackupImpossible", f"the backup was not written: {error}; try: {_suggest_fix(error)}"
+        ) from error
     except BaseException:
         outgoing.close()
         raise
@@ -240,8 +248,14 @@ def _suggest_fix(error: InvalidRows) -> str:
     """Return what an operator can do about a row that no restore would accept."""
     run_id = error.row.get("run_id") or (error.row.get("id") if error.table == "runs" else None)
     dataset_id = error.row.get("dataset_id")
-    if (error.table in legacy_ids.RENAMED and error.column == "id") or error.column in ("run_id", "output_id"):
-        return "restart the server: at start it renames invalid ids, that of a run once no machine works on it"
+    if (error.table in legacy_ids.RENAMED and error.column == "id") or error.column in (
+        "run_id",
+        "output_id",
+    ):
+        return (
+            "restart the server: at start it renames invalid ids, that of a run once no machine "
+            "works on it"
+        )
     if run_id is not None:
         return f"delete run {ids.shorten(run_id)}, after downloading what you need of it"
     if dataset_id is not None:
@@ -280,7 +294,9 @@ class IncomingBackup(Sink):
 
     def list_blobs(self, blobs: Sequence[BlobPart]) -> None:
         self._holds = _hold_blobs(self._services, blobs)
-        self._check_space(sum(blob.size_bytes for blob in blobs if not self._has(blob.org, blob.sha256)))
+        self._check_space(
+            sum(blob.size_bytes for blob in blobs if not self._has(blob.org, blob.sha256))
+        )
 
     def receive(self, member: Member) -> AbstractContextManager[Write]:
         if member.table is not None:
@@ -304,7 +320,10 @@ class IncomingBackup(Sink):
         epoch = _generate_store_id(services, manifest)
 
         def replace_rows(tx: Connection) -> None:
-            tables = [(part.name, part.columns, _read_lines(self._folder / part.name)) for part in manifest.tables]
+            tables = [
+                (part.name, part.columns, _read_lines(self._folder / part.name))
+                for part in manifest.tables
+            ]
             rows.replace_all(
                 tx,
                 tables,
@@ -314,7 +333,9 @@ class IncomingBackup(Sink):
                 lease_ms=leases.get_restore_lease_ms(services),
             )
             services.store.reset_sequences(tx)
-            audited = Actor(org=manifest.operator, name=actor.name, role=actor.role, address=actor.address)
+            audited = Actor(
+                org=manifest.operator, name=actor.name, role=actor.role, address=actor.address
+            )
             services.audit(audited, "restore backup", f"epoch {manifest.store_id} as {epoch}")(tx)
 
         # Jobs on datasets resume from the restored rows, and from no folder of the old state.
@@ -345,7 +366,10 @@ class IncomingBackup(Sink):
     async def _remove_added(self) -> None:
         """Remove blobs of an uncommitted restore, unless a row needs them now."""
         async with self._services.blob_lock:
-            needed = {(row.org, row.sha256) for row in await self._services.store.read_in_thread(rows.list_blobs)}
+            needed = {
+                (row.org, row.sha256)
+                for row in await self._services.store.read_in_thread(rows.list_blobs)
+            }
             for blob in self._added:
                 blobs = self._services.blobs(blob.org)
                 if (blob.org, blob.sha256) not in needed and not blobs.is_held(blob.sha256):
@@ -358,7 +382,8 @@ class IncomingBackup(Sink):
         free = free_bytes(self._folder)
         if needed_bytes > free:
             raise InvalidRows(
-                f"the backup needs {needed_bytes} bytes of disk space, but {free} are free; try: free disk space"
+                f"the backup needs {needed_bytes} bytes of disk space, but {free} are free; try: "
+                "free disk space"
             )
 
 
@@ -371,7 +396,9 @@ async def receive(services: Services, actor: Actor) -> AsyncIterator[IncomingBac
     """
     _check_operator(services, actor)
     if services.restore_lock.locked():
-        raise Refusal("RestoreUnderWay", "another backup is being restored; try: wait until that is done")
+        raise Refusal(
+            "RestoreUnderWay", "another backup is being restored; try: wait until that is done"
+        )
     async with services.restore_lock:
         incoming = await asyncio.to_thread(IncomingBackup, services)
         try:

@@ -45,7 +45,9 @@ async def _remove_old_logs(services: Services) -> None:
         return
     before_ms = services.clock.now_ms() - round(days * DAY_MS)
     # A run that ended before then was created before then.
-    candidates = services.store.read(partial(rows.list_with_log, conditions=FINAL, created_before=before_ms))
+    candidates = services.store.read(
+        partial(rows.list_with_log, conditions=FINAL, created_before=before_ms)
+    )
     for row in candidates:
         if decode_run(row.document).status.conditions[-1].last_transition_time < before_ms:
             await _remove_log(services, row.org, row.id, days)
@@ -68,7 +70,8 @@ async def _remove_log(services: Services, org: str, run_id: str, days: float) ->
             "time": now_ms,
             "attempt": 0,
             "stream": "events",
-            "text": f"The log was removed {days:g} days after the end of the run (RUNYARD_KEEP_LOGS_DAYS).",
+            "text": f"The log was removed {days:g} days after the end of the run "
+            "(RUNYARD_KEEP_LOGS_DAYS).",
         }
         telemetry.add_log_lines(tx, [line])
         rows.change(tx, **key, values={"log_bytes": 0, "log_count": number})

@@ -10,6 +10,7 @@ import hashlib
 import logging
 import os
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,14 @@ _DOCUMENTS: dict[str, tuple[type[Any], str]] = {
 async def rename_invalid(services: Services) -> None:
     """Rename everything with an invalid id. Runs before anything is served."""
     for kind, org, run_id, id in services.store.read(rows.list_invalid):
-        if run_id is not None and services.store.read(lambda c, at=(org, run_id): rows.is_open(c, *at)):  # type: ignore[misc]
-            log.warning("%s %s has an invalid id; it is renamed when its run has ended", kind, ids.shorten(id))
+        if run_id is not None and services.store.read(
+            partial(rows.is_open, org=org, run_id=run_id)
+        ):
+            log.warning(
+                "%s %s has an invalid id; it is renamed when its run has ended",
+                kind,
+                ids.shorten(id),
+            )
             continue
         await _rename_document(services, kind, org, run_id, id)
 
@@ -49,7 +56,9 @@ def build_valid_id(id: str) -> str:
     return f"{shown}-{hashlib.sha256(id.encode(errors='replace')).hexdigest()[:8]}".lstrip("-")
 
 
-async def _rename_document(services: Services, kind: str, org: str, run_id: str | None, old: str) -> None:
+async def _rename_document(
+    services: Services, kind: str, org: str, run_id: str | None, old: str
+) -> None:
     new = build_valid_id(old)
     actor = Actor(org=org, name="server", role="admin", address="")
 
@@ -79,7 +88,10 @@ async def _rename_document(services: Services, kind: str, org: str, run_id: str 
 def _move_folder(runs_dir: Path, org: str, old: str, new: str) -> None:
     """Rename the run's folder too, if the old id could name one; repeating it is harmless."""
     try:
-        before, after = ids.resolve_folder(runs_dir, org, old), ids.resolve_folder(runs_dir, org, new)
+        before, after = (
+            ids.resolve_folder(runs_dir, org, old),
+            ids.resolve_folder(runs_dir, org, new),
+        )
     except ids.PathEscapes:
         return
     if before.is_dir() and not after.exists():

@@ -93,9 +93,15 @@ async def collect(services: Services, actor: Actor) -> StorageReport:
 def _truncate_lists(report: StorageReport) -> StorageReport:
     """Return the report with lists that a response can hold."""
     shown = limits.REPORT_ITEMS.value
-    lists = {name: found for name, found in msgspec.structs.asdict(report).items() if isinstance(found, list)}
+    lists = {
+        name: found
+        for name, found in msgspec.structs.asdict(report).items()
+        if isinstance(found, list)
+    }
     omitted = sum(max(0, len(found) - shown) for found in lists.values())
-    return msgspec.structs.replace(report, omitted=omitted, **{name: found[:shown] for name, found in lists.items()})
+    return msgspec.structs.replace(
+        report, omitted=omitted, **{name: found[:shown] for name, found in lists.items()}
+    )
 
 
 async def _shrink_database(services: Services) -> int | None:
@@ -124,7 +130,9 @@ def _compare(services: Services, org: str) -> StorageReport:
     folders = _list_folders(resolve_folder(services.settings.runs_dir, org))
     imports_dir = resolve_folder(services.settings.imports_dir, org)
     import_folders = {name for name in _list_folders(imports_dir) if not name.startswith(INCOMING)}
-    lost, needed, run_ids, import_ids, may_arrive = services.store.read(lambda tx: _list_needed(tx, org, stored, blobs))
+    lost, needed, run_ids, import_ids, may_arrive = services.store.read(
+        lambda tx: _list_needed(tx, org, stored, blobs)
+    )
     unneeded = sorted(stored - needed)
     orphans = _list_orphan_folders(services, org)
     left_over = [] if may_arrive else [sha256 for sha256 in unneeded if not blobs.is_held(sha256)]
@@ -141,9 +149,17 @@ def _compare(services: Services, org: str) -> StorageReport:
         left_over_bytes=Space(
             database=services.store.reclaimable_bytes(),
             blobs=sum(_get_blob_bytes(services, org, sha256) for sha256 in left_over),
-            run_folders=sum(_measure_bytes(services.settings.runs_dir / org / name) for name in strays),
-            import_folders=sum(_measure_bytes(services.settings.imports_dir / org / name) for name in stray_imports),
-            other_folders=sum(_measure_bytes(root / orphan) for root in _list_roots(services) for orphan in orphans),
+            run_folders=sum(
+                _measure_bytes(services.settings.runs_dir / org / name) for name in strays
+            ),
+            import_folders=sum(
+                _measure_bytes(services.settings.imports_dir / org / name) for name in stray_imports
+            ),
+            other_folders=sum(
+                _measure_bytes(root / orphan)
+                for root in _list_roots(services)
+                for orphan in orphans
+            ),
         ),
     )
 
@@ -205,7 +221,9 @@ def _list_orphan_folders(services: Services, org: str) -> list[str]:
     if org != known[0] or services.restore_lock.locked():
         return []
     roots = [root for root in _list_roots(services) if root.is_dir()]
-    return sorted({path.name for root in roots for path in root.iterdir() if path.is_dir()} - set(known))
+    return sorted(
+        {path.name for root in roots for path in root.iterdir() if path.is_dir()} - set(known)
+    )
 
 
 def _list_roots(services: Services) -> tuple[Path, ...]:
@@ -225,11 +243,14 @@ def _remove_leftovers(services: Services, org: str, report: StorageReport) -> Sp
         for root in _list_roots(services):
             if (root / orphan).is_dir() and not (root / orphan).is_symlink():
                 freed.other_folders += _remove_path(resolve_folder(root, orphan))
-    # The names were listed on the disk, so each is one path component. Of a link, only it is removed.
+    # The names were listed on the disk, so each is one path component. Of a link, only it is
+    # removed.
     for name in report.folders_without_runs:
         freed.run_folders += _remove_path(resolve_folder(services.settings.runs_dir, org) / name)
     for name in report.folders_without_imports:
-        freed.import_folders += _remove_path(resolve_folder(services.settings.imports_dir, org) / name)
+        freed.import_folders += _remove_path(
+            resolve_folder(services.settings.imports_dir, org) / name
+        )
     return freed
 
 

@@ -82,21 +82,31 @@ async def list_for_flow(services: Services, *, org: str, flow_id: str) -> FlowAc
         return measured, _find_parameters(tx, org, recipe)
 
     measured, parameters = await services.store.read_in_thread(read_measurements)
-    kinds = _group_accelerators(services.machines.list_connected(uptime_s=services.clock.monotonic_s()))
+    kinds = _group_accelerators(
+        services.machines.list_connected(uptime_s=services.clock.monotonic_s())
+    )
     items, needed = [], []
     for kind in kinds:
-        configuration, needed_bytes = _judge_accelerator(kind, flow.spec, recipe, measured, parameters)
-        items.append(FlowAccelerator(accelerator=_to_document(kind, org), configurations=[configuration]))
+        configuration, needed_bytes = _judge_accelerator(
+            kind, flow.spec, recipe, measured, parameters
+        )
+        items.append(
+            FlowAccelerator(accelerator=_to_document(kind, org), configurations=[configuration])
+        )
         needed += [] if needed_bytes is None else [needed_bytes]
     requirements = FlowRequirements()
     if needed:
         requirements.minimum_single_unit_resources = {"memoryGiB": round(min(needed) / GIB, 2)}
-    return FlowAcceleratorList(organization_id=org, flow_id=flow_id, flow_requirements=requirements, items=items)
+    return FlowAcceleratorList(
+        organization_id=org, flow_id=flow_id, flow_requirements=requirements, items=items
+    )
 
 
 def _resolve_flow(services: Services, org: str, spec: FlowSpec) -> ResolvedFlow:
     try:
-        return resolve(spec, dataset_id=references.find_dataset(services, org, spec.training_project))
+        return resolve(
+            spec, dataset_id=references.find_dataset(services, org, spec.training_project)
+        )
     except FlowProblems as error:
         sentences = "; ".join(problem.message for problem in error.problems[:5])
         message = f"the flow is no longer valid: {sentences}"
@@ -109,24 +119,41 @@ def _group_accelerators(machines: Sequence[Machine]) -> list[AcceleratorKind]:
         for reported in machine.report.accelerators:
             known = found.get((reported.name, reported.memory_gib))
             having = [*known.machines, machine] if known else [machine]
-            found[reported.name, reported.memory_gib] = AcceleratorKind(known.reported if known else reported, having)
-    return sorted(found.values(), key=lambda kind: (-(kind.reported.memory_gib or 0), kind.reported.name))
+            found[reported.name, reported.memory_gib] = AcceleratorKind(
+                known.reported if known else reported, having
+            )
+    return sorted(
+        found.values(), key=lambda kind: (-(kind.reported.memory_gib or 0), kind.reported.name)
+    )
 
 
 def _judge_accelerator(
-    kind: AcceleratorKind, spec: FlowSpec, recipe: ResolvedFlow, measured: MeasuredPeak | None, parameters: int | None
+    kind: AcceleratorKind,
+    spec: FlowSpec,
+    recipe: ResolvedFlow,
+    measured: MeasuredPeak | None,
+    parameters: int | None,
 ) -> tuple[AcceleratorConfiguration, int | None]:
     """Return the verdict and the bytes needed, for one accelerator, since a trainer uses one."""
     name, memory_gib = kind.reported.name, kind.reported.memory_gib
     memory_bytes = None if memory_gib is None else round(memory_gib * GIB)
     verdict = predict_fit(
-        recipe, Accelerator(name=name, memory_bytes=memory_bytes), parameters=parameters, measured=measured
+        recipe,
+        Accelerator(name=name, memory_bytes=memory_bytes),
+        parameters=parameters,
+        measured=measured,
     )
-    if not any(placement.fits(spec.tolerations, machine.report.labels) for machine in kind.machines):
-        wanted = "; ".join(f"{key}: {' or '.join(values)}" for key, values in spec.tolerations.items())
+    if not any(
+        placement.fits(spec.tolerations, machine.report.labels) for machine in kind.machines
+    ):
+        wanted = "; ".join(
+            f"{key}: {' or '.join(values)}" for key, values in spec.tolerations.items()
+        )
         reason = f"the flow's tolerations request {wanted}, which no machine with {name} offers"
         return AcceleratorConfiguration(action="Deny", reason=reason), verdict.needed_bytes
-    return AcceleratorConfiguration(action=verdict.action, reason=verdict.reason), verdict.needed_bytes
+    return AcceleratorConfiguration(
+        action=verdict.action, reason=verdict.reason
+    ), verdict.needed_bytes
 
 
 def _to_document(kind: AcceleratorKind, org: str) -> TrainingAccelerator:
@@ -149,7 +176,9 @@ def _to_document(kind: AcceleratorKind, org: str) -> TrainingAccelerator:
     return made
 
 
-def _find_measured(tx: Connection, org: str, flow: Flow, recipe: ResolvedFlow) -> MeasuredPeak | None:
+def _find_measured(
+    tx: Connection, org: str, flow: Flow, recipe: ResolvedFlow
+) -> MeasuredPeak | None:
     """Return the prediction of the newest run of this flow.
 
     If it has none, return that of a run with the same model and data under any name.
@@ -165,7 +194,9 @@ def _find_measured(tx: Connection, org: str, flow: Flow, recipe: ResolvedFlow) -
     return None
 
 
-def _iter_predicted(tx: Connection, org: str, wanted: RunFilter, *, most: int) -> Iterator[tuple[Run, MeasuredPeak]]:
+def _iter_predicted(
+    tx: Connection, org: str, wanted: RunFilter, *, most: int
+) -> Iterator[tuple[Run, MeasuredPeak]]:
     """Yield at most ``most`` of the newest runs whose plan has a prediction.
 
     Runs without a prediction do not count, however many there are.
@@ -178,14 +209,19 @@ def _iter_predicted(tx: Connection, org: str, wanted: RunFilter, *, most: int) -
             run = decode_run(row.document)
             plan = run.status.plan or {}
             peak, size, parameters = (
-                _get_planned_number(plan, name) for name in ("memory", "microBatchSize", "parameters")
+                _get_planned_number(plan, name)
+                for name in ("memory", "microBatchSize", "parameters")
             )
             if peak and size and parameters:
                 is_cpu = _get_planned(plan, "device") == CPU
                 yield (
                     run,
                     MeasuredPeak(
-                        peak_bytes=peak, run_id=run.run_id, is_cpu=is_cpu, micro_batch_size=size, parameters=parameters
+                        peak_bytes=peak,
+                        run_id=run.run_id,
+                        is_cpu=is_cpu,
+                        micro_batch_size=size,
+                        parameters=parameters,
                     ),
                 )
                 most -= 1
@@ -216,7 +252,11 @@ def _find_parameters(tx: Connection, org: str, recipe: ResolvedFlow) -> int | No
     if found is None:
         return None
     row = rows.get_document(tx, org=org, run_id=found[1])
-    return None if row is None else _get_planned_number(decode_run(row.document).status.plan or {}, "parameters")
+    return (
+        None
+        if row is None
+        else _get_planned_number(decode_run(row.document).status.plan or {}, "parameters")
+    )
 
 
 def _get_planned_number(plan: dict[str, Any], name: str) -> int | None:

@@ -34,7 +34,10 @@ def get_version(services: Services, token: AttemptToken) -> AttemptDataset:
     packs = {span.sha256 for span in _find_spans(services, row).values()}
     blobs = services.blobs(token.org)
     if missing := sorted(sha256 for sha256 in packs if not blobs.has(sha256)):
-        raise Refusal("BlobMissing", f"images of dataset {row.dataset_id!r} are lost: blob {missing[0]} is missing")
+        raise Refusal(
+            "BlobMissing",
+            f"images of dataset {row.dataset_id!r} are lost: blob {missing[0]} is missing",
+        )
     services.packs_of_versions[token.org, row.id] = packs
     return AttemptDataset(
         dataset_id=row.dataset_id,
@@ -44,7 +47,10 @@ def get_version(services: Services, token: AttemptToken) -> AttemptDataset:
         records=row.record_count,
         size_bytes=row.size_bytes,
         manifest=StoredBytes(sha256=row.sha256, size_bytes=row.manifest_bytes),
-        packs=[StoredBytes(sha256=sha256, size_bytes=blobs.size_bytes(sha256)) for sha256 in sorted(packs)],
+        packs=[
+            StoredBytes(sha256=sha256, size_bytes=blobs.size_bytes(sha256))
+            for sha256 in sorted(packs)
+        ],
     )
 
 
@@ -79,7 +85,9 @@ def has_blob(services: Services, token: AttemptToken, sha256: str) -> bool:
     known = services.packs_of_versions.get((token.org, row.id), set())
     if sha256 == row.sha256 or sha256 in known:
         return True
-    services.packs_of_versions[token.org, row.id] = {span.sha256 for span in _find_spans(services, row).values()}
+    services.packs_of_versions[token.org, row.id] = {
+        span.sha256 for span in _find_spans(services, row).values()
+    }
     return sha256 in services.packs_of_versions[token.org, row.id]
 
 
@@ -95,7 +103,9 @@ def _get_pinned_version(services: Services, token: AttemptToken) -> tuple[AnyRow
         row = rows.get(tx, **key, version=pinned.version)
         dataset = dataset_rows.get(tx, **key)
         if row is None or dataset is None:
-            raise Refusal("BlobMissing", f"version {pinned.version} of dataset {pinned.dataset_id!r} is gone")
+            raise Refusal(
+                "BlobMissing", f"version {pinned.version} of dataset {pinned.dataset_id!r} is gone"
+            )
         return dataset, row
 
     return services.store.read(find_pinned_version)
@@ -107,7 +117,8 @@ def _find_spans(services: Services, row: AnyRow) -> dict[str, AnyRow]:
         wanted = versions.list_image_hashes(services, row)
     except BlobError as error:
         raise Refusal(
-            "BlobMissing", f"the manifest of version {row.id} of dataset {row.dataset_id!r} is lost or damaged"
+            "BlobMissing",
+            f"the manifest of version {row.id} of dataset {row.dataset_id!r} is lost or damaged",
         ) from error
     spans = services.store.read(partial(asset_rows.find_blob_spans, org=row.org, hashes=wanted))
     if missing := sorted(wanted - set(spans)):

@@ -33,10 +33,15 @@ def _find_weights(tx: Connection, token: AttemptToken) -> AttemptWeights:
     _, row = leases.get_open_attempt(tx, token)
     found = list_files(tx, row)
     if not found:
-        raise Refusal("NotFound", "this run takes its weights from no other run; there is nothing to fetch")
+        raise Refusal(
+            "NotFound", "this run takes its weights from no other run; there is nothing to fetch"
+        )
     return AttemptWeights(
         weights=references.get_weights(decode_run(row.document).spec.flow) or "",
-        files=[CheckpointFile(path=file.path, size_bytes=file.size_bytes, sha256=file.sha256) for file in found],
+        files=[
+            CheckpointFile(path=file.path, size_bytes=file.size_bytes, sha256=file.sha256)
+            for file in found
+        ],
     )
 
 
@@ -47,8 +52,14 @@ def list_files(tx: Connection, run: AnyRow) -> Sequence[AnyRow]:
     """
     kept = blob_rows.list_weight_files(tx, org=run.org, run_id=run.id)
     named = (
-        None if kept else MODEL_REFERENCE.fullmatch(references.get_weights(decode_run(run.document).spec.flow) or "")
+        None
+        if kept
+        else MODEL_REFERENCE.fullmatch(
+            references.get_weights(decode_run(run.document).spec.flow) or ""
+        )
     )
     if named is None:
         return kept
-    return references.select_weight_files(outputs.list_files(tx, org=run.org, run_id=named[1], output_id=named[2]))
+    return references.select_weight_files(
+        outputs.list_files(tx, org=run.org, run_id=named[1], output_id=named[2])
+    )

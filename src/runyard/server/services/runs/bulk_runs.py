@@ -47,10 +47,16 @@ async def kill(
             if condition.is_final and not row.killed:
                 raise runs.run_finished(run_id, condition.value)
             return RunOutcome(run_id=run_id, outcome="WouldKill", condition=condition)
-        document, _ = runs.apply_update(services, tx, actor, run_id, kill=True, grace_s=grace_s, now_ms=now_ms)
-        return RunOutcome(run_id=run_id, outcome="Killed", condition=runs.decode_run(document).condition)
+        document, _ = runs.apply_update(
+            services, tx, actor, run_id, kill=True, grace_s=grace_s, now_ms=now_ms
+        )
+        return RunOutcome(
+            run_id=run_id, outcome="Killed", condition=runs.decode_run(document).condition
+        )
 
-    answer = await _apply_to_each(services, actor, kill_one, ids=ids, filter=filter, is_kill=True, dry_run=dry_run)
+    answer = await _apply_to_each(
+        services, actor, kill_one, ids=ids, filter=filter, is_kill=True, dry_run=dry_run
+    )
     if not dry_run:
         for outcome in answer.items:
             services.notifier.notify(run_topic(actor.org, outcome.run_id))
@@ -58,7 +64,12 @@ async def kill(
 
 
 async def delete(
-    services: Services, actor: Actor, *, ids: Sequence[str] | None, filter: RunFilter | None, dry_run: bool
+    services: Services,
+    actor: Actor,
+    *,
+    ids: Sequence[str] | None,
+    filter: RunFilter | None,
+    dry_run: bool,
 ) -> RunOutcomes:
     """Delete runs. They disappear from the API at once; their bytes follow."""
     now_ms = services.clock.now_ms()
@@ -74,14 +85,18 @@ async def delete(
             deletion.mark_deleted(services, tx, actor, run_id, now_ms=now_ms)
         return RunOutcome(run_id=run_id, outcome="WouldDelete" if dry_run else "Deleted")
 
-    answer = await _apply_to_each(services, actor, delete_one, ids=ids, filter=filter, is_kill=False, dry_run=dry_run)
+    answer = await _apply_to_each(
+        services, actor, delete_one, ids=ids, filter=filter, is_kill=False, dry_run=dry_run
+    )
     gone = [outcome.run_id for outcome in answer.items if outcome.outcome == "Deleted"]
     for run_id in gone:
         services.notifier.notify(run_topic(actor.org, run_id))
     if gone:
         services.notifier.notify(notifications.QUEUE)
         # The sweep would purge them within a minute; nothing is lost if this task ends early.
-        services.jobs.start(("purge", actor.org, uuid.uuid4().hex), lambda: _purge_runs(services, actor.org, gone))
+        services.jobs.start(
+            ("purge", actor.org, uuid.uuid4().hex), lambda: _purge_runs(services, actor.org, gone)
+        )
     return answer
 
 
@@ -102,7 +117,9 @@ async def _apply_to_each(
     more = False
     if filter is not None:
         found = await services.store.read_in_thread(
-            lambda tx: rows.list_matching_ids(tx, org=actor.org, filter=filter, only_killable=is_kill, limit=MOST + 1)
+            lambda tx: rows.list_matching_ids(
+                tx, org=actor.org, filter=filter, only_killable=is_kill, limit=MOST + 1
+            )
         )
         ids, more = found[:MOST], len(found) > MOST
     outcomes: list[RunOutcome] = []
@@ -113,15 +130,23 @@ async def _apply_to_each(
         def apply_to_runs(tx: Connection, some: Sequence[str] = some) -> list[RunOutcome]:
             return [_apply_to_run(tx, run_id, act) for run_id in some]
 
-        outcomes += services.store.read(apply_to_runs) if dry_run else await services.store.write(apply_to_runs)
+        outcomes += (
+            services.store.read(apply_to_runs)
+            if dry_run
+            else await services.store.write(apply_to_runs)
+        )
     return RunOutcomes(items=outcomes, more=more)
 
 
-def _apply_to_run(tx: Connection, run_id: str, act: Callable[[Connection, str], RunOutcome]) -> RunOutcome:
+def _apply_to_run(
+    tx: Connection, run_id: str, act: Callable[[Connection, str], RunOutcome]
+) -> RunOutcome:
     try:
         return act(tx, run_id)
     except Refusal as refusal:  # raised before anything of this run is written
-        return RunOutcome(run_id=run_id, outcome="Refused", code=refusal.code, message=refusal.message)
+        return RunOutcome(
+            run_id=run_id, outcome="Refused", code=refusal.code, message=refusal.message
+        )
 
 
 async def _purge_runs(services: Services, org: str, run_ids: Sequence[str]) -> None:

@@ -22,14 +22,18 @@ PENDING, RUNNING = ConditionKind.PENDING, ConditionKind.RUNNING
 SUCCEEDED, FAILED, ERROR = ConditionKind.SUCCEEDED, ConditionKind.FAILED, ConditionKind.ERROR
 CANCELLED = ConditionKind.CANCELLED
 
-LEGAL = {PENDING: {RUNNING, CANCELLED, FAILED}, RUNNING: {PENDING, SUCCEEDED, FAILED, ERROR, CANCELLED}}
+LEGAL = {
+    PENDING: {RUNNING, CANCELLED, FAILED},
+    RUNNING: {PENDING, SUCCEEDED, FAILED, ERROR, CANCELLED},
+}
 
 # Every reason of a run, with its meaning; docs/run-lifecycle.md has the same table.
 MEANINGS: dict[ConditionKind, dict[str, str]] = {
     PENDING: {
         "Queued": "can run on a connected machine and waits for its turn",
         "WaitingForMachine": "no machine is connected",
-        "WaitingForCapacity": "machines are connected, but none of them offers what the run requests",
+        "WaitingForCapacity": "machines are connected, but none of them offers what the run "
+        "requests",
         "WaitingForWorker": "placed on a machine, whose supervisor has not reported yet",
         "WaitingForDisk": "the machines that could take it have too little free disk space",
         "Retrying": "an attempt was lost or stopped; the next resumes from the newest checkpoint",
@@ -40,13 +44,15 @@ MEANINGS: dict[ConditionKind, dict[str, str]] = {
         "Training": "trains",
         "Evaluating": "evaluates on held-out data",
         "Saving": "writes a checkpoint while training continues",
-        "WaitingForDisk": "has no disk space for its next checkpoint; continues when there is enough",
+        "WaitingForDisk": "has no disk space for its next checkpoint; continues when there is "
+        "enough",
         "Stopping": "killed, or its lease ran out; saves and stops, or is being ended",
     },
     SUCCEEDED: {
         "Completed": "trained to the end of its plan; the last checkpoint can be downloaded",
         "EarlyStopped": "ended because the validation metric stopped improving",
-        "TimeLimit": "ended because settings.timeLimitMinutes was reached; the last checkpoint can be downloaded",
+        "TimeLimit": "ended because settings.timeLimitMinutes was reached; the last checkpoint can "
+        "be downloaded",
     },
     FAILED: {
         "InvalidFlow": "the flow requests what does not exist or does not fit together",
@@ -61,14 +67,17 @@ MEANINGS: dict[ConditionKind, dict[str, str]] = {
     },
     CANCELLED: {"KilledByUser": "killed, and none of its processes is left"},
 }
-REASONS: dict[ConditionKind, tuple[str, ...]] = {kind: tuple(reasons) for kind, reasons in MEANINGS.items()}
+REASONS: dict[ConditionKind, tuple[str, ...]] = {
+    kind: tuple(reasons) for kind, reasons in MEANINGS.items()
+}
 # Reasons of a run without an attempt, which follow from the connected machines.
 WAITING = ("Queued", "WaitingForMachine", "WaitingForCapacity", "WaitingForDisk")
 
 
 MEMORY_FIX = (
-    "try: give the machine more memory or fewer slots, or use a smaller hyperparameters.microBatchSize or "
-    "hyperparameters.batchSize, onOutOfMemory 'shrink', training.mode 'lora', dataset.maxSamples, a smaller model"
+    "try: give the machine more memory or fewer slots, or use a smaller "
+    "hyperparameters.microBatchSize or hyperparameters.batchSize, onOutOfMemory 'shrink', "
+    "training.mode 'lora', dataset.maxSamples, a smaller model"
 )
 
 
@@ -103,11 +112,19 @@ def apply_transition(
         raise IllegalTransition(f"{transition.kind.value} has no reason {transition.reason!r}")
     message = None if transition.message is None else clean_text(transition.message)
     if latest is not None and latest.condition is transition.kind:
-        return [*history[:-1], msgspec.structs.replace(latest, reason=transition.reason, message=message)]
+        return [
+            *history[:-1],
+            msgspec.structs.replace(latest, reason=transition.reason, message=message),
+        ]
     if transition.kind not in (LEGAL[latest.condition] if latest else {PENDING}):
-        raise IllegalTransition(f"{latest.condition.value if latest else 'nothing'} -> {transition.kind.value}")
+        raise IllegalTransition(
+            f"{latest.condition.value if latest else 'nothing'} -> {transition.kind.value}"
+        )
     entry = ResourceCondition(
-        condition=transition.kind, last_transition_time=now_ms, reason=transition.reason, message=message
+        condition=transition.kind,
+        last_transition_time=now_ms,
+        reason=transition.reason,
+        message=message,
     )
     return [*history, entry]
 
@@ -134,7 +151,10 @@ def is_charged(report: ExitReport, *, micro_batch_size: int | None = None) -> bo
     the platform, and halving ends by itself. Where nobody saw which process the kernel ended, the
     attempt counts as a lost try.
     """
-    shrinks = report.cause.startswith(OUT_OF_MEMORY) and halve_micro_batch(report, micro_batch_size) is not None
+    shrinks = (
+        report.cause.startswith(OUT_OF_MEMORY)
+        and halve_micro_batch(report, micro_batch_size) is not None
+    )
     return report.exit_code != EXIT_STOPPED and not shrinks
 
 
@@ -164,7 +184,9 @@ def decide_after_exit(report: ExitReport, end: AttemptEnd) -> Transition:
     if result.get("outcome") == "Succeeded":
         return _decide_success(result, end)
     if end.killed:
-        return Transition(CANCELLED, "KilledByUser", f"killed; {report.cause}" if report.cause else "killed")
+        return Transition(
+            CANCELLED, "KilledByUser", f"killed; {report.cause}" if report.cause else "killed"
+        )
     if result.get("outcome") == "Failed" or report.exit_code == EXIT_CANNOT_RUN:
         reason = str(result.get("reason"))
         message = str(result.get("message") or report.cause)
@@ -184,7 +206,10 @@ def _decide_after_out_of_memory(report: ExitReport, end: AttemptEnd) -> Transiti
     phase = report.cause.removeprefix(OUT_OF_MEMORY).removeprefix(": ")
     size = end.micro_batch_size
     if (smaller := halve_micro_batch(report, size)) is not None:
-        message = f"out of memory with microBatchSize {size} ({phase}); resuming with {smaller} at the same batch size"
+        message = (
+            f"out of memory with microBatchSize {size} ({phase}); resuming with {smaller} at the "
+            "same batch size"
+        )
         return Transition(PENDING, "Retrying", message)
     with_one = ", with microBatchSize 1, the smallest" if size is not None else ""
     return Transition(FAILED, "OutOfMemory", f"{report.cause}{with_one}; {MEMORY_FIX}")
@@ -195,13 +220,19 @@ def decide_after_loss(cause: str, end: AttemptEnd) -> Transition:
     if end.killed:
         return Transition(CANCELLED, "KilledByUser", f"killed; {cause}")
     if end.tries_used < end.tries_allowed:
-        return Transition(PENDING, "Retrying", f"try {end.tries_used} of {end.tries_allowed} was lost: {cause}")
-    return Transition(ERROR, "WorkerLost", f"all {end.tries_allowed} tries are used up; the last one: {cause}")
+        return Transition(
+            PENDING, "Retrying", f"try {end.tries_used} of {end.tries_allowed} was lost: {cause}"
+        )
+    return Transition(
+        ERROR, "WorkerLost", f"all {end.tries_allowed} tries are used up; the last one: {cause}"
+    )
 
 
 def _decide_success(result: dict[str, object], end: AttemptEnd) -> Transition:
     if not end.has_checkpoint:
-        return Transition(ERROR, "StorageUnavailable", "training finished, but no checkpoint reached the server")
+        return Transition(
+            ERROR, "StorageUnavailable", "training finished, but no checkpoint reached the server"
+        )
     reason = str(result.get("reason"))
     message = str(result.get("message") or "training finished")
     return Transition(SUCCEEDED, reason if reason in REASONS[SUCCEEDED] else "Completed", message)

@@ -57,7 +57,9 @@ async def delete(services: Services, actor: Actor, run_id: str, *, if_match: str
     await purge_if_due(services, org=org, run_id=run_id)
 
 
-def mark_deleted(services: Services, tx: Connection, actor: Actor, run_id: str, *, now_ms: int) -> None:
+def mark_deleted(
+    services: Services, tx: Connection, actor: Actor, run_id: str, *, now_ms: int
+) -> None:
     """Mark a listed run as deleted, within a transaction; ``purge_if_due`` removes the rest."""
     rows.change(tx, org=actor.org, run_id=run_id, values={"deleted": True})
     attempts.reopen_unproven(tx, org=actor.org, run_id=run_id)
@@ -96,7 +98,11 @@ async def purge_if_due(services: Services, *, org: str, run_id: str) -> None:
     try:
         await _purge_run(services, org, run_id)
     except BlobHeld:
-        log.info("run %s is deleted; its bytes are removed when no backup or restore needs them any more", run_id)
+        log.info(
+            "run %s is deleted; its bytes are removed when no backup or restore needs them any "
+            "more",
+            run_id,
+        )
     except (OSError, BlobError, StoreUnavailable) as error:
         # The deletion itself is on disk; the sweep removes what is left.
         log.error("run %s is deleted, but not all of its bytes are removed yet: %s", run_id, error)
@@ -107,22 +113,30 @@ async def thin_out_log(services: Services, *, org: str, run_id: str) -> None:
 
     No other write waits until all of it is gone.
     """
-    while await services.store.write(partial(telemetry.trim_log, org=org, run_id=run_id, limit=LINES_AT_ONCE)):
+    while await services.store.write(
+        partial(telemetry.trim_log, org=org, run_id=run_id, limit=LINES_AT_ONCE)
+    ):
         pass
 
 
 async def _purge_run(services: Services, org: str, run_id: str) -> None:
     await thin_out_log(services, org=org, run_id=run_id)
     async with services.blob_lock:
-        unshared = services.store.read(lambda tx: blob_rows.list_exclusive_hashes(tx, org=org, run_id=run_id))
-        weights = services.store.read(lambda tx: blob_rows.list_weight_files(tx, org=org, run_id=run_id))
+        unshared = services.store.read(
+            lambda tx: blob_rows.list_exclusive_hashes(tx, org=org, run_id=run_id)
+        )
+        weights = services.store.read(
+            lambda tx: blob_rows.list_weight_files(tx, org=org, run_id=run_id)
+        )
         await asyncio.to_thread(_remove_bytes, services, org, run_id, unshared)
         if weights:
             await asyncio.to_thread(_remove_weights, services, org, weights)
 
         def delete_run_rows(tx: Connection) -> None:
             if versions.get_pinned(tx, org=org, run_id=run_id) is not None:
-                datasets.release_contents(tx, org=org)  # its version may have been the last to need an image
+                datasets.release_contents(
+                    tx, org=org
+                )  # its version may have been the last to need an image
             rows.remove(tx, org=org, run_id=run_id)
 
         await services.store.write(delete_run_rows)

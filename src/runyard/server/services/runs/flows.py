@@ -17,7 +17,9 @@ FLOW = Kind(
     "flows",
     flows,
     Flow,
-    lambda org, id: Flow(organization_id=org, flow_id=id, self_link=f"/workspaces/{org}/flows/{id}"),
+    lambda org, id: Flow(
+        organization_id=org, flow_id=id, self_link=f"/workspaces/{org}/flows/{id}"
+    ),
 )
 
 
@@ -48,7 +50,14 @@ async def put(
     check_id(FLOW.name, flow_id)
     checked = check_flow(services, actor.org, spec)
     return await documents.put(
-        services, FLOW, actor, flow_id, body=body, spec=checked, attributes=attributes, if_match=if_match
+        services,
+        FLOW,
+        actor,
+        flow_id,
+        body=body,
+        spec=checked,
+        attributes=attributes,
+        if_match=if_match,
     )
 
 
@@ -64,7 +73,9 @@ async def patch(
     """Replace the given fields of a flow's spec; the result is validated as a whole."""
 
     def new_spec(old: Any) -> Any:
-        return check_flow(services, actor.org, msgspec.to_builtins(old) | changes) if changes else old
+        return (
+            check_flow(services, actor.org, msgspec.to_builtins(old) | changes) if changes else old
+        )
 
     return await documents.patch(
         services, FLOW, actor, flow_id, new_spec=new_spec, attributes=attributes, if_match=if_match

@@ -111,7 +111,9 @@ async def list_placed(services: Services, machine_id: str) -> Placements:
     return Placements(attempts=await services.store.read_in_thread(find_open_attempts))
 
 
-async def report_process(services: Services, token: AttemptToken, report: ProcessReport) -> DesiredState:
+async def report_process(
+    services: Services, token: AttemptToken, report: ProcessReport
+) -> DesiredState:
     """Record the supervisor's process: from now on the attempt counts, and the run is Running.
 
     Raises:
@@ -126,7 +128,9 @@ async def report_process(services: Services, token: AttemptToken, report: Proces
     return wanted
 
 
-def _start_attempt(services: Services, tx: Connection, token: AttemptToken, report: ProcessReport) -> DesiredState:
+def _start_attempt(
+    services: Services, tx: Connection, token: AttemptToken, report: ProcessReport
+) -> DesiredState:
     attempt, row = get_open_attempt(tx, token, now_ms=services.clock.now_ms())
     run = decode_run(row.document)
     _change_attempt(
@@ -147,14 +151,22 @@ async def renew(services: Services, token: AttemptToken, renewal: Renewal) -> De
     return await services.store.write(lambda tx: _renew_lease(services, tx, token, renewal))
 
 
-def _renew_lease(services: Services, tx: Connection, token: AttemptToken, renewal: Renewal) -> DesiredState:
+def _renew_lease(
+    services: Services, tx: Connection, token: AttemptToken, renewal: Renewal
+) -> DesiredState:
     attempt, row = get_open_attempt(tx, token, now_ms=services.clock.now_ms())
     run = decode_run(row.document)
     _extend_lease(services, tx, attempt)
     _mark_started(services, tx, attempt, row, run)  # a restore may have reverted its report
     if attempt.lost_pulse is not None and not row.killed:
-        phase = renewal.phase if renewal.phase in conditions.REASONS[conditions.RUNNING] else "Training"
-        transition(run, Transition(conditions.RUNNING, phase, "reported again"), now_ms=services.clock.now_ms())
+        phase = (
+            renewal.phase if renewal.phase in conditions.REASONS[conditions.RUNNING] else "Training"
+        )
+        transition(
+            run,
+            Transition(conditions.RUNNING, phase, "reported again"),
+            now_ms=services.clock.now_ms(),
+        )
         save(tx, run)
     elif renewal.note and not row.killed and run.condition is conditions.RUNNING:
         newest = run.status.conditions[-1]
@@ -178,13 +190,18 @@ async def finish(services: Services, token: AttemptToken, report: ExitReport) ->
         await _notify_run(services, token, closed=True)
 
 
-def _close_attempt(services: Services, tx: Connection, token: AttemptToken, report: ExitReport) -> bool:
+def _close_attempt(
+    services: Services, tx: Connection, token: AttemptToken, report: ExitReport
+) -> bool:
     attempt = find_attempt(tx, token)
     row = run_rows.get(tx, org=token.org, run_id=attempt.run_id)
     if row is None:
         raise lease_lost()
     if report.store_id not in ("", _read_store_id(tx)):
-        raise Refusal("StoreRestored", "a backup was restored since; try: send again what came after it, then report")
+        raise Refusal(
+            "StoreRestored",
+            "a backup was restored since; try: send again what came after it, then report",
+        )
     run, now_ms = decode_run(row.document), services.clock.now_ms()
     if attempt.closed and attempt.lost_pulse is None:
         return False  # closed by this same report, whose response was lost
@@ -246,13 +263,17 @@ def find_attempt(tx: Connection, token: AttemptToken) -> Any:
     Raises:
         Refusal: LeaseLost.
     """
-    attempt = rows.find_by_token(tx, org=token.org, store_id=token.store_id, token_number=token.number)
+    attempt = rows.find_by_token(
+        tx, org=token.org, store_id=token.store_id, token_number=token.number
+    )
     if attempt is None:
         raise lease_lost()
     return attempt
 
 
-def get_open_attempt(tx: Connection, token: AttemptToken, *, now_ms: int | None = None) -> tuple[Any, Any]:
+def get_open_attempt(
+    tx: Connection, token: AttemptToken, *, now_ms: int | None = None
+) -> tuple[Any, Any]:
     """Return the rows of attempt and run, if the attempt may still report.
 
     An attempt that was closed only because it was silent may, until another one has begun. With
@@ -296,7 +317,9 @@ async def _try_claim(services: Services, actor: Actor, offer: Claim) -> Assignme
         candidates = await services.store.read_in_thread(find_candidates)
         if candidates is None:
             return None
-        claim_first = partial(_claim_first, services, actor=actor, offer=offer, candidates=candidates)
+        claim_first = partial(
+            _claim_first, services, actor=actor, offer=offer, candidates=candidates
+        )
         assignment = await services.store.write(claim_first)
         if assignment is not None or not candidates:
             return assignment
@@ -304,7 +327,11 @@ async def _try_claim(services: Services, actor: Actor, offer: Claim) -> Assignme
 
 
 def _claim_first(
-    services: Services, tx: Connection, actor: Actor, offer: Claim, candidates: Sequence["Candidate"]
+    services: Services,
+    tx: Connection,
+    actor: Actor,
+    offer: Claim,
+    candidates: Sequence["Candidate"],
 ) -> Assignment | None:
     """Claim the first candidate that is still waiting.
 
@@ -312,7 +339,11 @@ def _claim_first(
     """
     if (attempt := rows.find_by_claim(tx, claim_id=offer.claim_id)) is not None:
         held = run_rows.get(tx, org=attempt.org, run_id=attempt.run_id)
-        return None if attempt.closed or held is None else _build_assignment(services, tx, attempt, held)
+        return (
+            None
+            if attempt.closed or held is None
+            else _build_assignment(services, tx, attempt, held)
+        )
     for candidate in candidates:
         if (row := _lock_candidate(services, tx, offer, candidate)) is not None:
             return _insert_attempt(services, tx, actor, offer, row, decode_run(row.document))
@@ -355,14 +386,21 @@ def _may_retry(services: Services, tx: Connection, offer: Claim, row: Any) -> bo
     attempts = _list_open_attempts(tx, row)
     return (
         bool(attempts)
-        and all(attempt.lost_pulse is not None and attempt.machine_id != offer.machine_id for attempt in attempts)
+        and all(
+            attempt.lost_pulse is not None and attempt.machine_id != offer.machine_id
+            for attempt in attempts
+        )
         and placement.fits(decode_run(row.document).spec.flow.tolerations, offer.labels)
         and not _is_last_try(services, tx, row)
     )
 
 
 def _list_open_attempts(tx: Connection, row: Any) -> list[Any]:
-    return [attempt for attempt in rows.list_by_run(tx, org=row.org, run_id=row.id) if not attempt.closed]
+    return [
+        attempt
+        for attempt in rows.list_by_run(tx, org=row.org, run_id=row.id)
+        if not attempt.closed
+    ]
 
 
 def _is_last_try(services: Services, tx: Connection, row: Any) -> bool:
@@ -384,7 +422,9 @@ def _lock_candidate(services: Services, tx: Connection, offer: Claim, candidate:
         return None  # it has reported again, or has ended
     run = decode_run(row.document)
     for attempt in _list_open_attempts(tx, row):
-        _close_silent_attempt(services, tx, attempt, row, run, uptime_ms=lease_clock.read_uptime_ms(tx))
+        _close_silent_attempt(
+            services, tx, attempt, row, run, uptime_ms=lease_clock.read_uptime_ms(tx)
+        )
     save(tx, run)
     return run_rows.get(tx, org=org, run_id=run_id)
 
@@ -426,7 +466,9 @@ def _build_assignment(services: Services, tx: Connection, attempt: Any, row: Any
         organization_id=attempt.org,
         run_id=attempt.run_id,
         attempt=attempt.number,
-        token=services.signer.sign_attempt_token(AttemptToken(attempt.org, attempt.epoch, attempt.token_number)),
+        token=services.signer.sign_attempt_token(
+            AttemptToken(attempt.org, attempt.epoch, attempt.token_number)
+        ),
         lease_s=services.settings.lease_s,
         grace_s=_grace_s(services, run),
         store_id=attempt.epoch,
@@ -455,17 +497,25 @@ def _mark_started(services: Services, tx: Connection, attempt: Any, row: Any, ru
     _change_attempt(tx, attempt, started=True, charged=True)
     _begin_attempt(services, run, attempt)
     if row.killed or row.deleted:
-        transition(run, Transition(conditions.RUNNING, "Stopping", "killed"), now_ms=services.clock.now_ms())
+        transition(
+            run,
+            Transition(conditions.RUNNING, "Stopping", "killed"),
+            now_ms=services.clock.now_ms(),
+        )
     save(tx, run)
 
 
 def _begin_attempt(services: Services, run: Run, attempt: Any) -> None:
     now_ms = services.clock.now_ms()
     run.status.attempts.append(
-        RunAttempt(attempt=attempt.number, machine=attempt.host or attempt.machine_id, time_started=now_ms)
+        RunAttempt(
+            attempt=attempt.number, machine=attempt.host or attempt.machine_id, time_started=now_ms
+        )
     )
     transition(
-        run, Transition(conditions.RUNNING, "Preparing", f"attempt {attempt.number} on {attempt.host}"), now_ms=now_ms
+        run,
+        Transition(conditions.RUNNING, "Preparing", f"attempt {attempt.number} on {attempt.host}"),
+        now_ms=now_ms,
     )
 
 
@@ -499,7 +549,9 @@ def _expire_lease(services: Services, tx: Connection, attempt: Any, uptime_ms: i
         _change_attempt(tx, attempt, lost_pulse=uptime_ms)
         kind = run.condition or conditions.RUNNING
         cause = _describe_silence(services, attempt, uptime_ms)
-        message = f"{cause}; waiting for proof that no process of attempt {attempt.number} is left there"
+        message = (
+            f"{cause}; waiting for proof that no process of attempt {attempt.number} is left there"
+        )
         transition(run, Transition(kind, "Stopping", message), now_ms=now_ms)
         save(tx, run)
         return True
@@ -541,16 +593,26 @@ def _write_attempt_end(
         if status.attempt == attempt.number:
             status.time_ended = services.clock.now_ms()
             status.exit_code, status.cause = report.exit_code, clean_text(report.cause) or "ended"
-            status.signal = None if report.signal is None else clean_text(report.signal, limits.WORD)
+            status.signal = (
+                None if report.signal is None else clean_text(report.signal, limits.WORD)
+            )
 
 
 def _end_unstarted(run: Run, end: AttemptEnd, *, now_ms: int, cause: str) -> None:
     """Move a run whose attempt never started back to waiting, or to Cancelled if it was killed."""
     if end.killed:
-        transition(run, Transition(conditions.CANCELLED, "KilledByUser", "killed before it started"), now_ms=now_ms)
+        transition(
+            run,
+            Transition(conditions.CANCELLED, "KilledByUser", "killed before it started"),
+            now_ms=now_ms,
+        )
         run.status.observed_generation = run.metadata.generation
     else:
-        transition(run, Transition(conditions.PENDING, "Retrying", cause or "the attempt never started"), now_ms=now_ms)
+        transition(
+            run,
+            Transition(conditions.PENDING, "Retrying", cause or "the attempt never started"),
+            now_ms=now_ms,
+        )
 
 
 def _find_micro_batch_size(run: Run) -> int | None:
@@ -599,7 +661,12 @@ def _reopen_attempt(tx: Connection, attempt: Any, run: Run, *, now_ms: int) -> N
 
 
 def _extend_lease(services: Services, tx: Connection, attempt: Any) -> None:
-    _change_attempt(tx, attempt, expires_pulse=lease_clock.read_uptime_ms(tx) + _lease_ms(services), lost_pulse=None)
+    _change_attempt(
+        tx,
+        attempt,
+        expires_pulse=lease_clock.read_uptime_ms(tx) + _lease_ms(services),
+        lost_pulse=None,
+    )
 
 
 def _change_attempt(tx: Connection, attempt: Any, **values: Any) -> None:

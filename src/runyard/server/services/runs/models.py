@@ -34,7 +34,13 @@ from runyard.server.services.validation import check_checkpoint
 from runyard.store import blobs as blob_rows
 from runyard.store import outputs as rows
 from runyard.store.tables import AnyRow
-from vi.api.resources.models.responses import DownloadUrl, Model, ModelContents, ModelSpec, ModelStatus
+from vi.api.resources.models.responses import (
+    DownloadUrl,
+    Model,
+    ModelContents,
+    ModelSpec,
+    ModelStatus,
+)
 from vi.api.responses import ResourceMetadata
 
 
@@ -51,7 +57,9 @@ def list_models(services: Services, *, org: str, run_id: str, origin: str | None
     return [_to_document(services, row, origin) for row in found]
 
 
-async def page(services: Services, *, org: str, run_id: str, origin: str | None, wanted: PageRequest) -> bytes:
+async def page(
+    services: Services, *, org: str, run_id: str, origin: str | None, wanted: PageRequest
+) -> bytes:
     """Return a page of checkpoints as JSON, oldest first.
 
     Raises:
@@ -98,7 +106,9 @@ async def list_all(services: Services, *, org: str, run_id: str, origin: str | N
     return await services.store.read_in_thread(read_items)
 
 
-def get_model(services: Services, *, org: str, run_id: str, checkpoint: str, origin: str | None) -> Model:
+def get_model(
+    services: Services, *, org: str, run_id: str, checkpoint: str, origin: str | None
+) -> Model:
     """Return one checkpoint by id, ``latest`` or ``best``.
 
     The best is that with the best metric of the run, or the latest if none was scored.
@@ -129,7 +139,9 @@ def open_link(services: Services, link: Link) -> tuple[Archive, Any] | None:
     return _build_archive(files), row
 
 
-async def register(services: Services, token: AttemptToken, report: CheckpointReport) -> CheckpointsKept:
+async def register(
+    services: Services, token: AttemptToken, report: CheckpointReport
+) -> CheckpointsKept:
     """List a checkpoint whose bytes have all arrived, and prune those that need not be kept.
 
     Return the checkpoints that are listed. A repeat changes nothing. Neither does the report of a
@@ -147,7 +159,9 @@ async def register(services: Services, token: AttemptToken, report: CheckpointRe
         try:
             archive = _build_archive(report.files)
         except ValueError as error:
-            raise Refusal("InvalidBody", f"the checkpoint's files cannot be archived: {error}") from error
+            raise Refusal(
+                "InvalidBody", f"the checkpoint's files cannot be archived: {error}"
+            ) from error
         archive_sha256 = await asyncio.to_thread(archive.sha256, blobs)
         values = {
             "org": token.org,
@@ -162,18 +176,29 @@ async def register(services: Services, token: AttemptToken, report: CheckpointRe
             "archive_size_bytes": archive.size_bytes,
             "archive_sha256": archive_sha256,
         }
-        files = [{"path": file.path, "size_bytes": file.size_bytes, "sha256": file.sha256} for file in report.files]
+        files = [
+            {"path": file.path, "size_bytes": file.size_bytes, "sha256": file.sha256}
+            for file in report.files
+        ]
 
         def insert_checkpoint(tx: Connection) -> CheckpointsKept:
             leases.get_open_attempt(tx, token)  # it may have been closed during hashing
             known = rows.get(tx, org=token.org, run_id=run_row.id, output_id=report.checkpoint_id)
             if known is None and _is_superseded(tx, values):
-                blob_rows.mark_unneeded(tx, org=token.org, hashes={file.sha256 for file in report.files})
-            elif known is None or known.archive_sha256 != archive_sha256 or known.attempt != attempt.number:
+                blob_rows.mark_unneeded(
+                    tx, org=token.org, hashes={file.sha256 for file in report.files}
+                )
+            elif (
+                known is None
+                or known.archive_sha256 != archive_sha256
+                or known.attempt != attempt.number
+            ):
                 rows.add(tx, values, files=files)
             flow = decode_run(run_row.document).spec.flow
             kept = retention.prune_checkpoints(tx, org=token.org, run_id=run_row.id, flow=flow)
-            return CheckpointsKept(kept=[KeptCheckpoint(attempt=row.attempt, checkpoint_id=row.id) for row in kept])
+            return CheckpointsKept(
+                kept=[KeptCheckpoint(attempt=row.attempt, checkpoint_id=row.id) for row in kept]
+            )
 
         answer = await services.store.write(insert_checkpoint)
     await retention.remove_unneeded_blobs(services, org=token.org)
@@ -195,13 +220,17 @@ def _check_stored(blobs: Blobs, file: CheckpointFile) -> None:
         message = f"file {file.path!r} ({file.sha256}) has not arrived; try: send it, then repeat"
         raise Refusal("BlobMissing", message) from error
     if size_bytes != file.size_bytes:
-        message = f"size_bytes of file {file.path!r} is {file.size_bytes}; the file that was sent has {size_bytes}"
+        message = (
+            f"size_bytes of file {file.path!r} is {file.size_bytes}; the file that was sent has "
+            f"{size_bytes}"
+        )
         raise Refusal("InvalidBody", message)
 
 
 def _clean_metrics(metrics: dict[str, float]) -> dict[str, float]:
     return {
-        clean_text(name, limits.METRIC_NAME): value for name, value in islice(metrics.items(), limits.METRICS.value)
+        clean_text(name, limits.METRIC_NAME): value
+        for name, value in islice(metrics.items(), limits.METRICS.value)
     }
 
 
@@ -225,7 +254,9 @@ def has_blob(services: Services, token: AttemptToken, sha256: str) -> bool:
 
 
 @contextlib.contextmanager
-def receive_blob(services: Services, token: AttemptToken, *, sha256: str, size_bytes: int) -> Iterator[Any]:
+def receive_blob(
+    services: Services, token: AttemptToken, *, sha256: str, size_bytes: int
+) -> Iterator[Any]:
     """Receive one file; leaving the block stores it, an error inside leaves nothing.
 
     Raises:
@@ -236,7 +267,9 @@ def receive_blob(services: Services, token: AttemptToken, *, sha256: str, size_b
         with services.blobs(token.org).receive(sha256=sha256, size_bytes=size_bytes) as upload:
             yield upload
     except BlobMismatch as error:
-        raise Refusal("InvalidBody", f"blob {sha256} was not stored: {error}; try: send the file again") from error
+        raise Refusal(
+            "InvalidBody", f"blob {sha256} was not stored: {error}; try: send the file again"
+        ) from error
 
 
 def _build_archive(files: Any) -> Archive:
@@ -274,7 +307,9 @@ def _to_document(services: Services, row: Any, origin: str | None) -> Model:
 
 def _sign_download(services: Services, row: Any, origin: str) -> ModelContents:
     expires_at = link_expiry(services.clock.now_ms(), link_hours=services.settings.link_hours)
-    token = services.signer.sign_link(Link(row.org, row.run_id, row.id, row.archive_sha256, expires_at))
+    token = services.signer.sign_link(
+        Link(row.org, row.run_id, row.id, row.archive_sha256, expires_at)
+    )
     return ModelContents(
         download_url=DownloadUrl(url=f"{origin}/downloads/{token}", expires_at=expires_at),
         sha256=row.archive_sha256,

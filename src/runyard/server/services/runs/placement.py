@@ -40,7 +40,9 @@ def fits(wanted: Labels, labels: Labels) -> bool:
 
     Of each wanted label, any one of the listed values is enough.
     """
-    return all(not values or set(values) & set(labels.get(name, ())) for name, values in wanted.items())
+    return all(
+        not values or set(values) & set(labels.get(name, ())) for name, values in wanted.items()
+    )
 
 
 def get_requested_labels(tx: Connection, key: str) -> Labels | None:
@@ -60,16 +62,22 @@ def explain_waiting(wanted: Labels, offers: Sequence[Offer]) -> Transition:
     with_disk = [offer for offer in fitting if not offer.lacks_disk]
     if not offers:
         message = (
-            f"{_describe_request(wanted)}; no machine is connected: it starts when a controller connects to this server"
+            f"{_describe_request(wanted)}; no machine is connected: it starts when a controller "
+            "connects to this server"
         )
         return Transition(conditions.PENDING, "WaitingForMachine", message)
     if not fitting:
-        message = f"{_describe_request(wanted)}; no connected machine can take it: {_describe_offers(offers)}"
+        message = (
+            f"{_describe_request(wanted)}; no connected machine can take it: "
+            f"{_describe_offers(offers)}"
+        )
         return Transition(conditions.PENDING, "WaitingForCapacity", message)
     if not with_disk:
         hosts = _join_hosts([offer.host for offer in fitting])
         has = "has" if len(fitting) == 1 else "have"
-        message = f"{hosts} {has} too little free disk space to start it; it starts when there is enough"
+        message = (
+            f"{hosts} {has} too little free disk space to start it; it starts when there is enough"
+        )
         return Transition(conditions.PENDING, "WaitingForDisk", message)
     if all(offer.is_full for offer in with_disk):
         slots = sum(offer.slots or 0 for offer in with_disk)
@@ -88,7 +96,11 @@ def explain_new_run(services: Services, tolerations: Labels) -> Transition:
     is_fresh = services.clock.monotonic_s() - known.counted_s < COUNTS_FRESH_S
     counts = known.busy if is_fresh else services.store.read(queue.count_open_by_machine)
     reason = explain_waiting(tolerations, list_offers(services, counts))
-    return Transition(conditions.PENDING, "Queued", FREE_SLOT) if is_too_early(services, reason, counts) else reason
+    return (
+        Transition(conditions.PENDING, "Queued", FREE_SLOT)
+        if is_too_early(services, reason, counts)
+        else reason
+    )
 
 
 def hash_reason(reason: Transition) -> str:
@@ -117,7 +129,9 @@ def list_offers(services: Services, busy: Mapping[str, int]) -> list[Offer]:
 def is_too_early(services: Services, reason: Transition, busy: Mapping[str, int]) -> bool:
     """Return whether the server started too recently to say that no machine is connected."""
     names_machines = reason.reason in ("WaitingForMachine", "WaitingForCapacity")
-    return names_machines and not services.machines.has_heard_all(uptime_s=services.clock.monotonic_s(), busy=busy)
+    return names_machines and not services.machines.has_heard_all(
+        uptime_s=services.clock.monotonic_s(), busy=busy
+    )
 
 
 def _describe_request(wanted: Labels) -> str:
@@ -129,12 +143,22 @@ def _describe_offers(offers: Sequence[Offer]) -> str:
     """Describe the machines, with equal ones in one phrase."""
     alike: dict[str, list[str]] = {}
     for offer in offers:
-        words = " and ".join(f"{name} {', '.join(values)}" for name, values in offer.labels.items()) or "no labels"
-        slots = "" if offer.slots is None else f" ({offer.slots} slot{'' if offer.slots == 1 else 's'})"
+        words = (
+            " and ".join(f"{name} {', '.join(values)}" for name, values in offer.labels.items())
+            or "no labels"
+        )
+        slots = (
+            "" if offer.slots is None else f" ({offer.slots} slot{'' if offer.slots == 1 else 's'})"
+        )
         alike.setdefault(f"{words}{slots}", []).append(offer.host)
-    phrases = [f"{_join_hosts(hosts)} offer{'s' if len(hosts) == 1 else ''} {words}" for words, hosts in alike.items()]
+    phrases = [
+        f"{_join_hosts(hosts)} offer{'s' if len(hosts) == 1 else ''} {words}"
+        for words, hosts in alike.items()
+    ]
     more = len(phrases) - MOST_NAMED
-    return "; ".join(phrases[:MOST_NAMED]) + (f"; {more} other kinds of machines" if more > 0 else "")
+    return "; ".join(phrases[:MOST_NAMED]) + (
+        f"; {more} other kinds of machines" if more > 0 else ""
+    )
 
 
 def _join_hosts(hosts: Sequence[str]) -> str:

@@ -69,7 +69,9 @@ async def resolve_run(
     return ResolvedRun(spec, project, await resolve_dataset_version(services, org, spec))
 
 
-def check_flow(services: Services, org: str, flow: object, *, training_project: str | None = None) -> FlowSpec:
+def check_flow(
+    services: Services, org: str, flow: object, *, training_project: str | None = None
+) -> FlowSpec:
     """Return the flow with its defaults filled in, if every reference exists.
 
     ``training_project`` is the one named outside the flow; it takes precedence over the flow's own.
@@ -87,7 +89,9 @@ def check_flow(services: Services, org: str, flow: object, *, training_project: 
         problems += _find_oversize(spec)
     known_paths = {problem.path for problem in problems}
     problems += [
-        found for found in find_dangling(services, org, flow, training_project) if found.path not in known_paths
+        found
+        for found in find_dangling(services, org, flow, training_project)
+        if found.path not in known_paths
     ]
     if problems or spec is None:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
@@ -102,7 +106,9 @@ def _find_oversize(spec: FlowSpec) -> list[Problem]:
     for index, block in enumerate(spec.blocks):
         size_bytes = len(msgspec.json.encode(block.style))
         if size_bytes > limits.FLOW_STYLE.value:
-            problems.append(_build_oversize(f"/blocks/{index}/style", size_bytes, limits.FLOW_STYLE))
+            problems.append(
+                _build_oversize(f"/blocks/{index}/style", size_bytes, limits.FLOW_STYLE)
+            )
     if not problems and (size_bytes := len(msgspec.json.encode(spec))) > limits.FLOW.value:
         problems.append(_build_oversize("", size_bytes, limits.FLOW))
     return problems
@@ -111,11 +117,16 @@ def _find_oversize(spec: FlowSpec) -> list[Problem]:
 def _build_oversize(path: str, size_bytes: int, limit: Limit) -> Problem:
     allowed = f"at most {limit.value:,} bytes of JSON"
     name = path or "the flow"
-    message = f"{name} has {size_bytes:,} bytes of JSON; at most {limit.value:,} are allowed; try: leave out styles"
+    message = (
+        f"{name} has {size_bytes:,} bytes of JSON; at most {limit.value:,} are allowed; try: leave "
+        "out styles"
+    )
     return Problem(path=path, given=None, allowed=allowed, message=message)
 
 
-def find_dangling(services: Services, org: str, flow: object, training_project: str | None = None) -> list[Problem]:
+def find_dangling(
+    services: Services, org: str, flow: object, training_project: str | None = None
+) -> list[Problem]:
     """Return a problem for each reference to something that does not exist."""
     problems = []
     named = training_project
@@ -130,7 +141,8 @@ def find_dangling(services: Services, org: str, flow: object, training_project: 
                 path="/trainingProject",
                 given=named[:LONGEST_SHOWN],
                 allowed=f"the id of a training project, or one of {', '.join(BUILT_IN_DATASETS)}",
-                message=f"training project {named[:LONGEST_SHOWN]!r} does not exist; try: create it first, or omit it",
+                message=f"training project {named[:LONGEST_SHOWN]!r} does not exist; try: create "
+                "it first, or omit it",
             )
         )
     return problems
@@ -155,11 +167,15 @@ def find_dataset(services: Services, org: str, training_project: str | None) -> 
         return training_project
     if is_dataset(services, org, training_project):
         return training_project
-    row = services.store.read(lambda tx: documents.get(tx, training_projects, org=org, id=training_project))
+    row = services.store.read(
+        lambda tx: documents.get(tx, training_projects, org=org, id=training_project)
+    )
     return msgspec.json.decode(row.document, type=TrainingProject).spec.dataset_id if row else None
 
 
-def resolve_checkpoint(tx: Connection, org: str, run_id: str, checkpoint: str) -> tuple[ResumeFrom, Sequence[AnyRow]]:
+def resolve_checkpoint(
+    tx: Connection, org: str, run_id: str, checkpoint: str
+) -> tuple[ResumeFrom, Sequence[AnyRow]]:
     """Return the checkpoint that a new run resumes from, and its files.
 
     ``checkpoint`` is an id, ``latest`` or ``best``.
@@ -169,11 +185,15 @@ def resolve_checkpoint(tx: Connection, org: str, run_id: str, checkpoint: str) -
     """
     run = runs.get(tx, org=org, run_id=run_id)
     if run is None or run.deleted:
-        raise _build_resume_refusal("runId", run_id, f"run {run_id!r} was not found", "the id of a run that is listed")
+        raise _build_resume_refusal(
+            "runId", run_id, f"run {run_id!r} was not found", "the id of a run that is listed"
+        )
     found = _choose_checkpoint(outputs.list_by_run(tx, org=org, run_id=run_id), checkpoint)
     if found is None:
         message = f"checkpoint {checkpoint!r} of run {run_id!r} was not found"
-        raise _build_resume_refusal("checkpoint", checkpoint, message, "one of the run's models, latest, or best")
+        raise _build_resume_refusal(
+            "checkpoint", checkpoint, message, "one of the run's models, latest, or best"
+        )
     files = outputs.list_files(tx, org=org, run_id=run_id, output_id=found.id)
     return ResumeFrom(run_id=run_id, checkpoint=found.id, step=found.step, epoch=found.epoch), files
 
@@ -207,7 +227,9 @@ def pin_weights(tx: Connection, *, org: str, run_id: str, flow: FlowSpec) -> Non
     if found is None:
         at = next(index for index, block in enumerate(flow.blocks) if "model" in block.block)
         problem = _build_unknown_source(at, named[0])
-        raise Refusal("InvalidFlow", f"the flow has 1 problem: {problem.message}", problems=[problem])
+        raise Refusal(
+            "InvalidFlow", f"the flow has 1 problem: {problem.message}", problems=[problem]
+        )
     files = outputs.list_files(tx, org=org, run_id=named[1], output_id=found.id)
     blob_rows.keep_weights(tx, org=org, run_id=run_id, files=select_weight_files(files))
     architecture["weights"] = f"run:{named[1]}/{found.id}"
@@ -236,7 +258,9 @@ def _find_source(tx: Connection, org: str, run_id: str, checkpoint: str) -> AnyR
 
 def _build_resume_refusal(field: str, given: str, what: str, allowed: str) -> Refusal:
     message = f"{what}, so no run can resume from it; try: list what exists, or omit resumeFrom"
-    problem = Problem(path=f"/spec/resumeFrom/{field}", given=given[:80], allowed=allowed, message=message)
+    problem = Problem(
+        path=f"/spec/resumeFrom/{field}", given=given[:80], allowed=allowed, message=message
+    )
     return Refusal("NotFound", message, problems=[problem])
 
 
@@ -275,7 +299,10 @@ async def resolve_dataset_version(services: Services, org: str, flow: FlowSpec) 
     row = services.store.read(partial(datasets.get, **key))
     if row is None or row.deleted:
         raise _build_invalid(
-            f"/blocks/{index}/settings/datasetId", dataset_id, _describe_known_datasets(services, org), "does not exist"
+            f"/blocks/{index}/settings/datasetId",
+            dataset_id,
+            _describe_known_datasets(services, org),
+            "does not exist",
         )
     settings.setdefault("projectKind", row.type)
     try:
@@ -288,11 +315,15 @@ async def resolve_dataset_version(services: Services, org: str, flow: FlowSpec) 
         version = await versions.ensure_current(services, **key)
         if version is None:
             allowed = "a dataset with records; try: import some first"
-            raise _build_invalid(f"/blocks/{index}/settings/datasetId", dataset_id, allowed, "has no records")
+            raise _build_invalid(
+                f"/blocks/{index}/settings/datasetId", dataset_id, allowed, "has no records"
+            )
         wanted = settings["datasetVersion"] = version.id
     elif services.store.read(partial(version_rows.get, **key, version=wanted)) is None:
         allowed = f"a version of dataset {dataset_id}, or null for the newest"
-        raise _build_invalid(f"/blocks/{index}/settings/datasetVersion", wanted, allowed, "does not exist")
+        raise _build_invalid(
+            f"/blocks/{index}/settings/datasetVersion", wanted, allowed, "does not exist"
+        )
     return Pin(dataset_id, wanted)
 
 
@@ -306,7 +337,9 @@ def pin_version(tx: Connection, *, org: str, run_id: str, to: Pin) -> None:
     version = version_rows.get(tx, org=org, dataset_id=to.dataset_id, version=to.version)
     if dataset is None or dataset.deleted or version is None:
         raise Refusal(
-            "NotFound", f"version {to.version} of dataset {to.dataset_id!r} was just deleted; try: repeat the request"
+            "NotFound",
+            f"version {to.version} of dataset {to.dataset_id!r} was just deleted; try: repeat the "
+            "request",
         )
     version_rows.pin_run(tx, org=org, run_id=run_id, dataset_id=to.dataset_id, version=to.version)
 
@@ -346,16 +379,21 @@ def _find_dangling_in_block(services: Services, org: str, index: int, block: Any
                 path=f"/blocks/{index}/settings/datasetId",
                 given=dataset_id,
                 allowed=allowed,
-                message=f"dataset {dataset_id!r} does not exist; there are {allowed.partition(': ')[2]}",
+                message=f"dataset {dataset_id!r} does not exist; there are "
+                f"{allowed.partition(': ')[2]}",
             )
         ]
     architecture = settings.get("architecture")
     weights = architecture.get("weights") if isinstance(architecture, dict) else None
-    problem = _find_dangling_weights(services, org, index, weights) if isinstance(weights, str) else None
+    problem = (
+        _find_dangling_weights(services, org, index, weights) if isinstance(weights, str) else None
+    )
     return [] if problem is None else [problem]
 
 
-def _find_dangling_weights(services: Services, org: str, index: int, weights: str) -> Problem | None:
+def _find_dangling_weights(
+    services: Services, org: str, index: int, weights: str
+) -> Problem | None:
     """Return the problem with weights that do not exist or may not be read.
 
     Return None if there is none, or if only their form is wrong, which ``runyard.flows`` reports.
@@ -379,8 +417,9 @@ def _find_dangling_weights(services: Services, org: str, index: int, weights: st
                 path=path,
                 given=weights,
                 allowed=f"base:NAME, or a path inside a folder of the server's setting {SETTING}",
-                message=f"weights {weights!r} is not inside a folder of the server's setting {SETTING}; try: runyard "
-                "models add FOLDER --name NAME on the server's machine, then weights base:NAME",
+                message=f"weights {weights!r} is not inside a folder of the server's setting "
+                f"{SETTING}; try: runyard models add FOLDER --name NAME on the server's machine, "
+                "then weights base:NAME",
             )
     return None
 
@@ -389,6 +428,7 @@ def _build_unknown_source(index: int, weights: str) -> Problem:
     return Problem(
         path=f"/blocks/{index}/settings/architecture/weights",
         given=weights,
-        allowed="run:RUN_ID/CHECKPOINT of a checkpoint that exists; CHECKPOINT may be latest or best",
+        allowed="run:RUN_ID/CHECKPOINT of a checkpoint that exists; CHECKPOINT may be latest or "
+        "best",
         message=f"model {weights!r} does not exist; try: list the run's models",
     )

@@ -37,7 +37,11 @@ def list_candidates(services: Services, token: AttemptToken) -> ResumeCandidates
 def _find_checkpoints(tx: Connection, token: AttemptToken) -> ResumeCandidates:
     _, row = leases.get_open_attempt(tx, token)
     key = {"org": token.org, "run_id": row.id}
-    own = sorted(outputs.list_by_run(tx, **key), key=lambda output: (output.step, output.number), reverse=True)
+    own = sorted(
+        outputs.list_by_run(tx, **key),
+        key=lambda output: (output.step, output.number),
+        reverse=True,
+    )
     found = [
         ResumeCheckpoint(
             run_id=row.id,
@@ -80,10 +84,13 @@ async def open_blob(services: Services, token: AttemptToken, sha256: str) -> tup
             file.sha256 == sha256 for file in attempt_weights.list_files(tx, row)
         )
 
-    if not services.store.read(is_allowed) and not attempt_dataset.has_blob(services, token, sha256):
+    if not services.store.read(is_allowed) and not attempt_dataset.has_blob(
+        services, token, sha256
+    ):
         raise Refusal(
             "NotFound",
-            f"file {sha256} belongs to no checkpoint, weights or dataset of this run; try: list the candidates again",
+            f"file {sha256} belongs to no checkpoint, weights or dataset of this run; try: list "
+            "the candidates again",
         )
     blobs = services.blobs(token.org)
     try:
@@ -92,9 +99,13 @@ async def open_blob(services: Services, token: AttemptToken, sha256: str) -> tup
         return await asyncio.to_thread(blobs.open, sha256), blobs.size_bytes(sha256)
     except BlobMissing as error:
         raise Refusal(
-            "BlobMissing", f"file {sha256} is lost or damaged on the server; try: resume from another checkpoint"
+            "BlobMissing",
+            f"file {sha256} is lost or damaged on the server; try: resume from another checkpoint",
         ) from error
 
 
 def _to_checkpoint_files(files: Any) -> list[CheckpointFile]:
-    return [CheckpointFile(path=file.path, size_bytes=file.size_bytes, sha256=file.sha256) for file in files]
+    return [
+        CheckpointFile(path=file.path, size_bytes=file.size_bytes, sha256=file.sha256)
+        for file in files
+    ]

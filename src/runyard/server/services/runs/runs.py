@@ -99,7 +99,14 @@ async def create(
 
     answer = await services.store.write(
         lambda tx: _insert_run(
-            services, tx, actor, run, body_sha256, pin=resolved.pin, resume_from=resume_from, reason=reason
+            services,
+            tx,
+            actor,
+            run,
+            body_sha256,
+            pin=resolved.pin,
+            resume_from=resume_from,
+            reason=reason,
         )
     )
     services.notifier.notify(notifications.QUEUE)
@@ -168,10 +175,13 @@ async def update(
             UnknownTrainingProject.
     """
     org, now_ms = actor.org, services.clock.now_ms()
-    if isinstance(training_project, str) and not references.is_training_project(services, org, training_project):
+    if isinstance(training_project, str) and not references.is_training_project(
+        services, org, training_project
+    ):
         raise Refusal(
             "UnknownTrainingProject",
-            f"training project {training_project!r} does not exist; try: create it first, or list what exists",
+            f"training project {training_project!r} does not exist; try: create it first, or list "
+            "what exists",
         )
 
     def update_run(tx: Connection) -> tuple[bytes, str]:
@@ -252,7 +262,9 @@ def save(tx: Connection, run: Run, columns: Mapping[str, Any] | None = None) -> 
     values = {"document": encoded, "etag": etag, "condition": newest.condition.value}
     if newest.reason not in conditions.WAITING:
         values["waits"] = ""
-    rows.change(tx, org=run.organization_id, run_id=run.run_id, values={**values, **(columns or {})})
+    rows.change(
+        tx, org=run.organization_id, run_id=run.run_id, values={**values, **(columns or {})}
+    )
     return encoded, etag
 
 
@@ -271,7 +283,10 @@ def set_waiting_reason(run: Run, reason: Transition, *, now_ms: int) -> None:
     """Set why a run waits; the message of a queued run also names what it resumes from."""
     origin, message = run.spec.resume_from, reason.message
     if origin is not None and reason.reason == "Queued":
-        message = f"{message}, to resume from run {origin.run_id}, checkpoint {origin.checkpoint}, step {origin.step}"
+        message = (
+            f"{message}, to resume from run {origin.run_id}, checkpoint {origin.checkpoint}, step "
+            f"{origin.step}"
+        )
     transition(run, Transition(reason.kind, reason.reason, message), now_ms=now_ms)
 
 
@@ -286,16 +301,26 @@ def _mark_killed(tx: Connection, run: Run, now_ms: int, *, grace_s: float | None
     attempt_rows.reopen_unproven(tx, org=run.organization_id, run_id=run.run_id)
     if attempt_rows.has_open(tx, org=run.organization_id, run_id=run.run_id):
         kind = run.condition or conditions.PENDING
-        transition(run, Transition(kind, "Stopping", "stopping: waiting for processes to exit"), now_ms=now_ms)
+        transition(
+            run,
+            Transition(kind, "Stopping", "stopping: waiting for processes to exit"),
+            now_ms=now_ms,
+        )
     else:
-        transition(run, Transition(conditions.CANCELLED, "KilledByUser", "killed before it started"), now_ms=now_ms)
+        transition(
+            run,
+            Transition(conditions.CANCELLED, "KilledByUser", "killed before it started"),
+            now_ms=now_ms,
+        )
         run.status.observed_generation = run.metadata.generation
     return {"killed": True}
 
 
 def run_finished(run_id: str, condition: str) -> Refusal:
     """Build the refusal of a kill of a run that has ended by itself."""
-    return Refusal("RunFinished", f"run {run_id!r} has already ended ({condition}); nothing to kill")
+    return Refusal(
+        "RunFinished", f"run {run_id!r} has already ended ({condition}); nothing to kill"
+    )
 
 
 def _check_repeat(row: Any, run_id: str, body_sha256: bytes) -> tuple[bytes, str]:
@@ -309,15 +334,17 @@ def _check_repeat(row: Any, run_id: str, body_sha256: bytes) -> tuple[bytes, str
     if row.body_sha256 != body_sha256:
         raise Refusal(
             "RunExists",
-            f"run {run_id!r} exists and was created from another body; a run's flow cannot be replaced; "
-            "try: create a run with a new id, or PATCH this one",
+            f"run {run_id!r} exists and was created from another body; a run's flow cannot be "
+            "replaced; try: create a run with a new id, or PATCH this one",
         )
     return row.document, row.etag
 
 
 def _id_deleted(run_id: str) -> Refusal:
     return Refusal(
-        "IdDeleted", f"run {run_id!r} was deleted and its id cannot be used again; try: create a run with a new id"
+        "IdDeleted",
+        f"run {run_id!r} was deleted and its id cannot be used again; try: create a run with a new "
+        "id",
     )
 
 
@@ -353,6 +380,8 @@ def _build_run(
         run_id=run_id,
         spec=RunSpec(flow=resolved.flow, training_project=resolved.training_project),
         status=RunStatus(log=f"{link}/logs"),
-        metadata=ResourceMetadata(time_created=now_ms, last_updated=now_ms, generation=1, attributes=dict(attributes)),
+        metadata=ResourceMetadata(
+            time_created=now_ms, last_updated=now_ms, generation=1, attributes=dict(attributes)
+        ),
         self_link=link,
     )

@@ -42,8 +42,8 @@ from vi.api.resources.runs.responses import LogLine, MetricPoint, Run, RunProgre
 
 EVENTS_BEYOND_LIMIT_BYTES = 1 << 20
 _LIMIT_REACHED = (
-    "The log has reached {mib} MiB (RUNYARD_LOG_MAX_MIB); further lines are left out and counted in the run's "
-    "status.logLinesLeftOut. Metrics and conditions are kept."
+    "The log has reached {mib} MiB (RUNYARD_LOG_MAX_MIB); further lines are left out and counted "
+    "in the run's status.logLinesLeftOut. Metrics and conditions are kept."
 )
 LONGEST_WAIT_S = 30.0
 MOST = 1000
@@ -60,12 +60,16 @@ async def accept(services: Services, token: AttemptToken, shipped: Lines) -> Lin
     """
     check_count("offset", shipped.offset, most=MOST_INTEGER)
     check_count("next_offset", shipped.next_offset, most=MOST_INTEGER)
-    answer, run_id = await services.store.write(lambda tx: _insert_lines(services, tx, token, shipped))
+    answer, run_id = await services.store.write(
+        lambda tx: _insert_lines(services, tx, token, shipped)
+    )
     services.notifier.notify(run_topic(token.org, run_id))
     return answer
 
 
-def _insert_lines(services: Services, tx: Connection, token: AttemptToken, shipped: Lines) -> tuple[LinesAccepted, str]:
+def _insert_lines(
+    services: Services, tx: Connection, token: AttemptToken, shipped: Lines
+) -> tuple[LinesAccepted, str]:
     """Insert lines and their effects, and advance the offset; return that and the run's id."""
     attempt, row = leases.get_open_attempt(tx, token, now_ms=services.clock.now_ms())
     key = {"org": token.org, "run_id": row.id, "attempt": attempt.number, "stream": shipped.stream}
@@ -129,11 +133,17 @@ async def read_log_page(
     """
 
     def fetch(tx: Connection, after: int, limit: int) -> Sequence[AnyRow]:
-        return rows.log_page(tx, org=org, run_id=run_id, since=after, until=until, stream=stream, limit=limit)
+        return rows.log_page(
+            tx, org=org, run_id=run_id, since=after, until=until, stream=stream, limit=limit
+        )
 
     def read_lines(tx: Connection, ended: bool) -> tuple[bool, bytes]:
         items, last, has_more = pages.gather(
-            partial(fetch, tx), after=since, size=limit, encode=_encode_line, get_position=_get_number
+            partial(fetch, tx),
+            after=since,
+            size=limit,
+            encode=_encode_line,
+            get_position=_get_number,
         )
         page = LogPage(
             items=[msgspec.Raw(item) for item in items],  # type: ignore[misc]
@@ -150,12 +160,20 @@ async def read_log_page(
         ended = _has_ended(services, org, run_id)
         has_lines, page = await services.store.read_in_thread(partial(read_lines, ended=ended))
         remaining_s = deadline - clock.monotonic_s()
-        if has_lines or ended or remaining_s <= 0 or services.notifier.is_closed or (gone is not None and gone.done()):
+        if (
+            has_lines
+            or ended
+            or remaining_s <= 0
+            or services.notifier.is_closed
+            or (gone is not None and gone.done())
+        ):
             return page
         await services.notifier.wait(event, timeout_s=remaining_s, gone=gone)
 
 
-async def read_metric_page(services: Services, *, org: str, run_id: str, since: int, limit: int = MOST) -> bytes:
+async def read_metric_page(
+    services: Services, *, org: str, run_id: str, since: int, limit: int = MOST
+) -> bytes:
     """Return a ``MetricPage`` as JSON: points numbered above ``since``.
 
     Raises:
@@ -168,9 +186,14 @@ async def read_metric_page(services: Services, *, org: str, run_id: str, since: 
 
     def read_points(tx: Connection) -> bytes:
         items, last, _ = pages.gather(
-            partial(fetch, tx), after=since, size=limit, encode=_encode_point, get_position=_get_number
+            partial(fetch, tx),
+            after=since,
+            size=limit,
+            encode=_encode_point,
+            get_position=_get_number,
         )
-        page = MetricPage(items=[msgspec.Raw(item) for item in items], next=last.number if last else since)  # type: ignore[misc]
+        raw: list[Any] = [msgspec.Raw(item) for item in items]
+        page = MetricPage(items=raw, next=last.number if last else since)
         return msgspec.json.encode(page)
 
     return await services.store.read_in_thread(read_points)
@@ -181,15 +204,18 @@ def _get_number(row: AnyRow) -> int:
 
 
 def _encode_line(row: AnyRow) -> bytes:
-    line = LogLine(number=row.number, time=row.time, attempt=row.attempt, stream=row.stream, text=row.text)
+    line = LogLine(
+        number=row.number, time=row.time, attempt=row.attempt, stream=row.stream, text=row.text
+    )
     return msgspec.json.encode(line)
 
 
 def _encode_point(row: AnyRow) -> bytes:
-    values = msgspec.Raw(row.measured)
-    return msgspec.json.encode(
-        MetricPoint(step=row.step, epoch=row.epoch, time=row.time, attempt=row.attempt, values=values)  # type: ignore[arg-type]
+    values: Any = msgspec.Raw(row.measured)
+    point = MetricPoint(
+        step=row.step, epoch=row.epoch, time=row.time, attempt=row.attempt, values=values
     )
+    return msgspec.json.encode(point)
 
 
 def _has_ended(services: Services, org: str, run_id: str) -> bool:
@@ -255,9 +281,13 @@ class _RunChanges:
         )
 
 
-def _apply_lines(services: Services, shipped: Lines, run: Run, row: Any, attempt: int) -> _RunChanges:
+def _apply_lines(
+    services: Services, shipped: Lines, run: Run, row: Any, attempt: int
+) -> _RunChanges:
     now_ms = services.clock.now_ms()
-    changes = _RunChanges(run, row, attempt, now_ms, limit_bytes=services.settings.log_max_mib << 20)
+    changes = _RunChanges(
+        run, row, attempt, now_ms, limit_bytes=services.settings.log_max_mib << 20
+    )
     for line in shipped.lines:
         event = _parse_event(line) if shipped.stream == "events" else None
         if event is None:
@@ -266,7 +296,9 @@ def _apply_lines(services: Services, shipped: Lines, run: Run, row: Any, attempt
         time_ms = _parse_integer(event.get("t")) or now_ms
         text = _apply_event(changes, event, time_ms)
         is_measurement = event["ev"] in ("step", "evaluation")
-        changes.log("events", time_ms, text, extra_bytes=0 if is_measurement else EVENTS_BEYOND_LIMIT_BYTES)
+        changes.log(
+            "events", time_ms, text, extra_bytes=0 if is_measurement else EVENTS_BEYOND_LIMIT_BYTES
+        )
     return changes
 
 
@@ -292,7 +324,9 @@ def _apply_event(changes: _RunChanges, event: dict[str, Any], time_ms: int) -> s
 
 def _apply_phase(changes: _RunChanges, phase: str, message: str | None) -> None:
     latest = changes.run.status.conditions[-1]
-    is_known = phase in conditions.REASONS[conditions.RUNNING] and latest.condition is conditions.RUNNING
+    is_known = (
+        phase in conditions.REASONS[conditions.RUNNING] and latest.condition is conditions.RUNNING
+    )
     if is_known and latest.reason != "Stopping":
         transition(
             changes.run,
@@ -309,7 +343,10 @@ def _apply_plan(changes: _RunChanges, plan: dict[str, Any]) -> str:
     """
     size_bytes = len(msgspec.json.encode(plan))
     if size_bytes > limits.PLAN.value:
-        return f"plan resolved; it has {size_bytes:,} bytes, more than {limits.PLAN.value:,}, and is not stored"
+        return (
+            f"plan resolved; it has {size_bytes:,} bytes, more than {limits.PLAN.value:,}, and is "
+            "not stored"
+        )
     changes.run.status.plan = limits.clean_json(plan)
     changes.changed_status = True
     entry = plan.get("microBatchSize")
@@ -324,7 +361,10 @@ def _apply_step(changes: _RunChanges, event: dict[str, Any], time_ms: int) -> st
     values = _parse_values(event)
     changes.measure(event, time_ms, values)
     progress = changes.run.status.progress or RunProgress()
-    progress.step, progress.epoch = _parse_integer(event.get("step")), _parse_number(event.get("epoch")) or 0.0
+    progress.step, progress.epoch = (
+        _parse_integer(event.get("step")),
+        _parse_number(event.get("epoch")) or 0.0,
+    )
     progress.total_steps = _parse_integer(event.get("totalSteps")) or progress.total_steps
     # Lines may arrive late: only a running run has an estimate of the time left.
     is_running = changes.run.condition is conditions.RUNNING
@@ -361,7 +401,11 @@ def _describe_progress(run: Run) -> str | None:
     progress = run.status.progress
     if progress is None:
         return None
-    return f"step {progress.step} of {progress.total_steps}" if progress.total_steps else f"step {progress.step}"
+    return (
+        f"step {progress.step} of {progress.total_steps}"
+        if progress.total_steps
+        else f"step {progress.step}"
+    )
 
 
 def _format_values(values: dict[str, float]) -> str:
@@ -372,7 +416,9 @@ def _parse_event(line: str) -> dict[str, Any] | None:
     """Return the event in a line; None when the line is plain text."""
     try:
         value = json.loads(line)  # accepts NaN (a diverged loss), unlike the strict decoder
-        msgspec.json.encode(value)  # lone surrogates and huge integers fit in no row and no response
+        msgspec.json.encode(
+            value
+        )  # lone surrogates and huge integers fit in no row and no response
     except (ValueError, OverflowError, RecursionError, msgspec.MsgspecError):
         return None
     return value if isinstance(value, dict) and isinstance(value.get("ev"), str) else None
@@ -382,8 +428,15 @@ def _parse_values(event: dict[str, Any]) -> dict[str, float]:
     given = event.get("values")
     if not isinstance(given, dict):
         return {}
-    numbers = ((str(name), number) for name, value in given.items() if (number := _parse_number(value)) is not None)
-    return {clean_text(name, limits.METRIC_NAME): number for name, number in islice(numbers, limits.METRICS.value)}
+    numbers = (
+        (str(name), number)
+        for name, value in given.items()
+        if (number := _parse_number(value)) is not None
+    )
+    return {
+        clean_text(name, limits.METRIC_NAME): number
+        for name, number in islice(numbers, limits.METRICS.value)
+    }
 
 
 def _parse_number(value: Any) -> float | None:

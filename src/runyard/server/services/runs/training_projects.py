@@ -16,7 +16,9 @@ TRAINING_PROJECT = Kind(
     training_projects,
     TrainingProject,
     lambda org, id: TrainingProject(
-        organization_id=org, training_project_id=id, self_link=f"/workspaces/{org}/trainingProjects/{id}"
+        organization_id=org,
+        training_project_id=id,
+        self_link=f"/workspaces/{org}/trainingProjects/{id}",
     ),
 )
 
@@ -35,7 +37,9 @@ def check_spec(spec: TrainingProjectSpec) -> TrainingProjectSpec:
             words = ", ".join(allowed)
             message = f"{path} is {given!r}; expected one of {words}, or omit it"
             raise Refusal(
-                "InvalidBody", message, problems=[Problem(path=path, given=given, allowed=words, message=message)]
+                "InvalidBody",
+                message,
+                problems=[Problem(path=path, given=given, allowed=words, message=message)],
             )
     return spec
 

@@ -146,7 +146,9 @@ def upgrade() -> None:
         sa.Column("value", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("org", "run_id", "key"),
     )
-    op.create_index("run_attributes_by_value", "run_attributes", ["org", "key", "value", "run_id"], unique=False)
+    op.create_index(
+        "run_attributes_by_value", "run_attributes", ["org", "key", "value", "run_id"], unique=False
+    )
     op.create_table(
         "runs",
         sa.Column("org", sa.String(length=64), nullable=False),
@@ -165,13 +167,25 @@ def upgrade() -> None:
         sa.Column("metric_count", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("org", "id"),
     )
-    op.create_index("runs_by_condition", "runs", ["org", "condition", "deleted", "time_created", "id"], unique=False)
-    op.create_index("runs_by_flow", "runs", ["org", "flow_id", "deleted", "time_created", "id"], unique=False)
+    op.create_index(
+        "runs_by_condition",
+        "runs",
+        ["org", "condition", "deleted", "time_created", "id"],
+        unique=False,
+    )
+    op.create_index(
+        "runs_by_flow", "runs", ["org", "flow_id", "deleted", "time_created", "id"], unique=False
+    )
     op.create_index("runs_by_time", "runs", ["org", "deleted", "time_created", "id"], unique=False)
     op.create_index(
-        "runs_by_training_project", "runs", ["org", "training_project", "deleted", "time_created", "id"], unique=False
+        "runs_by_training_project",
+        "runs",
+        ["org", "training_project", "deleted", "time_created", "id"],
+        unique=False,
     )
-    op.create_index("runs_waiting", "runs", ["condition", "deleted", "priority", "time_created"], unique=False)
+    op.create_index(
+        "runs_waiting", "runs", ["condition", "deleted", "priority", "time_created"], unique=False
+    )
     op.create_table(
         "stream_offsets",
         sa.Column("org", sa.String(length=64), nullable=False),
@@ -200,4 +214,9 @@ def upgrade() -> None:
         sa.Column("time_created", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("org", "id"),
     )
-    op.create_index("training_projects_by_time", "training_projects", ["org", "time_created", "id"], unique=False)
+    op.create_index(
+        "training_projects_by_time",
+        "training_projects",
+        ["org", "time_created", "id"],
+        unique=False,
+    )

@@ -31,7 +31,9 @@ def upgrade() -> None:
         sa.Column("version_count", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("org", "id"),
     )
-    op.create_index("datasets_by_time", "datasets", ["org", "deleted", "time_created", "id"], unique=False)
+    op.create_index(
+        "datasets_by_time", "datasets", ["org", "deleted", "time_created", "id"], unique=False
+    )
     op.create_table(
         "assets",
         sa.Column("org", sa.String(length=64), nullable=False),
@@ -73,7 +75,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("org", "dataset_id", "number"),
         sa.UniqueConstraint("org", "dataset_id", "id", name="records_id_once"),
     )
-    op.create_index("records_by_asset", "records", ["org", "dataset_id", "asset_id", "number"], unique=False)
+    op.create_index(
+        "records_by_asset", "records", ["org", "dataset_id", "asset_id", "number"], unique=False
+    )
     op.create_table(
         "contents",
         sa.Column("org", sa.String(length=64), nullable=False),
@@ -114,7 +118,12 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("org", "id"),
     )
     op.create_index("imports_by_state", "imports", ["state"], unique=False)
-    op.create_index("imports_by_time", "imports", ["org", "dataset_id", "kind", "time_created", "id"], unique=False)
+    op.create_index(
+        "imports_by_time",
+        "imports",
+        ["org", "dataset_id", "kind", "time_created", "id"],
+        unique=False,
+    )
     op.create_table(
         "import_files",
         sa.Column("org", sa.String(length=64), nullable=False),
@@ -130,7 +139,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("org", "import_id", "number"),
     )
     op.create_index("import_files_by_hash", "import_files", ["org", "sha256"], unique=False)
-    op.create_index("import_files_by_name", "import_files", ["org", "import_id", "name"], unique=False)
+    op.create_index(
+        "import_files_by_name", "import_files", ["org", "import_id", "name"], unique=False
+    )
     op.create_table(
         "dataset_versions",
         sa.Column("org", sa.String(length=64), nullable=False),
@@ -154,7 +165,9 @@ def upgrade() -> None:
         sa.Column("version", sa.String(length=32), nullable=False),
         sa.PrimaryKeyConstraint("org", "run_id"),
     )
-    op.create_index("run_datasets_by_version", "run_datasets", ["org", "dataset_id", "version"], unique=False)
+    op.create_index(
+        "run_datasets_by_version", "run_datasets", ["org", "dataset_id", "version"], unique=False
+    )
     op.create_table(
         "dataset_exports",
         sa.Column("org", sa.String(length=64), nullable=False),
@@ -172,7 +185,10 @@ def upgrade() -> None:
     )
     op.create_index("dataset_exports_by_hash", "dataset_exports", ["org", "sha256"], unique=False)
     op.create_index(
-        "dataset_exports_by_time", "dataset_exports", ["org", "dataset_id", "time_created", "id"], unique=False
+        "dataset_exports_by_time",
+        "dataset_exports",
+        ["org", "dataset_id", "time_created", "id"],
+        unique=False,
     )
     op.create_table(
         "bulk_deletions",

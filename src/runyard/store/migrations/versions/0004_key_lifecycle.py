@@ -1,4 +1,7 @@
-"""Who created a key, when it was last used, what replaced it; how many requests an audit row stands for."""
+"""Who created a key, when it was last used, what replaced it.
+
+How many requests an audit row stands for.
+"""
 
 import sqlalchemy as sa
 from alembic import op

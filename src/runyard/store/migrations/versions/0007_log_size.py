@@ -12,6 +12,6 @@ def upgrade() -> None:
         op.add_column("runs", sa.Column(name, sa.BigInteger(), nullable=False, server_default="0"))
     # What lines take besides their text is counted as the server counts it from now on.
     op.execute(
-        "UPDATE runs SET log_bytes = (SELECT COALESCE(SUM(LENGTH(log_lines.text) + 100), 0) FROM log_lines "
-        "WHERE log_lines.org = runs.org AND log_lines.run_id = runs.id)"
+        "UPDATE runs SET log_bytes = (SELECT COALESCE(SUM(LENGTH(log_lines.text) + 100), 0) FROM "
+        "log_lines WHERE log_lines.org = runs.org AND log_lines.run_id = runs.id)"
     )

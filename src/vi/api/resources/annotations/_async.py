@@ -16,14 +16,21 @@ from vi.api.resources.annotations.results import AnnotationUploadResult
 from vi.api.resources.assets._files import OutgoingFile, Paths, collect_files
 from vi.api.resources.datasets._async import AsyncDatasets
 from vi.api.resources.datasets._parameters import dataset_path, parse_word
-from vi.api.resources.datasets._sessions import FIRST_PAUSE_S, check_reached, is_finished, next_pause_s
+from vi.api.resources.datasets._sessions import (
+    FIRST_PAUSE_S,
+    check_reached,
+    is_finished,
+    next_pause_s,
+)
 from vi.api.resources.datasets.results import DatasetDownloadResult
 from vi.api.resources.datasets.types import DatasetExportSettings
 from vi.api.responses import DeletedResource
 from vi.api.types import PaginationParams
 from vi.errors import ViError, ViUploadError
 
-ENDINGS = frozenset({".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".xml", ".txt", ".yaml", ".yml", ".parquet"})
+ENDINGS = frozenset(
+    {".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".xml", ".txt", ".yaml", ".yml", ".parquet"}
+)
 DEFAULT_SAVE_DIR = "~/.datature/vi/annotations"
 _UPLOAD_WITHIN_MS = 55 * 60 * 1000
 _MAX_CONCURRENCY = 4
@@ -38,14 +45,19 @@ class AsyncAnnotations:
         self._datasets = datasets
 
     async def list(
-        self, dataset_id: str, asset_id: str, pagination: PaginationParams | dict[str, Any] = PaginationParams()
+        self,
+        dataset_id: str,
+        asset_id: str,
+        pagination: PaginationParams | dict[str, Any] = PaginationParams(),
     ) -> AsyncPaginatedResponse[Annotation]:
         """Return a page of the annotations of an image.
 
         Raises:
             ViNotFoundError: The dataset or image does not exist.
         """
-        return await fetch_page(self._http, self._path(dataset_id, asset_id), item=Annotation, pagination=pagination)
+        return await fetch_page(
+            self._http, self._path(dataset_id, asset_id), item=Annotation, pagination=pagination
+        )
 
     async def get(self, dataset_id: str, asset_id: str, annotation_id: str) -> Annotation:
         """Return an annotation.
@@ -53,9 +65,13 @@ class AsyncAnnotations:
         Raises:
             ViNotFoundError: The dataset, image or annotation does not exist.
         """
-        return await self._http.call("GET", self._path(dataset_id, asset_id, annotation_id), decode_as=Annotation)
+        return await self._http.call(
+            "GET", self._path(dataset_id, asset_id, annotation_id), decode_as=Annotation
+        )
 
-    async def update(self, dataset_id: str, asset_id: str, annotation_id: str, body: Mapping[str, Any]) -> Annotation:
+    async def update(
+        self, dataset_id: str, asset_id: str, annotation_id: str, body: Mapping[str, Any]
+    ) -> Annotation:
         """Change the fields in ``body``, in wire form, such as ``{"spec": {"contents": {...}}}``.
 
         Raises:
@@ -65,7 +81,9 @@ class AsyncAnnotations:
         path = self._path(dataset_id, asset_id, annotation_id)
         return await self._http.call("PATCH", path, body=body, decode_as=Annotation)
 
-    async def replace(self, dataset_id: str, asset_id: str, annotation_id: str, body: Mapping[str, Any]) -> Annotation:
+    async def replace(
+        self, dataset_id: str, asset_id: str, annotation_id: str, body: Mapping[str, Any]
+    ) -> Annotation:
         """Replace an annotation with ``body``, in wire form.
 
         Raises:
@@ -128,18 +146,24 @@ class AsyncAnnotations:
             "POST", self._sessions_path(dataset_id), body=body, decode_as=AnnotationImportSession
         )
         try:
-            await self._upload_files(dataset_id, session.session_id, files, show_progress=show_progress)
+            await self._upload_files(
+                dataset_id, session.session_id, files, show_progress=show_progress
+            )
         except BaseException as error:  # also on interrupt: the remaining files will never be sent
             await self._abort_session(dataset_id, session.session_id)
             if isinstance(error, OSError):
-                raise ViUploadError(f"{error.filename} cannot be read: {error.strerror}", cause=error) from error
+                raise ViUploadError(
+                    f"{error.filename} cannot be read: {error.strerror}", cause=error
+                ) from error
             raise
         session = await self._set_status(dataset_id, session.session_id, status="Reached")
         if wait_until_done:
             session = await self.wait_until_done(dataset_id, session.session_id)
         return AnnotationUploadResult(session)
 
-    async def wait_until_done(self, dataset_id: str, annotation_import_session_id: str) -> AnnotationImportSession:
+    async def wait_until_done(
+        self, dataset_id: str, annotation_import_session_id: str
+    ) -> AnnotationImportSession:
         """Wait until an upload session has ended, and return it.
 
         Raises:
@@ -151,7 +175,9 @@ class AsyncAnnotations:
             session = await self._http.call("GET", path, decode_as=AnnotationImportSession)
             conditions = session.status.conditions
             if is_finished(conditions):
-                check_reached(conditions, what="the upload of annotations", reason=session.status.reason)
+                check_reached(
+                    conditions, what="the upload of annotations", reason=session.status.reason
+                )
                 return session
             await self._http.sleep(pause_s)
             pause_s = next_pause_s(pause_s)
@@ -177,11 +203,18 @@ class AsyncAnnotations:
         )
 
     async def _upload_files(
-        self, dataset_id: str, session_id: str, files: Sequence[OutgoingFile], *, show_progress: bool
+        self,
+        dataset_id: str,
+        session_id: str,
+        files: Sequence[OutgoingFile],
+        *,
+        show_progress: bool,
     ) -> None:
         announced = {file.name: {"sizeBytes": file.size_bytes, "kind": "Unknown"} for file in files}
         path = self._session_path(dataset_id, session_id) + "/files"
-        uploads = (await self._http.call("POST", path, body={"files": announced}, decode_as=FileUploads)).files
+        uploads = (
+            await self._http.call("POST", path, body={"files": announced}, decode_as=FileUploads)
+        ).files
         sent_bytes = 0
 
         async def send(file: OutgoingFile) -> None:
@@ -191,18 +224,26 @@ class AsyncAnnotations:
                 raise ViUploadError(f"the server returned no upload link for {file.name!r}")
             request_name = f"the upload of {file.name!r}"
             await links.send(
-                upload.method, upload.url, content=file.body, headers=upload.headers, request_name=request_name
+                upload.method,
+                upload.url,
+                content=file.body,
+                headers=upload.headers,
+                request_name=request_name,
             )
             sent_bytes += file.size_bytes
 
         total_bytes = sum(file.size_bytes for file in files)
-        with byte_progress("Uploading annotations", total_bytes=total_bytes, show=show_progress) as draw:
+        with byte_progress(
+            "Uploading annotations", total_bytes=total_bytes, show=show_progress
+        ) as draw:
 
             async def update_bar() -> None:
                 draw(sent_bytes)
 
             async with AsyncSignedLinks(self._http) as links:
-                await concurrency.for_each(files, send, max_concurrency=_MAX_CONCURRENCY, on_tick=update_bar)
+                await concurrency.for_each(
+                    files, send, max_concurrency=_MAX_CONCURRENCY, on_tick=update_bar
+                )
 
     async def _set_status(
         self, dataset_id: str, session_id: str, *, status: str, reason: str | None = None
@@ -216,11 +257,15 @@ class AsyncAnnotations:
         }
         path = self._session_path(dataset_id, session_id) + "/status"
         body = {"status": {"conditions": [condition]}}
-        return await self._http.call("PATCH", path, body=body, decode_as=AnnotationImportSession, idempotent=True)
+        return await self._http.call(
+            "PATCH", path, body=body, decode_as=AnnotationImportSession, idempotent=True
+        )
 
     async def _abort_session(self, dataset_id: str, session_id: str) -> None:
         try:
-            await self._set_status(dataset_id, session_id, status="FailedReach", reason="UserUploadErrored")
+            await self._set_status(
+                dataset_id, session_id, status="FailedReach", reason="UserUploadErrored"
+            )
         except ViError:
             return  # the first error is raised by the caller; the session ends at its deadline
 
@@ -228,9 +273,14 @@ class AsyncAnnotations:
         return dataset_path(self._organization_id, dataset_id) + "/annotationImportSessions"
 
     def _session_path(self, dataset_id: str, session_id: str) -> str:
-        return f"{self._sessions_path(dataset_id)}/{check_id(session_id, name='annotation_import_session_id')}"
+        bare = check_id(session_id, name="annotation_import_session_id")
+        return f"{self._sessions_path(dataset_id)}/{bare}"
 
     def _path(self, dataset_id: str, asset_id: str, annotation_id: str | None = None) -> str:
         asset = check_id(asset_id, name="asset_id")
         path = f"{dataset_path(self._organization_id, dataset_id)}/assets/{asset}/annotations"
-        return path if annotation_id is None else f"{path}/{check_id(annotation_id, name='annotation_id')}"
+        return (
+            path
+            if annotation_id is None
+            else f"{path}/{check_id(annotation_id, name='annotation_id')}"
+        )

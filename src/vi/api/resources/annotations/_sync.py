@@ -16,7 +16,12 @@ from vi.api.resources.annotations.responses import Annotation, AnnotationImportS
 from vi.api.resources.annotations.results import AnnotationUploadResult
 from vi.api.resources.assets._files import OutgoingFile, Paths, collect_files
 from vi.api.resources.datasets._parameters import dataset_path, parse_word
-from vi.api.resources.datasets._sessions import FIRST_PAUSE_S, check_reached, is_finished, next_pause_s
+from vi.api.resources.datasets._sessions import (
+    FIRST_PAUSE_S,
+    check_reached,
+    is_finished,
+    next_pause_s,
+)
 from vi.api.resources.datasets._sync import Datasets
 from vi.api.resources.datasets.results import DatasetDownloadResult
 from vi.api.resources.datasets.types import DatasetExportSettings
@@ -24,7 +29,9 @@ from vi.api.responses import DeletedResource
 from vi.api.types import PaginationParams
 from vi.errors import ViError, ViUploadError
 
-ENDINGS = frozenset({".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".xml", ".txt", ".yaml", ".yml", ".parquet"})
+ENDINGS = frozenset(
+    {".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".xml", ".txt", ".yaml", ".yml", ".parquet"}
+)
 DEFAULT_SAVE_DIR = "~/.datature/vi/annotations"
 _UPLOAD_WITHIN_MS = 55 * 60 * 1000
 _MAX_CONCURRENCY = 4
@@ -39,14 +46,19 @@ class Annotations:
         self._datasets = datasets
 
     def list(
-        self, dataset_id: str, asset_id: str, pagination: PaginationParams | dict[str, Any] = PaginationParams()
+        self,
+        dataset_id: str,
+        asset_id: str,
+        pagination: PaginationParams | dict[str, Any] = PaginationParams(),
     ) -> PaginatedResponse[Annotation]:
         """Return a page of the annotations of an image.
 
         Raises:
             ViNotFoundError: The dataset or image does not exist.
         """
-        return fetch_page(self._http, self._path(dataset_id, asset_id), item=Annotation, pagination=pagination)
+        return fetch_page(
+            self._http, self._path(dataset_id, asset_id), item=Annotation, pagination=pagination
+        )
 
     def get(self, dataset_id: str, asset_id: str, annotation_id: str) -> Annotation:
         """Return an annotation.
@@ -54,9 +66,13 @@ class Annotations:
         Raises:
             ViNotFoundError: The dataset, image or annotation does not exist.
         """
-        return self._http.call("GET", self._path(dataset_id, asset_id, annotation_id), decode_as=Annotation)
+        return self._http.call(
+            "GET", self._path(dataset_id, asset_id, annotation_id), decode_as=Annotation
+        )
 
-    def update(self, dataset_id: str, asset_id: str, annotation_id: str, body: Mapping[str, Any]) -> Annotation:
+    def update(
+        self, dataset_id: str, asset_id: str, annotation_id: str, body: Mapping[str, Any]
+    ) -> Annotation:
         """Change the fields in ``body``, in wire form, such as ``{"spec": {"contents": {...}}}``.
 
         Raises:
@@ -66,7 +82,9 @@ class Annotations:
         path = self._path(dataset_id, asset_id, annotation_id)
         return self._http.call("PATCH", path, body=body, decode_as=Annotation)
 
-    def replace(self, dataset_id: str, asset_id: str, annotation_id: str, body: Mapping[str, Any]) -> Annotation:
+    def replace(
+        self, dataset_id: str, asset_id: str, annotation_id: str, body: Mapping[str, Any]
+    ) -> Annotation:
         """Replace an annotation with ``body``, in wire form.
 
         Raises:
@@ -125,20 +143,26 @@ class Annotations:
             "source": "UploadedIndividualFiles",
         }
         body = {"spec": spec, "metadata": {"attributes": {}}}
-        session = self._http.call("POST", self._sessions_path(dataset_id), body=body, decode_as=AnnotationImportSession)
+        session = self._http.call(
+            "POST", self._sessions_path(dataset_id), body=body, decode_as=AnnotationImportSession
+        )
         try:
             self._upload_files(dataset_id, session.session_id, files, show_progress=show_progress)
         except BaseException as error:  # also on interrupt: the remaining files will never be sent
             self._abort_session(dataset_id, session.session_id)
             if isinstance(error, OSError):
-                raise ViUploadError(f"{error.filename} cannot be read: {error.strerror}", cause=error) from error
+                raise ViUploadError(
+                    f"{error.filename} cannot be read: {error.strerror}", cause=error
+                ) from error
             raise
         session = self._set_status(dataset_id, session.session_id, status="Reached")
         if wait_until_done:
             session = self.wait_until_done(dataset_id, session.session_id)
         return AnnotationUploadResult(session)
 
-    def wait_until_done(self, dataset_id: str, annotation_import_session_id: str) -> AnnotationImportSession:
+    def wait_until_done(
+        self, dataset_id: str, annotation_import_session_id: str
+    ) -> AnnotationImportSession:
         """Wait until an upload session has ended, and return it.
 
         Raises:
@@ -150,7 +174,9 @@ class Annotations:
             session = self._http.call("GET", path, decode_as=AnnotationImportSession)
             conditions = session.status.conditions
             if is_finished(conditions):
-                check_reached(conditions, what="the upload of annotations", reason=session.status.reason)
+                check_reached(
+                    conditions, what="the upload of annotations", reason=session.status.reason
+                )
                 return session
             self._http.sleep(pause_s)
             pause_s = next_pause_s(pause_s)
@@ -176,11 +202,18 @@ class Annotations:
         )
 
     def _upload_files(
-        self, dataset_id: str, session_id: str, files: Sequence[OutgoingFile], *, show_progress: bool
+        self,
+        dataset_id: str,
+        session_id: str,
+        files: Sequence[OutgoingFile],
+        *,
+        show_progress: bool,
     ) -> None:
         announced = {file.name: {"sizeBytes": file.size_bytes, "kind": "Unknown"} for file in files}
         path = self._session_path(dataset_id, session_id) + "/files"
-        uploads = (self._http.call("POST", path, body={"files": announced}, decode_as=FileUploads)).files
+        uploads = (
+            self._http.call("POST", path, body={"files": announced}, decode_as=FileUploads)
+        ).files
         sent_bytes = 0
 
         def send(file: OutgoingFile) -> None:
@@ -189,17 +222,27 @@ class Annotations:
             if upload is None:
                 raise ViUploadError(f"the server returned no upload link for {file.name!r}")
             request_name = f"the upload of {file.name!r}"
-            links.send(upload.method, upload.url, content=file.body, headers=upload.headers, request_name=request_name)
+            links.send(
+                upload.method,
+                upload.url,
+                content=file.body,
+                headers=upload.headers,
+                request_name=request_name,
+            )
             sent_bytes += file.size_bytes
 
         total_bytes = sum(file.size_bytes for file in files)
-        with byte_progress("Uploading annotations", total_bytes=total_bytes, show=show_progress) as draw:
+        with byte_progress(
+            "Uploading annotations", total_bytes=total_bytes, show=show_progress
+        ) as draw:
 
             def update_bar() -> None:
                 draw(sent_bytes)
 
             with SignedLinks(self._http) as links:
-                concurrency.for_each(files, send, max_concurrency=_MAX_CONCURRENCY, on_tick=update_bar)
+                concurrency.for_each(
+                    files, send, max_concurrency=_MAX_CONCURRENCY, on_tick=update_bar
+                )
 
     def _set_status(
         self, dataset_id: str, session_id: str, *, status: str, reason: str | None = None
@@ -213,11 +256,15 @@ class Annotations:
         }
         path = self._session_path(dataset_id, session_id) + "/status"
         body = {"status": {"conditions": [condition]}}
-        return self._http.call("PATCH", path, body=body, decode_as=AnnotationImportSession, idempotent=True)
+        return self._http.call(
+            "PATCH", path, body=body, decode_as=AnnotationImportSession, idempotent=True
+        )
 
     def _abort_session(self, dataset_id: str, session_id: str) -> None:
         try:
-            self._set_status(dataset_id, session_id, status="FailedReach", reason="UserUploadErrored")
+            self._set_status(
+                dataset_id, session_id, status="FailedReach", reason="UserUploadErrored"
+            )
         except ViError:
             return  # the first error is raised by the caller; the session ends at its deadline
 
@@ -225,9 +272,14 @@ class Annotations:
         return dataset_path(self._organization_id, dataset_id) + "/annotationImportSessions"
 
     def _session_path(self, dataset_id: str, session_id: str) -> str:
-        return f"{self._sessions_path(dataset_id)}/{check_id(session_id, name='annotation_import_session_id')}"
+        bare = check_id(session_id, name="annotation_import_session_id")
+        return f"{self._sessions_path(dataset_id)}/{bare}"
 
     def _path(self, dataset_id: str, asset_id: str, annotation_id: str | None = None) -> str:
         asset = check_id(asset_id, name="asset_id")
         path = f"{dataset_path(self._organization_id, dataset_id)}/assets/{asset}/annotations"
-        return path if annotation_id is None else f"{path}/{check_id(annotation_id, name='annotation_id')}"
+        return (
+            path
+            if annotation_id is None
+            else f"{path}/{check_id(annotation_id, name='annotation_id')}"
+        )

@@ -44,5 +44,7 @@ class AnnotationUploadResult:
 
     def summary(self) -> str:
         """Return a one-line summary."""
-        counts = ", ".join(f"{count} {status}" for status, count in sorted(self.annotations_by_status.items()))
+        counts = ", ".join(
+            f"{count} {status}" for status, count in sorted(self.annotations_by_status.items())
+        )
         return f"{self.total_files} files; annotations: {counts or 'none'}"

@@ -21,11 +21,27 @@ from vi.api.resources.assets._files import IMAGE_TYPES, OutgoingFile, Paths, col
 from vi.api.resources.assets.responses import Asset, AssetCount, AssetIngestionSession
 from vi.api.resources.assets.results import AssetDownloadResult, AssetUploadResult
 from vi.api.resources.assets.types import AssetSortCriterion
-from vi.api.resources.datasets._parameters import dataset_path, encode_asset_query, encode_sort, parse_word
-from vi.api.resources.datasets._sessions import FIRST_PAUSE_S, check_reached, is_finished, next_pause_s
+from vi.api.resources.datasets._parameters import (
+    dataset_path,
+    encode_asset_query,
+    encode_sort,
+    parse_word,
+)
+from vi.api.resources.datasets._sessions import (
+    FIRST_PAUSE_S,
+    check_reached,
+    is_finished,
+    next_pause_s,
+)
 from vi.api.responses import DeletedResource
 from vi.api.types import PaginationParams
-from vi.errors import ViDownloadError, ViError, ViInvalidParameterError, ViNotFoundError, ViUploadError
+from vi.errors import (
+    ViDownloadError,
+    ViError,
+    ViInvalidParameterError,
+    ViNotFoundError,
+    ViUploadError,
+)
 
 DEFAULT_SAVE_DIR = "~/.datature/vi/assets"
 _SOURCE = "assetSources/managed/datature/default"
@@ -59,8 +75,8 @@ class AsyncAssets:
             pagination: Page size and page token.
             filter_criteria: Text that the file name contains, or a dict of criteria.
             contents: Include links to the bytes.
-            sort_by: ``AssetSortCriterion``, a dict with ``criterion`` and ``order``, or a criterion such as
-                ``"filename"`` or ``"metadata.fileSize"``.
+            sort_by: ``AssetSortCriterion``, a dict with ``criterion`` and ``order``, or a criterion
+                such as ``"filename"`` or ``"metadata.fileSize"``.
             metadata_query: Query on the metadata.
             rule_query: Query by rules.
             strict_query: Interpret ``metadata_query`` strictly.
@@ -80,7 +96,9 @@ class AsyncAssets:
             ),
             ("pageAfter", "y" if page_after else None),
         ]
-        return await fetch_page(self._http, self._path(dataset_id), item=Asset, pagination=pagination, filters=filters)
+        return await fetch_page(
+            self._http, self._path(dataset_id), item=Asset, pagination=pagination, filters=filters
+        )
 
     async def get(self, dataset_id: str, asset_id: str, contents: bool | None = None) -> Asset:
         """Return an image; ``contents`` includes links to its bytes.
@@ -89,7 +107,9 @@ class AsyncAssets:
             ViNotFoundError: The dataset or image does not exist.
         """
         params = {"contents": "y" if contents else None}
-        return await self._http.call("GET", self._path(dataset_id, asset_id), params=params, decode_as=Asset)
+        return await self._http.call(
+            "GET", self._path(dataset_id, asset_id), params=params, decode_as=Asset
+        )
 
     async def count(
         self,
@@ -114,7 +134,11 @@ class AsyncAssets:
         return (await self._http.call("GET", path, params=params, decode_as=AssetCount)).count
 
     async def rename(
-        self, dataset_id: str, new_name: str, asset_id: str | None = None, filename: str | None = None
+        self,
+        dataset_id: str,
+        new_name: str,
+        asset_id: str | None = None,
+        filename: str | None = None,
     ) -> dict[str, Any]:
         """Rename an image, given by its id or its current file name.
 
@@ -131,13 +155,16 @@ class AsyncAssets:
         """
         if (asset_id is None) == (filename is None):
             raise ViInvalidParameterError(
-                f"asset_id is {asset_id!r} and filename is {filename!r}, expected: exactly one of them",
+                f"asset_id is {asset_id!r} and filename is {filename!r}, expected: exactly one of "
+                "them",
                 suggestion="try: asset_id only",
             )
         if asset_id is None:
             asset_id = await self._find_asset_id(dataset_id, str(filename))
         path = self._path(dataset_id, asset_id) + "/name"
-        return await self._http.call("POST", path, body={"filename": new_name}, decode_as=dict[str, Any])
+        return await self._http.call(
+            "POST", path, body={"filename": new_name}, decode_as=dict[str, Any]
+        )
 
     async def delete(self, dataset_id: str, asset_id: str) -> DeletedResource:
         """Delete an image and its annotations.
@@ -165,10 +192,10 @@ class AsyncAssets:
             dataset_id: Id of the dataset.
             paths: One or more files and folders.
             assets_bytes: Images in memory, each with its file name.
-            failure_mode: Valid images are accepted in any case; ``"FailAfterOne"`` raises if one file is
-                invalid, ``"FailAfterAll"`` if all are invalid.
-            on_asset_overwritten: ``"RemoveLinkedResource"`` or ``"KeepLinkedResource"``: what happens to
-                the records of an existing image of the same name.
+            failure_mode: Valid images are accepted in any case; ``"FailAfterOne"`` raises if one
+                file is invalid, ``"FailAfterAll"`` if all are invalid.
+            on_asset_overwritten: ``"RemoveLinkedResource"`` or ``"KeepLinkedResource"``: what
+                happens to the records of an existing image of the same name.
             wait_until_done: Wait until the images are in the dataset.
             show_progress: Draw a progress bar if standard error is a terminal.
             progress: Ignored; accepted for compatibility with other clients.
@@ -178,7 +205,9 @@ class AsyncAssets:
             ViUploadError: A file could not be read or sent; its session was canceled.
             ViOperationError: The server accepted no image, or rejected one in ``"FailAfterOne"``.
         """
-        files = await concurrency.run_in_thread(collect_files, paths, assets_bytes, endings=IMAGE_TYPES)
+        files = await concurrency.run_in_thread(
+            collect_files, paths, assets_bytes, endings=IMAGE_TYPES
+        )
         spec = {
             "kind": "Upload",
             "failureMode": parse_word(failure_mode, name="failure_mode"),
@@ -188,13 +217,19 @@ class AsyncAssets:
         with byte_progress("Uploading images", total_bytes=total_bytes, show=show_progress) as draw:
             for start in range(0, len(files), _MAX_SESSION_FILES):
                 some = files[start : start + _MAX_SESSION_FILES]
-                sessions.append(await self._upload_session(dataset_id, spec, some, draw=draw, before=done))
+                sessions.append(
+                    await self._upload_session(dataset_id, spec, some, draw=draw, before=done)
+                )
                 done += sum(file.size_bytes for file in some)
         if wait_until_done:
-            sessions = [await self.wait_until_done(dataset_id, session.session_id) for session in sessions]
+            sessions = [
+                await self.wait_until_done(dataset_id, session.session_id) for session in sessions
+            ]
         return AssetUploadResult(sessions)
 
-    async def wait_until_done(self, dataset_id: str, asset_ingestion_session_id: str) -> AssetIngestionSession:
+    async def wait_until_done(
+        self, dataset_id: str, asset_ingestion_session_id: str
+    ) -> AssetIngestionSession:
         """Wait until an upload session has ended, and return it.
 
         Raises:
@@ -206,7 +241,10 @@ class AsyncAssets:
             session = await self._http.call("GET", path, decode_as=AssetIngestionSession)
             if is_finished(session.status.conditions):
                 refused = AssetUploadResult([session]).failed_files
-                reason = ", ".join(f"{name} ({code})" for name, code in list(refused.items())[:5]) or None
+                reason = (
+                    ", ".join(f"{name} ({code})" for name, code in list(refused.items())[:5])
+                    or None
+                )
                 check_reached(session.status.conditions, what="the upload of images", reason=reason)
                 return session
             await self._http.sleep(pause_s)
@@ -222,8 +260,8 @@ class AsyncAssets:
     ) -> AssetDownloadResult:
         """Download every image to ``<save_dir>/<dataset id>/`` under its relative path.
 
-        An existing file with the right size and SHA-256 is not downloaded again. Each file appears only
-        when it is complete and verified.
+        An existing file with the right size and SHA-256 is not downloaded again. Each file appears
+        only when it is complete and verified.
 
         Args:
             dataset_id: Id of the dataset.
@@ -237,13 +275,17 @@ class AsyncAssets:
             ViDownloadError: An image is damaged, or cannot be stored.
         """
         bare_id = check_id(dataset_id, name="dataset_id").rpartition("_")[2]
-        folder = resolve_inside(parse_local_path(save_dir or DEFAULT_SAVE_DIR, name="save_dir"), bare_id)
+        folder = resolve_inside(
+            parse_local_path(save_dir or DEFAULT_SAVE_DIR, name="save_dir"), bare_id
+        )
         pages = await self.list(dataset_id, PaginationParams(page_size=1000), contents=True)
         count = arrived_bytes = 0
 
         async def fetch(asset: Asset) -> None:
             nonlocal arrived_bytes
-            await self._download_asset(links, asset, resolve_inside(folder, asset.filename), overwrite=overwrite)
+            await self._download_asset(
+                links, asset, resolve_inside(folder, asset.filename), overwrite=overwrite
+            )
             arrived_bytes += asset.metadata.file_size
 
         with byte_progress("Downloading images", total_bytes=None, show=show_progress) as draw:
@@ -254,21 +296,39 @@ class AsyncAssets:
             async with AsyncSignedLinks(self._http) as links:
                 async for page in pages:
                     count += len(page.items)
-                    await concurrency.for_each(page.items, fetch, max_concurrency=_MAX_CONCURRENCY, on_tick=update_bar)
+                    await concurrency.for_each(
+                        page.items, fetch, max_concurrency=_MAX_CONCURRENCY, on_tick=update_bar
+                    )
         return AssetDownloadResult(dataset_id, count, str(folder))
 
     async def _upload_session(
-        self, dataset_id: str, spec: dict[str, Any], files: Sequence[OutgoingFile], *, draw: Any, before: int
+        self,
+        dataset_id: str,
+        spec: dict[str, Any],
+        files: Sequence[OutgoingFile],
+        *,
+        draw: Any,
+        before: int,
     ) -> AssetIngestionSession:
         """Create a session, and upload each file to the link in the response."""
         announced = [
-            {"filename": file.name, "mime": file.mime, "size": file.size_bytes, "crc32c": None, "kind": "Image"}
+            {
+                "filename": file.name,
+                "mime": file.mime,
+                "size": file.size_bytes,
+                "crc32c": None,
+                "kind": "Image",
+            }
             for file in files
         ]
         path = self._sessions_path(dataset_id)
-        body = {"spec": {**spec, "assets": [{**file, "customMetadata": None} for file in announced]}}
+        body = {
+            "spec": {**spec, "assets": [{**file, "customMetadata": None} for file in announced]}
+        }
         session = await self._http.call("POST", path, body=body, decode_as=AssetIngestionSession)
-        uploads = {upload.metadata.filename: upload.upload for upload in session.status.assets or []}
+        uploads = {
+            upload.metadata.filename: upload.upload for upload in session.status.assets or []
+        }
         sent_bytes = before
 
         async def send(file: OutgoingFile) -> None:
@@ -277,7 +337,13 @@ class AsyncAssets:
             if upload is None:
                 raise ViUploadError(f"the server returned no upload link for {file.name!r}")
             request_name = f"the upload of {file.name!r}"
-            await links.send("PUT", upload.url, content=file.body, headers=upload.headers, request_name=request_name)
+            await links.send(
+                "PUT",
+                upload.url,
+                content=file.body,
+                headers=upload.headers,
+                request_name=request_name,
+            )
             sent_bytes += file.size_bytes
 
         async def update_bar() -> None:
@@ -285,11 +351,17 @@ class AsyncAssets:
 
         try:
             async with AsyncSignedLinks(self._http) as links:
-                await concurrency.for_each(files, send, max_concurrency=_MAX_CONCURRENCY, on_tick=update_bar)
-        except BaseException as error:  # also on interrupt: the session would wait for the missing files
+                await concurrency.for_each(
+                    files, send, max_concurrency=_MAX_CONCURRENCY, on_tick=update_bar
+                )
+        except (
+            BaseException
+        ) as error:  # also on interrupt: the session would wait for the missing files
             await self._cancel_session(dataset_id, session.session_id)
             if isinstance(error, OSError):
-                raise ViUploadError(f"{error.filename} cannot be read: {error.strerror}", cause=error) from error
+                raise ViUploadError(
+                    f"{error.filename} cannot be read: {error.strerror}", cause=error
+                ) from error
             raise
         return session
 
@@ -300,7 +372,9 @@ class AsyncAssets:
         except ViError:
             return  # the first error is raised by the caller; the session ends at its deadline
 
-    async def _download_asset(self, links: AsyncSignedLinks, asset: Asset, target: Path, *, overwrite: bool) -> None:
+    async def _download_asset(
+        self, links: AsyncSignedLinks, asset: Asset, target: Path, *, overwrite: bool
+    ) -> None:
         size_bytes, sha256 = asset.metadata.file_size, asset.metadata.sha256
         try:
             if not overwrite and await concurrency.run_in_thread(
@@ -312,15 +386,20 @@ class AsyncAssets:
             if link is None:
                 raise ViDownloadError(f"the server returned no link for {asset.filename!r}")
             request_name = f"the download of {asset.filename!r}"
-            response = await links.send("GET", link.url, headers=link.headers, request_name=request_name)
+            response = await links.send(
+                "GET", link.url, headers=link.headers, request_name=request_name
+            )
             if sha256 and hashlib.sha256(response.body).hexdigest() != sha256:
-                raise ViDownloadError(f"the download of {asset.filename!r} is damaged: its SHA-256 is not {sha256}")
+                raise ViDownloadError(
+                    f"the download of {asset.filename!r} is damaged: its SHA-256 is not {sha256}"
+                )
             staged = target.with_name(f".{target.name}.new")
             staged.write_bytes(response.body)
             staged.replace(target)
         except OSError as error:
             raise ViDownloadError(
-                f"{asset.filename!r} cannot be stored in {target.parent}: {error.strerror or error}",
+                f"{asset.filename!r} cannot be stored in {target.parent}: "
+                f"{error.strerror or error}",
                 suggestion="try: check disk space and permissions, or use another save_dir",
                 cause=error,
             ) from error
@@ -329,7 +408,7 @@ class AsyncAssets:
         return f"{dataset_path(self._organization_id, dataset_id)}/{_SOURCE}/assetIngestionSessions"
 
     async def _find_asset_id(self, dataset_id: str, filename: str) -> str:
-        """Return the id of an image by file name, which may contain slashes and does not fit a path."""
+        """Return the id of an image by file name, which may contain slashes."""
         found = await self.list(dataset_id, filter_criteria=filename)
         async for asset in found.all_items():
             if asset.filename == filename:
@@ -337,7 +416,8 @@ class AsyncAssets:
         raise ViNotFoundError(f"dataset {dataset_id!r} has no image {filename!r}")
 
     def _session_path(self, dataset_id: str, session_id: str) -> str:
-        return f"{self._sessions_path(dataset_id)}/{check_id(session_id, name='asset_ingestion_session_id')}"
+        bare = check_id(session_id, name="asset_ingestion_session_id")
+        return f"{self._sessions_path(dataset_id)}/{bare}"
 
     def _path(self, dataset_id: str, asset_id: str | None = None) -> str:
         path = dataset_path(self._organization_id, dataset_id) + "/assets"

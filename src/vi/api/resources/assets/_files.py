@@ -65,7 +65,9 @@ def collect_files(
         is_folder = parse_local_path(path, name="paths").is_dir()
         for file in find_files(path).files:
             if not is_folder or Path(file.path).suffix.lower() in endings:
-                found.append(OutgoingFile(file.path, FileBody(Path(file.local_path)), file.size_bytes))
+                found.append(
+                    OutgoingFile(file.path, FileBody(Path(file.local_path)), file.size_bytes)
+                )
     if not found:
         raise ViInvalidParameterError(
             "there is no file to upload",
@@ -75,6 +77,7 @@ def collect_files(
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ViInvalidParameterError(
-            f"two files have the name {twice!r}, expected: unique names", suggestion="try: rename one of them"
+            f"two files have the name {twice!r}, expected: unique names",
+            suggestion="try: rename one of them",
         )
     return found

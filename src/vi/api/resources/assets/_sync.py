@@ -22,11 +22,27 @@ from vi.api.resources.assets._files import IMAGE_TYPES, OutgoingFile, Paths, col
 from vi.api.resources.assets.responses import Asset, AssetCount, AssetIngestionSession
 from vi.api.resources.assets.results import AssetDownloadResult, AssetUploadResult
 from vi.api.resources.assets.types import AssetSortCriterion
-from vi.api.resources.datasets._parameters import dataset_path, encode_asset_query, encode_sort, parse_word
-from vi.api.resources.datasets._sessions import FIRST_PAUSE_S, check_reached, is_finished, next_pause_s
+from vi.api.resources.datasets._parameters import (
+    dataset_path,
+    encode_asset_query,
+    encode_sort,
+    parse_word,
+)
+from vi.api.resources.datasets._sessions import (
+    FIRST_PAUSE_S,
+    check_reached,
+    is_finished,
+    next_pause_s,
+)
 from vi.api.responses import DeletedResource
 from vi.api.types import PaginationParams
-from vi.errors import ViDownloadError, ViError, ViInvalidParameterError, ViNotFoundError, ViUploadError
+from vi.errors import (
+    ViDownloadError,
+    ViError,
+    ViInvalidParameterError,
+    ViNotFoundError,
+    ViUploadError,
+)
 
 DEFAULT_SAVE_DIR = "~/.datature/vi/assets"
 _SOURCE = "assetSources/managed/datature/default"
@@ -60,8 +76,8 @@ class Assets:
             pagination: Page size and page token.
             filter_criteria: Text that the file name contains, or a dict of criteria.
             contents: Include links to the bytes.
-            sort_by: ``AssetSortCriterion``, a dict with ``criterion`` and ``order``, or a criterion such as
-                ``"filename"`` or ``"metadata.fileSize"``.
+            sort_by: ``AssetSortCriterion``, a dict with ``criterion`` and ``order``, or a criterion
+                such as ``"filename"`` or ``"metadata.fileSize"``.
             metadata_query: Query on the metadata.
             rule_query: Query by rules.
             strict_query: Interpret ``metadata_query`` strictly.
@@ -81,7 +97,9 @@ class Assets:
             ),
             ("pageAfter", "y" if page_after else None),
         ]
-        return fetch_page(self._http, self._path(dataset_id), item=Asset, pagination=pagination, filters=filters)
+        return fetch_page(
+            self._http, self._path(dataset_id), item=Asset, pagination=pagination, filters=filters
+        )
 
     def get(self, dataset_id: str, asset_id: str, contents: bool | None = None) -> Asset:
         """Return an image; ``contents`` includes links to its bytes.
@@ -90,7 +108,9 @@ class Assets:
             ViNotFoundError: The dataset or image does not exist.
         """
         params = {"contents": "y" if contents else None}
-        return self._http.call("GET", self._path(dataset_id, asset_id), params=params, decode_as=Asset)
+        return self._http.call(
+            "GET", self._path(dataset_id, asset_id), params=params, decode_as=Asset
+        )
 
     def count(
         self,
@@ -115,7 +135,11 @@ class Assets:
         return (self._http.call("GET", path, params=params, decode_as=AssetCount)).count
 
     def rename(
-        self, dataset_id: str, new_name: str, asset_id: str | None = None, filename: str | None = None
+        self,
+        dataset_id: str,
+        new_name: str,
+        asset_id: str | None = None,
+        filename: str | None = None,
     ) -> dict[str, Any]:
         """Rename an image, given by its id or its current file name.
 
@@ -132,7 +156,8 @@ class Assets:
         """
         if (asset_id is None) == (filename is None):
             raise ViInvalidParameterError(
-                f"asset_id is {asset_id!r} and filename is {filename!r}, expected: exactly one of them",
+                f"asset_id is {asset_id!r} and filename is {filename!r}, expected: exactly one of "
+                "them",
                 suggestion="try: asset_id only",
             )
         if asset_id is None:
@@ -166,10 +191,10 @@ class Assets:
             dataset_id: Id of the dataset.
             paths: One or more files and folders.
             assets_bytes: Images in memory, each with its file name.
-            failure_mode: Valid images are accepted in any case; ``"FailAfterOne"`` raises if one file is
-                invalid, ``"FailAfterAll"`` if all are invalid.
-            on_asset_overwritten: ``"RemoveLinkedResource"`` or ``"KeepLinkedResource"``: what happens to
-                the records of an existing image of the same name.
+            failure_mode: Valid images are accepted in any case; ``"FailAfterOne"`` raises if one
+                file is invalid, ``"FailAfterAll"`` if all are invalid.
+            on_asset_overwritten: ``"RemoveLinkedResource"`` or ``"KeepLinkedResource"``: what
+                happens to the records of an existing image of the same name.
             wait_until_done: Wait until the images are in the dataset.
             show_progress: Draw a progress bar if standard error is a terminal.
             progress: Ignored; accepted for compatibility with other clients.
@@ -189,13 +214,19 @@ class Assets:
         with byte_progress("Uploading images", total_bytes=total_bytes, show=show_progress) as draw:
             for start in range(0, len(files), _MAX_SESSION_FILES):
                 some = files[start : start + _MAX_SESSION_FILES]
-                sessions.append(self._upload_session(dataset_id, spec, some, draw=draw, before=done))
+                sessions.append(
+                    self._upload_session(dataset_id, spec, some, draw=draw, before=done)
+                )
                 done += sum(file.size_bytes for file in some)
         if wait_until_done:
-            sessions = [self.wait_until_done(dataset_id, session.session_id) for session in sessions]
+            sessions = [
+                self.wait_until_done(dataset_id, session.session_id) for session in sessions
+            ]
         return AssetUploadResult(sessions)
 
-    def wait_until_done(self, dataset_id: str, asset_ingestion_session_id: str) -> AssetIngestionSession:
+    def wait_until_done(
+        self, dataset_id: str, asset_ingestion_session_id: str
+    ) -> AssetIngestionSession:
         """Wait until an upload session has ended, and return it.
 
         Raises:
@@ -207,7 +238,10 @@ class Assets:
             session = self._http.call("GET", path, decode_as=AssetIngestionSession)
             if is_finished(session.status.conditions):
                 refused = AssetUploadResult([session]).failed_files
-                reason = ", ".join(f"{name} ({code})" for name, code in list(refused.items())[:5]) or None
+                reason = (
+                    ", ".join(f"{name} ({code})" for name, code in list(refused.items())[:5])
+                    or None
+                )
                 check_reached(session.status.conditions, what="the upload of images", reason=reason)
                 return session
             self._http.sleep(pause_s)
@@ -223,8 +257,8 @@ class Assets:
     ) -> AssetDownloadResult:
         """Download every image to ``<save_dir>/<dataset id>/`` under its relative path.
 
-        An existing file with the right size and SHA-256 is not downloaded again. Each file appears only
-        when it is complete and verified.
+        An existing file with the right size and SHA-256 is not downloaded again. Each file appears
+        only when it is complete and verified.
 
         Args:
             dataset_id: Id of the dataset.
@@ -238,13 +272,17 @@ class Assets:
             ViDownloadError: An image is damaged, or cannot be stored.
         """
         bare_id = check_id(dataset_id, name="dataset_id").rpartition("_")[2]
-        folder = resolve_inside(parse_local_path(save_dir or DEFAULT_SAVE_DIR, name="save_dir"), bare_id)
+        folder = resolve_inside(
+            parse_local_path(save_dir or DEFAULT_SAVE_DIR, name="save_dir"), bare_id
+        )
         pages = self.list(dataset_id, PaginationParams(page_size=1000), contents=True)
         count = arrived_bytes = 0
 
         def fetch(asset: Asset) -> None:
             nonlocal arrived_bytes
-            self._download_asset(links, asset, resolve_inside(folder, asset.filename), overwrite=overwrite)
+            self._download_asset(
+                links, asset, resolve_inside(folder, asset.filename), overwrite=overwrite
+            )
             arrived_bytes += asset.metadata.file_size
 
         with byte_progress("Downloading images", total_bytes=None, show=show_progress) as draw:
@@ -255,21 +293,39 @@ class Assets:
             with SignedLinks(self._http) as links:
                 for page in pages:
                     count += len(page.items)
-                    concurrency.for_each(page.items, fetch, max_concurrency=_MAX_CONCURRENCY, on_tick=update_bar)
+                    concurrency.for_each(
+                        page.items, fetch, max_concurrency=_MAX_CONCURRENCY, on_tick=update_bar
+                    )
         return AssetDownloadResult(dataset_id, count, str(folder))
 
     def _upload_session(
-        self, dataset_id: str, spec: dict[str, Any], files: Sequence[OutgoingFile], *, draw: Any, before: int
+        self,
+        dataset_id: str,
+        spec: dict[str, Any],
+        files: Sequence[OutgoingFile],
+        *,
+        draw: Any,
+        before: int,
     ) -> AssetIngestionSession:
         """Create a session, and upload each file to the link in the response."""
         announced = [
-            {"filename": file.name, "mime": file.mime, "size": file.size_bytes, "crc32c": None, "kind": "Image"}
+            {
+                "filename": file.name,
+                "mime": file.mime,
+                "size": file.size_bytes,
+                "crc32c": None,
+                "kind": "Image",
+            }
             for file in files
         ]
         path = self._sessions_path(dataset_id)
-        body = {"spec": {**spec, "assets": [{**file, "customMetadata": None} for file in announced]}}
+        body = {
+            "spec": {**spec, "assets": [{**file, "customMetadata": None} for file in announced]}
+        }
         session = self._http.call("POST", path, body=body, decode_as=AssetIngestionSession)
-        uploads = {upload.metadata.filename: upload.upload for upload in session.status.assets or []}
+        uploads = {
+            upload.metadata.filename: upload.upload for upload in session.status.assets or []
+        }
         sent_bytes = before
 
         def send(file: OutgoingFile) -> None:
@@ -278,7 +334,13 @@ class Assets:
             if upload is None:
                 raise ViUploadError(f"the server returned no upload link for {file.name!r}")
             request_name = f"the upload of {file.name!r}"
-            links.send("PUT", upload.url, content=file.body, headers=upload.headers, request_name=request_name)
+            links.send(
+                "PUT",
+                upload.url,
+                content=file.body,
+                headers=upload.headers,
+                request_name=request_name,
+            )
             sent_bytes += file.size_bytes
 
         def update_bar() -> None:
@@ -286,11 +348,17 @@ class Assets:
 
         try:
             with SignedLinks(self._http) as links:
-                concurrency.for_each(files, send, max_concurrency=_MAX_CONCURRENCY, on_tick=update_bar)
-        except BaseException as error:  # also on interrupt: the session would wait for the missing files
+                concurrency.for_each(
+                    files, send, max_concurrency=_MAX_CONCURRENCY, on_tick=update_bar
+                )
+        except (
+            BaseException
+        ) as error:  # also on interrupt: the session would wait for the missing files
             self._cancel_session(dataset_id, session.session_id)
             if isinstance(error, OSError):
-                raise ViUploadError(f"{error.filename} cannot be read: {error.strerror}", cause=error) from error
+                raise ViUploadError(
+                    f"{error.filename} cannot be read: {error.strerror}", cause=error
+                ) from error
             raise
         return session
 
@@ -301,10 +369,14 @@ class Assets:
         except ViError:
             return  # the first error is raised by the caller; the session ends at its deadline
 
-    def _download_asset(self, links: SignedLinks, asset: Asset, target: Path, *, overwrite: bool) -> None:
+    def _download_asset(
+        self, links: SignedLinks, asset: Asset, target: Path, *, overwrite: bool
+    ) -> None:
         size_bytes, sha256 = asset.metadata.file_size, asset.metadata.sha256
         try:
-            if not overwrite and concurrency.run_in_thread(has_content, target, size_bytes=size_bytes, sha256=sha256):
+            if not overwrite and concurrency.run_in_thread(
+                has_content, target, size_bytes=size_bytes, sha256=sha256
+            ):
                 return
             target.parent.mkdir(parents=True, exist_ok=True)
             link = asset.contents.asset if asset.contents else None
@@ -313,13 +385,16 @@ class Assets:
             request_name = f"the download of {asset.filename!r}"
             response = links.send("GET", link.url, headers=link.headers, request_name=request_name)
             if sha256 and hashlib.sha256(response.body).hexdigest() != sha256:
-                raise ViDownloadError(f"the download of {asset.filename!r} is damaged: its SHA-256 is not {sha256}")
+                raise ViDownloadError(
+                    f"the download of {asset.filename!r} is damaged: its SHA-256 is not {sha256}"
+                )
             staged = target.with_name(f".{target.name}.new")
             staged.write_bytes(response.body)
             staged.replace(target)
         except OSError as error:
             raise ViDownloadError(
-                f"{asset.filename!r} cannot be stored in {target.parent}: {error.strerror or error}",
+                f"{asset.filename!r} cannot be stored in {target.parent}: "
+                f"{error.strerror or error}",
                 suggestion="try: check disk space and permissions, or use another save_dir",
                 cause=error,
             ) from error
@@ -328,7 +403,7 @@ class Assets:
         return f"{dataset_path(self._organization_id, dataset_id)}/{_SOURCE}/assetIngestionSessions"
 
     def _find_asset_id(self, dataset_id: str, filename: str) -> str:
-        """Return the id of an image by file name, which may contain slashes and does not fit a path."""
+        """Return the id of an image by file name, which may contain slashes."""
         found = self.list(dataset_id, filter_criteria=filename)
         for asset in found.all_items():
             if asset.filename == filename:
@@ -336,7 +411,8 @@ class Assets:
         raise ViNotFoundError(f"dataset {dataset_id!r} has no image {filename!r}")
 
     def _session_path(self, dataset_id: str, session_id: str) -> str:
-        return f"{self._sessions_path(dataset_id)}/{check_id(session_id, name='asset_ingestion_session_id')}"
+        bare = check_id(session_id, name="asset_ingestion_session_id")
+        return f"{self._sessions_path(dataset_id)}/{bare}"
 
     def _path(self, dataset_id: str, asset_id: str | None = None) -> str:
         path = dataset_path(self._organization_id, dataset_id) + "/assets"

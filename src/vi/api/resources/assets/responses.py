@@ -74,7 +74,9 @@ class AssetMetadata(Document):
     user_defined: dict[str, Any] = {}
     custom_metadata: dict[str, Scalar] = {}
     dimensions: AssetDimensions = msgspec.field(default_factory=AssetDimensions)
-    pixel_ratio: AssetDimensions = msgspec.field(default_factory=lambda: AssetDimensions(height=1, width=1))
+    pixel_ratio: AssetDimensions = msgspec.field(
+        default_factory=lambda: AssetDimensions(height=1, width=1)
+    )
     comments: int = 0
     custom_metadata_count: int = 0
     hash: AssetHash = msgspec.field(default_factory=AssetHash)

@@ -40,7 +40,10 @@ class AssetUploadResult:
         """Rejected files, each with an error code such as ``ECORRUPT``."""
         events = [event for session in self.sessions for event in session.status.events]
         return {
-            name: code for event in events if isinstance(event, IngestionError) for name, code in event.files.items()
+            name: code
+            for event in events
+            if isinstance(event, IngestionError)
+            for name, code in event.files.items()
         }
 
     @property
@@ -50,7 +53,10 @@ class AssetUploadResult:
 
     def summary(self) -> str:
         """Return a one-line summary."""
-        return f"{self.total_succeeded} of {self.total_files} files accepted, {self.total_failed} rejected"
+        return (
+            f"{self.total_succeeded} of {self.total_files} files accepted, {self.total_failed} "
+            "rejected"
+        )
 
 
 @dataclass(frozen=True)
@@ -67,11 +73,17 @@ class AssetDownloadResult:
 
     @property
     def file_list(self) -> list[str]:
-        return sorted(str(path.relative_to(self.save_path)) for path in self.save_path.rglob("*") if path.is_file())
+        return sorted(
+            str(path.relative_to(self.save_path))
+            for path in self.save_path.rglob("*")
+            if path.is_file()
+        )
 
     @property
     def size_mb(self) -> float:
-        return sum(path.stat().st_size for path in self.save_path.rglob("*") if path.is_file()) / 1e6
+        return (
+            sum(path.stat().st_size for path in self.save_path.rglob("*") if path.is_file()) / 1e6
+        )
 
     def summary(self) -> str:
         """Return a one-line summary."""

@@ -45,4 +45,6 @@ class AsyncAudit:
             ("since", to_epoch_ms(since, name="since")),
             ("until", to_epoch_ms(until, name="until")),
         ]
-        return await fetch_page(self._http, self._base, item=AuditEntry, pagination=pagination, filters=filters)
+        return await fetch_page(
+            self._http, self._base, item=AuditEntry, pagination=pagination, filters=filters
+        )

@@ -46,4 +46,6 @@ class Audit:
             ("since", to_epoch_ms(since, name="since")),
             ("until", to_epoch_ms(until, name="until")),
         ]
-        return fetch_page(self._http, self._base, item=AuditEntry, pagination=pagination, filters=filters)
+        return fetch_page(
+            self._http, self._base, item=AuditEntry, pagination=pagination, filters=filters
+        )

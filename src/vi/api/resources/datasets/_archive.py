@@ -50,7 +50,9 @@ def _extract(archive: Path, folder: Path) -> None:
         members = opened.infolist()
         if len(members) > _MAX_MEMBERS:
             raise _archive_error(f"it has more than {_MAX_MEMBERS} members")
-        if sum(member.file_size for member in members) > archive.stat().st_size * _MAX_EXPANSION + (1 << 20):
+        if sum(member.file_size for member in members) > archive.stat().st_size * _MAX_EXPANSION + (
+            1 << 20
+        ):
             raise _archive_error(f"it expands to more than {_MAX_EXPANSION} times its size")
         for member in members:
             target = folder / _parse_member_name(member)

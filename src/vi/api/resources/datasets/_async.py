@@ -14,7 +14,13 @@ import msgspec
 
 from vi._concurrency import asynchronous as concurrency
 from vi._http._async import AsyncHttp
-from vi.api._arguments import build_if_match_headers, check_id, encode_metadata, encode_spec, parse_local_path
+from vi.api._arguments import (
+    build_if_match_headers,
+    check_id,
+    encode_metadata,
+    encode_spec,
+    parse_local_path,
+)
 from vi.api._folders import resolve_inside
 from vi.api._pages._async import AsyncPaginatedResponse, fetch_page
 from vi.api._progress import byte_progress, import_progress
@@ -26,7 +32,13 @@ from vi.api.resources.datasets._parameters import (
     parse_import_ids,
     parse_word,
 )
-from vi.api.resources.datasets._sessions import FIRST_PAUSE_S, check_reached, find_failure, is_finished, next_pause_s
+from vi.api.resources.datasets._sessions import (
+    FIRST_PAUSE_S,
+    check_reached,
+    find_failure,
+    is_finished,
+    next_pause_s,
+)
 from vi.api.resources.datasets.imports._async import AsyncImports
 from vi.api.resources.datasets.responses import (
     BulkDeletion,
@@ -67,7 +79,9 @@ class AsyncDatasets:
     A ``dataset_id`` may be prefixed with the id of the organization (``<organization>_<dataset>``).
     """
 
-    def __init__(self, http: AsyncHttp, organization_id: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, http: AsyncHttp, organization_id: str, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._http = http
         self._organization_id = organization_id
         self._base = f"/workspaces/{organization_id}/datasets"
@@ -157,7 +171,9 @@ class AsyncDatasets:
         """
         body = {**encode_spec(spec or {}), **encode_metadata(metadata, removable=True)}
         headers = build_if_match_headers(if_match)
-        return await self._http.call("PATCH", self._path(dataset_id), body=body, headers=headers, decode_as=Dataset)
+        return await self._http.call(
+            "PATCH", self._path(dataset_id), body=body, headers=headers, decode_as=Dataset
+        )
 
     async def delete(self, dataset_id: str) -> DeletedDataset:
         """Delete a dataset and its contents.
@@ -176,7 +192,9 @@ class AsyncDatasets:
         Raises:
             ViNotFoundError: No dataset with this id was deleted.
         """
-        return await self._http.call("GET", self._path(dataset_id) + "/deleteOperation", decode_as=DeletedDataset)
+        return await self._http.call(
+            "GET", self._path(dataset_id) + "/deleteOperation", decode_as=DeletedDataset
+        )
 
     async def import_folder(
         self,
@@ -194,27 +212,32 @@ class AsyncDatasets:
     ) -> FolderImport:
         """Import a folder of images and labels, or one archive; the server detects the format.
 
-        Ctrl-C, or cancellation of the task, cancels the import. If the server stays unavailable, the
-        import remains open for 24 hours and can be continued with ``resume``.
+        Ctrl-C, or cancellation of the task, cancels the import. If the server stays unavailable,
+        the import remains open for 24 hours and can be continued with ``resume``.
 
         Args:
-            path: Folder, or a file such as ``.zip``, ``.parquet`` or ``.jsonl``. Names that begin with a
-                dot are ignored. Links that lead outside the folder are skipped and reported as findings.
+            path: Folder, or a file such as ``.zip``, ``.parquet`` or ``.jsonl``. Names that begin
+                with a dot are ignored. Links that lead outside the folder are skipped and reported
+                as findings.
             format: Format of the annotation files; ``"auto"`` detects it.
             name: Name of the new dataset. Default: the name of the folder.
-            dataset_type: ``"phrase-grounding"``, ``"vqa"`` or ``"freeform"``. Default: the type of the
-                annotations.
+            dataset_type: ``"phrase-grounding"``, ``"vqa"`` or ``"freeform"``. Default: the type of
+                the annotations.
             on_error: ``"Warn"`` repairs rows if possible, ``"RejectRow"`` skips invalid rows,
-                ``"RejectFile"`` skips their files, ``"RejectAll"`` accepts nothing if any row is invalid.
-            wait: Wait until the import has ended. If False, it continues on the server after the upload.
-            progress: True draws a bar if standard error is a terminal. A function is called with the
-                import several times a second; ``status.progress.phase`` is ``Sending`` during the upload.
+                ``"RejectFile"`` skips their files, ``"RejectAll"`` accepts nothing if any row is
+                invalid.
+            wait: Wait until the import has ended. If False, it continues on the server after the
+                upload.
+            progress: True draws a bar if standard error is a terminal. A function is called with
+                the import several times a second; ``status.progress.phase`` is ``Sending`` during
+                the upload.
             dataset_id: Import into this dataset instead of a new one.
             resume: Interrupted import of that dataset; only missing data is uploaded.
             metadata: Attributes of a new dataset.
 
         Raises:
-            ViInvalidParameterError: The path has no file to import, or arguments contradict each other.
+            ViInvalidParameterError: The path has no file to import, or arguments contradict each
+                other.
             ViUploadError: A file cannot be read, or changes during the upload.
             ViImportFailedError: Nothing was accepted; ``error.imported.findings`` has the reasons.
             ViError: The server stayed unavailable; the suggestion says how to resume.
@@ -228,7 +251,8 @@ class AsyncDatasets:
             dataset_id = parse_dataset_id(resume) if isinstance(resume, DatasetImport) else None
             if dataset_id is None:
                 raise ViInvalidParameterError(
-                    "resume requires dataset_id", suggestion="try: dataset_id=... with the dataset of the import"
+                    "resume requires dataset_id",
+                    suggestion="try: dataset_id=... with the dataset of the import",
                 )
         found = await concurrency.run_in_thread(find_files, path)
         if on_error == "RejectAll" and found.skipped:
@@ -253,17 +277,22 @@ class AsyncDatasets:
                 path,
                 format=format,
                 on_error=on_error,
-                decides_type=dataset_type is None and (is_new or await self._has_undecided_type(dataset)),
+                decides_type=dataset_type is None
+                and (is_new or await self._has_undecided_type(dataset)),
                 resume=resume,
             )
             with import_progress(shows_bar) as draw:
                 on_update = draw if isinstance(progress, bool) else progress
-                if imported.status.upload is not None:  # None: interrupted after the upload was finished
+                if (
+                    imported.status.upload is not None
+                ):  # None: interrupted after the upload was finished
                     imported = await self.imports.send(
                         imported, found.files, is_resumed=resume is not None, on_update=on_update
                     )
                 if wait:
-                    imported = await self.imports.wait(dataset.dataset_id, imported.import_id, on_update=on_update)
+                    imported = await self.imports.wait(
+                        dataset.dataset_id, imported.import_id, on_update=on_update
+                    )
         except _UNAVAILABLE_ERRORS as error:
             if imported is not None:
                 error.suggestion = (
@@ -303,9 +332,13 @@ class AsyncDatasets:
         """
         filters: Any = [("severity", severity), ("code", code)]
         path = await self._import_path(of, import_id) + "/findings"
-        return await fetch_page(self._http, path, item=Finding, pagination=pagination, filters=filters)
+        return await fetch_page(
+            self._http, path, item=Finding, pagination=pagination, filters=filters
+        )
 
-    async def report(self, of: str | FolderImport | DatasetImport, import_id: str | None = None) -> ImportReport:
+    async def report(
+        self, of: str | FolderImport | DatasetImport, import_id: str | None = None
+    ) -> ImportReport:
         """Return the findings of an import grouped by code, with the first findings of each code.
 
         Args:
@@ -315,9 +348,13 @@ class AsyncDatasets:
         Raises:
             ViNotFoundError: The dataset or import does not exist.
         """
-        return await self._http.call("GET", await self._import_path(of, import_id) + "/report", decode_as=ImportReport)
+        return await self._http.call(
+            "GET", await self._import_path(of, import_id) + "/report", decode_as=ImportReport
+        )
 
-    async def report_html(self, of: str | FolderImport | DatasetImport, import_id: str | None = None) -> str:
+    async def report_html(
+        self, of: str | FolderImport | DatasetImport, import_id: str | None = None
+    ) -> str:
         """Return the report as a self-contained HTML page; the arguments are those of ``report``.
 
         Raises:
@@ -328,12 +365,24 @@ class AsyncDatasets:
 
     @overload
     async def preview(
-        self, dataset_id: str, path: None = None, *, count: int = 12, seed: int = 0, version: str | None = None
+        self,
+        dataset_id: str,
+        path: None = None,
+        *,
+        count: int = 12,
+        seed: int = 0,
+        version: str | None = None,
     ) -> bytes: ...
 
     @overload
     async def preview(
-        self, dataset_id: str, path: str | Path, *, count: int = 12, seed: int = 0, version: str | None = None
+        self,
+        dataset_id: str,
+        path: str | Path,
+        *,
+        count: int = 12,
+        seed: int = 0,
+        version: str | None = None,
     ) -> Path: ...
 
     async def preview(
@@ -361,7 +410,10 @@ class AsyncDatasets:
         target = None if path is None else parse_local_path(path, name="path")
         params = {"count": count, "seed": seed, "version": version}
         answer = await self._http.send(
-            "GET", self._path(dataset_id) + "/preview", params=params, headers={"Accept": "image/png"}
+            "GET",
+            self._path(dataset_id) + "/preview",
+            params=params,
+            headers={"Accept": "image/png"},
         )
         if target is None:
             return answer.body
@@ -403,7 +455,8 @@ class AsyncDatasets:
         Raises:
             ViNotFoundError: The dataset or export does not exist.
         """
-        path = f"{self._path(dataset_id)}/datasetExports/{check_id(dataset_export_id, name='dataset_export_id')}"
+        bare = check_id(dataset_export_id, name="dataset_export_id")
+        path = f"{self._path(dataset_id)}/datasetExports/{bare}"
         return await self._http.call("GET", path, decode_as=DatasetExport)
 
     async def list_exports(
@@ -414,7 +467,9 @@ class AsyncDatasets:
         Raises:
             ViNotFoundError: No dataset has this id.
         """
-        pagination = PaginationParams(page_token=page, page_size=10 if page_size is None else page_size)
+        pagination = PaginationParams(
+            page_token=page, page_size=10 if page_size is None else page_size
+        )
         path = self._path(dataset_id) + "/datasetExports"
         return await fetch_page(self._http, path, item=DatasetExport, pagination=pagination)
 
@@ -430,13 +485,14 @@ class AsyncDatasets:
     ) -> DatasetDownloadResult:
         """Export a dataset, download it, and unpack it to ``<save_dir>/<dataset id>/``.
 
-        An interrupted download is resumed. The folder appears only when it is complete and verified.
+        An interrupted download is resumed. The folder appears only when it is complete and
+        verified.
 
         Args:
             dataset_id: Id of the dataset.
             dataset_export_id: Existing export to download; None creates a new one.
-            annotations_only: Exclude the images, which every format includes otherwise; ``ViFull`` becomes
-                ``ViJsonl``.
+            annotations_only: Exclude the images, which every format includes otherwise; ``ViFull``
+                becomes ``ViJsonl``.
             export_settings: Format and options, as in ``create_export``.
             save_dir: Target folder. Default: ``~/.datature/vi/datasets``.
             overwrite: Replace an existing folder.
@@ -455,18 +511,25 @@ class AsyncDatasets:
         folder = resolve_inside(root, check_id(dataset.dataset_id, name="datasetId"))
         if folder.exists() and not overwrite:
             raise ViDownloadError(
-                f"{folder} already exists", suggestion="try: overwrite=True to replace it, or another save_dir"
+                f"{folder} already exists",
+                suggestion="try: overwrite=True to replace it, or another save_dir",
             )
         export = await self._finish_export(
             dataset_id, dataset_export_id, export_settings, annotations_only=annotations_only
         )
         link = export.status.download_url
         if link is None:
-            raise ViDownloadError(f"the server gives no download link for export {export.export_id} of {dataset_id}")
-        archive = folder.with_name(f".{dataset.dataset_id}-{check_id(export.export_id, name='exportId')}.zip")
+            raise ViDownloadError(
+                f"the server gives no download link for export {export.export_id} of {dataset_id}"
+            )
+        archive = folder.with_name(
+            f".{dataset.dataset_id}-{check_id(export.export_id, name='exportId')}.zip"
+        )
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            with byte_progress(dataset.name, total_bytes=export.status.size_bytes, show=show_progress) as draw:
+            with byte_progress(
+                dataset.name, total_bytes=export.status.size_bytes, show=show_progress
+            ) as draw:
                 await download_file(
                     self._http,
                     link.url,
@@ -485,7 +548,8 @@ class AsyncDatasets:
             write_file_atomically(folder / "metadata.json", msgspec.json.encode(about))
         except OSError as error:
             raise ViDownloadError(
-                f"dataset {dataset_id} cannot be stored in {folder.parent}: {error.strerror or error}",
+                f"dataset {dataset_id} cannot be stored in {folder.parent}: "
+                f"{error.strerror or error}",
                 suggestion="try: check disk space and permissions, or use another save_dir",
                 cause=error,
             ) from error
@@ -544,7 +608,9 @@ class AsyncDatasets:
         Raises:
             ViNotFoundError: No dataset has this id.
         """
-        return await self._http.call("GET", self._path(dataset_id) + "/aggregationStatistics", decode_as=dict[str, Any])
+        return await self._http.call(
+            "GET", self._path(dataset_id) + "/aggregationStatistics", decode_as=dict[str, Any]
+        )
 
     statistics = get_aggregation_statistics
 
@@ -595,14 +661,18 @@ class AsyncDatasets:
         newest = await self.imports.list(dataset.dataset_id, PaginationParams(page_size=1))
         return bool(newest) and newest[0].spec.dataset_type == "auto"
 
-    async def _build_result(self, dataset: Dataset, imported: DatasetImport, found: LocalFiles) -> FolderImport:
+    async def _build_result(
+        self, dataset: Dataset, imported: DatasetImport, found: LocalFiles
+    ) -> FolderImport:
         """Return the result of an import that has ended.
 
         Raises:
             ViImportFailedError: It accepted nothing.
         """
         dataset_id, import_id = dataset.dataset_id, imported.import_id
-        first = await self.findings(dataset_id, import_id, PaginationParams(page_size=_MAX_FINDINGS))
+        first = await self.findings(
+            dataset_id, import_id, PaginationParams(page_size=_MAX_FINDINGS)
+        )
         version = imported.status.version
         result = FolderImport(
             dataset=await self.get(dataset.dataset_id),
@@ -615,15 +685,18 @@ class AsyncDatasets:
             raise ViImportFailedError(
                 f"nothing was imported into dataset {dataset.dataset_id}: {why}",
                 suggestion=(
-                    "error.imported.findings lists the findings, client.datasets.report summarizes them. "
-                    f"try: fix them, then import again with dataset_id={dataset_id!r}"
+                    "error.imported.findings lists the findings, client.datasets.report "
+                    "summarizes them. try: fix them, then import again with "
+                    f"dataset_id={dataset_id!r}"
                 ),
                 details={"datasetId": dataset_id, "importId": import_id},
                 imported=result,
             )
         return result
 
-    async def _discard_import(self, dataset: Dataset, imported: DatasetImport | None, *, is_new: bool) -> None:
+    async def _discard_import(
+        self, dataset: Dataset, imported: DatasetImport | None, *, is_new: bool
+    ) -> None:
         """Cancel the import, and delete the dataset if it was created for it; ignore failures."""
         try:
             if imported is not None:
@@ -650,7 +723,8 @@ class AsyncDatasets:
                 document["options"]["pictures"] = not annotations_only
             export_id = (await self.create_export(dataset_id, document)).export_id
         return await self._wait_until_reached(
-            lambda: self.get_export(dataset_id, export_id), what=f"export {export_id} of dataset {dataset_id}"
+            lambda: self.get_export(dataset_id, export_id),
+            what=f"export {export_id} of dataset {dataset_id}",
         )
 
     async def _wait_until_reached(self, request: Callable[[], Awaitable[T]], *, what: str) -> T:
@@ -670,7 +744,8 @@ class AsyncDatasets:
             newest = await self.imports.list(dataset_id, PaginationParams(page_size=1))
             if not newest:
                 raise ViNotFoundError(
-                    f"dataset {dataset_id} has no import", suggestion="try: client.datasets.import_folder"
+                    f"dataset {dataset_id} has no import",
+                    suggestion="try: client.datasets.import_folder",
                 )
             import_id = newest[0].import_id
         return f"{self._path(dataset_id)}/imports/{import_id}"

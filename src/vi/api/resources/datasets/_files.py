@@ -51,19 +51,24 @@ def find_files(path: str | Path) -> LocalFiles:
         return LocalFiles([LocalFile(top.name, str(top), top.stat().st_size)], [])
     if not top.is_dir():
         what = "is neither a file nor a folder" if top.exists() else "does not exist"
-        raise ViInvalidParameterError(f"path is {str(path)!r}, which {what}", suggestion="try: a folder or a file")
+        raise ViInvalidParameterError(
+            f"path is {str(path)!r}, which {what}", suggestion="try: a folder or a file"
+        )
     skipped: list[Finding] = []
     root = top.resolve()
     try:
         files = sorted(_walk(root, str(root), "", skipped), key=lambda file: file.path)
     except OSError as error:
         raise ViInvalidParameterError(
-            f"{error.filename} cannot be read: {error.strerror}", suggestion="try: check its permissions", cause=error
+            f"{error.filename} cannot be read: {error.strerror}",
+            suggestion="try: check its permissions",
+            cause=error,
         ) from error
     if not files:
         raise ViInvalidParameterError(
             f"{str(path)!r} has no file to import",
-            suggestion="Names that begin with a dot, and links that lead outside the folder, are skipped.",
+            suggestion="Names that begin with a dot, and links that lead outside the folder, are "
+            "skipped.",
             details={"leftOut": [f"{found.file}: {found.cause}" for found in skipped]},
         )
     return LocalFiles(files, skipped)

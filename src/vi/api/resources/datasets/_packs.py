@@ -5,9 +5,9 @@
     index                 JSON, [[path, size], ...]
     the files' bytes      one after another
 
-The hash lets the server verify a pack and skip one that it already has. A pack has at most 16 MiB of
-content and is built in memory. A larger file is a pack of its own, which is read twice: for the hash
-and while it is sent.
+The hash lets the server verify a pack and skip one that it already has. A pack has at most 16 MiB
+of content and is built in memory. A larger file is a pack of its own, which is read twice: for the
+hash and while it is sent.
 """
 
 import hashlib
@@ -45,7 +45,9 @@ class Pack:
             yield from _read_chunks(self._large_file)
 
 
-def group_files(files: Iterable[LocalFile], *, limit_bytes: int = PACK_BYTES) -> Iterator[list[LocalFile]]:
+def group_files(
+    files: Iterable[LocalFile], *, limit_bytes: int = PACK_BYTES
+) -> Iterator[list[LocalFile]]:
     """Yield the files of each pack, in order; the same files always give the same packs."""
     group: list[LocalFile] = []
     group_bytes = 0
@@ -125,6 +127,7 @@ def _read_error(file: LocalFile, error: OSError) -> ViUploadError:
 
 def _size_changed_error(file: LocalFile) -> ViUploadError:
     return ViUploadError(
-        f"the size of {file.local_path} changed during the import, expected: {file.size_bytes} bytes",
+        f"the size of {file.local_path} changed during the import, expected: {file.size_bytes} "
+        "bytes",
         suggestion="try: wait until nothing writes to it, then import again",
     )

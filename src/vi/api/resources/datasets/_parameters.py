@@ -14,8 +14,8 @@ from vi.errors import ViInvalidParameterError
 
 def dataset_path(organization_id: str, dataset_id: str) -> str:
     """Return the path of a dataset; its id may be prefixed with the id of the organization."""
-    bare = check_id(dataset_id, name="dataset_id").rpartition("_")[2]
-    return f"/workspaces/{organization_id}/datasets/{organization_id}_{check_id(bare, name='dataset_id')}"
+    bare = check_id(check_id(dataset_id, name="dataset_id").rpartition("_")[2], name="dataset_id")
+    return f"/workspaces/{organization_id}/datasets/{organization_id}_{bare}"
 
 
 def parse_dataset_id(value: object) -> str:
@@ -30,7 +30,9 @@ def parse_import_ids(of: object, import_id: str | None) -> tuple[str, str | None
     """Return dataset id and import id of an import, an import result, or the two ids."""
     if import_id is None:
         import_id = getattr(of, "import_id", None)
-    return parse_dataset_id(of), None if import_id is None else check_id(import_id, name="import_id")
+    return parse_dataset_id(of), None if import_id is None else check_id(
+        import_id, name="import_id"
+    )
 
 
 def parse_word(value: object, *, name: str) -> str:
@@ -59,7 +61,8 @@ def encode_export(settings: object) -> dict[str, Any]:
     normalized = _field(options, "normalized")
     if normalized is not None and not isinstance(normalized, bool):
         raise ViInvalidParameterError(
-            f"export_settings.options.normalized is {shorten_repr(normalized)}, expected: True or False"
+            f"export_settings.options.normalized is {shorten_repr(normalized)}, expected: True or "
+            "False"
         )
     return {
         "format": parse_word(_field(settings, "format") or "ViFull", name="export_settings.format"),
@@ -100,7 +103,10 @@ def encode_sort(sort_by: object) -> list[tuple[str, QueryValue]]:
     if isinstance(sort_by, str | enum.Enum):
         sort_by = {"criterion": sort_by}
     criterion = parse_word(_field(sort_by, "criterion") or "default", name="sort_by.criterion")
-    return [("o", parse_word(_field(sort_by, "order") or "asc", name="sort_by.order")), ("sortBy", criterion)]
+    return [
+        ("o", parse_word(_field(sort_by, "order") or "asc", name="sort_by.order")),
+        ("sortBy", criterion),
+    ]
 
 
 def _field(value: object, *names: str) -> Any:

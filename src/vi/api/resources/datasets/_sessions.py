@@ -23,13 +23,17 @@ def is_finished(conditions: Sequence[SessionCondition]) -> bool:
 
 def find_failure(conditions: Sequence[SessionCondition]) -> str | None:
     """Return the server's message for the failure of a session; None if it did not fail."""
-    failed = [condition for condition in conditions if condition.status is ConditionStatus.FAILED_REACH]
+    failed = [
+        condition for condition in conditions if condition.status is ConditionStatus.FAILED_REACH
+    ]
     if not failed:
         return None
     return next((condition.message for condition in failed if condition.message), "no reason given")
 
 
-def check_reached(conditions: Sequence[SessionCondition], *, what: str, reason: str | None = None) -> None:
+def check_reached(
+    conditions: Sequence[SessionCondition], *, what: str, reason: str | None = None
+) -> None:
     """Check that the session succeeded.
 
     Raises:

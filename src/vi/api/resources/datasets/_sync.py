@@ -15,7 +15,13 @@ import msgspec
 
 from vi._concurrency import synchronous as concurrency
 from vi._http._sync import Http
-from vi.api._arguments import build_if_match_headers, check_id, encode_metadata, encode_spec, parse_local_path
+from vi.api._arguments import (
+    build_if_match_headers,
+    check_id,
+    encode_metadata,
+    encode_spec,
+    parse_local_path,
+)
 from vi.api._folders import resolve_inside
 from vi.api._pages._sync import PaginatedResponse, fetch_page
 from vi.api._progress import byte_progress, import_progress
@@ -27,7 +33,13 @@ from vi.api.resources.datasets._parameters import (
     parse_import_ids,
     parse_word,
 )
-from vi.api.resources.datasets._sessions import FIRST_PAUSE_S, check_reached, find_failure, is_finished, next_pause_s
+from vi.api.resources.datasets._sessions import (
+    FIRST_PAUSE_S,
+    check_reached,
+    find_failure,
+    is_finished,
+    next_pause_s,
+)
 from vi.api.resources.datasets.imports._sync import Imports
 from vi.api.resources.datasets.responses import (
     BulkDeletion,
@@ -68,14 +80,18 @@ class Datasets:
     A ``dataset_id`` may be prefixed with the id of the organization (``<organization>_<dataset>``).
     """
 
-    def __init__(self, http: Http, organization_id: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, http: Http, organization_id: str, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._http = http
         self._organization_id = organization_id
         self._base = f"/workspaces/{organization_id}/datasets"
         self.imports = Imports(http, organization_id, clock=clock)
         self.versions = Versions(http, organization_id)
 
-    def list(self, pagination: PaginationParams | dict[str, Any] = PaginationParams()) -> PaginatedResponse[Dataset]:
+    def list(
+        self, pagination: PaginationParams | dict[str, Any] = PaginationParams()
+    ) -> PaginatedResponse[Dataset]:
         """Return a page of datasets, newest first."""
         return fetch_page(self._http, self._base, item=Dataset, pagination=pagination)
 
@@ -156,7 +172,9 @@ class Datasets:
         """
         body = {**encode_spec(spec or {}), **encode_metadata(metadata, removable=True)}
         headers = build_if_match_headers(if_match)
-        return self._http.call("PATCH", self._path(dataset_id), body=body, headers=headers, decode_as=Dataset)
+        return self._http.call(
+            "PATCH", self._path(dataset_id), body=body, headers=headers, decode_as=Dataset
+        )
 
     def delete(self, dataset_id: str) -> DeletedDataset:
         """Delete a dataset and its contents.
@@ -175,7 +193,9 @@ class Datasets:
         Raises:
             ViNotFoundError: No dataset with this id was deleted.
         """
-        return self._http.call("GET", self._path(dataset_id) + "/deleteOperation", decode_as=DeletedDataset)
+        return self._http.call(
+            "GET", self._path(dataset_id) + "/deleteOperation", decode_as=DeletedDataset
+        )
 
     def import_folder(
         self,
@@ -193,27 +213,32 @@ class Datasets:
     ) -> FolderImport:
         """Import a folder of images and labels, or one archive; the server detects the format.
 
-        Ctrl-C, or cancellation of the task, cancels the import. If the server stays unavailable, the
-        import remains open for 24 hours and can be continued with ``resume``.
+        Ctrl-C, or cancellation of the task, cancels the import. If the server stays unavailable,
+        the import remains open for 24 hours and can be continued with ``resume``.
 
         Args:
-            path: Folder, or a file such as ``.zip``, ``.parquet`` or ``.jsonl``. Names that begin with a
-                dot are ignored. Links that lead outside the folder are skipped and reported as findings.
+            path: Folder, or a file such as ``.zip``, ``.parquet`` or ``.jsonl``. Names that begin
+                with a dot are ignored. Links that lead outside the folder are skipped and reported
+                as findings.
             format: Format of the annotation files; ``"auto"`` detects it.
             name: Name of the new dataset. Default: the name of the folder.
-            dataset_type: ``"phrase-grounding"``, ``"vqa"`` or ``"freeform"``. Default: the type of the
-                annotations.
+            dataset_type: ``"phrase-grounding"``, ``"vqa"`` or ``"freeform"``. Default: the type of
+                the annotations.
             on_error: ``"Warn"`` repairs rows if possible, ``"RejectRow"`` skips invalid rows,
-                ``"RejectFile"`` skips their files, ``"RejectAll"`` accepts nothing if any row is invalid.
-            wait: Wait until the import has ended. If False, it continues on the server after the upload.
-            progress: True draws a bar if standard error is a terminal. A function is called with the
-                import several times a second; ``status.progress.phase`` is ``Sending`` during the upload.
+                ``"RejectFile"`` skips their files, ``"RejectAll"`` accepts nothing if any row is
+                invalid.
+            wait: Wait until the import has ended. If False, it continues on the server after the
+                upload.
+            progress: True draws a bar if standard error is a terminal. A function is called with
+                the import several times a second; ``status.progress.phase`` is ``Sending`` during
+                the upload.
             dataset_id: Import into this dataset instead of a new one.
             resume: Interrupted import of that dataset; only missing data is uploaded.
             metadata: Attributes of a new dataset.
 
         Raises:
-            ViInvalidParameterError: The path has no file to import, or arguments contradict each other.
+            ViInvalidParameterError: The path has no file to import, or arguments contradict each
+                other.
             ViUploadError: A file cannot be read, or changes during the upload.
             ViImportFailedError: Nothing was accepted; ``error.imported.findings`` has the reasons.
             ViError: The server stayed unavailable; the suggestion says how to resume.
@@ -227,7 +252,8 @@ class Datasets:
             dataset_id = parse_dataset_id(resume) if isinstance(resume, DatasetImport) else None
             if dataset_id is None:
                 raise ViInvalidParameterError(
-                    "resume requires dataset_id", suggestion="try: dataset_id=... with the dataset of the import"
+                    "resume requires dataset_id",
+                    suggestion="try: dataset_id=... with the dataset of the import",
                 )
         found = concurrency.run_in_thread(find_files, path)
         if on_error == "RejectAll" and found.skipped:
@@ -257,12 +283,16 @@ class Datasets:
             )
             with import_progress(shows_bar) as draw:
                 on_update = draw if isinstance(progress, bool) else progress
-                if imported.status.upload is not None:  # None: interrupted after the upload was finished
+                if (
+                    imported.status.upload is not None
+                ):  # None: interrupted after the upload was finished
                     imported = self.imports.send(
                         imported, found.files, is_resumed=resume is not None, on_update=on_update
                     )
                 if wait:
-                    imported = self.imports.wait(dataset.dataset_id, imported.import_id, on_update=on_update)
+                    imported = self.imports.wait(
+                        dataset.dataset_id, imported.import_id, on_update=on_update
+                    )
         except _UNAVAILABLE_ERRORS as error:
             if imported is not None:
                 error.suggestion = (
@@ -304,7 +334,9 @@ class Datasets:
         path = self._import_path(of, import_id) + "/findings"
         return fetch_page(self._http, path, item=Finding, pagination=pagination, filters=filters)
 
-    def report(self, of: str | FolderImport | DatasetImport, import_id: str | None = None) -> ImportReport:
+    def report(
+        self, of: str | FolderImport | DatasetImport, import_id: str | None = None
+    ) -> ImportReport:
         """Return the findings of an import grouped by code, with the first findings of each code.
 
         Args:
@@ -314,9 +346,13 @@ class Datasets:
         Raises:
             ViNotFoundError: The dataset or import does not exist.
         """
-        return self._http.call("GET", self._import_path(of, import_id) + "/report", decode_as=ImportReport)
+        return self._http.call(
+            "GET", self._import_path(of, import_id) + "/report", decode_as=ImportReport
+        )
 
-    def report_html(self, of: str | FolderImport | DatasetImport, import_id: str | None = None) -> str:
+    def report_html(
+        self, of: str | FolderImport | DatasetImport, import_id: str | None = None
+    ) -> str:
         """Return the report as a self-contained HTML page; the arguments are those of ``report``.
 
         Raises:
@@ -327,12 +363,24 @@ class Datasets:
 
     @overload
     def preview(
-        self, dataset_id: str, path: None = None, *, count: int = 12, seed: int = 0, version: str | None = None
+        self,
+        dataset_id: str,
+        path: None = None,
+        *,
+        count: int = 12,
+        seed: int = 0,
+        version: str | None = None,
     ) -> bytes: ...
 
     @overload
     def preview(
-        self, dataset_id: str, path: str | Path, *, count: int = 12, seed: int = 0, version: str | None = None
+        self,
+        dataset_id: str,
+        path: str | Path,
+        *,
+        count: int = 12,
+        seed: int = 0,
+        version: str | None = None,
     ) -> Path: ...
 
     def preview(
@@ -360,7 +408,10 @@ class Datasets:
         target = None if path is None else parse_local_path(path, name="path")
         params = {"count": count, "seed": seed, "version": version}
         answer = self._http.send(
-            "GET", self._path(dataset_id) + "/preview", params=params, headers={"Accept": "image/png"}
+            "GET",
+            self._path(dataset_id) + "/preview",
+            params=params,
+            headers={"Accept": "image/png"},
         )
         if target is None:
             return answer.body
@@ -392,7 +443,9 @@ class Datasets:
             ViValidationError: The format is unknown, or does not support the type of the dataset.
         """
         body = {"spec": encode_export(export_settings)}
-        return self._http.call("POST", self._path(dataset_id) + "/datasetExports", body=body, decode_as=DatasetExport)
+        return self._http.call(
+            "POST", self._path(dataset_id) + "/datasetExports", body=body, decode_as=DatasetExport
+        )
 
     def get_export(self, dataset_id: str, dataset_export_id: str) -> DatasetExport:
         """Return the current state of an export.
@@ -400,7 +453,8 @@ class Datasets:
         Raises:
             ViNotFoundError: The dataset or export does not exist.
         """
-        path = f"{self._path(dataset_id)}/datasetExports/{check_id(dataset_export_id, name='dataset_export_id')}"
+        bare = check_id(dataset_export_id, name="dataset_export_id")
+        path = f"{self._path(dataset_id)}/datasetExports/{bare}"
         return self._http.call("GET", path, decode_as=DatasetExport)
 
     def list_exports(
@@ -411,7 +465,9 @@ class Datasets:
         Raises:
             ViNotFoundError: No dataset has this id.
         """
-        pagination = PaginationParams(page_token=page, page_size=10 if page_size is None else page_size)
+        pagination = PaginationParams(
+            page_token=page, page_size=10 if page_size is None else page_size
+        )
         path = self._path(dataset_id) + "/datasetExports"
         return fetch_page(self._http, path, item=DatasetExport, pagination=pagination)
 
@@ -427,13 +483,14 @@ class Datasets:
     ) -> DatasetDownloadResult:
         """Export a dataset, download it, and unpack it to ``<save_dir>/<dataset id>/``.
 
-        An interrupted download is resumed. The folder appears only when it is complete and verified.
+        An interrupted download is resumed. The folder appears only when it is complete and
+        verified.
 
         Args:
             dataset_id: Id of the dataset.
             dataset_export_id: Existing export to download; None creates a new one.
-            annotations_only: Exclude the images, which every format includes otherwise; ``ViFull`` becomes
-                ``ViJsonl``.
+            annotations_only: Exclude the images, which every format includes otherwise; ``ViFull``
+                becomes ``ViJsonl``.
             export_settings: Format and options, as in ``create_export``.
             save_dir: Target folder. Default: ``~/.datature/vi/datasets``.
             overwrite: Replace an existing folder.
@@ -452,16 +509,25 @@ class Datasets:
         folder = resolve_inside(root, check_id(dataset.dataset_id, name="datasetId"))
         if folder.exists() and not overwrite:
             raise ViDownloadError(
-                f"{folder} already exists", suggestion="try: overwrite=True to replace it, or another save_dir"
+                f"{folder} already exists",
+                suggestion="try: overwrite=True to replace it, or another save_dir",
             )
-        export = self._finish_export(dataset_id, dataset_export_id, export_settings, annotations_only=annotations_only)
+        export = self._finish_export(
+            dataset_id, dataset_export_id, export_settings, annotations_only=annotations_only
+        )
         link = export.status.download_url
         if link is None:
-            raise ViDownloadError(f"the server gives no download link for export {export.export_id} of {dataset_id}")
-        archive = folder.with_name(f".{dataset.dataset_id}-{check_id(export.export_id, name='exportId')}.zip")
+            raise ViDownloadError(
+                f"the server gives no download link for export {export.export_id} of {dataset_id}"
+            )
+        archive = folder.with_name(
+            f".{dataset.dataset_id}-{check_id(export.export_id, name='exportId')}.zip"
+        )
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            with byte_progress(dataset.name, total_bytes=export.status.size_bytes, show=show_progress) as draw:
+            with byte_progress(
+                dataset.name, total_bytes=export.status.size_bytes, show=show_progress
+            ) as draw:
                 download_file(
                     self._http,
                     link.url,
@@ -480,7 +546,8 @@ class Datasets:
             write_file_atomically(folder / "metadata.json", msgspec.json.encode(about))
         except OSError as error:
             raise ViDownloadError(
-                f"dataset {dataset_id} cannot be stored in {folder.parent}: {error.strerror or error}",
+                f"dataset {dataset_id} cannot be stored in {folder.parent}: "
+                f"{error.strerror or error}",
                 suggestion="try: check disk space and permissions, or use another save_dir",
                 cause=error,
             ) from error
@@ -521,7 +588,9 @@ class Datasets:
             what=f"the deletion of images of dataset {dataset_id}",
         )
 
-    def get_bulk_asset_deletion_session(self, dataset_id: str, delete_many_assets_session_id: str) -> BulkDeletion:
+    def get_bulk_asset_deletion_session(
+        self, dataset_id: str, delete_many_assets_session_id: str
+    ) -> BulkDeletion:
         """Return the current state of a bulk deletion.
 
         Raises:
@@ -537,7 +606,9 @@ class Datasets:
         Raises:
             ViNotFoundError: No dataset has this id.
         """
-        return self._http.call("GET", self._path(dataset_id) + "/aggregationStatistics", decode_as=dict[str, Any])
+        return self._http.call(
+            "GET", self._path(dataset_id) + "/aggregationStatistics", decode_as=dict[str, Any]
+        )
 
     statistics = get_aggregation_statistics
 
@@ -587,7 +658,9 @@ class Datasets:
         newest = self.imports.list(dataset.dataset_id, PaginationParams(page_size=1))
         return bool(newest) and newest[0].spec.dataset_type == "auto"
 
-    def _build_result(self, dataset: Dataset, imported: DatasetImport, found: LocalFiles) -> FolderImport:
+    def _build_result(
+        self, dataset: Dataset, imported: DatasetImport, found: LocalFiles
+    ) -> FolderImport:
         """Return the result of an import that has ended.
 
         Raises:
@@ -607,15 +680,18 @@ class Datasets:
             raise ViImportFailedError(
                 f"nothing was imported into dataset {dataset.dataset_id}: {why}",
                 suggestion=(
-                    "error.imported.findings lists the findings, client.datasets.report summarizes them. "
-                    f"try: fix them, then import again with dataset_id={dataset_id!r}"
+                    "error.imported.findings lists the findings, client.datasets.report "
+                    "summarizes them. try: fix them, then import again with "
+                    f"dataset_id={dataset_id!r}"
                 ),
                 details={"datasetId": dataset_id, "importId": import_id},
                 imported=result,
             )
         return result
 
-    def _discard_import(self, dataset: Dataset, imported: DatasetImport | None, *, is_new: bool) -> None:
+    def _discard_import(
+        self, dataset: Dataset, imported: DatasetImport | None, *, is_new: bool
+    ) -> None:
         """Cancel the import, and delete the dataset if it was created for it; ignore failures."""
         try:
             if imported is not None:
@@ -642,7 +718,8 @@ class Datasets:
                 document["options"]["pictures"] = not annotations_only
             export_id = (self.create_export(dataset_id, document)).export_id
         return self._wait_until_reached(
-            lambda: self.get_export(dataset_id, export_id), what=f"export {export_id} of dataset {dataset_id}"
+            lambda: self.get_export(dataset_id, export_id),
+            what=f"export {export_id} of dataset {dataset_id}",
         )
 
     def _wait_until_reached(self, request: Callable[[], T], *, what: str) -> T:
@@ -662,7 +739,8 @@ class Datasets:
             newest = self.imports.list(dataset_id, PaginationParams(page_size=1))
             if not newest:
                 raise ViNotFoundError(
-                    f"dataset {dataset_id} has no import", suggestion="try: client.datasets.import_folder"
+                    f"dataset {dataset_id} has no import",
+                    suggestion="try: client.datasets.import_folder",
                 )
             import_id = newest[0].import_id
         return f"{self._path(dataset_id)}/imports/{import_id}"

@@ -200,7 +200,9 @@ class DatasetImport(Document):
     @property
     def has_failed(self) -> bool:
         """True if the import ended without accepting anything; ``status.why`` has the reason."""
-        return any(condition.status is ConditionStatus.FAILED_REACH for condition in self.status.conditions)
+        return any(
+            condition.status is ConditionStatus.FAILED_REACH for condition in self.status.conditions
+        )
 
 
 class Finding(Document):

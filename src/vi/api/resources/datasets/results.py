@@ -16,8 +16,9 @@ class FolderImport:
         dataset: The dataset after the import.
         session: The import; its ``status`` counts files, rows and findings.
         version: The new version; None without waiting, or if nothing was accepted.
-        findings: The first findings, at most 1000, starting with skipped files such as links that lead
-            outside the folder. ``client.datasets.findings`` returns all findings of the server.
+        findings: The first findings, at most 1000, starting with skipped files such as links that
+            lead outside the folder. ``client.datasets.findings`` returns all findings of the
+            server.
     """
 
     dataset: Dataset
@@ -42,10 +43,13 @@ class FolderImport:
         """Return a one-line summary."""
         progress, found = self.session.status.progress, self.session.status.findings
         counts = (
-            f"{format_count(progress.images, 'image')}, {progress.rows_kept} of {format_count(progress.rows, 'row')}"
+            f"{format_count(progress.images, 'image')}, {progress.rows_kept} of "
+            f"{format_count(progress.rows, 'row')}"
         )
         kind = f"{self.session.status.format or 'no annotations'}, {self.dataset.type}"
-        defects = f"{format_count(found.errors, 'error')}, {format_count(found.warnings, 'warning')}"
+        defects = (
+            f"{format_count(found.errors, 'error')}, {format_count(found.warnings, 'warning')}"
+        )
         return f"{self.dataset.name}: {counts} ({kind}); {defects}"
 
 
@@ -66,7 +70,9 @@ class DatasetDownloadResult:
     @property
     def splits(self) -> list[str]:
         """Those of ``dump``, ``training`` and ``validation`` that exist."""
-        return [name for name in ("dump", "training", "validation") if (self.save_path / name).is_dir()]
+        return [
+            name for name in ("dump", "training", "validation") if (self.save_path / name).is_dir()
+        ]
 
     @property
     def asset_count(self) -> int:
@@ -75,8 +81,13 @@ class DatasetDownloadResult:
 
     @property
     def size_mb(self) -> float:
-        return sum(path.stat().st_size for path in self.save_path.rglob("*") if path.is_file()) / 1e6
+        return (
+            sum(path.stat().st_size for path in self.save_path.rglob("*") if path.is_file()) / 1e6
+        )
 
     def summary(self) -> str:
         """Return a one-line summary."""
-        return f"{self.dataset_id}: {self.asset_count} images, {self.size_mb:.1f} MB in {self.save_path}"
+        return (
+            f"{self.dataset_id}: {self.asset_count} images, {self.size_mb:.1f} MB in "
+            f"{self.save_path}"
+        )

@@ -32,22 +32,26 @@ class AsyncKeys:
         """
         return await self._http.call("GET", self._path(key_id), decode_as=Key)
 
-    async def create(self, name: str, role: KeyRole = "member", *, expires: datetime | int | None = None) -> IssuedKey:
+    async def create(
+        self, name: str, role: KeyRole = "member", *, expires: datetime | int | None = None
+    ) -> IssuedKey:
         """Create a key; the ``secret_key`` of the result is not available again.
 
-        The request is not retried if its response is lost. In that case ``list`` shows an unused key,
-        which should be revoked.
+        The request is not retried if its response is lost. In that case ``list`` shows an unused
+        key, which should be revoked.
 
         Args:
             name: Purpose of the key.
-            role: ``viewer`` reads, ``member`` also changes resources, ``admin`` also manages keys and
-                storage.
+            role: ``viewer`` reads, ``member`` also changes resources, ``admin`` also manages keys
+                and storage.
             expires: Expiry, as a datetime or epoch milliseconds; None for never.
 
         Raises:
             ViAuthenticationError: The key of the client is not an admin's.
         """
-        body = {"spec": {"name": name, "role": role, "expires": to_epoch_ms(expires, name="expires")}}
+        body = {
+            "spec": {"name": name, "role": role, "expires": to_epoch_ms(expires, name="expires")}
+        }
         return await self._http.call("POST", self._base, body=body, decode_as=IssuedKey)
 
     async def revoke(self, key_id: str) -> Key:
@@ -59,7 +63,9 @@ class AsyncKeys:
         """
         return await self._http.call("DELETE", self._path(key_id), decode_as=Key)
 
-    async def rotate(self, key_id: str, *, overlap_s: int = 0, expires: datetime | int | None = None) -> IssuedKey:
+    async def rotate(
+        self, key_id: str, *, overlap_s: int = 0, expires: datetime | int | None = None
+    ) -> IssuedKey:
         """Replace a key with a new one of the same name and role.
 
         The ``secret_key`` of the result is not available again.
@@ -74,8 +80,12 @@ class AsyncKeys:
             ViNotFoundError: The organization has no such key.
             ViConflictError: The key is revoked or has expired.
         """
-        body = {"spec": {"overlapSeconds": overlap_s, "expires": to_epoch_ms(expires, name="expires")}}
-        return await self._http.call("POST", f"{self._path(key_id)}/rotations", body=body, decode_as=IssuedKey)
+        body = {
+            "spec": {"overlapSeconds": overlap_s, "expires": to_epoch_ms(expires, name="expires")}
+        }
+        return await self._http.call(
+            "POST", f"{self._path(key_id)}/rotations", body=body, decode_as=IssuedKey
+        )
 
     async def __aiter__(self) -> AsyncIterator[Key]:
         async for key in (await self.list(PaginationParams(page_size=100))).all_items():

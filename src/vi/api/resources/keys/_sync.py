@@ -19,7 +19,9 @@ class Keys:
         self._http = http
         self._base = f"/workspaces/{organization_id}/keys"
 
-    def list(self, pagination: PaginationParams | dict[str, Any] = PaginationParams()) -> PaginatedResponse[Key]:
+    def list(
+        self, pagination: PaginationParams | dict[str, Any] = PaginationParams()
+    ) -> PaginatedResponse[Key]:
         """Return a page of keys, newest first."""
         return fetch_page(self._http, self._base, item=Key, pagination=pagination)
 
@@ -31,22 +33,26 @@ class Keys:
         """
         return self._http.call("GET", self._path(key_id), decode_as=Key)
 
-    def create(self, name: str, role: KeyRole = "member", *, expires: datetime | int | None = None) -> IssuedKey:
+    def create(
+        self, name: str, role: KeyRole = "member", *, expires: datetime | int | None = None
+    ) -> IssuedKey:
         """Create a key; the ``secret_key`` of the result is not available again.
 
-        The request is not retried if its response is lost. In that case ``list`` shows an unused key,
-        which should be revoked.
+        The request is not retried if its response is lost. In that case ``list`` shows an unused
+        key, which should be revoked.
 
         Args:
             name: Purpose of the key.
-            role: ``viewer`` reads, ``member`` also changes resources, ``admin`` also manages keys and
-                storage.
+            role: ``viewer`` reads, ``member`` also changes resources, ``admin`` also manages keys
+                and storage.
             expires: Expiry, as a datetime or epoch milliseconds; None for never.
 
         Raises:
             ViAuthenticationError: The key of the client is not an admin's.
         """
-        body = {"spec": {"name": name, "role": role, "expires": to_epoch_ms(expires, name="expires")}}
+        body = {
+            "spec": {"name": name, "role": role, "expires": to_epoch_ms(expires, name="expires")}
+        }
         return self._http.call("POST", self._base, body=body, decode_as=IssuedKey)
 
     def revoke(self, key_id: str) -> Key:
@@ -58,7 +64,9 @@ class Keys:
         """
         return self._http.call("DELETE", self._path(key_id), decode_as=Key)
 
-    def rotate(self, key_id: str, *, overlap_s: int = 0, expires: datetime | int | None = None) -> IssuedKey:
+    def rotate(
+        self, key_id: str, *, overlap_s: int = 0, expires: datetime | int | None = None
+    ) -> IssuedKey:
         """Replace a key with a new one of the same name and role.
 
         The ``secret_key`` of the result is not available again.
@@ -73,8 +81,12 @@ class Keys:
             ViNotFoundError: The organization has no such key.
             ViConflictError: The key is revoked or has expired.
         """
-        body = {"spec": {"overlapSeconds": overlap_s, "expires": to_epoch_ms(expires, name="expires")}}
-        return self._http.call("POST", f"{self._path(key_id)}/rotations", body=body, decode_as=IssuedKey)
+        body = {
+            "spec": {"overlapSeconds": overlap_s, "expires": to_epoch_ms(expires, name="expires")}
+        }
+        return self._http.call(
+            "POST", f"{self._path(key_id)}/rotations", body=body, decode_as=IssuedKey
+        )
 
     def __iter__(self) -> Iterator[Key]:
         yield from (self.list(PaginationParams(page_size=100))).all_items()

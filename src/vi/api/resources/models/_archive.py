@@ -20,7 +20,9 @@ _MAX_DEPTH = 32
 _CHUNK_BYTES = 1 << 20
 
 
-def unpack_tar(archive: Path, folder: Path, *, finish: Callable[[Path], None] = lambda staged: None) -> None:
+def unpack_tar(
+    archive: Path, folder: Path, *, finish: Callable[[Path], None] = lambda staged: None
+) -> None:
     """Unpack next to ``folder``, rename the result to it, and delete the archive.
 
     ``finish`` is called with the unpacked folder before it is renamed.

@@ -12,7 +12,11 @@ from vi.api._arguments import check_id
 from vi.api._manifest import is_intact, write_manifest
 from vi.api._pages._async import AsyncPaginatedResponse, fetch_page
 from vi.api._progress import byte_progress
-from vi.api.resources.models._folder import archive_path, checkpoint_folder, describe_downloaded_model
+from vi.api.resources.models._folder import (
+    archive_path,
+    checkpoint_folder,
+    describe_downloaded_model,
+)
 from vi.api.resources.models.responses import DownloadedModel, Model
 from vi.api.resources.runs._outcome import no_checkpoint_error
 from vi.api.resources.runs.responses import Run
@@ -58,7 +62,9 @@ class AsyncModels:
         path = f"{self._path(run_id)}/{check_id('latest' if ckpt is None else ckpt, name='ckpt')}"
         params = {"contents": "y" if contents else None}
         try:
-            answer = await self._http.call("GET", path, params=params, decode_as=_CheckpointResponse)
+            answer = await self._http.call(
+                "GET", path, params=params, decode_as=_CheckpointResponse
+            )
         except ViNotFoundError as error:
             raise await self._explain_missing_checkpoint(run_id, error) from error
         if answer.items:
@@ -67,7 +73,8 @@ class AsyncModels:
             return msgspec.convert(msgspec.to_builtins(answer), Model)
         raise ViOperationError(
             f"run {run_id} has no checkpoint {ckpt or ''}".rstrip(),
-            suggestion="A run saves its first checkpoint after its first evaluation. try: client.runs.wait",
+            suggestion="A run saves its first checkpoint after its first evaluation. try: "
+            "client.runs.wait",
         )
 
     async def download(
@@ -101,10 +108,16 @@ class AsyncModels:
         model = await self.get(run_id, ckpt, contents=True)
         folder, contents = checkpoint_folder(model, save_dir=save_dir), model.status.contents
         identity = contents.sha256 if contents else None
-        if not overwrite and folder.is_dir() and await concurrency.run_in_thread(is_intact, folder, identity=identity):
+        if (
+            not overwrite
+            and folder.is_dir()
+            and await concurrency.run_in_thread(is_intact, folder, identity=identity)
+        ):
             return describe_downloaded_model(folder, model)
         if contents is None:
-            raise ViDownloadError(f"the server gives no download link for checkpoint {model.model_id} of {run_id}")
+            raise ViDownloadError(
+                f"the server gives no download link for checkpoint {model.model_id} of {run_id}"
+            )
         archive, title = archive_path(folder), f"{run_id}/{model.model_id}"
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -128,7 +141,9 @@ class AsyncModels:
             ) from error
         return describe_downloaded_model(folder, model)
 
-    async def _explain_missing_checkpoint(self, run_id: str, error: ViNotFoundError) -> ViNotFoundError:
+    async def _explain_missing_checkpoint(
+        self, run_id: str, error: ViNotFoundError
+    ) -> ViNotFoundError:
         """Return the exception for a missing checkpoint, or for a run without any."""
         try:
             run = await self._http.call("GET", f"{self._base}/{run_id}", decode_as=Run)

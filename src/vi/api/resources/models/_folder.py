@@ -25,8 +25,12 @@ def checkpoint_folder(model: Model, *, save_dir: str | Path | None) -> Path:
     Raises:
         ViInvalidParameterError: The server sent an invalid id.
     """
-    root = parse_local_path(DEFAULT_SAVE_DIR if save_dir is None else save_dir, name="save_dir").absolute()
-    return resolve_inside(root, check_id(model.run_id, name="runId"), check_id(model.model_id, name="runOutputId"))
+    root = parse_local_path(
+        DEFAULT_SAVE_DIR if save_dir is None else save_dir, name="save_dir"
+    ).absolute()
+    return resolve_inside(
+        root, check_id(model.run_id, name="runId"), check_id(model.model_id, name="runOutputId")
+    )
 
 
 def archive_path(folder: Path) -> Path:

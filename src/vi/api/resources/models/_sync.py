@@ -13,7 +13,11 @@ from vi.api._arguments import check_id
 from vi.api._manifest import is_intact, write_manifest
 from vi.api._pages._sync import PaginatedResponse, fetch_page
 from vi.api._progress import byte_progress
-from vi.api.resources.models._folder import archive_path, checkpoint_folder, describe_downloaded_model
+from vi.api.resources.models._folder import (
+    archive_path,
+    checkpoint_folder,
+    describe_downloaded_model,
+)
 from vi.api.resources.models.responses import DownloadedModel, Model
 from vi.api.resources.runs._outcome import no_checkpoint_error
 from vi.api.resources.runs.responses import Run
@@ -68,7 +72,8 @@ class Models:
             return msgspec.convert(msgspec.to_builtins(answer), Model)
         raise ViOperationError(
             f"run {run_id} has no checkpoint {ckpt or ''}".rstrip(),
-            suggestion="A run saves its first checkpoint after its first evaluation. try: client.runs.wait",
+            suggestion="A run saves its first checkpoint after its first evaluation. try: "
+            "client.runs.wait",
         )
 
     def download(
@@ -102,10 +107,16 @@ class Models:
         model = self.get(run_id, ckpt, contents=True)
         folder, contents = checkpoint_folder(model, save_dir=save_dir), model.status.contents
         identity = contents.sha256 if contents else None
-        if not overwrite and folder.is_dir() and concurrency.run_in_thread(is_intact, folder, identity=identity):
+        if (
+            not overwrite
+            and folder.is_dir()
+            and concurrency.run_in_thread(is_intact, folder, identity=identity)
+        ):
             return describe_downloaded_model(folder, model)
         if contents is None:
-            raise ViDownloadError(f"the server gives no download link for checkpoint {model.model_id} of {run_id}")
+            raise ViDownloadError(
+                f"the server gives no download link for checkpoint {model.model_id} of {run_id}"
+            )
         archive, title = archive_path(folder), f"{run_id}/{model.model_id}"
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -118,7 +129,9 @@ class Models:
                     sha256=contents.sha256,
                     on_progress=draw,
                 )
-            concurrency.run_in_thread(unpack_tar, archive, folder, finish=partial(write_manifest, identity=identity))
+            concurrency.run_in_thread(
+                unpack_tar, archive, folder, finish=partial(write_manifest, identity=identity)
+            )
         except OSError as error:
             raise ViDownloadError(
                 f"{title} cannot be stored in {folder.parent}: {error.strerror or error}",

@@ -28,9 +28,19 @@ from vi.api._arguments import (
 from vi.api._pages._async import AsyncPaginatedResponse, fetch_page
 from vi.api._progress import run_progress
 from vi.api.resources.flows.responses import FlowSpec
-from vi.api.resources.runs._outcome import is_finished, require_success, run_vanished_error, wait_timeout_error
+from vi.api.resources.runs._outcome import (
+    is_finished,
+    require_success,
+    run_vanished_error,
+    wait_timeout_error,
+)
 from vi.api.resources.runs._pages import LogSlice, MetricSlice
-from vi.api.resources.runs._selection import RunIds, encode_filters, encode_selection, to_query_parameters
+from vi.api.resources.runs._selection import (
+    RunIds,
+    encode_filters,
+    encode_selection,
+    to_query_parameters,
+)
 from vi.api.resources.runs.responses import LogLine, MetricPoint, Run, RunOutcomes, RunSpec
 from vi.api.responses import ConditionKind, DeletedResource
 from vi.api.types import PaginationParams
@@ -56,7 +66,9 @@ _MAX_LINES = 1000
 class AsyncRuns:
     """Runs of the organization; iteration yields all of them."""
 
-    def __init__(self, http: AsyncHttp, organization_id: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, http: AsyncHttp, organization_id: str, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._http = http
         self._base = f"/workspaces/{organization_id}/runs"
         self._clock = clock
@@ -96,7 +108,9 @@ class AsyncRuns:
                 created_before=created_before,
             )
         )
-        return await fetch_page(self._http, self._base, item=Run, pagination=pagination, filters=filters)
+        return await fetch_page(
+            self._http, self._base, item=Run, pagination=pagination, filters=filters
+        )
 
     async def get(self, run_id: str) -> Run:
         """Return the current state of a run.
@@ -120,24 +134,32 @@ class AsyncRuns:
             flow: Id of a saved flow, or the flow itself. The run keeps its own copy.
             training_project: Id of a training project or a dataset.
             metadata: Attributes, which ``list`` can filter by.
-            run_id: Id of the run. Repeating the call with the same id and body returns the same run.
-            resume_from: Id of a run to resume, or ``(run_id, checkpoint)``, where the checkpoint is an
-                id, ``"latest"`` or ``"best"``. Weights, optimizer, step and random states are restored.
-                The new run copies the checkpoint, so the other run may be deleted.
+            run_id: Id of the run. Repeating the call with the same id and body returns the same
+                run.
+            resume_from: Id of a run to resume, or ``(run_id, checkpoint)``, where the checkpoint is
+                an id, ``"latest"`` or ``"best"``. Weights, optimizer, step and random states are
+                restored. The new run copies the checkpoint, so the other run may be deleted.
 
         Raises:
-            ViValidationError: The flow is invalid; ``details["problems"]`` lists each problem and path.
+            ViValidationError: The flow is invalid; ``details["problems"]`` lists each problem and
+                path.
             ViNotFoundError: The flow, or the run or checkpoint to resume from, does not exist.
             ViConflictError: The id belongs to a run with a different body.
         """
         path = self._path(str(uuid.uuid4()) if run_id is None else run_id)
         spec: dict[str, Any]
-        spec = {"flowId": check_id(flow, name="flow")} if isinstance(flow, str) else {"flow": encode_flow(flow)}
+        spec = (
+            {"flowId": check_id(flow, name="flow")}
+            if isinstance(flow, str)
+            else {"flow": encode_flow(flow)}
+        )
         if training_project is not None:
             spec["trainingProject"] = training_project
         if resume_from is not None:
             spec["resumeFrom"] = encode_resume_from(resume_from)
-        return await self._http.call("PUT", path, body={"spec": spec, **encode_metadata(metadata)}, decode_as=Run)
+        return await self._http.call(
+            "PUT", path, body={"spec": spec, **encode_metadata(metadata)}, decode_as=Run
+        )
 
     start = create
 
@@ -166,7 +188,9 @@ class AsyncRuns:
             **encode_metadata(metadata, removable=True),
         }
         headers = build_if_match_headers(if_match)
-        return await self._http.call("PATCH", self._path(run_id), body=body, headers=headers, decode_as=Run)
+        return await self._http.call(
+            "PATCH", self._path(run_id), body=body, headers=headers, decode_as=Run
+        )
 
     @overload
     async def kill(self, run_id: str, grace_s: float | None = None) -> Run: ...
@@ -191,13 +215,13 @@ class AsyncRuns:
     ) -> Run | RunOutcomes:
         """Request the end of one or many runs; each saves a checkpoint and stops.
 
-        ``wait`` returns when all processes of a run have exited. A run that does not stop within the
-        grace period is ended without saving. A second kill has no effect.
+        ``wait`` returns when all processes of a run have exited. A run that does not stop within
+        the grace period is ended without saving. A second kill has no effect.
 
         Args:
             run_id: Id of a run, or up to 1,000 ids for one bulk request with one outcome per run.
-            grace_s: Seconds for each run to save and stop. Default: ``settings.gracePeriodSeconds`` of
-                the flow, else the value of the platform.
+            grace_s: Seconds for each run to save and stop. Default: ``settings.gracePeriodSeconds``
+                of the flow, else the value of the platform.
             filter: Filters of ``list``, such as ``{"attribute": {"sweep": "3"}}``, or ``"all"``, to
                 select pending and running runs. At most 1,000 per call; ``more`` is True if
                 further runs match.
@@ -242,8 +266,8 @@ class AsyncRuns:
 
         Args:
             run_id: Id of a run, or up to 1,000 ids for one bulk request with one outcome per run.
-            filter: Filters of ``list``, or ``"all"``. At most 1,000 runs per call; ``more`` is True if
-                further runs match.
+            filter: Filters of ``list``, or ``"all"``. At most 1,000 runs per call; ``more`` is True
+                if further runs match.
             dry_run: Return the runs that would be deleted, without deleting them.
 
         Raises:
@@ -300,7 +324,8 @@ class AsyncRuns:
                 pause_s = min(pause_s * 1.5, _MAX_PAUSE_S)
                 try:
                     run = await self._retry_while_unavailable(
-                        lambda: self._http.call("GET", path, decode_as=Run, retry=NO_RETRY), deadline_s=deadline_s
+                        lambda: self._http.call("GET", path, decode_as=Run, retry=NO_RETRY),
+                        deadline_s=deadline_s,
                     )
                 except ViNotFoundError as error:
                     raise run_vanished_error(run_id, error) from error
@@ -330,7 +355,9 @@ class AsyncRuns:
         Raises:
             ViNotFoundError: No run has this id.
         """
-        return self._iterate_lines(self._path(run_id) + "/logs", follow=follow, since=since, limit=limit, stream=stream)
+        return self._iterate_lines(
+            self._path(run_id) + "/logs", follow=follow, since=since, limit=limit, stream=stream
+        )
 
     async def metrics(self, run_id: str, *, since: int = 0) -> builtins.list[MetricPoint]:
         """Return the metric points recorded so far, oldest first.
@@ -344,7 +371,9 @@ class AsyncRuns:
         """
         path, points, number = self._path(run_id) + "/metrics", [], since
         while True:
-            slice_ = await self._http.call("GET", path, params={"since": number}, decode_as=MetricSlice)
+            slice_ = await self._http.call(
+                "GET", path, params={"since": number}, decode_as=MetricSlice
+            )
             points += slice_.items
             if not slice_.items or slice_.next is None:
                 return points
@@ -369,9 +398,17 @@ class AsyncRuns:
         """
         if isinstance(run_ids, str):
             run_ids = [run_ids]
-        body = {**encode_selection(run_ids, filter), **options, **({"dryRun": True} if dry_run else {})}
+        body = {
+            **encode_selection(run_ids, filter),
+            **options,
+            **({"dryRun": True} if dry_run else {}),
+        }
         return await self._http.call(
-            "POST", f"{self._base}:{verb}", body=body, decode_as=RunOutcomes, idempotent=filter is None
+            "POST",
+            f"{self._base}:{verb}",
+            body=body,
+            decode_as=RunOutcomes,
+            idempotent=filter is None,
         )
 
     async def _iterate_lines(
@@ -416,5 +453,7 @@ class AsyncRuns:
 
 def _check_advances(number: int, *, than: int) -> int:
     if number <= than:
-        raise PaginationError(f"the server returned {number} as the next number after {than}, expected: a larger one")
+        raise PaginationError(
+            f"the server returned {number} as the next number after {than}, expected: a larger one"
+        )
     return number

@@ -43,18 +43,25 @@ def no_checkpoint_error(run: Run, error: ViNotFoundError) -> ViNotFoundError:
     """Return the exception for a checkpoint of a run that has not saved one."""
     last = run.status.conditions[-1] if run.status.conditions else None
     facts = ": ".join(filter(None, [last.reason, last.message])) if last else ""
-    state = f"{last.condition.value if last else 'without a condition'}{f' ({facts})' if facts else ''}"
+    state = (
+        f"{last.condition.value if last else 'without a condition'}{f' ({facts})' if facts else ''}"
+    )
     if is_finished(run):
         text = f"run {run.run_id} ended in {state} and has no checkpoint"
-        suggestion = f"try: client.runs.logs({run.run_id!r}), or `runyard runs logs {run.run_id}`, for its log"
+        suggestion = (
+            f"try: client.runs.logs({run.run_id!r}), or `runyard runs logs {run.run_id}`, for its "
+            "log"
+        )
     else:
         text = f"run {run.run_id} has no checkpoint yet; it is {state}"
         suggestion = (
-            "A run saves its first checkpoint after its first evaluation. "
-            f"try: client.runs.wait({run.run_id!r}), or `runyard runs wait {run.run_id}`, then again"
+            "A run saves its first checkpoint after its first evaluation. try: "
+            f"client.runs.wait({run.run_id!r}), or `runyard runs wait {run.run_id}`, then again"
         )
     details = {**error.details, "state": state}
-    return ViNotFoundError(text, status_code=error.status_code, suggestion=suggestion, cause=error, details=details)
+    return ViNotFoundError(
+        text, status_code=error.status_code, suggestion=suggestion, cause=error, details=details
+    )
 
 
 def wait_timeout_error(run_id: str, last_run: Run | None, *, timeout_s: float) -> ViTimeoutError:

@@ -55,12 +55,18 @@ def encode_selection(run_ids: object, filter: object) -> dict[str, Any]:
     if filter is None:
         return {"ids": _ids(run_ids)}
     if run_ids is not None:
-        raise ViInvalidParameterError("run_id and filter are both given", suggestion="try: one of the two")
+        raise ViInvalidParameterError(
+            "run_id and filter are both given", suggestion="try: one of the two"
+        )
     if filter == "all":
         return {"filter": {"all": True}}
     unknown = set(filter) - set(FILTERS) if isinstance(filter, Mapping) else set()
     if not isinstance(filter, Mapping) or unknown or not filter:
-        what = f"has the unknown key {min(map(repr, unknown))}" if unknown else f"is {shorten_repr(filter)}"
+        what = (
+            f"has the unknown key {min(map(repr, unknown))}"
+            if unknown
+            else f"is {shorten_repr(filter)}"
+        )
         raise ViInvalidParameterError(
             f"filter {what}, expected: a dict with some of {', '.join(FILTERS)}, or 'all'",
             suggestion="try: filter={'condition': 'Running'}",
@@ -68,7 +74,8 @@ def encode_selection(run_ids: object, filter: object) -> dict[str, Any]:
     document = encode_filters(**filter)
     if not document:
         raise ViInvalidParameterError(
-            "every value of filter is None, expected: at least one filter", suggestion="try: 'all' to select every run"
+            "every value of filter is None, expected: at least one filter",
+            suggestion="try: 'all' to select every run",
         )
     return {"filter": document}
 
@@ -82,7 +89,8 @@ def _ids(given: object) -> list[str]:
     ids = [check_id(run_id, name=f"run_id[{number}]") for number, run_id in enumerate(given)]
     if len(ids) > MAX_IDS:
         raise ViInvalidParameterError(
-            f"run_id has {len(ids)} ids, expected: at most {MAX_IDS}", suggestion="try: several calls"
+            f"run_id has {len(ids)} ids, expected: at most {MAX_IDS}",
+            suggestion="try: several calls",
         )
     return ids
 
@@ -92,7 +100,8 @@ def _attributes(given: object) -> dict[str, str] | None:
         return None
     if not isinstance(given, Mapping):
         raise ViInvalidParameterError(
-            f"attribute is {shorten_repr(given)}, expected: a dict of strings", suggestion="try: {'team': 'a'}"
+            f"attribute is {shorten_repr(given)}, expected: a dict of strings",
+            suggestion="try: {'team': 'a'}",
         )
     for key, value in given.items():
         if not isinstance(key, str) or not isinstance(value, str) or not key or ":" in key:

@@ -190,7 +190,11 @@ def describe_state(run: Run) -> str:
 
 def describe_progress(progress: RunProgress) -> str:
     """Return steps, loss, metric and time left, as far as they are known."""
-    facts = [f"step {progress.step}/{progress.total_steps}" if progress.total_steps else f"step {progress.step}"]
+    facts = [
+        f"step {progress.step}/{progress.total_steps}"
+        if progress.total_steps
+        else f"step {progress.step}"
+    ]
     if progress.loss is not None:
         facts.append(f"loss {progress.loss:.4f}")
     if progress.metric is not None:
@@ -222,12 +226,17 @@ def summarize_run(run: Run) -> list[tuple[str, str]]:
         fields.append(("Log lines omitted", f"{run.status.log_lines_left_out:,}"))
     if run.spec.killed_at is not None:
         fields.append(("Killed", format_local_time(run.spec.killed_at)))
-    fields += [("Attribute", f"{key} = {value}") for key, value in sorted(run.metadata.attributes.items())]
+    fields += [
+        ("Attribute", f"{key} = {value}") for key, value in sorted(run.metadata.attributes.items())
+    ]
     for index, condition in enumerate(run.status.conditions):
         reason = f" ({condition.reason})" if condition.reason else ""
         time = format_local_time(condition.last_transition_time)
         fields.append(("" if index else "History", f"{time}  {condition.condition.value}{reason}"))
-    fields += [(f"Attempt {attempt.attempt}", _describe_attempt(attempt)) for attempt in run.status.attempts]
+    fields += [
+        (f"Attempt {attempt.attempt}", _describe_attempt(attempt))
+        for attempt in run.status.attempts
+    ]
     return fields
 
 
@@ -235,8 +244,13 @@ def _describe_attempt(attempt: RunAttempt) -> str:
     facts = [f"on {attempt.machine}"] if attempt.machine else []
     if attempt.time_ended:
         facts.append(f"took {format_duration((attempt.time_ended - attempt.time_started) / 1000)}")
-    exits = (None if attempt.exit_code is None else f"exit code {attempt.exit_code}", attempt.signal)
-    facts += [text for text in exits if text and text not in attempt.cause]  # the cause may contain it
+    exits = (
+        None if attempt.exit_code is None else f"exit code {attempt.exit_code}",
+        attempt.signal,
+    )
+    facts += [
+        text for text in exits if text and text not in attempt.cause
+    ]  # the cause may contain it
     if attempt.cause:
         facts.append(attempt.cause)
     return ", ".join(facts) or "-"

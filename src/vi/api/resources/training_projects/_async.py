@@ -31,7 +31,9 @@ class AsyncTrainingProjects:
         Raises:
             ViNotFoundError: No training project has this id.
         """
-        return await self._http.call("GET", self._path(training_project_id), decode_as=TrainingProject)
+        return await self._http.call(
+            "GET", self._path(training_project_id), decode_as=TrainingProject
+        )
 
     async def create(
         self,
@@ -49,7 +51,8 @@ class AsyncTrainingProjects:
                 retries are safe.
 
         Raises:
-            ViValidationError: The spec is invalid; ``details["problems"]`` lists each problem and path.
+            ViValidationError: The spec is invalid; ``details["problems"]`` lists each problem and
+                path.
             ViConflictError: The id belongs to a project with a different body.
         """
         path = self._path(str(uuid.uuid4()) if training_project_id is None else training_project_id)
@@ -82,7 +85,11 @@ class AsyncTrainingProjects:
         }
         headers = build_if_match_headers(if_match)
         return await self._http.call(
-            "PATCH", self._path(training_project_id), body=body, headers=headers, decode_as=TrainingProject
+            "PATCH",
+            self._path(training_project_id),
+            body=body,
+            headers=headers,
+            decode_as=TrainingProject,
         )
 
     async def delete(self, training_project_id: str) -> DeletedResource:

@@ -50,7 +50,8 @@ class TrainingProjects:
                 retries are safe.
 
         Raises:
-            ViValidationError: The spec is invalid; ``details["problems"]`` lists each problem and path.
+            ViValidationError: The spec is invalid; ``details["problems"]`` lists each problem and
+                path.
             ViConflictError: The id belongs to a project with a different body.
         """
         path = self._path(str(uuid.uuid4()) if training_project_id is None else training_project_id)
@@ -83,7 +84,11 @@ class TrainingProjects:
         }
         headers = build_if_match_headers(if_match)
         return self._http.call(
-            "PATCH", self._path(training_project_id), body=body, headers=headers, decode_as=TrainingProject
+            "PATCH",
+            self._path(training_project_id),
+            body=body,
+            headers=headers,
+            decode_as=TrainingProject,
         )
 
     def delete(self, training_project_id: str) -> DeletedResource:

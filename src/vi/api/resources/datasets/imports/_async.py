@@ -46,7 +46,9 @@ _UPLOAD_RETRIES = 8  # with growing pauses: a restart of the server, or a minute
 class AsyncImports:
     """Imports of the organization's datasets."""
 
-    def __init__(self, http: AsyncHttp, organization_id: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, http: AsyncHttp, organization_id: str, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._http = http
         self._organization_id = organization_id
         self._clock = clock
@@ -59,7 +61,9 @@ class AsyncImports:
         Raises:
             ViNotFoundError: No dataset has this id.
         """
-        return await fetch_page(self._http, self._path(dataset_id), item=DatasetImport, pagination=pagination)
+        return await fetch_page(
+            self._http, self._path(dataset_id), item=DatasetImport, pagination=pagination
+        )
 
     async def get(self, dataset_id: str, import_id: str) -> DatasetImport:
         """Return the current state of an import.
@@ -67,7 +71,9 @@ class AsyncImports:
         Raises:
             ViNotFoundError: The dataset or import does not exist.
         """
-        return await self._http.call("GET", self._path(dataset_id, import_id), decode_as=DatasetImport)
+        return await self._http.call(
+            "GET", self._path(dataset_id, import_id), decode_as=DatasetImport
+        )
 
     async def create(
         self,
@@ -111,7 +117,9 @@ class AsyncImports:
             "metadata": {"attributes": {}},
             **encode_metadata(metadata),
         }
-        return await self._http.call("POST", self._path(dataset_id), body=body, decode_as=DatasetImport)
+        return await self._http.call(
+            "POST", self._path(dataset_id), body=body, decode_as=DatasetImport
+        )
 
     async def send(
         self,
@@ -141,7 +149,9 @@ class AsyncImports:
             )
         upload = imported.status.upload
         if upload is None:
-            raise ViOperationError(f"import {imported.import_id} accepts no more files", suggestion="try: a new import")
+            raise ViOperationError(
+                f"import {imported.import_id} accepts no more files", suggestion="try: a new import"
+            )
         progress = UploadProgress(
             files=len(files), size_bytes=sum(file.size_bytes for file in files), clock=self._clock
         )
@@ -152,7 +162,10 @@ class AsyncImports:
             was_stored = is_resumed and await links.exists(link, request_name=_REQUEST_NAME)
             if not was_stored:
                 await self._upload_pack(
-                    links, link, pack, on_sent=lambda sent_bytes: progress.record_sent(pack.sha256, sent_bytes)
+                    links,
+                    link,
+                    pack,
+                    on_sent=lambda sent_bytes: progress.record_sent(pack.sha256, sent_bytes),
                 )
             size_bytes = sum(file.size_bytes for file in group)
             progress.record_stored(pack.sha256, size_bytes, files=len(group), was_stored=was_stored)
@@ -227,8 +240,10 @@ class AsyncImports:
                 return imported
             if self._clock() >= deadline_s:
                 raise ViTimeoutError(
-                    f"import {import_id} did not end within {timeout:g} s; it is {imported.status.progress.phase}",
-                    suggestion="The import continues. try: wait again, or client.datasets.imports.cancel",
+                    f"import {import_id} did not end within {timeout:g} s; it is "
+                    f"{imported.status.progress.phase}",
+                    suggestion="The import continues. try: wait again, or "
+                    "client.datasets.imports.cancel",
                 )
             await self._http.sleep(min(pause_s, max(0.0, deadline_s - self._clock())))
             pause_s = next_pause_s(pause_s)
@@ -257,7 +272,9 @@ class AsyncImports:
             else:
                 return
 
-    async def _retry_while_unavailable(self, request: Callable[[], Awaitable[T]], *, deadline_s: float) -> T:
+    async def _retry_while_unavailable(
+        self, request: Callable[[], Awaitable[T]], *, deadline_s: float
+    ) -> T:
         """Repeat a request until it succeeds, or the server was unavailable for too long."""
         give_up_s = min(self._clock() + _UNAVAILABLE_TIMEOUT_S, deadline_s)
         while True:
@@ -269,10 +286,16 @@ class AsyncImports:
             await self._http.sleep(1.0)
 
     def _path(self, dataset_id: str, import_id: str | None = None) -> str:
-        path = dataset_path(self._organization_id, parse_import_ids(dataset_id, None)[0]) + "/imports"
+        path = (
+            dataset_path(self._organization_id, parse_import_ids(dataset_id, None)[0]) + "/imports"
+        )
         return path if import_id is None else f"{path}/{check_id(import_id, name='import_id')}"
 
 
 def _with_more_retries(policy: RetryPolicy) -> RetryPolicy:
     """Return the policy with more retries, unless retries are disabled."""
-    return replace(policy, max_retries=max(policy.max_retries, _UPLOAD_RETRIES)) if policy.max_retries else policy
+    return (
+        replace(policy, max_retries=max(policy.max_retries, _UPLOAD_RETRIES))
+        if policy.max_retries
+        else policy
+    )

@@ -47,7 +47,9 @@ _UPLOAD_RETRIES = 8  # with growing pauses: a restart of the server, or a minute
 class Imports:
     """Imports of the organization's datasets."""
 
-    def __init__(self, http: Http, organization_id: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, http: Http, organization_id: str, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._http = http
         self._organization_id = organization_id
         self._clock = clock
@@ -60,7 +62,9 @@ class Imports:
         Raises:
             ViNotFoundError: No dataset has this id.
         """
-        return fetch_page(self._http, self._path(dataset_id), item=DatasetImport, pagination=pagination)
+        return fetch_page(
+            self._http, self._path(dataset_id), item=DatasetImport, pagination=pagination
+        )
 
     def get(self, dataset_id: str, import_id: str) -> DatasetImport:
         """Return the current state of an import.
@@ -142,7 +146,9 @@ class Imports:
             )
         upload = imported.status.upload
         if upload is None:
-            raise ViOperationError(f"import {imported.import_id} accepts no more files", suggestion="try: a new import")
+            raise ViOperationError(
+                f"import {imported.import_id} accepts no more files", suggestion="try: a new import"
+            )
         progress = UploadProgress(
             files=len(files), size_bytes=sum(file.size_bytes for file in files), clock=self._clock
         )
@@ -153,7 +159,10 @@ class Imports:
             was_stored = is_resumed and links.exists(link, request_name=_REQUEST_NAME)
             if not was_stored:
                 self._upload_pack(
-                    links, link, pack, on_sent=lambda sent_bytes: progress.record_sent(pack.sha256, sent_bytes)
+                    links,
+                    link,
+                    pack,
+                    on_sent=lambda sent_bytes: progress.record_sent(pack.sha256, sent_bytes),
                 )
             size_bytes = sum(file.size_bytes for file in group)
             progress.record_stored(pack.sha256, size_bytes, files=len(group), was_stored=was_stored)
@@ -162,7 +171,9 @@ class Imports:
             concurrency.call_listener(on_update, progress.apply_to(imported))
 
         with SignedLinks(self._http) as links:
-            concurrency.for_each(group_files(files), send, max_concurrency=_MAX_CONCURRENCY, on_tick=report_progress)
+            concurrency.for_each(
+                group_files(files), send, max_concurrency=_MAX_CONCURRENCY, on_tick=report_progress
+            )
         report_progress()
         return self.finish(imported.dataset_id, imported.import_id, progress.packs)
 
@@ -218,19 +229,25 @@ class Imports:
         deadline_s = float("inf") if timeout is None else self._clock() + timeout
         pause_s = FIRST_PAUSE_S
         while True:
-            imported = self._retry_while_unavailable(lambda: self.get(dataset_id, import_id), deadline_s=deadline_s)
+            imported = self._retry_while_unavailable(
+                lambda: self.get(dataset_id, import_id), deadline_s=deadline_s
+            )
             concurrency.call_listener(on_update, imported)
             if imported.is_over:
                 return imported
             if self._clock() >= deadline_s:
                 raise ViTimeoutError(
-                    f"import {import_id} did not end within {timeout:g} s; it is {imported.status.progress.phase}",
-                    suggestion="The import continues. try: wait again, or client.datasets.imports.cancel",
+                    f"import {import_id} did not end within {timeout:g} s; it is "
+                    f"{imported.status.progress.phase}",
+                    suggestion="The import continues. try: wait again, or "
+                    "client.datasets.imports.cancel",
                 )
             self._http.sleep(min(pause_s, max(0.0, deadline_s - self._clock())))
             pause_s = next_pause_s(pause_s)
 
-    def _upload_pack(self, links: SignedLinks, link: str, pack: Pack, *, on_sent: Callable[[int], None]) -> None:
+    def _upload_pack(
+        self, links: SignedLinks, link: str, pack: Pack, *, on_sent: Callable[[int], None]
+    ) -> None:
         """Upload one pack.
 
         A concurrent cancellation of another import may delete the same bytes; the server then
@@ -264,10 +281,16 @@ class Imports:
             self._http.sleep(1.0)
 
     def _path(self, dataset_id: str, import_id: str | None = None) -> str:
-        path = dataset_path(self._organization_id, parse_import_ids(dataset_id, None)[0]) + "/imports"
+        path = (
+            dataset_path(self._organization_id, parse_import_ids(dataset_id, None)[0]) + "/imports"
+        )
         return path if import_id is None else f"{path}/{check_id(import_id, name='import_id')}"
 
 
 def _with_more_retries(policy: RetryPolicy) -> RetryPolicy:
     """Return the policy with more retries, unless retries are disabled."""
-    return replace(policy, max_retries=max(policy.max_retries, _UPLOAD_RETRIES)) if policy.max_retries else policy
+    return (
+        replace(policy, max_retries=max(policy.max_retries, _UPLOAD_RETRIES))
+        if policy.max_retries
+        else policy
+    )

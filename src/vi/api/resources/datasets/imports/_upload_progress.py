@@ -12,7 +12,9 @@ from vi.api.resources.datasets.responses import DatasetImport, ImportProgress
 class UploadProgress:
     """Thread-safe counters of uploaded files and bytes, in the form of the server's progress."""
 
-    def __init__(self, *, files: int, size_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, *, files: int, size_bytes: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._files, self._size_bytes = files, size_bytes
         self._clock, self._began_s = clock, clock()
         self._lock = threading.Lock()
@@ -51,4 +53,6 @@ class UploadProgress:
                 per_second=rate,
                 seconds_left=left_s,
             )
-        return msgspec.structs.replace(imported, status=msgspec.structs.replace(imported.status, progress=progress))
+        return msgspec.structs.replace(
+            imported, status=msgspec.structs.replace(imported.status, progress=progress)
+        )

@@ -25,7 +25,9 @@ class AsyncVersions:
         Raises:
             ViNotFoundError: No dataset has this id.
         """
-        return await fetch_page(self._http, self._path(dataset_id), item=DatasetVersion, pagination=pagination)
+        return await fetch_page(
+            self._http, self._path(dataset_id), item=DatasetVersion, pagination=pagination
+        )
 
     async def get(self, dataset_id: str, version_id: str) -> DatasetVersion:
         """Return a version.

@@ -26,7 +26,9 @@ class Versions:
         Raises:
             ViNotFoundError: No dataset has this id.
         """
-        return fetch_page(self._http, self._path(dataset_id), item=DatasetVersion, pagination=pagination)
+        return fetch_page(
+            self._http, self._path(dataset_id), item=DatasetVersion, pagination=pagination
+        )
 
     def get(self, dataset_id: str, version_id: str) -> DatasetVersion:
         """Return a version.
