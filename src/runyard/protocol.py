@@ -5,23 +5,21 @@ controller authenticates with the controller key and may only claim and manage a
 supervisor authenticates with its attempt token and may only act for that attempt.
 ``docs/run-lifecycle.md`` describes the order of the calls.
 
-    POST /internal/v1/claims                        controller: Claim -> ClaimResult       (long
-    poll) GET  /internal/v1/machines/{machine_id}         controller: -> Placements
-    (attempts placed here) PUT  /internal/v1/machines/{machine_id}         controller: MachineReport
-    -> 204       (accelerators and slots) POST /internal/v1/attempt/process
-    supervisor: ProcessReport -> DesiredState POST /internal/v1/attempt/renew
-    supervisor: Renewal -> DesiredState POST /internal/v1/attempt/lines                 supervisor:
-    Lines -> LinesAccepted HEAD /internal/v1/attempt/blobs/{sha256}        supervisor: 200 if the
-    server has it, 404 if not PUT  /internal/v1/attempt/blobs/{sha256}        supervisor: the bytes
-    -> 201 POST /internal/v1/attempt/checkpoints           supervisor: CheckpointReport ->
-    CheckpointsKept (after its bytes) GET  /internal/v1/attempt/resume                supervisor: ->
-    ResumeCandidates        (checkpoints to resume from) GET  /internal/v1/attempt/blobs/{sha256}
-    supervisor: the bytes of one of its files GET  /internal/v1/attempt/dataset
-    supervisor: -> AttemptDataset          (404: built-in data) GET  /internal/v1/attempt/weights
-    supervisor: -> AttemptWeights          (404: not of another run) GET
-    /internal/v1/attempt/dataset/contents      supervisor: [content, blob, offset, size], one JSON
-    line per image POST /internal/v1/attempt/finish                supervisor, or the reaper with
-    its token: ExitReport -> 204
+    POST /internal/v1/claims                        controller: Claim -> ClaimResult (long poll)
+    GET  /internal/v1/machines/{machine_id}         controller: -> Placements (attempts placed here)
+    PUT  /internal/v1/machines/{machine_id}         controller: MachineReport -> 204
+    POST /internal/v1/attempt/process               supervisor: ProcessReport -> DesiredState
+    POST /internal/v1/attempt/renew                 supervisor: Renewal -> DesiredState
+    POST /internal/v1/attempt/lines                 supervisor: Lines -> LinesAccepted
+    HEAD /internal/v1/attempt/blobs/{sha256}        supervisor: 200 if the server has it, 404 if not
+    PUT  /internal/v1/attempt/blobs/{sha256}        supervisor: the bytes -> 201
+    POST /internal/v1/attempt/checkpoints           supervisor: CheckpointReport -> CheckpointsKept
+    GET  /internal/v1/attempt/resume                supervisor: -> ResumeCandidates
+    GET  /internal/v1/attempt/blobs/{sha256}        supervisor: the bytes of one of its files
+    GET  /internal/v1/attempt/dataset               supervisor: -> AttemptDataset (404: built in)
+    GET  /internal/v1/attempt/weights               supervisor: -> AttemptWeights (404: no run's)
+    GET  /internal/v1/attempt/dataset/contents      supervisor: -> content spans, by line
+    POST /internal/v1/attempt/finish                supervisor or reaper: ExitReport -> 204
 
 The code ``LeaseLost`` (409) means that the attempt is closed and another may run, so its processes
 must be killed at once. No answer is different: training continues, and its output stays in the run

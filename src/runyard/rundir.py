@@ -2,26 +2,27 @@
 
 Files are the only protocol between supervisor and trainer.
 
-    <runs>/<organization>/<run>/run.lock            locked (flock) by the training process; by
-    inode, not by name <runs>/<organization>/<run>/attempts/3/
+    <runs>/<organization>/<run>/run.lock            locked (flock) by the training process, by inode
+    <runs>/<organization>/<run>/attempts/3/
         placed.json     controller   which attempt this is and which machine holds it; no secret
         run.json        controller   the run's document and the settings of this attempt
         supervisor.lock              locked (flock) by the one supervisor of this folder
-        resume.json     supervisor   location of the checkpoint to resume from; absent on a fresh
-        start weights.json    supervisor   location of the weights of another run; absent when the
-        run uses none dataset.json    supervisor   location of the uploaded dataset's version;
-        absent for built-in data stop.json       supervisor   asks the trainer to save and stop
-        permit          supervisor   time of the last renewal: a trainer whose permit has expired
-        saves and stops process.json    supervisor   identity of supervisor and trainer (boot id,
-        pid, start ticks) exit.json       supervisor   how the trainer ended, once none of its
-        processes is alive closed.json     supervisor   the server has accepted the final report, or
-        needs none events.jsonl    trainer      numbered lines, see ``EVENTS`` logs/stdout.log,
-        logs/stderr.log             the trainer's own output: files, never pipes
-        checkpoints/epoch-3/ ... manifest.json        complete once the manifest exists
-        predictions/step-400.jsonl   trainer   every answer of the evaluation at that step, with the
-        reference answer resume/checkpoints/epoch-2/ ... manifest.json supervisor   checkpoint
-        fetched from the server to resume from result.json     trainer      the result: outcome,
-        reason, message, newest checkpoint
+        resume.json     supervisor   location of the checkpoint to resume from; absent in a new run
+        weights.json    supervisor   location of another run's weights; absent if none are used
+        dataset.json    supervisor   location of the dataset version; absent for built-in data
+        stop.json       supervisor   asks the trainer to save and stop
+        permit          supervisor   time of the last renewal; when it expires, the trainer saves
+                                     and stops
+        process.json    supervisor   identity of supervisor and trainer (boot id, pid, start ticks)
+        exit.json       supervisor   how the trainer ended, once none of its processes is alive
+        closed.json     supervisor   the server has accepted the final report, or needs none
+        events.jsonl    trainer      numbered lines, see ``EVENTS``
+        logs/           trainer      stdout.log and stderr.log, its own output: files, never pipes
+        checkpoints/    trainer      epoch-3/manifest.json, ...: complete once the manifest exists
+        predictions/    trainer      step-400.jsonl, ...: each answer of an evaluation, with its
+                                     reference answer
+        resume/         supervisor   checkpoints/epoch-2/manifest.json, ...: fetched to resume from
+        result.json     trainer      the result: outcome, reason, message, newest checkpoint
 
 Each file has one writer. JSON files appear atomically: written to a temporary sibling, fsynced,
 renamed, and the folder fsynced. A file that cannot be read counts as absent. ``AttemptDir`` has the

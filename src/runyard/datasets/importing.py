@@ -5,8 +5,8 @@ Files are the only protocol between the server and this worker. Each file has on
     job.json        server   {"org", "datasetId", "datasetType", "format", "policies": {"onError"},
                              "blobsDir"}; also, if known, "files" (how many to expect), "known"
                              (name of a file in this folder: lines as in images.jsonl, of images
-                             that the dataset already has), "limits" {"memoryBytes", "cpuSeconds",
-                             "seconds"}
+                             that the dataset already has), "limits" {"memoryBytes",
+                             "cpuSeconds", "seconds"}
     packs.jsonl     server   appended and fsynced for each pack received: {"sha256", "size",
                              "number"}; with "path" it is a single file instead of a pack
     sealed.json     server   all files have been sent
@@ -14,9 +14,11 @@ Files are the only protocol between the server and this worker. Each file has on
     findings.jsonl  worker   one ``Finding`` per line, as found
     images.jsonl    worker   one accepted image per line, see ``ImageLine``
     packs/000001    worker   packs of images from containers; the "blob" of such an image is the
-    SHA-256 of its pack records.jsonl   worker   one accepted record per line unpacked/       worker
-    archive members other than images; removed after reading result.json     worker   the result,
-    written atomically: {"decision", "why", "format", "type", "counts"}
+                             SHA-256 of its pack
+    records.jsonl   worker   one accepted record per line
+    unpacked/       worker   archive members other than images; removed after reading
+    result.json     worker   the result, written atomically: {"decision", "why", "format", "type",
+                             "counts"}
 
 Images are inspected while files still arrive; annotations are read after the last file. A restarted
 worker starts from the beginning: it empties every output except result.json, so leftovers of a

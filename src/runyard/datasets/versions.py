@@ -1,15 +1,15 @@
-"""A dataset version: immutable content named by its hash, and the folder that a machine keeps it
-in.
+"""A dataset version: immutable content named by its hash, and its folder on a machine.
 
 The manifest holds everything except the images' bytes: one JSON object per line, one line per
 image, sorted by filename (by code points, which is also the order of their UTF-8). Its hash is the
 version's name, so the same content always has the same name. Where the bytes are stored may change
 and is not part of the manifest.
 
-    manifest.jsonl    {"filename", "sha256", "size", "width", "height", "mime", "records":
-    [contents, ...]} contents.jsonl    ["<content sha256>", "<pack sha256>", offset, size]: one line
-    per distinct image packs/<sha256>    many concatenated images, or a single image; never parsed,
-    only read at offsets complete.json     written last: the folder is complete
+    manifest.jsonl    {"filename", "sha256", "size", "width", "height", "mime",
+                       "records": [contents, ...]}
+    contents.jsonl    ["<content sha256>", "<pack sha256>", offset, size]: one line per image
+    packs/<sha256>    many concatenated images, or a single image; only read at offsets
+    complete.json     written last: the folder is complete
 """
 
 import hashlib

@@ -1,5 +1,4 @@
-"""Plain image folders: a text file per image, a table per folder, or folders named after their
-class.
+"""Plain image folders: a text file per image, a table per folder, or a folder per class.
 
     a.jpg a.txt                       the text is the caption
     metadata.jsonl, metadata.csv      Hugging Face ImageFolder: ``file_name``, and columns as in

@@ -4,8 +4,8 @@ For each dataset type, the first of these that a row has is used:
 
     vqa               interactions (our own export), a conversation, question with answer, a class
     freeform          a conversation, question with answer, text or caption (a list gives one record
-    per text), a class phrase-grounding  caption with grounded_phrases (our own export), objects
-    with bbox and category
+                      per text), a class
+    phrase-grounding  caption with grounded_phrases (our own export), objects with bbox and category
 
 Boxes in ``objects`` are ``[x, y, width, height]`` in pixels, as in COCO and in Hugging Face's
 detection datasets.

@@ -2,8 +2,8 @@
 
     000123.jpg 000123.txt        the text is the caption
     000123.jpg 000123.json       columns as in columns.py
-    000123.jpg 000123.cls        a class number or name; ``classes.txt`` in the shard's folder names
-    the numbers
+    000123.jpg 000123.cls        a class number or name; ``classes.txt`` in the shard's folder
+                                 names the numbers
 
 The key is the name up to the first point of its last part. Members of one key are consecutive. The
 tar may be gzipped. A tar that does not group this way is treated like any other archive
