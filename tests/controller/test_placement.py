@@ -194,20 +194,24 @@ def test_a_folder_in_use_is_not_set_aside(tmp_path: Path) -> None:
     assert [path.name for path in folder.parent.iterdir()] == ["1"]
 
 
-# A report without a store id may have gone to any store.
+# A report without a store id may have gone to any store. A refused one was not recorded.
 @pytest.mark.parametrize(
-    ("written", "current", "is_open"), [("e1", "e1", False), ("e1", "e2", True), ("", "e2", True)]
+    ("how", "written", "current", "is_open"),
+    [
+        ("reported", "e1", "e1", False),
+        ("reported", "e1", "e2", True),
+        ("reported", "", "e2", True),
+        ("refused", "e1", "e1", True),
+    ],
 )
-def test_a_closed_folder_is_reopened_when_a_restore_has_undone_its_report(
-    tmp_path: Path, written: str, current: str, is_open: bool
+def test_a_closed_folder_is_reopened_if_the_server_still_waits_for_its_report(
+    tmp_path: Path, how: str, written: str, current: str, is_open: bool
 ) -> None:
     settings = Settings(data_dir=tmp_path)
     folder = place_attempt(
         make_assignment_in_store("e1"), settings=settings, machine_id="machine-1"
     )
-    rundir.write_json(
-        rundir.AttemptDir(folder).closed, {"how": "reported", "time": 1, "epoch": written}
-    )
+    rundir.write_json(rundir.AttemptDir(folder).closed, {"how": how, "time": 1, "epoch": written})
     place_attempt(
         make_assignment_in_store("e1", current=current), settings=settings, machine_id="machine-1"
     )

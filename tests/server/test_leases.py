@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import pytest
 from support import attempts
 from support.server import TestServer, open_server
 
@@ -277,14 +278,30 @@ async def test_another_machine_takes_a_lost_run_at_once_and_the_same_one_waits(
     assert second.assignment["resume_checkpoint"] == "epoch-2"
     again = await attempts.claim(server, "c4", machine_id="m2")
     assert again.assignment["token"] == second.assignment["token"]
-    for refused in (
-        await attempt.post("renew"),
-        await attempt.finish(0, outcome="Succeeded", reason="Completed"),
-    ):
-        assert (refused.status_code, refused.json()["code"]) == (409, "LeaseLost")
+    refused = await attempt.post("renew")
+    assert (refused.status_code, refused.json()["code"]) == (409, "LeaseLost")
     assert (await attempts.claim(server, "c5", machine_id="m2")).assignment["run_id"] == "younger"
     first = (await run_of(server))["status"]["attempts"][0]
     assert "no report from here" in first["cause"] and first["timeEnded"]
+
+
+@pytest.mark.parametrize("is_proven", [True, False])
+async def test_a_kill_waits_for_a_lost_attempt_only_until_it_has_reported_its_end(
+    server: TestServer, is_proven: bool
+) -> None:
+    api = await server.api()
+    first = await attempts.start(server)
+    await tick(server, 16)
+    second = await attempts.claim(server, "c2", machine_id="m2")
+    await second.start()
+    late = await first.finish(0, outcome="Succeeded", reason="Completed", empty=is_proven)
+    assert late.status_code == (204 if is_proven else 409)
+    assert (await attempts.read_condition(server))[0] == "Running"  # the second one trains on
+    await api.patch(server.path("runs/r1"), json={"spec": {"killedAt": 1}})
+    assert (await second.finish(75, outcome="Stopped", reason="Stopped")).status_code == 204
+    assert (await attempts.read_condition(server))[0] == ("Cancelled" if is_proven else "Running")
+    assert (await first.finish(0)).status_code == 204
+    assert (await attempts.read_condition(server))[0] == "Cancelled"
 
 
 async def test_a_lost_attempt_of_a_finished_and_deleted_run_does_not_stop_the_server(
@@ -421,7 +438,7 @@ async def test_a_result_reported_after_long_silence_still_counts_unless_the_run_
         else:
             second = await attempts.claim(server, "c2", machine_id="m2")
             await second.start()
-            assert (await attempt.finish(0, **done)).json()["code"] == "LeaseLost"
+            assert (await attempt.finish(0, **done)).status_code == 204  # only proof of its end
             assert (await attempts.read_condition(server, run_id))[:2] == ("Running", "Preparing")
 
 

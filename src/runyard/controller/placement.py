@@ -126,12 +126,17 @@ def _locate_set_aside(folder: Path, store_id: str) -> Path:
 
 
 def _reopen_folder(folder: Path, assignment: Assignment) -> None:
-    """Reopen a closed folder whose report a restore has undone, so that a supervisor reports again.
+    """Reopen a closed folder if the server still waits for its report.
 
-    A ``closed.json`` without a store id may belong to any store; an extra report is harmless.
+    A restore has undone the report; or it was refused while another attempt ran, and a kill or a
+    deletion now waits for proof that nothing of this attempt is left. A ``closed.json`` without a
+    store id may belong to any store; an extra report is harmless.
     """
     closed = rundir.read_json(AttemptDir(folder).closed)
-    if closed is not None and assignment.current_store_id not in ("", closed.get("epoch")):
+    if closed is None:
+        return
+    is_undone = assignment.current_store_id not in ("", closed.get("epoch"))
+    if is_undone or closed.get("how") == "refused":
         AttemptDir(folder).closed.unlink(missing_ok=True)
         rundir.fsync_dir(folder)
 

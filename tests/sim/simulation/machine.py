@@ -180,6 +180,8 @@ class Machine:
         self.world.record(self.id, "reboots")
         for program in list(self.programs.values()):
             program.die()
+            if isinstance(program, Trainer):
+                self.truth.record_trainer_exit(program)
         self.programs.clear()
         self.locks.clear()
         for folder in (*self.folders.values(), *self.set_aside.values()):
@@ -932,9 +934,8 @@ class Controller(Program):
         documents = self.machine.get_folder(key).documents
         if placed is None:
             documents["placed.json"] = {"epoch": assignment.store_id}
-        elif (
-            "closed.json" in documents
-            and documents["closed.json"]["epoch"] != assignment.current_store_id
+        elif (closed := documents.get("closed.json")) is not None and (
+            closed["how"] == "refused" or closed["epoch"] != assignment.current_store_id
         ):
             del documents["closed.json"]
         return True

@@ -205,6 +205,9 @@ def _close_attempt(
     run, now_ms = decode_run(row.document), services.clock.now_ms()
     if attempt.closed and attempt.lost_pulse is None:
         return False  # closed by this same report, whose response was lost
+    if attempt.closed and report.group_empty and _has_moved_on(tx, attempt, run):
+        _change_attempt(tx, attempt, lost_pulse=None)  # proven: a kill need not wait for it
+        return False
     if attempt.closed:
         _reopen_attempt(tx, attempt, run, now_ms=now_ms)
     if not report.group_empty:
@@ -650,14 +653,19 @@ def _reopen_attempt(tx: Connection, attempt: Any, run: Run, *, now_ms: int) -> N
     Raises:
         Refusal: LeaseLost.
     """
-    latest = rows.list_by_run(tx, org=attempt.org, run_id=attempt.run_id)[-1]
-    if latest.number != attempt.number or run.condition is not conditions.PENDING:
+    if _has_moved_on(tx, attempt, run):
         raise lease_lost()
     message = f"attempt {attempt.number} on {attempt.host} has reported late"
     for status in run.status.attempts:
         if status.attempt == attempt.number:
             status.time_ended, status.cause = None, ""
     transition(run, Transition(conditions.RUNNING, "Stopping", message), now_ms=now_ms)
+
+
+def _has_moved_on(tx: Connection, attempt: Any, run: Run) -> bool:
+    """Return whether a run no longer waits for an attempt that was closed for its silence."""
+    latest = rows.list_by_run(tx, org=attempt.org, run_id=attempt.run_id)[-1]
+    return latest.number != attempt.number or run.condition is not conditions.PENDING
 
 
 def _extend_lease(services: Services, tx: Connection, attempt: Any) -> None:
