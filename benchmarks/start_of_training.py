@@ -36,8 +36,8 @@ def make_version(folder: Path, count: int, size: tuple[int, int]) -> None:
         CONTENTS,
         MANIFEST,
         PACKS,
-        Item,
         ManifestWriter,
+        VersionImage,
         encode_contents_line,
     )
     from runyard.rundir import COMPLETE
@@ -69,7 +69,7 @@ def make_version(folder: Path, count: int, size: tuple[int, int]) -> None:
                 ]
             )
             writer.add(
-                Item(
+                VersionImage(
                     filename=f"{number:07}.jpg",
                     sha256=sha256,
                     size=len(data),

@@ -307,8 +307,8 @@ def write_version(folder: Path, images: list[bytes], answers: list[str]) -> None
         CONTENTS,
         MANIFEST,
         PACKS,
-        Item,
         ManifestWriter,
+        VersionImage,
         encode_contents_line,
     )
     from runyard.rundir import COMPLETE
@@ -324,7 +324,7 @@ def write_version(folder: Path, images: list[bytes], answers: list[str]) -> None
             offset += len(data)
             asked = Vqa(interactions=[Interaction(order=1, question=QUESTION, answer=answer)])
             writer.add(
-                Item(
+                VersionImage(
                     filename=f"{number:05}.png",
                     sha256=sha256,
                     size=len(data),

@@ -72,7 +72,7 @@ class BlobPart(msgspec.Struct, array_like=True, forbid_unknown_fields=True, froz
     size_bytes: Size
 
 
-class Manifest(msgspec.Struct, rename="camel", kw_only=True, forbid_unknown_fields=True):
+class BackupManifest(msgspec.Struct, rename="camel", kw_only=True, forbid_unknown_fields=True):
     """The manifest of a backup.
 
     ``store_id`` is the store incarnation that it was made of. ``operator`` is the organization
@@ -101,7 +101,7 @@ class Manifest(msgspec.Struct, rename="camel", kw_only=True, forbid_unknown_fiel
 
 
 @dataclass(frozen=True)
-class Member:
+class BackupMember:
     """One file in the tar.
 
     A table has its name in ``table``, a blob its organization in ``org``.
@@ -121,13 +121,13 @@ class Sink:
     unless the member was complete.
     """
 
-    def begin(self, manifest: Manifest) -> None:
+    def begin(self, manifest: BackupManifest) -> None:
         """Receive the manifest, which is complete and verified."""
 
     def list_blobs(self, blobs: Sequence[BlobPart]) -> None:
         """Receive the list of the blobs that follow, after the tables."""
 
-    def receive(self, member: Member) -> AbstractContextManager[Write]:
+    def receive(self, member: BackupMember) -> AbstractContextManager[Write]:
         """Return the function that receives the bytes of a table or a blob."""
         return nullcontext(lambda chunk: None)
 
@@ -136,7 +136,7 @@ class BackupReader:
     """A reader of a backup that arrives in chunks."""
 
     def __init__(self, sink: Sink | None = None) -> None:
-        self._manifest: Manifest | None = None
+        self._manifest: BackupManifest | None = None
         self._parser = self._parse(sink or Sink())
         self._requested = next(self._parser)
 
@@ -153,7 +153,7 @@ class BackupReader:
             chunk, view = view[: self._requested], view[self._requested :]
             self._advance(bytes(chunk))
 
-    def finish(self) -> Manifest:
+    def finish(self) -> BackupManifest:
         """Return the manifest after the last byte.
 
         Raises:
@@ -174,7 +174,7 @@ class BackupReader:
         except StopIteration as stop:
             self._manifest = stop.value
 
-    def _parse(self, sink: Sink) -> Generator[int, bytes, Manifest]:
+    def _parse(self, sink: Sink) -> Generator[int, bytes, BackupManifest]:
         """Yield the maximum of bytes to send next.
 
         Expect that many or fewer, none at the end of the file.
@@ -196,7 +196,7 @@ class BackupReader:
         return manifest
 
 
-def verify_backup(chunks: Iterator[bytes], sink: Sink | None = None) -> Manifest:
+def verify_backup(chunks: Iterator[bytes], sink: Sink | None = None) -> BackupManifest:
     """Read a whole backup and compare every hash; ``sink`` checks its content.
 
     Raises:
@@ -208,7 +208,7 @@ def verify_backup(chunks: Iterator[bytes], sink: Sink | None = None) -> Manifest
     return reader.finish()
 
 
-def compute_size(manifest: Manifest, blobs: Sequence[BlobPart]) -> int:
+def compute_size(manifest: BackupManifest, blobs: Sequence[BlobPart]) -> int:
     """Return the exact length of the file."""
     encoded = encode_manifest(manifest)
     members = [
@@ -224,7 +224,9 @@ def compute_size(manifest: Manifest, blobs: Sequence[BlobPart]) -> int:
 
 
 def iter_chunks(
-    manifest: Manifest, blobs: Sequence[BlobPart], open_member: Callable[[Member], Iterator[bytes]]
+    manifest: BackupManifest,
+    blobs: Sequence[BlobPart],
+    open_member: Callable[[BackupMember], Iterator[bytes]],
 ) -> Iterator[bytes]:
     """Yield the bytes of a backup; ``open_member`` returns those of a table or a blob."""
     encoded = encode_manifest(manifest)
@@ -239,11 +241,11 @@ def iter_chunks(
     yield END
 
 
-def encode_manifest(manifest: Manifest) -> bytes:
+def encode_manifest(manifest: BackupManifest) -> bytes:
     return msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
 
 
-def decode_manifest(encoded: bytes) -> Manifest:
+def decode_manifest(encoded: bytes) -> BackupManifest:
     """Decode a manifest; raise BackupFileError unless this version can read such a backup."""
     try:
         fields = msgspec.json.decode(encoded, type=dict[str, Any])
@@ -254,7 +256,7 @@ def decode_manifest(encoded: bytes) -> Manifest:
                 f"the backup has format version {fields.get('version')!r}, and this Runyard reads "
                 f"up to {VERSION}; try: the Runyard that wrote it, or a later one"
             )
-        return msgspec.json.decode(encoded, type=Manifest)
+        return msgspec.json.decode(encoded, type=BackupManifest)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BackupDamaged(f"the backup's {MANIFEST} cannot be read: {error}") from error
 
@@ -263,7 +265,7 @@ def encode_blobs(blobs: Sequence[BlobPart]) -> bytes:
     return b"".join(msgspec.json.encode(blob) + b"\n" for blob in blobs)
 
 
-def decode_blobs(listed: bytes, manifest: Manifest) -> list[BlobPart]:
+def decode_blobs(listed: bytes, manifest: BackupManifest) -> list[BlobPart]:
     try:
         blobs = [msgspec.json.decode(line, type=BlobPart) for line in listed.splitlines()]
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -276,39 +278,41 @@ def decode_blobs(listed: bytes, manifest: Manifest) -> list[BlobPart]:
     return blobs
 
 
-def list_table_members(manifest: Manifest) -> list[Member]:
+def list_table_members(manifest: BackupManifest) -> list[BackupMember]:
     return [
-        Member(f"tables/{part.name}.jsonl", part.size_bytes, part.sha256, table=part.name)
+        BackupMember(f"tables/{part.name}.jsonl", part.size_bytes, part.sha256, table=part.name)
         for part in manifest.tables
     ]
 
 
-def build_blob_member(blob: BlobPart) -> Member:
-    return Member(f"blobs/{blob.org}/{blob.sha256}", blob.size_bytes, blob.sha256, org=blob.org)
+def build_blob_member(blob: BlobPart) -> BackupMember:
+    return BackupMember(
+        f"blobs/{blob.org}/{blob.sha256}", blob.size_bytes, blob.sha256, org=blob.org
+    )
 
 
-def _build_manifest_member(encoded: bytes) -> Member:
-    return Member(MANIFEST, len(encoded), hashlib.sha256(encoded).hexdigest())
+def _build_manifest_member(encoded: bytes) -> BackupMember:
+    return BackupMember(MANIFEST, len(encoded), hashlib.sha256(encoded).hexdigest())
 
 
-def _build_list_member(manifest: Manifest) -> Member:
+def _build_list_member(manifest: BackupManifest) -> BackupMember:
     if manifest.blob_list_size_bytes > MAX_BLOB_LIST_BYTES:
         raise BackupDamaged(
             f"the backup's {BLOB_LIST} cannot have {manifest.blob_list_size_bytes} bytes"
         )
-    return Member(BLOB_LIST, manifest.blob_list_size_bytes, manifest.blob_list_sha256)
+    return BackupMember(BLOB_LIST, manifest.blob_list_size_bytes, manifest.blob_list_sha256)
 
 
-def _build_seal_member(encoded: bytes) -> Member:
+def _build_seal_member(encoded: bytes) -> BackupMember:
     seal = _build_seal(encoded)
-    return Member(SEAL, len(seal), hashlib.sha256(seal).hexdigest())
+    return BackupMember(SEAL, len(seal), hashlib.sha256(seal).hexdigest())
 
 
 def _build_seal(encoded: bytes) -> bytes:
     return hashlib.sha256(encoded).hexdigest().encode() + b"\n"
 
 
-def _iter_member(member: Member, content: Iterator[bytes]) -> Iterator[bytes]:
+def _iter_member(member: BackupMember, content: Iterator[bytes]) -> Iterator[bytes]:
     yield _build_header(member.path, member.size_bytes)
     yield from content
     if padding := _padding_bytes(member.size_bytes):
@@ -328,20 +332,20 @@ def _read_manifest() -> Generator[int, bytes, bytes]:
     return encoded
 
 
-def _read_member(member: Member, sink: Sink) -> Generator[int, bytes, None]:
+def _read_member(member: BackupMember, sink: Sink) -> Generator[int, bytes, None]:
     yield from _expect(_build_header(member.path, member.size_bytes), member.path)
     with sink.receive(member) as write:
         yield from _read_content(member, write)
     yield from _expect(bytes(_padding_bytes(member.size_bytes)), member.path)
 
 
-def _read_into(member: Member, write: Write) -> Generator[int, bytes, None]:
+def _read_into(member: BackupMember, write: Write) -> Generator[int, bytes, None]:
     yield from _expect(_build_header(member.path, member.size_bytes), member.path)
     yield from _read_content(member, write)
     yield from _expect(bytes(_padding_bytes(member.size_bytes)), member.path)
 
 
-def _read_content(member: Member, write: Write) -> Generator[int, bytes, None]:
+def _read_content(member: BackupMember, write: Write) -> Generator[int, bytes, None]:
     digest, left = hashlib.sha256(), member.size_bytes
     while left:
         chunk = yield min(left, CHUNK_BYTES)

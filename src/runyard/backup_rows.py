@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import msgspec
 
 from runyard import ids
-from runyard.backup_file import BackupFileError, BlobPart, Manifest, Member, Sink, Write
+from runyard.backup_file import BackupFileError, BackupManifest, BackupMember, BlobPart, Sink, Write
 
 # Columns that become part of a path or of a URL, by table and column; None stands for every other
 # table.
@@ -199,7 +199,7 @@ class Verifier(Sink):
     _organizations: list[tuple[Any, Any]] = field(default_factory=list)
     _needed: set[tuple[str, str]] = field(default_factory=set)
 
-    def begin(self, manifest: Manifest) -> None:
+    def begin(self, manifest: BackupManifest) -> None:
         """Check the schema that the manifest names."""
         check_revision(manifest.schema_revision, self.revision)
         for part in manifest.tables:
@@ -210,7 +210,7 @@ class Verifier(Sink):
             self._counts[part.name] = part.rows
         self._operator, self._missing_blobs = manifest.operator, manifest.missing_blobs
 
-    def receive(self, member: Member) -> AbstractContextManager[Write]:
+    def receive(self, member: BackupMember) -> AbstractContextManager[Write]:
         """Check the rows of a table; for a blob its hash is enough."""
         return super().receive(member) if member.table is None else self._read_table(member.table)
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from runyard.trainer.answers import Answer
     from runyard.trainer.export.predict import Predictor
 
-__all__ = ["Box", "Model", "Prediction", "load"]
+__all__ = ["Box", "Prediction", "TrainedModel", "load"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Prediction:
     raw: str
 
 
-class Model:
+class TrainedModel:
     """A loaded model; ``load`` returns one."""
 
     def __init__(self, predictor: "Predictor"):
@@ -56,7 +56,7 @@ class Model:
         return _to_prediction(answer, width=image.width, height=image.height)
 
 
-def load(folder: str | Path) -> Model:
+def load(folder: str | Path) -> TrainedModel:
     """Load a downloaded checkpoint: a folder with ``model_full``, or that folder itself.
 
     Raises:
@@ -64,7 +64,7 @@ def load(folder: str | Path) -> Model:
     """
     from runyard.trainer.export.predict import Predictor
 
-    return Model(Predictor(Path(folder)))
+    return TrainedModel(Predictor(Path(folder)))
 
 
 def _to_prediction(answer: "Answer", *, width: int, height: int) -> Prediction:

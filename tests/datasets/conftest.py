@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from runyard.datasets.findings import Finding
-from runyard.datasets.ingest import Outcome, RecordCounter, check_folder
+from runyard.datasets.ingest import IngestOutcome, RecordCounter, check_folder
 from runyard.datasets.records import AssetRef, DatasetType, Record
-from runyard.datasets.writers.base import Item
+from runyard.datasets.writers.base import ExportedImage
 
 
 def png(width: int = 40, height: int = 20, color: tuple[int, int, int] = (200, 30, 30)) -> bytes:
@@ -37,7 +37,7 @@ class KeptRecords(RecordCounter):
 class CheckResult:
     """The result of checking a folder."""
 
-    outcome: Outcome
+    outcome: IngestOutcome
     records: list[Record]
     findings: list[Finding] = field(default_factory=list)
 
@@ -84,16 +84,16 @@ def make_png() -> Callable[..., bytes]:
 
 
 @pytest.fixture
-def item() -> Callable[..., Item]:
+def item() -> Callable[..., ExportedImage]:
     """Make an image with records: ``item("a.png", record, ...)``.
 
     Its color follows from its name.
     """
 
-    def make(filename: str, *records: Record) -> Item:
+    def make(filename: str, *records: Record) -> ExportedImage:
         red, green, blue, *_ = hashlib.sha256(filename.encode()).digest()
         data = png(color=(red, green, blue))
         asset = AssetRef(filename=filename, width=40, height=20)
-        return Item(asset, hashlib.sha256(data).hexdigest(), list(records), lambda: data)
+        return ExportedImage(asset, hashlib.sha256(data).hexdigest(), list(records), lambda: data)
 
     return make

@@ -25,7 +25,7 @@ from runyard.datasets.records import (
     Record,
     Vqa,
 )
-from runyard.datasets.writers.base import Item
+from runyard.datasets.writers.base import ExportedImage
 
 SCRIPTS = (
     "Straße αβγ Привет שלום مرحبا नमस्ते สวัสดี 你好 안녕 👩‍👩‍👧 \u202etxt.exe \x00\x1b[31m \ud800 "
@@ -46,7 +46,7 @@ def open_png(png: bytes) -> Image.Image:
     return Image.open(io.BytesIO(png), formats=["PNG"])
 
 
-def test_a_box_is_drawn_where_it_is(item: Callable[..., Item]) -> None:
+def test_a_box_is_drawn_where_it_is(item: Callable[..., ExportedImage]) -> None:
     box = (0.25, 0.5, 0.75, 1.0)
     plain, with_box = (
         open_png(render_contact_sheet([item("a.png")])),
@@ -63,14 +63,14 @@ def test_a_box_is_drawn_where_it_is(item: Callable[..., Item]) -> None:
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
-    item: Callable[..., Item],
+    item: Callable[..., ExportedImage],
 ) -> None:
     items = [item(f"{n}.png", make_record(Freeform(text=f"text {n}"))) for n in range(30)]
     sheets = [render_contact_sheet(choose_items(items, count=6, seed=seed)) for seed in (1, 1, 2)]
     assert sheets[0] == sheets[1] != sheets[2]
 
 
-def test_images_with_records_are_shown_first(item: Callable[..., Item]) -> None:
+def test_images_with_records_are_shown_first(item: Callable[..., ExportedImage]) -> None:
     items = [
         item(f"{n}.png", *([make_record(Freeform(text="red"))] if n % 5 == 0 else []))
         for n in range(20)
@@ -85,14 +85,14 @@ def test_images_with_records_are_shown_first(item: Callable[..., Item]) -> None:
     assert choose_items([], count=5, seed=3) == []
 
 
-def test_the_sheet_has_a_bounded_size(item: Callable[..., Item]) -> None:
+def test_the_sheet_has_a_bounded_size(item: Callable[..., ExportedImage]) -> None:
     sheet = open_png(render_contact_sheet([item("a.png")] * (MAX_IMAGES + 50)))
     assert sheet.width == GAP + COLUMNS * (CELL + GAP)
     assert sheet.height < (MAX_IMAGES // COLUMNS) * 500
     assert open_png(render_contact_sheet([])).width > 0
 
 
-def test_no_text_breaks_the_sheet(item: Callable[..., Item]) -> None:
+def test_no_text_breaks_the_sheet(item: Callable[..., ExportedImage]) -> None:
     for text in (SCRIPTS, SCRIPTS * 500, "x" * 100_000, "\n" * 5000, ""):
         asked = [Interaction(order=1, question=text, answer=text)]
         records = [
@@ -102,7 +102,11 @@ def test_no_text_breaks_the_sheet(item: Callable[..., Item]) -> None:
         ]
         sheet = open_png(
             render_contact_sheet(
-                [Item(AssetRef(filename=text, width=1, height=1), "", records, item("a").read)]
+                [
+                    ExportedImage(
+                        AssetRef(filename=text, width=1, height=1), "", records, item("a").read
+                    )
+                ]
             )
         )
         sheet.load()
@@ -123,7 +127,9 @@ def test_long_texts_are_wrapped_and_cut() -> None:
     ]
 
 
-def test_boxes_that_are_nonsense_and_images_that_cannot_be_read(item: Callable[..., Item]) -> None:
+def test_boxes_that_are_nonsense_and_images_that_cannot_be_read(
+    item: Callable[..., ExportedImage],
+) -> None:
     nan = float("nan")
     boxes: list[Any] = [
         (-5, -5, 9, 9),
@@ -132,14 +138,14 @@ def test_boxes_that_are_nonsense_and_images_that_cannot_be_read(item: Callable[.
         (0.5, 0.5, 0.5, 0.5),
         (1, 1, 1, 1),
     ]
-    broken = Item(
+    broken = ExportedImage(
         AssetRef(filename="b.png", width=1, height=1), "", [], lambda: b"\x89PNG\r\n\x1a\nno"
     )
 
     def read_missing() -> bytes:
         raise OSError("the disk is gone")
 
-    missing = Item(AssetRef(filename="c.png", width=1, height=1), "", [], read_missing)
+    missing = ExportedImage(AssetRef(filename="c.png", width=1, height=1), "", [], read_missing)
     sheet = open_png(
         render_contact_sheet(
             [item("a.png", *(make_boxed_record("tin", box) for box in boxes)), broken, missing]

@@ -12,10 +12,10 @@ from runyard.datasets.versions import (
     CONTENTS,
     MANIFEST,
     PACKS,
-    Item,
     ManifestWriter,
     VersionError,
     VersionFolder,
+    VersionImage,
     encode_contents_line,
     read_manifest,
 )
@@ -23,9 +23,9 @@ from runyard.datasets.versions import (
 IMAGES = [b"first image", b"second", b"third one"]
 
 
-def item(filename: str, data: bytes, *records: Vqa | PhraseGrounding | Freeform) -> Item:
+def item(filename: str, data: bytes, *records: Vqa | PhraseGrounding | Freeform) -> VersionImage:
     digest = hashlib.sha256(data).hexdigest()
-    return Item(
+    return VersionImage(
         filename=filename,
         sha256=digest,
         size=len(data),
@@ -36,7 +36,7 @@ def item(filename: str, data: bytes, *records: Vqa | PhraseGrounding | Freeform)
     )
 
 
-def make_items() -> list[Item]:
+def make_items() -> list[VersionImage]:
     asked = Vqa(interactions=[Interaction(order=1, question="What?", answer="Ein Tor — größer")])
     return [
         item("Z.png", IMAGES[0], asked),

@@ -11,8 +11,8 @@ import pytest
 from runyard.flows import ResolvedFlow, memory, resolve
 from runyard.flows.memory import (
     GIB,
-    Accelerator,
     MeasuredPeak,
+    RunAccelerator,
     count_parameters,
     estimate,
     predict_fit,
@@ -30,8 +30,8 @@ def resolve_blocks(size: str = "7B", mode: str = "full", **settings: Any) -> Res
     return resolve(FlowSpec(blocks=[FlowBlock(block="vi-model", settings=model)]))
 
 
-def accelerator(gib: float | None, name: str = "a100") -> Accelerator:
-    return Accelerator(name=name, memory_bytes=None if gib is None else round(gib * GIB))
+def accelerator(gib: float | None, name: str = "a100") -> RunAccelerator:
+    return RunAccelerator(name=name, memory_bytes=None if gib is None else round(gib * GIB))
 
 
 def measured(gib: float, *, micro_batch_size: int = 8, is_cpu: bool = False) -> MeasuredPeak:
@@ -183,7 +183,7 @@ def test_a_smaller_model_is_the_last_that_is_tried() -> None:
 def test_an_estimate_is_trusted_up_to_70_percent(share: float, action: str) -> None:
     resolved = resolve_blocks(mode="lora")
     needed = predict_fit(resolved, accelerator(1000)).needed_bytes or 0
-    fit = predict_fit(resolved, Accelerator(name="a100", memory_bytes=round(needed / share)))
+    fit = predict_fit(resolved, RunAccelerator(name="a100", memory_bytes=round(needed / share)))
     assert fit.action == action
     assert ("would fit" in fit.reason) is (action != "Allow")
 

@@ -494,7 +494,7 @@ def check_whole(data: bytes) -> int:
     return len(found)
 
 
-def opened(data: bytes) -> tuple[backup_file.Manifest, dict[str, list[Any]], list[str]]:
+def opened(data: bytes) -> tuple[backup_file.BackupManifest, dict[str, list[Any]], list[str]]:
     backup_file.verify_backup(iter([data]))
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         manifest = backup_file.decode_manifest(tar.extractfile("manifest.json").read())  # type: ignore[union-attr]
@@ -583,7 +583,8 @@ def another_tar(name: str, content: bytes) -> bytes:
 
 
 def rewritten(
-    data: bytes, change: Callable[[backup_file.Manifest, dict[str, bytes], dict[str, bytes]], None]
+    data: bytes,
+    change: Callable[[backup_file.BackupManifest, dict[str, bytes], dict[str, bytes]], None],
 ) -> bytes:
     """Write a file with valid hashes in which only ``change`` is wrong."""
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
@@ -607,7 +608,7 @@ def rewritten(
         hashlib.sha256(listed).hexdigest(),
     )
 
-    def opened_member(member: backup_file.Member) -> Iterator[bytes]:
+    def opened_member(member: backup_file.BackupMember) -> Iterator[bytes]:
         yield tables[member.table] if member.table else blobs[member.path]
 
     return b"".join(backup_file.iter_chunks(manifest, parts, opened_member))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from runyard.server.clock import SystemClock
+from runyard.server.clock import AsyncSystemClock
 from runyard.server.http.app import open_services
 from runyard.server.services.access import secrets as secret_files
 from runyard.server.services.access.bootstrap import write_endpoint
@@ -23,7 +23,7 @@ def start(settings: Settings) -> list[Any]:
     """Start and stop once; returns the rows of keys."""
 
     async def once() -> list[Any]:
-        async with open_services(settings, SystemClock(), run_ticker=False) as services:
+        async with open_services(settings, AsyncSystemClock(), run_ticker=False) as services:
             return list(
                 services.store.read(
                     lambda connection: connection.execute(tables.keys.select()).all()

@@ -13,7 +13,7 @@ from sqlalchemy import create_engine
 from support import attempts
 from support.server import TestServer
 
-from runyard.server.clock import SystemClock
+from runyard.server.clock import AsyncSystemClock
 from runyard.server.http.app import open_services
 from runyard.server.services.context import Actor
 from runyard.server.services.operations import housekeeping, storage
@@ -271,7 +271,7 @@ def test_copies_outlive_a_start_and_what_is_left_of_broken_ones_does_not(tmp_pat
     (folder / "server-schema-0003.db").write_text("a copy")
 
     async def start() -> None:
-        async with open_services(settings, SystemClock(), run_ticker=False):
+        async with open_services(settings, AsyncSystemClock(), run_ticker=False):
             pass
 
     asyncio.run(start())
@@ -291,7 +291,7 @@ def test_a_collection_rebuilds_a_database_of_before_once_and_reports_what_it_fre
     connection.close()
 
     async def story() -> None:
-        async with open_services(settings, SystemClock(), run_ticker=False) as services:
+        async with open_services(settings, AsyncSystemClock(), run_ticker=False) as services:
             org = json.loads(settings.credentials_file.read_text())["organization_id"]
             actor = Actor(org=org, name="n", role="admin", address="")
             stray = settings.runs_dir / org / "stray"
@@ -334,7 +334,7 @@ def test_postgresql_reclaims_by_itself_and_says_so(
     settings = Settings(data_dir=tmp_path / "data", database_url=str(postgresql.new_database()))
 
     async def story() -> None:
-        async with open_services(settings, SystemClock(), run_ticker=False) as services:
+        async with open_services(settings, AsyncSystemClock(), run_ticker=False) as services:
             org = json.loads(settings.credentials_file.read_text())["organization_id"]
             actor = Actor(org=org, name="n", role="admin", address="")
             freed = (await storage.collect(services, actor)).freed_bytes

@@ -14,7 +14,7 @@ from runyard.server.http.proxies import list_allowed_hosts
 from runyard.server.http.route import PUBLIC
 from runyard.server.http.routes import ROUTES
 from runyard.server.services.access import keys
-from runyard.server.services.access.keys import Key, new_key, parse, secret_mac
+from runyard.server.services.access.keys import StoredKey, new_key, parse, secret_mac
 
 PLACES = {
     "run_id": "r1", "flow_id": "f1", "project_id": "p1", "checkpoint": "epoch-1", "version": "v1",
@@ -45,7 +45,7 @@ def add_key(server: TestServer, org: str, role: str) -> str:
     assert parts is not None
     mac = secret_mac(server.services.pepper, parts.secret)
     server.services.keyring.add(
-        Key(id=parts.key_id, org=org, role=role, secret_mac=mac, expires=None, revoked=None)
+        StoredKey(id=parts.key_id, org=org, role=role, secret_mac=mac, expires=None, revoked=None)
     )
     return key
 

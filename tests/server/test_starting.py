@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from runyard.server.clock import SystemClock
+from runyard.server.clock import AsyncSystemClock
 from runyard.server.http.app import open_services
 from runyard.server.opening import check_versions
 from runyard.server.services.access.keys import new_key
@@ -339,7 +339,7 @@ def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("used") / "data"
 
     async def serve() -> None:
-        async with open_services(Settings(data_dir=folder), SystemClock(), run_ticker=False):
+        async with open_services(Settings(data_dir=folder), AsyncSystemClock(), run_ticker=False):
             pass
 
     asyncio.run(serve())
@@ -404,7 +404,7 @@ def test_a_broken_start_changes_nothing_that_would_keep_the_fix_from_working(
     assert (status, "192.0.2.1" in said) == (EXIT_CANNOT_START, True)
 
     async def serve() -> None:
-        async with open_services(Settings(data_dir=folder), SystemClock(), run_ticker=False):
+        async with open_services(Settings(data_dir=folder), AsyncSystemClock(), run_ticker=False):
             pass
 
     asyncio.run(serve())
@@ -414,7 +414,7 @@ def test_a_store_of_before_takes_the_secrets_that_its_keys_were_made_with(folder
     sql("DELETE FROM meta WHERE key = 'pepper'")(folder)
 
     async def noted() -> bool:
-        async with open_services(Settings(data_dir=folder), SystemClock(), run_ticker=False):
+        async with open_services(Settings(data_dir=folder), AsyncSystemClock(), run_ticker=False):
             connection = sqlite3.connect(folder / "server.db")
             found = connection.execute("SELECT value FROM meta WHERE key = 'pepper'").fetchone()
             connection.close()
@@ -430,7 +430,7 @@ def test_a_machine_key_that_is_gone_is_made_again_and_opens_the_server(folder: P
 
     async def role() -> str:
         async with open_services(
-            Settings(data_dir=folder), SystemClock(), run_ticker=False
+            Settings(data_dir=folder), AsyncSystemClock(), run_ticker=False
         ) as services:
             made = json.loads(path.read_text())["key"]
             assert made != before
@@ -476,7 +476,9 @@ def test_the_secrets_of_another_data_folder_do_not_open_a_postgresql_database(
 
     async def serve() -> None:
         async with open_services(
-            Settings(data_dir=tmp_path / "first", database_url=url), SystemClock(), run_ticker=False
+            Settings(data_dir=tmp_path / "first", database_url=url),
+            AsyncSystemClock(),
+            run_ticker=False,
         ):
             pass
 

@@ -9,7 +9,7 @@ from support.server import TestServer, open_server
 
 from runyard.server.services.access import keys, wrong_keys
 from runyard.server.services.access.key_lifecycle import write_usage
-from runyard.server.services.access.keys import Key, Rejection, new_key
+from runyard.server.services.access.keys import Rejection, StoredKey, new_key
 from runyard.server.services.access.wrong_keys import BURST, MOST_ADDRESSES, MOST_ROWS, WrongKeys
 
 NOBODY = Rejection(org=None, key_id=None, reason="no key")
@@ -78,7 +78,7 @@ async def test_rejected_keys_are_told_apart_in_the_audit_log_alone(server: TestS
         parts = keys.parse(secrets[name])
         assert parts is not None
         mac = keys.secret_mac(server.services.pepper, parts.secret)
-        key = Key(
+        key = StoredKey(
             id=parts.key_id,
             org=server.org,
             role="admin",

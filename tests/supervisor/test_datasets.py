@@ -15,7 +15,12 @@ import pytest
 
 from runyard import processes, rundir
 from runyard.datasets.records import Interaction, Vqa
-from runyard.datasets.versions import Item, ManifestWriter, VersionFolder, encode_contents_line
+from runyard.datasets.versions import (
+    ManifestWriter,
+    VersionFolder,
+    VersionImage,
+    encode_contents_line,
+)
 from runyard.protocol import AttemptDataset, StoredBytes
 from runyard.rundir import is_complete
 from runyard.supervisor.datasets import DatasetFetcher
@@ -48,7 +53,7 @@ class Version:
                 interactions=[Interaction(order=1, question="?", answer=name)]
             )
             writer.add(
-                Item(
+                VersionImage(
                     filename=filename,
                     sha256=hash_bytes(data),
                     size=len(data),

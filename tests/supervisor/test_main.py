@@ -14,7 +14,7 @@ import pytest
 from runyard import processes
 from runyard.protocol import LOST_OUT_OF_MEMORY
 from runyard.supervisor import messages as msg
-from runyard.supervisor.api_client import ServerClient
+from runyard.supervisor.api_client import AttemptClient
 
 pytestmark = pytest.mark.skipif(not processes.IS_LINUX, reason="the proofs need /proc")
 
@@ -304,7 +304,7 @@ def test_the_answer_to_a_report_says_whether_it_was_final(folder: Path, server: 
         msg.ExitStatus(exit_code=0, group_empty=is_empty, cause="exit code 0")
         for is_empty in (False, True)
     )
-    client = ServerClient(server.endpoint, token="t", folder=folder)
+    client = AttemptClient(server.endpoint, token="t", folder=folder)
     answers = [client.report(word, time_ms=1, result=None) for word in (alive, gone)]
     assert answers == [msg.ReportAccepted(is_last=False), msg.ReportAccepted(is_last=True)]
     server.answer = lambda *_: (422, {"code": "Invalid", "message": "no"})
@@ -318,7 +318,7 @@ def test_the_answer_to_a_report_says_whether_it_was_final(folder: Path, server: 
 def test_a_report_that_json_cannot_represent_is_not_retried_forever(
     folder: Path, server: Any
 ) -> None:
-    client = ServerClient(server.endpoint, token="t", folder=folder)
+    client = AttemptClient(server.endpoint, token="t", folder=folder)
     ended = msg.ExitStatus(exit_code=0, group_empty=True, cause="exit code 0")
     answer = client.report(ended, time_ms=1, result={"loss": float("nan")})
     assert isinstance(answer, msg.UploadRejected)

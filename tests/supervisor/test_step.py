@@ -153,7 +153,7 @@ def test_a_lost_lease_kills_at_once_and_reports_nothing() -> None:
 
 
 def test_a_kill_outranks_a_leave_and_nothing_outranks_the_first_deadline() -> None:
-    state, _ = apply_events(make_training_state(), msg.StopRequested(), now=100.0)
+    state, _ = apply_events(make_training_state(), msg.TerminationRequested(), now=100.0)
     state, actions = apply_events(state, msg.LeaseRenewed(KILL), now=110.0)
     assert (state.stop_reason, state.kill_at, actions) == ("kill", 130.0, [])
 
@@ -268,7 +268,7 @@ def test_a_settling_supervisor_first_requests_the_servers_offsets() -> None:
 def test_a_supervisor_asked_to_stop_does_not_wait_long_for_an_unreachable_server() -> None:
     state, _ = apply_events(
         drain_streams(make_reporting_state()),
-        msg.StopRequested(),
+        msg.TerminationRequested(),
         msg.TimePassed(),
         msg.ServerUnreachable("reports"),
     )

@@ -16,12 +16,12 @@ import msgspec
 import pytest
 
 from runyard import processes, rundir
-from runyard.controller.api_client import ServerClient as ControllerClient
+from runyard.controller.api_client import ServerClient
 from runyard.controller.placement import place_attempt
 from runyard.protocol import AttemptWeights, CheckpointFile, Claim
 from runyard.rundir import is_complete
 from runyard.settings import Settings
-from runyard.supervisor.api_client import ServerClient
+from runyard.supervisor.api_client import AttemptClient
 from runyard.supervisor.resume import BlobGone
 from runyard.supervisor.shared import free_space
 from runyard.supervisor.weights import WeightsFetcher
@@ -251,7 +251,7 @@ def test_a_machine_that_joined_gets_weights_of_a_run_that_was_deleted(
     credentials = json.loads((real_server / "credentials.json").read_text())
     org, endpoint = credentials["organization_id"], credentials["endpoint"]
     user = Http(endpoint, headers={"Authorization": f"Bearer {credentials['secret_key']}"})
-    controller = ControllerClient(real_server / "secrets" / "controller.json")
+    controller = ServerClient(real_server / "secrets" / "controller.json")
 
     def place_run(run_id: str, machine: str, flow: dict[str, Any]) -> tuple[Path, str]:
         user.call("PUT", f"/workspaces/{org}/runs/{run_id}", body={"spec": {"flow": flow}})
@@ -281,7 +281,7 @@ def test_a_machine_that_joined_gets_weights_of_a_run_that_was_deleted(
         "isBest": True,
     }
     rundir.write_json(checkpoint / "manifest.json", manifest | {"files": files})
-    ServerClient(endpoint, token=token, folder=first).store_checkpoint("epoch-1")
+    AttemptClient(endpoint, token=token, folder=first).store_checkpoint("epoch-1")
 
     begun = {
         "blocks": [
@@ -290,7 +290,7 @@ def test_a_machine_that_joined_gets_weights_of_a_run_that_was_deleted(
     }
     folder, token = place_run("new", "second", begun)
     user.call("DELETE", f"/workspaces/{org}/runs/source")
-    ServerClient(endpoint, token=token, folder=folder).prepare_attempt(rundir)
+    AttemptClient(endpoint, token=token, folder=folder).prepare_attempt(rundir)
     brought = read_weights_document(folder)
     assert brought["weights"] == "run:source/epoch-1"
     home = Path(brought["folder"])

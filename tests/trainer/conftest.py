@@ -172,8 +172,8 @@ def write_version(home: Path, images: dict[str, tuple[bytes, list[Any]]]) -> Pat
         CONTENTS,
         MANIFEST,
         PACKS,
-        Item,
         ManifestWriter,
+        VersionImage,
         encode_contents_line,
     )
     from runyard.rundir import COMPLETE
@@ -191,7 +191,7 @@ def write_version(home: Path, images: dict[str, tuple[bytes, list[Any]]]) -> Pat
         for filename, (data, records) in sorted(images.items()):
             sha256, at, size = places[filename]
             writer.add(
-                Item(
+                VersionImage(
                     filename=filename,
                     sha256=sha256,
                     size=len(data),

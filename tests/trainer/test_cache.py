@@ -31,7 +31,7 @@ from runyard.trainer.data.cache import (
 from runyard.trainer.data.datasets import Dataset
 from runyard.trainer.data.encode import Encoder, InMemoryEncodings, Layout
 from runyard.trainer.data.shards import Shard, ShardWriter
-from runyard.trainer.data.uploaded import Selection, load_uploaded
+from runyard.trainer.data.uploaded import SampleSelection, load_uploaded
 from runyard.trainer.errors import InvalidData, StopRequested
 from runyard.trainer.families import get_family_parts
 from runyard.trainer.main import train_attempt
@@ -87,8 +87,8 @@ def load(folder: Path, *, max_samples: int | None = None) -> Dataset:
     )
 
 
-def selections(data: Dataset) -> list[Selection]:
-    assert isinstance(data.train, Selection) and isinstance(data.validation, Selection)
+def selections(data: Dataset) -> list[SampleSelection]:
+    assert isinstance(data.train, SampleSelection) and isinstance(data.validation, SampleSelection)
     return [data.train, data.validation]
 
 

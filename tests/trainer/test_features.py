@@ -12,7 +12,7 @@ from runyard.trainer.data.encode import Encoder, InMemoryEncodings, Layout
 from runyard.trainer.data.packing import get_position_function, pack, use_packed_attention
 from runyard.trainer.families import PARTS
 from runyard.trainer.main import train_attempt
-from runyard.trainer.models.model import Model, freeze_parts, load_model
+from runyard.trainer.models.model import LoadedModel, freeze_parts, load_model
 from runyard.trainer.steps.features import FeatureEncoder, FeaturesNotReusable, FrozenTower
 from runyard.trainer.steps.losses import TokenLosses
 from tests.trainer.test_cache import RECIPE, give, images
@@ -22,7 +22,7 @@ from tests.trainer.test_packing import loss_and_gradients, samples
 WITH_PROJECTOR_ONLY = ("qwen2_5_vl", "qwen3_vl", "qwen3_5", "llava_next", "llava_onevision")
 
 
-def tower_of(model: Model) -> tuple[FrozenTower, TokenLosses]:
+def tower_of(model: LoadedModel) -> tuple[FrozenTower, TokenLosses]:
     cpu = torch.device("cpu")
     losses = TokenLosses(model.module, precision="float32", device=cpu, label_smoothing=0.0)
     return FrozenTower(model.module, model.parts, losses, cpu), losses

@@ -6,10 +6,10 @@ import pytest
 
 from runyard.flows import resolve
 from runyard.trainer.errors import InvalidFlow
-from runyard.trainer.plan import Machine, Plan, Sizes, make_plan
+from runyard.trainer.plan import Hardware, Plan, Sizes, make_plan
 from vi.api.resources.flows.responses import FlowBlock, FlowSpec
 
-MACHINE = Machine(
+MACHINE = Hardware(
     device="cpu",
     device_name="CPU",
     has_good_bfloat16=False,

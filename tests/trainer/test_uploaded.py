@@ -13,7 +13,7 @@ from runyard.datasets.records import Freeform, GroundedPhrase, Interaction, Phra
 from runyard.trainer.answers import Answer, Grounding
 from runyard.trainer.data.datasets import Dataset
 from runyard.trainer.data.images import BrokenImage, decode_image
-from runyard.trainer.data.uploaded import Selection, list_questions, load_uploaded
+from runyard.trainer.data.uploaded import SampleSelection, list_questions, load_uploaded
 from runyard.trainer.errors import InvalidData
 
 MakeVersion = Callable[..., Path]
@@ -35,7 +35,7 @@ def asked(*answers: str) -> Vqa:
 
 def parts(data: Dataset) -> tuple[set[str], set[str]]:
     """Filenames of both parts."""
-    assert isinstance(data.train, Selection) and isinstance(data.validation, Selection)
+    assert isinstance(data.train, SampleSelection) and isinstance(data.validation, SampleSelection)
     train, held_out = (
         {part.whole.filename(int(n)) for n in part.numbers}
         for part in (data.train, data.validation)

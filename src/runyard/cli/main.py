@@ -13,7 +13,7 @@ from runyard.cli.failures import EXIT_INTERRUPTED, CommandFailed, to_command_fai
 from runyard.vi_package import describe_conflict
 
 
-class Entry(NamedTuple):
+class CommandEntry(NamedTuple):
     """Module (below ``runyard.cli``) and attribute of a command, and its line in the overview."""
 
     module: str
@@ -22,44 +22,54 @@ class Entry(NamedTuple):
 
 
 COMMANDS = {
-    "up": Entry("instance.up", "up", "Start and supervise server and controller on this machine."),
-    "down": Entry(
+    "up": CommandEntry(
+        "instance.up", "up", "Start and supervise server and controller on this machine."
+    ),
+    "down": CommandEntry(
         "instance.down",
         "down",
         "Stop the instance of a data folder and report which runs were saved.",
     ),
-    "status": Entry(
+    "status": CommandEntry(
         "instance.status", "status", "Show the state of an instance, its processes and runs."
     ),
-    "demo": Entry(
+    "demo": CommandEntry(
         "instance.demo", "demo", "Train a small model on this machine and show its answers."
     ),
-    "runs": Entry(
+    "runs": CommandEntry(
         "resources.runs", "runs", "Create, follow, compare, kill and delete training runs."
     ),
-    "flows": Entry(
+    "flows": CommandEntry(
         "resources.flows", "flows", "Save, validate and inspect flows (training configurations)."
     ),
-    "datasets": Entry(
+    "datasets": CommandEntry(
         "resources.datasets", "datasets", "Import, check, preview and export datasets."
     ),
-    "models": Entry(
+    "models": CommandEntry(
         "resources.models",
         "models",
         "List, download, export and query checkpoints; add base models.",
     ),
-    "backup": Entry("resources.backup", "backup", "Back up all data of the server to one file."),
-    "restore": Entry(
+    "backup": CommandEntry(
+        "resources.backup", "backup", "Back up all data of the server to one file."
+    ),
+    "restore": CommandEntry(
         "resources.backup", "restore", "Replace all data of the server with a backup."
     ),
-    "keys": Entry("resources.keys", "keys", "Create, list, revoke and rotate API keys."),
-    "audit": Entry(
+    "keys": CommandEntry("resources.keys", "keys", "Create, list, revoke and rotate API keys."),
+    "audit": CommandEntry(
         "resources.audit", "audit", "Show the audit log of actions and rejected keys, newest first."
     ),
-    "gc": Entry("resources.gc", "gc", "Compare database and disk, and delete unreferenced data."),
-    "config": Entry("config", "config", "Show every setting, its value and its source."),
-    "doctor": Entry("instance.doctor", "doctor", "Check the installation and suggest fixes."),
-    "completion": Entry("completion", "completion", "Print the completion script for a shell."),
+    "gc": CommandEntry(
+        "resources.gc", "gc", "Compare database and disk, and delete unreferenced data."
+    ),
+    "config": CommandEntry("config", "config", "Show every setting, its value and its source."),
+    "doctor": CommandEntry(
+        "instance.doctor", "doctor", "Check the installation and suggest fixes."
+    ),
+    "completion": CommandEntry(
+        "completion", "completion", "Print the completion script for a shell."
+    ),
 }
 
 

@@ -58,7 +58,7 @@ class ArchiveLimits:
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class ArchiveMember:
     """One regular file of an archive.
 
     ``pieces`` yields its bytes once, before the next member is requested.
@@ -98,7 +98,7 @@ def is_archive(path: str) -> bool:
 
 def read_members(
     file: BinaryIO, path: str, limits: ArchiveLimits = ArchiveLimits()
-) -> Iterator[Member]:
+) -> Iterator[ArchiveMember]:
     """Yield the regular files of an archive in order, after checking that all of it is safe.
 
     Raises:
@@ -110,7 +110,7 @@ def read_members(
         yield from read(file, path.lower(), limits)
 
 
-def read_first_members(file: BinaryIO, path: str, count: int) -> Iterator[Member]:
+def read_first_members(file: BinaryIO, path: str, count: int) -> Iterator[ArchiveMember]:
     """Yield at most ``count`` first files of a tar, without checking the rest, to detect what it
     contains.
 
@@ -121,7 +121,7 @@ def read_first_members(file: BinaryIO, path: str, count: int) -> Iterator[Member
     with _reject_damaged():
         data = _TarBytes(file, path.lower(), limits)
         for name, size in islice(_iter_tar_files(data, _Names(limits)), count):
-            yield Member(name, size, lambda size=size: data.pieces(size))  # type: ignore[misc]
+            yield ArchiveMember(name, size, lambda size=size: data.pieces(size))  # type: ignore[misc]
 
 
 @contextlib.contextmanager
@@ -210,11 +210,13 @@ class _ZipEntry(NamedTuple):
     is_folder: bool
 
 
-def _iter_zip_members(file: BinaryIO, _path: str, limits: ArchiveLimits) -> Iterator[Member]:
+def _iter_zip_members(file: BinaryIO, _path: str, limits: ArchiveLimits) -> Iterator[ArchiveMember]:
     entries, ends = _read_zip_entries(file, limits)
     for entry, end in zip(entries, ends, strict=True):
         if not entry.is_folder:
-            yield Member(entry.name, entry.size, partial(_read_zip_entry_bytes, file, entry, end))
+            yield ArchiveMember(
+                entry.name, entry.size, partial(_read_zip_entry_bytes, file, entry, end)
+            )
 
 
 def _read_zip_entries(file: BinaryIO, limits: ArchiveLimits) -> tuple[list[_ZipEntry], list[int]]:
@@ -405,7 +407,7 @@ _SPECIAL_TYPES = {
 }
 
 
-def _iter_tar_members(file: BinaryIO, path: str, limits: ArchiveLimits) -> Iterator[Member]:
+def _iter_tar_members(file: BinaryIO, path: str, limits: ArchiveLimits) -> Iterator[ArchiveMember]:
     names = _Names(limits)
     for name, _ in _iter_tar_files(
         _TarBytes(file, path, limits), names
@@ -414,7 +416,7 @@ def _iter_tar_members(file: BinaryIO, path: str, limits: ArchiveLimits) -> Itera
     names.check_conflicts()
     data = _TarBytes(file, path, limits)
     for name, size in _iter_tar_files(data, _Names(limits)):
-        yield Member(name, size, lambda size=size: data.pieces(size))  # type: ignore[misc]
+        yield ArchiveMember(name, size, lambda size=size: data.pieces(size))  # type: ignore[misc]
 
 
 class _TarBytes:
@@ -696,7 +698,7 @@ class ExpandedSource:
             cause = f"{ignored} files created by an operating system are ignored"
             self.report(make_finding("FileIgnored", file=path, cause=cause))
 
-    def _add_member(self, archive: str, member: Member) -> None:
+    def _add_member(self, archive: str, member: ArchiveMember) -> None:
         path = f"{archive}/{member.name}"
         if is_archive(path):
             cause = "archives within archives are not supported"
@@ -716,7 +718,7 @@ class ExpandedSource:
             self._kept[path] = (target, member.size_bytes)
             self._paths.append(path)
 
-    def _add_image(self, archive: str, path: str, member: Member) -> None:
+    def _add_image(self, archive: str, path: str, member: ArchiveMember) -> None:
         if member.size_bytes > MAX_BYTES:
             cause = f"an image of {member.size_bytes:,} bytes"
             self.report(

@@ -24,10 +24,10 @@ from runyard import processes, rundir
 from runyard.blobs import FolderBlobs
 from runyard.datasets.importing import set_limits
 from runyard.datasets.records import AssetRef, Contents, Record
-from runyard.datasets.writers.base import Item, Writer
-from runyard.datasets.writers.csv import CsvFourCorner, CsvWidthHeight
+from runyard.datasets.writers.base import ExportedImage, Writer
+from runyard.datasets.writers.csv import CsvFourCornerWriter, CsvWidthHeightWriter
 from runyard.datasets.writers.registry import find_writer
-from runyard.datasets.writers.vi_full import ViFull
+from runyard.datasets.writers.vi_full import ViFullWriter
 
 JOB, ITEMS, RESULT = "job.json", "items.jsonl", "result.json"
 ZIP, PREVIEW = "export.zip", "preview.png"
@@ -85,21 +85,23 @@ def _make_writer(format: str, options: dict[str, Any], *, seed: int) -> Writer |
     """Make the writer of a format, with the options that it supports."""
     split_ratio, is_normalized = options.get("splitRatio"), options.get("normalized", True)
     writer = find_writer(format)
-    if isinstance(writer, ViFull):
-        return ViFull(held_out_fraction=None if split_ratio is None else 1 - split_ratio, seed=seed)
-    if isinstance(writer, CsvFourCorner | CsvWidthHeight):
+    if isinstance(writer, ViFullWriter):
+        return ViFullWriter(
+            held_out_fraction=None if split_ratio is None else 1 - split_ratio, seed=seed
+        )
+    if isinstance(writer, CsvFourCornerWriter | CsvWidthHeightWriter):
         return type(writer)(is_normalized=is_normalized)
     return writer
 
 
-def _read_items(folder: Path, blobs: FolderBlobs) -> Iterator[Item]:
+def _read_items(folder: Path, blobs: FolderBlobs) -> Iterator[ExportedImage]:
     decoder = msgspec.json.Decoder(ItemLine)
     with open(folder / ITEMS, "rb") as file:
         for row in file:
             yield _make_item(decoder.decode(row), blobs)
 
 
-def _make_item(line: ItemLine, blobs: FolderBlobs) -> Item:
+def _make_item(line: ItemLine, blobs: FolderBlobs) -> ExportedImage:
     asset = AssetRef(filename=line.filename, width=line.width, height=line.height)
 
     def read() -> bytes:
@@ -111,10 +113,10 @@ def _make_item(line: ItemLine, blobs: FolderBlobs) -> Item:
         Record(id=record.id, asset=asset, contents=record.contents, category=record.category)
         for record in line.records
     ]
-    return Item(asset=asset, sha256=line.sha256, records=records, read=read)
+    return ExportedImage(asset=asset, sha256=line.sha256, records=records, read=read)
 
 
-def _write_preview(folder: Path, items: Iterator[Item], *, count: int, seed: int) -> None:
+def _write_preview(folder: Path, items: Iterator[ExportedImage], *, count: int, seed: int) -> None:
     # Imported here because the server imports this module for its constants and must not load
     # Pillow.
     from runyard.datasets.preview import choose_items, render_contact_sheet

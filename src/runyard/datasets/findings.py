@@ -40,7 +40,7 @@ ReportFinding = Callable[[Finding], None]
 
 
 @dataclass(frozen=True)
-class Kind:
+class FindingKind:
     """A kind of finding: its severity, and how to fix it."""
 
     severity: Severity
@@ -48,74 +48,98 @@ class Kind:
 
 
 # An ``error`` makes a row or file unusable as it is; with a ``warning`` the data is accepted.
-KINDS: dict[str, Kind] = {
+KINDS: dict[str, FindingKind] = {
     # images
-    "ImageBroken": Kind("error", "save the image again from its source, or remove it"),
-    "ImageTruncated": Kind("error", "copy the image again; its end is missing"),
-    "ImageTooLarge": Kind("error", "make the image smaller than 50 megapixels"),
-    "ImageEmpty": Kind("error", "remove the file, or copy it again"),
-    "ImageTypeUnsupported": Kind("error", "convert it to JPEG, PNG, WebP, BMP, GIF or TIFF"),
-    "ImageTypeMismatch": Kind("warning", "rename the file so that its extension matches its "
-                                         "content"),
-    "ImageRotated": Kind("warning", "none needed if boxes were drawn on the displayed (rotated) "
-                                    "image"),
-    "ImageAnimated": Kind("warning", "only the first frame is used; save the frames you need as "
-                                     "separate images"),
-    "ImageDeep": Kind("warning", "16-bit values are scaled to 8 bits; convert the image if their "
-                                 "range is narrow"),
-    "ImageCmyk": Kind("warning", "converted to RGB without its color profile; convert it yourself "
-                                 "if colors matter"),
-    "ImageDuplicate": Kind("warning", "remove one of the two, or keep both if this is intended"),
-    "ImageTiny": Kind("warning", "check that this is an image and not a placeholder"),
+    "ImageBroken": FindingKind("error", "save the image again from its source, or remove it"),
+    "ImageTruncated": FindingKind("error", "copy the image again; its end is missing"),
+    "ImageTooLarge": FindingKind("error", "make the image smaller than 50 megapixels"),
+    "ImageEmpty": FindingKind("error", "remove the file, or copy it again"),
+    "ImageTypeUnsupported": FindingKind("error", "convert it to JPEG, PNG, WebP, BMP, GIF or TIFF"),
+    "ImageTypeMismatch": FindingKind(
+        "warning", "rename the file so that its extension matches its content"
+    ),
+    "ImageRotated": FindingKind(
+        "warning", "none needed if boxes were drawn on the displayed (rotated) image"
+    ),
+    "ImageAnimated": FindingKind(
+        "warning", "only the first frame is used; save the frames you need as separate images"
+    ),
+    "ImageDeep": FindingKind(
+        "warning", "16-bit values are scaled to 8 bits; convert the image if their range is narrow"
+    ),
+    "ImageCmyk": FindingKind(
+        "warning",
+        "converted to RGB without its color profile; convert it yourself if colors matter",
+    ),
+    "ImageDuplicate": FindingKind(
+        "warning", "remove one of the two, or keep both if this is intended"
+    ),
+    "ImageTiny": FindingKind("warning", "check that this is an image and not a placeholder"),
     # rows
-    "RowInvalid": Kind("error", "write the row as the format requires"),
-    "FieldMissing": Kind("error", "add the field"),
-    "FieldInvalid": Kind("error", "give the field a value of the right type"),
-    "ImageMissing": Kind("error", "add the image, or correct its name in the row"),
-    "ImageAmbiguous": Kind("error", "name the image with its folder"),
-    "SizeMismatch": Kind("error", "the boxes may be in another pixel frame: correct width and "
-                                  "height, or the boxes"),
-    "SizeTurned": Kind("warning", "none needed: the size is that before the EXIF rotation; boxes "
-                                  "were rotated"),
-    "BoxOutside": Kind("error", "correct the box, which is outside the image"),
-    "BoxClipped": Kind("warning", "none needed if the box may extend past the image's edge; it is "
-                                  "clipped there"),
-    "BoxOtherFrame": Kind("error", "the numbers fit another frame (pixels, 0-1, 0-1000): convert "
-                                   "them"),
-    "BoxCornersSwapped": Kind("error", "write the smaller corner first"),
-    "BoxEmpty": Kind("error", "remove the box, or give it a width and a height"),
-    "BoxNotFinite": Kind("error", "write finite numbers"),
-    "PhraseNotInCaption": Kind("error", "use words of the caption, spelled exactly as there"),
-    "PhraseEmpty": Kind("error", "name what the box shows"),
-    "CaptionEmpty": Kind("error", "write a caption, or remove the row"),
-    "QuestionEmpty": Kind("error", "write the question"),
-    "AnswerEmpty": Kind("error", "write the answer, or remove the row"),
-    "TextEmpty": Kind("error", "write the text, or remove the row"),
-    "OrderInvalid": Kind("warning", "number the interactions 1, 2, 3; their order in the list is "
-                                    "used"),
-    "ClassUnknown": Kind("error", "add the class to the list of names, or correct its number"),
-    "RowDuplicate": Kind("warning", "remove one of the two; both are kept"),
-    "SpanWrong": Kind("warning", "none needed if the phrase is right; its word indexes are "
-                                 "recomputed"),
-    "IdDuplicate": Kind("warning", "give each row its own id; a new id is assigned"),
-    "ContentsUnfit": Kind("error", "import these rows into a dataset of their own type"),
-    "QuestionAssumed": Kind("warning", "none needed if this question is right; else write the "
-                                       "question in each row"),
-    "ConversationInvalid": Kind("error", "alternate human and assistant turns, the human first"),
+    "RowInvalid": FindingKind("error", "write the row as the format requires"),
+    "FieldMissing": FindingKind("error", "add the field"),
+    "FieldInvalid": FindingKind("error", "give the field a value of the right type"),
+    "ImageMissing": FindingKind("error", "add the image, or correct its name in the row"),
+    "ImageAmbiguous": FindingKind("error", "name the image with its folder"),
+    "SizeMismatch": FindingKind(
+        "error", "the boxes may be in another pixel frame: correct width and height, or the boxes"
+    ),
+    "SizeTurned": FindingKind(
+        "warning", "none needed: the size is that before the EXIF rotation; boxes were rotated"
+    ),
+    "BoxOutside": FindingKind("error", "correct the box, which is outside the image"),
+    "BoxClipped": FindingKind(
+        "warning", "none needed if the box may extend past the image's edge; it is clipped there"
+    ),
+    "BoxOtherFrame": FindingKind(
+        "error", "the numbers fit another frame (pixels, 0-1, 0-1000): convert them"
+    ),
+    "BoxCornersSwapped": FindingKind("error", "write the smaller corner first"),
+    "BoxEmpty": FindingKind("error", "remove the box, or give it a width and a height"),
+    "BoxNotFinite": FindingKind("error", "write finite numbers"),
+    "PhraseNotInCaption": FindingKind(
+        "error", "use words of the caption, spelled exactly as there"
+    ),
+    "PhraseEmpty": FindingKind("error", "name what the box shows"),
+    "CaptionEmpty": FindingKind("error", "write a caption, or remove the row"),
+    "QuestionEmpty": FindingKind("error", "write the question"),
+    "AnswerEmpty": FindingKind("error", "write the answer, or remove the row"),
+    "TextEmpty": FindingKind("error", "write the text, or remove the row"),
+    "OrderInvalid": FindingKind(
+        "warning", "number the interactions 1, 2, 3; their order in the list is used"
+    ),
+    "ClassUnknown": FindingKind(
+        "error", "add the class to the list of names, or correct its number"
+    ),
+    "RowDuplicate": FindingKind("warning", "remove one of the two; both are kept"),
+    "SpanWrong": FindingKind(
+        "warning", "none needed if the phrase is right; its word indexes are recomputed"
+    ),
+    "IdDuplicate": FindingKind("warning", "give each row its own id; a new id is assigned"),
+    "ContentsUnfit": FindingKind("error", "import these rows into a dataset of their own type"),
+    "QuestionAssumed": FindingKind(
+        "warning", "none needed if this question is right; else write the question in each row"
+    ),
+    "ConversationInvalid": FindingKind(
+        "error", "alternate human and assistant turns, the human first"
+    ),
     # files
-    "FileUnreadable": Kind("error", "write the file again"),
-    "FileEmpty": Kind("error", "remove the file, or fill it"),
-    "EncodingWrong": Kind("error", "save the file as UTF-8"),
-    "FormatUnknown": Kind("error", "name the format, or arrange the files as one of the known "
-                                   "formats"),
-    "FileIgnored": Kind("warning", "none needed if this file is not data"),
-    "NameUnsafe": Kind("error", "give the file a plain relative name"),
-    "ArchiveUnsafe": Kind("error", "pack it again with plain files and folders only"),
-    "ArchiveTooLarge": Kind("error", "unpack it yourself and import the folder; it expands beyond "
-                                     "the limits"),
-    "AnnotationsAbsent": Kind("warning", "none needed if this is intended; images without rows are "
-                                         "not trained on"),
-}  # fmt: skip
+    "FileUnreadable": FindingKind("error", "write the file again"),
+    "FileEmpty": FindingKind("error", "remove the file, or fill it"),
+    "EncodingWrong": FindingKind("error", "save the file as UTF-8"),
+    "FormatUnknown": FindingKind(
+        "error", "name the format, or arrange the files as one of the known formats"
+    ),
+    "FileIgnored": FindingKind("warning", "none needed if this file is not data"),
+    "NameUnsafe": FindingKind("error", "give the file a plain relative name"),
+    "ArchiveUnsafe": FindingKind("error", "pack it again with plain files and folders only"),
+    "ArchiveTooLarge": FindingKind(
+        "error", "unpack it yourself and import the folder; it expands beyond the limits"
+    ),
+    "AnnotationsAbsent": FindingKind(
+        "warning", "none needed if this is intended; images without rows are not trained on"
+    ),
+}
 
 
 def make_finding(

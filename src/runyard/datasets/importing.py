@@ -48,7 +48,14 @@ from runyard import processes, rundir
 from runyard.blobs import BlobError, FolderBlobs
 from runyard.datasets import images
 from runyard.datasets.findings import Finding
-from runyard.datasets.ingest import ON_ERROR, FindingSink, Outcome, Progress, Throttle, ingest_rows
+from runyard.datasets.ingest import (
+    ON_ERROR,
+    FindingSink,
+    IngestOutcome,
+    IngestProgress,
+    Throttle,
+    ingest_rows,
+)
 from runyard.datasets.packs import PACK_BYTES, build_pack
 from runyard.datasets.records import Record, encode
 from runyard.datasets.sources import BlobSpan, ImageFacts, PackSource
@@ -132,13 +139,13 @@ class _Import:
         self._folder, self._job, self._outputs = folder, job, outputs
         self._limits = job.get("limits") or {}
         self._on_error = parse_on_error(job.get("policies") or {})
-        self._progress = Progress(files=job.get("files") or 0)
+        self._progress = IngestProgress(files=job.get("files") or 0)
         self._sink = FindingSink(outputs.report, self._on_error, self._progress.tally)
         self._source = PackSource(FolderBlobs(Path(job["blobsDir"])), self._sink, outputs.on_image)
         self._tick = Throttle(self._write_progress)
         self._deadline_s = float("inf")
 
-    def run(self) -> Outcome:
+    def run(self) -> IngestOutcome:
         self._progress.begin("Receiving")
         self._add_known_images()
         for size_bytes in self._inspect_received():
@@ -330,8 +337,8 @@ def _make_facts(image: ImageLine) -> ImageFacts:
     )
 
 
-def _reject(why: str) -> Outcome:
-    return Outcome("Rejected", why, None, None, {})
+def _reject(why: str) -> IngestOutcome:
+    return IngestOutcome("Rejected", why, None, None, {})
 
 
 def set_limits(folder: Path) -> None:

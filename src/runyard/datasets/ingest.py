@@ -65,7 +65,7 @@ class RecordCounter:
 
 
 @dataclass
-class Progress:
+class IngestProgress:
     """The progress of an import. ``files`` is the announced number; 0 if none was announced."""
 
     now_s: Callable[[], float] = time.monotonic
@@ -141,7 +141,7 @@ class FindingSink:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class IngestOutcome:
     """The outcome of an import."""
 
     decision: Literal["Accepted", "Rejected"]
@@ -165,14 +165,14 @@ def ingest_rows(
     images: ImageIndex,
     records: RecordSink,
     sink: FindingSink,
-    progress: Progress,
+    progress: IngestProgress,
     *,
     format: str,
     task: DatasetType | None,
     on_error: OnError,
     tick: Callable[[], None],
     unpack_into: Path,
-) -> Outcome:
+) -> IngestOutcome:
     """Detect the format, read and check every row, keep what is valid, and decide.
 
     With ``task`` None the type of the first row is used. ``tick`` is called for every row. Archive
@@ -208,7 +208,7 @@ def _read_files(
     checker: Checker,
     records: RecordSink,
     sink: FindingSink,
-    progress: Progress,
+    progress: IngestProgress,
     on_error: OnError,
     tick: Callable[[], None],
 ) -> None:
@@ -260,10 +260,10 @@ def _report_unused_images(images: ImageIndex, used: set[str], report: ReportFind
 def _decide(
     reader: Reader | None,
     task: DatasetType | None,
-    progress: Progress,
+    progress: IngestProgress,
     sink: FindingSink,
     on_error: OnError,
-) -> Outcome:
+) -> IngestOutcome:
     tally = progress.tally
     why = None
     if tally.by_code["FormatUnknown"]:
@@ -282,7 +282,7 @@ def _decide(
         "rowsKept": 0 if why else progress.rows_kept,
         **tally.document(),
     }
-    return Outcome(
+    return IngestOutcome(
         "Rejected" if why else "Accepted", why, reader.name if reader else None, task, counts
     )
 
@@ -297,7 +297,7 @@ def check_folder(
     on_progress: Callable[[dict[str, Any]], None] = lambda _: None,
     on_image: OnImage = ignore_image,
     records: RecordSink | None = None,
-) -> Outcome:
+) -> IngestOutcome:
     """Check what an import of this folder would report and accept.
 
     Nothing is changed, and no server is needed.
@@ -310,7 +310,7 @@ def check_folder(
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{path} is not a folder")
-    progress = Progress()
+    progress = IngestProgress()
     sink = FindingSink(on_finding, on_error, progress.tally)
     source = FolderSource(folder, sink, on_image)
     tick = Throttle(lambda: on_progress(progress.document()))

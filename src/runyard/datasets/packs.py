@@ -24,7 +24,7 @@ MAX_PATH_BYTES = 1024
 _File = TypeVar("_File")
 
 
-class Entry(NamedTuple):
+class PackEntry(NamedTuple):
     """One file of a pack; ``offset`` counts from the start of the pack."""
 
     path: str
@@ -49,7 +49,7 @@ def build_pack(files: Iterable[tuple[str, bytes]]) -> bytes:
     return b"".join([MAGIC, struct.pack("<Q", len(index)), index, *(data for _, data in listed)])
 
 
-def read_index(file: BinaryIO, size_bytes: int) -> list[Entry]:
+def read_index(file: BinaryIO, size_bytes: int) -> list[PackEntry]:
     """Read the entries of a pack of that length.
 
     The file is then positioned at the first content byte.
@@ -71,7 +71,7 @@ def read_index(file: BinaryIO, size_bytes: int) -> list[Entry]:
     for path, size in rows:
         if size < 0:
             raise PackInvalid(f"the size of {path!r} is {size}")
-        entries.append(Entry(path, offset, size))
+        entries.append(PackEntry(path, offset, size))
         offset += size
     if offset != size_bytes:
         raise PackInvalid(f"its files end at byte {offset} and the pack at byte {size_bytes}")

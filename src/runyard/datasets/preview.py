@@ -17,7 +17,7 @@ from random import Random
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from runyard.datasets.records import Box, Freeform, PhraseGrounding, Record, Vqa
-from runyard.datasets.writers.base import Item
+from runyard.datasets.writers.base import ExportedImage
 
 MAX_IMAGES = 48
 CELL, GAP, COLUMNS = 320, 12, 4
@@ -30,7 +30,7 @@ _COLORS = ("#e6194b", "#0a7d33", "#2f55d4", "#b35900", "#911eb4", "#00747d", "#b
 _TEXT_HEIGHT = (LINES + 1) * LINE_HEIGHT
 
 
-def choose_items(items: Sequence[Item], *, count: int, seed: int) -> list[Item]:
+def choose_items(items: Sequence[ExportedImage], *, count: int, seed: int) -> list[ExportedImage]:
     """Choose ``count`` of the items by seed, preferring items with records; keep their order."""
     # Which images to show is no secret.
     order = Random(seed).sample(range(len(items)), len(items))  # noqa: S311
@@ -38,7 +38,7 @@ def choose_items(items: Sequence[Item], *, count: int, seed: int) -> list[Item]:
     return [items[number] for number in sorted(order[: max(0, min(count, MAX_IMAGES))])]
 
 
-def render_contact_sheet(items: Iterable[Item]) -> bytes:
+def render_contact_sheet(items: Iterable[ExportedImage]) -> bytes:
     """Render these items as a PNG, at most ``MAX_IMAGES``; the same items give the same bytes."""
     shown = [item for item, _ in zip(items, range(MAX_IMAGES), strict=False)]
     columns = max(1, min(COLUMNS, len(shown)))
@@ -55,7 +55,7 @@ def render_contact_sheet(items: Iterable[Item]) -> bytes:
     return out.getvalue()
 
 
-def _draw_item(sheet: Image.Image, item: Item, left: int, top: int, font: "_Font") -> None:
+def _draw_item(sheet: Image.Image, item: ExportedImage, left: int, top: int, font: "_Font") -> None:
     draw = ImageDraw.Draw(sheet)
     image = _load_image(item)
     if image is None:
@@ -77,7 +77,7 @@ def _draw_item(sheet: Image.Image, item: Item, left: int, top: int, font: "_Font
         _draw_text(draw, (left, below + (number + 1) * LINE_HEIGHT), line, font, _INK)
 
 
-def _load_image(item: Item) -> Image.Image | None:
+def _load_image(item: ExportedImage) -> Image.Image | None:
     """Decode the image as displayed, scaled to a cell; None if it cannot be decoded."""
     try:
         with warnings.catch_warnings():

@@ -393,7 +393,7 @@ class FolderSource(_ImageSource):
         )
 
 
-class Blobs(Protocol):
+class PackStore(Protocol):
     """The blob store that holds packs; see ``runyard.blobs``."""
 
     def open(self, sha256: str) -> BinaryIO: ...
@@ -403,7 +403,7 @@ class PackSource(_ImageSource):
     """Packs and single files in a blob store."""
 
     def __init__(
-        self, blobs: Blobs, report: ReportFinding, on_image: OnImage = ignore_image
+        self, blobs: PackStore, report: ReportFinding, on_image: OnImage = ignore_image
     ) -> None:
         super().__init__(report, on_image)
         self._blobs = blobs

@@ -33,7 +33,7 @@ class VersionError(Exception):
     """A version's files are missing or invalid; the message names file, line and what is wrong."""
 
 
-class Item(msgspec.Struct, frozen=True, kw_only=True):
+class VersionImage(msgspec.Struct, frozen=True, kw_only=True):
     """One image of a version.
 
     ``size`` is in bytes, ``width`` and ``height`` in pixels as displayed.
@@ -58,7 +58,7 @@ class ManifestWriter:
         self._file, self._digest, self._last = file, hashlib.sha256(), ""
         self.size_bytes = self.items = 0
 
-    def add(self, item: Item) -> None:
+    def add(self, item: VersionImage) -> None:
         """Append an image.
 
         Raises ValueError unless items come sorted by filename, each filename once.
@@ -127,7 +127,7 @@ class VersionFolder:
         """Return the number of images in the version; two of them may have the same bytes."""
         return len(self._lines) - 1
 
-    def item(self, number: int) -> Item:
+    def item(self, number: int) -> VersionImage:
         """Return the item at this index of the manifest, from 0.
 
         Raises VersionError.
@@ -135,11 +135,11 @@ class VersionFolder:
         begin, end = self._lines[number], self._lines[number + 1]
         line = os.pread(self._manifest, end - begin, begin)
         try:
-            return msgspec.json.decode(line, type=Item)
+            return msgspec.json.decode(line, type=VersionImage)
         except msgspec.DecodeError as error:
             raise VersionError(f"{MANIFEST} line {number + 1} is not an item: {error}") from error
 
-    def items(self) -> Iterator[Item]:
+    def items(self) -> Iterator[VersionImage]:
         return map(self.item, range(len(self)))
 
     def read(self, sha256: str) -> bytes:
@@ -208,12 +208,12 @@ def read_contents(path: Path) -> Iterator[PackSpan]:
             yield span
 
 
-def read_manifest(path: Path) -> Iterator[Item]:
+def read_manifest(path: Path) -> Iterator[VersionImage]:
     """Read the items of a manifest.
 
     Raises VersionError for a line that cannot be read, OSError.
     """
-    decoder = msgspec.json.Decoder(Item)
+    decoder = msgspec.json.Decoder(VersionImage)
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             try:

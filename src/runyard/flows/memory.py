@@ -67,7 +67,7 @@ WITHOUT_BFLOAT16 = frozenset({"m60", "p4", "p40", "p100", "v100", "t4"})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Accelerator:
+class RunAccelerator:
     """The accelerator of a run: ``cpu``, or a short name such as ``h100``.
 
     Memory is None if unknown.
@@ -132,7 +132,7 @@ def count_parameters(flow: ResolvedFlow) -> int | None:
     return next((found for word in words if (found := _parse_size(word)) is not None), None)
 
 
-def estimate(flow: ResolvedFlow, *, parameters: int, accelerator: Accelerator) -> Estimate:
+def estimate(flow: ResolvedFlow, *, parameters: int, accelerator: RunAccelerator) -> Estimate:
     """Estimate the memory of a training with ``parameters`` parameters on an accelerator."""
     model = flow.model
     number_bytes = _choose_number_bytes(flow, accelerator)
@@ -164,7 +164,7 @@ def estimate(flow: ResolvedFlow, *, parameters: int, accelerator: Accelerator) -
 
 def predict_fit(
     flow: ResolvedFlow,
-    accelerator: Accelerator,
+    accelerator: RunAccelerator,
     *,
     parameters: int | None = None,
     measured: MeasuredPeak | None = None,
@@ -235,7 +235,7 @@ class _MemoryNeeds:
     def __init__(
         self,
         flow: ResolvedFlow,
-        accelerator: Accelerator,
+        accelerator: RunAccelerator,
         parameters: int,
         measured: MeasuredPeak | None,
     ) -> None:
@@ -383,7 +383,7 @@ def _parse_size(size: str) -> int | None:
     )
 
 
-def _choose_number_bytes(flow: ResolvedFlow, accelerator: Accelerator) -> int:
+def _choose_number_bytes(flow: ResolvedFlow, accelerator: RunAccelerator) -> int:
     """Return the bytes per number of the arithmetic."""
     wanted = flow.model.compute.precision_type
     if wanted == AUTO:
@@ -404,7 +404,7 @@ def _count_trained(flow: ResolvedFlow, parameters: int) -> float:
 
 
 def _estimate_activations(
-    flow: ResolvedFlow, parameters: int, accelerator: Accelerator, number_bytes: int
+    flow: ResolvedFlow, parameters: int, accelerator: RunAccelerator, number_bytes: int
 ) -> float:
     size, _ = choose_micro_batch(flow, on_cpu=accelerator.is_cpu)
     width, layers = _estimate_width(parameters), max(1.0, parameters ** (1 / 3) / LAYERS_OF_ROOT)
@@ -442,7 +442,7 @@ def _describe_model(flow: ResolvedFlow) -> str:
     return f"{architecture.name} of size {architecture.size}"
 
 
-def _describe_memory(accelerator: Accelerator) -> str:
+def _describe_memory(accelerator: RunAccelerator) -> str:
     return (
         "the memory of the machine or its cgroup"
         if accelerator.is_cpu

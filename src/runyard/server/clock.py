@@ -9,7 +9,7 @@ import time
 from typing import Protocol
 
 
-class Clock(Protocol):
+class AsyncClock(Protocol):
     """The port through which the server reads time and sleeps."""
 
     def now_ms(self) -> int:
@@ -23,7 +23,7 @@ class Clock(Protocol):
     async def sleep(self, seconds: float) -> None: ...
 
 
-class SystemClock:
+class AsyncSystemClock:
     """The machine's own clocks."""
 
     def now_ms(self) -> int:

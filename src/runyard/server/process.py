@@ -25,7 +25,7 @@ from granian.server.embed import Server
 
 from runyard.processes import call_when_stdin_ends
 from runyard.rundir import read_json
-from runyard.server.clock import SystemClock
+from runyard.server.clock import AsyncSystemClock
 from runyard.server.connections import BACKLOG, ConnectionGuard, bind_socket, raise_file_limit
 from runyard.server.http.app import create_app, open_services
 from runyard.server.http.gateway import Gateway
@@ -86,7 +86,7 @@ async def _open_services(settings: Settings) -> AsyncIterator[Services]:
     async with contextlib.AsyncExitStack() as stack:
         with explain_failures(settings):
             services = await stack.enter_async_context(
-                open_services(settings, SystemClock(), run_ticker=True)
+                open_services(settings, AsyncSystemClock(), run_ticker=True)
             )
         yield services
 

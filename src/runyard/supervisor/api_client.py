@@ -46,7 +46,7 @@ FILE_RETRY = RetryPolicy(max_retries=3, base_delay_s=0.2, max_delay_s=2.0)
 _PASSING_STATUS = (408, 425, 429)  # client errors that say "later", not "never"
 
 
-class ServerClient:
+class AttemptClient:
     """A client with the token of one attempt.
 
     Thread-safe: each lane calls from a thread of its own.

@@ -46,7 +46,7 @@ DEFAULT_LIMIT_BYTES = 50 << 30
 _VERSION = re.compile(r"[0-9a-f]{16}", re.ASCII)
 
 
-class Source(Protocol):
+class DatasetSource(Protocol):
     """The calls of the server that this module needs.
 
     Errors other than ``BlobGone`` may pass: retry later.
@@ -81,7 +81,7 @@ class InvalidDataset(Exception):
 class DatasetFetcher:
     """Fetches the dataset of one attempt, over as many calls as it takes."""
 
-    def __init__(self, folder: Path, source: Source):
+    def __init__(self, folder: Path, source: DatasetSource):
         self._folder, self._dir, self._source = folder, AttemptDir(folder), source
         self._shared = SharedFolder(source)
         self._described: AttemptDataset | None = None  # kept between calls until bytes are lost

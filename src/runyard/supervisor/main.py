@@ -29,7 +29,7 @@ from runyard.protocol import LOST_OUT_OF_MEMORY, ProcessReport
 from runyard.rundir import AttemptDir
 from runyard.supervisor import messages as msg
 from runyard.supervisor import step as st
-from runyard.supervisor.api_client import ServerClient
+from runyard.supervisor.api_client import AttemptClient
 from runyard.supervisor.group import ProcessGroup
 from runyard.supervisor.launch import RunLock, Train, Trainer, fork_trainer
 from runyard.supervisor.resume import prune_checkpoints
@@ -93,7 +93,7 @@ class Supervisor:
         self._clock, self._files, self._processes = clock or SystemClock(), files, processes
         self._group = ProcessGroup(mark, folder, processes)
         server_file = Path(placed["serverFile"]) if placed.get("serverFile") else None
-        self._client = ServerClient(endpoint, token=token, folder=folder, server_file=server_file)
+        self._client = AttemptClient(endpoint, token=token, folder=folder, server_file=server_file)
         self._inbox: SimpleQueue[msg.Event] = SimpleQueue()
         self._wakeup_reader, self._wakeup_writer = os.pipe()
         os.set_blocking(self._wakeup_writer, False)
@@ -238,7 +238,7 @@ class Supervisor:
 
     def _start_lanes(self) -> None:
         """Start threads and signal handlers; call after the fork."""
-        signal.signal(signal.SIGTERM, lambda *_: self._inbox.put(msg.StopRequested()))
+        signal.signal(signal.SIGTERM, lambda *_: self._inbox.put(msg.TerminationRequested()))
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self._wakeup_writer, warn_on_full_buffer=False)

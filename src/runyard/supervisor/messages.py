@@ -36,7 +36,7 @@ class TimePassed:
 
 
 @dataclass(frozen=True, slots=True)
-class StopRequested:
+class TerminationRequested:
     """SIGTERM arrived: the machine asks to save this attempt and stop it, to resume later."""
 
 
@@ -153,7 +153,7 @@ class ReportAccepted:
 
 Event = (
     TimePassed
-    | StopRequested
+    | TerminationRequested
     | Announced
     | LeaseRenewed
     | LeaseLost

@@ -31,7 +31,7 @@ class BlobGone(Exception):
     """The server has lost these bytes for good."""
 
 
-class Source(Protocol):
+class CheckpointSource(Protocol):
     """The calls of the server that this module needs.
 
     Errors other than ``BlobGone`` may pass: retry later.
@@ -65,7 +65,7 @@ class RemoteCheckpoint:
         return self.remote.step, False, self.remote.time
 
 
-def prepare_resume(folder: Path, source: Source, *, files: Files = rundir) -> None:
+def prepare_resume(folder: Path, source: CheckpointSource, *, files: Files = rundir) -> None:
     """Write ``resume.json`` if there is a checkpoint to resume from.
 
     Reads whole checkpoints, so it may take minutes.
@@ -97,7 +97,7 @@ def list_local_checkpoints(folder: Path, *, files: Files = rundir) -> list[Local
 
 
 def fetch_checkpoint(
-    folder: Path, remote: ResumeCheckpoint, source: Source
+    folder: Path, remote: ResumeCheckpoint, source: CheckpointSource
 ) -> LocalCheckpoint | None:
     """Fetch a checkpoint into the attempt's folder; return None when the server has lost it.
 
@@ -163,7 +163,7 @@ def _list_attempts(folder: Path, *, before: int) -> list[Path]:
     ]
 
 
-def _fetch_file(target: Path, file: CheckpointFile, source: Source) -> None:
+def _fetch_file(target: Path, file: CheckpointFile, source: CheckpointSource) -> None:
     """Fetch one file, unless an intact copy has arrived before."""
     if _is_intact(target, file):
         return

@@ -28,7 +28,7 @@ FILL_LOCK = "bring.lock"
 REMOVING = ".removing-"
 
 
-class Source(Protocol):
+class BlobSource(Protocol):
     """The calls of the server that this module needs."""
 
     def fetch_blob(self, sha256: str, target: Path, /) -> None: ...
@@ -37,7 +37,7 @@ class Source(Protocol):
 class SharedFolder:
     """One shared folder, as one attempt fills and holds it."""
 
-    def __init__(self, source: Source):
+    def __init__(self, source: BlobSource):
         self._source = source
         self._held: int | None = None
         self._proven = set[Path]()

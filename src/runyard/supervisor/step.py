@@ -66,10 +66,10 @@ from runyard.supervisor.messages import (
     ServerUnreachable,
     ShipLines,
     StopReason,
-    StopRequested,
     StoreCheckpoint,
     Stream,
     TerminateTrainer,
+    TerminationRequested,
     TimePassed,
     TrainerExited,
     UploadRejected,
@@ -165,7 +165,7 @@ def step(state: State, event: Event, now: float) -> tuple[State, list[Action]]:
     match event:
         case TimePassed():
             return _on_time_passed(state, now)
-        case StopRequested():
+        case TerminationRequested():
             return _stop_trainer(replace(state, is_leaving=True), "leave", now)
         case LockAcquired() if state.phase == "locking":
             actions: list[Action] = []

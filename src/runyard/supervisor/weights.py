@@ -26,7 +26,7 @@ FOLDER = "weights"
 DEFAULT_LIMIT_BYTES = 100 << 30
 
 
-class Source(Protocol):
+class WeightsSource(Protocol):
     """The calls of the server that this module needs.
 
     Errors other than ``BlobGone`` may pass: retry later.
@@ -40,7 +40,7 @@ class Source(Protocol):
 class WeightsFetcher:
     """Fetches the weights of one attempt, over as many calls as it takes."""
 
-    def __init__(self, folder: Path, source: Source):
+    def __init__(self, folder: Path, source: WeightsSource):
         self._dir, self._source = AttemptDir(folder), source
         self._shared = SharedFolder(source)
 

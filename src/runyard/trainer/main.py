@@ -300,7 +300,7 @@ def detect_machine(threads: int) -> Any:
     """Return the properties of this machine that the plan depends on."""
     import torch
 
-    from runyard.trainer.plan import Machine
+    from runyard.trainer.plan import Hardware
 
     # Emulated bfloat16 is slower than float32, so the processor needs instructions for it.
     device, name = "cpu", "CPU"
@@ -308,7 +308,7 @@ def detect_machine(threads: int) -> Any:
     if torch.cuda.is_available():
         device, name = "cuda", torch.cuda.get_device_name()
         has_good_bfloat16 = torch.cuda.is_bf16_supported()
-    return Machine(
+    return Hardware(
         device=device,
         device_name=name,
         has_good_bfloat16=has_good_bfloat16,

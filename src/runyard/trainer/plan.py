@@ -28,7 +28,7 @@ MIN_PADDING_FOR_PACKING = 0.1  # with less padding, packing gains nothing
 
 
 @dataclass(frozen=True, kw_only=True)
-class Machine:
+class Hardware:
     """The properties of this machine that the plan depends on."""
 
     device: str
@@ -122,7 +122,7 @@ def choose_threads(recipe: ResolvedFlow, *, offered: int) -> int:
     return 1 if recipe.is_tiny else max(1, offered)
 
 
-def choose_precision(recipe: ResolvedFlow, machine: Machine) -> tuple[str, str]:
+def choose_precision(recipe: ResolvedFlow, machine: Hardware) -> tuple[str, str]:
     """Return the number format of the arithmetic, and why. Called before the model is loaded."""
     wanted = recipe.model.compute.precision_type
     if wanted == "float16" and machine.device == "cpu":
@@ -138,7 +138,7 @@ def choose_precision(recipe: ResolvedFlow, machine: Machine) -> tuple[str, str]:
     return "float32", f"{machine.device_name} has no fast bfloat16"
 
 
-def make_plan(recipe: ResolvedFlow, machine: Machine, sizes: Sizes) -> Plan:
+def make_plan(recipe: ResolvedFlow, machine: Hardware, sizes: Sizes) -> Plan:
     """Resolve every ``auto``.
 
     Raises:
@@ -411,7 +411,7 @@ def choose_metric(recipe: ResolvedFlow, tasks: set[str]) -> tuple[str, bool, str
     return metric, smaller, f"the metric of {recipe.task}" if wanted == "auto" else "flow"
 
 
-def check_machine(recipe: ResolvedFlow, machine: Machine) -> None:
+def check_machine(recipe: ResolvedFlow, machine: Hardware) -> None:
     """Raise ``InvalidFlow`` for settings that this machine or trainer does not support."""
     model = recipe.model
     if model.hyperparameters.optimizer.name == "adamw8bit" and machine.device != "cuda":

@@ -19,7 +19,7 @@ from runyard.flows.blocks import ModelSettings
 from runyard.ids import resolve_folder
 from runyard.model_folders import ModelFolders
 from runyard.rundir import DATASET, MODEL_ADAPTER, MODEL_FULL, read_json
-from runyard.trainer.checkpoints.checkpoint import RUN, Progress, load_state
+from runyard.trainer.checkpoints.checkpoint import RUN, TrainingProgress, load_state
 from runyard.trainer.checkpoints.warm_start import check_fits, restore_progress
 from runyard.trainer.data.cache import CacheDir, Hooks, encode_all
 from runyard.trainer.data.datasets import Dataset, Sample, hash_samples, load_dataset
@@ -38,11 +38,11 @@ from runyard.trainer.data.image_resolution import (
     get_resolution_settings,
     limit_resolution,
 )
-from runyard.trainer.data.uploaded import Selection, check_split, load_uploaded
+from runyard.trainer.data.uploaded import SampleSelection, check_split, load_uploaded
 from runyard.trainer.errors import InvalidData, InvalidFlow
 from runyard.trainer.models.model import (
     DTYPES,
-    Model,
+    LoadedModel,
     add_adapter,
     build_tiny,
     check_family,
@@ -53,8 +53,8 @@ from runyard.trainer.models.model import (
 )
 from runyard.trainer.plan import (
     FAMILY_IMAGE_SETTINGS,
+    Hardware,
     ImageSizes,
-    Machine,
     Plan,
     Sizes,
     UploadedSizes,
@@ -119,7 +119,7 @@ class TrainState:
     """What the loop works with."""
 
     plan: Plan
-    model: Model
+    model: LoadedModel
     data: Dataset
     lengths: Any  # (samples,) tokens of each training sample
     build_batch: BuildBatch
@@ -129,7 +129,7 @@ class TrainState:
     losses: TokenLosses
     validation_losses: TokenLosses  # without label smoothing
     generation: dict[str, Any]
-    progress: Progress
+    progress: TrainingProgress
     device: torch.device
     run_document: dict[str, Any] = field(default_factory=dict)
     memory_estimate: MemoryEstimate | None = None  # None where memory is not estimated
@@ -170,7 +170,7 @@ class EncodedData:
     uploaded: UploadedSizes | None = None
 
 
-def prepare(job: Job, machine: Machine, *, hooks: Hooks) -> TrainState:
+def prepare(job: Job, machine: Hardware, *, hooks: Hooks) -> TrainState:
     """Read data and model, make the plan, and restore the checkpoint if there is one.
 
     Raises:
@@ -259,7 +259,7 @@ def load_data(job: Job, check_cancelled: Callable[[], None]) -> Dataset:
     return data
 
 
-def build_model(job: Job, data: Dataset, dtype: torch.dtype) -> Model:
+def build_model(job: Job, data: Dataset, dtype: torch.dtype) -> LoadedModel:
     """Return the model as it is before the first step of this attempt."""
     training = job.recipe.model.training
     source = find_weights(job)
@@ -282,7 +282,7 @@ def find_weights(job: Job) -> Path | None:
     return find_weights_folder(job.recipe.model.architecture, job.models, job.folders)
 
 
-def load_weights(job: Job, data: Dataset, dtype: torch.dtype, source: Path | None) -> Model:
+def load_weights(job: Job, data: Dataset, dtype: torch.dtype, source: Path | None) -> LoadedModel:
     """Load the weights in ``source``, or build the tiny model."""
     recipe, settings = job.recipe, job.recipe.model
     if source is not None:
@@ -306,7 +306,9 @@ def load_weights(job: Job, data: Dataset, dtype: torch.dtype, source: Path | Non
     return model
 
 
-def build_adapter(job: Job, model: Model, dtype: torch.dtype, source: Path | None) -> Model:
+def build_adapter(
+    job: Job, model: LoadedModel, dtype: torch.dtype, source: Path | None
+) -> LoadedModel:
     """Add a new adapter, or the checkpoint's, to a base model that is a folder of its own."""
     settings = job.recipe.model
     if source is not None and is_base(source):
@@ -340,7 +342,7 @@ def get_quantization(settings: ModelSettings) -> str | None:
     return settings.quantization.type if settings.quantization.enabled else None
 
 
-def encode(job: Job, data: Dataset, model: Model, hooks: Hooks) -> EncodedData:
+def encode(job: Job, data: Dataset, model: LoadedModel, hooks: Hooks) -> EncodedData:
     """Encode both parts of the data with the model's processor."""
     recipe = job.recipe
     fitting = limit_images(job, model)
@@ -365,13 +367,13 @@ def encode(job: Job, data: Dataset, model: Model, hooks: Hooks) -> EncodedData:
         renderer=model.renderer,
     )
     train, validation = data.train, data.validation
-    if isinstance(train, Selection) and isinstance(validation, Selection):
+    if isinstance(train, SampleSelection) and isinstance(validation, SampleSelection):
         parts = train, validation
         return encode_uploaded(job, data, parts, encoder, layout, fitting, hooks)
     return encode_in_memory(recipe, data, encoder, layout, fitting, hooks)
 
 
-def limit_images(job: Job, model: Model) -> TokenBudget:
+def limit_images(job: Job, model: LoadedModel) -> TokenBudget:
     """Apply the flow's image limits to the processor; return what samples have to fit into.
 
     When resuming, the checkpoint's processor has the limits of its own flow. The family's settings
@@ -400,7 +402,7 @@ def limit_images(job: Job, model: Model) -> TokenBudget:
 def encode_uploaded(
     job: Job,
     data: Dataset,
-    parts: tuple[Selection, Selection],
+    parts: tuple[SampleSelection, SampleSelection],
     encoder: Encoder,
     layout: Layout,
     fitting: TokenBudget,
@@ -522,7 +524,7 @@ def choose_cache_place(job: Job, dataset: str) -> CacheDir:
     )
 
 
-def measure_sizes(recipe: ResolvedFlow, model: Model, encoded: EncodedData) -> Sizes:
+def measure_sizes(recipe: ResolvedFlow, model: LoadedModel, encoded: EncodedData) -> Sizes:
     """Return what the plan depends on besides flow and machine."""
     train, validation, data = encoded.train, encoded.validation, encoded.data
     sizes = Sizes(
@@ -556,7 +558,7 @@ def measure_sizes(recipe: ResolvedFlow, model: Model, encoded: EncodedData) -> S
     return replace(sizes, version=hash_samples(data), tasks=tasks)
 
 
-def place_model(model: Model, plan: Plan, device: torch.device) -> None:
+def place_model(model: LoadedModel, plan: Plan, device: torch.device) -> None:
     """Move the model to its device, in training mode, as the plan says."""
     module = model.module.to(device)
     module.train()
@@ -567,7 +569,7 @@ def place_model(model: Model, plan: Plan, device: torch.device) -> None:
 
 
 def build_optimizers(
-    recipe: ResolvedFlow, model: Model, device: torch.device
+    recipe: ResolvedFlow, model: LoadedModel, device: torch.device
 ) -> list[torch.optim.Optimizer]:
     """Return the flow's optimizers for all trained parameters."""
     numbers = recipe.model.hyperparameters
@@ -583,11 +585,11 @@ def build_optimizers(
 
 def restore(
     job: Job, plan: Plan, optimizers: list[torch.optim.Optimizer], scaler: torch.amp.GradScaler
-) -> Progress:
+) -> TrainingProgress:
     """Restore optimizers, scaler and random states from the checkpoint; return the counters."""
     torch.manual_seed(job.recipe.settings.seed)
     if job.resume is None:
-        return Progress()
+        return TrainingProgress()
     progress, scaler_state = load_state(job.resume, optimizers)
     if job.origin_run is not None:
         progress = restore_progress(progress, job.resume, total_steps=plan.total_steps)
@@ -596,7 +598,7 @@ def restore(
     return progress
 
 
-def limit_micro_batch(plan: Plan, progress: Progress, run_limit: int | None) -> Plan:
+def limit_micro_batch(plan: Plan, progress: TrainingProgress, run_limit: int | None) -> Plan:
     """Return the plan with a smaller micro-batch if its own has run out of memory before.
 
     ``run_limit`` was set by the server when the kernel killed an attempt; the progress has the
@@ -614,7 +616,7 @@ def limit_micro_batch(plan: Plan, progress: Progress, run_limit: int | None) -> 
 def make_batching(
     job: Job,
     encoded: EncodedData,
-    model: Model,
+    model: LoadedModel,
     losses: TokenLosses,
     device: torch.device,
     hooks: Hooks,
@@ -658,7 +660,7 @@ def fit_plan_to_memory(state: TrainState, recipe: ResolvedFlow) -> None:
 
 
 def build_generation_settings(
-    recipe: ResolvedFlow, model: Model, answer_tokens: int
+    recipe: ResolvedFlow, model: LoadedModel, answer_tokens: int
 ) -> dict[str, Any]:
     """Return the flow's generation settings as transformers expects them.
 
@@ -699,7 +701,7 @@ def first_not_none(value: Any, default: Any) -> Any:
     return default if value is None else value
 
 
-def build_run_document(job: Job, model: Model, plan: Plan) -> dict[str, Any]:
+def build_run_document(job: Job, model: LoadedModel, plan: Plan) -> dict[str, Any]:
     """Return the run with every default and the plan written out: the checkpoint's ``run.json``."""
     document: dict[str, Any] = msgspec.to_builtins(job.run)
     flow = build_flow_document(job.recipe)

@@ -38,7 +38,7 @@ from runyard.trainer.data.encode import epoch_batches
 from runyard.trainer.errors import Diverged, OutOfMemory, StopRequested
 from runyard.trainer.evaluation.evaluation import evaluate
 from runyard.trainer.evaluation.predictions import prune_predictions, write_predictions
-from runyard.trainer.plan import Machine, format_plan, is_due, with_micro_batch
+from runyard.trainer.plan import Hardware, format_plan, is_due, with_micro_batch
 from runyard.trainer.prepare import Job, TrainState, prepare
 from runyard.trainer.steps.memory import format_bytes, is_out_of_memory
 from runyard.trainer.steps.optim import rate_factor, set_rates
@@ -59,7 +59,7 @@ class Outcome:
 
 def train(
     job: Job,
-    machine: Machine,
+    machine: Hardware,
     events: EventWriter,
     *,
     should_stop: Callable[[], bool],

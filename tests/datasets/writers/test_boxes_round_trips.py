@@ -18,8 +18,8 @@ from runyard.datasets.records import (
     Vqa,
     make_grounding,
 )
-from runyard.datasets.writers.base import Item
-from runyard.datasets.writers.csv import CsvFourCorner, CsvWidthHeight
+from runyard.datasets.writers.base import ExportedImage
+from runyard.datasets.writers.csv import CsvFourCornerWriter, CsvWidthHeightWriter
 from runyard.datasets.writers.registry import WRITERS, find_writer
 
 BOXES: dict[str, list[tuple[str, Box]]] = {
@@ -40,7 +40,7 @@ DETECTION = [
     "CsvFourCorner",
     "CsvWidthHeight",
 ]
-Make = Callable[..., Item]
+Make = Callable[..., ExportedImage]
 
 
 def record(number: int, filename: str, contents: Contents) -> Record:
@@ -49,7 +49,7 @@ def record(number: int, filename: str, contents: Contents) -> Record:
     )
 
 
-def detection_items(item: Make) -> list[Item]:
+def detection_items(item: Make) -> list[ExportedImage]:
     return [
         item(name, *([record(n, name, make_grounding(boxes))] if boxes else []))
         for n, (name, boxes) in enumerate(BOXES.items())
@@ -98,7 +98,7 @@ def test_boxes_and_names_come_back(shelf: Any, item: Make, format: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "writer", [CsvFourCorner(is_normalized=False), CsvWidthHeight(is_normalized=False)]
+    "writer", [CsvFourCornerWriter(is_normalized=False), CsvWidthHeightWriter(is_normalized=False)]
 )
 def test_csv_in_pixels_comes_back(shelf: Any, item: Make, writer: Any) -> None:
     writer.write(detection_items(item), shelf.folder, with_images=True)

@@ -22,9 +22,9 @@ from runyard.datasets.records import (
     Vqa,
 )
 from runyard.datasets.writers import arrow as arrow_writer
-from runyard.datasets.writers.base import Item
-from runyard.datasets.writers.parquet import Parquet
-from runyard.datasets.writers.vi_full import ViFull, merge_records
+from runyard.datasets.writers.base import ExportedImage
+from runyard.datasets.writers.parquet import ParquetWriter
+from runyard.datasets.writers.vi_full import ViFullWriter, merge_records
 
 BOX = (0.1, 0.2, 1 / 3, 0.75)
 
@@ -61,7 +61,7 @@ def record(number: int, filename: str, contents: Contents, category: str | None 
     return Record(id=f"r{number}", asset=asset, contents=contents, category=category)
 
 
-def items_of(task: DatasetType, item: Callable[..., Item]) -> list[Item]:
+def items_of(task: DatasetType, item: Callable[..., ExportedImage]) -> list[ExportedImage]:
     said = SAID[task]
     names = ["a.png", "b/a.png", "b/ä ö.png"]
     items = [
@@ -71,7 +71,7 @@ def items_of(task: DatasetType, item: Callable[..., Item]) -> list[Item]:
 
 
 def write_items(
-    writer: Any, items: Iterable[Item], folder: Path, *, with_images: bool = True
+    writer: Any, items: Iterable[ExportedImage], folder: Path, *, with_images: bool = True
 ) -> Path:
     folder.mkdir(exist_ok=True)
     writer.write(items, folder, with_images=with_images)
@@ -80,10 +80,10 @@ def write_items(
 
 @pytest.mark.parametrize("task", ["phrase-grounding", "vqa", "freeform"])
 def test_parquet_gives_back_every_record(
-    shelf: Any, item: Callable[..., Item], task: DatasetType
+    shelf: Any, item: Callable[..., ExportedImage], task: DatasetType
 ) -> None:
     items = items_of(task, item)
-    write_items(Parquet(), [*items, item("unsaid.png")], shelf.folder)
+    write_items(ParquetWriter(), [*items, item("unsaid.png")], shelf.folder)
     result = shelf.check(task)
     assert result.outcome.format == "Parquet"
     assert result.records == [one for it in items for one in it.records]
@@ -92,22 +92,22 @@ def test_parquet_gives_back_every_record(
     }  # of the image nothing is said of
 
 
-def test_parquet_without_images_names_them(shelf: Any, item: Callable[..., Item]) -> None:
+def test_parquet_without_images_names_them(shelf: Any, item: Callable[..., ExportedImage]) -> None:
     items = items_of("vqa", item)
-    write_items(Parquet(), items, shelf.folder, with_images=False)
+    write_items(ParquetWriter(), items, shelf.folder, with_images=False)
     for it in items:
         shelf.put(it.asset.filename, it.read())
     assert shelf.check("vqa").records == [one for it in items for one in it.records]
 
 
 def test_parquet_is_cut_into_shards(
-    shelf: Any, item: Callable[..., Item], monkeypatch: pytest.MonkeyPatch
+    shelf: Any, item: Callable[..., ExportedImage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     items = [item(f"{n}.png", record(n, f"{n}.png", SAID["freeform"][0])) for n in range(10)]
     size = len(items[0].read())
     monkeypatch.setattr(arrow_writer, "SHARD_BYTES", 4 * size + 40)
     monkeypatch.setattr(arrow_writer, "_GROUP_BYTES", 2 * size + 20)
-    write_items(Parquet(), items, shelf.folder)
+    write_items(ParquetWriter(), items, shelf.folder)
     assert sorted(path.name for path in (shelf.folder / "data").iterdir()) == [
         "train-00000.parquet",
         "train-00001.parquet",
@@ -116,9 +116,9 @@ def test_parquet_is_cut_into_shards(
     assert [one.id for one in shelf.check("freeform").records] == [f"r{n}" for n in range(10)]
 
 
-def test_parquet_says_what_its_columns_are(shelf: Any, item: Callable[..., Item]) -> None:
+def test_parquet_says_what_its_columns_are(shelf: Any, item: Callable[..., ExportedImage]) -> None:
     """As the library ``datasets`` expects: each column has a feature, and ``image`` is an image."""
-    write_items(Parquet(), items_of("phrase-grounding", item), shelf.folder)
+    write_items(ParquetWriter(), items_of("phrase-grounding", item), shelf.folder)
     table = parquet.read_table(shelf.folder / "data/train-00000.parquet")
     features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
     assert list(features) == table.column_names
@@ -130,14 +130,14 @@ def test_parquet_says_what_its_columns_are(shelf: Any, item: Callable[..., Item]
 
 
 def test_an_empty_dataset_is_a_file_without_rows(shelf: Any) -> None:
-    write_items(Parquet(), [], shelf.folder)
+    write_items(ParquetWriter(), [], shelf.folder)
     assert parquet.read_table(shelf.folder / "data/train-00000.parquet").num_rows == 0
 
 
 @pytest.mark.parametrize("task", ["phrase-grounding", "vqa", "freeform"])
 @pytest.mark.parametrize("fraction", [None, 0.5])
 def test_vi_full_pairs_images_and_lines_by_their_place(
-    shelf: Any, item: Callable[..., Item], task: DatasetType, fraction: float | None
+    shelf: Any, item: Callable[..., ExportedImage], task: DatasetType, fraction: float | None
 ) -> None:
     items = [*items_of(task, item), item("unsaid.png")]
     names = [
@@ -154,7 +154,7 @@ def test_vi_full_pairs_images_and_lines_by_their_place(
     items += [
         item(f"{n}/{name}", record(100 + n, name, SAID[task][0])) for n, name in enumerate(names)
     ]
-    write_items(ViFull(held_out_fraction=fraction), items, shelf.folder)
+    write_items(ViFullWriter(held_out_fraction=fraction), items, shelf.folder)
     parts = ["dump"] if fraction is None else ["training", "validation"]
     assert sorted(path.name for path in shelf.folder.iterdir()) == parts
     seen = 0
@@ -178,20 +178,20 @@ def test_vi_full_pairs_images_and_lines_by_their_place(
 
 
 def test_vi_full_holds_out_by_content(
-    shelf: Any, item: Callable[..., Item], tmp_path: Path
+    shelf: Any, item: Callable[..., ExportedImage], tmp_path: Path
 ) -> None:
     items = [item(f"{n}.png", record(n, f"{n}.png", SAID["vqa"][0])) for n in range(40)]
     held: list[set[str]] = []
     for seed in (1, 1, 2):
         folder = write_items(
-            ViFull(held_out_fraction=0.25, seed=seed), items, tmp_path / f"{len(held)}"
+            ViFullWriter(held_out_fraction=0.25, seed=seed), items, tmp_path / f"{len(held)}"
         )
         held.append({path.name for path in (folder / "validation/images").iterdir()})
     assert held[0] == held[1] != held[2]
     assert 2 <= len(held[0]) <= 20
 
 
-def test_several_records_of_an_image_become_one(item: Callable[..., Item]) -> None:
+def test_several_records_of_an_image_become_one(item: Callable[..., ExportedImage]) -> None:
     asset = AssetRef(filename="c.png", width=40, height=20)
     [one] = merge_records([record(n, "c.png", said) for n, said in enumerate(SAID["vqa"])], asset)
     assert isinstance(one.contents, Vqa)

@@ -456,7 +456,7 @@ class Supervisor(Program):
 
     def request_stop(self) -> None:
         """Send SIGTERM: ask the supervisor to save, stop, and exit."""
-        self.deliver(lambda: self._post_event(msg.StopRequested()))
+        self.deliver(lambda: self._post_event(msg.TerminationRequested()))
 
     def _wake(self) -> None:
         now_ms = self.machine.now_ms

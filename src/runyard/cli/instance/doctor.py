@@ -67,7 +67,7 @@ print(json.dumps({**found, "threads": torch.get_num_threads()}))
 """
 
 
-class Finding(NamedTuple):
+class Diagnosis(NamedTuple):
     """Result of one check: its name, state, observation, and a suggestion."""
 
     name: str
@@ -109,14 +109,14 @@ def doctor(data_dir: Path | None, as_json: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
-def python_finding(running: Version) -> Finding:
+def python_finding(running: Version) -> Diagnosis:
     """Check that the Python release has the fixes that matter."""
     return _check_floor(
         "Python", running, PYTHON_FLOORS, "its archive reader has known bugs; try: update Python"
     )
 
 
-def sqlite_finding(running: Version) -> Finding:
+def sqlite_finding(running: Version) -> Diagnosis:
     """Check that the SQLite release has the fixes that matter."""
     return _check_floor(
         "SQLite",
@@ -126,7 +126,7 @@ def sqlite_finding(running: Version) -> Finding:
     )
 
 
-def package_findings(version_of: Callable[[str], str | None]) -> list[Finding]:
+def package_findings(version_of: Callable[[str], str | None]) -> list[Diagnosis]:
     """Check the required packages of each part, and the optional packages."""
     found = []
     for part, names in REQUIRED.items():
@@ -142,7 +142,7 @@ def package_findings(version_of: Callable[[str], str | None]) -> list[Finding]:
         )
         if absent:
             found.append(
-                Finding(
+                Diagnosis(
                     f"packages of {part}",
                     "missing",
                     f"without {', '.join(absent)}",
@@ -152,7 +152,7 @@ def package_findings(version_of: Callable[[str], str | None]) -> list[Finding]:
         elif old:
             floors = ", ".join(f"{name} {_dotted(PACKAGE_FLOORS[name])}" for name in old)
             found.append(
-                Finding(
+                Diagnosis(
                     f"packages of {part}",
                     "note",
                     installed_list,
@@ -160,24 +160,24 @@ def package_findings(version_of: Callable[[str], str | None]) -> list[Finding]:
                 )
             )
         else:
-            found.append(Finding(f"packages of {part}", "ok", installed_list))
+            found.append(Diagnosis(f"packages of {part}", "ok", installed_list))
     for name, use in OPTIONAL.items():
         installed = version_of(name)
         found.append(
-            Finding(name, "ok", installed)
+            Diagnosis(name, "ok", installed)
             if installed
-            else Finding(name, "note", "not installed", f"for {use}")
+            else Diagnosis(name, "note", "not installed", f"for {use}")
         )
     return found
 
 
-def vi_finding(conflict: str | None, changed: list[str], *, vi_sdk: str | None) -> Finding:
+def vi_finding(conflict: str | None, changed: list[str], *, vi_sdk: str | None) -> Diagnosis:
     """Check that the package ``vi`` is Runyard's and complete, and that vi-sdk is not installed."""
     if conflict is not None:
         observed, _, suggestion = conflict.partition("; try: ")
-        return Finding("package vi", "missing", observed, f"try: {suggestion}")
+        return Diagnosis("package vi", "missing", observed, f"try: {suggestion}")
     if changed:
-        return Finding(
+        return Diagnosis(
             "package vi",
             "missing",
             f"{len(changed)} files are not Runyard's, such as {changed[0]}",
@@ -185,35 +185,37 @@ def vi_finding(conflict: str | None, changed: list[str], *, vi_sdk: str | None) 
         )
     if vi_sdk is not None:
         observed = f"Runyard's, but vi-sdk {vi_sdk} is also installed and has the same package"
-        return Finding("package vi", "note", observed, FIX)
-    return Finding("package vi", "ok", "Runyard's")
+        return Diagnosis("package vi", "note", observed, FIX)
+    return Diagnosis("package vi", "ok", "Runyard's")
 
 
 def accelerator_findings(
     torch: dict[str, object] | str, *, has_nvidia_driver: bool
-) -> list[Finding]:
+) -> list[Diagnosis]:
     """Check the devices that a trainer can use.
 
     ``torch`` is the result of the query, or its error.
     """
     if isinstance(torch, str):
-        return [Finding("torch", "missing", torch, "try: scripts/setup, or reinstall torch")]
-    found = [Finding("torch", "ok", f"{torch['version']}, {torch['threads']} threads")]
+        return [Diagnosis("torch", "missing", torch, "try: scripts/setup, or reinstall torch")]
+    found = [Diagnosis("torch", "ok", f"{torch['version']}, {torch['threads']} threads")]
     cuda = torch["cuda"]
     if isinstance(cuda, list) and cuda:
-        found.append(Finding("accelerators", "ok", ", ".join(cuda)))
+        found.append(Diagnosis("accelerators", "ok", ", ".join(cuda)))
     elif torch["mps"]:
-        found.append(Finding("accelerators", "ok", "Apple GPU (mps)"))
+        found.append(Diagnosis("accelerators", "ok", "Apple GPU (mps)"))
     elif has_nvidia_driver:
         suggestion = (
             "this torch is built without CUDA; try: install a CUDA build of the same version"
         )
         found.append(
-            Finding("accelerators", "note", "an NVIDIA driver, which torch cannot use", suggestion)
+            Diagnosis(
+                "accelerators", "note", "an NVIDIA driver, which torch cannot use", suggestion
+            )
         )
     else:
         found.append(
-            Finding(
+            Diagnosis(
                 "accelerators",
                 "note",
                 "none",
@@ -262,7 +264,7 @@ def parse_version(text: str) -> Version:
     return tuple(numbers)
 
 
-def _data_dir_findings(data_dir: Path | None) -> list[Finding]:
+def _data_dir_findings(data_dir: Path | None) -> list[Diagnosis]:
     from runyard.cli.instance.instance import live_endpoint
     from runyard.settings import read_settings
 
@@ -273,7 +275,7 @@ def _data_dir_findings(data_dir: Path | None) -> list[Finding]:
     free = shutil.disk_usage(existing).free
     disk: State = "note" if free < LITTLE_DISK_BYTES else "ok"
     found = [
-        Finding(
+        Diagnosis(
             "disk",
             disk,
             f"{format_size(free)} free for {settings.data_dir}",
@@ -282,21 +284,23 @@ def _data_dir_findings(data_dir: Path | None) -> list[Finding]:
     ]
     endpoint = live_endpoint(settings)
     if endpoint:
-        found.append(Finding("instance", "ok", f"up at {endpoint}"))
+        found.append(Diagnosis("instance", "ok", f"up at {endpoint}"))
     else:
         found.append(
-            Finding("instance", "note", f"none is up for {settings.data_dir}", "try: runyard up")
+            Diagnosis("instance", "note", f"none is up for {settings.data_dir}", "try: runyard up")
         )
     return found
 
 
-def _check_floor(name: str, running: Version, floors: tuple[Version, ...], advice: str) -> Finding:
+def _check_floor(
+    name: str, running: Version, floors: tuple[Version, ...], advice: str
+) -> Diagnosis:
     # A release series without its own floor must be newer than all floors.
     floor = next((each for each in floors if each[:2] == running[:2]), floors[-1])
     if running < floor:
         fixed = ", ".join(_dotted(each) for each in floors)
-        return Finding(name, "note", _dotted(running), f"{advice} to one of {fixed} or newer")
-    return Finding(name, "ok", _dotted(running))
+        return Diagnosis(name, "note", _dotted(running), f"{advice} to one of {fixed} or newer")
+    return Diagnosis(name, "ok", _dotted(running))
 
 
 def _is_below_floor(name: str, installed: str) -> bool:
@@ -312,7 +316,7 @@ def _dotted(numbers: Version) -> str:
     return ".".join(map(str, numbers))
 
 
-def _print_finding(finding: Finding) -> None:
+def _print_finding(finding: Diagnosis) -> None:
     color = {"ok": "green", "note": "yellow", "missing": "red"}[finding.state]
     click.echo(f"{click.style(f'{finding.state:<8}', fg=color)} {finding.name}: {finding.observed}")
     if finding.suggestion:

@@ -27,7 +27,7 @@ from runyard.cli.output import (
 
 if TYPE_CHECKING:
     import vi
-    from runyard.backup_file import Manifest
+    from runyard.backup_file import BackupManifest
 
 # The server reads all rows before it sends the first byte, and stores all of them before it
 # responds.
@@ -161,7 +161,7 @@ def _verify_file(file: Path, *, overwrite: bool, as_json: bool) -> None:
         raise click.exceptions.Exit(EXIT_ERROR)
 
 
-def _write(client: "vi.Client", file: Path) -> "Manifest":
+def _write(client: "vi.Client", file: Path) -> "BackupManifest":
     """Download a backup to a temporary file, verify it, and rename it to ``file``."""
     from runyard import rundir
 
@@ -200,7 +200,7 @@ def _fetch(client: "vi.Client", path: str, target: IO[bytes]) -> None:
         client._http.fetch("POST", path, write, on_length=begin, timeout_s=TRANSFER_TIMEOUT_S)
 
 
-def _check(file: Path, *, shown_as: Path | None = None) -> "Manifest":
+def _check(file: Path, *, shown_as: Path | None = None) -> "BackupManifest":
     """Read a backup completely and check everything that a restore checks.
 
     Raises:
@@ -241,7 +241,7 @@ def _send(client: "vi.Client", path: str, file: Path) -> dict[str, Any]:
     return restored
 
 
-def _ask(file: Path, manifest: "Manifest", now: dict[str, Any]) -> None:
+def _ask(file: Path, manifest: "BackupManifest", now: dict[str, Any]) -> None:
     """Print current data next to that of the backup, and ask for confirmation.
 
     Raises:
@@ -263,7 +263,7 @@ def _ask(file: Path, manifest: "Manifest", now: dict[str, Any]) -> None:
         ) from None
 
 
-def _summary(manifest: "Manifest") -> dict[str, Any]:
+def _summary(manifest: "BackupManifest") -> dict[str, Any]:
     """Return the manifest without the hashes of its parts."""
     return {
         "time": manifest.time,

@@ -34,7 +34,7 @@ PINNED = {
 }
 
 
-class Difference(msgspec.Struct, frozen=True):
+class PlanDifference(msgspec.Struct, frozen=True):
     """Value of the plan that differs between two runs, such as ``versions.torch``.
 
     None if missing.
@@ -139,7 +139,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     evaluation: dict[str, tuple[float | None, float | None]]
     weights: tuple[Weights | None, Weights | None]
     are_weights_same: bool | None
-    differences: list[Difference]
+    differences: list[PlanDifference]
     notes: list[str]
 
 
@@ -208,12 +208,14 @@ def list_notes(run: Run) -> list[str]:
     return notes
 
 
-def differences(original: Mapping[str, Any], reproduction: Mapping[str, Any]) -> list[Difference]:
+def differences(
+    original: Mapping[str, Any], reproduction: Mapping[str, Any]
+) -> list[PlanDifference]:
     """Return the values that differ between two plans: versions, hardware, data, settings."""
     one, other = _flatten(original), _flatten(reproduction)
     names = [*one, *(name for name in other if name not in one)]
     return [
-        Difference(name, one.get(name), other.get(name))
+        PlanDifference(name, one.get(name), other.get(name))
         for name in names
         if one.get(name) != other.get(name)
     ]

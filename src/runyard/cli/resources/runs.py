@@ -31,7 +31,7 @@ from runyard.cli.progress import ProgressLine
 from runyard.cli.resources.flow_files import resolve_flow_argument, set_option
 from runyard.cli.resources.selection import (
     CONDITIONS,
-    Selection,
+    RunSelection,
     apply_to_many,
     build_filters,
     confirm,
@@ -360,7 +360,7 @@ def print_metrics(
 @data_dir_option
 @json_option
 def kill_runs(
-    selection: Selection, grace_s: float | None, wait: bool, data_dir: Path | None, as_json: bool
+    selection: RunSelection, grace_s: float | None, wait: bool, data_dir: Path | None, as_json: bool
 ) -> None:
     """Kill runs. Their checkpoints are kept.
 
@@ -393,7 +393,7 @@ def kill_runs(
 @selection_options
 @data_dir_option
 @json_option
-def delete_runs(selection: Selection, data_dir: Path | None, as_json: bool) -> None:
+def delete_runs(selection: RunSelection, data_dir: Path | None, as_json: bool) -> None:
     """Delete runs with their logs, metrics and checkpoints permanently.
 
     Select runs by ids, or by filters: runs that match all of them.

@@ -53,7 +53,7 @@ _OPTIONS = (
 
 
 @dataclass(frozen=True)
-class Selection:
+class RunSelection:
     """Selected runs: ids, filters of ``client.runs.list``, or all."""
 
     run_ids: tuple[str, ...]
@@ -91,7 +91,7 @@ def selection_options(command: Callable[..., None]) -> Callable[..., None]:
                 exit_code=EXIT_USAGE,
             )
         filter: Any = None if run_ids else "all" if every else filters
-        command(selection=Selection(run_ids, filter, yes, dry_run), **others)
+        command(selection=RunSelection(run_ids, filter, yes, dry_run), **others)
 
     for option in reversed(_OPTIONS):
         option(with_selection)
@@ -138,7 +138,7 @@ def parse_attributes(given: Iterable[str]) -> dict[str, str]:
 def apply_to_many(
     client: "vi.Client",
     verb: Literal["kill", "delete"],
-    selection: Selection,
+    selection: RunSelection,
     *,
     grace_s: float | None = None,
 ) -> "RunOutcomes":

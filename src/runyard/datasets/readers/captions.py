@@ -45,7 +45,7 @@ _NAMES = ("file_name", "filename", "image", "path")  # the columns that may name
 _NOT_CLASSES = ("images", "image", "pictures", "photos", "img", "imgs", "data", "assets", *_SPLITS)
 
 
-class Captions:
+class CaptionsReader:
     """The reader of text files, ImageFolder tables and class folders."""
 
     name = "Captions"

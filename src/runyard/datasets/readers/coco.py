@@ -21,7 +21,7 @@ from runyard.datasets.sources import Source
 _KEY = re.compile(rb'"(?:(?:images|annotations|categories|licenses)"\s*:\s*\[|info"\s*:\s*\{)')
 
 
-class Coco:
+class CocoReader:
     """The reader of COCO instances and captions; see ``base.Reader``."""
 
     name = "Coco"

@@ -42,7 +42,7 @@ _IMAGES = ("image", "images", "image_path", "image_file", "img")
 Turns = list[tuple[str, str]]
 
 
-class Conversations:
+class ConversationsReader:
     """The reader of LLaVA and ShareGPT conversations."""
 
     name = "Conversations"

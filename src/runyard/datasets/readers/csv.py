@@ -38,7 +38,7 @@ IMAGE_COLUMNS = ("filename", "file_name", "file", "image", "image_path", "path")
 CLASS_COLUMNS = ("class", "label", "class_name", "label_name", "category", "name")
 
 
-class _Csv:
+class _CsvReader:
     types: tuple[DatasetType, ...] = ("phrase-grounding",)
 
     def __init__(self, name: str, columns: tuple[str, ...]) -> None:
@@ -68,14 +68,14 @@ class _Csv:
         return set(self._columns) <= set(header) and any(name in header for name in IMAGE_COLUMNS)
 
 
-class CsvFourCorner(_Csv):
+class CsvFourCornerReader(_CsvReader):
     """``filename,xmin,ymin,xmax,ymax,class``; see ``base.Reader``."""
 
     def __init__(self) -> None:
         super().__init__("CsvFourCorner", FOUR_CORNERS)
 
 
-class CsvWidthHeight(_Csv):
+class CsvWidthHeightReader(_CsvReader):
     """``filename,x,y,width,height,class``; see ``base.Reader``."""
 
     def __init__(self) -> None:

@@ -21,7 +21,7 @@ SIDE_FILES = (
 )  # redundant with the tables' own schemas
 
 
-class Parquet:
+class ParquetReader:
     """The reader of Parquet shards and the Arrow files of ``save_to_disk``."""
 
     name = "Parquet"

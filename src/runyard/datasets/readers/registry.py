@@ -2,29 +2,29 @@
 
 from runyard.datasets.findings import Finding, ReportFinding, make_finding
 from runyard.datasets.readers.base import Reader
-from runyard.datasets.readers.captions import Captions
-from runyard.datasets.readers.coco import Coco
-from runyard.datasets.readers.conversations import Conversations
-from runyard.datasets.readers.csv import CsvFourCorner, CsvWidthHeight
-from runyard.datasets.readers.parquet import Parquet
-from runyard.datasets.readers.vi_jsonl import ViJsonl
-from runyard.datasets.readers.voc import PascalVoc
-from runyard.datasets.readers.webdataset import WebDataset
-from runyard.datasets.readers.yolo import YoloDarknet, YoloKerasPytorch
+from runyard.datasets.readers.captions import CaptionsReader
+from runyard.datasets.readers.coco import CocoReader
+from runyard.datasets.readers.conversations import ConversationsReader
+from runyard.datasets.readers.csv import CsvFourCornerReader, CsvWidthHeightReader
+from runyard.datasets.readers.parquet import ParquetReader
+from runyard.datasets.readers.vi_jsonl import ViJsonlReader
+from runyard.datasets.readers.voc import PascalVocReader
+from runyard.datasets.readers.webdataset import WebDatasetReader
+from runyard.datasets.readers.yolo import YoloDarknetReader, YoloKerasPytorchReader
 from runyard.datasets.sources import Source, is_system_file
 
 READERS: list[Reader] = [
-    ViJsonl(),
-    Coco(),
-    PascalVoc(),
-    YoloKerasPytorch(),
-    YoloDarknet(),
-    CsvFourCorner(),
-    CsvWidthHeight(),
-    Conversations(),
-    Parquet(),
-    WebDataset(),
-    Captions(),
+    ViJsonlReader(),
+    CocoReader(),
+    PascalVocReader(),
+    YoloKerasPytorchReader(),
+    YoloDarknetReader(),
+    CsvFourCornerReader(),
+    CsvWidthHeightReader(),
+    ConversationsReader(),
+    ParquetReader(),
+    WebDatasetReader(),
+    CaptionsReader(),
 ]
 
 

@@ -45,7 +45,7 @@ class _Asset(msgspec.Struct, rename="camel"):
 _decode = msgspec.json.Decoder(_Line, strict=True).decode
 
 
-class ViJsonl:
+class ViJsonlReader:
     """The reader of Vi JSONL; see ``base.Reader``."""
 
     name = "ViJsonl"

@@ -29,7 +29,7 @@ LISTS = "ImageSets/"  # folder of image lists by split, which contain no annotat
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
-class PascalVoc:
+class PascalVocReader:
     """The reader of one XML file per image; see ``base.Reader``."""
 
     name = "PascalVoc"

@@ -14,7 +14,12 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from runyard.datasets.archives import ArchiveRejected, Member, read_first_members, read_members
+from runyard.datasets.archives import (
+    ArchiveMember,
+    ArchiveRejected,
+    read_first_members,
+    read_members,
+)
 from runyard.datasets.findings import ReportFinding
 from runyard.datasets.images import MAX_BYTES
 from runyard.datasets.readers.base import Row
@@ -34,7 +39,7 @@ _MAX_TEXT = 16 << 20
 Group = dict[str, tuple[str, bytes]]  # by ending: name and bytes
 
 
-class WebDataset:
+class WebDatasetReader:
     """The reader of WebDataset tar shards."""
 
     name = "WebDataset"
@@ -113,7 +118,9 @@ def split_key(name: str) -> tuple[str, str]:
     return folder + slash + stem, ending.lower()
 
 
-def _iter_groups(found: Iterator[Member], location: SourceLocation) -> Iterator[tuple[str, Group]]:
+def _iter_groups(
+    found: Iterator[ArchiveMember], location: SourceLocation
+) -> Iterator[tuple[str, Group]]:
     """Group members by key, with the bytes of those that are needed."""
     group: Group = {}
     current, ignored = None, 0

@@ -35,7 +35,7 @@ _LABEL = re.compile(rb"\s*\d+(?:[ \t]+[-+.\deEnaif]+){4,}\s*$")
 _YAML_KEY = re.compile(rb"^(?:names|nc|train|val)[ \t]*:", re.M)
 
 
-class YoloDarknet:
+class YoloDarknetReader:
     """The reader of labels with a plain list of names; see ``base.Reader``."""
 
     name = "YoloDarknet"
@@ -52,7 +52,7 @@ class YoloDarknet:
         yield from _read_rows(source, files, names, report)
 
 
-class YoloKerasPytorch:
+class YoloKerasPytorchReader:
     """The reader of Ultralytics labels, with a ``data.yaml``; see ``base.Reader``."""
 
     name = "YoloKerasPytorch"

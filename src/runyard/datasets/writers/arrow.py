@@ -11,7 +11,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from runyard.datasets.records import DatasetType, Record
-from runyard.datasets.writers.base import Item
+from runyard.datasets.writers.base import ExportedImage
 
 SHARD_BYTES = 512 << 20
 _GROUP_BYTES, _GROUP_ROWS = 32 << 20, 1000
@@ -42,7 +42,7 @@ _CONTENTS_COLUMNS: dict[DatasetType, dict[str, pa.DataType]] = {
 }
 
 
-def write_shards(items: Iterable[Item], folder: Path, *, with_images: bool) -> None:
+def write_shards(items: Iterable[ExportedImage], folder: Path, *, with_images: bool) -> None:
     """Write all items below ``folder/data``."""
     rows = _build_rows(items, with_images=with_images)
     pending: list[dict[str, Any]] = []
@@ -59,7 +59,7 @@ def write_shards(items: Iterable[Item], folder: Path, *, with_images: bool) -> N
                 writer.write_table(pa.Table.from_pylist(group, _build_schema(task)))
 
 
-def _build_rows(items: Iterable[Item], *, with_images: bool) -> Iterator[dict[str, Any]]:
+def _build_rows(items: Iterable[ExportedImage], *, with_images: bool) -> Iterator[dict[str, Any]]:
     for item in items:
         image = {"bytes": item.read() if with_images else None, "path": item.asset.filename}
         about = {

@@ -9,7 +9,7 @@ from runyard.datasets.records import AssetRef, DatasetType, Record
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class ExportedImage:
     """One image with all its records. ``read`` returns its bytes, as they were imported."""
 
     asset: AssetRef
@@ -28,6 +28,6 @@ class Writer(Protocol):
     types: tuple[DatasetType, ...]
     loses: str  # for people; empty when everything is carried
 
-    def write(self, items: Iterable[Item], folder: Path, *, with_images: bool) -> None:
+    def write(self, items: Iterable[ExportedImage], folder: Path, *, with_images: bool) -> None:
         """Write all items, streaming. The folder exists and is empty."""
         ...

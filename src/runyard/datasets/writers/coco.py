@@ -15,18 +15,18 @@ from typing import Any, BinaryIO
 import msgspec
 
 from runyard.datasets.records import DatasetType, Freeform
-from runyard.datasets.writers.base import Item
+from runyard.datasets.writers.base import ExportedImage
 from runyard.datasets.writers.files import ONE_CAPTION, list_boxes, to_pixels, write_image
 
 
-class Coco:
+class CocoWriter:
     """The writer of instances and captions; see ``base.Writer``."""
 
     name = "Coco"
     types: tuple[DatasetType, ...] = ("phrase-grounding", "freeform")
     loses = f"{ONE_CAPTION}; prompts of texts"
 
-    def write(self, items: Iterable[Item], folder: Path, *, with_images: bool) -> None:
+    def write(self, items: Iterable[ExportedImage], folder: Path, *, with_images: bool) -> None:
         categories: dict[str, int] = {}
         with (
             open(folder / "annotations.json", "wb") as file,
@@ -64,12 +64,12 @@ class _JsonArray:
         self.count += 1
 
 
-def _image_entry(number: int, item: Item) -> dict[str, Any]:
+def _image_entry(number: int, item: ExportedImage) -> dict[str, Any]:
     asset = item.asset
     return {"id": number, "file_name": asset.filename, "width": asset.width, "height": asset.height}
 
 
-def _build_annotations(item: Item, categories: dict[str, int]) -> Iterator[dict[str, Any]]:
+def _build_annotations(item: ExportedImage, categories: dict[str, int]) -> Iterator[dict[str, Any]]:
     for record in item.records:
         if isinstance(record.contents, Freeform):
             yield {"caption": record.contents.text}

@@ -13,11 +13,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from runyard.datasets.records import Box, DatasetType
-from runyard.datasets.writers.base import Item
+from runyard.datasets.writers.base import ExportedImage
 from runyard.datasets.writers.files import ONE_CAPTION, list_boxes, to_pixels, write_image
 
 
-class _Csv(ABC):
+class _CsvWriter(ABC):
     types: tuple[DatasetType, ...] = ("phrase-grounding",)
     loses = ONE_CAPTION
 
@@ -26,7 +26,7 @@ class _Csv(ABC):
         self._columns = columns
         self._is_normalized = is_normalized
 
-    def write(self, items: Iterable[Item], folder: Path, *, with_images: bool) -> None:
+    def write(self, items: Iterable[ExportedImage], folder: Path, *, with_images: bool) -> None:
         with open(folder / "annotations.csv", "w", encoding="utf-8", newline="") as file:
             rows = csv.writer(file, lineterminator="\n")
             rows.writerow(("filename", *self._columns, "class"))
@@ -43,7 +43,7 @@ class _Csv(ABC):
     def _box_columns(self, box: Box) -> tuple[float, ...]: ...
 
 
-class CsvFourCorner(_Csv):
+class CsvFourCornerWriter(_CsvWriter):
     """``filename,xmin,ymin,xmax,ymax,class``; see ``base.Writer``."""
 
     def __init__(self, *, is_normalized: bool = True) -> None:
@@ -55,7 +55,7 @@ class CsvFourCorner(_Csv):
         return tuple(float(number) for number in box)
 
 
-class CsvWidthHeight(_Csv):
+class CsvWidthHeightWriter(_CsvWriter):
     """``filename,x,y,width,height,class``; see ``base.Writer``."""
 
     def __init__(self, *, is_normalized: bool = True) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from runyard.datasets.packs import is_safe
 from runyard.datasets.records import Box, PhraseGrounding
-from runyard.datasets.writers.base import Item
+from runyard.datasets.writers.base import ExportedImage
 
 ONE_CAPTION = (
     "wording of captions beyond the phrases; which row a box belongs to; ids and categories of rows"
@@ -24,11 +24,11 @@ def make_path(folder: Path, path: str) -> Path:
     return target
 
 
-def write_image(folder: Path, path: str, item: Item) -> None:
+def write_image(folder: Path, path: str, item: ExportedImage) -> None:
     make_path(folder, path).write_bytes(item.read())
 
 
-def list_boxes(item: Item) -> list[tuple[str, Box]]:
+def list_boxes(item: ExportedImage) -> list[tuple[str, Box]]:
     """List every named box, with each phrase on one line."""
     return [
         (" ".join(phrase.phrase.split()), box)
@@ -39,7 +39,7 @@ def list_boxes(item: Item) -> list[tuple[str, Box]]:
     ]
 
 
-def to_pixels(box: Box, item: Item) -> tuple[float, float, float, float]:
+def to_pixels(box: Box, item: ExportedImage) -> tuple[float, float, float, float]:
     """Convert a box to pixels, with four decimals."""
     width, height = item.asset.width, item.asset.height
     return (

@@ -12,17 +12,17 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from runyard.datasets.records import DatasetType
-from runyard.datasets.writers.base import Item
+from runyard.datasets.writers.base import ExportedImage
 
 
-class Parquet:
+class ParquetWriter:
     """The writer of Parquet files with embedded images."""
 
     name = "Parquet"
     types: tuple[DatasetType, ...] = ("phrase-grounding", "vqa", "freeform")
     loses = ""
 
-    def write(self, items: Iterable[Item], folder: Path, *, with_images: bool) -> None:
+    def write(self, items: Iterable[ExportedImage], folder: Path, *, with_images: bool) -> None:
         from runyard.datasets.writers.arrow import write_shards
 
         write_shards(items, folder, with_images=with_images)

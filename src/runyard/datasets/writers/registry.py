@@ -1,24 +1,24 @@
 """The list of writers."""
 
 from runyard.datasets.writers.base import Writer
-from runyard.datasets.writers.coco import Coco
-from runyard.datasets.writers.csv import CsvFourCorner, CsvWidthHeight
-from runyard.datasets.writers.parquet import Parquet
-from runyard.datasets.writers.vi_full import ViFull
-from runyard.datasets.writers.vi_jsonl import ViJsonl
-from runyard.datasets.writers.voc import PascalVoc
-from runyard.datasets.writers.yolo import YoloDarknet, YoloKerasPytorch
+from runyard.datasets.writers.coco import CocoWriter
+from runyard.datasets.writers.csv import CsvFourCornerWriter, CsvWidthHeightWriter
+from runyard.datasets.writers.parquet import ParquetWriter
+from runyard.datasets.writers.vi_full import ViFullWriter
+from runyard.datasets.writers.vi_jsonl import ViJsonlWriter
+from runyard.datasets.writers.voc import PascalVocWriter
+from runyard.datasets.writers.yolo import YoloDarknetWriter, YoloKerasPytorchWriter
 
 WRITERS: list[Writer] = [
-    ViFull(),
-    ViJsonl(),
-    Coco(),
-    PascalVoc(),
-    YoloKerasPytorch(),
-    YoloDarknet(),
-    CsvFourCorner(),
-    CsvWidthHeight(),
-    Parquet(),
+    ViFullWriter(),
+    ViJsonlWriter(),
+    CocoWriter(),
+    PascalVocWriter(),
+    YoloKerasPytorchWriter(),
+    YoloDarknetWriter(),
+    CsvFourCornerWriter(),
+    CsvWidthHeightWriter(),
+    ParquetWriter(),
 ]
 
 

@@ -27,7 +27,7 @@ from runyard.datasets.records import (
     encode,
 )
 from runyard.datasets.splits import is_held_out
-from runyard.datasets.writers.base import Item
+from runyard.datasets.writers.base import ExportedImage
 
 _ENDINGS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 _BY_MAGIC = (
@@ -41,7 +41,7 @@ _BY_MAGIC = (
 _MAX_STEM = 120
 
 
-class ViFull:
+class ViFullWriter:
     """Writer of ``training/`` and ``validation/`` if a fraction is held out, else of ``dump/``."""
 
     name = "ViFull"
@@ -52,7 +52,7 @@ class ViFull:
         self._fraction = held_out_fraction
         self._seed = seed
 
-    def write(self, items: Iterable[Item], folder: Path, *, with_images: bool) -> None:
+    def write(self, items: Iterable[ExportedImage], folder: Path, *, with_images: bool) -> None:
         parts = ("dump",) if self._fraction is None else ("training", "validation")
         for part in parts:
             (folder / part / "annotations").mkdir(parents=True)
@@ -62,14 +62,14 @@ class ViFull:
             if item.records:
                 _write_item(item, folder / self._choose_part(item), stems, with_images=with_images)
 
-    def _choose_part(self, item: Item) -> str:
+    def _choose_part(self, item: ExportedImage) -> str:
         if self._fraction is None:
             return "dump"
         held_out = is_held_out(bytes.fromhex(item.sha256), seed=self._seed, fraction=self._fraction)
         return "validation" if held_out else "training"
 
 
-def _write_item(item: Item, folder: Path, stems: set[str], *, with_images: bool) -> None:
+def _write_item(item: ExportedImage, folder: Path, stems: set[str], *, with_images: bool) -> None:
     stem = _make_stem(item.asset.filename, stems)
     data = item.read() if with_images else b""
     name = f"{stem}.{_choose_ending(item.asset.filename, data)}"

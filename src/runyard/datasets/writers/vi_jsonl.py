@@ -8,18 +8,18 @@ from pathlib import Path
 import msgspec
 
 from runyard.datasets.records import DatasetType, encode
-from runyard.datasets.writers.base import Item
+from runyard.datasets.writers.base import ExportedImage
 from runyard.datasets.writers.files import write_image
 
 
-class ViJsonl:
+class ViJsonlWriter:
     """The lossless writer of records; see ``base.Writer``."""
 
     name = "ViJsonl"
     types: tuple[DatasetType, ...] = ("phrase-grounding", "vqa", "freeform")
     loses = ""
 
-    def write(self, items: Iterable[Item], folder: Path, *, with_images: bool) -> None:
+    def write(self, items: Iterable[ExportedImage], folder: Path, *, with_images: bool) -> None:
         with open(folder / "annotations.jsonl", "wb") as file:
             for item in items:
                 for record in item.records:

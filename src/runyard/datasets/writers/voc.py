@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from runyard.datasets.records import Box, DatasetType
-from runyard.datasets.writers.base import Item
+from runyard.datasets.writers.base import ExportedImage
 from runyard.datasets.writers.files import (
     ONE_CAPTION,
     UniqueStems,
@@ -19,14 +19,14 @@ from runyard.datasets.writers.files import (
 )
 
 
-class PascalVoc:
+class PascalVocWriter:
     """The writer of names and boxes; see ``base.Writer``."""
 
     name = "PascalVoc"
     types: tuple[DatasetType, ...] = ("phrase-grounding",)
     loses = ONE_CAPTION
 
-    def write(self, items: Iterable[Item], folder: Path, *, with_images: bool) -> None:
+    def write(self, items: Iterable[ExportedImage], folder: Path, *, with_images: bool) -> None:
         stems = UniqueStems()
         for item in items:
             image, stem = stems.assign(item.asset.filename)
@@ -38,7 +38,7 @@ class PascalVoc:
                 write_image(folder, image, item)
 
 
-def _build_document(image: str, item: Item, boxes: list[tuple[str, Box]]) -> str:
+def _build_document(image: str, item: ExportedImage, boxes: list[tuple[str, Box]]) -> str:
     lines = [
         "<annotation>",
         f"  <folder>{_escape_text(posixpath.dirname(image))}</folder>",

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from runyard.datasets.records import Box, DatasetType
-from runyard.datasets.writers.base import Item
+from runyard.datasets.writers.base import ExportedImage
 from runyard.datasets.writers.files import (
     ONE_CAPTION,
     UniqueStems,
@@ -20,28 +20,28 @@ from runyard.datasets.writers.files import (
 )
 
 
-class YoloDarknet:
+class YoloDarknetWriter:
     """The writer of labels next to images, and ``classes.txt``; see ``base.Writer``."""
 
     name = "YoloDarknet"
     types: tuple[DatasetType, ...] = ("phrase-grounding",)
     loses = ONE_CAPTION
 
-    def write(self, items: Iterable[Item], folder: Path, *, with_images: bool) -> None:
+    def write(self, items: Iterable[ExportedImage], folder: Path, *, with_images: bool) -> None:
         names = _write_labels(items, folder, images="", labels="", with_images=with_images)
         (folder / "classes.txt").write_text(
             "".join(f"{name}\n" for name in names), encoding="utf-8"
         )
 
 
-class YoloKerasPytorch:
+class YoloKerasPytorchWriter:
     """The writer of ``images``, ``labels`` and ``data.yaml``; see ``base.Writer``."""
 
     name = "YoloKerasPytorch"
     types: tuple[DatasetType, ...] = ("phrase-grounding",)
     loses = ONE_CAPTION
 
-    def write(self, items: Iterable[Item], folder: Path, *, with_images: bool) -> None:
+    def write(self, items: Iterable[ExportedImage], folder: Path, *, with_images: bool) -> None:
         names = _write_labels(
             items, folder, images="images/", labels="labels/", with_images=with_images
         )
@@ -55,7 +55,7 @@ class YoloKerasPytorch:
 
 
 def _write_labels(
-    items: Iterable[Item], folder: Path, *, images: str, labels: str, with_images: bool
+    items: Iterable[ExportedImage], folder: Path, *, images: str, labels: str, with_images: bool
 ) -> list[str]:
     """Write labels and images; return the names of the classes."""
     stems, numbers = UniqueStems(), dict[str, int]()

@@ -16,7 +16,7 @@ from litestar import Litestar
 from litestar.datastructures import State
 from litestar.handlers import HTTPRouteHandler
 
-from runyard.server.clock import Clock, SystemClock
+from runyard.server.clock import AsyncClock, AsyncSystemClock
 from runyard.server.http import access, downloads, problems, uploads
 from runyard.server.http.capacity import Capacity
 from runyard.server.http.gateway import Gateway
@@ -45,7 +45,7 @@ TICKS_PER_SWEEP = 60
 def create_app(
     settings: Settings,
     *,
-    clock: Clock | None = None,
+    clock: AsyncClock | None = None,
     run_ticker: bool = True,
     opened: Services | None = None,
 ) -> Gateway:
@@ -57,7 +57,7 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: Litestar) -> AsyncIterator[None]:
-        opening = open_services(settings, clock or SystemClock(), run_ticker=run_ticker)
+        opening = open_services(settings, clock or AsyncSystemClock(), run_ticker=run_ticker)
         async with opening if opened is None else contextlib.nullcontext(opened) as services:
             gateway.services = services
             try:
@@ -113,7 +113,7 @@ async def _get_options(request: Request) -> Response:
 
 @contextlib.asynccontextmanager
 async def open_services(
-    settings: Settings, clock: Clock, *, run_ticker: bool
+    settings: Settings, clock: AsyncClock, *, run_ticker: bool
 ) -> AsyncIterator[Services]:
     """Open everything behind the routes in order, and close it in reverse."""
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)

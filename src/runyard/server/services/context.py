@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 from runyard import processes
 from runyard.blobs import FolderBlobs, Holds
 from runyard.ids import resolve_folder
-from runyard.server.clock import Clock
+from runyard.server.clock import AsyncClock
 from runyard.server.services.access.keys import Keyring
 from runyard.server.services.access.signing import Signer
 from runyard.server.services.access.wrong_keys import WrongKeys
@@ -37,7 +37,7 @@ class Services:
 
     settings: Settings
     store: Store
-    clock: Clock
+    clock: AsyncClock
     keyring: Keyring
     signer: Signer
     pepper: bytes

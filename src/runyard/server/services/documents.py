@@ -26,7 +26,7 @@ from vi.api.responses import ResourceMetadata
 
 
 @dataclass(frozen=True)
-class Kind:
+class DocumentKind:
     """The differences between flows and training projects.
 
     They are the name, table, wire type, and constructor.
@@ -39,7 +39,7 @@ class Kind:
     new: Callable[[str, str], Any]
 
 
-def get(services: Services, kind: Kind, *, org: str, id: str) -> tuple[bytes, str]:
+def get(services: Services, kind: DocumentKind, *, org: str, id: str) -> tuple[bytes, str]:
     """Return the stored JSON and its etag.
 
     Raises:
@@ -51,7 +51,7 @@ def get(services: Services, kind: Kind, *, org: str, id: str) -> tuple[bytes, st
     return row.document, row.etag
 
 
-async def page(services: Services, kind: Kind, *, org: str, wanted: PageRequest) -> bytes:
+async def page(services: Services, kind: DocumentKind, *, org: str, wanted: PageRequest) -> bytes:
     """Return a page of documents as JSON, newest first."""
 
     def fetch(tx: Connection, after: Any, limit: int) -> Sequence[AnyRow]:
@@ -62,7 +62,7 @@ async def page(services: Services, kind: Kind, *, org: str, wanted: PageRequest)
 
 async def put(
     services: Services,
-    kind: Kind,
+    kind: DocumentKind,
     actor: Actor,
     id: str,
     *,
@@ -125,7 +125,7 @@ async def put(
 
 async def patch(
     services: Services,
-    kind: Kind,
+    kind: DocumentKind,
     actor: Actor,
     id: str,
     *,
@@ -154,7 +154,7 @@ async def patch(
 
 
 async def delete(
-    services: Services, kind: Kind, actor: Actor, id: str, *, if_match: str | None
+    services: Services, kind: DocumentKind, actor: Actor, id: str, *, if_match: str | None
 ) -> None:
     """Delete a document; its id stays unused.
 
@@ -212,7 +212,7 @@ def _too_many_attributes(what: str) -> Refusal:
 
 def _change_document(
     services: Services,
-    kind: Kind,
+    kind: DocumentKind,
     actor: Actor,
     tx: Connection,
     id: str,

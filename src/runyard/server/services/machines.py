@@ -24,7 +24,7 @@ FREE_FOR_S = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Machine:
+class ReportedMachine:
     """A machine's last report, with the times of the first and the last one."""
 
     report: MachineReport
@@ -63,7 +63,7 @@ class WaitingReasonsState:
 class Machines:
     """Every machine that reported lately. Belongs to the event loop."""
 
-    _known: dict[str, Machine] = field(default_factory=dict)
+    _known: dict[str, ReportedMachine] = field(default_factory=dict)
     _began_s: float = math.inf
 
     def record_report(
@@ -89,11 +89,11 @@ class Machines:
         self._store(offer.machine_id, report, now_ms, uptime_s, lacks_disk=offer.lacks_disk)
         return before is None or (before.report, before.lacks_disk) != (report, offer.lacks_disk)
 
-    def list_connected(self, *, uptime_s: float) -> Sequence[Machine]:
+    def list_connected(self, *, uptime_s: float) -> Sequence[ReportedMachine]:
         """Return the connected machines."""
         return [machine for _, machine in self.list_connected_by_id(uptime_s=uptime_s)]
 
-    def list_connected_by_id(self, *, uptime_s: float) -> Sequence[tuple[str, Machine]]:
+    def list_connected_by_id(self, *, uptime_s: float) -> Sequence[tuple[str, ReportedMachine]]:
         """Return the connected machines with their ids, ordered by id."""
         self._drop_silent(uptime_s)
         return sorted(self._known.items())
@@ -129,7 +129,7 @@ class Machines:
             }
             self._known[machine_id] = replace(before, **changes)  # type: ignore[arg-type]
         elif len(self._known) < MOST:
-            self._known[machine_id] = Machine(
+            self._known[machine_id] = ReportedMachine(
                 report=report,
                 first_ms=now_ms,
                 last_ms=now_ms,

@@ -41,7 +41,7 @@ from runyard.rundir import (
 from runyard.trainer.data.image_resolution import write_model_config
 from runyard.trainer.disk_space import as_system_error
 from runyard.trainer.errors import InvalidFlow
-from runyard.trainer.models.model import Model
+from runyard.trainer.models.model import LoadedModel
 
 RUN = "run.json"
 STATE, TENSORS = "state.json", "state.safetensors"
@@ -51,7 +51,7 @@ SMALL_FILES_BYTES = (
 )  # upper bound of configuration, tokenizer and counters of built-in models
 
 
-class Progress(msgspec.Struct, rename="camel", kw_only=True):
+class TrainingProgress(msgspec.Struct, rename="camel", kw_only=True):
     """The state of training apart from tensors."""
 
     step: int = 0
@@ -86,9 +86,9 @@ class CheckpointContents:
 
 
 def collect_contents(
-    model: Model,
+    model: LoadedModel,
     optimizers: list[torch.optim.Optimizer],
-    progress: Progress,
+    progress: TrainingProgress,
     *,
     run_document: dict[str, Any],
     scaler: dict[str, Any] | None = None,
@@ -134,7 +134,7 @@ class SavedCheckpoint:
 def save_checkpoint(
     attempt: Path,
     name: str,
-    model: Model,
+    model: LoadedModel,
     contents: CheckpointContents,
     *,
     metrics: dict[str, float],
@@ -197,7 +197,7 @@ def save_checkpoint(
 
 
 def estimate_bytes(
-    model: Model, contents: CheckpointContents, previous: SavedCheckpoint | None
+    model: LoadedModel, contents: CheckpointContents, previous: SavedCheckpoint | None
 ) -> int:
     """Return the disk space of the next checkpoint: that of the previous one, or an upper bound."""
     if previous is not None:
@@ -209,7 +209,7 @@ def estimate_bytes(
     return base_bytes + sum({tensor.data_ptr(): int(tensor.nbytes) for tensor in tensors}.values())
 
 
-def _is_hard_linked(path: str, model: Model) -> bool:
+def _is_hard_linked(path: str, model: LoadedModel) -> bool:
     """Return whether the next checkpoint links this file; see ``_link_or_copy``."""
     return (
         model.base is not None
@@ -242,7 +242,7 @@ def is_proven(folder: Path) -> bool:
 
 def load_state(
     folder: Path, optimizers: list[torch.optim.Optimizer]
-) -> tuple[Progress, dict[str, Any] | None]:
+) -> tuple[TrainingProgress, dict[str, Any] | None]:
     """Restore optimizers and random states; return the counters and the loss scaler's state.
 
     Learning rates and weight decay stay those of the flow: a run that resumes from another run's
@@ -271,7 +271,7 @@ def load_state(
     torch.set_rng_state(tensors["random.cpu"])
     if "random.cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["random.cuda"])
-    return msgspec.convert(state["progress"], Progress), state.get("scaler")
+    return msgspec.convert(state["progress"], TrainingProgress), state.get("scaler")
 
 
 def _describe_group_mismatch(folder: Path) -> str:
@@ -304,7 +304,7 @@ def remove_checkpoints(items: list[SavedCheckpoint]) -> None:
 
 
 def _write_model(
-    staged: Path, model: Model, contents: CheckpointContents, previous: SavedCheckpoint | None
+    staged: Path, model: LoadedModel, contents: CheckpointContents, previous: SavedCheckpoint | None
 ) -> None:
     full = staged / MODEL_FULL
     full.mkdir()

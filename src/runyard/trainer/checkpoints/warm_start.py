@@ -11,7 +11,7 @@ from typing import Any
 
 from runyard.flows import ResolvedFlow
 from runyard.rundir import MODEL_ADAPTER, MODEL_FULL, read_json
-from runyard.trainer.checkpoints.checkpoint import RUN, Progress
+from runyard.trainer.checkpoints.checkpoint import RUN, TrainingProgress
 from runyard.trainer.errors import InvalidFlow
 
 
@@ -41,7 +41,9 @@ def check_fits(recipe: ResolvedFlow, checkpoint: Path) -> None:
         )
 
 
-def restore_progress(progress: Progress, checkpoint: Path, *, total_steps: int) -> Progress:
+def restore_progress(
+    progress: TrainingProgress, checkpoint: Path, *, total_steps: int
+) -> TrainingProgress:
     """Return the counters of a run that resumes from another run's checkpoint.
 
     Step and epoch are kept; the other run's metrics and best checkpoint are not.
@@ -54,7 +56,7 @@ def restore_progress(progress: Progress, checkpoint: Path, *, total_steps: int) 
             f"checkpoint {checkpoint.name} is of step {progress.step}, but the flow ends after "
             f"{total_steps} steps, so none are left; try: more hyperparameters.epochs or maxSteps"
         )
-    return Progress(step=progress.step, epoch=progress.epoch)
+    return TrainingProgress(step=progress.step, epoch=progress.epoch)
 
 
 def _read_flow_settings(recipe: ResolvedFlow) -> dict[str, Any]:

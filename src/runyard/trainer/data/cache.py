@@ -53,7 +53,7 @@ from runyard.trainer.data.shards import (
     ShardWriter,
     open_shard_file,
 )
-from runyard.trainer.data.uploaded import Selection, UploadedSamples
+from runyard.trainer.data.uploaded import SampleSelection, UploadedSamples
 from runyard.trainer.errors import InvalidData
 
 ENCODING = 2  # to be raised when the stored format changes, or the code that produces it
@@ -119,7 +119,7 @@ class EncodedShards:
     def broken_image_count(self) -> int:
         return self.samples.count_images(np.asarray(sorted(self.broken), np.int64))
 
-    def select(self, selection: Selection, layout: Layout) -> "CachedEncodings":
+    def select(self, selection: SampleSelection, layout: Layout) -> "CachedEncodings":
         return CachedEncodings(self, selection, layout)
 
     def close(self) -> None:
@@ -131,7 +131,7 @@ class EncodedShards:
 class CachedEncodings(Encodings):
     """The samples of one part of the data, read from mapped shards."""
 
-    def __init__(self, encoded: EncodedShards, selection: Selection, layout: Layout):
+    def __init__(self, encoded: EncodedShards, selection: SampleSelection, layout: Layout):
         super().__init__(layout)
         self._memory: dict[int, EncodedSample] = {}
         self._free_memory_bytes = IN_MEMORY_BYTES
@@ -181,7 +181,7 @@ class CachedEncodings(Encodings):
 
 
 def encode_all(
-    parts: Sequence[Selection],
+    parts: Sequence[SampleSelection],
     encoder: SampleEncoder,
     cache_dir: CacheDir,
     hooks: Hooks,

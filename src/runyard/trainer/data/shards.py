@@ -43,7 +43,7 @@ class ArraySpan(msgspec.Struct, array_like=True, frozen=True):
     is_indices: bool = False
 
 
-class Record(msgspec.Struct, array_like=True, frozen=True):
+class SampleLocation(msgspec.Struct, array_like=True, frozen=True):
     """The location of one sample; ``missing`` says why it has no data.
 
     Without ``images`` the image is processed again on each use.
@@ -82,14 +82,16 @@ class ShardWriter:
             else None
         )
         fields = {name: self._write(array) for name, array in item.token_fields.items()}
-        record = Record(self._write(item.prompt), self._write(item.answer), fields, images, None)
+        record = SampleLocation(
+            self._write(item.prompt), self._write(item.answer), fields, images, None
+        )
         self._end_sample(
             record, len(item.prompt), len(item.answer), SHRUNK if item.is_shrunk else WHOLE
         )
 
     def add_missing(self, why: str, state: int) -> None:
         """Add a sample without data; ``state`` is ``BROKEN`` or ``REFUSED``."""
-        self._end_sample(Record(None, None, {}, None, why), 0, 0, state)
+        self._end_sample(SampleLocation(None, None, {}, None, why), 0, 0, state)
 
     def finish(self) -> int:
         """Write index, values and trailer, fsync, and return the size of the file."""
@@ -128,7 +130,7 @@ class ShardWriter:
         self._at += data.nbytes + padding
         return span
 
-    def _end_sample(self, record: Record, prompt: int, answer: int, state: int) -> None:
+    def _end_sample(self, record: SampleLocation, prompt: int, answer: int, state: int) -> None:
         data = msgspec.msgpack.encode(record)
         padding = -len(data) % 8
         self._file.write(data + bytes(padding))
@@ -216,7 +218,7 @@ class Shard:
             index[:, 3],
             index[:, 4],
         )
-        self._decoder = msgspec.msgpack.Decoder(Record)
+        self._decoder = msgspec.msgpack.Decoder(SampleLocation)
 
     def close(self) -> None:
         """Release the lock, so that the file may be evicted; mapped data stays readable."""
@@ -251,7 +253,7 @@ class Shard:
             else {name: self._read_array(span) for name, span in spans.items()}
         )
 
-    def _read_record(self, number: int) -> Record:
+    def _read_record(self, number: int) -> SampleLocation:
         offset, length = (int(value) for value in self._records[number])
         return self._decoder.decode(memoryview(self._map)[offset : offset + length])
 

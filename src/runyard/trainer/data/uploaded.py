@@ -19,7 +19,7 @@ import numpy as np
 
 from runyard.datasets.records import Contents, Freeform, PhraseGrounding, Vqa
 from runyard.datasets.splits import is_held_out
-from runyard.datasets.versions import Item, VersionError, VersionFolder
+from runyard.datasets.versions import VersionError, VersionFolder, VersionImage
 from runyard.rundir import COMPLETE
 from runyard.trainer.answers import FREEFORM, PHRASE_GROUNDING, VQA, Answer, Grounding, scale_box
 from runyard.trainer.data.datasets import Dataset, Sample
@@ -39,7 +39,11 @@ class StoredSample(Sample):
     """A sample whose image is decoded on access."""
 
     def __init__(
-        self, question: str, truth: Answer, item: Item, read_image: Callable[[], "Image.Image"]
+        self,
+        question: str,
+        truth: Answer,
+        item: VersionImage,
+        read_image: Callable[[], "Image.Image"],
     ):
         object.__setattr__(self, "question", question)
         object.__setattr__(self, "truth", truth)
@@ -110,7 +114,7 @@ class UploadedSamples:
         """Return the number of distinct files among these samples."""
         return len(np.unique(self._locations[numbers, 0]))
 
-    def _read_item(self, item_number: int) -> Item:
+    def _read_item(self, item_number: int) -> VersionImage:
         with self._mark_damaged():
             return self._version.item(item_number)
 
@@ -125,7 +129,7 @@ class UploadedSamples:
         self._decoded[sha256] = image
         return image
 
-    def _check_task(self, item: Item, contents: Contents) -> None:
+    def _check_task(self, item: VersionImage, contents: Contents) -> None:
         kind = TASKS[type(contents)]
         if kind != self._task:
             raise InvalidData(
@@ -146,7 +150,7 @@ class UploadedSamples:
             ) from error
 
 
-class Selection(Sequence[Sample]):
+class SampleSelection(Sequence[Sample]):
     """Some of the samples, in an order of their own."""
 
     def __init__(self, whole: UploadedSamples, numbers: "np.ndarray[Any, Any]"):
@@ -158,14 +162,14 @@ class Selection(Sequence[Sample]):
     @overload
     def __getitem__(self, index: int) -> Sample: ...
     @overload
-    def __getitem__(self, index: slice) -> "Selection": ...
-    def __getitem__(self, index: int | slice) -> "Sample | Selection":
+    def __getitem__(self, index: slice) -> "SampleSelection": ...
+    def __getitem__(self, index: int | slice) -> "Sample | SampleSelection":
         if isinstance(index, slice):
-            return Selection(self.whole, self.numbers[index])
+            return SampleSelection(self.whole, self.numbers[index])
         return self.whole.sample(int(self.numbers[index]))
 
-    def without(self, numbers: "np.ndarray[Any, Any]") -> "Selection":
-        return Selection(self.whole, self.numbers[~np.isin(self.numbers, numbers)])
+    def without(self, numbers: "np.ndarray[Any, Any]") -> "SampleSelection":
+        return SampleSelection(self.whole, self.numbers[~np.isin(self.numbers, numbers)])
 
     @property
     def image_count(self) -> int:
@@ -199,7 +203,7 @@ def load_uploaded(
         bool,
     )[of_sample.reshape(-1)]
     train, validation = (
-        Selection(whole, _subsample(np.flatnonzero(mask), max_samples, seed))
+        SampleSelection(whole, _subsample(np.flatnonzero(mask), max_samples, seed))
         for mask in (~held_out, held_out)
     )
     dataset = Dataset(name, task, train, validation, version=version)

@@ -25,7 +25,7 @@ BATCH_SIZE = 64
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class EvaluationResult:
     """Metric values (named without ``validation/``), all predictions, some previews."""
 
     values: dict[str, float]
@@ -47,7 +47,7 @@ def evaluate(
     seed: int,
     device: torch.device,
     check_cancelled: Callable[[], None],
-) -> Evaluation:
+) -> EvaluationResult:
     """Evaluate the first ``count`` held-out samples; restores the module's mode and the random
     state.
 
@@ -79,7 +79,7 @@ def evaluate(
     answers, evaluated = [read_answer(text) for text in texts], list(samples[:count])
     scores = _score_by_task(task, answers, evaluated)
     items = list(zip(range(count), answers, evaluated, strict=True))
-    return Evaluation(
+    return EvaluationResult(
         values | scores.values,
         [
             _make_prediction(task, *item, scores=each)

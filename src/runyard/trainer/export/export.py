@@ -47,7 +47,13 @@ from runyard.trainer.export.replay import (
     read_replay_context,
     replay,
 )
-from runyard.trainer.models.model import DTYPES, Model, attach_adapter, load_model, merge_adapter
+from runyard.trainer.models.model import (
+    DTYPES,
+    LoadedModel,
+    attach_adapter,
+    load_model,
+    merge_adapter,
+)
 from runyard.trainer.models.model_folder import (
     ADAPTER_CONFIG,
     check_adapter_folder,
@@ -248,7 +254,7 @@ def _write_base_name(config: Path, weights: str | None) -> None:
         write_json(config, (read_json(config) or {}) | {"base_model_name_or_path": weights})
 
 
-def _load_exported(root: Path, staged: Path, form: Form, context: ReplayContext) -> Model:
+def _load_exported(root: Path, staged: Path, form: Form, context: ReplayContext) -> LoadedModel:
     """Load a model from the exported files; for an adapter alone the base comes from the
     checkpoint.
 

@@ -29,7 +29,7 @@ from runyard.trainer.data.images import BrokenImage, decode_image
 from runyard.trainer.errors import ExportFailed
 from runyard.trainer.evaluation.evaluation import generate_answers
 from runyard.trainer.export.predict import read_block_settings
-from runyard.trainer.models.model import Model, get_pad_id
+from runyard.trainer.models.model import LoadedModel, get_pad_id
 from runyard.trainer.steps.losses import TokenLosses, get_base_model
 from vi.api.resources.runs.responses import Run
 
@@ -79,7 +79,7 @@ class ReplayContext:
 
 
 @dataclass(frozen=True)
-class Difference:
+class AnswerDifference:
     """A generated text that differs from the stored one."""
 
     index: int
@@ -93,7 +93,7 @@ class Replay:
     """The number of questions, the answers that differ, and the device."""
 
     question_count: int
-    differences: tuple[Difference, ...]
+    differences: tuple[AnswerDifference, ...]
     device: str
 
 
@@ -186,7 +186,7 @@ def open_images(
 
 
 def replay(
-    model: Model,
+    model: LoadedModel,
     context: ReplayContext,
     lines: Sequence[Line],
     read_image: ReadImage,
@@ -257,7 +257,7 @@ def replay(
             on_answered=lambda answered: on_progress("Replaying", answered, len(lines)),
         )
     differences = tuple(
-        Difference(line["index"], line["question"], line["raw"], answer)
+        AnswerDifference(line["index"], line["question"], line["raw"], answer)
         for line, answer in zip(lines, answers, strict=True)
         if line["raw"] != answer
     )

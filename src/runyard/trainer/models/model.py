@@ -43,7 +43,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 @dataclass
-class Model:
+class LoadedModel:
     """A model with its processor. ``base`` is the folder of the base weights under an adapter, None
     without one.
 
@@ -135,7 +135,7 @@ def find_weights_folder(
 
 def build_tiny(
     *, task: str, phrases: Sequence[str], samples: Sequence[Sample] | None, seed: int
-) -> Model:
+) -> LoadedModel:
     """Return the built-in model with fresh weights. Pixels are normalized with mean and deviation
     of ``samples``.
 
@@ -157,7 +157,7 @@ def build_tiny(
     processor = make_processor(shape, list(phrases), pixel_mean=mean, pixel_std=deviation)
     torch.manual_seed(seed)
     renderer = BuiltInTemplate(processor)
-    return Model(
+    return LoadedModel(
         make_model(shape, processor),
         processor,
         "idefics3",
@@ -173,7 +173,7 @@ def load_model(
     attention: str | None = None,
     quantization: str | None = None,
     folders: ModelFolders | None = None,
-) -> Model:
+) -> LoadedModel:
     """Return a model from a local folder or a checkpoint's tree, after the folder has been checked.
 
     With ``folders`` everything that is read must be inside them, links included, before and after
@@ -225,7 +225,7 @@ def load_model(
         module.requires_grad_(True)  # peft froze the layers it adapted
     if folders is not None:
         check_inside(root, folders)
-    return Model(module, processor, model_type, parts, renderer=renderer)
+    return LoadedModel(module, processor, model_type, parts, renderer=renderer)
 
 
 def _make_4bit_config(kind: str, dtype: torch.dtype) -> Any:
@@ -297,7 +297,7 @@ def check_family(architecture: Architecture, model_type: str) -> None:
         )
 
 
-def freeze_parts(model: Model, frozen: Sequence[str]) -> None:
+def freeze_parts(model: LoadedModel, frozen: Sequence[str]) -> None:
     """Disable training of these parts."""
     for name, parameter in model.module.named_parameters():
         if find_part(name, model.parts) in frozen:
@@ -305,8 +305,8 @@ def freeze_parts(model: Model, frozen: Sequence[str]) -> None:
 
 
 def add_adapter(
-    model: Model, training: Training, *, base: Path, adapter: Path | None = None
-) -> Model:
+    model: LoadedModel, training: Training, *, base: Path, adapter: Path | None = None
+) -> LoadedModel:
     """Return the model with a low-rank adapter (LoRA, Hu et al. 2022), optionally with weights from
     ``adapter``.
 
@@ -337,7 +337,7 @@ def add_adapter(
     for _, parameter in module.named_parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    return Model(module, model.processor, model.model_type, model.parts, base, model.renderer)
+    return LoadedModel(module, model.processor, model.model_type, model.parts, base, model.renderer)
 
 
 def attach_adapter(module: Any, adapter: Path) -> Any:
@@ -370,7 +370,7 @@ def _ignore_peft_warning() -> Iterator[None]:
         yield
 
 
-def _find_lora_targets(model: Model, lora: Lora, frozen: Sequence[str]) -> list[str] | str:
+def _find_lora_targets(model: LoadedModel, lora: Lora, frozen: Sequence[str]) -> list[str] | str:
     linear = [n for n, m in model.module.named_modules() if isinstance(m, torch.nn.Linear)]
     free = [name for name in linear if find_part(name, model.parts) not in frozen]
     if lora.targets == "auto":

@@ -31,8 +31,8 @@ from runyard.trainer.data.packing import (
     pack,
     use_packed_attention,
 )
-from runyard.trainer.data.uploaded import Selection
-from runyard.trainer.models.model import Model
+from runyard.trainer.data.uploaded import SampleSelection
+from runyard.trainer.models.model import LoadedModel
 from runyard.trainer.plan import Choice, Plan, with_choice
 from runyard.trainer.steps.autotune import BuildBatch, measure_speedup
 from runyard.trainer.steps.features import FeatureEncoder, FeaturesNotReusable, FrozenTower
@@ -70,7 +70,7 @@ class BatchBuilder:
     encodings: Encodings
     encoder: Encoder
     layout: Layout
-    model: Model
+    model: LoadedModel
     losses: TokenLosses
     device: torch.device
     cache_dir: CacheDir
@@ -148,7 +148,7 @@ class BatchBuilder:
             [encoder.encode(self.data.train[index]) for index in numbers], self.layout
         )
         needed_bytes = some.size_bytes // len(numbers) * len(self.data.train)
-        if isinstance(self.data.train, Selection) and not self._has_space(needed_bytes):
+        if isinstance(self.data.train, SampleSelection) and not self._has_space(needed_bytes):
             raise FeaturesNotReusable(
                 f"{needed_bytes >> 20:,} MiB of features do not fit into the cache"
             )
@@ -168,7 +168,7 @@ class BatchBuilder:
     def _encode_features(self, encoder: FeatureEncoder) -> Encodings:
         """Return all training samples with features, from existing shards where possible."""
         train = self.data.train
-        if not isinstance(train, Selection):
+        if not isinstance(train, SampleSelection):
             return InMemoryEncodings([encoder.encode(sample) for sample in train], self.layout)
         return encode_all([train], encoder, self.cache_dir, self.hooks).select(train, self.layout)
 

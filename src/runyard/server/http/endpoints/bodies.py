@@ -26,21 +26,21 @@ Crc32c = Annotated[
 ]
 
 
-class Body(msgspec.Struct, rename="camel", kw_only=True, forbid_unknown_fields=True):
+class RequestBody(msgspec.Struct, rename="camel", kw_only=True, forbid_unknown_fields=True):
     """Base of every request body: camelCase, no unknown fields, texts within their byte limits."""
 
     def __post_init__(self) -> None:
         limits.check_fields(self)
 
 
-class NewMetadata(Body):
+class NewMetadata(RequestBody):
     attributes: Annotated[dict[AttributeKey, AttributeValue], within(limits.ATTRIBUTES)] = {}
 
     def __post_init__(self) -> None:
         _check_attributes(self.attributes)
 
 
-class ChangedMetadata(Body):
+class ChangedMetadata(RequestBody):
     """A given attribute replaces the old value, null removes it."""
 
     attributes: Annotated[dict[AttributeKey, AttributeValue | None], within(limits.ATTRIBUTES)] = {}
@@ -66,14 +66,14 @@ def _check_attributes(attributes: dict[str, Any]) -> None:
         )
 
 
-class NewResumeFrom(Body):
+class NewResumeFrom(RequestBody):
     """``checkpoint`` is an id, ``latest`` or ``best``."""
 
     run_id: Id
     checkpoint: Id = "latest"
 
 
-class NewRunSpec(Body):
+class NewRunSpec(RequestBody):
     """``flow`` is a whole flow (see the flow schema), ``flowId`` a saved one.
 
     Without both, the default flow.
@@ -85,23 +85,23 @@ class NewRunSpec(Body):
     resume_from: NewResumeFrom | None = None
 
 
-class NewRun(Body):
+class NewRun(RequestBody):
     spec: NewRunSpec = msgspec.field(default_factory=NewRunSpec)
     metadata: NewMetadata | None = None
 
 
-class ChangedRunSpec(Body):
+class ChangedRunSpec(RequestBody):
     training_project: Id | UnsetType | None = UNSET
     killed_at: int | UnsetType = UNSET
     grace_seconds: Annotated[float, msgspec.Meta(ge=0, le=86_400)] | UnsetType | None = UNSET
 
 
-class ChangedRun(Body):
+class ChangedRun(RequestBody):
     spec: ChangedRunSpec | None = None
     metadata: ChangedMetadata | None = None
 
 
-class RunsFilter(Body):
+class RunsFilter(RequestBody):
     """The filters of the list of runs.
 
     ``all`` means every run, so that an empty filter is never that.
@@ -120,7 +120,7 @@ class RunsFilter(Body):
         _check_attributes(self.attributes)
 
 
-class DeletedRuns(Body):
+class DeletedRuns(RequestBody):
     """Either ``ids`` or ``filter``. ``dryRun`` only reports what would be done."""
 
     ids: Annotated[list[Id], msgspec.Meta(min_length=1, max_length=1000)] | None = None
@@ -134,45 +134,45 @@ class KilledRuns(DeletedRuns):
     grace_seconds: Annotated[float, msgspec.Meta(ge=0, le=86_400)] | None = None
 
 
-class NewFlow(Body):
+class NewFlow(RequestBody):
     """``spec`` is validated by ``runyard.flows``, which reports every problem in it."""
 
     spec: dict[str, Any]
     metadata: NewMetadata | None = None
 
 
-class ChangedFlow(Body):
+class ChangedFlow(RequestBody):
     """Given fields of the spec replace those of the flow."""
 
     spec: dict[str, Any] | None = None
     metadata: ChangedMetadata | None = None
 
 
-class NewProjectSpec(Body):
+class NewProjectSpec(RequestBody):
     name: Name = "Untitled"
     description: Text | None = None
     type: Word | None = None
     dataset_id: Id | None = None
 
 
-class NewProject(Body):
+class NewProject(RequestBody):
     spec: NewProjectSpec = msgspec.field(default_factory=NewProjectSpec)
     metadata: NewMetadata | None = None
 
 
-class ChangedProjectSpec(Body):
+class ChangedProjectSpec(RequestBody):
     name: Name | UnsetType = UNSET
     description: Text | UnsetType | None = UNSET
     type: Word | UnsetType | None = UNSET
     dataset_id: Id | UnsetType | None = UNSET
 
 
-class ChangedProject(Body):
+class ChangedProject(RequestBody):
     spec: ChangedProjectSpec | None = None
     metadata: ChangedMetadata | None = None
 
 
-class NewDataset(Body):
+class NewDataset(RequestBody):
     """``owner``, ``status``, ``tags`` and others are accepted from other clients and ignored."""
 
     name: Annotated[str, within(limits.NAME, at_least=1)]
@@ -187,7 +187,7 @@ class NewDataset(Body):
     metadata: NewMetadata | None = None
 
 
-class ChangedDataset(Body):
+class ChangedDataset(RequestBody):
     """``type`` is missing: it cannot change, since the records depend on it."""
 
     name: Annotated[str, within(limits.NAME, at_least=1)] | UnsetType = UNSET
@@ -195,7 +195,7 @@ class ChangedDataset(Body):
     metadata: ChangedMetadata | None = None
 
 
-class NewImportSpec(Body):
+class NewImportSpec(RequestBody):
     """``source``, ``files`` and ``sizeBytes`` are only displayed.
 
     With ``datasetType`` ``auto`` the first import into an empty dataset sets its type.
@@ -209,22 +209,22 @@ class NewImportSpec(Body):
     size_bytes: Count | None = None
 
 
-class NewImport(Body):
+class NewImport(RequestBody):
     spec: NewImportSpec = msgspec.field(default_factory=NewImportSpec)
     metadata: NewMetadata | None = None
 
 
-class FinishedImport(Body):
+class FinishedImport(RequestBody):
     """``packs``: hashes of everything that was sent, so that a lost pack is noticed."""
 
     packs: list[Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]]
 
 
-class NewName(Body):
+class NewName(RequestBody):
     filename: FileName
 
 
-class NewBulkDeletionSpec(Body):
+class NewBulkDeletionSpec(RequestBody):
     """``filter``: a text that file names contain, or a dictionary.
 
     The other fields are not supported.
@@ -236,12 +236,12 @@ class NewBulkDeletionSpec(Body):
     strict_query: Any = None
 
 
-class NewBulkDeletion(Body):
+class NewBulkDeletion(RequestBody):
     spec: NewBulkDeletionSpec
     metadata: NewMetadata | None = None
 
 
-class NewAsset(Body):
+class NewAsset(RequestBody):
     """An announced file. ``crc32c`` is a signed 32-bit integer.
 
     ``kind`` Video is refused on upload.
@@ -266,7 +266,7 @@ class NewAsset(Body):
             )
 
 
-class NewIngestionSpec(Body):
+class NewIngestionSpec(RequestBody):
     assets: Annotated[list[NewAsset], Meta(min_length=1, max_length=limits.FILES.value)]
     kind: Word = "Upload"
     failure_mode: Literal["FailAfterOne", "FailAfterAll"] = "FailAfterOne"
@@ -275,19 +275,19 @@ class NewIngestionSpec(Body):
     ] = "RemoveLinkedResource"
 
 
-class NewIngestion(Body):
+class NewIngestion(RequestBody):
     spec: NewIngestionSpec
     metadata: NewMetadata | None = None
 
 
-class NewMultipartSpec(Body):
+class NewMultipartSpec(RequestBody):
     ingestion_id: Id
     filename: FileName
     size_bytes: Annotated[int, msgspec.Meta(ge=1, le=64 << 30)]
     content_type: Annotated[str, within(limits.MEDIA_TYPE)] | None = None
 
 
-class NewMultipart(Body):
+class NewMultipart(RequestBody):
     spec: NewMultipartSpec
     metadata: NewMetadata | None = None
 
@@ -295,24 +295,24 @@ class NewMultipart(Body):
 Policy = Literal["Warn", "RejectFile", "RejectSession"]
 
 
-class NewFailurePolicies(Body):
+class NewFailurePolicies(RequestBody):
     on_bad_annotation: Policy = "RejectSession"
     on_bad_file: Policy = "RejectSession"
     on_overwritten: Policy = "RejectSession"
 
 
-class NewAnnotationImportSpec(Body):
+class NewAnnotationImportSpec(RequestBody):
     upload_before: Count
     failure_policies: NewFailurePolicies = msgspec.field(default_factory=NewFailurePolicies)
     source: Text | None = None
 
 
-class NewAnnotationImport(Body):
+class NewAnnotationImport(RequestBody):
     spec: NewAnnotationImportSpec
     metadata: NewMetadata | None = None
 
 
-class NewAnnotationFile(Body):
+class NewAnnotationFile(RequestBody):
     """``crc32c`` is base64 of four bytes, the most significant first."""
 
     size_bytes: Annotated[int, msgspec.Meta(ge=0, le=64 << 30)]
@@ -320,25 +320,25 @@ class NewAnnotationFile(Body):
     kind: Word | None = None
 
 
-class NewFiles(Body):
+class NewFiles(RequestBody):
     files: Annotated[
         dict[FileName, NewAnnotationFile],
         Meta(min_length=1, max_length=limits.ANNOTATION_FILES.value),
     ]
 
 
-class NewExportOptions(Body):
+class NewExportOptions(RequestBody):
     normalized: bool | None = True
     split_ratio: Annotated[float, msgspec.Meta(gt=0, lt=1)] | None = None
     pictures: bool | None = None
 
 
-class NewExportSpec(Body):
+class NewExportSpec(RequestBody):
     format: FormatName = "ViFull"
     options: NewExportOptions | None = None
 
 
-class NewExport(Body):
+class NewExport(RequestBody):
     spec: NewExportSpec = msgspec.field(default_factory=NewExportSpec)
     metadata: NewMetadata | None = None
 
@@ -347,7 +347,7 @@ class NewExport(Body):
 Moment = Annotated[int, msgspec.Meta(ge=0, le=253_402_300_799_999)]
 
 
-class NewKeySpec(Body):
+class NewKeySpec(RequestBody):
     """``expires`` in epoch milliseconds; None means never."""
 
     name: Annotated[str, msgspec.Meta(pattern=r"\A[^\x00-\x1f\x7f]{1,255}\Z")]
@@ -355,11 +355,11 @@ class NewKeySpec(Body):
     expires: Moment | None = None
 
 
-class NewKey(Body):
+class NewKey(RequestBody):
     spec: NewKeySpec
 
 
-class NewRotationSpec(Body):
+class NewRotationSpec(RequestBody):
     """``overlapSeconds``: how long the old key stays valid.
 
     Without ``expires`` the new key expires with it.
@@ -369,7 +369,7 @@ class NewRotationSpec(Body):
     expires: Moment | None = None
 
 
-class NewRotation(Body):
+class NewRotation(RequestBody):
     spec: NewRotationSpec = msgspec.field(default_factory=NewRotationSpec)
 
 

@@ -46,7 +46,7 @@ class KeyParts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Key:
+class StoredKey:
     """A key as the store knows it."""
 
     id: str
@@ -107,7 +107,7 @@ class Keyring:
 
     def __init__(self, pepper: bytes, rows: Iterable[Any]) -> None:
         self._pepper = pepper
-        self._keys: dict[str, Key] = {}
+        self._keys: dict[str, StoredKey] = {}
         self._used_ms: dict[str, int] = {}
         self.version = 0
         # Compared with when the id is unknown, so that both wrong answers take the same time.
@@ -124,11 +124,11 @@ class Keyring:
         for row in rows:
             self.add(_from_row(row))
 
-    def add(self, key: Key) -> None:
+    def add(self, key: StoredKey) -> None:
         self._keys[key.id] = key
         self.version += 1
 
-    def find(self, text: str, *, now_ms: int) -> Key | None:
+    def find(self, text: str, *, now_ms: int) -> StoredKey | None:
         """Return the key of the credential ``text``, if it is valid now."""
         parts = parse(text)
         if parts is None:
@@ -157,7 +157,7 @@ class Keyring:
         ended = "revoked" if key.revoked is not None else "expired"
         return Rejection(org=key.org, key_id=key.id, reason=ended if is_right else "wrong secret")
 
-    def _compare(self, parts: KeyParts) -> tuple[Key | None, bool]:
+    def _compare(self, parts: KeyParts) -> tuple[StoredKey | None, bool]:
         """Return the key of an id, and whether the secret is its own.
 
         An unknown id takes as much time as a known one.
@@ -182,8 +182,8 @@ class Keyring:
                 del self._used_ms[key_id]
 
 
-def _from_row(row: Any) -> Key:
-    return Key(
+def _from_row(row: Any) -> StoredKey:
+    return StoredKey(
         id=row.id,
         org=row.org,
         role=row.role,

@@ -28,7 +28,7 @@ NOTHING = b"{}"
 SHORTENED_ID = Limit(480, "bytes", "the kept part of a record id that must be shortened or changed")
 
 
-class ImageLine(msgspec.Struct, rename="camel", kw_only=True):
+class ImportedImage(msgspec.Struct, rename="camel", kw_only=True):
     """A line of ``images.jsonl``: one accepted image, and the span of its bytes."""
 
     path: str
@@ -66,7 +66,7 @@ class RecordId(msgspec.Struct):
     id: str
 
 
-_IMAGES = msgspec.json.Decoder(ImageLine)
+_IMAGES = msgspec.json.Decoder(ImportedImage)
 _RECORDS = msgspec.json.Decoder(RecordLine)
 _IDS = msgspec.json.Decoder(RecordId)
 
@@ -80,13 +80,13 @@ class RowApplier:
     parse_id: Callable[[bytes], str]
 
 
-def _parse_images(lines: list[bytes]) -> dict[str, ImageLine]:
+def _parse_images(lines: list[bytes]) -> dict[str, ImportedImage]:
     """Return the lines by path; of two lines of one path, the later."""
     return {line.path: line for line in map(_IMAGES.decode, lines)}
 
 
 def _apply_images(
-    tx: Connection, *, row: AnyRow, prepared: dict[str, ImageLine], done: int, now_ms: int
+    tx: Connection, *, row: AnyRow, prepared: dict[str, ImportedImage], done: int, now_ms: int
 ) -> None:
     org, dataset_id = row.org, row.dataset_id
     if not _is_committing(tx, row):
@@ -134,7 +134,7 @@ def _apply_images(
     _record_progress(tx, row, images_done=done, now_ms=now_ms)
 
 
-def _insert_spans(tx: Connection, org: str, prepared: dict[str, ImageLine]) -> None:
+def _insert_spans(tx: Connection, org: str, prepared: dict[str, ImportedImage]) -> None:
     by_content = {line.sha256: line for line in prepared.values()}
     known = rows.find_blob_spans(tx, org=org, hashes=by_content)
     rows.add_blob_spans(
@@ -153,7 +153,7 @@ def _insert_spans(tx: Connection, org: str, prepared: dict[str, ImageLine]) -> N
     )
 
 
-def _build_content_columns(line: ImageLine, now_ms: int) -> dict[str, Any]:
+def _build_content_columns(line: ImportedImage, now_ms: int) -> dict[str, Any]:
     return {
         "content": line.sha256,
         "size_bytes": line.size,
@@ -170,7 +170,7 @@ def _build_content_columns(line: ImageLine, now_ms: int) -> dict[str, Any]:
 
 
 def _overwrite_images(
-    tx: Connection, row: AnyRow, changed: list[tuple[AnyRow, ImageLine]], now_ms: int
+    tx: Connection, row: AnyRow, changed: list[tuple[AnyRow, ImportedImage]], now_ms: int
 ) -> tuple[int, int]:
     """Replace the bytes of images.
 

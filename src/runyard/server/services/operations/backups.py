@@ -36,10 +36,10 @@ from runyard.backup_file import (
     FORMAT,
     VERSION,
     BackupFileError,
+    BackupManifest,
+    BackupMember,
     BackupReader,
     BlobPart,
-    Manifest,
-    Member,
     Sink,
     TablePart,
     Write,
@@ -120,7 +120,7 @@ class OutgoingBackup:
 
     def __init__(self, services: Services) -> None:
         _get_folder(services).mkdir(mode=0o700, exist_ok=True)
-        self.manifest: Manifest
+        self.manifest: BackupManifest
         self.size_bytes = 0
         self._services = services
         self._folder = Path(tempfile.mkdtemp(dir=_get_folder(services)))
@@ -152,7 +152,7 @@ class OutgoingBackup:
     def write_tables(self, tx: Connection) -> list[TablePart]:
         return [self._write_table(tx, name) for name in rows.TABLES]
 
-    def finish(self, manifest: Manifest) -> None:
+    def finish(self, manifest: BackupManifest) -> None:
         listed = encode_blobs(self._blobs)
         manifest.blob_count = len(self._blobs)
         manifest.blob_bytes = sum(blob.size_bytes for blob in self._blobs)
@@ -176,7 +176,7 @@ class OutgoingBackup:
             sha256=digest.hexdigest(),
         )
 
-    def _open(self, member: Member) -> Iterator[bytes]:
+    def _open(self, member: BackupMember) -> Iterator[bytes]:
         if member.table is not None:
             # Closed two lines below.
             file: Any = open(self._folder / member.table, "rb")  # noqa: SIM115
@@ -225,7 +225,7 @@ def _write_backup_rows(
     services: Services, outgoing: OutgoingBackup, tx: Connection, missing: int, time_ms: int
 ) -> None:
     outgoing.finish(
-        Manifest(
+        BackupManifest(
             format=FORMAT,
             version=VERSION,
             schema_revision=rows.SCHEMA_REVISION,
@@ -286,7 +286,7 @@ class IncomingBackup(Sink):
         with _translate_errors():
             self._intake.feed(chunk)
 
-    def begin(self, manifest: Manifest) -> None:
+    def begin(self, manifest: BackupManifest) -> None:
         backup_rows.check_revision(manifest.schema_revision, rows.SCHEMA_REVISION)
         for part in manifest.tables:
             backup_rows.check_columns(part.name, part.columns, rows.COLUMNS)
@@ -298,7 +298,7 @@ class IncomingBackup(Sink):
             sum(blob.size_bytes for blob in blobs if not self._has(blob.org, blob.sha256))
         )
 
-    def receive(self, member: Member) -> AbstractContextManager[Write]:
+    def receive(self, member: BackupMember) -> AbstractContextManager[Write]:
         if member.table is not None:
             return _open_writer(self._folder / member.table)
         org = member.org or ""
@@ -433,12 +433,12 @@ def _check_operator(services: Services, actor: Actor) -> None:
         )
 
 
-def _generate_store_id(services: Services, manifest: Manifest) -> str:
+def _generate_store_id(services: Services, manifest: BackupManifest) -> str:
     taken = services.store.read(rows.list_store_ids) | {manifest.store_id}
     return next(epoch for epoch in iter(lambda: secrets.token_hex(8), "") if epoch not in taken)
 
 
-def _find_organization(services: Services, actor: Actor, manifest: Manifest) -> str:
+def _find_organization(services: Services, actor: Actor, manifest: BackupManifest) -> str:
     known = services.store.read(organizations.list_ids)
     return actor.org if actor.org in known else manifest.operator
 

@@ -14,13 +14,13 @@ import msgspec
 from sqlalchemy import Connection
 
 from runyard.flows import FlowProblems, ResolvedFlow, resolve
-from runyard.flows.memory import CPU, GIB, Accelerator, MeasuredPeak, predict_fit
+from runyard.flows.memory import CPU, GIB, MeasuredPeak, RunAccelerator, predict_fit
 from runyard.ids import MODEL_REFERENCE
 from runyard.protocol import Accelerator as Reported
 from runyard.server.services import etags
 from runyard.server.services.context import Services
 from runyard.server.services.errors import Refusal
-from runyard.server.services.machines import Machine
+from runyard.server.services.machines import ReportedMachine
 from runyard.server.services.runs import flows, placement, references
 from runyard.server.services.runs.runs import decode_run
 from runyard.store import runs as rows
@@ -48,7 +48,7 @@ class AcceleratorKind:
     """Equal accelerators of all machines."""
 
     reported: Reported
-    machines: Sequence[Machine]
+    machines: Sequence[ReportedMachine]
 
     @property
     def id(self) -> str:
@@ -113,7 +113,7 @@ def _resolve_flow(services: Services, org: str, spec: FlowSpec) -> ResolvedFlow:
         raise Refusal("InvalidFlow", message, problems=error.problems) from error
 
 
-def _group_accelerators(machines: Sequence[Machine]) -> list[AcceleratorKind]:
+def _group_accelerators(machines: Sequence[ReportedMachine]) -> list[AcceleratorKind]:
     found: dict[tuple[str, float | None], AcceleratorKind] = {}
     for machine in machines:
         for reported in machine.report.accelerators:
@@ -139,7 +139,7 @@ def _judge_accelerator(
     memory_bytes = None if memory_gib is None else round(memory_gib * GIB)
     verdict = predict_fit(
         recipe,
-        Accelerator(name=name, memory_bytes=memory_bytes),
+        RunAccelerator(name=name, memory_bytes=memory_bytes),
         parameters=parameters,
         measured=measured,
     )

@@ -6,13 +6,13 @@ import msgspec
 
 from runyard.server.services import documents
 from runyard.server.services.context import Actor, Services
-from runyard.server.services.documents import Kind
+from runyard.server.services.documents import DocumentKind
 from runyard.server.services.runs.references import check_flow
 from runyard.server.services.validation import check_id
 from runyard.store.tables import flows
 from vi.api.resources.flows.responses import Flow
 
-FLOW = Kind(
+FLOW = DocumentKind(
     "flow",
     "flows",
     flows,

@@ -3,14 +3,14 @@
 import msgspec
 
 from runyard.flows.blocks import BUILT_IN_DATASETS
-from runyard.server.services.documents import Kind
+from runyard.server.services.documents import DocumentKind
 from runyard.server.services.errors import Problem, Refusal
 from runyard.store.tables import training_projects
 from vi.api.resources.training_projects.responses import TrainingProject, TrainingProjectSpec
 
 TYPES = ("vqa", "phrase-grounding", "freeform")
 
-TRAINING_PROJECT = Kind(
+TRAINING_PROJECT = DocumentKind(
     "training project",
     "trainingProjects",
     training_projects,
