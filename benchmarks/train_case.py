@@ -25,12 +25,10 @@ MIXED_MEAN_TOKENS, MIXED_MOST_TOKENS = 40, 200
 DATASET, VERSION, SEED = "digits-told", "0" * 16, 7
 QUESTION = "Which digit is this?"
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-CACHE_BYTES = (
-    4 << 30
-)  # more than any case fills; without it every image would be decoded again each time
-TEXT_TOKENS_PER_WORD = (
-    2  # a word and a space: the tiny tokenizer keeps them apart, and so does the medium one
-)
+# More than any case fills; without it every image would be decoded again each time.
+CACHE_BYTES = 4 << 30
+# A word and a space: the tiny tokenizer keeps them apart, and so does the medium one.
+TEXT_TOKENS_PER_WORD = 2
 
 
 @dataclass(frozen=True, kw_only=True)

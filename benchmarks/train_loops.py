@@ -30,17 +30,11 @@ from pathlib import Path
 from typing import Any
 
 IGNORED = -100
-PLANNED = (
-    "threads",
-    "precision",
-    "microBatchSize",
-    "packing",
-    "featureCache",
-)  # of our trainer's plan, for the report
+# Of our trainer's plan, for the report.
+PLANNED = ("threads", "precision", "microBatchSize", "packing", "featureCache")
 MEASURED_SAMPLES = 32  # on which the models are compared in the end
-LOG_EVERY = (
-    5  # steps; fetching each loss would be ours alone to pay for, and nobody asks a Trainer for it
-)
+# Steps; fetching each loss would be ours alone to pay for, and nobody asks a Trainer for it.
+LOG_EVERY = 5
 WEIGHT_DECAY, LONGEST_GRADIENT = 0.01, 1.0
 
 

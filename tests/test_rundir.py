@@ -1,5 +1,6 @@
 """The run folder's readers and writers, also on files that a crash left behind."""
 
+import ast
 import errno
 import json
 import os
@@ -204,3 +205,27 @@ def test_events_wait_in_order_on_a_full_disk_and_none_is_torn(
     ]
     events.sync()
     events.close()
+
+
+def test_no_other_module_joins_the_names_of_an_attempts_files() -> None:
+    """``RUN`` also names a file of downloaded models, ``COMPLETE`` one of shared folders."""
+    names = {name for name in vars(rundir) if name.isupper()} - {"RUN", "COMPLETE"}
+    source = Path(rundir.__file__).parent
+    joined = []
+    for path in sorted(source.rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        imported = {
+            alias.name
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom) and node.module == "runyard.rundir"
+            for alias in node.names
+        }
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.BinOp) or not isinstance(node.op, ast.Div):
+                continue
+            part = ast.unparse(node.right)
+            if part.removeprefix("rundir.") in names and (
+                part.startswith("rundir.") or part in imported
+            ):
+                joined.append(f"{path.relative_to(source)}:{node.lineno}: {part}")
+    assert not joined

@@ -41,9 +41,8 @@ _KINDS: Mapping[tuple[str | None, str], str] = {
     (None, "content"): "blob",
 }
 _PATHS = ("path", "filename")
-_UNCHECKED = (
-    "audit",
-)  # rows of the controller have no organization, and no path is made from audit rows
+# Rows of the controller have no organization, and no path is made from audit rows.
+_UNCHECKED = ("audit",)
 _TYPES: Mapping[str, Any] = {
     "str": str,
     "bytes": bytes,

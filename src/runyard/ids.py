@@ -17,10 +17,8 @@ _PLAIN_KINDS = (
     *("run", "flow", "training project", "dataset", "import", "export", "bulk deletion"),
     *("machine", "claim"),
 )
-RESERVED_CHECKPOINTS = (
-    "latest",
-    "best",
-)  # aliases in requests for the checkpoint that it is at that time
+# Aliases in requests for the checkpoint that it is at that time.
+RESERVED_CHECKPOINTS = ("latest", "best")
 
 # Every pattern matches a whole id (\A ... \Z), also where a library searches with it.
 PATTERNS: Mapping[str, str] = {

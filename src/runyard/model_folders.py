@@ -98,11 +98,8 @@ def _resolve_links(path: Path) -> Path | None:
     try:
         path = path.expanduser()
         return Path(os.path.realpath(path)) if path.is_absolute() else None
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-    ):  # NUL, a lone surrogate, the home of an unknown user
+    # NUL, a lone surrogate, the home of an unknown user.
+    except (OSError, RuntimeError, ValueError):
         return None
 
 

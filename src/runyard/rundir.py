@@ -25,9 +25,9 @@ Files are the only protocol between supervisor and trainer.
         result.json     trainer      the result: outcome, reason, message, newest checkpoint
 
 Each file has one writer. JSON files appear atomically: written to a temporary sibling, fsynced,
-renamed, and the folder fsynced. A file that cannot be read counts as absent. ``AttemptDir`` has the
-path of every file. This module needs only the standard library, so that every package may import
-it.
+renamed, and the folder fsynced. A file that cannot be read counts as absent. ``AttemptDir`` and
+``CheckpointDir`` have the path of every file. This module needs only the standard library, so that
+every package may import it.
 """
 
 import contextlib
@@ -211,6 +211,47 @@ class AttemptDir:
     @property
     def result(self) -> Path:
         return self.path / RESULT
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointDir:
+    """The folder of a checkpoint, or of a model of the same layout, with the path of each part."""
+
+    path: Path
+
+    @property
+    def manifest(self) -> Path:
+        return self.path / MANIFEST
+
+    @property
+    def model_full(self) -> Path:
+        return self.path / MODEL_FULL
+
+    @property
+    def model(self) -> Path:
+        """The folder of the full weights: ``model_full``, or the folder itself if it has none."""
+        return self.model_full if self.model_full.is_dir() else self.path
+
+    @property
+    def run(self) -> Path:
+        """The run that trained the checkpoint, with its resolved flow."""
+        return self.model_full / RUN
+
+    @property
+    def model_adapter(self) -> Path:
+        return self.path / MODEL_ADAPTER
+
+    @property
+    def has_adapter(self) -> bool:
+        return self.model_adapter.is_dir()
+
+    @property
+    def training_state(self) -> Path:
+        return self.path / TRAINING_STATE
+
+    @property
+    def predictions(self) -> Path:
+        return self.path / PREDICTIONS_FILE
 
 
 def write_json(path: Path, value: Any, *, mode: int = 0o666) -> None:

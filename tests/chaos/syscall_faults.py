@@ -291,10 +291,7 @@ class SaveOperation(Operation):
             path.name
             for path, manifest in rundir.list_checkpoints(attempt)
             if rundir.is_proven(path, manifest)
-        ] != [
-            "step-1",
-            "step-2",
-        ]:
+        ] != ["step-1", "step-2"]:
             found.append("it cannot be saved again")
         from runyard.trainer.checkpoints.checkpoint import load_state
 

@@ -168,9 +168,8 @@ def test_a_key_that_another_process_revokes_ends_with_its_requests(server: Path)
         ) as viewer:
             with ThreadPoolExecutor(1) as pool:
                 poll = pool.submit(viewer.get, url)
-                while (
-                    admin.keys.get(key.key_id).status.last_used is None
-                ):  # until the server has it
+                # Until the server has it.
+                while admin.keys.get(key.key_id).status.last_used is None:
                     time.sleep(0.05)
                 with (
                     closing(sqlite3.connect(server / "server.db", timeout=30)) as database,
@@ -209,9 +208,8 @@ def test_a_recovery_needs_an_instance(runyard: Any, tmp_path: Path) -> None:
 def test_a_secret_is_shown_once_to_a_terminal(
     server: Path, runyard: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        keys, "_check_output", lambda out, *, as_json: None
-    )  # the tests' stdout is no terminal
+    # The tests' stdout is no terminal.
+    monkeypatch.setattr(keys, "_check_output", lambda out, *, as_json: None)
     shown = runyard(
         "keys", "create", "--name", "mine", "--role", "admin", "--data-dir", str(server)
     ).stdout

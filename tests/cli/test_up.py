@@ -195,9 +195,8 @@ def in_a_terminal(data_dir: Path, *before: str) -> Iterator[tuple[int, subproces
         stdout=theirs,
         stderr=theirs,
         start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(
-            0, termios.TIOCSCTTY, 0
-        ),  # the terminal that is ours to lose
+        # The terminal that is ours to lose.
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
     )
     os.close(theirs)
     try:

@@ -56,9 +56,8 @@ def test_a_box_is_drawn_where_it_is(item: Callable[..., ExportedImage]) -> None:
     x, y = left + CELL // 4, top + CELL // 2 // 2
     assert plain.getpixel((x, y + 40)) != with_box.getpixel((x, y + 40))  # the left edge
     assert plain.getpixel((x + CELL // 2, y + 40)) != with_box.getpixel((x + CELL // 2, y + 40))
-    assert plain.getpixel((x + CELL // 4, y + 40)) == with_box.getpixel(
-        (x + CELL // 4, y + 40)
-    )  # within
+    # Within.
+    assert plain.getpixel((x + CELL // 4, y + 40)) == with_box.getpixel((x + CELL // 4, y + 40))
     assert plain.getpixel((x - 20, y + 40)) == with_box.getpixel((x - 20, y + 40))  # beside
 
 

@@ -81,10 +81,8 @@ def test_a_run_goes_on_with_half_the_micro_batch_after_the_kernel_has_ended_its_
         "Succeeded",
     ]
     retrying = ended.status.conditions[2]
-    assert retrying.reason in (
-        "Retrying",
-        "WaitingForWorker",
-    )  # the newest reason of an entry is the one that stays
+    # The newest reason of an entry is the one that stays.
+    assert retrying.reason in ("Retrying", "WaitingForWorker")
     first, second = ended.status.attempts
     assert (first.signal, first.micro_batch_size, second.micro_batch_size) == ("SIGKILL", 8, 4)
     assert first.cause.startswith("out of memory: the kernel ended the trainer while it was ")

@@ -188,9 +188,8 @@ def test_run_json_holds_what_the_published_client_reads() -> None:
     document = build_flow_document(resolve_blocks())
     assert all({"block", "settings", "style"} <= set(block) for block in document["blocks"])
     settings = block_of(document, "vi-model")
-    assert (
-        settings["architecture"]["name"] == "qwen25vl"
-    )  # its loader opens what transformers' classes open
+    # Its loader opens what transformers' classes open.
+    assert settings["architecture"]["name"] == "qwen25vl"
     assert settings["architecture"]["size"] == "tiny"
     assert settings["quantization"] == {"enabled": False, "type": "nf4"}
     assert settings["evaluation"] == {

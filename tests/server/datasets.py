@@ -100,9 +100,8 @@ class Data:
                 statuses = {condition["status"] for condition in told["status"]["conditions"]}
                 key = ("import", self.server.org, begun["datasetImportId"])
                 is_over = "FailedReach" in statuses or "Waiting" not in statuses
-                if is_over and not self.server.services.jobs.is_running(
-                    key
-                ):  # its folder is gone then as well
+                # Its folder is gone then as well.
+                if is_over and not self.server.services.jobs.is_running(key):
                     return dict(told)
                 await asyncio.sleep(0.02)
 

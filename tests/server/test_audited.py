@@ -78,9 +78,8 @@ async def change_documents(watch: Watch) -> None:
         spec = {"flow": {"name": "x"}} if noun == "runs" else {"name": "x"}
         attributes = {"metadata": {"attributes": {"a": "b"}}}
         await watch("PUT", noun + "/{}", id, json={"spec": spec})
-        await watch(
-            "PUT", noun + "/{}", id, json={"spec": spec}, rows=0
-        )  # a repeat changes nothing
+        # A repeat changes nothing.
+        await watch("PUT", noun + "/{}", id, json={"spec": spec}, rows=0)
         await watch("PATCH", noun + "/{}", id, json=attributes)
         await watch("PATCH", noun + "/{}", id, json=attributes, rows=0)
         await watch("DELETE", noun + "/{}", id)
@@ -196,9 +195,7 @@ async def change_everything(server: TestServer) -> set[tuple[str, str]]:
     return watch.seen
 
 
-async def test_every_mutating_route_leaves_exactly_one_audit_row(
-    server: TestServer,
-) -> None:
+async def test_every_mutating_route_leaves_exactly_one_audit_row(server: TestServer) -> None:
     seen = await change_everything(server)
     assert seen - CHANGES_NOTHING == MUTATING, "a route that changes something is not used here"
     assert seen >= CHANGES_NOTHING

@@ -28,10 +28,8 @@ from tests.server.datasets import Data, shelf
 from tests.server.raw import send_raw
 
 EXAMPLES = os.environ.get("RUNYARD_BACKUP_EXAMPLES")
-SHORT = (
-    Phase.explicit,
-    Phase.generate,
-)  # a failure is made smaller by the longer form, which takes minutes
+# A failure is made smaller by the longer form, which takes minutes.
+SHORT = (Phase.explicit, Phase.generate)
 OWN = {"meta", "pulse", "keys", "audit", "attempts"}  # a restore does not simply put these back
 KEPT_CHECKPOINTS = {"blocks": [{"block": "vi-model", "settings": {"checkpoint": {"keep": 3}}}]}
 

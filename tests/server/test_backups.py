@@ -707,9 +707,8 @@ async def test_a_file_that_is_not_as_it_was_written_changes_nothing(server: Test
     datasets = Data(server, await server.api())
     await datasets.begin(await datasets.make())
     data = await take(server)
-    await (await server.api()).delete(
-        server.path("runs/done")
-    )  # so that blobs of the file are not here
+    # So that blobs of the file are not here.
+    await (await server.api()).delete(server.path("runs/done"))
     before, first_epoch = world(server), epoch(server)
     assert rewritten(data, lambda *_: None) == data
     verify(data)

@@ -117,12 +117,8 @@ def end(*, killed: bool = False, used: int = 1, checkpoint: bool = True) -> Atte
         (report(None, "SIGSEGV"), end(used=1), K.PENDING, "Retrying"),
         (report(1), end(used=2), K.PENDING, "Retrying"),
         (report(1), end(used=3), K.ERROR, "WorkerLost"),
-        (
-            report(0),
-            end(used=3),
-            K.ERROR,
-            "WorkerLost",
-        ),  # done, says the code, but there is no result
+        # Done, says the code, but there is no result.
+        (report(0), end(used=3), K.ERROR, "WorkerLost"),
     ],
 )
 def test_what_becomes_of_a_run_after_its_attempt(

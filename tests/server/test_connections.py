@@ -69,9 +69,8 @@ def test_the_longest_idle_connections_of_an_address_are_closed(listener: Listene
     clients = listener.connect(10)
     assert listener.guard(max_connections=1000, max_per_address=10).sweep() == 0
     listener.connect(1, source="127.0.0.2")
-    assert (
-        listener.guard(max_connections=1000, max_per_address=9).sweep() == 5
-    )  # to 60 % of the cap
+    # To 60 % of the cap.
+    assert listener.guard(max_connections=1000, max_per_address=9).sweep() == 5
     assert listener.list_open(clients) == [5, 6, 7, 8, 9]
 
 
@@ -98,9 +97,8 @@ def test_many_addresses_cannot_use_up_all_connections(listener: Listener) -> Non
         for number in range(2, 18)
         for client in listener.connect(1, source=f"127.0.0.{number}")
     ]
-    assert (
-        listener.guard(max_connections=20, max_per_address=10).sweep() == 4
-    )  # from above 75 % to 60 %
+    # From above 75 % to 60 %.
+    assert listener.guard(max_connections=20, max_per_address=10).sweep() == 4
     assert listener.list_open(clients) == list(range(4, 16))
 
 

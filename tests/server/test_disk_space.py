@@ -221,9 +221,8 @@ def test_a_database_is_copied_before_its_upgrade(
         connection.execute("UPDATE runs SET log_bytes = 0")
     connection.close()
     store = Store(path)
-    asyncio.run(
-        store.write(count_log_bytes)
-    )  # what a restore does with the rows of an earlier version
+    # What a restore does with the rows of an earlier version.
+    asyncio.run(store.write(count_log_bytes))
     store.close()
     with sqlite3.connect(path) as connection:
         assert connection.execute("SELECT log_bytes FROM runs").fetchone() == (

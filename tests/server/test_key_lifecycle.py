@@ -72,10 +72,8 @@ async def test_a_key_is_created_used_and_revoked(server: TestServer) -> None:
     assert "secretKey" not in read.json()
     assert read.json()["status"]["lastUsed"] == server.clock.now_ms()
     listed = (await api.get(server.path("keys"), params={"s": 1})).json()
-    assert [item["keyId"] for item in listed["items"]] in (
-        [key_id],
-        [own_id(server)],
-    )  # of the same millisecond
+    # Of the same millisecond.
+    assert [item["keyId"] for item in listed["items"]] in ([key_id], [own_id(server)])
     rest = (await api.get(server.path("keys"), params={"s": 1, "p": listed["nextPage"]})).json()
     ids = [item["keyId"] for item in (*listed["items"], *rest["items"])]
     assert (sorted(ids), rest["nextPage"]) == (sorted([key_id, own_id(server)]), None)
@@ -261,9 +259,8 @@ async def test_a_refresh_that_read_too_early_does_not_undo_a_revocation(server: 
 
 
 def test_the_pulse_refreshes_the_keyring_within_ten_seconds() -> None:
-    assert (
-        key_lifecycle.REFRESH_BEATS * 1.0 + access.KEY_CHECK_S <= 10
-    )  # a beat is a second; see leases.TICK_S
+    # A beat is a second; see leases.TICK_S.
+    assert key_lifecycle.REFRESH_BEATS * 1.0 + access.KEY_CHECK_S <= 10
 
 
 async def test_last_uses_are_written_in_batches_and_never_by_a_request(server: TestServer) -> None:
@@ -475,9 +472,8 @@ async def test_a_key_revoked_after_a_backup_stays_revoked_when_it_is_restored(
     ]
     told = (await (await server.api()).get(kept["selfLink"])).json()
     assert told["spec"] == kept["spec"]
-    await key_lifecycle.write_usage(
-        server.services
-    )  # rejected keys are counted on in the restored audit log
+    # Rejected keys are counted on in the restored audit log.
+    await key_lifecycle.write_usage(server.services)
     assert ("reject key", f"key {revoked['keyId']}: revoked") in await actions(server)
 
 

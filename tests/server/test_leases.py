@@ -220,9 +220,8 @@ async def test_a_silent_attempt_is_said_to_be_so_and_may_come_back(server: TestS
     condition, reason, message = await attempts.read_condition(server)
     assert (condition, reason) == ("Running", "Stopping")
     assert "no report from here" in (message or "")
-    assert (
-        await attempts.claim(server, "c9") is None
-    )  # not a second trainer while the first may live
+    # Not a second trainer while the first may live.
+    assert await attempts.claim(server, "c9") is None
     back = await attempt.post("renew", phase="Training")
     assert back.json()["action"] == "continue"
     assert await attempts.read_condition(server) == ("Running", "Training", "reported again")

@@ -83,9 +83,8 @@ async def test_models_are_listed_latest_last_and_found_by_name_latest_and_best(
     for name, expected in (("latest", "epoch-2"), ("best", "epoch-1"), ("epoch-1", "epoch-1")):
         got = await outputs(server, f"/{name}")
         assert got["runOutputId"] == expected
-        assert [item["runOutputId"] for item in got["items"]] == [
-            expected
-        ]  # a model and a page of it at once
+        # A model and a page of it at once.
+        assert [item["runOutputId"] for item in got["items"]] == [expected]
     assert (await outputs(server, "/epoch-9"))["code"] == "NotFound"
     assert (await outputs(server, "", "r9"))["code"] == "NotFound"
 
@@ -202,12 +201,8 @@ async def test_ranges_are_exact(server: TestServer) -> None:
         assert part.status_code == 206, given
         assert part.headers["content-range"] == f"bytes {start}-{end - 1}/{size}"
         assert part.content == whole[start:end]
-    for given in (
-        "bytes=0-1,5-6",
-        "lines=1-2",
-        "bytes=-",
-        "bytes=a-b",
-    ):  # not ours to serve in parts
+    # Not ours to serve in parts.
+    for given in ("bytes=0-1,5-6", "lines=1-2", "bytes=-", "bytes=a-b"):
         assert (await anyone.get(url, headers={"range": given})).content == whole
     for given in (f"{size}-", "9" * 5000 + "-", "-0", "-" + "0" * 5000):
         outside = await anyone.get(url, headers={"range": f"bytes={given}"})

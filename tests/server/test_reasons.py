@@ -320,9 +320,8 @@ async def test_a_run_that_is_tried_again_says_so_unless_no_machine_can_take_it(
 
 
 async def test_a_server_that_has_just_started_misses_no_machine(server: TestServer) -> None:
-    await attempts.start(
-        server, "first"
-    )  # its machine is busy, so it only reports every half minute
+    # Its machine is busy, so it only reports every half minute.
+    await attempts.start(server, "first")
     server.services.machines._known.clear()
     server.services.machines._began_s = server.clock.lived_s
     await create(server)

@@ -95,9 +95,8 @@ async def test_runs_are_listed_newest_first_over_pages_without_gap_or_repeat(
         seen += [run["runId"] for run in page["items"]]
         if not page["nextPage"]:
             break
-        await api.put(
-            server.path(f"runs/new{len(seen)}"), json={"spec": {}}
-        )  # newer ones do not shift the pages
+        # Newer ones do not shift the pages.
+        await api.put(server.path(f"runs/new{len(seen)}"), json={"spec": {}})
         page = (await api.get(server.path("runs"), params={"s": 3, "p": page["nextPage"]})).json()
     assert seen == ["r6", "r5", "r4", "r3", "r2", "r1", "r0"]
 

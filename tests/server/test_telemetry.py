@@ -145,9 +145,8 @@ async def test_logs_and_metrics_are_read_in_slices(server: TestServer) -> None:
     assert ([point["step"] for point in points["items"]], points["next"]) == ([6], 6)
     await attempt.finish(64)
     assert not (await get(server, "/logs", limit=6))["ended"]
-    assert (await get(server, "/logs", limit=7))[
-        "ended"
-    ]  # a full page knows whether there is another
+    # A full page knows whether there is another.
+    assert (await get(server, "/logs", limit=7))["ended"]
     for name, value in (
         ("since", "x"),
         ("since", "-1"),

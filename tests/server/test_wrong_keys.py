@@ -96,9 +96,8 @@ async def test_rejected_keys_are_told_apart_in_the_audit_log_alone(server: TestS
     entries = await rejected(server)
     assert {entry["address"] for entry in entries} == {"127.0.0.1"}
     assert {entry["actor"] for entry in entries} == {"nobody"}
-    assert (
-        sum(entry["count"] for entry in entries) == 5
-    )  # no key at all shares the row of ids that are in no store
+    # No key at all shares the row of ids that are in no store.
+    assert sum(entry["count"] for entry in entries) == 5
     for text in secrets.values():
         assert text[23:97] not in str(entries)
 

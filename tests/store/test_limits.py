@@ -118,10 +118,8 @@ def test_the_longest_row_of_each_table_is_stored(
 
     async def story() -> None:
         for table in metadata.sorted_tables:
-            if table.name not in (
-                "meta",
-                "pulse",
-            ):  # these hold our own words alone, and have rows already
+            # These hold our own words alone, and have rows already.
+            if table.name not in ("meta", "pulse"):
                 await store.write(
                     lambda connection, table=table: add(connection, table, longest_row(table))
                 )

@@ -126,9 +126,8 @@ def test_another_runs_checkpoint_names_its_run_and_the_runs_own_has_priority(
     prepare_resume(first, checkpoint_server)
     fetched = rundir.AttemptDir(first).fetched.checkpoints / "epoch-2"
     assert read_resume(first) == {"folder": str(fetched), "runId": "run-0"}
-    prepare_resume(
-        second, checkpoint_server
-    )  # the first attempt ended before a save: its fetched checkpoint is used again
+    # The first attempt ended before a save: its fetched checkpoint is used again.
+    prepare_resume(second, checkpoint_server)
     assert read_resume(second) == {"folder": str(fetched), "runId": "run-0"}
     assert len(checkpoint_server.fetched) == 2
     own = save_checkpoint(second, "epoch-3", step=30)

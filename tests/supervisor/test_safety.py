@@ -107,10 +107,11 @@ def test_a_kill_ends_an_attempt_that_waits_for_the_lock(
 ) -> None:
     lock = rundir.AttemptDir(folder).run_lock
     lock.touch()
+    # Without a mark it would be killed as one of ours.
     other = {
         **os.environ,
         processes.ATTEMPT_MARK: "org/another-run/1",
-    }  # without a mark it would be killed as one of ours
+    }
     with subprocess.Popen(["/usr/bin/flock", str(lock), "/bin/sleep", "600"], env=other) as holder:
         try:
             server.wait_for(lambda: processes.list_descendants(holder.pid))

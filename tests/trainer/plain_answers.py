@@ -53,9 +53,8 @@ def load(folder: Path, quantization: str | None) -> Any:
     model = AutoModelForImageTextToText.from_pretrained(
         folder, dtype=torch.float32, **options
     ).eval()
-    for layer in (
-        model.modules()
-    ):  # rows shorter than a block of 64 cannot be laid out for processors with bfloat16
+    # Rows shorter than a block of 64 cannot be laid out for processors with bfloat16.
+    for layer in model.modules():
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             layer.support_avx512bf16_for_cpu = False
     return model

@@ -168,9 +168,8 @@ def test_a_stop_during_a_write_waits_for_it_and_saves_the_newest_step(
         lambda: os.kill(os.getpid(), signal.SIGTERM),
         monkeypatch,
     )
-    before(
-        AsyncCheckpointer, "wait", 2, held.release, monkeypatch
-    )  # the first is that before the save of step 4
+    # The first is that before the save of step 4.
+    before(AsyncCheckpointer, "wait", 2, held.release, monkeypatch)
     kept = signal.getsignal(signal.SIGTERM)
     try:
         assert train_attempt(folder) == 75
@@ -269,9 +268,8 @@ def test_a_kill_during_a_write_leaves_only_proven_checkpoints(
     trainer.end()
     assert [path.name for path in (folder / "checkpoints").glob(".*")] == [".staging-epoch-1"]
     assert [content_of(path)["step"] for path, _ in rundir.list_checkpoints(folder)] == [4]
-    assert [event["step"] for event in events_of(folder, "step")] == list(
-        range(1, 13)
-    )  # the next save would wait
+    # The next save would wait.
+    assert [event["step"] for event in events_of(folder, "step")] == list(range(1, 13))
     assert [event["checkpoint"] for event in events_of(folder, "checkpoint")] == ["step-4"]
 
 

@@ -210,16 +210,14 @@ def test_an_adapter_says_to_which_base_it_belongs(
 
 def test_in_full_an_adapter_lies_beside_its_base(lora: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    document = export_model(
-        lora / "model_full", out, form="full"
-    )  # as the command line finds a downloaded one
+    # As the command line finds a downloaded one.
+    document = export_model(lora / "model_full", out, form="full")
     assert (document["replayed"], document["different"]) == (HELD_OUT, 0)
     assert sorted(path.name for path in out.iterdir()) == [
         "export.json", "model_adapter", "model_full", "predictions.jsonl",
     ]  # fmt: skip
-    again = export_model(
-        out, tmp_path / "again"
-    )  # and is a checkpoint for all that is done with one
+    # And is a checkpoint for all that is done with one.
+    again = export_model(out, tmp_path / "again")
     assert (again["form"], again["different"]) == ("merged", 0)
 
 

@@ -29,9 +29,8 @@ def tower_of(model: LoadedModel) -> tuple[FrozenTower, TokenLosses]:
 
 
 @pytest.mark.parametrize("frozen", [("vision", "projector"), ("vision",)], ids=["whole", "tower"])
-@pytest.mark.parametrize(
-    "model_type", [name for name in PARTS if name != "florence2"]
-)  # which takes pixels only
+# Which takes pixels only.
+@pytest.mark.parametrize("model_type", [name for name in PARTS if name != "florence2"])
 def test_a_step_with_stored_features_is_the_step_with_pixels(
     model_type: str, frozen: tuple[str, ...], miniature: Callable[[str], Path]
 ) -> None:

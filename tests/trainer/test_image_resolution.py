@@ -161,9 +161,8 @@ def test_limits_that_leave_no_step_between_them_are_refused() -> None:
     with pytest.raises(
         InvalidFlow, match=r"images.minPixels 1,100 with images.maxPixels 4,000 cannot be met"
     ):
-        limited(
-            "idefics3", min_pixels=1100, max_pixels=4000
-        )  # one tile has 1,024 pixels, four have 4,096
+        # One tile has 1,024 pixels, four have 4,096.
+        limited("idefics3", min_pixels=1100, max_pixels=4000)
 
 
 @pytest.mark.parametrize("model_type", RESOLUTION_SETTINGS)

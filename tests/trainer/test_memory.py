@@ -82,12 +82,10 @@ def test_the_estimated_optimizer_state_is_the_state_after_a_step(name: Any) -> N
 
 def test_the_timeline_of_a_larger_micro_batch_follows_from_one_and_two_samples() -> None:
     assert MemoryTimeline([10, 90, 40], [12, 92, 70]).peak(1) == 90
-    assert (
-        MemoryTimeline([10, 90, 40], [12, 92, 70]).peak(3) == 100
-    )  # at another operation than with one
-    assert (
-        MemoryTimeline([10, 90], [12, 92, 70]).peak(3) == 94
-    )  # different operations: from the peaks
+    # At another operation than with one.
+    assert MemoryTimeline([10, 90, 40], [12, 92, 70]).peak(3) == 100
+    # Different operations: from the peaks.
+    assert MemoryTimeline([10, 90], [12, 92, 70]).peak(3) == 94
     step = StepMemory(
         whole_batch=MemoryTimeline([50], [80]),
         accumulating=MemoryTimeline([20], [50]),

@@ -274,9 +274,8 @@ def test_several_truths_of_one_question_are_references_for_each_other() -> None:
         1,
     )
     assert (alone.values["anls"], together.values["anls"]) == (exactly(2 / 3), 1)
-    assert (
-        alone.values["exactMatch"] == together.values["exactMatch"] == exactly(2 / 3)
-    )  # its own truth alone
+    # Its own truth alone.
+    assert alone.values["exactMatch"] == together.values["exactMatch"] == exactly(2 / 3)
     # CIDEr counts an image once, however many truths it has: two images, so what one of them says
     # weighs log 2.
     captions = compute_metrics(FREEFORM, said, truth, [("p", "q"), ("p", "q"), None])

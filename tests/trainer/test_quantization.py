@@ -77,9 +77,8 @@ def test_the_checkpoint_has_the_base_weights_whole(
     plan = run["status"]["plan"]
     assert plan["quantization"]["value"] == "nf4"
     base = sum(value.numel() for value in load_file(full / "model.safetensors").values())
-    assert (
-        plan["parameters"]["value"] == base + plan["trainableParameters"]["value"]
-    )  # two of them lie in a byte
+    # Two of them lie in a byte.
+    assert plan["parameters"]["value"] == base + plan["trainableParameters"]["value"]
 
 
 @needs_bitsandbytes

@@ -289,9 +289,8 @@ def test_a_step_of_an_adapter_has_the_loss_and_the_gradients_of_the_reference(
     )
     assert ours.keys() == theirs.keys()
     with torch.no_grad():
-        for name in (
-            ours
-        ):  # a new adapter's second half is zero, which would leave the first without a gradient
+        # A new adapter's second half is zero, which would leave the first without a gradient.
+        for name in ours:
             ours[name].copy_(torch.randn_like(ours[name]) / 4)
             theirs[name].copy_(ours[name])
 

@@ -157,9 +157,8 @@ def test_an_evaluation_is_interrupted_within_an_answer(
 
         def stop_at_the_fourth() -> None:
             checks.append(1)
-            if (
-                len(checks) == 4
-            ):  # the loss, the first group of prompts, its first token, its second
+            # The loss, the first group of prompts, its first token, its second.
+            if len(checks) == 4:
                 (folder / "stop.json").write_text("{}")
             check_cancelled()
 

@@ -114,9 +114,8 @@ def test_the_key_of_a_pickled_client_is_looked_up_again(
     kind: Any, config_file: Path, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = pickle.dumps(kind(config_file=config_file))
-    monkeypatch.setenv(
-        "DATATURE_VI_SECRET_KEY", "dtvi_" + "e" * 98
-    )  # what it had counts, not what is here now
+    # What it had counts, not what is here now.
+    monkeypatch.setenv("DATATURE_VI_SECRET_KEY", "dtvi_" + "e" * 98)
     # Our own bytes.
     assert pickle.loads(data)._http._headers["Authorization"] == f"Bearer {key}"  # noqa: S301
     new_key = "dtvi_" + "n" * 98

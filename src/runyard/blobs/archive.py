@@ -104,9 +104,8 @@ def _build_segments(files: list[ArchiveFile]) -> list[_Segment]:
 
     def add(size_bytes: int, given: bytes | None = None, sha256: str = "") -> None:
         nonlocal position
-        if (
-            size_bytes
-        ):  # an empty segment would have the same start as the next one, which breaks the bisection
+        # An empty segment would have the same start as the next one, which breaks the bisection.
+        if size_bytes:
             segments.append(_Segment(position, position + size_bytes, given, sha256))
             position += size_bytes
 

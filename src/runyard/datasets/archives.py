@@ -409,9 +409,8 @@ _SPECIAL_TYPES = {
 
 def _iter_tar_members(file: BinaryIO, path: str, limits: ArchiveLimits) -> Iterator[ArchiveMember]:
     names = _Names(limits)
-    for name, _ in _iter_tar_files(
-        _TarBytes(file, path, limits), names
-    ):  # checks all headers first
+    # Checks all headers first.
+    for name, _ in _iter_tar_files(_TarBytes(file, path, limits), names):
         del name
     names.check_conflicts()
     data = _TarBytes(file, path, limits)

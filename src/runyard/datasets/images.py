@@ -354,9 +354,8 @@ def _inspect_gif(data: bytes, found: Inspection) -> None:
     while data[at] != 0x3B:
         if data[at] == 0x2C:
             frames += 1
-            at += (
-                10 + _count_palette_bytes(data[at + 9]) + 1
-            )  # the descriptor, its palette, the code width
+            # The descriptor, its palette, the code width.
+            at += 10 + _count_palette_bytes(data[at + 9]) + 1
         elif data[at] == 0x21:
             at += 2
         else:

@@ -88,9 +88,8 @@ def _load_image(item: ExportedImage) -> Image.Image | None:
                 opened.draft("RGB", (2 * CELL, 2 * CELL))
                 upright = ImageOps.exif_transpose(opened)
                 return ImageOps.contain(upright.convert("RGB"), (CELL, CELL))
-    except (
-        Exception
-    ):  # Pillow raises almost anything on broken bytes; one bad cell must not fail the sheet
+    # Pillow raises almost anything on broken bytes; one bad cell must not fail the sheet.
+    except Exception:
         return None
 
 

@@ -29,9 +29,8 @@ BUILT_IN_DATASETS: dict[str, Task] = {
     "digits-grounding": "phrase-grounding",
     "digits-both": "phrase-grounding",
 }
-BOTH_TASKS = (
-    "digits-both"  # also has questions; the published client would not know a kind of its own
-)
+# Also has questions; the published client would not know a kind of its own.
+BOTH_TASKS = "digits-both"
 TINY = "tiny"
 
 Count = Annotated[int, Meta(ge=1, le=1_000_000_000)]

@@ -59,9 +59,8 @@ LAYERS_OF_ROOT = 48
 WIDTH_OF_ROOT = 2
 
 START_BYTES = 768 << 20  # the libraries' code, the device's context
-LOGITS_BYTES = (
-    768 << 20
-)  # one chunk of the output layer's numbers, their gradient and intermediate values
+# One chunk of the output layer's numbers, their gradient and intermediate values.
+LOGITS_BYTES = 768 << 20
 # Accelerators for which auto is float32; all newer ones do bfloat16 well.
 WITHOUT_BFLOAT16 = frozenset({"m60", "p4", "p40", "p100", "v100", "t4"})
 
@@ -137,9 +136,8 @@ def estimate(flow: ResolvedFlow, *, parameters: int, accelerator: RunAccelerator
     model = flow.model
     number_bytes = _choose_number_bytes(flow, accelerator)
     trained = _count_trained(flow, parameters)
-    if (
-        model.training.mode == "full"
-    ):  # float32 at any precision, and a copy in the format of the arithmetic
+    # float32 at any precision, and a copy in the format of the arithmetic.
+    if model.training.mode == "full":
         weights = FLOAT_BYTES * parameters + (
             number_bytes * trained if number_bytes < FLOAT_BYTES else 0
         )
@@ -410,9 +408,8 @@ def _estimate_activations(
     width, layers = _estimate_width(parameters), max(1.0, parameters ** (1 / 3) / LAYERS_OF_ROOT)
     mode = flow.model.training.mode
     of_layer = LAYER_BYTES[mode, number_bytes]
-    if uses_gradient_checkpointing(
-        flow, parameters
-    ):  # each layer's input, and one whole layer during its backward pass
+    # Each layer's input, and one whole layer during its backward pass.
+    if uses_gradient_checkpointing(flow, parameters):
         of_token = of_layer + layers * (FLOAT_BYTES if mode == "full" else number_bytes)
     else:
         of_token = of_layer * layers

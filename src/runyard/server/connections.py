@@ -33,9 +33,8 @@ INTERVAL_S = 0.25
 CROWDED_SHARE, RELIEVED_SHARE = 0.75, 0.6
 # Checking thousands of connections must not keep the thread of the event loop from running.
 CHECKS_PER_PAUSE, PAUSE_S, SHARE_OF_TIME = 32, 0.0005, 0.2
-LAST_DATA_RECEIVED = (
-    52  # offset of tcpi_last_data_recv, milliseconds, in struct tcp_info of <linux/tcp.h>
-)
+# Offset of tcpi_last_data_recv, milliseconds, in struct tcp_info of <linux/tcp.h>.
+LAST_DATA_RECEIVED = 52
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger: discard unsent bytes
 
 Peer = tuple[str, int]

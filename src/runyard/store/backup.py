@@ -204,9 +204,8 @@ def replace_all(
     organizations.set_meta(connection, organizations.STORE_ID, store_id)
     if lacks_log_bytes:
         count_log_bytes(connection)
-    if (
-        own_pepper is not None
-    ):  # the keys of this store stay, and so does the pepper of their hashes
+    # The keys of this store stay, and so does the pepper of their hashes.
+    if own_pepper is not None:
         organizations.set_meta(connection, organizations.PEPPER, own_pepper)
     _advance_clock(connection, own_clock, lease_ms=lease_ms)
     _restore_own_keys(connection, own_keys, own_operator=own_operator, operator=operator)

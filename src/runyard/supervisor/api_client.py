@@ -30,7 +30,7 @@ from runyard.protocol import (
     ResumeCandidates,
     ResumeCheckpoint,
 )
-from runyard.rundir import AttemptDir
+from runyard.rundir import AttemptDir, CheckpointDir
 from runyard.supervisor import messages as msg
 from runyard.supervisor.datasets import DatasetFetcher
 from runyard.supervisor.resume import BlobGone, prepare_resume
@@ -121,7 +121,7 @@ class AttemptClient:
     def store_checkpoint(self, name: str) -> msg.Event:
         """Upload the files of a checkpoint that the server lacks, then register the checkpoint."""
         checkpoint = self._dir.checkpoints / name
-        manifest = rundir.read_json(checkpoint / rundir.MANIFEST)
+        manifest = rundir.read_json(CheckpointDir(checkpoint).manifest)
         if manifest is None:
             return msg.UploadRejected(
                 "transfers", name, "it was removed from the run folder before it could be sent"

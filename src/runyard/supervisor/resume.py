@@ -24,7 +24,7 @@ from runyard import ids, rundir
 from runyard.ids import resolve_folder
 from runyard.ports import Files
 from runyard.protocol import CheckpointFile, ResumeCheckpoint
-from runyard.rundir import AttemptDir
+from runyard.rundir import AttemptDir, CheckpointDir
 
 
 class BlobGone(Exception):
@@ -115,7 +115,7 @@ def fetch_checkpoint(
     for inner in sorted(path for path in staged.rglob("*") if path.is_dir()):
         rundir.fsync_dir(inner)
     manifest = _build_manifest(remote, own_run=folder.parent.parent.name)
-    rundir.write_json(staged / rundir.MANIFEST, manifest)
+    rundir.write_json(CheckpointDir(staged).manifest, manifest)
     if final.exists():  # a damaged one
         shutil.rmtree(final)
     staged.replace(final)
@@ -218,7 +218,7 @@ def _build_manifest(remote: ResumeCheckpoint, *, own_run: str) -> dict[str, Any]
 
 def _remove_checkpoint(checkpoint: Path) -> None:
     """Remove a checkpoint, manifest first, so that a partly removed one never looks complete."""
-    (checkpoint / rundir.MANIFEST).unlink(missing_ok=True)
+    CheckpointDir(checkpoint).manifest.unlink(missing_ok=True)
     shutil.rmtree(checkpoint)
 
 
@@ -229,5 +229,5 @@ def _remove_torn(checkpoints: Path) -> None:
     """
     with contextlib.suppress(FileNotFoundError):
         for path in checkpoints.iterdir():
-            if path.is_dir() and not (path / rundir.MANIFEST).exists():
+            if path.is_dir() and not CheckpointDir(path).manifest.exists():
                 shutil.rmtree(path)

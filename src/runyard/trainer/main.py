@@ -25,13 +25,9 @@ from runyard.rundir import (
     EXIT_CANNOT_RUN,
     EXIT_DONE,
     EXIT_STOPPED,
-    LOCK,
     NO_ROOM,
-    RESULT,
-    RESUME,
     RUN,
-    STOP,
-    WEIGHTS,
+    AttemptDir,
     EventWriter,
     is_permit_fresh,
     read_json,
@@ -63,7 +59,7 @@ def train_attempt(folder: Path) -> int:
     with contextlib.ExitStack() as stack:
         code, result = _run_attempt(folder, should_stop, stack)
         if result is not None:
-            _write_when_space(lambda: write_json(folder / RESULT, result), should_stop)
+            _write_when_space(lambda: write_json(AttemptDir(folder).result, result), should_stop)
     return code
 
 
@@ -72,7 +68,7 @@ def _run_attempt(
 ) -> tuple[int, dict[str, Any] | None]:
     """Train; return the exit code, and ``result.json`` if it is final. ``stack`` has the lock."""
     try:
-        lock = hold_run_lock(folder.parent.parent / LOCK, wait_s=LOCK_WAIT_S)
+        lock = hold_run_lock(AttemptDir(folder).run_lock, wait_s=LOCK_WAIT_S)
         stack.callback(os.close, lock)
         events = EventWriter(folder, _now_ms)
         stack.callback(events.close)
@@ -194,7 +190,7 @@ def hold_run_lock(path: Path, *, wait_s: float) -> int:
 
 def is_stop_requested(folder: Path) -> bool:
     """Return whether the supervisor requests a stop, or its permit to train has expired."""
-    return (folder / STOP).exists() or not is_permit_fresh(folder, time.monotonic())
+    return AttemptDir(folder).stop.exists() or not is_permit_fresh(folder, time.monotonic())
 
 
 def _load_job(folder: Path, events: EventWriter) -> tuple[Any, Any]:
@@ -204,7 +200,7 @@ def _load_job(folder: Path, events: EventWriter) -> tuple[Any, Any]:
     """
     environment.stay_offline()
     shorten_spinning()
-    config = read_json(folder / RUN)
+    config = read_json(AttemptDir(folder).run)
     if config is None:
         raise InvalidFlow(f"{RUN} is missing or unreadable in {folder}")
     import torch
@@ -245,7 +241,7 @@ def _find_checkpoint(folder: Path, run: Any, events: EventWriter) -> tuple[Path 
     """
     from runyard.trainer.checkpoints.checkpoint import is_proven
 
-    offered = read_json(folder / RESUME)
+    offered = read_json(AttemptDir(folder).resume)
     resume = Path(str(offered.get("folder"))) if offered is not None else None
     origin_run = offered.get("runId") if offered is not None else None
     if resume is not None and is_proven(resume):
@@ -262,7 +258,7 @@ def _find_checkpoint(folder: Path, run: Any, events: EventWriter) -> tuple[Path 
 
 def _find_weights_of_runs(folder: Path, *, are_needed: bool) -> dict[str, str]:
     """Return the folder of another run's weights, by the name that the flow gives them."""
-    fetched = read_json(folder / WEIGHTS)
+    fetched = read_json(AttemptDir(folder).weights)
     if fetched is None:
         return {}
     if fetched.get("problem"):

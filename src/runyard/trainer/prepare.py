@@ -18,8 +18,8 @@ from runyard.flows import ResolvedFlow, build_flow_document
 from runyard.flows.blocks import ModelSettings
 from runyard.ids import resolve_folder
 from runyard.model_folders import ModelFolders
-from runyard.rundir import DATASET, MODEL_ADAPTER, MODEL_FULL, read_json
-from runyard.trainer.checkpoints.checkpoint import RUN, TrainingProgress, load_state
+from runyard.rundir import AttemptDir, CheckpointDir, read_json
+from runyard.trainer.checkpoints.checkpoint import TrainingProgress, load_state
 from runyard.trainer.checkpoints.warm_start import check_fits, restore_progress
 from runyard.trainer.data.cache import CacheDir, Hooks, encode_all
 from runyard.trainer.data.datasets import Dataset, Sample, hash_samples, load_dataset
@@ -231,7 +231,7 @@ def configure_heap(recipe: ResolvedFlow, device: torch.device) -> None:
 def load_data(job: Job, check_cancelled: Callable[[], None]) -> Dataset:
     """Return the uploaded dataset that the supervisor has fetched, or a built-in one."""
     recipe = job.recipe
-    fetched = read_json(job.folder / DATASET)
+    fetched = read_json(AttemptDir(job.folder).dataset)
     if fetched is not None:
         if fetched.get("problem"):
             raise InvalidData(str(fetched["problem"]))
@@ -278,7 +278,7 @@ def build_model(job: Job, data: Dataset, dtype: torch.dtype) -> LoadedModel:
 def find_weights(job: Job) -> Path | None:
     """Return the folder of the weights to start from; None for the built-in tiny model."""
     if job.resume is not None:
-        return job.resume / MODEL_FULL
+        return CheckpointDir(job.resume).model_full
     return find_weights_folder(job.recipe.model.architecture, job.models, job.folders)
 
 
@@ -321,16 +321,15 @@ def build_adapter(
         if quantization is not None:
             attention = get_attention(settings)
             model = load_model(base, dtype=dtype, attention=attention, quantization=quantization)
-    if (base / MODEL_FULL).is_dir():
-        base = base / MODEL_FULL
-    adapter = job.resume / MODEL_ADAPTER if job.resume is not None else None
+    base = CheckpointDir(base).model
+    adapter = CheckpointDir(job.resume).model_adapter if job.resume is not None else None
     torch.manual_seed(job.recipe.settings.seed)  # a new adapter is initialized at random
     return add_adapter(model, settings.training, base=base, adapter=adapter)
 
 
 def is_base(source: Path) -> bool:
     """Return whether a folder of weights is a base model, without an adapter."""
-    return not (source / MODEL_ADAPTER).is_dir()
+    return not CheckpointDir(source).has_adapter
 
 
 def get_attention(settings: ModelSettings) -> str | None:
@@ -381,7 +380,7 @@ def limit_images(job: Job, model: LoadedModel) -> TokenBudget:
     """
     module, images = get_base_model(model.module), job.recipe.model.images
     if job.resume is not None:
-        run = read_json(job.resume / MODEL_FULL / RUN) or {}
+        run = read_json(CheckpointDir(job.resume).run) or {}
         family = (run.get("status", {}).get("plan") or {}).get(FAMILY_IMAGE_SETTINGS)
         if family is not None:
             apply_resolution(module, model.processor, family["value"])

@@ -160,9 +160,8 @@ def _run_child(request: dict[str, Any], child: Child, train: Callable[[Path], in
         )
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
-    except (
-        BaseException
-    ):  # the last frame of a process: the trace goes to its log, the code to its parent
+    # The last frame of a process: the trace goes to its log, the code to its parent.
+    except BaseException:
         traceback.print_exc()
     finally:
         with contextlib.suppress(OSError):

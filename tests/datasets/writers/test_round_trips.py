@@ -87,9 +87,8 @@ def test_parquet_gives_back_every_record(
     result = shelf.check(task)
     assert result.outcome.format == "Parquet"
     assert result.records == [one for it in items for one in it.records]
-    assert {found.code for found in result.findings} == {
-        "AnnotationsAbsent"
-    }  # of the image nothing is said of
+    # Of the image nothing is said of.
+    assert {found.code for found in result.findings} == {"AnnotationsAbsent"}
 
 
 def test_parquet_without_images_names_them(shelf: Any, item: Callable[..., ExportedImage]) -> None:

@@ -224,9 +224,8 @@ class Machine:
             child.parent = (
                 program.parent if isinstance(program, Trainer) and program.is_child else None
             )
-            if (
-                isinstance(child, Trainer) and child.mark is not None
-            ):  # the parent-death signal, which reaches no further
+            # The parent-death signal, which reaches no further.
+            if isinstance(child, Trainer) and child.mark is not None:
                 self._kill_after_delay(child)
         if isinstance(program, Supervisor) and self.controller is not None:
             self.controller.reconcile_soon()

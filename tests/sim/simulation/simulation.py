@@ -99,14 +99,12 @@ class GroundTruth:
     running: dict[RunKey, None] = field(default_factory=dict)
     # Running time of the older at its start
     overlaps: dict[tuple[Trainer, Trainer], int] = field(default_factory=dict)
-    orphans: set[Program] = field(
-        default_factory=set
-    )  # of attempts that a restore has undone; they end when their lease is refused
+    # Of attempts that a restore has undone; they end when their lease is refused.
+    orphans: set[Program] = field(default_factory=set)
     restores: int = 0
     last_exit_ms: dict[RunKey, int] = field(default_factory=dict)  # when a process of it ended last
-    renewed_uptime_ms: dict[AttemptKey, int] = field(
-        default_factory=dict
-    )  # when its lease was last renewed, in server uptime
+    # When its lease was last renewed, in server uptime.
+    renewed_uptime_ms: dict[AttemptKey, int] = field(default_factory=dict)
     lost: set[AttemptKey] = field(default_factory=set)
     longest_overlap_ms: int = 0
     rows: list[tuple[Any, ...]] = field(default_factory=list)
@@ -216,9 +214,8 @@ class GroundTruth:
         folders: dict[int, tuple[Machine, dict[str, Any]]] = {}
         for number, machine_id, store_id in self.server.store.query(query, run):
             documents = machines[machine_id].get_folder(AttemptKey(*run, number)).documents
-            is_its_own = (
-                documents.get("placed.json", {}).get("epoch") == store_id
-            )  # not of an attempt that a restore has undone
+            # Not of an attempt that a restore has undone.
+            is_its_own = documents.get("placed.json", {}).get("epoch") == store_id
             folders[number] = (
                 machines[machine_id],
                 documents.get("result.json", {}) if is_its_own else {},

@@ -209,9 +209,8 @@ def test_an_incomplete_copy_is_downloaded_again(
     byte_server.documents += [model_document()] * 4
     folder = (client.models.download("r-1", save_dir=tmp_path)).model_path.parent
     if is_proven_before:
-        time.sleep(
-            0.02
-        )  # the clock of the file system moves, so the times that are recorded now prove something
+        # The clock of the file system moves, so the times that are recorded now prove something.
+        time.sleep(0.02)
         client.models.download("r-1", save_dir=tmp_path)
     fetched = len(byte_server.ranges)
     damage(folder)

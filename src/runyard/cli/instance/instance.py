@@ -119,9 +119,8 @@ class Instance:
         """
         self._write_process_file()
         check_port_free(self._settings)
-        self._settings.server_file.unlink(
-            missing_ok=True
-        )  # a file of an earlier server must not signal readiness
+        # A file of an earlier server must not signal readiness.
+        self._settings.server_file.unlink(missing_ok=True)
         self._launch(self._server)
         endpoint = self._wait_until_ready()
         if endpoint is None:
@@ -246,9 +245,8 @@ class Instance:
             endpoint = live_endpoint(self._settings)
             if endpoint is not None:
                 return endpoint
-            if (
-                time.monotonic() - reported_s > STILL_STARTING_S
-            ):  # upgrading a large database takes minutes
+            # Upgrading a large database takes minutes.
+            if time.monotonic() - reported_s > STILL_STARTING_S:
                 reported_s = time.monotonic()
                 self._say(
                     f"The server is still starting; its log {log} ends with:\n"

@@ -16,7 +16,14 @@ from runyard.cli.failures import EXIT_NOT_FOUND, EXIT_USAGE, CommandFailed
 from runyard.cli.output import format_size
 from runyard.flows.weights import BASE_NAME
 from runyard.model_folders import ModelFolders
-from runyard.rundir import MODEL_ADAPTER, MODEL_FULL, free_bytes, fsync_dir, read_json
+from runyard.rundir import (
+    MODEL_ADAPTER,
+    MODEL_FULL,
+    CheckpointDir,
+    free_bytes,
+    fsync_dir,
+    read_json,
+)
 
 ADDING, REMOVING = ".adding-", ".removing-"
 PIECE_BYTES = 8 << 20
@@ -94,7 +101,7 @@ def list_base_models(folders: ModelFolders) -> list[dict[str, Any]]:
     for name in folders.list_names():
         path = folders.find(name)
         if path is not None:
-            full = path / MODEL_FULL if (path / MODEL_FULL).is_dir() else path
+            full = CheckpointDir(path).model
             total = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
             model_type = (read_json(full / "config.json") or {}).get("model_type")
             found.append(
@@ -165,15 +172,15 @@ def _name_taken_error(name: str) -> CommandFailed:
 def _check(folder: Path) -> None:
     from runyard.trainer.models.model_folder import check_adapter_folder, check_model_folder
 
-    full = folder / MODEL_FULL
+    full = CheckpointDir(folder).model_full
     check_model_folder(full if full.is_dir() else folder)
-    if full.is_dir() and (folder / MODEL_ADAPTER).is_dir():
-        check_adapter_folder(folder / MODEL_ADAPTER)
+    if full.is_dir() and CheckpointDir(folder).has_adapter:
+        check_adapter_folder(CheckpointDir(folder).model_adapter)
 
 
 def _files(source: Path) -> Iterator[tuple[str, Path]]:
     """Yield relative path and resolved file of each file of a model folder or checkpoint."""
-    is_checkpoint = (source / MODEL_FULL).is_dir()
+    is_checkpoint = CheckpointDir(source).model_full.is_dir()
     for path in sorted(source.rglob("*")):
         parts = path.relative_to(source).parts
         is_wanted = not is_checkpoint or parts[0] in (MODEL_FULL, MODEL_ADAPTER)

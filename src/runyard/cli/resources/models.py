@@ -20,6 +20,7 @@ from runyard.cli.output import (
     to_single_line,
 )
 from runyard.cli.progress import WorkLine
+from runyard.rundir import CheckpointDir
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -311,10 +312,8 @@ def _find_images(
     if asked.is_built_in:
         return None
     settings = read_settings(data_dir=data_dir)
-    names = (
-        asked.run.organization_id or "none",
-        str(asked.plan.get("datasetVersion")),
-    )  # read from the model's folder
+    # Read from the model's folder.
+    names = (asked.run.organization_id or "none", str(asked.plan.get("datasetVersion")))
     version = resolve_folder(settings.datasets_dir, *names)
     if is_complete(version):
         return version
@@ -352,7 +351,7 @@ def _model_folder(given: str, data_dir: Path | None) -> Path:
     """Return the folder of a model on disk, or of a checkpoint downloaded from the server."""
     folder = Path(given)
     if folder.is_dir():
-        return folder / "model_full" if (folder / "model_full").is_dir() else folder
+        return CheckpointDir(folder).model
     run_id, _, checkpoint = given.partition("/")
     with connect(data_dir, is_patient=True) as client:
         return client.models.download(run_id, checkpoint or None, save_dir=DOWNLOADS).model_path

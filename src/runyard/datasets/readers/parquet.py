@@ -14,11 +14,8 @@ from runyard.datasets.sources import Source
 _ENDINGS = (".parquet", ".arrow")
 # Prefix of cached results of map and filter, which ``datasets`` keeps next to the data.
 _CACHE = "cache-"
-SIDE_FILES = (
-    "dataset_dict.json",
-    "dataset_info.json",
-    "state.json",
-)  # redundant with the tables' own schemas
+# Redundant with the tables' own schemas.
+SIDE_FILES = ("dataset_dict.json", "dataset_info.json", "state.json")
 
 
 class ParquetReader:

@@ -204,9 +204,8 @@ def _parse_frame(root: Element) -> tuple[int, int] | None:
         width, height = int(float(size.child_text("width"))), int(float(size.child_text("height")))
     except (ValueError, OverflowError):
         return None
-    return (
-        (width, height) if width > 0 and height > 0 else None
-    )  # some tools write zeros for an unknown size
+    # Some tools write zeros for an unknown size.
+    return (width, height) if width > 0 and height > 0 else None
 
 
 def _parse_box(path: str, number: int, element: Element) -> LabeledBox | Finding:

@@ -99,9 +99,8 @@ def is_shard(source: Source, path: str) -> bool:
                     keys.append(key)
                 endings.add(ending)
     except ArchiveRejected as rejected:
-        if (
-            rejected.code != "ArchiveTooLarge"
-        ):  # the first members alone may exceed the limit of this check
+        # The first members alone may exceed the limit of this check.
+        if rejected.code != "ArchiveTooLarge":
             return False  # it will be rejected, with a finding, when read as an archive
     is_grouped = len(keys) == len(set(keys))
     return (

@@ -22,13 +22,8 @@ from runyard.datasets.sources import Source
 MAX_NAMES_BYTES = 4 << 20
 NAMES_FILES = ("classes.txt", "_darknet.labels")
 NAMES_ENDING = ".names"
-SIDE_FILES = (
-    "obj.data",
-    "train.txt",
-    "valid.txt",
-    "val.txt",
-    "test.txt",
-)  # lists of files, without annotations
+# Lists of files, without annotations.
+SIDE_FILES = ("obj.data", "train.txt", "valid.txt", "val.txt", "test.txt")
 COLUMNS = ("class", "x", "y", "width", "height")
 
 _LABEL = re.compile(rb"\s*\d+(?:[ \t]+[-+.\deEnaif]+){4,}\s*$")

@@ -318,9 +318,8 @@ class Exchange:
 
     async def _wait_for_disconnect(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
-            await asyncio.sleep(
-                0
-            )  # a web server that repeats the end of the body must not keep others waiting
+            # A web server that repeats the end of the body must not keep others waiting.
+            await asyncio.sleep(0)
 
 
 @contextlib.asynccontextmanager

@@ -118,9 +118,8 @@ class Proxies:
             parsed = ipaddress.ip_address(address)
         except ValueError:
             return False
-        parsed = (
-            getattr(parsed, "ipv4_mapped", None) or parsed
-        )  # how a dual-stack socket names IPv4
+        # How a dual-stack socket names IPv4.
+        parsed = getattr(parsed, "ipv4_mapped", None) or parsed
         return any(parsed in network for network in self._trusted)
 
 

@@ -32,9 +32,8 @@ class ReportedMachine:
     last_ms: int
     heard_s: float
     lacks_disk: bool = False
-    busy_s: list[float] = field(
-        default_factory=list, compare=False
-    )  # when it was last seen without a free slot
+    # When it was last seen without a free slot.
+    busy_s: list[float] = field(default_factory=list, compare=False)
 
     def is_full(self, busy: int, *, now_s: float) -> bool:
         """Return whether it has had no free slot lately.

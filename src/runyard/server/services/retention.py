@@ -83,9 +83,8 @@ async def remove_unneeded_blobs(services: Services, *, org: str) -> None:
     if not services.store.read(lambda tx: blobs.has_unneeded(tx, org=org)):
         return
     try:
-        async with (
-            services.blob_lock
-        ):  # no checkpoint is registered meanwhile, so nothing becomes needed again
+        # No checkpoint is registered meanwhile, so nothing becomes needed again.
+        async with services.blob_lock:
             hashes = services.store.read(lambda tx: blobs.list_unneeded(tx, org=org))
             await run_in_thread(_delete_blobs, services, org, hashes)
             await services.store.write(lambda tx: blobs.clear_unneeded(tx, org=org))

@@ -69,9 +69,8 @@ class AsyncCheckpointer:
             free_bytes=free_bytes,
             sleep=sleep,
         )
-        self.waited_s = (
-            0.0  # how long the loop waited for disk space; a waiting writer does not count
-        )
+        # How long the loop waited for disk space; a waiting writer does not count.
+        self.waited_s = 0.0
         self.is_refused = False  # whether a stop ended the last save before there was disk space
         self.pending_step: int | None = None  # the step that is being saved
         self._events, self._say = events, say

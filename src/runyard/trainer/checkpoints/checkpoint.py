@@ -26,12 +26,10 @@ import msgspec
 import torch
 
 from runyard.rundir import (
-    CHECKPOINTS,
-    MANIFEST,
-    MODEL_ADAPTER,
     MODEL_FULL,
-    PREDICTIONS_FILE,
-    TRAINING_STATE,
+    RUN,
+    AttemptDir,
+    CheckpointDir,
     files_below,
     fsync_dir,
     read_json,
@@ -43,12 +41,10 @@ from runyard.trainer.disk_space import as_system_error
 from runyard.trainer.errors import InvalidFlow
 from runyard.trainer.models.model import LoadedModel
 
-RUN = "run.json"
 STATE, TENSORS = "state.json", "state.safetensors"
 STAGING = ".staging"
-SMALL_FILES_BYTES = (
-    1 << 20
-)  # upper bound of configuration, tokenizer and counters of built-in models
+# Upper bound of configuration, tokenizer and counters of built-in models.
+SMALL_FILES_BYTES = 1 << 20
 
 
 class TrainingProgress(msgspec.Struct, rename="camel", kw_only=True):
@@ -151,16 +147,17 @@ def save_checkpoint(
     Raises:
         OSError: the disk refused it; nothing of it is left.
     """
-    final = attempt / CHECKPOINTS / name
-    staged = attempt / CHECKPOINTS / f"{STAGING}-{name}"
+    checkpoints = AttemptDir(attempt).checkpoints
+    final, staged = checkpoints / name, checkpoints / f"{STAGING}-{name}"
+    parts = CheckpointDir(staged)
     for leftover in (staged, final):
         _remove(leftover)
     try:
         staged.mkdir(parents=True)
         _write_model(staged, model, contents, previous)
-        _write_state(staged / TRAINING_STATE, contents)
+        _write_state(parts.training_state, contents)
         if predictions is not None:
-            _link_or_copy(predictions, staged / PREDICTIONS_FILE, may_link=True)
+            _link_or_copy(predictions, parts.predictions, may_link=True)
         files: list[dict[str, Any]] = []
         for path, full in files_below(staged):
             _fsync_file(full)
@@ -178,7 +175,7 @@ def save_checkpoint(
             "time": time.time_ns() // 1_000_000,
             "files": files,
         }
-        write_json(staged / MANIFEST, manifest)
+        write_json(parts.manifest, manifest)
         os.replace(staged, final)
         fsync_dir(final.parent)
         fsync_dir(attempt)
@@ -220,14 +217,14 @@ def _is_hard_linked(path: str, model: LoadedModel) -> bool:
 
 def _remove(folder: Path) -> None:
     """Remove the manifest first, so that a half-removed checkpoint never counts as complete."""
-    (folder / MANIFEST).unlink(missing_ok=True)
+    CheckpointDir(folder).manifest.unlink(missing_ok=True)
     if folder.exists():
         shutil.rmtree(folder)
 
 
 def is_proven(folder: Path) -> bool:
     """Return whether every file of the manifest exists with its size and hash."""
-    manifest = read_json(folder / MANIFEST)
+    manifest = read_json(CheckpointDir(folder).manifest)
     if manifest is None:
         return False
     try:
@@ -253,8 +250,8 @@ def load_state(
     """
     from safetensors.torch import load_file
 
-    state = read_json(folder / TRAINING_STATE / STATE) or {}
-    tensors = load_file(folder / TRAINING_STATE / TENSORS)
+    saved_state = CheckpointDir(folder).training_state
+    state, tensors = read_json(saved_state / STATE) or {}, load_file(saved_state / TENSORS)
     if len(optimizers) != len(state["optimizers"]):
         raise InvalidFlow(_describe_group_mismatch(folder))
     for number, (optimizer, saved) in enumerate(zip(optimizers, state["optimizers"], strict=True)):
@@ -306,7 +303,7 @@ def remove_checkpoints(items: list[SavedCheckpoint]) -> None:
 def _write_model(
     staged: Path, model: LoadedModel, contents: CheckpointContents, previous: SavedCheckpoint | None
 ) -> None:
-    full = staged / MODEL_FULL
+    full, adapter = CheckpointDir(staged).model_full, CheckpointDir(staged).model_adapter
     full.mkdir()
     # A dictionary of its own, because libraries empty the one they are given.
     weights = {name: value.detach() for name, value in contents.weights.items()}
@@ -314,14 +311,13 @@ def _write_model(
         model.module.save_pretrained(full, state_dict=weights)
     else:
         # The checkpoint that the attempt resumed from may be gone; the previous one of ours is not.
-        for path, source in files_below(previous.folder / MODEL_FULL if previous else model.base):
+        base = CheckpointDir(previous.folder).model_full if previous else model.base
+        for path, source in files_below(base):
             suffixes = (".safetensors", ".json", ".txt", ".model", ".jinja")
             if source.suffix in suffixes and path != RUN:
                 _link_or_copy(source, full / path, may_link=previous is not None)
-        model.module.save_pretrained(
-            staged / MODEL_ADAPTER, save_embedding_layers=False, state_dict=weights
-        )
-        (staged / MODEL_ADAPTER / "README.md").unlink(missing_ok=True)
+        model.module.save_pretrained(adapter, save_embedding_layers=False, state_dict=weights)
+        (adapter / "README.md").unlink(missing_ok=True)
         write_model_config(full, model.module)
         # Of this flow, as in full training.
         model.module.generation_config.save_pretrained(full)

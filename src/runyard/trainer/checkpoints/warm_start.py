@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from runyard.flows import ResolvedFlow
-from runyard.rundir import MODEL_ADAPTER, MODEL_FULL, read_json
-from runyard.trainer.checkpoints.checkpoint import RUN, TrainingProgress
+from runyard.rundir import CheckpointDir, read_json
+from runyard.trainer.checkpoints.checkpoint import TrainingProgress
 from runyard.trainer.errors import InvalidFlow
 
 
@@ -21,9 +21,9 @@ def check_fits(recipe: ResolvedFlow, checkpoint: Path) -> None:
     Raises:
         InvalidFlow: naming everything that differs.
     """
-    saved = _read_document_settings(read_json(checkpoint / MODEL_FULL / RUN) or {})
+    saved = _read_document_settings(read_json(CheckpointDir(checkpoint).run) or {})
     wanted = _read_flow_settings(recipe)
-    saved["training.mode"] = "lora" if (checkpoint / MODEL_ADAPTER).is_dir() else "full"
+    saved["training.mode"] = "lora" if CheckpointDir(checkpoint).has_adapter else "full"
     if saved["training.mode"] != "lora" or wanted["training.mode"] != "lora":
         wanted = {
             name: value for name, value in wanted.items() if not name.startswith("training.lora.")

@@ -37,9 +37,8 @@ from runyard.trainer.errors import InvalidData
 from runyard.trainer.families import FamilyParts
 
 MAX_TABLE_VALUES = 65_536
-FEATURES = (
-    "features"  # the input that replaces pixels where image features are stored (``features.py``)
-)
+# The input that replaces pixels where image features are stored (``features.py``).
+FEATURES = "features"
 MAX_KNOWN_PROMPTS = 512
 # Fields of saved processors that record their origin and have no effect.
 _ORIGIN_FIELDS = (
@@ -204,9 +203,8 @@ class Encoder:
                 known.prompt, images=self._process_image_only(image) if with_image else {}
             )
         encoded = self._process(image, prompt)
-        is_enough = (
-            None  # a prompt that occurs only once, such as a caption, is not worth the comparison
-        )
+        # A prompt that occurs only once, such as a caption, is not worth the comparison.
+        is_enough = None
         if known is not None:
             alone = (
                 self._process_image_only(image) if known.is_image_processor_enough is None else {}
@@ -402,9 +400,8 @@ class Batch:
     these lengths, without padding between them (``packing.py``).
     """
 
-    inputs: dict[
-        str, torch.Tensor
-    ]  # tokens (B, T), or (1, N) packed; images (images or patches, ...)
+    # Tokens (B, T), or (1, N) packed; images (images or patches, ...).
+    inputs: dict[str, torch.Tensor]
     label_positions: torch.Tensor  # (P,), into B * T
     labels: torch.Tensor  # (P,)
     segments: tuple[int, ...] | None = None
@@ -463,9 +460,8 @@ def collate(rows: Sequence[EncodedSample], images: Mapping[str, _Array], layout:
         inputs={
             name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in fields.items()
         },
-        label_positions=torch.from_numpy(
-            flat - 1
-        ),  # a label is predicted at the position before it
+        # A label is predicted at the position before it.
+        label_positions=torch.from_numpy(flat - 1),
         labels=torch.from_numpy(ids.ravel()[flat]),
     )
 
@@ -476,9 +472,10 @@ def _collate_encoder_decoder(
     """Return prompts for the encoder and right-shifted answers for the decoder."""
     ids, mask = _pad([row.prompt for row in rows], pad_id)  # (B, prompt tokens)
     answers, is_label = _pad([row.answer for row in rows], pad_id)  # (B, T) of the decoder
+    # (B, T).
     decoder_ids = np.concatenate(
         [np.full((len(rows), 1), start_id, np.int64), answers[:, :-1]], axis=1
-    )  # (B, T)
+    )
     fields = {
         "input_ids": ids,
         "attention_mask": mask.astype(np.int64),
@@ -607,9 +604,8 @@ class AugmentedSamples:
         sample = self._samples[index]
         try:
             return self._encoder.encode(self._augment(sample, epoch, index))
-        except (
-            TooLong
-        ):  # moved boxes may take a token more; without augmentation the sample is known to fit
+        # Moved boxes may take a token more; without augmentation the sample is known to fit.
+        except TooLong:
             return self._encoder.encode(sample)
 
 

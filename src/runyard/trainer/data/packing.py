@@ -44,19 +44,16 @@ def pack(batch: Batch, compute_positions: PositionFunction | None = None) -> Bat
         if name != "attention_mask"
     }
     if compute_positions is not None:
-        inputs["position_ids"] = compute_positions(batch.inputs)[:, mask][
-            :, None
-        ]  # (A, B, T) -> (A, 1, N)
+        # (A, B, T) -> (A, 1, N).
+        inputs["position_ids"] = compute_positions(batch.inputs)[:, mask][:, None]
     else:
-        inputs["position_ids"] = torch.arange(mask.shape[1]).expand(mask.shape)[mask][
-            None
-        ]  # (1, N)
+        # (1, N).
+        inputs["position_ids"] = torch.arange(mask.shape[1]).expand(mask.shape)[mask][None]
     return replace(
         batch,
         inputs=inputs,
-        label_positions=(is_real.cumsum(0) - 1)[
-            batch.label_positions
-        ],  # (P,), now within the packed row
+        # (P,), now within the packed row.
+        label_positions=(is_real.cumsum(0) - 1)[batch.label_positions],
         segments=tuple(lengths.tolist()),
     )
 

@@ -222,9 +222,8 @@ class Shard:
 
     def close(self) -> None:
         """Release the lock, so that the file may be evicted; mapped data stays readable."""
-        fcntl.flock(
-            self.descriptor, fcntl.LOCK_UN
-        )  # the map's duplicate descriptor would keep the lock
+        # The map's duplicate descriptor would keep the lock.
+        fcntl.flock(self.descriptor, fcntl.LOCK_UN)
         os.close(self.descriptor)
 
     def __len__(self) -> int:

@@ -33,10 +33,11 @@ WAIT_S = 120.0  # for a child that gets no CPU time at all
 MEMORY_BYTES = 512 << 20  # beyond what the process uses when it is forked
 MAX_TEXT_CHARACTERS = 1 << 20
 MAX_REASON_CHARACTERS = 300
+# The parent may still need a rendering to finish its step.
 _IGNORED = (
     signal.SIGINT,
     signal.SIGTERM,
-)  # the parent may still need a rendering to finish its step
+)
 _READY = b"r"
 _LENGTH = struct.Struct("<Q")
 _REPEATED = 2000
@@ -107,9 +108,8 @@ class TemplateProcess:
             except _Stopped as error:
                 self._child = None
                 raise self._make_error(part, str(error)) from None
-            except (
-                BaseException
-            ):  # an interrupt: a late answer of this child must not be taken for the next request's
+            # An interrupt: a late answer of this child must not be taken for the next request's.
+            except BaseException:
                 self._child = None
                 raise
         if "failure" in answer:
@@ -123,9 +123,8 @@ class TemplateProcess:
         )
 
     def _get_child(self) -> "_Child":
-        if (
-            self._child is None or self._owner != os.getpid()
-        ):  # a fork must not use its parent's pipes
+        # A fork must not use its parent's pipes.
+        if self._child is None or self._owner != os.getpid():
             self._child, self._owner = _Child(self._processor), os.getpid()
         return self._child
 
@@ -156,9 +155,8 @@ class _Child:
         self._pid, self._requests, self._answers = pid, request_end, answer_end
         self._end = weakref.finalize(self, _kill, pid, os.getpid(), request_end, answer_end)
         with contextlib.suppress(OSError, EOFError, _Stopped):  # the first request will report it
-            self._read(
-                len(_READY), time.monotonic() + WAIT_S
-            )  # the child has closed the run's lock
+            # The child has closed the run's lock.
+            self._read(len(_READY), time.monotonic() + WAIT_S)
 
     def request(self, request: dict[str, Any]) -> dict[str, Any]:
         """Send a request and return the answer. Raises _Stopped."""

@@ -89,9 +89,8 @@ class UploadedSamples:
                         locations.append((number, record, part))
                         keys += _hash_sample(item.sha256, question, truth)
                         image_hashes += bytes.fromhex(item.sha256)
-        self._locations = np.asarray(locations, np.int32).reshape(
-            -1, 3
-        )  # item, record, question of each sample
+        # Item, record, question of each sample.
+        self._locations = np.asarray(locations, np.int32).reshape(-1, 3)
         self.keys = np.frombuffer(bytes(keys), np.uint8).reshape(-1, 32)
         """A hash of each sample: its image's bytes, its question, its answer."""
         self.image_hashes = np.frombuffer(bytes(image_hashes), np.uint8).reshape(-1, 32)

@@ -160,16 +160,14 @@ def generate_answers(
     answers = [""] * count
     answered = 0
     for group in data.group_by_prompt_length(count, BATCH_SIZE):
-        inputs = {
-            name: value.to(device) for name, value in data.make_prompts(group).items()
-        }  # tokens (B, T)
+        # Tokens (B, T).
+        inputs = {name: value.to(device) for name, value in data.make_prompts(group).items()}
         # Where the answer starts: the decoder of an encoder-decoder model does not repeat the
         # prompt.
         width = 1 if module.config.is_encoder_decoder else inputs["input_ids"].shape[1]
         check_cancelled()
-        tokens = module.generate(
-            **inputs, **generation, stopping_criteria=[never_stop]
-        )  # (B, T + G)
+        # (B, T + G).
+        tokens = module.generate(**inputs, **generation, stopping_criteria=[never_stop])
         texts = tokenizer.batch_decode(tokens[:, width:], skip_special_tokens=True)
         for index, text in zip(group, texts, strict=True):
             answers[index] = text

@@ -37,9 +37,8 @@ MIN_IOU = 0.5  # of a correct box
 ANLS_THRESHOLD = 0.5
 MAX_NGRAM = 4
 CIDER_SIGMA = 6.0
-MAX_COORDINATE = (
-    1 << 20
-)  # boxes are clipped before they become floats: a model may write any number
+# Boxes are clipped before they become floats: a model may write any number.
+MAX_COORDINATE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -158,9 +157,8 @@ def bleu(answers: Sequence[str], references: Sequence[Sequence[str]]) -> float:
         return 0.0
     halves, logarithms = 0, 0.0
     for matches, possible in zip(matched, total, strict=True):
-        halves += (
-            not matches
-        )  # exponential smoothing: the first order without a match counts 1/2, the next 1/4 ...
+        # Exponential smoothing: the first order without a match counts 1/2, the next 1/4 ...
+        halves += not matches
         logarithms += math.log((matches or 0.5**halves) / possible)
     brevity = min(0.0, 1 - references_length / answers_length)
     return math.exp(brevity + logarithms / MAX_NGRAM)

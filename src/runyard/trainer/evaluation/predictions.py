@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from runyard.rundir import PREDICTIONS, fsync_dir, write_bytes
+from runyard.rundir import AttemptDir, fsync_dir, write_bytes
 
 
 def write_predictions(
@@ -24,7 +24,7 @@ def write_predictions(
     Raises:
         OSError: the disk refused them; no partial file is left.
     """
-    path = attempt / PREDICTIONS / f"step-{step}.jsonl"
+    path = AttemptDir(attempt).predictions / f"step-{step}.jsonl"
     lines = "".join(
         json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n" for line in predictions
     )
@@ -44,10 +44,10 @@ def prune_predictions(attempt: Path, *, keep: Collection[int]) -> None:
     """
     steps = {
         path: int(path.stem.removeprefix("step-"))
-        for path in (attempt / PREDICTIONS).glob("step-*.jsonl")
+        for path in AttemptDir(attempt).predictions.glob("step-*.jsonl")
     }
     newest = max(steps.values(), default=None)
-    for path in (attempt / PREDICTIONS).glob("*"):  # staged files too: no writer is active
+    for path in AttemptDir(attempt).predictions.glob("*"):  # staged files too: no writer is active
         if path not in steps or steps[path] not in (newest, *keep):
             with contextlib.suppress(OSError):
                 path.unlink()

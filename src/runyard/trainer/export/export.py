@@ -25,16 +25,15 @@ from safetensors import safe_open
 from runyard.flows.families import FAMILIES
 from runyard.flows.weights import classify_weights
 from runyard.rundir import (
-    MODEL_ADAPTER,
     MODEL_FULL,
-    PREDICTIONS_FILE,
+    RUN,
+    CheckpointDir,
     files_below,
     fsync_dir,
     read_json,
     sha256_of,
     write_json,
 )
-from runyard.trainer.checkpoints.checkpoint import RUN
 from runyard.trainer.disk_space import as_system_error
 from runyard.trainer.errors import ExportFailed
 from runyard.trainer.export.predict import read_block_settings, silence_libraries
@@ -108,7 +107,7 @@ def export_model(
     context = read_replay_context(root)
     lines = read_predictions(root) if with_replay else []
     on_progress("Checking", 0, 0)
-    check_model_folder(root / MODEL_FULL)
+    check_model_folder(CheckpointDir(root).model_full)
     with _stage(out, overwrite=overwrite) as staged, contextlib.ExitStack() as stack:
         read_image = (
             stack.enter_context(open_images(context, lines, images)) if with_replay else None
@@ -125,12 +124,13 @@ def export_model(
 
 
 def _resolve_form(root: Path, form: Form | None, dtype: str | None) -> Form:
-    if not (root / MODEL_FULL).is_dir():
+    checkpoint = CheckpointDir(root)
+    if not checkpoint.model_full.is_dir():
         raise ExportFailed(
             f"{root} is not a checkpoint: it has no {MODEL_FULL}; try: a folder made by `runyard "
             "models download`"
         )
-    has_adapter = (root / MODEL_ADAPTER).is_dir()
+    has_adapter = checkpoint.has_adapter
     form = form or ("merged" if has_adapter else "full")
     if form != "full" and not has_adapter:
         raise ExportFailed(
@@ -143,7 +143,7 @@ def _resolve_form(root: Path, form: Form | None, dtype: str | None) -> Form:
             f"dtype {dtype!r} is for merged weights; the form {form} does not change weights"
         )
     if has_adapter:
-        check_adapter_folder(root / MODEL_ADAPTER)
+        check_adapter_folder(checkpoint.model_adapter)
     return form
 
 
@@ -156,7 +156,8 @@ def _write_form(
     on_progress: OnProgress,
 ) -> dict[str, Any]:
     """Write the files of this form and return their description."""
-    full, adapter = root / MODEL_FULL, root / MODEL_ADAPTER
+    source, target = CheckpointDir(root), CheckpointDir(staged)
+    full, adapter = source.model_full, source.model_adapter
     document: dict[str, Any] = {
         "form": form,
         "runId": context.run.run_id,
@@ -177,12 +178,11 @@ def _write_form(
             _write_base_name(staged / ADAPTER_CONFIG, document["base"]["weights"])
         else:
             on_progress("Copying", 0, 0)
-            has_adapter = adapter.is_dir()
-            _copy(full, staged / MODEL_FULL if has_adapter else staged)
-            if has_adapter:
-                _copy(adapter, staged / MODEL_ADAPTER)
-        if (root / PREDICTIONS_FILE).is_file():
-            shutil.copyfile(root / PREDICTIONS_FILE, staged / PREDICTIONS_FILE)
+            _copy(full, target.model_full if source.has_adapter else staged)
+            if source.has_adapter:
+                _copy(adapter, target.model_adapter)
+        if source.predictions.is_file():
+            shutil.copyfile(source.predictions, target.predictions)
     except Exception as error:
         refused = as_system_error(error)  # libraries that write weights raise classes of their own
         if refused is None or refused is error:
@@ -264,13 +264,12 @@ def _load_exported(root: Path, staged: Path, form: Form, context: ReplayContext)
     attention = context.attention
     if form == "merged":
         return load_model(staged, dtype=DTYPES[context.precision], attention=attention)
-    if form == "full" and not (staged / MODEL_ADAPTER).is_dir():
+    exported = CheckpointDir(staged)
+    if form == "full" and not exported.has_adapter:
         return load_model(staged, dtype=torch.float32, attention=attention)
-    base, adapter = (
-        (root / MODEL_FULL, staged)
-        if form == "adapter"
-        else (staged / MODEL_FULL, staged / MODEL_ADAPTER)
-    )
+    base, adapter = exported.model_full, exported.model_adapter
+    if form == "adapter":
+        base, adapter = CheckpointDir(root).model_full, staged
     model = load_model(
         base,
         dtype=DTYPES[context.precision],
@@ -297,9 +296,8 @@ def _check_differences(
         f"{_shorten(item.answer)}"
         for item in result.differences[:SHOWN_DIFFERENCES]
     ]
-    share = (
-        -(-count * 1000 // result.question_count) / 1000
-    )  # rounded up, so that passing it suffices
+    # Rounded up, so that passing it suffices.
+    share = -(-count * 1000 // result.question_count) / 1000
     fix = f"{_suggest_fix(result, form, context, document)}, or allow it with --tolerate {share:g}"
     summary = (
         f"{count} of {result.question_count} answers of the exported files differ from the stored "

@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from runyard.rundir import MODEL_ADAPTER, MODEL_FULL, read_json
+from runyard.rundir import MODEL_FULL, RUN, CheckpointDir, read_json
 from runyard.trainer.answers import VQA, Answer, read_answer
 
-RUN = "run.json"
 BATCH_SIZE = 64
 
 
@@ -33,11 +32,11 @@ class Predictor:
         if threads is not None:
             torch.set_num_threads(threads)
         root = model_dir.parent if model_dir.name == MODEL_FULL else model_dir
-        full = root / MODEL_FULL if (root / MODEL_FULL).is_dir() else model_dir
+        full = CheckpointDir(root).model
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         settings = read_block_settings(read_json(full / RUN) or {})
         self.task: str = settings.get("dataset", {}).get("projectKind", VQA)
-        loaded = load_model(root if (root / MODEL_ADAPTER).is_dir() else full, dtype=torch.float32)
+        loaded = load_model(root if CheckpointDir(root).has_adapter else full, dtype=torch.float32)
         self._module = loaded.module.to(self._device).eval()
         self._processor = loaded.processor
         self._encoder = Encoder(

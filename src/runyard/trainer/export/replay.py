@@ -20,8 +20,7 @@ import torch
 
 from runyard.datasets.versions import CONTENTS, MANIFEST, VersionError, VersionFolder
 from runyard.flows.blocks import BUILT_IN_DATASETS
-from runyard.rundir import MODEL_FULL, PREDICTIONS_FILE, read_json
-from runyard.trainer.checkpoints.checkpoint import RUN
+from runyard.rundir import CheckpointDir, read_json
 from runyard.trainer.data.datasets import load_dataset
 from runyard.trainer.data.encode import Encoder, InMemoryEncodings, Layout
 from runyard.trainer.data.image_resolution import TokenBudget, get_context_length
@@ -103,7 +102,7 @@ def read_replay_context(checkpoint: Path) -> ReplayContext:
     Raises:
         ExportFailed: its ``run.json`` is incomplete.
     """
-    document = read_json(checkpoint / MODEL_FULL / RUN) or {}
+    document = read_json(CheckpointDir(checkpoint).run) or {}
     try:
         settings = read_block_settings(document)
         quantized = settings["model"].get("quantization") or {}
@@ -122,7 +121,7 @@ def read_replay_context(checkpoint: Path) -> ReplayContext:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ExportFailed(
-            f"{checkpoint / MODEL_FULL / RUN} does not say how the checkpoint was made "
+            f"{CheckpointDir(checkpoint).run} does not say how the checkpoint was made "
             f"({error!r}); try: a checkpoint "
             "downloaded by `runyard models download`"
         ) from error
@@ -134,7 +133,7 @@ def read_predictions(checkpoint: Path) -> list[Line]:
     Raises:
         ExportFailed: there are none, or the file is malformed.
     """
-    path = checkpoint / PREDICTIONS_FILE
+    path = CheckpointDir(checkpoint).predictions
     try:
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         for line in lines:

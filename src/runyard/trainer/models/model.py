@@ -23,7 +23,7 @@ from runyard.flows.blocks import Architecture, Lora, Training
 from runyard.flows.families import FAMILIES, find_family
 from runyard.flows.weights import BASE_PREFIX, classify_weights
 from runyard.model_folders import SETTING, ModelFolders
-from runyard.rundir import MODEL_ADAPTER, MODEL_FULL
+from runyard.rundir import MODEL_FULL, CheckpointDir
 from runyard.trainer.data.datasets import Sample
 from runyard.trainer.data.templates import BuiltInTemplate, Renderer, TemplateProcess
 from runyard.trainer.errors import InvalidFlow
@@ -187,13 +187,12 @@ def load_model(
 
     if folders is not None:
         check_inside(folder, folders)
-    root, folder = folder, folder / MODEL_FULL if (folder / MODEL_FULL).is_dir() else folder
+    root, folder = folder, CheckpointDir(folder).model
     model_type = check_model_folder(folder)
     parts = get_family_parts(model_type)
     processor = load_processor(folder)
-    renderer = TemplateProcess(
-        processor
-    )  # forked before loading the weights, which it would keep in memory a second time
+    # Forked before loading the weights, which it would keep in memory a second time.
+    renderer = TemplateProcess(processor)
     renderer.check_tokenizer()
     options: dict[str, Any] = {"attn_implementation": attention} if attention else {}
     if quantization is not None:
@@ -220,8 +219,8 @@ def load_model(
             # of training, with scales rounded to bfloat16: an evaluation would change the model.
             if hasattr(layer, "support_avx512bf16_for_cpu"):
                 layer.support_avx512bf16_for_cpu = False
-    if (root / MODEL_ADAPTER).is_dir() and root != folder:
-        module = merge_adapter(module, root / MODEL_ADAPTER)
+    if CheckpointDir(root).has_adapter and root != folder:
+        module = merge_adapter(module, CheckpointDir(root).model_adapter)
         module.requires_grad_(True)  # peft froze the layers it adapted
     if folders is not None:
         check_inside(root, folders)
@@ -329,9 +328,8 @@ def add_adapter(
     )
     with _ignore_peft_warning():
         module = get_peft_model(model.module, config)
-    config.base_model_name_or_path = (
-        MODEL_FULL  # relative, as in a checkpoint, not this machine's path
-    )
+    # Relative, as in a checkpoint, not this machine's path.
+    config.base_model_name_or_path = MODEL_FULL
     if adapter is not None:
         set_peft_model_state_dict(module, load_file(adapter / ADAPTER_WEIGHTS))
     for _, parameter in module.named_parameters():

@@ -39,9 +39,8 @@ MAX_TEMPLATE_BYTES = 256 << 10
 MAX_HEADER_BYTES = 16 << 20
 MAX_TENSORS = 65_536
 MAX_FILES = 10_000
-_IGNORED_KEYS = (
-    "special_tokens_map_file",
-)  # tokenizers save its original path, and nothing reads it
+# Tokenizers save its original path, and nothing reads it.
+_IGNORED_KEYS = ("special_tokens_map_file",)
 BYTES_OF = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2,
     "BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
@@ -68,9 +67,8 @@ def check_model_folder(folder: Path) -> str:
         )
     weights = 0
     for path in files:
-        if (
-            path.name == ADAPTER_CONFIG
-        ):  # libraries would load weights from the folder that it names
+        # Libraries would load weights from the folder that it names.
+        if path.name == ADAPTER_CONFIG:
             raise InvalidFlow(
                 f"{ADAPTER_CONFIG} is not allowed in a model folder; try: put the adapter into "
                 f"{MODEL_ADAPTER}"

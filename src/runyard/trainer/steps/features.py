@@ -26,9 +26,8 @@ from runyard.trainer.families import FamilyParts, find_part
 from runyard.trainer.models.model import dequantize
 from runyard.trainer.steps.losses import TokenLosses, get_base_model
 
-TOLERANCE = (
-    1e-5  # a projector's output on a copy with another memory layout may differ in the last bits
-)
+# A projector's output on a copy with another memory layout may differ in the last bits.
+TOLERANCE = 1e-5
 _Array = np.ndarray[Any, Any]
 _BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 
@@ -113,9 +112,8 @@ class FrozenTower:
         self._module.train()
         with torch.no_grad(), self._losses.autocast():
             in_training, _ = self._run(images)
-            restored = self._flatten(
-                self.expand(bits)["mm_encoder_outputs"]["image"]
-            )  # (S, C * (1 + L))
+            # (S, C * (1 + L)).
+            restored = self._flatten(self.expand(bits)["mm_encoder_outputs"]["image"])
         if not torch.equal(output, in_training):
             raise FeaturesNotReusable("the vision encoder uses dropout")
         if output.shape != restored.shape or not torch.allclose(
@@ -171,9 +169,10 @@ class FrozenTower:
     def _flatten(self, image: Any) -> torch.Tensor:
         """Return the features of all images and layers: (S, C * (1 + L))."""
         pooled = image.pooler_output
+        # (S, C).
         parts = [
             pooled.flatten(0, -2) if isinstance(pooled, torch.Tensor) else torch.cat(list(pooled))
-        ]  # (S, C)
+        ]
         for layer in image.get("deepstack_features") or ():
             parts.append(layer if isinstance(layer, torch.Tensor) else torch.cat(list(layer)))
         return torch.cat(parts, dim=-1)

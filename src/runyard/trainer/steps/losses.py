@@ -37,9 +37,8 @@ class TokenLosses:
         self._softcap = getattr(text, "final_logit_softcapping", None)
         self.max_rows = max(1, LARGEST_LOGITS_BYTES // (4 * text.vocab_size))
         self.precision, self._device = precision, device
-        self.expand_features: Callable[[torch.Tensor], dict[str, Any]] | None = (
-            None  # arguments in place of pixels
-        )
+        # Arguments in place of pixels.
+        self.expand_features: Callable[[torch.Tensor], dict[str, Any]] | None = None
         self._label_smoothing = label_smoothing
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:

@@ -37,14 +37,14 @@ FLOAT_BYTES = 4
 NO_LIMIT = 1 << 62
 RETAINED_BYTES = 128 << 10  # where freed memory is returned, larger blocks go to the system at once
 AMPLE_FACTOR = 4  # times the need; a heap of freed blocks grew to 3.3 times the need (measured)
-FIRST_USE_BYTES = (
-    48 << 20
-)  # code pages that the first steps read, and a heap fragmented by small objects (measured)
+# Code pages that the first steps read, and a heap fragmented by small objects (measured).
+FIRST_USE_BYTES = 48 << 20
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
+# Glibc's default number of maps, and its largest value.
 _DEFAULT_MAX_MAPS, _MAX_INT = (
     65_536,
     (1 << 31) - 1,
-)  # glibc's default number of maps, and its largest value
+)
 Verdict = Literal["Allow", "Warn", "Deny"]
 
 
@@ -116,10 +116,11 @@ class MemoryTimeline:
 
     def peak(self, size: int) -> int:
         """Return the peak with ``size`` samples, extrapolating each operation linearly."""
+        # (operations,).
         fewer, more = (
             np.asarray(self.fewer, np.int64),
             np.asarray(self.more, np.int64),
-        )  # (operations,)
+        )
         if not self.is_aligned:  # only the peaks can be compared
             fewer, more = fewer.max(keepdims=True), more.max(keepdims=True)
         return int((fewer + (size - self.count) * (more - fewer)).max())
@@ -258,9 +259,8 @@ def measure_step_memory(
             return record(count)
 
         timeline = MemoryTimeline(record_pass(1), record_pass(2))
-        if (
-            not timeline.is_aligned and plan.micro_batch_size > 2
-        ):  # a single sample takes other operations
+        # A single sample takes other operations.
+        if not timeline.is_aligned and plan.micro_batch_size > 2:
             timeline = MemoryTimeline(timeline.more, record_pass(3), count=2)
         return timeline
 

@@ -154,9 +154,8 @@ async def refresh(services: Services) -> None:
         log.error("no admin key could be written to the credentials file: %s", error)
     version = services.keyring.version
     found = await services.store.read_in_thread(rows.list_all)
-    if (
-        services.keyring.version == version
-    ):  # else these rows may be older than what the keyring holds
+    # Else these rows may be older than what the keyring holds.
+    if services.keyring.version == version:
         services.keyring.replace_all(found)
 
 

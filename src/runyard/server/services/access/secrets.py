@@ -108,9 +108,8 @@ def _read_or_make(path: Path, make: Callable[[], str]) -> str:
         temporary.unlink(missing_ok=True)
         _create(temporary, make())
         try:
-            os.link(
-                temporary, path
-            )  # unlike a rename, this never replaces what another server has just created
+            # Unlike a rename, this never replaces what another server has just created.
+            os.link(temporary, path)
         except FileExistsError:
             pass
         finally:

@@ -159,9 +159,8 @@ def build_report(services: Services, row: AnyRow) -> ImportReport:
     status = to_document(services, row, origin=None).status
     for code, count in status.findings.by_code.items():
         if code in groups:
-            groups[code].count = max(
-                count, groups[code].count
-            )  # beyond a limit, findings are counted, not written
+            # Beyond a limit, findings are counted, not written.
+            groups[code].count = max(count, groups[code].count)
     return ImportReport(
         import_id=row.id,
         dataset_id=row.dataset_id,

@@ -134,9 +134,8 @@ async def _purge_run(services: Services, org: str, run_id: str) -> None:
 
         def delete_run_rows(tx: Connection) -> None:
             if versions.get_pinned(tx, org=org, run_id=run_id) is not None:
-                datasets.release_contents(
-                    tx, org=org
-                )  # its version may have been the last to need an image
+                # Its version may have been the last to need an image.
+                datasets.release_contents(tx, org=org)
             rows.remove(tx, org=org, run_id=run_id)
 
         await services.store.write(delete_run_rows)

@@ -416,9 +416,8 @@ def _parse_event(line: str) -> dict[str, Any] | None:
     """Return the event in a line; None when the line is plain text."""
     try:
         value = json.loads(line)  # accepts NaN (a diverged loss), unlike the strict decoder
-        msgspec.json.encode(
-            value
-        )  # lone surrogates and huge integers fit in no row and no response
+        # Lone surrogates and huge integers fit in no row and no response.
+        msgspec.json.encode(value)
     except (ValueError, OverflowError, RecursionError, msgspec.MsgspecError):
         return None
     return value if isinstance(value, dict) and isinstance(value.get("ev"), str) else None

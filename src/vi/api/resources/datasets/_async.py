@@ -283,9 +283,8 @@ class AsyncDatasets:
             )
             with import_progress(shows_bar) as draw:
                 on_update = draw if isinstance(progress, bool) else progress
-                if (
-                    imported.status.upload is not None
-                ):  # None: interrupted after the upload was finished
+                # None: interrupted after the upload was finished.
+                if imported.status.upload is not None:
                     imported = await self.imports.send(
                         imported, found.files, is_resumed=resume is not None, on_update=on_update
                     )

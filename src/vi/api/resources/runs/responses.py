@@ -248,9 +248,8 @@ def _describe_attempt(attempt: RunAttempt) -> str:
         None if attempt.exit_code is None else f"exit code {attempt.exit_code}",
         attempt.signal,
     )
-    facts += [
-        text for text in exits if text and text not in attempt.cause
-    ]  # the cause may contain it
+    # The cause may contain it.
+    facts += [text for text in exits if text and text not in attempt.cause]
     if attempt.cause:
         facts.append(attempt.cause)
     return ", ".join(facts) or "-"
