@@ -63,7 +63,7 @@ def test_the_quick_training_example_trains_a_good_model(quick_training: str) -> 
 
 
 @pytest.mark.parametrize("name", sorted(set(SHOWS) - {"quick_training.py"}))
-def test_an_example_does_what_it_says(
+def test_an_example_prints_what_it_documents(
     name: str, instance: Any, quick_training: str, tmp_path: Path
 ) -> None:
     if name == "own_images.py":

@@ -32,7 +32,9 @@ def server(tmp_path: Path, eventually: Any) -> Iterator[Path]:
     process.wait()
 
 
-def test_a_backup_is_taken_shown_and_restored(server: Path, runyard: Any, tmp_path: Path) -> None:
+def test_a_backup_is_created_inspected_and_restored(
+    server: Path, runyard: Any, tmp_path: Path
+) -> None:
     """One story, since each start of a server costs a second."""
     data_dir, file = str(server), tmp_path / "one.backup"
     with vi.Client(config_file=server / "credentials.json") as client:
@@ -151,7 +153,7 @@ def test_a_file_that_is_not_a_backup_is_not_verified(runyard: Any, tmp_path: Pat
     assert runyard("backup", "--verify", "--overwrite", str(tmp_path / "notes.txt")).exit_code == 2
 
 
-def test_a_server_that_is_away_leaves_no_file(runyard: Any, server: Path, tmp_path: Path) -> None:
+def test_an_unreachable_server_leaves_no_file(runyard: Any, server: Path, tmp_path: Path) -> None:
     credentials = json.loads((server / "credentials.json").read_text())
     away = tmp_path / "away"
     away.mkdir()

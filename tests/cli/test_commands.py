@@ -65,7 +65,7 @@ def test_a_created_run_is_listed_shown_killed_and_deleted(
     assert runyard("runs", "get", run_id, "--data-dir", data_dir).exit_code == 4
 
 
-def test_a_run_id_of_ones_own_starts_nothing_twice(runyard, data_dir: str, long_runs) -> None:
+def test_a_run_with_an_explicit_id_is_started_once(runyard, data_dir: str, long_runs) -> None:
     long_runs.running()
     run_id = str(uuid.uuid4())
     for _ in range(2):
@@ -207,7 +207,7 @@ def test_the_key_is_in_no_log(instance) -> None:
     assert "server.log" in [log.name for log in logs]
 
 
-def test_the_credentials_are_for_their_owner_alone(instance) -> None:
+def test_only_the_owner_can_read_the_credentials(instance) -> None:
     assert instance.credentials_file.stat().st_mode & 0o777 == 0o600
 
 
@@ -273,7 +273,7 @@ def test_a_downloaded_model_answers_on_the_command_line(
     assert by_run.stdout == f"{answer['answer']}\n"
 
 
-def test_an_export_is_proven_and_one_that_answers_otherwise_fails(
+def test_an_export_is_verified_and_one_with_other_answers_fails(
     runyard, data_dir: str, finished_run
 ) -> None:
     done = runyard(
@@ -433,7 +433,7 @@ def test_runs_are_named_in_exactly_one_way(runyard, verb: str, named: tuple[str,
 
 
 @pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("n\n", 1), ("", 1)])
-def test_on_a_terminal_a_yes_is_asked_for(
+def test_on_a_terminal_confirmation_is_required(
     runyard, data_dir: str, long_runs, monkeypatch: pytest.MonkeyPatch, answer: str, code: int
 ) -> None:
     long_runs.running()

@@ -200,7 +200,7 @@ def test_check_finds_what_an_import_would_without_a_server(
     assert runyard("datasets", "check", str(tmp_path / "nowhere")).exit_code == 4
 
 
-def test_a_dataset_is_drawn_and_written_out(
+def test_a_dataset_is_previewed_and_exported(
     runyard, data_dir: str, imported: str, tmp_path: Path
 ) -> None:
     sheet = tmp_path / "sheet.png"

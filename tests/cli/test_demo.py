@@ -55,7 +55,7 @@ def test_training_time_counts_from_the_newest_attempt_to_the_end() -> None:
     assert measure_training_s(retried) == 15.5
 
 
-def test_held_out_images_are_those_the_trainer_keeps_apart() -> None:
+def test_held_out_images_are_those_of_the_trainer() -> None:
     from runyard.trainer.data.datasets import load_dataset
 
     kept = load_dataset("digits", seed=7, validation_fraction=0.2)
@@ -92,7 +92,7 @@ def test_the_sheet_adds_wrong_answers_to_an_even_choice_and_counts_all(
     assert [item.is_right for item in shown] == [True] * 18 + [False] * 3
 
 
-def test_the_report_names_accuracy_places_and_three_commands(tmp_path: Path, monkeypatch) -> None:
+def test_the_report_names_accuracy_paths_and_three_commands(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     trained = Trained(run=run_with(), train_s=21.2, total_s=30.0)
     places = {
@@ -109,7 +109,7 @@ def test_the_report_names_accuracy_places_and_three_commands(tmp_path: Path, mon
     assert "runs create --data-dir demo/data" in text
 
 
-def test_an_instance_that_is_up_is_used_and_left_alone(tmp_path: Path, monkeypatch) -> None:
+def test_a_running_instance_is_used_and_left_running(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(module, "live_endpoint", lambda settings: "http://127.0.0.1:7878/")
     monkeypatch.setattr(module.subprocess, "Popen", None)  # starting anything would fail
     said: list[str] = []
@@ -125,7 +125,7 @@ def a_file_in_the_way(path: Path):
     yield
 
 
-def test_a_private_instance_that_does_not_start_says_why(tmp_path: Path) -> None:
+def test_a_private_instance_that_does_not_start_reports_why(tmp_path: Path) -> None:
     data_dir = tmp_path / "data"
     with (
         a_file_in_the_way(data_dir),

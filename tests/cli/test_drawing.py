@@ -34,7 +34,7 @@ def rgb(text: str) -> tuple[int, ...]:
     return tuple(bytes.fromhex(text[1:]))
 
 
-def test_right_and_wrong_answers_are_marked_apart(tmp_path: Path) -> None:
+def test_right_and_wrong_answers_are_marked_differently(tmp_path: Path) -> None:
     draw_answers(asked(7), title="all right", path=tmp_path / "right.png")
     draw_answers(asked(7, is_right=False), title="all wrong", path=tmp_path / "wrong.png")
     assert rgb(RIGHT) in colours_in(tmp_path / "right.png") and rgb(WRONG) not in colours_in(
@@ -72,6 +72,6 @@ def test_boxes_are_drawn_where_they_are(tmp_path: Path) -> None:
         assert drawn.getpixel((100, 100)) == rgb("#ffffff")
 
 
-def test_boxes_a_model_made_up_do_not_end_the_drawing(tmp_path: Path) -> None:
+def test_invalid_boxes_of_a_model_do_not_end_the_drawing(tmp_path: Path) -> None:
     draw_boxes(Image.new("L", (48, 48)), [("x", (900, -5, 20, 99999))], path=tmp_path / "boxes.png")
     assert (tmp_path / "boxes.png").stat().st_size > 0

@@ -118,7 +118,7 @@ def assert_carried(before: Said, after: Said, format: str) -> None:
 
 
 @pytest.mark.parametrize("sample", FORMATS)
-def test_sdk_and_command_line_take_the_same_of_a_sample(
+def test_sdk_and_command_line_import_the_same_rows_of_a_sample(
     runyard: Callable[..., Any],
     instance: Any,
     client: vi.Client,
@@ -138,7 +138,7 @@ def test_sdk_and_command_line_take_the_same_of_a_sample(
 
 
 @pytest.mark.parametrize(("sample", "format"), grid())
-def test_what_was_taken_goes_out_and_comes_back(
+def test_imported_data_survives_an_export_and_reimport(
     client: vi.Client, imported: Callable[[str], Any], tmp_path: Path, sample: str, format: str
 ) -> None:
     ours = imported(sample)

@@ -86,7 +86,7 @@ def pids(instance: Instance) -> list[int]:
 
 
 @pytest.mark.parametrize("status", [EXIT_CANNOT_START, EXIT_NOT_NOW])
-def test_a_server_that_says_it_cannot_start_is_started_once_and_its_line_is_shown(
+def test_a_server_that_cannot_start_is_started_once_and_its_message_shown(
     settings: Settings, status: int, tmp_path: Path
 ) -> None:
     text = (
@@ -104,7 +104,7 @@ def test_a_server_that_says_it_cannot_start_is_started_once_and_its_line_is_show
     assert (settings.logs_dir / "server.log").read_text().count("warming up") == 1
 
 
-def test_a_controller_that_cannot_start_ends_the_instance_with_its_line(
+def test_a_controller_that_cannot_start_ends_the_instance_with_its_message(
     settings: Settings, tmp_path: Path
 ) -> None:
     text = f"import sys\nprint('another one works here')\nsys.exit({EXIT_CANNOT_START})\n"
@@ -123,7 +123,7 @@ def test_a_controller_that_cannot_start_ends_the_instance_with_its_line(
         until(lambda: watch(instance))
 
 
-def test_what_may_pass_is_tried_again_once_an_instance_has_been_up(
+def test_temporary_failures_are_retried_once_an_instance_has_been_up(
     settings: Settings, tmp_path: Path
 ) -> None:
     """A database that is away while a crashed server starts again must not end the instance."""
@@ -144,7 +144,7 @@ def test_what_may_pass_is_tried_again_once_an_instance_has_been_up(
     )
 
 
-def test_a_log_that_has_grown_too_large_is_set_aside_while_it_is_written(tmp_path: Path) -> None:
+def test_a_log_that_grew_too_large_is_rotated_while_it_is_written(tmp_path: Path) -> None:
     log = tmp_path / "server.log"
     with open(log, "ab", buffering=0) as writer:
         writer.write(b"x" * 2000)
@@ -164,7 +164,7 @@ def test_restart_pauses_grow_until_it_gives_up(crashes: int, pause_s: float | No
     assert compute_restart_pause(crashes) == pause_s
 
 
-def test_both_are_up_after_start_and_gone_after_end(settings: Settings) -> None:
+def test_server_and_controller_run_between_start_and_stop(settings: Settings) -> None:
     with started(settings, []) as instance:
         children = pids(instance)
         assert live_endpoint(settings) is not None
@@ -268,7 +268,7 @@ def test_a_stranger_with_a_recycled_process_id_is_left_alone(settings: Settings)
         assert all(identify(pid) is not None for pid in pids(instance))
 
 
-def test_a_port_in_use_is_named_with_a_way_out(tmp_path: Path) -> None:
+def test_a_port_in_use_is_reported_with_a_suggestion(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(

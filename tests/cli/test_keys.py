@@ -52,7 +52,7 @@ def is_rejected(client: vi.Client) -> bool:
     return False
 
 
-def test_the_life_of_a_key_on_the_command_line(server: Path, runyard: Any, tmp_path: Path) -> None:
+def test_a_keys_lifecycle_on_the_command_line(server: Path, runyard: Any, tmp_path: Path) -> None:
     """One story, since each start of a server costs a second."""
     where, first = ("--data-dir", str(server)), credentials(server)
 
@@ -138,7 +138,7 @@ def test_the_life_of_a_key_on_the_command_line(server: Path, runyard: Any, tmp_p
     )
 
 
-def test_a_response_that_is_lost_leaves_the_credentials_good(
+def test_a_lost_response_leaves_the_credentials_valid(
     server: Path, runyard: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = credentials(server)
@@ -183,7 +183,7 @@ def test_a_key_that_another_process_revokes_ends_with_its_requests(server: Path)
         assert admin.keys.get(key.key_id).status.state == "Revoked"
 
 
-def test_four_hundred_wrong_keys_end_in_429_and_a_valid_key_keeps_working(server: Path) -> None:
+def test_four_hundred_wrong_keys_get_429_and_a_valid_key_keeps_working(server: Path) -> None:
     told = credentials(server)
     wrong = {"authorization": f"Bearer {told['secret_key'][:-1]}!"}
     url = f"{told['endpoint']}workspaces/{told['organization_id']}/runs"
@@ -231,7 +231,7 @@ def test_a_file_for_a_secret_is_kept_once_it_has_one(tmp_path: Path, is_written:
     assert (tmp_path / "key.json").exists() is is_written
 
 
-def test_durations_and_moments_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_durations_and_times_are_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [parse_duration_s(text) for text in ("90s", "5m", "12h", "90d")] == [
         90,
         300,

@@ -158,6 +158,6 @@ def test_a_missing_library_of_any_extra_is_a_sentence_and_not_a_traceback(
     assert "Traceback" not in result.output
 
 
-def test_a_missing_module_of_our_own_keeps_its_traceback() -> None:
+def test_a_missing_module_of_the_project_keeps_its_traceback() -> None:
     assert extras.explain_missing_extra(ModuleNotFoundError("no", name="runyard.nothing")) is None
     assert extras.explain_missing_extra(ImportError("no", name="torch")) is None

@@ -214,7 +214,7 @@ def read_until(terminal: int, words: bytes) -> None:
 
 
 @pytest.mark.e2e
-def test_an_instance_ends_as_a_whole_when_its_terminal_closes(tmp_path: Path) -> None:
+def test_an_instance_ends_completely_when_its_terminal_closes(tmp_path: Path) -> None:
     settings = read_settings({}, data_dir=tmp_path / "data")
     with in_a_terminal(settings.data_dir) as (terminal, process):
         read_until(terminal, b"Ctrl-C stops it.")

@@ -173,7 +173,7 @@ def test_missing_flow_fields_are_filled_so_that_the_response_decodes(report: Rep
     assert "vi-dataset" in value(report, "runs", "start")["blocks"]
 
 
-def test_runs_in_every_state_read_truly(report: Report, ids: dict[str, str]) -> None:
+def test_runs_in_every_state_are_decoded_correctly(report: Report, ids: dict[str, str]) -> None:
     assert value(report, "runs", "get finished")["conditions"][-1] == "Succeeded"
     assert value(report, "runs", "get finished")["id"] == ids["finished"]
     assert value(report, "runs", "get running")["conditions"] == ["Pending", "Running"]
@@ -207,7 +207,7 @@ def test_the_training_project_is_updated_in_snake_case_too(report: Report) -> No
     assert value(report, "runs", "update training project")["trainingProject"] == project
 
 
-def test_an_update_with_nothing_in_it_changes_nothing(report: Report) -> None:
+def test_an_empty_update_changes_nothing(report: Report) -> None:
     assert value(report, "runs", "update nothing") == value(
         report, "runs", "update training project"
     )
@@ -249,16 +249,16 @@ def test_models_are_listed_oldest_first(
     assert all(isinstance(epoch, int) for epoch in epochs)
 
 
-def test_the_model_got_without_a_name_is_the_newest(report: Report) -> None:
+def test_the_default_model_is_the_newest(report: Report) -> None:
     assert value(report, "models", "get latest") == value(report, "models", "list")[-1]
 
 
-def test_a_model_is_got_by_name(report: Report, ids: dict[str, str]) -> None:
+def test_a_model_is_fetched_by_name(report: Report, ids: dict[str, str]) -> None:
     assert value(report, "models", "get by name")["id"] == ids["firstModel"]
     assert value(report, "models", "get by name")["metrics"]
 
 
-def test_a_link_is_given_only_when_asked_for(report: Report) -> None:
+def test_a_link_is_returned_only_on_request(report: Report) -> None:
     assert value(report, "models", "get latest")["url"] is None
     assert value(report, "models", "get with contents")["url"].startswith("http")
 

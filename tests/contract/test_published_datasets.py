@@ -95,7 +95,7 @@ def test_images_and_annotations_are_uploaded(report: dict[str, Any]) -> None:
     assert "_" not in seen["id"]
 
 
-def test_annotations_that_would_overwrite_others_are_refused_as_the_client_asks(
+def test_annotations_that_would_overwrite_others_are_refused_on_request(
     report: dict[str, Any],
 ) -> None:
     assert report["annotate again"]["error"] == "ViOperationError", report["annotate again"]
@@ -140,7 +140,7 @@ def test_what_it_downloads_is_what_was_uploaded(report: dict[str, Any], folder: 
     assert down == sent
 
 
-def test_exports_are_answered_in_formats_it_knows_and_laid_out_as_its_loader_wants(
+def test_exports_have_the_formats_and_layout_that_its_loader_expects(
     report: dict[str, Any], folder: Path
 ) -> None:
     assert value(report, "export") == "ViFull"

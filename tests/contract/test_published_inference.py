@@ -47,7 +47,7 @@ def trained(folder: Path) -> Path:
     return next((folder / "checkpoints").iterdir())
 
 
-def test_it_says_what_was_measured(
+def test_the_published_loader_reproduces_the_measured_answers(
     inference_python: Path, write_attempt: Callable[..., Path], tmp_path: Path
 ) -> None:
     settings = {"seed": SEED}

@@ -169,7 +169,7 @@ def run_in(client: vi.Client, finished_run: Run, long_runs: Any) -> Callable[[st
 
 
 @pytest.mark.parametrize(("block", "state"), cases())
-def test_a_block_of_the_seed_runs_as_it_stands(
+def test_a_block_of_the_seed_runs_unchanged(
     block: Block,
     state: str,
     client: vi.Client,
@@ -293,13 +293,13 @@ def test_every_block_of_the_seed_is_found() -> None:
         assert code.count(word) == text.count(word), word
 
 
-def test_the_seed_imports_are_ours() -> None:
+def test_the_seeds_imports_come_from_this_project() -> None:
     assert {Run.__module__, RunSpec.__module__, RunStatus.__module__} == {
         "vi.api.resources.runs.responses"
     }
 
 
-def test_adjacent_blocks_are_parted_and_prose_is_left_out() -> None:
+def test_adjacent_blocks_are_separated_and_prose_is_left_out() -> None:
     """The reader of the text, on a text of our own."""
     text = """Runs
 

@@ -187,7 +187,7 @@ def test_a_machine_takes_no_more_runs_than_it_has_accelerators_unless_they_are_s
         ),
     ],
 )
-def test_a_processor_has_the_machine_s_memory_or_what_its_cgroup_allows(
+def test_a_cpu_has_the_memory_of_the_machine_or_of_its_cgroup(
     tmp_path: Path, cgroup: str, limits: dict[str, str], memory_gib: float
 ) -> None:
     write(tmp_path, "proc/meminfo", f"MemTotal:       {16 * GIB // 1024} kB\nMemFree: 5 kB\n")
@@ -201,7 +201,7 @@ def test_a_processor_has_the_machine_s_memory_or_what_its_cgroup_allows(
     ]
 
 
-def test_a_machine_without_information_has_a_processor_of_unknown_memory(tmp_path: Path) -> None:
+def test_a_machine_without_information_has_a_cpu_of_unknown_memory(tmp_path: Path) -> None:
     assert summarize_accelerators([], root=tmp_path) == [Accelerator(name="cpu", memory_gib=None)]
 
 

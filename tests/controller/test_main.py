@@ -134,7 +134,7 @@ def assign_other_run(document: dict[str, Any], number: int) -> dict[str, Any]:
         ([], False, ["everything"] * 3),
     ],
 )
-def test_each_slot_has_an_accelerator_of_its_own(
+def test_each_slot_has_its_own_accelerator(
     control: Control,
     server: Any,
     settings: Settings,

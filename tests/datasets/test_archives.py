@@ -89,7 +89,7 @@ FILES = [("labels/a.txt", b"red\n"), ("b.txt", b"blue " * 300_000), ("empty", b"
         ("x.tar.bz2", bz2.compress(make_tar(*FILES))),
     ],
 )
-def test_regular_files_come_out_as_they_went_in(path: str, data: bytes) -> None:
+def test_regular_files_are_extracted_unchanged(path: str, data: bytes) -> None:
     assert read_all(data, path) == dict(FILES)
 
 
@@ -160,7 +160,7 @@ def test_backslashes_and_nul_in_names() -> None:
         read_all(make_tar(("a\\b", b"")), "x.tar")
 
 
-def test_names_that_are_no_text() -> None:
+def test_names_that_are_not_text_are_rejected() -> None:
     with pytest.raises(ArchiveRejected, match="not UTF-8"):
         read_all(make_zip(("ä", b"")).replace("ä".encode(), b"\xff\xff"), "x.zip")
     block = fix_checksum(b"\xff" + make_tar(("a", b""))[1:512])
@@ -197,7 +197,7 @@ def test_a_zip_with_anything_but_files_and_folders_is_rejected(bits: int) -> Non
 @pytest.mark.parametrize(
     "names", [("a", "a"), ("a", "./a"), ("a", "a/b"), ("a/b", "a"), ("a//b", "a/b")]
 )
-def test_a_name_that_is_there_twice_is_rejected(names: tuple[str, str]) -> None:
+def test_a_duplicate_name_is_rejected(names: tuple[str, str]) -> None:
     with pytest.raises(ArchiveRejected, match=r"twice|a file and a folder"):
         read_all(make_tar(*((name, b"x") for name in names)), "x.tar")
     with pytest.warns() if names == ("a", "a") else nullcontext():
@@ -218,7 +218,7 @@ def test_bombs_are_rejected_by_ratio_before_they_unpack() -> None:
         assert rejected.value.code == "ArchiveTooLarge"
 
 
-def test_a_terabyte_that_is_only_declared() -> None:
+def test_a_terabyte_that_is_only_declared_is_rejected() -> None:
     huge = tarfile.TarInfo("huge")
     huge.size = 1 << 40
     data = huge.tobuf() + bytes(1024)
@@ -320,7 +320,7 @@ def test_a_header_of_a_gigabyte_is_not_read() -> None:
 
 
 @pytest.mark.parametrize("path", ["x.zip", "x.tar", "x.tar.gz", "x.tar.bz2"])
-def test_any_cut_of_an_archive_is_rejected_or_gives_whole_files(path: str) -> None:
+def test_a_truncated_archive_is_rejected_or_yields_complete_files(path: str) -> None:
     files = [("a.txt", b"red" * 40), ("b.txt", zlib.compress(b"blue" * 99))]
     tar = make_tar(*files)
     data = {
@@ -338,7 +338,7 @@ def test_any_cut_of_an_archive_is_rejected_or_gives_whole_files(path: str) -> No
     assert rejected > 0
 
 
-def test_an_archive_shows_as_what_it_holds(
+def test_an_archive_is_detected_by_its_contents(
     shelf: Any, make_png: Callable[..., bytes], tmp_path: Path
 ) -> None:
     inner = [

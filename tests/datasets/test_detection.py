@@ -47,7 +47,7 @@ def test_naming_the_format_settles_it_and_reports_the_other_files(
 @pytest.mark.parametrize(
     ("format", "cause"), [("Coco", "no file has"), ("Excel", "there is no format 'Excel'")]
 )
-def test_a_format_that_is_not_there_is_reported_with_those_that_are(
+def test_a_missing_format_is_reported_with_the_detected_ones(
     shelf: Any, make_png: Any, format: str, cause: str
 ) -> None:
     result = shelf.put("a.png", make_png()).put("rows.jsonl", ROW).check(format=format)
@@ -57,7 +57,7 @@ def test_a_format_that_is_not_there_is_reported_with_those_that_are(
     assert result.outcome.decision == "Rejected"
 
 
-def test_images_alone_are_an_import(shelf: Any, make_png: Any) -> None:
+def test_images_without_annotations_can_be_imported(shelf: Any, make_png: Any) -> None:
     result = (
         shelf.put("a.png", make_png())
         .put("notes.md", "# hello")
@@ -72,7 +72,7 @@ def test_images_alone_are_an_import(shelf: Any, make_png: Any) -> None:
     ]
 
 
-def test_nothing_to_take_is_rejected(shelf: Any) -> None:
+def test_an_import_without_usable_files_is_rejected(shelf: Any) -> None:
     result = shelf.put("notes.md", "# hello").check()
     assert result.outcome.decision == "Rejected"
     assert result.outcome.why == "no image and no row could be accepted"

@@ -291,9 +291,7 @@ def assert_sound(result: Any, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_the_files_are_taken_as_long_as_they_are_whole(
-    shelf: Any, make_png: Callable[..., bytes], name: str
-) -> None:
+def test_intact_files_are_accepted(shelf: Any, make_png: Callable[..., bytes], name: str) -> None:
     task, files, _ = formats(make_png())[name]
     shelf.put("a.png", make_png()).put("b.png", make_png(41))
     for path, data in files.items():
@@ -305,7 +303,7 @@ def test_the_files_are_taken_as_long_as_they_are_whole(
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_no_broken_file_breaks_an_import(
+def test_no_corrupt_file_crashes_an_import(
     disk: Path, shelf: Any, make_png: Callable[..., bytes], name: str
 ) -> None:
     task, files, target = formats(make_png())[name]
@@ -329,7 +327,7 @@ def test_no_broken_file_breaks_an_import(
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])
-def test_what_an_archive_holds_is_kept_within_the_folder(
+def test_contents_of_an_archive_stay_within_the_folder(
     disk: Path, tmp_path: Path, shelf: Any, make_png: Callable[..., bytes], kind: str
 ) -> None:
     """The same where an import writes uploaded files: names lead nowhere else."""

@@ -123,7 +123,9 @@ def test_long_texts_are_wrapped_and_cut() -> None:
     ]
 
 
-def test_boxes_that_are_nonsense_and_images_that_cannot_be_read(item: Callable[..., Item]) -> None:
+def test_invalid_boxes_and_unreadable_images_do_not_end_the_preview(
+    item: Callable[..., Item],
+) -> None:
     nan = float("nan")
     boxes: list[Any] = [
         (-5, -5, 9, 9),

@@ -15,7 +15,7 @@ def pixels(path: Path) -> bytes:
         return image.tobytes()
 
 
-def test_digits_are_those_that_the_trainer_makes(shelf: Any) -> None:
+def test_digits_match_those_of_the_trainer(shelf: Any) -> None:
     samples.write("digits", shelf.folder, count=40)
     result = shelf.check()
     assert (result.outcome.format, result.outcome.type, result.outcome.counts["errors"]) == (
@@ -31,7 +31,7 @@ def test_digits_are_those_that_the_trainer_makes(shelf: Any) -> None:
         assert pixels(shelf.folder / record.asset.filename) == sample.image.tobytes()
 
 
-def test_canvases_are_those_that_the_trainer_makes(shelf: Any) -> None:
+def test_canvases_match_those_of_the_trainer(shelf: Any) -> None:
     """With nothing held out and seed 1 the trainer draws from the same scans in the same order."""
     samples.write("digits-grounding", shelf.folder, count=40)
     result = shelf.check()

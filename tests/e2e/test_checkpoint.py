@@ -49,7 +49,7 @@ def held_out(run: Run) -> list[Sample]:
     return list(dataset.validation)
 
 
-def test_plain_transformers_answers_held_out_questions_as_well_as_our_engine_reported(
+def test_plain_transformers_answers_as_well_as_the_run_reported(
     client: vi.Client,
     finished_run: Run,
     model: DownloadedModel,
@@ -88,7 +88,7 @@ def test_plain_transformers_answers_held_out_questions_as_well_as_our_engine_rep
     assert accuracy >= 0.95
 
 
-def test_the_recipe_in_the_model_folder_has_what_the_published_loader_reads(
+def test_the_flow_in_the_model_folder_has_what_the_published_loader_reads(
     run_document: dict[str, Any],
 ) -> None:
     assert settings_of(run_document, "dataset")["projectKind"] == "vqa"
@@ -104,7 +104,7 @@ def test_the_recipe_in_the_model_folder_has_what_the_published_loader_reads(
         assert {"block", "settings", "style"} <= set(block)
 
 
-def test_only_weights_that_run_no_code_are_in_the_model_folder(model: DownloadedModel) -> None:
+def test_the_model_folder_has_only_weights_that_run_no_code(model: DownloadedModel) -> None:
     names = {path.name for path in model.model_path.iterdir()}
     assert {"model.safetensors", "config.json", "run.json", "tokenizer.json"} <= names
     assert not [name for name in names if name.endswith((".bin", ".pt", ".pkl", ".pth", ".py"))]

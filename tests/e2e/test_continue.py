@@ -33,7 +33,7 @@ def weights(client: vi.Client, run_id: str, folder: Path) -> dict[str, torch.Ten
     return found
 
 
-def test_a_run_continued_and_one_branched_end_bit_for_bit_where_an_undisturbed_one_ends(
+def test_resumed_and_branched_runs_equal_an_uninterrupted_one_bit_for_bit(
     client: vi.Client, finished_run: Any, tmp_path: Path
 ) -> None:
     """The run they go on from is deleted before they can have begun."""

@@ -107,7 +107,7 @@ async def test_a_folder_becomes_a_dataset_with_a_version_and_its_defects(
     await sdk.datasets.delete(imported.dataset_id)
 
 
-async def test_the_report_is_there_later_and_by_the_dataset_alone(
+async def test_the_report_can_be_read_later_and_by_dataset(
     sdk: vi.AsyncClient, shelf: Path
 ) -> None:
     imported = await sdk.datasets.import_folder(shelf, progress=False)
@@ -130,7 +130,7 @@ async def test_the_report_is_there_later_and_by_the_dataset_alone(
         await sdk.datasets.report(imported.dataset_id)
 
 
-async def test_an_import_that_takes_nothing_says_why_and_can_be_repeated(
+async def test_an_import_that_accepts_nothing_says_why_and_can_be_repeated(
     sdk: vi.AsyncClient, shelf: Path
 ) -> None:
     with pytest.raises(vi.ViImportFailedError, match="onError is RejectAll") as caught:
@@ -171,7 +171,7 @@ async def test_more_files_make_another_version_and_the_same_files_do_not(
     await sdk.datasets.delete(first.dataset_id)
 
 
-async def test_an_import_that_broke_off_goes_on_with_what_is_missing(
+async def test_an_interrupted_import_resumes_with_the_missing_files(
     sdk: vi.AsyncClient, instance: Any, shelf: Path
 ) -> None:
     # Bytes that no other test has sent: those may be just on their way out, and are then asked for
@@ -218,7 +218,7 @@ async def test_an_interrupt_cancels_the_import_and_leaves_nothing(
     ]
 
 
-async def test_a_cancelled_import_of_an_older_dataset_leaves_it_as_it_was(
+async def test_a_cancelled_import_leaves_an_existing_dataset_unchanged(
     sdk: vi.AsyncClient, shelf: Path
 ) -> None:
     dataset = await sdk.datasets.create("mine", "vqa")
@@ -230,7 +230,7 @@ async def test_a_cancelled_import_of_an_older_dataset_leaves_it_as_it_was(
     await sdk.datasets.delete(dataset.dataset_id)
 
 
-async def test_a_dataset_is_made_changed_listed_and_deleted(sdk: vi.AsyncClient) -> None:
+async def test_a_dataset_is_created_updated_listed_and_deleted(sdk: vi.AsyncClient) -> None:
     dataset = await sdk.datasets.create(
         "Shelves", "freeform", description="all", metadata={"room": "1"}
     )
@@ -256,7 +256,7 @@ async def test_a_dataset_is_made_changed_listed_and_deleted(sdk: vi.AsyncClient)
         await sdk.datasets.get(dataset.dataset_id)
 
 
-async def test_wrong_arguments_are_told_before_anything_is_sent(
+async def test_wrong_arguments_are_reported_before_anything_is_sent(
     sdk: vi.AsyncClient, shelf: Path
 ) -> None:
     before = [item.dataset_id async for item in sdk.datasets]

@@ -106,7 +106,7 @@ def test_a_folder_becomes_a_dataset_with_a_version_and_its_defects(
     sdk.datasets.delete(imported.dataset_id)
 
 
-def test_the_report_is_there_later_and_by_the_dataset_alone(sdk: vi.Client, shelf: Path) -> None:
+def test_the_report_can_be_read_later_and_by_dataset(sdk: vi.Client, shelf: Path) -> None:
     imported = sdk.datasets.import_folder(shelf, progress=False)
     report = sdk.datasets.report(imported.dataset_id)
     assert (report.import_id, report.images, report.rows_kept, report.errors) == (
@@ -127,7 +127,7 @@ def test_the_report_is_there_later_and_by_the_dataset_alone(sdk: vi.Client, shel
         sdk.datasets.report(imported.dataset_id)
 
 
-def test_an_import_that_takes_nothing_says_why_and_can_be_repeated(
+def test_an_import_that_accepts_nothing_says_why_and_can_be_repeated(
     sdk: vi.Client, shelf: Path
 ) -> None:
     with pytest.raises(vi.ViImportFailedError, match="onError is RejectAll") as caught:
@@ -166,7 +166,7 @@ def test_more_files_make_another_version_and_the_same_files_do_not(
     sdk.datasets.delete(first.dataset_id)
 
 
-def test_an_import_that_broke_off_goes_on_with_what_is_missing(
+def test_an_interrupted_import_resumes_with_the_missing_files(
     sdk: vi.Client, instance: Any, shelf: Path
 ) -> None:
     # Bytes that no other test has sent: those may be just on their way out, and are then asked for
@@ -211,7 +211,7 @@ def test_an_interrupt_cancels_the_import_and_leaves_nothing(sdk: vi.Client, shel
     ]
 
 
-def test_a_cancelled_import_of_an_older_dataset_leaves_it_as_it_was(
+def test_a_cancelled_import_leaves_an_existing_dataset_unchanged(
     sdk: vi.Client, shelf: Path
 ) -> None:
     dataset = sdk.datasets.create("mine", "vqa")
@@ -223,7 +223,7 @@ def test_a_cancelled_import_of_an_older_dataset_leaves_it_as_it_was(
     sdk.datasets.delete(dataset.dataset_id)
 
 
-def test_a_dataset_is_made_changed_listed_and_deleted(sdk: vi.Client) -> None:
+def test_a_dataset_is_created_updated_listed_and_deleted(sdk: vi.Client) -> None:
     dataset = sdk.datasets.create("Shelves", "freeform", description="all", metadata={"room": "1"})
     prefixed = f"{sdk.organization_id}_{dataset.dataset_id}"
     changed = sdk.datasets.update(
@@ -247,7 +247,7 @@ def test_a_dataset_is_made_changed_listed_and_deleted(sdk: vi.Client) -> None:
         sdk.datasets.get(dataset.dataset_id)
 
 
-def test_wrong_arguments_are_told_before_anything_is_sent(sdk: vi.Client, shelf: Path) -> None:
+def test_wrong_arguments_are_reported_before_anything_is_sent(sdk: vi.Client, shelf: Path) -> None:
     before = [item.dataset_id for item in sdk.datasets]
     for arguments, word in (
         ({"dataset_id": "d1", "name": "x"}, "dataset_id names an existing one"),

@@ -57,7 +57,7 @@ def _write(path: Path, text: str) -> None:
 
 
 @pytest.mark.usefixtures("memory_kills")
-def test_a_run_goes_on_with_half_the_micro_batch_after_the_kernel_has_ended_its_trainer(
+def test_a_run_resumes_with_half_the_micro_batch_after_an_out_of_memory_kill(
     client: vi.Client,
     instance: Any,
     finished_run: Any,

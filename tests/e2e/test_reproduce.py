@@ -31,7 +31,7 @@ def runyard(instance: Any, *arguments: str) -> Result:
     return CliRunner().invoke(cli, [*arguments, "--data-dir", str(instance.data_dir)])
 
 
-def test_a_run_trained_again_is_identical_and_another_one_is_told_to_differ(
+def test_a_reproduced_run_is_identical_and_a_changed_one_is_reported(
     client: vi.Client, instance: Any, finished_run: Any
 ) -> None:
     original = client.runs.create(RECIPE)
@@ -61,7 +61,7 @@ def test_a_run_trained_again_is_identical_and_another_one_is_told_to_differ(
     assert "differ from step 1 on" in losses
 
 
-def test_a_run_that_is_not_over_or_unknown_is_not_reproduced(
+def test_a_run_that_is_unfinished_or_unknown_is_not_reproduced(
     client: vi.Client, instance: Any, finished_run: Any, end_run: Any
 ) -> None:
     held = client.runs.create(

@@ -27,7 +27,7 @@ def recipe(epochs: int, **architecture: str) -> dict[str, Any]:
     }
 
 
-def test_a_run_begins_from_another_that_is_deleted_before_it_trains(
+def test_a_run_starts_from_weights_of_a_run_that_is_deleted_before_it_trains(
     client: vi.Client, finished_run: Any, tmp_path: Path
 ) -> None:
     first = client.runs.create(recipe(1))

@@ -107,7 +107,7 @@ def test_any_json_is_accepted_or_rejected_with_problems(flow: object) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(nearly_good_flows())
-def test_what_is_accepted_can_be_stored_completed_and_read_again(flow: dict[str, Any]) -> None:
+def test_an_accepted_flow_can_be_stored_completed_and_read_again(flow: dict[str, Any]) -> None:
     spec = validate_or_none(flow)
     if spec is None:
         return
@@ -145,14 +145,14 @@ def list_numbers(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]
 NUMBERS = list_numbers(COMPLETE)
 
 
-def test_the_complete_flow_has_the_numbers_that_null_gives_a_meaning_to() -> None:
+def test_the_complete_flow_includes_the_optional_numbers() -> None:
     names = {path[-1] for path in NUMBERS}
     assert {"learningRate", "maxGradNorm", "timeLimitMinutes", "maxSteps", "maxSamples"} <= names
 
 
 @pytest.mark.parametrize("path", NUMBERS, ids=lambda path: ".".join(map(str, path)))
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 2**64])
-def test_no_number_of_a_flow_may_be_one_that_json_lacks(path: tuple[Any, ...], bad: float) -> None:
+def test_nan_and_infinity_are_refused_in_a_flow(path: tuple[Any, ...], bad: float) -> None:
     flow = copy.deepcopy(COMPLETE)
     place = flow
     for name in path[:-1]:

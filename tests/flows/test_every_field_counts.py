@@ -144,7 +144,7 @@ def test_unsupported_resources_are_rejected_with_reason_and_suggestion(
     )
 
 
-def test_what_asks_for_nothing_in_particular_is_accepted() -> None:
+def test_values_without_effect_are_accepted() -> None:
     resources = {"accelerators": None, "cpus": None, "memoryGiB": None, "workers": 1}
     assert validate({"settings": {"resources": resources}}).settings
 

@@ -97,7 +97,7 @@ async def test_what_machines_report_is_listed_with_its_verdicts(server: TestServ
     assert f"{needed:.1f} GiB needed" in reasons[1], "the least that is needed anywhere"
 
 
-async def test_the_empty_recipe_is_allowed_on_a_processor(server: TestServer) -> None:
+async def test_the_empty_flow_is_allowed_on_a_cpu(server: TestServer) -> None:
     await make_flow(server, "f1")
     await report(server, "m1", one("cpu", 7.75))
     assert (await verdict(server, "f1"))[0] == "Allow"
@@ -108,7 +108,7 @@ async def test_the_empty_recipe_is_allowed_on_a_processor(server: TestServer) ->
     assert "24.0 GiB available" in reason and "would fit" in reason
 
 
-async def test_a_machine_that_falls_silent_is_gone_and_comes_back(server: TestServer) -> None:
+async def test_a_silent_machine_disappears_and_comes_back(server: TestServer) -> None:
     await make_flow(server, "f1")
     await report(server, "m1", one("cpu", 16.0))
     server.clock.forward(HEARD_WITHIN_S)
@@ -119,7 +119,7 @@ async def test_a_machine_that_falls_silent_is_gone_and_comes_back(server: TestSe
     assert len((await ask(server, "f1"))["items"]) == 1
 
 
-async def test_what_a_run_of_the_same_flow_has_predicted_comes_before_any_estimate(
+async def test_a_prediction_by_a_run_of_the_same_flow_outranks_any_estimate(
     server: TestServer,
 ) -> None:
     api = await server.api()
@@ -136,7 +136,7 @@ async def test_what_a_run_of_the_same_flow_has_predicted_comes_before_any_estima
     assert "estimated" in (await verdict(server, "f1"))[1], "another generation is another recipe"
 
 
-async def test_a_prediction_is_found_behind_any_number_of_runs_without_one(
+async def test_a_prediction_is_found_among_any_number_of_runs_without_one(
     server: TestServer, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(accelerators, "PAGE", 7)  # several pages
@@ -169,7 +169,9 @@ async def test_a_run_with_the_same_model_and_data_counts_under_any_name(server: 
     assert "would fit" in reason
 
 
-async def test_own_weights_are_known_once_a_run_has_opened_them(server: TestServer) -> None:
+async def test_the_size_of_own_weights_is_known_once_a_run_has_opened_them(
+    server: TestServer,
+) -> None:
     await report(server, "m1", one("a10", 24.0))
     await make_flow(
         server, "f1", {"architecture": {"weights": f"{server.settings.data_dir}/models/shelves"}}
@@ -195,7 +197,7 @@ async def test_tolerations_that_no_machine_meets_are_denied(server: TestServer) 
     )
 
 
-async def test_another_organisation_sees_neither_the_flow_nor_what_its_runs_predicted(
+async def test_another_organization_sees_neither_the_flow_nor_its_predictions(
     server: TestServer,
 ) -> None:
     await make_flow(server, "f1", LARGE)
@@ -232,7 +234,7 @@ async def test_another_organisation_sees_neither_the_flow_nor_what_its_runs_pred
     assert (await verdict(server, "f1"))[1].startswith("60.0 GiB needed, predicted by run r1")
 
 
-async def test_accelerators_of_a_flow_that_is_not_there_and_setting_them_are_refused(
+async def test_accelerators_of_a_missing_flow_and_setting_them_are_refused(
     server: TestServer,
 ) -> None:
     await make_flow(server, "f1")

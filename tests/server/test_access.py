@@ -126,7 +126,7 @@ def rows(server: TestServer) -> dict[str, Any]:
     return found
 
 
-async def test_no_spelling_of_a_path_opens_what_the_credential_does_not(server: TestServer) -> None:
+async def test_no_spelling_of_a_path_widens_the_access_of_a_credential(server: TestServer) -> None:
     attempt = await attempts.start(server)
     await attempt.checkpoint()
     credentials: dict[str, str | None] = {
@@ -162,7 +162,7 @@ async def test_no_spelling_of_a_path_opens_what_the_credential_does_not(server: 
     assert len(reached) > 15
 
 
-async def test_a_path_in_another_spelling_is_rejected_before_anyone_is_asked(
+async def test_a_path_in_another_spelling_is_rejected_before_authentication(
     server: TestServer,
 ) -> None:
     path = server.path("runs")
@@ -199,7 +199,7 @@ async def test_no_spelling_of_a_path_gives_a_key_more_than_its_role(
     assert rows(server) == before
 
 
-async def test_how_large_a_body_may_be_is_decided_by_the_route_and_not_by_the_words_of_a_path(
+async def test_the_route_decides_the_body_limit_not_the_text_of_the_path(
     server: TestServer,
 ) -> None:
     """A run may be called ``files``; that does not make its body a list of files."""

@@ -225,7 +225,7 @@ def test_connections_that_send_no_request_are_closed(impatient: ServerProcess) -
     assert_unharmed(impatient)
 
 
-def test_long_polls_beyond_the_cap_of_a_key_are_refused_and_a_client_that_leaves_frees_its_place(
+def test_long_polls_above_a_keys_cap_are_refused_and_a_disconnect_frees_a_slot(
     impatient: ServerProcess,
 ) -> None:
     poll = impatient.path("runs/r1/logs?since=9000000&wait=30")

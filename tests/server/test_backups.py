@@ -162,7 +162,7 @@ async def test_every_table_is_in_a_backup(server: TestServer) -> None:
             assert "org" in table.c, f"{name} names blobs, but not whose"
 
 
-async def test_a_restore_brings_everything_back_and_nothing_else(server: TestServer) -> None:
+async def test_a_restore_restores_everything_and_nothing_else(server: TestServer) -> None:
     await lived_in(server)
     api = await server.api()
     before, told = world(server, without=OWN), (await api.get(server.path("runs/done"))).json()
@@ -189,7 +189,7 @@ async def test_a_restore_brings_everything_back_and_nothing_else(server: TestSer
     assert not list((server.settings.data_dir / backups.FOLDER).iterdir())
 
 
-async def test_a_restore_brings_datasets_back_and_lets_an_import_go_on(server: TestServer) -> None:
+async def test_a_restore_restores_datasets_and_an_import_can_continue(server: TestServer) -> None:
     data, dataset_id, begun = await lived_in_by_datasets(server)
     whole = await take(server)
     before = world(server, without=OWN | {"unneeded_blobs"})
@@ -212,7 +212,7 @@ async def test_a_restore_brings_datasets_back_and_lets_an_import_go_on(server: T
     assert (await data.get(dataset_id))["statistic"]["assetTotal"] == len(pictures) + 2
 
 
-def test_a_world_moves_from_sqlite_to_postgresql_and_back(tmp_path: Path, postgresql: Any) -> None:
+def test_a_backup_moves_from_sqlite_to_postgresql_and_back(tmp_path: Path, postgresql: Any) -> None:
     """Into new instances, whose own key opens the organisation that the backup is of."""
 
     async def story() -> None:
@@ -270,7 +270,7 @@ async def check_folders_of_nobody(server: TestServer, org: str) -> None:
     assert not (server.settings.blobs_dir / server.org).exists()
 
 
-def test_the_same_instance_moves_to_another_store_and_every_key_stays_good(
+def test_an_instance_moves_to_another_store_and_every_key_stays_valid(
     tmp_path: Path, postgresql: Any
 ) -> None:
     async def story() -> None:
@@ -288,7 +288,7 @@ def test_the_same_instance_moves_to_another_store_and_every_key_stays_good(
     asyncio.run(story())
 
 
-async def test_a_revoked_key_stays_revoked_and_a_key_made_later_stays_good(
+async def test_a_revoked_key_stays_revoked_and_a_later_key_stays_valid(
     server: TestServer,
 ) -> None:
     old, young = await make_key(server, "viewer"), ""
@@ -324,7 +324,9 @@ async def make_key(server: TestServer, role: str, org: str = "") -> str:
     return key
 
 
-async def test_only_admins_of_the_first_organisation_may(server: TestServer) -> None:
+async def test_only_admins_of_the_first_organization_may_back_up_and_restore(
+    server: TestServer,
+) -> None:
     await server.services.store.write(
         lambda connection: organizations.add(
             connection, org="org-second", name="n", time_ms=2 * 10**12
@@ -345,7 +347,9 @@ async def test_only_admins_of_the_first_organisation_may(server: TestServer) -> 
     assert world(server) == before
 
 
-async def test_attempts_of_the_backup_go_on_and_later_ones_are_refused(server: TestServer) -> None:
+async def test_attempts_in_the_backup_continue_and_later_ones_are_refused(
+    server: TestServer,
+) -> None:
     attempt = await lived_in(server)
     data = await take(server)
     await attempt.ship("second line", stream="stdout")
@@ -379,7 +383,7 @@ async def test_attempts_of_the_backup_go_on_and_later_ones_are_refused(server: T
     assert again.assignment["token"] != later.assignment["token"]
 
 
-async def test_a_last_word_that_stands_on_what_was_undone_is_put_off(server: TestServer) -> None:
+async def test_a_final_report_that_depends_on_undone_data_is_deferred(server: TestServer) -> None:
     attempt = await attempts.start(server)
     known = (await attempt.post("renew")).json()["epoch"]
     data = await take(server)
@@ -402,7 +406,7 @@ async def test_a_last_word_that_stands_on_what_was_undone_is_put_off(server: Tes
     assert (await (await server.api()).get(server.path("storage"))).json()["agrees"]
 
 
-async def test_server_lived_time_never_goes_back_and_an_open_attempt_gets_time_to_speak(
+async def test_server_lived_time_never_decreases_and_open_attempts_get_time_to_report(
     server: TestServer,
 ) -> None:
     attempt = await attempts.start(server)
@@ -420,7 +424,9 @@ async def test_server_lived_time_never_goes_back_and_an_open_attempt_gets_time_t
     assert (await attempts.read_condition(server))[:2] == ("Running", "Stopping")
 
 
-async def test_epochs_and_numbers_never_repeat_over_many_restores(server: TestServer) -> None:
+async def test_store_ids_and_fencing_numbers_never_repeat_over_many_restores(
+    server: TestServer,
+) -> None:
     api = await server.api()
     data, tokens, epochs = await take(server), set(), {epoch(server)}
     for number in range(5):
@@ -434,7 +440,7 @@ async def test_epochs_and_numbers_never_repeat_over_many_restores(server: TestSe
     assert counted(server)[1] == 5
 
 
-async def test_a_backup_amid_writes_holds_whole_runs_only(server: TestServer) -> None:
+async def test_a_backup_during_writes_contains_only_complete_runs(server: TestServer) -> None:
     api, is_over = await server.api(), asyncio.Event()
 
     async def write_on() -> None:
@@ -505,7 +511,7 @@ def opened(data: bytes) -> tuple[backup_file.Manifest, dict[str, list[Any]], lis
         return manifest, tables, [name for name in tar.getnames() if name.startswith("blobs/")]
 
 
-async def test_bytes_that_a_backup_is_reading_outlive_their_run_until_it_is_done(
+async def test_bytes_that_a_backup_reads_are_kept_until_it_is_done(
     server: TestServer,
 ) -> None:
     await lived_in(server)
@@ -524,7 +530,7 @@ async def test_bytes_that_a_backup_is_reading_outlive_their_run_until_it_is_done
     assert "done" in {run[1] for run in opened(data)[1]["runs"]}
 
 
-async def test_a_backup_says_that_bytes_were_lost_before(server: TestServer) -> None:
+async def test_a_backup_reports_bytes_that_were_lost_before(server: TestServer) -> None:
     await lived_in(server)
     (digest,) = server.services.blobs(server.org).hashes()
     server.services.blobs(server.org).delete(digest)
@@ -532,7 +538,7 @@ async def test_a_backup_says_that_bytes_were_lost_before(server: TestServer) -> 
     assert (manifest.missing_blobs, manifest.blob_count, blobs) == (1, 0, [])
 
 
-async def test_a_blob_that_is_damaged_here_is_mended_by_a_restore(server: TestServer) -> None:
+async def test_a_restore_repairs_a_damaged_blob(server: TestServer) -> None:
     await lived_in(server)
     data = await take(server)
     (digest,) = server.services.blobs(server.org).hashes()
@@ -701,7 +707,7 @@ def forged_files(data: bytes) -> Iterator[tuple[str, bytes]]:
         yield f"{table}.{column} = {value!r}", rewritten(data, put(table, column, value))
 
 
-async def test_a_file_that_is_not_as_it_was_written_changes_nothing(server: TestServer) -> None:
+async def test_an_altered_backup_file_changes_nothing(server: TestServer) -> None:
     await lived_in(server)
     datasets = Data(server, await server.api())
     await datasets.begin(await datasets.make())
@@ -730,7 +736,7 @@ async def test_a_file_that_is_not_as_it_was_written_changes_nothing(server: Test
     await restored(server, data)
 
 
-async def test_a_file_that_the_disk_has_no_room_for_is_refused_before_it_comes(
+async def test_a_backup_too_large_for_the_disk_is_refused_before_the_upload(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await lived_in(server)
@@ -742,7 +748,7 @@ async def test_a_file_that_the_disk_has_no_room_for_is_refused_before_it_comes(
     assert world(server) == {**before, "audit": world(server)["audit"]}
 
 
-async def test_one_restore_at_a_time(server: TestServer) -> None:
+async def test_only_one_restore_runs_at_a_time(server: TestServer) -> None:
     data = await take(server)
     actor = backups.Actor(org=server.org, name="key", role="admin", address="")
     async with backups.receive(server.services, actor):

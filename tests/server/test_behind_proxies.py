@@ -233,7 +233,9 @@ def test_a_client_works_through_the_proxy(
         assert next(Path(downloaded.model_path).rglob("*.safetensors")).read_bytes() == content
 
 
-def test_links_lead_through_the_proxy_and_a_cut_reaches_the_client(proxied: Proxied) -> None:
+def test_links_lead_through_the_proxy_and_the_client_sees_an_aborted_download(
+    proxied: Proxied,
+) -> None:
     with proxied.client() as client:
         client.put(proxied.path("runs/cut"), json={"spec": {}}).raise_for_status()
         register_checkpoint(proxied, "cut", b"weights" * 100_000)
@@ -248,7 +250,7 @@ def test_links_lead_through_the_proxy_and_a_cut_reaches_the_client(proxied: Prox
             client.get(link, headers={"range": "bytes=512-1023"})
 
 
-def test_the_address_of_the_client_counts_and_not_what_it_claims(proxied: Proxied) -> None:
+def test_the_clients_real_address_counts_and_not_what_it_claims(proxied: Proxied) -> None:
     with proxied.client() as client:
         claims = {
             "x-forwarded-for": "203.0.113.9",
@@ -270,7 +272,7 @@ def test_the_address_of_the_client_counts_and_not_what_it_claims(proxied: Proxie
     assert [line["address"] for line in lines] == [CLIENT_ADDRESS]
 
 
-def test_the_proxy_opens_no_other_spelling_of_a_path(proxied: Proxied) -> None:
+def test_the_proxy_passes_no_other_spelling_of_a_path(proxied: Proxied) -> None:
     tls = ssl.create_default_context(cafile=str(proxied.certificate))
     port = int(proxied.url.rpartition(":")[2])
     for path in ("/{}", "/.{}", "/x/..{}", "/x/%2e%2e{}", "{}/", "{}%2f"):

@@ -38,7 +38,7 @@ def told(settings: Settings) -> dict[str, str]:
     return credentials
 
 
-def test_the_first_start_makes_an_organisation_and_keys_and_later_ones_keep_them(
+def test_the_first_start_creates_organization_and_keys_and_later_ones_keep_them(
     tmp_path: Path,
 ) -> None:
     settings = Settings(data_dir=tmp_path / "data")
@@ -54,7 +54,7 @@ def test_the_first_start_makes_an_organisation_and_keys_and_later_ones_keep_them
     assert told(settings) == first
 
 
-def test_every_secret_lies_in_a_file_of_ours_alone(tmp_path: Path) -> None:
+def test_only_the_owner_can_read_files_with_secrets(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path / "data")
     start(settings)
     files = [settings.credentials_file, *settings.secrets_dir.iterdir()]
@@ -68,7 +68,7 @@ def test_every_secret_lies_in_a_file_of_ours_alone(tmp_path: Path) -> None:
     assert stat.S_IMODE(settings.secrets_dir.stat().st_mode) == 0o700
 
 
-def test_the_database_holds_no_secret(tmp_path: Path) -> None:
+def test_the_database_contains_no_secret(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path / "data")
     start(settings)
     keys = [
@@ -86,7 +86,7 @@ def test_the_database_holds_no_secret(tmp_path: Path) -> None:
     assert bytes.fromhex((settings.secrets_dir / "pepper").read_text()) not in stored
 
 
-def test_a_start_cut_off_before_the_database_had_the_key_adopts_it(
+def test_a_key_written_before_an_interrupted_start_is_adopted(
     tmp_path: Path, monkeypatch: Any
 ) -> None:
     settings = Settings(data_dir=tmp_path / "data")
@@ -110,7 +110,7 @@ def test_a_secret_that_others_can_read_stops_the_start(tmp_path: Path) -> None:
         open_secrets(tmp_path / "secrets")
 
 
-def test_two_starts_at_once_agree_on_the_secrets(tmp_path: Path, monkeypatch: Any) -> None:
+def test_two_concurrent_starts_agree_on_the_secrets(tmp_path: Path, monkeypatch: Any) -> None:
     """The other server makes its pepper between our look and our own: ours must give way."""
     folder = tmp_path / "secrets"
     folder.mkdir()
@@ -126,7 +126,7 @@ def test_two_starts_at_once_agree_on_the_secrets(tmp_path: Path, monkeypatch: An
     assert open_secrets(folder) == open_secrets(folder)
 
 
-def test_the_endpoint_is_kept_up_to_date_beside_the_keys(tmp_path: Path) -> None:
+def test_the_endpoint_next_to_the_keys_is_kept_up_to_date(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path / "data")
     start(settings)
     before = told(settings)

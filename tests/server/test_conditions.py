@@ -34,7 +34,7 @@ def history(*kinds: ConditionKind) -> list[ResourceCondition]:
 
 
 @pytest.mark.parametrize(("start", "end"), list(itertools.product(list(REASONS), list(REASONS))))
-def test_every_pair_of_states_moves_as_the_table_says(
+def test_every_pair_of_states_follows_the_transition_table(
     start: ConditionKind, end: ConditionKind
 ) -> None:
     before = history(*PATHS[start])
@@ -61,7 +61,7 @@ def test_a_history_begins_with_pending() -> None:
 
 
 @pytest.mark.parametrize("kind", [kind for kind in ConditionKind if kind.is_final])
-def test_an_ended_history_takes_no_reason_whichever_it_is(kind: ConditionKind) -> None:
+def test_an_ended_history_accepts_no_further_condition(kind: ConditionKind) -> None:
     history = [
         ResourceCondition(
             condition=kind, last_transition_time=1, reason=REASONS[kind][0], message=""
@@ -71,7 +71,7 @@ def test_an_ended_history_takes_no_reason_whichever_it_is(kind: ConditionKind) -
         assert apply_transition(history, transition, now_ms=2) == history
 
 
-def test_a_reason_that_no_page_lists_is_a_mistake() -> None:
+def test_a_reason_that_no_page_documents_raises() -> None:
     with pytest.raises(IllegalTransition, match="Thinking"):
         apply_transition(history(K.PENDING), Transition(K.RUNNING, "Thinking"), now_ms=1)
 
@@ -125,7 +125,7 @@ def end(*, killed: bool = False, used: int = 1, checkpoint: bool = True) -> Atte
         ),  # done, says the code, but there is no result
     ],
 )
-def test_what_becomes_of_a_run_after_its_attempt(
+def test_the_condition_of_a_run_follows_from_the_end_of_its_attempt(
     told: ExitReport, at: AttemptEnd, kind: ConditionKind, reason: str
 ) -> None:
     move = decide_after_exit(told, at)
@@ -135,7 +135,7 @@ def test_what_becomes_of_a_run_after_its_attempt(
     assert move.message
 
 
-def test_only_stopping_on_request_is_not_charged() -> None:
+def test_only_a_requested_stop_is_not_charged() -> None:
     assert not conditions.is_charged(report(75))
     assert all(conditions.is_charged(report(code)) for code in (0, 1, 64, None))
 
@@ -155,7 +155,7 @@ def with_micro_batch(size: int | None, *, killed: bool = False, used: int = 1) -
     )
 
 
-def test_a_trainer_killed_for_lack_of_memory_is_retried_only_if_it_may_shrink() -> None:
+def test_a_trainer_killed_out_of_memory_is_retried_only_if_it_may_shrink() -> None:
     move = decide_after_exit(short_of_memory(), with_micro_batch(None))
     assert (move.kind, move.reason) == (K.FAILED, "OutOfMemory")
     assert (move.message or "").startswith(f"{KILLED}; try: give the machine more memory")
@@ -163,7 +163,7 @@ def test_a_trainer_killed_for_lack_of_memory_is_retried_only_if_it_may_shrink() 
     assert conditions.is_charged(short_of_memory())
 
 
-def test_a_run_that_may_shrink_goes_on_with_half_the_micro_batch_until_it_is_one() -> None:
+def test_a_run_that_may_shrink_halves_the_micro_batch_down_to_one() -> None:
     size, sizes = 12, []
     while (smaller := conditions.halve_micro_batch(short_of_memory(), size)) is not None:
         move = decide_after_exit(short_of_memory(), with_micro_batch(size, used=3))
@@ -182,7 +182,7 @@ def test_a_run_that_may_shrink_goes_on_with_half_the_micro_batch_until_it_is_one
     assert conditions.is_charged(short_of_memory(), micro_batch_size=1)
 
 
-def test_a_kill_and_a_result_count_before_a_want_of_memory() -> None:
+def test_a_kill_or_a_result_outranks_running_out_of_memory() -> None:
     assert (
         decide_after_exit(short_of_memory(), with_micro_batch(8, killed=True)).kind is K.CANCELLED
     )
@@ -191,7 +191,7 @@ def test_a_kill_and_a_result_count_before_a_want_of_memory() -> None:
     assert decide_after_exit(done, with_micro_batch(8)).kind is K.SUCCEEDED
 
 
-def test_where_nobody_saw_whom_the_kernel_ended_it_shrinks_and_uses_up_a_try() -> None:
+def test_an_out_of_memory_kill_of_an_unknown_process_shrinks_and_uses_an_attempt() -> None:
     move = decide_after_exit(short_of_memory(LOST), with_micro_batch(8))
     assert (move.kind, move.reason) == (K.PENDING, "Retrying")
     assert (move.message or "").endswith(f"{LOST}; resuming with microBatchSize 4 instead of 8")

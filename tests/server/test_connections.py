@@ -104,7 +104,7 @@ def test_many_addresses_cannot_use_up_all_connections(listener: Listener) -> Non
     assert listener.list_open(clients) == list(range(4, 16))
 
 
-def test_a_trusted_proxy_has_no_cap_of_its_own(listener: Listener) -> None:
+def test_a_trusted_proxy_has_no_connection_cap(listener: Listener) -> None:
     clients = listener.connect(6)
     assert (
         listener.guard(
@@ -125,7 +125,7 @@ def test_one_client_is_dropped_by_its_address_and_port(listener: Listener) -> No
     assert listener.list_open(clients) == [0, 2]
 
 
-def test_ipv6_addresses_count_alike() -> None:
+def test_ipv6_addresses_of_one_host_count_together() -> None:
     with ExitStack() as stack:
         try:
             listener = Listener(stack, "::1")
@@ -136,7 +136,7 @@ def test_ipv6_addresses_count_alike() -> None:
         assert 0 not in listener.list_open(clients)
 
 
-def test_no_more_connections_are_accepted_than_files_can_be_opened(
+def test_connections_are_limited_by_the_file_descriptor_limit(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     assert raise_file_limit(100) == 100
@@ -213,7 +213,7 @@ def test_after_the_body_waiting_for_a_disconnect_has_no_timeout() -> None:
     asyncio.run(story())
 
 
-def test_a_body_that_stalls_trickles_or_breaks_off_is_refused() -> None:
+def test_a_body_that_stalls_trickles_or_is_cut_off_is_refused() -> None:
     async def story() -> None:
         stalled = Wire(headers=BODY, transfer_timeout_s=0.05)
         with pytest.raises(Refusal) as refused:
@@ -247,7 +247,7 @@ def test_a_body_that_stalls_trickles_or_breaks_off_is_refused() -> None:
     asyncio.run(story())
 
 
-def test_a_large_response_is_sent_in_pieces_and_ends_when_it_is_not_read() -> None:
+def test_a_large_response_is_sent_in_chunks_and_aborted_when_it_is_not_read() -> None:
     async def story() -> None:
         wire = Wire(transfer_timeout_s=0.05)
         content = bytes(range(256)) * 1000
@@ -280,7 +280,7 @@ def test_a_large_response_is_sent_in_pieces_and_ends_when_it_is_not_read() -> No
     asyncio.run(story())
 
 
-def test_a_waiting_request_gives_its_place_among_the_others_back() -> None:
+def test_a_waiting_request_gives_up_its_slot() -> None:
     async def story() -> None:
         wire = Wire(requests_per_key=1, requests_per_address=1, waits_per_key=1)
         wire.exchange.admit(address="10.0.0.1", key="k")
@@ -298,7 +298,7 @@ def test_a_waiting_request_gives_its_place_among_the_others_back() -> None:
     asyncio.run(story())
 
 
-def test_time_between_two_pieces_costs_the_client_nothing() -> None:
+def test_the_servers_own_delay_between_chunks_does_not_count_against_the_client() -> None:
     async def story() -> None:
         pace = Pace(0.2, 1)
         for _ in range(3):
@@ -309,7 +309,7 @@ def test_time_between_two_pieces_costs_the_client_nothing() -> None:
     asyncio.run(story())
 
 
-def test_whoever_waits_for_a_change_stops_when_its_client_leaves() -> None:
+def test_waiting_for_a_change_stops_when_the_client_disconnects() -> None:
     async def story() -> None:
         gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         changes = Notifier()
@@ -327,7 +327,7 @@ def test_whoever_waits_for_a_change_stops_when_its_client_leaves() -> None:
     asyncio.run(story())
 
 
-async def test_a_controller_that_has_left_is_given_no_run(server: TestServer) -> None:
+async def test_a_disconnected_controller_is_given_no_run(server: TestServer) -> None:
     """Otherwise the claim would hold the run until its lease expires."""
     api = await server.api()
     headers = {

@@ -30,7 +30,7 @@ async def named(data: Data, dataset_id: str) -> dict[str, dict[str, Any]]:
     return {asset["filename"].rpartition("/")[2]: asset for asset in listed}
 
 
-async def test_a_dataset_is_described_changed_and_listed(server: TestServer) -> None:
+async def test_a_dataset_is_read_updated_and_listed(server: TestServer) -> None:
     data = await data_of(server)
     ids = [await data.make(name=f"shelf {number}") for number in range(3)]
     assert all(id.isalnum() for id in ids)
@@ -57,7 +57,7 @@ async def test_a_dataset_is_described_changed_and_listed(server: TestServer) -> 
     assert refused.json()["problems"][0]["path"] == "/type"
 
 
-async def test_pictures_are_sorted_filtered_paged_renamed_and_fetched(server: TestServer) -> None:
+async def test_images_are_sorted_filtered_paged_renamed_and_downloaded(server: TestServer) -> None:
     data = await data_of(server)
     dataset_id = await data.make()
     await data.bring(dataset_id, shelf(5))
@@ -103,7 +103,7 @@ async def test_pictures_are_sorted_filtered_paged_renamed_and_fetched(server: Te
     assert (await data.get(dataset_id))["statistic"]["annotationTotal"] == 4
 
 
-async def test_annotations_are_told_part_by_part_and_edited(server: TestServer) -> None:
+async def test_annotations_are_listed_part_by_part_and_edited(server: TestServer) -> None:
     data = await data_of(server)
     dataset_id = await data.make("phrase-grounding")
     done = await data.bring(
@@ -158,7 +158,7 @@ async def test_annotations_are_told_part_by_part_and_edited(server: TestServer) 
     assert done["status"]["version"]
 
 
-async def test_questions_are_told_as_a_caption_of_json(server: TestServer) -> None:
+async def test_questions_are_returned_as_a_json_caption(server: TestServer) -> None:
     data = await data_of(server)
     dataset_id = await data.make()
     await data.bring(dataset_id, shelf(1))
@@ -184,7 +184,7 @@ async def create_run(server: TestServer, run_id: str, **settings: Any) -> Any:
     )
 
 
-async def test_a_run_is_pinned_to_a_version_that_stays_as_long_as_the_run(
+async def test_a_run_is_pinned_to_a_version_that_is_kept_as_long_as_the_run(
     server: TestServer,
 ) -> None:
     data = await data_of(server)
@@ -268,7 +268,7 @@ async def test_a_run_is_pinned_to_a_version_that_stays_as_long_as_the_run(
         ({"projectKind": "phrase-grounding"}, "/blocks/0/settings/projectKind"),
     ],
 )
-async def test_a_flow_that_does_not_fit_its_dataset_is_refused_with_the_place(
+async def test_a_flow_that_does_not_fit_its_dataset_is_refused_with_the_path(
     server: TestServer, settings: dict[str, str], place: str
 ) -> None:
     data = await data_of(server)
@@ -317,7 +317,7 @@ async def test_a_deleted_dataset_leaves_neither_rows_nor_bytes(server: TestServe
 
 
 @pytest.mark.sqlite_only
-async def test_what_trainings_made_of_a_deleted_dataset_goes_unless_another_is_the_same(
+async def test_local_copies_of_a_deleted_dataset_are_removed_unless_shared(
     server: TestServer,
 ) -> None:
     data = await data_of(server)
@@ -348,7 +348,7 @@ async def test_what_trainings_made_of_a_deleted_dataset_goes_unless_another_is_t
     assert (brought.exists(), caches[second].exists()) == (False, False)
 
 
-async def test_a_pack_that_is_mostly_rubbish_is_written_anew(server: TestServer) -> None:
+async def test_a_pack_of_mostly_unused_bytes_is_rewritten(server: TestServer) -> None:
     data = await data_of(server)
     dataset_id = await data.make()
     await data.bring(dataset_id, shelf(8))
@@ -380,7 +380,7 @@ async def test_a_pack_that_is_mostly_rubbish_is_written_anew(server: TestServer)
 
 
 @pytest.mark.sqlite_only
-async def test_lost_bytes_of_a_dataset_are_told_and_strays_removed(server: TestServer) -> None:
+async def test_lost_bytes_of_a_dataset_are_reported_and_strays_removed(server: TestServer) -> None:
     data = await data_of(server)
     dataset_id = await data.make()
     done = await data.bring(dataset_id, shelf(2))
@@ -407,7 +407,7 @@ async def test_lost_bytes_of_a_dataset_are_told_and_strays_removed(server: TestS
 
 
 @pytest.mark.sqlite_only
-async def test_a_filter_that_is_not_understood_deletes_nothing(server: TestServer) -> None:
+async def test_an_invalid_filter_deletes_nothing(server: TestServer) -> None:
     data = await data_of(server)
     dataset_id = await data.make()
     path = data.path(dataset_id, "deleteManyAssetsSessions")
@@ -422,7 +422,7 @@ async def test_a_filter_that_is_not_understood_deletes_nothing(server: TestServe
 
 
 @pytest.mark.sqlite_only
-async def test_an_export_is_a_zip_of_the_pictures_and_what_is_said(server: TestServer) -> None:
+async def test_an_export_is_a_zip_of_images_and_records(server: TestServer) -> None:
     data = await data_of(server)
     dataset_id = await data.make()
     await data.bring(dataset_id, shelf(4))
@@ -465,7 +465,7 @@ async def test_an_export_is_a_zip_of_the_pictures_and_what_is_said(server: TestS
 
 
 @pytest.mark.sqlite_only
-async def test_a_preview_shows_some_pictures(server: TestServer) -> None:
+async def test_a_preview_shows_some_images(server: TestServer) -> None:
     data = await data_of(server)
     dataset_id = await data.make()
     done = await data.bring(dataset_id, shelf(3))
@@ -481,7 +481,7 @@ async def test_a_preview_shows_some_pictures(server: TestServer) -> None:
 
 
 @pytest.mark.sqlite_only
-async def test_no_organisation_reaches_into_another_ones_datasets(server: TestServer) -> None:
+async def test_no_organization_reaches_datasets_of_another(server: TestServer) -> None:
     data = await data_of(server)
     dataset_id = await data.make()
     done = await data.bring(dataset_id, shelf(1))
@@ -497,7 +497,7 @@ async def test_no_organisation_reaches_into_another_ones_datasets(server: TestSe
 
 
 @pytest.mark.sqlite_only
-async def test_an_overwritten_picture_is_another_version(server: TestServer) -> None:
+async def test_an_overwritten_image_makes_another_version(server: TestServer) -> None:
     data = await data_of(server)
     dataset_id = await data.make()
     one = await data.bring(dataset_id, {"a.png": picture(1), "l.jsonl": jsonl(vqa_row(1, "a.png"))})

@@ -44,7 +44,7 @@ def left(server: TestServer, run_id: str) -> dict[str, int]:
     return dict(found)
 
 
-async def test_nothing_of_a_deleted_run_is_left_and_what_it_shared_is(server: TestServer) -> None:
+async def test_a_deleted_run_leaves_nothing_but_what_it_shared(server: TestServer) -> None:
     api = await server.api()
     await trained(server, "r1", b"shared")
     await trained(server, "r2", b"shared")
@@ -60,7 +60,7 @@ async def test_nothing_of_a_deleted_run_is_left_and_what_it_shared_is(server: Te
 
 
 @pytest.mark.parametrize("broken", ["blobs", "rows", "folder"])
-async def test_a_deletion_that_fails_half_way_is_gone_for_readers_and_finished_by_the_sweep(
+async def test_a_deletion_that_fails_halfway_hides_the_run_and_is_finished_by_the_sweep(
     server: TestServer, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
     api = await server.api()
@@ -87,7 +87,7 @@ async def test_a_deletion_that_fails_half_way_is_gone_for_readers_and_finished_b
     assert list(server.services.blobs(server.org).hashes()) == []
 
 
-async def test_a_running_run_is_killed_first_and_goes_when_its_attempt_is_closed(
+async def test_a_running_run_is_killed_first_and_removed_when_its_attempt_is_closed(
     server: TestServer,
 ) -> None:
     api = await server.api()
@@ -100,7 +100,7 @@ async def test_a_running_run_is_killed_first_and_goes_when_its_attempt_is_closed
     assert left(server, "r1") == {}
 
 
-async def test_a_run_deleted_while_a_silent_attempt_is_unsettled_goes_when_that_is_settled(
+async def test_a_run_deleted_during_an_unsettled_attempt_is_removed_once_it_is_settled(
     server: TestServer,
 ) -> None:
     api = await server.api()
@@ -134,7 +134,7 @@ async def test_a_deleted_id_stays_deleted_for_thirty_days(server: TestServer) ->
     assert (await api.put(server.path("runs/r1"), json=body)).status_code == 201
 
 
-def test_a_start_removes_what_cut_off_uploads_left(tmp_path: Path) -> None:
+def test_a_start_removes_the_remains_of_interrupted_uploads(tmp_path: Path) -> None:
     async def story() -> None:
         async with open_server(tmp_path) as server:
             incoming = server.settings.blobs_dir / server.org / "incoming"

@@ -47,7 +47,7 @@ async def status_of(server: TestServer) -> dict[str, Any]:
     return dict(document["status"])
 
 
-async def test_what_a_deleted_run_wrote_leaves_the_file(
+async def test_a_deleted_runs_rows_are_erased_from_the_database_file(
     server: TestServer, monkeypatch: Any, store_kind: str
 ) -> None:
     """Removed in several pieces, as a longer log is."""
@@ -69,7 +69,7 @@ async def test_what_a_deleted_run_wrote_leaves_the_file(
 
 @pytest.mark.settings(log_max_mib=1)
 @pytest.mark.parametrize("line", ["x" * 5_000, "", "\u00e4" * 2_000, "50%|#####     | 1/2\r" * 200])
-async def test_a_log_ends_at_its_limit_and_says_so_and_counts_what_it_leaves_out(
+async def test_a_log_ends_at_its_limit_with_a_note_and_a_count_of_omitted_lines(
     line: str, server: TestServer
 ) -> None:
     attempt = await attempts.start(server)
@@ -128,7 +128,7 @@ async def test_without_a_limit_everything_is_kept(server: TestServer) -> None:
 
 
 @pytest.mark.settings(keep_logs_days=2.0)
-async def test_logs_are_removed_so_many_days_after_the_end_and_metrics_are_not(
+async def test_logs_are_removed_some_days_after_the_end_and_metrics_are_not(
     server: TestServer,
 ) -> None:
     attempt = await attempts.start(server)
@@ -151,7 +151,7 @@ async def test_logs_are_removed_so_many_days_after_the_end_and_metrics_are_not(
     assert len(points) == 1
 
 
-async def test_logs_are_kept_for_good_unless_a_setting_says_otherwise(server: TestServer) -> None:
+async def test_logs_are_kept_forever_unless_a_setting_says_otherwise(server: TestServer) -> None:
     attempt = await attempts.start(server)
     await attempt.ship("a line", stream="stdout")
     await attempt.finish(64, outcome="Failed", reason="InvalidData", message="bad")
@@ -232,7 +232,7 @@ def test_a_database_is_copied_before_its_upgrade(
     connection.close()
 
 
-def test_a_copy_replaces_no_other_and_the_oldest_go(tmp_path: Path) -> None:
+def test_a_copy_replaces_no_other_and_the_oldest_are_removed(tmp_path: Path) -> None:
     path = tmp_path / "server.db"
     at_revision(path, "0003")
     before = path.read_bytes()
@@ -262,7 +262,7 @@ def test_nothing_is_upgraded_without_a_copy(lacks: str, tmp_path: Path, monkeypa
     connection.close()
 
 
-def test_copies_outlive_a_start_and_what_is_left_of_broken_ones_does_not(tmp_path: Path) -> None:
+def test_copies_survive_a_restart_and_incomplete_ones_are_removed(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path / "data")
     folder = settings.data_dir / "backups"
     (folder / "tmpx").mkdir(parents=True)
@@ -278,7 +278,7 @@ def test_copies_outlive_a_start_and_what_is_left_of_broken_ones_does_not(tmp_pat
     assert [path.name for path in folder.iterdir()] == ["server-schema-0003.db"]
 
 
-def test_a_collection_rebuilds_a_database_of_before_once_and_reports_what_it_freed(
+def test_a_collection_rebuilds_an_older_database_once_and_reports_freed_bytes(
     tmp_path: Path, monkeypatch: Any
 ) -> None:
     settings = Settings(data_dir=tmp_path / "data")

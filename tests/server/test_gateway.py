@@ -73,7 +73,7 @@ async def test_no_route_but_the_public_ones_answers_without_a_key(server: TestSe
         assert (await anonymous.get(path)).status_code == 401, path
 
 
-async def test_every_wrong_key_gets_the_same_answer(server: TestServer) -> None:
+async def test_every_wrong_key_gets_the_same_response(server: TestServer) -> None:
     answers = set()
     altered = server.key[:-1] + ("x" if server.key[-1] != "x" else "y")
     for wrong in (altered, new_key(), "", "dtvi_", "ryat_1.a.b"):
@@ -84,7 +84,7 @@ async def test_every_wrong_key_gets_the_same_answer(server: TestServer) -> None:
     assert answers.pop()[0] == 401
 
 
-async def test_each_kind_of_credential_opens_its_own_routes_only(server: TestServer) -> None:
+async def test_each_kind_of_credential_opens_only_its_own_routes(server: TestServer) -> None:
     attempt = await attempts.start(server)
     clients = {
         "user": await server.api(),
@@ -103,7 +103,7 @@ async def test_each_kind_of_credential_opens_its_own_routes_only(server: TestSer
                 assert answer.status_code == 401, (name, method, path)
 
 
-async def test_anothers_organisation_looks_like_one_that_does_not_exist(server: TestServer) -> None:
+async def test_another_organization_looks_like_one_that_does_not_exist(server: TestServer) -> None:
     attempt = await attempts.start(server)
     await attempt.checkpoint()
     api = await server.api()
@@ -119,7 +119,9 @@ async def test_anothers_organisation_looks_like_one_that_does_not_exist(server: 
         assert answer.text.replace(server.org, "org-nowhere") == unknown.text
 
 
-async def test_anothers_ids_look_like_ids_that_do_not_exist(server: TestServer) -> None:
+async def test_ids_of_another_organization_look_like_ids_that_do_not_exist(
+    server: TestServer,
+) -> None:
     """The stranger asks below its own organisation for ids that exist in ours."""
     attempt = await attempts.start(server)
     await attempt.checkpoint()
@@ -151,7 +153,7 @@ async def test_anothers_ids_look_like_ids_that_do_not_exist(server: TestServer) 
     assert by_project.status_code == 400
 
 
-async def test_the_organisation_header_must_agree_with_the_key(server: TestServer) -> None:
+async def test_the_organization_header_must_match_the_key(server: TestServer) -> None:
     assert (await (await server.client(server.key)).get(server.path("runs"))).status_code == 200
     same = await server.client(server.key, **{"organization-id": server.org})
     assert (await same.get(server.path("runs"))).status_code == 200
@@ -178,7 +180,7 @@ async def test_a_role_opens_exactly_the_routes_of_its_row(server: TestServer, ro
         )
 
 
-def test_the_roles_are_these_and_change_nothing_unless_they_may() -> None:
+def test_the_documented_roles_exist_and_only_writers_change_anything() -> None:
     assert set(keys.ROLES) == {"viewer", "member", "admin", "controller"}
     assert not any(
         keys.role_allows("controller", minimum) for minimum in ("viewer", "member", "admin")
@@ -193,7 +195,7 @@ def test_the_roles_are_these_and_change_nothing_unless_they_may() -> None:
 
 
 @pytest.mark.settings(allowed_hosts="train.example")
-async def test_only_hosts_of_ours_are_answered(server: TestServer) -> None:
+async def test_only_requests_for_known_hosts_are_answered(server: TestServer) -> None:
     for host in ("127.0.0.1:7878", "localhost", "LOCALHOST:1", "[::1]:7878", "train.example"):
         client = await server.client(None, host=host)
         assert (await client.get("/health")).status_code == 200, host
@@ -256,7 +258,7 @@ async def test_headers_that_occur_once_are_rejected_when_they_occur_twice(
             assert repr(text) in answer.json()["message"]
 
 
-def test_an_address_that_means_every_address_is_nobodys_name() -> None:
+def test_a_wildcard_address_is_not_accepted_as_a_host() -> None:
     assert "0.0.0.0" not in list_allowed_hosts("0.0.0.0", "")  # noqa: S104
     assert list_allowed_hosts("::1", "A.example, b") == {
         "localhost",
@@ -304,7 +306,7 @@ async def test_bodies_above_a_mebibyte_are_refused_announced_or_not(server: Test
 
 
 @pytest.mark.settings(transfer_timeout_s=0.01)
-async def test_a_body_that_stalls_is_not_waited_for(server: TestServer) -> None:
+async def test_a_stalled_body_times_out(server: TestServer) -> None:
     sent: list[Any] = []
 
     async def stall() -> Any:
@@ -329,7 +331,7 @@ async def test_a_body_that_stalls_is_not_waited_for(server: TestServer) -> None:
     assert sent[0]["status"] == 408
 
 
-async def test_every_answer_carries_the_protective_headers(server: TestServer) -> None:
+async def test_every_response_has_the_security_headers(server: TestServer) -> None:
     api = await server.api()
     for path in ("/health", server.path("runs"), server.path("runs/none"), "/nowhere"):
         headers = (await api.get(path)).headers
@@ -338,7 +340,7 @@ async def test_every_answer_carries_the_protective_headers(server: TestServer) -
         assert "frame-ancestors 'none'" in headers["content-security-policy"]
 
 
-async def test_the_access_log_names_the_key_and_holds_no_secret(
+async def test_the_access_log_names_the_key_and_contains_no_secret(
     server: TestServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "runyard.access")

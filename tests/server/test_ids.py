@@ -219,7 +219,7 @@ BAD_REPORTS: dict[str, Any] = {
 }
 
 
-async def test_nothing_that_is_wrong_in_a_checkpoint_is_registered(server: TestServer) -> None:
+async def test_an_invalid_checkpoint_is_not_registered(server: TestServer) -> None:
     attempt = await attempts.start(server)
     digest = await attempt.upload(b"weights")
     good = {
@@ -245,7 +245,7 @@ async def test_nothing_that_is_wrong_in_a_checkpoint_is_registered(server: TestS
     assert (await attempt.post("checkpoints", **good, files=files)).status_code == 201
 
 
-async def test_a_word_after_a_colon_is_taken_where_a_route_defines_it_alone(
+async def test_a_custom_verb_is_accepted_only_where_a_route_defines_it(
     server: TestServer,
 ) -> None:
     data = Data(server, await server.api())
@@ -287,7 +287,7 @@ async def rename_run(server: TestServer, old: str, new: str) -> None:
     await server.services.store.write(work)
 
 
-async def test_a_backup_that_no_restore_would_accept_is_refused_with_the_row(
+async def test_a_backup_that_no_restore_would_accept_names_the_row(
     server: TestServer,
 ) -> None:
     api = await server.api()
@@ -319,7 +319,7 @@ async def test_a_backup_that_no_restore_would_accept_is_refused_with_the_row(
     assert "restart the server" in told["message"]
 
 
-async def test_an_id_from_before_ids_were_checked_is_renamed_at_start(server: TestServer) -> None:
+async def test_an_id_from_before_ids_were_checked_is_renamed_at_startup(server: TestServer) -> None:
     api = await server.api()
     await api.put(server.path("flows/f"), json={"spec": {"name": "mine"}})
     await api.put(server.path("trainingProjects/p"), json={"spec": {"name": "project"}})
@@ -372,7 +372,7 @@ async def test_an_id_from_before_ids_were_checked_is_renamed_at_start(server: Te
     assert (server.settings.runs_dir / server.org / "other").is_dir()
 
 
-async def test_a_picture_with_a_colon_in_its_name_is_in_a_backup_that_can_be_restored(
+async def test_a_backup_with_a_colon_in_a_file_name_can_be_restored(
     server: TestServer,
 ) -> None:
     data = Data(server, await server.api())

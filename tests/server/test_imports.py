@@ -51,7 +51,7 @@ async def test_a_folder_becomes_a_dataset_with_a_version(server: TestServer) -> 
     ]
 
 
-async def test_the_same_content_is_the_same_version_and_takes_no_more_room(
+async def test_the_same_content_is_the_same_version_and_takes_no_more_disk_space(
     server: TestServer,
 ) -> None:
     data = await data_of(server)
@@ -66,7 +66,7 @@ async def test_the_same_content_is_the_same_version_and_takes_no_more_room(
     assert (found["agrees"], found["blobs"]) == (True, blobs)
 
 
-async def test_rows_that_count_from_one_again_lose_nothing(server: TestServer) -> None:
+async def test_ids_that_restart_from_one_for_other_images_lose_no_rows(server: TestServer) -> None:
     """Ids say which row is meant only together with the picture."""
     data = await data_of(server)
     dataset_id = await data.make()
@@ -86,7 +86,7 @@ async def test_rows_that_count_from_one_again_lose_nothing(server: TestServer) -
     )
 
 
-async def test_every_defect_is_told_in_pages_and_stays_when_the_import_is_over(
+async def test_findings_are_paged_and_kept_after_the_import(
     server: TestServer,
 ) -> None:
     data = await data_of(server)
@@ -122,7 +122,7 @@ async def test_every_defect_is_told_in_pages_and_stays_when_the_import_is_over(
     assert refused.json()["code"] == "InvalidQuery"
 
 
-async def test_with_reject_all_one_defect_leaves_the_dataset_as_it_was(server: TestServer) -> None:
+async def test_with_reject_all_one_finding_leaves_the_dataset_unchanged(server: TestServer) -> None:
     data = await data_of(server)
     dataset_id = await data.make()
     files = shelf(2)
@@ -136,7 +136,7 @@ async def test_with_reject_all_one_defect_leaves_the_dataset_as_it_was(server: T
     assert found["blobs"] == 1  # the report
 
 
-async def test_a_pack_that_is_not_what_it_was_announced_as_is_refused(server: TestServer) -> None:
+async def test_a_pack_that_differs_from_its_announcement_is_refused(server: TestServer) -> None:
     data = await data_of(server)
     dataset_id = await data.make()
     begun = await data.begin(dataset_id)
@@ -161,7 +161,7 @@ async def test_a_pack_that_is_not_what_it_was_announced_as_is_refused(server: Te
     assert (late.status_code, late.json()["code"]) == (409, "ImportOver")
 
 
-async def test_a_cancelled_and_an_abandoned_import_leave_nothing(server: TestServer) -> None:
+async def test_cancelled_and_abandoned_imports_leave_nothing(server: TestServer) -> None:
     data = await data_of(server)
     dataset_id = await data.make()
     cancelled, abandoned = await data.begin(dataset_id), await data.begin(dataset_id)
@@ -186,7 +186,7 @@ async def test_a_cancelled_and_an_abandoned_import_leave_nothing(server: TestSer
     ] == "InvalidId"  # no route defines that action
 
 
-async def test_bytes_that_arrive_are_no_rubbish_to_a_collection(server: TestServer) -> None:
+async def test_uploads_in_progress_are_not_garbage_collected(server: TestServer) -> None:
     data = await data_of(server)
     dataset_id = await data.make()
     begun, whole = await data.begin(dataset_id), build_pack(shelf(2).items())
@@ -196,7 +196,7 @@ async def test_bytes_that_arrive_are_no_rubbish_to_a_collection(server: TestServ
     assert statuses(await data.settled(begun)) == ["Reached"] * 3
 
 
-async def test_pictures_that_a_container_carries_become_assets(server: TestServer) -> None:
+async def test_images_inside_containers_become_assets(server: TestServer) -> None:
     """The worker packs them itself; an archive is not there any more when the import is over."""
     import io
     import zipfile
@@ -213,7 +213,7 @@ async def test_pictures_that_a_container_carries_become_assets(server: TestServe
     assert (await data.storage())["agrees"]
 
 
-async def test_a_strange_body_is_refused_with_the_place(server: TestServer) -> None:
+async def test_a_malformed_body_is_refused_with_the_location(server: TestServer) -> None:
     data = await data_of(server)
     dataset_id = await data.make()
     path = data.path(dataset_id, "imports")

@@ -73,7 +73,7 @@ async def session_of(server: TestServer) -> Session:
     return Session(data, await data.make())
 
 
-async def test_files_become_pictures_when_the_last_one_has_come(server: TestServer) -> None:
+async def test_files_become_images_once_the_last_one_has_arrived(server: TestServer) -> None:
     session = await session_of(server)
     files = {f"{number}.png": picture(number) for number in range(3)}
     await session.begin(files, onAssetOverwritten="KeepLinkedResource")
@@ -94,7 +94,7 @@ async def test_files_become_pictures_when_the_last_one_has_come(server: TestServ
 @pytest.mark.parametrize(
     ("mode", "expected"), [("FailAfterOne", "FailedReach"), ("FailAfterAll", "Reached")]
 )
-async def test_good_pictures_are_kept_beside_broken_ones(
+async def test_valid_images_are_kept_when_others_are_broken(
     server: TestServer, mode: str, expected: str
 ) -> None:
     session = await session_of(server)
@@ -109,7 +109,7 @@ async def test_good_pictures_are_kept_beside_broken_ones(
     assert (await session.data.get(session.dataset_id, "assets:count")) == {"count": 1}
 
 
-async def test_a_session_ends_an_hour_after_its_last_byte(server: TestServer) -> None:
+async def test_a_session_expires_an_hour_after_its_last_byte(server: TestServer) -> None:
     session = await session_of(server)
     files = {"a.png": picture(1), "b.png": picture(2)}
     await session.begin(files)
@@ -142,14 +142,14 @@ async def test_a_session_is_cancelled(server: TestServer) -> None:
     assert (late.status_code, late.json()["code"]) == (409, "ImportOver")
 
 
-async def test_what_cannot_be_announced_is_refused(server: TestServer) -> None:
+async def test_an_invalid_announcement_is_refused(server: TestServer) -> None:
     session = await session_of(server)
     for files in ({}, {"../a.png": b"x"}, {"/a.png": b"x"}):
         answer = await session.begin(files)
         assert (answer.status_code, answer.json()["code"]) == (400, "InvalidBody"), files
 
 
-async def test_a_large_file_comes_in_parts(
+async def test_a_large_file_is_uploaded_in_parts(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(multipart, "PART_BYTES", 40)
@@ -189,7 +189,7 @@ async def test_a_large_file_comes_in_parts(
     assert (await anonymous.get(asset["contents"]["asset"]["url"])).content == content
 
 
-async def test_annotations_come_as_files_and_are_read_against_the_pictures_there_are(
+async def test_annotation_files_are_matched_with_the_existing_images(
     server: TestServer,
 ) -> None:
     data = Data(server, await server.api())

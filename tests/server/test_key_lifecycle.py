@@ -122,7 +122,7 @@ async def test_a_key_expires_at_its_time(server: TestServer) -> None:
     assert past.json()["problems"][0]["path"] == "/spec/expires"
 
 
-async def test_a_key_that_cannot_be_is_rejected(server: TestServer) -> None:
+async def test_an_impossible_key_is_rejected(server: TestServer) -> None:
     for spec in (
         {},
         {"name": ""},
@@ -171,14 +171,14 @@ async def test_a_rotation_replaces_a_key_at_once_or_after_an_overlap(server: Tes
     assert (await rotate(server, third["keyId"], overlapSeconds=-1)).json()["code"] == "InvalidBody"
 
 
-async def test_an_overlap_never_lengthens_a_life(server: TestServer) -> None:
+async def test_an_overlap_never_extends_the_lifetime_of_a_key(server: TestServer) -> None:
     key = await issue(server, expires=server.clock.now_ms() + HOUR_MS)
     await rotate(server, key["keyId"], overlapSeconds=7200)
     server.clock.forward(3600)
     assert not await opens(server, key["secretKey"])
 
 
-async def test_the_last_admin_key_that_does_not_expire_stays(server: TestServer) -> None:
+async def test_the_last_admin_key_without_expiry_cannot_be_revoked(server: TestServer) -> None:
     api = await server.api()
     await issue(server, role="member")
     passing = await issue(server, role="admin", expires=server.clock.now_ms() + HOUR_MS)
@@ -198,7 +198,7 @@ async def test_the_last_admin_key_that_does_not_expire_stays(server: TestServer)
     assert rotated.status_code == 201  # its replacement does not expire either
 
 
-async def test_keys_of_another_organization_are_not_there(server: TestServer) -> None:
+async def test_keys_of_another_organization_are_not_found(server: TestServer) -> None:
     await server.services.store.write(
         lambda connection: key_rows.add(
             connection,
@@ -218,7 +218,7 @@ async def test_keys_of_another_organization_are_not_there(server: TestServer) ->
     assert "A" * 16 not in (await api.get(server.path("keys"))).text
 
 
-async def test_a_change_by_anybody_else_is_found(server: TestServer) -> None:
+async def test_a_change_by_another_process_is_detected(server: TestServer) -> None:
     """Another process, or a hand in the database: no counter is needed for it to be seen."""
     key = await issue(server)
     assert await opens(server, key["secretKey"])
@@ -260,13 +260,15 @@ async def test_a_refresh_that_read_too_early_does_not_undo_a_revocation(server: 
     assert not await opens(server, key["secretKey"])
 
 
-def test_the_pulse_refreshes_the_keyring_within_ten_seconds() -> None:
+def test_the_periodic_task_refreshes_the_keyring_within_ten_seconds() -> None:
     assert (
         key_lifecycle.REFRESH_BEATS * 1.0 + access.KEY_CHECK_S <= 10
     )  # a beat is a second; see leases.TICK_S
 
 
-async def test_last_uses_are_written_in_batches_and_never_by_a_request(server: TestServer) -> None:
+async def test_last_use_times_are_written_in_batches_and_never_by_a_request(
+    server: TestServer,
+) -> None:
     key = await issue(server)
     writes = 0
     real = server.services.store.write
@@ -309,7 +311,7 @@ async def test_last_uses_are_written_in_batches_and_never_by_a_request(server: T
         ("revoked", "logs?since=0&w%61it=30"),
     ],
 )
-async def test_a_long_poll_ends_with_its_key(
+async def test_a_long_poll_ends_when_its_key_is_revoked(
     server: TestServer, monkeypatch: pytest.MonkeyPatch, how: str, query: str
 ) -> None:
     monkeypatch.setattr(access, "KEY_CHECK_S", 0.01)
@@ -333,7 +335,7 @@ async def test_a_long_poll_ends_with_its_key(
     polls[1].cancel()
 
 
-async def test_a_stream_out_breaks_off_with_its_key(
+async def test_a_backup_download_stops_when_its_key_is_revoked(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = await issue(server, role="admin")
@@ -363,7 +365,7 @@ async def test_a_stream_out_breaks_off_with_its_key(
     assert all(message.get("more_body") for message in sent[1:])
 
 
-async def test_a_stream_in_is_refused_with_its_key(server: TestServer) -> None:
+async def test_an_upload_is_refused_when_its_key_is_revoked(server: TestServer) -> None:
     key = await issue(server, role="admin")
     row = server.services.store.read(lambda c: key_rows.get(c, org=server.org, key_id=key["keyId"]))
     data = await take(server)
@@ -403,7 +405,7 @@ def scope(server: TestServer, method: str, path: str, headers: dict[str, str]) -
     }
 
 
-async def test_an_admin_key_is_recovered_by_whoever_owns_the_data_folder(
+async def test_the_owner_of_the_data_folder_can_recover_an_admin_key(
     server: TestServer,
 ) -> None:
     marker = server.settings.secrets_dir / key_lifecycle.RECOVERY_FILE
@@ -436,7 +438,7 @@ async def test_an_admin_key_is_recovered_by_whoever_owns_the_data_folder(
     assert await opens(server, new)
 
 
-async def test_a_recovery_that_was_cut_off_adopts_the_key_it_wrote(
+async def test_an_interrupted_recovery_adopts_the_key_it_wrote(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
 
@@ -481,7 +483,7 @@ async def test_a_key_revoked_after_a_backup_stays_revoked_when_it_is_restored(
     assert ("reject key", f"key {revoked['keyId']}: revoked") in await actions(server)
 
 
-async def test_a_backup_from_before_keys_had_a_lifecycle_is_restored(server: TestServer) -> None:
+async def test_a_backup_from_before_key_lifecycles_is_restored(server: TestServer) -> None:
     key = await issue(server, role="viewer")
 
     def as_older(manifest: Any, tables: Any, _blobs: Any) -> None:

@@ -66,7 +66,7 @@ async def test_a_run_from_claim_to_success(server: TestServer) -> None:
     assert (kill.status_code, kill.json()["code"]) == (409, "RunFinished")
 
 
-async def test_repeats_of_claim_start_and_finish_change_nothing(server: TestServer) -> None:
+async def test_repeated_claims_starts_and_reports_change_nothing(server: TestServer) -> None:
     api = await server.api()
     for run_id in ("r1", "r2"):
         await api.put(server.path(f"runs/{run_id}"), json={"spec": {}})
@@ -81,7 +81,7 @@ async def test_repeats_of_claim_start_and_finish_change_nothing(server: TestServ
     assert await attempts.claim(server, "c1") is None  # that claim is used up
 
 
-async def test_runs_are_taken_by_priority_then_age_and_only_where_they_fit(
+async def test_runs_are_claimed_by_priority_then_age_and_only_where_they_fit(
     server: TestServer,
 ) -> None:
     api = await server.api()
@@ -105,7 +105,7 @@ async def test_runs_are_taken_by_priority_then_age_and_only_where_they_fit(
     ] == "gpu"
 
 
-async def test_runs_that_no_machine_can_take_block_nobody_and_are_not_read(
+async def test_runs_that_fit_no_machine_block_no_others_and_are_not_read(
     server: TestServer, monkeypatch: Any
 ) -> None:
     api = await server.api()
@@ -149,7 +149,9 @@ async def test_a_waiting_claim_is_woken_by_a_new_run(server: TestServer) -> None
     assert attempt.assignment["run_id"] == "r1"
 
 
-async def test_a_killed_run_is_cancelled_only_when_nothing_of_it_lives(server: TestServer) -> None:
+async def test_a_killed_run_is_cancelled_only_when_none_of_its_processes_is_alive(
+    server: TestServer,
+) -> None:
     attempt = await attempts.start(server)
     api = await server.api()
     killed = (await api.patch(server.path("runs/r1"), json={"spec": {"killedAt": 5}})).json()
@@ -194,7 +196,7 @@ async def test_a_claim_that_never_started_is_not_charged(server: TestServer) -> 
     assert (await run_of(server))["status"]["attempts"] == []
 
 
-async def test_tries_are_used_up_by_crashes_and_then_the_platform_is_at_fault(
+async def test_crashes_use_up_the_attempts_and_then_count_as_a_platform_error(
     server: TestServer,
 ) -> None:
     api = await server.api()
@@ -208,7 +210,7 @@ async def test_tries_are_used_up_by_crashes_and_then_the_platform_is_at_fault(
     assert [told["exitCode"] for told in (await run_of(server))["status"]["attempts"]] == [139, 139]
 
 
-async def test_a_silent_attempt_is_said_to_be_so_and_may_come_back(server: TestServer) -> None:
+async def test_a_silent_attempt_is_reported_and_may_come_back(server: TestServer) -> None:
     attempt = await attempts.start(server)
     await tick(server, 14)
     assert (await attempts.read_condition(server))[:2] == ("Running", "Preparing")
@@ -245,7 +247,7 @@ async def test_the_controllers_report_closes_a_silent_attempt_and_its_result_cou
     assert (await controller.get("/internal/v1/machines/m1")).json() == {"attempts": []}
 
 
-async def test_long_silence_lets_the_run_be_tried_again_and_the_old_attempt_is_refused(
+async def test_long_silence_allows_a_new_attempt_and_the_old_one_is_refused(
     server: TestServer,
 ) -> None:
     attempt = await attempts.start(server)
@@ -309,7 +311,7 @@ async def test_a_lost_attempt_of_a_finished_and_deleted_run_does_not_stop_the_se
     assert (await attempts.claim(server, "c3", machine_id="m2")).assignment["run_id"] == "other"
 
 
-async def test_a_lost_run_is_taken_elsewhere_only_where_it_fits_wanted_and_not_at_its_last_try(
+async def test_a_lost_run_moves_only_where_it_fits_is_not_killed_and_has_attempts_left(
     server: TestServer,
 ) -> None:
     api = await server.api()
@@ -336,7 +338,7 @@ async def test_a_lost_run_is_taken_elsewhere_only_where_it_fits_wanted_and_not_a
     )
 
 
-async def test_a_claim_that_waits_is_woken_when_a_run_is_lost_elsewhere(server: TestServer) -> None:
+async def test_a_waiting_claim_is_woken_when_a_run_is_lost_elsewhere(server: TestServer) -> None:
     await attempts.start(server)
     waiting = asyncio.create_task(attempts.claim(server, "c2", machine_id="m2", wait_s=30))
     while notifications.QUEUE not in server.services.notifier._events:
@@ -354,7 +356,7 @@ async def test_an_assignment_names_the_boot_of_the_servers_machine(server: TestS
     assert placed["server_boot_id"] == processes.boot_id()
 
 
-async def test_the_machine_that_went_silent_settles_its_attempt_before_it_may_try_again(
+async def test_a_silent_machine_must_settle_its_attempt_before_it_claims_the_run_again(
     server: TestServer,
 ) -> None:
     attempt = await attempts.start(server)
@@ -370,7 +372,9 @@ async def test_the_machine_that_went_silent_settles_its_attempt_before_it_may_tr
     assert (await attempts.claim(server, "c3")).assignment["attempt"] == 2
 
 
-async def test_a_machine_that_settled_a_lost_attempt_may_try_again(server: TestServer) -> None:
+async def test_a_machine_that_settled_a_lost_attempt_may_claim_the_run_again(
+    server: TestServer,
+) -> None:
     attempt = await attempts.start(server)
     await tick(server, 30)
     assert (await attempts.read_condition(server))[:2] == ("Running", "Stopping")
@@ -378,7 +382,7 @@ async def test_a_machine_that_settled_a_lost_attempt_may_try_again(server: TestS
     assert (await attempts.claim(server, "c2")).assignment["attempt"] == 2
 
 
-async def test_a_run_killed_while_a_silent_attempt_is_unsettled_is_not_cancelled_before_it_is(
+async def test_a_killed_run_is_not_cancelled_before_its_silent_attempt_is_settled(
     server: TestServer,
 ) -> None:
     attempt = await attempts.start(server)
@@ -391,7 +395,7 @@ async def test_a_run_killed_while_a_silent_attempt_is_unsettled_is_not_cancelled
     assert (await attempts.read_condition(server))[0] == "Cancelled"
 
 
-async def test_whoever_renews_counts_as_started_although_a_restore_has_undone_its_report(
+async def test_a_renewal_counts_as_a_start_when_a_restore_has_undone_the_report(
     server: TestServer,
 ) -> None:
     await (await server.api()).put(server.path("runs/r1"), json={"spec": {}})
@@ -402,7 +406,7 @@ async def test_whoever_renews_counts_as_started_although_a_restore_has_undone_it
     assert (await attempts.read_condition(server))[:2] == ("Running", "Stopping")
 
 
-async def test_a_result_reported_after_long_silence_still_counts_unless_the_run_went_on(
+async def test_a_result_after_long_silence_counts_unless_the_run_has_continued(
     server: TestServer,
 ) -> None:
     for run_id in ("r1", "r2"):
@@ -425,7 +429,7 @@ async def test_a_result_reported_after_long_silence_still_counts_unless_the_run_
             assert (await attempts.read_condition(server, run_id))[:2] == ("Running", "Preparing")
 
 
-def test_the_servers_own_pulse_notices_a_lost_lease(tmp_path: Path) -> None:
+def test_the_servers_periodic_task_notices_a_lost_lease(tmp_path: Path) -> None:
     async def story() -> None:
         async with open_server(tmp_path / "data", run_ticker=True, lease_s=0.5) as server:
             await attempts.start(server)
@@ -437,7 +441,7 @@ def test_the_servers_own_pulse_notices_a_lost_lease(tmp_path: Path) -> None:
     asyncio.run(story())
 
 
-async def test_no_final_word_is_spoken_on_silence_alone_for_a_long_time(
+async def test_silence_alone_ends_no_run_for_a_long_time(
     server: TestServer, monkeypatch: Any
 ) -> None:
     assert leases.GIVE_UP_AFTER_S >= 30 * 60
@@ -450,7 +454,7 @@ async def test_no_final_word_is_spoken_on_silence_alone_for_a_long_time(
     assert (await attempts.read_condition(server))[:2] == ("Error", "WorkerLost")
 
 
-async def test_leases_do_not_age_while_the_server_is_away(server: TestServer) -> None:
+async def test_leases_do_not_age_while_the_server_is_down(server: TestServer) -> None:
     """A stopped or suspended server beats late by hours; that beat counts two seconds."""
     await attempts.start(server)
     for _ in range(3):
@@ -459,7 +463,7 @@ async def test_leases_do_not_age_while_the_server_is_away(server: TestServer) ->
     assert (await attempts.read_condition(server))[:2] == ("Running", "Preparing")
 
 
-async def test_fencing_numbers_grow_and_a_token_of_another_epoch_is_refused(
+async def test_fencing_numbers_grow_and_a_token_of_another_store_is_refused(
     server: TestServer,
 ) -> None:
     first = await attempts.start(server, "r1")
@@ -511,7 +515,7 @@ async def test_deleting_a_running_run_hides_it_at_once_and_removes_it_when_it_ha
     assert list(server.services.blobs(server.org).hashes()) == []
 
 
-async def test_a_deletion_that_was_cut_short_is_finished_by_the_sweep(
+async def test_an_interrupted_deletion_is_finished_by_the_sweep(
     server: TestServer, monkeypatch: Any
 ) -> None:
     attempt = await attempts.start(server)
@@ -536,7 +540,7 @@ async def test_a_deletion_that_was_cut_short_is_finished_by_the_sweep(
     )
 
 
-async def test_a_kill_may_say_how_long_the_run_has_to_save(server: TestServer) -> None:
+async def test_a_kill_may_set_the_grace_period(server: TestServer) -> None:
     attempt = await attempts.start(server)
     api = await server.api()
     bad = await api.patch(
@@ -551,7 +555,7 @@ async def test_a_kill_may_say_how_long_the_run_has_to_save(server: TestServer) -
     assert (wanted["action"], wanted["grace_s"]) == ("kill", 2.5)
 
 
-async def test_runs_say_that_they_wait_for_disk_and_go_on_when_there_is_some(
+async def test_runs_wait_for_disk_space_and_continue_when_there_is_enough(
     server: TestServer,
 ) -> None:
     await (await server.api()).put(server.path("runs/r1"), json={"spec": {}})
@@ -613,7 +617,7 @@ async def test_a_run_that_may_shrink_halves_the_micro_batch_after_each_out_of_me
     assert all(told["cause"].startswith("out of memory") for told in status["attempts"])
 
 
-async def test_without_a_plan_the_micro_batch_is_taken_to_be_the_largest_it_can_be(
+async def test_without_a_plan_the_micro_batch_is_assumed_to_be_the_largest_possible(
     server: TestServer,
 ) -> None:
     attempt = await attempts.start(server, flow={"blocks": SHRINK})
@@ -624,7 +628,7 @@ async def test_without_a_plan_the_micro_batch_is_taken_to_be_the_largest_it_can_
     assert (await run_of(server))["status"]["microBatchLimit"] == 16
 
 
-async def test_without_shrink_a_kill_for_want_of_memory_is_the_end(server: TestServer) -> None:
+async def test_without_shrink_an_out_of_memory_kill_is_final(server: TestServer) -> None:
     attempt = await attempts.start(server)
     await attempt.event("plan", plan=plan_with(8))
     await attempt.out_of_memory()
@@ -632,7 +636,7 @@ async def test_without_shrink_a_kill_for_want_of_memory_is_the_end(server: TestS
     assert (await run_of(server))["status"]["microBatchLimit"] is None
 
 
-async def test_a_lost_supervisor_on_a_machine_out_of_memory_shrinks_within_the_tries(
+async def test_a_supervisor_lost_out_of_memory_shrinks_within_the_allowed_attempts(
     server: TestServer,
 ) -> None:
     attempt = await attempts.start(server, flow={"blocks": SHRINK, "settings": {"attempts": 2}})
@@ -649,7 +653,7 @@ async def test_a_lost_supervisor_on_a_machine_out_of_memory_shrinks_within_the_t
     assert (await attempts.read_condition(server))[:2] == ("Error", "WorkerLost")
 
 
-async def test_a_trainer_that_waits_for_disk_space_is_running_and_says_so(
+async def test_a_trainer_that_waits_for_disk_space_is_running_with_that_reason(
     server: TestServer,
 ) -> None:
     attempt = await attempts.start(server)

@@ -152,7 +152,7 @@ async def answers_of(server: TestServer) -> list[tuple[str, int, str]]:
     return found
 
 
-async def test_every_limited_text_of_a_body_is_answered_alike_on_both_stores(
+async def test_limits_on_text_in_bodies_are_the_same_on_both_stores(
     make_server: MakeServer, empty_postgresql: Callable[[], str], tmp_path: Path
 ) -> None:
     found: dict[str, list[tuple[str, int, str]]] = {}
@@ -176,7 +176,7 @@ async def test_every_limited_text_of_a_body_is_answered_alike_on_both_stores(
 
 
 @pytest.mark.parametrize("store_kind", ["sqlite", "postgresql"])
-async def test_texts_of_queries_are_checked_before_they_are_looked_up(
+async def test_text_in_queries_is_validated_before_the_lookup(
     server: TestServer, store_kind: str
 ) -> None:
     api = await server.api()
@@ -283,7 +283,7 @@ async def test_sixteen_attribute_filters_are_answered_and_seventeen_rejected(
 
 
 @pytest.mark.parametrize("store_kind", ["sqlite", "postgresql"])
-async def test_texts_of_a_supervisor_are_cut_and_cleaned_not_refused(
+async def test_text_from_a_supervisor_is_truncated_and_cleaned_not_refused(
     server: TestServer, store_kind: str
 ) -> None:
     attempt, api = await attempts.start(server), await server.api()
@@ -381,7 +381,7 @@ async def test_ids_and_numbers_of_messages_are_limited_alike(
     assert (claimed.status_code, claimed.json()["code"]) == (400, "InvalidBody")
 
 
-def test_ids_of_records_can_be_stored_and_stay_different() -> None:
+def test_ids_of_records_can_be_stored_and_stay_distinct() -> None:
     ids = [
         "plain",
         "a\0b",

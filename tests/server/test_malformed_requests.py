@@ -94,7 +94,7 @@ def filled(path: str, org: str, value: str) -> str:
     return PLACE.sub(lambda found: org if found[1] == "org" else value, path)
 
 
-def test_hostile_values_in_every_place_of_every_route(server: ServerProcess) -> None:
+def test_hostile_values_in_every_parameter_of_every_route(server: ServerProcess) -> None:
     heads = [server.head("GET", target, connection="close") for target in targets(server)]
     heads += [
         server.head(
@@ -253,7 +253,7 @@ def test_requests_with_random_bytes_changed(server: ServerProcess) -> None:
     assert_answers(server, requests)
 
 
-def test_clients_that_leave_at_any_moment(server: ServerProcess) -> None:
+def test_clients_may_disconnect_at_any_moment(server: ServerProcess) -> None:
     """Within the head, the body, a chunk, an upload, a restore, a long poll, and the response."""
     internal = server.head("POST", "/internal/v1/claims", content_length="100")
     beginnings: list[bytes] = [
@@ -282,7 +282,7 @@ def test_clients_that_leave_at_any_moment(server: ServerProcess) -> None:
     assert_serves(server)
 
 
-def test_a_half_closed_connection_still_gets_its_answer_or_an_end(server: ServerProcess) -> None:
+def test_a_half_closed_connection_gets_a_response_or_is_closed(server: ServerProcess) -> None:
     for request in (
         server.head("GET", server.path("runs/r1")),
         server.head("PUT", "/uploads/x", content_length="9"),

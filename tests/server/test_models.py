@@ -117,7 +117,9 @@ async def test_a_query_with_two_question_marks_is_paged(server: TestServer) -> N
     assert (await outputs(server, "?intent=sdkLocalDeploy?p=abc&s=1"))["code"] == "InvalidPageToken"
 
 
-async def test_a_checkpoint_is_listed_only_when_all_its_bytes_are_here(server: TestServer) -> None:
+async def test_a_checkpoint_is_listed_only_when_all_its_bytes_are_stored(
+    server: TestServer,
+) -> None:
     attempt = await attempts.start(server)
     digest = hashlib.sha256(b"abc").hexdigest()
     report = {
@@ -160,7 +162,7 @@ async def test_success_without_a_checkpoint_is_not_success(server: TestServer) -
     assert (await attempts.read_condition(server))[:2] == ("Error", "StorageUnavailable")
 
 
-async def test_the_archive_is_a_tar_of_the_model_with_the_length_and_hash_that_were_told(
+async def test_the_archive_is_a_tar_of_the_model_with_the_announced_length_and_hash(
     server: TestServer,
 ) -> None:
     content = bytes(range(256)) * 500
@@ -214,7 +216,7 @@ async def test_ranges_are_exact(server: TestServer) -> None:
         assert (outside.status_code, outside.json()["code"]) == (416, "RangeNotSatisfiable"), given
 
 
-async def test_links_are_the_same_for_an_hour_and_end_when_they_said(server: TestServer) -> None:
+async def test_links_are_equal_for_an_hour_and_expire_as_announced(server: TestServer) -> None:
     await finished(server)
     server.clock.epoch_ms = 480_000 * 3_600_000
     url = await link(server)
@@ -229,7 +231,9 @@ async def test_links_are_the_same_for_an_hour_and_end_when_they_said(server: Tes
     assert (await anyone.head(url)).status_code == 404
 
 
-async def test_a_range_of_a_link_that_was_good_is_cut_off_never_refused(server: TestServer) -> None:
+async def test_a_range_request_on_an_expired_link_is_cut_short_not_refused(
+    server: TestServer,
+) -> None:
     """An error status would be taken for zero bytes by the published client.
 
     Too few bytes are noticed by all.
@@ -265,7 +269,7 @@ async def test_every_altered_link_is_refused(server: TestServer) -> None:
     assert (await anyone.put(url, content=b"x")).status_code == 405
 
 
-async def test_a_blob_that_changed_on_disk_breaks_the_download_off(server: TestServer) -> None:
+async def test_a_blob_that_changed_on_disk_aborts_the_download(server: TestServer) -> None:
     await finished(server, content=b"z" * 200_000)
     url = await link(server, "epoch-1")
     digest = hashlib.sha256(b"z" * 200_000).hexdigest()
@@ -278,7 +282,7 @@ async def test_a_blob_that_changed_on_disk_breaks_the_download_off(server: TestS
     assert 0 < sent < promised
 
 
-async def test_a_blob_two_runs_share_outlives_the_first(server: TestServer) -> None:
+async def test_a_blob_that_two_runs_share_outlives_the_first(server: TestServer) -> None:
     api = await server.api()
     for run_id in ("r1", "r2"):
         attempt = await attempts.start(server, run_id)
@@ -306,7 +310,7 @@ async def test_uploads_need_their_length(server: TestServer) -> None:
 
 
 @pytest.mark.parametrize("route", ["blobs", "checkpoints", "lines", "renew", "process"])
-async def test_a_closed_attempt_may_say_nothing_more(server: TestServer, route: str) -> None:
+async def test_a_closed_attempt_may_not_write(server: TestServer, route: str) -> None:
     attempt = await attempts.start(server)
     await attempt.finish(64)
     messages: dict[str, dict[str, Any]] = {

@@ -20,7 +20,7 @@ OPERATIONS = [
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
 
-async def test_a_method_that_a_path_does_not_take_is_refused_with_those_it_takes(
+async def test_an_unsupported_method_is_refused_with_the_supported_ones(
     server: TestServer,
 ) -> None:
     clients = {

@@ -155,7 +155,7 @@ async def test_every_list_is_cut_by_bytes_and_continues_at_the_cut(
     assert threads
 
 
-async def test_a_bulk_deletion_takes_more_names_than_one_question_may_have(
+async def test_a_bulk_deletion_takes_more_names_than_one_query_may_have(
     server: TestServer,
 ) -> None:
     api = await server.api()
@@ -214,7 +214,7 @@ async def test_pages_of_logs_and_metrics_end_before_the_limit(server: TestServer
     assert numbers == list(range(1, 401))
 
 
-async def test_a_list_of_models_that_is_too_long_for_one_response_holds_the_newest(
+async def test_a_list_of_models_too_long_for_one_response_contains_the_newest(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attempt, api = await attempts.start(server), await server.api()
@@ -230,7 +230,7 @@ async def test_a_list_of_models_that_is_too_long_for_one_response_holds_the_newe
 @pytest.mark.parametrize("size", [1, 5, 31, 32, 33, 100])
 @pytest.mark.parametrize("most_bytes", [1, 50, 10_000])
 @pytest.mark.parametrize("count", [0, 1, 32, 33, 99])
-def test_gathering_reads_what_a_page_needs_and_not_much_more(
+def test_collecting_a_page_reads_little_more_than_it_needs(
     size: int, most_bytes: int, count: int
 ) -> None:
     rows, read = list(range(count)), 0

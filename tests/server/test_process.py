@@ -41,7 +41,7 @@ def server(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     process.communicate()
 
 
-def test_a_server_starts_answers_refuses_company_and_ends_cleanly(
+def test_a_server_starts_responds_refuses_a_second_one_and_exits_cleanly(
     server: subprocess.Popen[str], tmp_path: Path
 ) -> None:
     """One story, since each start costs a second."""

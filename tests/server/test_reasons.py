@@ -162,16 +162,14 @@ async def _(server: TestServer) -> None:
 PAIRS = [(kind.value, reason) for kind, reasons in REASONS.items() for reason in reasons]
 
 
-def test_each_reason_has_a_story_and_each_story_a_reason() -> None:
+def test_each_reason_has_a_scenario_and_each_scenario_a_reason() -> None:
     assert set(STORIES) == set(PAIRS)
 
 
 @pytest.mark.parametrize(
     ("condition", "reason"), PAIRS, ids=[f"{kind}-{reason}" for kind, reason in PAIRS]
 )
-async def test_a_run_can_come_to_each_reason(
-    server: TestServer, condition: str, reason: str
-) -> None:
+async def test_a_run_can_reach_each_reason(server: TestServer, condition: str, reason: str) -> None:
     await STORIES[condition, reason](server)
     found_condition, found_reason, message = await attempts.read_condition(server)
     assert (found_condition, found_reason) == (condition, reason)
@@ -239,7 +237,7 @@ async def test_the_reason_of_a_waiting_run_follows_the_machines(server: TestServ
     assert (await status_after_a_second(server))[1] == "WaitingForMachine"
 
 
-async def test_a_run_that_waits_for_its_turn_says_how_many_slots_are_busy(
+async def test_a_queued_run_reports_how_many_slots_are_busy(
     server: TestServer,
 ) -> None:
     await report(server)
@@ -302,7 +300,7 @@ async def test_all_of_many_runs_with_many_requirements_are_explained(server: Tes
     assert reasons == {"WaitingForCapacity"}
 
 
-async def test_a_run_that_is_tried_again_says_so_unless_no_machine_can_take_it(
+async def test_a_retried_run_says_so_unless_no_machine_can_take_it(
     server: TestServer,
 ) -> None:
     await report(server)
@@ -319,7 +317,7 @@ async def test_a_run_that_is_tried_again_says_so_unless_no_machine_can_take_it(
     assert await status_after_a_second(server) == ("Pending", "Queued", "waiting for a free slot")
 
 
-async def test_a_server_that_has_just_started_misses_no_machine(server: TestServer) -> None:
+async def test_a_newly_started_server_reports_no_machine_as_missing(server: TestServer) -> None:
     await attempts.start(
         server, "first"
     )  # its machine is busy, so it only reports every half minute

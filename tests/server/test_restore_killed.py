@@ -120,7 +120,7 @@ class Restoring:
         self._connection.close()
 
 
-def test_the_old_world_or_the_new_one_whenever_the_server_is_killed(
+def test_a_killed_restore_leaves_either_the_old_data_or_the_new(
     worlds: Any, tmp_path: Path
 ) -> None:
     made, data, old, new = worlds

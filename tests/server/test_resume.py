@@ -80,7 +80,7 @@ async def test_the_checkpoint_is_resolved_when_the_run_is_accepted(
     )
 
 
-async def test_a_repeat_of_the_same_body_is_the_same_run_even_when_the_other_is_gone(
+async def test_a_repeated_create_is_the_same_run_even_when_the_other_run_is_deleted(
     server: TestServer,
 ) -> None:
     await trained(server)
@@ -92,7 +92,7 @@ async def test_a_repeat_of_the_same_body_is_the_same_run_even_when_the_other_is_
     assert (await create(server, runId="source", checkpoint="best")).json()["code"] == "RunExists"
 
 
-async def test_what_is_not_there_is_told_with_its_field_and_nothing_is_made(
+async def test_a_missing_checkpoint_is_reported_with_its_field_and_nothing_is_created(
     server: TestServer,
 ) -> None:
     await trained(server)
@@ -112,7 +112,7 @@ async def test_what_is_not_there_is_told_with_its_field_and_nothing_is_made(
     assert (await (await server.api()).get(server.path("runs/new"))).status_code == 404
 
 
-async def test_another_organisations_run_is_as_if_it_were_not_there(server: TestServer) -> None:
+async def test_a_run_of_another_organization_is_not_found(server: TestServer) -> None:
     from runyard.server.services.context import Actor
     from runyard.server.services.errors import Refusal
     from runyard.server.services.runs import references, runs
@@ -138,7 +138,7 @@ async def test_another_organisations_run_is_as_if_it_were_not_there(server: Test
         runs.get(server.services, org="strangers", run_id="new")
 
 
-async def test_deleting_the_other_run_takes_no_byte_away_and_deleting_the_new_one_the_rest(
+async def test_deleting_the_other_run_removes_no_bytes_and_deleting_the_new_one_all(
     server: TestServer,
 ) -> None:
     api, blobs = await server.api(), server.services.blobs(server.org)
@@ -162,7 +162,7 @@ async def test_deleting_the_other_run_takes_no_byte_away_and_deleting_the_new_on
     assert await agrees(server)
 
 
-async def test_the_runs_own_checkpoints_come_before_what_it_was_made_from(
+async def test_the_runs_own_checkpoints_come_before_the_one_it_resumed_from(
     server: TestServer,
 ) -> None:
     await trained(server)
@@ -174,7 +174,7 @@ async def test_the_runs_own_checkpoints_come_before_what_it_was_made_from(
     assert told == [("new", "epoch-4"), ("new", "epoch-3"), ("source", "epoch-2")]
 
 
-async def test_a_token_opens_no_bytes_but_those_of_its_run(server: TestServer) -> None:
+async def test_a_token_gives_access_only_to_bytes_of_its_run(server: TestServer) -> None:
     await trained(server)
     await trained(server, "unrelated")
     await create(server, runId="source", checkpoint="best")
@@ -200,7 +200,7 @@ async def test_a_token_opens_no_bytes_but_those_of_its_run(server: TestServer) -
     assert (await attempt.client.get("/internal/v1/attempt/resume")).json()["code"] == "LeaseLost"
 
 
-async def test_bytes_that_changed_at_rest_are_told_and_not_sent(server: TestServer) -> None:
+async def test_damaged_bytes_are_reported_and_not_sent(server: TestServer) -> None:
     await trained(server)
     await create(server, runId="source")
     attempt = await started(server)
@@ -214,7 +214,7 @@ async def test_bytes_that_changed_at_rest_are_told_and_not_sent(server: TestServ
     assert ("new", "what it goes on from") in {(file["runId"], file["modelId"]) for file in lost}
 
 
-async def test_a_create_that_is_not_committed_holds_no_bytes(
+async def test_an_uncommitted_create_retains_no_bytes(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Run and files are one transaction: what fails between them leaves neither."""

@@ -388,7 +388,7 @@ def test_what_prevents_a_start_is_one_line_with_cause_and_fix(
     assert not [secret for secret in known if secret in said]
 
 
-def test_a_broken_start_changes_nothing_that_would_keep_the_fix_from_working(
+def test_a_failed_start_changes_nothing_that_would_prevent_the_fix(
     folder: Path, processes: Processes
 ) -> None:
     pepper = folder / "secrets" / "pepper"
@@ -410,7 +410,7 @@ def test_a_broken_start_changes_nothing_that_would_keep_the_fix_from_working(
     asyncio.run(serve())
 
 
-def test_a_store_of_before_takes_the_secrets_that_its_keys_were_made_with(folder: Path) -> None:
+def test_an_older_store_adopts_the_secrets_that_its_keys_were_made_with(folder: Path) -> None:
     sql("DELETE FROM meta WHERE key = 'pepper'")(folder)
 
     async def noted() -> bool:
@@ -423,7 +423,7 @@ def test_a_store_of_before_takes_the_secrets_that_its_keys_were_made_with(folder
     assert asyncio.run(noted())
 
 
-def test_a_machine_key_that_is_gone_is_made_again_and_opens_the_server(folder: Path) -> None:
+def test_a_missing_machine_key_is_created_again_and_accepted(folder: Path) -> None:
     path = folder / "secrets" / "controller.json"
     before = json.loads(path.read_text())["key"]
     path.unlink()
@@ -486,7 +486,7 @@ def test_the_secrets_of_another_data_folder_do_not_open_a_postgresql_database(
     assert "do not belong to this database" in said
 
 
-def test_a_full_disk_is_one_line_and_may_pass(tmp_path: Path, processes: Processes) -> None:
+def test_a_full_disk_is_one_line_and_temporary(tmp_path: Path, processes: Processes) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = shutil.which("mount")

@@ -31,7 +31,7 @@ async def trained(server: TestServer) -> Any:
     return attempt
 
 
-async def test_a_trained_and_a_deleted_run_leave_store_and_disk_agreeing(
+async def test_store_and_disk_agree_after_a_training_and_a_deletion(
     server: TestServer,
 ) -> None:
     assert (await check(server))["agrees"]
@@ -46,7 +46,7 @@ async def test_a_trained_and_a_deleted_run_leave_store_and_disk_agreeing(
     assert (found["agrees"], found["blobs"]) == (True, 0)
 
 
-async def test_bytes_without_a_row_are_arriving_while_an_attempt_is_open_and_rubbish_after(
+async def test_bytes_without_a_row_are_kept_only_while_an_attempt_is_open(
     server: TestServer,
 ) -> None:
     attempt = await trained(server)
@@ -67,7 +67,7 @@ async def test_bytes_without_a_row_are_arriving_while_an_attempt_is_open_and_rub
     assert (found["agrees"], found["blobs"]) == (True, 1)
 
 
-async def test_lost_bytes_are_told_by_checkpoint_and_path_and_not_papered_over(
+async def test_lost_bytes_are_reported_by_checkpoint_and_path(
     server: TestServer,
 ) -> None:
     await trained(server)
@@ -102,7 +102,7 @@ async def test_folders_of_runs_that_do_not_exist_are_found_and_links_are_not_fol
     assert (await check(server))["agrees"]
 
 
-async def test_a_long_report_is_cut_and_says_so_and_a_collection_removes_all_of_it(
+async def test_a_long_report_is_truncated_and_a_collection_removes_everything(
     server: TestServer,
 ) -> None:
     folder = server.settings.runs_dir / server.org

@@ -52,7 +52,7 @@ def sha256(content: bytes) -> str:
 FIRST = sha256(b"first source")
 
 
-async def test_a_folder_that_the_operator_did_not_choose_is_rejected_alike_whether_or_not_it_exists(
+async def test_a_folder_outside_the_operators_is_rejected_alike_whether_or_not_it_exists(
     server: TestServer, tmp_path: Path
 ) -> None:
     data_dir = server.settings.data_dir
@@ -166,7 +166,7 @@ async def test_a_checkpoint_that_does_not_exist_is_rejected(server: TestServer) 
     assert (await create(server, "run:source/epoch-1")).status_code == 400
 
 
-async def test_deleting_the_other_run_takes_no_byte_away_and_a_token_opens_no_others(
+async def test_deleting_the_other_run_removes_no_bytes_and_a_token_opens_no_others(
     server: TestServer,
 ) -> None:
     api, blobs = await server.api(), server.services.blobs(server.org)
@@ -201,7 +201,7 @@ async def test_deleting_the_other_run_takes_no_byte_away_and_a_token_opens_no_ot
     assert await blobs_agree(server)
 
 
-async def test_a_checkpoint_that_its_own_run_keeps_no_more_is_kept_for_the_other(
+async def test_a_checkpoint_that_its_own_run_removed_is_kept_for_the_other(
     server: TestServer,
 ) -> None:
     flow = {
@@ -217,7 +217,7 @@ async def test_a_checkpoint_that_its_own_run_keeps_no_more_is_kept_for_the_other
     assert set(server.services.blobs(server.org).hashes()) == {sha256(b"first"), sha256(b"third")}
 
 
-async def test_a_run_without_weights_of_another_has_none_to_fetch(server: TestServer) -> None:
+async def test_a_run_without_weights_of_another_run_fetches_none(server: TestServer) -> None:
     attempt = await attempts.start(server, "plain")
     answer = await attempt.client.get("/internal/v1/attempt/weights")
     assert (answer.status_code, answer.json()["code"]) == (404, "NotFound")
@@ -237,7 +237,7 @@ async def test_a_run_created_before_weights_were_kept_finds_what_its_flow_names(
     assert answer.content == b"second source"
 
 
-def test_weights_are_in_a_backup_and_come_back_in_a_new_data_folder(tmp_path: Path) -> None:
+def test_weights_are_backed_up_and_restored_in_a_new_data_folder(tmp_path: Path) -> None:
     async def story() -> None:
         async with open_server(tmp_path / "old") as server:
             await trained(server)

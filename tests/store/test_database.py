@@ -36,7 +36,7 @@ def test_a_database_newer_than_the_code_is_refused(tmp_path: Path) -> None:
         Store(tmp_path / "a.db")
 
 
-def test_what_write_returned_is_in_the_file_after_the_process_is_forgotten(tmp_path: Path) -> None:
+def test_a_completed_write_survives_the_death_of_the_process(tmp_path: Path) -> None:
     store = Store(tmp_path / "a.db")
     asyncio.run(
         store.write(lambda connection: organizations.add(connection, org="o", name="n", time_ms=1))
@@ -117,7 +117,7 @@ def test_a_full_disk_commits_nothing_and_writes_succeed_once_space_is_free(tmp_p
     store.close()
 
 
-def test_when_the_disk_fails_one_piece_of_work_all_that_was_to_be_committed_with_it_fails(
+def test_a_disk_error_fails_every_transaction_of_its_group(
     tmp_path: Path,
 ) -> None:
     store = Store(tmp_path / "a.db")
@@ -149,7 +149,7 @@ def test_when_the_disk_fails_one_piece_of_work_all_that_was_to_be_committed_with
     store.close()
 
 
-def test_closing_folds_the_log_into_the_database(tmp_path: Path) -> None:
+def test_closing_checkpoints_the_wal_into_the_database(tmp_path: Path) -> None:
     store = Store(tmp_path / "a.db")
     store.read(organizations.list_ids)
     asyncio.run(
@@ -159,7 +159,7 @@ def test_closing_folds_the_log_into_the_database(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.db"]
 
 
-def test_a_broken_statement_fails_its_caller_and_not_the_writer(tmp_path: Path) -> None:
+def test_an_invalid_statement_fails_its_caller_and_not_the_writer(tmp_path: Path) -> None:
     store = Store(tmp_path / "a.db")
 
     async def story() -> None:
@@ -179,7 +179,7 @@ def test_a_broken_statement_fails_its_caller_and_not_the_writer(tmp_path: Path) 
     store.close()
 
 
-def test_the_files_of_the_database_are_ours_alone_also_those_of_an_older_version(
+def test_only_the_owner_can_read_database_files_even_of_an_older_version(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "a.db").touch(0o644)

@@ -99,7 +99,7 @@ def test_a_reading_connection_cannot_write(store: Store) -> None:
     assert list(store.read(organizations.list_ids)) == []
 
 
-def test_a_connection_cut_in_a_transaction_refuses_it_and_the_next_one_succeeds(
+def test_a_lost_connection_fails_its_transaction_and_the_next_one_succeeds(
     store: Store,
 ) -> None:
     def cut(connection: Connection) -> None:
@@ -116,7 +116,7 @@ def test_a_connection_cut_in_a_transaction_refuses_it_and_the_next_one_succeeds(
     assert list(store.read(organizations.list_ids)) == ["whole"]
 
 
-def test_a_database_that_is_away_is_unavailable_and_back_when_it_is_back(
+def test_an_unreachable_database_is_unavailable_until_it_is_back(
     store: Store, postgresql: Any
 ) -> None:
     async def story() -> None:
@@ -136,9 +136,7 @@ def test_a_database_that_is_away_is_unavailable_and_back_when_it_is_back(
     assert sorted(store.read(organizations.list_ids)) == ["after", "before"]
 
 
-def test_a_reader_whose_connection_broke_meanwhile_reads_all_the_same(
-    store: Store, postgresql: Any
-) -> None:
+def test_a_reader_reconnects_after_its_connection_broke(store: Store, postgresql: Any) -> None:
     asyncio.run(store.write(add("a")))
     store.read(organizations.list_ids)
     postgresql.stop()
@@ -146,7 +144,7 @@ def test_a_reader_whose_connection_broke_meanwhile_reads_all_the_same(
     assert list(store.read(organizations.list_ids)) == ["a"]
 
 
-def test_two_servers_that_write_at_once_lose_no_number(store: Store, url: str) -> None:
+def test_two_servers_that_write_concurrently_lose_no_number(store: Store, url: str) -> None:
     other = Store(url)
 
     async def story() -> list[int]:
@@ -158,9 +156,7 @@ def test_two_servers_that_write_at_once_lose_no_number(store: Store, url: str) -
     other.close()
 
 
-def test_a_run_that_somebody_is_claiming_is_skipped_rather_than_waited_for(
-    store: Store, url: str
-) -> None:
+def test_a_run_that_is_being_claimed_is_skipped_without_waiting(store: Store, url: str) -> None:
     def add_run(connection: Connection, name: str, time_created: int) -> None:
         fixed = {
             "org": "o",
@@ -202,6 +198,6 @@ def test_a_password_in_the_url_is_refused_and_not_repeated(url: str) -> None:
     assert "secret" not in str(refused.value)
 
 
-def test_only_a_url_that_the_store_knows_is_taken() -> None:
+def test_only_supported_database_urls_are_accepted() -> None:
     with pytest.raises(SettingError, match="mysql"):
         read_settings({}, database_url="mysql://h/n")

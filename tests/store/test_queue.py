@@ -92,7 +92,7 @@ def test_equal_requirements_have_equal_keys() -> None:
     assert build_key({"a\0": ["\ud800"]}).isascii()
 
 
-def test_distinct_requirements_are_found_in_order_and_piece_by_piece(store: Store) -> None:
+def test_distinct_requirements_are_found_in_order_and_page_by_page(store: Store) -> None:
     names = ["a", "b", "c", "d"]
     add(store, *(run_row(f"{name}{number}", name) for name in names for number in range(3)))
     add(
@@ -120,7 +120,7 @@ def test_runs_come_by_priority_then_age_whatever_they_require(store: Store) -> N
     assert in_turn(store, ["b", *many, "a"])[0] == "urgent"
 
 
-def test_what_is_held_or_unsettled_here_is_passed_over(store: Store) -> None:
+def test_runs_with_an_open_or_unsettled_attempt_here_are_skipped(store: Store) -> None:
     add(
         store,
         *(
@@ -160,7 +160,7 @@ def steps(store: Store, work: Callable[[Connection], Any]) -> int:
     return count
 
 
-def test_runs_that_no_machine_can_take_do_not_slow_a_claim_down(tmp_path: Path) -> None:
+def test_runs_that_fit_no_machine_do_not_slow_down_a_claim(tmp_path: Path) -> None:
     store = Store(tmp_path / "server.db")
 
     def look(connection: Connection) -> None:

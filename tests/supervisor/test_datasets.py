@@ -278,7 +278,7 @@ def fetch_and_log(folder: Path, version: Version, log: Path) -> None:
     DatasetFetcher(folder, DatasetServer(version, log)).fetch()
 
 
-def test_two_attempts_at_once_fetch_nothing_twice(tmp_path: Path) -> None:
+def test_two_concurrent_attempts_fetch_nothing_twice(tmp_path: Path) -> None:
     version, log = Version(), tmp_path / "fetched"
     folders = [write_attempt(tmp_path, version, number=number) for number in (1, 2, 3)]
     running = [

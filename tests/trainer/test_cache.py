@@ -275,7 +275,7 @@ def build(folder: Path, root: Path, processor: Any, pause_s: float, results: Any
     results.put((len(times), cached.built, len(cached.shards)))
 
 
-def test_a_killed_builder_leaves_complete_shards_and_its_partial_one_is_started_anew(
+def test_a_killed_builder_leaves_complete_shards_and_its_partial_one_is_restarted(
     make_version: MakeVersion, png: Png, encoder: Encoder, processor: Any, tmp_path: Path
 ) -> None:
     folder, results = make_version(images(png, range(24))), CONTEXT.Queue()
@@ -301,7 +301,7 @@ def test_a_killed_builder_leaves_complete_shards_and_its_partial_one_is_started_
     cached.close()
 
 
-def test_two_builders_at_once_share_the_work(
+def test_two_concurrent_builders_share_the_work(
     make_version: MakeVersion, png: Png, encoder: Encoder, processor: Any, tmp_path: Path
 ) -> None:
     folder, results = make_version(images(png, range(24))), CONTEXT.Queue()
@@ -500,7 +500,7 @@ def give(attempt: Path, version: Path) -> Path:
     return attempt
 
 
-def test_a_run_ends_the_same_with_cache_without_and_without_the_originals(
+def test_a_run_ends_the_same_with_and_without_cache_and_originals(
     make_attempt: Callable[..., Path], make_version: MakeVersion, png: Png, events_of: EventsOf
 ) -> None:
     version = make_version(images(png, range(40), of=2))

@@ -14,7 +14,7 @@ from runyard.trainer.data.datasets import Dataset, Sample, _is_held_out, load_da
 from runyard.trainer.errors import InvalidData, InvalidFlow
 
 
-def test_no_scan_is_in_both_parts_and_the_share_is_about_as_asked() -> None:
+def test_no_scan_is_in_both_splits_and_the_share_is_about_as_requested() -> None:
     data = make_digits(seed=7, validation_fraction=0.2)
     train = {sample.image.tobytes() for sample in data.train}
     held_out = {sample.image.tobytes() for sample in data.validation}
@@ -23,7 +23,7 @@ def test_no_scan_is_in_both_parts_and_the_share_is_about_as_asked() -> None:
     assert 0.15 < len(data.validation) / 1797 < 0.25
 
 
-def test_held_out_questions_are_equal_and_half_of_the_training_ones_are_reworded() -> None:
+def test_held_out_questions_are_fixed_and_half_of_the_training_ones_are_reworded() -> None:
     data = make_digits(seed=7, validation_fraction=0.2)
     assert {sample.question for sample in data.validation} == {"Which digit is this?"}
     usual = sum(sample.question == "Which digit is this?" for sample in data.train)
@@ -80,7 +80,7 @@ def shown(sample: Sample, among: set[bytes]) -> int:
     return sum(piece in among for piece in pieces)
 
 
-def test_both_tasks_are_asked_on_canvases_that_show_no_scan_of_the_other_part(
+def test_both_tasks_use_canvases_without_scans_of_the_other_split(
     both: Callable[..., Dataset], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("runyard.datasets.samples.CANVAS_SHIFT", 0)
@@ -101,7 +101,7 @@ def test_both_tasks_are_asked_on_canvases_that_show_no_scan_of_the_other_part(
     assert {s.question for s in data.validation if s.task == "vqa"} == {"Which digit is this?"}
 
 
-def test_scans_to_train_both_tasks_on_are_varied_within_their_boxes(
+def test_training_scans_of_both_tasks_are_augmented_within_their_boxes(
     both: Callable[..., Dataset],
 ) -> None:
     unvaried = set(map(on_canvas, load_scans()))
@@ -118,7 +118,7 @@ def test_scans_to_train_both_tasks_on_are_varied_within_their_boxes(
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_however_few_samples_are_taken_the_first_is_of_the_datasets_own_task(
+def test_the_first_sample_always_has_the_datasets_own_task(
     both: Callable[..., Dataset], seed: int
 ) -> None:
     few = both(seed=seed, max_samples=1)
@@ -126,12 +126,12 @@ def test_however_few_samples_are_taken_the_first_is_of_the_datasets_own_task(
     assert both(seed=seed).validation[0].task == few.task
 
 
-def test_an_unknown_dataset_is_the_recipes_fault() -> None:
+def test_an_unknown_dataset_is_an_error_of_the_flow() -> None:
     with pytest.raises(InvalidFlow, match="unknown dataset 'shelves'"):
         load_dataset("shelves", seed=0, validation_fraction=0.2)
 
 
-def test_nothing_left_to_train_on_is_the_datas_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_training_split_is_an_error_of_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("runyard.trainer.data.datasets.is_held_out", lambda *_, **__: True)
     with pytest.raises(InvalidData, match="no training samples"):
         load_dataset("digits", seed=0, validation_fraction=0.9)

@@ -277,7 +277,7 @@ def train_with(reserve: int, folder: Path) -> int:
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("reserve", [1 << 20, -(1 << 40)], ids=["checked", "hit while writing"])
-def test_a_really_full_disk_is_waited_for_and_nothing_is_lost_or_cut(
+def test_a_run_waits_for_a_full_disk_and_nothing_is_lost_or_truncated(
     reserve: int,
     small_disk: Path,
     write_attempt: Callable[..., Path],

@@ -143,7 +143,7 @@ def said(
 
 
 @pytest.mark.parametrize(("family", "mode"), CASES)
-def test_plain_transformers_and_peft_say_what_was_measured(
+def test_plain_transformers_and_peft_reproduce_the_measured_answers(
     family: str, mode: str, said: Any
 ) -> None:
     fresh, measured = said[family, mode]
@@ -155,7 +155,7 @@ def test_plain_transformers_and_peft_say_what_was_measured(
 
 
 @pytest.mark.parametrize(("family", "mode", "form"), EXPORTED)
-def test_plain_transformers_and_peft_say_it_of_the_exported_files(
+def test_plain_transformers_and_peft_reproduce_the_exported_models_answers(
     family: str, mode: str, form: str, said: Any, home: Path
 ) -> None:
     fresh, measured = said[family, mode]
@@ -186,7 +186,7 @@ def change_a_weight(path: Path) -> None:
     save_file(tensors, path, metadata={"format": "pt"})
 
 
-def test_an_adapter_says_to_which_base_it_belongs(
+def test_an_adapter_names_its_base_model(
     lora: Path, tmp_path: Path, miniature: Callable[[str], Path]
 ) -> None:
     document = export_model(lora, tmp_path / "out", form="adapter")
@@ -208,7 +208,7 @@ def test_an_adapter_says_to_which_base_it_belongs(
     }
 
 
-def test_in_full_an_adapter_lies_beside_its_base(lora: Path, tmp_path: Path) -> None:
+def test_a_full_export_has_the_adapter_next_to_its_base(lora: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     document = export_model(
         lora / "model_full", out, form="full"
@@ -223,7 +223,7 @@ def test_in_full_an_adapter_lies_beside_its_base(lora: Path, tmp_path: Path) -> 
     assert (again["form"], again["different"]) == ("merged", 0)
 
 
-def test_what_an_adapter_does_not_touch_keeps_its_bits_and_format(
+def test_weights_without_an_adapter_keep_bits_and_format(
     trained: dict[tuple[str, str], Path],
     miniature: Callable[[str], Path],
     write_attempt: Callable[..., Path],
@@ -251,7 +251,7 @@ def test_what_an_adapter_does_not_touch_keeps_its_bits_and_format(
     assert (whole["dtype"], whole["different"]) == ("float32", 0)
 
 
-def test_other_answers_fail_the_export_and_leave_nothing(lora: Path, tmp_path: Path) -> None:
+def test_different_answers_fail_the_export_and_leave_nothing(lora: Path, tmp_path: Path) -> None:
     change_a_weight(lora / "model_adapter" / "adapter_model.safetensors")
     out = tmp_path / "new" / "out"
     for form in ("merged", "adapter", "full"):
@@ -267,7 +267,7 @@ def test_other_answers_fail_the_export_and_leave_nothing(lora: Path, tmp_path: P
     assert 0 < document["different"] <= HELD_OUT
 
 
-def test_a_weight_that_is_not_the_one_computed_fails_the_export(
+def test_a_weight_that_differs_from_the_computed_one_fails_the_export(
     lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = export_module._write_merged
@@ -303,7 +303,7 @@ def test_a_folder_that_is_not_empty_is_kept_unless_it_is_an_export(
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint", "out"}
 
 
-def test_what_a_killed_export_left_is_cleared_away(lora: Path, tmp_path: Path) -> None:
+def test_the_remains_of_a_killed_export_are_removed(lora: Path, tmp_path: Path) -> None:
     export_model(lora, tmp_path / "out", form="adapter")
     # Killed between the two renames of an export that replaces another.
     os.replace(tmp_path / "out", tmp_path / ".out.replaced")
@@ -316,7 +316,7 @@ def test_what_a_killed_export_left_is_cleared_away(lora: Path, tmp_path: Path) -
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint", "out"}
 
 
-def test_two_exports_into_one_folder_are_kept_apart(lora: Path, tmp_path: Path) -> None:
+def test_two_exports_into_one_folder_do_not_interfere(lora: Path, tmp_path: Path) -> None:
     (tmp_path / ".out.exporting").mkdir()
     held = os.open(tmp_path / ".out.exporting", os.O_RDONLY)
     try:
@@ -328,7 +328,7 @@ def test_two_exports_into_one_folder_are_kept_apart(lora: Path, tmp_path: Path) 
         os.close(held)
 
 
-def test_what_cannot_be_exported_is_named(
+def test_unsupported_exports_are_refused_with_the_reason(
     lora: Path, tmp_path: Path, trained: dict[tuple[str, str], Path]
 ) -> None:
     full, out = checkpoint_of(trained["idefics3", "full"]), tmp_path / "out"

@@ -66,7 +66,7 @@ def test_a_model_of_the_family_is_trained_saved_and_answers(
 
 @pytest.mark.parametrize(("frozen", "changing"), FREEZING.values(), ids=FREEZING)
 @pytest.mark.parametrize("model_type", miniatures.MINIATURES)
-def test_what_is_frozen_stays_as_it_was_and_the_rest_changes(
+def test_frozen_parts_stay_unchanged_and_the_rest_changes(
     model_type: str, frozen: list[str], changing: set[str], miniature: Any, make_attempt: Any
 ) -> None:
     if model_type not in FROZEN_BY_DEFAULT and not os.environ.get("RUNYARD_ALL_FAMILIES"):

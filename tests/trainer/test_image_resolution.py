@@ -223,7 +223,7 @@ def test_in_encoder_decoder_models_prompt_and_answer_have_separate_contexts() ->
         ).encode(sample())
 
 
-def test_whatever_limits_images_or_samples_determines_the_name_of_shards() -> None:
+def test_every_limit_on_images_or_samples_is_part_of_the_shard_name() -> None:
     plain = encoder_of("qwen3_vl", *opened("qwen3_vl"))
     others = [
         encoder_of("qwen3_vl", *limited("qwen3_vl", max_pixels=2100)),
@@ -297,7 +297,7 @@ def plan_of(folder: Path, events_of: EventsOf) -> dict[str, Any]:
     return {name: item["value"] for name, item in events_of(folder, "plan")[-1]["plan"].items()}
 
 
-def test_every_family_that_has_sizes_is_trained_below() -> None:
+def test_every_family_with_variable_resolution_is_tested_below() -> None:
     assert TRAINED.keys() == RESOLUTION_SETTINGS.keys()
 
 

@@ -94,13 +94,13 @@ def as_sacrebleu(answers: list[str], references: list[list[str]]) -> float:
 
 @given(CORPORA)
 @quick
-def test_bleu_is_that_of_sacrebleu(corpus: list[tuple[str, list[str]]]) -> None:
+def test_bleu_matches_sacrebleu(corpus: list[tuple[str, list[str]]]) -> None:
     for each in (corpus, FIXED):
         answers, references = columns(each)
         assert bleu(answers, references) == exactly(as_sacrebleu(answers, references))
 
 
-def test_bleu_goes_from_0_to_1() -> None:
+def test_bleu_ranges_from_0_to_1() -> None:
     assert bleu(["a b c d e"], [["a b c d e"]]) == exactly(1)
     assert bleu(["7"], [["7"]]) == as_sacrebleu(["7"], [["7"]]) == 0  # no answer has four words
     assert bleu([""], [[""]]) == 0
@@ -108,7 +108,7 @@ def test_bleu_goes_from_0_to_1() -> None:
 
 @given(TEXTS, some.lists(TEXTS, min_size=1, max_size=3))
 @quick
-def test_rouge_l_is_that_of_rouge_score(answer: str, references: list[str]) -> None:
+def test_rouge_l_matches_rouge_score(answer: str, references: list[str]) -> None:
     from rouge_score.rouge_scorer import RougeScorer
 
     scorer = RougeScorer(["rougeL"], use_stemmer=False)
@@ -123,7 +123,7 @@ class NoSynonyms:
 
 @given(TEXTS, some.lists(TEXTS, min_size=1, max_size=3))
 @quick
-def test_meteor_is_that_of_nltk_without_wordnet(answer: str, references: list[str]) -> None:
+def test_meteor_matches_nltk_without_wordnet(answer: str, references: list[str]) -> None:
     from nltk.stem.porter import PorterStemmer
     from nltk.translate.meteor_score import meteor_score
 
@@ -139,7 +139,7 @@ def test_meteor_is_that_of_nltk_without_wordnet(answer: str, references: list[st
             assert meteor(said, true) == exactly(theirs)
 
 
-def test_meteor_by_hand() -> None:
+def test_meteor_matches_hand_computed_values() -> None:
     """Three of four words each are found, one of them by its stem, in two chunks: P = R = 3/4."""
     assert meteor("dogs run very fast", ["the dog run fast"]) == exactly(
         0.75 * (1 - 0.5 * (2 / 3) ** 3)
@@ -164,13 +164,13 @@ def test_meteor_by_hand() -> None:
         ("日本", "日本国", 1 - 1 / 3),
     ],
 )
-def test_anls_by_hand(answer: str, truth: str, score: float) -> None:
+def test_anls_matches_hand_computed_values(answer: str, truth: str, score: float) -> None:
     assert anls(answer, [truth]) == exactly(score)
 
 
 @given(TEXTS, TEXTS)
 @quick
-def test_anls_is_the_distance_by_definition(answer: str, truth: str) -> None:
+def test_anls_matches_its_definition(answer: str, truth: str) -> None:
     a, b = (" ".join(text.lower().split()) for text in (answer, truth))
     row = list(range(len(b) + 1))
     for i, letter in enumerate(a, start=1):
@@ -197,7 +197,7 @@ def test_anls_takes_the_nearest_truth() -> None:
         ("«Ünï»", "«ünï»"),
     ],
 )
-def test_normal_form(text: str, normal: str) -> None:
+def test_text_is_normalized_before_comparison(text: str, normal: str) -> None:
     assert normalize(text) == normal
 
 
@@ -237,14 +237,14 @@ def by_definition(answer: str, references: list[str], documents: list[list[str]]
 
 @given(CORPORA)
 @quick
-def test_cider_is_its_definition(corpus: list[tuple[str, list[str]]]) -> None:
+def test_cider_matches_its_definition(corpus: list[tuple[str, list[str]]]) -> None:
     for each in (corpus, FIXED):
         answers, references = columns(each)
         expected = [by_definition(answer, true, references) for answer, true in each]
         assert cider_d(answers, references) == exactly(expected)
 
 
-def test_cider_by_hand() -> None:
+def test_cider_matches_hand_computed_values() -> None:
     """Two images, so each word of one alone weighs log 2, and "a", in both, weighs nothing.
 
     "a cat" beside "a cat sits". One word: (0, 1) and (0, 1, 1), cosine 1/sqrt(2). Two words: "a
@@ -262,7 +262,7 @@ def test_cider_by_hand() -> None:
     assert 0 < again[0] < cider_d(["cat sits"], [["cat sits"]], [["cat sits"], ["dog"]])[0]
 
 
-def test_several_truths_of_one_question_are_references_for_each_other() -> None:
+def test_several_truths_of_one_question_are_all_references() -> None:
     said = [Answer("a red car"), Answer("a red car"), Answer("dog")]
     truth = [Answer("a red car"), Answer("one crimson automobile"), Answer("dog")]
     alone, together = (
@@ -289,7 +289,7 @@ def test_several_truths_of_one_question_are_references_for_each_other() -> None:
     )
 
 
-def test_an_answer_in_the_wrong_form_counts_nothing() -> None:
+def test_an_answer_in_the_wrong_format_scores_zero() -> None:
     given = [
         read_answer('{"vqa":{"answer":"the red car is here"}}'),
         read_answer("the red car is here"),
@@ -302,7 +302,7 @@ def test_an_answer_in_the_wrong_form_counts_nothing() -> None:
     }
 
 
-def test_nothing_said_and_nothing_true_breaks_nothing() -> None:
+def test_empty_answers_and_empty_truths_are_scored() -> None:
     for task in METRICS:
         assert compute_metrics(task, [], []) == compute_metrics(task, [], [], [])
         empty = compute_metrics(task, [Answer("")], [Answer("")])
@@ -365,7 +365,7 @@ def as_pycocotools(
     return tuple(np.maximum(evaluator.stats[:2], 0).tolist())
 
 
-def test_average_precision_is_that_of_pycocotools(capsys: pytest.CaptureFixture[str]) -> None:
+def test_average_precision_matches_pycocotools(capsys: pytest.CaptureFixture[str]) -> None:
     @given(some.lists(some.tuples(BOXES, BOXES), min_size=1, max_size=6))
     @quick
     def holds(images: list[tuple[list[Grounding], list[Grounding]]]) -> None:
@@ -398,7 +398,7 @@ def test_average_precision_of_phrases_that_are_rare_and_frequent(
     assert 0.3 < found[0] < found[1] < 1
 
 
-def test_boxes_by_hand() -> None:
+def test_box_metrics_match_hand_computed_values() -> None:
     half: Box = (0, 0, 100, 50)
     truth = [
         Grounding("cat", ((0, 0, 100, 100), (200, 0, 300, 100))),
@@ -428,7 +428,7 @@ def test_a_repeated_phrase_does_not_use_its_boxes_twice() -> None:
     assert count_boxes([Grounding("cat", (box,))], truth).correct == 1
 
 
-def test_no_boxes_and_boxes_of_any_number() -> None:
+def test_box_metrics_accept_no_boxes_and_any_number() -> None:
     truth = [[Grounding("cat", ((0, 0, 10, 10),))]]
     assert mean_average_precision([[]], truth) == mean_average_precision(truth, [[]]) == (0, 0)
     assert count_boxes([], []).f1 == count_boxes([], truth[0]).precision == 0
@@ -441,7 +441,7 @@ def test_no_boxes_and_boxes_of_any_number() -> None:
     assert mean_average_precision([[many, *truth[0]]], truth) == (0, 0)
 
 
-def test_half_a_character_becomes_a_question_mark() -> None:
+def test_a_lone_surrogate_becomes_a_question_mark() -> None:
     assert read_answer('{"vqa":{"answer":"\\ud83d!"}}').text == "?!"
     said = (
         '{"phrase_grounding":{"sentence":"\\ud83d",'

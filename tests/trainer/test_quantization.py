@@ -62,7 +62,7 @@ def adapter_of(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 
 @needs_bitsandbytes
-def test_the_checkpoint_has_the_base_weights_whole(
+def test_the_checkpoint_has_unquantized_base_weights(
     attempt: Path, miniature: Callable[[str], Path]
 ) -> None:
     full = attempt / "checkpoints" / LAST / "model_full"
@@ -83,7 +83,7 @@ def test_the_checkpoint_has_the_base_weights_whole(
 
 
 @needs_bitsandbytes
-def test_what_goes_on_after_an_evaluation_ends_with_the_same_adapter(
+def test_an_evaluation_does_not_change_the_final_adapter(
     attempt: Path,
     write_attempt: Callable[..., Path],
     tmp_path: Path,
@@ -100,7 +100,7 @@ def test_what_goes_on_after_an_evaluation_ends_with_the_same_adapter(
 
 
 @needs_bitsandbytes
-def test_answering_leaves_4_bit_weights_as_they_are(miniature: Callable[[str], Path]) -> None:
+def test_generation_leaves_4_bit_weights_unchanged(miniature: Callable[[str], Path]) -> None:
     model = load_model(miniature("llava"), dtype=torch.bfloat16, quantization="fp4")
     assert {str(p.dtype) for p in model.module.parameters()} == {"torch.uint8", "torch.float32"}
     layer = next(layer for layer in model.module.modules() if type(layer).__name__ == "Linear4bit")
@@ -113,7 +113,7 @@ def test_answering_leaves_4_bit_weights_as_they_are(miniature: Callable[[str], P
 
 
 @needs_bitsandbytes
-def test_an_export_is_measured_over_the_4_bits_and_merged_over_whole_weights(
+def test_an_export_is_evaluated_in_4_bits_and_merged_into_full_weights(
     attempt: Path, tmp_path: Path
 ) -> None:
     checkpoint = shutil.copytree(attempt / "checkpoints" / LAST, tmp_path / "checkpoint")
@@ -145,7 +145,7 @@ def lines(checkpoint: Path) -> list[str]:
     return (checkpoint / "predictions.jsonl").read_text().splitlines()
 
 
-def test_without_bitsandbytes_the_recipe_is_refused(
+def test_without_bitsandbytes_the_flow_is_refused(
     make_attempt: Callable[..., Path],
     miniature: Callable[[str], Path],
     monkeypatch: pytest.MonkeyPatch,

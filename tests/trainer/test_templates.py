@@ -124,7 +124,7 @@ def test_the_error_of_a_template_is_part_of_the_message(processor: Processor) ->
         renderer.render(MESSAGES, with_generation_prompt=False)
 
 
-def test_a_renderer_writes_what_the_library_writes(miniature: Callable[[str], Path]) -> None:
+def test_a_renderer_writes_the_same_text_as_the_library(miniature: Callable[[str], Path]) -> None:
     loaded = load_processor(miniature("llava"))
     limited, plain = TemplateProcess(loaded), BuiltInTemplate(loaded)
     for question in ("hello", "ünï ✓ \U0001f600", "line\nline", "{{ 7 * 7 }}", ""):
@@ -135,7 +135,7 @@ def test_a_renderer_writes_what_the_library_writes(miniature: Callable[[str], Pa
             )
 
 
-def test_its_process_keeps_nothing_of_the_parent_and_ends_with_it(
+def test_the_renderers_process_inherits_nothing_and_ends_with_its_parent(
     processor: Processor, tmp_path: Path
 ) -> None:
     import fcntl
@@ -157,7 +157,7 @@ def test_its_process_keeps_nothing_of_the_parent_and_ends_with_it(
         os.kill(pid, 0)
 
 
-def test_a_tokenizer_whose_pattern_backtracks_without_end_is_stopped(
+def test_a_tokenizer_with_catastrophic_backtracking_is_stopped(
     miniature: Callable[[str], Path], tmp_path: Path
 ) -> None:
     folder = tmp_path / "models" / "slow"
@@ -178,7 +178,7 @@ def test_a_tokenizer_whose_pattern_backtracks_without_end_is_stopped(
         TemplateProcess(load_processor(folder)).check_tokenizer()
 
 
-def test_a_run_whose_template_never_ends_fails_for_good_while_it_prepares(
+def test_a_run_with_an_endless_template_fails_permanently_while_preparing(
     with_template: Callable[[str], Path], make_attempt: Callable[..., Path], events_of: Any
 ) -> None:
     # Harmless for what is tried first, which is no sample.
@@ -195,7 +195,7 @@ def test_a_run_whose_template_never_ends_fails_for_good_while_it_prepares(
     assert {event["phase"] for event in events_of(attempt, "phase")} == {"Preparing"}
 
 
-def test_asking_a_model_whose_template_never_ends_says_so(
+def test_prediction_with_an_endless_template_reports_the_limit(
     with_template: Callable[[str], Path],
 ) -> None:
     with pytest.raises(InvalidFlow, match="the chat template of bomb was stopped"):

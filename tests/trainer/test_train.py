@@ -724,7 +724,7 @@ def test_a_disk_error_leaves_no_result_so_that_another_attempt_may_follow(
     assert list((folder / "checkpoints").iterdir()) == []
 
 
-def test_two_trainers_of_one_run_never_run_at_once(
+def test_two_trainers_of_one_run_never_run_concurrently(
     make_attempt: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("runyard.trainer.main.LOCK_WAIT_S", 0.0)

@@ -68,7 +68,7 @@ def test_the_parent_has_one_thread_and_a_private_socket(warm: tuple[Path, int]) 
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-def test_a_child_trains_in_a_session_of_its_own(
+def test_a_child_trains_in_its_own_session(
     warm: tuple[Path, int], make_attempt: Callable[..., Path]
 ) -> None:
     path, parent = warm

@@ -81,7 +81,7 @@ def test_an_adapter_is_not_left_out(checkpoint: Path, make_attempt: Callable[...
         ),
     ],
 )
-def test_weights_that_cannot_be_had_end_the_run(
+def test_missing_weights_end_the_run(
     make_attempt: Callable[..., Path], brought: dict[str, str] | None, says: str
 ) -> None:
     folder = make_attempt(recipe(NAME, "full", 1e-5), weights=brought)
@@ -90,7 +90,7 @@ def test_weights_that_cannot_be_had_end_the_run(
     assert result["reason"] == "InvalidFlow" and says in result["message"]
 
 
-def test_a_resumed_attempt_needs_them_no_more(
+def test_a_resumed_attempt_no_longer_needs_the_weights(
     checkpoint: Path, make_attempt: Callable[..., Path]
 ) -> None:
     lost = {"weights": NAME, "problem": "the server has lost bytes of it"}

@@ -124,7 +124,7 @@ class Lab:
         return {"trainingProjectId": "p-1"} if "/trainingProjects/" in path else self.run
 
 
-def test_the_examples_run_as_they_stand(
+def test_the_examples_run_unchanged(
     run_document: Callable[..., dict[str, Any]],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,

@@ -51,7 +51,7 @@ def loaded_by(code: str) -> set[str]:
     return set(done.stdout.split())
 
 
-def test_the_public_names_are_these() -> None:
+def test_the_list_of_public_names_is_complete() -> None:
     assert vi.__all__ == PUBLIC
     assert set(PUBLIC) <= set(dir(vi))
 

@@ -24,7 +24,7 @@ def test_a_text_next_to_each_image(shelf: Any, make_png: Callable[..., bytes]) -
 @pytest.mark.parametrize(
     ("text", "code"), [(b"", "FileEmpty"), (b"\xff\xfe\x00", "EncodingWrong"), (b"  ", "TextEmpty")]
 )
-def test_texts_that_say_nothing(
+def test_empty_captions_are_reported(
     shelf: Any, make_png: Callable[..., bytes], text: bytes, code: str
 ) -> None:
     shelf.put("a.png", make_png(30)).put("a.txt", text).put("b.png", make_png(31)).put(
@@ -35,14 +35,14 @@ def test_texts_that_say_nothing(
     assert [(f.code, f.file) for f in result.findings if f.severity == "error"] == [(code, "a.txt")]
 
 
-def test_numbers_of_yolo_are_no_captions(shelf: Any, make_png: Callable[..., bytes]) -> None:
+def test_yolo_labels_are_not_taken_for_captions(shelf: Any, make_png: Callable[..., bytes]) -> None:
     shelf.put("a.png", make_png()).put("a.txt", "0 0.5 0.5 0.2 0.2\n1 .1 .1 .1 .1\n").put(
         "classes.txt", "a\nb\n"
     )
     assert shelf.check().outcome.format == "YoloDarknet"
 
 
-def test_image_folder_with_a_table_in_lines(shelf: Any, make_png: Callable[..., bytes]) -> None:
+def test_image_folder_with_a_jsonl_table(shelf: Any, make_png: Callable[..., bytes]) -> None:
     rows: list[Any] = [
         {"file_name": "a.png", "text": "red"},
         {"file_name": "sub/b.png", "text": "blue"},
@@ -76,7 +76,7 @@ def test_image_folder_with_objects(shelf: Any, make_png: Callable[..., bytes]) -
     assert record.contents.grounded_phrases[0].bounds == [(0.1, 0.25, 0.3, 0.75)]
 
 
-def test_image_folder_with_a_table_of_commas(shelf: Any, make_png: Callable[..., bytes]) -> None:
+def test_image_folder_with_a_csv_table(shelf: Any, make_png: Callable[..., bytes]) -> None:
     table = (
         'file_name,question,answer\na.png,"What, then?","a ""tin"""\na.png,Who?\n'
         "a.png,Where?,here\n"
@@ -90,7 +90,7 @@ def test_image_folder_with_a_table_of_commas(shelf: Any, make_png: Callable[...,
     assert [(f.code, f.line) for f in result.findings] == [("RowInvalid", 3)]
 
 
-def test_folders_named_after_what_they_show(shelf: Any, make_png: Callable[..., bytes]) -> None:
+def test_folders_named_after_classes(shelf: Any, make_png: Callable[..., bytes]) -> None:
     shelf.put("train/cat/1.png", make_png(30)).put("train/dog/1.png", make_png(31)).put(
         "README.md", "about"
     )
@@ -107,7 +107,7 @@ def test_folders_named_after_what_they_show(shelf: Any, make_png: Callable[..., 
     ]
 
 
-def test_folders_that_only_sort_images_are_no_classes(
+def test_folders_that_only_group_images_are_not_classes(
     shelf: Any, make_png: Callable[..., bytes]
 ) -> None:
     shelf.put("images/1.png", make_png(30)).put("more/1.png", make_png(31))

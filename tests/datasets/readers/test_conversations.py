@@ -186,9 +186,7 @@ def test_a_torn_array_gives_the_rows_before_the_tear(
     assert error.line == text[: len(text) // 2].count("\n") + 1
 
 
-def test_rows_longer_than_a_piece_of_the_file_are_whole(
-    shelf: Any, make_png: Callable[..., bytes]
-) -> None:
+def test_rows_longer_than_a_chunk_are_complete(shelf: Any, make_png: Callable[..., bytes]) -> None:
     long = "ö" * 1_500_000
     rows = [
         {"image": "a.png", "conversations": make_turns(f"{n}?", long + str(n))} for n in range(3)
@@ -202,7 +200,7 @@ def test_rows_longer_than_a_piece_of_the_file_are_whole(
 @pytest.mark.parametrize(
     ("data", "code"), [(b'[{"messages": [\xff', "EncodingWrong"), (b'[{"messages": [' * 9999, None)]
 )
-def test_wrong_letters_and_endless_nesting_are_reported(
+def test_invalid_characters_and_deep_nesting_are_reported(
     shelf: Any, data: bytes, code: str | None
 ) -> None:
     result = shelf.put("talks.json", data).check("vqa")

@@ -46,7 +46,7 @@ FOUR = (
         ),
     ],
 )
-def test_the_same_boxes_in_every_way_of_writing(images: Any, format: str, text: str) -> None:
+def test_every_csv_layout_gives_the_same_boxes(images: Any, format: str, text: str) -> None:
     result = images.put("rows.csv", text).check()
     assert (result.outcome.format, result.findings) == (format, [])
     first, second = result.records

@@ -146,7 +146,7 @@ def test_conversations_in_columns(shelf: Any, make_png: Callable[..., bytes]) ->
     ]
 
 
-def test_rows_of_one_image_take_it_once(shelf: Any, make_png: Callable[..., bytes]) -> None:
+def test_rows_of_one_image_share_it(shelf: Any, make_png: Callable[..., bytes]) -> None:
     image, other = {"bytes": make_png(), "path": "a.png"}, {"bytes": make_png(50), "path": "a.png"}
     rows = [
         {"image": one, "question": f"{n}?", "answer": "yes"}
@@ -163,7 +163,7 @@ def test_rows_of_one_image_take_it_once(shelf: Any, make_png: Callable[..., byte
     assert result.findings == []
 
 
-def test_columns_that_fit_nothing_and_images_that_are_none(
+def test_unknown_columns_and_invalid_images_are_reported(
     shelf: Any, make_png: Callable[..., bytes]
 ) -> None:
     write(shelf.folder / "a.parquet", [{"question": "Who?", "answer": "She."}])

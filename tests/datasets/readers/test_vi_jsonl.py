@@ -33,7 +33,7 @@ def test_ids_are_texts_or_numbers(shelf: Any, make_png: Any) -> None:
     assert (result.findings, result.outcome.format) == ([], "ViJsonl")
 
 
-def test_a_row_without_an_id_is_called_after_its_line(shelf: Any, make_png: Any) -> None:
+def test_a_row_without_an_id_is_named_after_its_line(shelf: Any, make_png: Any) -> None:
     row = json.loads(line())
     del row["id"]
     result = shelf.put("a.png", make_png()).put("rows.jsonl", json.dumps(row)).check("vqa")
@@ -97,7 +97,7 @@ GROUNDING = {"type": "PhraseGrounding", "caption": "a b"}
         (line().encode().replace(b'"q"', b'"\xff"'), "EncodingWrong", None, None),
     ],
 )
-def test_a_line_that_is_no_row_is_reported_and_the_others_are_accepted(
+def test_an_invalid_line_is_reported_and_the_others_are_accepted(
     shelf: Any, make_png: Any, bad: bytes, code: str, field: str | None, value: str | None
 ) -> None:
     other = line(2, type="Vqa", interactions=[{"order": 1, "question": "r", "answer": "b"}])
@@ -110,7 +110,7 @@ def test_a_line_that_is_no_row_is_reported_and_the_others_are_accepted(
     assert (found.code, found.line, found.field, found.value) == (code, 2, field, value)
 
 
-def test_numbers_that_json_does_not_know_are_named(shelf: Any, make_png: Any) -> None:
+def test_numbers_that_json_lacks_are_reported(shelf: Any, make_png: Any) -> None:
     row = line(**GROUNDING, groundedPhrases=[{**PHRASE, "bounds": [[0, float("nan"), 1, 1]]}])
     result = shelf.put("a.png", make_png()).put("rows.jsonl", row).check("phrase-grounding")
     assert [(found.code, found.line) for found in result.findings if found.severity == "error"] == [
@@ -135,7 +135,7 @@ def test_a_line_without_end_is_left_out_and_the_next_one_accepted(
 @pytest.mark.parametrize(
     ("data", "code"), [(b"", "FileIgnored"), ((line() + "\n").encode("utf-16"), "FileIgnored")]
 )
-def test_files_that_are_empty_or_of_two_bytes_a_letter_are_not_taken_for_rows(
+def test_empty_and_utf_16_files_are_not_taken_for_rows(
     shelf: Any, make_png: Any, data: bytes, code: str
 ) -> None:
     result = (

@@ -87,7 +87,7 @@ def test_findings_name_the_line_of_their_object(
         "<annotation>&undefined;</annotation>",
     ],
 )
-def test_xml_that_is_broken_or_reaches_out_is_rejected(images: Any, text: str) -> None:
+def test_malformed_xml_and_external_entities_are_rejected(images: Any, text: str) -> None:
     result = images.put("a.xml", voc(make_object("tin", 4, 2, 12, 6))).put("b.xml", text).check()
     assert len(result.records) == 1
     assert [(found.code, found.file, found.action) for found in result.findings] == [

@@ -26,7 +26,7 @@ def test_darknet_labels_are_next_to_their_images(darknet: Any) -> None:
 
 
 @pytest.mark.parametrize("names", ["obj.names", "_darknet.labels"])
-def test_names_may_be_in_lists_of_other_names(shelf: Any, make_png: Any, names: str) -> None:
+def test_class_lists_may_have_other_file_names(shelf: Any, make_png: Any, names: str) -> None:
     result = shelf.put("a.png", make_png()).put("a.txt", LABELS).put(names, "tin\nbox").check()
     assert [phrase.phrase for phrase in result.records[0].contents.grounded_phrases] == [
         "tin",
@@ -116,6 +116,6 @@ def test_names_are_found_however_yaml_writes_them(text: str) -> None:
     assert parse_yaml_names(text) == ["tin", "box"]
 
 
-def test_quoted_names_keep_what_is_quoted() -> None:
+def test_quoted_names_keep_their_text() -> None:
     assert parse_yaml_names('names: [\'it\'\'s\', "a, b", "c\\"d"]') == ["it's", "a, b", 'c"d']
     assert parse_yaml_names("nc: 3") == []

@@ -90,7 +90,7 @@ def assert_same(shelf: Any, item: Make, format: str) -> None:
 
 
 @pytest.mark.parametrize("format", DETECTION)
-def test_boxes_and_names_come_back(shelf: Any, item: Make, format: str) -> None:
+def test_boxes_and_names_round_trip(shelf: Any, item: Make, format: str) -> None:
     writer = find_writer(format)
     assert writer is not None
     writer.write(detection_items(item), shelf.folder, with_images=True)
@@ -100,7 +100,7 @@ def test_boxes_and_names_come_back(shelf: Any, item: Make, format: str) -> None:
 @pytest.mark.parametrize(
     "writer", [CsvFourCorner(is_normalized=False), CsvWidthHeight(is_normalized=False)]
 )
-def test_csv_in_pixels_comes_back(shelf: Any, item: Make, writer: Any) -> None:
+def test_csv_in_pixels_round_trips(shelf: Any, item: Make, writer: Any) -> None:
     writer.write(detection_items(item), shelf.folder, with_images=True)
     assert_same(shelf, item, writer.name)
 
@@ -115,7 +115,7 @@ def test_annotations_alone_have_no_images(item: Make, tmp_path: Path, format: st
     assert not [path for path in files if path.suffix == ".png"]
 
 
-def test_vi_jsonl_gives_back_every_record_of_every_type(
+def test_vi_jsonl_round_trips_every_record_of_every_type(
     shelf: Any, item: Make, tmp_path: Path
 ) -> None:
     contents: dict[str, list[Contents]] = {
@@ -158,7 +158,7 @@ def test_coco_carries_texts_as_captions(shelf: Any, item: Make) -> None:
 
 
 @pytest.mark.parametrize("format", ["PascalVoc", "YoloDarknet", "YoloKerasPytorch"])
-def test_images_that_differ_in_their_ending_alone_keep_their_labels(
+def test_images_that_differ_only_in_their_suffix_keep_their_labels(
     shelf: Any, item: Make, format: str
 ) -> None:
     boxes = [("tin", (0.0, 0.0, 0.5, 0.5)), ("box", (0.5, 0.5, 1.0, 1.0))]
@@ -189,7 +189,7 @@ def test_no_name_leads_out_of_the_folder(item: Make, tmp_path: Path, format: str
     assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_what_a_writer_writes_its_reader_takes() -> None:
+def test_readers_accept_what_their_writers_write() -> None:
     for writer in WRITERS:
         reader = find_reader("ViJsonl" if writer.name == "ViFull" else writer.name)
         assert reader is not None

@@ -79,7 +79,7 @@ def write_items(
 
 
 @pytest.mark.parametrize("task", ["phrase-grounding", "vqa", "freeform"])
-def test_parquet_gives_back_every_record(
+def test_parquet_round_trips_every_record(
     shelf: Any, item: Callable[..., Item], task: DatasetType
 ) -> None:
     items = items_of(task, item)
@@ -136,7 +136,7 @@ def test_an_empty_dataset_is_a_file_without_rows(shelf: Any) -> None:
 
 @pytest.mark.parametrize("task", ["phrase-grounding", "vqa", "freeform"])
 @pytest.mark.parametrize("fraction", [None, 0.5])
-def test_vi_full_pairs_images_and_lines_by_their_place(
+def test_vi_full_pairs_images_and_lines_by_position(
     shelf: Any, item: Callable[..., Item], task: DatasetType, fraction: float | None
 ) -> None:
     items = [*items_of(task, item), item("unsaid.png")]
