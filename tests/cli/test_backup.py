@@ -42,8 +42,8 @@ def test_a_backup_is_created_inspected_and_restored(
 
         taken = runyard("backup", str(file), "--data-dir", data_dir, "--json")
         assert taken.exit_code == 0, taken.output
-        told = json.loads(taken.stdout)
-        assert (told["file"], told["sizeBytes"], told["backup"]["rows"]["runs"]) == (
+        report = json.loads(taken.stdout)
+        assert (report["file"], report["sizeBytes"], report["backup"]["rows"]["runs"]) == (
             str(file),
             file.stat().st_size,
             1,
@@ -61,7 +61,7 @@ def test_a_backup_is_created_inspected_and_restored(
             "backup", "--verify", str(file), "--data-dir", str(tmp_path / "nowhere"), "--json"
         )
         assert verified.exit_code == 0, verified.output
-        assert json.loads(verified.stdout) == {**told, "isRestorable": True}
+        assert json.loads(verified.stdout) == {**report, "isRestorable": True}
         check_rows_are_verified(runyard, content, tmp_path)
 
         lost = client.runs.create(flow={"name": "lost"}).run_id
@@ -80,8 +80,8 @@ def test_a_backup_is_created_inspected_and_restored(
 
         done = runyard("restore", str(file), "--data-dir", data_dir, "--yes", "--json")
         assert done.exit_code == 0, done.output
-        told = json.loads(done.stdout)
-        assert (told["before"]["rows"]["runs"], told["restored"]["rows"]["runs"]) == (2, 1)
+        report = json.loads(done.stdout)
+        assert (report["before"]["rows"]["runs"], report["restored"]["rows"]["runs"]) == (2, 1)
         assert [run.run_id for run in client.runs.list().items] == [kept]
         with pytest.raises(vi.ViNotFoundError):
             client.runs.get(lost)

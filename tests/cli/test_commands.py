@@ -257,8 +257,8 @@ def test_a_downloaded_model_answers_on_the_command_line(
     folder = runyard(
         "models", "download", finished_run.run_id, "best", "--data-dir", data_dir
     ).stdout.strip()
-    asked = runyard("models", "predict", folder, "digit.png", sample.question, "--json")
-    answer = document(asked)
+    ask_model = runyard("models", "predict", folder, "digit.png", sample.question, "--json")
+    answer = document(ask_model)
     assert answer["answer"].isdigit()
     assert answer["groundings"] == []
     by_run = runyard(
@@ -282,7 +282,7 @@ def test_an_export_is_verified_and_one_with_other_answers_fails(
     assert (done.exit_code, done.stdout) == (0, "out\n"), done.stderr
     lines = [json.loads(line) for line in Path("out/predictions.jsonl").read_text().splitlines()]
     assert f"Replaying 0/{len(lines)}" in done.stderr
-    assert asked(runyard, "out", finished_run) == asked(
+    assert ask_model(runyard, "out", finished_run) == ask_model(
         runyard, f"{finished_run.run_id}/best", finished_run, data_dir
     )
 
@@ -294,18 +294,18 @@ def test_an_export_is_verified_and_one_with_other_answers_fails(
     assert refused.exit_code == 1
     assert "2 of 2 answers of the exported files differ from the stored ones" in refused.stderr
     assert not Path("other").exists()
-    told = document(runyard(*arguments, "--tolerate", "1"))
-    assert (told["path"], told["replayed"], told["different"], told["tolerated"]) == (
+    report = document(runyard(*arguments, "--tolerate", "1"))
+    assert (report["path"], report["replayed"], report["different"], report["tolerated"]) == (
         "other",
         2,
         2,
         1,
     )
-    told = document(runyard(*arguments, "--overwrite", "--no-replay"))
-    assert (told["form"], told["replayed"]) == ("full", 0)
+    report = document(runyard(*arguments, "--overwrite", "--no-replay"))
+    assert (report["form"], report["replayed"]) == ("full", 0)
 
 
-def asked(runyard, model: str, run, *data_dir: str) -> str:
+def ask_model(runyard, model: str, run, *data_dir: str) -> str:
     """Answer of a model about a held-out image."""
     from runyard.cli.instance.demo import load_held_out
 

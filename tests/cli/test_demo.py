@@ -33,7 +33,7 @@ def run_with(*history: tuple[ConditionKind, int]) -> Run:
     return Run(run_id="r", status=RunStatus(conditions=conditions))
 
 
-def asked(*verdicts: bool) -> list[AnsweredQuestion]:
+def make_answers(*verdicts: bool) -> list[AnsweredQuestion]:
     image = Image.new("RGB", (8, 8))
     return [
         AnsweredQuestion(
@@ -85,7 +85,7 @@ def test_the_sheet_adds_wrong_answers_to_an_even_choice_and_counts_all(
     monkeypatch.setattr(
         module, "draw_answers", lambda items, *, title, path: sheets.append((items, title))
     )
-    answers = asked(*[True] * 97, *[False] * 3)
+    answers = make_answers(*[True] * 97, *[False] * 3)
     draw_answer_sheet(answers, path=tmp_path / "a.png")
     ((shown, title),) = sheets
     assert title == "97 of 100 held-out images correct (97.0%): 18 evenly spaced, then 3 wrong ones"
@@ -101,7 +101,7 @@ def test_the_report_names_accuracy_paths_and_three_commands(tmp_path: Path, monk
         "example": tmp_path / "h.png",
     }
     settings = read_settings({}, data_dir=tmp_path / "demo/data")
-    text = "\n".join(format_report(trained, asked(True, False), **places, settings=settings))
+    text = "\n".join(format_report(trained, make_answers(True, False), **places, settings=settings))
     assert "Held-out accuracy 0.5000: 1 of 2 images" in text
     assert "demo/r/model_full" in text and "a.png" in text and "demo/data" in text
     assert 'models predict demo/r/model_full h.png "Which?"' in text
@@ -112,10 +112,10 @@ def test_the_report_names_accuracy_paths_and_three_commands(tmp_path: Path, monk
 def test_a_running_instance_is_used_and_left_running(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(module, "live_endpoint", lambda settings: "http://127.0.0.1:7878/")
     monkeypatch.setattr(module.subprocess, "Popen", None)  # starting anything would fail
-    said: list[str] = []
-    with running_instance(read_settings({}, data_dir=tmp_path), say=said.append):
+    messages: list[str] = []
+    with running_instance(read_settings({}, data_dir=tmp_path), say=messages.append):
         pass
-    assert said == ["Using the instance at http://127.0.0.1:7878/"]
+    assert messages == ["Using the instance at http://127.0.0.1:7878/"]
 
 
 @contextmanager

@@ -63,9 +63,9 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
 
 
 @contextmanager
-def started(settings: Settings, said: list[str], **modules: str) -> Iterator[Instance]:
+def started(settings: Settings, messages: list[str], **modules: str) -> Iterator[Instance]:
     programs = {"server": "stand_in_server", "controller": "stand_in_controller"} | modules
-    instance = Instance(settings, say=said.append, is_stop_requested=lambda: False, **programs)
+    instance = Instance(settings, say=messages.append, is_stop_requested=lambda: False, **programs)
     with lock_data_dir(settings):
         try:
             instance.start()
@@ -93,14 +93,14 @@ def test_a_server_that_cannot_start_is_started_once_and_its_message_shown(
         f"import sys\nprint('warming up')\nprint('no such key; try: another')\nsys.exit({status})\n"
     )
     (tmp_path / "programs" / "refusing.py").write_text(text)
-    said: list[str] = []
-    with pytest.raises(CommandFailed) as caught, started(settings, said, server="refusing"):
+    messages: list[str] = []
+    with pytest.raises(CommandFailed) as caught, started(settings, messages, server="refusing"):
         pass
     assert caught.value.message == "the server cannot start: no such key; try: another"
     assert caught.value.exit_code == (
         failures.EXIT_CANNOT_START if status == EXIT_CANNOT_START else 1
     )
-    assert said == []
+    assert messages == []
     assert (settings.logs_dir / "server.log").read_text().count("warming up") == 1
 
 
@@ -127,20 +127,21 @@ def test_temporary_failures_are_retried_once_an_instance_has_been_up(
     settings: Settings, tmp_path: Path
 ) -> None:
     """A database that is away while a crashed server starts again must not end the instance."""
-    said: list[str] = []
-    with started(settings, said) as instance:
+    messages: list[str] = []
+    with started(settings, messages) as instance:
         (tmp_path / "programs" / "stand_in_server.py").write_text(
             f"import sys\nsys.exit({EXIT_NOT_NOW})\n"
         )
         os.kill(pids(instance)[0], signal.SIGKILL)
 
-        def is_told_twice() -> bool:
+        def has_two_messages() -> bool:
             instance.watch()
-            return len(said) == 2
+            return len(messages) == 2
 
-        until(is_told_twice)
+        until(has_two_messages)
     assert (
-        f"exited with code {EXIT_NOT_NOW}; restarting it in {module.LONGEST_PAUSE_S:g} s" in said[1]
+        f"exited with code {EXIT_NOT_NOW}; restarting it in {module.LONGEST_PAUSE_S:g} s"
+        in messages[1]
     )
 
 
@@ -180,8 +181,8 @@ def test_each_child_leads_its_own_process_group_away_from_ctrl_c(settings: Setti
 
 @pytest.mark.parametrize("which", [0, 1])
 def test_a_killed_child_is_restarted_and_reported(settings: Settings, which: int) -> None:
-    said: list[str] = []
-    with started(settings, said) as instance:
+    messages: list[str] = []
+    with started(settings, messages) as instance:
         endpoint, before = live_endpoint(settings), pids(instance)
         os.kill(before[which], signal.SIGKILL)
 
@@ -192,7 +193,7 @@ def test_a_killed_child_is_restarted_and_reported(settings: Settings, which: int
         until(is_replaced)
         until(lambda: live_endpoint(settings) == endpoint)
     name = ("server", "controller")[which]
-    assert said == [
+    assert messages == [
         f"The {name} was ended by SIGKILL; restarting it in 0.01 s. Log: "
         f"{settings.logs_dir}/{name}.log"
     ]
@@ -250,12 +251,12 @@ def test_a_second_instance_over_one_folder_is_refused_with_the_address_of_the_fi
 
 def test_children_of_a_killed_instance_are_stopped_by_the_next_one(settings: Settings) -> None:
     """The stand-ins do not read standard input, as a child that hangs would not."""
-    said: list[str] = []
+    messages: list[str] = []
     with started(settings, []) as killed:
-        following = Instance(settings, say=said.append, is_stop_requested=lambda: False)
+        following = Instance(settings, say=messages.append, is_stop_requested=lambda: False)
         following.stop_orphans()
         assert [identify(pid) for pid in pids(killed)] == [None, None]
-        assert len(said) == 2
+        assert len(messages) == 2
 
 
 def test_a_stranger_with_a_recycled_process_id_is_left_alone(settings: Settings) -> None:

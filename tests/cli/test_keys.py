@@ -40,8 +40,8 @@ def server(tmp_path_factory: pytest.TempPathFactory, eventually: Any) -> Iterato
 
 
 def credentials(server: Path) -> dict[str, str]:
-    told: dict[str, str] = json.loads((server / "credentials.json").read_text())
-    return told
+    values: dict[str, str] = json.loads((server / "credentials.json").read_text())
+    return values
 
 
 def is_rejected(client: vi.Client) -> bool:
@@ -184,9 +184,9 @@ def test_a_key_that_another_process_revokes_ends_with_its_requests(server: Path)
 
 
 def test_four_hundred_wrong_keys_get_429_and_a_valid_key_keeps_working(server: Path) -> None:
-    told = credentials(server)
-    wrong = {"authorization": f"Bearer {told['secret_key'][:-1]}!"}
-    url = f"{told['endpoint']}workspaces/{told['organization_id']}/runs"
+    values = credentials(server)
+    wrong = {"authorization": f"Bearer {values['secret_key'][:-1]}!"}
+    url = f"{values['endpoint']}workspaces/{values['organization_id']}/runs"
     with (
         httpx2.Client(headers=wrong) as stranger,
         vi.Client(config_file=server / "credentials.json") as client,

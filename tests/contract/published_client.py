@@ -115,7 +115,7 @@ def flows(client: vi.Client) -> Iterator[tuple[str, Callable[[], Any]]]:
         )
         return accelerators_seen(client.flows.get_accelerators(flow.flow_id))
 
-    recipe = FlowSpec(
+    flow_spec = FlowSpec(
         name="Shelves",
         schema="v1",
         tolerations={},
@@ -123,7 +123,7 @@ def flows(client: vi.Client) -> Iterator[tuple[str, Callable[[], Any]]]:
         blocks=[FlowBlock(block="vi-dataset", settings={"datasetId": "digits"}, style={"x": 3})],
     )
     yield "create from a dict", lambda: create("dict", EMPTY_RECIPE, {"team": "vision"})
-    yield "create from a spec", lambda: create("spec", recipe)
+    yield "create from a spec", lambda: create("spec", flow_spec)
     yield "get", lambda: flow_seen(client.flows.get(made["spec"]))
     yield "list", lambda: [flow_seen(flow) for flow in client.flows.list().items]
     yield (

@@ -36,13 +36,16 @@ def main() -> None:
             organization_id="00000000-0000-0000-0000-000000000000",
             endpoint="http://127.0.0.1:9",
         )
-        said = []
-        for picture, question in case["asked"]:
+        answers = []
+        for make_image_bytes, question in case["asked"]:
             answer, error = model(
-                source=picture, user_prompt=question, task_type="generic", show_progress=False
+                source=make_image_bytes,
+                user_prompt=question,
+                task_type="generic",
+                show_progress=False,
             )
-            said.append(answer.raw_output if error is None else repr(error))
-        found.append(said)
+            answers.append(answer.raw_output if error is None else repr(error))
+        found.append(answers)
     print("\n" + json.dumps({"found": found, "client": vi.__file__}))
 
 

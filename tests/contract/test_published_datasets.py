@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from tests.server.datasets import grounding_row, jsonl, picture
+from tests.server.datasets import grounding_row, jsonl, make_image_bytes
 
 PROGRAM = Path(__file__).with_name("published_datasets.py")
 PROGRAM_TIMEOUT_S = 120
@@ -34,11 +34,11 @@ def server(
     with subprocess.Popen([sys.executable, "-P", "-m", "runyard.server"], env=environ) as process:
         try:
             eventually((data_dir / "server.json").exists, timeout_s=60, what="the server is up")
-            told = json.loads((data_dir / "credentials.json").read_text())
+            values = json.loads((data_dir / "credentials.json").read_text())
             yield {
-                "DATATURE_VI_API_ENDPOINT": told["endpoint"],
-                "DATATURE_VI_SECRET_KEY": told["secret_key"],
-                "DATATURE_VI_ORGANIZATION_ID": told["organization_id"],
+                "DATATURE_VI_API_ENDPOINT": values["endpoint"],
+                "DATATURE_VI_SECRET_KEY": values["secret_key"],
+                "DATATURE_VI_ORGANIZATION_ID": values["organization_id"],
             }
         finally:
             process.send_signal(signal.SIGTERM)
@@ -52,10 +52,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("pictures", "labels", "broken"):
         (root / name).mkdir()
     for number in range(1, COUNT + 1):
-        (root / "pictures" / f"{number}.png").write_bytes(picture(number))
+        (root / "pictures" / f"{number}.png").write_bytes(make_image_bytes(number))
     rows = [grounding_row(number, f"{number}.png") for number in range(1, COUNT + 1)]
     (root / "labels" / "labels.jsonl").write_bytes(jsonl(*rows))
-    (root / "broken" / "9.png").write_bytes(picture(9)[:60])
+    (root / "broken" / "9.png").write_bytes(make_image_bytes(9)[:60])
     return root
 
 

@@ -43,11 +43,11 @@ def install_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: 
 
 
 def test_equal_accelerators_are_counted(tmp_path: Path) -> None:
-    said = (
+    printed = (
         "GPU-1, NVIDIA H100 80GB HBM3, 81559\nGPU-2, NVIDIA H100 80GB HBM3, 81559\n"
         "GPU-3, NVIDIA A10, 23028\nGPU-4, NVIDIA GB10, [N/A]\n"
     )
-    found = list_devices(run_smi=fake_nvidia_smi(said), root=tmp_path, visible="0,1,2,3")
+    found = list_devices(run_smi=fake_nvidia_smi(printed), root=tmp_path, visible="0,1,2,3")
     assert summarize_accelerators(found, root=tmp_path) == [
         Accelerator(name="h100", model="NVIDIA H100 80GB HBM3", count=2, memory_gib=79.65),
         Accelerator(name="a10", model="NVIDIA A10", count=1, memory_gib=22.49),

@@ -411,14 +411,14 @@ def test_an_invalid_mark_names_no_attempt(mark: str) -> None:
 def test_after_a_restore_an_attempt_that_had_ended_is_reported_again(
     control: Control, server: Any, settings: Settings, assign: Assign
 ) -> None:
-    server.wanted["epoch"] = "e1"
+    server.renewal["epoch"] = "e1"
     document = assign() | {"epoch": "e1", "store_epoch": "e1"}
     server.waiting.append(document)
     control()
     folder = locate_folder(settings)
     server.wait_for(lambda: rundir.AttemptDir(folder).closed.exists())
     with server.changed:
-        server.wanted["epoch"] = "e2"
+        server.renewal["epoch"] = "e2"
         server.open.append(document | {"store_epoch": "e2"})
     control(slots=2)  # fetches placements at its start; the other one does so every half minute
     server.wait_for(lambda: len(server.reports) == 2)

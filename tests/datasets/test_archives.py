@@ -240,8 +240,8 @@ def test_an_entry_that_is_longer_or_shorter_than_declared() -> None:
     data = make_zip(("a", b"x" * 5000))
     central = data.rfind(b"PK\1\2")
     for size in (10, 9999):
-        lying = replace_bytes(data, central + 24, struct.pack("<L", size))
-        found = read_members(io.BytesIO(lying), "x.zip")
+        altered = replace_bytes(data, central + 24, struct.pack("<L", size))
+        found = read_members(io.BytesIO(altered), "x.zip")
         with pytest.raises(ArchiveRejected, match="declared length"):
             next(found).read()
     with pytest.raises(ArchiveRejected, match="checksum"):
@@ -339,15 +339,15 @@ def test_a_truncated_archive_is_rejected_or_yields_complete_files(path: str) -> 
 
 
 def test_an_archive_is_detected_by_its_contents(
-    shelf: Any, make_png: Callable[..., bytes], tmp_path: Path
+    source_folder: Any, make_png: Callable[..., bytes], tmp_path: Path
 ) -> None:
     inner = [
         ("images/a.png", make_png()),
         ("labels.jsonl", VI.encode()),
         ("__MACOSX/._a.png", b"litter"),
     ]
-    shelf.put("data.zip", make_zip(*inner)).put("readme.md", "about")
-    result = shelf.check("freeform")
+    source_folder.put("data.zip", make_zip(*inner)).put("readme.md", "about")
+    result = source_folder.check("freeform")
     [record] = result.records
     assert record.asset.filename == "data.zip/images/a.png"
     assert [(found.code, found.file) for found in result.findings] == [
@@ -361,16 +361,16 @@ def test_an_archive_is_detected_by_its_contents(
 
 
 def test_nothing_of_an_unsafe_archive_is_accepted(
-    shelf: Any, make_png: Callable[..., bytes], tmp_path: Path
+    source_folder: Any, make_png: Callable[..., bytes], tmp_path: Path
 ) -> None:
-    shelf.put(
+    source_folder.put(
         "bad.zip",
         make_zip(
             ("a.png", make_png()), ("labels.jsonl", VI.encode()), ("../../evil.png", make_png())
         ),
     )
-    shelf.put("inner.tar", make_tar(("more.zip", make_zip(("a.png", make_png())))))
-    result = shelf.check("freeform")
+    source_folder.put("inner.tar", make_tar(("more.zip", make_zip(("a.png", make_png())))))
+    result = source_folder.check("freeform")
     assert result.records == []
     assert [(found.code, found.file, found.action) for found in result.findings] == [
         ("ArchiveUnsafe", "bad.zip", "FileRejected"),

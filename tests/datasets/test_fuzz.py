@@ -291,20 +291,22 @@ def assert_sound(result: Any, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_intact_files_are_accepted(shelf: Any, make_png: Callable[..., bytes], name: str) -> None:
+def test_intact_files_are_accepted(
+    source_folder: Any, make_png: Callable[..., bytes], name: str
+) -> None:
     task, files, _ = formats(make_png())[name]
-    shelf.put("a.png", make_png()).put("b.png", make_png(41))
+    source_folder.put("a.png", make_png()).put("b.png", make_png(41))
     for path, data in files.items():
-        shelf.put(path, data)
-    result = shelf.check(task)
+        source_folder.put(path, data)
+    result = source_folder.check(task)
     assert result.records, result.findings
     assert name.startswith("auto") or result.outcome.format == name.split()[0]
-    assert_sound(result, shelf.folder)
+    assert_sound(result, source_folder.folder)
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_no_corrupt_file_crashes_an_import(
-    disk: Path, shelf: Any, make_png: Callable[..., bytes], name: str
+    disk: Path, source_folder: Any, make_png: Callable[..., bytes], name: str
 ) -> None:
     task, files, target = formats(make_png())[name]
     home, outside = disk / "home", disk / "outside"
@@ -314,21 +316,21 @@ def test_no_corrupt_file_crashes_an_import(
     @given(CHANGES)
     def attempt(changes: list[Change]) -> None:
         shutil.rmtree(home, ignore_errors=True)
-        shelf.folder = home / "in" / "shelf"
-        shelf.put("a.png", make_png()).put("b.png", make_png(41))
+        source_folder.folder = home / "in" / "shelf"
+        source_folder.put("a.png", make_png()).put("b.png", make_png(41))
         for path, data in files.items():
-            shelf.put(path, apply_changes(data, changes) if path == target else data)
+            source_folder.put(path, apply_changes(data, changes) if path == target else data)
         before = sorted(disk.rglob("*"))
-        result = shelf.check(task, format=name.split()[0])
+        result = source_folder.check(task, format=name.split()[0])
         assert sorted(disk.rglob("*")) == before
-        assert_sound(result, shelf.folder)
+        assert_sound(result, source_folder.folder)
 
     attempt()
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 def test_contents_of_an_archive_stay_within_the_folder(
-    disk: Path, tmp_path: Path, shelf: Any, make_png: Callable[..., bytes], kind: str
+    disk: Path, tmp_path: Path, source_folder: Any, make_png: Callable[..., bytes], kind: str
 ) -> None:
     """The same where an import writes uploaded files: names lead nowhere else."""
     from runyard.datasets.archives import ExpandedSource
@@ -356,12 +358,12 @@ def test_contents_of_an_archive_stay_within_the_folder(
     @given(st.lists(names, min_size=1, max_size=4, unique=True), st.one_of(st.just([]), CHANGES))
     def attempt(read_members: list[str], changes: list[Change]) -> None:
         shutil.rmtree(disk / "home", ignore_errors=True)
-        shelf.folder = disk / "home" / "in"
-        shelf.put(
+        source_folder.folder = disk / "home" / "in"
+        source_folder.put(
             f"a.{kind}", apply_changes(make(*((name, b"text") for name in read_members)), changes)
         )
         findings: list[Finding] = []
-        source = FolderSource(shelf.folder, findings.append)
+        source = FolderSource(source_folder.folder, findings.append)
         source.find_files()
         unpacked = ExpandedSource(source, disk / "home" / "kept", findings.append)
         made = {path.relative_to(disk).as_posix() for path in disk.rglob("*") if path.is_file()}

@@ -30,8 +30,8 @@ def main() -> None:
         images = [[Image.open(questions_dir / item["picture"])] for item in batch]
         inputs = processor(text=prompts, images=images, padding=True, return_tensors="pt")
         with torch.inference_mode():
-            said = model.generate(**inputs, do_sample=False, max_new_tokens=24)
-        new = said[:, inputs["input_ids"].shape[1] :]
+            output = model.generate(**inputs, do_sample=False, max_new_tokens=24)
+        new = output[:, inputs["input_ids"].shape[1] :]
         answers += processor.batch_decode(new, skip_special_tokens=True)
     imported = sorted({name.partition(".")[0] for name in sys.modules} & {"runyard", "vi"})
     print(json.dumps({"answers": answers, "imported": imported, "class": type(model).__name__}))

@@ -40,11 +40,11 @@ def settings_of(run_document: dict[str, Any], block: str) -> dict[str, Any]:
 
 
 def held_out(run: Run) -> list[Sample]:
-    recipe = resolve(run.spec.flow)
+    resolved = resolve(run.spec.flow)
     dataset = load_dataset(
-        recipe.dataset.dataset_id,
-        seed=recipe.settings.seed,
-        validation_fraction=recipe.dataset.validation_fraction,
+        resolved.dataset.dataset_id,
+        seed=resolved.settings.seed,
+        validation_fraction=resolved.dataset.validation_fraction,
     )
     return list(dataset.validation)
 
@@ -74,11 +74,11 @@ def test_plain_transformers_answers_as_well_as_the_run_reported(
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
-    assert said["imported"] == []
+    answers = json.loads(done.stdout)
+    assert answers["imported"] == []
 
     right = 0
-    for answer, sample in zip(said["answers"], samples, strict=True):
+    for answer, sample in zip(answers["answers"], samples, strict=True):
         right += json.loads(answer)["vqa"]["answer"] == sample.truth.text
     accuracy = right / len(samples)
     reported = client.models.get(finished_run.run_id).spec.evaluation_metrics or {}

@@ -13,7 +13,7 @@ import vi
 from runyard import rundir
 
 MEMORY = Path("/sys/fs/cgroup/memory")
-RECIPE: dict[str, Any] = {
+BLOCKS: dict[str, Any] = {
     "name": "Short of memory",
     "blocks": [
         {"block": "vi-dataset", "settings": {"maxSamples": 96}},
@@ -64,7 +64,7 @@ def test_a_run_resumes_with_half_the_micro_batch_after_an_out_of_memory_kill(
     too_little_memory: Callable[[int], None],
     eventually: Any,
 ) -> None:
-    run = client.runs.create(flow=RECIPE)
+    run = client.runs.create(flow=BLOCKS)
     folder = rundir.AttemptDir.locate(
         instance.data_dir / "runs", instance.organization_id, run.run_id, 1
     ).path

@@ -11,7 +11,7 @@ from runyard.cli.main import cli
 
 pytestmark = pytest.mark.e2e
 
-RECIPE: dict[str, Any] = {
+BLOCKS: dict[str, Any] = {
     "name": "short",
     "blocks": [
         {"block": "vi-dataset", "settings": {"maxSamples": 48}},
@@ -34,7 +34,7 @@ def runyard(instance: Any, *arguments: str) -> Result:
 def test_a_reproduced_run_is_identical_and_a_changed_one_is_reported(
     client: vi.Client, instance: Any, finished_run: Any
 ) -> None:
-    original = client.runs.create(RECIPE)
+    original = client.runs.create(BLOCKS)
     client.runs.wait(original.run_id, timeout=120, show_progress=False)
     done = runyard(instance, "runs", "reproduce", original.run_id, "--json")
     assert done.exit_code == 0, done.output

@@ -120,12 +120,12 @@ def running_server(data_dir: Path, **settings: Any) -> Iterator[ServerProcess]:
 def allow_sockets(count: int) -> None:
     """Let this process open so many sockets."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count + 256
-    assert hard == resource.RLIM_INFINITY or wanted <= hard, (
-        f"this needs {wanted} open files, and {hard} are allowed"
+    needed = count + 256
+    assert hard == resource.RLIM_INFINITY or needed <= hard, (
+        f"this needs {needed} open files, and {hard} are allowed"
     )
-    if soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 class Crowd:

@@ -44,7 +44,7 @@ async def send_raw(
         "server": ("127.0.0.1", 7878),
         "state": {},
     }
-    await server.door(scope, receive, send)
+    await server.gateway(scope, receive, send)
     text = b"".join(message.get("body", b"") for message in answered[1:])
     try:
         return answered[0]["status"], json.loads(text)

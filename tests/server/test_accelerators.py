@@ -60,11 +60,11 @@ async def verdict(server: TestServer, flow_id: str) -> tuple[str, str]:
     return configuration["action"], configuration["reason"]
 
 
-async def trained(server: TestServer, run_id: str, flow: dict[str, Any], **plan: Any) -> None:
+async def train_run(server: TestServer, run_id: str, flow: dict[str, Any], **plan: Any) -> None:
     """A run of the flow whose trainer has told its plan."""
     attempt = await attempts.start(server, run_id, flow)
-    told = {name: {"value": value, "reason": "said"} for name, value in plan.items()}
-    answer = await attempt.event("plan", plan=told)
+    explained = {name: {"value": value, "reason": "said"} for name, value in plan.items()}
+    answer = await attempt.event("plan", plan=explained)
     assert answer.status_code == 200, answer.text
     await attempt.finish(0, outcome="Succeeded", reason="Completed", message="")
 
@@ -129,7 +129,7 @@ async def test_a_prediction_by_a_run_of_the_same_flow_outranks_any_estimate(
     got = (await api.get(server.path("flows/f1"))).json()
     copy = {key: got[key] for key in ("name", "schema", "tolerations", "settings", "blocks")}
     plan = {"microBatchSize": 8, "parameters": 8_300_000_000, "device": "cuda"}
-    await trained(server, "r1", copy, memory=60 * GIB, **plan)
+    await train_run(server, "r1", copy, memory=60 * GIB, **plan)
     action, reason = await verdict(server, "f1")
     assert (action, reason.startswith("60.0 GiB needed, predicted by run r1")) == ("Allow", True)
     await make_flow(server, "f1", LARGE | {"onOutOfMemory": "shrink"})
@@ -146,7 +146,7 @@ async def test_a_prediction_is_found_among_any_number_of_runs_without_one(
     got = (await api.get(server.path("flows/f1"))).json()
     copy = {key: got[key] for key in ("name", "schema", "tolerations", "settings", "blocks")}
     plan = {"microBatchSize": 8, "parameters": 8_300_000_000, "device": "cuda"}
-    await trained(server, "r1", copy, memory=60 * GIB, **plan)
+    await train_run(server, "r1", copy, memory=60 * GIB, **plan)
     for number in range(accelerators.MOST_OF_FLOW + 5):
         server.clock.forward(1)
         await api.put(server.path(f"runs/waits-{number}"), json={"spec": {"flowId": "f1"}})
@@ -157,9 +157,9 @@ async def test_a_run_with_the_same_model_and_data_counts_under_any_name(server: 
     await report(server, "m1", one("h100", 80.0))
     plan = {"microBatchSize": 8, "parameters": 8_300_000_000, "device": "cuda"}
     alike = {"name": "alike", "blocks": [{"block": "vi-model", "settings": LARGE}]}
-    await trained(server, "r1", alike, memory=70 * GIB, **plan)
-    await trained(server, "r2", alike, memory=None, **plan)
-    await trained(server, "r3", {"name": "other"}, memory=1 * GIB, **plan)
+    await train_run(server, "r1", alike, memory=70 * GIB, **plan)
+    await train_run(server, "r2", alike, memory=None, **plan)
+    await train_run(server, "r3", {"name": "other"}, memory=1 * GIB, **plan)
     await make_flow(server, "f1", LARGE, name="mine")
     action, reason = await verdict(server, "f1")
     assert (action, reason.partition(" with")[0]) == (
@@ -204,7 +204,7 @@ async def test_another_organization_sees_neither_the_flow_nor_its_predictions(
     await report(server, "m1", one("h100", 80.0))
     plan = {"microBatchSize": 8, "parameters": 8_300_000_000, "device": "cuda"}
     alike = {"blocks": [{"block": "vi-model", "settings": LARGE}]}
-    await trained(server, "r1", alike, memory=60 * GIB, **plan)
+    await train_run(server, "r1", alike, memory=60 * GIB, **plan)
     await server.services.store.write(
         lambda connection: organizations.add(
             connection, org="strangers", name="Strangers", time_ms=1

@@ -16,7 +16,7 @@ from support.server import TestServer
 from runyard.server.http.routes import ROUTES
 from runyard.server.services.access.keys import new_key, role_allows
 from runyard.store.tables import metadata
-from tests.server.test_gateway import add_key, url
+from tests.server.test_gateway import add_key, fill_path
 
 HOSTILE_SUFFIXES = (
     "/",
@@ -67,11 +67,11 @@ async def send(
     async def collect(message: Any) -> None:
         sent.append(message)
 
-    await server.door(scope, receive, collect)
+    await server.gateway(scope, receive, collect)
     return sent[0]["status"], b"".join(message.get("body", b"") for message in sent[1:])
 
 
-def spellings(path: str, own_org: str) -> Iterator[str]:
+def list_spellings(path: str, own_org: str) -> Iterator[str]:
     """``path``, and everything that some router, proxy or file system might take for it."""
     yield path
     segments = path.split("/")[1:]
@@ -108,7 +108,7 @@ def spellings(path: str, own_org: str) -> Iterator[str]:
     yield "".join(f"%{ord(letter):02x}" if letter != "/" else letter for letter in path)
 
 
-def rows(server: TestServer) -> dict[str, Any]:
+def read_rows(server: TestServer) -> dict[str, Any]:
     """All that the database holds, except who was rejected and when keys were last used."""
 
     def read(connection: Connection) -> dict[str, Any]:
@@ -139,7 +139,7 @@ async def test_no_spelling_of_a_path_widens_the_access_of_a_credential(server: T
         "controller": server.controller_key,
     }
     credentials |= {"own admin": server.key}
-    before = rows(server)
+    before = read_rows(server)
     reached = set()
     for route in ROUTES:
         if route.access == "public":
@@ -148,16 +148,16 @@ async def test_no_spelling_of_a_path_widens_the_access_of_a_credential(server: T
         for name, credential in credentials.items():
             if name == entitled:
                 continue
-            for path in spellings(url(route.path, server.org), "org-other"):
+            for path in list_spellings(fill_path(route.path, server.org), "org-other"):
                 # The document is the same for every key of an organization.
                 if route.path == "/openapi.json" and name in ("viewer", "admin", "own admin"):
                     continue
                 status, body = await send(server, route.method, path, credential)
                 assert 400 <= status < 500, (route.method, path, name, status, body)
         if route.method == "GET" and route.access == "organization":
-            status, _ = await send(server, "GET", url(route.path, server.org), server.key)
+            status, _ = await send(server, "GET", fill_path(route.path, server.org), server.key)
             reached.update({route.path} if status == 200 else ())
-    assert rows(server) == before
+    assert read_rows(server) == before
     # The paths above do lead somewhere when the credential is right.
     assert len(reached) > 15
 
@@ -189,14 +189,14 @@ async def test_no_spelling_of_a_path_gives_a_key_more_than_its_role(
     server: TestServer, role: str
 ) -> None:
     key = add_key(server, server.org, role)
-    before = rows(server)
+    before = read_rows(server)
     for route in ROUTES:
         if route.role is None or role_allows(role, route.role):
             continue
-        for path in spellings(url(route.path, server.org), server.org):
+        for path in list_spellings(fill_path(route.path, server.org), server.org):
             status, body = await send(server, route.method, path, key)
             assert status in (400, 403, 404), (route.method, path, status, body)
-    assert rows(server) == before
+    assert read_rows(server) == before
 
 
 async def test_the_route_decides_the_body_limit_not_the_text_of_the_path(

@@ -19,7 +19,7 @@ from runyard.settings import Settings
 from runyard.store import StoreUnavailable, tables
 
 
-def start(settings: Settings) -> list[Any]:
+def start_and_stop(settings: Settings) -> list[Any]:
     """Start and stop once; returns the rows of keys."""
 
     async def once() -> list[Any]:
@@ -33,7 +33,7 @@ def start(settings: Settings) -> list[Any]:
     return asyncio.run(once())
 
 
-def told(settings: Settings) -> dict[str, str]:
+def read_credentials(settings: Settings) -> dict[str, str]:
     credentials: dict[str, str] = json.loads(settings.credentials_file.read_text())
     return credentials
 
@@ -42,21 +42,21 @@ def test_the_first_start_creates_organization_and_keys_and_later_ones_keep_them(
     tmp_path: Path,
 ) -> None:
     settings = Settings(data_dir=tmp_path / "data")
-    rows = start(settings)
-    first = told(settings)
+    rows = start_and_stop(settings)
+    first = read_credentials(settings)
     assert re.fullmatch(r"org-[a-z0-9]{8}", first["organization_id"])
     assert len(first["secret_key"]) == LENGTH
     assert [(row.role, row.org) for row in rows] == [
         ("admin", first["organization_id"]),
         ("controller", None),
     ]
-    assert start(settings) == rows
-    assert told(settings) == first
+    assert start_and_stop(settings) == rows
+    assert read_credentials(settings) == first
 
 
 def test_only_the_owner_can_read_files_with_secrets(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path / "data")
-    start(settings)
+    start_and_stop(settings)
     files = [settings.credentials_file, *settings.secrets_dir.iterdir()]
     assert {path.name for path in files} == {
         "credentials.json",
@@ -70,9 +70,9 @@ def test_only_the_owner_can_read_files_with_secrets(tmp_path: Path) -> None:
 
 def test_the_database_contains_no_secret(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path / "data")
-    start(settings)
+    start_and_stop(settings)
     keys = [
-        told(settings)["secret_key"],
+        read_credentials(settings)["secret_key"],
         json.loads((settings.secrets_dir / "controller.json").read_text())["key"],
     ]
     signing = json.loads((settings.secrets_dir / "signing.json").read_text())["keys"]["1"]
@@ -96,10 +96,10 @@ def test_a_key_written_before_an_interrupted_start_is_adopted(
 
     with monkeypatch.context() as patch, pytest.raises(StoreUnavailable):
         patch.setattr("runyard.store.Store.write", cut)
-        start(settings)
-    written = told(settings)
-    rows = start(settings)
-    assert told(settings) == written
+        start_and_stop(settings)
+    written = read_credentials(settings)
+    rows = start_and_stop(settings)
+    assert read_credentials(settings) == written
     assert rows[0].id == written["secret_key"][7:23]
 
 
@@ -128,10 +128,10 @@ def test_two_concurrent_starts_agree_on_the_secrets(tmp_path: Path, monkeypatch:
 
 def test_the_endpoint_next_to_the_keys_is_kept_up_to_date(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path / "data")
-    start(settings)
-    before = told(settings)
+    start_and_stop(settings)
+    before = read_credentials(settings)
     write_endpoint(settings, "http://127.0.0.1:1/")
-    assert told(settings) == before | {"endpoint": "http://127.0.0.1:1/"}
+    assert read_credentials(settings) == before | {"endpoint": "http://127.0.0.1:1/"}
     assert (
         json.loads((settings.secrets_dir / "controller.json").read_text())["endpoint"]
         == "http://127.0.0.1:1/"

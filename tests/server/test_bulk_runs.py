@@ -181,8 +181,13 @@ async def test_each_run_has_its_own_audit_row(server: TestServer) -> None:
     rows = server.services.store.read(
         lambda connection: connection.execute(tables.audit.select()).all()
     )
-    told = [(row.action, row.target) for row in rows if not row.action.startswith("create")]
-    assert told == [("kill run", "a"), ("kill run", "b"), ("delete run", "b"), ("delete run", "a")]
+    audited = [(row.action, row.target) for row in rows if not row.action.startswith("create")]
+    assert audited == [
+        ("kill run", "a"),
+        ("kill run", "b"),
+        ("delete run", "b"),
+        ("delete run", "a"),
+    ]
 
 
 async def test_a_body_that_names_no_runs_changes_none(server: TestServer) -> None:

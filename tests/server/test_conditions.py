@@ -38,20 +38,20 @@ def test_every_pair_of_states_follows_the_transition_table(
     start: ConditionKind, end: ConditionKind
 ) -> None:
     before = history(*PATHS[start])
-    move = Transition(end, REASONS[end][0], "why")
+    decided = Transition(end, REASONS[end][0], "why")
     if start in FINAL:
-        assert apply_transition(before, move, now_ms=9) == before  # the first final word stands
+        assert apply_transition(before, decided, now_ms=9) == before  # the first final word stands
     elif start is end:
-        after = apply_transition(before, move, now_ms=9)
+        after = apply_transition(before, decided, now_ms=9)
         assert len(after) == len(before)
         assert (after[-1].message, after[-1].last_transition_time) == ("why", 1)
     elif end in LEGAL[start]:
-        after = apply_transition(before, move, now_ms=9)
+        after = apply_transition(before, decided, now_ms=9)
         assert after[:-1] == before
         assert (after[-1].condition, after[-1].last_transition_time) == (end, 9)
     else:
         with pytest.raises(IllegalTransition):
-            apply_transition(before, move, now_ms=9)
+            apply_transition(before, decided, now_ms=9)
 
 
 def test_a_history_begins_with_pending() -> None:
@@ -90,7 +90,7 @@ def end(*, killed: bool = False, used: int = 1, checkpoint: bool = True) -> Atte
 
 
 @pytest.mark.parametrize(
-    ("told", "at", "kind", "reason"),
+    ("exit_report", "at", "kind", "reason"),
     [
         (report(0, outcome="Succeeded", reason="Completed"), end(), K.SUCCEEDED, "Completed"),
         (report(0, outcome="Succeeded", reason="EarlyStopped"), end(), K.SUCCEEDED, "EarlyStopped"),
@@ -126,13 +126,13 @@ def end(*, killed: bool = False, used: int = 1, checkpoint: bool = True) -> Atte
     ],
 )
 def test_the_condition_of_a_run_follows_from_the_end_of_its_attempt(
-    told: ExitReport, at: AttemptEnd, kind: ConditionKind, reason: str
+    exit_report: ExitReport, at: AttemptEnd, kind: ConditionKind, reason: str
 ) -> None:
-    move = decide_after_exit(told, at)
-    assert (move.kind, move.reason) == (kind, reason)
-    assert move.kind in conditions.LEGAL[K.RUNNING]
-    assert move.reason in REASONS[move.kind]
-    assert move.message
+    decided = decide_after_exit(exit_report, at)
+    assert (decided.kind, decided.reason) == (kind, reason)
+    assert decided.kind in conditions.LEGAL[K.RUNNING]
+    assert decided.reason in REASONS[decided.kind]
+    assert decided.message
 
 
 def test_only_a_requested_stop_is_not_charged() -> None:
@@ -156,19 +156,19 @@ def with_micro_batch(size: int | None, *, killed: bool = False, used: int = 1) -
 
 
 def test_a_trainer_killed_out_of_memory_is_retried_only_if_it_may_shrink() -> None:
-    move = decide_after_exit(short_of_memory(), with_micro_batch(None))
-    assert (move.kind, move.reason) == (K.FAILED, "OutOfMemory")
-    assert (move.message or "").startswith(f"{KILLED}; try: give the machine more memory")
-    assert "hyperparameters.microBatchSize" in (move.message or "")
+    decided = decide_after_exit(short_of_memory(), with_micro_batch(None))
+    assert (decided.kind, decided.reason) == (K.FAILED, "OutOfMemory")
+    assert (decided.message or "").startswith(f"{KILLED}; try: give the machine more memory")
+    assert "hyperparameters.microBatchSize" in (decided.message or "")
     assert conditions.is_charged(short_of_memory())
 
 
 def test_a_run_that_may_shrink_halves_the_micro_batch_down_to_one() -> None:
     size, sizes = 12, []
     while (smaller := conditions.halve_micro_batch(short_of_memory(), size)) is not None:
-        move = decide_after_exit(short_of_memory(), with_micro_batch(size, used=3))
-        assert (move.kind, move.reason) == (K.PENDING, "Retrying")
-        assert move.message == (
+        decided = decide_after_exit(short_of_memory(), with_micro_batch(size, used=3))
+        assert (decided.kind, decided.reason) == (K.PENDING, "Retrying")
+        assert decided.message == (
             f"out of memory with microBatchSize {size} (the kernel ended the trainer while it was "
             f"Training); resuming with {smaller} at the same batch size"
         )
@@ -176,9 +176,9 @@ def test_a_run_that_may_shrink_halves_the_micro_batch_down_to_one() -> None:
         size = smaller
         sizes.append(size)
     assert sizes == [6, 3, 1]
-    move = decide_after_exit(short_of_memory(), with_micro_batch(1))
-    assert (move.kind, move.reason) == (K.FAILED, "OutOfMemory")
-    assert f"{KILLED}, with microBatchSize 1, the smallest; try: give" in (move.message or "")
+    decided = decide_after_exit(short_of_memory(), with_micro_batch(1))
+    assert (decided.kind, decided.reason) == (K.FAILED, "OutOfMemory")
+    assert f"{KILLED}, with microBatchSize 1, the smallest; try: give" in (decided.message or "")
     assert conditions.is_charged(short_of_memory(), micro_batch_size=1)
 
 
@@ -192,9 +192,9 @@ def test_a_kill_or_a_result_outranks_running_out_of_memory() -> None:
 
 
 def test_an_out_of_memory_kill_of_an_unknown_process_shrinks_and_uses_an_attempt() -> None:
-    move = decide_after_exit(short_of_memory(LOST), with_micro_batch(8))
-    assert (move.kind, move.reason) == (K.PENDING, "Retrying")
-    assert (move.message or "").endswith(f"{LOST}; resuming with microBatchSize 4 instead of 8")
+    decided = decide_after_exit(short_of_memory(LOST), with_micro_batch(8))
+    assert (decided.kind, decided.reason) == (K.PENDING, "Retrying")
+    assert (decided.message or "").endswith(f"{LOST}; resuming with microBatchSize 4 instead of 8")
     assert conditions.is_charged(short_of_memory(LOST), micro_batch_size=8)
     assert decide_after_exit(short_of_memory(LOST), with_micro_batch(8, used=3)).kind is K.ERROR
     plain = decide_after_exit(short_of_memory(LOST), with_micro_batch(None))

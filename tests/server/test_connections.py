@@ -197,7 +197,7 @@ def test_after_the_body_waiting_for_a_disconnect_has_no_timeout() -> None:
     The timeout of bodies once ended each after 30 s.
     """
 
-    async def story() -> None:
+    async def scenario() -> None:
         for headers, messages in ((BODY, [body(b"0123456789", more=False)]), ([], [])):
             wire = Wire(headers=headers, transfer_timeout_s=0.05)
             for message in messages:
@@ -210,11 +210,11 @@ def test_after_the_body_waiting_for_a_disconnect_has_no_timeout() -> None:
             assert (await listening)["type"] == "http.disconnect"
             wire.exchange.close()
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 def test_a_body_that_stalls_trickles_or_is_cut_off_is_refused() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         stalled = Wire(headers=BODY, transfer_timeout_s=0.05)
         with pytest.raises(Refusal) as refused:
             await stalled.exchange.receive()
@@ -244,11 +244,11 @@ def test_a_body_that_stalls_trickles_or_is_cut_off_is_refused() -> None:
                 await broken.exchange.receive()
             assert refused.value.code == "BodyIncomplete"
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 def test_a_large_response_is_sent_in_chunks_and_aborted_when_it_is_not_read() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         wire = Wire(transfer_timeout_s=0.05)
         content = bytes(range(256)) * 1000
         await wire.exchange.send({"type": "http.response.start", "status": 200})
@@ -277,11 +277,11 @@ def test_a_large_response_is_sent_in_chunks_and_aborted_when_it_is_not_read() ->
         assert len(left.sent) < 1000
         left.exchange.close()
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 def test_a_waiting_request_gives_up_its_slot() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         wire = Wire(requests_per_key=1, requests_per_address=1, waits_per_key=1)
         wire.exchange.admit(address="10.0.0.1", key="k")
         with pytest.raises(Refusal):
@@ -295,22 +295,22 @@ def test_a_waiting_request_gives_up_its_slot() -> None:
         wire.capacity.waits.check("k")
         wire.exchange.close()
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 def test_the_servers_own_delay_between_chunks_does_not_count_against_the_client() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         pace = Pace(0.2, 1)
         for _ in range(3):
             await pace.wait(asyncio.sleep(0))
             await asyncio.sleep(0.1)  # the server's own work, longer in all than the client's time
         await pace.wait(asyncio.sleep(0.01))
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 def test_waiting_for_a_change_stops_when_the_client_disconnects() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         changes = Notifier()
         event = changes.watch("topic")
@@ -324,7 +324,7 @@ def test_waiting_for_a_change_stops_when_the_client_disconnects() -> None:
         assert await waiting is True
         assert await changes.wait(asyncio.Event(), timeout_s=0.01) is False
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 async def test_a_disconnected_controller_is_given_no_run(server: TestServer) -> None:
@@ -349,7 +349,7 @@ async def test_a_disconnected_controller_is_given_no_run(server: TestServer) -> 
         "state": {},
     }
     sent: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-    claiming = asyncio.ensure_future(server.door(scope, incoming.get, sent.put))
+    claiming = asyncio.ensure_future(server.gateway(scope, incoming.get, sent.put))
     while SERVICES not in scope or incoming.qsize():
         await asyncio.sleep(0.01)
     incoming.put_nowait({"type": "http.disconnect"})

@@ -17,7 +17,7 @@ from runyard.store import StoreUnavailable, runs, tombstones
 DAY_S = 24 * 3600
 
 
-async def trained(server: TestServer, run_id: str, content: bytes) -> None:
+async def train_run(server: TestServer, run_id: str, content: bytes) -> None:
     attempt = await attempts.start(server, run_id)
     await attempt.ship("a line", stream="stdout")
     await attempt.checkpoint(content=content)
@@ -46,9 +46,9 @@ def left(server: TestServer, run_id: str) -> dict[str, int]:
 
 async def test_a_deleted_run_leaves_nothing_but_what_it_shared(server: TestServer) -> None:
     api = await server.api()
-    await trained(server, "r1", b"shared")
-    await trained(server, "r2", b"shared")
-    await trained(server, "r3", b"alone")
+    await train_run(server, "r1", b"shared")
+    await train_run(server, "r2", b"shared")
+    await train_run(server, "r3", b"alone")
     assert {"runs", "log_lines", "outputs", "folder"} <= set(left(server, "r3"))
     blobs = server.services.blobs(server.org)
     assert len(list(blobs.hashes())) == 2
@@ -64,7 +64,7 @@ async def test_a_deletion_that_fails_halfway_hides_the_run_and_is_finished_by_th
     server: TestServer, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
     api = await server.api()
-    await trained(server, "r1", b"alone")
+    await train_run(server, "r1", b"alone")
     with monkeypatch.context() as patch:
         if broken == "blobs":
             patch.setattr(FolderBlobs, "delete", fail(OSError("no")))
@@ -135,7 +135,7 @@ async def test_a_deleted_id_stays_deleted_for_thirty_days(server: TestServer) ->
 
 
 def test_a_start_removes_the_remains_of_interrupted_uploads(tmp_path: Path) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with open_server(tmp_path) as server:
             incoming = server.settings.blobs_dir / server.org / "incoming"
             incoming.mkdir(parents=True)
@@ -143,7 +143,7 @@ def test_a_start_removes_the_remains_of_interrupted_uploads(tmp_path: Path) -> N
         async with open_server(tmp_path):
             assert not (incoming / "cut-off").exists()
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 def fail(error: Exception) -> Callable[..., None]:

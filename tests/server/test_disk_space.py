@@ -290,7 +290,7 @@ def test_a_collection_rebuilds_an_older_database_once_and_reports_freed_bytes(
         connection.execute("DELETE FROM runs")
     connection.close()
 
-    async def story() -> None:
+    async def scenario() -> None:
         async with open_services(settings, SystemClock(), run_ticker=False) as services:
             org = json.loads(settings.credentials_file.read_text())["organization_id"]
             actor = Actor(org=org, name="n", role="admin", address="")
@@ -320,7 +320,7 @@ def test_a_collection_rebuilds_an_older_database_once_and_reports_freed_bytes(
                 database=0, blobs=0, run_folders=0, import_folders=0, other_folders=0
             )
 
-    asyncio.run(story())
+    asyncio.run(scenario())
     with sqlite3.connect(path) as connection:
         assert connection.execute("PRAGMA auto_vacuum").fetchone() == (
             sqlite.AUTO_VACUUM_INCREMENTAL,
@@ -333,7 +333,7 @@ def test_postgresql_reclaims_by_itself_and_says_so(
 ) -> None:
     settings = Settings(data_dir=tmp_path / "data", database_url=str(postgresql.new_database()))
 
-    async def story() -> None:
+    async def scenario() -> None:
         async with open_services(settings, SystemClock(), run_ticker=False) as services:
             org = json.loads(settings.credentials_file.read_text())["organization_id"]
             actor = Actor(org=org, name="n", role="admin", address="")
@@ -342,4 +342,4 @@ def test_postgresql_reclaims_by_itself_and_says_so(
             assert freed.database is None
             await housekeeping.sweep(services)
 
-    asyncio.run(story())
+    asyncio.run(scenario())

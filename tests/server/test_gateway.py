@@ -24,17 +24,17 @@ PLACES = {
 }  # fmt: skip
 
 
-def url(path: str, org: str) -> str:
+def fill_path(path: str, org: str) -> str:
     """A route's path with something in each of its places."""
     filled = {**PLACES, "org": org, "machine_id": "m1", "sha256": "ab" * 32}
     return re.sub(r"\{(\w+):\w+\}", lambda found: filled[found.group(1)], path)
 
 
 def requests(org: str) -> list[tuple[str, str]]:
-    return [(route.method, url(route.path, org)) for route in ROUTES]
+    return [(route.method, fill_path(route.path, org)) for route in ROUTES]
 
 
-async def second_organisation(server: TestServer, role: str = "admin") -> str:
+async def second_organization(server: TestServer, role: str = "admin") -> str:
     """A key of ``org-other``."""
     return add_key(server, "org-other", role)
 
@@ -109,7 +109,7 @@ async def test_another_organization_looks_like_one_that_does_not_exist(server: T
     api = await server.api()
     await api.put(server.path("flows/f1"), json={"spec": {}})
     await api.put(server.path("trainingProjects/p1"), json={"spec": {}})
-    stranger = await server.client(await second_organisation(server))
+    stranger = await server.client(await second_organization(server))
     for method, path in requests(server.org):
         if not path.startswith("/workspaces/"):
             continue
@@ -128,7 +128,7 @@ async def test_ids_of_another_organization_look_like_ids_that_do_not_exist(
     api = await server.api()
     await api.put(server.path("flows/f1"), json={"spec": {}})
     await api.put(server.path("trainingProjects/p1"), json={"spec": {}})
-    stranger = await server.client(await second_organisation(server))
+    stranger = await server.client(await second_organization(server))
     for method, path in requests("org-other"):
         names_one = any(f"/{id}" in path for id in ("r1", "f1", "p1"))
         if not names_one or method == "PUT":
@@ -171,7 +171,7 @@ async def test_a_role_opens_exactly_the_routes_of_its_row(server: TestServer, ro
             assert route.role is None
             continue
         assert route.role is not None
-        path = url(route.path, server.org)
+        path = fill_path(route.path, server.org)
         answer = await client.request(route.method, path, json={})
         assert (answer.status_code == 403) is not keys.role_allows(role, route.role), (
             role,
@@ -327,7 +327,7 @@ async def test_a_stalled_body_times_out(server: TestServer) -> None:
         "root_path": "",
         "state": {},
     }
-    await server.door(scope, stall, send)
+    await server.gateway(scope, stall, send)
     assert sent[0]["status"] == 408
 
 

@@ -21,7 +21,7 @@ from runyard.store import attempts as attempt_rows
 from runyard.store import backup as rows
 from runyard.store.tables import output_files, outputs
 from runyard.store.tables import runs as run_table
-from tests.server.datasets import Data, shelf
+from tests.server.datasets import Data, make_vqa_files
 from tests.server.raw import send_raw
 
 HOSTILE = (
@@ -74,7 +74,7 @@ async def test_a_hostile_id_in_a_path_does_nothing(server: TestServer, tmp_path:
     for folder in guarded:
         folder.mkdir(parents=True)
         (folder / "kept").write_text("kept")
-    before = world(server)
+    before = dump_everything(server)
     assert len(NAMING) > 80
     for route, name in NAMING:
         for spelled in SPELLED:
@@ -86,9 +86,9 @@ async def test_a_hostile_id_in_a_path_does_nothing(server: TestServer, tmp_path:
                 else server.key
             )
             key = server.controller_key if path.startswith("/internal/v1/machines") else key
-            status, told = await send_raw(server, route.method, path, body(route), key=key)
-            assert 400 <= status < 500, (route.method, route.path, spelled, status, told)
-        assert world(server) == before, (route.method, route.path)
+            status, document = await send_raw(server, route.method, path, body(route), key=key)
+            assert 400 <= status < 500, (route.method, route.path, spelled, status, document)
+        assert dump_everything(server) == before, (route.method, route.path)
         assert all((folder / "kept").read_text() == "kept" for folder in guarded), (
             route.method,
             route.path,
@@ -102,7 +102,7 @@ def body(route: Route) -> Any:
     return {"filename": "new.png"} if route.path.endswith("/name") else {"spec": {}}
 
 
-def world(server: TestServer) -> dict[str, list[bytes]]:
+def dump_everything(server: TestServer) -> dict[str, list[bytes]]:
     with server.services.store.snapshot() as connection:
         return {
             name: list(rows.iter_rows(connection, table)) for name, table in rows.TABLES.items()
@@ -168,7 +168,7 @@ async def test_a_service_creates_nothing_under_a_hostile_id(what: str, server: T
     token = server.services.signer.verify_attempt_token(attempt.assignment["token"])
     actor = Actor(org=server.org, name="key", role="admin", address="")
     await (await server.api()).put(server.path("runs/waiting"), json={"spec": {}})
-    before, (kind, create) = world(server), CREATING[what]
+    before, (kind, create) = dump_everything(server), CREATING[what]
     hostile = [
         id
         for id in (*HOSTILE, "", "../../x", "a/b", "latest", "best", "\ud800")
@@ -181,7 +181,7 @@ async def test_a_service_creates_nothing_under_a_hostile_id(what: str, server: T
         if isinstance(refused.value, Refusal):  # else no message can hold it (see ``limits``)
             assert (refused.value.code, refused.value.status) == ("InvalidId", 400), id
             assert "try: choose another id" in refused.value.message
-    assert world(server) == before
+    assert dump_everything(server) == before
 
 
 BAD_REPORTS: dict[str, Any] = {
@@ -230,7 +230,7 @@ async def test_an_invalid_checkpoint_is_not_registered(server: TestServer) -> No
         "is_best": True,
         "time": 5,
     }
-    before = world(server)
+    before = dump_everything(server)
     for what, change in BAD_REPORTS.items():
         change = dict(change)
         paths = change.pop("paths", [change.pop("path", "model_full/a")])
@@ -240,7 +240,7 @@ async def test_an_invalid_checkpoint_is_not_registered(server: TestServer) -> No
         )
         assert answer.status_code == 400, (what, answer.status_code, answer.text)
         assert answer.json()["code"] in ("InvalidId", "InvalidBody"), what
-    assert world(server) == before
+    assert dump_everything(server) == before
     files = [{"path": "model_full/a", "size_bytes": 7, "sha256": digest}]
     assert (await attempt.post("checkpoints", **good, files=files)).status_code == 201
 
@@ -254,7 +254,7 @@ async def test_a_custom_verb_is_accepted_only_where_a_route_defines_it(
     known = {action for route in ROUTES for action in route.actions}
     assert known == {"finish", "cancel"}
     values = {"org": server.org, "dataset": dataset_id, "import_id": begun["datasetImportId"]}
-    before = world(server)
+    before = dump_everything(server)
     for route in ROUTES:
         if not route.path.endswith(":str}") or route.path.startswith("/internal"):
             continue
@@ -262,13 +262,13 @@ async def test_a_custom_verb_is_accepted_only_where_a_route_defines_it(
             r"\{([a-z_0-9]+):str\}", lambda found: values.get(found[1], "good"), route.path
         )
         for action in known - set(route.actions) | {"explode", ""}:
-            status, told = await send_raw(server, route.method, f"{path}:{action}", body(route))
-            assert 400 <= status < 500, (route.method, path, action, told)
-    assert world(server) == before
-    status, told = await send_raw(
+            status, document = await send_raw(server, route.method, f"{path}:{action}", body(route))
+            assert 400 <= status < 500, (route.method, path, action, document)
+    assert dump_everything(server) == before
+    status, document = await send_raw(
         server, "POST", data.path(dataset_id, "imports", f"{begun['datasetImportId']}:cancel")
     )
-    assert (status, told["status"]["conditions"][0]["status"]) == (200, "FailedReach")
+    assert (status, document["status"]["conditions"][0]["status"]) == (200, "FailedReach")
 
 
 # Ids from before they were checked
@@ -298,8 +298,12 @@ async def test_a_backup_that_no_restore_would_accept_names_the_row(
     await server.services.store.write(
         lambda c: c.execute(output_files.update().where(is_it).values(path="../../x"))
     )
-    told = (await api.post(path)).json()
-    assert (told["code"], "'../../x'" in told["message"], "delete run 'r1'" in told["message"]) == (
+    document = (await api.post(path)).json()
+    assert (
+        document["code"],
+        "'../../x'" in document["message"],
+        "delete run 'r1'" in document["message"],
+    ) == (
         "BackupImpossible",
         True,
         True,
@@ -313,10 +317,10 @@ async def test_a_backup_that_no_restore_would_accept_names_the_row(
     )
     assert (await api.post(path)).status_code == 200
     await rename_run(server, "r1", "abc:finish")
-    told = (await api.post(path)).json()
-    assert (told["status"], told["code"]) == (409, "BackupImpossible")
-    assert "'abc:finish'" in told["message"]
-    assert "restart the server" in told["message"]
+    document = (await api.post(path)).json()
+    assert (document["status"], document["code"]) == (409, "BackupImpossible")
+    assert "'abc:finish'" in document["message"]
+    assert "restart the server" in document["message"]
 
 
 async def test_an_id_from_before_ids_were_checked_is_renamed_at_startup(server: TestServer) -> None:
@@ -377,7 +381,7 @@ async def test_a_backup_with_a_colon_in_a_file_name_can_be_restored(
 ) -> None:
     data = Data(server, await server.api())
     dataset_id = await data.make()
-    await data.bring(dataset_id, shelf(1))
+    await data.import_files(dataset_id, make_vqa_files(1))
     [asset] = (await data.get(dataset_id, "assets"))["items"]
     renamed = await data.api.post(
         data.path(dataset_id, "assets", asset["assetId"], "name"), json={"filename": "a:b.png"}

@@ -25,7 +25,7 @@ COUNT = 2500  # three chunks of pictures and three of records
 pytestmark = pytest.mark.e2e
 
 
-def dot(number: int) -> bytes:
+def make_pixel(number: int) -> bytes:
     """A picture of one pixel, of another colour for each number; quicker to make than by Pillow."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
@@ -52,7 +52,7 @@ def row(number: int) -> bytes:
 
 @pytest.fixture(scope="module")
 def packs() -> list[bytes]:
-    pictures = [(f"{number}.png", dot(number)) for number in range(COUNT)]
+    pictures = [(f"{number}.png", make_pixel(number)) for number in range(COUNT)]
     labels = ("labels.jsonl", b"".join(map(row, range(COUNT))))
     return [build_pack(pictures[: COUNT // 2]), build_pack([*pictures[COUNT // 2 :], labels])]
 
@@ -70,9 +70,9 @@ class Server:
             [sys.executable, "-P", "-m", "runyard.server"], env=environ, stderr=subprocess.DEVNULL
         )
         waited(lambda: (data_dir / "server.json").exists() or self.process.poll() is not None)
-        told = json.loads((data_dir / "credentials.json").read_text())
-        self.org, self._key = told["organization_id"], told["secret_key"]
-        self._host = urlsplit(told["endpoint"]).netloc
+        document = json.loads((data_dir / "credentials.json").read_text())
+        self.org, self._key = document["organization_id"], document["secret_key"]
+        self._host = urlsplit(document["endpoint"]).netloc
 
     def ask(self, method: str, path: str, body: Any = None) -> Any:
         connection = http.client.HTTPConnection(self._host, timeout=TIMEOUT_S)
@@ -157,10 +157,10 @@ def test_an_import_survives_a_kill_at_every_stage(tmp_path: Path, packs: list[by
             server.kill()
             server = Server(data_dir)
 
-        told = server.ask("GET", place)
-        assert [condition["status"] for condition in told["status"]["conditions"]] == [
+        document = server.ask("GET", place)
+        assert [condition["status"] for condition in document["status"]["conditions"]] == [
             "Reached"
-        ] * 3, told
+        ] * 3, document
         statistic = server.ask("GET", server.at(dataset_id))["statistic"]
         assert (
             statistic["assetTotal"],

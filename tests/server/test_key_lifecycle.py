@@ -16,7 +16,7 @@ from runyard.server.services.operations import backups
 from runyard.store import StoreUnavailable
 from runyard.store import keys as key_rows
 from runyard.store.tables import keys as table
-from tests.server.test_backups import put_back, rewritten, take
+from tests.server.test_backups import put_back, rewritten, take_backup
 
 HOUR_MS = 3600_000
 
@@ -358,7 +358,7 @@ async def test_a_backup_download_stops_when_its_key_is_revoked(
         sent.append(message)
 
     headers = {"host": "localhost", "authorization": f"Bearer {key['secretKey']}"}
-    await server.door(scope(server, "POST", "storage/backups", headers), receive, send)
+    await server.gateway(scope(server, "POST", "storage/backups", headers), receive, send)
     assert sent[0]["status"] == 200
     length = int(dict(sent[0]["headers"])[b"content-length"])
     assert sum(len(message.get("body", b"")) for message in sent) < length
@@ -368,7 +368,7 @@ async def test_a_backup_download_stops_when_its_key_is_revoked(
 async def test_an_upload_is_refused_when_its_key_is_revoked(server: TestServer) -> None:
     key = await issue(server, role="admin")
     row = server.services.store.read(lambda c: key_rows.get(c, org=server.org, key_id=key["keyId"]))
-    data = await take(server)
+    data = await take_backup(server)
 
     async def body() -> Any:
         yield data[:1000]
@@ -466,7 +466,7 @@ async def test_a_key_revoked_after_a_backup_stays_revoked_when_it_is_restored(
         await issue(server, role="viewer", expires=server.clock.now_ms() + HOUR_MS),
     )
     await opens(server, kept["secretKey"])
-    data = await take(server)
+    data = await take_backup(server)
     await (await server.api()).delete(revoked["selfLink"])
     later = await issue(server, name="later")
     assert (await put_back(server, data)).status_code == 200
@@ -475,8 +475,8 @@ async def test_a_key_revoked_after_a_backup_stays_revoked_when_it_is_restored(
         True,
         True,
     ]
-    told = (await (await server.api()).get(kept["selfLink"])).json()
-    assert told["spec"] == kept["spec"]
+    document = (await (await server.api()).get(kept["selfLink"])).json()
+    assert document["spec"] == kept["spec"]
     await key_lifecycle.write_usage(
         server.services
     )  # rejected keys are counted on in the restored audit log
@@ -501,7 +501,7 @@ async def test_a_backup_from_before_key_lifecycles_is_restored(server: TestServe
                 json.dumps([row[index] for index in kept]).encode() + b"\n" for row in rows
             )
 
-    data = rewritten(await take(server), as_older)
+    data = rewritten(await take_backup(server), as_older)
     before = await actions(server)
     assert (await put_back(server, data)).status_code == 200
     assert await opens(server, key["secretKey"])

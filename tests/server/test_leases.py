@@ -44,8 +44,8 @@ async def test_a_run_from_claim_to_success(server: TestServer) -> None:
     assert (assignment["run_id"], assignment["attempt"], assignment["grace_s"]) == ("r1", 1, 4.0)
     assert assignment["run"]["spec"]["flow"]["settings"] == {"gracePeriodSeconds": 4}
     assert assignment["resume_checkpoint"] is None
-    wanted = (await attempt.start()).json()
-    assert (wanted["action"], wanted["lease_s"], wanted["grace_s"]) == ("continue", 15.0, 4.0)
+    renewal = (await attempt.start()).json()
+    assert (renewal["action"], renewal["lease_s"], renewal["grace_s"]) == ("continue", 15.0, 4.0)
     assert (await attempts.read_condition(server))[:2] == ("Running", "Preparing")
     await attempt.checkpoint("epoch-1")
     assert (
@@ -60,7 +60,7 @@ async def test_a_run_from_claim_to_success(server: TestServer) -> None:
     ]
     assert run["status"]["observedGeneration"] == 1
     assert [
-        (told["attempt"], told["exitCode"], told["cause"]) for told in run["status"]["attempts"]
+        (item["attempt"], item["exitCode"], item["cause"]) for item in run["status"]["attempts"]
     ] == [(1, 0, "exit code 0")]
     kill = await api.patch(server.path("runs/r1"), json={"spec": {"killedAt": 1}})
     assert (kill.status_code, kill.json()["code"]) == (409, "RunFinished")
@@ -207,7 +207,7 @@ async def test_crashes_use_up_the_attempts_and_then_count_as_a_platform_error(
         await attempt.finish(139)
         assert (await attempts.read_condition(server))[:2] == expected
     assert "exit code 139" in ((await attempts.read_condition(server))[2] or "")
-    assert [told["exitCode"] for told in (await run_of(server))["status"]["attempts"]] == [139, 139]
+    assert [item["exitCode"] for item in (await run_of(server))["status"]["attempts"]] == [139, 139]
 
 
 async def test_a_silent_attempt_is_reported_and_may_come_back(server: TestServer) -> None:
@@ -239,7 +239,7 @@ async def test_the_controllers_report_closes_a_silent_attempt_and_its_result_cou
     await tick(server, 30)
     controller = await server.client(server.controller_key)
     placed = (await controller.get("/internal/v1/machines/m1")).json()["attempts"]
-    assert [told["token"] for told in placed] == [attempt.assignment["token"]]
+    assert [item["token"] for item in placed] == [attempt.assignment["token"]]
     assert placed[0]["resume_checkpoint"] == "epoch-1"
     assert (await controller.get("/internal/v1/machines/m2")).json() == {"attempts": []}
     await attempt.finish(None, outcome="Succeeded", reason="Completed", message="found on disk")
@@ -364,7 +364,7 @@ async def test_a_silent_machine_must_settle_its_attempt_before_it_claims_the_run
     assert await attempts.claim(server, "c2") is None
     controller = await server.client(server.controller_key)
     placed = (await controller.get("/internal/v1/machines/m1")).json()["attempts"]
-    assert [told["token"] for told in placed] == [attempt.assignment["token"]]
+    assert [item["token"] for item in placed] == [attempt.assignment["token"]]
     assert (await attempt.ship("still here")).status_code == 200
     assert (await attempt.post("renew")).json()["action"] == "continue"
     assert (await attempts.read_condition(server))[0] == "Running"
@@ -430,7 +430,7 @@ async def test_a_result_after_long_silence_counts_unless_the_run_has_continued(
 
 
 def test_the_servers_periodic_task_notices_a_lost_lease(tmp_path: Path) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with open_server(tmp_path / "data", run_ticker=True, lease_s=0.5) as server:
             await attempts.start(server)
             event = server.services.notifier.watch(run_topic(server.org, "r1"))
@@ -438,7 +438,7 @@ def test_the_servers_periodic_task_notices_a_lost_lease(tmp_path: Path) -> None:
             assert await server.services.notifier.wait(event, timeout_s=20)
             assert (await attempts.read_condition(server))[:2] == ("Running", "Stopping")
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 async def test_silence_alone_ends_no_run_for_a_long_time(
@@ -551,8 +551,8 @@ async def test_a_kill_may_set_the_grace_period(server: TestServer) -> None:
         await api.patch(server.path("runs/r1"), json={"spec": {"killedAt": 1, "graceSeconds": 2.5}})
     ).json()
     assert killed["spec"]["graceSeconds"] == 2.5
-    wanted = (await attempt.post("renew")).json()
-    assert (wanted["action"], wanted["grace_s"]) == ("kill", 2.5)
+    renewal = (await attempt.post("renew")).json()
+    assert (renewal["action"], renewal["grace_s"]) == ("kill", 2.5)
 
 
 async def test_runs_wait_for_disk_space_and_continue_when_there_is_enough(
@@ -594,14 +594,14 @@ async def test_a_run_that_may_shrink_halves_the_micro_batch_after_each_out_of_me
         assert (await attempt.event("plan", plan=plan_with(size))).status_code == 200
         assert (await run_of(server))["status"]["attempts"][-1]["microBatchSize"] == size
         assert [(await attempt.out_of_memory()).status_code for _ in range(2)] == [204, 204]
-        told = (
+        item = (
             f"out of memory with microBatchSize {size} (the kernel ended the trainer); resuming "
             f"with {size // 2}"
         )
         assert await attempts.read_condition(server) == (
             "Pending",
             "Retrying",
-            f"{told} at the same batch size",
+            f"{item} at the same batch size",
         )
         size //= 2
         attempt = await attempts.claim(server, f"c{number}")
@@ -613,8 +613,8 @@ async def test_a_run_that_may_shrink_halves_the_micro_batch_after_each_out_of_me
     assert (kind, reason) == ("Failed", "OutOfMemory")
     assert "with microBatchSize 1, the smallest" in message
     status = (await run_of(server))["status"]
-    assert [told["microBatchSize"] for told in status["attempts"]] == [8, 4, 2, 1]
-    assert all(told["cause"].startswith("out of memory") for told in status["attempts"])
+    assert [item["microBatchSize"] for item in status["attempts"]] == [8, 4, 2, 1]
+    assert all(item["cause"].startswith("out of memory") for item in status["attempts"])
 
 
 async def test_without_a_plan_the_micro_batch_is_assumed_to_be_the_largest_possible(

@@ -47,7 +47,7 @@ def assert_answers(
     ``expected`` narrows some down by position.
     """
 
-    async def story() -> list[bytes]:
+    async def scenario() -> list[bytes]:
         limit = asyncio.Semaphore(20)
 
         async def ask(request: bytes) -> bytes:
@@ -56,7 +56,7 @@ def assert_answers(
 
         return await asyncio.gather(*(ask(request) for request in requests))
 
-    for number, (request, answer) in enumerate(zip(requests, asyncio.run(story()), strict=True)):
+    for number, (request, answer) in enumerate(zip(requests, asyncio.run(scenario()), strict=True)):
         got = statuses(answer)
         assert all(status < 500 for status in got), (request[:300], answer[:300])
         if expected is not None and number in expected:
@@ -71,7 +71,7 @@ def assert_serves(server: ServerProcess) -> None:
     assert not [failure for failure in FAILURES if failure in server.log()], server.log()[-4000:]
 
 
-def targets(server: ServerProcess) -> list[str]:
+def list_hostile_paths(server: ServerProcess) -> list[str]:
     """Paths of every route, with something hostile in each of its places."""
     hostile = (
         DIGITS[:400],
@@ -86,20 +86,22 @@ def targets(server: ServerProcess) -> list[str]:
         "a;b",
         "%0d%0aX: y",
     )
-    return [filled(route.path, server.org, value) for route in ROUTES for value in hostile]
+    return [fill_path(route.path, server.org, value) for route in ROUTES for value in hostile]
 
 
-def filled(path: str, org: str, value: str) -> str:
+def fill_path(path: str, org: str, value: str) -> str:
     """A route's path with ``value`` in each of its places but the organization's."""
     return PLACE.sub(lambda found: org if found[1] == "org" else value, path)
 
 
 def test_hostile_values_in_every_parameter_of_every_route(server: ServerProcess) -> None:
-    heads = [server.head("GET", target, connection="close") for target in targets(server)]
+    heads = [
+        server.head("GET", target, connection="close") for target in list_hostile_paths(server)
+    ]
     heads += [
         server.head(
             route.method,
-            filled(route.path, server.org, "9" * 19),
+            fill_path(route.path, server.org, "9" * 19),
             connection="close",
             content_length="2",
         )

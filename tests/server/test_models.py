@@ -53,7 +53,7 @@ async def raw_get(server: TestServer, url: str, **headers: bytes) -> tuple[int, 
         "headers": given,
         "client": None,
     }
-    await server.door(scope, receive, send)
+    await server.gateway(scope, receive, send)
     return status, promised, sent
 
 
@@ -167,15 +167,15 @@ async def test_the_archive_is_a_tar_of_the_model_with_the_announced_length_and_h
 ) -> None:
     content = bytes(range(256)) * 500
     await finished(server, content=content)
-    told = (await outputs(server, "/epoch-1?contents=y"))["status"]["contents"]
+    contents = (await outputs(server, "/epoch-1?contents=y"))["status"]["contents"]
     anyone = await server.client(None)
-    head = await anyone.head(told["downloadUrl"]["url"])
+    head = await anyone.head(contents["downloadUrl"]["url"])
     assert head.status_code == 200
-    assert int(head.headers["content-length"]) == told["sizeBytes"]
+    assert int(head.headers["content-length"]) == contents["sizeBytes"]
     assert head.headers["accept-ranges"] == "bytes"
-    whole = (await anyone.get(told["downloadUrl"]["url"])).content
-    assert len(whole) == told["sizeBytes"]
-    assert hashlib.sha256(whole).hexdigest() == told["sha256"]
+    whole = (await anyone.get(contents["downloadUrl"]["url"])).content
+    assert len(whole) == contents["sizeBytes"]
+    assert hashlib.sha256(whole).hexdigest() == contents["sha256"]
     with tarfile.open(fileobj=io.BytesIO(whole)) as archive:
         assert archive.getnames() == ["model_full/model.safetensors"]  # no training state
         member = archive.extractfile("model_full/model.safetensors")

@@ -33,7 +33,7 @@ def row_of(table: Any, **values: Any) -> dict[str, Any]:
     return {column.name: kinds[column.type.python_type] for column in table.columns} | values
 
 
-async def fill(server: TestServer) -> dict[str, str]:
+async def fill_every_list(server: TestServer) -> dict[str, str]:
     """Three of everything that is listed; returns the ids that paths need."""
     api = await server.api()
     attempt = await attempts.start(server, "r0")
@@ -112,7 +112,7 @@ def _fill_dataset(connection: Connection, *, org: str, dataset: str) -> None:
         )
 
 
-async def walked(api: Any, url: str, **query: Any) -> tuple[list[Any], list[int]]:
+async def read_all_pages(api: Any, url: str, **query: Any) -> tuple[list[Any], list[int]]:
     """Every item of a list, page by page, and how many each page had."""
     items: list[Any] = []
     sizes: list[int] = []
@@ -138,18 +138,18 @@ async def test_every_list_is_cut_by_bytes_and_continues_at_the_cut(
 
     monkeypatch.setattr(exports, "start", lambda *_: None)  # no process shall make a file
     monkeypatch.setattr(pages, "join", watched)
-    ids, api = await fill(server), await server.api()
+    ids, api = await fill_every_list(server), await server.api()
     for route in LISTS:
         url = re.sub(r"\{(\w+):str\}", lambda found: ids[found[1]], route.path)
         monkeypatch.setattr(Query, "page", plain)
-        whole, sizes = await walked(api, url, s=1000)
+        whole, sizes = await read_all_pages(api, url, s=1000)
         assert len(whole) >= COUNT, url
         assert sizes == [len(whole)], url
-        assert (await walked(api, url, s=2))[0] == whole, url
+        assert (await read_all_pages(api, url, s=2))[0] == whole, url
         monkeypatch.setattr(
             Query, "page", lambda self, question: replace(plain(self, question), most_bytes=1)
         )
-        assert await walked(api, url, s=1000) == (whole, [1] * len(whole)), url
+        assert await read_all_pages(api, url, s=1000) == (whole, [1] * len(whole)), url
     # Everything was encoded beside the event loop.
     assert threading.current_thread().name not in threads
     assert threads
@@ -193,7 +193,7 @@ async def test_a_page_of_large_runs_ends_before_the_limit(server: TestServer) ->
         assert (await api.put(server.path(f"runs/r{number:02}"), json=body)).status_code == 201
     answer = await api.get(server.path("runs"), params={"s": 1000})
     assert limits.PAGE.value / 2 < len(answer.content) < limits.PAGE.value + 1000
-    items, sizes = await walked(api, server.path("runs"), s=1000)
+    items, sizes = await read_all_pages(api, server.path("runs"), s=1000)
     assert [run["runId"] for run in items] == [f"r{number:02}" for number in reversed(range(60))]
     assert len(sizes) == 2
 

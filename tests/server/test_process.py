@@ -46,11 +46,11 @@ def test_a_server_starts_responds_refuses_a_second_one_and_exits_cleanly(
 ) -> None:
     """One story, since each start costs a second."""
     data_dir = tmp_path / "data"
-    told = json.loads((data_dir / "server.json").read_text())
+    document = json.loads((data_dir / "server.json").read_text())
     credentials: dict[str, Any] = json.loads((data_dir / "credentials.json").read_text())
-    assert told["pid"] == server.pid
-    assert credentials["endpoint"] == told["endpoint"]
-    with httpx2.Client(base_url=told["endpoint"]) as client:
+    assert document["pid"] == server.pid
+    assert credentials["endpoint"] == document["endpoint"]
+    with httpx2.Client(base_url=document["endpoint"]) as client:
         assert client.get("/health").json()["status"] == "ok"
         key = {"authorization": f"Bearer {credentials['secret_key']}"}
         url = f"/workspaces/{credentials['organization_id']}/runs/r1"
@@ -61,7 +61,7 @@ def test_a_server_starts_responds_refuses_a_second_one_and_exits_cleanly(
         assert client.get(url, headers=key | {"host": "evil.example"}).status_code == 400
     # Other clients tidy paths before they send them.
     raw = http.client.HTTPConnection(
-        "127.0.0.1", int(told["endpoint"].rstrip("/").rpartition(":")[2])
+        "127.0.0.1", int(document["endpoint"].rstrip("/").rpartition(":")[2])
     )
     other = url.replace("/r1", "/r2")
     for spelled in (
@@ -88,9 +88,9 @@ def test_a_server_starts_responds_refuses_a_second_one_and_exits_cleanly(
     )
     assert second.returncode == 3
     assert "already uses" in second.stderr
-    assert told["endpoint"] in second.stderr
+    assert document["endpoint"] in second.stderr
 
-    port = str(httpx2.URL(told["endpoint"]).port)
+    port = str(httpx2.URL(document["endpoint"]).port)
     elsewhere = subprocess.run(
         [sys.executable, "-m", "runyard.server"],
         env=environment(tmp_path / "other", RUNYARD_PORT=port),

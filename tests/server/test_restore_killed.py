@@ -27,7 +27,7 @@ OWN = {"meta", "audit", "attempts", "pulse", "tombstones"}
 pytestmark = pytest.mark.e2e
 
 
-def world(data_dir: Path) -> dict[str, list[bytes]]:
+def read_state(data_dir: Path) -> dict[str, list[bytes]]:
     store = Store(data_dir / "server.db")
     try:
         with store.snapshot() as connection:
@@ -41,11 +41,13 @@ def world(data_dir: Path) -> dict[str, list[bytes]]:
 
 
 @pytest.fixture
-def worlds(tmp_path: Path) -> tuple[Path, bytes, dict[str, list[bytes]], dict[str, list[bytes]]]:
+def restore_case(
+    tmp_path: Path,
+) -> tuple[Path, bytes, dict[str, list[bytes]], dict[str, list[bytes]]]:
     """A data folder, a backup of what was in it before, and both worlds: as it is, as it was."""
     data_dir = tmp_path / "made"
 
-    async def story() -> bytes:
+    async def scenario() -> bytes:
         async with open_server(data_dir) as server:
             attempt = await attempts.start(server, "old")
             for number in range(30):
@@ -61,8 +63,8 @@ def worlds(tmp_path: Path) -> tuple[Path, bytes, dict[str, list[bytes]], dict[st
             await api.delete(server.path("runs/old"))
             return bytes(data)
 
-    data = asyncio.run(story())
-    as_it_is = world(data_dir)
+    data = asyncio.run(scenario())
+    as_it_is = read_state(data_dir)
     shutil.copytree(data_dir, tmp_path / "before")
 
     async def restore() -> None:
@@ -71,7 +73,7 @@ def worlds(tmp_path: Path) -> tuple[Path, bytes, dict[str, list[bytes]], dict[st
             assert answer.status_code == 200, answer.text
 
     asyncio.run(restore())
-    return data_dir, data, as_it_is, world(tmp_path / "before")
+    return data_dir, data, as_it_is, read_state(tmp_path / "before")
 
 
 class Restoring:
@@ -121,9 +123,9 @@ class Restoring:
 
 
 def test_a_killed_restore_leaves_either_the_old_data_or_the_new(
-    worlds: Any, tmp_path: Path
+    restore_case: Any, tmp_path: Path
 ) -> None:
-    made, data, old, new = worlds
+    made, data, old, new = restore_case
     assert old != new
 
     def outcome(name: str, share: float, wait_s: float | None) -> str:
@@ -139,7 +141,7 @@ def test_a_killed_restore_leaves_either_the_old_data_or_the_new(
         finally:
             restoring.kill()
         (data_dir / "server.json").unlink()
-        found = world(data_dir)
+        found = read_state(data_dir)
         assert found in (old, new), name
         asyncio.run(check(data_dir))
         shutil.rmtree(data_dir)

@@ -178,7 +178,7 @@ async def test_a_download_stops_when_its_checkpoint_is_removed(
         "headers": headers,
         "client": None,
     }
-    await server.door(scope, receive, send)
+    await server.gateway(scope, receive, send)
     assert await listed(server) == ["epoch-2"]
     assert sent < promised and not is_ended
 
@@ -230,7 +230,7 @@ async def test_bytes_uploaded_again_before_the_sweep_are_not_removed(
 def test_a_server_that_died_during_a_removal_finishes_it_at_startup(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with open_server(tmp_path) as server:
             attempt = await attempts.start(server, flow=keeping(1, best=False))
             await save(attempt, 1)
@@ -241,7 +241,7 @@ def test_a_server_that_died_during_a_removal_finishes_it_at_startup(
         async with open_server(tmp_path) as server:
             assert contents(server) == {b"2"}
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 def fail(error: Exception) -> Callable[..., None]:

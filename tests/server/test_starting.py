@@ -334,7 +334,7 @@ def processes() -> Iterator[Processes]:
 
 
 @pytest.fixture(scope="module")
-def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def used_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a data folder that has been served from."""
     folder = tmp_path_factory.mktemp("used") / "data"
 
@@ -347,11 +347,11 @@ def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def folder(used: Path) -> Iterator[Path]:
+def folder(used_folder: Path) -> Iterator[Path]:
     """Return a copy of it in a place that any user may enter."""
     with tempfile.TemporaryDirectory() as place:
         Path(place).chmod(0o755)
-        yield Path(shutil.copytree(used, Path(place) / "data"))
+        yield Path(shutil.copytree(used_folder, Path(place) / "data"))
 
 
 def secrets_of(folder: Path) -> list[str]:
@@ -370,22 +370,22 @@ def secrets_of(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_what_prevents_a_start_is_one_line_with_cause_and_fix(
-    name: str, folder: Path, used: Path, processes: Processes
+    name: str, folder: Path, used_folder: Path, processes: Processes
 ) -> None:
     case = CASES[name]
     if case.uid and os.geteuid() != 0:
         pytest.skip("needs root, to be somebody else")
-    known = secrets_of(used)
+    known = secrets_of(used_folder)
     environ = case.breaks(folder) or {}
     if case.is_new:
         folder = Path("/opt/runyard-data")
-    status, said = processes.run(folder, environ, what=case.what, uid=case.uid)
-    assert said.count("\n") == 1, said
-    assert "Traceback" not in said
-    assert status == case.status, said
+    status, printed = processes.run(folder, environ, what=case.what, uid=case.uid)
+    assert printed.count("\n") == 1, printed
+    assert "Traceback" not in printed
+    assert status == case.status, printed
     for words in case.words:
-        assert words in said
-    assert not [secret for secret in known if secret in said]
+        assert words in printed
+    assert not [secret for secret in known if secret in printed]
 
 
 def test_a_failed_start_changes_nothing_that_would_prevent_the_fix(
@@ -398,10 +398,10 @@ def test_a_failed_start_changes_nothing_that_would_prevent_the_fix(
     assert not pepper.exists()
     pepper.write_text(right)
     pepper.chmod(0o600)
-    status, said = processes.run(
+    status, printed = processes.run(
         folder, {"RUNYARD_HOST": "192.0.2.1", "RUNYARD_INSECURE_BIND": "1"}
     )
-    assert (status, "192.0.2.1" in said) == (EXIT_CANNOT_START, True)
+    assert (status, "192.0.2.1" in printed) == (EXIT_CANNOT_START, True)
 
     async def serve() -> None:
         async with open_services(Settings(data_dir=folder), SystemClock(), run_ticker=False):
@@ -444,10 +444,10 @@ def test_a_missing_machine_key_is_created_again_and_accepted(folder: Path) -> No
 def test_a_port_in_use_is_one_line(folder: Path, processes: Processes) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        status, said = processes.run(folder, {"RUNYARD_PORT": port})
+        status, printed = processes.run(folder, {"RUNYARD_PORT": port})
     assert status == EXIT_CANNOT_START
-    assert f"127.0.0.1:{port}" in said
-    assert said.count("\n") == 1
+    assert f"127.0.0.1:{port}" in printed
+    assert printed.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -463,10 +463,10 @@ def test_a_postgresql_that_refuses_is_final_and_one_line(
     url = str(postgresql.new_database())
     name = url.partition("@/")[2].partition("?")[0]
     url = url.replace(f"/{name}?", "/postgres?").replace(*change)
-    status, said = processes.run(folder, {"RUNYARD_DATABASE_URL": url})
-    assert (status, said.count("\n")) == (EXIT_CANNOT_START, 1)
-    assert words in said
-    assert "try: check user, passfile and database name" in said
+    status, printed = processes.run(folder, {"RUNYARD_DATABASE_URL": url})
+    assert (status, printed.count("\n")) == (EXIT_CANNOT_START, 1)
+    assert words in printed
+    assert "try: check user, passfile and database name" in printed
 
 
 def test_the_secrets_of_another_data_folder_do_not_open_a_postgresql_database(
@@ -481,9 +481,9 @@ def test_the_secrets_of_another_data_folder_do_not_open_a_postgresql_database(
             pass
 
     asyncio.run(serve())
-    status, said = processes.run(folder, {"RUNYARD_DATABASE_URL": url})
-    assert (status, said.count("\n")) == (EXIT_CANNOT_START, 1)
-    assert "do not belong to this database" in said
+    status, printed = processes.run(folder, {"RUNYARD_DATABASE_URL": url})
+    assert (status, printed.count("\n")) == (EXIT_CANNOT_START, 1)
+    assert "do not belong to this database" in printed
 
 
 def test_a_full_disk_is_one_line_and_temporary(tmp_path: Path, processes: Processes) -> None:
@@ -497,11 +497,11 @@ def test_a_full_disk_is_one_line_and_temporary(tmp_path: Path, processes: Proces
     ).returncode:
         pytest.skip("may not mount here")
     try:
-        status, said = processes.run(disk / "data", {})
+        status, printed = processes.run(disk / "data", {})
     finally:
         subprocess.run([shutil.which("umount") or "umount", disk], check=True)
-    assert (status, said.count("\n")) == (EXIT_NOT_NOW, 1), said
-    assert "try: free space" in said
+    assert (status, printed.count("\n")) == (EXIT_NOT_NOW, 1), printed
+    assert "try: free space" in printed
 
 
 @pytest.mark.parametrize(("python", "sqlite"), [((3, 10), (3, 46)), ((3, 13), (3, 34))])
@@ -517,7 +517,7 @@ def test_a_server_that_cannot_be_announced_ends_with_the_reason(
     folder: Path, processes: Processes
 ) -> None:
     (folder / "server.json").mkdir()
-    status, said = processes.run(folder, {})
+    status, printed = processes.run(folder, {})
     assert status == EXIT_CANNOT_START
-    assert "Traceback" not in said
-    assert "server.json" in said.splitlines()[-1]
+    assert "Traceback" not in printed
+    assert "server.json" in printed.splitlines()[-1]

@@ -122,13 +122,13 @@ async def test_rejections_within_a_minute_share_a_row_and_the_next_minute_starts
 
 
 def test_rejections_are_written_when_the_server_stops(tmp_path: Any) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with open_server(tmp_path / "data") as server:
             await (await server.client(None)).get("/")
         async with open_server(tmp_path / "data") as server:
             assert [entry["count"] for entry in await rejected(server)] == [1]
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 async def test_two_concurrent_writers_write_a_row_once(server: TestServer) -> None:

@@ -58,7 +58,7 @@ def test_a_failing_transaction_is_rolled_back_and_others_of_its_group_are_commit
         organizations.add(connection, org="bad", name="n", time_ms=1)
         raise KeyError("no")
 
-    async def story() -> None:
+    async def scenario() -> None:
         good = [
             store.write(partial(organizations.add, org=f"o{number}", name="n", time_ms=number))
             for number in range(20)
@@ -68,7 +68,7 @@ def test_a_failing_transaction_is_rolled_back_and_others_of_its_group_are_commit
         )
         assert [type(outcome) for outcome in outcomes if outcome is not None] == [KeyError]
 
-    asyncio.run(story())
+    asyncio.run(scenario())
     assert list(store.read(organizations.list_ids)) == [f"o{n}" for n in range(20)]
     store.close()
 
@@ -104,7 +104,7 @@ def test_a_full_disk_commits_nothing_and_writes_succeed_once_space_is_free(tmp_p
     def add_much(connection: Connection) -> None:
         organizations.add(connection, org="big", name="n" * 500_000, time_ms=1)
 
-    async def story() -> None:
+    async def scenario() -> None:
         await limit(60)
         with pytest.raises(StoreUnavailable, match="full"):
             await store.write(add_much)
@@ -113,7 +113,7 @@ def test_a_full_disk_commits_nothing_and_writes_succeed_once_space_is_free(tmp_p
         await store.write(add_much)
         assert list(store.read(organizations.list_ids)) == ["big"]
 
-    asyncio.run(story())
+    asyncio.run(scenario())
     store.close()
 
 
@@ -125,7 +125,7 @@ def test_a_disk_error_fails_every_transaction_of_its_group(
     def break_down(connection: Connection) -> None:
         raise OperationalError("commit", {}, sqlite3.OperationalError("disk I/O error"))
 
-    async def story() -> None:
+    async def scenario() -> None:
         has_begun, gate = threading.Event(), threading.Event()
 
         def hold_up(connection: Connection) -> bool:
@@ -144,7 +144,7 @@ def test_a_disk_error_fails_every_transaction_of_its_group(
         outcomes = await asyncio.gather(first, *together, return_exceptions=True)
         assert [type(outcome) for outcome in outcomes] == [bool, StoreUnavailable, StoreUnavailable]
 
-    asyncio.run(story())
+    asyncio.run(scenario())
     assert list(store.read(organizations.list_ids)) == []
     store.close()
 
@@ -162,7 +162,7 @@ def test_closing_checkpoints_the_wal_into_the_database(tmp_path: Path) -> None:
 def test_an_invalid_statement_fails_its_caller_and_not_the_writer(tmp_path: Path) -> None:
     store = Store(tmp_path / "a.db")
 
-    async def story() -> None:
+    async def scenario() -> None:
         await store.write(
             lambda connection: organizations.add(connection, org="o", name="n", time_ms=1)
         )
@@ -174,7 +174,7 @@ def test_an_invalid_statement_fails_its_caller_and_not_the_writer(tmp_path: Path
             lambda connection: organizations.add(connection, org="p", name="n", time_ms=2)
         )
 
-    asyncio.run(story())
+    asyncio.run(scenario())
     assert list(store.read(organizations.list_ids)) == ["o", "p"]
     store.close()
 

@@ -116,7 +116,7 @@ def test_the_longest_row_of_each_table_is_stored(
     )
     store = Store(database)
 
-    async def story() -> None:
+    async def scenario() -> None:
         for table in metadata.sorted_tables:
             if table.name not in (
                 "meta",
@@ -139,6 +139,6 @@ def test_the_longest_row_of_each_table_is_stored(
         connection.execute(insert(table), row)
 
     try:
-        asyncio.run(story())
+        asyncio.run(scenario())
     finally:
         store.close()

@@ -81,7 +81,7 @@ def test_a_failing_transaction_is_rolled_back_and_others_of_its_group_are_commit
         add("bad")(connection)
         raise KeyError("no")
 
-    async def story() -> None:
+    async def scenario() -> None:
         outcomes = await asyncio.gather(
             *(store.write(work) for work in (add("a"), fail, add("bb"), add("a"))),
             return_exceptions=True,
@@ -89,7 +89,7 @@ def test_a_failing_transaction_is_rolled_back_and_others_of_its_group_are_commit
         assert [outcome is None for outcome in outcomes] == [True, False, True, False]
         assert isinstance(outcomes[3], DatabaseError)  # the same primary key again
 
-    asyncio.run(story())
+    asyncio.run(scenario())
     assert list(store.read(organizations.list_ids)) == ["a", "bb"]
 
 
@@ -107,19 +107,19 @@ def test_a_lost_connection_fails_its_transaction_and_the_next_one_succeeds(
         mine = connection.execute(text("SELECT pg_backend_pid()")).scalar()
         connection.execute(text(f"SELECT pg_terminate_backend({mine})"))
 
-    async def story() -> None:
+    async def scenario() -> None:
         with pytest.raises(StoreUnavailable):
             await store.write(cut)
         await store.write(add("whole"))
 
-    asyncio.run(story())
+    asyncio.run(scenario())
     assert list(store.read(organizations.list_ids)) == ["whole"]
 
 
 def test_an_unreachable_database_is_unavailable_until_it_is_back(
     store: Store, postgresql: Any
 ) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         await store.write(add("before"))
         assert list(store.read(organizations.list_ids)) == ["before"]
         postgresql.stop()
@@ -132,7 +132,7 @@ def test_an_unreachable_database_is_unavailable_until_it_is_back(
             postgresql.start()
         await store.write(add("after"))
 
-    asyncio.run(story())
+    asyncio.run(scenario())
     assert sorted(store.read(organizations.list_ids)) == ["after", "before"]
 
 
@@ -147,12 +147,12 @@ def test_a_reader_reconnects_after_its_connection_broke(store: Store, postgresql
 def test_two_servers_that_write_concurrently_lose_no_number(store: Store, url: str) -> None:
     other = Store(url)
 
-    async def story() -> list[int]:
+    async def scenario() -> list[int]:
         await store.write(lease_clock.insert_clock)
         takers = [each.write(lease_clock.next_token_number) for each in (store, other) * 20]
         return list(await asyncio.gather(*takers))
 
-    assert sorted(asyncio.run(story())) == list(range(1, 41))
+    assert sorted(asyncio.run(scenario())) == list(range(1, 41))
     other.close()
 
 

@@ -163,7 +163,7 @@ def steps(store: Store, work: Callable[[Connection], Any]) -> int:
 def test_runs_that_fit_no_machine_do_not_slow_down_a_claim(tmp_path: Path) -> None:
     store = Store(tmp_path / "server.db")
 
-    def look(connection: Connection) -> None:
+    def read_state(connection: Connection) -> None:
         assert queue.list_requirements(connection) == ["fit", "unfit"]
         assert queue.list_first_runs(connection, keys=["fit"], machine_id="m")[0].id == "fit"
         queue.list_outdated_reasons(
@@ -175,7 +175,7 @@ def test_runs_that_fit_no_machine_do_not_slow_down_a_claim(tmp_path: Path) -> No
         run_row("fit", "fit", time_created=10**9),
         run_row("u", "unfit", priority=5) | {"waits": "code"},
     )
-    few = steps(store, look)
+    few = steps(store, read_state)
     add(
         store,
         *(
@@ -183,7 +183,7 @@ def test_runs_that_fit_no_machine_do_not_slow_down_a_claim(tmp_path: Path) -> No
             for n in range(20_000)
         ),
     )
-    assert steps(store, look) <= 2 * few + 2
+    assert steps(store, read_state) <= 2 * few + 2
     store.close()
 
 

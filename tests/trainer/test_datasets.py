@@ -62,13 +62,13 @@ def both(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Dataset]:
     return partial(load_dataset, "digits-both", seed=3, validation_fraction=0.2)
 
 
-def on_canvas(scan: Scan) -> bytes:
+def read_scan(scan: Scan) -> bytes:
     """The pixels of a scan as it stands on a canvas, unvaried."""
     small = Image.fromarray(scan[0]).resize((CANVAS_DIGIT, CANVAS_DIGIT), Image.Resampling.BILINEAR)
     return np.asarray(small).tobytes()
 
 
-def shown(sample: Sample, among: set[bytes]) -> int:
+def count_scans(sample: Sample, among: set[bytes]) -> int:
     """How many of these scans, as they stand on canvases, the picture shows."""
     pixels = np.asarray(sample.image.convert("L"))
     corners = range(0, CANVAS_SIDE - CANVAS_DIGIT + 1, CANVAS_GRID)
@@ -88,7 +88,7 @@ def test_both_tasks_use_canvases_without_scans_of_the_other_split(
     data = both()
     known: dict[bool, set[bytes]] = {True: set(), False: set()}
     for scan in load_scans():
-        known[_is_held_out(scan[0], 3, 0.2)].add(on_canvas(scan))
+        known[_is_held_out(scan[0], 3, 0.2)].add(read_scan(scan))
     for samples, is_held_out, vqa in ((data.train, False, 15), (data.validation, True, 10)):
         assert Counter(sample.task for sample in samples) == {
             "vqa": vqa,
@@ -96,18 +96,18 @@ def test_both_tasks_use_canvases_without_scans_of_the_other_split(
         }
         assert {len(s.truth.groundings) for s in samples if s.task == "phrase-grounding"} == {2, 3}
         for sample in samples:
-            assert shown(sample, known[is_held_out]) == (len(sample.truth.groundings) or 1)
-            assert shown(sample, known[not is_held_out]) == 0
+            assert count_scans(sample, known[is_held_out]) == (len(sample.truth.groundings) or 1)
+            assert count_scans(sample, known[not is_held_out]) == 0
     assert {s.question for s in data.validation if s.task == "vqa"} == {"Which digit is this?"}
 
 
 def test_training_scans_of_both_tasks_are_augmented_within_their_boxes(
     both: Callable[..., Dataset],
 ) -> None:
-    unvaried = set(map(on_canvas, load_scans()))
+    unvaried = set(map(read_scan, load_scans()))
     data = both()
-    assert sum(shown(sample, unvaried) for sample in data.validation) > len(data.validation)
-    assert sum(shown(sample, unvaried) for sample in data.train) == 0
+    assert sum(count_scans(sample, unvaried) for sample in data.validation) > len(data.validation)
+    assert sum(count_scans(sample, unvaried) for sample in data.train) == 0
     for sample in data.train:
         pixels = np.array(sample.image.convert("L"))
         for item in sample.truth.groundings:

@@ -87,8 +87,8 @@ def test_only_the_answer_and_its_end_token_have_labels(
     batch = data.make_batch([0, 1, 2])
     for row, sample in enumerate(samples[:3]):
         is_of_row = batch.label_positions // batch.inputs["input_ids"].shape[1] == row
-        said = processor.tokenizer.decode(batch.labels[is_of_row])
-        assert said == '{"vqa":{"answer":"' + sample.truth.text + '"}}<end_of_utterance>'
+        decoded = processor.tokenizer.decode(batch.labels[is_of_row])
+        assert decoded == '{"vqa":{"answer":"' + sample.truth.text + '"}}<end_of_utterance>'
     assert (
         batch.inputs["input_ids"].flatten()[batch.label_positions + 1].tolist()
         == batch.labels.tolist()
@@ -103,14 +103,14 @@ def test_a_sample_that_names_its_task_is_answered_in_that_form(
         processor, get_family_parts("idefics3"), system_prompt="Look.", task="phrase-grounding"
     )
     found = replace(samples[0], truth=Answer("seven", (Grounding("seven", ((0, 171, 341, 512),)),)))
-    said = [
+    decoded = [
         processor.tokenizer.decode(encoder.encode(sample).answer)
         for sample in (replace(samples[0], task="vqa"), found)
     ]
-    assert said[0] == '{"vqa":{"answer":"' + samples[0].truth.text + '"}}<end_of_utterance>'
+    assert decoded[0] == '{"vqa":{"answer":"' + samples[0].truth.text + '"}}<end_of_utterance>'
     box = '[{"phrase":"seven","grounding":[[0,171,341,512]]}]'
     assert (
-        said[1]
+        decoded[1]
         == '{"phrase_grounding":{"sentence":"seven","groundings":' + box + "}}<end_of_utterance>"
     )
 

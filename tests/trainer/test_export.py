@@ -47,7 +47,7 @@ EXPORTED = [(family, mode, form) for family, mode in CASES for form in EXPORTS[m
 Said = dict[str, Any]
 
 
-def recipe(architecture: dict[str, Any], mode: str) -> dict[str, dict[str, Any]]:
+def make_blocks(architecture: dict[str, Any], mode: str) -> dict[str, dict[str, Any]]:
     return {
         "vi-dataset": {"maxSamples": SAMPLES, "validationFraction": 0.2},
         "vi-model": {
@@ -75,7 +75,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(
+def train_cases(
     miniature: Callable[[str], Path], write_attempt: Callable[..., Path], home: Path
 ) -> dict[tuple[str, str], Path]:
     """The attempt's folder of each case."""
@@ -86,7 +86,7 @@ def trained(
             {} if family == "idefics3" else {"name": "auto", "weights": str(miniature(family))}
         )
         folder = write_attempt(
-            home, recipe(architecture, mode), run=f"{family}-{mode}", settings={"seed": SEED}
+            home, make_blocks(architecture, mode), run=f"{family}-{mode}", settings={"seed": SEED}
         )
         assert train_attempt(folder) == 0, (folder / "result.json").read_text()
         folders[family, mode] = folder
@@ -98,14 +98,14 @@ def checkpoint_of(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def said(
-    trained: dict[tuple[str, str], Path],
+def answers(
+    train_cases: dict[tuple[str, str], Path],
     home: Path,
     events_of: Callable[[Path, str], list[dict[str, Any]]],
 ) -> dict[tuple[str, str], tuple[Said, list[str]]]:
     """For each case the answers of the fresh process and those of the last evaluation."""
     asked, measured = [], []
-    for (family, mode), folder in trained.items():
+    for (family, mode), folder in train_cases.items():
         checkpoint = checkpoint_of(folder)
         exports = {form: home / "exports" / f"{family}-{mode}-{form}" for form in EXPORTS[mode]}
         for form, out in exports.items():
@@ -144,9 +144,9 @@ def said(
 
 @pytest.mark.parametrize(("family", "mode"), CASES)
 def test_plain_transformers_and_peft_reproduce_the_measured_answers(
-    family: str, mode: str, said: Any
+    family: str, mode: str, answers: Any
 ) -> None:
-    fresh, measured = said[family, mode]
+    fresh, measured = answers[family, mode]
     assert len(measured) == HELD_OUT
     assert all(measured)
     assert fresh["answers"] == measured
@@ -156,9 +156,9 @@ def test_plain_transformers_and_peft_reproduce_the_measured_answers(
 
 @pytest.mark.parametrize(("family", "mode", "form"), EXPORTED)
 def test_plain_transformers_and_peft_reproduce_the_exported_models_answers(
-    family: str, mode: str, form: str, said: Any, home: Path
+    family: str, mode: str, form: str, answers: Any, home: Path
 ) -> None:
-    fresh, measured = said[family, mode]
+    fresh, measured = answers[family, mode]
     assert fresh["exported"][form] == measured
     out = home / "exports" / f"{family}-{mode}-{form}"
     document = read_json(out / "export.json") or {}
@@ -171,10 +171,10 @@ def test_plain_transformers_and_peft_reproduce_the_exported_models_answers(
 
 
 @pytest.fixture
-def lora(trained: dict[tuple[str, str], Path], tmp_path: Path) -> Path:
+def lora(train_cases: dict[tuple[str, str], Path], tmp_path: Path) -> Path:
     """A copy of a checkpoint with an adapter, to do as one likes with."""
     copy = tmp_path / "checkpoint"
-    shutil.copytree(checkpoint_of(trained["llava", "lora"]), copy)
+    shutil.copytree(checkpoint_of(train_cases["llava", "lora"]), copy)
     return copy
 
 
@@ -224,7 +224,7 @@ def test_a_full_export_has_the_adapter_next_to_its_base(lora: Path, tmp_path: Pa
 
 
 def test_weights_without_an_adapter_keep_bits_and_format(
-    trained: dict[tuple[str, str], Path],
+    train_cases: dict[tuple[str, str], Path],
     miniature: Callable[[str], Path],
     write_attempt: Callable[..., Path],
     tmp_path: Path,
@@ -236,7 +236,9 @@ def test_weights_without_an_adapter_keep_bits_and_format(
     }
     save_file(halves, base / "model.safetensors", metadata={"format": "pt"})
     folder = write_attempt(
-        tmp_path, recipe({"name": "auto", "weights": str(base)}, "lora"), settings={"seed": SEED}
+        tmp_path,
+        make_blocks({"name": "auto", "weights": str(base)}, "lora"),
+        settings={"seed": SEED},
     )
     assert train_attempt(folder) == 0
     document = export_model(checkpoint_of(folder), tmp_path / "out", tolerate=1)
@@ -329,9 +331,9 @@ def test_two_exports_into_one_folder_do_not_interfere(lora: Path, tmp_path: Path
 
 
 def test_unsupported_exports_are_refused_with_the_reason(
-    lora: Path, tmp_path: Path, trained: dict[tuple[str, str], Path]
+    lora: Path, tmp_path: Path, train_cases: dict[tuple[str, str], Path]
 ) -> None:
-    full, out = checkpoint_of(trained["idefics3", "full"]), tmp_path / "out"
+    full, out = checkpoint_of(train_cases["idefics3", "full"]), tmp_path / "out"
     with pytest.raises(ExportFailed, match="has no adapter for the form merged; try: full"):
         export_model(full, out, form="merged")
     with pytest.raises(ExportFailed, match="dtype 'bfloat16' is for merged weights"):

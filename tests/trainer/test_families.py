@@ -25,7 +25,7 @@ FREEZING: dict[str, tuple[list[str], set[str]]] = {
 FROZEN_BY_DEFAULT = ("qwen3_vl", "gemma4", "florence2")
 
 
-def recipe(
+def make_blocks(
     folder: Path, training: dict[str, Any], **hyperparameters: Any
 ) -> dict[str, dict[str, Any]]:
     numbers = {"maxSteps": 2, "batchSize": 4, "microBatchSize": 2, "learningRate": 0.01}
@@ -50,7 +50,7 @@ def test_a_model_of_the_family_is_trained_saved_and_answers(
     make_attempt: Any,
     events_of: EventsOf,
 ) -> None:
-    folder = make_attempt(recipe(miniature(model_type), training, maxSteps=3))
+    folder = make_attempt(make_blocks(miniature(model_type), training, maxSteps=3))
 
     assert train_attempt(folder) == 0, (folder / "result.json").read_text()
 
@@ -72,7 +72,7 @@ def test_frozen_parts_stay_unchanged_and_the_rest_changes(
     if model_type not in FROZEN_BY_DEFAULT and not os.environ.get("RUNYARD_ALL_FAMILIES"):
         pytest.skip("make families tries all")
     source = miniature(model_type)
-    folder = make_attempt(recipe(source, {"mode": "full", "freeze": frozen}, maxSteps=1))
+    folder = make_attempt(make_blocks(source, {"mode": "full", "freeze": frozen}, maxSteps=1))
 
     assert train_attempt(folder) == 0, (folder / "result.json").read_text()
 

@@ -276,7 +276,7 @@ def saved(model_type: str, folder: Path) -> Path:
     return folder
 
 
-def recipe(weights: Path, images: dict[str, int], mode: str) -> dict[str, dict[str, Any]]:
+def make_blocks(weights: Path, images: dict[str, int], mode: str) -> dict[str, dict[str, Any]]:
     return {
         "vi-dataset": {"maxSamples": 6},
         "vi-model": {
@@ -309,7 +309,7 @@ def test_a_checkpoint_processes_images_in_plain_transformers_as_in_training(
 
     mode = "lora" if model_type in ("llava_next", "qwen3_vl") else "full"
     weights = saved(model_type, tmp_path / "models" / "weights")
-    folder = make_attempt(recipe(weights, TRAINED[model_type], mode))
+    folder = make_attempt(make_blocks(weights, TRAINED[model_type], mode))
     assert train_attempt(folder) == 0, (folder / "result.json").read_text()
     names = {"minPixels": "min_pixels", "maxPixels": "max_pixels", "patchBudget": "patch_budget"}
     model, processor = limited(
@@ -344,14 +344,14 @@ def test_a_resumed_run_has_the_same_images_and_the_same_plan(
     mode: str, make_attempt: Any, events_of: EventsOf, tmp_path: Path
 ) -> None:
     weights = saved("qwen3_vl", tmp_path / "models" / "weights")
-    wanted = recipe(weights, {"patchBudget": 3}, mode)
+    wanted = make_blocks(weights, {"patchBudget": 3}, mode)
     whole = make_attempt(wanted, run="whole")
     assert train_attempt(whole) == 0
     cut = make_attempt(wanted, run="cut", resume=whole / "checkpoints" / "step-1")
     assert train_attempt(cut) == 0
     one, two = plan_of(whole, events_of), plan_of(cut, events_of)
-    told = ("pictureSettings", "familyPictureSettings", "shrunkSamples", "refusedSamples")
-    assert [one[name] for name in told] == [two[name] for name in told]
+    plan_fields = ("pictureSettings", "familyPictureSettings", "shrunkSamples", "refusedSamples")
+    assert [one[name] for name in plan_fields] == [two[name] for name in plan_fields]
     assert one["shrunkSamples"] == 12
     assert (
         events_of(whole, "step")[1]["values"]["loss"] == events_of(cut, "step")[0]["values"]["loss"]
@@ -449,7 +449,7 @@ def test_samples_of_built_in_data_are_left_out_as_well(
     model.config.text_config.max_position_embeddings = 20
     model.save_pretrained(tmp_path / "models" / "weights")
     processor.save_pretrained(tmp_path / "models" / "weights")
-    folder = make_attempt(recipe(tmp_path / "models" / "weights", {}, "full"))
+    folder = make_attempt(make_blocks(tmp_path / "models" / "weights", {}, "full"))
     assert train_attempt(folder) == 64
     message = (read_json(folder / "result.json") or {})["message"]
     assert message.startswith(
@@ -465,7 +465,7 @@ def test_images_are_shrunk_where_that_makes_samples_fit(
     model.config.text_config.max_position_embeddings = 130
     model.save_pretrained(tmp_path / "models" / "weights")
     processor.save_pretrained(tmp_path / "models" / "weights")
-    folder = make_attempt(recipe(tmp_path / "models" / "weights", {}, "full"))
+    folder = make_attempt(make_blocks(tmp_path / "models" / "weights", {}, "full"))
     assert train_attempt(folder) == 0, (folder / "result.json").read_text()
     plan = plan_of(folder, events_of)
     assert plan["contextTokens"] == 130

@@ -112,8 +112,10 @@ def test_rouge_l_matches_rouge_score(answer: str, references: list[str]) -> None
     from rouge_score.rouge_scorer import RougeScorer
 
     scorer = RougeScorer(["rougeL"], use_stemmer=False)
-    for said, true in [(answer, references), *FIXED]:
-        assert rouge_l(said, true) == exactly(scorer.score_multi(true, said)["rougeL"].fmeasure)
+    for candidate, true in [(answer, references), *FIXED]:
+        assert rouge_l(candidate, true) == exactly(
+            scorer.score_multi(true, candidate)["rougeL"].fmeasure
+        )
 
 
 class NoSynonyms:
@@ -128,15 +130,15 @@ def test_meteor_matches_nltk_without_wordnet(answer: str, references: list[str])
     from nltk.translate.meteor_score import meteor_score
 
     stemmer = PorterStemmer(PorterStemmer.ORIGINAL_ALGORITHM)
-    for said, true in [(answer, references), *FIXED]:
-        if any(split_words(text) for text in (said, *true)):
+    for candidate, true in [(answer, references), *FIXED]:
+        if any(split_words(text) for text in (candidate, *true)):
             theirs = meteor_score(
                 [split_words(text) for text in true],
-                split_words(said),
+                split_words(candidate),
                 stemmer=stemmer,
                 wordnet=NoSynonyms(),
             )
-            assert meteor(said, true) == exactly(theirs)
+            assert meteor(candidate, true) == exactly(theirs)
 
 
 def test_meteor_matches_hand_computed_values() -> None:
@@ -222,13 +224,14 @@ def by_definition(answer: str, references: list[str], documents: list[list[str]]
             }
 
         for reference in references:
-            said, true = vector(answer), vector(reference)
-            lengths = math.sqrt(sum(v**2 for v in said.values())) * math.sqrt(
+            candidate, true = vector(answer), vector(reference)
+            lengths = math.sqrt(sum(v**2 for v in candidate.values())) * math.sqrt(
                 sum(v**2 for v in true.values())
             )
             if lengths:
                 shared = sum(
-                    min(said[gram], true[gram]) * true[gram] for gram in said.keys() & true.keys()
+                    min(candidate[gram], true[gram]) * true[gram]
+                    for gram in candidate.keys() & true.keys()
                 )
                 apart = len(grams(answer, 2)) - len(grams(reference, 2))
                 total += math.exp(-(apart**2) / (2 * 6**2)) * shared / lengths / len(references)
@@ -263,11 +266,11 @@ def test_cider_matches_hand_computed_values() -> None:
 
 
 def test_several_truths_of_one_question_are_all_references() -> None:
-    said = [Answer("a red car"), Answer("a red car"), Answer("dog")]
+    candidate = [Answer("a red car"), Answer("a red car"), Answer("dog")]
     truth = [Answer("a red car"), Answer("one crimson automobile"), Answer("dog")]
     alone, together = (
-        compute_metrics(VQA, said, truth),
-        compute_metrics(VQA, said, truth, [("p", "q"), ("p", "q"), None]),
+        compute_metrics(VQA, candidate, truth),
+        compute_metrics(VQA, candidate, truth, [("p", "q"), ("p", "q"), None]),
     )
     assert (alone.values["normalizedMatch"], together.values["normalizedMatch"]) == (
         exactly(2 / 3),
@@ -279,7 +282,7 @@ def test_several_truths_of_one_question_are_all_references() -> None:
     )  # its own truth alone
     # CIDEr counts an image once, however many truths it has: two images, so what one of them says
     # weighs log 2.
-    captions = compute_metrics(FREEFORM, said, truth, [("p", "q"), ("p", "q"), None])
+    captions = compute_metrics(FREEFORM, candidate, truth, [("p", "q"), ("p", "q"), None])
     assert captions.values["cider"] == exactly(
         sum(
             cider_d(["a red car", "dog"], [["a red car", "one crimson automobile"], ["dog"]])[i]
@@ -347,8 +350,8 @@ def as_pycocotools(
             for x1, y1, x2, y2 in item.boxes
         ]
 
-    true, said = flat(truth), flat(given)
-    if not true or not said:
+    true, candidate = flat(truth), flat(given)
+    if not true or not candidate:
         return 0, 0
     coco = COCO()
     coco.dataset = {
@@ -357,7 +360,7 @@ def as_pycocotools(
         "annotations": [{**box, "id": number} for number, box in enumerate(true, start=1)],
     }
     coco.createIndex()
-    evaluator = COCOeval(coco, coco.loadRes(said), "bbox")
+    evaluator = COCOeval(coco, coco.loadRes(candidate), "bbox")
     evaluator.evaluate()
     evaluator.accumulate()
     evaluator.summarize()
@@ -369,8 +372,13 @@ def test_average_precision_matches_pycocotools(capsys: pytest.CaptureFixture[str
     @given(some.lists(some.tuples(BOXES, BOXES), min_size=1, max_size=6))
     @quick
     def holds(images: list[tuple[list[Grounding], list[Grounding]]]) -> None:
-        said, true = [said for said, _ in images], [true for _, true in images]
-        assert mean_average_precision(said, true) == exactly(as_pycocotools(said, true, capsys))
+        candidate, true = (
+            [candidate for candidate, _ in images],
+            [true for _, true in images],
+        )
+        assert mean_average_precision(candidate, true) == exactly(
+            as_pycocotools(candidate, true, capsys)
+        )
 
     holds()
 
@@ -379,22 +387,22 @@ def test_average_precision_of_phrases_that_are_rare_and_frequent(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Seventy images with phrases of their own and two shared ones, boxes increasingly off."""
-    said, true = [], []
+    candidate, true = [], []
     for number in range(70):
         box = (number, 10, number + 100, 110)
         off: Box = (number + number // 2, 10, number + 100 + number // 2, 110)
         true.append(
             [Grounding("cat", (box, (300, 300, 400, 400))), Grounding(f"thing {number}", (box,))]
         )
-        said.append(
+        candidate.append(
             [
                 Grounding("Cat", (off,)),
                 Grounding(f"thing {number}", (off,)),
                 Grounding("dog", (off,)),
             ]
         )
-    found = mean_average_precision(said, true)
-    assert found == exactly(as_pycocotools(said, true, capsys))
+    found = mean_average_precision(candidate, true)
+    assert found == exactly(as_pycocotools(candidate, true, capsys))
     assert 0.3 < found[0] < found[1] < 1
 
 
@@ -443,11 +451,11 @@ def test_box_metrics_accept_no_boxes_and_any_number() -> None:
 
 def test_a_lone_surrogate_becomes_a_question_mark() -> None:
     assert read_answer('{"vqa":{"answer":"\\ud83d!"}}').text == "?!"
-    said = (
+    candidate = (
         '{"phrase_grounding":{"sentence":"\\ud83d",'
         '"groundings":[{"phrase":"\\udc00","grounding":[[1,2,3,4]]}]}}'
     )
-    read = read_answer(said)
+    read = read_answer(candidate)
     assert (read.text, read.groundings) == ("?", (Grounding("?", ((1, 2, 3, 4),)),))
 
 

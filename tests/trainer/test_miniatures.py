@@ -40,7 +40,7 @@ def ask(model: Any, processor: Any, text: str, color: str) -> torch.Tensor:
     made = processor(images=[Image.new("RGB", (32, 32), color)], text=[text], return_tensors="np")
     # PaliGemma's processor makes some labels of its own.
     inputs = {name: torch.as_tensor(value) for name, value in made.items() if name != "labels"}
-    said = model.eval().generate(
+    output = model.eval().generate(
         **inputs,
         max_new_tokens=3,
         min_new_tokens=3,
@@ -48,4 +48,4 @@ def ask(model: Any, processor: Any, text: str, color: str) -> torch.Tensor:
         output_logits=True,
         return_dict_in_generate=True,
     )
-    return torch.cat(said.logits)
+    return torch.cat(output.logits)

@@ -140,11 +140,13 @@ def test_another_metric_selects_the_best_checkpoint_and_its_predictions(
 def test_predicted_boxes_are_stored_with_the_true_ones(
     attempt_on: Callable[..., Path], events_of: EventsOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said = (
+    predicted = (
         '{"phrase_grounding":{"sentence":"box","groundings":[{"phrase":"A '
         'box","grounding":[[102,205,614,%d]]}]}}'
     )
-    answers_by_evaluation(monkeypatch, *[lambda number: said % (922 if number % 2 else 300)] * 3)
+    answers_by_evaluation(
+        monkeypatch, *[lambda number: predicted % (922 if number % 2 else 300)] * 3
+    )
     phrase = GroundedPhrase(
         phrase="a box", start_token_index=0, end_token_index=2, bounds=[(0.1, 0.2, 0.6, 0.9)]
     )

@@ -22,7 +22,7 @@ needs_bitsandbytes = pytest.mark.skipif(
 STEPS, LAST = 6, "epoch-1"
 
 
-def recipe(weights: Path, steps: int = STEPS, **more: Any) -> dict[str, dict[str, Any]]:
+def make_blocks(weights: Path, steps: int = STEPS, **more: Any) -> dict[str, dict[str, Any]]:
     return {
         "vi-dataset": {"maxSamples": 24, "validationFraction": 0.2},
         "vi-model": {
@@ -52,7 +52,7 @@ def attempt(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """The attempt's folder of a run with three evaluations and three checkpoints."""
-    folder = write_attempt(tmp_path_factory.mktemp("quantized"), recipe(miniature("llava")))
+    folder = write_attempt(tmp_path_factory.mktemp("quantized"), make_blocks(miniature("llava")))
     assert train_attempt(folder) == 0, (folder / "result.json").read_text()
     return folder
 
@@ -90,7 +90,7 @@ def test_an_evaluation_does_not_change_the_final_adapter(
     miniature: Callable[[str], Path],
 ) -> None:
     resume = attempt / "checkpoints" / "step-2"
-    again = write_attempt(tmp_path, recipe(miniature("llava")), attempt=2, resume=resume)
+    again = write_attempt(tmp_path, make_blocks(miniature("llava")), attempt=2, resume=resume)
     assert train_attempt(again) == 0
     one, two = (adapter_of(folder / "checkpoints" / LAST) for folder in (attempt, again))
     assert one.keys() == two.keys()
@@ -156,7 +156,7 @@ def test_without_bitsandbytes_the_flow_is_refused(
         "find_spec",
         lambda name, *more: None if name == "bitsandbytes" else find(name, *more),
     )
-    folder = make_attempt(recipe(miniature("llava")))
+    folder = make_attempt(make_blocks(miniature("llava")))
     assert train_attempt(folder) == 64
     result = read_json(folder / "result.json") or {}
     assert result["reason"] == "InvalidFlow"

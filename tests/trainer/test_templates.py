@@ -89,18 +89,18 @@ def test_a_bomb_is_stopped_and_named_with_its_limit(processor: Processor, name: 
 
 def test_a_bomb_off_the_main_thread_and_in_a_fork_is_stopped_as_well(processor: Processor) -> None:
     renderer = TemplateProcess(processor(BOMBS["only for one question"]))
-    said: list[str] = []
+    messages: list[str] = []
 
     def work() -> None:
         try:
             renderer.render(MESSAGES, with_generation_prompt=True)
         except InvalidFlow as error:
-            said.append(str(error))
+            messages.append(str(error))
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert "CPU time" in said[0]
+    assert "CPU time" in messages[0]
     harmless = build_conversation("", "hello")
     assert renderer.render(harmless, with_generation_prompt=True) == ""  # it is there again
     pid = os.fork()

@@ -41,8 +41,8 @@ def box(category: Any, *bbox: Any, image: Any = 10, **more: Any) -> dict[str, An
 
 
 @pytest.fixture
-def images(shelf: Any, make_png: Any) -> Any:
-    return shelf.put("images/a.png", make_png(40, 20)).put("images/b.png", make_png(30, 30))
+def images(source_folder: Any, make_png: Any) -> Any:
+    return source_folder.put("images/a.png", make_png(40, 20)).put("images/b.png", make_png(30, 30))
 
 
 def test_annotations_of_an_image_become_one_row(images: Any) -> None:

@@ -6,8 +6,8 @@ import pytest
 
 
 @pytest.fixture
-def images(shelf: Any, make_png: Any) -> Any:
-    return shelf.put("a.png", make_png(40, 20)).put("b.png", make_png(30, 30))
+def images(source_folder: Any, make_png: Any) -> Any:
+    return source_folder.put("a.png", make_png(40, 20)).put("b.png", make_png(30, 30))
 
 
 FOUR = (

@@ -28,8 +28,8 @@ def make_object(name: str, *corners: Any) -> str:
 
 
 @pytest.fixture
-def images(shelf: Any, make_png: Any) -> Any:
-    return shelf.put("images/a.png", make_png(40, 20))
+def images(source_folder: Any, make_png: Any) -> Any:
+    return source_folder.put("images/a.png", make_png(40, 20))
 
 
 def test_objects_become_phrases(images: Any) -> None:
