@@ -1,4 +1,4 @@
-"""The systemd unit: what its fields must say for runs to be saved, and that systemd can read it."""
+"""The systemd unit: fields required to save runs, and that systemd accepts it."""
 
 import configparser
 import shutil

@@ -13,7 +13,7 @@ import pytest
 from runyard.trainer.data.datasets import BUILT_IN
 
 FOLDER = Path(__file__).parents[1] / "examples"
-# What each example has shown when it did its work.
+# Output of each example after success.
 SHOWS = {
     "ask_a_model.py": r'It shows 0; the model says .*"answer":"\d"',
     "async_runs.py": r"first: Succeeded\nsecond: Succeeded\n",

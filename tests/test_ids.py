@@ -132,7 +132,7 @@ def test_a_backup_accepts_the_same_ids_as_the_server(kind: str) -> None:
         *HOSTILE_IDS,
     ):
         if id == "\ud800":
-            continue  # JSON has no half characters
+            continue  # JSON has no lone surrogates
         try:
             decoder.decode(msgspec.json.encode(id))
             is_taken = True

@@ -1,4 +1,4 @@
-"""``runyard.predict``: loading a model folder, asking it, and boxes in pixels."""
+"""``runyard.predict``: loading a model folder, predictions, and boxes in pixels."""
 
 import subprocess
 import sys

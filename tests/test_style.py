@@ -1,4 +1,4 @@
-"""The style report measures what it says, and its limits only fall."""
+"""The figures of the style report are right, and its limits only fall."""
 
 import ast
 import importlib

@@ -38,7 +38,7 @@ def file_of(blobs: FolderBlobs, sha256: str) -> Path:
 
 
 def flip(path: Path, *, at: int) -> None:
-    """Flip one bit at rest, leaving length and times as they were, as a tired disk does."""
+    """Flip one bit at rest, like a failing disk: length and times stay unchanged."""
     times = path.stat()
     with open(path, "r+b") as file:
         file.seek(at)

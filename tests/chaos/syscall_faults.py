@@ -123,7 +123,7 @@ class ServerOperation(Operation):
             for _ in range(TIMES_TO_REPEAT):
                 if await self._ask(server, clients):
                     return
-            raise AssertionError("the server does not go on")
+            raise AssertionError("the server does not continue")
 
         self._run_on_server(folder, scenario)
 

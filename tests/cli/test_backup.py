@@ -1,4 +1,4 @@
-"""``runyard backup`` and ``runyard restore`` against a server of their own."""
+"""``runyard backup`` and ``runyard restore`` against a separate server."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def server(tmp_path: Path, eventually: Any) -> Iterator[Path]:
 def test_a_backup_is_created_inspected_and_restored(
     server: Path, runyard: Any, tmp_path: Path
 ) -> None:
-    """One story, since each start of a server costs a second."""
+    """One test, since each start of a server takes a second."""
     data_dir, file = str(server), tmp_path / "one.backup"
     with vi.Client(config_file=server / "credentials.json") as client:
         kept = client.runs.create(flow={"name": "kept"}).run_id
@@ -93,7 +93,7 @@ def test_a_backup_is_created_inspected_and_restored(
 
 
 def check_rows_are_verified(runyard: Any, content: bytes, tmp_path: Path) -> None:
-    """Every hash of these files is right; what they hold is not."""
+    """Check files with valid hashes and invalid rows."""
     for what, change in BAD_ROWS.items():
         bad = tmp_path / "bad.backup"
         bad.write_bytes(rewritten(content, change))
@@ -108,7 +108,7 @@ def check_rows_are_verified(runyard: Any, content: bytes, tmp_path: Path) -> Non
 
 
 def with_value(table: str, column: str, value: Any) -> Any:
-    """A change that puts a value into the first row of a table."""
+    """Return a change that sets a value in the first row of a table."""
 
     def change(manifest: Any, tables: Any, _blobs: Any) -> None:
         columns = next(part.columns for part in manifest.tables if part.name == table)

@@ -33,7 +33,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """A folder as the hub's cache has it: files are links."""
+    """Return a folder like the hub's cache: files are links."""
     blobs = make(tmp_path / "cache" / "blobs")
     snapshot = tmp_path / "cache" / "snapshot"
     snapshot.mkdir()
@@ -159,7 +159,7 @@ def test_a_disk_without_enough_space_is_left_unchanged(
 def test_a_copy_that_is_interrupted_leaves_nothing_under_the_name(
     runyard: Any, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a killed command leaves is removed by the next."""
+    """The next command removes what a killed one left."""
     data = ("--data-dir", str(tmp_path / "data"))
     left = tmp_path / "data" / "models" / f"{base_models.ADDING}{2**22 + 1}"
     make(left)

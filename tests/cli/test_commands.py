@@ -306,7 +306,7 @@ def test_an_export_is_verified_and_one_with_other_answers_fails(
 
 
 def ask_model(runyard, model: str, run, *data_dir: str) -> str:
-    """Answer of a model about a held-out image."""
+    """Return the answer of a model about a held-out image."""
     from runyard.cli.instance.demo import load_held_out
 
     sample = load_held_out(run.spec.flow)[0]
@@ -325,7 +325,7 @@ def ask_model(runyard, model: str, run, *data_dir: str) -> str:
 
 def test_an_invalid_image_is_named(runyard, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     assert runyard("models", "predict", "model", "missing.png", "?").exit_code == 4
     result = runyard("models", "predict", "model", "text.png", "?")
     assert result.exit_code == 1
@@ -380,7 +380,7 @@ def test_many_runs_are_killed_and_deleted_with_one_command(
     refused = runyard("runs", "kill", *chosen, *here)
     assert refused.exit_code == 2
     assert "try: --yes" in refused.stderr
-    assert all(run_id in refused.stderr for run_id in made)  # what it would be about is shown first
+    assert all(run_id in refused.stderr for run_id in made)  # the affected runs are shown first
     dry = document(runyard("runs", "kill", *chosen, "--dry-run", "--json", *here))
     assert {item["outcome"] for item in dry["items"]} == {"WouldKill"}
     assert {

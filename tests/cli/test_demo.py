@@ -1,4 +1,4 @@
-"""The parts of the demo around the training itself; the whole of it runs in tests/e2e."""
+"""The parts of the demo around the training; tests/e2e runs the complete demo."""
 
 import socket
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Pictures of answers and of boxes."""
+"""Drawings of answers and boxes."""
 
 from pathlib import Path
 

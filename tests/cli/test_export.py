@@ -17,7 +17,7 @@ IMAGE_COUNT, VERSION = 12, "0" * 16
 
 @pytest.fixture
 def dataset_id(runyard, instance, tmp_path: Path) -> str:
-    """A dataset of the instance that has the pictures."""
+    """Return a dataset of the instance that contains the images."""
     (tmp_path / "shelf").mkdir()
     for number in range(IMAGE_COUNT):
         (tmp_path / "shelf" / f"{number:02}.png").write_bytes(make_png(number))
@@ -59,7 +59,7 @@ def test_images_are_found_locally_else_downloaded_else_requested(
     count = len((checkpoint / "predictions.jsonl").read_text().splitlines())
     arguments = ("models", "export", str(checkpoint), "--json", "--data-dir")
 
-    # A folder of data without a server: nobody can be asked, and then the version lies there.
+    # A data folder without a server: no download is possible until the version is there.
     alone = tmp_path / "alone"
     alone.mkdir()
     result = runyard(*arguments, str(alone), "--out", "one")

@@ -162,8 +162,7 @@ NUMBERS_IN_YAML = [
     (".5", 0.5),
     ("-1.", -1.0),
     ("6.02e+23", 6.02e23),
-    # What YAML 1.1 takes for another number than a reader does stays text, which no field for
-    # numbers takes.
+    # Words that YAML 1.1 parses as unexpected numbers stay text, which no number field accepts.
     ("010", "010"),
     ("1:30", "1:30"),
     ("1:30.5", "1:30.5"),
@@ -199,7 +198,7 @@ NOT_FINITE = ["NaN", "Infinity", "-Infinity", "1e999", "-1e999"]
 
 
 def with_value(tmp_path: Path, way: str, field: str, word: str) -> Any:
-    """The flow with one of these words as a number, given in one of the ways."""
+    """Return the flow with one of these words as a number, given in one of the ways."""
     if way == "--set":
         return apply_assignments(DEFAULT_FLOW, [f"vi-model.hyperparameters.{field}={word}"])
     if way == "yaml":

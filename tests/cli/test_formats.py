@@ -17,7 +17,7 @@ import vi
 from runyard.datasets.writers.registry import WRITERS
 
 SAMPLES = Path(__file__).parent.parent / "samples"
-# What each sample is read as.
+# The type of each sample.
 FORMATS = {
     "captions": ("Captions", "freeform"),
     "class-folders": ("Captions", "vqa"),

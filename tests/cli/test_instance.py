@@ -1,4 +1,4 @@
-"""Watching over server and controller, with two small programs in their place."""
+"""Monitoring of server and controller, with two small programs as stand-ins."""
 
 import json
 import os
@@ -126,7 +126,7 @@ def test_a_controller_that_cannot_start_ends_the_instance_with_its_message(
 def test_temporary_failures_are_retried_once_an_instance_has_been_up(
     settings: Settings, tmp_path: Path
 ) -> None:
-    """A database that is away while a crashed server starts again must not end the instance."""
+    """A database that is unavailable while a crashed server restarts must not end the instance."""
     messages: list[str] = []
     with started(settings, messages) as instance:
         (tmp_path / "programs" / "stand_in_server.py").write_text(
@@ -250,7 +250,7 @@ def test_a_second_instance_over_one_folder_is_refused_with_the_address_of_the_fi
 
 
 def test_children_of_a_killed_instance_are_stopped_by_the_next_one(settings: Settings) -> None:
-    """The stand-ins do not read standard input, as a child that hangs would not."""
+    """The stand-ins do not read standard input, like a child that hangs."""
     messages: list[str] = []
     with started(settings, []) as killed:
         following = Instance(settings, say=messages.append, is_stop_requested=lambda: False)

@@ -1,4 +1,4 @@
-"""``runyard keys`` and ``runyard audit`` against a server of their own."""
+"""``runyard keys`` and ``runyard audit`` against a separate server."""
 
 import json
 import os
@@ -53,10 +53,10 @@ def is_rejected(client: vi.Client) -> bool:
 
 
 def test_a_keys_lifecycle_on_the_command_line(server: Path, runyard: Any, tmp_path: Path) -> None:
-    """One story, since each start of a server costs a second."""
+    """One test, since each start of a server takes a second."""
     where, first = ("--data-dir", str(server)), credentials(server)
 
-    # To a pipe that nobody thought of, no key is even created.
+    # With stdout as a pipe and no explicit choice, no key is created.
     refused = runyard("keys", "create", "--name", "ci", *where)
     assert (refused.exit_code, "--out FILE" in refused.stderr) == (2, True)
     assert len(json.loads(runyard("keys", "list", "--json", *where).stdout)["items"]) == 1
@@ -127,7 +127,7 @@ def test_a_keys_lifecycle_on_the_command_line(server: Path, runyard: Any, tmp_pa
     rejected = runyard("audit", "--action", "reject key", "--limit", "5", *where)
     assert f"key {secret[7:23]}: revoked" in rejected.stdout
 
-    # Whoever can write into the data folder gets an admin key while the server runs.
+    # A user who can write into the data folder gets an admin key while the server runs.
     lost = {**renewed, "secret_key": shown["secretKey"]}
     (server / "credentials.json").write_text(json.dumps(lost))
     recovered = runyard("keys", "recover", *where)

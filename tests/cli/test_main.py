@@ -1,4 +1,4 @@
-"""The root command: what it shows, what it loads, and how errors end."""
+"""The root command: its output, its imports, and its errors."""
 
 import subprocess
 import sys

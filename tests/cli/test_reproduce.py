@@ -1,4 +1,4 @@
-"""What is pinned for a second training, and what makes two runs the same."""
+"""Values pinned for a second training, and the comparison of two runs."""
 
 from typing import Any
 

@@ -1,8 +1,8 @@
 """Answers of the published client's local inference, for ``test_published_inference.py``.
 
-The argument is a JSON file with a list of ``{"runId", "folder", "asked": [[picture, question],
-...]}``. The last line of the output is what is said, in that order, and where the client's package
-lies.
+The argument is a JSON file with a list of ``{"runId", "folder", "asked": [[image, question],
+...]}``. The last line of the output has the answers, in that order, and the path of the client's
+package.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any
 
 
 def refuse(*command: Any, **_: Any) -> None:
-    """The client would install packages by itself where it finds one missing."""
+    """Refuse the client's attempts to install missing packages."""
     raise SystemExit(f"the client wants to run {command}")
 
 
@@ -27,7 +27,7 @@ import vi  # noqa: E402
 def main() -> None:
     found = []
     for case in json.loads(Path(sys.argv[1]).read_text()):
-        # A folder that is there is used as it is: no server is asked. Of all kinds of task this one
+        # An existing folder is used unchanged: no server is called. Of all kinds of task, this one
         # keeps our prompt.
         model = ViModel(
             run_id=case["runId"],

@@ -1,6 +1,6 @@
 """The published client, in its own environment, against a real instance: scripts work unchanged.
 
-``published_client.py`` makes the calls over there; each test here looks at what one of them gave.
+``published_client.py`` makes the calls there; each test here checks the result of one.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ PROGRAM_TIMEOUT_S = 120
 
 @pytest.fixture(scope="session")
 def published_python(repository: Path) -> Path:
-    """The interpreter that has the published client."""
+    """Return the interpreter that has the published client."""
     with FileLock(repository / ".venv" / ".vi-sdk.lock"):
         subprocess.run([repository / "scripts" / "setup-vi-sdk"], check=True, timeout=300)
     return repository / ".venv-vi-sdk" / "bin" / "python"
@@ -48,7 +48,7 @@ def ids(
 
 @pytest.fixture(scope="module")
 def report(instance: Any, published_python: Path, ids: dict[str, str]) -> Report:
-    """Everything the program saw."""
+    """Return the output of the program."""
     done = subprocess.run(
         [published_python, PROGRAM],
         input=json.dumps(ids),
@@ -65,7 +65,7 @@ def report(instance: Any, published_python: Path, ids: dict[str, str]) -> Report
 
 
 def value(report: Report, part: str, call: str) -> Any:
-    """What a call gave; fails with the error when it raised one."""
+    """Return the result of a call; fail with the error that it raised."""
     assert "value" in report[part][call], report[part][call]
     return report[part][call]["value"]
 
@@ -216,7 +216,7 @@ def test_an_empty_update_changes_nothing(report: Report) -> None:
 def test_logs_are_read_and_continue_where_they_stopped(report: Report) -> None:
     first = value(report, "runs", "logs")
     assert [line["number"] for line in first["items"]] == [1, 2, 3]
-    following = value(report, "runs", "logs go on")
+    following = value(report, "runs", "logs continue")
     assert [line["number"] for line in following["items"]] == [4, 5, 6]
 
 

@@ -1,7 +1,7 @@
 """The published client uploads images and annotations, lists, exports, downloads and deletes.
 
-``published_datasets.py`` makes the calls in that client's own environment; each test looks at what
-one of them gave.
+``published_datasets.py`` makes the calls in that client's own environment; each test checks the
+result of one.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ COUNT = 3
 def server(
     tmp_path_factory: pytest.TempPathFactory, eventually: Callable[..., Any]
 ) -> Iterator[dict[str, str]]:
-    """A server of this module's own; what the three variables of the client must say."""
+    """Start a server, and return the client's three variables."""
     data_dir = tmp_path_factory.mktemp("datasets") / "data"
     environ = {**os.environ, "RUNYARD_DATA_DIR": str(data_dir), "RUNYARD_PORT": "0"}
     with subprocess.Popen([sys.executable, "-P", "-m", "runyard.server"], env=environ) as process:
@@ -49,10 +49,10 @@ def server(
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Images, annotations of them, and an invalid image."""
     root = tmp_path_factory.mktemp("published")
-    for name in ("pictures", "labels", "broken"):
+    for name in ("images", "labels", "broken"):
         (root / name).mkdir()
     for number in range(1, COUNT + 1):
-        (root / "pictures" / f"{number}.png").write_bytes(make_image_bytes(number))
+        (root / "images" / f"{number}.png").write_bytes(make_image_bytes(number))
     rows = [grounding_row(number, f"{number}.png") for number in range(1, COUNT + 1)]
     (root / "labels" / "labels.jsonl").write_bytes(jsonl(*rows))
     (root / "broken" / "9.png").write_bytes(make_image_bytes(9)[:60])
@@ -61,7 +61,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def report(repository: Path, server: dict[str, str], folder: Path) -> dict[str, dict[str, Any]]:
-    """Everything the program saw."""
+    """Return the output of the program."""
     with FileLock(repository / ".venv" / ".vi-sdk.lock"):
         subprocess.run([repository / "scripts" / "setup-vi-sdk"], check=True, timeout=300)
     done = subprocess.run(
@@ -80,7 +80,7 @@ def report(repository: Path, server: dict[str, str], folder: Path) -> dict[str, 
 
 
 def value(report: dict[str, dict[str, Any]], call: str) -> Any:
-    """What a call gave; fails with the error when it raised one."""
+    """Return the result of a call; fail with the error that it raised."""
     assert "value" in report[call], report[call]
     return report[call]["value"]
 
@@ -130,9 +130,9 @@ def test_annotations_are_listed_and_changed_part_by_part(report: dict[str, Any])
 
 
 def test_what_it_downloads_is_what_was_uploaded(report: dict[str, Any], folder: Path) -> None:
-    assert value(report, "download pictures")
+    assert value(report, "download images")
     sent = {
-        hashlib.sha256(path.read_bytes()).hexdigest() for path in (folder / "pictures").iterdir()
+        hashlib.sha256(path.read_bytes()).hexdigest() for path in (folder / "images").iterdir()
     }
     down = {
         hashlib.sha256(path.read_bytes()).hexdigest() for path in (folder / "down").rglob("*.png")

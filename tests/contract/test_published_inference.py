@@ -1,7 +1,7 @@
 """The published client's local inference loads our full and adapter models, with equal metrics.
 
-``make vi-inference`` runs this: the client's environment takes a while to make. See
-docs/decisions/published-inference.md for what of the client's own requirements is left out.
+``make vi-inference`` runs this: the client's environment takes a while to create. See
+docs/decisions/published-inference.md for the client's requirements that are left out.
 """
 
 import json
@@ -75,7 +75,7 @@ def test_the_published_loader_reproduces_the_measured_answers(
             asked.append([str(make_image_bytes), line["question"]])
         cases.append({"runId": run, "folder": str(tmp_path / "models"), "asked": asked})
         stored.append([line["raw"] for line in lines])
-    assert len(set(stored[0])) > 5  # it has learnt to tell digits apart
+    assert len(set(stored[0])) > 5  # it has learned to distinguish digits
 
     (tmp_path / "cases.json").write_text(json.dumps(cases))
     done = subprocess.run(

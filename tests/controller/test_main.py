@@ -200,7 +200,7 @@ def test_a_lost_supervisor_is_replaced_by_one_that_settles(
     trainer = rundir.read_json(rundir.AttemptDir(folder).process) or {}
     processes.send_signal(identify_supervisor(folder), signal.SIGKILL)
     server.wait_for(lambda: server.reports)
-    # The kernel counts for the whole machine, and another test lets it run out of memory.
+    # The kernel counts for the entire machine, and another test lets it run out of memory.
     assert server.reports[0]["cause"] in (
         "the supervisor was lost, and its trainer was ended",
         LOST_OUT_OF_MEMORY,

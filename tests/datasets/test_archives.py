@@ -68,7 +68,7 @@ def replace_bytes(data: bytes, at: int, new: bytes) -> bytes:
 
 
 def fix_checksum(header: bytes) -> bytes:
-    """A tar header with its checksum put right."""
+    """Return a tar header with a corrected checksum."""
     header = header[:148] + b" " * 8 + header[156:]
     return header[:148] + b"%06o\0 " % sum(header) + header[156:]
 
@@ -249,7 +249,7 @@ def test_an_entry_that_is_longer_or_shorter_than_declared() -> None:
 
 
 def test_entries_that_overlap_are_rejected() -> None:
-    """The kernel of one entry quoted by thousands: no ratio of any single entry is odd."""
+    """Thousands of entries share the data of one: no single entry has a suspicious ratio."""
     data = make_zip(("a", b"x" * 5000), ("b", b"y" * 5000))
     second = data.rfind(b"PK\1\2")
     with pytest.raises(ArchiveRejected, match="overlap"):
@@ -282,7 +282,7 @@ def test_more_entries_than_allowed() -> None:
 
 
 def test_a_negative_size_in_a_tar_does_not_loop_forever() -> None:
-    """CVE-2025-8194: the offset went back, and the same headers were read for ever."""
+    """CVE-2025-8194: the offset decreased, and the same headers were read forever."""
     block = make_tar(("a", b"x"))[:512]
     for size in (-1, -512, -(1 << 60)):
         field = b"\xff" * 3 + struct.pack(">q", size) + b"\xff"

@@ -1,4 +1,4 @@
-"""Each check alone: its findings, its repairs, and whether the row is kept under each policy."""
+"""Each check: its findings, its repairs, and whether the row is kept under each policy."""
 
 import io
 import math
@@ -111,7 +111,7 @@ def test_a_valid_row_is_kept_with_the_size_of_its_image() -> None:
     assert get_only_record(kept).contents == grounding()
 
 
-# code, contents, what else the row says, field
+# code, contents, other fields of the row, field
 DEFECTS: list[tuple[str, Contents, dict[str, Any], str]] = [
     ("BoxOutside", grounding((1.1, 0.1, 1.3, 0.2)), {}, "contents.groundedPhrases[0].bounds[0]"),
     ("BoxOutside", grounding((0.1, -0.5, 0.2, -0.1)), {}, "contents.groundedPhrases[0].bounds[0]"),

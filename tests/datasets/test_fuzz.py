@@ -1,8 +1,6 @@
-"""Files of every format, broken in every way that chance finds: each outcome is a finding or a
-clean refusal.
+"""Files of every format with random damage: each outcome is a finding or a clean refusal.
 
-The default suite takes some seconds; ``make fuzz-datasets EXAMPLES=20000`` takes as long as one
-likes.
+The default suite takes some seconds; ``make fuzz-datasets EXAMPLES=20000`` takes longer.
 """
 
 import gzip
@@ -38,7 +36,7 @@ fuzz = settings(
 )
 
 Change = tuple[str, float, float, bytes]
-# Tokens that readers of text stumble over, and bytes that readers of headers do.
+# Tokens that are difficult for readers of text, and bytes for readers of headers.
 NASTY = [
     b"NaN",
     b"-Infinity",
@@ -260,16 +258,14 @@ FORMATS = list(formats(b""))
 
 @pytest.fixture(scope="module")
 def disk() -> Any:
-    """A folder in memory, where there is one: a few thousand small imports write and remove as many
-    folders.
-    """
+    """Return a folder in memory, if possible: small imports write and remove many folders."""
     folder = tempfile.mkdtemp(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None)  # noqa: S108
     yield Path(folder)
     shutil.rmtree(folder)
 
 
 def assert_sound(result: Any, folder: Path) -> None:
-    """What holds of an import whatever it was given."""
+    """Assert the properties of any import."""
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
     for found in result.findings:
         assert isinstance(found, Finding)

@@ -153,7 +153,7 @@ def test_images_and_records_are_written_with_the_location_of_their_bytes(
 
 
 def crc32c(data: bytes) -> int:
-    """Bit by bit, as the definition has it."""
+    """Compute the checksum bit by bit, by definition."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc ^= byte
@@ -388,7 +388,7 @@ def test_a_missing_pack_rejects_the_import(an_import: Import, make_png: MakePng)
     assert "cannot be read back" in an_import.result["why"]
 
 
-# Not the peak that wait4 tells: that counts what the parent held when it forked.
+# Not the peak that wait4 returns: that includes the parent's memory at the fork.
 PEAK = """
 import pathlib, sys
 from runyard.datasets.importing import run

@@ -59,7 +59,7 @@ def test_a_box_is_drawn_where_it_is(item: Callable[..., Item]) -> None:
     assert plain.getpixel((x + CELL // 4, y + 40)) == with_box.getpixel(
         (x + CELL // 4, y + 40)
     )  # within
-    assert plain.getpixel((x - 20, y + 40)) == with_box.getpixel((x - 20, y + 40))  # beside
+    assert plain.getpixel((x - 20, y + 40)) == with_box.getpixel((x - 20, y + 40))  # next to it
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(

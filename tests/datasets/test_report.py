@@ -1,6 +1,4 @@
-"""A report counts everything, shows the first of each kind, and lets nothing of what it quotes
-become code.
-"""
+"""A report counts everything, shows the first of each kind, and escapes what it quotes."""
 
 import re
 

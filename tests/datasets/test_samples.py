@@ -32,7 +32,7 @@ def test_digits_match_those_of_the_trainer(source_folder: Any) -> None:
 
 
 def test_canvases_match_those_of_the_trainer(source_folder: Any) -> None:
-    """With nothing held out and seed 1 the trainer draws from the same scans in the same order."""
+    """Without held-out scans and with seed 1, the trainer draws the same scans in order."""
     samples.write("digits-grounding", source_folder.folder, count=40)
     result = source_folder.check()
     assert (result.outcome.type, result.outcome.counts["errors"]) == ("phrase-grounding", 0)

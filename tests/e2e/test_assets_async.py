@@ -51,13 +51,13 @@ async def sdk(instance: Any) -> AsyncIterator[vi.AsyncClient]:
 
 @pytest.fixture
 async def dataset(sdk: vi.AsyncClient, tmp_path: Path) -> AsyncIterator[Dataset]:
-    """Three pictures: two from a folder, one from memory."""
+    """Create three images: two from a folder, one from memory."""
     dataset = await sdk.datasets.create("squares")
     folder = tmp_path / "squares"
     (folder / "more").mkdir(parents=True)
     (folder / "0.png").write_bytes(png(0))
     (folder / "more" / "1.png").write_bytes(png(1))
-    (folder / "notes.txt").write_text("no picture")
+    (folder / "notes.txt").write_text("no image")
     sent = await sdk.assets.upload(
         dataset.dataset_id, folder, [("2.png", png(2))], show_progress=False
     )

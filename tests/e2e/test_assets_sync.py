@@ -50,13 +50,13 @@ def sdk(instance: Any) -> Iterator[vi.Client]:
 
 @pytest.fixture
 def dataset(sdk: vi.Client, tmp_path: Path) -> Iterator[Dataset]:
-    """Three pictures: two from a folder, one from memory."""
+    """Create three images: two from a folder, one from memory."""
     dataset = sdk.datasets.create("squares")
     folder = tmp_path / "squares"
     (folder / "more").mkdir(parents=True)
     (folder / "0.png").write_bytes(png(0))
     (folder / "more" / "1.png").write_bytes(png(1))
-    (folder / "notes.txt").write_text("no picture")
+    (folder / "notes.txt").write_text("no image")
     sent = sdk.assets.upload(dataset.dataset_id, folder, [("2.png", png(2))], show_progress=False)
     assert (sent.total_files, sent.total_succeeded, sent.failed_files, sent.is_complete) == (
         3,

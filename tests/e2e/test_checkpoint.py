@@ -1,4 +1,4 @@
-"""Plain transformers loads a downloaded checkpoint and reaches the metric that we measured."""
+"""Plain transformers loads a downloaded checkpoint and reaches the metric of the run."""
 
 import json
 import subprocess
@@ -33,7 +33,7 @@ def run_document(model: DownloadedModel) -> dict[str, Any]:
 
 
 def settings_of(run_document: dict[str, Any], block: str) -> dict[str, Any]:
-    """Found as the published client finds it: the first block whose name contains the word."""
+    """Return settings as the published client does: of the first block with the word."""
     blocks = run_document["spec"]["flow"]["blocks"]
     found: dict[str, Any] = next(each["settings"] for each in blocks if block in each["block"])
     return found
@@ -61,9 +61,7 @@ def test_plain_transformers_answers_as_well_as_the_run_reported(
     questions = []
     for number, sample in enumerate(samples):
         sample.image.save(tmp_path / f"{number}.png")
-        questions.append(
-            {"picture": f"{number}.png", "question": sample.question, "system": system}
-        )
+        questions.append({"image": f"{number}.png", "question": sample.question, "system": system})
     (tmp_path / "questions.json").write_text(json.dumps(questions))
 
     done = subprocess.run(
@@ -82,8 +80,8 @@ def test_plain_transformers_answers_as_well_as_the_run_reported(
         right += json.loads(answer)["vqa"]["answer"] == sample.truth.text
     accuracy = right / len(samples)
     reported = client.models.get(finished_run.run_id).spec.evaluation_metrics or {}
-    # One answer may tip over: the engine evaluates in other batches, and sums in another order end
-    # in other last bits.
+    # One answer may differ: the trainer evaluates in other batches, and sums in another order
+    # differ in their last bits.
     assert accuracy == pytest.approx(reported["validation/exactMatch"], abs=1 / len(samples))
     assert accuracy >= 0.95
 

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.e2e
 
 
 def make_flow(epochs: int) -> dict[str, Any]:
-    """Few steps, at a rate that does not depend on how many."""
+    """Return a flow of few steps, with a rate that does not depend on their number."""
     numbers = {"epochs": epochs, "schedule": {"name": "constant", "warmupFraction": 0}}
     return {
         "name": "continued",
@@ -36,7 +36,7 @@ def weights(client: vi.Client, run_id: str, folder: Path) -> dict[str, torch.Ten
 def test_resumed_and_branched_runs_equal_an_uninterrupted_one_bit_for_bit(
     client: vi.Client, finished_run: Any, tmp_path: Path
 ) -> None:
-    """The run they go on from is deleted before they can have begun."""
+    """The run they resume from is deleted before they can have started."""
     first = client.runs.create(make_flow(2))
     client.runs.wait(first.run_id, timeout=300, show_progress=False)
     whole = client.runs.create(make_flow(3))  # has the only slot meanwhile

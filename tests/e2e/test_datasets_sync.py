@@ -22,7 +22,7 @@ def anyio_backend() -> str:
 
 
 class CuttableTransport(httpx2.HTTPTransport):
-    """A real connection that breaks for good after so many uploads."""
+    """A real connection that breaks permanently after some uploads."""
 
     def __init__(self, uploads: int) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ def sdk(instance: Any) -> Iterator[vi.Client]:
 
 @pytest.fixture
 def make_vqa_files(tmp_path: Path) -> Path:
-    """Twelve pictures with a question each; line 13 is about a picture that is not there."""
+    """Create twelve images with a question each; line 13 is about a missing image."""
     folder = tmp_path / "shelf"
     (folder / "images").mkdir(parents=True)
     lines = [row(number) for number in range(13)]
@@ -171,10 +171,9 @@ def test_more_files_make_another_version_and_the_same_files_do_not(
 def test_an_interrupted_import_resumes_with_the_missing_files(
     sdk: vi.Client, instance: Any, make_vqa_files: Path
 ) -> None:
-    # Bytes that no other test has sent: those may be just on their way out, and are then asked for
-    # twice.
+    # Bytes that no other test has sent: bytes that are just being removed are requested twice.
     (make_vqa_files / "a.bin").write_bytes(os.urandom(16))
-    for number in range(3):  # each a pack of its own
+    for number in range(3):  # each is its own pack
         with open(make_vqa_files / f"large{number}.bin", "wb") as file:
             file.write(os.urandom(16))
             file.truncate((16 << 20) + 1)

@@ -1,4 +1,4 @@
-"""A real trainer that the kernel ends for want of memory, seen by whoever reads the run."""
+"""A real trainer that the kernel kills out of memory, as clients see its run."""
 
 import contextlib
 import os
@@ -37,7 +37,7 @@ BLOCKS: dict[str, Any] = {
 
 @pytest.fixture
 def too_little_memory() -> Iterator[Callable[[int], None]]:
-    """Puts a process where 1 MiB is all there is."""
+    """Move a process to a cgroup with 1 MiB."""
     group = MEMORY / f"runyard-memory-{os.getpid()}"
     try:
         group.mkdir()
@@ -84,7 +84,7 @@ def test_a_run_resumes_with_half_the_micro_batch_after_an_out_of_memory_kill(
     assert retrying.reason in (
         "Retrying",
         "WaitingForWorker",
-    )  # the newest reason of an entry is the one that stays
+    )  # an entry keeps its newest reason
     first, second = ended.status.attempts
     assert (first.signal, first.micro_batch_size, second.micro_batch_size) == ("SIGKILL", 8, 4)
     assert first.cause.startswith("out of memory: the kernel ended the trainer while it was ")

@@ -1,6 +1,4 @@
-"""Whatever is sent, ``validate`` accepts it or raises FlowProblems, and what it accepts can be
-stored and trained.
-"""
+"""``validate`` accepts JSON or raises FlowProblems; accepted flows can be stored and trained."""
 
 import copy
 import json
@@ -53,7 +51,7 @@ COMPLETE = build_flow_document(
 
 
 def list_paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Every place in a document where something stands."""
+    """Return the path of every value in a document."""
     inner = (
         value.items()
         if isinstance(value, dict)
@@ -69,9 +67,7 @@ PLACES = [place for place in list_paths(COMPLETE) if place]
 
 @st.composite
 def nearly_good_flows(draw: st.DrawFn) -> dict[str, Any]:
-    """A complete flow with a few places changed, dropped or added to: far deeper than anything
-    random gets.
-    """
+    """Return a complete flow with a few random changes: far deeper than random JSON."""
     flow = copy.deepcopy(COMPLETE)
     for place in draw(st.lists(st.sampled_from(PLACES), max_size=4)):
         inside: Any = flow
@@ -86,7 +82,7 @@ def nearly_good_flows(draw: st.DrawFn) -> dict[str, Any]:
                 case "add":
                     inside[draw(texts)] = draw(anything)
         except (KeyError, IndexError, TypeError):
-            pass  # an earlier change has removed this place
+            pass  # an earlier change has removed this value
     return flow
 
 
@@ -126,9 +122,7 @@ def test_checking_twice_changes_nothing(flow: dict[str, Any]) -> None:
 
 
 def list_numbers(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The path of each value in a complete flow that is a number, or null where a number is
-    allowed.
-    """
+    """Return the paths of numbers in a complete flow, and of null where a number is allowed."""
     if isinstance(value, dict):
         return [
             found for name, item in value.items() for found in list_numbers(item, (*path, name))

@@ -1,6 +1,4 @@
-"""The verdict on memory: known sums, the three words, and changes that are tried and not merely
-listed.
-"""
+"""The memory verdict: known estimates, the three actions, and suggestions that really fit."""
 
 import re
 from typing import Any

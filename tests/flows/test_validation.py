@@ -1,4 +1,4 @@
-"""What ``validate`` accepts, what it fills in, and the problems it reports."""
+"""Flows that ``validate`` accepts, the defaults it fills in, and the problems it reports."""
 
 import json
 from typing import Any
@@ -139,7 +139,7 @@ def test_valid_model_settings_are_accepted(settings: dict[str, Any]) -> None:
     validate(model(**settings))
 
 
-# flow, path, what is allowed there, and the sentence.
+# flow, path, allowed values, and message.
 BAD = [
     (
         [],

@@ -1,4 +1,4 @@
-"""What tests of datasets send: pictures, records, and whole imports."""
+"""Requests of dataset tests: images, records, and complete imports."""
 
 import asyncio
 import hashlib
@@ -12,7 +12,7 @@ from runyard.datasets.packs import build_pack
 
 
 def make_image_bytes(number: int, *, side: int = 24, kind: str = "PNG") -> bytes:
-    """A small picture, another one for each number."""
+    """Return a small image, whose color follows from the number."""
     target = io.BytesIO()
     color = (number * 37 % 256, number * 101 % 256, number // 256 % 256)
     Image.new("RGB", (side, side // 2), color).save(target, kind)
@@ -54,7 +54,7 @@ def jsonl(*rows: dict[str, Any]) -> bytes:
 
 
 def make_vqa_files(count: int = 3, *, first: int = 1, side: int = 24) -> dict[str, bytes]:
-    """A folder of pictures and questions about them."""
+    """Return a folder of images and questions about them, as contents by path."""
     names = [f"shelf/{number}.png" for number in range(first, first + count)]
     files = {name: make_image_bytes(number, side=side) for number, name in enumerate(names, first)}
     rows = [vqa_row(number, name, side=side) for number, name in enumerate(names, first)]
@@ -62,7 +62,7 @@ def make_vqa_files(count: int = 3, *, first: int = 1, side: int = 24) -> dict[st
 
 
 class Data:
-    """An organisation's datasets, as a client of ours works at them."""
+    """An organization's datasets, as the project's client uses them."""
 
     def __init__(self, server: Any, api: Any) -> None:
         self.server, self.api = server, api
@@ -92,7 +92,7 @@ class Data:
         return await self.api.post(path, json={"packs": hashes})
 
     async def wait_until_over(self, begun: dict[str, Any]) -> dict[str, Any]:
-        """The import when it is over."""
+        """Wait until the import is over, and return it."""
         path = self.path(begun["datasetId"], "imports", begun["datasetImportId"])
         async with asyncio.timeout(60):
             while True:
@@ -102,14 +102,14 @@ class Data:
                 is_over = "FailedReach" in statuses or "Waiting" not in statuses
                 if is_over and not self.server.services.jobs.is_running(
                     key
-                ):  # its folder is gone then as well
+                ):  # then its folder is gone, too
                     return dict(document)
                 await asyncio.sleep(0.02)
 
     async def import_files(
         self, dataset_id: str, files: dict[str, bytes], **spec: Any
     ) -> dict[str, Any]:
-        """Import files, to the end."""
+        """Import files, and wait until the import is over."""
         begun = await self.begin(dataset_id, **spec)
         data = build_pack(files.items())
         assert (await self.send(begun["status"]["upload"]["url"], data)).status_code == 204

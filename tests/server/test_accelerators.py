@@ -53,7 +53,7 @@ async def ask(server: TestServer, flow_id: str) -> dict[str, Any]:
 
 
 async def verdict(server: TestServer, flow_id: str) -> tuple[str, str]:
-    """On the only accelerator."""
+    """Return the verdict on the only accelerator."""
     (item,) = (await ask(server, flow_id))["items"]
     (configuration,) = item["configurations"]
     assert configuration["count"] == 1
@@ -61,7 +61,7 @@ async def verdict(server: TestServer, flow_id: str) -> tuple[str, str]:
 
 
 async def train_run(server: TestServer, run_id: str, flow: dict[str, Any], **plan: Any) -> None:
-    """A run of the flow whose trainer has told its plan."""
+    """Create a run of the flow whose trainer has reported its plan."""
     attempt = await attempts.start(server, run_id, flow)
     explained = {name: {"value": value, "reason": "said"} for name, value in plan.items()}
     answer = await attempt.event("plan", plan=explained)

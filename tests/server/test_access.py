@@ -1,7 +1,7 @@
 """The authorized path is the routed path: every route, kind of credential and spelling.
 
-Requests go into the application as raw ASGI messages, since HTTP clients tidy paths before they
-send them.
+Requests go into the application as raw ASGI messages, since HTTP clients normalize paths before
+they send them.
 """
 
 from collections.abc import Iterator
@@ -40,7 +40,7 @@ PUBLIC_DETOURS = ("/health", "/downloads/x", "/uploads/x", "/downloads", "/uploa
 async def send(
     server: TestServer, method: str, raw_path: str, credential: str | None, **headers: str
 ) -> tuple[int, bytes]:
-    """Status and body of a request whose path is sent as it is spelled here."""
+    """Return status and body of a request whose path is sent unchanged."""
     given = {"host": "127.0.0.1:7878", "content-length": "2", **headers}
     if credential is not None:
         given["authorization"] = f"Bearer {credential}"
@@ -72,7 +72,7 @@ async def send(
 
 
 def list_spellings(path: str, own_org: str) -> Iterator[str]:
-    """``path``, and everything that some router, proxy or file system might take for it."""
+    """Return ``path``, and every spelling that a router, proxy or file system might equate."""
     yield path
     segments = path.split("/")[1:]
     middle = len(segments) // 2
@@ -109,7 +109,7 @@ def list_spellings(path: str, own_org: str) -> Iterator[str]:
 
 
 def read_rows(server: TestServer) -> dict[str, Any]:
-    """All that the database holds, except who was rejected and when keys were last used."""
+    """Return all rows of the database, except rejected keys and times of last use."""
 
     def read(connection: Connection) -> dict[str, Any]:
         return {
@@ -158,7 +158,7 @@ async def test_no_spelling_of_a_path_widens_the_access_of_a_credential(server: T
             status, _ = await send(server, "GET", fill_path(route.path, server.org), server.key)
             reached.update({route.path} if status == 200 else ())
     assert read_rows(server) == before
-    # The paths above do lead somewhere when the credential is right.
+    # The paths above exist when the credential is valid.
     assert len(reached) > 15
 
 

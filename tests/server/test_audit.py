@@ -1,4 +1,4 @@
-"""The audit log: what is in it, who may read it, how long it is kept."""
+"""The audit log: its entries, who may read them, and how long they are kept."""
 
 import json
 from typing import Any

@@ -1,6 +1,6 @@
 """Every change that a user's key can make leaves exactly one audit row.
 
-Compared with the list of routes.
+The calls are compared with the list of routes.
 """
 
 from typing import Any
@@ -18,11 +18,14 @@ DATASET = "datasets/{}"
 SOURCE = DATASET + "/assetSources/managed/datature/default"
 SESSIONS = "/assetIngestionSessions"
 
-# What has another method than GET and changes nothing.
+# Routes with another method than GET that change nothing.
 CHANGES_NOTHING = {
     ("POST", DATASET + "/aggregationStatistics:generate"),  # counts
-    ("POST", SOURCE + "/multipartUploads/{}/parts/{}"),  # signs an address
-    ("POST", SOURCE + "/multipartUploads/{}/parts/{}/completion"),  # says whether a part is there
+    ("POST", SOURCE + "/multipartUploads/{}/parts/{}"),  # signs a URL
+    (
+        "POST",
+        SOURCE + "/multipartUploads/{}/parts/{}/completion",
+    ),  # returns whether a part was received
 }
 # Controllers and supervisors report many times a minute; what they report is the history of the run
 # itself.
@@ -30,7 +33,7 @@ REPORTS = "/internal/v1/"
 
 
 def get_shape(path: str) -> str:
-    """A route's path below its organization, with its places empty."""
+    """Return a route's path below its organization, with empty parameters."""
     parts = path.split("/")[3:]
     return "/".join("{}" if part.startswith("{") else part for part in parts)
 
@@ -43,7 +46,7 @@ MUTATING = {
 
 
 class AuditWatch:
-    """Sends requests, and counts the audit rows that each leaves."""
+    """Sends requests, and counts the audit rows of each."""
 
     def __init__(self, server: TestServer, api: Any) -> None:
         self.server, self.api = server, api
@@ -59,7 +62,7 @@ class AuditWatch:
     async def __call__(
         self, method: str, template: str, *ids: str, rows: int = 1, **request: Any
     ) -> Any:
-        """One request to a route, given as its shape and what fills its places."""
+        """Send one request to a route, given as its shape and parameters."""
         before = self.rows()
         answer = await self.api.request(method, self.server.path(template.format(*ids)), **request)
         assert answer.is_success, (method, template, answer.text)
@@ -179,7 +182,7 @@ async def send_annotations(watch: AuditWatch, data: Data, dataset_id: str) -> No
 
 
 async def change_everything(server: TestServer) -> set[tuple[str, str]]:
-    """Use every mutating route, successfully; returns those that were used."""
+    """Use every mutating route, successfully; return those that were used."""
     watch = AuditWatch(server, await server.api())
     data = Data(server, watch.api)
     await change_documents(watch)

@@ -1,7 +1,7 @@
 """No client blocks others: idle sockets, long polls, slow bodies, unread responses, garbage.
 
-A real server process over real sockets. ``make availability`` (RUNYARD_AVAILABILITY=1) takes the
-numbers of the requirement and asserts its bound of one second; here the same happens with lower
+A real server process over real sockets. ``make availability`` (RUNYARD_AVAILABILITY=1) uses
+the numbers of the requirement and asserts its bound of one second; the default suite uses lower
 caps and fewer clients.
 """
 
@@ -30,7 +30,7 @@ from tests.server.processes import (
 )
 
 FULL = os.environ.get("RUNYARD_AVAILABILITY") == "1"
-BOUND_S = 1.0  # of the requirement, asserted in the full form alone
+BOUND_S = 1.0  # of the requirement, asserted only in the full form
 PATIENCE_S = 60.0
 TRACES = ("Traceback", "panicked", '"status":500')
 
@@ -70,8 +70,7 @@ Latencies = dict[str, list[float]]
 def watch_responses(server: ServerProcess) -> Iterator[Latencies]:
     """Request health, and a run with another key, on new connections; each must be answered.
 
-    A process of its own does so: one that opens thousands of sockets meanwhile would measure
-    itself.
+    A separate process does so, because one that opens thousands of sockets would measure itself.
     """
     requests = {
         "health": f"GET /health HTTP/1.1\r\nhost: {server.host}:{server.port}\r\nconnection: "
@@ -116,7 +115,7 @@ def _watch(
 
 
 async def repeat(count: int, act: Callable[[int], Awaitable[Any]]) -> list[Any]:
-    """Do something so many times, a few at once."""
+    """Repeat an operation, a few at a time."""
     results: list[Any] = []
     for start in range(0, count, 20):
         results += await asyncio.gather(
@@ -132,7 +131,7 @@ def made_run(server: ServerProcess) -> None:
 
 
 def assert_unharmed(server: ServerProcess) -> None:
-    """The process answers, and its log has no error that a client caused."""
+    """Assert that the process responds, and that its log has no error caused by a client."""
     assert server.process.poll() is None
     with server.client() as client:
         assert client.get("/health").status_code == 200
@@ -146,7 +145,7 @@ def test_idle_sockets_long_polls_and_slow_bodies_block_no_other_client(tmp_path:
         poll = server.head("GET", server.path("runs/r1/logs?since=9000000&wait=30"))
 
         async def trickle(number: int, crowd: Crowd) -> bytes:
-            """Send a body byte by byte; return what comes back."""
+            """Send a body byte by byte; return the response."""
             loop = asyncio.get_running_loop()
             head = server.head("PUT", server.path(f"runs/slow{number}"), content_length="100000")
             slow = await crowd.connect(head)
@@ -186,7 +185,7 @@ def test_idle_sockets_long_polls_and_slow_bodies_block_no_other_client(tmp_path:
 
 
 def wait_until(is_true: Callable[[], bool]) -> bool:
-    """Whether it becomes true, sooner or later."""
+    """Return whether the condition becomes true before the timeout."""
     deadline_s = time.monotonic() + PATIENCE_S
     while not is_true():
         if time.monotonic() > deadline_s:
@@ -242,7 +241,7 @@ def test_long_polls_above_a_keys_cap_are_refused_and_a_disconnect_frees_a_slot(
                 )
             assert b"retry-after: 2\r\n" in refused.lower()
             assert b'"code":"TooManyRequests"' in refused
-            # Another key has places of its own, and this one still reads.
+            # Another key has its own slots, and this key can still read.
             other = impatient_server.head(
                 "GET",
                 poll.replace("wait=30", "wait=0.1"),
@@ -254,8 +253,8 @@ def test_long_polls_above_a_keys_cap_are_refused_and_a_disconnect_frees_a_slot(
                 "GET", impatient_server.path("runs/r1/logs?since=0"), connection="close"
             )
             assert (await exchange(impatient_server, read)).startswith(b"HTTP/1.1 200 ")
-        # The three have left. Had the server not noticed, their places would be taken for half a
-        # minute.
+        # The three have disconnected. If the server did not notice, it would keep their slots for
+        # half a minute.
         left_s, answer = time.monotonic(), b""
         short = impatient_server.head(
             "GET", poll.replace("wait=30", "wait=0.1"), connection="close"

@@ -31,8 +31,8 @@ EXAMPLES = os.environ.get("RUNYARD_BACKUP_EXAMPLES")
 SHORT = (
     Phase.explicit,
     Phase.generate,
-)  # a failure is made smaller by the longer form, which takes minutes
-OWN = {"meta", "pulse", "keys", "audit", "attempts"}  # a restore does not simply put these back
+)  # the longer form shrinks failures, which takes minutes
+OWN = {"meta", "pulse", "keys", "audit", "attempts"}  # a restore does not simply replace these
 KEPT_CHECKPOINTS = {"blocks": [{"block": "vi-model", "settings": {"checkpoint": {"keep": 3}}}]}
 
 # Values
@@ -147,8 +147,8 @@ some_value = st.recursive(
     ),
     max_leaves=6,
 )
-# How a path may be spelled. A server that authorizes one spelling and routes another is fooled by
-# one of these.
+# Spellings of a path. A server that authorizes one spelling and routes another fails on one of
+# these.
 spellings = st.sampled_from(("{}", "{}", "{}", "/{}", "/.{}", "{}/", "/x/..{}"))
 
 # Requests
@@ -157,7 +157,7 @@ spellings = st.sampled_from(("{}", "{}", "{}", "/{}", "/.{}", "{}/", "/x/..{}"))
 
 @dataclass
 class RecordedApp:
-    """An application, what is known of it, and the attempts that were claimed in it."""
+    """An application, the ids created in it, and its claimed attempts."""
 
     server: TestServer
     dataset_id: str = ""
@@ -171,7 +171,7 @@ class RecordedApp:
     async def send(
         self, method: str, path: str, body: Any = None, *, key: str = ""
     ) -> dict[str, Any]:
-        """Send a request with the path as it is spelled; what was answered, if it was accepted."""
+        """Send a request with an unchanged path; return the response, if it was accepted."""
         status, result = await send_raw(self.server, method, path, body, key=key or None)
         if not 200 <= status < 300:
             return {}
@@ -232,7 +232,7 @@ async def act_on_import(app: RecordedApp, which: int, action: str) -> None:
 
 
 async def begin_ingestion(app: RecordedApp, names: list[str], size: Any, mime: str) -> None:
-    """Pictures that are to come, and one of them in parts."""
+    """Announce images to be uploaded, one of them in parts."""
     source = f"datasets/{app.dataset_id}/assetSources/managed/datature/default"
     files = [{"filename": name, "size": size, "mime": mime, "kind": "Image"} for name in names]
     result = await app.send(
@@ -277,7 +277,7 @@ async def claim_attempt(app: RecordedApp, claim_id: str | None, machine_id: str,
 
 
 async def ship_lines(app: RecordedApp, name: str, body: Any) -> None:
-    """Say something as the newest attempt."""
+    """Send a message as the newest attempt."""
     if app.attempts:
         await app.send("POST", f"/internal/v1/attempt/{name}", body, key=app.attempts[-1])
 
@@ -285,7 +285,7 @@ async def ship_lines(app: RecordedApp, name: str, body: Any) -> None:
 async def upload_checkpoint(
     app: RecordedApp, id: str, files: list[tuple[str, Any]], numbers: Any, metrics: Any
 ) -> None:
-    """A checkpoint with its bytes; a size of None is the true one."""
+    """Upload and report a checkpoint; a size of None is the real size."""
     if not app.attempts:
         return
     content = b"weights of " + repr((id, files)).encode(errors="replace")
@@ -472,7 +472,7 @@ an_act = st.one_of(
     ),
     a_checkpoint,
 )
-# Half of all stories train something first, so that what supervisors say is heard.
+# Half of all scenarios train first, so that messages of supervisors are accepted.
 a_training = st.tuples(
     st.just(
         partial(
@@ -483,7 +483,7 @@ a_training = st.tuples(
     a_checkpoint,
     a_checkpoint,
 ).map(list)
-a_story = st.builds(
+some_requests = st.builds(
     lambda begin, acts: begin + acts,
     st.one_of(st.just([]), a_training),
     st.lists(an_act, min_size=3, max_size=12),
@@ -576,7 +576,7 @@ def check(instances: Instances, *, examples: int) -> None:
         phases=SHORT if EXAMPLES is None else tuple(Phase),
         suppress_health_check=list(HealthCheck),
     )
-    @given(a_story)
+    @given(some_requests)
     def run_requests(scenario: list[Any]) -> None:
         instances.apply_requests(scenario)
 

@@ -26,7 +26,7 @@ from runyard.store import lease_clock, organizations
 from runyard.store.tables import metadata
 from tests.server.datasets import Data, make_vqa_files
 
-# What a restore does not simply put back; see runyard.store.backup.
+# Tables that a restore does not simply replace; see runyard.store.backup.
 OWN = {"meta", "pulse", "keys", "audit", "attempts"}
 
 
@@ -53,7 +53,7 @@ async def restore_backup(server: TestServer, data: bytes) -> None:
 
 
 def dump_store(server: TestServer, *, without: set[str] = frozenset()) -> dict[str, list[bytes]]:  # type: ignore[assignment]
-    """Every row of the store."""
+    """Return every row of the store, by table."""
     with server.services.store.snapshot() as connection:
         return {
             name: list(rows.iter_rows(connection, table))
@@ -79,9 +79,9 @@ def counted(server: TestServer) -> tuple[int, int]:
 
 
 async def fill_store(server: TestServer) -> Any:
-    """A world with something in every table that can have something.
+    """Put rows into every table that can have some.
 
-    Returns the attempt that is still open.
+    Return the attempt that is still open.
     """
     api = await server.api()
     await api.put(server.path("flows/f1"), json={"spec": {"name": "mine"}})
@@ -104,13 +104,13 @@ async def fill_store(server: TestServer) -> Any:
 
 
 async def fill_datasets(server: TestServer) -> tuple[Data, str, dict[str, Any]]:
-    """Something in every table of datasets.
+    """Put rows into every table of datasets.
 
-    Returns a dataset and an import of it that is under way.
+    Return a dataset and its import in progress.
     """
     data = Data(server, await server.api())
     dataset_id, gone = await data.make(), await data.make()
-    done = await data.import_files(dataset_id, make_vqa_files(4) | {"bad.png": b"no picture"})
+    done = await data.import_files(dataset_id, make_vqa_files(4) | {"bad.png": b"no image"})
     flow = {"blocks": [{"block": "vi-dataset", "settings": {"datasetId": dataset_id}}]}
     created = await data.api.put(server.path("runs/pinned"), json={"spec": {"flow": flow}})
     assert created.status_code == 201, created.text
@@ -220,7 +220,7 @@ async def test_a_restore_restores_datasets_and_an_import_can_continue(server: Te
 
 
 def test_a_backup_moves_from_sqlite_to_postgresql_and_back(tmp_path: Path, postgresql: Any) -> None:
-    """Into new instances, whose own key opens the organisation that the backup is of."""
+    """Into new instances, whose own key gives access to the restored organization."""
 
     async def scenario() -> None:
         async with open_server(tmp_path / "sqlite") as server:
@@ -245,7 +245,7 @@ def test_a_backup_moves_from_sqlite_to_postgresql_and_back(tmp_path: Path, postg
                 listed = (await api.get(f"/workspaces/{org}/runs")).json()["items"]
                 assert {run["runId"] for run in listed} == {"done", "open"}
                 assert (await api.get(server.path("runs"))).status_code == 404
-                # The keys of the other instance could not verify here, so they have not come along.
+                # The keys of the other instance could not verify here, so they are not restored.
                 assert {key.org for key in server.services.store.read(key_rows.list_all)} == {
                     org,
                     None,
@@ -259,7 +259,7 @@ def test_a_backup_moves_from_sqlite_to_postgresql_and_back(tmp_path: Path, postg
                 await api.delete(server.path("runs/new"))
                 data = await take_backup(server)
                 before = dump_store(server, without=OWN)
-                # As if killed between the rows and the file: the next start makes it good.
+                # As if killed between the rows and the file: the next start repairs it.
                 credentials["organization_id"] = "org-before"
                 server.settings.credentials_file.write_text(json.dumps(credentials))
             async with open_server(tmp_path / folder, database_url=url) as server:
@@ -378,8 +378,7 @@ async def test_attempts_in_the_backup_continue_and_later_ones_are_refused(
         assert (answer.status_code, answer.json()["code"]) == (409, "LeaseLost")
     renewal = (await attempt.post("renew")).json()
     assert (renewal["action"], renewal["epoch"]) == ("continue", epoch(server))
-    # The supervisor is told where the server stands, goes on from there, and each line is there
-    # once.
+    # The supervisor gets the server's offset, continues from there, and each line is stored once.
     answer = await attempt.ship("third line", stream="stdout")
     assert answer.json()["offset"] == len("first line\n")
     await attempt.ship("second line", stream="stdout")
@@ -426,7 +425,7 @@ async def test_server_lived_time_never_decreases_and_open_attempts_get_time_to_r
     lived_ms, _ = counted(server)
     await restore_backup(server, data)
     assert counted(server)[0] == lived_ms
-    for _ in range(22):  # 44 s of 45: its controller may have to be asked first
+    for _ in range(22):  # 44 s of 45: its controller may have to report first
         await leases.tick(server.services, 2.0)
     assert (await attempts.read_condition(server))[:2] == ("Running", "Preparing")
     assert (await attempt.post("renew")).status_code == 200
@@ -485,7 +484,7 @@ async def test_a_backup_during_writes_contains_only_complete_runs(server: TestSe
 
 
 def check_whole(data: bytes) -> int:
-    """Each run of a backup has all that belongs to it as of one moment; how many runs there are."""
+    """Check that each run of a backup is consistent; return the number of runs."""
     manifest, tables, blobs = opened(data)
     columns = {part.name: part.columns for part in manifest.tables}
 
@@ -562,7 +561,7 @@ HEADER = backup_file.BLOCK_BYTES
 
 
 def bad_files(data: bytes) -> Iterator[tuple[str, bytes]]:
-    """Everything that may be wrong with a file, each in a few places."""
+    """Yield every kind of damage to a file, each at a few positions."""
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         members = tar.getmembers()
     for member in members:
@@ -581,7 +580,7 @@ def bad_files(data: bytes) -> Iterator[tuple[str, bytes]]:
         data[: members[1].offset] + data[members[1].offset : members[2].offset] * 2,
     )
     yield "nothing", b""
-    yield "a picture", b"\x89PNG" * 1000
+    yield "an image", b"\x89PNG" * 1000
     yield "another tar", another_tar("manifest.json", b"{}")
     yield "a manifest of 8 GiB", backup_file._build_header("manifest.json", 8**11 - 1) + b"{" * 4096
 

@@ -23,7 +23,7 @@ from tests.server.test_process import environment
 
 DEADLINE_S = 60.0
 PAGE = (Path(__file__).parents[2] / "docs/deployment.md").read_text()
-# Not the proxy's own address, so that the two can be told apart.
+# Not the proxy's own address, so that the two can be distinguished.
 CLIENT_ADDRESS = "127.0.0.9"
 
 
@@ -92,7 +92,7 @@ def proxied_server(
 def caddy_command(
     folder: Path, configuration: str, port: int, certificate: Path, key: Path
 ) -> list[str]:
-    """With the test's certificate in place of one from a public authority."""
+    """Return the command, with the test's certificate instead of one from a public authority."""
     site = configuration.replace(
         "train.example {", f"https://localhost:{port} {{\n    tls {certificate} {key}"
     )
@@ -167,7 +167,7 @@ def wait_for(found: ProxiedServer, server: Any, proxy: Any, proxy_log: Path) -> 
 
 
 def register_checkpoint(proxied_server: ProxiedServer, run_id: str, content: bytes) -> None:
-    """What a controller and a supervisor do, through the proxy as well."""
+    """Register a checkpoint as controller and supervisor do, also through the proxy."""
     key = json.loads((proxied_server.data_dir / "secrets/controller.json").read_text())["key"]
     offer = {"claim_id": run_id, "machine_id": "m1", "host": "here", "slots": 1, "wait_s": 0}
     with proxied_server.client(key) as controller:
@@ -245,7 +245,7 @@ def test_links_lead_through_the_proxy_and_the_client_sees_an_aborted_download(
         part = client.get(link, headers={"range": "bytes=512-1023"})
         assert (part.status_code, len(part.content)) == (206, 512)
         client.delete(proxied_server.path("runs/cut")).raise_for_status()
-        # An answer with an error status would be taken for bytes of the model by some clients.
+        # Some clients would take the body of an error response for bytes of the model.
         with pytest.raises(httpx2.TransportError):
             client.get(link, headers={"range": "bytes=512-1023"})
 
@@ -289,5 +289,5 @@ def test_the_proxy_passes_no_other_spelling_of_a_path(proxied_server: ProxiedSer
                 "\r\n".encode()
             )
             answer = b"".join(iter(lambda: connection.recv(65_536), b""))
-        # 401 where the proxy has tidied the path: no key was sent.
+        # 401 where the proxy has normalized the path: no key was sent.
         assert answer.split()[1] in (b"400", b"401"), (spelled, answer)

@@ -162,7 +162,7 @@ async def test_an_unavailable_store_is_reported_with_a_retry_time(
     assert msgspec.json.decode(answer.content)["status"] == 503
 
 
-# Each is JSON to a lenient reader, and none may be read as something else than it says.
+# A lenient parser accepts each of these; none may be read as a different value.
 NOT_EXACT = [
     (b'{"spec": {"flow": {"blocks": [], "settings": {"seed": %s}}}}' % word, code)
     for word, code in [

@@ -1,4 +1,4 @@
-"""The first start and the ones after it: keys in files of ours alone, the same for good."""
+"""The first start and later ones: permanent keys in files that only the owner can read."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ from runyard.store import StoreUnavailable, tables
 
 
 def start_and_stop(settings: Settings) -> list[Any]:
-    """Start and stop once; returns the rows of keys."""
+    """Start and stop once; return the rows of keys."""
 
     async def once() -> list[Any]:
         async with open_services(settings, SystemClock(), run_ticker=False) as services:
@@ -111,7 +111,7 @@ def test_a_secret_that_others_can_read_stops_the_start(tmp_path: Path) -> None:
 
 
 def test_two_concurrent_starts_agree_on_the_secrets(tmp_path: Path, monkeypatch: Any) -> None:
-    """The other server makes its pepper between our look and our own: ours must give way."""
+    """The other server creates its pepper between this one's check and write, and wins."""
     folder = tmp_path / "secrets"
     folder.mkdir()
     real = secret_files._create
@@ -136,6 +136,6 @@ def test_the_endpoint_next_to_the_keys_is_kept_up_to_date(tmp_path: Path) -> Non
         json.loads((settings.secrets_dir / "controller.json").read_text())["endpoint"]
         == "http://127.0.0.1:1/"
     )
-    settings.credentials_file.unlink()  # its owner took the key elsewhere
+    settings.credentials_file.unlink()  # its owner moved the key elsewhere
     write_endpoint(settings, "http://127.0.0.1:2/")
     assert not settings.credentials_file.exists()

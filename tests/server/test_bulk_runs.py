@@ -1,4 +1,4 @@
-"""Many runs in one request: each has the outcome that a request of its own would have."""
+"""Many runs in one request: each has the same outcome as in a separate request."""
 
 import asyncio
 from typing import Any

@@ -1,4 +1,4 @@
-"""The table of a run's moves, pure."""
+"""The table of a run's transitions, without a server."""
 
 import itertools
 
@@ -40,7 +40,9 @@ def test_every_pair_of_states_follows_the_transition_table(
     before = history(*PATHS[start])
     decided = Transition(end, REASONS[end][0], "why")
     if start in FINAL:
-        assert apply_transition(before, decided, now_ms=9) == before  # the first final word stands
+        assert (
+            apply_transition(before, decided, now_ms=9) == before
+        )  # the first final condition stays
     elif start is end:
         after = apply_transition(before, decided, now_ms=9)
         assert len(after) == len(before)
@@ -79,7 +81,7 @@ def test_a_reason_that_no_page_documents_raises() -> None:
 def report(
     code: int | None = 0, signal: str | None = None, outcome: str = "", reason: str = ""
 ) -> ExitReport:
-    result = {"outcome": outcome, "reason": reason, "message": "as told"} if outcome else None
+    result = {"outcome": outcome, "reason": reason, "message": "as reported"} if outcome else None
     return ExitReport(
         exit_code=code, signal=signal, group_empty=True, cause="the cause", time=1, result=result
     )
@@ -95,7 +97,7 @@ def end(*, killed: bool = False, used: int = 1, checkpoint: bool = True) -> Atte
         (report(0, outcome="Succeeded", reason="Completed"), end(), K.SUCCEEDED, "Completed"),
         (report(0, outcome="Succeeded", reason="EarlyStopped"), end(), K.SUCCEEDED, "EarlyStopped"),
         (report(0, outcome="Succeeded", reason="???"), end(), K.SUCCEEDED, "Completed"),
-        # What is on disk is done, however the process ended afterwards.
+        # A result on disk counts, however the process ended afterwards.
         (report(None, "SIGKILL", outcome="Succeeded"), end(used=3), K.SUCCEEDED, "Completed"),
         (report(0, outcome="Succeeded"), end(checkpoint=False), K.ERROR, "StorageUnavailable"),
         (report(1, outcome="Failed", reason="Diverged"), end(), K.FAILED, "Diverged"),
@@ -122,7 +124,7 @@ def end(*, killed: bool = False, used: int = 1, checkpoint: bool = True) -> Atte
             end(used=3),
             K.ERROR,
             "WorkerLost",
-        ),  # done, says the code, but there is no result
+        ),  # the exit code means success, but there is no result
     ],
 )
 def test_the_condition_of_a_run_follows_from_the_end_of_its_attempt(
@@ -149,7 +151,7 @@ def short_of_memory(cause: str = KILLED) -> ExitReport:
 
 
 def with_micro_batch(size: int | None, *, killed: bool = False, used: int = 1) -> AttemptEnd:
-    """An attempt that trained with ``size``; None where the recipe does not let it shrink."""
+    """An attempt that trained with ``size``; None where the flow does not let it shrink."""
     return AttemptEnd(
         killed=killed, tries_used=used, tries_allowed=3, has_checkpoint=True, micro_batch_size=size
     )

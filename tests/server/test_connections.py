@@ -1,4 +1,4 @@
-"""Which connections are closed when there are too many, and what one request may hold."""
+"""Connection limits, and the resources that one request may hold."""
 
 import asyncio
 import socket
@@ -239,7 +239,7 @@ def test_a_body_that_stalls_trickles_or_is_cut_off_is_refused() -> None:
         broken.incoming.put_nowait(body(b"01234"))
         broken.incoming.put_nowait({"type": "http.disconnect"})
         await broken.exchange.receive()
-        for _ in range(2):  # whoever asks again is not kept waiting
+        for _ in range(2):  # a repeated call returns at once
             with pytest.raises(Refusal) as refused:
                 await broken.exchange.receive()
             assert refused.value.code == "BodyIncomplete"
@@ -303,7 +303,9 @@ def test_the_servers_own_delay_between_chunks_does_not_count_against_the_client(
         pace = Pace(0.2, 1)
         for _ in range(3):
             await pace.wait(asyncio.sleep(0))
-            await asyncio.sleep(0.1)  # the server's own work, longer in all than the client's time
+            await asyncio.sleep(
+                0.1
+            )  # the server's own work, in total longer than the client's time
         await pace.wait(asyncio.sleep(0.01))
 
     asyncio.run(scenario())

@@ -32,7 +32,7 @@ async def open_data(server: TestServer) -> Data:
 
 
 async def named(data: Data, dataset_id: str) -> dict[str, dict[str, Any]]:
-    """Assets by the last part of their names."""
+    """Return assets by the last part of their names."""
     listed = (await data.get(dataset_id, "assets", s=100))["items"]
     return {asset["filename"].rpartition("/")[2]: asset for asset in listed}
 
@@ -233,7 +233,7 @@ async def test_a_run_is_pinned_to_a_version_that_is_kept_as_long_as_the_run(
     other = hashlib.sha256(b"other").hexdigest()
     assert (await attempt.client.get(f"/internal/v1/attempt/blobs/{other}")).status_code == 404
 
-    # A new run takes what the dataset is now; the old version can still be named.
+    # A new run uses the current content; the old version can still be named.
     newer = await create_run(server, "r2", datasetId=dataset_id)
     assert (
         newer.json()["spec"]["flow"]["blocks"][0]["settings"]["datasetVersion"]
@@ -245,7 +245,7 @@ async def test_a_run_is_pinned_to_a_version_that_is_kept_as_long_as_the_run(
     refused = await data.api.delete(data.path(dataset_id))
     assert (refused.status_code, refused.json()["code"]) == (409, "DatasetInUse")
     assert "r1" in refused.json()["message"]
-    # Once no run needs it, the version goes, and the picture with it.
+    # Once no run needs it, the version is removed, and the image with it.
     await attempt.start()
     for run_id in ("r1", "r3"):
         await data.api.delete(server.path(f"runs/{run_id}"))
@@ -311,7 +311,7 @@ async def test_a_deleted_dataset_leaves_neither_rows_nor_bytes(server: TestServe
     assert server.services.store.read(partial(dataset_rows.count_rows, **place)) == {}
     found = await data.storage()
     assert found["agrees"], found
-    # The other dataset shows two of the same pictures, and has them still.
+    # The other dataset shares two of the images, and keeps them.
     listed = (await data.get(kept, "assets", contents="y"))["items"]
     anonymous = await server.client(None)
     for asset in listed:
@@ -404,7 +404,7 @@ async def test_lost_bytes_of_a_dataset_are_reported_and_strays_removed(server: T
     assert not stray.exists()
     answer = await create_run(server, "r1", datasetId=dataset_id)
     assert answer.status_code == 201
-    # Deleting it all still works: what is lost needs no removal.
+    # Deletion still works: lost bytes need no removal.
     await data.api.delete(server.path("runs/r1"))
     await data.api.delete(data.path(dataset_id))
     async with asyncio.timeout(30):

@@ -1,4 +1,4 @@
-"""Deleting is a job: killed first, then nothing left of it, whatever failed on the way."""
+"""A deletion is a job: it kills the run first and leaves nothing, even after failures."""
 
 import asyncio
 from collections.abc import Callable
@@ -30,9 +30,9 @@ async def train_run(server: TestServer, run_id: str, content: bytes) -> None:
 
 
 def left(server: TestServer, run_id: str) -> dict[str, int]:
-    """How many rows each table still holds of a run, and its folder.
+    """Return the number of rows of a run in each table, and its folder.
 
-    Those that hold none are left out.
+    Tables without rows are left out.
     """
 
     def count(connection: Connection) -> dict[str, int]:

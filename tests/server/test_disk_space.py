@@ -50,7 +50,7 @@ async def status_of(server: TestServer) -> dict[str, Any]:
 async def test_a_deleted_runs_rows_are_erased_from_the_database_file(
     server: TestServer, monkeypatch: Any, store_kind: str
 ) -> None:
-    """Removed in several pieces, as a longer log is."""
+    """Removed in several transactions, like a longer log."""
     if store_kind == "postgresql":
         pytest.skip("PostgreSQL uses its free space again by itself")
     monkeypatch.setattr(deletion, "LINES_AT_ONCE", 300)
@@ -132,7 +132,7 @@ async def test_logs_are_removed_some_days_after_the_end_and_metrics_are_not(
     server: TestServer,
 ) -> None:
     attempt = await attempts.start(server)
-    server.clock.forward(3 * 24 * 3600)  # a long run: what counts is its end
+    server.clock.forward(3 * 24 * 3600)  # a long run: only its end counts
     await attempt.event("step", n=1, t=1, step=1, epoch=0.1, values={"loss": 1.0})
     await attempt.ship("a line", stream="stdout")
     await housekeeping.sweep(server.services)
@@ -161,7 +161,7 @@ async def test_logs_are_kept_forever_unless_a_setting_says_otherwise(server: Tes
 
 
 def at_revision(path: Path, revision: str) -> None:
-    """Make a database as the code of an earlier schema made it, with a log in it."""
+    """Create a database of an earlier schema, with a log in it."""
     engine = create_engine(f"sqlite:///{path}")
     config = Config()
     config.set_main_option("script_location", str(Path(migrate.__file__).parent / "migrations"))
@@ -223,7 +223,7 @@ def test_a_database_is_copied_before_its_upgrade(
     store = Store(path)
     asyncio.run(
         store.write(count_log_bytes)
-    )  # what a restore does with the rows of an earlier version
+    )  # as a restore does with the rows of an earlier version
     store.close()
     with sqlite3.connect(path) as connection:
         assert connection.execute("SELECT log_bytes FROM runs").fetchone() == (
@@ -299,7 +299,7 @@ def test_a_collection_rebuilds_an_older_database_once_and_reports_freed_bytes(
             (stray / "file").write_bytes(b"x" * 100_000)
             large = path.stat().st_size
             await services.store.reclaim()
-            assert path.stat().st_size == large > 5 * MIB  # it has never learned to give space back
+            assert path.stat().st_size == large > 5 * MIB  # it was created without auto-vacuum
             checked = await storage.check(services, org=org)
             assert checked.left_over_bytes is not None
             assert checked.left_over_bytes.run_folders >= 100_000

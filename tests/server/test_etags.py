@@ -12,7 +12,7 @@ from runyard.server.http.endpoints import bodies
 from runyard.server.services.runs import leases
 from tests.server.datasets import Data, make_vqa_files
 
-# Every way in which the platform changes a run that trains, in an order that it could happen in.
+# Every way in which the platform changes a training run, in a possible order.
 PLATFORM_WRITES: dict[str, Callable[[Any, Any], Awaitable[Any]]] = {
     "the attempt starts": lambda server, attempt: attempt.start(),
     "the supervisor renews its lease with a note": lambda server, attempt: attempt.post(

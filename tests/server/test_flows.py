@@ -4,7 +4,7 @@ from support.server import TestServer
 
 
 async def test_a_flow_reads_as_a_flow_and_as_its_own_spec(server: TestServer) -> None:
-    """The published client decodes one answer in both ways."""
+    """The published client decodes one response in both ways."""
     api = await server.api()
     spec = {
         "name": "Shelf",
@@ -17,7 +17,7 @@ async def test_a_flow_reads_as_a_flow_and_as_its_own_spec(server: TestServer) ->
     assert got["blocks"] == got["spec"]["blocks"]
     assert got["schema"] == "v1"
     assert got["tolerations"] == {}
-    # Only the copy says where it came from: a run made from it is linked to the flow.
+    # Only the copy names its origin: a run created from it is linked to the flow.
     assert got["settings"] == {"flow": {"id": "f1", "generation": 1}}
     assert got["spec"]["settings"] == {}
     copy = {key: got[key] for key in ("name", "schema", "tolerations", "settings", "blocks")}

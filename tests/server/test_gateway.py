@@ -25,7 +25,7 @@ PLACES = {
 
 
 def fill_path(path: str, org: str) -> str:
-    """A route's path with something in each of its places."""
+    """Return a route's path with a value in each parameter."""
     filled = {**PLACES, "org": org, "machine_id": "m1", "sha256": "ab" * 32}
     return re.sub(r"\{(\w+):\w+\}", lambda found: filled[found.group(1)], path)
 
@@ -122,7 +122,7 @@ async def test_another_organization_looks_like_one_that_does_not_exist(server: T
 async def test_ids_of_another_organization_look_like_ids_that_do_not_exist(
     server: TestServer,
 ) -> None:
-    """The stranger asks below its own organisation for ids that exist in ours."""
+    """Another organization requests ids below its own path that exist in the first one."""
     attempt = await attempts.start(server)
     await attempt.checkpoint()
     api = await server.api()
@@ -236,7 +236,7 @@ async def test_pages_of_other_sites_are_refused(server: TestServer) -> None:
 async def test_headers_that_occur_once_are_rejected_when_they_occur_twice(
     server: TestServer,
 ) -> None:
-    """Whichever of two values a proxy believed, we might have believed the other."""
+    """A proxy may use one of two values, and the server the other."""
     values = {
         "host": "127.0.0.1:7878",
         "authorization": f"Bearer {server.key}",

@@ -43,8 +43,8 @@ HOSTILE = (
     ),
     *("x" * 256, "x" * 4000),
 )
-# How an id may stand in a path: as it is, encoded, and encoded so that one part decodes it later
-# than another.
+# Spellings of an id in a path: plain, encoded, and encoded twice, so that one layer decodes it
+# later than another.
 SPELLED = [
     *(*HOSTILE, *(quote(id, safe="") for id in ("..", ".", "abc:finish", "a\\b", "a\n"))),
     *("..%2f..", "..%5c..", "%252e%252e", "%2e%2e%2fruns", ".%2e", "..%00", "..;", "../.."),
@@ -96,7 +96,7 @@ async def test_a_hostile_id_in_a_path_does_nothing(server: TestServer, tmp_path:
 
 
 def body(route: Route) -> Any:
-    """A body that the route takes."""
+    """Return a body that the route accepts."""
     if route.path.startswith("/internal/v1/machines"):
         return {"host": "h", "labels": {}, "accelerators": []}
     return {"filename": "new.png"} if route.path.endswith("/name") else {"spec": {}}
@@ -109,8 +109,7 @@ def dump_everything(server: TestServer) -> dict[str, list[bytes]]:
         }
 
 
-# Every service that creates something under an id of somebody else's choosing: the kind of id, and
-# how it is called.
+# Every service that creates something under a given id: the kind of id, and a call.
 def _report(
     checkpoint_id: str = "epoch-1", path: str = "model_full/a", **changes: Any
 ) -> CheckpointReport:
@@ -276,7 +275,7 @@ async def test_a_custom_verb_is_accepted_only_where_a_route_defines_it(
 
 
 async def rename_run(server: TestServer, old: str, new: str) -> None:
-    """Give a run an id that could be created once."""
+    """Rename a run to an id that earlier versions accepted."""
 
     def work(connection: Any) -> None:
         connection.execute(run_table.update().where(run_table.c.id == old).values(id=new))

@@ -1,4 +1,4 @@
-"""Our own import sessions: packs in, findings out, and a dataset whose every count is right."""
+"""The project's import sessions: packs in, findings out, and a dataset with correct counts."""
 
 import hashlib
 import json
@@ -67,7 +67,7 @@ async def test_the_same_content_is_the_same_version_and_takes_no_more_disk_space
 
 
 async def test_ids_that_restart_from_one_for_other_images_lose_no_rows(server: TestServer) -> None:
-    """Ids say which row is meant only together with the picture."""
+    """An id identifies a row only together with its image."""
     data = await open_data(server)
     dataset_id = await data.make()
     await data.import_files(dataset_id, make_vqa_files(2))
@@ -197,7 +197,7 @@ async def test_uploads_in_progress_are_not_garbage_collected(server: TestServer)
 
 
 async def test_images_inside_containers_become_assets(server: TestServer) -> None:
-    """The worker packs them itself; an archive is not there any more when the import is over."""
+    """The worker packs them itself; the archive is gone when the import is over."""
     import io
     import zipfile
 

@@ -14,7 +14,7 @@ SOURCE = ("assetSources", "managed", "datature", "default")
 
 
 class Session:
-    """One session and what its client does with it."""
+    """One session, as its client uses it."""
 
     def __init__(self, data: Data, dataset_id: str) -> None:
         self.data, self.dataset_id = data, dataset_id

@@ -219,7 +219,7 @@ async def test_keys_of_another_organization_are_not_found(server: TestServer) ->
 
 
 async def test_a_change_by_another_process_is_detected(server: TestServer) -> None:
-    """Another process, or a hand in the database: no counter is needed for it to be seen."""
+    """By another process, or by hand in the database: it is detected without a counter."""
     key = await issue(server)
     assert await opens(server, key["secretKey"])
 
@@ -263,7 +263,7 @@ async def test_a_refresh_that_read_too_early_does_not_undo_a_revocation(server: 
 def test_the_periodic_task_refreshes_the_keyring_within_ten_seconds() -> None:
     assert (
         key_lifecycle.REFRESH_BEATS * 1.0 + access.KEY_CHECK_S <= 10
-    )  # a beat is a second; see leases.TICK_S
+    )  # a tick is a second; see leases.TICK_S
 
 
 async def test_last_use_times_are_written_in_batches_and_never_by_a_request(
@@ -479,7 +479,7 @@ async def test_a_key_revoked_after_a_backup_stays_revoked_when_it_is_restored(
     assert document["spec"] == kept["spec"]
     await key_lifecycle.write_usage(
         server.services
-    )  # rejected keys are counted on in the restored audit log
+    )  # counts of rejected keys continue in the restored audit log
     assert ("reject key", f"key {revoked['keyId']}: revoked") in await actions(server)
 
 

@@ -1,4 +1,4 @@
-"""Secret keys: their form, and who is let in."""
+"""Secret keys: their form, and which are accepted."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -71,7 +71,7 @@ def test_expired_and_revoked_keys_are_refused() -> None:
 def test_an_unknown_id_takes_as_much_work_as_a_wrong_secret(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Counted, not timed: keyed hashes are all that takes time in which ids could be told apart."""
+    """Counted, not timed: only keyed hashes take enough time to distinguish ids."""
     key, other, calls = new_key(), new_key(), 0
     real = keys.secret_mac
 

@@ -17,7 +17,7 @@ from runyard.store import outputs, tables
 
 
 async def tick(server: TestServer, seconds: float) -> None:
-    """Let the server live for a while, two seconds at a time."""
+    """Advance the server's clock, two seconds per tick."""
     while seconds > 0:
         server.clock.forward(min(2.0, seconds))
         await leases.tick(server.services, min(2.0, seconds))
@@ -223,7 +223,7 @@ async def test_a_silent_attempt_is_reported_and_may_come_back(server: TestServer
     assert "no report from here" in (message or "")
     assert (
         await attempts.claim(server, "c9") is None
-    )  # not a second trainer while the first may live
+    )  # no second trainer while the first may be alive
     back = await attempt.post("renew", phase="Training")
     assert back.json()["action"] == "continue"
     assert await attempts.read_condition(server) == ("Running", "Training", "reported again")
@@ -306,7 +306,9 @@ async def test_a_lost_attempt_of_a_finished_and_deleted_run_does_not_stop_the_se
     assert (await first.post("renew")).status_code == 200  # it was alive, and is silent from now on
     await tick(server, 16)
     await tick(server, 16)
-    assert server.services.store.read(attempt_rows.count_open) == 1  # nothing has proven it ended
+    assert (
+        server.services.store.read(attempt_rows.count_open) == 1
+    )  # nothing proves that it has ended
     await api.put(server.path("runs/other"), json={"spec": {}})
     assert (await attempts.claim(server, "c3", machine_id="m2")).assignment["run_id"] == "other"
 
@@ -455,7 +457,7 @@ async def test_silence_alone_ends_no_run_for_a_long_time(
 
 
 async def test_leases_do_not_age_while_the_server_is_down(server: TestServer) -> None:
-    """A stopped or suspended server beats late by hours; that beat counts two seconds."""
+    """After a stop or suspension a tick is late by hours; it counts as two seconds."""
     await attempts.start(server)
     for _ in range(3):
         server.clock.forward(3600)
@@ -584,7 +586,7 @@ def plan_with(size: int) -> dict[str, Any]:
 async def test_a_run_that_may_shrink_halves_the_micro_batch_after_each_out_of_memory_kill(
     server: TestServer,
 ) -> None:
-    """More kills than there are tries, each reported twice.
+    """More kills than allowed attempts, each reported twice.
 
     The next assignment carries the limit to the trainer.
     """

@@ -23,7 +23,7 @@ from runyard.server.services.imports.commit import RECORD_ROWS
 
 ROOT = Path(__file__).parents[2]
 WIDE = "\U0001f98a"
-# What a body of each route needs besides the field that is tested.
+# Required fields of each route's body, apart from the tested one.
 BASES: dict[str, Any] = {
     "NewFlow": {"spec": {}},
     "NewDataset": {"name": "a"},
@@ -38,7 +38,7 @@ BASES: dict[str, Any] = {
 
 
 def unwrap_types(hint: Any) -> Iterator[Any]:
-    """The types in an annotation, without Annotated and unions."""
+    """Return the types in an annotation, without Annotated and unions."""
     if hasattr(hint, "__metadata__"):
         yield from unwrap_types(hint.__origin__)
     elif isinstance(hint, type) and not get_args(hint):
@@ -60,7 +60,7 @@ def limit_of(hint: Any) -> Limit | None:
 def list_limited_fields(
     kind: type, path: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], Limit]]:
-    """Every text field of a struct, and of the structs in it, that has a limit; with its path."""
+    """Yield every limited text field of a struct and its nested structs, with its path."""
     hints = get_type_hints(kind, include_extras=True)
     for field in msgspec.structs.fields(kind):
         here = (*path, field.encode_name)
@@ -78,9 +78,9 @@ def list_limited_fields(
 
 
 def make_texts(limit: Limit) -> dict[str, str]:
-    """Texts around a limit.
+    """Return texts around a limit, by name.
 
-    What begins with ``good`` must not be rejected for its length or its characters.
+    Those whose names begin with ``good`` must not be rejected for its length or its characters.
     """
     wide = limit.value // (4 if limit.unit == "bytes" else 1)
     return {
@@ -94,7 +94,7 @@ def make_texts(limit: Limit) -> dict[str, str]:
 
 
 def replace_text(base: Any, path: tuple[str, ...], text: str) -> Any:
-    """A copy of a body with a text at a path; lists on the way are entered at their first item."""
+    """Return a copy of a body with a text at a path; lists are entered at their first item."""
     if not path:
         return text
     if isinstance(base, list):
@@ -130,7 +130,7 @@ BODIES = [
 
 
 async def collect_answers(server: TestServer) -> list[tuple[str, int, str]]:
-    """What each request is answered with: its name, the status, and the code of the problem."""
+    """Return the response to each request: its name, the status, and the problem's code."""
     api, found, number = await server.api(), [], 0
     for path in ("runs/r1", "flows/f1", "trainingProjects/p1"):
         assert (await api.put(server.path(path), json={"spec": {}})).status_code == 201

@@ -1,8 +1,8 @@
 """Malformed bytes never make the server fail: no 500, no traceback, and it keeps serving.
 
-Each case is bytes as no HTTP library would send them. A case that is accepted must be answered as
-its meaning, if it has one, says; ``None`` stands for a connection that is closed without an answer,
-which is a fair answer to garbage.
+Each case is bytes as no HTTP library would send them. An accepted case must
+get the response that fits its meaning, if it has one; ``None`` stands for a connection that is
+closed without a response, which is acceptable for garbage.
 """
 
 import asyncio
@@ -42,9 +42,9 @@ def statuses(answer: bytes) -> list[int]:
 def assert_answers(
     server: ServerProcess, requests: list[bytes], expected: dict[int, set[int]] | None = None
 ) -> None:
-    """Every request gets a status below 500, or a closed connection.
+    """Assert that every request gets a status below 500, or a closed connection.
 
-    ``expected`` narrows some down by position.
+    ``expected`` has the statuses of some, by position.
     """
 
     async def scenario() -> list[bytes]:
@@ -72,7 +72,7 @@ def assert_serves(server: ServerProcess) -> None:
 
 
 def list_hostile_paths(server: ServerProcess) -> list[str]:
-    """Paths of every route, with something hostile in each of its places."""
+    """Return paths of every route, with a hostile value in each parameter."""
     hostile = (
         DIGITS[:400],
         "%00",
@@ -90,7 +90,7 @@ def list_hostile_paths(server: ServerProcess) -> list[str]:
 
 
 def fill_path(path: str, org: str, value: str) -> str:
-    """A route's path with ``value`` in each of its places but the organization's."""
+    """Return a route's path with ``value`` in each parameter but the organization."""
     return PLACE.sub(lambda found: org if found[1] == "org" else value, path)
 
 

@@ -26,7 +26,7 @@ async def link(server: TestServer, checkpoint: str = "latest") -> str:
 async def raw_get(server: TestServer, url: str, **headers: bytes) -> tuple[int, int, int]:
     """(status, bytes promised, bytes sent) as a web server sees them.
 
-    One that is left short closes the connection.
+    A body that is too short closes the connection.
     """
     status, promised, sent = 0, 0, 0
 
@@ -209,7 +209,7 @@ async def test_ranges_are_exact(server: TestServer) -> None:
         "lines=1-2",
         "bytes=-",
         "bytes=a-b",
-    ):  # not ours to serve in parts
+    ):  # not served in parts
         assert (await anyone.get(url, headers={"range": given})).content == whole
     for given in (f"{size}-", "9" * 5000 + "-", "-0", "-" + "0" * 5000):
         outside = await anyone.get(url, headers={"range": f"bytes={given}"})
@@ -234,9 +234,9 @@ async def test_links_are_equal_for_an_hour_and_expire_as_announced(server: TestS
 async def test_a_range_request_on_an_expired_link_is_cut_short_not_refused(
     server: TestServer,
 ) -> None:
-    """An error status would be taken for zero bytes by the published client.
+    """The published client takes an error status for zero bytes.
 
-    Too few bytes are noticed by all.
+    Every client notices a body that is too short.
     """
     await finished(server)
     url = await link(server)

@@ -28,13 +28,13 @@ LISTS = [route for route in ROUTES if route.is_page and not route.path.endswith(
 
 
 def row_of(table: Any, **values: Any) -> dict[str, Any]:
-    """A row with something in every column."""
+    """Return a row with a value in every column."""
     kinds = {int: 1, str: "x", bytes: b"{}", bool: False, float: 1.0}
     return {column.name: kinds[column.type.python_type] for column in table.columns} | values
 
 
 async def fill_every_list(server: TestServer) -> dict[str, str]:
-    """Three of everything that is listed; returns the ids that paths need."""
+    """Create three of each listed resource; return the ids that paths need."""
     api = await server.api()
     attempt = await attempts.start(server, "r0")
     for number in range(COUNT):
@@ -113,7 +113,7 @@ def _fill_dataset(connection: Connection, *, org: str, dataset: str) -> None:
 
 
 async def read_all_pages(api: Any, url: str, **query: Any) -> tuple[list[Any], list[int]]:
-    """Every item of a list, page by page, and how many each page had."""
+    """Return every item of a list, and the number of items of each page."""
     items: list[Any] = []
     sizes: list[int] = []
     token = None
@@ -136,7 +136,7 @@ async def test_every_list_is_cut_by_bytes_and_continues_at_the_cut(
         threads.add(threading.current_thread().name)
         return join(*args)
 
-    monkeypatch.setattr(exports, "start", lambda *_: None)  # no process shall make a file
+    monkeypatch.setattr(exports, "start", lambda *_: None)  # so that no process writes a file
     monkeypatch.setattr(pages, "join", watched)
     ids, api = await fill_every_list(server), await server.api()
     for route in LISTS:
@@ -150,7 +150,7 @@ async def test_every_list_is_cut_by_bytes_and_continues_at_the_cut(
             Query, "page", lambda self, question: replace(plain(self, question), most_bytes=1)
         )
         assert await read_all_pages(api, url, s=1000) == (whole, [1] * len(whole)), url
-    # Everything was encoded beside the event loop.
+    # Everything was encoded outside the event loop.
     assert threading.current_thread().name not in threads
     assert threads
 

@@ -1,4 +1,4 @@
-"""The server as a process: starts, says where, answers, refuses to share, ends cleanly."""
+"""The server process: it starts, announces its address, and exits cleanly."""
 
 import http.client
 import json
@@ -44,7 +44,7 @@ def server(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 def test_a_server_starts_responds_refuses_a_second_one_and_exits_cleanly(
     server: subprocess.Popen[str], tmp_path: Path
 ) -> None:
-    """One story, since each start costs a second."""
+    """One test, since each start takes a second."""
     data_dir = tmp_path / "data"
     document = json.loads((data_dir / "server.json").read_text())
     credentials: dict[str, Any] = json.loads((data_dir / "credentials.json").read_text())
@@ -59,7 +59,7 @@ def test_a_server_starts_responds_refuses_a_second_one_and_exits_cleanly(
         too_large = client.put(url, content=b"x" * (2 << 20), headers=key)
         assert (too_large.status_code, too_large.json()["code"]) == (413, "BodyTooLarge")
         assert client.get(url, headers=key | {"host": "evil.example"}).status_code == 400
-    # Other clients tidy paths before they send them.
+    # Other clients normalize paths before they send them.
     raw = http.client.HTTPConnection(
         "127.0.0.1", int(document["endpoint"].rstrip("/").rpartition(":")[2])
     )

@@ -1,4 +1,4 @@
-"""Which address, scheme and host of a request count, behind a proxy and without one."""
+"""The address, scheme and host of a request, behind a proxy and without one."""
 
 import pytest
 from support import attempts
@@ -45,7 +45,7 @@ def test_forwarded_headers_of_untrusted_peers_are_ignored() -> None:
     ("given", "address"),
     [
         ("203.0.113.9", "203.0.113.9"),
-        ("198.51.100.7, 203.0.113.9", "203.0.113.9"),  # what stands before it, the client wrote
+        ("198.51.100.7, 203.0.113.9", "203.0.113.9"),  # the client wrote the part before it
         ("127.0.0.1, 203.0.113.9, 10.2.3.4", "203.0.113.9"),  # two of our own proxies in a row
         ("203.0.113.9:4711", "203.0.113.9"),
         ("[2001:db8::9]:4711", "2001:db8::9"),

@@ -53,7 +53,7 @@ async def report(
 
 
 async def wait_until_all_are_heard(server: TestServer) -> None:
-    """Long enough after the start for every connected controller to have been heard."""
+    """Advance the clock until every connected controller must have called."""
     await waiting_reasons.refresh(server.services)
     server.clock.forward(45)
 
@@ -248,7 +248,7 @@ async def test_a_queued_run_reports_how_many_slots_are_busy(
     busy = ("Pending", "Queued", "waiting for a free slot: 1 of 1 slots are busy on here")
     assert await status_after_a_second(server) == busy
     await attempt.finish(75)
-    assert await status_after_a_second(server) == busy  # it may be taken this moment
+    assert await status_after_a_second(server) == busy  # it may be claimed at this moment
     server.clock.forward(3)
     assert await status_after_a_second(server) == ("Pending", "Queued", "waiting for a free slot")
     assert (await attempts.read_condition(server, "first"))[1] == "Retrying"

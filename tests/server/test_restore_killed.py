@@ -20,8 +20,8 @@ from runyard.store import Store
 from runyard.store import backup as rows
 
 START_TIMEOUT_S = 60.0
-# A restore gives out an epoch and writes down who did it; and the worlds are made by a clock of
-# long ago, so that a server that goes by the real one forgets what was deleted then.
+# A restore issues a store id and records who did it. The data is created with a clock far in the
+# past, so a server with the real clock forgets what was deleted then.
 OWN = {"meta", "audit", "attempts", "pulse", "tombstones"}
 
 pytestmark = pytest.mark.e2e
@@ -44,7 +44,7 @@ def read_state(data_dir: Path) -> dict[str, list[bytes]]:
 def restore_case(
     tmp_path: Path,
 ) -> tuple[Path, bytes, dict[str, list[bytes]], dict[str, list[bytes]]]:
-    """A data folder, a backup of what was in it before, and both worlds: as it is, as it was."""
+    """Return a data folder, an earlier backup of it, and both states: current and earlier."""
     data_dir = tmp_path / "made"
 
     async def scenario() -> bytes:
@@ -77,7 +77,7 @@ def restore_case(
 
 
 class Restoring:
-    """A real server, and a request to it that is sent in two parts."""
+    """A real server, and a restore request that is sent in two parts."""
 
     def __init__(self, data_dir: Path, data: bytes) -> None:
         kept = {
@@ -110,7 +110,7 @@ class Restoring:
             )
 
     def answered(self) -> float:
-        """Seconds until the answer, which is that it is done."""
+        """Return the seconds until the successful response."""
         begun_s = time.monotonic()
         answer = self._connection.getresponse()
         assert answer.status == 200, answer.read()
@@ -137,7 +137,7 @@ def test_a_killed_restore_leaves_either_the_old_data_or_the_new(
             if wait_s is None:
                 took_s.append(restoring.answered())
             else:
-                time.sleep(wait_s)  # the moment of the kill is what is tried here
+                time.sleep(wait_s)  # the test varies the moment of the kill
         finally:
             restoring.kill()
         (data_dir / "server.json").unlink()
@@ -148,7 +148,7 @@ def test_a_killed_restore_leaves_either_the_old_data_or_the_new(
         return "old" if found == old else "new"
 
     async def check(data_dir: Path) -> None:
-        """The next start removes what was left half done, and a collection what no row needs."""
+        """Check that the next start cleans up, and that a collection removes unneeded bytes."""
         async with open_server(data_dir) as server:
             api = await server.api()
             assert list((data_dir / "backups").glob("*")) == []
@@ -164,7 +164,7 @@ def test_a_killed_restore_leaves_either_the_old_data_or_the_new(
     assert outcome("whole", 1.0, None) == "new"
     for share in (0.1, 0.5, 0.999):
         assert outcome(f"sent-{share}", share, 0.0) == "old"
-    # All was sent: from here on the transaction decides, so kills are spread over the time it took
-    # unharmed.
+    # All data was sent: from here on the transaction decides, so kills are spread over the time
+    # that it took without a kill.
     outcomes = [outcome(f"late-{part}", 1.0, took_s[0] * part) for part in (0.2, 0.5, 0.8, 1.0)]
     assert set(outcomes) <= {"old", "new"}

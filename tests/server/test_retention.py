@@ -1,6 +1,6 @@
-"""Checkpoints of a run are kept as its flow says, over all attempts.
+"""Checkpoints of a run are kept as its flow requires, over all attempts.
 
-Whatever fails, store and disk agree.
+Store and disk agree after every failure.
 """
 
 import asyncio
@@ -129,7 +129,7 @@ async def test_bytes_that_other_runs_need_are_kept(server: TestServer) -> None:
 async def test_a_checkpoint_that_was_listed_and_removed_does_not_come_back(
     server: TestServer,
 ) -> None:
-    """A supervisor that came after a crash sends everything it finds in the folder again."""
+    """A supervisor that starts after a crash sends all contents of the folder again."""
     attempt = await attempts.start(server, flow=keeping(1))
     await save(attempt, 1, best=True)
     await save(attempt, 2, best=True)
@@ -204,7 +204,7 @@ async def test_a_removal_that_fails_between_rows_and_bytes_is_finished_by_the_sw
                 "runyard.server.services.retention.blobs.clear_unneeded",
                 fail(StoreUnavailable("no")),
             )
-        await save(attempt, 2)  # stored all the same
+        await save(attempt, 2)  # stored nevertheless
     assert await listed(server) == ["epoch-2"]
     await attempt.finish(75)
     assert await agrees(server) is (broken == "rows")

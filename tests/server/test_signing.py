@@ -1,4 +1,4 @@
-"""Page tokens, links and attempt tokens: only what we signed, only for what we signed it."""
+"""Page tokens, links and attempt tokens: valid only if signed here, and only for their purpose."""
 
 import pytest
 

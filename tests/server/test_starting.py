@@ -145,7 +145,7 @@ def key_of_another(folder: Path) -> None:
 
 
 def older_with_other_secrets(folder: Path) -> None:
-    """A store of before its pepper was noted, whose key files say that this is another pepper."""
+    """Create a store from before peppers were recorded, whose key files have another pepper."""
     sql("DELETE FROM meta WHERE key = 'pepper'")(folder)
     (folder / "secrets" / "pepper").write_text(secrets.token_hex(32))
 
@@ -295,7 +295,7 @@ CASES = {
 
 
 class Processes:
-    """Runs servers and controllers as processes of their own."""
+    """Runs servers and controllers as separate processes."""
 
     def __init__(self) -> None:
         self._parent = subprocess.Popen(
@@ -311,7 +311,7 @@ class Processes:
     def run(
         self, folder: Path, environ: dict[str, str], *, what: str = "server", uid: int = 0
     ) -> tuple[int, str]:
-        """Return the exit status of a process over a data folder, and what it wrote."""
+        """Return the exit status of a process over a data folder, and its output."""
         assert self._parent.stdin is not None
         assert self._parent.stdout is not None
         with tempfile.NamedTemporaryFile("r") as output:
@@ -335,7 +335,7 @@ def processes() -> Iterator[Processes]:
 
 @pytest.fixture(scope="module")
 def used_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a data folder that has been served from."""
+    """Return a data folder that a server has used."""
     folder = tmp_path_factory.mktemp("used") / "data"
 
     async def serve() -> None:
@@ -348,7 +348,7 @@ def used_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(used_folder: Path) -> Iterator[Path]:
-    """Return a copy of it in a place that any user may enter."""
+    """Return a copy of it at a path that any user may enter."""
     with tempfile.TemporaryDirectory() as place:
         Path(place).chmod(0o755)
         yield Path(shutil.copytree(used_folder, Path(place) / "data"))

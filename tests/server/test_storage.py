@@ -1,6 +1,6 @@
-"""Store and disk agree, or the server says in what they do not.
+"""Store and disk agree, or the server reports the differences.
 
-A collection removes only what nothing needs.
+A collection removes only unneeded bytes.
 """
 
 import shutil

@@ -1,4 +1,4 @@
-"""What trainers say: exactly once, in order, as log, metrics and status."""
+"""Output of trainers: stored exactly once, in order, as log, metrics and status."""
 
 import asyncio
 import json
@@ -147,7 +147,7 @@ async def test_logs_and_metrics_are_read_in_pages(server: TestServer) -> None:
     assert not (await get(server, "/logs", limit=6))["ended"]
     assert (await get(server, "/logs", limit=7))[
         "ended"
-    ]  # a full page knows whether there is another
+    ]  # a full page reports whether there is another
     for name, value in (
         ("since", "x"),
         ("since", "-1"),

@@ -1,4 +1,4 @@
-"""The store on PostgreSQL: the same promises, and what only happens where others write as well."""
+"""The store on PostgreSQL: the same guarantees, and concurrent writers."""
 
 import asyncio
 import threading

@@ -141,7 +141,7 @@ def test_runs_with_an_open_or_unsettled_attempt_here_are_skipped(store: Store) -
 
 
 def steps(store: Store, work: Callable[[Connection], Any]) -> int:
-    """How many instructions of its machine SQLite executes for some work, in hundreds."""
+    """Return the number of SQLite's virtual machine instructions for some work, in hundreds."""
     count = 0
 
     def counted() -> None:

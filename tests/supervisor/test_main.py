@@ -219,7 +219,7 @@ def test_a_trainer_dies_with_its_supervisor_and_the_next_one_settles(
     assert wait_for_exit(start(folder, SAVES_ON_SIGTERM)) == 0
     assert processes.identify(trainer) is None
     assert not (folder / "ready").exists()
-    # The kernel counts for the whole machine, and another test lets it run out of memory.
+    # The kernel counts for the entire machine, and another test lets it run out of memory.
     assert server.reports[0]["cause"] in (
         "the supervisor was lost, and its trainer was ended",
         LOST_OUT_OF_MEMORY,

@@ -1,6 +1,6 @@
 """Real process trees that resist their end: they are killed, and the survivors are counted.
 
-The default suite ends three; ``make stubborn`` ends two hundred and tells how long the slowest
+The default suite ends three; ``make stubborn`` ends two hundred and prints how long the slowest
 took.
 """
 

@@ -1,4 +1,4 @@
-"""A real application over a real SQLite file, reached in-process; only the clock is ours."""
+"""A real application over a real SQLite file, called in-process; only the clock is a fake."""
 
 import asyncio
 import contextlib
@@ -20,7 +20,7 @@ BASE_URL = "http://127.0.0.1:7878"
 
 
 class HandClock:
-    """Stands still until a test moves it."""
+    """A clock that stands still until a test advances it."""
 
     def __init__(self) -> None:
         self.epoch_ms = 1_700_000_000_000
@@ -34,7 +34,7 @@ class HandClock:
         return self.monotonic_now_s
 
     async def sleep(self, seconds: float) -> None:
-        """Take no real time; while racing, take the time that was asked for."""
+        """Take no real time; while racing, advance by the requested time."""
         await asyncio.sleep(0.001)
         if self.is_racing:
             self.forward(seconds)
@@ -47,7 +47,7 @@ class HandClock:
 class TestServer:
     """A running application and clients of it.
 
-    ``api`` is the organisation's admin, ``controller`` the controller.
+    ``api`` returns a client of the organization's admin.
     """
 
     __test__ = False  # for pytest, since the name begins with Test
@@ -89,7 +89,7 @@ class TestServer:
 
 @dataclass(frozen=True)
 class Plan:
-    """An application that is put together and not open yet.
+    """An application that is configured and not open yet.
 
     It holds no file, thread or loop, so it may be forked.
     """

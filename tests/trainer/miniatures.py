@@ -1,9 +1,9 @@
 """Every family in miniature: real classes, configuration and files, ten thousand random weights.
 
-Loading, training, saving and loading again go through the very code that the real ones go through.
-Layers are 32 wide, pictures 32 by 32 with 16 patches or fewer; what a family has of its own
-(attention in both directions over a picture, sliding windows, states instead of attention, pictures
-cut into tiles, an encoder beside the decoder) is kept.
+Loading, training, saving and loading again use the same code as for real models. Layers are 32
+wide, images 32 by 32 with 16 patches or fewer. Special features of a family are kept: bidirectional
+attention over an image, sliding windows, states instead of attention, images cut into tiles, an
+encoder next to the decoder.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from typing import Any
 
 from runyard.trainer.models.video import StandInVideoProcessor, install_video_stand_in
 
-SIDE = 32  # of pictures, in pixels
+SIDE = 32  # of images, in pixels
 WORDS = "which digit is this locate the seven answer question about picture with one json object"
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for c in m['content'] %}{% if "
@@ -28,7 +28,7 @@ SPECIALS = [
 
 
 def make_tokenizer(**named: str) -> Any:
-    """A byte-level tokenizer with every family's special tokens."""
+    """Return a byte-level tokenizer with every family's special tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -53,12 +53,12 @@ def make_tokenizer(**named: str) -> Any:
 
 
 def make_chat_template(image_text: str) -> str:
-    """The chat template with a family's word for a picture."""
+    """Return the chat template with a family's token for an image."""
     return TEMPLATE.replace("@IMAGE@", image_text)
 
 
 def make_text_config(tokenizer: Any, **more: Any) -> dict[str, Any]:
-    """A language model's configuration."""
+    """Return a language model's configuration."""
     return {
         "vocab_size": len(tokenizer),
         "hidden_size": 32,
@@ -74,7 +74,7 @@ def make_text_config(tokenizer: Any, **more: Any) -> dict[str, Any]:
 
 
 def make_vision_config(**more: Any) -> dict[str, Any]:
-    """A vision encoder's configuration: four patches a picture."""
+    """Return a vision encoder's configuration: four patches per image."""
     return {
         "hidden_size": 32,
         "intermediate_size": 48,
@@ -102,7 +102,7 @@ def make_idefics3() -> tuple[Any, Any]:
 
 
 def make_smolvlm() -> tuple[Any, Any]:
-    """Its processor insists on a video part."""
+    """Its processor requires a video part."""
     import transformers as t
 
     return _idefics(
@@ -293,7 +293,7 @@ def make_llava() -> tuple[Any, Any]:
 
 
 def make_llava_next() -> tuple[Any, Any]:
-    """The picture whole and once more in tiles.
+    """Uses the full image and its tiles.
 
     Its vision encoder has a token for the class, which is left out.
     """
@@ -461,9 +461,9 @@ def make_paligemma() -> tuple[Any, Any]:
 
 
 def make_florence2() -> tuple[Any, Any]:
-    """An encoder reads picture and question, a decoder answers.
+    """An encoder reads image and question, a decoder answers.
 
-    No chat template. Without its dropout, to compare.
+    No chat template. Without dropout, for comparisons.
     """
     import transformers as t
 
@@ -525,11 +525,11 @@ MINIATURES: dict[str, Callable[[], tuple[Any, Any]]] = {
 
 
 def make(model_type: str, *, seed: int = 0) -> tuple[Any, Any]:
-    """A model with weights drawn from ``seed``, and its processor.
+    """Return a model with random weights from ``seed``, and its processor.
 
     The library's own first weights are too small for layers this narrow, and some (Gemma 3's
-    projector) are zero, which would hide from a test whether what lies before them is right: noise
-    is added to all.
+    projector) are zero, which would hide errors before them from a test. So noise is added to
+    all.
     """
     import torch
 

@@ -22,7 +22,7 @@ from runyard.trainer.main import train_attempt
 from runyard.trainer.steps.memory import AvailableMemory
 
 EventsOf = Callable[[Path, str], list[dict[str, Any]]]
-HELD_S = 30.0  # at most, should a test go wrong
+HELD_S = 30.0  # at most, if a test fails
 CPU = torch.device("cpu")
 
 

@@ -288,7 +288,7 @@ def test_a_killed_builder_leaves_complete_shards_and_its_partial_one_is_restarte
     for _ in range(3):
         victim = CONTEXT.Process(target=build, args=(folder, tmp_path, processor, 0.02, results))
         victim.start()
-        # Killed while it writes, and once at least one more file is whole.
+        # Killed while it writes, and once at least one more file is complete.
         while not (
             len(whole := [n for n in files(tmp_path) if n[0] != "."]) > survived
             and files(tmp_path).keys() > {*whole}
@@ -473,7 +473,7 @@ def test_unstored_images_are_decoded_on_each_use_and_those_of_small_data_once(
         assert all(torch.equal(one.inputs[name], two.inputs[name]) for name in one.inputs)
 
 
-# Whole attempts.
+# Complete attempts.
 
 
 BLOCKS: dict[str, dict[str, Any]] = {

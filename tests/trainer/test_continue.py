@@ -58,7 +58,7 @@ def differing(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> lis
 
 @pytest.fixture(scope="module")
 def whole(write_attempt: MakeAttempt, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of four epochs."""
+    """Return a finished run of four epochs."""
     folder = write_attempt(tmp_path_factory.mktemp("whole"), make_blocks(4))
     assert train_attempt(folder) == 0
     return folder
@@ -66,7 +66,7 @@ def whole(write_attempt: MakeAttempt, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="module")
 def half(write_attempt: MakeAttempt, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of two epochs."""
+    """Return a finished run of two epochs."""
     folder = write_attempt(tmp_path_factory.mktemp("half"), make_blocks(2))
     assert train_attempt(folder) == 0
     return folder

@@ -1,4 +1,4 @@
-"""The built-in data: what is held out stays held out."""
+"""The built-in data: held-out scans never occur in training."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -56,20 +56,20 @@ def test_the_same_seed_makes_the_same_canvases(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture
 def both(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Dataset]:
-    """Few canvases of the dataset with both tasks."""
+    """Return some canvases of the dataset with both tasks."""
     monkeypatch.setattr("runyard.trainer.data.datasets.BOTH_CANVASES", 60)
     monkeypatch.setattr("runyard.trainer.data.datasets.BOTH_HELD_OUT", 20)
     return partial(load_dataset, "digits-both", seed=3, validation_fraction=0.2)
 
 
 def read_scan(scan: Scan) -> bytes:
-    """The pixels of a scan as it stands on a canvas, unvaried."""
+    """Return the pixels of a scan as drawn on a canvas, without augmentation."""
     small = Image.fromarray(scan[0]).resize((CANVAS_DIGIT, CANVAS_DIGIT), Image.Resampling.BILINEAR)
     return np.asarray(small).tobytes()
 
 
 def count_scans(sample: Sample, among: set[bytes]) -> int:
-    """How many of these scans, as they stand on canvases, the picture shows."""
+    """Return how many of these scans, as drawn on canvases, the image shows."""
     pixels = np.asarray(sample.image.convert("L"))
     corners = range(0, CANVAS_SIDE - CANVAS_DIGIT + 1, CANVAS_GRID)
     pieces = [

@@ -268,7 +268,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def train_with(reserve: int, folder: Path) -> int:
-    """Train with this reserve; called in a process of its own."""
+    """Train with this reserve; called in a separate process."""
     say = main_module._say
     disk_space_module.RESERVE_BYTES = reserve
     main_module._say = lambda line: say(line + " " * 4096)  # so that the log does not fit either

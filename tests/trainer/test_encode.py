@@ -1,4 +1,4 @@
-"""Encodings restore the processor's output exactly, and labels are on answers alone."""
+"""Encodings restore the processor's output exactly, and only answers have labels."""
 
 from dataclasses import replace
 from typing import Any

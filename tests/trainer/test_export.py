@@ -1,6 +1,6 @@
-"""What a checkpoint and its exports say in a fresh process with plain transformers and peft is what
-it said when it was
-measured; an export that says something else is none."""
+"""A checkpoint and its exports answer in plain transformers and peft as when they were measured.
+
+An export with other answers fails."""
 
 import fcntl
 import importlib.util
@@ -78,7 +78,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train_cases(
     miniature: Callable[[str], Path], write_attempt: Callable[..., Path], home: Path
 ) -> dict[tuple[str, str], Path]:
-    """The attempt's folder of each case."""
+    """Train each case, and return the attempts' folders."""
     folders = {}
     for family, mode in CASES:
         # The tiny preset is an Idefics3; the others begin with a folder.
@@ -103,7 +103,7 @@ def answers(
     home: Path,
     events_of: Callable[[Path, str], list[dict[str, Any]]],
 ) -> dict[tuple[str, str], tuple[Said, list[str]]]:
-    """For each case the answers of the fresh process and those of the last evaluation."""
+    """Return, for each case, the answers of a new process and of the last evaluation."""
     asked, measured = [], []
     for (family, mode), folder in train_cases.items():
         checkpoint = checkpoint_of(folder)
@@ -172,7 +172,7 @@ def test_plain_transformers_and_peft_reproduce_the_exported_models_answers(
 
 @pytest.fixture
 def lora(train_cases: dict[tuple[str, str], Path], tmp_path: Path) -> Path:
-    """A copy of a checkpoint with an adapter, to do as one likes with."""
+    """Return a copy of a checkpoint with an adapter, which the test may change."""
     copy = tmp_path / "checkpoint"
     shutil.copytree(checkpoint_of(train_cases["llava", "lora"]), copy)
     return copy
@@ -217,9 +217,7 @@ def test_a_full_export_has_the_adapter_next_to_its_base(lora: Path, tmp_path: Pa
     assert sorted(path.name for path in out.iterdir()) == [
         "export.json", "model_adapter", "model_full", "predictions.jsonl",
     ]  # fmt: skip
-    again = export_model(
-        out, tmp_path / "again"
-    )  # and is a checkpoint for all that is done with one
+    again = export_model(out, tmp_path / "again")  # and is usable as a checkpoint
     assert (again["form"], again["different"]) == ("merged", 0)
 
 
@@ -289,7 +287,7 @@ def test_a_folder_that_is_not_empty_is_kept_unless_it_is_an_export(
     lora: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    out.mkdir()  # an empty one is taken
+    out.mkdir()  # an empty one is used
     export_model(lora, out, form="adapter")
     with pytest.raises(ExportFailed, match=r"is not empty.*--overwrite"):
         export_model(lora, out)

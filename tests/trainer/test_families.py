@@ -16,7 +16,7 @@ from tests.trainer import miniatures
 
 EventsOf = Callable[[Path, str], list[dict[str, Any]]]
 FULL, LORA = {"mode": "full"}, {"mode": "lora"}
-# What is frozen, and which parts are the ones that change.
+# Frozen parts, and the parts that change.
 FREEZING: dict[str, tuple[list[str], set[str]]] = {
     "vision": (["vision"], {"projector", "language"}),
     "vision-projector": (["vision", "projector"], {"language"}),

@@ -39,7 +39,7 @@ MakeVersion, Png = Callable[..., Path], Callable[..., bytes]
 EventsOf = Callable[[Path, str], list[dict[str, Any]]]
 FIXED = sorted(miniatures.MINIATURES.keys() - RESOLUTION_SETTINGS.keys())
 SIZE = (200, 120)
-# Fewer and more pixels than the miniatures below have of themselves; all other limits depend on
+# Fewer and more pixels than the defaults of the miniatures below; all other limits depend on
 # tokens.
 FEWER, MORE = (
     {"gemma4": 5000, "llava_next": 3000, "llava_onevision": 3000},
@@ -48,7 +48,7 @@ FEWER, MORE = (
 
 
 def opened(model_type: str) -> tuple[Any, Any]:
-    """A miniature with images of medium size, so that they can become smaller and larger."""
+    """Return a miniature with images of medium size, which can become smaller and larger."""
     model, processor = miniatures.make(model_type)
     images = processor.image_processor
     match model_type:
@@ -67,7 +67,7 @@ def opened(model_type: str) -> tuple[Any, Any]:
 
 
 def limited(model_type: str, **images: Any) -> tuple[Any, Any]:
-    """The same with limits of a flow."""
+    """Return the same with limits of a flow."""
     model, processor = opened(model_type)
     wanted = Images(**{"min_pixels": "auto", "max_pixels": "auto", "patch_budget": None} | images)
     limit_resolution(model, processor, model_type, wanted, is_tiny=False)
@@ -383,7 +383,7 @@ def uploaded(
     too_long: set[int],
     cached: bool = True,
 ) -> Path:
-    """An attempt of the tiny model on forty images; answers to some are longer than its context."""
+    """Return an attempt of the tiny model on forty images; some answers exceed its context."""
     images = {
         f"{n:03}.png": (png(n), asked("x " * 1500 if n in too_long else str(n % 5)))
         for n in range(40)
@@ -444,7 +444,7 @@ def test_a_part_of_the_data_that_is_all_too_long_ends_the_run(
 def test_samples_of_built_in_data_are_left_out_as_well(
     make_attempt: Any, events_of: EventsOf, tmp_path: Path
 ) -> None:
-    """A context that is too short for any question leaves nothing, and says so."""
+    """A context that is too short for any question leaves no samples, which is reported."""
     model, processor = opened("llava")
     model.config.text_config.max_position_embeddings = 20
     model.save_pretrained(tmp_path / "models" / "weights")

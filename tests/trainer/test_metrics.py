@@ -159,7 +159,7 @@ def test_meteor_matches_hand_computed_values() -> None:
         ("Hello  World", "hello world", 1),
         ("cat", "cats", 1 - 1 / 4),
         ("kitten", "sitting", 1 - 3 / 7),
-        ("ab", "ac", 0),  # a distance of exactly one half is none too few
+        ("ab", "ac", 0),  # a distance of exactly one half still counts
         ("abc", "abd", 1 - 1 / 3),
         ("", "x", 0),
         ("", "", 1),
@@ -250,8 +250,8 @@ def test_cider_matches_its_definition(corpus: list[tuple[str, list[str]]]) -> No
 def test_cider_matches_hand_computed_values() -> None:
     """Two images, so each word of one alone weighs log 2, and "a", in both, weighs nothing.
 
-    "a cat" beside "a cat sits". One word: (0, 1) and (0, 1, 1), cosine 1/sqrt(2). Two words: "a
-    cat" of "a cat" and "cat sits", 1/sqrt(2). Longer: nothing. One pair of words more in the truth.
+    "a cat" against "a cat sits". One word: (0, 1) and (0, 1, 1), cosine 1/sqrt(2). Two words: "a
+    cat" of "a cat" and "cat sits", 1/sqrt(2). Longer: nothing. The truth has one more bigram.
     """
     (score, perfect) = cider_d(
         ["a cat", "a small dog runs"], [["a cat sits"], ["a small dog runs"]]
@@ -260,7 +260,7 @@ def test_cider_matches_hand_computed_values() -> None:
     assert perfect == exactly(10)
     assert cider_d(["a cat"], [["a cat"]]) == [0]  # an n-gram of every image has no weight
     assert cider_d(["", "dog"], [["a cat"], [""]]) == [0, 0]
-    # Saying it again gains nothing: clipped, and longer than the truth.
+    # Repetition gains nothing: counts are clipped, and the answer is longer than the truth.
     again = cider_d(["cat sits cat sits"], [["cat sits"]], [["cat sits"], ["dog"]])
     assert 0 < again[0] < cider_d(["cat sits"], [["cat sits"]], [["cat sits"], ["dog"]])[0]
 
@@ -280,8 +280,8 @@ def test_several_truths_of_one_question_are_all_references() -> None:
     assert (
         alone.values["exactMatch"] == together.values["exactMatch"] == exactly(2 / 3)
     )  # its own truth alone
-    # CIDEr counts an image once, however many truths it has: two images, so what one of them says
-    # weighs log 2.
+    # CIDEr counts an image once, no matter how many truths it has: with two images, the words of
+    # one weigh log 2.
     captions = compute_metrics(FREEFORM, candidate, truth, [("p", "q"), ("p", "q"), None])
     assert captions.values["cider"] == exactly(
         sum(
@@ -313,7 +313,7 @@ def test_empty_answers_and_empty_truths_are_scored() -> None:
         assert all(math.isfinite(value) for value in empty.values.values())
 
 
-# Left, top, width, height; some are turned inside out.
+# Left, top, width, height; some are inverted.
 PLACES = some.tuples(*[some.integers(0, 20)] * 2, *[some.integers(-2, 20)] * 2)
 BOXES = some.lists(
     some.tuples(some.sampled_from(["cat", "Cat ", "dog", "a"]), PLACES), max_size=6
@@ -328,7 +328,7 @@ BOXES = some.lists(
 def as_pycocotools(
     given: list[list[Grounding]], truth: list[list[Grounding]], capsys: pytest.CaptureFixture[str]
 ) -> tuple[float, float]:
-    """Every phrase in every image, as the reference does it; it prints its progress."""
+    """Compute every phrase in every image with the reference, which prints its progress."""
     import numpy as np
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
@@ -386,7 +386,7 @@ def test_average_precision_matches_pycocotools(capsys: pytest.CaptureFixture[str
 def test_average_precision_of_phrases_that_are_rare_and_frequent(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Seventy images with phrases of their own and two shared ones, boxes increasingly off."""
+    """Seventy images with unique phrases and two shared ones; boxes deviate increasingly."""
     candidate, true = [], []
     for number in range(70):
         box = (number, 10, number + 100, 110)

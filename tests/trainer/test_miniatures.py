@@ -1,4 +1,4 @@
-"""Each miniature is of the family it says, reads an image with a question, and answers."""
+"""Each miniature belongs to its family, reads an image with a question, and answers."""
 
 from typing import Any
 
@@ -36,9 +36,9 @@ def test_a_miniature_answers_about_an_image(model_type: str) -> None:
 
 
 def ask(model: Any, processor: Any, text: str, color: str) -> torch.Tensor:
-    """What each of three tokens was chosen by."""
+    """Return the logits of each of three generated tokens."""
     made = processor(images=[Image.new("RGB", (32, 32), color)], text=[text], return_tensors="np")
-    # PaliGemma's processor makes some labels of its own.
+    # PaliGemma's processor adds labels.
     inputs = {name: torch.as_tensor(value) for name, value in made.items() if name != "labels"}
     output = model.eval().generate(
         **inputs,

@@ -1,4 +1,4 @@
-"""Which model folders are refused, and that nothing of them is executed before."""
+"""Refused model folders: none of their code is executed."""
 
 import json
 import os

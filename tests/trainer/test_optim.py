@@ -1,4 +1,4 @@
-"""Rates over the run, groups of parameters, and that every rule learns."""
+"""Learning rates over a run, parameter groups, and that every optimizer learns."""
 
 from typing import Literal
 

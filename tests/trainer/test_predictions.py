@@ -54,7 +54,7 @@ def test_a_disk_error_loses_no_stored_predictions(
 def attempt_on(
     make_attempt: Callable[..., Path], make_version: Callable[..., Path], png: Callable[..., bytes]
 ) -> Callable[..., Path]:
-    """An attempt of three epochs of one step each on images whose answer is ``contents``."""
+    """Return an attempt of three one-step epochs on images whose answer is ``contents``."""
 
     def make(task: str, contents: Any, **model: Any) -> Path:
         images = {f"{number:02}.png": (png(number), [contents]) for number in range(24)}
@@ -77,7 +77,7 @@ def attempt_on(
 
 
 def answers_by_evaluation(monkeypatch: pytest.MonkeyPatch, *answers: Callable[[int], str]) -> None:
-    """The model says what it is told to: at each evaluation to each sample another thing."""
+    """Replace the model's answers by given ones, for each evaluation and sample."""
     left = list(answers)
 
     def say(_module: Any, _tokenizer: Any, _data: Any, count: int, **_: Any) -> Sequence[str]:

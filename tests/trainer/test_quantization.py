@@ -1,4 +1,4 @@
-"""An adapter over 4-bit base weights: what is saved, resumed and exported."""
+"""An adapter over 4-bit base weights: saved, resumed and exported."""
 
 import importlib.util
 import shutil
@@ -51,7 +51,7 @@ def attempt(
     write_attempt: Callable[..., Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """The attempt's folder of a run with three evaluations and three checkpoints."""
+    """Return the attempt's folder of a run with three evaluations and three checkpoints."""
     folder = write_attempt(tmp_path_factory.mktemp("quantized"), make_blocks(miniature("llava")))
     assert train_attempt(folder) == 0, (folder / "result.json").read_text()
     return folder
@@ -79,7 +79,7 @@ def test_the_checkpoint_has_unquantized_base_weights(
     base = sum(value.numel() for value in load_file(full / "model.safetensors").values())
     assert (
         plan["parameters"]["value"] == base + plan["trainableParameters"]["value"]
-    )  # two of them lie in a byte
+    )  # a byte has two of them
 
 
 @needs_bitsandbytes

@@ -1,10 +1,10 @@
-"""One step's loss and every gradient, beside a reference written with transformers alone.
+"""One step's loss and every gradient, compared with a reference in plain transformers.
 
 The reference reads one conversation at a time with the family's own processor, marks with -100 what
 is not the answer, calls the model as a user would, and takes the mean over all answer tokens of the
-batch. It shares nothing with the trainer but the miniature. The trainer fills up, cuts into
-micro-batches, packs, and computes logits only where they
-count: all of that must come to the same, however a recipe asks for it.
+batch. It shares only the miniature with the trainer. The trainer pads, splits into
+micro-batches, packs, and computes logits only where they count. All of that must give the same
+result, whatever the flow requests.
 """
 
 import io
@@ -38,18 +38,18 @@ SYSTEM = "Look well."
 CONVERSATIONS = [
     ("What is it?", "a"),
     ("Which digit is this, the seven or another?", "seven"),
-    ("Where?", "locate the seven with the other digit, left of this picture"),
+    ("Where?", "locate the seven with the other digit, left of this image"),
     ("How many?", "17"),
-    ("What stands in the picture about which the question is?", "an answer"),
+    ("What does the image of this question show?", "an answer"),
     ("Why?", "x y z"),
     ("Which one is this?", "the one"),
     ("And this?", "json"),
 ]
 SIZES = [(32, 32), (48, 24), (24, 40)]
 BATCH = 5
-# How far apart float32 may leave us, as sums run in another order: parts of the loss; of a
-# parameter's largest gradient; and of the largest of all, for parameters whose gradient is zero but
-# for rounding (biases of keys).
+# Tolerances of float32, because sums have another order: relative to the loss, to a parameter's
+# largest gradient, and to the largest of all, for parameters whose gradient is zero except for
+# rounding (biases of keys).
 OF_LOSS, OF_PARAMETER, OF_ALL = 1e-6, 2e-5, 1e-7
 
 Gradients = dict[str, torch.Tensor]
@@ -58,7 +58,7 @@ Gradients = dict[str, torch.Tensor]
 def make_model_block(
     micro_batch_size: int, *, freeze: tuple[str, ...] = (), packing: bool = False, **compute: bool
 ) -> dict[str, Any]:
-    """A vi-model in which nothing is left to be measured."""
+    """Return a vi-model block that leaves nothing to be measured."""
     return {
         "training": {"mode": "full", "freeze": list(freeze)},
         "hyperparameters": {"batchSize": 4, "microBatchSize": micro_batch_size},
@@ -72,7 +72,7 @@ def make_model_block(
     }
 
 
-# What a recipe's vi-model may ask for without changing what a step is. A new one is one more line.
+# Options of a flow's vi-model that must not change a step. A new one is one more line.
 VARIANTS: dict[str, dict[str, Any]] = {
     "whole": make_model_block(4),
     "micro-2": make_model_block(2),
@@ -104,7 +104,7 @@ def trainer(
     make_version: Callable[..., Path],
     miniature: Callable[[str], Path],
 ) -> Callable[[str, dict[str, Any]], TrainState]:
-    """The trainer before its first step, for a family and a recipe's vi-model."""
+    """Return the trainer before its first step, for a family and a vi-model block."""
 
     def begin(model_type: str, settings: dict[str, Any]) -> TrainState:
         version = make_version(
@@ -150,7 +150,7 @@ def make_image(number: int) -> bytes:
 
 
 def step(state: TrainState) -> tuple[list[int], float, Gradients]:
-    """The loss and the gradients of a batch of the trainer's; and which of ``SAID`` it was of."""
+    """Return the indices in ``CONVERSATIONS`` of a batch, its loss and its gradients."""
     indices = list(range(BATCH))
     loss = accumulate_gradients(state, indices, 0, state.plan.micro_batch_size)
     questions = [asked for asked, _ in CONVERSATIONS]
@@ -163,7 +163,7 @@ def step(state: TrainState) -> tuple[list[int], float, Gradients]:
 
 
 class Reference:
-    """A family's model and processor, and a step as it is written down in a book."""
+    """A family's model and processor, and a textbook step."""
 
     def __init__(self, model_type: str):
         self.model_type = model_type
@@ -176,8 +176,7 @@ class Reference:
         for number in indices:
             inputs, labels = self.read(number)
             logits = self.model(**inputs).logits[0]
-            # The logits at a place say what comes after it; those of a decoder beside an encoder
-            # already stand so.
+            # Logits predict the next token; those of a decoder with an encoder are already shifted.
             predicted, targets = (
                 (logits, labels) if "labels" in inputs else (logits[:-1], labels[1:])
             )
@@ -190,7 +189,7 @@ class Reference:
         }
 
     def read(self, number: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """A conversation as the model takes it, and its labels."""
+        """Return a conversation as inputs of the model, and its labels."""
         question, answer = CONVERSATIONS[number]
         image = Image.open(io.BytesIO(make_image(number)))
         answer = '{"vqa":{"answer":"' + answer + '"}}'
@@ -228,12 +227,12 @@ class Reference:
 
 @pytest.fixture(scope="module")
 def reference() -> Callable[[str], Reference]:
-    """Made once a family."""
+    """Create each family's reference once."""
     return cache(Reference)
 
 
 def compare(found: tuple[float, Gradients], expected: tuple[float, Gradients]) -> None:
-    """Fails with the parameters whose gradients are too far apart, in parts of what is allowed."""
+    """Fail with the parameters whose gradients differ too much, as multiples of the tolerance."""
     assert math.isclose(found[0], expected[0], rel_tol=OF_LOSS)
     largest = max(float(gradient.abs().max()) for gradient in expected[1].values())
     apart = {}
@@ -287,7 +286,7 @@ def test_a_step_of_an_adapter_has_the_loss_and_the_gradients_of_the_reference(
     config = LoraConfig(
         r=2, lora_alpha=6, target_modules=rf"model\.language_model\.layers\..*\.({linear})"
     )
-    with warnings.catch_warnings():  # peft asks transformers for an attribute under its old name
+    with warnings.catch_warnings():  # peft reads an attribute of transformers under its old name
         warnings.simplefilter("ignore", FutureWarning)
         adapted = get_peft_model(reference.model, config)
     ours, theirs = (

@@ -56,7 +56,7 @@ SAYS = {
 
 @pytest.fixture
 def with_template(miniature: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Path]:
-    """A folder of the operator's with a miniature whose chat template is the given one."""
+    """Return one of the operator's folders: a miniature with the given chat template."""
 
     def make(template: str) -> Path:
         folder = tmp_path / "models" / "bomb"
@@ -150,7 +150,9 @@ def test_the_renderers_process_inherits_nothing_and_ends_with_its_parent(
     child = renderer._child
     assert child is not None
     pid = child._pid
-    os.kill(pid, signal.SIGTERM)  # as when a whole group is told to stop: a step is finished first
+    os.kill(
+        pid, signal.SIGTERM
+    )  # as when an entire process group gets the signal: the step is finished first
     assert renderer.render(MESSAGES, with_generation_prompt=False) == "2"
     del renderer, child
     with pytest.raises(ProcessLookupError):
@@ -181,7 +183,7 @@ def test_a_tokenizer_with_catastrophic_backtracking_is_stopped(
 def test_a_run_with_an_endless_template_fails_permanently_while_preparing(
     with_template: Callable[[str], Path], make_attempt: Callable[..., Path], events_of: Any
 ) -> None:
-    # Harmless for what is tried first, which is no sample.
+    # Harmless for the initial checks, which use no sample.
     folder = with_template(
         "{% if 'QUESTION' not in messages | string %}" + BOMBS["nested loops"] + "{% endif %}"
     )

@@ -1,4 +1,4 @@
-"""The tiny preset: its tokenizer, its size, and that two builds are one."""
+"""The tiny preset: its tokenizer, its size, and that two builds are equal."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Whole attempts of a few steps: the files they leave, and how an attempt ends."""
+"""Complete attempts of a few steps: their files, and how an attempt ends."""
 
 import fcntl
 import json
@@ -244,7 +244,7 @@ def final_tensors(folder: Path, checkpoint: str) -> dict[str, torch.Tensor]:
 
 
 def train_until_the_fifth_batch(folder: Path) -> int:
-    """Train until a kill in the fifth step; called in a process of its own."""
+    """Train until a kill in the fifth step; called in a separate process."""
     take_step, steps = train_module.optimizer_step, []
 
     def count(*arguments: Any) -> Any:

@@ -34,7 +34,7 @@ def asked(*answers: str) -> Vqa:
 
 
 def parts(data: Dataset) -> tuple[set[str], set[str]]:
-    """Filenames of both parts."""
+    """Return the file names of both splits."""
     assert isinstance(data.train, Selection) and isinstance(data.validation, Selection)
     train, held_out = (
         {part.whole.filename(int(n)) for n in part.numbers}

@@ -158,7 +158,7 @@ def test_threads_spin_briefly_unless_the_environment_says_otherwise(
     from runyard.trainer.main import shorten_spinning
 
     for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
-        monkeypatch.setenv(name, "")  # so that what is set here is taken back as well
+        monkeypatch.setenv(name, "")  # so that the change is undone as well
         monkeypatch.delenv(name)
     for name, value in given.items():
         monkeypatch.setenv(name, value)

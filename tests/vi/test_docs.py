@@ -55,7 +55,7 @@ class Lab:
         return httpx2.Response(200, content=json.dumps(self.document(path)))
 
     def of_datasets(self, path: str) -> dict[str, Any]:
-        """One dataset, of which one import is over and has found one thing."""
+        """Return one dataset, with a finished import that has one finding."""
         finding = {
             "file": "labels.json",
             "line": 3,

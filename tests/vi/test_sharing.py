@@ -51,7 +51,7 @@ def test_an_asynchronous_client_works_in_successive_event_loops(
             assert (await client.runs.get("r-1")).condition == "Running"
 
     with warnings.catch_warnings():
-        # Connections of a loop that has ended are closed by the garbage collector, which says so.
+        # The garbage collector closes connections of an ended loop, with a warning.
         warnings.simplefilter("ignore", ResourceWarning)
         for _ in range(3):
             byte_server.documents += [run_document("Running")] * 2
@@ -116,7 +116,7 @@ def test_the_key_of_a_pickled_client_is_looked_up_again(
     data = pickle.dumps(kind(config_file=config_file))
     monkeypatch.setenv(
         "DATATURE_VI_SECRET_KEY", "dtvi_" + "e" * 98
-    )  # what it had counts, not what is here now
+    )  # its own values count, not the current ones
     # Our own bytes.
     assert pickle.loads(data)._http._headers["Authorization"] == f"Bearer {key}"  # noqa: S301
     new_key = "dtvi_" + "n" * 98

@@ -184,7 +184,7 @@ def test_a_file_that_was_cut_off_is_reported_with_its_line(images: Any, cut: flo
 
 
 class Dripping(io.BytesIO):
-    """A file that gives three bytes at a time, whatever is asked for."""
+    """A file that returns three bytes at a time, whatever is requested."""
 
     def read(self, size: int | None = -1) -> bytes:
         return super().read(min(3, size or 3))

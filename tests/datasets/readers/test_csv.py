@@ -1,4 +1,4 @@
-"""CSV in both forms, in pixels and in shares, however people's programs write it."""
+"""CSV in both layouts, in pixels and fractions, as various programs write it."""
 
 from typing import Any
 

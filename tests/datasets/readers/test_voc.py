@@ -1,4 +1,4 @@
-"""Pascal VOC: objects with the lines they stand on; nothing of XML that could do harm."""
+"""Pascal VOC: objects with their lines; dangerous XML features are rejected."""
 
 from typing import Any
 

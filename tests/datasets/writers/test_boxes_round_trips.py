@@ -1,4 +1,4 @@
-"""What formats of detection write is read again as it was, as far as they can carry it."""
+"""Detection formats round-trip their data, as far as they can represent it."""
 
 from collections.abc import Callable
 from pathlib import Path

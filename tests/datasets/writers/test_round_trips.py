@@ -90,7 +90,7 @@ def test_parquet_round_trips_every_record(
     assert result.records == [one for it in items for one in it.records]
     assert {found.code for found in result.findings} == {
         "AnnotationsAbsent"
-    }  # of the image nothing is said of
+    }  # the image without records
 
 
 def test_parquet_without_images_names_them(source_folder: Any, item: Callable[..., Item]) -> None:

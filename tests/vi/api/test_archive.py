@@ -1,4 +1,4 @@
-"""Archives come from a network: what is in them is not trusted."""
+"""Archives come from a network: their contents are not trusted."""
 
 import io
 import tarfile

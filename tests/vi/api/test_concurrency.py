@@ -11,7 +11,7 @@ from vi._concurrency import asynchronous, synchronous
 
 
 class Watched:
-    """Counts how many are under way, and how many were taken from the list."""
+    """Counts the items in progress, and those taken from the list."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()

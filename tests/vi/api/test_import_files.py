@@ -1,4 +1,4 @@
-"""Which files of a folder are sent, and the packs they are sent in."""
+"""Selection of a folder's files, and the packs they are sent in."""
 
 import hashlib
 import io

@@ -1,4 +1,4 @@
-"""``client.keys`` and ``client.audit``: what each call sends; no secret is shown by accident."""
+"""``client.keys`` and ``client.audit``: requests of each call; no secret is shown by accident."""
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime

@@ -1,5 +1,5 @@
 # Generated from test_keys_async.py by scripts/unasync: change that file, then run the script.
-"""``client.keys`` and ``client.audit``: what each call sends; no secret is shown by accident."""
+"""``client.keys`` and ``client.audit``: requests of each call; no secret is shown by accident."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime

@@ -1,5 +1,5 @@
 # Generated from test_pagination_async.py by scripts/unasync: change that file, then run the script.
-"""Lists that come in pages."""
+"""Paged lists."""
 
 from typing import Any
 

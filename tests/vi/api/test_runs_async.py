@@ -1,4 +1,4 @@
-"""``client.runs``: what each call sends, and what it makes of the answer."""
+"""``client.runs``: the requests of each call, and their results."""
 
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -236,7 +236,7 @@ async def test_many_runs_are_one_request_with_an_outcome_each(
         "code": "NotFound",
         "message": "run 'r-2' was not found",
     }
-    server.breaks()  # a repeat does no harm, so a lost answer is asked for again
+    server.breaks()  # a repeat does no harm, so the request is sent again after a lost response
     server.answers({"items": [done, refused], "more": False})
     outcomes = await getattr(client.runs, verb)(["r-1", "r-2"])
     assert server.asked == [f"POST /workspaces/lab/runs:{verb}"] * 2

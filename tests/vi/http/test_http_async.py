@@ -1,4 +1,4 @@
-"""Sending requests: what is sent, what is repeated, what is raised."""
+"""Requests: their contents, retries and errors."""
 
 from pathlib import Path
 from typing import Any

@@ -1,5 +1,5 @@
 # Generated from test_http_async.py by scripts/unasync: change that file, then run the script.
-"""Sending requests: what is sent, what is repeated, what is raised."""
+"""Requests: their contents, retries and errors."""
 
 from pathlib import Path
 from typing import Any

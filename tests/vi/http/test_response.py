@@ -1,4 +1,4 @@
-"""How an HTTP answer becomes an error that helps."""
+"""Conversion of HTTP responses to helpful errors."""
 
 import json
 from typing import Any

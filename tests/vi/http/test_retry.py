@@ -1,4 +1,4 @@
-"""When a request is repeated, and after how long."""
+"""Conditions for repeating a request, and the delay before."""
 
 from collections import Counter
 from collections.abc import Callable
