@@ -125,7 +125,7 @@ sim: setup ## Simulate the run protocol with faults: EVENTS=10000000 FIRST=0
 	@.venv/bin/python tests/sim/simulate.py --events $(EVENTS) --first $(FIRST) --processes 2
 
 sim-kept: setup ## Replay the seeds that once found a bug
-	@RUNYARD_KEPT_SEEDS=1 scripts/test tests/sim/test_simulation.py -k stays_good
+	@RUNYARD_KEPT_SEEDS=1 scripts/test tests/sim/test_simulation.py -k once_found_a_bug
 
 sim-rules: setup ## Leave out each rule in turn and report which seeds notice
 	@.venv/bin/python tests/sim/simulate.py --rules --processes 2

@@ -68,7 +68,7 @@ def main() -> None:
     count = arguments.count
     with tempfile.TemporaryDirectory(prefix="runyard-import-speed-") as name:
         folder = Path(name)
-        images, size_bytes = make_images(folder / "pictures", count, arguments.side)
+        images, size_bytes = make_images(folder / "images", count, arguments.side)
         print(f"{count:,} JPEGs, {size_bytes / count / 1000:.1f} KB each")
         packs = make_packs(folder / "blobs", images, arguments.side)
         copies, durable, imports, checks = [], [], [], []

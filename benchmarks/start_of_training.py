@@ -1,6 +1,6 @@
 """Measure the time from reading the data to the first step, with and without encoded images.
 
-    .venv/bin/python benchmarks/start_of_training.py [--pictures 5000] [--side 640x480]
+    .venv/bin/python benchmarks/start_of_training.py [--images 5000] [--side 640x480]
 
 Makes that many JPEGs (photograph-like noise), lays them out as a version of a dataset, and starts
 the same run three times on one thread: without a cache, with an empty one, and with what the second
@@ -148,7 +148,7 @@ def timed(folder: Path) -> tuple[float, int]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--pictures", type=int, default=5000)
+    parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--side", default="640x480", help="width x height of each image")
     parser.add_argument("--folder", type=Path, help="where to work; a temporary folder without it")
     given = parser.parse_args()
@@ -156,15 +156,15 @@ def main() -> int:
     root = given.folder or Path(tempfile.mkdtemp(prefix="runyard-benchmark-"))
     try:
         began = time.monotonic()
-        make_version(root / "version", given.pictures, (int(width), int(height)))
-        print(f"{given.pictures} images of {given.side} made in {time.monotonic() - began:.0f} s")
+        make_version(root / "version", given.images, (int(width), int(height)))
+        print(f"{given.images} images of {given.side} made in {time.monotonic() - began:.0f} s")
         without, _ = timed(make_attempt(root, "without", cache_bytes=0))
         empty, empty_mib = timed(make_attempt(root, "empty", cache_bytes=1 << 40))
         filled, filled_mib = timed(make_attempt(root, "filled", cache_bytes=1 << 40))
         kept = sum(path.stat().st_size for path in (root / "cache").rglob("*") if path.is_file())
         print(f"without a cache   {without:8.2f} s to the first step")
         print(
-            f"empty cache       {empty:8.2f} s, {given.pictures / empty:.0f} images/s, {empty_mib} "
+            f"empty cache       {empty:8.2f} s, {given.images / empty:.0f} images/s, {empty_mib} "
             "MiB more held"
         )
         print(

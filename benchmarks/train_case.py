@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 MIXED_MEAN_TOKENS, MIXED_MOST_TOKENS = 40, 200
-DATASET, VERSION, SEED = "digits-told", "0" * 16, 7
+DATASET, VERSION, SEED = "digits-answered", "0" * 16, 7
 QUESTION = "Which digit is this?"
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 # More than any case fills; without it every image would be decoded again each time.
@@ -117,14 +117,14 @@ def write_case(
     system = SYSTEM_PROMPTS["vqa"]
     make_model(folder / "model", shape, system, vocabulary)
     images, answers = make_images(shape), make_answers(shape)
-    (folder / "pictures").mkdir()
+    (folder / "images").mkdir()
     for number, image in enumerate(images):
-        (folder / "pictures" / f"{number:05}.png").write_bytes(image)
+        (folder / "images" / f"{number:05}.png").write_bytes(image)
     write_version(folder / "version", images, answers)
     write_attempt(folder, shape, threads=threads, micro_batch=micro_batch)
     rows = [
         {
-            "picture": f"pictures/{at:05}.png",
+            "image": f"images/{at:05}.png",
             "system": system,
             "question": QUESTION,
             "answer": write_vqa(answer),

@@ -61,7 +61,7 @@ class Case:
     def read_image(self, row: dict[str, Any]) -> Any:
         from PIL import Image
 
-        with Image.open(self.folder / row["picture"]) as image:
+        with Image.open(self.folder / row["image"]) as image:
             return image.convert("RGB")
 
     def model(self, trained: Path | None = None) -> tuple[Any, Any]:
@@ -284,7 +284,7 @@ def trl(case: Case, clock: Clock) -> dict[str, Any]:
     module, processor = case.model()
     rows = [
         {
-            "images": [str(case.folder / row["picture"])],
+            "images": [str(case.folder / row["image"])],
             "prompt": [
                 {"role": "system", "content": row["system"]},
                 {"role": "user", "content": row["question"]},

@@ -1,10 +1,10 @@
 """Shared instance for tests: ``runyard up`` over a fresh data folder, on a free port.
 
-Training is what costs time, so there is one full training of the empty recipe for all: the example
-that shows it starts with the instance, in the background, and ``finished_run`` waits for it; tests
+Training takes most of the time, so there is one full training of the empty flow for all tests: its
+example starts with the instance, in the background, and ``finished_run`` waits for it; tests
 that need it are put last. Under xdist everything that uses the instance goes to one worker, so that
-there is one instance, one training, and an order that can be reasoned about: with one slot, a test
-that holds a long run open knows what waits behind it.
+there is one instance, one training, and a fixed order: with one slot, a test
+with a long run knows which runs wait behind it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from vi.api.resources.runs.responses import Run
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-# Whatever stands here may use the instance; see OneInstanceScheduling.
+# Only these may use the instance; see OneInstanceScheduling.
 USE_THE_INSTANCE = (
     "tests/contract/",
     "tests/e2e/",
@@ -54,7 +54,7 @@ TOGETHER = tuple(
     f"tests/trainer/test_{name}.py"
     for name in ("warm", "export", "replay", "quantization", "continue")
 )
-# Begun first: begun last, one of these would keep one core at work when all else is done.
+# Started first: started last, one of these would keep a single core busy at the end.
 LONGEST = (
     "tests/chaos/test_chaos.py",
     "tests/sim/test_simulation.py::test_no_generated_history_violates_an_invariant",
@@ -87,7 +87,7 @@ END_TIMEOUT_S = 30
 
 @dataclass(frozen=True)
 class Instance:
-    """A running server and controller, and the run of the empty recipe that began with them.
+    """A running server and controller, and the run of the empty flow that started with them.
 
     ``training`` is the process of ``examples/quick_training.py``, whose output goes to
     ``training_output``.
@@ -107,7 +107,7 @@ class Instance:
 
     @property
     def environ(self) -> dict[str, str]:
-        """The three variables that point either client at this instance."""
+        """Return the three variables that point either client at this instance."""
         return _environ(
             {
                 "endpoint": self.endpoint,
@@ -182,7 +182,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneInstanceS
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Mark what takes seconds, and see that whatever uses the instance is known to."""
+    """Mark slow tests, and check that tests with the instance are listed."""
     fixtures = getattr(item, "fixturenames", ())
     if "instance" in fixtures:
         assert item.nodeid.startswith(USE_THE_INSTANCE), (
@@ -207,9 +207,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What is imported by now stays, torch and all.
+    """Exclude everything imported so far from garbage collection.
 
-    To look through it for garbage again and again takes time.
+    Scanning torch again and again takes time.
     """
     gc.collect()
     gc.freeze()
@@ -218,7 +218,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="session")
 def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
-    """``runyard up``, ended with everything it started when the last test is done."""
+    """Start ``runyard up``; end it with all its processes after the last test."""
     data_dir = tmp_path_factory.mktemp("instance") / "data"
     home = tmp_path_factory.mktemp("home")
     # A killed test session closes our end of the pipe, and the instance ends with it.
@@ -311,7 +311,7 @@ class PostgreSqlServer:
         eventually(self._answers, timeout_s=START_TIMEOUT_S, what="PostgreSQL answers")
 
     def stop(self) -> None:
-        """At once: every connection breaks."""
+        """Stop at once: every connection breaks."""
         assert self._process is not None
         self._process.send_signal(signal.SIGINT)
         self._process.wait(END_TIMEOUT_S)
@@ -323,7 +323,7 @@ class PostgreSqlServer:
         shutil.rmtree(self._folder)
 
     def new_database(self) -> str:
-        """The URL of a fresh database."""
+        """Return the URL of a new database."""
         name = f"store{next(self._numbers)}"
         self.execute(f"CREATE DATABASE {name}")
         return f"postgresql+psycopg://postgres@/{name}?host={self._folder}"
@@ -364,7 +364,7 @@ def anyio_backend() -> str:
 def memory_kills(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Serialize tests in which the kernel kills for lack of memory: it counts kills per machine.
 
-    Whoever gets SIGKILL while another runs out of memory would be taken for one that did.
+    A process that gets SIGKILL while another runs out of memory would be taken for that one.
     """
     folder = tmp_path_factory.getbasetemp()
     is_shared = "PYTEST_XDIST_WORKER" in os.environ
@@ -374,20 +374,20 @@ def memory_kills(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def client(instance: Instance) -> Iterator[vi.Client]:
-    """Our SDK, pointed at the instance."""
+    """Return the SDK's client of the instance."""
     with instance.client() as ours:
         yield ours
 
 
 @pytest.fixture(scope="session")
 def finished_run(instance: Instance, client: vi.Client) -> Run:
-    """The run of the empty recipe, Succeeded."""
+    """Return the succeeded run of the empty flow."""
     return client.runs.wait(instance.trained_run_id, timeout=TRAIN_TIMEOUT_S, show_progress=False)
 
 
 @pytest.fixture(scope="session")
 def quick_training(instance: Instance, finished_run: Run) -> str:
-    """What ``examples/quick_training.py`` has printed at its end."""
+    """Return the final output of ``examples/quick_training.py``."""
     code = instance.training.wait(END_TIMEOUT_S)
     printed = instance.training_output.read_text()
     assert code == 0, printed
@@ -396,7 +396,7 @@ def quick_training(instance: Instance, finished_run: Run) -> str:
 
 @pytest.fixture(scope="module")
 def long_runs(client: vi.Client, finished_run: Run) -> Iterator[LongRuns]:
-    """Runs that are truly running or pending for as long as a module's tests need them."""
+    """Return runs that stay running or pending as long as a module's tests need them."""
     runs = LongRuns(client)
     yield runs
     runs.end()
@@ -410,7 +410,7 @@ def _end_run() -> Callable[[vi.Client, str], None]:
 
 @pytest.fixture(scope="session", name="eventually")
 def _eventually() -> Callable[..., Any]:
-    """Look until something true comes back: ``eventually(look, timeout_s=..., what=...)``."""
+    """Return the polling function: ``eventually(look, timeout_s=..., what=...)``."""
     return eventually
 
 
@@ -421,7 +421,7 @@ def repository() -> Path:
 
 
 def eventually(look: Callable[[], Any], *, timeout_s: float, what: str) -> Any:
-    """Look until something true comes back; for other processes, whose clock a test cannot hold."""
+    """Poll until a true value is returned; for other processes with real clocks."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if found := look():
@@ -431,7 +431,7 @@ def eventually(look: Callable[[], Any], *, timeout_s: float, what: str) -> Any:
 
 
 def _credentials(data_dir: Path, up: subprocess.Popen[bytes], log: Path) -> dict[str, str]:
-    """The credentials of the instance, as soon as it says that it is up."""
+    """Return the credentials of the instance as soon as it reports that it is up."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while "Runyard is up" not in log.read_text():
         assert up.poll() is None, f"runyard up ended with {up.returncode}:\n{log.read_text()}"
@@ -454,7 +454,7 @@ def _environ(credentials: dict[str, str]) -> dict[str, str]:
 def _with_first_run(
     data_dir: Path, credentials: dict[str, str], training: subprocess.Popen[bytes], output: Path
 ) -> Instance:
-    """The instance, once the example has created its run."""
+    """Return the instance once the example has created its run."""
     instance = Instance(
         data_dir=data_dir,
         endpoint=credentials["endpoint"],
@@ -481,7 +481,7 @@ def _with_first_run(
 def end_run(client: vi.Client, run_id: str) -> None:
     """Kill a run and wait until it has ended.
 
-    One that is gone or has ended already needs nothing.
+    A run that is deleted or has ended needs nothing.
     """
     with suppress(vi.ViNotFoundError, vi.ViConflictError):
         client.runs.kill(run_id)
@@ -511,7 +511,7 @@ def _end(up: subprocess.Popen[bytes]) -> None:
 def _kill_what_is_left(data_dir: Path) -> None:
     """Supervisors and trainers outlive the server by design; stop those of a failed test.
 
-    Only processes that carry the data folder of this session in their environment are ours to end.
+    Only processes with the data folder of this session in their environment are stopped.
     """
     mark = f"RUNYARD_DATA_DIR={data_dir}".encode()
     for entry in Path("/proc").glob("[0-9]*"):

@@ -1,4 +1,4 @@
-"""The systemd unit: what its fields must say for runs to be saved, and that systemd can read it."""
+"""The systemd unit: fields required to save runs, and that systemd accepts it."""
 
 import configparser
 import shutil
@@ -22,7 +22,7 @@ def service() -> dict[str, str]:
     return dict(parser["Service"])
 
 
-def test_a_stop_signals_up_alone_and_waits_until_runs_are_saved(service: dict[str, str]) -> None:
+def test_a_stop_signals_only_up_and_waits_until_runs_are_saved(service: dict[str, str]) -> None:
     assert service["ExecStart"].endswith("/runyard up")
     assert (service["Type"], service["KillMode"], service["KillSignal"]) == (
         "exec",
@@ -32,7 +32,7 @@ def test_a_stop_signals_up_alone_and_waits_until_runs_are_saved(service: dict[st
     assert int(service["TimeoutStopSec"]) > max_shutdown_s(Settings()) + SHUTDOWN_TIMEOUT_S
 
 
-def test_what_cannot_start_is_not_started_again(service: dict[str, str]) -> None:
+def test_a_service_that_cannot_start_is_not_restarted(service: dict[str, str]) -> None:
     assert service["Restart"] == "on-failure"
     prevented = {int(code) for code in service["RestartPreventExitStatus"].split()}
     assert prevented == {failures.EXIT_USAGE, failures.EXIT_CANNOT_START}

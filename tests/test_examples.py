@@ -13,7 +13,7 @@ import pytest
 from runyard.trainer.data.datasets import BUILT_IN
 
 FOLDER = Path(__file__).parents[1] / "examples"
-# What each example has shown when it did its work.
+# Output of each example after success.
 SHOWS = {
     "ask_a_model.py": r'It shows 0; the model says .*"answer":"\d"',
     "async_runs.py": r"first: Succeeded\nsecond: Succeeded\n",
@@ -63,7 +63,7 @@ def test_the_quick_training_example_trains_a_good_model(quick_training: str) -> 
 
 
 @pytest.mark.parametrize("name", sorted(set(SHOWS) - {"quick_training.py"}))
-def test_an_example_does_what_it_says(
+def test_an_example_prints_what_it_documents(
     name: str, instance: Any, quick_training: str, tmp_path: Path
 ) -> None:
     if name == "own_images.py":

@@ -104,7 +104,7 @@ def test_no_link_below_the_base_is_followed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ids.PATTERNS)
-def test_no_kind_takes_a_hostile_id(kind: str) -> None:
+def test_no_kind_of_id_accepts_a_hostile_value(kind: str) -> None:
     # The id of a boot is no path and may have dots and colons; there is none on some systems.
     harmless = {"", ".", "..", "a.b", "abc:finish", ":finish"} if kind == "boot" else set()
     for id in set(HOSTILE_IDS) - harmless:
@@ -116,7 +116,7 @@ def test_no_kind_takes_a_hostile_id(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ids.PATTERNS)
-def test_a_backup_takes_an_id_exactly_where_the_server_does(kind: str) -> None:
+def test_a_backup_accepts_the_same_ids_as_the_server(kind: str) -> None:
     decoder = msgspec.json.Decoder(Annotated[str, msgspec.Meta(pattern=ids.PATTERNS[kind])])
     for id in (
         "r1",
@@ -132,7 +132,7 @@ def test_a_backup_takes_an_id_exactly_where_the_server_does(kind: str) -> None:
         *HOSTILE_IDS,
     ):
         if id == "\ud800":
-            continue  # JSON has no half characters
+            continue  # JSON has no lone surrogates
         try:
             decoder.decode(msgspec.json.encode(id))
             is_taken = True
@@ -141,7 +141,7 @@ def test_a_backup_takes_an_id_exactly_where_the_server_does(kind: str) -> None:
         assert is_taken == ids.is_id(kind, id), id
 
 
-def test_words_that_name_whichever_checkpoint_there_is_are_no_checkpoints() -> None:
+def test_aliases_such_as_latest_are_not_checkpoint_ids() -> None:
     assert [
         id
         for id in ("latest", "best", "Latest", "latest-1", "epoch-1")
@@ -154,13 +154,13 @@ def test_words_that_name_whichever_checkpoint_there_is_are_no_checkpoints() -> N
 
 
 @pytest.mark.parametrize("path", HOSTILE_PATHS)
-def test_no_hostile_path_is_a_file_of_a_checkpoint(path: str) -> None:
+def test_no_hostile_path_is_a_checkpoint_file(path: str) -> None:
     assert not ids.is_path(path)
     with pytest.raises(ids.InvalidId):
         ids.check_paths(["model_full/config.json", path])
 
 
-def test_files_of_a_checkpoint_have_names_of_their_own() -> None:
+def test_files_of_a_checkpoint_have_distinct_names() -> None:
     ids.check_paths(
         ["a", "b/a", "b/c.txt", ".gitattributes", "..a", "a...", "ü/日本 .txt", "x" * 255]
     )
@@ -210,7 +210,7 @@ def _value(column: backup_rows.Column) -> object:
     return {"str": text, "bytes": b"", "bool": True, "float": 0.5}.get(column.type, 1)
 
 
-def test_a_base_that_is_not_there_yet_is_fine(tmp_path: Path) -> None:
+def test_a_base_folder_may_be_missing(tmp_path: Path) -> None:
     folder = ids.resolve_folder(tmp_path / "none", "org", "run")
     assert not folder.exists()
     folder.mkdir(parents=True)

@@ -71,7 +71,7 @@ def folders(tmp_path: Path) -> ModelFolders:
         ),
     ],
 )
-def test_a_path_counts_by_where_it_really_leads(
+def test_a_path_is_judged_by_its_real_location(
     folders: ModelFolders, tmp_path: Path, path: str, real: str | None
 ) -> None:
     assert folders.resolve(f"{tmp_path}/{path}") == (None if real is None else tmp_path / real)
@@ -80,11 +80,11 @@ def test_a_path_counts_by_where_it_really_leads(
 @pytest.mark.parametrize(
     "path", ["shelf", "./shelf", "~nobody-of-this-name/x", "/\0", "/\ud800", "/" + "x/" * 5000, ""]
 )
-def test_what_is_no_absolute_path_is_outside(folders: ModelFolders, path: str) -> None:
+def test_a_path_that_is_not_absolute_is_outside(folders: ModelFolders, path: str) -> None:
     assert folders.resolve(path) is None
 
 
-def test_names_are_those_of_models_that_may_be_read(folders: ModelFolders, tmp_path: Path) -> None:
+def test_only_readable_models_are_listed_and_found(folders: ModelFolders, tmp_path: Path) -> None:
     (tmp_path / "elsewhere/.adding-7").mkdir()
     (tmp_path / "elsewhere/.adding-7/config.json").write_text("{}")
     assert folders.list_names() == ["inner", "own", "owner/model", "shelf"]
@@ -94,7 +94,7 @@ def test_names_are_those_of_models_that_may_be_read(folders: ModelFolders, tmp_p
         assert folders.find(name) is None
 
 
-def test_a_folder_of_models_that_leads_into_the_data_folder_offers_nothing(tmp_path: Path) -> None:
+def test_a_model_folder_inside_the_data_folder_offers_nothing(tmp_path: Path) -> None:
     (tmp_path / "data/runs/org/run").mkdir(parents=True)
     (tmp_path / "data/models").symlink_to(tmp_path / "data/runs")
     folders = ModelFolders((tmp_path / "data/models",), tmp_path / "data")
@@ -105,7 +105,7 @@ def test_a_folder_of_models_that_leads_into_the_data_folder_offers_nothing(tmp_p
 @pytest.mark.parametrize(
     "listed", ["data", "data/runs", "data/models/../runs", ".", "to-data", "apart:data/secrets"]
 )
-def test_a_setting_that_opens_the_data_folder_is_refused(tmp_path: Path, listed: str) -> None:
+def test_a_setting_that_exposes_the_data_folder_is_refused(tmp_path: Path, listed: str) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "to-data").symlink_to(tmp_path / "data")
     joined = ":".join(str(tmp_path / item) for item in listed.split(":"))
@@ -114,7 +114,7 @@ def test_a_setting_that_opens_the_data_folder_is_refused(tmp_path: Path, listed:
 
 
 @pytest.mark.parametrize("listed", ["data/models", "data/models/shelves", "apart:apart-2"])
-def test_folders_apart_from_it_are_taken(tmp_path: Path, listed: str) -> None:
+def test_folders_outside_the_data_folder_are_accepted(tmp_path: Path, listed: str) -> None:
     paths = [tmp_path / item for item in listed.split(":")]
     settings = read_settings(
         {}, data_dir=tmp_path / "data", model_folders=":".join(map(str, paths))

@@ -1,4 +1,4 @@
-"""``runyard.predict``: loading a model folder, asking it, and boxes in pixels."""
+"""``runyard.predict``: loading a model folder, predictions, and boxes in pixels."""
 
 import subprocess
 import sys
@@ -38,7 +38,7 @@ def test_importing_it_does_not_import_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_examples_use_the_public_face_alone() -> None:
+def test_examples_use_only_the_public_api() -> None:
     examples = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
     assert examples
     assert [path.name for path in examples if "runyard.trainer" in path.read_text()] == []

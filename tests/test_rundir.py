@@ -193,7 +193,7 @@ def test_events_wait_in_order_on_a_full_disk_and_none_is_torn(
     with pytest.raises(OSError, match="No space left"):
         events.sync()
     disk.space_bytes = 10_000
-    events.write("warning", message="goes on")
+    events.write("warning", message="continues")
     lines = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert [line["n"] for line in lines] == [1, 2, 3, 4, 5]
     assert [line["message"] for line in lines] == [
@@ -201,7 +201,7 @@ def test_events_wait_in_order_on_a_full_disk_and_none_is_torn(
         "waits 0",
         "waits 1",
         "waits 2",
-        "goes on",
+        "continues",
     ]
     events.sync()
     events.close()

@@ -20,7 +20,7 @@ NUMBERS = [item for item in fields(Settings) if item.type in (int, float)]
 
 
 def outside(item: Field[Any]) -> list[str]:
-    """Values that no deployment can mean."""
+    """Return values outside of the range."""
     minimum, maximum = item.metadata["minimum"], item.metadata["maximum"]
     step = 1 if item.type is int else abs(minimum) / 1000 + 1e-9
     return [

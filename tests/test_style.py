@@ -1,4 +1,4 @@
-"""The style report measures what it says, and its limits only fall."""
+"""The figures of the style report are right, and its limits only fall."""
 
 import ast
 import importlib
@@ -130,7 +130,7 @@ def test_code_lines_are_without_comments_docstrings_and_blank_lines(tmp_path: Pa
     assert measure(tmp_path, a='"""One\n\ntwo."""\n\n# Why.\nx = (\n    1\n)\n').code_lines == 3
 
 
-def test_sentences_are_prose_and_list_items_alone() -> None:
+def test_only_prose_and_list_items_are_sentences() -> None:
     page = """\
 # A title
 

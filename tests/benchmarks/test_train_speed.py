@@ -20,7 +20,9 @@ an older table
 """
 
 
-def test_short_form_finds_the_same_losses_and_replaces_only_its_own_results(tmp_path: Path) -> None:
+def test_the_short_form_has_the_same_losses_and_replaces_only_its_own_results(
+    tmp_path: Path,
+) -> None:
     page = tmp_path / "RESULTS.md"
     page.write_text(PAGE)
     command = [sys.executable, PROGRAM, "--short", "--json", "--write", page]

@@ -38,7 +38,7 @@ def file_of(blobs: FolderBlobs, sha256: str) -> Path:
 
 
 def flip(path: Path, *, at: int) -> None:
-    """Flip one bit at rest, leaving length and times as they were, as a tired disk does."""
+    """Flip one bit at rest, like a failing disk: length and times stay unchanged."""
     times = path.stat()
     with open(path, "r+b") as file:
         file.seek(at)
@@ -52,7 +52,7 @@ SIZES = [0, 1, BLOCK_BYTES - 1, BLOCK_BYTES, BLOCK_BYTES + 1, 3 * BLOCK_BYTES, 3
 
 
 @pytest.mark.parametrize("size_bytes", SIZES)
-def test_what_was_put_is_read_back(blobs: FolderBlobs, size_bytes: int) -> None:
+def test_a_stored_blob_is_read_back(blobs: FolderBlobs, size_bytes: int) -> None:
     content = noise(size_bytes)
     sha256 = put(blobs, content)
     with blobs.open(sha256) as file:
@@ -80,7 +80,7 @@ def test_any_range_equals_the_slice(
 
 @settings(max_examples=40, deadline=None)
 @given(pieces=st.lists(st.integers(0, 2 * BLOCK_BYTES), max_size=6))
-def test_pieces_of_any_length_make_the_same_blob(
+def test_chunks_of_any_length_make_the_same_blob(
     tmp_path_factory: pytest.TempPathFactory, pieces: list[int]
 ) -> None:
     blobs = FolderBlobs(tmp_path_factory.mktemp("pieces"))
@@ -125,7 +125,7 @@ class EndlessZeros(io.RawIOBase):
         return len(buffer)
 
 
-def test_an_upload_cut_off_stores_nothing_and_leaves_no_file(blobs: FolderBlobs) -> None:
+def test_an_interrupted_upload_stores_nothing_and_leaves_no_file(blobs: FolderBlobs) -> None:
     with (
         pytest.raises(ConnectionResetError),
         blobs.receive(sha256=hash_of(b"apple"), size_bytes=5) as upload,
@@ -149,7 +149,7 @@ def test_an_upload_cut_off_stores_nothing_and_leaves_no_file(blobs: FolderBlobs)
         "a/" * 32,
     ],
 )
-def test_a_name_that_is_no_hash_never_reaches_the_disk(blobs: FolderBlobs, name: str) -> None:
+def test_a_name_that_is_not_a_hash_never_reaches_the_disk(blobs: FolderBlobs, name: str) -> None:
     for call in (blobs.has, blobs.open, blobs.delete, blobs.size_bytes, blobs.verify):
         with pytest.raises(InvalidBlobName):
             call(name)
@@ -196,14 +196,14 @@ def test_a_bit_flipped_while_a_reader_is_open_is_not_served(blobs: FolderBlobs) 
 
 
 @pytest.mark.parametrize("size_bytes", [0, 10, BLOCK_BYTES, 2 * BLOCK_BYTES + 5])
-def test_a_blob_cut_short_or_grown_is_reported(blobs: FolderBlobs, size_bytes: int) -> None:
+def test_a_truncated_or_extended_blob_is_reported(blobs: FolderBlobs, size_bytes: int) -> None:
     sha256 = put(blobs, noise(BLOCK_BYTES + 9))
     os.truncate(file_of(blobs, sha256), size_bytes)
     with pytest.raises(BlobDamaged):
         blobs.open(sha256)
 
 
-def test_uploading_a_damaged_blob_again_mends_it(blobs: FolderBlobs) -> None:
+def test_uploading_a_damaged_blob_again_repairs_it(blobs: FolderBlobs) -> None:
     content = noise(1000)
     sha256 = put(blobs, content)
     flip(file_of(blobs, sha256), at=500)
@@ -229,7 +229,7 @@ def test_damaged_checksums_of_an_intact_blob_are_rebuilt(blobs: FolderBlobs, spo
     assert checksums.read_bytes() == sound
 
 
-def test_uploads_of_the_same_hash_at_once_leave_one_sound_blob(blobs: FolderBlobs) -> None:
+def test_concurrent_uploads_of_one_hash_leave_one_valid_blob(blobs: FolderBlobs) -> None:
     content = noise(5 * BLOCK_BYTES + 3)
     errors: list[BaseException] = []
     gate = threading.Barrier(8)
@@ -280,7 +280,7 @@ def test_a_blob_is_named_only_after_its_bytes_are_on_disk_and_its_folder_after_i
     assert steps == ["fsync", "fsync", "rename .crc", "rename blob", "fsync folder"]
 
 
-def test_a_failed_fsync_condemns_the_upload(
+def test_a_failed_fsync_fails_the_upload(
     blobs: FolderBlobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(blobs, b"before")
@@ -295,7 +295,7 @@ def test_a_failed_fsync_condemns_the_upload(
     assert list((blobs.root / "incoming").iterdir()) == []
 
 
-def test_what_a_crash_left_in_incoming_is_cleared(blobs: FolderBlobs) -> None:
+def test_remains_of_a_crash_in_incoming_are_removed(blobs: FolderBlobs) -> None:
     sha256 = put(blobs, b"apple")
     (blobs.root / "incoming" / "tmpleft").write_bytes(b"half")
     blobs.clear_incoming()
@@ -305,7 +305,7 @@ def test_what_a_crash_left_in_incoming_is_cleared(blobs: FolderBlobs) -> None:
 
 
 @given(name=st.text())
-def test_no_text_but_a_hash_is_a_name(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
+def test_only_a_hash_is_a_valid_name(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
     blobs = FolderBlobs(tmp_path_factory.getbasetemp() / "names")
     with pytest.raises(InvalidBlobName):
         blobs.has(name)

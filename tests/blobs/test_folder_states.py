@@ -74,7 +74,7 @@ class BlobStates(RuleBasedStateMachine):
     @rule(sha256=stored, where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
     def flip(self, sha256: str, where: float, bit: int) -> None:
         content = self.contents.get(sha256)
-        if not content or sha256 in self.damaged:  # a second flip could mend the first
+        if not content or sha256 in self.damaged:  # a second flip could undo the first
             return
         spoilt = bytearray(content)
         spoilt[int(where * len(content))] ^= 1 << bit

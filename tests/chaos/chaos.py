@@ -1,8 +1,8 @@
 """Injects faults into running instances and checks every run: ``make chaos FAULTS=1000 SEED=1``.
 
 A run is created, and faults are injected at chosen moments, some while another still lasts. When
-the run has ended, it is compared with an undisturbed run of the same flow. Several instances,
-*worlds*, run in parallel and take their next run from one list, which is the same for the same
+the run has ended, it is compared with an undisturbed run of the same flow. Several instances
+run in parallel and take their next run from one list, which is the same for the same
 seed; only the kernel's scheduling differs. Exits 0 without problems and 1 otherwise, and then keeps
 folders and logs.
 """
@@ -45,7 +45,7 @@ from faults import (
     find_missing_requirement,
     inject,
 )
-from world import FLOW, FLOW_STEPS, World, retry_until_answered, wait_until_final
+from instance import FLOW, FLOW_STEPS, ChaosInstance, retry_until_answered, wait_until_final
 
 import vi
 
@@ -55,7 +55,7 @@ POLL_EVERY_S, ASK_EVERY_S = 0.01, 0.5
 KILL_SHARE = 0.1  # of the long form's runs are also killed by their user
 # A fault whose target was gone, or whose moment had passed, is moved to another run
 TRIES_A_FAULT = 5
-WORLDS = 3
+INSTANCES = 3
 TRIALS = ("kill_server", "power_cuts", "checkpoint_cuts", "notice", "starve", "nth", "replays")
 FAULTS_A_RUN = (1, 2, 3, 3, 4)
 
@@ -72,10 +72,10 @@ class RunPlan:
 
 @dataclass
 class Tally:
-    """Counts and problems of all worlds; changed under ``lock``."""
+    """Counts and problems of all instances; changed under ``lock``."""
 
     seed: int
-    wanted: int = 0
+    planned: int = 0
     struck: Counter[str] = field(default_factory=Counter)
     kinds: Counter[str] = field(default_factory=Counter)
     phases: Counter[str] = field(default_factory=Counter)
@@ -114,15 +114,15 @@ class Tally:
 
     def format_progress(self) -> str:
         passed_s = time.monotonic() - self.began_s
-        left_s = passed_s * (self.wanted - self.faults) / max(1, self.faults)
+        left_s = passed_s * (self.planned - self.faults) / max(1, self.faults)
         return (
-            f"{self.faults}/{self.wanted} faults, {self.runs} runs, {len(self.problems)} wrong, "
+            f"{self.faults}/{self.planned} faults, {self.runs} runs, {len(self.problems)} wrong, "
             f"{60 * self.faults / passed_s:.1f} a minute, {left_s / 60:.1f} minutes left"
         )
 
 
 class ChaosWorker:
-    """A worker with one world. After a problem it keeps the evidence and starts a new world."""
+    """A worker with one instance. After a problem it keeps the evidence and starts a new one."""
 
     def __init__(
         self,
@@ -145,15 +145,15 @@ class ChaosWorker:
         self._start_world()
 
     def _start_world(self) -> None:
-        """Start a new world."""
+        """Start a new instance."""
         self._lives += 1
-        folder = self._folder / f"world-{self._number}-{self._lives}"
+        folder = self._folder / f"instance-{self._number}-{self._lives}"
         folder.mkdir()
         reason = disks.find_missing_requirement()
         disk = None if reason else _create_disk(folder)
         if disk is not None:
             self._ends.callback(disk.close)
-        self._world = World(
+        self._world = ChaosInstance(
             folder,
             disk=disk,
             seed=self._tally.seed + self._number,
@@ -166,7 +166,7 @@ class ChaosWorker:
         self._created.clear()
 
     def run_reference(self) -> Reference:
-        """Return the results of an undisturbed run, which are the same in every world."""
+        """Return the results of an undisturbed run, which are the same in every instance."""
         run = self._client.runs.create(flow=FLOW)
         self._created.append(run.run_id)
         ended = wait_until_final(self._client, run.run_id, timeout_s=END_TIMEOUT_S)
@@ -219,14 +219,14 @@ class ChaosWorker:
             self._repair_all()
         for problem in found:
             self._tally.add_problem(
-                f"{run_id} in world {self._number} after {'; '.join(history)}: {problem}"
+                f"{run_id} in instance {self._number} after {'; '.join(history)}: {problem}"
             )
         with self._tally.lock:
             self._tally.runs += 1
             print(f"\r{self._tally.format_progress()}   ", end="", file=sys.stderr, flush=True)
             with open(self._folder / "runs.txt", "a") as log:
                 log.write(
-                    f"{time.monotonic() - began_s:6.1f} s {run_id} in world {self._number}: "
+                    f"{time.monotonic() - began_s:6.1f} s {run_id} in instance {self._number}: "
                     f"{'; '.join(history)}\n"
                 )
         if found:
@@ -354,7 +354,7 @@ class ChaosWorker:
         return wrong
 
     def _save_evidence(self, run_id: str) -> None:
-        """Keep the evidence of a problem: the run's document and folder, and the world's logs."""
+        """Keep the evidence of a problem: document and folder of the run, logs of the instance."""
         kept = self._folder / "problems" / run_id
         with contextlib.suppress(Exception):
             kept.mkdir(parents=True)
@@ -376,7 +376,7 @@ def run_chaos(
     folder: Path,
     minutes: float | None = None,
     only: str | None = None,
-    worlds: int = WORLDS,
+    instances: int = INSTANCES,
     on_postgresql: bool = False,
 ) -> Tally:
     """Run a trial in a folder, and leave no process, mount, loop device, or cgroup behind."""
@@ -390,9 +390,9 @@ def run_chaos(
     )
     if on_postgresql:
         kinds += [DATABASE] * max(1, len(kinds) // 12)
-    tally.wanted = len(kinds)
+    tally.planned = len(kinds)
     ends_at_s = None if minutes is None else tally.began_s + minutes * 60
-    with contextlib.ExitStack() as ends, ThreadPoolExecutor(worlds) as pool:
+    with contextlib.ExitStack() as ends, ThreadPoolExecutor(instances) as pool:
 
         def begin(number: int) -> ChaosWorker:
             workers = ChaosWorker(
@@ -406,7 +406,7 @@ def run_chaos(
             ends.callback(workers.close)
             return workers
 
-        workers = list(pool.map(begin, range(worlds)))
+        workers = list(pool.map(begin, range(instances)))
         reference = workers[0].run_reference()
         for plans in plan_runs(kinds, seed=seed, is_short=short):
             try:
@@ -425,9 +425,9 @@ def plan_runs(
     """Return the runs of a trial in two consecutive lists: those with a memory fault, and all
     others.
 
-    The kernel counts its kills for want of memory for the whole machine. A trainer that gets
-    SIGKILL in one world while another world's runs out of memory would be taken for one that did,
-    so these have a time of their own.
+    The kernel counts its out-of-memory kills for the entire machine. A trainer that gets SIGKILL in
+    one instance while another instance runs out of memory would be taken for one that did, so these
+    run separately.
     """
     choose = random.Random(f"plans {seed}")  # noqa: S311 - chooses faults, guards nothing
     choose.shuffle(kinds)
@@ -435,8 +435,8 @@ def plan_runs(
     first: deque[RunPlan] = deque()
     then: deque[RunPlan] = deque()
     for _ in range(len(kinds) - len(rest)):
-        beside = [rest.popleft() for _ in range(choose.choice((0, 1, 1, 2))) if rest]
-        first.append(RunPlan((*beside, "memory"), f"{seed} memory {len(first)}"))
+        simultaneous = [rest.popleft() for _ in range(choose.choice((0, 1, 1, 2))) if rest]
+        first.append(RunPlan((*simultaneous, "memory"), f"{seed} memory {len(first)}"))
     while rest:
         size = 4 if is_short else choose.choice(FAULTS_A_RUN)
         taken = tuple(rest.popleft() for _ in range(min(size, len(rest))))
@@ -512,7 +512,7 @@ def main() -> int:
     )
     parser.add_argument("--only", choices=list(WEIGHTS), help="faults of one kind")
     parser.add_argument(
-        "--worlds", type=int, help=f"instances side by side; {WORLDS}, in the short form 1"
+        "--instances", type=int, help=f"instances in parallel; {INSTANCES}, in the short form 1"
     )
     parser.add_argument(
         "--postgresql", action="store_true", help="the store is PostgreSQL, which is killed as well"
@@ -581,7 +581,7 @@ def main() -> int:
             folder=folder,
             minutes=arguments.minutes,
             only=arguments.only,
-            worlds=arguments.worlds or (1 if arguments.short else WORLDS),
+            instances=arguments.instances or (1 if arguments.short else INSTANCES),
             on_postgresql=arguments.postgresql,
         )
         is_kept |= bool(tally.problems)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from disk import Disk, find_missing_requirement
-from world import read_events, wait_until_stopped
+from instance import read_events, wait_until_stopped
 
 from runyard import rundir
 from runyard.protocol import ResumeCheckpoint
@@ -213,8 +213,8 @@ class NoServer:
 def _select_checkpoint(attempt: Path) -> Path | None:
     """Return the checkpoint that a supervisor selects for this attempt."""
     prepare_resume(attempt, NoServer())
-    wanted = rundir.read_json(rundir.AttemptDir(attempt).resume)
-    return Path(wanted["folder"]) if wanted is not None else None
+    selected = rundir.read_json(rundir.AttemptDir(attempt).resume)
+    return Path(selected["folder"]) if selected is not None else None
 
 
 def _compare_losses(run: Path, losses: dict[int, float]) -> list[str]:

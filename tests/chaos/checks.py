@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-from world import World, read_events, retry_until_answered
+from instance import ChaosInstance, read_events, retry_until_answered
 
 import vi
 from runyard.rundir import sha256_of
@@ -36,7 +36,7 @@ def measure_reference(client: vi.Client, run: Run) -> Reference:
 
 
 def find_problems(
-    world: World,
+    instance: ChaosInstance,
     client: vi.Client,
     run: Run,
     reference: Reference,
@@ -50,7 +50,7 @@ def find_problems(
     found = [
         *_check_end(run, was_killed=was_killed, was_out_of_memory=was_out_of_memory),
         *_check_history(run),
-        *_check_overlaps(world, run),
+        *_check_overlaps(instance, run),
     ]
     is_whole = run.condition is not None and run.condition.value == "Succeeded"
     found += _check_metrics(fetch_metrics(client, run.run_id), reference, is_whole=is_whole)
@@ -59,10 +59,10 @@ def find_problems(
     if run.condition is not None and run.condition.value == "Cancelled":
         found += [
             f"Cancelled while {mark} lives"
-            for _, mark in world.list_trainers()
+            for _, mark in instance.list_trainers()
             if run.run_id in mark
         ]
-    return [*found, *_check_leftovers(world, run)]
+    return [*found, *_check_leftovers(instance, run)]
 
 
 def fetch_metrics(client: vi.Client, run_id: str) -> list[MetricPoint]:
@@ -106,10 +106,10 @@ def _check_history(run: Run) -> Iterator[str]:
             yield f"{before} was followed by {after}"
 
 
-def _check_overlaps(world: World, run: Run) -> Iterator[str]:
+def _check_overlaps(instance: ChaosInstance, run: Run) -> Iterator[str]:
     """Check that no two attempts wrote events at the same time; faults never change their clock."""
     spans = []
-    for folder in world.locate_attempts(run.run_id).glob("*"):
+    for folder in instance.locate_attempts(run.run_id).glob("*"):
         times = [event["t"] for event in read_events(folder / "events.jsonl") if "t" in event]
         if times:
             spans.append((min(times), max(times), folder.name))
@@ -139,22 +139,22 @@ def _check_metrics(
                 missing = f"steps {last_step + 1} to {point.step - 1}"
                 yield f"{missing} are missing (before attempt {point.attempt})"
             last_step = point.step
-    for what, found, wanted in (
+    for what, found, expected in (
         ("losses", get_losses(points), reference.losses),
         ("evaluations", get_evaluations(points), reference.evaluations),
     ):
-        wrong = [step for step in sorted(found) if found[step] != wanted.get(step)]
-        wrong += [step for step in sorted(wanted) if is_whole and step not in found]
+        wrong = [step for step in sorted(found) if found[step] != expected.get(step)]
+        wrong += [step for step in sorted(expected) if is_whole and step not in found]
         if wrong:
             yield f"{what} differ from the undisturbed run's, first at step {wrong[0]}"
 
 
-def _check_leftovers(world: World, run: Run) -> Iterator[str]:
+def _check_leftovers(instance: ChaosInstance, run: Run) -> Iterator[str]:
     deadline_s = time.monotonic() + EXIT_TIMEOUT_S
     while True:
         left = [
             mark
-            for _, mark in (*world.list_trainers(), *world.list_supervisors())
+            for _, mark in (*instance.list_trainers(), *instance.list_supervisors())
             if f"/{run.run_id}/" in mark
         ]
         if not left or time.monotonic() > deadline_s:

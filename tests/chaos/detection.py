@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from faults import Fault, Repair, fail_fsync, find_missing_requirement, inject
-from world import FLOW, World, wait_until_final
+from instance import FLOW, ChaosInstance, wait_until_final
 
 import vi
 from runyard import processes
@@ -50,20 +50,20 @@ CASES = {
 
 def measure_detection(folder: Path, *, times: int, seed: int) -> dict[str, Any]:
     """Measure the seconds from a death to its cause in the run's document, per case."""
-    world = World(folder, seed=seed, environ={"RUNYARD_LEASE_S": str(Settings.lease_s)})
+    instance = ChaosInstance(folder, seed=seed, environ={"RUNYARD_LEASE_S": str(Settings.lease_s)})
     found: list[str] = []
     seconds: dict[str, list[float]] = {}
     not_run: dict[str, str] = {}
     try:
-        world.start()
-        with world.client() as client:
+        instance.start()
+        with instance.client() as client:
             for case, words in CASES.items():
-                if (reason := _find_missing_requirement(case, world)) is not None:
+                if (reason := _find_missing_requirement(case, instance)) is not None:
                     not_run[case] = reason
                     continue
                 for time_number in range(1, times + 1):
                     try:
-                        seconds.setdefault(case, []).append(_measure(world, client, case, words))
+                        seconds.setdefault(case, []).append(_measure(instance, client, case, words))
                     except (AssertionError, TimeoutError) as error:
                         found.append(f"{case}, time {time_number}: {error}")
                     print(
@@ -74,26 +74,26 @@ def measure_detection(folder: Path, *, times: int, seed: int) -> dict[str, Any]:
                     )
         return {"times": times, "notRun": not_run, **_summarize(seconds), "problems": found}
     finally:
-        world.close()
+        instance.close()
 
 
-def _find_missing_requirement(case: str, world: World) -> str | None:
+def _find_missing_requirement(case: str, instance: ChaosInstance) -> str | None:
     if case == "trainer exit 1":
-        return find_missing_requirement("disk", "eio-trainer", world)
+        return find_missing_requirement("disk", "eio-trainer", instance)
     return (
-        find_missing_requirement("memory", "trainer", world)
+        find_missing_requirement("memory", "trainer", instance)
         if case == "trainer out of memory"
         else None
     )
 
 
-def _measure(world: World, client: vi.Client, case: str, words: str) -> float:
-    run_id = _start_run(world, client)
-    trainer, supervisor = world.find_process("trainer"), world.find_process("supervisor")
+def _measure(instance: ChaosInstance, client: vi.Client, case: str, words: str) -> float:
+    run_id = _start_run(instance, client)
+    trainer, supervisor = instance.find_process("trainer"), instance.find_process("supervisor")
     assert trainer is not None and supervisor is not None, "nothing trains"
     repair: Repair | None = None
     try:
-        repair = _end_process(world, case, trainer, supervisor)
+        repair = _end_process(instance, case, trainer, supervisor)
         victim = trainer if case.startswith("trainer") else supervisor
         _wait_until(lambda: processes.check_liveness(victim) == "dead", DIES_WITHIN_S, "the death")
         died_s = time.monotonic()
@@ -104,40 +104,42 @@ def _measure(world: World, client: vi.Client, case: str, words: str) -> float:
     finally:
         if repair is not None:
             repair()
-        world.resume_restarts()
+        instance.resume_restarts()
         with contextlib.suppress(vi.ViConflictError):
             client.runs.kill(run_id)
         wait_until_final(client, run_id, timeout_s=NOTICED_WITHIN_S)
 
 
-def _end_process(world: World, case: str, trainer: Identity, supervisor: Identity) -> Repair | None:
+def _end_process(
+    instance: ChaosInstance, case: str, trainer: Identity, supervisor: Identity
+) -> Repair | None:
     match case:
         case "trainer SIGKILL" | "trainer SIGSEGV":
             processes.send_signal(trainer, signal.Signals[case.split()[1]])
         case "trainer exit 1":
-            return fail_fsync(world, "trainer", which="1+")  # of every try, see SAVE_TRIES
+            return fail_fsync(instance, "trainer", which="1+")  # of every try, see SAVE_TRIES
         case "trainer out of memory":
-            return inject(Fault("memory", "trainer", "Training", 1, 0), world)
+            return inject(Fault("memory", "trainer", "Training", 1, 0), instance)
         case "supervisor SIGKILL":
             processes.send_signal(supervisor, signal.SIGKILL)
         case "supervisor and controller SIGKILL":
-            world.children["controller"].kill()
+            instance.children["controller"].kill()
             processes.send_signal(supervisor, signal.SIGKILL)
         case "machine gone":
-            world.pause_restarts()
-            world.children["controller"].kill()
+            instance.pause_restarts()
+            instance.children["controller"].kill()
             processes.send_signal(supervisor, signal.SIGKILL)
     return None
 
 
-def _start_run(world: World, client: vi.Client) -> str:
+def _start_run(instance: ChaosInstance, client: vi.Client) -> str:
     """Start a run, and wait for its first step; it would take many more."""
     flow = copy.deepcopy(FLOW)
     flow["blocks"][1]["settings"]["hyperparameters"]["maxSteps"] = ENDLESS_STEPS
     run_id = str(uuid.uuid4())
     client.runs.create(flow=flow, run_id=run_id)
     _wait_until(
-        lambda: any(event.get("ev") == "step" for event in world.list_events(run_id)),
+        lambda: any(event.get("ev") == "step" for event in instance.list_events(run_id)),
         TRAINS_WITHIN_S,
         "the first step",
     )
@@ -165,11 +167,11 @@ def _summarize(seconds: dict[str, list[float]]) -> dict[str, Any]:
 def run_starved(folder: Path, *, seconds: float, seed: int) -> dict[str, Any]:
     """Train next to twice as many spinning processes as cores; the lease must not be lost."""
     spinning: list[subprocess.Popen[bytes]] = []
-    world = World(folder, seed=seed, environ={"RUNYARD_LEASE_S": str(Settings.lease_s)})
+    instance = ChaosInstance(folder, seed=seed, environ={"RUNYARD_LEASE_S": str(Settings.lease_s)})
     try:
-        world.start()
-        with world.client() as client:
-            run_id = _start_run(world, client)
+        instance.start()
+        with instance.client() as client:
+            run_id = _start_run(instance, client)
             count = 2 * (os.cpu_count() or 1)
             spinning += [
                 subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)
@@ -185,13 +187,13 @@ def run_starved(folder: Path, *, seconds: float, seed: int) -> dict[str, Any]:
                 ):
                     found.append(f"the lease was lost: {_describe(run)}")
                 time.sleep(0.5)
-            steps = sum(event.get("ev") == "step" for event in world.list_events(run_id))
+            steps = sum(event.get("ev") == "step" for event in instance.list_events(run_id))
             return {"spinning": count, "seconds": seconds, "stepsTaken": steps, "problems": found}
     finally:
         for process in spinning:
             process.kill()
             process.wait()
-        world.close()
+        instance.close()
 
 
 def _wait_until(is_true: Callable[[], Any], timeout_s: float, what: str) -> None:

@@ -19,8 +19,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from instance import CLOCK_STEPS_WITHIN_S, ChaosInstance
 from link import LINK_FAULTS
-from world import CLOCK_STEPS_WITHIN_S, World
 
 from runyard import processes
 from runyard.ports import Identity
@@ -140,11 +140,11 @@ def _draw_part(choose: random.Random, parts: list[str]) -> str:
     return choose.choices(parts, weights=[PARTS[part] for part in parts])[0]
 
 
-def find_missing_requirement(kind: str, what: str, world: World) -> str | None:
+def find_missing_requirement(kind: str, what: str, instance: ChaosInstance) -> str | None:
     """Return what this machine lacks for a fault; None if it lacks nothing."""
-    if kind == "power" and world.disk is None:
+    if kind == "power" and instance.disk is None:
         return "needs a loop device"
-    if kind == "disk" and what == "full" and world.disk is None:
+    if kind == "disk" and what == "full" and instance.disk is None:
         return "needs a loop device"
     if (
         kind == "disk"
@@ -154,37 +154,37 @@ def find_missing_requirement(kind: str, what: str, world: World) -> str | None:
         return "needs strace, as root"
     if kind == "memory" and not os.access(MEMORY / "cgroup.procs", os.W_OK):
         return "needs a writable memory cgroup (version 1)"
-    if kind == DATABASE and not world.has_postgresql:
+    if kind == DATABASE and not instance.has_postgresql:
         return "needs PostgreSQL"
-    return "needs libfaketime" if kind == "clock" and not world.has_clock else None
+    return "needs libfaketime" if kind == "clock" and not instance.has_clock else None
 
 
-def inject(fault: Fault, world: World) -> Repair | None:
+def inject(fault: Fault, instance: ChaosInstance) -> Repair | None:
     """Inject a fault now; return its repair, or None without a target."""
     match fault.kind:
         case "kill" | "abort" | "database":
             return _signal_part(
-                world, fault.what, signal.SIGABRT if fault.kind == "abort" else signal.SIGKILL
+                instance, fault.what, signal.SIGABRT if fault.kind == "abort" else signal.SIGKILL
             )
         case "stop":
-            return _suspend_part(world, fault.what)
+            return _suspend_part(instance, fault.what)
         case "link":
-            world.link.break_with(fault.what)  # type: ignore[arg-type]
-            return _repair_with(world.link.heal)
+            instance.link.break_with(fault.what)  # type: ignore[arg-type]
+            return _repair_with(instance.link.heal)
         case "power":
-            world.cut_power()
+            instance.cut_power()
             return _repair_with(lambda: None)
         case "disk" if fault.what == "full":
-            assert world.disk is not None
-            world.disk.fill()
-            return _repair_with(world.disk.free)
+            assert instance.disk is not None
+            instance.disk.fill()
+            return _repair_with(instance.disk.free)
         case "disk":
-            return fail_fsync(world, fault.what.partition("-")[2])
+            return fail_fsync(instance, fault.what.partition("-")[2])
         case "memory":
-            return _exhaust_memory(world)
+            return _exhaust_memory(instance)
         case _:
-            world.set_clock_offset(int(fault.what))
-            return _repair_with(lambda: world.set_clock_offset(0))
+            instance.set_clock_offset(int(fault.what))
+            return _repair_with(lambda: instance.set_clock_offset(0))
 
 
 def _repair_with(repair: Callable[[], None]) -> Repair:
@@ -197,15 +197,15 @@ def _repair_with(repair: Callable[[], None]) -> Repair:
     return repair_and_confirm
 
 
-def _signal_part(world: World, part: str, number: int) -> Repair | None:
-    identity = world.find_process(part)
+def _signal_part(instance: ChaosInstance, part: str, number: int) -> Repair | None:
+    identity = instance.find_process(part)
     if identity is None or not processes.send_signal(identity, number):
         return None
     return _repair_with(lambda: None)
 
 
-def _suspend_part(world: World, part: str) -> Repair | None:
-    identity = world.find_process(part)
+def _suspend_part(instance: ChaosInstance, part: str) -> Repair | None:
+    identity = instance.find_process(part)
     if identity is None or not processes.send_signal(identity, signal.SIGSTOP):
         return None
     return _repair_with(lambda: _send_signal(identity, signal.SIGCONT))
@@ -215,12 +215,12 @@ def _send_signal(identity: Identity, number: int) -> None:
     processes.send_signal(identity, number)
 
 
-def fail_fsync(world: World, part: str, *, which: str = "1") -> Repair | None:
+def fail_fsync(instance: ChaosInstance, part: str, *, which: str = "1") -> Repair | None:
     """Let a tracer fail the next fsync or fdatasync of a process with EIO, or all with ``1+``."""
-    identity = world.find_process(part)
+    identity = instance.find_process(part)
     if identity is None:
         return None
-    seen = world.logs / f"strace-{identity.pid}"
+    seen = instance.logs / f"strace-{identity.pid}"
     command = ["strace", "-f", "-q", "-o", str(seen), "-p", str(identity.pid)]
     command += [
         "-e",
@@ -250,12 +250,12 @@ def fail_fsync(world: World, part: str, *, which: str = "1") -> Repair | None:
     return let_go
 
 
-def _exhaust_memory(world: World) -> Repair | None:
+def _exhaust_memory(instance: ChaosInstance) -> Repair | None:
     """Move the trainer to a memory cgroup without free memory, so that the kernel kills it."""
-    identity = world.find_process("trainer")
+    identity = instance.find_process("trainer")
     if identity is None:
         return None
-    group = MEMORY / f"runyard-chaos-{os.getpid()}-{world.port}-{identity.pid}"
+    group = MEMORY / f"runyard-chaos-{os.getpid()}-{instance.port}-{identity.pid}"
     group.mkdir(exist_ok=True)
     (group / "memory.limit_in_bytes").write_text("1048576")
     with contextlib.suppress(OSError):

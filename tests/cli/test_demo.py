@@ -1,4 +1,4 @@
-"""The parts of the demo around the training itself; the whole of it runs in tests/e2e."""
+"""The parts of the demo around the training; tests/e2e runs the complete demo."""
 
 import socket
 from contextlib import contextmanager
@@ -33,7 +33,7 @@ def run_with(*history: tuple[ConditionKind, int]) -> Run:
     return Run(run_id="r", status=RunStatus(conditions=conditions))
 
 
-def asked(*verdicts: bool) -> list[AnsweredQuestion]:
+def make_answers(*verdicts: bool) -> list[AnsweredQuestion]:
     image = Image.new("RGB", (8, 8))
     return [
         AnsweredQuestion(
@@ -55,7 +55,7 @@ def test_training_time_counts_from_the_newest_attempt_to_the_end() -> None:
     assert measure_training_s(retried) == 15.5
 
 
-def test_held_out_images_are_those_the_trainer_keeps_apart() -> None:
+def test_held_out_images_are_those_of_the_trainer() -> None:
     from runyard.trainer.data.datasets import load_dataset
 
     kept = load_dataset("digits", seed=7, validation_fraction=0.2)
@@ -85,14 +85,14 @@ def test_the_sheet_adds_wrong_answers_to_an_even_choice_and_counts_all(
     monkeypatch.setattr(
         module, "draw_answers", lambda items, *, title, path: sheets.append((items, title))
     )
-    answers = asked(*[True] * 97, *[False] * 3)
+    answers = make_answers(*[True] * 97, *[False] * 3)
     draw_answer_sheet(answers, path=tmp_path / "a.png")
     ((shown, title),) = sheets
     assert title == "97 of 100 held-out images correct (97.0%): 18 evenly spaced, then 3 wrong ones"
     assert [item.is_right for item in shown] == [True] * 18 + [False] * 3
 
 
-def test_the_report_names_accuracy_places_and_three_commands(tmp_path: Path, monkeypatch) -> None:
+def test_the_report_names_accuracy_paths_and_three_commands(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     trained = Trained(run=run_with(), train_s=21.2, total_s=30.0)
     places = {
@@ -101,7 +101,7 @@ def test_the_report_names_accuracy_places_and_three_commands(tmp_path: Path, mon
         "example": tmp_path / "h.png",
     }
     settings = read_settings({}, data_dir=tmp_path / "demo/data")
-    text = "\n".join(format_report(trained, asked(True, False), **places, settings=settings))
+    text = "\n".join(format_report(trained, make_answers(True, False), **places, settings=settings))
     assert "Held-out accuracy 0.5000: 1 of 2 images" in text
     assert "demo/r/model_full" in text and "a.png" in text and "demo/data" in text
     assert 'models predict demo/r/model_full h.png "Which?"' in text
@@ -109,13 +109,13 @@ def test_the_report_names_accuracy_places_and_three_commands(tmp_path: Path, mon
     assert "runs create --data-dir demo/data" in text
 
 
-def test_an_instance_that_is_up_is_used_and_left_alone(tmp_path: Path, monkeypatch) -> None:
+def test_a_running_instance_is_used_and_left_running(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(module, "live_endpoint", lambda settings: "http://127.0.0.1:7878/")
     monkeypatch.setattr(module.subprocess, "Popen", None)  # starting anything would fail
-    said: list[str] = []
-    with running_instance(read_settings({}, data_dir=tmp_path), say=said.append):
+    messages: list[str] = []
+    with running_instance(read_settings({}, data_dir=tmp_path), say=messages.append):
         pass
-    assert said == ["Using the instance at http://127.0.0.1:7878/"]
+    assert messages == ["Using the instance at http://127.0.0.1:7878/"]
 
 
 @contextmanager
@@ -125,7 +125,7 @@ def a_file_in_the_way(path: Path):
     yield
 
 
-def test_a_private_instance_that_does_not_start_says_why(tmp_path: Path) -> None:
+def test_a_private_instance_that_does_not_start_reports_why(tmp_path: Path) -> None:
     data_dir = tmp_path / "data"
     with (
         a_file_in_the_way(data_dir),

@@ -14,7 +14,7 @@ PAGE = (PAGE_FOLDER / "cli.md").read_text()
 
 
 def commands() -> list[str]:
-    """Every command that does something, as it is typed."""
+    """Return every command that is not a group, as it is typed."""
     context = click.Context(cli)
     found = []
     for name in cli.list_commands(context):

@@ -1,4 +1,4 @@
-"""What the doctor makes of what it sees."""
+"""Findings of the doctor."""
 
 import json
 

@@ -12,14 +12,14 @@ from runyard.trainer.main import train_attempt
 from tests.trainer.conftest import make_png, write_attempt, write_version
 
 __all__ = ["write_attempt"]  # a fixture of the trainer's tests
-PICTURES, VERSION = 12, "0" * 16
+IMAGE_COUNT, VERSION = 12, "0" * 16
 
 
 @pytest.fixture
 def dataset_id(runyard, instance, tmp_path: Path) -> str:
-    """A dataset of the instance that has the pictures."""
+    """Return a dataset of the instance that contains the images."""
     (tmp_path / "shelf").mkdir()
-    for number in range(PICTURES):
+    for number in range(IMAGE_COUNT):
         (tmp_path / "shelf" / f"{number:02}.png").write_bytes(make_png(number))
     result = runyard(
         "datasets", "import", str(tmp_path / "shelf"), "--data-dir", str(instance.data_dir)
@@ -34,8 +34,8 @@ def trained(
 ) -> tuple[Path, Path]:
     """A checkpoint whose answers depend on the images, and its dataset version's folder."""
     asked = [Vqa(interactions=[Interaction(order=1, question="How many?", answer="two")])]
-    pictures = {f"{number:02}.png": (make_png(number), asked) for number in range(PICTURES)}
-    version = write_version(tmp_path / "versions", pictures)
+    images = {f"{number:02}.png": (make_png(number), asked) for number in range(IMAGE_COUNT)}
+    version = write_version(tmp_path / "versions", images)
     blocks = {
         "vi-dataset": {"datasetId": dataset_id, "projectKind": "vqa", "validationFraction": 0.5},
         "vi-model": {
@@ -59,7 +59,7 @@ def test_images_are_found_locally_else_downloaded_else_requested(
     count = len((checkpoint / "predictions.jsonl").read_text().splitlines())
     arguments = ("models", "export", str(checkpoint), "--json", "--data-dir")
 
-    # A folder of data without a server: nobody can be asked, and then the version lies there.
+    # A data folder without a server: no download is possible until the version is there.
     alone = tmp_path / "alone"
     alone.mkdir()
     result = runyard(*arguments, str(alone), "--out", "one")
@@ -73,8 +73,8 @@ def test_images_are_found_locally_else_downloaded_else_requested(
     shutil.copytree(version, alone / "datasets" / "org" / VERSION)
     result = runyard(*arguments, str(alone), "--out", "one")
     assert result.exit_code == 0, result.output
-    told = json.loads(result.stdout)
-    assert (told["replayed"], told["different"]) == (count, 0)
+    report = json.loads(result.stdout)
+    assert (report["replayed"], report["different"]) == (count, 0)
 
     result = runyard(*arguments, str(instance.data_dir), "--out", "two")
     assert result.exit_code == 0, result.output

@@ -29,18 +29,16 @@ def test_names_of_flows(given: str) -> None:
 
 
 def test_yaml_and_json_of_one_flow_read_the_same(tmp_path: Path) -> None:
-    recipe = {
+    flow = {
         "name": "x",
         "blocks": [{"block": "vi-model", "settings": {"hyperparameters": {"learningRate": 2e-4}}}],
     }
-    (tmp_path / "a.json").write_text(json.dumps(recipe))
+    (tmp_path / "a.json").write_text(json.dumps(flow))
     (tmp_path / "a.yaml").write_text(
         "name: x\nblocks:\n- block: vi-model\n  settings: {hyperparameters: {learningRate: 2e-4}}\n"
     )
     assert (
-        read_flow_file(str(tmp_path / "a.json"))
-        == read_flow_file(str(tmp_path / "a.yaml"))
-        == recipe
+        read_flow_file(str(tmp_path / "a.json")) == read_flow_file(str(tmp_path / "a.yaml")) == flow
     )
 
 
@@ -97,10 +95,10 @@ def test_assignments_leave_what_they_were_given_alone() -> None:
 
 
 def test_an_assignment_changes_a_block_that_is_there() -> None:
-    recipe = {
+    flow = {
         "blocks": [{"block": "vi-dataset", "settings": {"datasetId": "digits", "shuffle": False}}]
     }
-    changed = apply_assignments(recipe, ["vi-dataset.datasetId=digits-grounding"])
+    changed = apply_assignments(flow, ["vi-dataset.datasetId=digits-grounding"])
     assert changed["blocks"] == [
         {"block": "vi-dataset", "settings": {"datasetId": "digits-grounding", "shuffle": False}}
     ]
@@ -164,8 +162,7 @@ NUMBERS_IN_YAML = [
     (".5", 0.5),
     ("-1.", -1.0),
     ("6.02e+23", 6.02e23),
-    # What YAML 1.1 takes for another number than a reader does stays text, which no field for
-    # numbers takes.
+    # Words that YAML 1.1 parses as unexpected numbers stay text, which no number field accepts.
     ("010", "010"),
     ("1:30", "1:30"),
     ("1:30.5", "1:30.5"),
@@ -201,7 +198,7 @@ NOT_FINITE = ["NaN", "Infinity", "-Infinity", "1e999", "-1e999"]
 
 
 def with_value(tmp_path: Path, way: str, field: str, word: str) -> Any:
-    """The flow with one of these words as a number, given in one of the ways."""
+    """Return the flow with one of these words as a number, given in one of the ways."""
     if way == "--set":
         return apply_assignments(DEFAULT_FLOW, [f"vi-model.hyperparameters.{field}={word}"])
     if way == "yaml":
@@ -220,9 +217,9 @@ def with_value(tmp_path: Path, way: str, field: str, word: str) -> Any:
 def test_a_number_that_is_not_finite_is_refused_with_its_path(
     word: str, way: str, field: str, tmp_path: Path
 ) -> None:
-    recipe = with_value(tmp_path, way, field, word)
+    flow = with_value(tmp_path, way, field, word)
     with pytest.raises(FlowProblems) as raised:
-        validate(recipe)
+        validate(flow)
     assert f"/blocks/0/settings/hyperparameters/{field}" in {
         problem.path for problem in raised.value.problems
     }
@@ -248,5 +245,5 @@ def test_creating_a_run_with_a_number_that_is_not_finite_sends_nothing(
 
 
 def test_assignments_keep_other_keys_and_values_of_a_flow() -> None:
-    recipe = {"settings": {1: math.inf}}
-    assert apply_assignments(recipe, ["name=x"]) == {"settings": {1: math.inf}, "name": "x"}
+    flow = {"settings": {1: math.inf}}
+    assert apply_assignments(flow, ["name=x"]) == {"settings": {1: math.inf}, "name": "x"}

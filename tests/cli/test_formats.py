@@ -17,7 +17,7 @@ import vi
 from runyard.datasets.writers.registry import WRITERS
 
 SAMPLES = Path(__file__).parent.parent / "samples"
-# What each sample is read as.
+# The type of each sample.
 FORMATS = {
     "captions": ("Captions", "freeform"),
     "class-folders": ("Captions", "vqa"),
@@ -54,7 +54,7 @@ def grid() -> list[tuple[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def imported(client: vi.Client) -> Callable[[str], Any]:
+def import_sample(client: vi.Client) -> Callable[[str], Any]:
     """A sample that the SDK has imported, once for all tests."""
     done: dict[str, Any] = {}
 
@@ -68,12 +68,12 @@ def imported(client: vi.Client) -> Callable[[str], Any]:
     return find
 
 
-def said(client: vi.Client, dataset_id: str, folder: Path) -> Said:
+def read_annotations(client: vi.Client, dataset_id: str, folder: Path) -> Said:
     """Annotations of each image by its SHA-256, without ids and names."""
     client.datasets.download(
         dataset_id, export_settings="ViJsonl", save_dir=folder, show_progress=False
     )
-    pictures = {
+    images = {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
         for path in folder.rglob("*.jpg")
         if path.is_file()
@@ -82,7 +82,7 @@ def said(client: vi.Client, dataset_id: str, folder: Path) -> Said:
     for path in folder.rglob("*.jsonl"):
         for line in path.read_text().splitlines():
             row = json.loads(line)
-            found.setdefault(pictures[Path(row["asset"]["filename"]).name], []).append(
+            found.setdefault(images[Path(row["asset"]["filename"]).name], []).append(
                 row["contents"]
             )
     return found
@@ -118,14 +118,14 @@ def assert_carried(before: Said, after: Said, format: str) -> None:
 
 
 @pytest.mark.parametrize("sample", FORMATS)
-def test_sdk_and_command_line_take_the_same_of_a_sample(
+def test_sdk_and_command_line_import_the_same_rows_of_a_sample(
     runyard: Callable[..., Any],
     instance: Any,
     client: vi.Client,
-    imported: Callable[[str], Any],
+    import_sample: Callable[[str], Any],
     sample: str,
 ) -> None:
-    ours = imported(sample)
+    ours = import_sample(sample)
     assert (ours.session.status.format, ours.dataset.type) == FORMATS[sample]
     assert (ours.session.status.progress.rows_kept, ours.session.status.findings.errors) == (4, 0)
     arguments = ("--name", f"{sample} again", "--json", "--data-dir", str(instance.data_dir))
@@ -138,10 +138,10 @@ def test_sdk_and_command_line_take_the_same_of_a_sample(
 
 
 @pytest.mark.parametrize(("sample", "format"), grid())
-def test_what_was_taken_goes_out_and_comes_back(
-    client: vi.Client, imported: Callable[[str], Any], tmp_path: Path, sample: str, format: str
+def test_imported_data_survives_an_export_and_reimport(
+    client: vi.Client, import_sample: Callable[[str], Any], tmp_path: Path, sample: str, format: str
 ) -> None:
-    ours = imported(sample)
+    ours = import_sample(sample)
     client.datasets.download(
         ours.dataset_id, export_settings=format, save_dir=tmp_path / "out", show_progress=False
     )
@@ -152,6 +152,6 @@ def test_what_was_taken_goes_out_and_comes_back(
         progress=False,
     )
     assert again.session.status.findings.errors == 0
-    before = said(client, ours.dataset_id, tmp_path / "before")
-    assert_carried(before, said(client, again.dataset_id, tmp_path / "after"), format)
+    before = read_annotations(client, ours.dataset_id, tmp_path / "before")
+    assert_carried(before, read_annotations(client, again.dataset_id, tmp_path / "after"), format)
     client.datasets.delete(again.dataset_id)

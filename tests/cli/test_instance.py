@@ -1,4 +1,4 @@
-"""Watching over server and controller, with two small programs in their place."""
+"""Monitoring of server and controller, with two small programs as stand-ins."""
 
 import json
 import os
@@ -63,9 +63,9 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
 
 
 @contextmanager
-def started(settings: Settings, said: list[str], **modules: str) -> Iterator[Instance]:
+def started(settings: Settings, messages: list[str], **modules: str) -> Iterator[Instance]:
     programs = {"server": "stand_in_server", "controller": "stand_in_controller"} | modules
-    instance = Instance(settings, say=said.append, is_stop_requested=lambda: False, **programs)
+    instance = Instance(settings, say=messages.append, is_stop_requested=lambda: False, **programs)
     with lock_data_dir(settings):
         try:
             instance.start()
@@ -86,25 +86,25 @@ def pids(instance: Instance) -> list[int]:
 
 
 @pytest.mark.parametrize("status", [EXIT_CANNOT_START, EXIT_NOT_NOW])
-def test_a_server_that_says_it_cannot_start_is_started_once_and_its_line_is_shown(
+def test_a_server_that_cannot_start_is_started_once_and_its_message_shown(
     settings: Settings, status: int, tmp_path: Path
 ) -> None:
     text = (
         f"import sys\nprint('warming up')\nprint('no such key; try: another')\nsys.exit({status})\n"
     )
     (tmp_path / "programs" / "refusing.py").write_text(text)
-    said: list[str] = []
-    with pytest.raises(CommandFailed) as caught, started(settings, said, server="refusing"):
+    messages: list[str] = []
+    with pytest.raises(CommandFailed) as caught, started(settings, messages, server="refusing"):
         pass
     assert caught.value.message == "the server cannot start: no such key; try: another"
     assert caught.value.exit_code == (
         failures.EXIT_CANNOT_START if status == EXIT_CANNOT_START else 1
     )
-    assert said == []
+    assert messages == []
     assert (settings.logs_dir / "server.log").read_text().count("warming up") == 1
 
 
-def test_a_controller_that_cannot_start_ends_the_instance_with_its_line(
+def test_a_controller_that_cannot_start_ends_the_instance_with_its_message(
     settings: Settings, tmp_path: Path
 ) -> None:
     text = f"import sys\nprint('another one works here')\nsys.exit({EXIT_CANNOT_START})\n"
@@ -123,28 +123,29 @@ def test_a_controller_that_cannot_start_ends_the_instance_with_its_line(
         until(lambda: watch(instance))
 
 
-def test_what_may_pass_is_tried_again_once_an_instance_has_been_up(
+def test_temporary_failures_are_retried_once_an_instance_has_been_up(
     settings: Settings, tmp_path: Path
 ) -> None:
-    """A database that is away while a crashed server starts again must not end the instance."""
-    said: list[str] = []
-    with started(settings, said) as instance:
+    """A database that is unavailable while a crashed server restarts must not end the instance."""
+    messages: list[str] = []
+    with started(settings, messages) as instance:
         (tmp_path / "programs" / "stand_in_server.py").write_text(
             f"import sys\nsys.exit({EXIT_NOT_NOW})\n"
         )
         os.kill(pids(instance)[0], signal.SIGKILL)
 
-        def is_told_twice() -> bool:
+        def has_two_messages() -> bool:
             instance.watch()
-            return len(said) == 2
+            return len(messages) == 2
 
-        until(is_told_twice)
+        until(has_two_messages)
     assert (
-        f"exited with code {EXIT_NOT_NOW}; restarting it in {module.LONGEST_PAUSE_S:g} s" in said[1]
+        f"exited with code {EXIT_NOT_NOW}; restarting it in {module.LONGEST_PAUSE_S:g} s"
+        in messages[1]
     )
 
 
-def test_a_log_that_has_grown_too_large_is_set_aside_while_it_is_written(tmp_path: Path) -> None:
+def test_a_log_that_grew_too_large_is_rotated_while_it_is_written(tmp_path: Path) -> None:
     log = tmp_path / "server.log"
     with open(log, "ab", buffering=0) as writer:
         writer.write(b"x" * 2000)
@@ -164,7 +165,7 @@ def test_restart_pauses_grow_until_it_gives_up(crashes: int, pause_s: float | No
     assert compute_restart_pause(crashes) == pause_s
 
 
-def test_both_are_up_after_start_and_gone_after_end(settings: Settings) -> None:
+def test_server_and_controller_run_between_start_and_stop(settings: Settings) -> None:
     with started(settings, []) as instance:
         children = pids(instance)
         assert live_endpoint(settings) is not None
@@ -180,8 +181,8 @@ def test_each_child_leads_its_own_process_group_away_from_ctrl_c(settings: Setti
 
 @pytest.mark.parametrize("which", [0, 1])
 def test_a_killed_child_is_restarted_and_reported(settings: Settings, which: int) -> None:
-    said: list[str] = []
-    with started(settings, said) as instance:
+    messages: list[str] = []
+    with started(settings, messages) as instance:
         endpoint, before = live_endpoint(settings), pids(instance)
         os.kill(before[which], signal.SIGKILL)
 
@@ -192,7 +193,7 @@ def test_a_killed_child_is_restarted_and_reported(settings: Settings, which: int
         until(is_replaced)
         until(lambda: live_endpoint(settings) == endpoint)
     name = ("server", "controller")[which]
-    assert said == [
+    assert messages == [
         f"The {name} was ended by SIGKILL; restarting it in 0.01 s. Log: "
         f"{settings.logs_dir}/{name}.log"
     ]
@@ -249,13 +250,13 @@ def test_a_second_instance_over_one_folder_is_refused_with_the_address_of_the_fi
 
 
 def test_children_of_a_killed_instance_are_stopped_by_the_next_one(settings: Settings) -> None:
-    """The stand-ins do not read standard input, as a child that hangs would not."""
-    said: list[str] = []
+    """The stand-ins do not read standard input, like a child that hangs."""
+    messages: list[str] = []
     with started(settings, []) as killed:
-        following = Instance(settings, say=said.append, is_stop_requested=lambda: False)
+        following = Instance(settings, say=messages.append, is_stop_requested=lambda: False)
         following.stop_orphans()
         assert [identify(pid) for pid in pids(killed)] == [None, None]
-        assert len(said) == 2
+        assert len(messages) == 2
 
 
 def test_a_stranger_with_a_recycled_process_id_is_left_alone(settings: Settings) -> None:
@@ -268,7 +269,7 @@ def test_a_stranger_with_a_recycled_process_id_is_left_alone(settings: Settings)
         assert all(identify(pid) is not None for pid in pids(instance))
 
 
-def test_a_port_in_use_is_named_with_a_way_out(tmp_path: Path) -> None:
+def test_a_port_in_use_is_reported_with_a_suggestion(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(

@@ -1,4 +1,4 @@
-"""``runyard keys`` and ``runyard audit`` against a server of their own."""
+"""``runyard keys`` and ``runyard audit`` against a separate server."""
 
 import json
 import os
@@ -40,8 +40,8 @@ def server(tmp_path_factory: pytest.TempPathFactory, eventually: Any) -> Iterato
 
 
 def credentials(server: Path) -> dict[str, str]:
-    told: dict[str, str] = json.loads((server / "credentials.json").read_text())
-    return told
+    values: dict[str, str] = json.loads((server / "credentials.json").read_text())
+    return values
 
 
 def is_rejected(client: vi.Client) -> bool:
@@ -52,11 +52,11 @@ def is_rejected(client: vi.Client) -> bool:
     return False
 
 
-def test_the_life_of_a_key_on_the_command_line(server: Path, runyard: Any, tmp_path: Path) -> None:
-    """One story, since each start of a server costs a second."""
+def test_a_keys_lifecycle_on_the_command_line(server: Path, runyard: Any, tmp_path: Path) -> None:
+    """One test, since each start of a server takes a second."""
     where, first = ("--data-dir", str(server)), credentials(server)
 
-    # To a pipe that nobody thought of, no key is even created.
+    # With stdout as a pipe and no explicit choice, no key is created.
     refused = runyard("keys", "create", "--name", "ci", *where)
     assert (refused.exit_code, "--out FILE" in refused.stderr) == (2, True)
     assert len(json.loads(runyard("keys", "list", "--json", *where).stdout)["items"]) == 1
@@ -127,7 +127,7 @@ def test_the_life_of_a_key_on_the_command_line(server: Path, runyard: Any, tmp_p
     rejected = runyard("audit", "--action", "reject key", "--limit", "5", *where)
     assert f"key {secret[7:23]}: revoked" in rejected.stdout
 
-    # Whoever can write into the data folder gets an admin key while the server runs.
+    # A user who can write into the data folder gets an admin key while the server runs.
     lost = {**renewed, "secret_key": shown["secretKey"]}
     (server / "credentials.json").write_text(json.dumps(lost))
     recovered = runyard("keys", "recover", *where)
@@ -138,7 +138,7 @@ def test_the_life_of_a_key_on_the_command_line(server: Path, runyard: Any, tmp_p
     )
 
 
-def test_a_response_that_is_lost_leaves_the_credentials_good(
+def test_a_lost_response_leaves_the_credentials_valid(
     server: Path, runyard: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = credentials(server)
@@ -182,10 +182,10 @@ def test_a_key_that_another_process_revokes_ends_with_its_requests(server: Path)
         assert admin.keys.get(key.key_id).status.state == "Revoked"
 
 
-def test_four_hundred_wrong_keys_end_in_429_and_a_valid_key_keeps_working(server: Path) -> None:
-    told = credentials(server)
-    wrong = {"authorization": f"Bearer {told['secret_key'][:-1]}!"}
-    url = f"{told['endpoint']}workspaces/{told['organization_id']}/runs"
+def test_four_hundred_wrong_keys_get_429_and_a_valid_key_keeps_working(server: Path) -> None:
+    values = credentials(server)
+    wrong = {"authorization": f"Bearer {values['secret_key'][:-1]}!"}
+    url = f"{values['endpoint']}workspaces/{values['organization_id']}/runs"
     with (
         httpx2.Client(headers=wrong) as stranger,
         vi.Client(config_file=server / "credentials.json") as client,
@@ -229,7 +229,7 @@ def test_a_file_for_a_secret_is_kept_once_it_has_one(tmp_path: Path, is_written:
     assert (tmp_path / "key.json").exists() is is_written
 
 
-def test_durations_and_moments_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_durations_and_times_are_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [parse_duration_s(text) for text in ("90s", "5m", "12h", "90d")] == [
         90,
         300,

@@ -1,4 +1,4 @@
-"""The root command: what it shows, what it loads, and how errors end."""
+"""The root command: its output, its imports, and its errors."""
 
 import subprocess
 import sys
@@ -100,7 +100,7 @@ def test_a_missing_file_is_one_line(runyard) -> None:
     )
 
 
-def test_a_defect_keeps_its_traceback() -> None:
+def test_an_unexpected_error_keeps_its_traceback() -> None:
     assert to_command_failure(KeyError("x")) is None
 
 

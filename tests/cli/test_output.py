@@ -59,7 +59,7 @@ def test_fields_without_a_value_are_omitted(capsys) -> None:
     assert capsys.readouterr().out.splitlines() == ["Run   a", "Step  0"]
 
 
-def test_text_from_a_run_cannot_steer_the_terminal() -> None:
+def test_text_from_a_run_cannot_control_the_terminal() -> None:
     assert to_single_line("a\x1b[2Jb\nc") == "a [2Jb c"
 
 

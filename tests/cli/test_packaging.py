@@ -19,7 +19,7 @@ from runyard.cli.main import COMMANDS
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 USER_EXTRAS = {
-    name: wanted for name, wanted in PROJECT["optional-dependencies"].items() if name != "dev"
+    name: needed for name, needed in PROJECT["optional-dependencies"].items() if name != "dev"
 }
 
 
@@ -94,8 +94,8 @@ def test_every_library_of_an_extra_is_known_by_its_import_name() -> None:
     for module, names in packages_distributions().items():
         for name in names:
             imported_as.setdefault(name.lower().replace("_", "-"), set()).add(module)
-    for extra, wanted in USER_EXTRAS.items():
-        for requirement in wanted:
+    for extra, needed in USER_EXTRAS.items():
+        for requirement in needed:
             name = name_of(requirement)
             modules = {
                 name
@@ -158,6 +158,6 @@ def test_a_missing_library_of_any_extra_is_a_sentence_and_not_a_traceback(
     assert "Traceback" not in result.output
 
 
-def test_a_missing_module_of_our_own_keeps_its_traceback() -> None:
+def test_a_missing_module_of_the_project_keeps_its_traceback() -> None:
     assert extras.explain_missing_extra(ModuleNotFoundError("no", name="runyard.nothing")) is None
     assert extras.explain_missing_extra(ImportError("no", name="torch")) is None

@@ -53,7 +53,7 @@ def test_before_the_first_step_the_line_is_the_state() -> None:
     assert format_progress(Run()) == "Waiting"
 
 
-def test_off_a_terminal_a_line_comes_with_each_new_condition_and_every_few_seconds() -> None:
+def test_without_a_terminal_a_line_is_printed_per_condition_and_every_few_seconds() -> None:
     clock = [0.0]
     stream = io.StringIO()
     ended = run_at(5, reason="Completed", kind=ConditionKind.SUCCEEDED)
@@ -104,7 +104,7 @@ def test_the_same_state_is_not_written_twice() -> None:
     assert stream.getvalue().count("\r") == 1
 
 
-def test_work_on_this_machine_is_a_bar_on_a_terminal_and_few_lines_elsewhere() -> None:
+def test_local_progress_is_a_bar_on_a_terminal_and_few_lines_elsewhere() -> None:
     stream = Terminal()
     with WorkLine(stream) as line:
         line.update("Merging", 0, 0)

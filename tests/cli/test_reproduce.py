@@ -1,4 +1,4 @@
-"""What is pinned for a second training, and what makes two runs the same."""
+"""Values pinned for a second training, and the comparison of two runs."""
 
 from typing import Any
 
@@ -254,7 +254,7 @@ def test_losses_within_a_stated_tolerance_are_equal(
         "no steps",
     ],
 )
-def test_a_difference_anywhere_is_one(other: Evidence) -> None:
+def test_a_difference_in_any_part_is_reported(other: Evidence) -> None:
     found = against(other)
     assert found.verdict == "different"
     assert not {row[3] for row in build_rows(found)} <= {"", "same"}

@@ -128,14 +128,14 @@ def children_once_up(process: subprocess.Popen[str], data_dir: Path) -> list[int
     The output must not contain the key.
     """
     assert process.stdout is not None
-    said = []
+    printed = []
     for line in process.stdout:
-        said.append(line)
+        printed.append(line)
         if line.startswith("Ctrl-C"):
             break
     key = json.loads((data_dir / "credentials.json").read_text())["secret_key"]
-    assert "Runyard is up.\n" in said
-    assert key not in "".join(said)
+    assert "Runyard is up.\n" in printed
+    assert key not in "".join(printed)
     note = json.loads((data_dir / "instance.json").read_text())
     return [note["server"]["pid"], note["controller"]["pid"]]
 
@@ -207,13 +207,13 @@ def in_a_terminal(data_dir: Path, *before: str) -> Iterator[tuple[int, subproces
 
 
 def read_until(terminal: int, words: bytes) -> None:
-    said = b""
-    while words not in said:
-        said += os.read(terminal, 4096)
+    printed = b""
+    while words not in printed:
+        printed += os.read(terminal, 4096)
 
 
 @pytest.mark.e2e
-def test_an_instance_ends_as_a_whole_when_its_terminal_closes(tmp_path: Path) -> None:
+def test_an_instance_ends_completely_when_its_terminal_closes(tmp_path: Path) -> None:
     settings = read_settings({}, data_dir=tmp_path / "data")
     with in_a_terminal(settings.data_dir) as (terminal, process):
         read_until(terminal, b"Ctrl-C stops it.")
@@ -249,10 +249,10 @@ def test_a_detached_instance_outlives_its_terminal_until_it_is_taken_down(
         assert str(settings.logs_dir) in done.stdout
         seen = runyard("status", "--json", *where)
         assert seen.exit_code == 0
-        told = json.loads(seen.stdout)
-        assert (told["state"], told["endpoint"]) == ("up", endpoint)
-        assert told["processes"] == {name: who.pid for name, who in noted.items()}
-        assert (told["runsRunning"], told["runsWaiting"]) == (0, 0)
+        document = json.loads(seen.stdout)
+        assert (document["state"], document["endpoint"]) == ("up", endpoint)
+        assert document["processes"] == {name: who.pid for name, who in noted.items()}
+        assert (document["runsRunning"], document["runsWaiting"]) == (0, 0)
         again = runyard("up", "--detach", "--port", "0", *where)
         assert again.exit_code == 1
         assert str(endpoint) in again.stderr
@@ -296,8 +296,8 @@ def test_the_shutdown_reports_saved_runs_and_an_interrupted_wait_how_to_continue
 ) -> None:
     """One test for two cases, as it needs a training: Ctrl-C of --wait, then of the instance."""
     data_dir = tmp_path / "data"
-    recipe = tmp_path / "long.json"
-    recipe.write_text(json.dumps(LONG_RECIPE))
+    flow_file = tmp_path / "long.json"
+    flow_file.write_text(json.dumps(LONG_RECIPE))
     where = ("--data-dir", str(data_dir))
     with up(data_dir) as process:
         children_once_up(process, data_dir)
@@ -309,7 +309,7 @@ def test_the_shutdown_reports_saved_runs_and_an_interrupted_wait_how_to_continue
                 "runs",
                 "create",
                 "--flow",
-                str(recipe),
+                str(flow_file),
                 "--wait",
                 *where,
             ],
@@ -319,18 +319,18 @@ def test_the_shutdown_reports_saved_runs_and_an_interrupted_wait_how_to_continue
         )
         assert waiting.stdout is not None
         run_id = waiting.stdout.readline().split()[1]
-        later = runyard("runs", "create", "--flow", str(recipe), *where).stdout.strip()
+        later = runyard("runs", "create", "--flow", str(flow_file), *where).stdout.strip()
         with connect(data_dir) as client:
             while (
                 progress := client.runs.get(run_id).status.progress
             ) is None or progress.step < 1:
                 time.sleep(0.2)
         waiting.send_signal(signal.SIGINT)
-        _, said = waiting.communicate(timeout=30)
+        _, printed = waiting.communicate(timeout=30)
         assert waiting.returncode == 130
-        assert f"run {run_id} continues on the server" in said
-        assert f"runyard runs wait {run_id} --data-dir {data_dir}" in said
-        assert f"runyard runs kill {run_id} --data-dir {data_dir}" in said
+        assert f"run {run_id} continues on the server" in printed
+        assert f"runyard runs wait {run_id} --data-dir {data_dir}" in printed
+        assert f"runyard runs kill {run_id} --data-dir {data_dir}" in printed
         process.send_signal(signal.SIGINT)
         assert process.stdout is not None
         report = process.stdout.read()

@@ -1,7 +1,7 @@
 """A program for the environment of the published client, which is also imported as ``vi``.
 
 It reads ids from standard input, calls the client as its users do, and prints one JSON object with
-what each call gave or which error it raised. It judges nothing; ``test_published_client.py`` does.
+the result or error of each call. It judges nothing; ``test_published_client.py`` does.
 Endpoint, key and organization come from the client's own three environment variables.
 """
 
@@ -27,7 +27,7 @@ DEADLINE_S = 60
 
 
 def attempt(call: Callable[[], Any]) -> dict[str, Any]:
-    """What a call gave, or the error as its user sees it."""
+    """Return the result of a call, or the error as its user sees it."""
     try:
         return {"value": call()}
     except vi.ViError as error:
@@ -115,7 +115,7 @@ def flows(client: vi.Client) -> Iterator[tuple[str, Callable[[], Any]]]:
         )
         return accelerators_seen(client.flows.get_accelerators(flow.flow_id))
 
-    recipe = FlowSpec(
+    flow_spec = FlowSpec(
         name="Shelves",
         schema="v1",
         tolerations={},
@@ -123,7 +123,7 @@ def flows(client: vi.Client) -> Iterator[tuple[str, Callable[[], Any]]]:
         blocks=[FlowBlock(block="vi-dataset", settings={"datasetId": "digits"}, style={"x": 3})],
     )
     yield "create from a dict", lambda: create("dict", EMPTY_RECIPE, {"team": "vision"})
-    yield "create from a spec", lambda: create("spec", recipe)
+    yield "create from a spec", lambda: create("spec", flow_spec)
     yield "get", lambda: flow_seen(client.flows.get(made["spec"]))
     yield "list", lambda: [flow_seen(flow) for flow in client.flows.list().items]
     yield (
@@ -216,7 +216,7 @@ def runs(client: vi.Client, ids: dict[str, str]) -> Iterator[tuple[str, Callable
     )
     yield "update nothing", lambda: run_seen(client.runs.update(made["dict"]))
     yield "logs", lambda: client.runs.get_logs(ids["finished"], limit=3)
-    yield "logs go on", lambda: client.runs.get_logs(ids["finished"], since="3", limit=3)
+    yield "logs continue", lambda: client.runs.get_logs(ids["finished"], since="3", limit=3)
     yield "kill pending", lambda: run_seen(client.runs.kill(made["spec"]))
     yield "get after kill", lambda: run_seen(client.runs.get(made["spec"]))
     for name in ("id", "dict", "empty", "start"):

@@ -1,8 +1,8 @@
-"""A program for the environment of the published client: datasets, as its users work at them.
+"""A program for the environment of the published client: datasets, as its users use them.
 
-It reads a folder's path from standard input and prints one JSON object with what each call gave or
-which error it raised; ``test_published_datasets.py`` judges. That client looks every ten seconds
-whether a session is over; here it looks sooner, which is all that is changed about it.
+It reads a folder's path from standard input and prints one JSON object with the result or error of
+each call; ``test_published_datasets.py`` judges. That client polls a session
+every ten seconds; here it polls more often, which is the only change.
 """
 
 import json
@@ -75,7 +75,7 @@ def main() -> None:
         see(
             "upload",
             lambda: str(
-                type(client.assets.upload(ds, folder / "pictures", show_progress=False)).__name__
+                type(client.assets.upload(ds, folder / "images", show_progress=False)).__name__
             ),
         )
         see("get after upload", lambda: dataset_seen(client.datasets.get(ds)))
@@ -125,7 +125,7 @@ def main() -> None:
         )
         see("delete box", lambda: client.annotations.delete(ds, asset, listed[1].annotation_id).id)
         see(
-            "download pictures",
+            "download images",
             lambda: client.assets.download(ds, save_dir=folder / "down", show_progress=False) and 1,
         )
         settings = DatasetExportSettings(
@@ -145,8 +145,8 @@ def main() -> None:
                 ),
             )
         see("exports", lambda: len(client.datasets.list_exports(ds).items))
-        # Its threads unpack without agreeing who makes the folders, so now and then one finds there
-        # what it makes.
+        # Its threads unpack without agreeing on who creates a folder, so sometimes it
+        # exists already.
         for _ in range(5):
             see(
                 "download",

@@ -1,8 +1,8 @@
 """Answers of the published client's local inference, for ``test_published_inference.py``.
 
-The argument is a JSON file with a list of ``{"runId", "folder", "asked": [[picture, question],
-...]}``. The last line of the output is what is said, in that order, and where the client's package
-lies.
+The argument is a JSON file with a list of ``{"runId", "folder", "asked": [[image, question],
+...]}``. The last line of the output has the answers, in that order, and the path of the client's
+package.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any
 
 
 def refuse(*command: Any, **_: Any) -> None:
-    """The client would install packages by itself where it finds one missing."""
+    """Refuse the client's attempts to install missing packages."""
     raise SystemExit(f"the client wants to run {command}")
 
 
@@ -27,7 +27,7 @@ import vi  # noqa: E402
 def main() -> None:
     found = []
     for case in json.loads(Path(sys.argv[1]).read_text()):
-        # A folder that is there is used as it is: no server is asked. Of all kinds of task this one
+        # An existing folder is used unchanged: no server is called. Of all kinds of task, this one
         # keeps our prompt.
         model = ViModel(
             run_id=case["runId"],
@@ -36,13 +36,16 @@ def main() -> None:
             organization_id="00000000-0000-0000-0000-000000000000",
             endpoint="http://127.0.0.1:9",
         )
-        said = []
-        for picture, question in case["asked"]:
+        answers = []
+        for make_image_bytes, question in case["asked"]:
             answer, error = model(
-                source=picture, user_prompt=question, task_type="generic", show_progress=False
+                source=make_image_bytes,
+                user_prompt=question,
+                task_type="generic",
+                show_progress=False,
             )
-            said.append(answer.raw_output if error is None else repr(error))
-        found.append(said)
+            answers.append(answer.raw_output if error is None else repr(error))
+        found.append(answers)
     print("\n" + json.dumps({"found": found, "client": vi.__file__}))
 
 

@@ -1,6 +1,6 @@
 """The published client, in its own environment, against a real instance: scripts work unchanged.
 
-``published_client.py`` makes the calls over there; each test here looks at what one of them gave.
+``published_client.py`` makes the calls there; each test here checks the result of one.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ PROGRAM_TIMEOUT_S = 120
 
 @pytest.fixture(scope="session")
 def published_python(repository: Path) -> Path:
-    """The interpreter that has the published client."""
+    """Return the interpreter that has the published client."""
     with FileLock(repository / ".venv" / ".vi-sdk.lock"):
         subprocess.run([repository / "scripts" / "setup-vi-sdk"], check=True, timeout=300)
     return repository / ".venv-vi-sdk" / "bin" / "python"
@@ -48,7 +48,7 @@ def ids(
 
 @pytest.fixture(scope="module")
 def report(instance: Any, published_python: Path, ids: dict[str, str]) -> Report:
-    """Everything the program saw."""
+    """Return the output of the program."""
     done = subprocess.run(
         [published_python, PROGRAM],
         input=json.dumps(ids),
@@ -65,7 +65,7 @@ def report(instance: Any, published_python: Path, ids: dict[str, str]) -> Report
 
 
 def value(report: Report, part: str, call: str) -> Any:
-    """What a call gave; fails with the error when it raised one."""
+    """Return the result of a call; fail with the error that it raised."""
     assert "value" in report[part][call], report[part][call]
     return report[part][call]["value"]
 
@@ -173,7 +173,7 @@ def test_missing_flow_fields_are_filled_so_that_the_response_decodes(report: Rep
     assert "vi-dataset" in value(report, "runs", "start")["blocks"]
 
 
-def test_runs_in_every_state_read_truly(report: Report, ids: dict[str, str]) -> None:
+def test_runs_in_every_state_are_decoded_correctly(report: Report, ids: dict[str, str]) -> None:
     assert value(report, "runs", "get finished")["conditions"][-1] == "Succeeded"
     assert value(report, "runs", "get finished")["id"] == ids["finished"]
     assert value(report, "runs", "get running")["conditions"] == ["Pending", "Running"]
@@ -207,7 +207,7 @@ def test_the_training_project_is_updated_in_snake_case_too(report: Report) -> No
     assert value(report, "runs", "update training project")["trainingProject"] == project
 
 
-def test_an_update_with_nothing_in_it_changes_nothing(report: Report) -> None:
+def test_an_empty_update_changes_nothing(report: Report) -> None:
     assert value(report, "runs", "update nothing") == value(
         report, "runs", "update training project"
     )
@@ -216,7 +216,7 @@ def test_an_update_with_nothing_in_it_changes_nothing(report: Report) -> None:
 def test_logs_are_read_and_continue_where_they_stopped(report: Report) -> None:
     first = value(report, "runs", "logs")
     assert [line["number"] for line in first["items"]] == [1, 2, 3]
-    following = value(report, "runs", "logs go on")
+    following = value(report, "runs", "logs continue")
     assert [line["number"] for line in following["items"]] == [4, 5, 6]
 
 
@@ -249,16 +249,16 @@ def test_models_are_listed_oldest_first(
     assert all(isinstance(epoch, int) for epoch in epochs)
 
 
-def test_the_model_got_without_a_name_is_the_newest(report: Report) -> None:
+def test_the_default_model_is_the_newest(report: Report) -> None:
     assert value(report, "models", "get latest") == value(report, "models", "list")[-1]
 
 
-def test_a_model_is_got_by_name(report: Report, ids: dict[str, str]) -> None:
+def test_a_model_is_fetched_by_name(report: Report, ids: dict[str, str]) -> None:
     assert value(report, "models", "get by name")["id"] == ids["firstModel"]
     assert value(report, "models", "get by name")["metrics"]
 
 
-def test_a_link_is_given_only_when_asked_for(report: Report) -> None:
+def test_a_link_is_returned_only_on_request(report: Report) -> None:
     assert value(report, "models", "get latest")["url"] is None
     assert value(report, "models", "get with contents")["url"].startswith("http")
 

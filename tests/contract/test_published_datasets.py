@@ -1,7 +1,7 @@
 """The published client uploads images and annotations, lists, exports, downloads and deletes.
 
-``published_datasets.py`` makes the calls in that client's own environment; each test looks at what
-one of them gave.
+``published_datasets.py`` makes the calls in that client's own environment; each test checks the
+result of one.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from tests.server.datasets import grounding_row, jsonl, picture
+from tests.server.datasets import grounding_row, jsonl, make_image_bytes
 
 PROGRAM = Path(__file__).with_name("published_datasets.py")
 PROGRAM_TIMEOUT_S = 120
@@ -28,17 +28,17 @@ COUNT = 3
 def server(
     tmp_path_factory: pytest.TempPathFactory, eventually: Callable[..., Any]
 ) -> Iterator[dict[str, str]]:
-    """A server of this module's own; what the three variables of the client must say."""
+    """Start a server, and return the client's three variables."""
     data_dir = tmp_path_factory.mktemp("datasets") / "data"
     environ = {**os.environ, "RUNYARD_DATA_DIR": str(data_dir), "RUNYARD_PORT": "0"}
     with subprocess.Popen([sys.executable, "-P", "-m", "runyard.server"], env=environ) as process:
         try:
             eventually((data_dir / "server.json").exists, timeout_s=60, what="the server is up")
-            told = json.loads((data_dir / "credentials.json").read_text())
+            values = json.loads((data_dir / "credentials.json").read_text())
             yield {
-                "DATATURE_VI_API_ENDPOINT": told["endpoint"],
-                "DATATURE_VI_SECRET_KEY": told["secret_key"],
-                "DATATURE_VI_ORGANIZATION_ID": told["organization_id"],
+                "DATATURE_VI_API_ENDPOINT": values["endpoint"],
+                "DATATURE_VI_SECRET_KEY": values["secret_key"],
+                "DATATURE_VI_ORGANIZATION_ID": values["organization_id"],
             }
         finally:
             process.send_signal(signal.SIGTERM)
@@ -49,19 +49,19 @@ def server(
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Images, annotations of them, and an invalid image."""
     root = tmp_path_factory.mktemp("published")
-    for name in ("pictures", "labels", "broken"):
+    for name in ("images", "labels", "broken"):
         (root / name).mkdir()
     for number in range(1, COUNT + 1):
-        (root / "pictures" / f"{number}.png").write_bytes(picture(number))
+        (root / "images" / f"{number}.png").write_bytes(make_image_bytes(number))
     rows = [grounding_row(number, f"{number}.png") for number in range(1, COUNT + 1)]
     (root / "labels" / "labels.jsonl").write_bytes(jsonl(*rows))
-    (root / "broken" / "9.png").write_bytes(picture(9)[:60])
+    (root / "broken" / "9.png").write_bytes(make_image_bytes(9)[:60])
     return root
 
 
 @pytest.fixture(scope="module")
 def report(repository: Path, server: dict[str, str], folder: Path) -> dict[str, dict[str, Any]]:
-    """Everything the program saw."""
+    """Return the output of the program."""
     with FileLock(repository / ".venv" / ".vi-sdk.lock"):
         subprocess.run([repository / "scripts" / "setup-vi-sdk"], check=True, timeout=300)
     done = subprocess.run(
@@ -80,7 +80,7 @@ def report(repository: Path, server: dict[str, str], folder: Path) -> dict[str, 
 
 
 def value(report: dict[str, dict[str, Any]], call: str) -> Any:
-    """What a call gave; fails with the error when it raised one."""
+    """Return the result of a call; fail with the error that it raised."""
     assert "value" in report[call], report[call]
     return report[call]["value"]
 
@@ -95,7 +95,7 @@ def test_images_and_annotations_are_uploaded(report: dict[str, Any]) -> None:
     assert "_" not in seen["id"]
 
 
-def test_annotations_that_would_overwrite_others_are_refused_as_the_client_asks(
+def test_annotations_that_would_overwrite_others_are_refused_on_request(
     report: dict[str, Any],
 ) -> None:
     assert report["annotate again"]["error"] == "ViOperationError", report["annotate again"]
@@ -130,9 +130,9 @@ def test_annotations_are_listed_and_changed_part_by_part(report: dict[str, Any])
 
 
 def test_what_it_downloads_is_what_was_uploaded(report: dict[str, Any], folder: Path) -> None:
-    assert value(report, "download pictures")
+    assert value(report, "download images")
     sent = {
-        hashlib.sha256(path.read_bytes()).hexdigest() for path in (folder / "pictures").iterdir()
+        hashlib.sha256(path.read_bytes()).hexdigest() for path in (folder / "images").iterdir()
     }
     down = {
         hashlib.sha256(path.read_bytes()).hexdigest() for path in (folder / "down").rglob("*.png")
@@ -140,7 +140,7 @@ def test_what_it_downloads_is_what_was_uploaded(report: dict[str, Any], folder: 
     assert down == sent
 
 
-def test_exports_are_answered_in_formats_it_knows_and_laid_out_as_its_loader_wants(
+def test_exports_have_the_formats_and_layout_that_its_loader_expects(
     report: dict[str, Any], folder: Path
 ) -> None:
     assert value(report, "export") == "ViFull"

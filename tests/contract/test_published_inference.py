@@ -1,7 +1,7 @@
 """The published client's local inference loads our full and adapter models, with equal metrics.
 
-``make vi-inference`` runs this: the client's environment takes a while to make. See
-docs/decisions/published-inference.md for what of the client's own requirements is left out.
+``make vi-inference`` runs this: the client's environment takes a while to create. See
+docs/decisions/published-inference.md for the client's requirements that are left out.
 """
 
 import json
@@ -34,7 +34,7 @@ def inference_python(repository: Path) -> Path:
     return repository / ".venv-vi-inference" / "bin" / "python"
 
 
-def recipe(steps: int, **model: Any) -> dict[str, Any]:
+def make_blocks(steps: int, **model: Any) -> dict[str, Any]:
     paces = {"validation": {"every": {"steps": steps}}, "checkpoint": {"every": {"steps": steps}}}
     rates = {"maxSteps": steps, "epochs": steps} | (
         {"learningRate": 0.01} if "training" in model else {}
@@ -42,23 +42,23 @@ def recipe(steps: int, **model: Any) -> dict[str, Any]:
     return {"vi-model": paces | {"hyperparameters": rates} | model}
 
 
-def trained(folder: Path) -> Path:
+def train(folder: Path) -> Path:
     assert train_attempt(folder) == 0, (folder / "result.json").read_text()
     return next((folder / "checkpoints").iterdir())
 
 
-def test_it_says_what_was_measured(
+def test_the_published_loader_reproduces_the_measured_answers(
     inference_python: Path, write_attempt: Callable[..., Path], tmp_path: Path
 ) -> None:
     settings = {"seed": SEED}
-    full = trained(write_attempt(tmp_path, recipe(150), run="full", settings=settings))
+    full = train(write_attempt(tmp_path, make_blocks(150), run="full", settings=settings))
     begun = {
         "architecture": {"name": "auto", "weights": str(tmp_path / "models" / "full")},
         "training": {"mode": "lora"},
     }
     folders = {"full": tmp_path / "models" / "full", "lora": tmp_path / "models" / "lora"}
     shutil.copytree(full, folders["full"])
-    lora = trained(write_attempt(tmp_path, recipe(60, **begun), run="lora", settings=settings))
+    lora = train(write_attempt(tmp_path, make_blocks(60, **begun), run="lora", settings=settings))
     shutil.copytree(lora, folders["lora"])
     export_model(lora, tmp_path / "models" / "merged" / "model_full")
 
@@ -70,12 +70,12 @@ def test_it_says_what_was_measured(
         samples = load_dataset("digits", seed=SEED, validation_fraction=0.2).validation
         asked = []
         for line in lines:
-            picture = tmp_path / f"{line['index']}.png"
-            samples[line["index"]].image.save(picture)
-            asked.append([str(picture), line["question"]])
+            make_image_bytes = tmp_path / f"{line['index']}.png"
+            samples[line["index"]].image.save(make_image_bytes)
+            asked.append([str(make_image_bytes), line["question"]])
         cases.append({"runId": run, "folder": str(tmp_path / "models"), "asked": asked})
         stored.append([line["raw"] for line in lines])
-    assert len(set(stored[0])) > 5  # it has learnt to tell digits apart
+    assert len(set(stored[0])) > 5  # it has learned to distinguish digits
 
     (tmp_path / "cases.json").write_text(json.dumps(cases))
     done = subprocess.run(
@@ -88,6 +88,6 @@ def test_it_says_what_was_measured(
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-3000:]
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert "vi-inference" in told["client"]
-    assert told["found"] == stored
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert "vi-inference" in report["client"]
+    assert report["found"] == stored

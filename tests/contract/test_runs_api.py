@@ -49,7 +49,7 @@ def test_the_list_is_a_page_of_ten_with_the_newest_first(
 
 
 @pytest.mark.parametrize("pagination", [PaginationParams(page_size=2), {"page_size": 2}])
-def test_pages_are_as_long_as_asked_and_name_each_run_once(
+def test_pages_have_the_requested_length_and_name_each_run_once(
     client: vi.Client, pending: list[str], pagination: Any
 ) -> None:
     pages = list(client.runs.list(pagination=pagination))
@@ -66,7 +66,7 @@ def test_a_page_token_continues_after_the_page(client: vi.Client, pending: list[
     assert [run.run_id for run in second.items] == [pending[0]]
 
 
-def test_filters_find_what_they_say(
+def test_filters_find_matching_runs(
     client: vi.Client, pending: list[str], finished_run: Run
 ) -> None:
     by_attribute = client.runs.list(attribute={"n": "2"})
@@ -95,7 +95,7 @@ def test_a_finished_run_has_its_history(
     assert run.spec.killed_at is None
 
 
-def test_info_prints_the_true_state(
+def test_info_prints_the_current_state(
     client: vi.Client, finished_run: Run, pending: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     client.runs.get(finished_run.run_id).info()
@@ -156,7 +156,9 @@ def test_a_killed_run_that_waited_is_cancelled_and_can_be_deleted(
         client.runs.delete(run_id=pending[0])
 
 
-def test_logs_and_metrics_of_a_finished_run_are_whole(client: vi.Client, finished_run: Run) -> None:
+def test_logs_and_metrics_of_a_finished_run_are_complete(
+    client: vi.Client, finished_run: Run
+) -> None:
     numbers = [line.number for line in client.runs.logs(finished_run.run_id)]
     assert numbers == list(range(1, len(numbers) + 1))
     steps = [

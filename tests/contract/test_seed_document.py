@@ -1,9 +1,9 @@
 """Run every Python block of the document that describes ``client.runs``, with real ids.
 
-The text is plain: no fences, no indentation to mark code, and blocks that may follow each other
-without a blank line. So we take what Python itself takes for statements, and part two blocks where
-no blank line stands between two statements and the second uses no name that the first ones have
-defined. Where the text is absent its blocks are skipped; ``test_runs_api.py`` makes the same calls
+The text is plain: no fences, no indentation to mark code, and blocks may follow each other
+without a blank line. So the lines that Python parses as statements are code. A block ends where
+no blank line separates two statements and the second uses no name that the first ones have
+defined. If the text is absent, its blocks are skipped; ``test_runs_api.py`` makes the same calls
 without it.
 """
 
@@ -31,7 +31,7 @@ BELONGS_TO_STATEMENT = re.compile(r"\s+\S|(else|elif|except|finally)\b|[\])}]")
 
 @dataclass
 class Block:
-    """Code of one example, and the method under whose heading it stands."""
+    """Code of one example, and the method of its heading."""
 
     method: str
     lines: list[str] = field(default_factory=list)
@@ -42,7 +42,7 @@ class Block:
 
 
 def read_blocks(text: str) -> list[Block]:
-    """Every code block, in order."""
+    """Return every code block, in order."""
     lines = text.splitlines()
     blocks: list[Block] = []
     method, number, is_continued = "", 0, False
@@ -68,7 +68,7 @@ def read_blocks(text: str) -> list[Block]:
 
 
 def _statement_end(lines: list[str], start: int) -> int | None:
-    """The line after the statement that begins at ``start``; None when no code begins there."""
+    """Return the line after the statement at ``start``; None if no code begins there."""
     if not lines[start].strip() or lines[start][0].isspace():
         return None
     end = start + 1
@@ -99,7 +99,7 @@ def _is_code(text: str) -> bool:
 
 
 def _used(lines: list[str]) -> set[str]:
-    """Names a statement reads without having set them itself."""
+    """Return the names that a statement reads and does not set."""
     return _names(lines, ast.Load) - _names(lines, ast.Store)
 
 
@@ -120,7 +120,7 @@ def _names(lines: list[str], context: type[ast.expr_context]) -> set[str]:
 
 
 def cases() -> list[Any]:
-    """Every block with every state of a run that it can meet."""
+    """Return every block with every possible state of its run."""
     if not DOCUMENT.is_file():
         reason = f"{DOCUMENT} is not there; RUNYARD_SEED names it elsewhere"
         return [
@@ -151,7 +151,7 @@ def states(block: Block) -> list[str]:
 
 @pytest.fixture
 def run_in(client: vi.Client, finished_run: Run, long_runs: Any) -> Callable[[str], Run]:
-    """A run in the wanted state."""
+    """Return a run in the requested state."""
 
     def ended() -> Run:
         run = long_runs.pending()
@@ -169,7 +169,7 @@ def run_in(client: vi.Client, finished_run: Run, long_runs: Any) -> Callable[[st
 
 
 @pytest.mark.parametrize(("block", "state"), cases())
-def test_a_block_of_the_seed_runs_as_it_stands(
+def test_a_block_of_the_seed_runs_unchanged(
     block: Block,
     state: str,
     client: vi.Client,
@@ -213,7 +213,7 @@ def test_a_block_of_the_seed_runs_as_it_stands(
 
 @dataclass
 class Check:
-    """What must be true after a block has run."""
+    """A condition that must hold after a block has run."""
 
     client: vi.Client
     before: Run
@@ -223,7 +223,7 @@ class Check:
     folder: Path
 
     def labels(self, code: str) -> None:
-        """Each ``label: {value}`` the block prints is there with the true value."""
+        """Check that each ``label: {value}`` of the block was printed with the right value."""
         expected = {
             "Run ID": self.before.run_id,
             "Organization": self.before.organization_id,
@@ -293,14 +293,14 @@ def test_every_block_of_the_seed_is_found() -> None:
         assert code.count(word) == text.count(word), word
 
 
-def test_the_seed_imports_are_ours() -> None:
+def test_the_seeds_imports_come_from_this_project() -> None:
     assert {Run.__module__, RunSpec.__module__, RunStatus.__module__} == {
         "vi.api.resources.runs.responses"
     }
 
 
-def test_adjacent_blocks_are_parted_and_prose_is_left_out() -> None:
-    """The reader of the text, on a text of our own."""
+def test_adjacent_blocks_are_separated_and_prose_is_left_out() -> None:
+    """The parser of the text, on a different text."""
     text = """Runs
 
 list()

@@ -43,11 +43,11 @@ def install_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: 
 
 
 def test_equal_accelerators_are_counted(tmp_path: Path) -> None:
-    said = (
+    printed = (
         "GPU-1, NVIDIA H100 80GB HBM3, 81559\nGPU-2, NVIDIA H100 80GB HBM3, 81559\n"
         "GPU-3, NVIDIA A10, 23028\nGPU-4, NVIDIA GB10, [N/A]\n"
     )
-    found = list_devices(run_smi=fake_nvidia_smi(said), root=tmp_path, visible="0,1,2,3")
+    found = list_devices(run_smi=fake_nvidia_smi(printed), root=tmp_path, visible="0,1,2,3")
     assert summarize_accelerators(found, root=tmp_path) == [
         Accelerator(name="h100", model="NVIDIA H100 80GB HBM3", count=2, memory_gib=79.65),
         Accelerator(name="a10", model="NVIDIA A10", count=1, memory_gib=22.49),
@@ -187,7 +187,7 @@ def test_a_machine_takes_no_more_runs_than_it_has_accelerators_unless_they_are_s
         ),
     ],
 )
-def test_a_processor_has_the_machine_s_memory_or_what_its_cgroup_allows(
+def test_a_cpu_has_the_memory_of_the_machine_or_of_its_cgroup(
     tmp_path: Path, cgroup: str, limits: dict[str, str], memory_gib: float
 ) -> None:
     write(tmp_path, "proc/meminfo", f"MemTotal:       {16 * GIB // 1024} kB\nMemFree: 5 kB\n")
@@ -201,7 +201,7 @@ def test_a_processor_has_the_machine_s_memory_or_what_its_cgroup_allows(
     ]
 
 
-def test_a_machine_without_information_has_a_processor_of_unknown_memory(tmp_path: Path) -> None:
+def test_a_machine_without_information_has_a_cpu_of_unknown_memory(tmp_path: Path) -> None:
     assert summarize_accelerators([], root=tmp_path) == [Accelerator(name="cpu", memory_gib=None)]
 
 

@@ -134,7 +134,7 @@ def assign_other_run(document: dict[str, Any], number: int) -> dict[str, Any]:
         ([], False, ["everything"] * 3),
     ],
 )
-def test_each_slot_has_an_accelerator_of_its_own(
+def test_each_slot_has_its_own_accelerator(
     control: Control,
     server: Any,
     settings: Settings,
@@ -200,7 +200,7 @@ def test_a_lost_supervisor_is_replaced_by_one_that_settles(
     trainer = rundir.read_json(rundir.AttemptDir(folder).process) or {}
     processes.send_signal(identify_supervisor(folder), signal.SIGKILL)
     server.wait_for(lambda: server.reports)
-    # The kernel counts for the whole machine, and another test lets it run out of memory.
+    # The kernel counts for the entire machine, and another test lets it run out of memory.
     assert server.reports[0]["cause"] in (
         "the supervisor was lost, and its trainer was ended",
         LOST_OUT_OF_MEMORY,
@@ -411,14 +411,14 @@ def test_an_invalid_mark_names_no_attempt(mark: str) -> None:
 def test_after_a_restore_an_attempt_that_had_ended_is_reported_again(
     control: Control, server: Any, settings: Settings, assign: Assign
 ) -> None:
-    server.wanted["epoch"] = "e1"
+    server.renewal["epoch"] = "e1"
     document = assign() | {"epoch": "e1", "store_epoch": "e1"}
     server.waiting.append(document)
     control()
     folder = locate_folder(settings)
     server.wait_for(lambda: rundir.AttemptDir(folder).closed.exists())
     with server.changed:
-        server.wanted["epoch"] = "e2"
+        server.renewal["epoch"] = "e2"
         server.open.append(document | {"store_epoch": "e2"})
     control(slots=2)  # fetches placements at its start; the other one does so every half minute
     server.wait_for(lambda: len(server.reports) == 2)

@@ -47,12 +47,12 @@ class CheckResult:
 
 
 @dataclass
-class Shelf:
+class SourceFolder:
     """A folder to put files into."""
 
     folder: Path
 
-    def put(self, path: str, data: bytes | str) -> Shelf:
+    def put(self, path: str, data: bytes | str) -> SourceFolder:
         target = self.folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(data.encode() if isinstance(data, str) else data)
@@ -72,9 +72,9 @@ class Shelf:
 
 
 @pytest.fixture
-def shelf(tmp_path: Path) -> Shelf:
+def source_folder(tmp_path: Path) -> SourceFolder:
     (tmp_path / "shelf").mkdir()
-    return Shelf(tmp_path / "shelf")
+    return SourceFolder(tmp_path / "shelf")
 
 
 @pytest.fixture

@@ -68,7 +68,7 @@ def replace_bytes(data: bytes, at: int, new: bytes) -> bytes:
 
 
 def fix_checksum(header: bytes) -> bytes:
-    """A tar header with its checksum put right."""
+    """Return a tar header with a corrected checksum."""
     header = header[:148] + b" " * 8 + header[156:]
     return header[:148] + b"%06o\0 " % sum(header) + header[156:]
 
@@ -89,7 +89,7 @@ FILES = [("labels/a.txt", b"red\n"), ("b.txt", b"blue " * 300_000), ("empty", b"
         ("x.tar.bz2", bz2.compress(make_tar(*FILES))),
     ],
 )
-def test_regular_files_come_out_as_they_went_in(path: str, data: bytes) -> None:
+def test_regular_files_are_extracted_unchanged(path: str, data: bytes) -> None:
     assert read_all(data, path) == dict(FILES)
 
 
@@ -160,7 +160,7 @@ def test_backslashes_and_nul_in_names() -> None:
         read_all(make_tar(("a\\b", b"")), "x.tar")
 
 
-def test_names_that_are_no_text() -> None:
+def test_names_that_are_not_text_are_rejected() -> None:
     with pytest.raises(ArchiveRejected, match="not UTF-8"):
         read_all(make_zip(("ä", b"")).replace("ä".encode(), b"\xff\xff"), "x.zip")
     block = fix_checksum(b"\xff" + make_tar(("a", b""))[1:512])
@@ -197,7 +197,7 @@ def test_a_zip_with_anything_but_files_and_folders_is_rejected(bits: int) -> Non
 @pytest.mark.parametrize(
     "names", [("a", "a"), ("a", "./a"), ("a", "a/b"), ("a/b", "a"), ("a//b", "a/b")]
 )
-def test_a_name_that_is_there_twice_is_rejected(names: tuple[str, str]) -> None:
+def test_a_duplicate_name_is_rejected(names: tuple[str, str]) -> None:
     with pytest.raises(ArchiveRejected, match=r"twice|a file and a folder"):
         read_all(make_tar(*((name, b"x") for name in names)), "x.tar")
     with pytest.warns() if names == ("a", "a") else nullcontext():
@@ -218,7 +218,7 @@ def test_bombs_are_rejected_by_ratio_before_they_unpack() -> None:
         assert rejected.value.code == "ArchiveTooLarge"
 
 
-def test_a_terabyte_that_is_only_declared() -> None:
+def test_a_terabyte_that_is_only_declared_is_rejected() -> None:
     huge = tarfile.TarInfo("huge")
     huge.size = 1 << 40
     data = huge.tobuf() + bytes(1024)
@@ -240,8 +240,8 @@ def test_an_entry_that_is_longer_or_shorter_than_declared() -> None:
     data = make_zip(("a", b"x" * 5000))
     central = data.rfind(b"PK\1\2")
     for size in (10, 9999):
-        lying = replace_bytes(data, central + 24, struct.pack("<L", size))
-        found = read_members(io.BytesIO(lying), "x.zip")
+        altered = replace_bytes(data, central + 24, struct.pack("<L", size))
+        found = read_members(io.BytesIO(altered), "x.zip")
         with pytest.raises(ArchiveRejected, match="declared length"):
             next(found).read()
     with pytest.raises(ArchiveRejected, match="checksum"):
@@ -249,7 +249,7 @@ def test_an_entry_that_is_longer_or_shorter_than_declared() -> None:
 
 
 def test_entries_that_overlap_are_rejected() -> None:
-    """The kernel of one entry quoted by thousands: no ratio of any single entry is odd."""
+    """Thousands of entries share the data of one: no single entry has a suspicious ratio."""
     data = make_zip(("a", b"x" * 5000), ("b", b"y" * 5000))
     second = data.rfind(b"PK\1\2")
     with pytest.raises(ArchiveRejected, match="overlap"):
@@ -282,7 +282,7 @@ def test_more_entries_than_allowed() -> None:
 
 
 def test_a_negative_size_in_a_tar_does_not_loop_forever() -> None:
-    """CVE-2025-8194: the offset went back, and the same headers were read for ever."""
+    """CVE-2025-8194: the offset decreased, and the same headers were read forever."""
     block = make_tar(("a", b"x"))[:512]
     for size in (-1, -512, -(1 << 60)):
         field = b"\xff" * 3 + struct.pack(">q", size) + b"\xff"
@@ -320,7 +320,7 @@ def test_a_header_of_a_gigabyte_is_not_read() -> None:
 
 
 @pytest.mark.parametrize("path", ["x.zip", "x.tar", "x.tar.gz", "x.tar.bz2"])
-def test_any_cut_of_an_archive_is_rejected_or_gives_whole_files(path: str) -> None:
+def test_a_truncated_archive_is_rejected_or_yields_complete_files(path: str) -> None:
     files = [("a.txt", b"red" * 40), ("b.txt", zlib.compress(b"blue" * 99))]
     tar = make_tar(*files)
     data = {
@@ -338,16 +338,16 @@ def test_any_cut_of_an_archive_is_rejected_or_gives_whole_files(path: str) -> No
     assert rejected > 0
 
 
-def test_an_archive_shows_as_what_it_holds(
-    shelf: Any, make_png: Callable[..., bytes], tmp_path: Path
+def test_an_archive_is_detected_by_its_contents(
+    source_folder: Any, make_png: Callable[..., bytes], tmp_path: Path
 ) -> None:
     inner = [
         ("images/a.png", make_png()),
         ("labels.jsonl", VI.encode()),
         ("__MACOSX/._a.png", b"litter"),
     ]
-    shelf.put("data.zip", make_zip(*inner)).put("readme.md", "about")
-    result = shelf.check("freeform")
+    source_folder.put("data.zip", make_zip(*inner)).put("readme.md", "about")
+    result = source_folder.check("freeform")
     [record] = result.records
     assert record.asset.filename == "data.zip/images/a.png"
     assert [(found.code, found.file) for found in result.findings] == [
@@ -361,16 +361,16 @@ def test_an_archive_shows_as_what_it_holds(
 
 
 def test_nothing_of_an_unsafe_archive_is_accepted(
-    shelf: Any, make_png: Callable[..., bytes], tmp_path: Path
+    source_folder: Any, make_png: Callable[..., bytes], tmp_path: Path
 ) -> None:
-    shelf.put(
+    source_folder.put(
         "bad.zip",
         make_zip(
             ("a.png", make_png()), ("labels.jsonl", VI.encode()), ("../../evil.png", make_png())
         ),
     )
-    shelf.put("inner.tar", make_tar(("more.zip", make_zip(("a.png", make_png())))))
-    result = shelf.check("freeform")
+    source_folder.put("inner.tar", make_tar(("more.zip", make_zip(("a.png", make_png())))))
+    result = source_folder.check("freeform")
     assert result.records == []
     assert [(found.code, found.file, found.action) for found in result.findings] == [
         ("ArchiveUnsafe", "bad.zip", "FileRejected"),

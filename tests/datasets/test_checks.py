@@ -1,4 +1,4 @@
-"""Each check alone: its findings, its repairs, and whether the row is kept under each policy."""
+"""Each check: its findings, its repairs, and whether the row is kept under each policy."""
 
 import io
 import math
@@ -93,7 +93,7 @@ def get_only_record(kept: list[Record | None]) -> Any:
         row(Freeform("\ud800"), id="x"),
     ],
 )
-def test_half_a_character_leaves_its_row_out(strange: Row) -> None:
+def test_a_lone_surrogate_leaves_its_row_out(strange: Row) -> None:
     kept, (found,) = check(strange, task="vqa")
     assert (kept, found.code, found.action) == ([None], "EncodingWrong", "RowRejected")
     msgspec.json.encode(found)
@@ -104,14 +104,14 @@ def test_a_finding_can_be_written_whatever_it_quotes() -> None:
     assert msgspec.json.decode(msgspec.json.encode(found))["cause"] == r"no \ud800"
 
 
-def test_a_sound_row_is_kept_with_the_size_of_its_image() -> None:
+def test_a_valid_row_is_kept_with_the_size_of_its_image() -> None:
     kept, findings = check(row(grounding(), frame=(640, 480)))
     assert findings == []
     assert get_only_record(kept).asset == AssetRef(filename="a.png", width=640, height=480)
     assert get_only_record(kept).contents == grounding()
 
 
-# code, contents, what else the row says, field
+# code, contents, other fields of the row, field
 DEFECTS: list[tuple[str, Contents, dict[str, Any], str]] = [
     ("BoxOutside", grounding((1.1, 0.1, 1.3, 0.2)), {}, "contents.groundedPhrases[0].bounds[0]"),
     ("BoxOutside", grounding((0.1, -0.5, 0.2, -0.1)), {}, "contents.groundedPhrases[0].bounds[0]"),
@@ -168,7 +168,7 @@ def test_an_error_leaves_out_only_its_row(
         ((100, 200, 1010, 950), "0-1024"),
     ],
 )
-def test_the_other_frame_is_guessed_and_named(box: Box, fits: str) -> None:
+def test_another_coordinate_frame_is_guessed_and_reported(box: Box, fits: str) -> None:
     _, (found,) = check(row(grounding(box)))
     assert (
         found.cause
@@ -176,7 +176,7 @@ def test_the_other_frame_is_guessed_and_named(box: Box, fits: str) -> None:
     )
 
 
-def test_numbers_of_no_known_frame_are_reported_as_such() -> None:
+def test_coordinates_of_no_known_frame_are_reported() -> None:
     _, (found,) = check(row(grounding((0, 0, 5000, 9000))))
     assert "fit no known frame" in found.cause
 
@@ -184,7 +184,7 @@ def test_numbers_of_no_known_frame_are_reported_as_such() -> None:
 @pytest.mark.parametrize(
     ("box", "fits"), [((0.1, 0.2, 0.9, 0.8), "0-1"), ((100, 100, 990, 600), "0-1000")]
 )
-def test_a_format_of_pixels_has_other_frames(box: Box, fits: str) -> None:
+def test_formats_in_pixels_have_other_coordinate_frames(box: Box, fits: str) -> None:
     share = (box[0] / 640, box[1] / 480, box[2] / 640, box[3] / 480)
     _, (found,) = check(row(grounding(share), unit="pixel"))
     assert found.code == "BoxOtherFrame"
@@ -282,7 +282,7 @@ def test_leniency_leaves_out_the_empty_answer_and_renumbers() -> None:
     assert (found.code, found.action) == ("AnswerEmpty", "Mended")
 
 
-def test_interactions_out_of_order_are_numbered_as_they_stand() -> None:
+def test_interactions_out_of_order_are_renumbered_in_place() -> None:
     kept, (found,) = check(row(vqa((0, "q", "a"), (5, "r", "b"))), task="vqa")
     assert get_only_record(kept).contents == vqa((1, "q", "a"), (2, "r", "b"))
     assert (found.code, found.action, found.value) == ("OrderInvalid", "Mended", "[0, 5]")
@@ -299,7 +299,7 @@ def test_word_indexes_are_corrected_from_the_caption() -> None:
     assert get_only_record(kept).contents == grounding()
 
 
-def test_an_id_that_comes_twice_is_replaced() -> None:
+def test_a_repeated_id_is_replaced() -> None:
     kept, findings = check(
         *(
             row(grounding(caption=f"a red tin {n}"), id=id)
@@ -310,7 +310,7 @@ def test_an_id_that_comes_twice_is_replaced() -> None:
     assert [found.code for found in findings] == ["IdDuplicate"] * 3
 
 
-def test_a_row_that_comes_twice_is_kept_and_reported_with_the_line_of_the_first() -> None:
+def test_a_repeated_row_is_kept_and_reported_with_the_line_of_the_first() -> None:
     kept, (found,) = check(row(grounding(), line=3), row(grounding(), line=8, id="2"))
     assert len([record for record in kept if record]) == 2
     assert (found.code, found.line, found.action) == ("RowDuplicate", 8, "Kept")

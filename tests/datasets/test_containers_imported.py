@@ -21,7 +21,7 @@ VI = {"id": "1", "asset": {"filename": "in/a.png"}, "contents": {"type": "Freefo
 
 
 def run_import(folder: Path, files: dict[str, bytes], task: str) -> dict[str, Any]:
-    """Run the worker over one pack; returns the documents that it left."""
+    """Run the worker over one pack; return the documents that it left."""
     content = build_pack(files.items())
     sha256 = hashlib.sha256(content).hexdigest()
     FolderBlobs(folder / "blobs").put(io.BytesIO(content), sha256=sha256, size_bytes=len(content))

@@ -158,7 +158,7 @@ def change_type(row: dict[str, Any]) -> None:
     row["contents"] = {"type": "Freeform", "text": "a tin"}
 
 
-# Kind, what is done to the row, what the cause says. Each is done twice.
+# Kind, change of the row, text of the cause. Each is inserted twice.
 ROW_DEFECTS: list[tuple[str, Callable[[dict[str, Any]], None], str]] = [
     ("FieldMissing", remove_field("contents"), "'contents'"),
     ("FieldMissing", remove_field("asset"), "'asset'"),

@@ -14,9 +14,9 @@ ROW = json.dumps(
 CSV = "filename,xmin,ymin,xmax,ymax,class\na.png,4,2,12,6,tin\n"
 
 
-def test_two_formats_are_both_named_and_neither_is_used(shelf: Any, make_png: Any) -> None:
+def test_two_formats_are_both_named_and_neither_is_used(source_folder: Any, make_png: Any) -> None:
     result = (
-        shelf.put("a.png", make_png())
+        source_folder.put("a.png", make_png())
         .put("rows.jsonl", ROW)
         .put("boxes.csv", CSV)
         .put("more.csv", CSV)
@@ -32,10 +32,10 @@ def test_two_formats_are_both_named_and_neither_is_used(shelf: Any, make_png: An
 
 
 def test_naming_the_format_settles_it_and_reports_the_other_files(
-    shelf: Any, make_png: Any
+    source_folder: Any, make_png: Any
 ) -> None:
     result = (
-        shelf.put("a.png", make_png())
+        source_folder.put("a.png", make_png())
         .put("rows.jsonl", ROW)
         .put("boxes.csv", CSV)
         .check(format="vijsonl")
@@ -47,19 +47,19 @@ def test_naming_the_format_settles_it_and_reports_the_other_files(
 @pytest.mark.parametrize(
     ("format", "cause"), [("Coco", "no file has"), ("Excel", "there is no format 'Excel'")]
 )
-def test_a_format_that_is_not_there_is_reported_with_those_that_are(
-    shelf: Any, make_png: Any, format: str, cause: str
+def test_a_missing_format_is_reported_with_the_detected_ones(
+    source_folder: Any, make_png: Any, format: str, cause: str
 ) -> None:
-    result = shelf.put("a.png", make_png()).put("rows.jsonl", ROW).check(format=format)
+    result = source_folder.put("a.png", make_png()).put("rows.jsonl", ROW).check(format=format)
     found = next(found for found in result.findings if found.code == "FormatUnknown")
     assert cause in found.cause
     assert "PascalVoc" in found.fix
     assert result.outcome.decision == "Rejected"
 
 
-def test_images_alone_are_an_import(shelf: Any, make_png: Any) -> None:
+def test_images_without_annotations_can_be_imported(source_folder: Any, make_png: Any) -> None:
     result = (
-        shelf.put("a.png", make_png())
+        source_folder.put("a.png", make_png())
         .put("notes.md", "# hello")
         .put(".DS_Store", b"\0")
         .check("vqa")
@@ -72,20 +72,20 @@ def test_images_alone_are_an_import(shelf: Any, make_png: Any) -> None:
     ]
 
 
-def test_nothing_to_take_is_rejected(shelf: Any) -> None:
-    result = shelf.put("notes.md", "# hello").check()
+def test_an_import_without_usable_files_is_rejected(source_folder: Any) -> None:
+    result = source_folder.put("notes.md", "# hello").check()
     assert result.outcome.decision == "Rejected"
     assert result.outcome.why == "no image and no row could be accepted"
 
 
-def test_a_format_that_cannot_carry_the_type_is_reported(shelf: Any, make_png: Any) -> None:
-    result = shelf.put("a.png", make_png()).put("boxes.csv", CSV).check("vqa")
+def test_a_format_that_cannot_carry_the_type_is_reported(source_folder: Any, make_png: Any) -> None:
+    result = source_folder.put("a.png", make_png()).put("boxes.csv", CSV).check("vqa")
     found = next(found for found in result.findings if found.code == "ContentsUnfit")
     assert found.cause == "CsvFourCorner carries phrase-grounding, but the dataset is for vqa"
     assert result.outcome.decision == "Rejected"
 
 
-def test_rows_of_which_none_can_be_accepted_are_rejected(shelf: Any, make_png: Any) -> None:
-    result = shelf.put("b.png", make_png()).put("rows.jsonl", ROW).check("vqa")
+def test_rows_of_which_none_can_be_accepted_are_rejected(source_folder: Any, make_png: Any) -> None:
+    result = source_folder.put("b.png", make_png()).put("rows.jsonl", ROW).check("vqa")
     assert result.outcome.decision == "Rejected"
     assert result.outcome.why == "none of the rows could be accepted; there are 1 errors"

@@ -1,8 +1,6 @@
-"""Files of every format, broken in every way that chance finds: each outcome is a finding or a
-clean refusal.
+"""Files of every format with random damage: each outcome is a finding or a clean refusal.
 
-The default suite takes some seconds; ``make fuzz-datasets EXAMPLES=20000`` takes as long as one
-likes.
+The default suite takes some seconds; ``make fuzz-datasets EXAMPLES=20000`` takes longer.
 """
 
 import gzip
@@ -38,7 +36,7 @@ fuzz = settings(
 )
 
 Change = tuple[str, float, float, bytes]
-# Tokens that readers of text stumble over, and bytes that readers of headers do.
+# Tokens that are difficult for readers of text, and bytes for readers of headers.
 NASTY = [
     b"NaN",
     b"-Infinity",
@@ -260,16 +258,14 @@ FORMATS = list(formats(b""))
 
 @pytest.fixture(scope="module")
 def disk() -> Any:
-    """A folder in memory, where there is one: a few thousand small imports write and remove as many
-    folders.
-    """
+    """Return a folder in memory, if possible: small imports write and remove many folders."""
     folder = tempfile.mkdtemp(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None)  # noqa: S108
     yield Path(folder)
     shutil.rmtree(folder)
 
 
 def assert_sound(result: Any, folder: Path) -> None:
-    """What holds of an import whatever it was given."""
+    """Assert the properties of any import."""
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
     for found in result.findings:
         assert isinstance(found, Finding)
@@ -291,22 +287,22 @@ def assert_sound(result: Any, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_the_files_are_taken_as_long_as_they_are_whole(
-    shelf: Any, make_png: Callable[..., bytes], name: str
+def test_intact_files_are_accepted(
+    source_folder: Any, make_png: Callable[..., bytes], name: str
 ) -> None:
     task, files, _ = formats(make_png())[name]
-    shelf.put("a.png", make_png()).put("b.png", make_png(41))
+    source_folder.put("a.png", make_png()).put("b.png", make_png(41))
     for path, data in files.items():
-        shelf.put(path, data)
-    result = shelf.check(task)
+        source_folder.put(path, data)
+    result = source_folder.check(task)
     assert result.records, result.findings
     assert name.startswith("auto") or result.outcome.format == name.split()[0]
-    assert_sound(result, shelf.folder)
+    assert_sound(result, source_folder.folder)
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_no_broken_file_breaks_an_import(
-    disk: Path, shelf: Any, make_png: Callable[..., bytes], name: str
+def test_no_corrupt_file_crashes_an_import(
+    disk: Path, source_folder: Any, make_png: Callable[..., bytes], name: str
 ) -> None:
     task, files, target = formats(make_png())[name]
     home, outside = disk / "home", disk / "outside"
@@ -316,21 +312,21 @@ def test_no_broken_file_breaks_an_import(
     @given(CHANGES)
     def attempt(changes: list[Change]) -> None:
         shutil.rmtree(home, ignore_errors=True)
-        shelf.folder = home / "in" / "shelf"
-        shelf.put("a.png", make_png()).put("b.png", make_png(41))
+        source_folder.folder = home / "in" / "shelf"
+        source_folder.put("a.png", make_png()).put("b.png", make_png(41))
         for path, data in files.items():
-            shelf.put(path, apply_changes(data, changes) if path == target else data)
+            source_folder.put(path, apply_changes(data, changes) if path == target else data)
         before = sorted(disk.rglob("*"))
-        result = shelf.check(task, format=name.split()[0])
+        result = source_folder.check(task, format=name.split()[0])
         assert sorted(disk.rglob("*")) == before
-        assert_sound(result, shelf.folder)
+        assert_sound(result, source_folder.folder)
 
     attempt()
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])
-def test_what_an_archive_holds_is_kept_within_the_folder(
-    disk: Path, tmp_path: Path, shelf: Any, make_png: Callable[..., bytes], kind: str
+def test_contents_of_an_archive_stay_within_the_folder(
+    disk: Path, tmp_path: Path, source_folder: Any, make_png: Callable[..., bytes], kind: str
 ) -> None:
     """The same where an import writes uploaded files: names lead nowhere else."""
     from runyard.datasets.archives import ExpandedSource
@@ -358,12 +354,12 @@ def test_what_an_archive_holds_is_kept_within_the_folder(
     @given(st.lists(names, min_size=1, max_size=4, unique=True), st.one_of(st.just([]), CHANGES))
     def attempt(read_members: list[str], changes: list[Change]) -> None:
         shutil.rmtree(disk / "home", ignore_errors=True)
-        shelf.folder = disk / "home" / "in"
-        shelf.put(
+        source_folder.folder = disk / "home" / "in"
+        source_folder.put(
             f"a.{kind}", apply_changes(make(*((name, b"text") for name in read_members)), changes)
         )
         findings: list[Finding] = []
-        source = FolderSource(shelf.folder, findings.append)
+        source = FolderSource(source_folder.folder, findings.append)
         source.find_files()
         unpacked = ExpandedSource(source, disk / "home" / "kept", findings.append)
         made = {path.relative_to(disk).as_posix() for path in disk.rglob("*") if path.is_file()}

@@ -30,7 +30,7 @@ def codes(found: Inspection) -> list[str]:
 
 
 @pytest.mark.parametrize("format", KINDS)
-def test_a_sound_image_has_its_size_and_no_findings(format: str) -> None:
+def test_a_valid_image_has_its_size_and_no_findings(format: str) -> None:
     found = inspect(f"a.{KINDS[format]}", encode_image(format))
     assert (found.width, found.height, found.orientation, found.frames) == (60, 40, 1, 1)
     assert codes(found) == []
@@ -47,45 +47,45 @@ def test_a_sound_image_has_its_size_and_no_findings(format: str) -> None:
         {"icc_profile": b"\xff\xd9" * 40_000},
     ],
 )
-def test_jpegs_of_every_layout_are_whole(options: dict[str, Any]) -> None:
+def test_jpegs_of_every_layout_are_complete(options: dict[str, Any]) -> None:
     assert codes(inspect("a.jpg", encode_image("JPEG", **options))) == []
 
 
 @pytest.mark.parametrize(
     "options", [{"lossless": True}, {"exif": Image.Exif()}, {"icc_profile": b"x" * 99}]
 )
-def test_webps_of_every_layout_are_whole(options: dict[str, Any]) -> None:
+def test_webps_of_every_layout_are_complete(options: dict[str, Any]) -> None:
     found = inspect("a.webp", encode_image("WEBP", **options))
     assert (found.width, found.height, codes(found)) == (60, 40, [])
 
 
 @pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "tiff_adobe_deflate", "jpeg"])
-def test_tiffs_of_every_compression_are_whole(compression: str) -> None:
+def test_tiffs_of_every_compression_are_complete(compression: str) -> None:
     assert codes(inspect("a.tif", encode_image("TIFF", compression=compression))) == []
 
 
 @pytest.mark.parametrize("format", KINDS)
 @pytest.mark.parametrize("share", [0.3, 0.7, 0.95])
-def test_an_image_that_was_cut_off_is_reported(format: str, share: float) -> None:
+def test_a_truncated_image_is_reported(format: str, share: float) -> None:
     data = encode_image(format)
     found = inspect(f"a.{KINDS[format]}", data[: int(len(data) * share)])
     assert codes(found)[-1] in ("ImageTruncated", "ImageBroken")
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF"])
-def test_an_image_is_whole_only_to_its_last_byte(format: str) -> None:
+def test_an_image_is_complete_only_with_its_last_byte(format: str) -> None:
     data = encode_image(format)
     for end in range(len(data) - 12, len(data)):
         assert codes(inspect(f"a.{KINDS[format]}", data[:end])), f"{end} of {len(data)} bytes"
 
 
-def test_a_jpeg_whose_end_was_never_written_is_cut_off() -> None:
+def test_a_jpeg_without_an_end_marker_is_truncated() -> None:
     data = encode_image("JPEG")
     half = len(data) // 2
     assert codes(inspect("a.jpg", data[:half] + bytes(len(data) - half))) == ["ImageTruncated"]
 
 
-def test_a_flipped_bit_in_a_png_is_seen() -> None:
+def test_a_flipped_bit_in_a_png_is_detected() -> None:
     data = bytearray(encode_image("PNG"))
     data[len(data) // 2] ^= 4
     assert codes(inspect("a.png", bytes(data))) == ["ImageBroken"]
@@ -106,7 +106,7 @@ def test_a_flipped_bit_in_a_png_is_seen() -> None:
         (b"\xff\xd8\xff\xe0\0\x04ab\xff\xd9", "ImageBroken", "no pixel data"),
     ],
 )
-def test_what_is_no_image_is_named(data: bytes, code: str, cause: str) -> None:
+def test_a_file_that_is_not_an_image_is_reported(data: bytes, code: str, cause: str) -> None:
     found = inspect("a.jpg", data)
     assert codes(found) == [code]
     assert cause in found.findings[0].cause
@@ -190,7 +190,7 @@ def test_frames_are_counted() -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_the_orientation_is_the_one_that_pillow_turns_by(format: str, orientation: int) -> None:
+def test_the_orientation_is_the_one_that_pillow_applies(format: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[274] = orientation
     data = encode_image(format, exif=exif)
@@ -216,7 +216,7 @@ def test_a_jpeg_of_a_rare_kind_is_accepted_if_it_can_be_decoded(
     assert codes(inspect("a.jpg", bytes(data))) == expected_codes
 
 
-def test_a_jpeg_of_twelve_bits_is_named() -> None:
+def test_a_jpeg_with_twelve_bits_is_reported() -> None:
     data = bytearray(encode_image("JPEG"))
     data[data.index(b"\xff\xc0") + 4] = 12
     assert codes(inspect("a.jpg", bytes(data))) == ["ImageTypeUnsupported"]

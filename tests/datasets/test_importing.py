@@ -153,7 +153,7 @@ def test_images_and_records_are_written_with_the_location_of_their_bytes(
 
 
 def crc32c(data: bytes) -> int:
-    """Bit by bit, as the definition has it."""
+    """Compute the checksum bit by bit, by definition."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc ^= byte
@@ -254,7 +254,7 @@ def test_an_import_with_a_result_is_left_unchanged(an_import: Import, make_png: 
         ("RejectAll", "Rejected", None, ["FileRejected"]),
     ],
 )
-def test_an_error_rejects_what_the_policy_says(
+def test_an_error_rejects_what_the_policy_requires(
     an_import: Import,
     make_png: MakePng,
     on_error: str,
@@ -343,7 +343,7 @@ def test_a_worker_ends_with_the_process_that_started_it(
     )
 
 
-def test_an_image_that_takes_more_memory_than_allowed_is_reported_and_the_others_are_accepted(
+def test_an_image_above_the_memory_limit_is_reported_and_the_others_are_accepted(
     an_import: Import, make_png: MakePng
 ) -> None:
     large = io.BytesIO()
@@ -388,7 +388,7 @@ def test_a_missing_pack_rejects_the_import(an_import: Import, make_png: MakePng)
     assert "cannot be read back" in an_import.result["why"]
 
 
-# Not the peak that wait4 tells: that counts what the parent held when it forked.
+# Not the peak that wait4 returns: that includes the parent's memory at the fork.
 PEAK = """
 import pathlib, sys
 from runyard.datasets.importing import run

@@ -10,13 +10,13 @@ from runyard.datasets.packs import MAGIC, PackInvalid, build_pack, is_safe, plan
 FILES = [("a.png", b"123"), ("b/ä ö.jpg", b""), ("c.jsonl", b"{}\n")]
 
 
-def test_a_pack_gives_back_its_files() -> None:
+def test_a_pack_round_trips_its_files() -> None:
     data = build_pack(FILES)
     entries = read_index(io.BytesIO(data), len(data))
     assert [(path, data[offset : offset + size]) for path, offset, size in entries] == FILES
 
 
-def test_the_layout_is_the_one_that_others_write() -> None:
+def test_the_pack_layout_is_fixed() -> None:
     index = b'[["a",2]]'
     assert (
         build_pack([("a", b"hi")]) == b"RYPACK1\n" + struct.pack("<Q", len(index)) + index + b"hi"
@@ -41,7 +41,7 @@ def make_pack(index: bytes, content: bytes = b"") -> bytes:
         (make_pack(b"[" * 5000), "cannot be read"),
     ],
 )
-def test_what_is_no_pack_is_rejected(data: bytes, why: str) -> None:
+def test_a_file_that_is_not_a_pack_is_rejected(data: bytes, why: str) -> None:
     with pytest.raises(PackInvalid, match=why):
         read_index(io.BytesIO(data), len(data))
 
@@ -49,7 +49,7 @@ def test_what_is_no_pack_is_rejected(data: bytes, why: str) -> None:
 @pytest.mark.parametrize(
     "path", ["", "/a", "a/", "a//b", "../a", "a/../b", "./a", "a\\b", "a\nb", "a\0", "x" * 1025]
 )
-def test_names_that_are_no_plain_relative_paths_are_unsafe(path: str) -> None:
+def test_only_plain_relative_paths_are_safe_names(path: str) -> None:
     assert not is_safe(path)
     with pytest.raises(ValueError, match="not a plain relative path"):
         build_pack([(path, b"")])

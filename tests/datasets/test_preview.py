@@ -58,7 +58,7 @@ def test_a_box_is_drawn_where_it_is(item: Callable[..., ExportedImage]) -> None:
     assert plain.getpixel((x + CELL // 2, y + 40)) != with_box.getpixel((x + CELL // 2, y + 40))
     # Within.
     assert plain.getpixel((x + CELL // 4, y + 40)) == with_box.getpixel((x + CELL // 4, y + 40))
-    assert plain.getpixel((x - 20, y + 40)) == with_box.getpixel((x - 20, y + 40))  # beside
+    assert plain.getpixel((x - 20, y + 40)) == with_box.getpixel((x - 20, y + 40))  # next to it
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
@@ -126,7 +126,7 @@ def test_long_texts_are_wrapped_and_cut() -> None:
     ]
 
 
-def test_boxes_that_are_nonsense_and_images_that_cannot_be_read(
+def test_invalid_boxes_and_unreadable_images_do_not_end_the_preview(
     item: Callable[..., ExportedImage],
 ) -> None:
     nan = float("nan")

@@ -1,6 +1,4 @@
-"""A report counts everything, shows the first of each kind, and lets nothing of what it quotes
-become code.
-"""
+"""A report counts everything, shows the first of each kind, and escapes what it quotes."""
 
 import re
 
@@ -29,7 +27,7 @@ def make_report(findings: list[Finding], **counts: int) -> ImportReport:
     )
 
 
-def test_counts_are_of_all_and_findings_the_first() -> None:
+def test_counts_include_all_findings_and_details_only_the_first() -> None:
     document = Report(make_findings(1000), first=3).document()
     assert (document["errors"], document["warnings"]) == (1, 1000)
     assert document["byCode"] == {"BoxClipped": 1000, "ImageBroken": 1}
@@ -69,7 +67,7 @@ def test_the_page_shows_findings_with_location_and_fix() -> None:
     assert "save the image again" in format_value
 
 
-def test_an_empty_report_is_a_page_too() -> None:
+def test_an_empty_report_is_rendered() -> None:
     assert "0 errors and 0 warnings" in render_page(make_report([]), title="x", outcome="Accepted")
     assert Report().document() == {"errors": 0, "warnings": 0, "byCode": {}, "codes": []}
 

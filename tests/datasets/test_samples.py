@@ -15,9 +15,9 @@ def pixels(path: Path) -> bytes:
         return image.tobytes()
 
 
-def test_digits_are_those_that_the_trainer_makes(shelf: Any) -> None:
-    samples.write("digits", shelf.folder, count=40)
-    result = shelf.check()
+def test_digits_match_those_of_the_trainer(source_folder: Any) -> None:
+    samples.write("digits", source_folder.folder, count=40)
+    result = source_folder.check()
     assert (result.outcome.format, result.outcome.type, result.outcome.counts["errors"]) == (
         "ViJsonl",
         "vqa",
@@ -28,13 +28,13 @@ def test_digits_are_those_that_the_trainer_makes(shelf: Any) -> None:
         assert isinstance(record.contents, Vqa)
         [one] = record.contents.interactions
         assert (one.question, one.answer) == (sample.question, sample.truth.text)
-        assert pixels(shelf.folder / record.asset.filename) == sample.image.tobytes()
+        assert pixels(source_folder.folder / record.asset.filename) == sample.image.tobytes()
 
 
-def test_canvases_are_those_that_the_trainer_makes(shelf: Any) -> None:
-    """With nothing held out and seed 1 the trainer draws from the same scans in the same order."""
-    samples.write("digits-grounding", shelf.folder, count=40)
-    result = shelf.check()
+def test_canvases_match_those_of_the_trainer(source_folder: Any) -> None:
+    """Without held-out scans and with seed 1, the trainer draws the same scans in order."""
+    samples.write("digits-grounding", source_folder.folder, count=40)
+    result = source_folder.check()
     assert (result.outcome.type, result.outcome.counts["errors"]) == ("phrase-grounding", 0)
     made = make_digits_grounding(seed=1, validation_fraction=0.0).train[:40]
     for record, sample in zip(result.records, made, strict=True):
@@ -45,7 +45,7 @@ def test_canvases_are_those_that_the_trainer_makes(shelf: Any) -> None:
         assert boxes == [
             (g.phrase, [list(box) for box in g.boxes]) for g in sample.truth.groundings
         ]
-        assert pixels(shelf.folder / record.asset.filename) == sample.image.tobytes()
+        assert pixels(source_folder.folder / record.asset.filename) == sample.image.tobytes()
 
 
 def test_every_sample_can_be_written(tmp_path: Path) -> None:

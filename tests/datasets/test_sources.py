@@ -115,7 +115,7 @@ def test_a_name_that_several_images_have_is_ambiguous(
     )
 
 
-def test_why_there_is_no_image(
+def test_a_missing_image_is_reported_with_the_reason(
     make_source: Callable[[dict[str, bytes]], Made], make_png: MakePng
 ) -> None:
     source, _ = make_source({"a/Cat.PNG": make_png(), "cut.png": make_png()[:60]})
@@ -184,7 +184,7 @@ def test_links_that_leave_the_folder_are_reported_and_not_followed(
     ]
 
 
-def test_a_pack_that_is_none_is_reported(tmp_path: Path) -> None:
+def test_an_invalid_pack_is_reported(tmp_path: Path) -> None:
     blobs, sha256 = store_blob(tmp_path, b"no pack at all, but a blob")
     findings: list[Finding] = []
     assert list(PackSource(blobs, findings.append).add_pack(sha256, 26)) == []

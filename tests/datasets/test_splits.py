@@ -1,4 +1,4 @@
-"""What is held out is decided by content, seed and share alone."""
+"""The held-out split depends only on content, seed and share."""
 
 import hashlib
 

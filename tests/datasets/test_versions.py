@@ -104,7 +104,7 @@ def test_the_name_of_a_version_is_the_hash_of_its_manifest(folder: Path):
 
 
 @pytest.mark.parametrize("second", ["a.png", "b.png"])
-def test_items_have_to_come_sorted_and_once(second: str):
+def test_items_must_be_sorted_and_unique(second: str):
     writer = ManifestWriter(io.BytesIO())
     writer.add(item("b.png", b"x"))
     with pytest.raises(ValueError, match="sort items by filename"):
@@ -138,7 +138,7 @@ def test_contents_that_cannot_be_read_name_file_and_line(folder: Path, line: byt
         VersionFolder(folder)
 
 
-def test_a_manifest_line_that_is_no_item_is_named(folder: Path):
+def test_an_invalid_manifest_line_is_named(folder: Path):
     with open(folder / MANIFEST, "ab") as file:
         file.write(b'{"filename": 5}\n')
     version = VersionFolder(folder)

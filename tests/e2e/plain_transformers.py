@@ -1,8 +1,8 @@
 """Load a downloaded model with transformers alone, and answer questions about images.
 
-Runs as a process of its own, so that nothing Runyard has imported or set can help. Takes the
-model's folder and a folder with ``questions.json`` and its pictures; prints one JSON object with
-the answers in order.
+It runs as a separate process, without Runyard's imports and settings. It takes the model's folder
+and a folder with ``questions.json`` and its images, and prints one JSON object with the answers in
+order.
 """
 
 import json
@@ -27,18 +27,18 @@ def main() -> None:
     for first in range(0, len(asked), BATCH):
         batch = asked[first : first + BATCH]
         prompts = [prompt(processor, item["system"], item["question"]) for item in batch]
-        images = [[Image.open(questions_dir / item["picture"])] for item in batch]
+        images = [[Image.open(questions_dir / item["image"])] for item in batch]
         inputs = processor(text=prompts, images=images, padding=True, return_tensors="pt")
         with torch.inference_mode():
-            said = model.generate(**inputs, do_sample=False, max_new_tokens=24)
-        new = said[:, inputs["input_ids"].shape[1] :]
+            output = model.generate(**inputs, do_sample=False, max_new_tokens=24)
+        new = output[:, inputs["input_ids"].shape[1] :]
         answers += processor.batch_decode(new, skip_special_tokens=True)
     imported = sorted({name.partition(".")[0] for name in sys.modules} & {"runyard", "vi"})
     print(json.dumps({"answers": answers, "imported": imported, "class": type(model).__name__}))
 
 
 def prompt(processor: object, system: str, question: str) -> str:
-    """The conversation of the published client's inference: a system text, an image, a question."""
+    """Return the conversation of the published client's inference: system text, image, question."""
     conversation = [
         {"role": "system", "content": [{"type": "text", "text": system}]},
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]},

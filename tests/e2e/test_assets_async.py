@@ -51,13 +51,13 @@ async def sdk(instance: Any) -> AsyncIterator[vi.AsyncClient]:
 
 @pytest.fixture
 async def dataset(sdk: vi.AsyncClient, tmp_path: Path) -> AsyncIterator[Dataset]:
-    """Three pictures: two from a folder, one from memory."""
+    """Create three images: two from a folder, one from memory."""
     dataset = await sdk.datasets.create("squares")
     folder = tmp_path / "squares"
     (folder / "more").mkdir(parents=True)
     (folder / "0.png").write_bytes(png(0))
     (folder / "more" / "1.png").write_bytes(png(1))
-    (folder / "notes.txt").write_text("no picture")
+    (folder / "notes.txt").write_text("no image")
     sent = await sdk.assets.upload(
         dataset.dataset_id, folder, [("2.png", png(2))], show_progress=False
     )
@@ -71,9 +71,7 @@ async def dataset(sdk: vi.AsyncClient, tmp_path: Path) -> AsyncIterator[Dataset]
     await sdk.datasets.delete(dataset.dataset_id)
 
 
-async def test_pictures_are_listed_counted_and_sorted(
-    sdk: vi.AsyncClient, dataset: Dataset
-) -> None:
+async def test_images_are_listed_counted_and_sorted(sdk: vi.AsyncClient, dataset: Dataset) -> None:
     page = await sdk.assets.list(dataset.dataset_id, sort_by="filename")
     assert [asset.filename for asset in page.items] == ["0.png", "2.png", "more/1.png"]
     down = AssetSortCriterion(SortCriterion.FILENAME, SortOrder.DESC)
@@ -93,7 +91,7 @@ async def test_pictures_are_listed_counted_and_sorted(
     assert one.metadata.sha256 == hashlib.sha256(png(0)).hexdigest()
 
 
-async def test_pictures_are_renamed_and_deleted(sdk: vi.AsyncClient, dataset: Dataset) -> None:
+async def test_images_are_renamed_and_deleted(sdk: vi.AsyncClient, dataset: Dataset) -> None:
     first, second, _ = (await sdk.assets.list(dataset.dataset_id, sort_by="filename")).items
     await sdk.assets.rename(dataset.dataset_id, "a.png", asset_id=first.asset_id)
     await sdk.assets.rename(dataset.dataset_id, "b.png", filename="more/1.png")
@@ -108,7 +106,7 @@ async def test_pictures_are_renamed_and_deleted(sdk: vi.AsyncClient, dataset: Da
     assert await sdk.assets.count(dataset.dataset_id) == 1
 
 
-async def test_pictures_come_back_as_they_were_sent(
+async def test_images_are_downloaded_unchanged(
     sdk: vi.AsyncClient, dataset: Dataset, tmp_path: Path
 ) -> None:
     fetched = await sdk.assets.download(dataset.dataset_id, tmp_path / "out", show_progress=False)
@@ -119,7 +117,7 @@ async def test_pictures_come_back_as_they_were_sent(
     assert (fetched.save_path / "0.png").read_bytes() == png(0)
 
 
-async def test_a_file_that_is_no_picture_is_named(sdk: vi.AsyncClient, dataset: Dataset) -> None:
+async def test_a_file_that_is_not_an_image_is_named(sdk: vi.AsyncClient, dataset: Dataset) -> None:
     broken = [("ok.png", png(5)), ("broken.png", b"\x89PNG and nothing more")]
     with pytest.raises(vi.ViOperationError, match=r"broken\.png"):
         await sdk.assets.upload(dataset.dataset_id, assets_bytes=broken, show_progress=False)
@@ -131,7 +129,7 @@ async def test_a_file_that_is_no_picture_is_named(sdk: vi.AsyncClient, dataset: 
     assert await sdk.assets.count(dataset.dataset_id) == 4
 
 
-async def test_annotations_are_sent_listed_changed_and_deleted(
+async def test_annotations_are_sent_listed_updated_and_deleted(
     sdk: vi.AsyncClient, dataset: Dataset, tmp_path: Path
 ) -> None:
     (tmp_path / "labels.jsonl").write_text(grounding(0, "0.png") + grounding(1, "1.png"))
@@ -179,7 +177,7 @@ async def test_bad_annotations_are_refused_by_policy(
     assert (await sdk.datasets.get(dataset.dataset_id)).statistic.annotation_total == 1
 
 
-async def test_a_dataset_goes_out_and_comes_in_again(
+async def test_a_dataset_is_exported_and_imported_again(
     sdk: vi.AsyncClient, dataset: Dataset, tmp_path: Path
 ) -> None:
     lines = [grounding(0, "0.png"), grounding(1, "more/1.png"), grounding(2, "2.png")]

@@ -50,13 +50,13 @@ def sdk(instance: Any) -> Iterator[vi.Client]:
 
 @pytest.fixture
 def dataset(sdk: vi.Client, tmp_path: Path) -> Iterator[Dataset]:
-    """Three pictures: two from a folder, one from memory."""
+    """Create three images: two from a folder, one from memory."""
     dataset = sdk.datasets.create("squares")
     folder = tmp_path / "squares"
     (folder / "more").mkdir(parents=True)
     (folder / "0.png").write_bytes(png(0))
     (folder / "more" / "1.png").write_bytes(png(1))
-    (folder / "notes.txt").write_text("no picture")
+    (folder / "notes.txt").write_text("no image")
     sent = sdk.assets.upload(dataset.dataset_id, folder, [("2.png", png(2))], show_progress=False)
     assert (sent.total_files, sent.total_succeeded, sent.failed_files, sent.is_complete) == (
         3,
@@ -68,7 +68,7 @@ def dataset(sdk: vi.Client, tmp_path: Path) -> Iterator[Dataset]:
     sdk.datasets.delete(dataset.dataset_id)
 
 
-def test_pictures_are_listed_counted_and_sorted(sdk: vi.Client, dataset: Dataset) -> None:
+def test_images_are_listed_counted_and_sorted(sdk: vi.Client, dataset: Dataset) -> None:
     page = sdk.assets.list(dataset.dataset_id, sort_by="filename")
     assert [asset.filename for asset in page.items] == ["0.png", "2.png", "more/1.png"]
     down = AssetSortCriterion(SortCriterion.FILENAME, SortOrder.DESC)
@@ -88,7 +88,7 @@ def test_pictures_are_listed_counted_and_sorted(sdk: vi.Client, dataset: Dataset
     assert one.metadata.sha256 == hashlib.sha256(png(0)).hexdigest()
 
 
-def test_pictures_are_renamed_and_deleted(sdk: vi.Client, dataset: Dataset) -> None:
+def test_images_are_renamed_and_deleted(sdk: vi.Client, dataset: Dataset) -> None:
     first, second, _ = (sdk.assets.list(dataset.dataset_id, sort_by="filename")).items
     sdk.assets.rename(dataset.dataset_id, "a.png", asset_id=first.asset_id)
     sdk.assets.rename(dataset.dataset_id, "b.png", filename="more/1.png")
@@ -103,9 +103,7 @@ def test_pictures_are_renamed_and_deleted(sdk: vi.Client, dataset: Dataset) -> N
     assert sdk.assets.count(dataset.dataset_id) == 1
 
 
-def test_pictures_come_back_as_they_were_sent(
-    sdk: vi.Client, dataset: Dataset, tmp_path: Path
-) -> None:
+def test_images_are_downloaded_unchanged(sdk: vi.Client, dataset: Dataset, tmp_path: Path) -> None:
     fetched = sdk.assets.download(dataset.dataset_id, tmp_path / "out", show_progress=False)
     assert (fetched.count, fetched.file_list) == (3, ["0.png", "2.png", "more/1.png"])
     assert (fetched.save_path / "more" / "1.png").read_bytes() == png(1)
@@ -114,7 +112,7 @@ def test_pictures_come_back_as_they_were_sent(
     assert (fetched.save_path / "0.png").read_bytes() == png(0)
 
 
-def test_a_file_that_is_no_picture_is_named(sdk: vi.Client, dataset: Dataset) -> None:
+def test_a_file_that_is_not_an_image_is_named(sdk: vi.Client, dataset: Dataset) -> None:
     broken = [("ok.png", png(5)), ("broken.png", b"\x89PNG and nothing more")]
     with pytest.raises(vi.ViOperationError, match=r"broken\.png"):
         sdk.assets.upload(dataset.dataset_id, assets_bytes=broken, show_progress=False)
@@ -126,7 +124,7 @@ def test_a_file_that_is_no_picture_is_named(sdk: vi.Client, dataset: Dataset) ->
     assert sdk.assets.count(dataset.dataset_id) == 4
 
 
-def test_annotations_are_sent_listed_changed_and_deleted(
+def test_annotations_are_sent_listed_updated_and_deleted(
     sdk: vi.Client, dataset: Dataset, tmp_path: Path
 ) -> None:
     (tmp_path / "labels.jsonl").write_text(grounding(0, "0.png") + grounding(1, "1.png"))
@@ -172,7 +170,7 @@ def test_bad_annotations_are_refused_by_policy(
     assert (sdk.datasets.get(dataset.dataset_id)).statistic.annotation_total == 1
 
 
-def test_a_dataset_goes_out_and_comes_in_again(
+def test_a_dataset_is_exported_and_imported_again(
     sdk: vi.Client, dataset: Dataset, tmp_path: Path
 ) -> None:
     lines = [grounding(0, "0.png"), grounding(1, "more/1.png"), grounding(2, "2.png")]

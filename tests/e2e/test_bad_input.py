@@ -56,7 +56,7 @@ def test_an_out_of_range_hyperparameter_is_named_with_its_range(client: vi.Clien
     )
 
 
-def test_a_missing_dataset_is_named_with_those_there_are(client: vi.Client) -> None:
+def test_a_missing_dataset_is_reported_with_the_existing_ones(client: vi.Client) -> None:
     error = refused(
         client, {"blocks": [{"block": "vi-dataset", "settings": {"datasetId": "shelves-2026"}}]}
     )
@@ -99,7 +99,7 @@ def test_two_mebibytes_of_metadata_are_refused_with_the_limit(client: vi.Client)
     assert "1024 KiB" in error.message
 
 
-def test_a_body_that_is_no_json_is_refused(bare: Any, instance: Any) -> None:
+def test_a_body_that_is_not_json_is_refused(bare: Any, instance: Any) -> None:
     url = f"/workspaces/{instance.organization_id}/runs/not-json"
     answer = bare.put(url, content=b"{flow: nonsense", headers={"Content-Type": "application/json"})
     assert answer.status_code == 400
@@ -119,7 +119,7 @@ def test_a_body_of_another_shape_is_refused(bare: Any, instance: Any, body: byte
     assert bare.get(url).status_code == 404
 
 
-def test_a_wrong_key_is_refused_without_a_word_about_what_exists(instance: Any) -> None:
+def test_a_wrong_key_is_refused_without_revealing_what_exists(instance: Any) -> None:
     wrong = instance.secret_key[:-1] + ("A" if instance.secret_key[-1] != "A" else "B")
     with vi.Client(
         secret_key=wrong, organization_id=instance.organization_id, endpoint=instance.endpoint
@@ -134,7 +134,7 @@ def test_a_wrong_key_is_refused_without_a_word_about_what_exists(instance: Any) 
         assert len(messages) == 1
 
 
-def test_another_organisation_s_id_is_answered_as_an_unknown_one(instance: Any) -> None:
+def test_an_id_of_another_organization_is_answered_like_an_unknown_one(instance: Any) -> None:
     with (
         vi.Client(
             secret_key=instance.secret_key, organization_id="org-other", endpoint=instance.endpoint
@@ -146,7 +146,7 @@ def test_another_organisation_s_id_is_answered_as_an_unknown_one(instance: Any) 
     assert "org-other" in caught.value.message
 
 
-def test_a_page_token_made_up_by_hand_is_refused(client: vi.Client) -> None:
+def test_a_forged_page_token_is_refused(client: vi.Client) -> None:
     with pytest.raises(vi.ViValidationError, match="page token") as caught:
         client.runs.list(pagination={"page_size": 2, "page_token": "bWFkZSB1cA"})
     assert caught.value.status_code == 400

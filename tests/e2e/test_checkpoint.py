@@ -1,4 +1,4 @@
-"""Plain transformers loads a downloaded checkpoint and reaches the metric that we measured."""
+"""Plain transformers loads a downloaded checkpoint and reaches the metric of the run."""
 
 import json
 import subprocess
@@ -33,23 +33,23 @@ def run_document(model: DownloadedModel) -> dict[str, Any]:
 
 
 def settings_of(run_document: dict[str, Any], block: str) -> dict[str, Any]:
-    """Found as the published client finds it: the first block whose name contains the word."""
+    """Return settings as the published client does: of the first block with the word."""
     blocks = run_document["spec"]["flow"]["blocks"]
     found: dict[str, Any] = next(each["settings"] for each in blocks if block in each["block"])
     return found
 
 
 def held_out(run: Run) -> list[Sample]:
-    recipe = resolve(run.spec.flow)
+    resolved = resolve(run.spec.flow)
     dataset = load_dataset(
-        recipe.dataset.dataset_id,
-        seed=recipe.settings.seed,
-        validation_fraction=recipe.dataset.validation_fraction,
+        resolved.dataset.dataset_id,
+        seed=resolved.settings.seed,
+        validation_fraction=resolved.dataset.validation_fraction,
     )
     return list(dataset.validation)
 
 
-def test_plain_transformers_answers_held_out_questions_as_well_as_our_engine_reported(
+def test_plain_transformers_answers_as_well_as_the_run_reported(
     client: vi.Client,
     finished_run: Run,
     model: DownloadedModel,
@@ -61,9 +61,7 @@ def test_plain_transformers_answers_held_out_questions_as_well_as_our_engine_rep
     questions = []
     for number, sample in enumerate(samples):
         sample.image.save(tmp_path / f"{number}.png")
-        questions.append(
-            {"picture": f"{number}.png", "question": sample.question, "system": system}
-        )
+        questions.append({"image": f"{number}.png", "question": sample.question, "system": system})
     (tmp_path / "questions.json").write_text(json.dumps(questions))
 
     done = subprocess.run(
@@ -74,21 +72,21 @@ def test_plain_transformers_answers_held_out_questions_as_well_as_our_engine_rep
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
-    assert said["imported"] == []
+    answers = json.loads(done.stdout)
+    assert answers["imported"] == []
 
     right = 0
-    for answer, sample in zip(said["answers"], samples, strict=True):
+    for answer, sample in zip(answers["answers"], samples, strict=True):
         right += json.loads(answer)["vqa"]["answer"] == sample.truth.text
     accuracy = right / len(samples)
     reported = client.models.get(finished_run.run_id).spec.evaluation_metrics or {}
-    # One answer may tip over: the engine evaluates in other batches, and sums in another order end
-    # in other last bits.
+    # One answer may differ: the trainer evaluates in other batches, and sums in another order
+    # differ in their last bits.
     assert accuracy == pytest.approx(reported["validation/exactMatch"], abs=1 / len(samples))
     assert accuracy >= 0.95
 
 
-def test_the_recipe_in_the_model_folder_has_what_the_published_loader_reads(
+def test_the_flow_in_the_model_folder_has_what_the_published_loader_reads(
     run_document: dict[str, Any],
 ) -> None:
     assert settings_of(run_document, "dataset")["projectKind"] == "vqa"
@@ -104,7 +102,7 @@ def test_the_recipe_in_the_model_folder_has_what_the_published_loader_reads(
         assert {"block", "settings", "style"} <= set(block)
 
 
-def test_only_weights_that_run_no_code_are_in_the_model_folder(model: DownloadedModel) -> None:
+def test_the_model_folder_has_only_weights_that_run_no_code(model: DownloadedModel) -> None:
     names = {path.name for path in model.model_path.iterdir()}
     assert {"model.safetensors", "config.json", "run.json", "tokenizer.json"} <= names
     assert not [name for name in names if name.endswith((".bin", ".pt", ".pkl", ".pth", ".py"))]

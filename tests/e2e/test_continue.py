@@ -12,8 +12,8 @@ import vi
 pytestmark = pytest.mark.e2e
 
 
-def recipe(epochs: int) -> dict[str, Any]:
-    """Few steps, at a rate that does not depend on how many."""
+def make_flow(epochs: int) -> dict[str, Any]:
+    """Return a flow of few steps, with a rate that does not depend on their number."""
     numbers = {"epochs": epochs, "schedule": {"name": "constant", "warmupFraction": 0}}
     return {
         "name": "continued",
@@ -33,15 +33,15 @@ def weights(client: vi.Client, run_id: str, folder: Path) -> dict[str, torch.Ten
     return found
 
 
-def test_a_run_continued_and_one_branched_end_bit_for_bit_where_an_undisturbed_one_ends(
+def test_resumed_and_branched_runs_equal_an_uninterrupted_one_bit_for_bit(
     client: vi.Client, finished_run: Any, tmp_path: Path
 ) -> None:
-    """The run they go on from is deleted before they can have begun."""
-    first = client.runs.create(recipe(2))
+    """The run they resume from is deleted before they can have started."""
+    first = client.runs.create(make_flow(2))
     client.runs.wait(first.run_id, timeout=300, show_progress=False)
-    whole = client.runs.create(recipe(3))  # has the only slot meanwhile
-    continued = client.runs.create(recipe(3), resume_from=first.run_id)
-    branched = client.runs.create(recipe(3), resume_from=(first.run_id, "epoch-1"))
+    whole = client.runs.create(make_flow(3))  # has the only slot meanwhile
+    continued = client.runs.create(make_flow(3), resume_from=first.run_id)
+    branched = client.runs.create(make_flow(3), resume_from=(first.run_id, "epoch-1"))
     client.runs.delete(first.run_id)
     runs = [
         client.runs.wait(run.run_id, timeout=300, show_progress=False)
@@ -50,8 +50,8 @@ def test_a_run_continued_and_one_branched_end_bit_for_bit_where_an_undisturbed_o
 
     origins = [run.spec.resume_from for run in runs]
     assert [origin and origin.checkpoint for origin in origins] == [None, "epoch-2", "epoch-1"]
-    told = [line.text for line in client.runs.logs(continued.run_id, stream="events")]
-    assert f"Preparing: Resuming from run {first.run_id}, checkpoint epoch-2, step 4" in told
+    events = [line.text for line in client.runs.logs(continued.run_id, stream="events")]
+    assert f"Preparing: Resuming from run {first.run_id}, checkpoint epoch-2, step 4" in events
     assert [
         point.step for point in client.runs.metrics(continued.run_id) if "loss" in point.values
     ] == [5, 6]

@@ -23,7 +23,7 @@ def anyio_backend() -> str:
 
 
 class CuttableTransport(httpx2.AsyncHTTPTransport):
-    """A real connection that breaks for good after so many uploads."""
+    """A real connection that breaks permanently after some uploads."""
 
     def __init__(self, uploads: int) -> None:
         super().__init__()
@@ -53,8 +53,8 @@ async def sdk(instance: Any) -> AsyncIterator[vi.AsyncClient]:
 
 
 @pytest.fixture
-def shelf(tmp_path: Path) -> Path:
-    """Twelve pictures with a question each; line 13 is about a picture that is not there."""
+def make_vqa_files(tmp_path: Path) -> Path:
+    """Create twelve images with a question each; line 13 is about a missing image."""
     folder = tmp_path / "shelf"
     (folder / "images").mkdir(parents=True)
     lines = [row(number) for number in range(13)]
@@ -78,15 +78,15 @@ def row(number: int) -> dict[str, Any]:
 
 
 async def test_a_folder_becomes_a_dataset_with_a_version_and_its_defects(
-    sdk: vi.AsyncClient, shelf: Path
+    sdk: vi.AsyncClient, make_vqa_files: Path
 ) -> None:
-    (shelf / "out.png").symlink_to("/etc/hostname")
+    (make_vqa_files / "out.png").symlink_to("/etc/hostname")
     phases: list[str] = []
 
     def look(imported: DatasetImport) -> None:
         phases.append(imported.status.progress.phase)
 
-    imported = await sdk.datasets.import_folder(shelf, progress=look)
+    imported = await sdk.datasets.import_folder(make_vqa_files, progress=look)
     assert imported.is_accepted
     assert (imported.dataset.name, imported.dataset.type) == ("shelf", "vqa")
     assert (
@@ -107,10 +107,10 @@ async def test_a_folder_becomes_a_dataset_with_a_version_and_its_defects(
     await sdk.datasets.delete(imported.dataset_id)
 
 
-async def test_the_report_is_there_later_and_by_the_dataset_alone(
-    sdk: vi.AsyncClient, shelf: Path
+async def test_the_report_can_be_read_later_and_by_dataset(
+    sdk: vi.AsyncClient, make_vqa_files: Path
 ) -> None:
-    imported = await sdk.datasets.import_folder(shelf, progress=False)
+    imported = await sdk.datasets.import_folder(make_vqa_files, progress=False)
     report = await sdk.datasets.report(imported.dataset_id)
     assert (report.import_id, report.images, report.rows_kept, report.errors) == (
         imported.import_id,
@@ -130,19 +130,19 @@ async def test_the_report_is_there_later_and_by_the_dataset_alone(
         await sdk.datasets.report(imported.dataset_id)
 
 
-async def test_an_import_that_takes_nothing_says_why_and_can_be_repeated(
-    sdk: vi.AsyncClient, shelf: Path
+async def test_an_import_that_accepts_nothing_says_why_and_can_be_repeated(
+    sdk: vi.AsyncClient, make_vqa_files: Path
 ) -> None:
     with pytest.raises(vi.ViImportFailedError, match="onError is RejectAll") as caught:
-        await sdk.datasets.import_folder(shelf, on_error="RejectAll", progress=False)
+        await sdk.datasets.import_folder(make_vqa_files, on_error="RejectAll", progress=False)
     failed = caught.value.imported
     assert failed is not None
     assert [found.code for found in failed.findings] == ["ImageMissing"]
     assert failed.dataset.statistic.asset_total == 0
-    lines = (shelf / "labels.jsonl").read_text().splitlines(keepends=True)
-    (shelf / "labels.jsonl").write_text("".join(lines[:12]))
+    lines = (make_vqa_files / "labels.jsonl").read_text().splitlines(keepends=True)
+    (make_vqa_files / "labels.jsonl").write_text("".join(lines[:12]))
     mended = await sdk.datasets.import_folder(
-        shelf, on_error="RejectAll", dataset_id=failed.dataset_id, progress=False
+        make_vqa_files, on_error="RejectAll", dataset_id=failed.dataset_id, progress=False
     )
     assert (mended.dataset.type, mended.dataset.statistic.annotation_total) == ("vqa", 12)
     assert len((await sdk.datasets.imports.list(mended.dataset_id)).items) == 2
@@ -150,16 +150,20 @@ async def test_an_import_that_takes_nothing_says_why_and_can_be_repeated(
 
 
 async def test_more_files_make_another_version_and_the_same_files_do_not(
-    sdk: vi.AsyncClient, shelf: Path
+    sdk: vi.AsyncClient, make_vqa_files: Path
 ) -> None:
     first = await sdk.datasets.import_folder(
-        shelf, name="grows", dataset_type="vqa", progress=False
+        make_vqa_files, name="grows", dataset_type="vqa", progress=False
     )
-    again = await sdk.datasets.import_folder(shelf, dataset_id=first.dataset_id, progress=False)
+    again = await sdk.datasets.import_folder(
+        make_vqa_files, dataset_id=first.dataset_id, progress=False
+    )
     assert first.version is not None and again.version is not None
     assert again.version.version_id == first.version.version_id
-    Image.new("RGB", (40, 30), (9, 9, 9)).save(shelf / "images" / "12.png")
-    more = await sdk.datasets.import_folder(shelf, dataset_id=first.dataset_id, progress=False)
+    Image.new("RGB", (40, 30), (9, 9, 9)).save(make_vqa_files / "images" / "12.png")
+    more = await sdk.datasets.import_folder(
+        make_vqa_files, dataset_id=first.dataset_id, progress=False
+    )
     versions = (await sdk.datasets.versions.list(first.dataset_id)).items
     assert more.version is not None
     assert [(version.version_id, version.records) for version in versions] == [
@@ -171,21 +175,20 @@ async def test_more_files_make_another_version_and_the_same_files_do_not(
     await sdk.datasets.delete(first.dataset_id)
 
 
-async def test_an_import_that_broke_off_goes_on_with_what_is_missing(
-    sdk: vi.AsyncClient, instance: Any, shelf: Path
+async def test_an_interrupted_import_resumes_with_the_missing_files(
+    sdk: vi.AsyncClient, instance: Any, make_vqa_files: Path
 ) -> None:
-    # Bytes that no other test has sent: those may be just on their way out, and are then asked for
-    # twice.
-    (shelf / "a.bin").write_bytes(os.urandom(16))
-    for number in range(3):  # each a pack of its own
-        with open(shelf / f"large{number}.bin", "wb") as file:
+    # Bytes that no other test has sent: bytes that are just being removed are requested twice.
+    (make_vqa_files / "a.bin").write_bytes(os.urandom(16))
+    for number in range(3):  # each is its own pack
+        with open(make_vqa_files / f"large{number}.bin", "wb") as file:
             file.write(os.urandom(16))
             file.truncate((16 << 20) + 1)
     weak = CuttableTransport(uploads=2)
     credentials = (instance.secret_key, instance.organization_id)
     client = vi.AsyncClient(*credentials, endpoint=instance.endpoint, transport=weak, max_retries=0)
     with pytest.raises(vi.ViNetworkError) as caught:
-        await client.datasets.import_folder(shelf, name="cut", progress=False)
+        await client.datasets.import_folder(make_vqa_files, name="cut", progress=False)
     await client.close()
     await weak.aclose()
     dataset = next(item for item in (await sdk.datasets.list()).items if item.name == "cut")
@@ -196,7 +199,7 @@ async def test_an_import_that_broke_off_goes_on_with_what_is_missing(
     strong = CuttableTransport(uploads=100)
     async with vi.AsyncClient(*credentials, endpoint=instance.endpoint, transport=strong) as client:
         done = await client.datasets.import_folder(
-            shelf, dataset_id=dataset.dataset_id, resume=broken.import_id, progress=False
+            make_vqa_files, dataset_id=dataset.dataset_id, resume=broken.import_id, progress=False
         )
     await strong.aclose()
     assert done.import_id == broken.import_id
@@ -206,20 +209,20 @@ async def test_an_import_that_broke_off_goes_on_with_what_is_missing(
 
 
 async def test_an_interrupt_cancels_the_import_and_leaves_nothing(
-    sdk: vi.AsyncClient, shelf: Path
+    sdk: vi.AsyncClient, make_vqa_files: Path
 ) -> None:
     def interrupt(imported: DatasetImport) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        await sdk.datasets.import_folder(shelf, name="interrupted", progress=interrupt)
+        await sdk.datasets.import_folder(make_vqa_files, name="interrupted", progress=interrupt)
     assert "interrupted" not in [
         dataset.name for dataset in (await sdk.datasets.list({"page_size": 100})).items
     ]
 
 
-async def test_a_cancelled_import_of_an_older_dataset_leaves_it_as_it_was(
-    sdk: vi.AsyncClient, shelf: Path
+async def test_a_cancelled_import_leaves_an_existing_dataset_unchanged(
+    sdk: vi.AsyncClient, make_vqa_files: Path
 ) -> None:
     dataset = await sdk.datasets.create("mine", "vqa")
     session = await sdk.datasets.imports.create(dataset.dataset_id)
@@ -230,7 +233,7 @@ async def test_a_cancelled_import_of_an_older_dataset_leaves_it_as_it_was(
     await sdk.datasets.delete(dataset.dataset_id)
 
 
-async def test_a_dataset_is_made_changed_listed_and_deleted(sdk: vi.AsyncClient) -> None:
+async def test_a_dataset_is_created_updated_listed_and_deleted(sdk: vi.AsyncClient) -> None:
     dataset = await sdk.datasets.create(
         "Shelves", "freeform", description="all", metadata={"room": "1"}
     )
@@ -256,8 +259,8 @@ async def test_a_dataset_is_made_changed_listed_and_deleted(sdk: vi.AsyncClient)
         await sdk.datasets.get(dataset.dataset_id)
 
 
-async def test_wrong_arguments_are_told_before_anything_is_sent(
-    sdk: vi.AsyncClient, shelf: Path
+async def test_wrong_arguments_are_reported_before_anything_is_sent(
+    sdk: vi.AsyncClient, make_vqa_files: Path
 ) -> None:
     before = [item.dataset_id async for item in sdk.datasets]
     for arguments, word in (
@@ -265,7 +268,7 @@ async def test_wrong_arguments_are_told_before_anything_is_sent(
         ({"resume": "i1"}, "resume requires dataset_id"),
     ):
         with pytest.raises(vi.ViInvalidParameterError, match=word):
-            await sdk.datasets.import_folder(shelf, progress=False, **arguments)
+            await sdk.datasets.import_folder(make_vqa_files, progress=False, **arguments)
     with pytest.raises(vi.ViValidationError):
-        await sdk.datasets.import_folder(shelf, on_error="Shrug", progress=False)
+        await sdk.datasets.import_folder(make_vqa_files, on_error="Shrug", progress=False)
     assert [item.dataset_id async for item in sdk.datasets] == before

@@ -1,4 +1,4 @@
-"""What an earlier revision left behind, opened by this one: database, run folders and a backup.
+"""Data of an earlier revision, opened by this one: database, run folders and a backup.
 
 ``tests/samples/instance-8e25313.tar.xz`` was made by revision 8e25313: one run that trained when
 every process of the instance was killed after its first checkpoint, one that was killed by its

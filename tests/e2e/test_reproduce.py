@@ -11,7 +11,7 @@ from runyard.cli.main import cli
 
 pytestmark = pytest.mark.e2e
 
-RECIPE: dict[str, Any] = {
+BLOCKS: dict[str, Any] = {
     "name": "short",
     "blocks": [
         {"block": "vi-dataset", "settings": {"maxSamples": 48}},
@@ -31,10 +31,10 @@ def runyard(instance: Any, *arguments: str) -> Result:
     return CliRunner().invoke(cli, [*arguments, "--data-dir", str(instance.data_dir)])
 
 
-def test_a_run_trained_again_is_identical_and_another_one_is_told_to_differ(
+def test_a_reproduced_run_is_identical_and_a_changed_one_is_reported(
     client: vi.Client, instance: Any, finished_run: Any
 ) -> None:
-    original = client.runs.create(RECIPE)
+    original = client.runs.create(BLOCKS)
     client.runs.wait(original.run_id, timeout=120, show_progress=False)
     done = runyard(instance, "runs", "reproduce", original.run_id, "--json")
     assert done.exit_code == 0, done.output
@@ -61,7 +61,7 @@ def test_a_run_trained_again_is_identical_and_another_one_is_told_to_differ(
     assert "differ from step 1 on" in losses
 
 
-def test_a_run_that_is_not_over_or_unknown_is_not_reproduced(
+def test_a_run_that_is_unfinished_or_unknown_is_not_reproduced(
     client: vi.Client, instance: Any, finished_run: Any, end_run: Any
 ) -> None:
     held = client.runs.create(

@@ -10,7 +10,7 @@ import vi
 pytestmark = pytest.mark.e2e
 
 
-def recipe(epochs: int, **architecture: str) -> dict[str, Any]:
+def make_flow(epochs: int, **architecture: str) -> dict[str, Any]:
     return {
         "name": "begun",
         "blocks": [
@@ -27,13 +27,13 @@ def recipe(epochs: int, **architecture: str) -> dict[str, Any]:
     }
 
 
-def test_a_run_begins_from_another_that_is_deleted_before_it_trains(
+def test_a_run_starts_from_weights_of_a_run_that_is_deleted_before_it_trains(
     client: vi.Client, finished_run: Any, tmp_path: Path
 ) -> None:
-    first = client.runs.create(recipe(1))
+    first = client.runs.create(make_flow(1))
     client.runs.wait(first.run_id, timeout=300, show_progress=False)
-    held = client.runs.create(recipe(2))  # has the only slot meanwhile
-    begun = client.runs.create(recipe(1, weights=f"run:{first.run_id}/latest"))
+    held = client.runs.create(make_flow(2))  # has the only slot meanwhile
+    begun = client.runs.create(make_flow(1, weights=f"run:{first.run_id}/latest"))
     settings = begun.spec.flow.blocks[1].settings
     assert settings["architecture"]["weights"] == f"run:{first.run_id}/epoch-1"
     client.runs.delete(first.run_id)

@@ -1,6 +1,4 @@
-"""Whatever is sent, ``validate`` accepts it or raises FlowProblems, and what it accepts can be
-stored and trained.
-"""
+"""``validate`` accepts JSON or raises FlowProblems; accepted flows can be stored and trained."""
 
 import copy
 import json
@@ -53,7 +51,7 @@ COMPLETE = build_flow_document(
 
 
 def list_paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Every place in a document where something stands."""
+    """Return the path of every value in a document."""
     inner = (
         value.items()
         if isinstance(value, dict)
@@ -69,9 +67,7 @@ PLACES = [place for place in list_paths(COMPLETE) if place]
 
 @st.composite
 def nearly_good_flows(draw: st.DrawFn) -> dict[str, Any]:
-    """A complete flow with a few places changed, dropped or added to: far deeper than anything
-    random gets.
-    """
+    """Return a complete flow with a few random changes: far deeper than random JSON."""
     flow = copy.deepcopy(COMPLETE)
     for place in draw(st.lists(st.sampled_from(PLACES), max_size=4)):
         inside: Any = flow
@@ -86,7 +82,7 @@ def nearly_good_flows(draw: st.DrawFn) -> dict[str, Any]:
                 case "add":
                     inside[draw(texts)] = draw(anything)
         except (KeyError, IndexError, TypeError):
-            pass  # an earlier change has removed this place
+            pass  # an earlier change has removed this value
     return flow
 
 
@@ -107,7 +103,7 @@ def test_any_json_is_accepted_or_rejected_with_problems(flow: object) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(nearly_good_flows())
-def test_what_is_accepted_can_be_stored_completed_and_read_again(flow: dict[str, Any]) -> None:
+def test_an_accepted_flow_can_be_stored_completed_and_read_again(flow: dict[str, Any]) -> None:
     spec = validate_or_none(flow)
     if spec is None:
         return
@@ -126,9 +122,7 @@ def test_checking_twice_changes_nothing(flow: dict[str, Any]) -> None:
 
 
 def list_numbers(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The path of each value in a complete flow that is a number, or null where a number is
-    allowed.
-    """
+    """Return the paths of numbers in a complete flow, and of null where a number is allowed."""
     if isinstance(value, dict):
         return [
             found for name, item in value.items() for found in list_numbers(item, (*path, name))
@@ -145,14 +139,14 @@ def list_numbers(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]
 NUMBERS = list_numbers(COMPLETE)
 
 
-def test_the_complete_flow_has_the_numbers_that_null_gives_a_meaning_to() -> None:
+def test_the_complete_flow_includes_the_optional_numbers() -> None:
     names = {path[-1] for path in NUMBERS}
     assert {"learningRate", "maxGradNorm", "timeLimitMinutes", "maxSteps", "maxSamples"} <= names
 
 
 @pytest.mark.parametrize("path", NUMBERS, ids=lambda path: ".".join(map(str, path)))
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 2**64])
-def test_no_number_of_a_flow_may_be_one_that_json_lacks(path: tuple[Any, ...], bad: float) -> None:
+def test_nan_and_infinity_are_refused_in_a_flow(path: tuple[Any, ...], bad: float) -> None:
     flow = copy.deepcopy(COMPLETE)
     place = flow
     for name in path[:-1]:

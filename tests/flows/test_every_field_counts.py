@@ -48,7 +48,7 @@ HELD_AS: dict[type[msgspec.Struct], set[str]] = {
     blocks.Evaluation: {"wanted", "evaluation"},
     blocks.ModelSettings: {"model", "settings"},
 }
-# Read in another way; what the text says must be in the named file.
+# Read in another way; the named file must contain the text.
 ELSEWHERE = {
     "LearningRates.vision": ("trainer/steps/optim.py", "getattr(rates, find_part(name, parts))"),
     "LearningRates.projector": ("trainer/steps/optim.py", "getattr(rates, find_part(name, parts))"),
@@ -75,9 +75,9 @@ FIELDS = [
 
 
 def collect_reads() -> tuple[dict[str, set[str]], set[str]]:
-    """Attributes read, with the names of what they are read from.
+    """Return the attributes read, with the names of their objects.
 
-    And keys that documents are asked for.
+    Also return the keys read from documents.
     """
     attributes: dict[str, set[str]] = defaultdict(set)
     keys: set[str] = set()
@@ -132,7 +132,7 @@ def test_unsupported_resources_are_rejected_with_reason_and_suggestion(
     if (name, value) == ("workers", 1) or (
         isinstance(value, float) and name in ("workers", "accelerators")
     ):
-        return  # what every run has anyway; not an integer, which has a message of its own
+        return  # the default of every run; not an integer, which has its own message
     flow = {"settings": {"resources": {name: value}}}
     with pytest.raises(FlowProblems) as raised:
         validate(flow)
@@ -144,7 +144,7 @@ def test_unsupported_resources_are_rejected_with_reason_and_suggestion(
     )
 
 
-def test_what_asks_for_nothing_in_particular_is_accepted() -> None:
+def test_values_without_effect_are_accepted() -> None:
     resources = {"accelerators": None, "cpus": None, "memoryGiB": None, "workers": 1}
     assert validate({"settings": {"resources": resources}}).settings
 

@@ -29,65 +29,65 @@ def is_valid(value: Any, rule: Any, root: dict[str, Any]) -> bool:
 
 
 def _holds(keyword: str, value: Any, rule: dict[str, Any], root: dict[str, Any]) -> bool:
-    wanted = rule[keyword]
+    expected = rule[keyword]
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     match keyword:
         case "$ref":
-            return is_valid(value, root["$defs"][wanted.removeprefix("#/$defs/")], root)
+            return is_valid(value, root["$defs"][expected.removeprefix("#/$defs/")], root)
         case "type":
-            return isinstance(value, TYPES[wanted]) and (
-                wanted == "boolean" or not isinstance(value, bool)
+            return isinstance(value, TYPES[expected]) and (
+                expected == "boolean" or not isinstance(value, bool)
             )
         case "enum":
-            return value in wanted
+            return value in expected
         case "anyOf":
-            return any(is_valid(value, option, root) for option in wanted)
+            return any(is_valid(value, option, root) for option in expected)
         case "allOf":
-            return all(is_valid(value, option, root) for option in wanted)
+            return all(is_valid(value, option, root) for option in expected)
         case "if":
-            return not is_valid(value, wanted, root) or is_valid(value, rule["then"], root)
+            return not is_valid(value, expected, root) or is_valid(value, rule["then"], root)
         case "then":
             return True
         case "properties":
             return not isinstance(value, dict) or all(
                 is_valid(value[name], inner, root)
-                for name, inner in wanted.items()
+                for name, inner in expected.items()
                 if name in value
             )
         case "additionalProperties":
             known = rule.get("properties", {})
             return not isinstance(value, dict) or all(
-                is_valid(item, wanted, root) for name, item in value.items() if name not in known
+                is_valid(item, expected, root) for name, item in value.items() if name not in known
             )
         case "required":
-            return not isinstance(value, dict) or all(name in value for name in wanted)
+            return not isinstance(value, dict) or all(name in value for name in expected)
         case "items":
             start = len(rule.get("prefixItems", []))
             return not isinstance(value, list) or all(
-                is_valid(item, wanted, root) for item in value[start:]
+                is_valid(item, expected, root) for item in value[start:]
             )
         case "prefixItems":
             return not isinstance(value, list) or all(
-                map(is_valid, value, wanted, [root] * len(wanted))
+                map(is_valid, value, expected, [root] * len(expected))
             )
         case "minItems":
-            return not isinstance(value, list) or len(value) >= wanted
+            return not isinstance(value, list) or len(value) >= expected
         case "maxItems":
-            return not isinstance(value, list) or len(value) <= wanted
+            return not isinstance(value, list) or len(value) <= expected
         case "minLength":
-            return not isinstance(value, str) or len(value) >= wanted
+            return not isinstance(value, str) or len(value) >= expected
         case "maxLength":
-            return not isinstance(value, str) or len(value) <= wanted
+            return not isinstance(value, str) or len(value) <= expected
         case "pattern":
-            return not isinstance(value, str) or re.search(wanted, value) is not None
+            return not isinstance(value, str) or re.search(expected, value) is not None
         case "minimum":
-            return not is_number or value >= wanted
+            return not is_number or value >= expected
         case "maximum":
-            return not is_number or value <= wanted
+            return not is_number or value <= expected
         case "exclusiveMinimum":
-            return not is_number or value > wanted
+            return not is_number or value > expected
         case "exclusiveMaximum":
-            return not is_number or value < wanted
+            return not is_number or value < expected
     raise AssertionError(f"the schema uses a keyword that is not checked here: {keyword}")
 
 

@@ -1,6 +1,4 @@
-"""The verdict on memory: known sums, the three words, and changes that are tried and not merely
-listed.
-"""
+"""The memory verdict: known estimates, the three actions, and suggestions that really fit."""
 
 import re
 from typing import Any
@@ -60,7 +58,7 @@ def measured(gib: float, *, micro_batch_size: int = 8, is_cpu: bool = False) -> 
         ({"weights": "run:r1/epoch-1"}, None),
     ],
 )
-def test_the_number_of_parameters_is_what_the_names_say(
+def test_parameter_counts_match_the_model_names(
     architecture: dict[str, Any], parameters: int | None
 ) -> None:
     resolved = resolve(
@@ -91,7 +89,9 @@ def test_a_full_training_keeps_weights_a_copy_gradients_and_two_moments() -> Non
         ({"name": "sgd", "betas": [0, 0]}, 0),
     ],
 )
-def test_each_optimizer_keeps_its_own_numbers(optimizer: dict[str, Any], bytes_each: float) -> None:
+def test_each_optimizer_has_its_own_state_size(
+    optimizer: dict[str, Any], bytes_each: float
+) -> None:
     resolved = resolve_blocks(hyperparameters={"optimizer": optimizer})
     found = estimate(resolved, parameters=SEVEN, accelerator=accelerator(80))
     assert found.optimizer == pytest.approx(bytes_each * SEVEN)
@@ -113,7 +113,7 @@ def test_frozen_parts_have_no_gradients_and_an_adapter_few() -> None:
     assert whole.weights == pytest.approx(adapted.weights - SEVEN)
 
 
-def test_activations_grow_with_samples_and_tokens_and_are_fewer_when_computed_twice() -> None:
+def test_activations_grow_with_samples_and_tokens_and_shrink_with_checkpointing() -> None:
     def activations(**settings: Any) -> float:
         return estimate(
             resolve_blocks(**settings), parameters=SEVEN, accelerator=accelerator(80)
@@ -129,7 +129,7 @@ def test_activations_grow_with_samples_and_tokens_and_are_fewer_when_computed_tw
     assert large == pytest.approx(one * (4096 + 256) / (1024 + 256))
 
 
-def test_auto_numbers_are_float32_where_there_is_no_fast_bfloat16() -> None:
+def test_auto_precision_is_float32_without_fast_bfloat16() -> None:
     resolved = resolve_blocks(mode="lora")
     on = {
         name: estimate(resolved, parameters=SEVEN, accelerator=accelerator(80, name)).weights
@@ -138,14 +138,14 @@ def test_auto_numbers_are_float32_where_there_is_no_fast_bfloat16() -> None:
     assert on["t4"] == on["cpu"] > 1.9 * on["a100"]
 
 
-def test_the_tiny_model_fits_on_a_small_processor() -> None:
+def test_the_tiny_model_fits_on_a_small_cpu() -> None:
     fit = predict_fit(resolve(FlowSpec()), accelerator(2, "cpu"))
     assert fit.action == "Allow"
     assert fit.reason.startswith("0.8 GiB needed, estimated from 200K parameters")
     assert "2.0 GiB available, the memory of the machine or its cgroup" in fit.reason
 
 
-def test_a_full_training_of_7b_is_denied_on_24_gib_with_what_would_fit() -> None:
+def test_a_full_training_of_7b_is_denied_on_24_gib_with_a_fitting_alternative() -> None:
     fit = predict_fit(resolve_blocks(), accelerator(24, "a10"))
     assert fit.action == "Deny"
     advice = re.search(
@@ -164,7 +164,7 @@ def test_a_flow_that_fits_nowhere_names_the_nearest_setting() -> None:
     assert f"no setting keeps it below 70% of that: even {least} would need" in fit.reason
 
 
-def test_a_smaller_model_is_the_last_that_is_tried() -> None:
+def test_a_smaller_model_is_the_last_suggestion() -> None:
     fit = predict_fit(resolve_blocks(size="72B", mode="lora"), accelerator(24, "a10"))
     assert fit.reason.endswith("size 7B and microBatchSize 1 would fit, with 16.0 GiB")
     own = resolve_blocks(
@@ -212,7 +212,7 @@ def test_a_prediction_with_smaller_micro_batches_is_accepted_in_proportion() -> 
     assert fit.needed_bytes == pytest.approx(10 * GIB * larger / smaller)
 
 
-def test_a_prediction_from_the_processor_says_only_how_large_the_model_is_elsewhere() -> None:
+def test_a_prediction_from_a_cpu_is_used_only_for_the_model_size() -> None:
     unknown = resolve_blocks(architecture={"weights": "/models/mine"}, mode="lora")
     fit = predict_fit(unknown, accelerator(80), measured=measured(30, is_cpu=True))
     assert "estimated from 7B parameters" in fit.reason

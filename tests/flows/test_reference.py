@@ -11,7 +11,7 @@ from runyard.flows.reference import EXAMPLE, reference
 PAGE = Path(__file__).parents[2] / "docs/flow-reference.md"
 
 
-def test_the_page_is_what_the_fields_say() -> None:
+def test_the_page_is_generated_from_the_fields() -> None:
     assert PAGE.read_text() == reference(), "run scripts/flow-reference"
 
 
@@ -22,5 +22,5 @@ def test_the_pages_example_can_be_trained() -> None:
 @pytest.mark.parametrize(
     "name", ["onOutOfMemory", "hyperparameters.optimizer.betas", "augmentation.zoom", *FAMILIES]
 )
-def test_the_page_names_it(name: str) -> None:
+def test_the_page_names_each_environment_variable(name: str) -> None:
     assert f"`{name}`" in reference()

@@ -68,7 +68,7 @@ def test_a_real_model_has_gentler_defaults(
     assert (numbers.epochs, numbers.batch_size, numbers.learning_rate) == (3, 8, rate)
 
 
-def test_what_is_given_wins_over_every_default() -> None:
+def test_given_values_override_every_default() -> None:
     settings = resolve_blocks(
         model(
             training={"mode": "lora", "freeze": []},
@@ -162,12 +162,12 @@ def test_a_dataset_of_another_kind_is_a_problem(kind: str, message: str) -> None
     ("task", "word"),
     [("vqa", "vqa"), ("phrase-grounding", "phrase_grounding"), ("freeform", "freeform")],
 )
-def test_each_tasks_own_prompt_names_the_form_of_the_answer(task: str, word: str) -> None:
+def test_each_tasks_default_prompt_names_the_answer_format(task: str, word: str) -> None:
     resolved = resolve_blocks(dataset(datasetId="ds5", projectKind=task))
     assert f'{{"{word}":' in resolved.system_prompt.system_prompt
 
 
-def test_the_prompt_of_both_tasks_names_both_forms() -> None:
+def test_the_prompt_of_both_tasks_names_both_formats() -> None:
     resolved = resolve_blocks(dataset(datasetId="digits-both"))
     assert resolved.task == "phrase-grounding"
     assert all(
@@ -184,7 +184,7 @@ def test_an_own_prompt_is_kept_even_when_it_is_empty() -> None:
     )
 
 
-def test_run_json_holds_what_the_published_client_reads() -> None:
+def test_run_json_contains_what_the_published_client_reads() -> None:
     document = build_flow_document(resolve_blocks())
     assert all({"block", "settings", "style"} <= set(block) for block in document["blocks"])
     settings = block_of(document, "vi-model")

@@ -1,4 +1,4 @@
-"""What ``validate`` accepts, what it fills in, and the problems it reports."""
+"""Flows that ``validate`` accepts, the defaults it fills in, and the problems it reports."""
 
 import json
 from typing import Any
@@ -52,7 +52,7 @@ def test_the_empty_flow_is_valid() -> None:
         },
     ],
 )
-def test_gaps_of_the_flow_are_filled(gap: dict[str, Any]) -> None:
+def test_defaults_of_the_flow_are_filled_in(gap: dict[str, Any]) -> None:
     assert validate(gap) == FlowSpec(
         name="Untitled", schema="v1", blocks=[], settings={}, tolerations={}
     )
@@ -61,13 +61,13 @@ def test_gaps_of_the_flow_are_filled(gap: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "block", [{}, {"settings": None}, {"style": None}, {"settings": {}, "style": {}}]
 )
-def test_gaps_of_a_block_are_filled(block: dict[str, Any]) -> None:
+def test_defaults_of_a_block_are_filled_in(block: dict[str, Any]) -> None:
     flow = validate({"blocks": [{"block": "vi-dataset", **block}]})
     assert flow.blocks == [FlowBlock(block="vi-dataset", settings={}, style={})]
 
 
 @pytest.mark.parametrize("name", ["vi-model", "model", "my-model-2", "vi_model"])
-def test_a_block_is_known_by_what_its_name_contains_and_keeps_its_name(name: str) -> None:
+def test_a_block_is_recognized_by_part_of_its_name_and_keeps_its_name(name: str) -> None:
     flow = validate({"blocks": [{"block": name, "settings": {"packing": True}}]})
     assert flow.blocks[0].block == name
 
@@ -93,7 +93,7 @@ def test_null_is_a_problem_where_a_value_is_needed() -> None:
     )
 
 
-def test_style_may_hold_anything_that_json_has() -> None:
+def test_style_accepts_any_json_value() -> None:
     style = {"x": 1.5, "nested": [{"deep": [None, True, "ü"]}]}
     assert validate({"blocks": [{"block": "vi-model", "style": style}]}).blocks[0].style == style
 
@@ -135,11 +135,11 @@ def test_a_flow_spec_is_read_like_the_flow_it_came_from() -> None:
         {"hyperparameters": {"optimizer": {"betas": [0, 0.5], "maxGradNorm": None}}},
     ],
 )
-def test_good_model_settings(settings: dict[str, Any]) -> None:
+def test_valid_model_settings_are_accepted(settings: dict[str, Any]) -> None:
     validate(model(**settings))
 
 
-# flow, path, what is allowed there, and the sentence.
+# flow, path, allowed values, and message.
 BAD = [
     (
         [],
@@ -530,12 +530,12 @@ def test_the_exception_names_every_problem_in_its_message() -> None:
         validate({"schema": 1, "settings": 2})
 
 
-def test_a_hostile_flow_gets_a_short_answer() -> None:
+def test_a_hostile_flow_gets_a_short_error_message() -> None:
     flow = {"settings": {f"{'epoch' * 18}{n}": n for n in range(20_000)}}
     assert len(problems_of(flow)) == MAX_PROBLEMS
 
 
-def test_what_was_given_is_shown_short() -> None:
+def test_given_values_are_abbreviated() -> None:
     problem = only_problem({"schema": "x" * 100_000})
     assert problem.given == "x" * 80 + "…"
     assert len(problem.message) < 200

@@ -222,10 +222,12 @@ def fuzz(
     document = Path(args.folder) / "openapi.json"
     operations = _save_document(server, document)
     for name, (paths, share) in SHARES.items():
-        wanted = round(args.requests * share)
+        target_count = round(args.requests * share)
         round_number, before = 0, len(server.requests())
-        while (sent := len(server.requests()) - before) < wanted and time.monotonic() < ends_s:
-            examples = max(1, (wanted - sent) // operations[name])
+        while (
+            sent := len(server.requests()) - before
+        ) < target_count and time.monotonic() < ends_s:
+            examples = max(1, (target_count - sent) // operations[name])
             environ = {
                 **os.environ,
                 "SCHEMATHESIS_HOOKS": "fuzz_hooks",
@@ -234,7 +236,7 @@ def fuzz(
             }
             phases = (
                 "fuzzing"
-                if wanted < 20 * operations[name]
+                if target_count < 20 * operations[name]
                 else "examples,coverage,fuzzing,stateful"
             )
             command = [
@@ -270,7 +272,10 @@ def fuzz(
                 command, env=environ, capture_output=True, text=True, check=False, cwd=args.folder
             )
             sent = len(server.requests()) - before
-            print(f"--- {name}, round {round_number + 1}: {sent} of {wanted} requests", flush=True)
+            print(
+                f"--- {name}, round {round_number + 1}: {sent} of {target_count} requests",
+                flush=True,
+            )
             if result.returncode != 0:
                 is_good = False
                 print(result.stdout[-args.output :], result.stderr[-4000:])

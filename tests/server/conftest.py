@@ -24,7 +24,7 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def migrated_postgresql(postgresql: Any) -> str:
-    """The URL of a migrated database in PostgreSQL."""
+    """Return the URL of a migrated database in PostgreSQL."""
     url: str = postgresql.new_database()
     Store(url).close()
     return url
@@ -44,7 +44,7 @@ def empty_postgresql(postgresql: Any, migrated_postgresql: str) -> Callable[[], 
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """What the store does is tested on each: every test of these modules runs twice."""
+    """Run every test of these modules on both stores."""
     is_about_the_store = metafunc.module.__name__.rpartition(".")[2] in (
         "test_audit",
         "test_backups",

@@ -1,4 +1,4 @@
-"""What tests of datasets send: pictures, records, and whole imports."""
+"""Requests of dataset tests: images, records, and complete imports."""
 
 import asyncio
 import hashlib
@@ -11,11 +11,11 @@ from PIL import Image
 from runyard.datasets.packs import build_pack
 
 
-def picture(number: int, *, side: int = 24, kind: str = "PNG") -> bytes:
-    """A small picture, another one for each number."""
+def make_image_bytes(number: int, *, side: int = 24, kind: str = "PNG") -> bytes:
+    """Return a small image, whose color follows from the number."""
     target = io.BytesIO()
-    colour = (number * 37 % 256, number * 101 % 256, number // 256 % 256)
-    Image.new("RGB", (side, side // 2), colour).save(target, kind)
+    color = (number * 37 % 256, number * 101 % 256, number // 256 % 256)
+    Image.new("RGB", (side, side // 2), color).save(target, kind)
     return target.getvalue()
 
 
@@ -53,16 +53,16 @@ def jsonl(*rows: dict[str, Any]) -> bytes:
     return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
 
 
-def shelf(count: int = 3, *, first: int = 1, side: int = 24) -> dict[str, bytes]:
-    """A folder of pictures and questions about them."""
+def make_vqa_files(count: int = 3, *, first: int = 1, side: int = 24) -> dict[str, bytes]:
+    """Return a folder of images and questions about them, as contents by path."""
     names = [f"shelf/{number}.png" for number in range(first, first + count)]
-    files = {name: picture(number, side=side) for number, name in enumerate(names, first)}
+    files = {name: make_image_bytes(number, side=side) for number, name in enumerate(names, first)}
     rows = [vqa_row(number, name, side=side) for number, name in enumerate(names, first)]
     return {**files, "labels.jsonl": jsonl(*rows)}
 
 
 class Data:
-    """An organisation's datasets, as a client of ours works at them."""
+    """An organization's datasets, as the project's client uses them."""
 
     def __init__(self, server: Any, api: Any) -> None:
         self.server, self.api = server, api
@@ -91,27 +91,29 @@ class Data:
         path = self.path(begun["datasetId"], "imports", begun["datasetImportId"] + ":finish")
         return await self.api.post(path, json={"packs": hashes})
 
-    async def settled(self, begun: dict[str, Any]) -> dict[str, Any]:
-        """The import when it is over."""
+    async def wait_until_over(self, begun: dict[str, Any]) -> dict[str, Any]:
+        """Wait until the import is over, and return it."""
         path = self.path(begun["datasetId"], "imports", begun["datasetImportId"])
         async with asyncio.timeout(60):
             while True:
-                told = (await self.api.get(path)).json()
-                statuses = {condition["status"] for condition in told["status"]["conditions"]}
+                document = (await self.api.get(path)).json()
+                statuses = {condition["status"] for condition in document["status"]["conditions"]}
                 key = ("import", self.server.org, begun["datasetImportId"])
                 is_over = "FailedReach" in statuses or "Waiting" not in statuses
                 # Its folder is gone then as well.
-                if is_over and not self.server.services.jobs.is_running(key):
-                    return dict(told)
+                if is_over and not self.server.services.jobs.is_running(key):  # then its folder is gone, too
+                    return dict(document)
                 await asyncio.sleep(0.02)
 
-    async def bring(self, dataset_id: str, files: dict[str, bytes], **spec: Any) -> dict[str, Any]:
-        """Import files, to the end."""
+    async def import_files(
+        self, dataset_id: str, files: dict[str, bytes], **spec: Any
+    ) -> dict[str, Any]:
+        """Import files, and wait until the import is over."""
         begun = await self.begin(dataset_id, **spec)
         data = build_pack(files.items())
         assert (await self.send(begun["status"]["upload"]["url"], data)).status_code == 204
         assert (await self.finish(begun, data)).status_code == 200
-        return await self.settled(begun)
+        return await self.wait_until_over(begun)
 
     async def get(self, dataset_id: str, *rest: str, **params: Any) -> Any:
         answer = await self.api.get(self.path(dataset_id, *rest), params=params)

@@ -49,7 +49,7 @@ class ServerProcess:
         return f"/workspaces/{self.org}/{rest}"
 
     def head(self, method: str, target: str, *, key: str | None = None, **headers: str) -> bytes:
-        """The head of a request with a key, as bytes."""
+        """Return the head of a request with a key, as bytes."""
         given = {
             "host": f"{self.host}:{self.port}",
             "authorization": f"Bearer {key or self.key}",
@@ -66,7 +66,7 @@ class ServerProcess:
         return self.log_file.read_text()
 
     def sockets(self) -> int:
-        """How many sockets the process has open."""
+        """Return the number of open sockets of the process."""
         count = 0
         for descriptor in Path(f"/proc/{self.process.pid}/fd").iterdir():
             with contextlib.suppress(FileNotFoundError):
@@ -80,7 +80,7 @@ class ServerProcess:
 
 @contextlib.contextmanager
 def running_server(data_dir: Path, **settings: Any) -> Iterator[ServerProcess]:
-    """Start a server with these settings, and end it however the test ends."""
+    """Start a server with these settings, and stop it when the test ends in any way."""
     other_key = asyncio.run(_prepare(Settings(data_dir=data_dir)))
     log_file = data_dir / "server.log"
     environment = {
@@ -118,14 +118,14 @@ def running_server(data_dir: Path, **settings: Any) -> Iterator[ServerProcess]:
 
 
 def allow_sockets(count: int) -> None:
-    """Let this process open so many sockets."""
+    """Raise this process's limit of open sockets."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count + 256
-    assert hard == resource.RLIM_INFINITY or wanted <= hard, (
-        f"this needs {wanted} open files, and {hard} are allowed"
+    needed = count + 256
+    assert hard == resource.RLIM_INFINITY or needed <= hard, (
+        f"this needs {needed} open files, and {hard} are allowed"
     )
-    if soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 class Crowd:
@@ -138,9 +138,9 @@ class Crowd:
     async def connect(
         self, first_bytes: bytes = b"", *, receive_buffer: int | None = None
     ) -> socket.socket | None:
-        """A connected socket that has sent ``first_bytes``.
+        """Return a connected socket that has sent ``first_bytes``.
 
-        None when the server did not let it in.
+        None if the server refused the connection.
         """
         loop = asyncio.get_running_loop()
         connected = socket.socket()
@@ -171,7 +171,7 @@ async def crowd(server: ServerProcess) -> AsyncIterator[Crowd]:
 
 
 async def exchange(server: ServerProcess, request: bytes, *, timeout_s: float = 60.0) -> bytes:
-    """Send bytes on a connection of their own and return all that comes back until it is closed."""
+    """Send bytes on a new connection, and return everything received until it is closed."""
     reader, writer = await asyncio.open_connection(server.host, server.port)
     received = b""
     with contextlib.suppress(ConnectionError):

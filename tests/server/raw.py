@@ -1,4 +1,4 @@
-"""Requests whose path is sent as it is spelled: an HTTP client would tidy it up first."""
+"""Requests whose path is sent unchanged: an HTTP client would normalize it first."""
 
 import json
 from typing import Any
@@ -12,7 +12,7 @@ async def send_raw(
 ) -> tuple[int, Any]:
     """Send a request to the application; return the status, and the body as JSON or None.
 
-    ``path`` may have percent-encoded parts; what else cannot stand in a path is encoded.
+    ``path`` may have percent-encoded parts; characters that a path cannot contain are encoded.
     """
     content = b"" if body is None else json.dumps(body).encode()
     raw = quote(path, safe="/%:", errors="surrogatepass").encode()
@@ -44,7 +44,7 @@ async def send_raw(
         "server": ("127.0.0.1", 7878),
         "state": {},
     }
-    await server.door(scope, receive, send)
+    await server.gateway(scope, receive, send)
     text = b"".join(message.get("body", b"") for message in answered[1:])
     try:
         return answered[0]["status"], json.loads(text)

@@ -53,18 +53,18 @@ async def ask(server: TestServer, flow_id: str) -> dict[str, Any]:
 
 
 async def verdict(server: TestServer, flow_id: str) -> tuple[str, str]:
-    """On the only accelerator."""
+    """Return the verdict on the only accelerator."""
     (item,) = (await ask(server, flow_id))["items"]
     (configuration,) = item["configurations"]
     assert configuration["count"] == 1
     return configuration["action"], configuration["reason"]
 
 
-async def trained(server: TestServer, run_id: str, flow: dict[str, Any], **plan: Any) -> None:
-    """A run of the flow whose trainer has told its plan."""
+async def train_run(server: TestServer, run_id: str, flow: dict[str, Any], **plan: Any) -> None:
+    """Create a run of the flow whose trainer has reported its plan."""
     attempt = await attempts.start(server, run_id, flow)
-    told = {name: {"value": value, "reason": "said"} for name, value in plan.items()}
-    answer = await attempt.event("plan", plan=told)
+    explained = {name: {"value": value, "reason": "said"} for name, value in plan.items()}
+    answer = await attempt.event("plan", plan=explained)
     assert answer.status_code == 200, answer.text
     await attempt.finish(0, outcome="Succeeded", reason="Completed", message="")
 
@@ -97,7 +97,7 @@ async def test_what_machines_report_is_listed_with_its_verdicts(server: TestServ
     assert f"{needed:.1f} GiB needed" in reasons[1], "the least that is needed anywhere"
 
 
-async def test_the_empty_recipe_is_allowed_on_a_processor(server: TestServer) -> None:
+async def test_the_empty_flow_is_allowed_on_a_cpu(server: TestServer) -> None:
     await make_flow(server, "f1")
     await report(server, "m1", one("cpu", 7.75))
     assert (await verdict(server, "f1"))[0] == "Allow"
@@ -108,7 +108,7 @@ async def test_the_empty_recipe_is_allowed_on_a_processor(server: TestServer) ->
     assert "24.0 GiB available" in reason and "would fit" in reason
 
 
-async def test_a_machine_that_falls_silent_is_gone_and_comes_back(server: TestServer) -> None:
+async def test_a_silent_machine_disappears_and_comes_back(server: TestServer) -> None:
     await make_flow(server, "f1")
     await report(server, "m1", one("cpu", 16.0))
     server.clock.forward(HEARD_WITHIN_S)
@@ -119,7 +119,7 @@ async def test_a_machine_that_falls_silent_is_gone_and_comes_back(server: TestSe
     assert len((await ask(server, "f1"))["items"]) == 1
 
 
-async def test_what_a_run_of_the_same_flow_has_predicted_comes_before_any_estimate(
+async def test_a_prediction_by_a_run_of_the_same_flow_outranks_any_estimate(
     server: TestServer,
 ) -> None:
     api = await server.api()
@@ -129,14 +129,14 @@ async def test_what_a_run_of_the_same_flow_has_predicted_comes_before_any_estima
     got = (await api.get(server.path("flows/f1"))).json()
     copy = {key: got[key] for key in ("name", "schema", "tolerations", "settings", "blocks")}
     plan = {"microBatchSize": 8, "parameters": 8_300_000_000, "device": "cuda"}
-    await trained(server, "r1", copy, memory=60 * GIB, **plan)
+    await train_run(server, "r1", copy, memory=60 * GIB, **plan)
     action, reason = await verdict(server, "f1")
     assert (action, reason.startswith("60.0 GiB needed, predicted by run r1")) == ("Allow", True)
     await make_flow(server, "f1", LARGE | {"onOutOfMemory": "shrink"})
     assert "estimated" in (await verdict(server, "f1"))[1], "another generation is another recipe"
 
 
-async def test_a_prediction_is_found_behind_any_number_of_runs_without_one(
+async def test_a_prediction_is_found_among_any_number_of_runs_without_one(
     server: TestServer, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(accelerators, "PAGE", 7)  # several pages
@@ -146,7 +146,7 @@ async def test_a_prediction_is_found_behind_any_number_of_runs_without_one(
     got = (await api.get(server.path("flows/f1"))).json()
     copy = {key: got[key] for key in ("name", "schema", "tolerations", "settings", "blocks")}
     plan = {"microBatchSize": 8, "parameters": 8_300_000_000, "device": "cuda"}
-    await trained(server, "r1", copy, memory=60 * GIB, **plan)
+    await train_run(server, "r1", copy, memory=60 * GIB, **plan)
     for number in range(accelerators.MOST_OF_FLOW + 5):
         server.clock.forward(1)
         await api.put(server.path(f"runs/waits-{number}"), json={"spec": {"flowId": "f1"}})
@@ -157,9 +157,9 @@ async def test_a_run_with_the_same_model_and_data_counts_under_any_name(server: 
     await report(server, "m1", one("h100", 80.0))
     plan = {"microBatchSize": 8, "parameters": 8_300_000_000, "device": "cuda"}
     alike = {"name": "alike", "blocks": [{"block": "vi-model", "settings": LARGE}]}
-    await trained(server, "r1", alike, memory=70 * GIB, **plan)
-    await trained(server, "r2", alike, memory=None, **plan)
-    await trained(server, "r3", {"name": "other"}, memory=1 * GIB, **plan)
+    await train_run(server, "r1", alike, memory=70 * GIB, **plan)
+    await train_run(server, "r2", alike, memory=None, **plan)
+    await train_run(server, "r3", {"name": "other"}, memory=1 * GIB, **plan)
     await make_flow(server, "f1", LARGE, name="mine")
     action, reason = await verdict(server, "f1")
     assert (action, reason.partition(" with")[0]) == (
@@ -169,7 +169,9 @@ async def test_a_run_with_the_same_model_and_data_counts_under_any_name(server: 
     assert "would fit" in reason
 
 
-async def test_own_weights_are_known_once_a_run_has_opened_them(server: TestServer) -> None:
+async def test_the_size_of_own_weights_is_known_once_a_run_has_opened_them(
+    server: TestServer,
+) -> None:
     await report(server, "m1", one("a10", 24.0))
     await make_flow(
         server, "f1", {"architecture": {"weights": f"{server.settings.data_dir}/models/shelves"}}
@@ -195,14 +197,14 @@ async def test_tolerations_that_no_machine_meets_are_denied(server: TestServer) 
     )
 
 
-async def test_another_organisation_sees_neither_the_flow_nor_what_its_runs_predicted(
+async def test_another_organization_sees_neither_the_flow_nor_its_predictions(
     server: TestServer,
 ) -> None:
     await make_flow(server, "f1", LARGE)
     await report(server, "m1", one("h100", 80.0))
     plan = {"microBatchSize": 8, "parameters": 8_300_000_000, "device": "cuda"}
     alike = {"blocks": [{"block": "vi-model", "settings": LARGE}]}
-    await trained(server, "r1", alike, memory=60 * GIB, **plan)
+    await train_run(server, "r1", alike, memory=60 * GIB, **plan)
     await server.services.store.write(
         lambda connection: organizations.add(
             connection, org="strangers", name="Strangers", time_ms=1
@@ -232,7 +234,7 @@ async def test_another_organisation_sees_neither_the_flow_nor_what_its_runs_pred
     assert (await verdict(server, "f1"))[1].startswith("60.0 GiB needed, predicted by run r1")
 
 
-async def test_accelerators_of_a_flow_that_is_not_there_and_setting_them_are_refused(
+async def test_accelerators_of_a_missing_flow_and_setting_them_are_refused(
     server: TestServer,
 ) -> None:
     await make_flow(server, "f1")

@@ -1,7 +1,7 @@
 """The authorized path is the routed path: every route, kind of credential and spelling.
 
-Requests go into the application as raw ASGI messages, since HTTP clients tidy paths before they
-send them.
+Requests go into the application as raw ASGI messages, since HTTP clients normalize paths before
+they send them.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from support.server import TestServer
 from runyard.server.http.routes import ROUTES
 from runyard.server.services.access.keys import new_key, role_allows
 from runyard.store.tables import metadata
-from tests.server.test_gateway import add_key, url
+from tests.server.test_gateway import add_key, fill_path
 
 HOSTILE_SUFFIXES = (
     "/",
@@ -40,7 +40,7 @@ PUBLIC_DETOURS = ("/health", "/downloads/x", "/uploads/x", "/downloads", "/uploa
 async def send(
     server: TestServer, method: str, raw_path: str, credential: str | None, **headers: str
 ) -> tuple[int, bytes]:
-    """Status and body of a request whose path is sent as it is spelled here."""
+    """Return status and body of a request whose path is sent unchanged."""
     given = {"host": "127.0.0.1:7878", "content-length": "2", **headers}
     if credential is not None:
         given["authorization"] = f"Bearer {credential}"
@@ -67,12 +67,12 @@ async def send(
     async def collect(message: Any) -> None:
         sent.append(message)
 
-    await server.door(scope, receive, collect)
+    await server.gateway(scope, receive, collect)
     return sent[0]["status"], b"".join(message.get("body", b"") for message in sent[1:])
 
 
-def spellings(path: str, own_org: str) -> Iterator[str]:
-    """``path``, and everything that some router, proxy or file system might take for it."""
+def list_spellings(path: str, own_org: str) -> Iterator[str]:
+    """Return ``path``, and every spelling that a router, proxy or file system might equate."""
     yield path
     segments = path.split("/")[1:]
     middle = len(segments) // 2
@@ -108,8 +108,8 @@ def spellings(path: str, own_org: str) -> Iterator[str]:
     yield "".join(f"%{ord(letter):02x}" if letter != "/" else letter for letter in path)
 
 
-def rows(server: TestServer) -> dict[str, Any]:
-    """All that the database holds, except who was rejected and when keys were last used."""
+def read_rows(server: TestServer) -> dict[str, Any]:
+    """Return all rows of the database, except rejected keys and times of last use."""
 
     def read(connection: Connection) -> dict[str, Any]:
         return {
@@ -126,7 +126,7 @@ def rows(server: TestServer) -> dict[str, Any]:
     return found
 
 
-async def test_no_spelling_of_a_path_opens_what_the_credential_does_not(server: TestServer) -> None:
+async def test_no_spelling_of_a_path_widens_the_access_of_a_credential(server: TestServer) -> None:
     attempt = await attempts.start(server)
     await attempt.checkpoint()
     credentials: dict[str, str | None] = {
@@ -139,7 +139,7 @@ async def test_no_spelling_of_a_path_opens_what_the_credential_does_not(server: 
         "controller": server.controller_key,
     }
     credentials |= {"own admin": server.key}
-    before = rows(server)
+    before = read_rows(server)
     reached = set()
     for route in ROUTES:
         if route.access == "public":
@@ -148,21 +148,21 @@ async def test_no_spelling_of_a_path_opens_what_the_credential_does_not(server: 
         for name, credential in credentials.items():
             if name == entitled:
                 continue
-            for path in spellings(url(route.path, server.org), "org-other"):
+            for path in list_spellings(fill_path(route.path, server.org), "org-other"):
                 # The document is the same for every key of an organization.
                 if route.path == "/openapi.json" and name in ("viewer", "admin", "own admin"):
                     continue
                 status, body = await send(server, route.method, path, credential)
                 assert 400 <= status < 500, (route.method, path, name, status, body)
         if route.method == "GET" and route.access == "organization":
-            status, _ = await send(server, "GET", url(route.path, server.org), server.key)
+            status, _ = await send(server, "GET", fill_path(route.path, server.org), server.key)
             reached.update({route.path} if status == 200 else ())
-    assert rows(server) == before
-    # The paths above do lead somewhere when the credential is right.
+    assert read_rows(server) == before
+    # The paths above exist when the credential is valid.
     assert len(reached) > 15
 
 
-async def test_a_path_in_another_spelling_is_rejected_before_anyone_is_asked(
+async def test_a_path_in_another_spelling_is_rejected_before_authentication(
     server: TestServer,
 ) -> None:
     path = server.path("runs")
@@ -189,17 +189,17 @@ async def test_no_spelling_of_a_path_gives_a_key_more_than_its_role(
     server: TestServer, role: str
 ) -> None:
     key = add_key(server, server.org, role)
-    before = rows(server)
+    before = read_rows(server)
     for route in ROUTES:
         if route.role is None or role_allows(role, route.role):
             continue
-        for path in spellings(url(route.path, server.org), server.org):
+        for path in list_spellings(fill_path(route.path, server.org), server.org):
             status, body = await send(server, route.method, path, key)
             assert status in (400, 403, 404), (route.method, path, status, body)
-    assert rows(server) == before
+    assert read_rows(server) == before
 
 
-async def test_how_large_a_body_may_be_is_decided_by_the_route_and_not_by_the_words_of_a_path(
+async def test_the_route_decides_the_body_limit_not_the_text_of_the_path(
     server: TestServer,
 ) -> None:
     """A run may be called ``files``; that does not make its body a list of files."""

@@ -1,4 +1,4 @@
-"""The audit log: what is in it, who may read it, how long it is kept."""
+"""The audit log: its entries, who may read them, and how long they are kept."""
 
 import json
 from typing import Any
@@ -79,7 +79,7 @@ async def test_entries_are_filtered_and_paged_newest_first(server: TestServer) -
         assert (answer.status_code, answer.json()["code"]) == (400, "InvalidQuery"), bad
 
 
-async def test_an_organization_reads_its_own_entries_and_the_first_the_controllers_too(
+async def test_an_organization_reads_its_own_entries_and_the_first_also_the_controllers(
     server: TestServer,
 ) -> None:
     await attempts.start(server)
@@ -96,7 +96,7 @@ async def test_an_organization_reads_its_own_entries_and_the_first_the_controlle
 
 @pytest.mark.settings(audit_days=30)
 @pytest.mark.parametrize("at_once", [10, 25, 1000])
-async def test_old_entries_are_removed_and_young_ones_stay(
+async def test_old_entries_are_removed_and_recent_ones_kept(
     server: TestServer, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
     monkeypatch.setattr(audit, "PRUNED_AT_ONCE", at_once)
@@ -112,7 +112,7 @@ async def test_old_entries_are_removed_and_young_ones_stay(
 
 
 @pytest.mark.settings(audit_days=0)
-async def test_without_a_limit_entries_stay_for_good(server: TestServer) -> None:
+async def test_without_a_limit_entries_are_kept_forever(server: TestServer) -> None:
     await add(server)
     server.clock.forward(10_000 * DAY_S)
     await audit.sweep(server.services)

@@ -1,6 +1,6 @@
 """Every change that a user's key can make leaves exactly one audit row.
 
-Compared with the list of routes.
+The calls are compared with the list of routes.
 """
 
 from typing import Any
@@ -11,39 +11,42 @@ from support.server import TestServer
 from runyard.datasets.packs import build_pack
 from runyard.server.http.routes import ROUTES
 from runyard.store.tables import audit
-from tests.server.datasets import Data, grounding_row, jsonl, picture
+from tests.server.datasets import Data, grounding_row, jsonl, make_image_bytes
 from tests.server.test_ingestion import Session
 
 DATASET = "datasets/{}"
 SOURCE = DATASET + "/assetSources/managed/datature/default"
 SESSIONS = "/assetIngestionSessions"
 
-# What has another method than GET and changes nothing.
+# Routes with another method than GET that change nothing.
 CHANGES_NOTHING = {
     ("POST", DATASET + "/aggregationStatistics:generate"),  # counts
-    ("POST", SOURCE + "/multipartUploads/{}/parts/{}"),  # signs an address
-    ("POST", SOURCE + "/multipartUploads/{}/parts/{}/completion"),  # says whether a part is there
+    ("POST", SOURCE + "/multipartUploads/{}/parts/{}"),  # signs a URL
+    (
+        "POST",
+        SOURCE + "/multipartUploads/{}/parts/{}/completion",
+    ),  # returns whether a part was received
 }
 # Controllers and supervisors report many times a minute; what they report is the history of the run
 # itself.
 REPORTS = "/internal/v1/"
 
 
-def shape(path: str) -> str:
-    """A route's path below its organization, with its places empty."""
+def get_shape(path: str) -> str:
+    """Return a route's path below its organization, with empty parameters."""
     parts = path.split("/")[3:]
     return "/".join("{}" if part.startswith("{") else part for part in parts)
 
 
 MUTATING = {
-    (route.method, shape(route.path))
+    (route.method, get_shape(route.path))
     for route in ROUTES
     if route.method not in ("GET", "HEAD") and not route.path.startswith(REPORTS)
 } - CHANGES_NOTHING
 
 
-class Watch:
-    """Sends requests, and counts the audit rows that each leaves."""
+class AuditWatch:
+    """Sends requests, and counts the audit rows of each."""
 
     def __init__(self, server: TestServer, api: Any) -> None:
         self.server, self.api = server, api
@@ -59,7 +62,7 @@ class Watch:
     async def __call__(
         self, method: str, template: str, *ids: str, rows: int = 1, **request: Any
     ) -> Any:
-        """One request to a route, given as its shape and what fills its places."""
+        """Send one request to a route, given as its shape and parameters."""
         before = self.rows()
         answer = await self.api.request(method, self.server.path(template.format(*ids)), **request)
         assert answer.is_success, (method, template, answer.text)
@@ -73,7 +76,7 @@ class Watch:
         return answer.json() if answer.content[:1] == b"{" else answer.content
 
 
-async def change_documents(watch: Watch) -> None:
+async def change_documents(watch: AuditWatch) -> None:
     for noun, id in (("runs", "r1"), ("flows", "f1"), ("trainingProjects", "p1")):
         spec = {"flow": {"name": "x"}} if noun == "runs" else {"name": "x"}
         attributes = {"metadata": {"attributes": {"a": "b"}}}
@@ -85,14 +88,14 @@ async def change_documents(watch: Watch) -> None:
         await watch("DELETE", noun + "/{}", id)
 
 
-async def change_many_runs(watch: Watch) -> None:
+async def change_many_runs(watch: AuditWatch) -> None:
     for word in ("kill", "delete"):
         await watch("PUT", "runs/{}", word, json={"spec": {}})
         await watch("POST", f"runs:{word}", json={"ids": [word]})
         await watch("POST", f"runs:{word}", json={"ids": [word]}, rows=0)
 
 
-async def change_keys(watch: Watch) -> None:
+async def change_keys(watch: AuditWatch) -> None:
     key = await watch("POST", "keys", json={"spec": {"name": "ci"}})
     key = await watch(
         "POST", "keys/{}/rotations", key["keyId"], json={"spec": {"overlapSeconds": 60}}
@@ -101,13 +104,15 @@ async def change_keys(watch: Watch) -> None:
     await watch("DELETE", "keys/{}", key["keyId"], rows=0)
 
 
-async def change_dataset(watch: Watch, data: Data, dataset_id: str) -> None:
+async def change_dataset(watch: AuditWatch, data: Data, dataset_id: str) -> None:
     await watch("PATCH", DATASET, dataset_id, json={"description": "second floor"})
-    content = build_pack({"1.png": picture(1), "l.jsonl": jsonl(grounding_row(1, "1.png"))}.items())
+    content = build_pack(
+        {"1.png": make_image_bytes(1), "l.jsonl": jsonl(grounding_row(1, "1.png"))}.items()
+    )
     begun = await watch("POST", DATASET + "/imports", dataset_id, json={"spec": {}})
     await data.send(begun["status"]["upload"]["url"], content)
     assert (await data.finish(begun, content)).status_code == 200
-    await data.settled(begun)
+    await data.wait_until_over(begun)
     begun = await watch("POST", DATASET + "/imports", dataset_id, json={"spec": {}})
     cancelled = begun["datasetImportId"] + ":cancel"
     await watch("POST", DATASET + "/imports/{}", dataset_id, cancelled)
@@ -135,24 +140,24 @@ async def change_dataset(watch: Watch, data: Data, dataset_id: str) -> None:
     await watch("POST", DATASET + "/aggregationStatistics:generate", dataset_id, rows=0)
 
 
-async def send_files(watch: Watch, data: Data, dataset_id: str) -> None:
+async def send_files(watch: AuditWatch, data: Data, dataset_id: str) -> None:
     session, uploads, sessions = (
         Session(data, dataset_id),
         SOURCE + "/multipartUploads",
         SOURCE + SESSIONS,
     )
-    await session.begin({"large.png": picture(1)})
+    await session.begin({"large.png": make_image_bytes(1)})
     spec = {
-        "ingestionId": session.told["ingestionId"],
+        "ingestionId": session.document["ingestionId"],
         "filename": "large.png",
-        "sizeBytes": len(picture(1)),
+        "sizeBytes": len(make_image_bytes(1)),
     }
     upload = (await watch("POST", uploads, dataset_id, json={"spec": spec}))["multipartUploadId"]
     await watch("DELETE", uploads + "/{}", dataset_id, upload)
     upload = (await watch("POST", uploads, dataset_id, json={"spec": spec}))["multipartUploadId"]
     part = await watch("POST", uploads + "/{}/parts/{}", dataset_id, upload, "1", rows=0)
     assert (
-        await (await data.server.client(None)).put(part["url"], content=picture(1))
+        await (await data.server.client(None)).put(part["url"], content=make_image_bytes(1))
     ).status_code == 204
     await watch("POST", uploads + "/{}/parts/{}/completion", dataset_id, upload, "1", rows=0)
     await watch("POST", uploads + "/{}/completion", dataset_id, upload)
@@ -161,9 +166,9 @@ async def send_files(watch: Watch, data: Data, dataset_id: str) -> None:
     await watch("POST", sessions + "/{}", dataset_id, begun["ingestionId"] + ":cancel")
 
 
-async def send_annotations(watch: Watch, data: Data, dataset_id: str) -> None:
+async def send_annotations(watch: AuditWatch, data: Data, dataset_id: str) -> None:
     sessions, until = DATASET + "/annotationImportSessions", data.server.clock.now_ms() + 60_000
-    for said in (
+    for report in (
         {"spec": {"status": "Cancelled"}},
         {"status": {"conditions": [{"condition": "FilesInserted", "status": "FailedReach"}]}},
         {"status": {"conditions": [{"condition": "FilesInserted", "status": "Reached"}]}},
@@ -172,12 +177,12 @@ async def send_annotations(watch: Watch, data: Data, dataset_id: str) -> None:
         ids, files = (dataset_id, begun["annotationImportSessionId"]), {"l": {"sizeBytes": 1}}
         places = await watch("POST", sessions + "/{}/files", *ids, json={"files": files})
         await (await data.server.client(None)).put(places["files"]["l"]["url"], content=b"x")
-        await watch("PATCH", sessions + "/{}/status", *ids, json=said)
+        await watch("PATCH", sessions + "/{}/status", *ids, json=report)
 
 
 async def change_everything(server: TestServer) -> set[tuple[str, str]]:
-    """Use every mutating route, successfully; returns those that were used."""
-    watch = Watch(server, await server.api())
+    """Use every mutating route, successfully; return those that were used."""
+    watch = AuditWatch(server, await server.api())
     data = Data(server, watch.api)
     await change_documents(watch)
     await change_many_runs(watch)
@@ -206,5 +211,5 @@ async def test_a_claim_is_audited_and_only_when_it_gets_a_run(server: TestServer
     assert await attempts.claim(server, "c0") is None
     await api.put(server.path("runs/r1"), json={"spec": {}})
     assert await attempts.claim(server, "c1") is not None
-    watch = Watch(server, api)
+    watch = AuditWatch(server, api)
     assert [row.action for row in watch.rows()] == ["create run", "claim run"]

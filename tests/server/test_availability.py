@@ -1,7 +1,7 @@
 """No client blocks others: idle sockets, long polls, slow bodies, unread responses, garbage.
 
-A real server process over real sockets. ``make availability`` (RUNYARD_AVAILABILITY=1) takes the
-numbers of the requirement and asserts its bound of one second; here the same happens with lower
+A real server process over real sockets. ``make availability`` (RUNYARD_AVAILABILITY=1) uses
+the numbers of the requirement and asserts its bound of one second; the default suite uses lower
 caps and fewer clients.
 """
 
@@ -30,7 +30,7 @@ from tests.server.processes import (
 )
 
 FULL = os.environ.get("RUNYARD_AVAILABILITY") == "1"
-BOUND_S = 1.0  # of the requirement, asserted in the full form alone
+BOUND_S = 1.0  # of the requirement, asserted only in the full form
 PATIENCE_S = 60.0
 TRACES = ("Traceback", "panicked", '"status":500')
 
@@ -67,11 +67,10 @@ Latencies = dict[str, list[float]]
 
 
 @contextmanager
-def watched(server: ServerProcess) -> Iterator[Latencies]:
+def watch_responses(server: ServerProcess) -> Iterator[Latencies]:
     """Request health, and a run with another key, on new connections; each must be answered.
 
-    A process of its own does so: one that opens thousands of sockets meanwhile would measure
-    itself.
+    A separate process does so, because one that opens thousands of sockets would measure itself.
     """
     requests = {
         "health": f"GET /health HTTP/1.1\r\nhost: {server.host}:{server.port}\r\nconnection: "
@@ -115,8 +114,8 @@ def _watch(
     results.put(latencies_s)
 
 
-async def many(count: int, act: Callable[[int], Awaitable[Any]]) -> list[Any]:
-    """Do something so many times, a few at once."""
+async def repeat(count: int, act: Callable[[int], Awaitable[Any]]) -> list[Any]:
+    """Repeat an operation, a few at a time."""
     results: list[Any] = []
     for start in range(0, count, 20):
         results += await asyncio.gather(
@@ -132,7 +131,7 @@ def made_run(server: ServerProcess) -> None:
 
 
 def assert_unharmed(server: ServerProcess) -> None:
-    """The process answers, and its log has no error that a client caused."""
+    """Assert that the process responds, and that its log has no error caused by a client."""
     assert server.process.poll() is None
     with server.client() as client:
         assert client.get("/health").status_code == 200
@@ -142,11 +141,11 @@ def assert_unharmed(server: ServerProcess) -> None:
 def test_idle_sockets_long_polls_and_slow_bodies_block_no_other_client(tmp_path: Path) -> None:
     allow_sockets(ATTACK.idle + ATTACK.polls + ATTACK.slow_bodies)
 
-    async def story(server: ServerProcess) -> None:
+    async def scenario(server: ServerProcess) -> None:
         poll = server.head("GET", server.path("runs/r1/logs?since=9000000&wait=30"))
 
         async def trickle(number: int, crowd: Crowd) -> bytes:
-            """Send a body byte by byte; return what comes back."""
+            """Send a body byte by byte; return the response."""
             loop = asyncio.get_running_loop()
             head = server.head("PUT", server.path(f"runs/slow{number}"), content_length="100000")
             slow = await crowd.connect(head)
@@ -165,16 +164,16 @@ def test_idle_sockets_long_polls_and_slow_bodies_block_no_other_client(tmp_path:
                     for number in range(ATTACK.slow_bodies)
                 ]
                 until_s = time.monotonic() + ATTACK.lasts_s
-                await many(ATTACK.idle, lambda _: attackers.connect())
-                await many(ATTACK.polls, lambda _: attackers.connect(poll))
+                await repeat(ATTACK.idle, lambda _: attackers.connect())
+                await repeat(ATTACK.polls, lambda _: attackers.connect(poll))
                 await asyncio.sleep(max(0.0, until_s - time.monotonic()))
             endings = [task.result() for task in slow]
         assert all(ending.startswith(b"HTTP/1.1 408 ") for ending in endings), endings
 
     with running_server(tmp_path / "data", **ATTACK.settings) as server:
         made_run(server)
-        with watched(server) as latencies_s:
-            asyncio.run(story(server))
+        with watch_responses(server) as latencies_s:
+            asyncio.run(scenario(server))
         for what, took_s in latencies_s.items():
             print(
                 f"{what}: {len(took_s)} answers, worst {max(took_s):.3f} s, median "
@@ -185,8 +184,8 @@ def test_idle_sockets_long_polls_and_slow_bodies_block_no_other_client(tmp_path:
         assert_unharmed(server)
 
 
-def until(is_true: Callable[[], bool]) -> bool:
-    """Whether it becomes true, sooner or later."""
+def wait_until(is_true: Callable[[], bool]) -> bool:
+    """Return whether the condition becomes true before the timeout."""
     deadline_s = time.monotonic() + PATIENCE_S
     while not is_true():
         if time.monotonic() > deadline_s:
@@ -196,7 +195,7 @@ def until(is_true: Callable[[], bool]) -> bool:
 
 
 @pytest.fixture(scope="module")
-def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def impatient_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """A server with short timeouts and low caps, and a run ``r1``."""
     settings = {
         "idle_timeout_s": 3,
@@ -210,100 +209,111 @@ def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProces
         yield server
 
 
-def test_connections_that_send_no_request_are_closed(impatient: ServerProcess) -> None:
-    async def story() -> None:
-        answered = impatient.head("GET", impatient.path("runs/r1"))
+def test_connections_that_send_no_request_are_closed(impatient_server: ServerProcess) -> None:
+    async def scenario() -> None:
+        answered = impatient_server.head("GET", impatient_server.path("runs/r1"))
         silent = await asyncio.gather(
-            exchange(impatient, b""),
-            exchange(impatient, b"GET /heal"),
-            exchange(impatient, answered),
+            exchange(impatient_server, b""),
+            exchange(impatient_server, b"GET /heal"),
+            exchange(impatient_server, answered),
         )
         assert silent[:2] == [b"", b""]
         assert silent[2].startswith(b"HTTP/1.1 200 ")
 
-    asyncio.run(story())
-    assert_unharmed(impatient)
+    asyncio.run(scenario())
+    assert_unharmed(impatient_server)
 
 
-def test_long_polls_beyond_the_cap_of_a_key_are_refused_and_a_client_that_leaves_frees_its_place(
-    impatient: ServerProcess,
+def test_long_polls_above_a_keys_cap_are_refused_and_a_disconnect_frees_a_slot(
+    impatient_server: ServerProcess,
 ) -> None:
-    poll = impatient.path("runs/r1/logs?since=9000000&wait=30")
+    poll = impatient_server.path("runs/r1/logs?since=9000000&wait=30")
 
-    async def story() -> None:
-        async with crowd(impatient) as waiting:
+    async def scenario() -> None:
+        async with crowd(impatient_server) as waiting:
             for _ in range(3):
-                await waiting.connect(impatient.head("GET", poll))
+                await waiting.connect(impatient_server.head("GET", poll))
             refused = b""
             while not refused.startswith(b"HTTP/1.1 429 "):  # once all three wait
                 refused = await exchange(
-                    impatient, impatient.head("GET", poll + "&limit=1", connection="close")
+                    impatient_server,
+                    impatient_server.head("GET", poll + "&limit=1", connection="close"),
                 )
             assert b"retry-after: 2\r\n" in refused.lower()
             assert b'"code":"TooManyRequests"' in refused
-            # Another key has places of its own, and this one still reads.
-            other = impatient.head(
+            # Another key has its own slots, and this key can still read.
+            other = impatient_server.head(
                 "GET",
                 poll.replace("wait=30", "wait=0.1"),
-                key=impatient.other_key,
+                key=impatient_server.other_key,
                 connection="close",
             )
-            assert (await exchange(impatient, other)).startswith(b"HTTP/1.1 200 ")
-            read = impatient.head("GET", impatient.path("runs/r1/logs?since=0"), connection="close")
-            assert (await exchange(impatient, read)).startswith(b"HTTP/1.1 200 ")
-        # The three have left. Had the server not noticed, their places would be taken for half a
-        # minute.
+            assert (await exchange(impatient_server, other)).startswith(b"HTTP/1.1 200 ")
+            read = impatient_server.head(
+                "GET", impatient_server.path("runs/r1/logs?since=0"), connection="close"
+            )
+            assert (await exchange(impatient_server, read)).startswith(b"HTTP/1.1 200 ")
+        # The three have disconnected. If the server did not notice, it would keep their slots for
+        # half a minute.
         left_s, answer = time.monotonic(), b""
-        short = impatient.head("GET", poll.replace("wait=30", "wait=0.1"), connection="close")
+        short = impatient_server.head(
+            "GET", poll.replace("wait=30", "wait=0.1"), connection="close"
+        )
         while not answer.startswith(b"HTTP/1.1 200 "):
-            answer = await exchange(impatient, short)
+            answer = await exchange(impatient_server, short)
             assert time.monotonic() - left_s < 15, answer
 
-    asyncio.run(story())
-    assert_unharmed(impatient)
+    asyncio.run(scenario())
+    assert_unharmed(impatient_server)
 
 
 def test_clients_that_do_not_read_are_dropped_and_hold_little_memory(
-    impatient: ServerProcess,
+    impatient_server: ServerProcess,
 ) -> None:
     """A page, and a backup, which is streamed as downloads are."""
     style = "x" * 15_000
-    with impatient.client() as client:
+    with impatient_server.client() as client:
         for number in range(60):
             flow = {"blocks": [{"block": "vi-system-prompt", "style": {"note": style}}]}
-            made = client.put(impatient.path(f"runs/big{number}"), json={"spec": {"flow": flow}})
+            made = client.put(
+                impatient_server.path(f"runs/big{number}"), json={"spec": {"flow": flow}}
+            )
             assert made.status_code == 201, made.text
-        page_bytes = len(client.get(impatient.path("runs?s=100")).content)
-    page = impatient.head("GET", impatient.path("runs?s=100"))
-    backup = impatient.head("POST", impatient.path("storage/backups"), content_length="0")
-    before_bytes, before_sockets = impatient.resident_bytes(), impatient.sockets()
+        page_bytes = len(client.get(impatient_server.path("runs?s=100")).content)
+    page = impatient_server.head("GET", impatient_server.path("runs?s=100"))
+    backup = impatient_server.head(
+        "POST", impatient_server.path("storage/backups"), content_length="0"
+    )
+    before_bytes, before_sockets = impatient_server.resident_bytes(), impatient_server.sockets()
 
-    async def story() -> None:
-        async with crowd(impatient) as unread:
+    async def scenario() -> None:
+        async with crowd(impatient_server) as unread:
             for _ in range(15):
                 await unread.connect(page, receive_buffer=4096)
                 await unread.connect(backup, receive_buffer=4096)
             most_bytes = 0
             for _ in range(10):
                 await asyncio.sleep(0.1)
-                most_bytes = max(most_bytes, impatient.resident_bytes())
+                most_bytes = max(most_bytes, impatient_server.resident_bytes())
             assert most_bytes - before_bytes < 15 * (page_bytes + (1 << 20)) + (64 << 20)
             health = b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
-            assert (await exchange(impatient, health)).startswith(b"HTTP/1.1 200 ")
+            assert (await exchange(impatient_server, health)).startswith(b"HTTP/1.1 200 ")
             # The clients stay connected and still do not read: only the server can have ended it.
-            assert await asyncio.to_thread(until, lambda: impatient.sockets() <= before_sockets)
+            assert await asyncio.to_thread(
+                wait_until, lambda: impatient_server.sockets() <= before_sockets
+            )
 
-    asyncio.run(story())
-    assert_unharmed(impatient)
+    asyncio.run(scenario())
+    assert_unharmed(impatient_server)
 
 
-def test_a_client_that_reads_too_slowly_is_dropped(impatient: ServerProcess) -> None:
+def test_a_client_that_reads_too_slowly_is_dropped(impatient_server: ServerProcess) -> None:
     """Each read opens the window a little, so no timeout between two reads would ever notice it."""
-    page = impatient.head("GET", impatient.path("runs?s=100"))
+    page = impatient_server.head("GET", impatient_server.path("runs?s=100"))
 
-    async def story() -> None:
+    async def scenario() -> None:
         loop = asyncio.get_running_loop()
-        async with crowd(impatient) as slow:
+        async with crowd(impatient_server) as slow:
             reader = await slow.connect(page, receive_buffer=4096)
             assert reader is not None
             taken = 0
@@ -316,12 +326,12 @@ def test_a_client_that_reads_too_slowly_is_dropped(impatient: ServerProcess) -> 
                     await asyncio.sleep(0.05)
             assert taken < 600_000
 
-    asyncio.run(story())
-    assert_unharmed(impatient)
+    asyncio.run(scenario())
+    assert_unharmed(impatient_server)
 
 
 def test_a_server_with_stuck_clients_still_stops(tmp_path: Path) -> None:
-    async def story(server: ServerProcess) -> None:
+    async def scenario(server: ServerProcess) -> None:
         async with crowd(server) as stuck:
             await stuck.connect()
             await stuck.connect(b"GET /hea")
@@ -335,5 +345,5 @@ def test_a_server_with_stuck_clients_still_stops(tmp_path: Path) -> None:
 
     with running_server(tmp_path / "data") as server:
         made_run(server)
-        asyncio.run(story(server))
+        asyncio.run(scenario(server))
         assert not [trace for trace in TRACES if trace in server.log()], server.log()[-4000:]

@@ -24,13 +24,13 @@ from support.server import TestServer, open_server
 from runyard import backup_file, backup_schema, ids
 from runyard.backup_rows import Verifier, parse_columns
 from runyard.store import backup as rows
-from tests.server.datasets import Data, shelf
+from tests.server.datasets import Data, make_vqa_files
 from tests.server.raw import send_raw
 
 EXAMPLES = os.environ.get("RUNYARD_BACKUP_EXAMPLES")
-# A failure is made smaller by the longer form, which takes minutes.
+# the longer form shrinks failures, which takes minutes.
 SHORT = (Phase.explicit, Phase.generate)
-OWN = {"meta", "pulse", "keys", "audit", "attempts"}  # a restore does not simply put these back
+OWN = {"meta", "pulse", "keys", "audit", "attempts"}  # a restore does not simply replace these
 KEPT_CHECKPOINTS = {"blocks": [{"block": "vi-model", "settings": {"checkpoint": {"keep": 3}}}]}
 
 # Values
@@ -145,8 +145,8 @@ some_value = st.recursive(
     ),
     max_leaves=6,
 )
-# How a path may be spelled. A server that authorizes one spelling and routes another is fooled by
-# one of these.
+# Spellings of a path. A server that authorizes one spelling and routes another fails on one of
+# these.
 spellings = st.sampled_from(("{}", "{}", "{}", "/{}", "/.{}", "{}/", "/x/..{}"))
 
 # Requests
@@ -154,8 +154,8 @@ spellings = st.sampled_from(("{}", "{}", "{}", "/{}", "/.{}", "{}/", "/x/..{}"))
 
 
 @dataclass
-class World:
-    """An application, what is known of it, and the attempts that were claimed in it."""
+class RecordedApp:
+    """An application, the ids created in it, and its claimed attempts."""
 
     server: TestServer
     dataset_id: str = ""
@@ -169,124 +169,126 @@ class World:
     async def send(
         self, method: str, path: str, body: Any = None, *, key: str = ""
     ) -> dict[str, Any]:
-        """Send a request with the path as it is spelled; what was answered, if it was accepted."""
-        status, told = await send_raw(self.server, method, path, body, key=key or None)
+        """Send a request with an unchanged path; return the response, if it was accepted."""
+        status, result = await send_raw(self.server, method, path, body, key=key or None)
         if not 200 <= status < 300:
             return {}
         self.accepted += 1
-        return told if isinstance(told, dict) else {}
+        return result if isinstance(result, dict) else {}
 
 
-def fill(spelling: str, path: str) -> str:
+def fill_path(spelling: str, path: str) -> str:
     return spelling.format(path)
 
 
-async def put(world: World, kind: str, id: str, spec: Any, attributes: Any, spelling: str) -> None:
+async def put(
+    app: RecordedApp, kind: str, id: str, spec: Any, attributes: Any, spelling: str
+) -> None:
     body = {"spec": spec, "metadata": {"attributes": attributes}}
-    await world.send("PUT", fill(spelling, world.server.path(f"{kind}/{id}")), body)
+    await app.send("PUT", fill_path(spelling, app.server.path(f"{kind}/{id}")), body)
 
 
-async def patch(world: World, kind: str, id: str, spec: Any, attributes: Any) -> None:
-    await world.send(
+async def patch(app: RecordedApp, kind: str, id: str, spec: Any, attributes: Any) -> None:
+    await app.send(
         "PATCH",
-        world.server.path(f"{kind}/{id}"),
+        app.server.path(f"{kind}/{id}"),
         {"spec": spec, "metadata": {"attributes": attributes}},
     )
 
 
-async def delete(world: World, kind: str, id: str, spelling: str) -> None:
-    await world.send("DELETE", fill(spelling, world.server.path(f"{kind}/{id}")))
+async def delete(app: RecordedApp, kind: str, id: str, spelling: str) -> None:
+    await app.send("DELETE", fill_path(spelling, app.server.path(f"{kind}/{id}")))
 
 
-async def make_dataset(world: World, name: str, description: Any, attributes: Any) -> None:
+async def make_dataset(app: RecordedApp, name: str, description: Any, attributes: Any) -> None:
     body = {
         "name": name,
         "type": "vqa",
         "description": description,
         "metadata": {"attributes": attributes},
     }
-    told = await world.send("POST", world.server.path("datasets"), body)
-    world.datasets += [told["datasetId"]] if told else []
+    result = await app.send("POST", app.server.path("datasets"), body)
+    app.datasets += [result["datasetId"]] if result else []
 
 
-async def change_dataset(world: World, which: int, body: Any, *, is_deleted: bool) -> None:
-    if world.datasets:
-        path = world.server.path(f"datasets/{world.datasets[which % len(world.datasets)]}")
-        await world.send("DELETE" if is_deleted else "PATCH", path, None if is_deleted else body)
+async def change_dataset(app: RecordedApp, which: int, body: Any, *, is_deleted: bool) -> None:
+    if app.datasets:
+        path = app.server.path(f"datasets/{app.datasets[which % len(app.datasets)]}")
+        await app.send("DELETE" if is_deleted else "PATCH", path, None if is_deleted else body)
 
 
-async def begin_import(world: World, spec: Any, attributes: Any) -> None:
-    path = world.server.path(f"datasets/{world.dataset_id}/imports")
-    told = await world.send("POST", path, {"spec": spec, "metadata": {"attributes": attributes}})
-    world.imports += [told["datasetImportId"]] if told else []
+async def begin_import(app: RecordedApp, spec: Any, attributes: Any) -> None:
+    path = app.server.path(f"datasets/{app.dataset_id}/imports")
+    result = await app.send("POST", path, {"spec": spec, "metadata": {"attributes": attributes}})
+    app.imports += [result["datasetImportId"]] if result else []
 
 
-async def act_on_import(world: World, which: int, action: str) -> None:
-    id = world.imports[which % len(world.imports)] if world.imports else "none"
-    path = world.server.path(f"datasets/{world.dataset_id}/imports/{id}:{action}")
-    await world.send("POST", path, {"packs": ["0" * 64]})
+async def act_on_import(app: RecordedApp, which: int, action: str) -> None:
+    id = app.imports[which % len(app.imports)] if app.imports else "none"
+    path = app.server.path(f"datasets/{app.dataset_id}/imports/{id}:{action}")
+    await app.send("POST", path, {"packs": ["0" * 64]})
 
 
-async def announce(world: World, names: list[str], size: Any, mime: str) -> None:
-    """Pictures that are to come, and one of them in parts."""
-    source = f"datasets/{world.dataset_id}/assetSources/managed/datature/default"
+async def begin_ingestion(app: RecordedApp, names: list[str], size: Any, mime: str) -> None:
+    """Announce images to be uploaded, one of them in parts."""
+    source = f"datasets/{app.dataset_id}/assetSources/managed/datature/default"
     files = [{"filename": name, "size": size, "mime": mime, "kind": "Image"} for name in names]
-    told = await world.send(
-        "POST", world.server.path(f"{source}/assetIngestionSessions"), {"spec": {"assets": files}}
+    result = await app.send(
+        "POST", app.server.path(f"{source}/assetIngestionSessions"), {"spec": {"assets": files}}
     )
-    if told:
+    if result:
         spec = {
-            "ingestionId": told["selfLink"].rpartition("/")[2],
+            "ingestionId": result["selfLink"].rpartition("/")[2],
             "filename": names[0],
             "sizeBytes": size,
         }
-        await world.send("POST", world.server.path(f"{source}/multipartUploads"), {"spec": spec})
+        await app.send("POST", app.server.path(f"{source}/multipartUploads"), {"spec": spec})
 
 
-async def announce_annotations(world: World, names: list[str], size: Any) -> None:
-    base = world.server.path(f"datasets/{world.dataset_id}/annotationImportSessions")
-    told = await world.send(
-        "POST", base, {"spec": {"uploadBefore": world.server.clock.now_ms() + 60_000}}
+async def announce_annotations(app: RecordedApp, names: list[str], size: Any) -> None:
+    base = app.server.path(f"datasets/{app.dataset_id}/annotationImportSessions")
+    result = await app.send(
+        "POST", base, {"spec": {"uploadBefore": app.server.clock.now_ms() + 60_000}}
     )
-    if told:
+    if result:
         files = {name: {"sizeBytes": size} for name in names}
-        await world.send("POST", f"{told['selfLink']}/files", {"files": files})
+        await app.send("POST", f"{result['selfLink']}/files", {"files": files})
 
 
-async def rename_asset(world: World, new: str) -> None:
-    base = world.server.path(f"datasets/{world.dataset_id}/assets")
-    listed = await world.send("GET", base)
+async def rename_asset(app: RecordedApp, new: str) -> None:
+    base = app.server.path(f"datasets/{app.dataset_id}/assets")
+    listed = await app.send("GET", base)
     if listed.get("items"):
-        await world.send("POST", f"{base}/{listed['items'][0]['assetId']}/name", {"filename": new})
+        await app.send("POST", f"{base}/{listed['items'][0]['assetId']}/name", {"filename": new})
 
 
-async def claim(world: World, claim_id: str | None, machine_id: str, host: str) -> None:
+async def claim_attempt(app: RecordedApp, claim_id: str | None, machine_id: str, host: str) -> None:
     """Claim an attempt; with None for the id, as a controller does."""
     offer = {
-        "claim_id": f"c{next(world.claims)}" if claim_id is None else claim_id,
+        "claim_id": f"c{next(app.claims)}" if claim_id is None else claim_id,
         "machine_id": machine_id,
     }
     offer |= {"host": host, "slots": 1, "wait_s": 0}
-    told = await world.send("POST", "/internal/v1/claims", offer, key=world.server.controller_key)
-    if told.get("assignment"):
-        world.attempts.append(told["assignment"]["token"])
+    result = await app.send("POST", "/internal/v1/claims", offer, key=app.server.controller_key)
+    if result.get("assignment"):
+        app.attempts.append(result["assignment"]["token"])
 
 
-async def speak(world: World, name: str, body: Any) -> None:
-    """Say something as the newest attempt."""
-    if world.attempts:
-        await world.send("POST", f"/internal/v1/attempt/{name}", body, key=world.attempts[-1])
+async def ship_lines(app: RecordedApp, name: str, body: Any) -> None:
+    """Send a message as the newest attempt."""
+    if app.attempts:
+        await app.send("POST", f"/internal/v1/attempt/{name}", body, key=app.attempts[-1])
 
 
-async def checkpoint(
-    world: World, id: str, files: list[tuple[str, Any]], numbers: Any, metrics: Any
+async def upload_checkpoint(
+    app: RecordedApp, id: str, files: list[tuple[str, Any]], numbers: Any, metrics: Any
 ) -> None:
-    """A checkpoint with its bytes; a size of None is the true one."""
-    if not world.attempts:
+    """Upload and report a checkpoint; a size of None is the real size."""
+    if not app.attempts:
         return
     content = b"weights of " + repr((id, files)).encode(errors="replace")
     digest = hashlib.sha256(content).hexdigest()
-    upload = await world.server.client(world.attempts[-1])
+    upload = await app.server.client(app.attempts[-1])
     await upload.put(f"/internal/v1/attempt/blobs/{digest}", content=content)
     step, epoch, time = numbers
     listed = [
@@ -301,7 +303,7 @@ async def checkpoint(
         "is_best": True,
         "time": time,
     }
-    await speak(world, "checkpoints", {**body, "files": listed})
+    await ship_lines(app, "checkpoints", {**body, "files": listed})
 
 
 kinds = st.sampled_from(("runs", "flows", "trainingProjects"))
@@ -338,11 +340,15 @@ some_event = st.builds(
     ),
 )
 a_claim = st.builds(
-    partial, st.just(claim), claim_id=st.none(), machine_id=st.just("m1"), host=st.just("here")
+    partial,
+    st.just(claim_attempt),
+    claim_id=st.none(),
+    machine_id=st.just("m1"),
+    host=st.just("here"),
 )
 a_checkpoint = st.builds(
     partial,
-    st.just(checkpoint),
+    st.just(upload_checkpoint),
     id=st.one_of(st.sampled_from(("epoch-1", "epoch-2")), some_id),
     files=st.one_of(
         st.just([("model_full/model.safetensors", None), ("training_state/s.json", None)]),
@@ -402,7 +408,9 @@ an_act = st.one_of(
         which=st.integers(0, 3),
         action=st.sampled_from(("finish", "cancel", "explode", "")),
     ),
-    st.builds(partial, st.just(announce), names=some_names, size=some_number, mime=some_text),
+    st.builds(
+        partial, st.just(begin_ingestion), names=some_names, size=some_number, mime=some_text
+    ),
     st.builds(partial, st.just(announce_annotations), names=some_names, size=some_number),
     st.builds(
         partial,
@@ -410,10 +418,12 @@ an_act = st.one_of(
         new=st.one_of(some_text, st.sampled_from((*PATHS, "a:b.png"))),
     ),
     a_claim,
-    st.builds(partial, st.just(claim), claim_id=some_id, machine_id=some_id, host=some_text),
+    st.builds(
+        partial, st.just(claim_attempt), claim_id=some_id, machine_id=some_id, host=some_text
+    ),
     st.builds(
         partial,
-        st.just(speak),
+        st.just(ship_lines),
         name=st.just("process"),
         body=st.fixed_dictionaries(
             {
@@ -426,7 +436,7 @@ an_act = st.one_of(
     ),
     st.builds(
         partial,
-        st.just(speak),
+        st.just(ship_lines),
         name=st.just("lines"),
         body=st.fixed_dictionaries(
             {
@@ -439,13 +449,13 @@ an_act = st.one_of(
     ),
     st.builds(
         partial,
-        st.just(speak),
+        st.just(ship_lines),
         name=st.just("renew"),
         body=st.fixed_dictionaries({"phase": some_text, "note": some_text}),
     ),
     st.builds(
         partial,
-        st.just(speak),
+        st.just(ship_lines),
         name=st.just("finish"),
         body=st.fixed_dictionaries(
             {
@@ -460,7 +470,7 @@ an_act = st.one_of(
     ),
     a_checkpoint,
 )
-# Half of all stories train something first, so that what supervisors say is heard.
+# Half of all scenarios train first, so that messages of supervisors are accepted.
 a_training = st.tuples(
     st.just(
         partial(
@@ -471,7 +481,7 @@ a_training = st.tuples(
     a_checkpoint,
     a_checkpoint,
 ).map(list)
-a_story = st.builds(
+some_requests = st.builds(
     lambda begin, acts: begin + acts,
     st.one_of(st.just([]), a_training),
     st.lists(an_act, min_size=3, max_size=12),
@@ -491,22 +501,22 @@ class Instances:
         runner.run(self._restore(other, self._initial))
         other.org = live.org
 
-    def live_through(self, story: list[Any]) -> None:
-        self._runner.run(self._live_through(story))
+    def apply_requests(self, scenario: list[Any]) -> None:
+        self._runner.run(self._apply_requests(scenario))
 
     async def _settle_in(self) -> tuple[str, bytes]:
         data = Data(self._live, await self._live.api())
         dataset_id = await data.make()
-        await data.bring(dataset_id, shelf(2))
+        await data.import_files(dataset_id, make_vqa_files(2))
         return dataset_id, await self._take(self._live)
 
-    async def _live_through(self, story: list[Any]) -> None:
+    async def _apply_requests(self, scenario: list[Any]) -> None:
         live, other = self._live, self._other
         await self._restore(live, self._initial)
-        world = World(live, dataset_id=self._dataset_id)
-        for act in story:
-            await act(world)
-        self.accepted += world.accepted
+        app = RecordedApp(live, dataset_id=self._dataset_id)
+        for act in scenario:
+            await act(app)
+        self.accepted += app.accepted
         await live.services.jobs.wait_until_idle()
         data = await self._take(live)
         before = self._rows(live)
@@ -564,11 +574,11 @@ def check(instances: Instances, *, examples: int) -> None:
         phases=SHORT if EXAMPLES is None else tuple(Phase),
         suppress_health_check=list(HealthCheck),
     )
-    @given(a_story)
-    def any_story(story: list[Any]) -> None:
-        instances.live_through(story)
+    @given(some_requests)
+    def run_requests(scenario: list[Any]) -> None:
+        instances.apply_requests(scenario)
 
-    any_story()
+    run_requests()
     assert instances.accepted > 2 * examples, "too few of the requests are accepted to say anything"
 
 

@@ -24,20 +24,20 @@ from runyard.store import blobs as blob_rows
 from runyard.store import keys as key_rows
 from runyard.store import lease_clock, organizations
 from runyard.store.tables import metadata
-from tests.server.datasets import Data, shelf
+from tests.server.datasets import Data, make_vqa_files
 
-# What a restore does not simply put back; see runyard.store.backup.
+# Tables that a restore does not simply replace; see runyard.store.backup.
 OWN = {"meta", "pulse", "keys", "audit", "attempts"}
 
 
-async def take(server: TestServer) -> bytes:
+async def take_backup(server: TestServer) -> bytes:
     answer = await (await server.api()).post(server.path("storage/backups"))
     assert answer.status_code == 200, answer.text
     assert len(answer.content) == int(answer.headers["content-length"])
     return bytes(answer.content)
 
 
-def verify(data: bytes) -> None:
+def verify_file(data: bytes) -> None:
     """Verify a file as ``runyard backup --verify`` does."""
     tables = {name: parse_columns(notation) for name, notation in backup_schema.TABLES.items()}
     backup_file.verify_backup(iter([data]), Verifier(backup_schema.REVISION, tables))
@@ -47,13 +47,13 @@ async def put_back(server: TestServer, data: bytes) -> Any:
     return await (await server.api()).post(server.path("storage/restores"), content=data)
 
 
-async def restored(server: TestServer, data: bytes) -> None:
+async def restore_backup(server: TestServer, data: bytes) -> None:
     answer = await put_back(server, data)
     assert answer.status_code == 200, answer.text
 
 
-def world(server: TestServer, *, without: set[str] = frozenset()) -> dict[str, list[bytes]]:  # type: ignore[assignment]
-    """Every row of the store."""
+def dump_store(server: TestServer, *, without: set[str] = frozenset()) -> dict[str, list[bytes]]:  # type: ignore[assignment]
+    """Return every row of the store, by table."""
     with server.services.store.snapshot() as connection:
         return {
             name: list(rows.iter_rows(connection, table))
@@ -78,10 +78,10 @@ def counted(server: TestServer) -> tuple[int, int]:
     )  # type: ignore[return-value]
 
 
-async def lived_in(server: TestServer) -> Any:
-    """A world with something in every table that can have something.
+async def fill_store(server: TestServer) -> Any:
+    """Put rows into every table that can have some.
 
-    Returns the attempt that is still open.
+    Return the attempt that is still open.
     """
     api = await server.api()
     await api.put(server.path("flows/f1"), json={"spec": {"name": "mine"}})
@@ -103,14 +103,14 @@ async def lived_in(server: TestServer) -> Any:
     return attempt
 
 
-async def lived_in_by_datasets(server: TestServer) -> tuple[Data, str, dict[str, Any]]:
-    """Something in every table of datasets.
+async def fill_datasets(server: TestServer) -> tuple[Data, str, dict[str, Any]]:
+    """Put rows into every table of datasets.
 
-    Returns a dataset and an import of it that is under way.
+    Return a dataset and its import in progress.
     """
     data = Data(server, await server.api())
     dataset_id, gone = await data.make(), await data.make()
-    done = await data.bring(dataset_id, shelf(4) | {"bad.png": b"no picture"})
+    done = await data.import_files(dataset_id, make_vqa_files(4) | {"bad.png": b"no image"})
     flow = {"blocks": [{"block": "vi-dataset", "settings": {"datasetId": dataset_id}}]}
     created = await data.api.put(server.path("runs/pinned"), json={"spec": {"flow": flow}})
     assert created.status_code == 201, created.text
@@ -125,15 +125,17 @@ async def lived_in_by_datasets(server: TestServer) -> tuple[Data, str, dict[str,
     await server.services.jobs.wait_until_idle()
     begun = await data.begin(dataset_id)
     assert (
-        await data.send(begun["status"]["upload"]["url"], build_pack(shelf(2, first=7).items()))
+        await data.send(
+            begun["status"]["upload"]["url"], build_pack(make_vqa_files(2, first=7).items())
+        )
     ).status_code == 204
     assert done["status"]["version"]
     return data, dataset_id, begun
 
 
 async def test_every_table_is_in_a_backup(server: TestServer) -> None:
-    await lived_in(server)
-    await lived_in_by_datasets(server)
+    await fill_store(server)
+    await fill_datasets(server)
     begun = {
         "blocks": [
             {"block": "vi-model", "settings": {"architecture": {"weights": "run:done/best"}}}
@@ -146,7 +148,7 @@ async def test_every_table_is_in_a_backup(server: TestServer) -> None:
     await server.services.store.write(
         lambda c: blob_rows.mark_unneeded(c, org=server.org, hashes={"0" * 64})
     )
-    with tarfile.open(fileobj=io.BytesIO(await take(server))) as tar:
+    with tarfile.open(fileobj=io.BytesIO(await take_backup(server))) as tar:
         names = tar.getnames()
         manifest = json.load(tar.extractfile("manifest.json"))  # type: ignore[arg-type]
     tables = [part["name"] for part in manifest["tables"]]
@@ -162,11 +164,14 @@ async def test_every_table_is_in_a_backup(server: TestServer) -> None:
             assert "org" in table.c, f"{name} names blobs, but not whose"
 
 
-async def test_a_restore_brings_everything_back_and_nothing_else(server: TestServer) -> None:
-    await lived_in(server)
+async def test_a_restore_restores_everything_and_nothing_else(server: TestServer) -> None:
+    await fill_store(server)
     api = await server.api()
-    before, told = world(server, without=OWN), (await api.get(server.path("runs/done"))).json()
-    data, first_epoch = await take(server), epoch(server)
+    before, document = (
+        dump_store(server, without=OWN),
+        (await api.get(server.path("runs/done"))).json(),
+    )
+    data, first_epoch = await take_backup(server), epoch(server)
     await api.put(server.path("runs/later"), json={"spec": {}})
     await api.delete(server.path("runs/done"))
     await api.delete(server.path("flows/f1"))
@@ -175,8 +180,8 @@ async def test_a_restore_brings_everything_back_and_nothing_else(server: TestSer
     answer = await put_back(server, data)
     assert answer.status_code == 200, answer.text
     assert answer.json()["organizationId"] == server.org
-    assert world(server, without=OWN) == before
-    assert (await api.get(server.path("runs/done"))).json() == told
+    assert dump_store(server, without=OWN) == before
+    assert (await api.get(server.path("runs/done"))).json() == document
     assert (await api.get(server.path("runs/later"))).status_code == 404
     assert (await api.get(server.path("storage"))).json()["agrees"]
     link = (await api.get(server.path("runs/done/outputs/latest"), params={"contents": "y"})).json()
@@ -189,42 +194,48 @@ async def test_a_restore_brings_everything_back_and_nothing_else(server: TestSer
     assert not list((server.settings.data_dir / backups.FOLDER).iterdir())
 
 
-async def test_a_restore_brings_datasets_back_and_lets_an_import_go_on(server: TestServer) -> None:
-    data, dataset_id, begun = await lived_in_by_datasets(server)
-    whole = await take(server)
-    before = world(server, without=OWN | {"unneeded_blobs"})
+async def test_a_restore_restores_datasets_and_an_import_can_continue(server: TestServer) -> None:
+    data, dataset_id, begun = await fill_datasets(server)
+    whole = await take_backup(server)
+    before = dump_store(server, without=OWN | {"unneeded_blobs"})
     await data.api.delete(server.path("runs/pinned"))
     assert (await data.api.delete(data.path(dataset_id))).status_code == 200
     async with asyncio.timeout(30):
         await server.services.jobs.wait_until_idle()
     assert list(server.services.blobs(server.org).hashes()) == []
 
-    await restored(server, whole)
-    assert world(server, without=OWN | {"unneeded_blobs"}) == before
+    await restore_backup(server, whole)
+    assert dump_store(server, without=OWN | {"unneeded_blobs"}) == before
     assert (await data.storage())["agrees"]
-    pictures = (await data.get(dataset_id, "assets", contents="y"))["items"]
+    assets = (await data.get(dataset_id, "assets", contents="y"))["items"]
     anonymous = await server.client(None)
-    for asset in pictures:
+    for asset in assets:
         content = (await anonymous.get(asset["contents"]["asset"]["url"])).content
         assert hashlib.sha256(content).hexdigest() == asset["metadata"]["sha256"]
-    assert (await data.finish(begun, build_pack(shelf(2, first=7).items()))).status_code == 200
-    await data.settled(begun)
-    assert (await data.get(dataset_id))["statistic"]["assetTotal"] == len(pictures) + 2
+    assert (
+        await data.finish(begun, build_pack(make_vqa_files(2, first=7).items()))
+    ).status_code == 200
+    await data.wait_until_over(begun)
+    assert (await data.get(dataset_id))["statistic"]["assetTotal"] == len(assets) + 2
 
 
-def test_a_world_moves_from_sqlite_to_postgresql_and_back(tmp_path: Path, postgresql: Any) -> None:
-    """Into new instances, whose own key opens the organisation that the backup is of."""
+def test_a_backup_moves_from_sqlite_to_postgresql_and_back(tmp_path: Path, postgresql: Any) -> None:
+    """Into new instances, whose own key gives access to the restored organization."""
 
-    async def story() -> None:
+    async def scenario() -> None:
         async with open_server(tmp_path / "sqlite") as server:
-            await lived_in(server)
-            data, before, org = await take(server), world(server, without=OWN), server.org
+            await fill_store(server)
+            data, before, org = (
+                await take_backup(server),
+                dump_store(server, without=OWN),
+                server.org,
+            )
         for folder, url in (("there", postgresql.new_database()), ("back", "")):
             async with open_server(tmp_path / folder, database_url=url) as server:
                 assert server.org != org
                 answer = await put_back(server, data)
                 assert answer.json()["organizationId"] == org, answer.text
-                assert world(server, without=OWN) == before
+                assert dump_store(server, without=OWN) == before
                 credentials = json.loads(server.settings.credentials_file.read_text())
                 assert (credentials["organization_id"], credentials["secret_key"]) == (
                     org,
@@ -234,7 +245,7 @@ def test_a_world_moves_from_sqlite_to_postgresql_and_back(tmp_path: Path, postgr
                 listed = (await api.get(f"/workspaces/{org}/runs")).json()["items"]
                 assert {run["runId"] for run in listed} == {"done", "open"}
                 assert (await api.get(server.path("runs"))).status_code == 404
-                # The keys of the other instance could not verify here, so they have not come along.
+                # The keys of the other instance could not verify here, so they are not restored.
                 assert {key.org for key in server.services.store.read(key_rows.list_all)} == {
                     org,
                     None,
@@ -246,15 +257,15 @@ def test_a_world_moves_from_sqlite_to_postgresql_and_back(tmp_path: Path, postgr
                 assert (await attempts.claim(server, "c-new")).assignment["run_id"] == "new"
                 server.org = org
                 await api.delete(server.path("runs/new"))
-                data = await take(server)
-                before = world(server, without=OWN)
-                # As if killed between the rows and the file: the next start makes it good.
+                data = await take_backup(server)
+                before = dump_store(server, without=OWN)
+                # As if killed between the rows and the file: the next start repairs it.
                 credentials["organization_id"] = "org-before"
                 server.settings.credentials_file.write_text(json.dumps(credentials))
             async with open_server(tmp_path / folder, database_url=url) as server:
                 assert server.org == org
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 async def check_folders_of_nobody(server: TestServer, org: str) -> None:
@@ -270,36 +281,36 @@ async def check_folders_of_nobody(server: TestServer, org: str) -> None:
     assert not (server.settings.blobs_dir / server.org).exists()
 
 
-def test_the_same_instance_moves_to_another_store_and_every_key_stays_good(
+def test_an_instance_moves_to_another_store_and_every_key_stays_valid(
     tmp_path: Path, postgresql: Any
 ) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with open_server(tmp_path / "data") as server:
-            await lived_in(server)
+            await fill_store(server)
             viewer = await make_key(server, "viewer")
-            data, before = await take(server), world(server, without=OWN)
+            data, before = await take_backup(server), dump_store(server, without=OWN)
         async with open_server(tmp_path / "data", database_url=postgresql.new_database()) as server:
             assert (await (await server.client(viewer)).get(server.path("runs"))).status_code == 401
-            await restored(server, data)
-            assert world(server, without=OWN) == before
+            await restore_backup(server, data)
+            assert dump_store(server, without=OWN) == before
             assert (await (await server.client(viewer)).get(server.path("runs"))).status_code == 200
             assert (await (await server.api()).get(server.path("storage"))).json()["agrees"]
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-async def test_a_revoked_key_stays_revoked_and_a_key_made_later_stays_good(
+async def test_a_revoked_key_stays_revoked_and_a_later_key_stays_valid(
     server: TestServer,
 ) -> None:
     old, young = await make_key(server, "viewer"), ""
-    data = await take(server)
+    data = await take_backup(server)
     await server.services.store.write(
         lambda connection: key_rows.revoke(
             connection, org=server.org, key_id=parse(old).key_id, time_ms=5
         )  # type: ignore[union-attr]
     )
     young = await make_key(server, "viewer")
-    await restored(server, data)
+    await restore_backup(server, data)
     assert (await (await server.client(old)).get(server.path("runs"))).status_code == 401
     assert (await (await server.client(young)).get(server.path("runs"))).status_code == 200
     assert await (await server.client(server.controller_key)).get("/internal/v1/machines/m1")
@@ -324,17 +335,19 @@ async def make_key(server: TestServer, role: str, org: str = "") -> str:
     return key
 
 
-async def test_only_admins_of_the_first_organisation_may(server: TestServer) -> None:
+async def test_only_admins_of_the_first_organization_may_back_up_and_restore(
+    server: TestServer,
+) -> None:
     await server.services.store.write(
         lambda connection: organizations.add(
             connection, org="org-second", name="n", time_ms=2 * 10**12
         )
     )
-    data = await take(server)
-    before = world(server)
+    data = await take_backup(server)
+    before = dump_store(server)
     for role, org in (("viewer", server.org), ("member", server.org), ("admin", "org-second")):
         client = await server.client(await make_key(server, role, org))
-        before["keys"] = world(server)["keys"]
+        before["keys"] = dump_store(server)["keys"]
         for method, name in (("GET", "contents"), ("POST", "backups"), ("POST", "restores")):
             answer = await client.request(method, f"/workspaces/{org}/storage/{name}", content=data)
             assert (answer.status_code, answer.json()["code"]) == (403, "RoleForbidden"), (
@@ -342,16 +355,18 @@ async def test_only_admins_of_the_first_organisation_may(server: TestServer) -> 
                 org,
                 name,
             )
-    assert world(server) == before
+    assert dump_store(server) == before
 
 
-async def test_attempts_of_the_backup_go_on_and_later_ones_are_refused(server: TestServer) -> None:
-    attempt = await lived_in(server)
-    data = await take(server)
+async def test_attempts_in_the_backup_continue_and_later_ones_are_refused(
+    server: TestServer,
+) -> None:
+    attempt = await fill_store(server)
+    data = await take_backup(server)
     await attempt.ship("second line", stream="stdout")
     later = await attempts.start(server, "later")
     numbers = counted(server)
-    await restored(server, data)
+    await restore_backup(server, data)
 
     for call in (
         later.start,
@@ -361,10 +376,9 @@ async def test_attempts_of_the_backup_go_on_and_later_ones_are_refused(server: T
     ):
         answer = await call()
         assert (answer.status_code, answer.json()["code"]) == (409, "LeaseLost")
-    wanted = (await attempt.post("renew")).json()
-    assert (wanted["action"], wanted["epoch"]) == ("continue", epoch(server))
-    # The supervisor is told where the server stands, goes on from there, and each line is there
-    # once.
+    renewal = (await attempt.post("renew")).json()
+    assert (renewal["action"], renewal["epoch"]) == ("continue", epoch(server))
+    # The supervisor gets the server's offset, continues from there, and each line is stored once.
     answer = await attempt.ship("third line", stream="stdout")
     assert answer.json()["offset"] == len("first line\n")
     await attempt.ship("second line", stream="stdout")
@@ -379,12 +393,12 @@ async def test_attempts_of_the_backup_go_on_and_later_ones_are_refused(server: T
     assert again.assignment["token"] != later.assignment["token"]
 
 
-async def test_a_last_word_that_stands_on_what_was_undone_is_put_off(server: TestServer) -> None:
+async def test_a_final_report_that_depends_on_undone_data_is_deferred(server: TestServer) -> None:
     attempt = await attempts.start(server)
     known = (await attempt.post("renew")).json()["epoch"]
-    data = await take(server)
+    data = await take_backup(server)
     await attempt.checkpoint()
-    await restored(server, data)
+    await restore_backup(server, data)
     end = {"exit_code": 0, "signal": None, "group_empty": True, "cause": "exit code 0", "time": 5}
     result = {
         "outcome": "Succeeded",
@@ -402,16 +416,16 @@ async def test_a_last_word_that_stands_on_what_was_undone_is_put_off(server: Tes
     assert (await (await server.api()).get(server.path("storage"))).json()["agrees"]
 
 
-async def test_server_lived_time_never_goes_back_and_an_open_attempt_gets_time_to_speak(
+async def test_server_lived_time_never_decreases_and_open_attempts_get_time_to_report(
     server: TestServer,
 ) -> None:
     attempt = await attempts.start(server)
-    data = await take(server)
+    data = await take_backup(server)
     await server.services.store.write(lambda connection: lease_clock.advance(connection, 3_600_000))
     lived_ms, _ = counted(server)
-    await restored(server, data)
+    await restore_backup(server, data)
     assert counted(server)[0] == lived_ms
-    for _ in range(22):  # 44 s of 45: its controller may have to be asked first
+    for _ in range(22):  # 44 s of 45: its controller may have to report first
         await leases.tick(server.services, 2.0)
     assert (await attempts.read_condition(server))[:2] == ("Running", "Preparing")
     assert (await attempt.post("renew")).status_code == 200
@@ -420,21 +434,23 @@ async def test_server_lived_time_never_goes_back_and_an_open_attempt_gets_time_t
     assert (await attempts.read_condition(server))[:2] == ("Running", "Stopping")
 
 
-async def test_epochs_and_numbers_never_repeat_over_many_restores(server: TestServer) -> None:
+async def test_store_ids_and_fencing_numbers_never_repeat_over_many_restores(
+    server: TestServer,
+) -> None:
     api = await server.api()
-    data, tokens, epochs = await take(server), set(), {epoch(server)}
+    data, tokens, epochs = await take_backup(server), set(), {epoch(server)}
     for number in range(5):
         await api.put(server.path("runs/r1"), json={"spec": {}})
         attempt = await attempts.claim(server, f"c{number}")
         assert attempt.assignment["attempt"] == 1
         tokens.add(attempt.assignment["token"])
-        await restored(server, data)
+        await restore_backup(server, data)
         epochs.add(epoch(server))
     assert (len(tokens), len(epochs)) == (5, 6)
     assert counted(server)[1] == 5
 
 
-async def test_a_backup_amid_writes_holds_whole_runs_only(server: TestServer) -> None:
+async def test_a_backup_during_writes_contains_only_complete_runs(server: TestServer) -> None:
     api, is_over = await server.api(), asyncio.Event()
 
     async def write_on() -> None:
@@ -456,7 +472,7 @@ async def test_a_backup_amid_writes_holds_whole_runs_only(server: TestServer) ->
     writing = asyncio.create_task(write_on())
     files = []
     for _ in range(5):
-        files.append(await take(server))
+        files.append(await take_backup(server))
         await asyncio.sleep(0.05)
     is_over.set()
     await writing
@@ -468,7 +484,7 @@ async def test_a_backup_amid_writes_holds_whole_runs_only(server: TestServer) ->
 
 
 def check_whole(data: bytes) -> int:
-    """Each run of a backup has all that belongs to it as of one moment; how many runs there are."""
+    """Check that each run of a backup is consistent; return the number of runs."""
     manifest, tables, blobs = opened(data)
     columns = {part.name: part.columns for part in manifest.tables}
 
@@ -505,10 +521,10 @@ def opened(data: bytes) -> tuple[backup_file.BackupManifest, dict[str, list[Any]
         return manifest, tables, [name for name in tar.getnames() if name.startswith("blobs/")]
 
 
-async def test_bytes_that_a_backup_is_reading_outlive_their_run_until_it_is_done(
+async def test_bytes_that_a_backup_reads_are_kept_until_it_is_done(
     server: TestServer,
 ) -> None:
-    await lived_in(server)
+    await fill_store(server)
     api = await server.api()
     (digest,) = server.services.blobs(server.org).hashes()
     actor = backups.Actor(org=server.org, name="key", role="admin", address="")
@@ -524,20 +540,20 @@ async def test_bytes_that_a_backup_is_reading_outlive_their_run_until_it_is_done
     assert "done" in {run[1] for run in opened(data)[1]["runs"]}
 
 
-async def test_a_backup_says_that_bytes_were_lost_before(server: TestServer) -> None:
-    await lived_in(server)
+async def test_a_backup_reports_bytes_that_were_lost_before(server: TestServer) -> None:
+    await fill_store(server)
     (digest,) = server.services.blobs(server.org).hashes()
     server.services.blobs(server.org).delete(digest)
-    manifest, _, blobs = opened(await take(server))
+    manifest, _, blobs = opened(await take_backup(server))
     assert (manifest.missing_blobs, manifest.blob_count, blobs) == (1, 0, [])
 
 
-async def test_a_blob_that_is_damaged_here_is_mended_by_a_restore(server: TestServer) -> None:
-    await lived_in(server)
-    data = await take(server)
+async def test_a_restore_repairs_a_damaged_blob(server: TestServer) -> None:
+    await fill_store(server)
+    data = await take_backup(server)
     (digest,) = server.services.blobs(server.org).hashes()
     server.services.blobs(server.org)._path(digest).write_bytes(b"rubbish")
-    await restored(server, data)
+    await restore_backup(server, data)
     assert server.services.blobs(server.org).verify(digest)
 
 
@@ -545,7 +561,7 @@ HEADER = backup_file.BLOCK_BYTES
 
 
 def bad_files(data: bytes) -> Iterator[tuple[str, bytes]]:
-    """Everything that may be wrong with a file, each in a few places."""
+    """Yield every kind of damage to a file, each at a few positions."""
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         members = tar.getmembers()
     for member in members:
@@ -564,7 +580,7 @@ def bad_files(data: bytes) -> Iterator[tuple[str, bytes]]:
         data[: members[1].offset] + data[members[1].offset : members[2].offset] * 2,
     )
     yield "nothing", b""
-    yield "a picture", b"\x89PNG" * 1000
+    yield "an image", b"\x89PNG" * 1000
     yield "another tar", another_tar("manifest.json", b"{}")
     yield "a manifest of 8 GiB", backup_file._build_header("manifest.json", 8**11 - 1) + b"{" * 4096
 
@@ -655,7 +671,7 @@ def forged_files(data: bytes) -> Iterator[tuple[str, bytes]]:
 
         return change
 
-    def no_pulse(_manifest: Any, tables: Any, _blobs: Any) -> None:
+    def without_server_clock(_manifest: Any, tables: Any, _blobs: Any) -> None:
         tables["pulse"] = b""
 
     def row_twice(_manifest: Any, tables: Any, _blobs: Any) -> None:
@@ -676,7 +692,7 @@ def forged_files(data: bytes) -> Iterator[tuple[str, bytes]]:
             path_in_org,
             path_in_hash,
             wrong_blob,
-            no_pulse,
+            without_server_clock,
             row_twice,
             garbage,
             nobody,
@@ -702,21 +718,21 @@ def forged_files(data: bytes) -> Iterator[tuple[str, bytes]]:
         yield f"{table}.{column} = {value!r}", rewritten(data, put(table, column, value))
 
 
-async def test_a_file_that_is_not_as_it_was_written_changes_nothing(server: TestServer) -> None:
-    await lived_in(server)
+async def test_an_altered_backup_file_changes_nothing(server: TestServer) -> None:
+    await fill_store(server)
     datasets = Data(server, await server.api())
     await datasets.begin(await datasets.make())
-    data = await take(server)
+    data = await take_backup(server)
     # So that blobs of the file are not here.
     await (await server.api()).delete(server.path("runs/done"))
-    before, first_epoch = world(server), epoch(server)
+    before, first_epoch = dump_store(server), epoch(server)
     assert rewritten(data, lambda *_: None) == data
-    verify(data)
+    verify_file(data)
     # Only rows that are wrong reach the database, so only those are of interest on each.
     files = [*forged_files(data), *(() if server.settings.database_url else bad_files(data))]
     for what, bad in files:
         with pytest.raises(backup_file.BackupFileError):
-            verify(bad)
+            verify_file(bad)
         answer = await put_back(server, bad)
         assert (answer.status_code, answer.json()["code"]) == (400, "InvalidBackup"), (
             what,
@@ -724,28 +740,28 @@ async def test_a_file_that_is_not_as_it_was_written_changes_nothing(server: Test
         )
         assert "nothing was changed" in answer.json()["message"]
         assert list(server.services.blobs(server.org).hashes()) == [], what
-    assert (world(server), epoch(server)) == (before, first_epoch)
+    assert (dump_store(server), epoch(server)) == (before, first_epoch)
     assert len(files) > (20 if server.settings.database_url else 100)
     assert not list((server.settings.data_dir / backups.FOLDER).iterdir())
-    await restored(server, data)
+    await restore_backup(server, data)
 
 
-async def test_a_file_that_the_disk_has_no_room_for_is_refused_before_it_comes(
+async def test_a_backup_too_large_for_the_disk_is_refused_before_the_upload(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await lived_in(server)
-    data, before = await take(server), world(server)
+    await fill_store(server)
+    data, before = await take_backup(server), dump_store(server)
     monkeypatch.setattr(backups, "free_bytes", lambda _: 100)
     answer = await put_back(server, data)
     assert (answer.status_code, answer.json()["code"]) == (400, "InvalidBackup")
     assert "disk space" in answer.json()["message"]
-    assert world(server) == {**before, "audit": world(server)["audit"]}
+    assert dump_store(server) == {**before, "audit": dump_store(server)["audit"]}
 
 
-async def test_one_restore_at_a_time(server: TestServer) -> None:
-    data = await take(server)
+async def test_only_one_restore_runs_at_a_time(server: TestServer) -> None:
+    data = await take_backup(server)
     actor = backups.Actor(org=server.org, name="key", role="admin", address="")
     async with backups.receive(server.services, actor):
         answer = await put_back(server, data)
         assert (answer.status_code, answer.json()["code"]) == (409, "RestoreUnderWay")
-    await restored(server, data)
+    await restore_backup(server, data)

@@ -23,12 +23,12 @@ from tests.server.test_process import environment
 
 DEADLINE_S = 60.0
 PAGE = (Path(__file__).parents[2] / "docs/deployment.md").read_text()
-# Not the proxy's own address, so that the two can be told apart.
+# Not the proxy's own address, so that the two can be distinguished.
 CLIENT_ADDRESS = "127.0.0.9"
 
 
 @dataclass(frozen=True)
-class Proxied:
+class ProxiedServer:
     """A server and the proxy in front of it."""
 
     url: str
@@ -52,9 +52,9 @@ class Proxied:
 
 
 @pytest.fixture(scope="module", params=["caddy", "nginx"])
-def proxied(
+def proxied_server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Proxied]:
+) -> Iterator[ProxiedServer]:
     if shutil.which(request.param) is None:
         pytest.skip(f"{request.param} is not installed")
     folder = tmp_path_factory.mktemp(request.param)
@@ -81,7 +81,7 @@ def proxied(
         ) as proxy,
     ):
         try:
-            found = Proxied(url, certificate, folder / "data", log)
+            found = ProxiedServer(url, certificate, folder / "data", log)
             wait_for(found, server, proxy, folder / "proxy.log")
             yield found
         finally:
@@ -92,7 +92,7 @@ def proxied(
 def caddy_command(
     folder: Path, configuration: str, port: int, certificate: Path, key: Path
 ) -> list[str]:
-    """With the test's certificate in place of one from a public authority."""
+    """Return the command, with the test's certificate instead of one from a public authority."""
     site = configuration.replace(
         "train.example {", f"https://localhost:{port} {{\n    tls {certificate} {key}"
     )
@@ -153,7 +153,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_for(found: Proxied, server: Any, proxy: Any, proxy_log: Path) -> None:
+def wait_for(found: ProxiedServer, server: Any, proxy: Any, proxy_log: Path) -> None:
     deadline = time.monotonic() + DEADLINE_S
     while True:
         assert server.poll() is None, found.access_log.read_text()
@@ -166,11 +166,11 @@ def wait_for(found: Proxied, server: Any, proxy: Any, proxy_log: Path) -> None:
         time.sleep(0.05)
 
 
-def register_checkpoint(proxied: Proxied, run_id: str, content: bytes) -> None:
-    """What a controller and a supervisor do, through the proxy as well."""
-    key = json.loads((proxied.data_dir / "secrets/controller.json").read_text())["key"]
+def register_checkpoint(proxied_server: ProxiedServer, run_id: str, content: bytes) -> None:
+    """Register a checkpoint as controller and supervisor do, also through the proxy."""
+    key = json.loads((proxied_server.data_dir / "secrets/controller.json").read_text())["key"]
     offer = {"claim_id": run_id, "machine_id": "m1", "host": "here", "slots": 1, "wait_s": 0}
-    with proxied.client(key) as controller:
+    with proxied_server.client(key) as controller:
         token = controller.post("/internal/v1/claims", json=offer).json()["assignment"]["token"]
     contents = {"model_full/model.safetensors": content, "model_full/run.json": b"{}"}
     files = [
@@ -186,7 +186,7 @@ def register_checkpoint(proxied: Proxied, run_id: str, content: bytes) -> None:
         "is_best": True,
         "time": 1,
     }
-    with proxied.client(token) as attempt:
+    with proxied_server.client(token) as attempt:
         attempt.post("/internal/v1/attempt/process", json=report).raise_for_status()
         for file in files:
             blob = f"/internal/v1/attempt/blobs/{file['sha256']}"
@@ -213,18 +213,18 @@ def register_checkpoint(proxied: Proxied, run_id: str, content: bytes) -> None:
 
 
 def test_a_client_works_through_the_proxy(
-    proxied: Proxied, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    proxied_server: ProxiedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SSL_CERT_FILE", str(proxied.certificate))
-    given = proxied.credentials
+    monkeypatch.setenv("SSL_CERT_FILE", str(proxied_server.certificate))
+    given = proxied_server.credentials
     with vi.Client(
         secret_key=given["secret_key"],
         organization_id=given["organization_id"],
-        endpoint=proxied.url,
+        endpoint=proxied_server.url,
     ) as client:
         run = client.runs.create(flow={"name": "Through the proxy", "schema": "v1", "blocks": []})
         content = bytes(range(256)) * 16_384
-        register_checkpoint(proxied, run.run_id, content)
+        register_checkpoint(proxied_server, run.run_id, content)
         models = list(client.models.list(run.run_id).all_items())
         assert [model.model_id for model in models] == ["epoch-1"]
         downloaded = client.models.download(
@@ -233,48 +233,54 @@ def test_a_client_works_through_the_proxy(
         assert next(Path(downloaded.model_path).rglob("*.safetensors")).read_bytes() == content
 
 
-def test_links_lead_through_the_proxy_and_a_cut_reaches_the_client(proxied: Proxied) -> None:
-    with proxied.client() as client:
-        client.put(proxied.path("runs/cut"), json={"spec": {}}).raise_for_status()
-        register_checkpoint(proxied, "cut", b"weights" * 100_000)
-        model = client.get(proxied.path("runs/cut/outputs/latest?contents=y")).json()
+def test_links_lead_through_the_proxy_and_the_client_sees_an_aborted_download(
+    proxied_server: ProxiedServer,
+) -> None:
+    with proxied_server.client() as client:
+        client.put(proxied_server.path("runs/cut"), json={"spec": {}}).raise_for_status()
+        register_checkpoint(proxied_server, "cut", b"weights" * 100_000)
+        model = client.get(proxied_server.path("runs/cut/outputs/latest?contents=y")).json()
         link = model["status"]["contents"]["downloadUrl"]["url"]
-        assert link.startswith(f"{proxied.url}/downloads/")
+        assert link.startswith(f"{proxied_server.url}/downloads/")
         part = client.get(link, headers={"range": "bytes=512-1023"})
         assert (part.status_code, len(part.content)) == (206, 512)
-        client.delete(proxied.path("runs/cut")).raise_for_status()
-        # An answer with an error status would be taken for bytes of the model by some clients.
+        client.delete(proxied_server.path("runs/cut")).raise_for_status()
+        # Some clients would take the body of an error response for bytes of the model.
         with pytest.raises(httpx2.TransportError):
             client.get(link, headers={"range": "bytes=512-1023"})
 
 
-def test_the_address_of_the_client_counts_and_not_what_it_claims(proxied: Proxied) -> None:
-    with proxied.client() as client:
+def test_the_clients_real_address_counts_and_not_what_it_claims(
+    proxied_server: ProxiedServer,
+) -> None:
+    with proxied_server.client() as client:
         claims = {
             "x-forwarded-for": "203.0.113.9",
             "x-forwarded-host": "evil.example",
             "x-forwarded-proto": "http",
         }
-        assert client.get(proxied.path("runs/whose"), headers=claims).status_code == 404
-        answer = client.get(proxied.path("runs"), headers={"origin": proxied.url})
+        assert client.get(proxied_server.path("runs/whose"), headers=claims).status_code == 404
+        answer = client.get(proxied_server.path("runs"), headers={"origin": proxied_server.url})
         assert answer.status_code == 200
         assert (
-            client.get(proxied.path("runs"), headers={"origin": "https://evil.example"}).status_code
+            client.get(
+                proxied_server.path("runs"), headers={"origin": "https://evil.example"}
+            ).status_code
             == 403
         )
     lines = [
         json.loads(line)
-        for line in proxied.access_log.read_text().splitlines()
+        for line in proxied_server.access_log.read_text().splitlines()
         if "runs/whose" in line
     ]
     assert [line["address"] for line in lines] == [CLIENT_ADDRESS]
 
 
-def test_the_proxy_opens_no_other_spelling_of_a_path(proxied: Proxied) -> None:
-    tls = ssl.create_default_context(cafile=str(proxied.certificate))
-    port = int(proxied.url.rpartition(":")[2])
+def test_the_proxy_passes_no_other_spelling_of_a_path(proxied_server: ProxiedServer) -> None:
+    tls = ssl.create_default_context(cafile=str(proxied_server.certificate))
+    port = int(proxied_server.url.rpartition(":")[2])
     for path in ("/{}", "/.{}", "/x/..{}", "/x/%2e%2e{}", "{}/", "{}%2f"):
-        spelled = path.format(proxied.path("runs"))
+        spelled = path.format(proxied_server.path("runs"))
         with tls.wrap_socket(
             socket.create_connection(("127.0.0.1", port)), server_hostname="localhost"
         ) as connection:
@@ -283,5 +289,5 @@ def test_the_proxy_opens_no_other_spelling_of_a_path(proxied: Proxied) -> None:
                 "\r\n".encode()
             )
             answer = b"".join(iter(lambda: connection.recv(65_536), b""))
-        # 401 where the proxy has tidied the path: no key was sent.
+        # 401 where the proxy has normalized the path: no key was sent.
         assert answer.split()[1] in (b"400", b"401"), (spelled, answer)

@@ -65,7 +65,9 @@ async def test_weights_of_a_run_must_exist(server: TestServer) -> None:
     assert "/blocks/0/settings/architecture/weights" in text
 
 
-async def test_bodies_that_are_no_json_or_of_another_shape(server: TestServer) -> None:
+async def test_bodies_that_are_not_json_or_have_the_wrong_shape_are_refused(
+    server: TestServer,
+) -> None:
     api = await server.api()
     for body in (b"", b"{", b"{flow: 1}", b"\xff\xfe", b'{"a": NaN}', b"{} {}", b'"\\ud800"'):
         answer = await api.put(server.path("runs/r1"), content=body)
@@ -85,7 +87,7 @@ async def test_bodies_that_are_no_json_or_of_another_shape(server: TestServer) -
             assert answer.json()["message"]
 
 
-async def test_an_unknown_field_is_named_with_its_place(server: TestServer) -> None:
+async def test_an_unknown_field_is_reported_with_its_path(server: TestServer) -> None:
     api = await server.api()
     answer = await api.put(server.path("runs/r1"), json={"spec": {"colour": "red"}})
     assert answer.json()["code"] == "InvalidBody"
@@ -97,7 +99,7 @@ async def test_an_unknown_field_is_named_with_its_place(server: TestServer) -> N
     assert wrong.json()["problems"][0]["path"] == "/metadata/attributes"
 
 
-async def test_the_limits_of_json_hold_on_either_side(server: TestServer) -> None:
+async def test_json_limits_are_exact(server: TestServer) -> None:
     api = await server.api()
 
     async def message(filter: Any) -> tuple[int, str]:
@@ -128,7 +130,7 @@ async def test_unknown_routes_and_methods_are_problems_too(server: TestServer) -
     assert set(wrong.json()) <= keys
 
 
-async def test_a_mistake_of_ours_says_nothing_about_our_inside(
+async def test_an_internal_error_reveals_no_internals(
     server: TestServer, monkeypatch: Any, caplog: Any
 ) -> None:
     api = await server.api()
@@ -143,7 +145,7 @@ async def test_a_mistake_of_ours_says_nothing_about_our_inside(
     assert "secret" in caplog.text
 
 
-async def test_a_store_that_cannot_be_used_is_said_so_with_a_time_to_come_back(
+async def test_an_unavailable_store_is_reported_with_a_retry_time(
     server: TestServer, monkeypatch: Any
 ) -> None:
     from runyard.store import StoreUnavailable
@@ -160,7 +162,7 @@ async def test_a_store_that_cannot_be_used_is_said_so_with_a_time_to_come_back(
     assert msgspec.json.decode(answer.content)["status"] == 503
 
 
-# Each is JSON to a lenient reader, and none may be read as something else than it says.
+# A lenient parser accepts each of these; none may be read as a different value.
 NOT_EXACT = [
     (b'{"spec": {"flow": {"blocks": [], "settings": {"seed": %s}}}}' % word, code)
     for word, code in [
@@ -182,7 +184,7 @@ NOT_EXACT = [
 
 
 @pytest.mark.parametrize("noun", ["runs", "flows"])
-async def test_no_number_and_no_key_of_a_body_is_read_as_another(
+async def test_ambiguous_numbers_and_duplicate_keys_in_a_body_are_refused(
     noun: str, server: TestServer
 ) -> None:
     api = await server.api()
@@ -198,7 +200,7 @@ async def test_no_number_and_no_key_of_a_body_is_read_as_another(
     assert (problem["path"], problem["given"]) == ("/seed", "seed")
 
 
-async def test_colons_and_quotes_in_texts_are_no_keys(server: TestServer) -> None:
+async def test_colons_and_quotes_in_strings_are_not_taken_for_keys(server: TestServer) -> None:
     api = await server.api()
     attributes = {'a:"b\\': '::"{}\\"', "\\": "\\\\", "é": "\u2028:"}
     for number, ascii in enumerate((True, False)):

@@ -1,4 +1,4 @@
-"""The first start and the ones after it: keys in files of ours alone, the same for good."""
+"""The first start and later ones: permanent keys in files that only the owner can read."""
 
 import asyncio
 import json
@@ -19,8 +19,8 @@ from runyard.settings import Settings
 from runyard.store import StoreUnavailable, tables
 
 
-def start(settings: Settings) -> list[Any]:
-    """Start and stop once; returns the rows of keys."""
+def start_and_stop(settings: Settings) -> list[Any]:
+    """Start and stop once; return the rows of keys."""
 
     async def once() -> list[Any]:
         async with open_services(settings, AsyncSystemClock(), run_ticker=False) as services:
@@ -33,30 +33,30 @@ def start(settings: Settings) -> list[Any]:
     return asyncio.run(once())
 
 
-def told(settings: Settings) -> dict[str, str]:
+def read_credentials(settings: Settings) -> dict[str, str]:
     credentials: dict[str, str] = json.loads(settings.credentials_file.read_text())
     return credentials
 
 
-def test_the_first_start_makes_an_organisation_and_keys_and_later_ones_keep_them(
+def test_the_first_start_creates_organization_and_keys_and_later_ones_keep_them(
     tmp_path: Path,
 ) -> None:
     settings = Settings(data_dir=tmp_path / "data")
-    rows = start(settings)
-    first = told(settings)
+    rows = start_and_stop(settings)
+    first = read_credentials(settings)
     assert re.fullmatch(r"org-[a-z0-9]{8}", first["organization_id"])
     assert len(first["secret_key"]) == LENGTH
     assert [(row.role, row.org) for row in rows] == [
         ("admin", first["organization_id"]),
         ("controller", None),
     ]
-    assert start(settings) == rows
-    assert told(settings) == first
+    assert start_and_stop(settings) == rows
+    assert read_credentials(settings) == first
 
 
-def test_every_secret_lies_in_a_file_of_ours_alone(tmp_path: Path) -> None:
+def test_only_the_owner_can_read_files_with_secrets(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path / "data")
-    start(settings)
+    start_and_stop(settings)
     files = [settings.credentials_file, *settings.secrets_dir.iterdir()]
     assert {path.name for path in files} == {
         "credentials.json",
@@ -68,11 +68,11 @@ def test_every_secret_lies_in_a_file_of_ours_alone(tmp_path: Path) -> None:
     assert stat.S_IMODE(settings.secrets_dir.stat().st_mode) == 0o700
 
 
-def test_the_database_holds_no_secret(tmp_path: Path) -> None:
+def test_the_database_contains_no_secret(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path / "data")
-    start(settings)
+    start_and_stop(settings)
     keys = [
-        told(settings)["secret_key"],
+        read_credentials(settings)["secret_key"],
         json.loads((settings.secrets_dir / "controller.json").read_text())["key"],
     ]
     signing = json.loads((settings.secrets_dir / "signing.json").read_text())["keys"]["1"]
@@ -86,7 +86,7 @@ def test_the_database_holds_no_secret(tmp_path: Path) -> None:
     assert bytes.fromhex((settings.secrets_dir / "pepper").read_text()) not in stored
 
 
-def test_a_start_cut_off_before_the_database_had_the_key_adopts_it(
+def test_a_key_written_before_an_interrupted_start_is_adopted(
     tmp_path: Path, monkeypatch: Any
 ) -> None:
     settings = Settings(data_dir=tmp_path / "data")
@@ -96,10 +96,10 @@ def test_a_start_cut_off_before_the_database_had_the_key_adopts_it(
 
     with monkeypatch.context() as patch, pytest.raises(StoreUnavailable):
         patch.setattr("runyard.store.Store.write", cut)
-        start(settings)
-    written = told(settings)
-    rows = start(settings)
-    assert told(settings) == written
+        start_and_stop(settings)
+    written = read_credentials(settings)
+    rows = start_and_stop(settings)
+    assert read_credentials(settings) == written
     assert rows[0].id == written["secret_key"][7:23]
 
 
@@ -110,8 +110,8 @@ def test_a_secret_that_others_can_read_stops_the_start(tmp_path: Path) -> None:
         open_secrets(tmp_path / "secrets")
 
 
-def test_two_starts_at_once_agree_on_the_secrets(tmp_path: Path, monkeypatch: Any) -> None:
-    """The other server makes its pepper between our look and our own: ours must give way."""
+def test_two_concurrent_starts_agree_on_the_secrets(tmp_path: Path, monkeypatch: Any) -> None:
+    """The other server creates its pepper between this one's check and write, and wins."""
     folder = tmp_path / "secrets"
     folder.mkdir()
     real = secret_files._create
@@ -126,16 +126,16 @@ def test_two_starts_at_once_agree_on_the_secrets(tmp_path: Path, monkeypatch: An
     assert open_secrets(folder) == open_secrets(folder)
 
 
-def test_the_endpoint_is_kept_up_to_date_beside_the_keys(tmp_path: Path) -> None:
+def test_the_endpoint_next_to_the_keys_is_kept_up_to_date(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path / "data")
-    start(settings)
-    before = told(settings)
+    start_and_stop(settings)
+    before = read_credentials(settings)
     write_endpoint(settings, "http://127.0.0.1:1/")
-    assert told(settings) == before | {"endpoint": "http://127.0.0.1:1/"}
+    assert read_credentials(settings) == before | {"endpoint": "http://127.0.0.1:1/"}
     assert (
         json.loads((settings.secrets_dir / "controller.json").read_text())["endpoint"]
         == "http://127.0.0.1:1/"
     )
-    settings.credentials_file.unlink()  # its owner took the key elsewhere
+    settings.credentials_file.unlink()  # its owner moved the key elsewhere
     write_endpoint(settings, "http://127.0.0.1:2/")
     assert not settings.credentials_file.exists()

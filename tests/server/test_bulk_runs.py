@@ -1,4 +1,4 @@
-"""Many runs in one request: each has the outcome that a request of its own would have."""
+"""Many runs in one request: each has the same outcome as in a separate request."""
 
 import asyncio
 from typing import Any
@@ -38,7 +38,7 @@ async def condition(server: TestServer, run_id: str) -> str:
     return str(run["status"]["conditions"][-1]["condition"])
 
 
-async def test_each_run_has_the_outcome_that_it_would_have_had_alone(server: TestServer) -> None:
+async def test_each_run_has_the_same_outcome_as_in_a_single_request(server: TestServer) -> None:
     api = await server.api()
     finished = await attempts.start(server, "finished")
     await finished.finish(0, outcome="Succeeded")
@@ -155,7 +155,7 @@ async def test_a_filter_finds_what_the_list_finds(server: TestServer) -> None:
     assert outcomes(deleted) == {"r2": "Deleted", "ended": "Deleted"}
 
 
-async def test_a_filter_takes_a_bounded_number_and_says_that_there_are_more(
+async def test_a_filter_matches_a_bounded_number_and_reports_that_there_are_more(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bulk_runs, "MOST", 3)
@@ -181,11 +181,16 @@ async def test_each_run_has_its_own_audit_row(server: TestServer) -> None:
     rows = server.services.store.read(
         lambda connection: connection.execute(tables.audit.select()).all()
     )
-    told = [(row.action, row.target) for row in rows if not row.action.startswith("create")]
-    assert told == [("kill run", "a"), ("kill run", "b"), ("delete run", "b"), ("delete run", "a")]
+    audited = [(row.action, row.target) for row in rows if not row.action.startswith("create")]
+    assert audited == [
+        ("kill run", "a"),
+        ("kill run", "b"),
+        ("delete run", "b"),
+        ("delete run", "a"),
+    ]
 
 
-async def test_bodies_that_do_not_say_which_runs_change_none(server: TestServer) -> None:
+async def test_a_body_that_names_no_runs_changes_none(server: TestServer) -> None:
     await create(server, "a")
     api = await server.api()
     bad: list[tuple[dict[str, Any], str]] = [

@@ -1,4 +1,4 @@
-"""The table of a run's moves, pure."""
+"""The table of a run's transitions, without a server."""
 
 import itertools
 
@@ -34,24 +34,26 @@ def history(*kinds: ConditionKind) -> list[ResourceCondition]:
 
 
 @pytest.mark.parametrize(("start", "end"), list(itertools.product(list(REASONS), list(REASONS))))
-def test_every_pair_of_states_moves_as_the_table_says(
+def test_every_pair_of_states_follows_the_transition_table(
     start: ConditionKind, end: ConditionKind
 ) -> None:
     before = history(*PATHS[start])
-    move = Transition(end, REASONS[end][0], "why")
+    decided = Transition(end, REASONS[end][0], "why")
     if start in FINAL:
-        assert apply_transition(before, move, now_ms=9) == before  # the first final word stands
+        assert (
+            apply_transition(before, decided, now_ms=9) == before
+        )  # the first final condition stays
     elif start is end:
-        after = apply_transition(before, move, now_ms=9)
+        after = apply_transition(before, decided, now_ms=9)
         assert len(after) == len(before)
         assert (after[-1].message, after[-1].last_transition_time) == ("why", 1)
     elif end in LEGAL[start]:
-        after = apply_transition(before, move, now_ms=9)
+        after = apply_transition(before, decided, now_ms=9)
         assert after[:-1] == before
         assert (after[-1].condition, after[-1].last_transition_time) == (end, 9)
     else:
         with pytest.raises(IllegalTransition):
-            apply_transition(before, move, now_ms=9)
+            apply_transition(before, decided, now_ms=9)
 
 
 def test_a_history_begins_with_pending() -> None:
@@ -61,7 +63,7 @@ def test_a_history_begins_with_pending() -> None:
 
 
 @pytest.mark.parametrize("kind", [kind for kind in ConditionKind if kind.is_final])
-def test_an_ended_history_takes_no_reason_whichever_it_is(kind: ConditionKind) -> None:
+def test_an_ended_history_accepts_no_further_condition(kind: ConditionKind) -> None:
     history = [
         ResourceCondition(
             condition=kind, last_transition_time=1, reason=REASONS[kind][0], message=""
@@ -71,7 +73,7 @@ def test_an_ended_history_takes_no_reason_whichever_it_is(kind: ConditionKind) -
         assert apply_transition(history, transition, now_ms=2) == history
 
 
-def test_a_reason_that_no_page_lists_is_a_mistake() -> None:
+def test_a_reason_that_no_page_documents_raises() -> None:
     with pytest.raises(IllegalTransition, match="Thinking"):
         apply_transition(history(K.PENDING), Transition(K.RUNNING, "Thinking"), now_ms=1)
 
@@ -79,7 +81,7 @@ def test_a_reason_that_no_page_lists_is_a_mistake() -> None:
 def report(
     code: int | None = 0, signal: str | None = None, outcome: str = "", reason: str = ""
 ) -> ExitReport:
-    result = {"outcome": outcome, "reason": reason, "message": "as told"} if outcome else None
+    result = {"outcome": outcome, "reason": reason, "message": "as reported"} if outcome else None
     return ExitReport(
         exit_code=code, signal=signal, group_empty=True, cause="the cause", time=1, result=result
     )
@@ -90,12 +92,12 @@ def end(*, killed: bool = False, used: int = 1, checkpoint: bool = True) -> Atte
 
 
 @pytest.mark.parametrize(
-    ("told", "at", "kind", "reason"),
+    ("exit_report", "at", "kind", "reason"),
     [
         (report(0, outcome="Succeeded", reason="Completed"), end(), K.SUCCEEDED, "Completed"),
         (report(0, outcome="Succeeded", reason="EarlyStopped"), end(), K.SUCCEEDED, "EarlyStopped"),
         (report(0, outcome="Succeeded", reason="???"), end(), K.SUCCEEDED, "Completed"),
-        # What is on disk is done, however the process ended afterwards.
+        # A result on disk counts, however the process ended afterwards.
         (report(None, "SIGKILL", outcome="Succeeded"), end(used=3), K.SUCCEEDED, "Completed"),
         (report(0, outcome="Succeeded"), end(checkpoint=False), K.ERROR, "StorageUnavailable"),
         (report(1, outcome="Failed", reason="Diverged"), end(), K.FAILED, "Diverged"),
@@ -118,20 +120,20 @@ def end(*, killed: bool = False, used: int = 1, checkpoint: bool = True) -> Atte
         (report(1), end(used=2), K.PENDING, "Retrying"),
         (report(1), end(used=3), K.ERROR, "WorkerLost"),
         # Done, says the code, but there is no result.
-        (report(0), end(used=3), K.ERROR, "WorkerLost"),
+        (report(0), end(used=3), K.ERROR, "WorkerLost"),  # the exit code means success, but there is no result
     ],
 )
-def test_what_becomes_of_a_run_after_its_attempt(
-    told: ExitReport, at: AttemptEnd, kind: ConditionKind, reason: str
+def test_the_condition_of_a_run_follows_from_the_end_of_its_attempt(
+    exit_report: ExitReport, at: AttemptEnd, kind: ConditionKind, reason: str
 ) -> None:
-    move = decide_after_exit(told, at)
-    assert (move.kind, move.reason) == (kind, reason)
-    assert move.kind in conditions.LEGAL[K.RUNNING]
-    assert move.reason in REASONS[move.kind]
-    assert move.message
+    decided = decide_after_exit(exit_report, at)
+    assert (decided.kind, decided.reason) == (kind, reason)
+    assert decided.kind in conditions.LEGAL[K.RUNNING]
+    assert decided.reason in REASONS[decided.kind]
+    assert decided.message
 
 
-def test_only_stopping_on_request_is_not_charged() -> None:
+def test_only_a_requested_stop_is_not_charged() -> None:
     assert not conditions.is_charged(report(75))
     assert all(conditions.is_charged(report(code)) for code in (0, 1, 64, None))
 
@@ -145,26 +147,26 @@ def short_of_memory(cause: str = KILLED) -> ExitReport:
 
 
 def with_micro_batch(size: int | None, *, killed: bool = False, used: int = 1) -> AttemptEnd:
-    """An attempt that trained with ``size``; None where the recipe does not let it shrink."""
+    """An attempt that trained with ``size``; None where the flow does not let it shrink."""
     return AttemptEnd(
         killed=killed, tries_used=used, tries_allowed=3, has_checkpoint=True, micro_batch_size=size
     )
 
 
-def test_a_trainer_killed_for_lack_of_memory_is_retried_only_if_it_may_shrink() -> None:
-    move = decide_after_exit(short_of_memory(), with_micro_batch(None))
-    assert (move.kind, move.reason) == (K.FAILED, "OutOfMemory")
-    assert (move.message or "").startswith(f"{KILLED}; try: give the machine more memory")
-    assert "hyperparameters.microBatchSize" in (move.message or "")
+def test_a_trainer_killed_out_of_memory_is_retried_only_if_it_may_shrink() -> None:
+    decided = decide_after_exit(short_of_memory(), with_micro_batch(None))
+    assert (decided.kind, decided.reason) == (K.FAILED, "OutOfMemory")
+    assert (decided.message or "").startswith(f"{KILLED}; try: give the machine more memory")
+    assert "hyperparameters.microBatchSize" in (decided.message or "")
     assert conditions.is_charged(short_of_memory())
 
 
-def test_a_run_that_may_shrink_goes_on_with_half_the_micro_batch_until_it_is_one() -> None:
+def test_a_run_that_may_shrink_halves_the_micro_batch_down_to_one() -> None:
     size, sizes = 12, []
     while (smaller := conditions.halve_micro_batch(short_of_memory(), size)) is not None:
-        move = decide_after_exit(short_of_memory(), with_micro_batch(size, used=3))
-        assert (move.kind, move.reason) == (K.PENDING, "Retrying")
-        assert move.message == (
+        decided = decide_after_exit(short_of_memory(), with_micro_batch(size, used=3))
+        assert (decided.kind, decided.reason) == (K.PENDING, "Retrying")
+        assert decided.message == (
             f"out of memory with microBatchSize {size} (the kernel ended the trainer while it was "
             f"Training); resuming with {smaller} at the same batch size"
         )
@@ -172,13 +174,13 @@ def test_a_run_that_may_shrink_goes_on_with_half_the_micro_batch_until_it_is_one
         size = smaller
         sizes.append(size)
     assert sizes == [6, 3, 1]
-    move = decide_after_exit(short_of_memory(), with_micro_batch(1))
-    assert (move.kind, move.reason) == (K.FAILED, "OutOfMemory")
-    assert f"{KILLED}, with microBatchSize 1, the smallest; try: give" in (move.message or "")
+    decided = decide_after_exit(short_of_memory(), with_micro_batch(1))
+    assert (decided.kind, decided.reason) == (K.FAILED, "OutOfMemory")
+    assert f"{KILLED}, with microBatchSize 1, the smallest; try: give" in (decided.message or "")
     assert conditions.is_charged(short_of_memory(), micro_batch_size=1)
 
 
-def test_a_kill_and_a_result_count_before_a_want_of_memory() -> None:
+def test_a_kill_or_a_result_outranks_running_out_of_memory() -> None:
     assert (
         decide_after_exit(short_of_memory(), with_micro_batch(8, killed=True)).kind is K.CANCELLED
     )
@@ -187,10 +189,10 @@ def test_a_kill_and_a_result_count_before_a_want_of_memory() -> None:
     assert decide_after_exit(done, with_micro_batch(8)).kind is K.SUCCEEDED
 
 
-def test_where_nobody_saw_whom_the_kernel_ended_it_shrinks_and_uses_up_a_try() -> None:
-    move = decide_after_exit(short_of_memory(LOST), with_micro_batch(8))
-    assert (move.kind, move.reason) == (K.PENDING, "Retrying")
-    assert (move.message or "").endswith(f"{LOST}; resuming with microBatchSize 4 instead of 8")
+def test_an_out_of_memory_kill_of_an_unknown_process_shrinks_and_uses_an_attempt() -> None:
+    decided = decide_after_exit(short_of_memory(LOST), with_micro_batch(8))
+    assert (decided.kind, decided.reason) == (K.PENDING, "Retrying")
+    assert (decided.message or "").endswith(f"{LOST}; resuming with microBatchSize 4 instead of 8")
     assert conditions.is_charged(short_of_memory(LOST), micro_batch_size=8)
     assert decide_after_exit(short_of_memory(LOST), with_micro_batch(8, used=3)).kind is K.ERROR
     plain = decide_after_exit(short_of_memory(LOST), with_micro_batch(None))

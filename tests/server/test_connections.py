@@ -1,4 +1,4 @@
-"""Which connections are closed when there are too many, and what one request may hold."""
+"""Connection limits, and the resources that one request may hold."""
 
 import asyncio
 import socket
@@ -102,7 +102,7 @@ def test_many_addresses_cannot_use_up_all_connections(listener: Listener) -> Non
     assert listener.list_open(clients) == list(range(4, 16))
 
 
-def test_a_trusted_proxy_has_no_cap_of_its_own(listener: Listener) -> None:
+def test_a_trusted_proxy_has_no_connection_cap(listener: Listener) -> None:
     clients = listener.connect(6)
     assert (
         listener.guard(
@@ -123,7 +123,7 @@ def test_one_client_is_dropped_by_its_address_and_port(listener: Listener) -> No
     assert listener.list_open(clients) == [0, 2]
 
 
-def test_ipv6_addresses_count_alike() -> None:
+def test_ipv6_addresses_of_one_host_count_together() -> None:
     with ExitStack() as stack:
         try:
             listener = Listener(stack, "::1")
@@ -134,7 +134,7 @@ def test_ipv6_addresses_count_alike() -> None:
         assert 0 not in listener.list_open(clients)
 
 
-def test_no_more_connections_are_accepted_than_files_can_be_opened(
+def test_connections_are_limited_by_the_file_descriptor_limit(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     assert raise_file_limit(100) == 100
@@ -195,7 +195,7 @@ def test_after_the_body_waiting_for_a_disconnect_has_no_timeout() -> None:
     The timeout of bodies once ended each after 30 s.
     """
 
-    async def story() -> None:
+    async def scenario() -> None:
         for headers, messages in ((BODY, [body(b"0123456789", more=False)]), ([], [])):
             wire = Wire(headers=headers, transfer_timeout_s=0.05)
             for message in messages:
@@ -208,11 +208,11 @@ def test_after_the_body_waiting_for_a_disconnect_has_no_timeout() -> None:
             assert (await listening)["type"] == "http.disconnect"
             wire.exchange.close()
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_a_body_that_stalls_trickles_or_breaks_off_is_refused() -> None:
-    async def story() -> None:
+def test_a_body_that_stalls_trickles_or_is_cut_off_is_refused() -> None:
+    async def scenario() -> None:
         stalled = Wire(headers=BODY, transfer_timeout_s=0.05)
         with pytest.raises(Refusal) as refused:
             await stalled.exchange.receive()
@@ -237,16 +237,16 @@ def test_a_body_that_stalls_trickles_or_breaks_off_is_refused() -> None:
         broken.incoming.put_nowait(body(b"01234"))
         broken.incoming.put_nowait({"type": "http.disconnect"})
         await broken.exchange.receive()
-        for _ in range(2):  # whoever asks again is not kept waiting
+        for _ in range(2):  # a repeated call returns at once
             with pytest.raises(Refusal) as refused:
                 await broken.exchange.receive()
             assert refused.value.code == "BodyIncomplete"
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_a_large_response_is_sent_in_pieces_and_ends_when_it_is_not_read() -> None:
-    async def story() -> None:
+def test_a_large_response_is_sent_in_chunks_and_aborted_when_it_is_not_read() -> None:
+    async def scenario() -> None:
         wire = Wire(transfer_timeout_s=0.05)
         content = bytes(range(256)) * 1000
         await wire.exchange.send({"type": "http.response.start", "status": 200})
@@ -275,11 +275,11 @@ def test_a_large_response_is_sent_in_pieces_and_ends_when_it_is_not_read() -> No
         assert len(left.sent) < 1000
         left.exchange.close()
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_a_waiting_request_gives_its_place_among_the_others_back() -> None:
-    async def story() -> None:
+def test_a_waiting_request_gives_up_its_slot() -> None:
+    async def scenario() -> None:
         wire = Wire(requests_per_key=1, requests_per_address=1, waits_per_key=1)
         wire.exchange.admit(address="10.0.0.1", key="k")
         with pytest.raises(Refusal):
@@ -293,22 +293,24 @@ def test_a_waiting_request_gives_its_place_among_the_others_back() -> None:
         wire.capacity.waits.check("k")
         wire.exchange.close()
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_time_between_two_pieces_costs_the_client_nothing() -> None:
-    async def story() -> None:
+def test_the_servers_own_delay_between_chunks_does_not_count_against_the_client() -> None:
+    async def scenario() -> None:
         pace = Pace(0.2, 1)
         for _ in range(3):
             await pace.wait(asyncio.sleep(0))
-            await asyncio.sleep(0.1)  # the server's own work, longer in all than the client's time
+            await asyncio.sleep(
+                0.1
+            )  # the server's own work, in total longer than the client's time
         await pace.wait(asyncio.sleep(0.01))
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_whoever_waits_for_a_change_stops_when_its_client_leaves() -> None:
-    async def story() -> None:
+def test_waiting_for_a_change_stops_when_the_client_disconnects() -> None:
+    async def scenario() -> None:
         gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         changes = Notifier()
         event = changes.watch("topic")
@@ -322,10 +324,10 @@ def test_whoever_waits_for_a_change_stops_when_its_client_leaves() -> None:
         assert await waiting is True
         assert await changes.wait(asyncio.Event(), timeout_s=0.01) is False
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-async def test_a_controller_that_has_left_is_given_no_run(server: TestServer) -> None:
+async def test_a_disconnected_controller_is_given_no_run(server: TestServer) -> None:
     """Otherwise the claim would hold the run until its lease expires."""
     api = await server.api()
     headers = {
@@ -347,7 +349,7 @@ async def test_a_controller_that_has_left_is_given_no_run(server: TestServer) ->
         "state": {},
     }
     sent: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-    claiming = asyncio.ensure_future(server.door(scope, incoming.get, sent.put))
+    claiming = asyncio.ensure_future(server.gateway(scope, incoming.get, sent.put))
     while SERVICES not in scope or incoming.qsize():
         await asyncio.sleep(0.01)
     incoming.put_nowait({"type": "http.disconnect"})

@@ -17,21 +17,28 @@ from runyard.server.services import retention
 from runyard.server.services.imports import sweep
 from runyard.server.services.runs import deletion
 from runyard.store.datasets import datasets as dataset_rows
-from tests.server.datasets import Data, grounding_row, jsonl, picture, shelf, vqa_row
+from tests.server.datasets import (
+    Data,
+    grounding_row,
+    jsonl,
+    make_image_bytes,
+    make_vqa_files,
+    vqa_row,
+)
 
 
-async def data_of(server: TestServer) -> Data:
+async def open_data(server: TestServer) -> Data:
     return Data(server, await server.api())
 
 
 async def named(data: Data, dataset_id: str) -> dict[str, dict[str, Any]]:
-    """Assets by the last part of their names."""
+    """Return assets by the last part of their names."""
     listed = (await data.get(dataset_id, "assets", s=100))["items"]
     return {asset["filename"].rpartition("/")[2]: asset for asset in listed}
 
 
-async def test_a_dataset_is_described_changed_and_listed(server: TestServer) -> None:
-    data = await data_of(server)
+async def test_a_dataset_is_read_updated_and_listed(server: TestServer) -> None:
+    data = await open_data(server)
     ids = [await data.make(name=f"shelf {number}") for number in range(3)]
     assert all(id.isalnum() for id in ids)
     changed = await data.api.patch(
@@ -57,10 +64,10 @@ async def test_a_dataset_is_described_changed_and_listed(server: TestServer) -> 
     assert refused.json()["problems"][0]["path"] == "/type"
 
 
-async def test_pictures_are_sorted_filtered_paged_renamed_and_fetched(server: TestServer) -> None:
-    data = await data_of(server)
+async def test_images_are_sorted_filtered_paged_renamed_and_downloaded(server: TestServer) -> None:
+    data = await open_data(server)
     dataset_id = await data.make()
-    await data.bring(dataset_id, shelf(5))
+    await data.import_files(dataset_id, make_vqa_files(5))
     names = [f"shelf/{number}.png" for number in range(1, 6)]
     for sorting in ("filename", "metadata.fileSize", "assetId", "lastModified.contents", "default"):
         seen, token = [], ""
@@ -76,13 +83,13 @@ async def test_pictures_are_sorted_filtered_paged_renamed_and_fetched(server: Te
     assert [asset["filename"] for asset in filtered["items"]] == ["shelf/3.png"]
     assert (await data.get(dataset_id, "assets:count", filter="shelf/")) == {"count": 5}
     asset = filtered["items"][0]
-    assert asset["metadata"]["sha256"] == hashlib.sha256(picture(3)).hexdigest()
+    assert asset["metadata"]["sha256"] == hashlib.sha256(make_image_bytes(3)).hexdigest()
     anonymous = await server.client(None)
     url = asset["contents"]["asset"]["url"]
     assert url.endswith("/3.png")
-    assert (await anonymous.get(url)).content == picture(3)
+    assert (await anonymous.get(url)).content == make_image_bytes(3)
     part = await anonymous.get(url, headers={"range": "bytes=2-5"})
-    assert (part.status_code, part.content) == (206, picture(3)[2:6])
+    assert (part.status_code, part.content) == (206, make_image_bytes(3)[2:6])
 
     place = data.path(dataset_id, "assets", asset["assetId"])
     renamed = await data.api.post(place + "/name", json={"filename": "shelf/three.png"})
@@ -103,11 +110,11 @@ async def test_pictures_are_sorted_filtered_paged_renamed_and_fetched(server: Te
     assert (await data.get(dataset_id))["statistic"]["annotationTotal"] == 4
 
 
-async def test_annotations_are_told_part_by_part_and_edited(server: TestServer) -> None:
-    data = await data_of(server)
+async def test_annotations_are_listed_part_by_part_and_edited(server: TestServer) -> None:
+    data = await open_data(server)
     dataset_id = await data.make("phrase-grounding")
-    done = await data.bring(
-        dataset_id, {"a.png": picture(1), "l.jsonl": jsonl(grounding_row(1, "a.png"))}
+    done = await data.import_files(
+        dataset_id, {"a.png": make_image_bytes(1), "l.jsonl": jsonl(grounding_row(1, "a.png"))}
     )
     asset = (await named(data, dataset_id))["a.png"]
     place = ("assets", asset["assetId"], "annotations")
@@ -158,17 +165,17 @@ async def test_annotations_are_told_part_by_part_and_edited(server: TestServer) 
     assert done["status"]["version"]
 
 
-async def test_questions_are_told_as_a_caption_of_json(server: TestServer) -> None:
-    data = await data_of(server)
+async def test_questions_are_returned_as_a_json_caption(server: TestServer) -> None:
+    data = await open_data(server)
     dataset_id = await data.make()
-    await data.bring(dataset_id, shelf(1))
+    await data.import_files(dataset_id, make_vqa_files(1))
     asset = (await named(data, dataset_id))["1.png"]
     place = ("assets", asset["assetId"], "annotations")
-    [told] = (await data.get(dataset_id, *place))["items"]
-    contents = json.loads(told["spec"]["contents"]["contents"])
+    [document] = (await data.get(dataset_id, *place))["items"]
+    contents = json.loads(document["spec"]["contents"]["contents"])
     assert contents["interactions"][0]["answer"] == "Two."
     contents["interactions"][0]["answer"] = "Three."
-    path = data.path(dataset_id, *place, told["annotationId"])
+    path = data.path(dataset_id, *place, document["annotationId"])
     changed = await data.api.patch(path, json={"contents": json.dumps(contents)})
     assert "Three." in changed.json()["spec"]["contents"]["contents"]
     for bad in ("{}", "no", json.dumps({"type": "Freeform", "text": "x"})):
@@ -184,12 +191,12 @@ async def create_run(server: TestServer, run_id: str, **settings: Any) -> Any:
     )
 
 
-async def test_a_run_is_pinned_to_a_version_that_stays_as_long_as_the_run(
+async def test_a_run_is_pinned_to_a_version_that_is_kept_as_long_as_the_run(
     server: TestServer,
 ) -> None:
-    data = await data_of(server)
+    data = await open_data(server)
     dataset_id = await data.make()
-    done = await data.bring(dataset_id, shelf(3))
+    done = await data.import_files(dataset_id, make_vqa_files(3))
     created = await create_run(server, "r1", datasetId=dataset_id)
     settings = created.json()["spec"]["flow"]["blocks"][0]["settings"]
     assert (settings["datasetVersion"], settings["projectKind"]) == (
@@ -226,7 +233,7 @@ async def test_a_run_is_pinned_to_a_version_that_stays_as_long_as_the_run(
     other = hashlib.sha256(b"other").hexdigest()
     assert (await attempt.client.get(f"/internal/v1/attempt/blobs/{other}")).status_code == 404
 
-    # A new run takes what the dataset is now; the old version can still be named.
+    # A new run uses the current content; the old version can still be named.
     newer = await create_run(server, "r2", datasetId=dataset_id)
     assert (
         newer.json()["spec"]["flow"]["blocks"][0]["settings"]["datasetVersion"]
@@ -238,7 +245,7 @@ async def test_a_run_is_pinned_to_a_version_that_stays_as_long_as_the_run(
     refused = await data.api.delete(data.path(dataset_id))
     assert (refused.status_code, refused.json()["code"]) == (409, "DatasetInUse")
     assert "r1" in refused.json()["message"]
-    # Once no run needs it, the version goes, and the picture with it.
+    # Once no run needs it, the version is removed, and the image with it.
     await attempt.start()
     for run_id in ("r1", "r3"):
         await data.api.delete(server.path(f"runs/{run_id}"))
@@ -255,8 +262,8 @@ async def test_a_run_is_pinned_to_a_version_that_stays_as_long_as_the_run(
         server.services.blobs(server.org).open(h).read()
         for h in server.services.blobs(server.org).hashes()
     )
-    assert picture(1) in held
-    assert picture(2) not in held
+    assert make_image_bytes(1) in held
+    assert make_image_bytes(2) not in held
 
 
 @pytest.mark.sqlite_only
@@ -268,24 +275,24 @@ async def test_a_run_is_pinned_to_a_version_that_stays_as_long_as_the_run(
         ({"projectKind": "phrase-grounding"}, "/blocks/0/settings/projectKind"),
     ],
 )
-async def test_a_flow_that_does_not_fit_its_dataset_is_refused_with_the_place(
+async def test_a_flow_that_does_not_fit_its_dataset_is_refused_with_the_path(
     server: TestServer, settings: dict[str, str], place: str
 ) -> None:
-    data = await data_of(server)
+    data = await open_data(server)
     dataset_id = await data.make()
     empty = await create_run(server, "r0", datasetId=dataset_id)
     assert "has no records" in empty.json()["message"]
-    await data.bring(dataset_id, shelf(1))
+    await data.import_files(dataset_id, make_vqa_files(1))
     refused = await create_run(server, "r1", **({"datasetId": dataset_id} | settings))
     assert (refused.status_code, refused.json()["code"]) == (400, "InvalidFlow"), refused.text
     assert [problem["path"] for problem in refused.json()["problems"]] == [place]
 
 
 async def test_a_deleted_dataset_leaves_neither_rows_nor_bytes(server: TestServer) -> None:
-    data = await data_of(server)
+    data = await open_data(server)
     dataset_id, kept = await data.make(), await data.make(name="kept")
-    await data.bring(dataset_id, shelf(4))
-    await data.bring(kept, shelf(2))
+    await data.import_files(dataset_id, make_vqa_files(4))
+    await data.import_files(kept, make_vqa_files(2))
     await data.api.post(
         data.path(dataset_id, "datasetExports"), json={"spec": {"format": "ViJsonl"}}
     )
@@ -298,13 +305,13 @@ async def test_a_deleted_dataset_leaves_neither_rows_nor_bytes(server: TestServe
     async with asyncio.timeout(30):
         await server.services.jobs.wait_until_idle()
     await deletion.sweep(server.services)
-    told = (await data.api.get(data.path(dataset_id, "deleteOperation"))).json()
-    assert [condition["status"] for condition in told["status"]["conditions"]] == ["Reached"]
+    document = (await data.api.get(data.path(dataset_id, "deleteOperation"))).json()
+    assert [condition["status"] for condition in document["status"]["conditions"]] == ["Reached"]
     place: Any = {"org": server.org, "dataset_id": dataset_id}
     assert server.services.store.read(partial(dataset_rows.count_rows, **place)) == {}
     found = await data.storage()
     assert found["agrees"], found
-    # The other dataset shows two of the same pictures, and has them still.
+    # The other dataset shares two of the images, and keeps them.
     listed = (await data.get(kept, "assets", contents="y"))["items"]
     anonymous = await server.client(None)
     for asset in listed:
@@ -317,14 +324,14 @@ async def test_a_deleted_dataset_leaves_neither_rows_nor_bytes(server: TestServe
 
 
 @pytest.mark.sqlite_only
-async def test_what_trainings_made_of_a_deleted_dataset_goes_unless_another_is_the_same(
+async def test_local_copies_of_a_deleted_dataset_are_removed_unless_shared(
     server: TestServer,
 ) -> None:
-    data = await data_of(server)
+    data = await open_data(server)
     settings = server.services.settings
     first, second = await data.make(), await data.make(name="the same")
-    await data.bring(first, shelf(2))
-    await data.bring(second, shelf(2))
+    await data.import_files(first, make_vqa_files(2))
+    await data.import_files(second, make_vqa_files(2))
     [version] = {
         (await data.get(dataset_id, "versions"))["items"][0]["datasetVersionId"]
         for dataset_id in (first, second)
@@ -348,10 +355,10 @@ async def test_what_trainings_made_of_a_deleted_dataset_goes_unless_another_is_t
     assert (brought.exists(), caches[second].exists()) == (False, False)
 
 
-async def test_a_pack_that_is_mostly_rubbish_is_written_anew(server: TestServer) -> None:
-    data = await data_of(server)
+async def test_a_pack_of_mostly_unused_bytes_is_rewritten(server: TestServer) -> None:
+    data = await open_data(server)
     dataset_id = await data.make()
-    await data.bring(dataset_id, shelf(8))
+    await data.import_files(dataset_id, make_vqa_files(8))
     blobs = server.services.blobs(server.org)
     before = sum(blobs.size_bytes(sha256) for sha256 in blobs.hashes())
     names = [f"shelf/{number}.png" for number in range(1, 8)]
@@ -366,13 +373,13 @@ async def test_a_pack_that_is_mostly_rubbish_is_written_anew(server: TestServer)
     )
     await server.services.jobs.wait_until_idle()
     session = begun.json()["deleteManyAssetsSessionId"]
-    told = await data.get(dataset_id, "deleteManyAssetsSessions", session)
-    assert [condition["status"] for condition in told["status"]["conditions"]] == ["Reached"]
+    document = await data.get(dataset_id, "deleteManyAssetsSessions", session)
+    assert [condition["status"] for condition in document["status"]["conditions"]] == ["Reached"]
     assert list(await named(data, dataset_id)) == ["8.png"]
     [asset] = (await data.get(dataset_id, "assets", contents="y"))["items"]
     assert (
         await (await server.client(None)).get(asset["contents"]["asset"]["url"])
-    ).content == picture(8)
+    ).content == make_image_bytes(8)
     assert sum(blobs.size_bytes(sha256) for sha256 in blobs.hashes()) < before / 2
     found = await data.storage()
     assert found["agrees"], found
@@ -380,10 +387,10 @@ async def test_a_pack_that_is_mostly_rubbish_is_written_anew(server: TestServer)
 
 
 @pytest.mark.sqlite_only
-async def test_lost_bytes_of_a_dataset_are_told_and_strays_removed(server: TestServer) -> None:
-    data = await data_of(server)
+async def test_lost_bytes_of_a_dataset_are_reported_and_strays_removed(server: TestServer) -> None:
+    data = await open_data(server)
     dataset_id = await data.make()
-    done = await data.bring(dataset_id, shelf(2))
+    done = await data.import_files(dataset_id, make_vqa_files(2))
     blobs = server.services.blobs(server.org)
     for sha256 in list(blobs.hashes()):
         blobs.delete(sha256)
@@ -397,7 +404,7 @@ async def test_lost_bytes_of_a_dataset_are_told_and_strays_removed(server: TestS
     assert not stray.exists()
     answer = await create_run(server, "r1", datasetId=dataset_id)
     assert answer.status_code == 201
-    # Deleting it all still works: what is lost needs no removal.
+    # Deletion still works: lost bytes need no removal.
     await data.api.delete(server.path("runs/r1"))
     await data.api.delete(data.path(dataset_id))
     async with asyncio.timeout(30):
@@ -407,8 +414,8 @@ async def test_lost_bytes_of_a_dataset_are_told_and_strays_removed(server: TestS
 
 
 @pytest.mark.sqlite_only
-async def test_a_filter_that_is_not_understood_deletes_nothing(server: TestServer) -> None:
-    data = await data_of(server)
+async def test_an_invalid_filter_deletes_nothing(server: TestServer) -> None:
+    data = await open_data(server)
     dataset_id = await data.make()
     path = data.path(dataset_id, "deleteManyAssetsSessions")
     for spec in (
@@ -422,10 +429,10 @@ async def test_a_filter_that_is_not_understood_deletes_nothing(server: TestServe
 
 
 @pytest.mark.sqlite_only
-async def test_an_export_is_a_zip_of_the_pictures_and_what_is_said(server: TestServer) -> None:
-    data = await data_of(server)
+async def test_an_export_is_a_zip_of_images_and_records(server: TestServer) -> None:
+    data = await open_data(server)
     dataset_id = await data.make()
-    await data.bring(dataset_id, shelf(4))
+    await data.import_files(dataset_id, make_vqa_files(4))
     names = {}
     for format, ratio in (("ViFull", 0.5), ("ViJsonl", None), ("Parquet", None)):
         spec = {"format": format, "options": {"normalized": True, "splitRatio": ratio}}
@@ -435,12 +442,12 @@ async def test_an_export_is_a_zip_of_the_pictures_and_what_is_said(server: TestS
         ).json()
         assert [c["status"] for c in begun["status"]["conditions"]] == ["Waiting"]
         await server.services.jobs.wait_until_idle()
-        told = await data.get(dataset_id, "datasetExports", begun["datasetExportId"])
-        assert [c["status"] for c in told["status"]["conditions"]] == ["Reached"], told
+        document = await data.get(dataset_id, "datasetExports", begun["datasetExportId"])
+        assert [c["status"] for c in document["status"]["conditions"]] == ["Reached"], document
         whole = (
-            await (await server.client(None)).get(told["status"]["downloadUrl"]["url"])
+            await (await server.client(None)).get(document["status"]["downloadUrl"]["url"])
         ).content
-        assert hashlib.sha256(whole).hexdigest() == told["status"]["sha256"]
+        assert hashlib.sha256(whole).hexdigest() == document["status"]["sha256"]
         with zipfile.ZipFile(io.BytesIO(whole)) as archive:
             names[format] = archive.namelist()
             if format == "ViJsonl":
@@ -448,8 +455,8 @@ async def test_an_export_is_a_zip_of_the_pictures_and_what_is_said(server: TestS
                 rows = [json.loads(line) for line in archive.read(name).splitlines()]
                 assert {row["id"] for row in rows} == {"1", "2", "3", "4"}
     assert [name for name in names["Parquet"] if name.endswith(".parquet")]
-    pictures = [name for name in names["ViFull"] if "/images/" in name]
-    assert len(pictures) == 4
+    images = [name for name in names["ViFull"] if "/images/" in name]
+    assert len(images) == 4
     assert {name.partition("/")[0] for name in names["ViFull"]} <= {"training", "validation"}
     listed = (await data.get(dataset_id, "datasetExports"))["items"]
     assert [export["spec"]["format"] for export in listed] == ["Parquet", "ViJsonl", "ViFull"]
@@ -465,10 +472,10 @@ async def test_an_export_is_a_zip_of_the_pictures_and_what_is_said(server: TestS
 
 
 @pytest.mark.sqlite_only
-async def test_a_preview_shows_some_pictures(server: TestServer) -> None:
-    data = await data_of(server)
+async def test_a_preview_shows_some_images(server: TestServer) -> None:
+    data = await open_data(server)
     dataset_id = await data.make()
-    done = await data.bring(dataset_id, shelf(3))
+    done = await data.import_files(dataset_id, make_vqa_files(3))
     for params in ({"count": 2}, {"version": done["status"]["version"]}):
         answer = await data.api.get(data.path(dataset_id, "preview"), params=params)
         assert answer.headers["content-type"] == "image/png"
@@ -481,10 +488,10 @@ async def test_a_preview_shows_some_pictures(server: TestServer) -> None:
 
 
 @pytest.mark.sqlite_only
-async def test_no_organisation_reaches_into_another_ones_datasets(server: TestServer) -> None:
-    data = await data_of(server)
+async def test_no_organization_reaches_datasets_of_another(server: TestServer) -> None:
+    data = await open_data(server)
     dataset_id = await data.make()
-    done = await data.bring(dataset_id, shelf(1))
+    done = await data.import_files(dataset_id, make_vqa_files(1))
     for rest in (
         (),
         ("assets",),
@@ -497,16 +504,20 @@ async def test_no_organisation_reaches_into_another_ones_datasets(server: TestSe
 
 
 @pytest.mark.sqlite_only
-async def test_an_overwritten_picture_is_another_version(server: TestServer) -> None:
-    data = await data_of(server)
+async def test_an_overwritten_image_makes_another_version(server: TestServer) -> None:
+    data = await open_data(server)
     dataset_id = await data.make()
-    one = await data.bring(dataset_id, {"a.png": picture(1), "l.jsonl": jsonl(vqa_row(1, "a.png"))})
-    two = await data.bring(dataset_id, {"a.png": picture(2), "l.jsonl": jsonl(vqa_row(1, "a.png"))})
+    one = await data.import_files(
+        dataset_id, {"a.png": make_image_bytes(1), "l.jsonl": jsonl(vqa_row(1, "a.png"))}
+    )
+    two = await data.import_files(
+        dataset_id, {"a.png": make_image_bytes(2), "l.jsonl": jsonl(vqa_row(1, "a.png"))}
+    )
     assert one["status"]["version"] != two["status"]["version"]
     [asset] = (await data.get(dataset_id, "assets", contents="y"))["items"]
     assert (
         await (await server.client(None)).get(asset["contents"]["asset"]["url"])
-    ).content == picture(2)
+    ).content == make_image_bytes(2)
     await deletion.sweep(server.services)
     assert [v["datasetVersionId"] for v in (await data.get(dataset_id, "versions"))["items"]] == [
         two["status"]["version"]

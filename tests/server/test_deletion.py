@@ -1,4 +1,4 @@
-"""Deleting is a job: killed first, then nothing left of it, whatever failed on the way."""
+"""A deletion is a job: it kills the run first and leaves nothing, even after failures."""
 
 import asyncio
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from runyard.store import StoreUnavailable, runs, tombstones
 DAY_S = 24 * 3600
 
 
-async def trained(server: TestServer, run_id: str, content: bytes) -> None:
+async def train_run(server: TestServer, run_id: str, content: bytes) -> None:
     attempt = await attempts.start(server, run_id)
     await attempt.ship("a line", stream="stdout")
     await attempt.checkpoint(content=content)
@@ -30,9 +30,9 @@ async def trained(server: TestServer, run_id: str, content: bytes) -> None:
 
 
 def left(server: TestServer, run_id: str) -> dict[str, int]:
-    """How many rows each table still holds of a run, and its folder.
+    """Return the number of rows of a run in each table, and its folder.
 
-    Those that hold none are left out.
+    Tables without rows are left out.
     """
 
     def count(connection: Connection) -> dict[str, int]:
@@ -44,11 +44,11 @@ def left(server: TestServer, run_id: str) -> dict[str, int]:
     return dict(found)
 
 
-async def test_nothing_of_a_deleted_run_is_left_and_what_it_shared_is(server: TestServer) -> None:
+async def test_a_deleted_run_leaves_nothing_but_what_it_shared(server: TestServer) -> None:
     api = await server.api()
-    await trained(server, "r1", b"shared")
-    await trained(server, "r2", b"shared")
-    await trained(server, "r3", b"alone")
+    await train_run(server, "r1", b"shared")
+    await train_run(server, "r2", b"shared")
+    await train_run(server, "r3", b"alone")
     assert {"runs", "log_lines", "outputs", "folder"} <= set(left(server, "r3"))
     blobs = server.services.blobs(server.org)
     assert len(list(blobs.hashes())) == 2
@@ -60,11 +60,11 @@ async def test_nothing_of_a_deleted_run_is_left_and_what_it_shared_is(server: Te
 
 
 @pytest.mark.parametrize("broken", ["blobs", "rows", "folder"])
-async def test_a_deletion_that_fails_half_way_is_gone_for_readers_and_finished_by_the_sweep(
+async def test_a_deletion_that_fails_halfway_hides_the_run_and_is_finished_by_the_sweep(
     server: TestServer, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
     api = await server.api()
-    await trained(server, "r1", b"alone")
+    await train_run(server, "r1", b"alone")
     with monkeypatch.context() as patch:
         if broken == "blobs":
             patch.setattr(FolderBlobs, "delete", fail(OSError("no")))
@@ -87,7 +87,7 @@ async def test_a_deletion_that_fails_half_way_is_gone_for_readers_and_finished_b
     assert list(server.services.blobs(server.org).hashes()) == []
 
 
-async def test_a_running_run_is_killed_first_and_goes_when_its_attempt_is_closed(
+async def test_a_running_run_is_killed_first_and_removed_when_its_attempt_is_closed(
     server: TestServer,
 ) -> None:
     api = await server.api()
@@ -100,7 +100,7 @@ async def test_a_running_run_is_killed_first_and_goes_when_its_attempt_is_closed
     assert left(server, "r1") == {}
 
 
-async def test_a_run_deleted_while_a_silent_attempt_is_unsettled_goes_when_that_is_settled(
+async def test_a_run_deleted_during_an_unsettled_attempt_is_removed_once_it_is_settled(
     server: TestServer,
 ) -> None:
     api = await server.api()
@@ -134,8 +134,8 @@ async def test_a_deleted_id_stays_deleted_for_thirty_days(server: TestServer) ->
     assert (await api.put(server.path("runs/r1"), json=body)).status_code == 201
 
 
-def test_a_start_removes_what_cut_off_uploads_left(tmp_path: Path) -> None:
-    async def story() -> None:
+def test_a_start_removes_the_remains_of_interrupted_uploads(tmp_path: Path) -> None:
+    async def scenario() -> None:
         async with open_server(tmp_path) as server:
             incoming = server.settings.blobs_dir / server.org / "incoming"
             incoming.mkdir(parents=True)
@@ -143,7 +143,7 @@ def test_a_start_removes_what_cut_off_uploads_left(tmp_path: Path) -> None:
         async with open_server(tmp_path):
             assert not (incoming / "cut-off").exists()
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 def fail(error: Exception) -> Callable[..., None]:

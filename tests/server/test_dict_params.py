@@ -1,4 +1,4 @@
-"""What other clients write as a dictionary is read as such, and nothing else is."""
+"""Dictionaries as other clients write them are parsed, and nothing else is."""
 
 from typing import Any
 

@@ -47,10 +47,10 @@ async def status_of(server: TestServer) -> dict[str, Any]:
     return dict(document["status"])
 
 
-async def test_what_a_deleted_run_wrote_leaves_the_file(
+async def test_a_deleted_runs_rows_are_erased_from_the_database_file(
     server: TestServer, monkeypatch: Any, store_kind: str
 ) -> None:
-    """Removed in several pieces, as a longer log is."""
+    """Removed in several transactions, like a longer log."""
     if store_kind == "postgresql":
         pytest.skip("PostgreSQL uses its free space again by itself")
     monkeypatch.setattr(deletion, "LINES_AT_ONCE", 300)
@@ -69,7 +69,7 @@ async def test_what_a_deleted_run_wrote_leaves_the_file(
 
 @pytest.mark.settings(log_max_mib=1)
 @pytest.mark.parametrize("line", ["x" * 5_000, "", "\u00e4" * 2_000, "50%|#####     | 1/2\r" * 200])
-async def test_a_log_ends_at_its_limit_and_says_so_and_counts_what_it_leaves_out(
+async def test_a_log_ends_at_its_limit_with_a_note_and_a_count_of_omitted_lines(
     line: str, server: TestServer
 ) -> None:
     attempt = await attempts.start(server)
@@ -128,11 +128,11 @@ async def test_without_a_limit_everything_is_kept(server: TestServer) -> None:
 
 
 @pytest.mark.settings(keep_logs_days=2.0)
-async def test_logs_are_removed_so_many_days_after_the_end_and_metrics_are_not(
+async def test_logs_are_removed_some_days_after_the_end_and_metrics_are_not(
     server: TestServer,
 ) -> None:
     attempt = await attempts.start(server)
-    server.clock.forward(3 * 24 * 3600)  # a long run: what counts is its end
+    server.clock.forward(3 * 24 * 3600)  # a long run: only its end counts
     await attempt.event("step", n=1, t=1, step=1, epoch=0.1, values={"loss": 1.0})
     await attempt.ship("a line", stream="stdout")
     await housekeeping.sweep(server.services)
@@ -151,7 +151,7 @@ async def test_logs_are_removed_so_many_days_after_the_end_and_metrics_are_not(
     assert len(points) == 1
 
 
-async def test_logs_are_kept_for_good_unless_a_setting_says_otherwise(server: TestServer) -> None:
+async def test_logs_are_kept_forever_unless_a_setting_says_otherwise(server: TestServer) -> None:
     attempt = await attempts.start(server)
     await attempt.ship("a line", stream="stdout")
     await attempt.finish(64, outcome="Failed", reason="InvalidData", message="bad")
@@ -161,7 +161,7 @@ async def test_logs_are_kept_for_good_unless_a_setting_says_otherwise(server: Te
 
 
 def at_revision(path: Path, revision: str) -> None:
-    """Make a database as the code of an earlier schema made it, with a log in it."""
+    """Create a database of an earlier schema, with a log in it."""
     engine = create_engine(f"sqlite:///{path}")
     config = Config()
     config.set_main_option("script_location", str(Path(migrate.__file__).parent / "migrations"))
@@ -221,7 +221,7 @@ def test_a_database_is_copied_before_its_upgrade(
         connection.execute("UPDATE runs SET log_bytes = 0")
     connection.close()
     store = Store(path)
-    # What a restore does with the rows of an earlier version.
+    # as a restore does with the rows of an earlier version.
     asyncio.run(store.write(count_log_bytes))
     store.close()
     with sqlite3.connect(path) as connection:
@@ -231,7 +231,7 @@ def test_a_database_is_copied_before_its_upgrade(
     connection.close()
 
 
-def test_a_copy_replaces_no_other_and_the_oldest_go(tmp_path: Path) -> None:
+def test_a_copy_replaces_no_other_and_the_oldest_are_removed(tmp_path: Path) -> None:
     path = tmp_path / "server.db"
     at_revision(path, "0003")
     before = path.read_bytes()
@@ -261,7 +261,7 @@ def test_nothing_is_upgraded_without_a_copy(lacks: str, tmp_path: Path, monkeypa
     connection.close()
 
 
-def test_copies_outlive_a_start_and_what_is_left_of_broken_ones_does_not(tmp_path: Path) -> None:
+def test_copies_survive_a_restart_and_incomplete_ones_are_removed(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path / "data")
     folder = settings.data_dir / "backups"
     (folder / "tmpx").mkdir(parents=True)
@@ -277,7 +277,7 @@ def test_copies_outlive_a_start_and_what_is_left_of_broken_ones_does_not(tmp_pat
     assert [path.name for path in folder.iterdir()] == ["server-schema-0003.db"]
 
 
-def test_a_collection_rebuilds_a_database_of_before_once_and_reports_what_it_freed(
+def test_a_collection_rebuilds_an_older_database_once_and_reports_freed_bytes(
     tmp_path: Path, monkeypatch: Any
 ) -> None:
     settings = Settings(data_dir=tmp_path / "data")
@@ -289,7 +289,7 @@ def test_a_collection_rebuilds_a_database_of_before_once_and_reports_what_it_fre
         connection.execute("DELETE FROM runs")
     connection.close()
 
-    async def story() -> None:
+    async def scenario() -> None:
         async with open_services(settings, AsyncSystemClock(), run_ticker=False) as services:
             org = json.loads(settings.credentials_file.read_text())["organization_id"]
             actor = Actor(org=org, name="n", role="admin", address="")
@@ -298,7 +298,7 @@ def test_a_collection_rebuilds_a_database_of_before_once_and_reports_what_it_fre
             (stray / "file").write_bytes(b"x" * 100_000)
             large = path.stat().st_size
             await services.store.reclaim()
-            assert path.stat().st_size == large > 5 * MIB  # it has never learned to give space back
+            assert path.stat().st_size == large > 5 * MIB  # it was created without auto-vacuum
             checked = await storage.check(services, org=org)
             assert checked.left_over_bytes is not None
             assert checked.left_over_bytes.run_folders >= 100_000
@@ -319,7 +319,7 @@ def test_a_collection_rebuilds_a_database_of_before_once_and_reports_what_it_fre
                 database=0, blobs=0, run_folders=0, import_folders=0, other_folders=0
             )
 
-    asyncio.run(story())
+    asyncio.run(scenario())
     with sqlite3.connect(path) as connection:
         assert connection.execute("PRAGMA auto_vacuum").fetchone() == (
             sqlite.AUTO_VACUUM_INCREMENTAL,
@@ -332,7 +332,7 @@ def test_postgresql_reclaims_by_itself_and_says_so(
 ) -> None:
     settings = Settings(data_dir=tmp_path / "data", database_url=str(postgresql.new_database()))
 
-    async def story() -> None:
+    async def scenario() -> None:
         async with open_services(settings, AsyncSystemClock(), run_ticker=False) as services:
             org = json.loads(settings.credentials_file.read_text())["organization_id"]
             actor = Actor(org=org, name="n", role="admin", address="")
@@ -341,4 +341,4 @@ def test_postgresql_reclaims_by_itself_and_says_so(
             assert freed.database is None
             await housekeeping.sweep(services)
 
-    asyncio.run(story())
+    asyncio.run(scenario())

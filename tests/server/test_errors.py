@@ -1,4 +1,4 @@
-"""The page about errors and the code say the same."""
+"""The page about errors matches the code."""
 
 import re
 from pathlib import Path

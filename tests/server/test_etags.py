@@ -10,9 +10,9 @@ from support.server import TestServer
 
 from runyard.server.http.endpoints import bodies
 from runyard.server.services.runs import leases
-from tests.server.datasets import Data, shelf
+from tests.server.datasets import Data, make_vqa_files
 
-# Every way in which the platform changes a run that trains, in an order that it could happen in.
+# Every way in which the platform changes a training run, in a possible order.
 PLATFORM_WRITES: dict[str, Callable[[Any, Any], Awaitable[Any]]] = {
     "the attempt starts": lambda server, attempt: attempt.start(),
     "the supervisor renews its lease with a note": lambda server, attempt: attempt.post(
@@ -98,8 +98,8 @@ async def test_every_write_of_a_user_changes_the_tag_of_a_run(server: TestServer
 
 
 def test_the_writes_above_set_every_field_that_a_user_may_change() -> None:
-    told = {name for change in USER_WRITES.values() for name in change.get("spec", {})}
-    assert told == set(bodies.ChangedRunSpec.__struct_encode_fields__)
+    fields = {name for change in USER_WRITES.values() for name in change.get("spec", {})}
+    assert fields == set(bodies.ChangedRunSpec.__struct_encode_fields__)
 
 
 async def test_an_import_leaves_the_tag_of_its_dataset(server: TestServer) -> None:
@@ -108,7 +108,7 @@ async def test_an_import_leaves_the_tag_of_its_dataset(server: TestServer) -> No
     dataset_id = await data.make()
     url = data.path(dataset_id)
     made = (await api.get(url)).json()
-    await data.bring(dataset_id, shelf())
+    await data.import_files(dataset_id, make_vqa_files())
     filled = (await api.get(url)).json()
     assert (filled["statistic"]["assetTotal"], filled["etag"]) == (3, made["etag"])
     etag = made["etag"]

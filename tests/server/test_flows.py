@@ -4,7 +4,7 @@ from support.server import TestServer
 
 
 async def test_a_flow_reads_as_a_flow_and_as_its_own_spec(server: TestServer) -> None:
-    """The published client decodes one answer in both ways."""
+    """The published client decodes one response in both ways."""
     api = await server.api()
     spec = {
         "name": "Shelf",
@@ -17,7 +17,7 @@ async def test_a_flow_reads_as_a_flow_and_as_its_own_spec(server: TestServer) ->
     assert got["blocks"] == got["spec"]["blocks"]
     assert got["schema"] == "v1"
     assert got["tolerations"] == {}
-    # Only the copy says where it came from: a run made from it is linked to the flow.
+    # Only the copy names its origin: a run created from it is linked to the flow.
     assert got["settings"] == {"flow": {"id": "f1", "generation": 1}}
     assert got["spec"]["settings"] == {}
     copy = {key: got[key] for key in ("name", "schema", "tolerations", "settings", "blocks")}
@@ -26,7 +26,9 @@ async def test_a_flow_reads_as_a_flow_and_as_its_own_spec(server: TestServer) ->
     assert [run["runId"] for run in listed] == ["r1"]
 
 
-async def test_a_put_makes_then_replaces_and_its_repeat_changes_nothing(server: TestServer) -> None:
+async def test_a_put_creates_then_replaces_and_its_repeat_changes_nothing(
+    server: TestServer,
+) -> None:
     api = await server.api()
     url = server.path("flows/f1")
     first = await api.put(url, json={"spec": {"name": "A"}})
@@ -41,7 +43,7 @@ async def test_a_put_makes_then_replaces_and_its_repeat_changes_nothing(server: 
     assert missing.status_code == 412
 
 
-async def test_a_patch_replaces_given_fields_and_checks_the_whole(server: TestServer) -> None:
+async def test_a_patch_replaces_given_fields_and_validates_the_result(server: TestServer) -> None:
     api = await server.api()
     url = server.path("flows/f1")
     await api.put(url, json={"spec": {"name": "A", "settings": {"seed": 3}}})
@@ -54,7 +56,7 @@ async def test_a_patch_replaces_given_fields_and_checks_the_whole(server: TestSe
     assert (await api.get(url)).json()["spec"] == changed["spec"]
 
 
-async def test_a_deleted_flow_is_gone_and_stays_gone(server: TestServer) -> None:
+async def test_a_deleted_flow_stays_deleted(server: TestServer) -> None:
     api = await server.api()
     for noun in ("flows/f1", "trainingProjects/p1"):
         url = server.path(noun)
@@ -68,7 +70,7 @@ async def test_a_deleted_flow_is_gone_and_stays_gone(server: TestServer) -> None
         assert (await api.get(server.path(noun.partition("/")[0]))).json()["items"] == []
 
 
-async def test_training_projects_are_made_changed_and_listed(server: TestServer) -> None:
+async def test_training_projects_are_created_updated_and_listed(server: TestServer) -> None:
     api = await server.api()
     url = server.path("trainingProjects/p1")
     body = {"spec": {"name": "Shelves", "type": "vqa", "datasetId": "digits"}}

@@ -24,17 +24,17 @@ PLACES = {
 }  # fmt: skip
 
 
-def url(path: str, org: str) -> str:
-    """A route's path with something in each of its places."""
+def fill_path(path: str, org: str) -> str:
+    """Return a route's path with a value in each parameter."""
     filled = {**PLACES, "org": org, "machine_id": "m1", "sha256": "ab" * 32}
     return re.sub(r"\{(\w+):\w+\}", lambda found: filled[found.group(1)], path)
 
 
 def requests(org: str) -> list[tuple[str, str]]:
-    return [(route.method, url(route.path, org)) for route in ROUTES]
+    return [(route.method, fill_path(route.path, org)) for route in ROUTES]
 
 
-async def second_organisation(server: TestServer, role: str = "admin") -> str:
+async def second_organization(server: TestServer, role: str = "admin") -> str:
     """A key of ``org-other``."""
     return add_key(server, "org-other", role)
 
@@ -73,7 +73,7 @@ async def test_no_route_but_the_public_ones_answers_without_a_key(server: TestSe
         assert (await anonymous.get(path)).status_code == 401, path
 
 
-async def test_every_wrong_key_gets_the_same_answer(server: TestServer) -> None:
+async def test_every_wrong_key_gets_the_same_response(server: TestServer) -> None:
     answers = set()
     altered = server.key[:-1] + ("x" if server.key[-1] != "x" else "y")
     for wrong in (altered, new_key(), "", "dtvi_", "ryat_1.a.b"):
@@ -84,7 +84,7 @@ async def test_every_wrong_key_gets_the_same_answer(server: TestServer) -> None:
     assert answers.pop()[0] == 401
 
 
-async def test_each_kind_of_credential_opens_its_own_routes_only(server: TestServer) -> None:
+async def test_each_kind_of_credential_opens_only_its_own_routes(server: TestServer) -> None:
     attempt = await attempts.start(server)
     clients = {
         "user": await server.api(),
@@ -103,13 +103,13 @@ async def test_each_kind_of_credential_opens_its_own_routes_only(server: TestSer
                 assert answer.status_code == 401, (name, method, path)
 
 
-async def test_anothers_organisation_looks_like_one_that_does_not_exist(server: TestServer) -> None:
+async def test_another_organization_looks_like_one_that_does_not_exist(server: TestServer) -> None:
     attempt = await attempts.start(server)
     await attempt.checkpoint()
     api = await server.api()
     await api.put(server.path("flows/f1"), json={"spec": {}})
     await api.put(server.path("trainingProjects/p1"), json={"spec": {}})
-    stranger = await server.client(await second_organisation(server))
+    stranger = await server.client(await second_organization(server))
     for method, path in requests(server.org):
         if not path.startswith("/workspaces/"):
             continue
@@ -119,14 +119,16 @@ async def test_anothers_organisation_looks_like_one_that_does_not_exist(server: 
         assert answer.text.replace(server.org, "org-nowhere") == unknown.text
 
 
-async def test_anothers_ids_look_like_ids_that_do_not_exist(server: TestServer) -> None:
-    """The stranger asks below its own organisation for ids that exist in ours."""
+async def test_ids_of_another_organization_look_like_ids_that_do_not_exist(
+    server: TestServer,
+) -> None:
+    """Another organization requests ids below its own path that exist in the first one."""
     attempt = await attempts.start(server)
     await attempt.checkpoint()
     api = await server.api()
     await api.put(server.path("flows/f1"), json={"spec": {}})
     await api.put(server.path("trainingProjects/p1"), json={"spec": {}})
-    stranger = await server.client(await second_organisation(server))
+    stranger = await server.client(await second_organization(server))
     for method, path in requests("org-other"):
         names_one = any(f"/{id}" in path for id in ("r1", "f1", "p1"))
         if not names_one or method == "PUT":
@@ -151,7 +153,7 @@ async def test_anothers_ids_look_like_ids_that_do_not_exist(server: TestServer) 
     assert by_project.status_code == 400
 
 
-async def test_the_organisation_header_must_agree_with_the_key(server: TestServer) -> None:
+async def test_the_organization_header_must_match_the_key(server: TestServer) -> None:
     assert (await (await server.client(server.key)).get(server.path("runs"))).status_code == 200
     same = await server.client(server.key, **{"organization-id": server.org})
     assert (await same.get(server.path("runs"))).status_code == 200
@@ -169,7 +171,7 @@ async def test_a_role_opens_exactly_the_routes_of_its_row(server: TestServer, ro
             assert route.role is None
             continue
         assert route.role is not None
-        path = url(route.path, server.org)
+        path = fill_path(route.path, server.org)
         answer = await client.request(route.method, path, json={})
         assert (answer.status_code == 403) is not keys.role_allows(role, route.role), (
             role,
@@ -178,7 +180,7 @@ async def test_a_role_opens_exactly_the_routes_of_its_row(server: TestServer, ro
         )
 
 
-def test_the_roles_are_these_and_change_nothing_unless_they_may() -> None:
+def test_the_documented_roles_exist_and_only_writers_change_anything() -> None:
     assert set(keys.ROLES) == {"viewer", "member", "admin", "controller"}
     assert not any(
         keys.role_allows("controller", minimum) for minimum in ("viewer", "member", "admin")
@@ -193,7 +195,7 @@ def test_the_roles_are_these_and_change_nothing_unless_they_may() -> None:
 
 
 @pytest.mark.settings(allowed_hosts="train.example")
-async def test_only_hosts_of_ours_are_answered(server: TestServer) -> None:
+async def test_only_requests_for_known_hosts_are_answered(server: TestServer) -> None:
     for host in ("127.0.0.1:7878", "localhost", "LOCALHOST:1", "[::1]:7878", "train.example"):
         client = await server.client(None, host=host)
         assert (await client.get("/health")).status_code == 200, host
@@ -234,7 +236,7 @@ async def test_pages_of_other_sites_are_refused(server: TestServer) -> None:
 async def test_headers_that_occur_once_are_rejected_when_they_occur_twice(
     server: TestServer,
 ) -> None:
-    """Whichever of two values a proxy believed, we might have believed the other."""
+    """A proxy may use one of two values, and the server the other."""
     values = {
         "host": "127.0.0.1:7878",
         "authorization": f"Bearer {server.key}",
@@ -256,7 +258,7 @@ async def test_headers_that_occur_once_are_rejected_when_they_occur_twice(
             assert repr(text) in answer.json()["message"]
 
 
-def test_an_address_that_means_every_address_is_nobodys_name() -> None:
+def test_a_wildcard_address_is_not_accepted_as_a_host() -> None:
     assert "0.0.0.0" not in list_allowed_hosts("0.0.0.0", "")  # noqa: S104
     assert list_allowed_hosts("::1", "A.example, b") == {
         "localhost",
@@ -304,7 +306,7 @@ async def test_bodies_above_a_mebibyte_are_refused_announced_or_not(server: Test
 
 
 @pytest.mark.settings(transfer_timeout_s=0.01)
-async def test_a_body_that_stalls_is_not_waited_for(server: TestServer) -> None:
+async def test_a_stalled_body_times_out(server: TestServer) -> None:
     sent: list[Any] = []
 
     async def stall() -> Any:
@@ -325,11 +327,11 @@ async def test_a_body_that_stalls_is_not_waited_for(server: TestServer) -> None:
         "root_path": "",
         "state": {},
     }
-    await server.door(scope, stall, send)
+    await server.gateway(scope, stall, send)
     assert sent[0]["status"] == 408
 
 
-async def test_every_answer_carries_the_protective_headers(server: TestServer) -> None:
+async def test_every_response_has_the_security_headers(server: TestServer) -> None:
     api = await server.api()
     for path in ("/health", server.path("runs"), server.path("runs/none"), "/nowhere"):
         headers = (await api.get(path)).headers
@@ -338,7 +340,7 @@ async def test_every_answer_carries_the_protective_headers(server: TestServer) -
         assert "frame-ancestors 'none'" in headers["content-security-policy"]
 
 
-async def test_the_access_log_names_the_key_and_holds_no_secret(
+async def test_the_access_log_names_the_key_and_contains_no_secret(
     server: TestServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "runyard.access")

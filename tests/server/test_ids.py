@@ -21,7 +21,7 @@ from runyard.store import attempts as attempt_rows
 from runyard.store import backup as rows
 from runyard.store.tables import output_files, outputs
 from runyard.store.tables import runs as run_table
-from tests.server.datasets import Data, shelf
+from tests.server.datasets import Data, make_vqa_files
 from tests.server.raw import send_raw
 
 HOSTILE = (
@@ -43,8 +43,8 @@ HOSTILE = (
     ),
     *("x" * 256, "x" * 4000),
 )
-# How an id may stand in a path: as it is, encoded, and encoded so that one part decodes it later
-# than another.
+# Spellings of an id in a path: plain, encoded, and encoded twice, so that one layer decodes it
+# later than another.
 SPELLED = [
     *(*HOSTILE, *(quote(id, safe="") for id in ("..", ".", "abc:finish", "a\\b", "a\n"))),
     *("..%2f..", "..%5c..", "%252e%252e", "%2e%2e%2fruns", ".%2e", "..%00", "..;", "../.."),
@@ -74,7 +74,7 @@ async def test_a_hostile_id_in_a_path_does_nothing(server: TestServer, tmp_path:
     for folder in guarded:
         folder.mkdir(parents=True)
         (folder / "kept").write_text("kept")
-    before = world(server)
+    before = dump_everything(server)
     assert len(NAMING) > 80
     for route, name in NAMING:
         for spelled in SPELLED:
@@ -86,9 +86,9 @@ async def test_a_hostile_id_in_a_path_does_nothing(server: TestServer, tmp_path:
                 else server.key
             )
             key = server.controller_key if path.startswith("/internal/v1/machines") else key
-            status, told = await send_raw(server, route.method, path, body(route), key=key)
-            assert 400 <= status < 500, (route.method, route.path, spelled, status, told)
-        assert world(server) == before, (route.method, route.path)
+            status, document = await send_raw(server, route.method, path, body(route), key=key)
+            assert 400 <= status < 500, (route.method, route.path, spelled, status, document)
+        assert dump_everything(server) == before, (route.method, route.path)
         assert all((folder / "kept").read_text() == "kept" for folder in guarded), (
             route.method,
             route.path,
@@ -96,21 +96,20 @@ async def test_a_hostile_id_in_a_path_does_nothing(server: TestServer, tmp_path:
 
 
 def body(route: Route) -> Any:
-    """A body that the route takes."""
+    """Return a body that the route accepts."""
     if route.path.startswith("/internal/v1/machines"):
         return {"host": "h", "labels": {}, "accelerators": []}
     return {"filename": "new.png"} if route.path.endswith("/name") else {"spec": {}}
 
 
-def world(server: TestServer) -> dict[str, list[bytes]]:
+def dump_everything(server: TestServer) -> dict[str, list[bytes]]:
     with server.services.store.snapshot() as connection:
         return {
             name: list(rows.iter_rows(connection, table)) for name, table in rows.TABLES.items()
         }
 
 
-# Every service that creates something under an id of somebody else's choosing: the kind of id, and
-# how it is called.
+# Every service that creates something under a given id: the kind of id, and a call.
 def _report(
     checkpoint_id: str = "epoch-1", path: str = "model_full/a", **changes: Any
 ) -> CheckpointReport:
@@ -168,7 +167,7 @@ async def test_a_service_creates_nothing_under_a_hostile_id(what: str, server: T
     token = server.services.signer.verify_attempt_token(attempt.assignment["token"])
     actor = Actor(org=server.org, name="key", role="admin", address="")
     await (await server.api()).put(server.path("runs/waiting"), json={"spec": {}})
-    before, (kind, create) = world(server), CREATING[what]
+    before, (kind, create) = dump_everything(server), CREATING[what]
     hostile = [
         id
         for id in (*HOSTILE, "", "../../x", "a/b", "latest", "best", "\ud800")
@@ -181,7 +180,7 @@ async def test_a_service_creates_nothing_under_a_hostile_id(what: str, server: T
         if isinstance(refused.value, Refusal):  # else no message can hold it (see ``limits``)
             assert (refused.value.code, refused.value.status) == ("InvalidId", 400), id
             assert "try: choose another id" in refused.value.message
-    assert world(server) == before
+    assert dump_everything(server) == before
 
 
 BAD_REPORTS: dict[str, Any] = {
@@ -219,7 +218,7 @@ BAD_REPORTS: dict[str, Any] = {
 }
 
 
-async def test_nothing_that_is_wrong_in_a_checkpoint_is_registered(server: TestServer) -> None:
+async def test_an_invalid_checkpoint_is_not_registered(server: TestServer) -> None:
     attempt = await attempts.start(server)
     digest = await attempt.upload(b"weights")
     good = {
@@ -230,7 +229,7 @@ async def test_nothing_that_is_wrong_in_a_checkpoint_is_registered(server: TestS
         "is_best": True,
         "time": 5,
     }
-    before = world(server)
+    before = dump_everything(server)
     for what, change in BAD_REPORTS.items():
         change = dict(change)
         paths = change.pop("paths", [change.pop("path", "model_full/a")])
@@ -240,12 +239,12 @@ async def test_nothing_that_is_wrong_in_a_checkpoint_is_registered(server: TestS
         )
         assert answer.status_code == 400, (what, answer.status_code, answer.text)
         assert answer.json()["code"] in ("InvalidId", "InvalidBody"), what
-    assert world(server) == before
+    assert dump_everything(server) == before
     files = [{"path": "model_full/a", "size_bytes": 7, "sha256": digest}]
     assert (await attempt.post("checkpoints", **good, files=files)).status_code == 201
 
 
-async def test_a_word_after_a_colon_is_taken_where_a_route_defines_it_alone(
+async def test_a_custom_verb_is_accepted_only_where_a_route_defines_it(
     server: TestServer,
 ) -> None:
     data = Data(server, await server.api())
@@ -254,7 +253,7 @@ async def test_a_word_after_a_colon_is_taken_where_a_route_defines_it_alone(
     known = {action for route in ROUTES for action in route.actions}
     assert known == {"finish", "cancel"}
     values = {"org": server.org, "dataset": dataset_id, "import_id": begun["datasetImportId"]}
-    before = world(server)
+    before = dump_everything(server)
     for route in ROUTES:
         if not route.path.endswith(":str}") or route.path.startswith("/internal"):
             continue
@@ -262,13 +261,13 @@ async def test_a_word_after_a_colon_is_taken_where_a_route_defines_it_alone(
             r"\{([a-z_0-9]+):str\}", lambda found: values.get(found[1], "good"), route.path
         )
         for action in known - set(route.actions) | {"explode", ""}:
-            status, told = await send_raw(server, route.method, f"{path}:{action}", body(route))
-            assert 400 <= status < 500, (route.method, path, action, told)
-    assert world(server) == before
-    status, told = await send_raw(
+            status, document = await send_raw(server, route.method, f"{path}:{action}", body(route))
+            assert 400 <= status < 500, (route.method, path, action, document)
+    assert dump_everything(server) == before
+    status, document = await send_raw(
         server, "POST", data.path(dataset_id, "imports", f"{begun['datasetImportId']}:cancel")
     )
-    assert (status, told["status"]["conditions"][0]["status"]) == (200, "FailedReach")
+    assert (status, document["status"]["conditions"][0]["status"]) == (200, "FailedReach")
 
 
 # Ids from before they were checked
@@ -276,7 +275,7 @@ async def test_a_word_after_a_colon_is_taken_where_a_route_defines_it_alone(
 
 
 async def rename_run(server: TestServer, old: str, new: str) -> None:
-    """Give a run an id that could be created once."""
+    """Rename a run to an id that earlier versions accepted."""
 
     def work(connection: Any) -> None:
         connection.execute(run_table.update().where(run_table.c.id == old).values(id=new))
@@ -287,7 +286,7 @@ async def rename_run(server: TestServer, old: str, new: str) -> None:
     await server.services.store.write(work)
 
 
-async def test_a_backup_that_no_restore_would_accept_is_refused_with_the_row(
+async def test_a_backup_that_no_restore_would_accept_names_the_row(
     server: TestServer,
 ) -> None:
     api = await server.api()
@@ -298,8 +297,12 @@ async def test_a_backup_that_no_restore_would_accept_is_refused_with_the_row(
     await server.services.store.write(
         lambda c: c.execute(output_files.update().where(is_it).values(path="../../x"))
     )
-    told = (await api.post(path)).json()
-    assert (told["code"], "'../../x'" in told["message"], "delete run 'r1'" in told["message"]) == (
+    document = (await api.post(path)).json()
+    assert (
+        document["code"],
+        "'../../x'" in document["message"],
+        "delete run 'r1'" in document["message"],
+    ) == (
         "BackupImpossible",
         True,
         True,
@@ -313,13 +316,13 @@ async def test_a_backup_that_no_restore_would_accept_is_refused_with_the_row(
     )
     assert (await api.post(path)).status_code == 200
     await rename_run(server, "r1", "abc:finish")
-    told = (await api.post(path)).json()
-    assert (told["status"], told["code"]) == (409, "BackupImpossible")
-    assert "'abc:finish'" in told["message"]
-    assert "restart the server" in told["message"]
+    document = (await api.post(path)).json()
+    assert (document["status"], document["code"]) == (409, "BackupImpossible")
+    assert "'abc:finish'" in document["message"]
+    assert "restart the server" in document["message"]
 
 
-async def test_an_id_from_before_ids_were_checked_is_renamed_at_start(server: TestServer) -> None:
+async def test_an_id_from_before_ids_were_checked_is_renamed_at_startup(server: TestServer) -> None:
     api = await server.api()
     await api.put(server.path("flows/f"), json={"spec": {"name": "mine"}})
     await api.put(server.path("trainingProjects/p"), json={"spec": {"name": "project"}})
@@ -372,12 +375,12 @@ async def test_an_id_from_before_ids_were_checked_is_renamed_at_start(server: Te
     assert (server.settings.runs_dir / server.org / "other").is_dir()
 
 
-async def test_a_picture_with_a_colon_in_its_name_is_in_a_backup_that_can_be_restored(
+async def test_a_backup_with_a_colon_in_a_file_name_can_be_restored(
     server: TestServer,
 ) -> None:
     data = Data(server, await server.api())
     dataset_id = await data.make()
-    await data.bring(dataset_id, shelf(1))
+    await data.import_files(dataset_id, make_vqa_files(1))
     [asset] = (await data.get(dataset_id, "assets"))["items"]
     renamed = await data.api.post(
         data.path(dataset_id, "assets", asset["assetId"], "name"), json={"filename": "a:b.png"}

@@ -1,4 +1,4 @@
-"""Our own import sessions: packs in, findings out, and a dataset whose every count is right."""
+"""The project's import sessions: packs in, findings out, and a dataset with correct counts."""
 
 import hashlib
 import json
@@ -8,19 +8,19 @@ from support.server import TestServer
 
 from runyard.datasets.packs import build_pack
 from runyard.server.services.imports import import_jobs
-from tests.server.datasets import Data, jsonl, picture, shelf, vqa_row
+from tests.server.datasets import Data, jsonl, make_image_bytes, make_vqa_files, vqa_row
 
 
-async def data_of(server: TestServer) -> Data:
+async def open_data(server: TestServer) -> Data:
     return Data(server, await server.api())
 
 
-def statuses(told: dict[str, Any]) -> list[str]:
-    return [condition["status"] for condition in told["status"]["conditions"]]
+def statuses(document: dict[str, Any]) -> list[str]:
+    return [condition["status"] for condition in document["status"]["conditions"]]
 
 
 async def test_a_folder_becomes_a_dataset_with_a_version(server: TestServer) -> None:
-    data = await data_of(server)
+    data = await open_data(server)
     dataset_id = await data.make()
     begun = await data.begin(dataset_id, source="shelves", files=4)
     assert [c["condition"] for c in begun["status"]["conditions"]] == [
@@ -31,18 +31,18 @@ async def test_a_folder_becomes_a_dataset_with_a_version(server: TestServer) -> 
     assert statuses(begun) == ["Waiting"] * 3
 
     server.clock.forward(1)
-    done = await data.bring(dataset_id, shelf(3))
+    done = await data.import_files(dataset_id, make_vqa_files(3))
     assert statuses(done) == ["Reached"] * 3, done
     assert done["status"]["findings"] == {"errors": 0, "warnings": 0, "byCode": {}}
     assert (done["status"]["progress"]["images"], done["status"]["progress"]["rowsKept"]) == (3, 3)
     assert done["status"]["upload"] is None
-    told = await data.get(dataset_id)
-    assert (told["statistic"]["assetTotal"], told["statistic"]["annotationTotal"]) == (3, 3)
-    assert told["statistic"]["assetAnnotated"] == 3
-    assert told["version"] == done["status"]["version"] is not None
+    document = await data.get(dataset_id)
+    assert (document["statistic"]["assetTotal"], document["statistic"]["annotationTotal"]) == (3, 3)
+    assert document["statistic"]["assetAnnotated"] == 3
+    assert document["version"] == done["status"]["version"] is not None
     versions = (await data.get(dataset_id, "versions"))["items"]
     assert [(v["datasetVersionId"], v["number"], v["assets"], v["records"]) for v in versions] == [
-        (told["version"], 1, 3, 3)
+        (document["version"], 1, 3, 3)
     ]
     listed = (await data.get(dataset_id, "imports"))["items"]
     assert [item["datasetImportId"] for item in listed] == [
@@ -51,33 +51,33 @@ async def test_a_folder_becomes_a_dataset_with_a_version(server: TestServer) -> 
     ]
 
 
-async def test_the_same_content_is_the_same_version_and_takes_no_more_room(
+async def test_the_same_content_is_the_same_version_and_takes_no_more_disk_space(
     server: TestServer,
 ) -> None:
-    data = await data_of(server)
+    data = await open_data(server)
     first, second = await data.make(), await data.make(name="copy")
-    one = await data.bring(first, shelf(3))
+    one = await data.import_files(first, make_vqa_files(3))
     blobs = (await data.storage())["blobs"]
-    other = await data.bring(second, shelf(3))
-    again = await data.bring(first, shelf(3))
+    other = await data.import_files(second, make_vqa_files(3))
+    again = await data.import_files(first, make_vqa_files(3))
     assert one["status"]["version"] == other["status"]["version"] == again["status"]["version"]
     assert (await data.get(first))["statistic"]["annotationTotal"] == 3
     found = await data.storage()
     assert (found["agrees"], found["blobs"]) == (True, blobs)
 
 
-async def test_rows_that_count_from_one_again_lose_nothing(server: TestServer) -> None:
-    """Ids say which row is meant only together with the picture."""
-    data = await data_of(server)
+async def test_ids_that_restart_from_one_for_other_images_lose_no_rows(server: TestServer) -> None:
+    """An id identifies a row only together with its image."""
+    data = await open_data(server)
     dataset_id = await data.make()
-    await data.bring(dataset_id, shelf(2))
-    files = {"other/9.png": picture(9), "more.jsonl": jsonl(vqa_row(1, "other/9.png"))}
-    await data.bring(dataset_id, files)
+    await data.import_files(dataset_id, make_vqa_files(2))
+    files = {"other/9.png": make_image_bytes(9), "more.jsonl": jsonl(vqa_row(1, "other/9.png"))}
+    await data.import_files(dataset_id, files)
     mended = {
-        "other/9.png": picture(9),
+        "other/9.png": make_image_bytes(9),
         "more.jsonl": jsonl(vqa_row(1, "other/9.png", answer="Three.")),
     }
-    await data.bring(dataset_id, mended)
+    await data.import_files(dataset_id, mended)
     statistic = (await data.get(dataset_id))["statistic"]
     assert (statistic["assetTotal"], statistic["annotationTotal"], statistic["assetAnnotated"]) == (
         3,
@@ -86,14 +86,14 @@ async def test_rows_that_count_from_one_again_lose_nothing(server: TestServer) -
     )
 
 
-async def test_every_defect_is_told_in_pages_and_stays_when_the_import_is_over(
+async def test_findings_are_paged_and_kept_after_the_import(
     server: TestServer,
 ) -> None:
-    data = await data_of(server)
+    data = await open_data(server)
     dataset_id = await data.make()
-    files = shelf(2) | {"shelf/broken.png": picture(7)[:40]}
+    files = make_vqa_files(2) | {"shelf/broken.png": make_image_bytes(7)[:40]}
     files["labels.jsonl"] += jsonl(vqa_row(8, "shelf/nowhere.png"), vqa_row(9, "<b>.png"))
-    done = await data.bring(dataset_id, files)
+    done = await data.import_files(dataset_id, files)
     assert statuses(done) == ["Reached"] * 3
     assert done["status"]["findings"]["errors"] == 3
     place = ("imports", done["datasetImportId"])
@@ -122,12 +122,12 @@ async def test_every_defect_is_told_in_pages_and_stays_when_the_import_is_over(
     assert refused.json()["code"] == "InvalidQuery"
 
 
-async def test_with_reject_all_one_defect_leaves_the_dataset_as_it_was(server: TestServer) -> None:
-    data = await data_of(server)
+async def test_with_reject_all_one_finding_leaves_the_dataset_unchanged(server: TestServer) -> None:
+    data = await open_data(server)
     dataset_id = await data.make()
-    files = shelf(2)
+    files = make_vqa_files(2)
     files["labels.jsonl"] += b"{]\n"
-    done = await data.bring(dataset_id, files, onError="RejectAll")
+    done = await data.import_files(dataset_id, files, onError="RejectAll")
     assert statuses(done) == ["FailedReach", "FailedReach", "Reached"]
     assert "RejectAll" in done["status"]["why"]
     assert (await data.get(dataset_id))["statistic"]["assetTotal"] == 0
@@ -136,11 +136,11 @@ async def test_with_reject_all_one_defect_leaves_the_dataset_as_it_was(server: T
     assert found["blobs"] == 1  # the report
 
 
-async def test_a_pack_that_is_not_what_it_was_announced_as_is_refused(server: TestServer) -> None:
-    data = await data_of(server)
+async def test_a_pack_that_differs_from_its_announcement_is_refused(server: TestServer) -> None:
+    data = await open_data(server)
     dataset_id = await data.make()
     begun = await data.begin(dataset_id)
-    url, whole = begun["status"]["upload"]["url"], build_pack(shelf(1).items())
+    url, whole = begun["status"]["upload"]["url"], build_pack(make_vqa_files(1).items())
     anonymous = await server.client(None)
     wrong = await anonymous.put(f"{url}/{'0' * 64}", content=whole)
     assert (wrong.status_code, wrong.json()["code"]) == (400, "InvalidBody")
@@ -156,29 +156,29 @@ async def test_a_pack_that_is_not_what_it_was_announced_as_is_refused(server: Te
         assert (await data.send(url, whole)).status_code == 204
     for _ in range(2):
         assert (await data.finish(begun, whole)).status_code == 200
-    assert statuses(await data.settled(begun)) == ["Reached"] * 3
+    assert statuses(await data.wait_until_over(begun)) == ["Reached"] * 3
     late = await data.send(url, whole)
     assert (late.status_code, late.json()["code"]) == (409, "ImportOver")
 
 
-async def test_a_cancelled_and_an_abandoned_import_leave_nothing(server: TestServer) -> None:
-    data = await data_of(server)
+async def test_cancelled_and_abandoned_imports_leave_nothing(server: TestServer) -> None:
+    data = await open_data(server)
     dataset_id = await data.make()
     cancelled, abandoned = await data.begin(dataset_id), await data.begin(dataset_id)
-    for begun, files in ((cancelled, shelf(1)), (abandoned, shelf(1, first=5))):
+    for begun, files in ((cancelled, make_vqa_files(1)), (abandoned, make_vqa_files(1, first=5))):
         assert (
             await data.send(begun["status"]["upload"]["url"], build_pack(files.items()))
         ).status_code == 204
     place = data.path(dataset_id, "imports", cancelled["datasetImportId"])
-    told = (await data.api.post(place + ":cancel")).json()
-    assert {c["reason"] for c in told["status"]["conditions"]} == {"CancelledByUser"}
-    assert set(statuses(told)) == {"FailedReach"}
-    assert statuses((await data.api.post(place + ":cancel")).json()) == statuses(told)
+    document = (await data.api.post(place + ":cancel")).json()
+    assert {c["reason"] for c in document["status"]["conditions"]} == {"CancelledByUser"}
+    assert set(statuses(document)) == {"FailedReach"}
+    assert statuses((await data.api.post(place + ":cancel")).json()) == statuses(document)
     server.clock.forward(25 * 3600)
     await import_jobs.sweep(server.services)
-    told = await data.settled(abandoned)
-    assert set(statuses(told)) == {"FailedReach"}
-    assert "in time" in told["status"]["why"]
+    document = await data.wait_until_over(abandoned)
+    assert set(statuses(document)) == {"FailedReach"}
+    assert "in time" in document["status"]["why"]
     found = await data.storage()
     assert (found["agrees"], found["blobs"]) == (True, 0), found
     assert (await data.api.post(place + ":explode")).json()[
@@ -186,35 +186,35 @@ async def test_a_cancelled_and_an_abandoned_import_leave_nothing(server: TestSer
     ] == "InvalidId"  # no route defines that action
 
 
-async def test_bytes_that_arrive_are_no_rubbish_to_a_collection(server: TestServer) -> None:
-    data = await data_of(server)
+async def test_uploads_in_progress_are_not_garbage_collected(server: TestServer) -> None:
+    data = await open_data(server)
     dataset_id = await data.make()
-    begun, whole = await data.begin(dataset_id), build_pack(shelf(2).items())
+    begun, whole = await data.begin(dataset_id), build_pack(make_vqa_files(2).items())
     await data.send(begun["status"]["upload"]["url"], whole)
     await data.api.post(server.path("storage/collections"))
     await data.finish(begun, whole)
-    assert statuses(await data.settled(begun)) == ["Reached"] * 3
+    assert statuses(await data.wait_until_over(begun)) == ["Reached"] * 3
 
 
-async def test_pictures_that_a_container_carries_become_assets(server: TestServer) -> None:
-    """The worker packs them itself; an archive is not there any more when the import is over."""
+async def test_images_inside_containers_become_assets(server: TestServer) -> None:
+    """The worker packs them itself; the archive is gone when the import is over."""
     import io
     import zipfile
 
-    data = await data_of(server)
+    data = await open_data(server)
     dataset_id = await data.make()
     target = io.BytesIO()
     with zipfile.ZipFile(target, "w") as archive:
-        for name, content in shelf(2).items():
+        for name, content in make_vqa_files(2).items():
             archive.writestr(name, content)
-    done = await data.bring(dataset_id, {"all.zip": target.getvalue()})
+    done = await data.import_files(dataset_id, {"all.zip": target.getvalue()})
     assert statuses(done) == ["Reached"] * 3, done
     assert (await data.get(dataset_id))["statistic"]["assetTotal"] == 2
     assert (await data.storage())["agrees"]
 
 
-async def test_a_strange_body_is_refused_with_the_place(server: TestServer) -> None:
-    data = await data_of(server)
+async def test_a_malformed_body_is_refused_with_the_location(server: TestServer) -> None:
+    data = await open_data(server)
     dataset_id = await data.make()
     path = data.path(dataset_id, "imports")
     for spec, place in (({"onError": "Ignore"}, "/spec/onError"), ({"formats": "coco"}, "/spec")):

@@ -20,13 +20,13 @@ import pytest
 from runyard.datasets.packs import build_pack
 
 TIMEOUT_S = 60.0
-COUNT = 2500  # three chunks of pictures and three of records
+COUNT = 2500  # three chunks of images and three of records
 
 pytestmark = pytest.mark.e2e
 
 
-def dot(number: int) -> bytes:
-    """A picture of one pixel, of another colour for each number; quicker to make than by Pillow."""
+def make_pixel(number: int) -> bytes:
+    """Return an image of one pixel, whose color follows from the number; faster than Pillow."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (
@@ -52,7 +52,7 @@ def row(number: int) -> bytes:
 
 @pytest.fixture(scope="module")
 def packs() -> list[bytes]:
-    pictures = [(f"{number}.png", dot(number)) for number in range(COUNT)]
+    pictures = [(f"{number}.png", make_pixel(number)) for number in range(COUNT)]
     labels = ("labels.jsonl", b"".join(map(row, range(COUNT))))
     return [build_pack(pictures[: COUNT // 2]), build_pack([*pictures[COUNT // 2 :], labels])]
 
@@ -70,9 +70,9 @@ class Server:
             [sys.executable, "-P", "-m", "runyard.server"], env=environ, stderr=subprocess.DEVNULL
         )
         waited(lambda: (data_dir / "server.json").exists() or self.process.poll() is not None)
-        told = json.loads((data_dir / "credentials.json").read_text())
-        self.org, self._key = told["organization_id"], told["secret_key"]
-        self._host = urlsplit(told["endpoint"]).netloc
+        document = json.loads((data_dir / "credentials.json").read_text())
+        self.org, self._key = document["organization_id"], document["secret_key"]
+        self._host = urlsplit(document["endpoint"]).netloc
 
     def ask(self, method: str, path: str, body: Any = None) -> Any:
         connection = http.client.HTTPConnection(self._host, timeout=TIMEOUT_S)
@@ -110,7 +110,7 @@ def waited(look: Callable[[], Any]) -> Any:
 
 
 def state(data_dir: Path) -> tuple[str, int, int]:
-    """State of the one import, and how many pictures and records of it are in."""
+    """Return the state of the only import, and its numbers of stored images and records."""
     connection = sqlite3.connect(f"file:{data_dir}/server.db?mode=ro", uri=True, timeout=10)
     try:
         found: tuple[str, int, int] = connection.execute(
@@ -121,10 +121,10 @@ def state(data_dir: Path) -> tuple[str, int, int]:
         connection.close()
 
 
-# What the store says when the server is killed.
+# The state of the store when the server is killed.
 MOMENTS: dict[str, Callable[[tuple[str, int, int]], bool]] = {
     "sealed": lambda seen: seen[0] != "Receiving",
-    "some pictures are in": lambda seen: seen[1] >= 1000 or seen[0] == "Done",
+    "some images are stored": lambda seen: seen[1] >= 1000 or seen[0] == "Done",
     "some records are in": lambda seen: seen[2] >= 1000 or seen[0] == "Done",
     "done": lambda seen: seen[0] == "Done",
 }
@@ -133,7 +133,7 @@ MOMENTS: dict[str, Callable[[tuple[str, int, int]], bool]] = {
 def test_an_import_survives_a_kill_at_every_stage(tmp_path: Path, packs: list[bytes]) -> None:
     """Kills of one import and of the deletion after it.
 
-    Each must find it where the last one left it.
+    Each must find the state that the last one left.
     """
     data_dir = tmp_path / "data"
     server = Server(data_dir)
@@ -157,10 +157,10 @@ def test_an_import_survives_a_kill_at_every_stage(tmp_path: Path, packs: list[by
             server.kill()
             server = Server(data_dir)
 
-        told = server.ask("GET", place)
-        assert [condition["status"] for condition in told["status"]["conditions"]] == [
+        document = server.ask("GET", place)
+        assert [condition["status"] for condition in document["status"]["conditions"]] == [
             "Reached"
-        ] * 3, told
+        ] * 3, document
         statistic = server.ask("GET", server.at(dataset_id))["statistic"]
         assert (
             statistic["assetTotal"],

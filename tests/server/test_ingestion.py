@@ -8,17 +8,17 @@ import pytest
 from support.server import TestServer
 
 from runyard.server.services.imports import import_jobs, multipart
-from tests.server.datasets import Data, jsonl, picture, shelf, vqa_row
+from tests.server.datasets import Data, jsonl, make_image_bytes, make_vqa_files, vqa_row
 
 SOURCE = ("assetSources", "managed", "datature", "default")
 
 
 class Session:
-    """One session and what its client does with it."""
+    """One session, as its client uses it."""
 
     def __init__(self, data: Data, dataset_id: str) -> None:
         self.data, self.dataset_id = data, dataset_id
-        self.told: dict[str, Any] = {}
+        self.document: dict[str, Any] = {}
 
     async def begin(self, files: dict[str, bytes], **spec: Any) -> Any:
         assets = [
@@ -36,14 +36,14 @@ class Session:
             path, json={"spec": {"assets": assets, "kind": "Upload", **spec}}
         )
         if answer.status_code == 201:
-            self.told = answer.json()
+            self.document = answer.json()
         return answer
 
     @property
     def uploads(self) -> dict[str, dict[str, Any]]:
         return {
             asset["metadata"]["filename"]: asset["upload"]
-            for asset in self.told["status"]["assets"]
+            for asset in self.document["status"]["assets"]
         }
 
     async def put(self, name: str, content: bytes) -> Any:
@@ -52,14 +52,14 @@ class Session:
             self.uploads[name]["url"], content=content, headers=self.uploads[name]["headers"]
         )
 
-    async def settled(self) -> dict[str, Any]:
+    async def wait_until_over(self) -> dict[str, Any]:
         await self.data.server.services.jobs.wait_until_idle()
         return dict(
             await self.data.get(
                 self.dataset_id,
                 *SOURCE,
                 "assetIngestionSessions",
-                self.told["assetIngestionSessionId"],
+                self.document["assetIngestionSessionId"],
             )
         )
 
@@ -73,18 +73,18 @@ async def session_of(server: TestServer) -> Session:
     return Session(data, await data.make())
 
 
-async def test_files_become_pictures_when_the_last_one_has_come(server: TestServer) -> None:
+async def test_files_become_images_once_the_last_one_has_arrived(server: TestServer) -> None:
     session = await session_of(server)
-    files = {f"{number}.png": picture(number) for number in range(3)}
+    files = {f"{number}.png": make_image_bytes(number) for number in range(3)}
     await session.begin(files, onAssetOverwritten="KeepLinkedResource")
-    assert session.told["spec"]["onAssetOverwritten"] == "KeepLinkedResources"
+    assert session.document["spec"]["onAssetOverwritten"] == "KeepLinkedResources"
     for name, content in files.items():
         wrong = await session.put(name, content[:-1] + b"x")
         assert (wrong.status_code, wrong.json()["code"]) == (400, "InvalidBody")
         assert (await session.put(name, content)).status_code == 204
-    told = await session.settled()
-    assert [condition["status"] for condition in told["status"]["conditions"]] == ["Reached"]
-    assert told["status"]["progressCount"] == {"total": 3, "succeeded": 3, "errored": 0}
+    document = await session.wait_until_over()
+    assert [condition["status"] for condition in document["status"]["conditions"]] == ["Reached"]
+    assert document["status"]["progressCount"] == {"total": 3, "succeeded": 3, "errored": 0}
     [asset] = (await session.data.get(session.dataset_id, "assets", filter="0.png"))["items"]
     expected = google_crc32c.Checksum(files["0.png"]).digest()  # type: ignore[no-untyped-call]
     assert base64.b64decode(asset["metadata"]["hash"]["contents"]) == expected
@@ -94,24 +94,24 @@ async def test_files_become_pictures_when_the_last_one_has_come(server: TestServ
 @pytest.mark.parametrize(
     ("mode", "expected"), [("FailAfterOne", "FailedReach"), ("FailAfterAll", "Reached")]
 )
-async def test_good_pictures_are_kept_beside_broken_ones(
+async def test_valid_images_are_kept_when_others_are_broken(
     server: TestServer, mode: str, expected: str
 ) -> None:
     session = await session_of(server)
-    files = {"good.png": picture(1), "broken.png": picture(2)[:50]}
+    files = {"good.png": make_image_bytes(1), "broken.png": make_image_bytes(2)[:50]}
     await session.begin(files, failureMode=mode)
     for name, content in files.items():
         await session.put(name, content)
-    told = await session.settled()
-    assert [condition["status"] for condition in told["status"]["conditions"]] == [expected]
-    [event] = told["status"]["events"]
+    document = await session.wait_until_over()
+    assert [condition["status"] for condition in document["status"]["conditions"]] == [expected]
+    [event] = document["status"]["events"]
     assert (event["kind"], event["files"]) == ("Error", {"broken.png": "ECORRUPT"})
     assert (await session.data.get(session.dataset_id, "assets:count")) == {"count": 1}
 
 
-async def test_a_session_ends_an_hour_after_its_last_byte(server: TestServer) -> None:
+async def test_a_session_expires_an_hour_after_its_last_byte(server: TestServer) -> None:
     session = await session_of(server)
-    files = {"a.png": picture(1), "b.png": picture(2)}
+    files = {"a.png": make_image_bytes(1), "b.png": make_image_bytes(2)}
     await session.begin(files)
     server.clock.forward(3000)
     await session.put("a.png", files["a.png"])
@@ -120,46 +120,48 @@ async def test_a_session_ends_an_hour_after_its_last_byte(server: TestServer) ->
     assert (await session.put("a.png", files["a.png"])).status_code == 204
     server.clock.forward(3700)
     await import_jobs.sweep(server.services)
-    told = await session.settled()
-    assert [condition["status"] for condition in told["status"]["conditions"]] == ["FailedReach"]
-    assert told["status"]["events"][0]["files"]["b.png"] == "ETIMEOUT"
+    document = await session.wait_until_over()
+    assert [condition["status"] for condition in document["status"]["conditions"]] == [
+        "FailedReach"
+    ]
+    assert document["status"]["events"][0]["files"]["b.png"] == "ETIMEOUT"
     found = await session.data.storage()
     assert (found["agrees"], found["blobs"]) == (True, 0)
 
 
 async def test_a_session_is_cancelled(server: TestServer) -> None:
     session = await session_of(server)
-    await session.begin({"a.png": picture(1)})
+    await session.begin({"a.png": make_image_bytes(1)})
     place = session.data.path(
         session.dataset_id,
         *SOURCE,
         "assetIngestionSessions",
-        session.told["assetIngestionSessionId"],
+        session.document["assetIngestionSessionId"],
     )
-    told = (await session.data.api.post(place + ":cancel")).json()
-    assert told["status"]["conditions"][0]["reason"] == "CancelledByUser"
-    late = await session.put("a.png", picture(1))
+    document = (await session.data.api.post(place + ":cancel")).json()
+    assert document["status"]["conditions"][0]["reason"] == "CancelledByUser"
+    late = await session.put("a.png", make_image_bytes(1))
     assert (late.status_code, late.json()["code"]) == (409, "ImportOver")
 
 
-async def test_what_cannot_be_announced_is_refused(server: TestServer) -> None:
+async def test_an_invalid_announcement_is_refused(server: TestServer) -> None:
     session = await session_of(server)
     for files in ({}, {"../a.png": b"x"}, {"/a.png": b"x"}):
         answer = await session.begin(files)
         assert (answer.status_code, answer.json()["code"]) == (400, "InvalidBody"), files
 
 
-async def test_a_large_file_comes_in_parts(
+async def test_a_large_file_is_uploaded_in_parts(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(multipart, "PART_BYTES", 40)
     session = await session_of(server)
-    content = picture(1)
+    content = make_image_bytes(1)
     await session.begin({"large.png": content})
     data, api = session.data, session.data.api
     root = data.path(session.dataset_id, *SOURCE, "multipartUploads")
     spec = {
-        "ingestionId": session.told["ingestionId"],
+        "ingestionId": session.document["ingestionId"],
         "filename": "large.png",
         "sizeBytes": len(content),
     }
@@ -172,37 +174,38 @@ async def test_a_large_file_comes_in_parts(
     anonymous = await server.client(None)
     for part in range(1, count + 1):
         end = part * each if part < count else len(content)
-        told = (await api.post(f"{place}/parts/{part}", json={})).json()
+        document = (await api.post(f"{place}/parts/{part}", json={})).json()
         assert (await api.post(f"{place}/parts/{part}/completion", json={})).status_code == 409
-        short = await anonymous.put(told["url"], content=content[(part - 1) * each : end - 1])
+        short = await anonymous.put(document["url"], content=content[(part - 1) * each : end - 1])
         assert short.json()["code"] == "InvalidBody"
-        sent = await anonymous.put(told["url"], content=content[(part - 1) * each : end])
+        sent = await anonymous.put(document["url"], content=content[(part - 1) * each : end])
         assert sent.status_code == 204
-        headers = {name: sent.headers[name] for name in told["responseHeaders"]}
+        headers = {name: sent.headers[name] for name in document["responseHeaders"]}
         done = await api.post(f"{place}/parts/{part}/completion", json={"responseHeaders": headers})
         assert done.status_code == 200
     assert (await api.post(f"{place}/parts/{count + 1}", json={})).status_code == 404
     assert (await api.post(f"{place}/completion")).status_code == 200
-    told = await session.settled()
-    assert [condition["status"] for condition in told["status"]["conditions"]] == ["Reached"]
+    document = await session.wait_until_over()
+    assert [condition["status"] for condition in document["status"]["conditions"]] == ["Reached"]
     [asset] = (await data.get(session.dataset_id, "assets", contents="y"))["items"]
     assert (await anonymous.get(asset["contents"]["asset"]["url"])).content == content
 
 
-async def test_annotations_come_as_files_and_are_read_against_the_pictures_there_are(
+async def test_annotation_files_are_matched_with_the_existing_images(
     server: TestServer,
 ) -> None:
     data = Data(server, await server.api())
     dataset_id = await data.make()
-    await data.bring(
-        dataset_id, {name: content for name, content in shelf(2).items() if name.endswith("png")}
+    await data.import_files(
+        dataset_id,
+        {name: content for name, content in make_vqa_files(2).items() if name.endswith("png")},
     )
     assert (await data.get(dataset_id))["version"] is None
     root = data.path(dataset_id, "annotationImportSessions")
     late = {"spec": {"uploadBefore": 5}}
     assert (await data.api.post(root, json=late)).json()["code"] == "InvalidBody"
 
-    async def bring(content: bytes, **policies: str) -> dict[str, Any]:
+    async def import_files(content: bytes, **policies: str) -> dict[str, Any]:
         spec = {"uploadBefore": server.clock.now_ms() + 60_000, "failurePolicies": policies}
         begun = (await data.api.post(root, json={"spec": spec})).json()
         assert [c["condition"] for c in begun["status"]["conditions"]] == [
@@ -216,24 +219,24 @@ async def test_annotations_come_as_files_and_are_read_against_the_pictures_there
             "l.jsonl"
         ]
         reached = {"condition": "FilesInserted", "status": "Reached", "lastTransitionTime": 1}
-        said = {"status": {"conditions": [reached]}}
-        early = await data.api.patch(f"{place}/status", json=said)
+        change = {"status": {"conditions": [reached]}}
+        early = await data.api.patch(f"{place}/status", json=change)
         assert (early.status_code, early.json()["code"]) == (409, "BlobMissing")
         assert (
             await (await server.client(None)).put(where["url"], content=content)
         ).status_code == 204
-        assert (await data.api.patch(f"{place}/status", json=said)).status_code == 200
+        assert (await data.api.patch(f"{place}/status", json=change)).status_code == 200
         await server.services.jobs.wait_until_idle()
         return dict((await data.api.get(place)).json())
 
     rows = jsonl(vqa_row(1, "shelf/1.png"), vqa_row(2, "2.png"), vqa_row(3, "nowhere.png"))
-    refused = await bring(rows)
+    refused = await import_files(rows)
     assert {condition["status"] for condition in refused["status"]["conditions"]} == {
         "Reached",
         "FailedReach",
     }
     assert refused["status"]["reason"]
-    taken = await bring(rows, onBadAnnotation="Warn", onBadFile="Warn")
+    taken = await import_files(rows, onBadAnnotation="Warn", onBadFile="Warn")
     assert {condition["status"] for condition in taken["status"]["conditions"]} == {"Reached"}, (
         taken
     )
@@ -242,12 +245,14 @@ async def test_annotations_come_as_files_and_are_read_against_the_pictures_there
         "items"
     ]
     assert [line["code"] for line in logged if line["severity"] == "error"] == ["ImageMissing"]
-    again = await bring(jsonl(vqa_row(1, "shelf/1.png")))
+    again = await import_files(jsonl(vqa_row(1, "shelf/1.png")))
     assert (
         "already exists" in again["status"]["reason"]
         or "there already" in again["status"]["reason"]
     )
-    over = await bring(jsonl(vqa_row(1, "shelf/1.png", answer="Nine.")), onOverwritten="Warn")
+    over = await import_files(
+        jsonl(vqa_row(1, "shelf/1.png", answer="Nine.")), onOverwritten="Warn"
+    )
     assert {condition["status"] for condition in over["status"]["conditions"]} == {"Reached"}
     assert (await data.get(dataset_id))["statistic"]["annotationTotal"] == 2
     begun = await data.api.post(

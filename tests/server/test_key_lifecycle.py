@@ -16,7 +16,7 @@ from runyard.server.services.operations import backups
 from runyard.store import StoreUnavailable
 from runyard.store import keys as key_rows
 from runyard.store.tables import keys as table
-from tests.server.test_backups import put_back, rewritten, take
+from tests.server.test_backups import put_back, rewritten, take_backup
 
 HOUR_MS = 3600_000
 
@@ -120,7 +120,7 @@ async def test_a_key_expires_at_its_time(server: TestServer) -> None:
     assert past.json()["problems"][0]["path"] == "/spec/expires"
 
 
-async def test_a_key_that_cannot_be_is_rejected(server: TestServer) -> None:
+async def test_an_impossible_key_is_rejected(server: TestServer) -> None:
     for spec in (
         {},
         {"name": ""},
@@ -169,14 +169,14 @@ async def test_a_rotation_replaces_a_key_at_once_or_after_an_overlap(server: Tes
     assert (await rotate(server, third["keyId"], overlapSeconds=-1)).json()["code"] == "InvalidBody"
 
 
-async def test_an_overlap_never_lengthens_a_life(server: TestServer) -> None:
+async def test_an_overlap_never_extends_the_lifetime_of_a_key(server: TestServer) -> None:
     key = await issue(server, expires=server.clock.now_ms() + HOUR_MS)
     await rotate(server, key["keyId"], overlapSeconds=7200)
     server.clock.forward(3600)
     assert not await opens(server, key["secretKey"])
 
 
-async def test_the_last_admin_key_that_does_not_expire_stays(server: TestServer) -> None:
+async def test_the_last_admin_key_without_expiry_cannot_be_revoked(server: TestServer) -> None:
     api = await server.api()
     await issue(server, role="member")
     passing = await issue(server, role="admin", expires=server.clock.now_ms() + HOUR_MS)
@@ -196,7 +196,7 @@ async def test_the_last_admin_key_that_does_not_expire_stays(server: TestServer)
     assert rotated.status_code == 201  # its replacement does not expire either
 
 
-async def test_keys_of_another_organization_are_not_there(server: TestServer) -> None:
+async def test_keys_of_another_organization_are_not_found(server: TestServer) -> None:
     await server.services.store.write(
         lambda connection: key_rows.add(
             connection,
@@ -216,8 +216,8 @@ async def test_keys_of_another_organization_are_not_there(server: TestServer) ->
     assert "A" * 16 not in (await api.get(server.path("keys"))).text
 
 
-async def test_a_change_by_anybody_else_is_found(server: TestServer) -> None:
-    """Another process, or a hand in the database: no counter is needed for it to be seen."""
+async def test_a_change_by_another_process_is_detected(server: TestServer) -> None:
+    """By another process, or by hand in the database: it is detected without a counter."""
     key = await issue(server)
     assert await opens(server, key["secretKey"])
 
@@ -258,12 +258,15 @@ async def test_a_refresh_that_read_too_early_does_not_undo_a_revocation(server: 
     assert not await opens(server, key["secretKey"])
 
 
-def test_the_pulse_refreshes_the_keyring_within_ten_seconds() -> None:
+def test_the_periodic_task_refreshes_the_keyring_within_ten_seconds() -> None:
     # A beat is a second; see leases.TICK_S.
     assert key_lifecycle.REFRESH_BEATS * 1.0 + access.KEY_CHECK_S <= 10
+    )  # a tick is a second; see leases.TICK_S
 
 
-async def test_last_uses_are_written_in_batches_and_never_by_a_request(server: TestServer) -> None:
+async def test_last_use_times_are_written_in_batches_and_never_by_a_request(
+    server: TestServer,
+) -> None:
     key = await issue(server)
     writes = 0
     real = server.services.store.write
@@ -306,7 +309,7 @@ async def test_last_uses_are_written_in_batches_and_never_by_a_request(server: T
         ("revoked", "logs?since=0&w%61it=30"),
     ],
 )
-async def test_a_long_poll_ends_with_its_key(
+async def test_a_long_poll_ends_when_its_key_is_revoked(
     server: TestServer, monkeypatch: pytest.MonkeyPatch, how: str, query: str
 ) -> None:
     monkeypatch.setattr(access, "KEY_CHECK_S", 0.01)
@@ -330,7 +333,7 @@ async def test_a_long_poll_ends_with_its_key(
     polls[1].cancel()
 
 
-async def test_a_stream_out_breaks_off_with_its_key(
+async def test_a_backup_download_stops_when_its_key_is_revoked(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = await issue(server, role="admin")
@@ -353,17 +356,17 @@ async def test_a_stream_out_breaks_off_with_its_key(
         sent.append(message)
 
     headers = {"host": "localhost", "authorization": f"Bearer {key['secretKey']}"}
-    await server.door(scope(server, "POST", "storage/backups", headers), receive, send)
+    await server.gateway(scope(server, "POST", "storage/backups", headers), receive, send)
     assert sent[0]["status"] == 200
     length = int(dict(sent[0]["headers"])[b"content-length"])
     assert sum(len(message.get("body", b"")) for message in sent) < length
     assert all(message.get("more_body") for message in sent[1:])
 
 
-async def test_a_stream_in_is_refused_with_its_key(server: TestServer) -> None:
+async def test_an_upload_is_refused_when_its_key_is_revoked(server: TestServer) -> None:
     key = await issue(server, role="admin")
     row = server.services.store.read(lambda c: key_rows.get(c, org=server.org, key_id=key["keyId"]))
-    data = await take(server)
+    data = await take_backup(server)
 
     async def body() -> Any:
         yield data[:1000]
@@ -400,7 +403,7 @@ def scope(server: TestServer, method: str, path: str, headers: dict[str, str]) -
     }
 
 
-async def test_an_admin_key_is_recovered_by_whoever_owns_the_data_folder(
+async def test_the_owner_of_the_data_folder_can_recover_an_admin_key(
     server: TestServer,
 ) -> None:
     marker = server.settings.secrets_dir / key_lifecycle.RECOVERY_FILE
@@ -433,7 +436,7 @@ async def test_an_admin_key_is_recovered_by_whoever_owns_the_data_folder(
     assert await opens(server, new)
 
 
-async def test_a_recovery_that_was_cut_off_adopts_the_key_it_wrote(
+async def test_an_interrupted_recovery_adopts_the_key_it_wrote(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
 
@@ -461,7 +464,7 @@ async def test_a_key_revoked_after_a_backup_stays_revoked_when_it_is_restored(
         await issue(server, role="viewer", expires=server.clock.now_ms() + HOUR_MS),
     )
     await opens(server, kept["secretKey"])
-    data = await take(server)
+    data = await take_backup(server)
     await (await server.api()).delete(revoked["selfLink"])
     later = await issue(server, name="later")
     assert (await put_back(server, data)).status_code == 200
@@ -470,14 +473,14 @@ async def test_a_key_revoked_after_a_backup_stays_revoked_when_it_is_restored(
         True,
         True,
     ]
-    told = (await (await server.api()).get(kept["selfLink"])).json()
-    assert told["spec"] == kept["spec"]
-    # Rejected keys are counted on in the restored audit log.
+    document = (await (await server.api()).get(kept["selfLink"])).json()
+    assert document["spec"] == kept["spec"]
+    # counts of rejected keys continue in the restored audit log.
     await key_lifecycle.write_usage(server.services)
     assert ("reject key", f"key {revoked['keyId']}: revoked") in await actions(server)
 
 
-async def test_a_backup_from_before_keys_had_a_lifecycle_is_restored(server: TestServer) -> None:
+async def test_a_backup_from_before_key_lifecycles_is_restored(server: TestServer) -> None:
     key = await issue(server, role="viewer")
 
     def as_older(manifest: Any, tables: Any, _blobs: Any) -> None:
@@ -495,7 +498,7 @@ async def test_a_backup_from_before_keys_had_a_lifecycle_is_restored(server: Tes
                 json.dumps([row[index] for index in kept]).encode() + b"\n" for row in rows
             )
 
-    data = rewritten(await take(server), as_older)
+    data = rewritten(await take_backup(server), as_older)
     before = await actions(server)
     assert (await put_back(server, data)).status_code == 200
     assert await opens(server, key["secretKey"])

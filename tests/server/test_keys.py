@@ -1,4 +1,4 @@
-"""Secret keys: their form, and who is let in."""
+"""Secret keys: their form, and which are accepted."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -26,7 +26,7 @@ def test_a_key_has_the_form_that_the_published_client_accepts() -> None:
     assert key.isascii()
 
 
-def test_a_good_key_is_found_and_every_altered_one_is_not() -> None:
+def test_a_valid_key_is_found_and_every_altered_one_is_not() -> None:
     key = new_key()
     ring = Keyring(PEPPER, [row(key)])
     found = ring.find(key, now_ms=5)
@@ -61,17 +61,17 @@ def test_a_right_id_with_a_wrong_secret_is_refused() -> None:
     assert Keyring(PEPPER, [row(key)]).find(forged, now_ms=5) is None
 
 
-def test_an_expired_and_a_revoked_key_open_nothing() -> None:
+def test_expired_and_revoked_keys_are_refused() -> None:
     key = new_key()
     assert Keyring(PEPPER, [row(key, expires=5)]).find(key, now_ms=4) is not None
     assert Keyring(PEPPER, [row(key, expires=5)]).find(key, now_ms=5) is None
     assert Keyring(PEPPER, [row(key, revoked=1)]).find(key, now_ms=5) is None
 
 
-def test_an_unknown_id_costs_as_much_work_as_a_wrong_secret(
+def test_an_unknown_id_takes_as_much_work_as_a_wrong_secret(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Counted, not timed: keyed hashes are all that takes time in which ids could be told apart."""
+    """Counted, not timed: only keyed hashes take enough time to distinguish ids."""
     key, other, calls = new_key(), new_key(), 0
     real = keys.secret_mac
 
@@ -92,7 +92,7 @@ def test_an_unknown_id_costs_as_much_work_as_a_wrong_secret(
     assert work[0] == work[1] > 0
 
 
-def test_another_pepper_makes_every_key_useless() -> None:
+def test_another_pepper_invalidates_every_key() -> None:
     key = new_key()
     ring = Keyring(b"q" * 32, [row(key)])
     assert ring.find(key, now_ms=5) is None

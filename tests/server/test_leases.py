@@ -18,7 +18,7 @@ from runyard.store import outputs, tables
 
 
 async def tick(server: TestServer, seconds: float) -> None:
-    """Let the server live for a while, two seconds at a time."""
+    """Advance the server's clock, two seconds per tick."""
     while seconds > 0:
         server.clock.forward(min(2.0, seconds))
         await leases.tick(server.services, min(2.0, seconds))
@@ -45,8 +45,8 @@ async def test_a_run_from_claim_to_success(server: TestServer) -> None:
     assert (assignment["run_id"], assignment["attempt"], assignment["grace_s"]) == ("r1", 1, 4.0)
     assert assignment["run"]["spec"]["flow"]["settings"] == {"gracePeriodSeconds": 4}
     assert assignment["resume_checkpoint"] is None
-    wanted = (await attempt.start()).json()
-    assert (wanted["action"], wanted["lease_s"], wanted["grace_s"]) == ("continue", 15.0, 4.0)
+    renewal = (await attempt.start()).json()
+    assert (renewal["action"], renewal["lease_s"], renewal["grace_s"]) == ("continue", 15.0, 4.0)
     assert (await attempts.read_condition(server))[:2] == ("Running", "Preparing")
     await attempt.checkpoint("epoch-1")
     assert (
@@ -61,13 +61,13 @@ async def test_a_run_from_claim_to_success(server: TestServer) -> None:
     ]
     assert run["status"]["observedGeneration"] == 1
     assert [
-        (told["attempt"], told["exitCode"], told["cause"]) for told in run["status"]["attempts"]
+        (item["attempt"], item["exitCode"], item["cause"]) for item in run["status"]["attempts"]
     ] == [(1, 0, "exit code 0")]
     kill = await api.patch(server.path("runs/r1"), json={"spec": {"killedAt": 1}})
     assert (kill.status_code, kill.json()["code"]) == (409, "RunFinished")
 
 
-async def test_repeats_of_claim_start_and_finish_change_nothing(server: TestServer) -> None:
+async def test_repeated_claims_starts_and_reports_change_nothing(server: TestServer) -> None:
     api = await server.api()
     for run_id in ("r1", "r2"):
         await api.put(server.path(f"runs/{run_id}"), json={"spec": {}})
@@ -82,7 +82,7 @@ async def test_repeats_of_claim_start_and_finish_change_nothing(server: TestServ
     assert await attempts.claim(server, "c1") is None  # that claim is used up
 
 
-async def test_runs_are_taken_by_priority_then_age_and_only_where_they_fit(
+async def test_runs_are_claimed_by_priority_then_age_and_only_where_they_fit(
     server: TestServer,
 ) -> None:
     api = await server.api()
@@ -106,7 +106,7 @@ async def test_runs_are_taken_by_priority_then_age_and_only_where_they_fit(
     ] == "gpu"
 
 
-async def test_runs_that_no_machine_can_take_block_nobody_and_are_not_read(
+async def test_runs_that_fit_no_machine_block_no_others_and_are_not_read(
     server: TestServer, monkeypatch: Any
 ) -> None:
     api = await server.api()
@@ -150,7 +150,9 @@ async def test_a_waiting_claim_is_woken_by_a_new_run(server: TestServer) -> None
     assert attempt.assignment["run_id"] == "r1"
 
 
-async def test_a_killed_run_is_cancelled_only_when_nothing_of_it_lives(server: TestServer) -> None:
+async def test_a_killed_run_is_cancelled_only_when_none_of_its_processes_is_alive(
+    server: TestServer,
+) -> None:
     attempt = await attempts.start(server)
     api = await server.api()
     killed = (await api.patch(server.path("runs/r1"), json={"spec": {"killedAt": 5}})).json()
@@ -195,7 +197,7 @@ async def test_a_claim_that_never_started_is_not_charged(server: TestServer) -> 
     assert (await run_of(server))["status"]["attempts"] == []
 
 
-async def test_tries_are_used_up_by_crashes_and_then_the_platform_is_at_fault(
+async def test_crashes_use_up_the_attempts_and_then_count_as_a_platform_error(
     server: TestServer,
 ) -> None:
     api = await server.api()
@@ -206,10 +208,10 @@ async def test_tries_are_used_up_by_crashes_and_then_the_platform_is_at_fault(
         await attempt.finish(139)
         assert (await attempts.read_condition(server))[:2] == expected
     assert "exit code 139" in ((await attempts.read_condition(server))[2] or "")
-    assert [told["exitCode"] for told in (await run_of(server))["status"]["attempts"]] == [139, 139]
+    assert [item["exitCode"] for item in (await run_of(server))["status"]["attempts"]] == [139, 139]
 
 
-async def test_a_silent_attempt_is_said_to_be_so_and_may_come_back(server: TestServer) -> None:
+async def test_a_silent_attempt_is_reported_and_may_come_back(server: TestServer) -> None:
     attempt = await attempts.start(server)
     await tick(server, 14)
     assert (await attempts.read_condition(server))[:2] == ("Running", "Preparing")
@@ -222,6 +224,7 @@ async def test_a_silent_attempt_is_said_to_be_so_and_may_come_back(server: TestS
     assert "no report from here" in (message or "")
     # Not a second trainer while the first may live.
     assert await attempts.claim(server, "c9") is None
+    )  # no second trainer while the first may be alive
     back = await attempt.post("renew", phase="Training")
     assert back.json()["action"] == "continue"
     assert await attempts.read_condition(server) == ("Running", "Training", "reported again")
@@ -237,7 +240,7 @@ async def test_the_controllers_report_closes_a_silent_attempt_and_its_result_cou
     await tick(server, 30)
     controller = await server.client(server.controller_key)
     placed = (await controller.get("/internal/v1/machines/m1")).json()["attempts"]
-    assert [told["token"] for told in placed] == [attempt.assignment["token"]]
+    assert [item["token"] for item in placed] == [attempt.assignment["token"]]
     assert placed[0]["resume_checkpoint"] == "epoch-1"
     assert (await controller.get("/internal/v1/machines/m2")).json() == {"attempts": []}
     await attempt.finish(None, outcome="Succeeded", reason="Completed", message="found on disk")
@@ -245,7 +248,7 @@ async def test_the_controllers_report_closes_a_silent_attempt_and_its_result_cou
     assert (await controller.get("/internal/v1/machines/m1")).json() == {"attempts": []}
 
 
-async def test_long_silence_lets_the_run_be_tried_again_and_the_old_attempt_is_refused(
+async def test_long_silence_allows_a_new_attempt_and_the_old_one_is_refused(
     server: TestServer,
 ) -> None:
     attempt = await attempts.start(server)
@@ -320,12 +323,14 @@ async def test_a_lost_attempt_of_a_finished_and_deleted_run_does_not_stop_the_se
     assert (await first.post("renew")).status_code == 200  # it was alive, and is silent from now on
     await tick(server, 16)
     await tick(server, 16)
-    assert server.services.store.read(attempt_rows.count_open) == 1  # nothing has proven it ended
+    assert (
+        server.services.store.read(attempt_rows.count_open) == 1
+    )  # nothing proves that it has ended
     await api.put(server.path("runs/other"), json={"spec": {}})
     assert (await attempts.claim(server, "c3", machine_id="m2")).assignment["run_id"] == "other"
 
 
-async def test_a_lost_run_is_taken_elsewhere_only_where_it_fits_wanted_and_not_at_its_last_try(
+async def test_a_lost_run_moves_only_where_it_fits_is_not_killed_and_has_attempts_left(
     server: TestServer,
 ) -> None:
     api = await server.api()
@@ -352,7 +357,7 @@ async def test_a_lost_run_is_taken_elsewhere_only_where_it_fits_wanted_and_not_a
     )
 
 
-async def test_a_claim_that_waits_is_woken_when_a_run_is_lost_elsewhere(server: TestServer) -> None:
+async def test_a_waiting_claim_is_woken_when_a_run_is_lost_elsewhere(server: TestServer) -> None:
     await attempts.start(server)
     waiting = asyncio.create_task(attempts.claim(server, "c2", machine_id="m2", wait_s=30))
     while notifications.QUEUE not in server.services.notifier._events:
@@ -370,7 +375,7 @@ async def test_an_assignment_names_the_boot_of_the_servers_machine(server: TestS
     assert placed["server_boot_id"] == processes.boot_id()
 
 
-async def test_the_machine_that_went_silent_settles_its_attempt_before_it_may_try_again(
+async def test_a_silent_machine_must_settle_its_attempt_before_it_claims_the_run_again(
     server: TestServer,
 ) -> None:
     attempt = await attempts.start(server)
@@ -378,7 +383,7 @@ async def test_the_machine_that_went_silent_settles_its_attempt_before_it_may_tr
     assert await attempts.claim(server, "c2") is None
     controller = await server.client(server.controller_key)
     placed = (await controller.get("/internal/v1/machines/m1")).json()["attempts"]
-    assert [told["token"] for told in placed] == [attempt.assignment["token"]]
+    assert [item["token"] for item in placed] == [attempt.assignment["token"]]
     assert (await attempt.ship("still here")).status_code == 200
     assert (await attempt.post("renew")).json()["action"] == "continue"
     assert (await attempts.read_condition(server))[0] == "Running"
@@ -386,7 +391,9 @@ async def test_the_machine_that_went_silent_settles_its_attempt_before_it_may_tr
     assert (await attempts.claim(server, "c3")).assignment["attempt"] == 2
 
 
-async def test_a_machine_that_settled_a_lost_attempt_may_try_again(server: TestServer) -> None:
+async def test_a_machine_that_settled_a_lost_attempt_may_claim_the_run_again(
+    server: TestServer,
+) -> None:
     attempt = await attempts.start(server)
     await tick(server, 30)
     assert (await attempts.read_condition(server))[:2] == ("Running", "Stopping")
@@ -394,7 +401,7 @@ async def test_a_machine_that_settled_a_lost_attempt_may_try_again(server: TestS
     assert (await attempts.claim(server, "c2")).assignment["attempt"] == 2
 
 
-async def test_a_run_killed_while_a_silent_attempt_is_unsettled_is_not_cancelled_before_it_is(
+async def test_a_killed_run_is_not_cancelled_before_its_silent_attempt_is_settled(
     server: TestServer,
 ) -> None:
     attempt = await attempts.start(server)
@@ -407,7 +414,7 @@ async def test_a_run_killed_while_a_silent_attempt_is_unsettled_is_not_cancelled
     assert (await attempts.read_condition(server))[0] == "Cancelled"
 
 
-async def test_whoever_renews_counts_as_started_although_a_restore_has_undone_its_report(
+async def test_a_renewal_counts_as_a_start_when_a_restore_has_undone_the_report(
     server: TestServer,
 ) -> None:
     await (await server.api()).put(server.path("runs/r1"), json={"spec": {}})
@@ -418,7 +425,7 @@ async def test_whoever_renews_counts_as_started_although_a_restore_has_undone_it
     assert (await attempts.read_condition(server))[:2] == ("Running", "Stopping")
 
 
-async def test_a_result_reported_after_long_silence_still_counts_unless_the_run_went_on(
+async def test_a_result_after_long_silence_counts_unless_the_run_has_continued(
     server: TestServer,
 ) -> None:
     for run_id in ("r1", "r2"):
@@ -441,8 +448,8 @@ async def test_a_result_reported_after_long_silence_still_counts_unless_the_run_
             assert (await attempts.read_condition(server, run_id))[:2] == ("Running", "Preparing")
 
 
-def test_the_servers_own_pulse_notices_a_lost_lease(tmp_path: Path) -> None:
-    async def story() -> None:
+def test_the_servers_periodic_task_notices_a_lost_lease(tmp_path: Path) -> None:
+    async def scenario() -> None:
         async with open_server(tmp_path / "data", run_ticker=True, lease_s=0.5) as server:
             await attempts.start(server)
             event = server.services.notifier.watch(run_topic(server.org, "r1"))
@@ -450,10 +457,10 @@ def test_the_servers_own_pulse_notices_a_lost_lease(tmp_path: Path) -> None:
             assert await server.services.notifier.wait(event, timeout_s=20)
             assert (await attempts.read_condition(server))[:2] == ("Running", "Stopping")
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-async def test_no_final_word_is_spoken_on_silence_alone_for_a_long_time(
+async def test_silence_alone_ends_no_run_for_a_long_time(
     server: TestServer, monkeypatch: Any
 ) -> None:
     assert leases.GIVE_UP_AFTER_S >= 30 * 60
@@ -466,8 +473,8 @@ async def test_no_final_word_is_spoken_on_silence_alone_for_a_long_time(
     assert (await attempts.read_condition(server))[:2] == ("Error", "WorkerLost")
 
 
-async def test_leases_do_not_age_while_the_server_is_away(server: TestServer) -> None:
-    """A stopped or suspended server beats late by hours; that beat counts two seconds."""
+async def test_leases_do_not_age_while_the_server_is_down(server: TestServer) -> None:
+    """After a stop or suspension a tick is late by hours; it counts as two seconds."""
     await attempts.start(server)
     for _ in range(3):
         server.clock.forward(3600)
@@ -475,7 +482,7 @@ async def test_leases_do_not_age_while_the_server_is_away(server: TestServer) ->
     assert (await attempts.read_condition(server))[:2] == ("Running", "Preparing")
 
 
-async def test_fencing_numbers_grow_and_a_token_of_another_epoch_is_refused(
+async def test_fencing_numbers_grow_and_a_token_of_another_store_is_refused(
     server: TestServer,
 ) -> None:
     first = await attempts.start(server, "r1")
@@ -527,7 +534,7 @@ async def test_deleting_a_running_run_hides_it_at_once_and_removes_it_when_it_ha
     assert list(server.services.blobs(server.org).hashes()) == []
 
 
-async def test_a_deletion_that_was_cut_short_is_finished_by_the_sweep(
+async def test_an_interrupted_deletion_is_finished_by_the_sweep(
     server: TestServer, monkeypatch: Any
 ) -> None:
     attempt = await attempts.start(server)
@@ -552,7 +559,7 @@ async def test_a_deletion_that_was_cut_short_is_finished_by_the_sweep(
     )
 
 
-async def test_a_kill_may_say_how_long_the_run_has_to_save(server: TestServer) -> None:
+async def test_a_kill_may_set_the_grace_period(server: TestServer) -> None:
     attempt = await attempts.start(server)
     api = await server.api()
     bad = await api.patch(
@@ -563,11 +570,11 @@ async def test_a_kill_may_say_how_long_the_run_has_to_save(server: TestServer) -
         await api.patch(server.path("runs/r1"), json={"spec": {"killedAt": 1, "graceSeconds": 2.5}})
     ).json()
     assert killed["spec"]["graceSeconds"] == 2.5
-    wanted = (await attempt.post("renew")).json()
-    assert (wanted["action"], wanted["grace_s"]) == ("kill", 2.5)
+    renewal = (await attempt.post("renew")).json()
+    assert (renewal["action"], renewal["grace_s"]) == ("kill", 2.5)
 
 
-async def test_runs_say_that_they_wait_for_disk_and_go_on_when_there_is_some(
+async def test_runs_wait_for_disk_space_and_continue_when_there_is_enough(
     server: TestServer,
 ) -> None:
     await (await server.api()).put(server.path("runs/r1"), json={"spec": {}})
@@ -596,7 +603,7 @@ def plan_with(size: int) -> dict[str, Any]:
 async def test_a_run_that_may_shrink_halves_the_micro_batch_after_each_out_of_memory_kill(
     server: TestServer,
 ) -> None:
-    """More kills than there are tries, each reported twice.
+    """More kills than allowed attempts, each reported twice.
 
     The next assignment carries the limit to the trainer.
     """
@@ -606,14 +613,14 @@ async def test_a_run_that_may_shrink_halves_the_micro_batch_after_each_out_of_me
         assert (await attempt.event("plan", plan=plan_with(size))).status_code == 200
         assert (await run_of(server))["status"]["attempts"][-1]["microBatchSize"] == size
         assert [(await attempt.out_of_memory()).status_code for _ in range(2)] == [204, 204]
-        told = (
+        item = (
             f"out of memory with microBatchSize {size} (the kernel ended the trainer); resuming "
             f"with {size // 2}"
         )
         assert await attempts.read_condition(server) == (
             "Pending",
             "Retrying",
-            f"{told} at the same batch size",
+            f"{item} at the same batch size",
         )
         size //= 2
         attempt = await attempts.claim(server, f"c{number}")
@@ -625,11 +632,11 @@ async def test_a_run_that_may_shrink_halves_the_micro_batch_after_each_out_of_me
     assert (kind, reason) == ("Failed", "OutOfMemory")
     assert "with microBatchSize 1, the smallest" in message
     status = (await run_of(server))["status"]
-    assert [told["microBatchSize"] for told in status["attempts"]] == [8, 4, 2, 1]
-    assert all(told["cause"].startswith("out of memory") for told in status["attempts"])
+    assert [item["microBatchSize"] for item in status["attempts"]] == [8, 4, 2, 1]
+    assert all(item["cause"].startswith("out of memory") for item in status["attempts"])
 
 
-async def test_without_a_plan_the_micro_batch_is_taken_to_be_the_largest_it_can_be(
+async def test_without_a_plan_the_micro_batch_is_assumed_to_be_the_largest_possible(
     server: TestServer,
 ) -> None:
     attempt = await attempts.start(server, flow={"blocks": SHRINK})
@@ -640,7 +647,7 @@ async def test_without_a_plan_the_micro_batch_is_taken_to_be_the_largest_it_can_
     assert (await run_of(server))["status"]["microBatchLimit"] == 16
 
 
-async def test_without_shrink_a_kill_for_want_of_memory_is_the_end(server: TestServer) -> None:
+async def test_without_shrink_an_out_of_memory_kill_is_final(server: TestServer) -> None:
     attempt = await attempts.start(server)
     await attempt.event("plan", plan=plan_with(8))
     await attempt.out_of_memory()
@@ -648,7 +655,7 @@ async def test_without_shrink_a_kill_for_want_of_memory_is_the_end(server: TestS
     assert (await run_of(server))["status"]["microBatchLimit"] is None
 
 
-async def test_a_lost_supervisor_on_a_machine_out_of_memory_shrinks_within_the_tries(
+async def test_a_supervisor_lost_out_of_memory_shrinks_within_the_allowed_attempts(
     server: TestServer,
 ) -> None:
     attempt = await attempts.start(server, flow={"blocks": SHRINK, "settings": {"attempts": 2}})
@@ -665,7 +672,7 @@ async def test_a_lost_supervisor_on_a_machine_out_of_memory_shrinks_within_the_t
     assert (await attempts.read_condition(server))[:2] == ("Error", "WorkerLost")
 
 
-async def test_a_trainer_that_waits_for_disk_space_is_running_and_says_so(
+async def test_a_trainer_that_waits_for_disk_space_is_running_with_that_reason(
     server: TestServer,
 ) -> None:
     attempt = await attempts.start(server)

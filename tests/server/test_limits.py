@@ -23,7 +23,7 @@ from runyard.server.services.imports.commit import RECORD_ROWS
 
 ROOT = Path(__file__).parents[2]
 WIDE = "\U0001f98a"
-# What a body of each route needs besides the field that is tested.
+# Required fields of each route's body, apart from the tested one.
 BASES: dict[str, Any] = {
     "NewFlow": {"spec": {}},
     "NewDataset": {"name": "a"},
@@ -37,15 +37,15 @@ BASES: dict[str, Any] = {
 }
 
 
-def unwrapped(hint: Any) -> Iterator[Any]:
-    """The types in an annotation, without Annotated and unions."""
+def unwrap_types(hint: Any) -> Iterator[Any]:
+    """Return the types in an annotation, without Annotated and unions."""
     if hasattr(hint, "__metadata__"):
-        yield from unwrapped(hint.__origin__)
+        yield from unwrap_types(hint.__origin__)
     elif isinstance(hint, type) and not get_args(hint):
         yield hint
     elif get_args(hint) and getattr(hint, "__origin__", None) not in (dict, list, tuple):
         for part in get_args(hint):
-            yield from unwrapped(part)
+            yield from unwrap_types(part)
 
 
 def limit_of(hint: Any) -> Limit | None:
@@ -57,10 +57,10 @@ def limit_of(hint: Any) -> Limit | None:
     return next((found for part in get_args(hint) if (found := limit_of(part))), None)
 
 
-def limited_fields(
+def list_limited_fields(
     kind: type, path: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], Limit]]:
-    """Every text field of a struct, and of the structs in it, that has a limit; with its path."""
+    """Yield every limited text field of a struct and its nested structs, with its path."""
     hints = get_type_hints(kind, include_extras=True)
     for field in msgspec.structs.fields(kind):
         here = (*path, field.encode_name)
@@ -68,19 +68,19 @@ def limited_fields(
             yield (*here, "a"), limits.ATTRIBUTE_VALUE
         elif limit := limit_of(hints[field.name]):
             yield here, limit
-        for inner in unwrapped(hints[field.name]):
+        for inner in unwrap_types(hints[field.name]):
             if (
                 isinstance(inner, type)
                 and issubclass(inner, msgspec.Struct)
                 and inner is not protocol.Run
             ):
-                yield from limited_fields(inner, here)
+                yield from list_limited_fields(inner, here)
 
 
-def texts(limit: Limit) -> dict[str, str]:
-    """Texts around a limit.
+def make_texts(limit: Limit) -> dict[str, str]:
+    """Return texts around a limit, by name.
 
-    What begins with ``good`` must not be rejected for its length or its characters.
+    Those whose names begin with ``good`` must not be rejected for its length or its characters.
     """
     wide = limit.value // (4 if limit.unit == "bytes" else 1)
     return {
@@ -93,17 +93,17 @@ def texts(limit: Limit) -> dict[str, str]:
     }
 
 
-def with_text(base: Any, path: tuple[str, ...], text: str) -> Any:
-    """A copy of a body with a text at a path; lists on the way are entered at their first item."""
+def replace_text(base: Any, path: tuple[str, ...], text: str) -> Any:
+    """Return a copy of a body with a text at a path; lists are entered at their first item."""
     if not path:
         return text
     if isinstance(base, list):
-        return [with_text(base[0] if base else {}, path, text)]
+        return [replace_text(base[0] if base else {}, path, text)]
     name, *rest = path
     inner = base.get(name, {}) if isinstance(base, dict) else {}
     return {
         **(base if isinstance(base, dict) else {}),
-        name: with_text(inner or {}, tuple(rest), text),
+        name: replace_text(inner or {}, tuple(rest), text),
     }
 
 
@@ -125,20 +125,20 @@ BODIES = [
     if isinstance(route.body, type)
     and issubclass(route.body, msgspec.Struct)
     and "/internal/" not in route.path
-    for path, limit in limited_fields(route.body)
+    for path, limit in list_limited_fields(route.body)
 ]
 
 
-async def answers_of(server: TestServer) -> list[tuple[str, int, str]]:
-    """What each request is answered with: its name, the status, and the code of the problem."""
+async def collect_answers(server: TestServer) -> list[tuple[str, int, str]]:
+    """Return the response to each request: its name, the status, and the problem's code."""
     api, found, number = await server.api(), [], 0
     for path in ("runs/r1", "flows/f1", "trainingProjects/p1"):
         assert (await api.put(server.path(path), json={"spec": {}})).status_code == 201
     made = await api.post(server.path("datasets"), json={"name": "d"})
     for route, path, limit in BODIES:
-        for name, text in texts(limit).items():
+        for name, text in make_texts(limit).items():
             number += 1
-            body = json.dumps(with_text(BASES.get(route.body.__name__, {}), path, text))
+            body = json.dumps(replace_text(BASES.get(route.body.__name__, {}), path, text))
             url = url_of(route, server, made.json()["datasetId"], number)
             answer = await api.request(route.method, url, content=body)
             code = answer.json().get("code", "") if answer.content else ""
@@ -152,13 +152,13 @@ async def answers_of(server: TestServer) -> list[tuple[str, int, str]]:
     return found
 
 
-async def test_every_limited_text_of_a_body_is_answered_alike_on_both_stores(
+async def test_limits_on_text_in_bodies_are_the_same_on_both_stores(
     make_server: MakeServer, empty_postgresql: Callable[[], str], tmp_path: Path
 ) -> None:
     found: dict[str, list[tuple[str, int, str]]] = {}
     for store, settings in (("sqlite", {}), ("postgresql", {"database_url": empty_postgresql()})):
         async with make_server(**settings) as server:
-            found[store] = await answers_of(server)
+            found[store] = await collect_answers(server)
         shutil.rmtree(tmp_path / "data")
     assert found["sqlite"] == found["postgresql"]
     stored = [
@@ -176,7 +176,7 @@ async def test_every_limited_text_of_a_body_is_answered_alike_on_both_stores(
 
 
 @pytest.mark.parametrize("store_kind", ["sqlite", "postgresql"])
-async def test_texts_of_queries_are_checked_before_they_are_looked_up(
+async def test_text_in_queries_is_validated_before_the_lookup(
     server: TestServer, store_kind: str
 ) -> None:
     api = await server.api()
@@ -283,7 +283,7 @@ async def test_sixteen_attribute_filters_are_answered_and_seventeen_rejected(
 
 
 @pytest.mark.parametrize("store_kind", ["sqlite", "postgresql"])
-async def test_texts_of_a_supervisor_are_cut_and_cleaned_not_refused(
+async def test_text_from_a_supervisor_is_truncated_and_cleaned_not_refused(
     server: TestServer, store_kind: str
 ) -> None:
     attempt, api = await attempts.start(server), await server.api()
@@ -317,9 +317,9 @@ async def test_texts_of_a_supervisor_are_cut_and_cleaned_not_refused(
         "time": 5,
     }
     assert (await attempt.post("finish", **end, result={"message": f"\0{long}"})).status_code == 204
-    told = (await api.get(server.path("runs/r1"))).json()["status"]["attempts"][0]
-    assert told["cause"].startswith("x\ufffd")
-    assert len(told["cause"].encode()) <= limits.MESSAGE.value
+    attempt_status = (await api.get(server.path("runs/r1"))).json()["status"]["attempts"][0]
+    assert attempt_status["cause"].startswith("x\ufffd")
+    assert len(attempt_status["cause"].encode()) <= limits.MESSAGE.value
 
 
 MESSAGES = {
@@ -352,13 +352,13 @@ async def test_ids_and_numbers_of_messages_are_limited_alike(
         {"path": "model.safetensors", "size_bytes": 1, "sha256": digest}
     ]
     for name, (base, kind) in MESSAGES.items():
-        for path, limit in limited_fields(kind):
+        for path, limit in list_limited_fields(kind):
             if path[0] == "files" or path[-1].endswith("_id"):
                 continue  # ids and paths have forms of their own, see test_ids
-            for label, text in texts(limit).items():
+            for label, text in make_texts(limit).items():
                 if "half" in label or "NUL" in label:  # replaced, see above
                     continue
-                answer = await attempt.post(name, **with_text(base, path, text))
+                answer = await attempt.post(name, **replace_text(base, path, text))
                 is_good = (
                     answer.status_code < 300
                     if label.startswith("good")
@@ -381,7 +381,7 @@ async def test_ids_and_numbers_of_messages_are_limited_alike(
     assert (claimed.status_code, claimed.json()["code"]) == (400, "InvalidBody")
 
 
-def test_ids_of_records_can_be_stored_and_stay_different() -> None:
+def test_ids_of_records_can_be_stored_and_stay_distinct() -> None:
     ids = [
         "plain",
         "a\0b",

@@ -1,8 +1,8 @@
 """Malformed bytes never make the server fail: no 500, no traceback, and it keeps serving.
 
-Each case is bytes as no HTTP library would send them. A case that is accepted must be answered as
-its meaning, if it has one, says; ``None`` stands for a connection that is closed without an answer,
-which is a fair answer to garbage.
+Each case is bytes as no HTTP library would send them. An accepted case must
+get the response that fits its meaning, if it has one; ``None`` stands for a connection that is
+closed without a response, which is acceptable for garbage.
 """
 
 import asyncio
@@ -42,12 +42,12 @@ def statuses(answer: bytes) -> list[int]:
 def assert_answers(
     server: ServerProcess, requests: list[bytes], expected: dict[int, set[int]] | None = None
 ) -> None:
-    """Every request gets a status below 500, or a closed connection.
+    """Assert that every request gets a status below 500, or a closed connection.
 
-    ``expected`` narrows some down by position.
+    ``expected`` has the statuses of some, by position.
     """
 
-    async def story() -> list[bytes]:
+    async def scenario() -> list[bytes]:
         limit = asyncio.Semaphore(20)
 
         async def ask(request: bytes) -> bytes:
@@ -56,7 +56,7 @@ def assert_answers(
 
         return await asyncio.gather(*(ask(request) for request in requests))
 
-    for number, (request, answer) in enumerate(zip(requests, asyncio.run(story()), strict=True)):
+    for number, (request, answer) in enumerate(zip(requests, asyncio.run(scenario()), strict=True)):
         got = statuses(answer)
         assert all(status < 500 for status in got), (request[:300], answer[:300])
         if expected is not None and number in expected:
@@ -71,8 +71,8 @@ def assert_serves(server: ServerProcess) -> None:
     assert not [failure for failure in FAILURES if failure in server.log()], server.log()[-4000:]
 
 
-def targets(server: ServerProcess) -> list[str]:
-    """Paths of every route, with something hostile in each of its places."""
+def list_hostile_paths(server: ServerProcess) -> list[str]:
+    """Return paths of every route, with a hostile value in each parameter."""
     hostile = (
         DIGITS[:400],
         "%00",
@@ -86,20 +86,22 @@ def targets(server: ServerProcess) -> list[str]:
         "a;b",
         "%0d%0aX: y",
     )
-    return [filled(route.path, server.org, value) for route in ROUTES for value in hostile]
+    return [fill_path(route.path, server.org, value) for route in ROUTES for value in hostile]
 
 
-def filled(path: str, org: str, value: str) -> str:
-    """A route's path with ``value`` in each of its places but the organization's."""
+def fill_path(path: str, org: str, value: str) -> str:
+    """Return a route's path with ``value`` in each parameter but the organization."""
     return PLACE.sub(lambda found: org if found[1] == "org" else value, path)
 
 
-def test_hostile_values_in_every_place_of_every_route(server: ServerProcess) -> None:
-    heads = [server.head("GET", target, connection="close") for target in targets(server)]
+def test_hostile_values_in_every_parameter_of_every_route(server: ServerProcess) -> None:
+    heads = [
+        server.head("GET", target, connection="close") for target in list_hostile_paths(server)
+    ]
     heads += [
         server.head(
             route.method,
-            filled(route.path, server.org, "9" * 19),
+            fill_path(route.path, server.org, "9" * 19),
             connection="close",
             content_length="2",
         )
@@ -253,7 +255,7 @@ def test_requests_with_random_bytes_changed(server: ServerProcess) -> None:
     assert_answers(server, requests)
 
 
-def test_clients_that_leave_at_any_moment(server: ServerProcess) -> None:
+def test_clients_may_disconnect_at_any_moment(server: ServerProcess) -> None:
     """Within the head, the body, a chunk, an upload, a restore, a long poll, and the response."""
     internal = server.head("POST", "/internal/v1/claims", content_length="100")
     beginnings: list[bytes] = [
@@ -282,7 +284,7 @@ def test_clients_that_leave_at_any_moment(server: ServerProcess) -> None:
     assert_serves(server)
 
 
-def test_a_half_closed_connection_still_gets_its_answer_or_an_end(server: ServerProcess) -> None:
+def test_a_half_closed_connection_gets_a_response_or_is_closed(server: ServerProcess) -> None:
     for request in (
         server.head("GET", server.path("runs/r1")),
         server.head("PUT", "/uploads/x", content_length="9"),

@@ -26,7 +26,7 @@ async def link(server: TestServer, checkpoint: str = "latest") -> str:
 async def raw_get(server: TestServer, url: str, **headers: bytes) -> tuple[int, int, int]:
     """(status, bytes promised, bytes sent) as a web server sees them.
 
-    One that is left short closes the connection.
+    A body that is too short closes the connection.
     """
     status, promised, sent = 0, 0, 0
 
@@ -53,7 +53,7 @@ async def raw_get(server: TestServer, url: str, **headers: bytes) -> tuple[int, 
         "headers": given,
         "client": None,
     }
-    await server.door(scope, receive, send)
+    await server.gateway(scope, receive, send)
     return status, promised, sent
 
 
@@ -116,7 +116,9 @@ async def test_a_query_with_two_question_marks_is_paged(server: TestServer) -> N
     assert (await outputs(server, "?intent=sdkLocalDeploy?p=abc&s=1"))["code"] == "InvalidPageToken"
 
 
-async def test_a_checkpoint_is_listed_only_when_all_its_bytes_are_here(server: TestServer) -> None:
+async def test_a_checkpoint_is_listed_only_when_all_its_bytes_are_stored(
+    server: TestServer,
+) -> None:
     attempt = await attempts.start(server)
     digest = hashlib.sha256(b"abc").hexdigest()
     report = {
@@ -159,20 +161,20 @@ async def test_success_without_a_checkpoint_is_not_success(server: TestServer) -
     assert (await attempts.read_condition(server))[:2] == ("Error", "StorageUnavailable")
 
 
-async def test_the_archive_is_a_tar_of_the_model_with_the_length_and_hash_that_were_told(
+async def test_the_archive_is_a_tar_of_the_model_with_the_announced_length_and_hash(
     server: TestServer,
 ) -> None:
     content = bytes(range(256)) * 500
     await finished(server, content=content)
-    told = (await outputs(server, "/epoch-1?contents=y"))["status"]["contents"]
+    contents = (await outputs(server, "/epoch-1?contents=y"))["status"]["contents"]
     anyone = await server.client(None)
-    head = await anyone.head(told["downloadUrl"]["url"])
+    head = await anyone.head(contents["downloadUrl"]["url"])
     assert head.status_code == 200
-    assert int(head.headers["content-length"]) == told["sizeBytes"]
+    assert int(head.headers["content-length"]) == contents["sizeBytes"]
     assert head.headers["accept-ranges"] == "bytes"
-    whole = (await anyone.get(told["downloadUrl"]["url"])).content
-    assert len(whole) == told["sizeBytes"]
-    assert hashlib.sha256(whole).hexdigest() == told["sha256"]
+    whole = (await anyone.get(contents["downloadUrl"]["url"])).content
+    assert len(whole) == contents["sizeBytes"]
+    assert hashlib.sha256(whole).hexdigest() == contents["sha256"]
     with tarfile.open(fileobj=io.BytesIO(whole)) as archive:
         assert archive.getnames() == ["model_full/model.safetensors"]  # no training state
         member = archive.extractfile("model_full/model.safetensors")
@@ -202,14 +204,14 @@ async def test_ranges_are_exact(server: TestServer) -> None:
         assert part.headers["content-range"] == f"bytes {start}-{end - 1}/{size}"
         assert part.content == whole[start:end]
     # Not ours to serve in parts.
-    for given in ("bytes=0-1,5-6", "lines=1-2", "bytes=-", "bytes=a-b"):
+    for given in ("bytes=0-1,5-6", "lines=1-2", "bytes=-", "bytes=a-b"):  # not served in parts
         assert (await anyone.get(url, headers={"range": given})).content == whole
     for given in (f"{size}-", "9" * 5000 + "-", "-0", "-" + "0" * 5000):
         outside = await anyone.get(url, headers={"range": f"bytes={given}"})
         assert (outside.status_code, outside.json()["code"]) == (416, "RangeNotSatisfiable"), given
 
 
-async def test_links_are_the_same_for_an_hour_and_end_when_they_said(server: TestServer) -> None:
+async def test_links_are_equal_for_an_hour_and_expire_as_announced(server: TestServer) -> None:
     await finished(server)
     server.clock.epoch_ms = 480_000 * 3_600_000
     url = await link(server)
@@ -224,10 +226,12 @@ async def test_links_are_the_same_for_an_hour_and_end_when_they_said(server: Tes
     assert (await anyone.head(url)).status_code == 404
 
 
-async def test_a_range_of_a_link_that_was_good_is_cut_off_never_refused(server: TestServer) -> None:
-    """An error status would be taken for zero bytes by the published client.
+async def test_a_range_request_on_an_expired_link_is_cut_short_not_refused(
+    server: TestServer,
+) -> None:
+    """The published client takes an error status for zero bytes.
 
-    Too few bytes are noticed by all.
+    Every client notices a body that is too short.
     """
     await finished(server)
     url = await link(server)
@@ -260,7 +264,7 @@ async def test_every_altered_link_is_refused(server: TestServer) -> None:
     assert (await anyone.put(url, content=b"x")).status_code == 405
 
 
-async def test_a_blob_that_changed_on_disk_breaks_the_download_off(server: TestServer) -> None:
+async def test_a_blob_that_changed_on_disk_aborts_the_download(server: TestServer) -> None:
     await finished(server, content=b"z" * 200_000)
     url = await link(server, "epoch-1")
     digest = hashlib.sha256(b"z" * 200_000).hexdigest()
@@ -273,7 +277,7 @@ async def test_a_blob_that_changed_on_disk_breaks_the_download_off(server: TestS
     assert 0 < sent < promised
 
 
-async def test_a_blob_two_runs_share_outlives_the_first(server: TestServer) -> None:
+async def test_a_blob_that_two_runs_share_outlives_the_first(server: TestServer) -> None:
     api = await server.api()
     for run_id in ("r1", "r2"):
         attempt = await attempts.start(server, run_id)
@@ -301,7 +305,7 @@ async def test_uploads_need_their_length(server: TestServer) -> None:
 
 
 @pytest.mark.parametrize("route", ["blobs", "checkpoints", "lines", "renew", "process"])
-async def test_a_closed_attempt_may_say_nothing_more(server: TestServer, route: str) -> None:
+async def test_a_closed_attempt_may_not_write(server: TestServer, route: str) -> None:
     attempt = await attempts.start(server)
     await attempt.finish(64)
     messages: dict[str, dict[str, Any]] = {

@@ -1,4 +1,4 @@
-"""The OpenAPI document says what the server does.
+"""The OpenAPI document describes what the server does.
 
 ``make fuzz-api`` compares the two with thousands of requests.
 """
@@ -20,7 +20,7 @@ OPERATIONS = [
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
 
-async def test_a_method_that_a_path_does_not_take_is_refused_with_those_it_takes(
+async def test_an_unsupported_method_is_refused_with_the_supported_ones(
     server: TestServer,
 ) -> None:
     clients = {
@@ -31,7 +31,7 @@ async def test_a_method_that_a_path_does_not_take_is_refused_with_those_it_takes
     }
     for path, methods in build_document()["paths"].items():
         if path.startswith("/internal/v1/attempt/"):
-            continue  # opened by an attempt's token alone
+            continue  # only an attempt's token gives access
         client = next(client for prefix, client in clients.items() if path.startswith(prefix))
         url = path.replace("{org}", server.org).replace("{sha256}", "0" * 64)
         url = re.sub(r"\{\w+\}", "x", url)

@@ -28,13 +28,13 @@ LISTS = [route for route in ROUTES if route.is_page and not route.path.endswith(
 
 
 def row_of(table: Any, **values: Any) -> dict[str, Any]:
-    """A row with something in every column."""
+    """Return a row with a value in every column."""
     kinds = {int: 1, str: "x", bytes: b"{}", bool: False, float: 1.0}
     return {column.name: kinds[column.type.python_type] for column in table.columns} | values
 
 
-async def fill(server: TestServer) -> dict[str, str]:
-    """Three of everything that is listed; returns the ids that paths need."""
+async def fill_every_list(server: TestServer) -> dict[str, str]:
+    """Create three of each listed resource; return the ids that paths need."""
     api = await server.api()
     attempt = await attempts.start(server, "r0")
     for number in range(COUNT):
@@ -112,8 +112,8 @@ def _fill_dataset(connection: Connection, *, org: str, dataset: str) -> None:
         )
 
 
-async def walked(api: Any, url: str, **query: Any) -> tuple[list[Any], list[int]]:
-    """Every item of a list, page by page, and how many each page had."""
+async def read_all_pages(api: Any, url: str, **query: Any) -> tuple[list[Any], list[int]]:
+    """Return every item of a list, and the number of items of each page."""
     items: list[Any] = []
     sizes: list[int] = []
     token = None
@@ -136,26 +136,26 @@ async def test_every_list_is_cut_by_bytes_and_continues_at_the_cut(
         threads.add(threading.current_thread().name)
         return join(*args)
 
-    monkeypatch.setattr(exports, "start", lambda *_: None)  # no process shall make a file
+    monkeypatch.setattr(exports, "start", lambda *_: None)  # so that no process writes a file
     monkeypatch.setattr(pages, "join", watched)
-    ids, api = await fill(server), await server.api()
+    ids, api = await fill_every_list(server), await server.api()
     for route in LISTS:
         url = re.sub(r"\{(\w+):str\}", lambda found: ids[found[1]], route.path)
         monkeypatch.setattr(Query, "page", plain)
-        whole, sizes = await walked(api, url, s=1000)
+        whole, sizes = await read_all_pages(api, url, s=1000)
         assert len(whole) >= COUNT, url
         assert sizes == [len(whole)], url
-        assert (await walked(api, url, s=2))[0] == whole, url
+        assert (await read_all_pages(api, url, s=2))[0] == whole, url
         monkeypatch.setattr(
             Query, "page", lambda self, question: replace(plain(self, question), most_bytes=1)
         )
-        assert await walked(api, url, s=1000) == (whole, [1] * len(whole)), url
-    # Everything was encoded beside the event loop.
+        assert await read_all_pages(api, url, s=1000) == (whole, [1] * len(whole)), url
+    # Everything was encoded outside the event loop.
     assert threading.current_thread().name not in threads
     assert threads
 
 
-async def test_a_bulk_deletion_takes_more_names_than_one_question_may_have(
+async def test_a_bulk_deletion_takes_more_names_than_one_query_may_have(
     server: TestServer,
 ) -> None:
     api = await server.api()
@@ -193,7 +193,7 @@ async def test_a_page_of_large_runs_ends_before_the_limit(server: TestServer) ->
         assert (await api.put(server.path(f"runs/r{number:02}"), json=body)).status_code == 201
     answer = await api.get(server.path("runs"), params={"s": 1000})
     assert limits.PAGE.value / 2 < len(answer.content) < limits.PAGE.value + 1000
-    items, sizes = await walked(api, server.path("runs"), s=1000)
+    items, sizes = await read_all_pages(api, server.path("runs"), s=1000)
     assert [run["runId"] for run in items] == [f"r{number:02}" for number in reversed(range(60))]
     assert len(sizes) == 2
 
@@ -214,7 +214,7 @@ async def test_pages_of_logs_and_metrics_end_before_the_limit(server: TestServer
     assert numbers == list(range(1, 401))
 
 
-async def test_a_list_of_models_that_is_too_long_for_one_response_holds_the_newest(
+async def test_a_list_of_models_too_long_for_one_response_contains_the_newest(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attempt, api = await attempts.start(server), await server.api()
@@ -230,7 +230,7 @@ async def test_a_list_of_models_that_is_too_long_for_one_response_holds_the_newe
 @pytest.mark.parametrize("size", [1, 5, 31, 32, 33, 100])
 @pytest.mark.parametrize("most_bytes", [1, 50, 10_000])
 @pytest.mark.parametrize("count", [0, 1, 32, 33, 99])
-def test_gathering_reads_what_a_page_needs_and_not_much_more(
+def test_collecting_a_page_reads_little_more_than_it_needs(
     size: int, most_bytes: int, count: int
 ) -> None:
     rows, read = list(range(count)), 0

@@ -1,4 +1,4 @@
-"""The server as a process: starts, says where, answers, refuses to share, ends cleanly."""
+"""The server process: it starts, announces its address, and exits cleanly."""
 
 import http.client
 import json
@@ -41,16 +41,16 @@ def server(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     process.communicate()
 
 
-def test_a_server_starts_answers_refuses_company_and_ends_cleanly(
+def test_a_server_starts_responds_refuses_a_second_one_and_exits_cleanly(
     server: subprocess.Popen[str], tmp_path: Path
 ) -> None:
-    """One story, since each start costs a second."""
+    """One test, since each start takes a second."""
     data_dir = tmp_path / "data"
-    told = json.loads((data_dir / "server.json").read_text())
+    document = json.loads((data_dir / "server.json").read_text())
     credentials: dict[str, Any] = json.loads((data_dir / "credentials.json").read_text())
-    assert told["pid"] == server.pid
-    assert credentials["endpoint"] == told["endpoint"]
-    with httpx2.Client(base_url=told["endpoint"]) as client:
+    assert document["pid"] == server.pid
+    assert credentials["endpoint"] == document["endpoint"]
+    with httpx2.Client(base_url=document["endpoint"]) as client:
         assert client.get("/health").json()["status"] == "ok"
         key = {"authorization": f"Bearer {credentials['secret_key']}"}
         url = f"/workspaces/{credentials['organization_id']}/runs/r1"
@@ -59,9 +59,9 @@ def test_a_server_starts_answers_refuses_company_and_ends_cleanly(
         too_large = client.put(url, content=b"x" * (2 << 20), headers=key)
         assert (too_large.status_code, too_large.json()["code"]) == (413, "BodyTooLarge")
         assert client.get(url, headers=key | {"host": "evil.example"}).status_code == 400
-    # Other clients tidy paths before they send them.
+    # Other clients normalize paths before they send them.
     raw = http.client.HTTPConnection(
-        "127.0.0.1", int(told["endpoint"].rstrip("/").rpartition(":")[2])
+        "127.0.0.1", int(document["endpoint"].rstrip("/").rpartition(":")[2])
     )
     other = url.replace("/r1", "/r2")
     for spelled in (
@@ -88,9 +88,9 @@ def test_a_server_starts_answers_refuses_company_and_ends_cleanly(
     )
     assert second.returncode == 3
     assert "already uses" in second.stderr
-    assert told["endpoint"] in second.stderr
+    assert document["endpoint"] in second.stderr
 
-    port = str(httpx2.URL(told["endpoint"]).port)
+    port = str(httpx2.URL(document["endpoint"]).port)
     elsewhere = subprocess.run(
         [sys.executable, "-m", "runyard.server"],
         env=environment(tmp_path / "other", RUNYARD_PORT=port),

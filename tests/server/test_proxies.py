@@ -1,4 +1,4 @@
-"""Which address, scheme and host of a request count, behind a proxy and without one."""
+"""The address, scheme and host of a request, behind a proxy and without one."""
 
 import pytest
 from support import attempts
@@ -23,7 +23,7 @@ def read(proxies: Proxies, peer: str = "127.0.0.1", **headers: str) -> tuple[str
     return caller.address, caller.origin
 
 
-def test_what_a_trusted_proxy_forwards_counts() -> None:
+def test_forwarded_headers_of_a_trusted_proxy_are_used() -> None:
     forwarded = {"x_forwarded_for": "203.0.113.9", "x_forwarded_proto": "https"}
     assert read(proxies(), **forwarded) == ("203.0.113.9", PUBLIC_URL)
     assert read(proxies(), "::ffff:10.1.2.3", **forwarded) == ("203.0.113.9", PUBLIC_URL)
@@ -33,7 +33,7 @@ def test_what_a_trusted_proxy_forwards_counts() -> None:
     assert read(without_public_url, **forwarded) == ("203.0.113.9", "https://train.example")
 
 
-def test_what_anybody_else_claims_to_forward_does_not_count() -> None:
+def test_forwarded_headers_of_untrusted_peers_are_ignored() -> None:
     forwarded = {"x_forwarded_for": "203.0.113.9", "x_forwarded_proto": "https"}
     for peer in ("192.0.2.1", "127.0.0.2", "::1", "", "unix:"):
         assert read(proxies(), peer, **forwarded)[0] == peer
@@ -45,7 +45,7 @@ def test_what_anybody_else_claims_to_forward_does_not_count() -> None:
     ("given", "address"),
     [
         ("203.0.113.9", "203.0.113.9"),
-        ("198.51.100.7, 203.0.113.9", "203.0.113.9"),  # what stands before it, the client wrote
+        ("198.51.100.7, 203.0.113.9", "203.0.113.9"),  # the client wrote the part before it
         ("127.0.0.1, 203.0.113.9, 10.2.3.4", "203.0.113.9"),  # two of our own proxies in a row
         ("203.0.113.9:4711", "203.0.113.9"),
         ("[2001:db8::9]:4711", "2001:db8::9"),
@@ -58,13 +58,13 @@ def test_what_anybody_else_claims_to_forward_does_not_count() -> None:
         ("", "127.0.0.1"),
     ],
 )
-def test_the_client_is_the_last_address_that_is_not_a_proxy_of_ours(
+def test_the_client_is_the_last_address_that_is_not_a_trusted_proxy(
     given: str, address: str
 ) -> None:
     assert read(proxies(), x_forwarded_for=given, x_forwarded_proto="https")[0] == address
 
 
-def test_a_forwarded_host_is_neither_used_in_links_nor_allowed() -> None:
+def test_a_forwarded_host_is_neither_used_in_links_nor_accepted() -> None:
     assert (
         read(proxies(), x_forwarded_host="evil.example", x_forwarded_for="203.0.113.9")[1]
         == PUBLIC_URL
@@ -86,7 +86,7 @@ def test_links_use_the_public_url_except_for_programs_on_this_machine() -> None:
     assert read(proxies(), host="127.0.0.1:7878", x_forwarded_for="203.0.113.9")[1] == PUBLIC_URL
 
 
-def test_pages_under_the_public_url_are_ours() -> None:
+def test_pages_under_the_public_url_have_the_same_origin() -> None:
     for host in ("train.example", "127.0.0.1:7878"):
         read(proxies(), host=host, origin=PUBLIC_URL, x_forwarded_proto="https")
         for foreign in (
@@ -101,7 +101,7 @@ def test_pages_under_the_public_url_are_ours() -> None:
             assert caught.value.code == "OriginRefused", (host, foreign)
 
 
-def test_a_default_port_may_be_written_or_left_out() -> None:
+def test_a_default_port_may_be_given_or_omitted() -> None:
     assert normalize_origin("https://Train.example") == normalize_origin(
         "https://train.example:443"
     )
@@ -129,13 +129,13 @@ def test_a_default_port_may_be_written_or_left_out() -> None:
         "https://a?q",
     ],
 )
-def test_a_public_url_that_cannot_be_one_is_rejected(url: str) -> None:
+def test_an_invalid_public_url_is_rejected(url: str) -> None:
     with pytest.raises(SettingError, match=r"RUNYARD_PUBLIC_URL.*try: "):
         read_settings({"RUNYARD_PUBLIC_URL": url})
 
 
 @pytest.mark.parametrize("text", ["proxy.example", "127.0.0.1;10.0.0.1", "10.0.0.1/8", "300.1.1.1"])
-def test_trusted_proxies_that_are_no_addresses_are_rejected(text: str) -> None:
+def test_trusted_proxies_that_are_not_addresses_are_rejected(text: str) -> None:
     with pytest.raises(SettingError, match=r"RUNYARD_TRUSTED_PROXIES.*try: "):
         read_settings({"RUNYARD_TRUSTED_PROXIES": text})
 

@@ -12,16 +12,16 @@ from runyard.server.services.runs import waiting_reasons
 from runyard.server.services.runs.conditions import REASONS
 from runyard.trainer import errors
 
-Tell = Callable[[Any, Any], Awaitable[None]]
-STORIES: dict[tuple[str, str], Tell] = {}
+Scenario = Callable[[Any, Any], Awaitable[None]]
+SCENARIOS: dict[tuple[str, str], Scenario] = {}
 
 
-def story_of(condition: str, reason: str) -> Callable[[Tell], Tell]:
-    def keep(tell: Tell) -> Tell:
-        STORIES[condition, reason] = tell
-        return tell
+def register_scenario(condition: str, reason: str) -> Callable[[Scenario], Scenario]:
+    def register(scenario: Scenario) -> Scenario:
+        SCENARIOS[condition, reason] = scenario
+        return scenario
 
-    return keep
+    return register
 
 
 async def create(
@@ -41,118 +41,120 @@ async def report(
     server: TestServer, machine_id: str = "m1", *, accelerator: str = "cpu", slots: int = 1
 ) -> None:
     controller = await server.client(server.controller_key)
-    told = {
+    machine = {
         "host": f"host-{machine_id}",
         "labels": {"accelerator": [accelerator]},
         "accelerators": [],
         "slots": slots,
     }
     assert (
-        await controller.put(f"/internal/v1/machines/{machine_id}", json=told)
+        await controller.put(f"/internal/v1/machines/{machine_id}", json=machine)
     ).status_code == 204
 
 
 async def wait_until_all_are_heard(server: TestServer) -> None:
-    """Long enough after the start for every connected controller to have been heard."""
+    """Advance the clock until every connected controller must have called."""
     await waiting_reasons.refresh(server.services)
     server.clock.forward(45)
 
 
-@story_of("Pending", "Queued")
+@register_scenario("Pending", "Queued")
 async def _(server: TestServer) -> None:
     await wait_until_all_are_heard(server)
     await report(server)
     await create(server)
 
 
-@story_of("Pending", "WaitingForMachine")
+@register_scenario("Pending", "WaitingForMachine")
 async def _(server: TestServer) -> None:
     await create(server)
     await wait_until_all_are_heard(server)
     await waiting_reasons.refresh(server.services)
 
 
-@story_of("Pending", "WaitingForCapacity")
+@register_scenario("Pending", "WaitingForCapacity")
 async def _(server: TestServer) -> None:
     await wait_until_all_are_heard(server)
     await report(server)
     await create(server, {"tolerations": {"accelerator": ["h100"]}})
 
 
-@story_of("Pending", "WaitingForWorker")
+@register_scenario("Pending", "WaitingForWorker")
 async def _(server: TestServer) -> None:
     await create(server)
     await attempts.claim(server)
 
 
-@story_of("Pending", "WaitingForDisk")
+@register_scenario("Pending", "WaitingForDisk")
 async def _(server: TestServer) -> None:
     await create(server)
     await attempts.claim(server, lacks_disk=True)
 
 
-@story_of("Pending", "Retrying")
+@register_scenario("Pending", "Retrying")
 async def _(server: TestServer) -> None:
     await (await attempts.start(server)).finish(75, outcome="Stopped")
 
 
-@story_of("Pending", "Stopping")
+@register_scenario("Pending", "Stopping")
 async def _(server: TestServer) -> None:
     await create(server)
     await attempts.claim(server)
     await kill(server)
 
 
-def in_phase(phase: str) -> Tell:
-    async def tell(server: TestServer) -> None:
+def in_phase(phase: str) -> Scenario:
+    async def scenario(server: TestServer) -> None:
         await (await attempts.start(server)).event("phase", phase=phase, message="")
 
-    return tell
+    return scenario
 
 
 for phase in ("Training", "Evaluating", "Saving", "WaitingForDisk"):
-    STORIES["Running", phase] = in_phase(phase)
+    SCENARIOS["Running", phase] = in_phase(phase)
 
 
-@story_of("Running", "Preparing")
+@register_scenario("Running", "Preparing")
 async def _(server: TestServer) -> None:
     await attempts.start(server)
 
 
-@story_of("Running", "Stopping")
+@register_scenario("Running", "Stopping")
 async def _(server: TestServer) -> None:
     await attempts.start(server)
     await kill(server)
 
 
-def ended(outcome: str, reason: str, code: int) -> Tell:
-    async def tell(server: TestServer) -> None:
+def ended(outcome: str, reason: str, code: int) -> Scenario:
+    async def scenario(server: TestServer) -> None:
         attempt = await attempts.start(server)
         await attempt.checkpoint()
         await attempt.finish(code, outcome=outcome, reason=reason)
 
-    return tell
+    return scenario
 
 
 for ending in get_args(rundir.Ending):
     if ending != "Stopped":
-        STORIES["Succeeded", ending] = ended("Succeeded", ending, rundir.EXIT_DONE)
+        SCENARIOS["Succeeded", ending] = ended("Succeeded", ending, rundir.EXIT_DONE)
 for failure in errors.TrainingFailed.__subclasses__():
-    STORIES["Failed", failure.__name__] = ended("Failed", failure.__name__, rundir.EXIT_CANNOT_RUN)
-STORIES["Failed", "TrainerError"] = ended("Failed", "TrainerError", 1)
+    SCENARIOS["Failed", failure.__name__] = ended(
+        "Failed", failure.__name__, rundir.EXIT_CANNOT_RUN
+    )
+SCENARIOS["Failed", "TrainerError"] = ended("Failed", "TrainerError", 1)
 
 
-@story_of("Error", "WorkerLost")
+@register_scenario("Error", "WorkerLost")
 async def _(server: TestServer) -> None:
     await (await attempts.start(server, flow={"settings": {"attempts": 1}})).finish(139)
 
 
-@story_of("Error", "StorageUnavailable")
+@register_scenario("Error", "StorageUnavailable")
 async def _(server: TestServer) -> None:
     await (await attempts.start(server)).finish(0, outcome="Succeeded", reason="Completed")
 
 
-@story_of("Cancelled", "KilledByUser")
+@register_scenario("Cancelled", "KilledByUser")
 async def _(server: TestServer) -> None:
     attempt = await attempts.start(server)
     await kill(server)
@@ -162,17 +164,15 @@ async def _(server: TestServer) -> None:
 PAIRS = [(kind.value, reason) for kind, reasons in REASONS.items() for reason in reasons]
 
 
-def test_each_reason_has_a_story_and_each_story_a_reason() -> None:
-    assert set(STORIES) == set(PAIRS)
+def test_each_reason_has_a_scenario_and_each_scenario_a_reason() -> None:
+    assert set(SCENARIOS) == set(PAIRS)
 
 
 @pytest.mark.parametrize(
     ("condition", "reason"), PAIRS, ids=[f"{kind}-{reason}" for kind, reason in PAIRS]
 )
-async def test_a_run_can_come_to_each_reason(
-    server: TestServer, condition: str, reason: str
-) -> None:
-    await STORIES[condition, reason](server)
+async def test_a_run_can_reach_each_reason(server: TestServer, condition: str, reason: str) -> None:
+    await SCENARIOS[condition, reason](server)
     found_condition, found_reason, message = await attempts.read_condition(server)
     assert (found_condition, found_reason) == (condition, reason)
     assert message != ""
@@ -196,7 +196,7 @@ async def test_only_a_running_run_has_time_left(
         return attempt
 
     monkeypatch.setattr(attempts, "start", start_with_time_left)
-    await STORIES[condition, reason](server)
+    await SCENARIOS[condition, reason](server)
     run = (await (await server.api()).get(server.path("runs/r1"))).json()
     left = (run["status"].get("progress") or {}).get("secondsLeft")
     assert left == (42.0 if started and condition == "Running" else None)
@@ -239,7 +239,7 @@ async def test_the_reason_of_a_waiting_run_follows_the_machines(server: TestServ
     assert (await status_after_a_second(server))[1] == "WaitingForMachine"
 
 
-async def test_a_run_that_waits_for_its_turn_says_how_many_slots_are_busy(
+async def test_a_queued_run_reports_how_many_slots_are_busy(
     server: TestServer,
 ) -> None:
     await report(server)
@@ -248,7 +248,7 @@ async def test_a_run_that_waits_for_its_turn_says_how_many_slots_are_busy(
     busy = ("Pending", "Queued", "waiting for a free slot: 1 of 1 slots are busy on here")
     assert await status_after_a_second(server) == busy
     await attempt.finish(75)
-    assert await status_after_a_second(server) == busy  # it may be taken this moment
+    assert await status_after_a_second(server) == busy  # it may be claimed at this moment
     server.clock.forward(3)
     assert await status_after_a_second(server) == ("Pending", "Queued", "waiting for a free slot")
     assert (await attempts.read_condition(server, "first"))[1] == "Retrying"
@@ -302,7 +302,7 @@ async def test_all_of_many_runs_with_many_requirements_are_explained(server: Tes
     assert reasons == {"WaitingForCapacity"}
 
 
-async def test_a_run_that_is_tried_again_says_so_unless_no_machine_can_take_it(
+async def test_a_retried_run_says_so_unless_no_machine_can_take_it(
     server: TestServer,
 ) -> None:
     await report(server)
@@ -319,11 +319,11 @@ async def test_a_run_that_is_tried_again_says_so_unless_no_machine_can_take_it(
     assert await status_after_a_second(server) == ("Pending", "Queued", "waiting for a free slot")
 
 
-async def test_a_server_that_has_just_started_misses_no_machine(server: TestServer) -> None:
+async def test_a_newly_started_server_reports_no_machine_as_missing(server: TestServer) -> None:
     # Its machine is busy, so it only reports every half minute.
     await attempts.start(server, "first")
     server.services.machines._known.clear()
-    server.services.machines._began_s = server.clock.lived_s
+    server.services.machines._began_s = server.clock.monotonic_now_s
     await create(server)
     for _ in range(30):
         assert (await status_after_a_second(server))[1] == "Queued"

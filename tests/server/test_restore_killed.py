@@ -20,14 +20,14 @@ from runyard.store import Store
 from runyard.store import backup as rows
 
 START_TIMEOUT_S = 60.0
-# A restore gives out an epoch and writes down who did it; and the worlds are made by a clock of
-# long ago, so that a server that goes by the real one forgets what was deleted then.
+# A restore issues a store id and records who did it. The data is created with a clock far in the
+# past, so a server with the real clock forgets what was deleted then.
 OWN = {"meta", "audit", "attempts", "pulse", "tombstones"}
 
 pytestmark = pytest.mark.e2e
 
 
-def world(data_dir: Path) -> dict[str, list[bytes]]:
+def read_state(data_dir: Path) -> dict[str, list[bytes]]:
     store = Store(data_dir / "server.db")
     try:
         with store.snapshot() as connection:
@@ -41,11 +41,13 @@ def world(data_dir: Path) -> dict[str, list[bytes]]:
 
 
 @pytest.fixture
-def worlds(tmp_path: Path) -> tuple[Path, bytes, dict[str, list[bytes]], dict[str, list[bytes]]]:
-    """A data folder, a backup of what was in it before, and both worlds: as it is, as it was."""
+def restore_case(
+    tmp_path: Path,
+) -> tuple[Path, bytes, dict[str, list[bytes]], dict[str, list[bytes]]]:
+    """Return a data folder, an earlier backup of it, and both states: current and earlier."""
     data_dir = tmp_path / "made"
 
-    async def story() -> bytes:
+    async def scenario() -> bytes:
         async with open_server(data_dir) as server:
             attempt = await attempts.start(server, "old")
             for number in range(30):
@@ -61,8 +63,8 @@ def worlds(tmp_path: Path) -> tuple[Path, bytes, dict[str, list[bytes]], dict[st
             await api.delete(server.path("runs/old"))
             return bytes(data)
 
-    data = asyncio.run(story())
-    as_it_is = world(data_dir)
+    data = asyncio.run(scenario())
+    as_it_is = read_state(data_dir)
     shutil.copytree(data_dir, tmp_path / "before")
 
     async def restore() -> None:
@@ -71,11 +73,11 @@ def worlds(tmp_path: Path) -> tuple[Path, bytes, dict[str, list[bytes]], dict[st
             assert answer.status_code == 200, answer.text
 
     asyncio.run(restore())
-    return data_dir, data, as_it_is, world(tmp_path / "before")
+    return data_dir, data, as_it_is, read_state(tmp_path / "before")
 
 
 class Restoring:
-    """A real server, and a request to it that is sent in two parts."""
+    """A real server, and a restore request that is sent in two parts."""
 
     def __init__(self, data_dir: Path, data: bytes) -> None:
         kept = {
@@ -108,7 +110,7 @@ class Restoring:
             )
 
     def answered(self) -> float:
-        """Seconds until the answer, which is that it is done."""
+        """Return the seconds until the successful response."""
         begun_s = time.monotonic()
         answer = self._connection.getresponse()
         assert answer.status == 200, answer.read()
@@ -120,10 +122,10 @@ class Restoring:
         self._connection.close()
 
 
-def test_the_old_world_or_the_new_one_whenever_the_server_is_killed(
-    worlds: Any, tmp_path: Path
+def test_a_killed_restore_leaves_either_the_old_data_or_the_new(
+    restore_case: Any, tmp_path: Path
 ) -> None:
-    made, data, old, new = worlds
+    made, data, old, new = restore_case
     assert old != new
 
     def outcome(name: str, share: float, wait_s: float | None) -> str:
@@ -135,18 +137,18 @@ def test_the_old_world_or_the_new_one_whenever_the_server_is_killed(
             if wait_s is None:
                 took_s.append(restoring.answered())
             else:
-                time.sleep(wait_s)  # the moment of the kill is what is tried here
+                time.sleep(wait_s)  # the test varies the moment of the kill
         finally:
             restoring.kill()
         (data_dir / "server.json").unlink()
-        found = world(data_dir)
+        found = read_state(data_dir)
         assert found in (old, new), name
         asyncio.run(check(data_dir))
         shutil.rmtree(data_dir)
         return "old" if found == old else "new"
 
     async def check(data_dir: Path) -> None:
-        """The next start removes what was left half done, and a collection what no row needs."""
+        """Check that the next start cleans up, and that a collection removes unneeded bytes."""
         async with open_server(data_dir) as server:
             api = await server.api()
             assert list((data_dir / "backups").glob("*")) == []
@@ -162,7 +164,7 @@ def test_the_old_world_or_the_new_one_whenever_the_server_is_killed(
     assert outcome("whole", 1.0, None) == "new"
     for share in (0.1, 0.5, 0.999):
         assert outcome(f"sent-{share}", share, 0.0) == "old"
-    # All was sent: from here on the transaction decides, so kills are spread over the time it took
-    # unharmed.
+    # All data was sent: from here on the transaction decides, so kills are spread over the time
+    # that it took without a kill.
     outcomes = [outcome(f"late-{part}", 1.0, took_s[0] * part) for part in (0.2, 0.5, 0.8, 1.0)]
     assert set(outcomes) <= {"old", "new"}

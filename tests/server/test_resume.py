@@ -13,7 +13,7 @@ from runyard.server.services.runs import deletion
 InHouse = Callable[..., None]
 
 
-async def trained(server: TestServer, run_id: str = "source") -> Any:
+async def train_run(server: TestServer, run_id: str = "source") -> Any:
     """A run with two checkpoints of which the first is the best, over."""
     attempt = await attempts.start(server, run_id)
     await attempt.checkpoint("epoch-1", content=b"first " + run_id.encode(), best=True)
@@ -63,7 +63,7 @@ async def agrees(server: TestServer) -> bool:
 async def test_the_checkpoint_is_resolved_when_the_run_is_accepted(
     server: TestServer, asked: dict[str, str], found: str
 ) -> None:
-    await trained(server)
+    await train_run(server)
     made = await create(server, runId="source", **asked)
     assert made.status_code == 201, made.text
     step = int(found[-1])
@@ -73,17 +73,17 @@ async def test_the_checkpoint_is_resolved_when_the_run_is_accepted(
         "step": step,
         "epoch": step,
     }
-    told = made.json()["status"]["conditions"][-1]["message"]
+    listed = made.json()["status"]["conditions"][-1]["message"]
     assert (
-        told
+        listed
         == f"waiting for a free slot, to resume from run source, checkpoint {found}, step {step}"
     )
 
 
-async def test_a_repeat_of_the_same_body_is_the_same_run_even_when_the_other_is_gone(
+async def test_a_repeated_create_is_the_same_run_even_when_the_other_run_is_deleted(
     server: TestServer,
 ) -> None:
-    await trained(server)
+    await train_run(server)
     first = await create(server, runId="source")
     await (await server.api()).delete(server.path("runs/source"))
     again = await create(server, runId="source")
@@ -92,10 +92,10 @@ async def test_a_repeat_of_the_same_body_is_the_same_run_even_when_the_other_is_
     assert (await create(server, runId="source", checkpoint="best")).json()["code"] == "RunExists"
 
 
-async def test_what_is_not_there_is_told_with_its_field_and_nothing_is_made(
+async def test_a_missing_checkpoint_is_reported_with_its_field_and_nothing_is_created(
     server: TestServer,
 ) -> None:
-    await trained(server)
+    await train_run(server)
     await attempts.start(server, "empty")
     for asked, field in (
         ({"runId": "nobody"}, "runId"),
@@ -112,13 +112,13 @@ async def test_what_is_not_there_is_told_with_its_field_and_nothing_is_made(
     assert (await (await server.api()).get(server.path("runs/new"))).status_code == 404
 
 
-async def test_another_organisations_run_is_as_if_it_were_not_there(server: TestServer) -> None:
+async def test_a_run_of_another_organization_is_not_found(server: TestServer) -> None:
     from runyard.server.services.context import Actor
     from runyard.server.services.errors import Refusal
     from runyard.server.services.runs import references, runs
     from runyard.store import organizations
 
-    await trained(server)
+    await train_run(server)
     await server.services.store.write(
         lambda connection: organizations.add(
             connection, org="strangers", name="Strangers", time_ms=1
@@ -138,45 +138,45 @@ async def test_another_organisations_run_is_as_if_it_were_not_there(server: Test
         runs.get(server.services, org="strangers", run_id="new")
 
 
-async def test_deleting_the_other_run_takes_no_byte_away_and_deleting_the_new_one_the_rest(
+async def test_deleting_the_other_run_removes_no_bytes_and_deleting_the_new_one_all(
     server: TestServer,
 ) -> None:
     api, blobs = await server.api(), server.services.blobs(server.org)
-    await trained(server)
+    await train_run(server)
     await create(server, runId="source", checkpoint="epoch-1")
     assert len(list(blobs.hashes())) == 2
     await api.delete(server.path("runs/source"))
     assert list(blobs.hashes()) == [hashlib.sha256(b"first source").hexdigest()]
     assert await agrees(server)
     attempt = await started(server)
-    (told,) = await resumable(attempt)
-    assert (told["run_id"], told["checkpoint_id"], told["step"]) == ("source", "epoch-1", 1)
-    assert {file["path"] for file in told["files"]} == {
+    (listed,) = await resumable(attempt)
+    assert (listed["run_id"], listed["checkpoint_id"], listed["step"]) == ("source", "epoch-1", 1)
+    assert {file["path"] for file in listed["files"]} == {
         "model_full/model.safetensors",
         "training_state/state.json",
     }
-    assert (await read(attempt, told["files"][0]["sha256"])).content == b"first source"
+    assert (await read(attempt, listed["files"][0]["sha256"])).content == b"first source"
     await attempt.finish(75)
     await api.delete(server.path("runs/new"))
     assert list(blobs.hashes()) == []
     assert await agrees(server)
 
 
-async def test_the_runs_own_checkpoints_come_before_what_it_was_made_from(
+async def test_the_runs_own_checkpoints_come_before_the_one_it_resumed_from(
     server: TestServer,
 ) -> None:
-    await trained(server)
+    await train_run(server)
     await create(server, runId="source")
     attempt = await started(server)
     await attempt.checkpoint("epoch-3", content=b"third")
     await attempt.checkpoint("epoch-4", content=b"fourth")
-    told = [(item["run_id"], item["checkpoint_id"]) for item in await resumable(attempt)]
-    assert told == [("new", "epoch-4"), ("new", "epoch-3"), ("source", "epoch-2")]
+    listed = [(item["run_id"], item["checkpoint_id"]) for item in await resumable(attempt)]
+    assert listed == [("new", "epoch-4"), ("new", "epoch-3"), ("source", "epoch-2")]
 
 
-async def test_a_token_opens_no_bytes_but_those_of_its_run(server: TestServer) -> None:
-    await trained(server)
-    await trained(server, "unrelated")
+async def test_a_token_gives_access_only_to_bytes_of_its_run(server: TestServer) -> None:
+    await train_run(server)
+    await train_run(server, "unrelated")
     await create(server, runId="source", checkpoint="best")
     attempt = await started(server)
     for content in (b"second source", b"first unrelated", b"no such thing"):
@@ -200,8 +200,8 @@ async def test_a_token_opens_no_bytes_but_those_of_its_run(server: TestServer) -
     assert (await attempt.client.get("/internal/v1/attempt/resume")).json()["code"] == "LeaseLost"
 
 
-async def test_bytes_that_changed_at_rest_are_told_and_not_sent(server: TestServer) -> None:
-    await trained(server)
+async def test_damaged_bytes_are_reported_and_not_sent(server: TestServer) -> None:
+    await train_run(server)
     await create(server, runId="source")
     attempt = await started(server)
     sha256 = hashlib.sha256(b"second source").hexdigest()
@@ -214,12 +214,12 @@ async def test_bytes_that_changed_at_rest_are_told_and_not_sent(server: TestServ
     assert ("new", "what it goes on from") in {(file["runId"], file["modelId"]) for file in lost}
 
 
-async def test_a_create_that_is_not_committed_holds_no_bytes(
+async def test_an_uncommitted_create_retains_no_bytes(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Run and files are one transaction: what fails between them leaves neither."""
     api = await server.api()
-    await trained(server)
+    await train_run(server)
     with monkeypatch.context() as patch:
 
         def fail(*_: Any, **__: Any) -> None:

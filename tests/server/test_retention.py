@@ -1,6 +1,6 @@
-"""Checkpoints of a run are kept as its flow says, over all attempts.
+"""Checkpoints of a run are kept as its flow requires, over all attempts.
 
-Whatever fails, store and disk agree.
+Store and disk agree after every failure.
 """
 
 import asyncio
@@ -74,7 +74,7 @@ async def test_the_newest_and_the_best_are_kept_with_their_bytes_and_no_others(
     assert await agrees(server)
 
 
-async def test_it_holds_for_the_run_and_not_for_each_attempt(server: TestServer) -> None:
+async def test_retention_applies_to_the_run_and_not_to_each_attempt(server: TestServer) -> None:
     first = await attempts.start(server, flow=keeping(2))
     await save(first, 1, best=True)
     await save(first, 2)
@@ -87,7 +87,7 @@ async def test_it_holds_for_the_run_and_not_for_each_attempt(server: TestServer)
     assert await listed(server) == ["epoch-3", "epoch-4"]
 
 
-async def test_the_supervisor_is_told_what_is_listed(server: TestServer) -> None:
+async def test_the_supervisor_receives_the_listed_checkpoints(server: TestServer) -> None:
     first = await attempts.start(server, flow=keeping(1))
     await save(first, 1, best=True)
     await first.finish(75)
@@ -108,7 +108,7 @@ async def test_the_supervisor_is_told_what_is_listed(server: TestServer) -> None
     assert (answer.status_code, answer.json()) == (201, {"kept": kept})
 
 
-async def test_bytes_that_others_need_stay(server: TestServer) -> None:
+async def test_bytes_that_other_runs_need_are_kept(server: TestServer) -> None:
     """Another run's checkpoint of the same content, and a run that resumes from the removed one."""
     api = await server.api()
     other = await attempts.start(server, "other")
@@ -129,7 +129,7 @@ async def test_bytes_that_others_need_stay(server: TestServer) -> None:
 async def test_a_checkpoint_that_was_listed_and_removed_does_not_come_back(
     server: TestServer,
 ) -> None:
-    """A supervisor that came after a crash sends everything it finds in the folder again."""
+    """A supervisor that starts after a crash sends all contents of the folder again."""
     attempt = await attempts.start(server, flow=keeping(1))
     await save(attempt, 1, best=True)
     await save(attempt, 2, best=True)
@@ -143,7 +143,7 @@ async def test_a_checkpoint_that_was_listed_and_removed_does_not_come_back(
     assert contents(server) == {b"2", b"3"}
 
 
-async def test_a_download_under_way_of_a_checkpoint_that_goes_breaks_off(
+async def test_a_download_stops_when_its_checkpoint_is_removed(
     server: TestServer,
 ) -> None:
     """Fewer bytes than were promised, never others."""
@@ -178,7 +178,7 @@ async def test_a_download_under_way_of_a_checkpoint_that_goes_breaks_off(
         "headers": headers,
         "client": None,
     }
-    await server.door(scope, receive, send)
+    await server.gateway(scope, receive, send)
     assert await listed(server) == ["epoch-2"]
     assert sent < promised and not is_ended
 
@@ -191,7 +191,7 @@ async def test_a_replaced_checkpoint_leaves_no_bytes(server: TestServer) -> None
 
 
 @pytest.mark.parametrize("broken", ["bytes", "rows"])
-async def test_what_fails_between_rows_and_bytes_is_finished_by_the_sweep(
+async def test_a_removal_that_fails_between_rows_and_bytes_is_finished_by_the_sweep(
     server: TestServer, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
     attempt = await attempts.start(server, flow=keeping(1, best=False))
@@ -204,7 +204,7 @@ async def test_what_fails_between_rows_and_bytes_is_finished_by_the_sweep(
                 "runyard.server.services.retention.blobs.clear_unneeded",
                 fail(StoreUnavailable("no")),
             )
-        await save(attempt, 2)  # stored all the same
+        await save(attempt, 2)  # stored nevertheless
     assert await listed(server) == ["epoch-2"]
     await attempt.finish(75)
     assert await agrees(server) is (broken == "rows")
@@ -213,7 +213,7 @@ async def test_what_fails_between_rows_and_bytes_is_finished_by_the_sweep(
     assert await agrees(server)
 
 
-async def test_bytes_that_come_back_before_the_sweep_are_not_removed(
+async def test_bytes_uploaded_again_before_the_sweep_are_not_removed(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attempt = await attempts.start(server, flow=keeping(1, best=False))
@@ -227,10 +227,10 @@ async def test_bytes_that_come_back_before_the_sweep_are_not_removed(
     assert await agrees(server)
 
 
-def test_a_server_that_died_in_between_removes_the_bytes_when_it_starts(
+def test_a_server_that_died_during_a_removal_finishes_it_at_startup(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with open_server(tmp_path) as server:
             attempt = await attempts.start(server, flow=keeping(1, best=False))
             await save(attempt, 1)
@@ -241,7 +241,7 @@ def test_a_server_that_died_in_between_removes_the_bytes_when_it_starts(
         async with open_server(tmp_path) as server:
             assert contents(server) == {b"2"}
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 def fail(error: Exception) -> Callable[..., None]:

@@ -9,7 +9,7 @@ from runyard.store import tables
 QUICK = {"name": "Quick Training", "schema": "v1", "blocks": [], "settings": {}, "tolerations": {}}
 
 
-async def test_an_empty_recipe_makes_a_pending_run(server: TestServer) -> None:
+async def test_an_empty_flow_creates_a_pending_run(server: TestServer) -> None:
     api = await server.api()
     answer = await api.put(server.path("runs/r1"), json={"spec": {"flow": QUICK}})
     run = answer.json()
@@ -27,7 +27,7 @@ async def test_an_empty_recipe_makes_a_pending_run(server: TestServer) -> None:
     assert (await api.get(server.path("runs/r1"))).json() == run
 
 
-async def test_gaps_in_a_flow_are_filled_before_it_is_stored(server: TestServer) -> None:
+async def test_defaults_of_a_flow_are_filled_in_before_it_is_stored(server: TestServer) -> None:
     api = await server.api()
     for number, spec in enumerate(
         ({}, {"flow": {}}, {"flow": {"blocks": [{"block": "vi-dataset"}]}})
@@ -81,7 +81,7 @@ async def test_a_deleted_id_stays_deleted_although_its_create_is_repeated(
         assert (answer.status_code, answer.json()["code"]) == (404, "NotFound")
 
 
-async def test_runs_are_listed_newest_first_over_pages_without_gap_or_repeat(
+async def test_runs_are_listed_newest_first_without_gaps_or_repeats(
     server: TestServer,
 ) -> None:
     api = await server.api()
@@ -148,7 +148,7 @@ async def test_filters_narrow_the_list(server: TestServer) -> None:
     assert len(await listed(s=5000)) == 3  # the published client does not check what it sends
 
 
-async def test_a_page_token_made_up_by_hand_or_for_another_question_is_refused(
+async def test_a_page_token_that_is_forged_or_for_another_query_is_refused(
     server: TestServer,
 ) -> None:
     api = await server.api()
@@ -198,7 +198,7 @@ async def test_the_training_project_may_be_spelled_either_way(server: TestServer
     assert "'p2'" in unknown.json()["message"]
 
 
-async def test_no_field_of_the_answer_can_be_sent_back_but_those_meant_for_it(
+async def test_only_writable_fields_of_a_response_can_be_sent_back(
     server: TestServer,
 ) -> None:
     api = await server.api()
@@ -218,7 +218,9 @@ async def test_no_field_of_the_answer_can_be_sent_back_but_those_meant_for_it(
     assert (await api.get(server.path("runs/r1"))).json() == run
 
 
-async def test_killing_a_pending_run_cancels_it_at_once_by_our_clock(server: TestServer) -> None:
+async def test_killing_a_pending_run_cancels_it_at_once_by_the_servers_clock(
+    server: TestServer,
+) -> None:
     api = await server.api()
     await api.put(server.path("runs/r1"), json={"spec": {}})
     server.clock.forward(3)

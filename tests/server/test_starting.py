@@ -145,7 +145,7 @@ def key_of_another(folder: Path) -> None:
 
 
 def older_with_other_secrets(folder: Path) -> None:
-    """A store of before its pepper was noted, whose key files say that this is another pepper."""
+    """Create a store from before peppers were recorded, whose key files have another pepper."""
     sql("DELETE FROM meta WHERE key = 'pepper'")(folder)
     (folder / "secrets" / "pepper").write_text(secrets.token_hex(32))
 
@@ -295,7 +295,7 @@ CASES = {
 
 
 class Processes:
-    """Runs servers and controllers as processes of their own."""
+    """Runs servers and controllers as separate processes."""
 
     def __init__(self) -> None:
         self._parent = subprocess.Popen(
@@ -311,7 +311,7 @@ class Processes:
     def run(
         self, folder: Path, environ: dict[str, str], *, what: str = "server", uid: int = 0
     ) -> tuple[int, str]:
-        """Return the exit status of a process over a data folder, and what it wrote."""
+        """Return the exit status of a process over a data folder, and its output."""
         assert self._parent.stdin is not None
         assert self._parent.stdout is not None
         with tempfile.NamedTemporaryFile("r") as output:
@@ -334,8 +334,8 @@ def processes() -> Iterator[Processes]:
 
 
 @pytest.fixture(scope="module")
-def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a data folder that has been served from."""
+def used_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a data folder that a server has used."""
     folder = tmp_path_factory.mktemp("used") / "data"
 
     async def serve() -> None:
@@ -347,11 +347,11 @@ def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def folder(used: Path) -> Iterator[Path]:
-    """Return a copy of it in a place that any user may enter."""
+def folder(used_folder: Path) -> Iterator[Path]:
+    """Return a copy of it at a path that any user may enter."""
     with tempfile.TemporaryDirectory() as place:
         Path(place).chmod(0o755)
-        yield Path(shutil.copytree(used, Path(place) / "data"))
+        yield Path(shutil.copytree(used_folder, Path(place) / "data"))
 
 
 def secrets_of(folder: Path) -> list[str]:
@@ -370,25 +370,25 @@ def secrets_of(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_what_prevents_a_start_is_one_line_with_cause_and_fix(
-    name: str, folder: Path, used: Path, processes: Processes
+    name: str, folder: Path, used_folder: Path, processes: Processes
 ) -> None:
     case = CASES[name]
     if case.uid and os.geteuid() != 0:
         pytest.skip("needs root, to be somebody else")
-    known = secrets_of(used)
+    known = secrets_of(used_folder)
     environ = case.breaks(folder) or {}
     if case.is_new:
         folder = Path("/opt/runyard-data")
-    status, said = processes.run(folder, environ, what=case.what, uid=case.uid)
-    assert said.count("\n") == 1, said
-    assert "Traceback" not in said
-    assert status == case.status, said
+    status, printed = processes.run(folder, environ, what=case.what, uid=case.uid)
+    assert printed.count("\n") == 1, printed
+    assert "Traceback" not in printed
+    assert status == case.status, printed
     for words in case.words:
-        assert words in said
-    assert not [secret for secret in known if secret in said]
+        assert words in printed
+    assert not [secret for secret in known if secret in printed]
 
 
-def test_a_broken_start_changes_nothing_that_would_keep_the_fix_from_working(
+def test_a_failed_start_changes_nothing_that_would_prevent_the_fix(
     folder: Path, processes: Processes
 ) -> None:
     pepper = folder / "secrets" / "pepper"
@@ -398,10 +398,10 @@ def test_a_broken_start_changes_nothing_that_would_keep_the_fix_from_working(
     assert not pepper.exists()
     pepper.write_text(right)
     pepper.chmod(0o600)
-    status, said = processes.run(
+    status, printed = processes.run(
         folder, {"RUNYARD_HOST": "192.0.2.1", "RUNYARD_INSECURE_BIND": "1"}
     )
-    assert (status, "192.0.2.1" in said) == (EXIT_CANNOT_START, True)
+    assert (status, "192.0.2.1" in printed) == (EXIT_CANNOT_START, True)
 
     async def serve() -> None:
         async with open_services(Settings(data_dir=folder), AsyncSystemClock(), run_ticker=False):
@@ -410,7 +410,7 @@ def test_a_broken_start_changes_nothing_that_would_keep_the_fix_from_working(
     asyncio.run(serve())
 
 
-def test_a_store_of_before_takes_the_secrets_that_its_keys_were_made_with(folder: Path) -> None:
+def test_an_older_store_adopts_the_secrets_that_its_keys_were_made_with(folder: Path) -> None:
     sql("DELETE FROM meta WHERE key = 'pepper'")(folder)
 
     async def noted() -> bool:
@@ -423,7 +423,7 @@ def test_a_store_of_before_takes_the_secrets_that_its_keys_were_made_with(folder
     assert asyncio.run(noted())
 
 
-def test_a_machine_key_that_is_gone_is_made_again_and_opens_the_server(folder: Path) -> None:
+def test_a_missing_machine_key_is_created_again_and_accepted(folder: Path) -> None:
     path = folder / "secrets" / "controller.json"
     before = json.loads(path.read_text())["key"]
     path.unlink()
@@ -444,10 +444,10 @@ def test_a_machine_key_that_is_gone_is_made_again_and_opens_the_server(folder: P
 def test_a_port_in_use_is_one_line(folder: Path, processes: Processes) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        status, said = processes.run(folder, {"RUNYARD_PORT": port})
+        status, printed = processes.run(folder, {"RUNYARD_PORT": port})
     assert status == EXIT_CANNOT_START
-    assert f"127.0.0.1:{port}" in said
-    assert said.count("\n") == 1
+    assert f"127.0.0.1:{port}" in printed
+    assert printed.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -463,10 +463,10 @@ def test_a_postgresql_that_refuses_is_final_and_one_line(
     url = str(postgresql.new_database())
     name = url.partition("@/")[2].partition("?")[0]
     url = url.replace(f"/{name}?", "/postgres?").replace(*change)
-    status, said = processes.run(folder, {"RUNYARD_DATABASE_URL": url})
-    assert (status, said.count("\n")) == (EXIT_CANNOT_START, 1)
-    assert words in said
-    assert "try: check user, passfile and database name" in said
+    status, printed = processes.run(folder, {"RUNYARD_DATABASE_URL": url})
+    assert (status, printed.count("\n")) == (EXIT_CANNOT_START, 1)
+    assert words in printed
+    assert "try: check user, passfile and database name" in printed
 
 
 def test_the_secrets_of_another_data_folder_do_not_open_a_postgresql_database(
@@ -483,12 +483,12 @@ def test_the_secrets_of_another_data_folder_do_not_open_a_postgresql_database(
             pass
 
     asyncio.run(serve())
-    status, said = processes.run(folder, {"RUNYARD_DATABASE_URL": url})
-    assert (status, said.count("\n")) == (EXIT_CANNOT_START, 1)
-    assert "do not belong to this database" in said
+    status, printed = processes.run(folder, {"RUNYARD_DATABASE_URL": url})
+    assert (status, printed.count("\n")) == (EXIT_CANNOT_START, 1)
+    assert "do not belong to this database" in printed
 
 
-def test_a_full_disk_is_one_line_and_may_pass(tmp_path: Path, processes: Processes) -> None:
+def test_a_full_disk_is_one_line_and_temporary(tmp_path: Path, processes: Processes) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = shutil.which("mount")
@@ -499,11 +499,11 @@ def test_a_full_disk_is_one_line_and_may_pass(tmp_path: Path, processes: Process
     ).returncode:
         pytest.skip("may not mount here")
     try:
-        status, said = processes.run(disk / "data", {})
+        status, printed = processes.run(disk / "data", {})
     finally:
         subprocess.run([shutil.which("umount") or "umount", disk], check=True)
-    assert (status, said.count("\n")) == (EXIT_NOT_NOW, 1), said
-    assert "try: free space" in said
+    assert (status, printed.count("\n")) == (EXIT_NOT_NOW, 1), printed
+    assert "try: free space" in printed
 
 
 @pytest.mark.parametrize(("python", "sqlite"), [((3, 10), (3, 46)), ((3, 13), (3, 34))])
@@ -519,7 +519,7 @@ def test_a_server_that_cannot_be_announced_ends_with_the_reason(
     folder: Path, processes: Processes
 ) -> None:
     (folder / "server.json").mkdir()
-    status, said = processes.run(folder, {})
+    status, printed = processes.run(folder, {})
     assert status == EXIT_CANNOT_START
-    assert "Traceback" not in said
-    assert "server.json" in said.splitlines()[-1]
+    assert "Traceback" not in printed
+    assert "server.json" in printed.splitlines()[-1]

@@ -1,6 +1,6 @@
-"""Store and disk agree, or the server says in what they do not.
+"""Store and disk agree, or the server reports the differences.
 
-A collection removes only what nothing needs.
+A collection removes only unneeded bytes.
 """
 
 import shutil
@@ -24,18 +24,18 @@ async def collect(server: TestServer) -> dict[str, Any]:
     return dict(answer.json())
 
 
-async def trained(server: TestServer) -> Any:
+async def train_run(server: TestServer) -> Any:
     attempt = await attempts.start(server, "r1")
     await attempt.checkpoint(content=b"weights")
     (server.settings.runs_dir / server.org / "r1").mkdir(parents=True)
     return attempt
 
 
-async def test_a_trained_and_a_deleted_run_leave_store_and_disk_agreeing(
+async def test_store_and_disk_agree_after_a_training_and_a_deletion(
     server: TestServer,
 ) -> None:
     assert (await check(server))["agrees"]
-    attempt = await trained(server)
+    attempt = await train_run(server)
     await attempt.finish(
         0, outcome="Succeeded", reason="Completed", message="done", checkpoint="epoch-1"
     )
@@ -46,10 +46,10 @@ async def test_a_trained_and_a_deleted_run_leave_store_and_disk_agreeing(
     assert (found["agrees"], found["blobs"]) == (True, 0)
 
 
-async def test_bytes_without_a_row_are_arriving_while_an_attempt_is_open_and_rubbish_after(
+async def test_bytes_without_a_row_are_kept_only_while_an_attempt_is_open(
     server: TestServer,
 ) -> None:
-    attempt = await trained(server)
+    attempt = await train_run(server)
     digest = await attempt.upload(b"never reported")
     found = await collect(server)
     assert (found["agrees"], found["arriving"], found["blobsWithoutRows"]) == (True, 1, [])
@@ -67,10 +67,10 @@ async def test_bytes_without_a_row_are_arriving_while_an_attempt_is_open_and_rub
     assert (found["agrees"], found["blobs"]) == (True, 1)
 
 
-async def test_lost_bytes_are_told_by_checkpoint_and_path_and_not_papered_over(
+async def test_lost_bytes_are_reported_by_checkpoint_and_path(
     server: TestServer,
 ) -> None:
-    await trained(server)
+    await train_run(server)
     (digest,) = server.services.blobs(server.org).hashes()
     server.services.blobs(server.org).delete(digest)
     for found in (await check(server), await collect(server), await check(server)):
@@ -87,7 +87,7 @@ async def test_lost_bytes_are_told_by_checkpoint_and_path_and_not_papered_over(
 async def test_folders_of_runs_that_do_not_exist_are_found_and_links_are_not_followed(
     server: TestServer, tmp_path: Any
 ) -> None:
-    await trained(server)
+    await train_run(server)
     runs_dir = server.settings.runs_dir / server.org
     (runs_dir / "stray" / "attempts").mkdir(parents=True)
     elsewhere = tmp_path / "elsewhere"
@@ -102,7 +102,7 @@ async def test_folders_of_runs_that_do_not_exist_are_found_and_links_are_not_fol
     assert (await check(server))["agrees"]
 
 
-async def test_a_long_report_is_cut_and_says_so_and_a_collection_removes_all_of_it(
+async def test_a_long_report_is_truncated_and_a_collection_removes_everything(
     server: TestServer,
 ) -> None:
     folder = server.settings.runs_dir / server.org

@@ -1,4 +1,4 @@
-"""What trainers say: exactly once, in order, as log, metrics and status."""
+"""Output of trainers: stored exactly once, in order, as log, metrics and status."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ async def get(server: TestServer, rest: str, **query: Any) -> Any:
     return (await (await server.api()).get(server.path(f"runs/r1{rest}"), params=query)).json()
 
 
-async def test_lines_count_once_however_often_they_are_sent(server: TestServer) -> None:
+async def test_lines_count_once_no_matter_how_often_they_are_sent(server: TestServer) -> None:
     attempt = await attempts.start(server)
     first = [step(1), step(2)]
     assert (await attempt.ship(*first, offset=0)).json()["offset"] == sum(
@@ -91,7 +91,7 @@ async def test_events_drive_progress_reason_message_and_plan(server: TestServer)
     assert len((await get(server, ""))["status"]["conditions"]) == 2  # reasons change in place
 
 
-async def test_nonsense_in_the_event_stream_is_only_text(server: TestServer) -> None:
+async def test_invalid_events_are_stored_as_text(server: TestServer) -> None:
     attempt = await attempts.start(server)
     nonsense = [
         "not json",
@@ -114,7 +114,7 @@ async def test_nonsense_in_the_event_stream_is_only_text(server: TestServer) -> 
     assert (await attempts.read_condition(server))[0] == "Running"
 
 
-async def test_keys_that_a_trainer_prints_go_no_further(server: TestServer) -> None:
+async def test_keys_that_a_trainer_prints_are_masked(server: TestServer) -> None:
     attempt = await attempts.start(server)
     secrets = [
         server.key,
@@ -128,7 +128,7 @@ async def test_keys_that_a_trainer_prints_go_no_further(server: TestServer) -> N
     assert texts == ["login with [secret] ok"] * len(secrets)
 
 
-async def test_logs_and_metrics_are_read_in_slices(server: TestServer) -> None:
+async def test_logs_and_metrics_are_read_in_pages(server: TestServer) -> None:
     attempt = await attempts.start(server)
     await attempt.ship(*(step(number) for number in range(1, 8)))
     seen: list[int] = []
@@ -146,7 +146,7 @@ async def test_logs_and_metrics_are_read_in_slices(server: TestServer) -> None:
     await attempt.finish(64)
     assert not (await get(server, "/logs", limit=6))["ended"]
     # A full page knows whether there is another.
-    assert (await get(server, "/logs", limit=7))["ended"]
+    assert (await get(server, "/logs", limit=7))["ended"]  # a full page reports whether there is another
     for name, value in (
         ("since", "x"),
         ("since", "-1"),

@@ -25,7 +25,7 @@ async def create(server: TestServer, weights: str, run_id: str = "new") -> Any:
     return await api.put(server.path(f"runs/{run_id}"), json={"spec": {"flow": flow_of(weights)}})
 
 
-async def trained(server: TestServer, run_id: str = "source") -> None:
+async def train_run(server: TestServer, run_id: str = "source") -> None:
     """A run with two checkpoints of which the first is the best, over."""
     attempt = await attempts.start(server, run_id)
     await attempt.checkpoint("epoch-1", content=b"first " + run_id.encode(), best=True)
@@ -52,7 +52,7 @@ def sha256(content: bytes) -> str:
 FIRST = sha256(b"first source")
 
 
-async def test_a_folder_that_the_operator_did_not_choose_is_rejected_alike_whether_or_not_it_exists(
+async def test_a_folder_outside_the_operators_is_rejected_alike_whether_or_not_it_exists(
     server: TestServer, tmp_path: Path
 ) -> None:
     data_dir = server.settings.data_dir
@@ -79,7 +79,7 @@ async def test_a_folder_that_the_operator_did_not_choose_is_rejected_alike_wheth
             "/proc/self/root",
         ),
     ]
-    api, told = await server.api(), set()
+    api, answers = await server.api(), set()
     for path in map(str, outside):
         for answer in (
             await create(server, path),
@@ -89,8 +89,8 @@ async def test_a_folder_that_the_operator_did_not_choose_is_rejected_alike_wheth
             assert (answer.status_code, problem["code"]) == (400, "InvalidFlow"), path
             [found] = problem["problems"]
             assert found["path"] == "/blocks/0/settings/architecture/weights"
-            told.add((found["message"].replace(repr(path), "PATH"), found["allowed"]))
-    [(message, _)] = told
+            answers.add((found["message"].replace(repr(path), "PATH"), found["allowed"]))
+    [(message, _)] = answers
     assert SETTING in message
     assert (await create(server, str(own))).status_code == 201
     assert (
@@ -135,7 +135,7 @@ async def test_models_are_named_by_the_operators_folders(
 async def test_the_checkpoint_is_frozen_when_the_run_is_created(
     server: TestServer, asked: str, found: str
 ) -> None:
-    await trained(server)
+    await train_run(server)
     made = await create(server, f"run:source/{asked}")
     assert made.status_code == 201, made.text
     settings = made.json()["spec"]["flow"]["blocks"][0]["settings"]
@@ -157,7 +157,7 @@ async def test_the_checkpoint_is_frozen_when_the_run_is_created(
 
 
 async def test_a_checkpoint_that_does_not_exist_is_rejected(server: TestServer) -> None:
-    await trained(server)
+    await train_run(server)
     await attempts.start(server, "empty")
     for weights in ("run:nobody/latest", "run:source/epoch-9", "run:empty/latest", "run:new/best"):
         answer = await create(server, weights)
@@ -166,12 +166,12 @@ async def test_a_checkpoint_that_does_not_exist_is_rejected(server: TestServer) 
     assert (await create(server, "run:source/epoch-1")).status_code == 400
 
 
-async def test_deleting_the_other_run_takes_no_byte_away_and_a_token_opens_no_others(
+async def test_deleting_the_other_run_removes_no_bytes_and_a_token_opens_no_others(
     server: TestServer,
 ) -> None:
     api, blobs = await server.api(), server.services.blobs(server.org)
-    await trained(server)
-    await trained(server, "unrelated")
+    await train_run(server)
+    await train_run(server, "unrelated")
     assert (await create(server, "run:source/best")).status_code == 201
     await api.delete(server.path("runs/source"))
     assert set(blobs.hashes()) == {
@@ -201,7 +201,7 @@ async def test_deleting_the_other_run_takes_no_byte_away_and_a_token_opens_no_ot
     assert await blobs_agree(server)
 
 
-async def test_a_checkpoint_that_its_own_run_keeps_no_more_is_kept_for_the_other(
+async def test_a_checkpoint_that_its_own_run_removed_is_kept_for_the_other(
     server: TestServer,
 ) -> None:
     flow = {
@@ -217,7 +217,7 @@ async def test_a_checkpoint_that_its_own_run_keeps_no_more_is_kept_for_the_other
     assert set(server.services.blobs(server.org).hashes()) == {sha256(b"first"), sha256(b"third")}
 
 
-async def test_a_run_without_weights_of_another_has_none_to_fetch(server: TestServer) -> None:
+async def test_a_run_without_weights_of_another_run_fetches_none(server: TestServer) -> None:
     attempt = await attempts.start(server, "plain")
     answer = await attempt.client.get("/internal/v1/attempt/weights")
     assert (answer.status_code, answer.json()["code"]) == (404, "NotFound")
@@ -226,7 +226,7 @@ async def test_a_run_without_weights_of_another_has_none_to_fetch(server: TestSe
 async def test_a_run_created_before_weights_were_kept_finds_what_its_flow_names(
     server: TestServer,
 ) -> None:
-    await trained(server)
+    await train_run(server)
     await create(server, "run:source/epoch-2")
     await server.services.store.write(
         lambda connection: connection.exec_driver_sql("DELETE FROM weight_files")
@@ -237,10 +237,10 @@ async def test_a_run_created_before_weights_were_kept_finds_what_its_flow_names(
     assert answer.content == b"second source"
 
 
-def test_weights_are_in_a_backup_and_come_back_in_a_new_data_folder(tmp_path: Path) -> None:
-    async def story() -> None:
+def test_weights_are_backed_up_and_restored_in_a_new_data_folder(tmp_path: Path) -> None:
+    async def scenario() -> None:
         async with open_server(tmp_path / "old") as server:
-            await trained(server)
+            await train_run(server)
             await create(server, "run:source/best")
             api = await server.api()
             await api.delete(server.path("runs/source"))
@@ -255,4 +255,4 @@ def test_weights_are_in_a_backup_and_come_back_in_a_new_data_folder(tmp_path: Pa
             answer = await attempt.client.get(f"/internal/v1/attempt/blobs/{file['sha256']}")
             assert answer.content == b"first source"
 
-    asyncio.run(story())
+    asyncio.run(scenario())

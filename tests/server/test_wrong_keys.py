@@ -29,7 +29,7 @@ def attempt(
     return limiter.reject(address, rejection, now_ms=round(at_s * 1000), now_s=at_s).code
 
 
-async def test_four_hundred_wrong_keys_in_a_row_end_in_429_and_valid_keys_go_on(
+async def test_four_hundred_wrong_keys_get_429_and_valid_keys_keep_working(
     server: TestServer,
 ) -> None:
     wrong, valid, nobody = (
@@ -61,13 +61,15 @@ async def test_four_hundred_wrong_keys_in_a_row_end_in_429_and_valid_keys_go_on(
     assert sum(each["count"] for each in (entry, *others)) == 405
 
 
-async def test_a_valid_key_on_another_kind_of_route_is_no_rejected_key(server: TestServer) -> None:
+async def test_a_valid_key_on_the_wrong_kind_of_route_is_not_counted_as_rejected(
+    server: TestServer,
+) -> None:
     controller = await server.client(server.controller_key)
     assert (await controller.get(server.path("runs"))).status_code == 401
     assert await rejected(server) == []
 
 
-async def test_rejected_keys_are_told_apart_in_the_audit_log_alone(server: TestServer) -> None:
+async def test_only_the_audit_log_distinguishes_rejected_keys(server: TestServer) -> None:
     now_ms = server.clock.now_ms()
     secrets = {name: new_key() for name in ("revoked", "expired", "wrong secret", "unknown")}
     for name, changes in (
@@ -102,7 +104,7 @@ async def test_rejected_keys_are_told_apart_in_the_audit_log_alone(server: TestS
         assert text[23:97] not in str(entries)
 
 
-async def test_a_row_is_counted_up_within_a_minute_and_a_new_one_begun_in_the_next(
+async def test_rejections_within_a_minute_share_a_row_and_the_next_minute_starts_another(
     server: TestServer,
 ) -> None:
     nobody = await server.client(None)
@@ -119,16 +121,16 @@ async def test_a_row_is_counted_up_within_a_minute_and_a_new_one_begun_in_the_ne
 
 
 def test_rejections_are_written_when_the_server_stops(tmp_path: Any) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with open_server(tmp_path / "data") as server:
             await (await server.client(None)).get("/")
         async with open_server(tmp_path / "data") as server:
             assert [entry["count"] for entry in await rejected(server)] == [1]
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-async def test_two_writers_at_once_write_a_row_once(server: TestServer) -> None:
+async def test_two_concurrent_writers_write_a_row_once(server: TestServer) -> None:
     await (await server.client(None)).get("/")
     await asyncio.gather(*(write_usage(server.services) for _ in range(5)))
     assert [entry["count"] for entry in await rejected(server)] == [1]
@@ -152,7 +154,7 @@ async def test_many_addresses_fill_neither_memory_nor_disk(server: TestServer) -
     assert entries[0]["address"] == wrong_keys.ELSEWHERE
 
 
-def test_what_cannot_be_written_is_bounded_too() -> None:
+def test_unwritten_rejections_are_bounded() -> None:
     limiter = WrongKeys()
     for minute in range(200):
         for number in range(30):
@@ -160,7 +162,7 @@ def test_what_cannot_be_written_is_bounded_too() -> None:
     assert len(limiter._unwritten) == wrong_keys.MOST_UNWRITTEN
 
 
-def test_the_limit_is_of_each_address_and_an_ipv6_host_has_one() -> None:
+def test_the_limit_is_per_address_and_an_ipv6_host_has_one() -> None:
     limiter = WrongKeys()
     for _ in range(BURST):
         assert attempt(limiter, "192.0.2.1") == "Unauthorized"
@@ -176,7 +178,7 @@ def test_the_limit_is_of_each_address_and_an_ipv6_host_has_one() -> None:
 
 
 @pytest.mark.parametrize("pause_s", [0.0, 0.5, 2.0])
-def test_tokens_come_back_with_time(pause_s: float) -> None:
+def test_tokens_refill_over_time(pause_s: float) -> None:
     limiter = WrongKeys()
     for _ in range(BURST):
         attempt(limiter, "192.0.2.1")

@@ -140,7 +140,7 @@ def _simulate_without(rule: str, seed: int) -> Outcome:
 
 @contextlib.contextmanager
 def _database(is_wanted: bool) -> Iterator[str | None]:
-    """Start a PostgreSQL if wanted, and yield the URL of a database."""
+    """Start a PostgreSQL on request, and yield the URL of a database."""
     if not is_wanted:
         yield None
         return

@@ -55,7 +55,7 @@ def test_every_invariant_holds_on_postgresql(postgresql: Any) -> None:
     not os.environ.get("RUNYARD_KEPT_SEEDS"), reason="make sim-kept runs them, on every submission"
 )
 @pytest.mark.parametrize("seed", KEPT_SEEDS)
-def test_a_seed_that_once_found_something_stays_good(seed: int) -> None:
+def test_seeds_that_once_found_a_bug_pass(seed: int) -> None:
     assert simulate(seed).violation is None
 
 

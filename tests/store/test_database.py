@@ -36,7 +36,7 @@ def test_a_database_newer_than_the_code_is_refused(tmp_path: Path) -> None:
         Store(tmp_path / "a.db")
 
 
-def test_what_write_returned_is_in_the_file_after_the_process_is_forgotten(tmp_path: Path) -> None:
+def test_a_completed_write_survives_the_death_of_the_process(tmp_path: Path) -> None:
     store = Store(tmp_path / "a.db")
     asyncio.run(
         store.write(lambda connection: organizations.add(connection, org="o", name="n", time_ms=1))
@@ -58,7 +58,7 @@ def test_a_failing_transaction_is_rolled_back_and_others_of_its_group_are_commit
         organizations.add(connection, org="bad", name="n", time_ms=1)
         raise KeyError("no")
 
-    async def story() -> None:
+    async def scenario() -> None:
         good = [
             store.write(partial(organizations.add, org=f"o{number}", name="n", time_ms=number))
             for number in range(20)
@@ -68,7 +68,7 @@ def test_a_failing_transaction_is_rolled_back_and_others_of_its_group_are_commit
         )
         assert [type(outcome) for outcome in outcomes if outcome is not None] == [KeyError]
 
-    asyncio.run(story())
+    asyncio.run(scenario())
     assert list(store.read(organizations.list_ids)) == [f"o{n}" for n in range(20)]
     store.close()
 
@@ -104,7 +104,7 @@ def test_a_full_disk_commits_nothing_and_writes_succeed_once_space_is_free(tmp_p
     def add_much(connection: Connection) -> None:
         organizations.add(connection, org="big", name="n" * 500_000, time_ms=1)
 
-    async def story() -> None:
+    async def scenario() -> None:
         await limit(60)
         with pytest.raises(StoreUnavailable, match="full"):
             await store.write(add_much)
@@ -113,11 +113,11 @@ def test_a_full_disk_commits_nothing_and_writes_succeed_once_space_is_free(tmp_p
         await store.write(add_much)
         assert list(store.read(organizations.list_ids)) == ["big"]
 
-    asyncio.run(story())
+    asyncio.run(scenario())
     store.close()
 
 
-def test_when_the_disk_fails_one_piece_of_work_all_that_was_to_be_committed_with_it_fails(
+def test_a_disk_error_fails_every_transaction_of_its_group(
     tmp_path: Path,
 ) -> None:
     store = Store(tmp_path / "a.db")
@@ -125,7 +125,7 @@ def test_when_the_disk_fails_one_piece_of_work_all_that_was_to_be_committed_with
     def break_down(connection: Connection) -> None:
         raise OperationalError("commit", {}, sqlite3.OperationalError("disk I/O error"))
 
-    async def story() -> None:
+    async def scenario() -> None:
         has_begun, gate = threading.Event(), threading.Event()
 
         def hold_up(connection: Connection) -> bool:
@@ -144,12 +144,12 @@ def test_when_the_disk_fails_one_piece_of_work_all_that_was_to_be_committed_with
         outcomes = await asyncio.gather(first, *together, return_exceptions=True)
         assert [type(outcome) for outcome in outcomes] == [bool, StoreUnavailable, StoreUnavailable]
 
-    asyncio.run(story())
+    asyncio.run(scenario())
     assert list(store.read(organizations.list_ids)) == []
     store.close()
 
 
-def test_closing_folds_the_log_into_the_database(tmp_path: Path) -> None:
+def test_closing_checkpoints_the_wal_into_the_database(tmp_path: Path) -> None:
     store = Store(tmp_path / "a.db")
     store.read(organizations.list_ids)
     asyncio.run(
@@ -159,10 +159,10 @@ def test_closing_folds_the_log_into_the_database(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.db"]
 
 
-def test_a_broken_statement_fails_its_caller_and_not_the_writer(tmp_path: Path) -> None:
+def test_an_invalid_statement_fails_its_caller_and_not_the_writer(tmp_path: Path) -> None:
     store = Store(tmp_path / "a.db")
 
-    async def story() -> None:
+    async def scenario() -> None:
         await store.write(
             lambda connection: organizations.add(connection, org="o", name="n", time_ms=1)
         )
@@ -174,12 +174,12 @@ def test_a_broken_statement_fails_its_caller_and_not_the_writer(tmp_path: Path) 
             lambda connection: organizations.add(connection, org="p", name="n", time_ms=2)
         )
 
-    asyncio.run(story())
+    asyncio.run(scenario())
     assert list(store.read(organizations.list_ids)) == ["o", "p"]
     store.close()
 
 
-def test_the_files_of_the_database_are_ours_alone_also_those_of_an_older_version(
+def test_only_the_owner_can_read_database_files_even_of_an_older_version(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "a.db").touch(0o644)

@@ -25,8 +25,8 @@ from runyard import limits
 from runyard.store import Store
 from runyard.store.tables import metadata
 
-# What bounds a text column that is part of an index and may hold any characters; the others hold
-# ids and words of ASCII, as long as their column.
+# Limits of indexed text columns with arbitrary characters; other columns have ASCII ids and words
+# up to the length of the column.
 FREE_TEXTS = {
     "run_attributes.key": limits.ATTRIBUTE_KEY,
     "run_attributes.value": limits.ATTRIBUTE_VALUE,
@@ -47,7 +47,7 @@ chance = random.Random(1)  # noqa: S311
 
 
 def longest(column: Column[Any]) -> str:
-    """The longest text that the limits let into a column, of characters that do not compress."""
+    """Return the longest text that the limits allow in a column, without compressible parts."""
     limit = FREE_TEXTS.get(f"{column.table.name}.{column.name}")
     if limit is not None:
         assert limit.unit == "bytes"
@@ -66,7 +66,7 @@ def longest(column: Column[Any]) -> str:
 
 
 def indexes(table: Table) -> Iterator[tuple[str, list[Column[Any]]]]:
-    """The columns of each index of a table."""
+    """Return the columns of each index of a table."""
     yield "primary key", list(table.primary_key.columns)
     for constraint in table.constraints:
         if isinstance(constraint, UniqueConstraint):
@@ -116,9 +116,9 @@ def test_the_longest_row_of_each_table_is_stored(
     )
     store = Store(database)
 
-    async def story() -> None:
+    async def scenario() -> None:
         for table in metadata.sorted_tables:
-            # These hold our own words alone, and have rows already.
+            # These contain only built-in words, and have rows already.
             if table.name not in ("meta", "pulse"):
                 await store.write(
                     lambda connection, table=table: add(connection, table, longest_row(table))
@@ -137,6 +137,6 @@ def test_the_longest_row_of_each_table_is_stored(
         connection.execute(insert(table), row)
 
     try:
-        asyncio.run(story())
+        asyncio.run(scenario())
     finally:
         store.close()

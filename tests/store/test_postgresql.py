@@ -1,4 +1,4 @@
-"""The store on PostgreSQL: the same promises, and what only happens where others write as well."""
+"""The store on PostgreSQL: the same guarantees, and concurrent writers."""
 
 import asyncio
 import threading
@@ -81,7 +81,7 @@ def test_a_failing_transaction_is_rolled_back_and_others_of_its_group_are_commit
         add("bad")(connection)
         raise KeyError("no")
 
-    async def story() -> None:
+    async def scenario() -> None:
         outcomes = await asyncio.gather(
             *(store.write(work) for work in (add("a"), fail, add("bb"), add("a"))),
             return_exceptions=True,
@@ -89,7 +89,7 @@ def test_a_failing_transaction_is_rolled_back_and_others_of_its_group_are_commit
         assert [outcome is None for outcome in outcomes] == [True, False, True, False]
         assert isinstance(outcomes[3], DatabaseError)  # the same primary key again
 
-    asyncio.run(story())
+    asyncio.run(scenario())
     assert list(store.read(organizations.list_ids)) == ["a", "bb"]
 
 
@@ -99,7 +99,7 @@ def test_a_reading_connection_cannot_write(store: Store) -> None:
     assert list(store.read(organizations.list_ids)) == []
 
 
-def test_a_connection_cut_in_a_transaction_refuses_it_and_the_next_one_succeeds(
+def test_a_lost_connection_fails_its_transaction_and_the_next_one_succeeds(
     store: Store,
 ) -> None:
     def cut(connection: Connection) -> None:
@@ -107,19 +107,19 @@ def test_a_connection_cut_in_a_transaction_refuses_it_and_the_next_one_succeeds(
         mine = connection.execute(text("SELECT pg_backend_pid()")).scalar()
         connection.execute(text(f"SELECT pg_terminate_backend({mine})"))
 
-    async def story() -> None:
+    async def scenario() -> None:
         with pytest.raises(StoreUnavailable):
             await store.write(cut)
         await store.write(add("whole"))
 
-    asyncio.run(story())
+    asyncio.run(scenario())
     assert list(store.read(organizations.list_ids)) == ["whole"]
 
 
-def test_a_database_that_is_away_is_unavailable_and_back_when_it_is_back(
+def test_an_unreachable_database_is_unavailable_until_it_is_back(
     store: Store, postgresql: Any
 ) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         await store.write(add("before"))
         assert list(store.read(organizations.list_ids)) == ["before"]
         postgresql.stop()
@@ -132,13 +132,11 @@ def test_a_database_that_is_away_is_unavailable_and_back_when_it_is_back(
             postgresql.start()
         await store.write(add("after"))
 
-    asyncio.run(story())
+    asyncio.run(scenario())
     assert sorted(store.read(organizations.list_ids)) == ["after", "before"]
 
 
-def test_a_reader_whose_connection_broke_meanwhile_reads_all_the_same(
-    store: Store, postgresql: Any
-) -> None:
+def test_a_reader_reconnects_after_its_connection_broke(store: Store, postgresql: Any) -> None:
     asyncio.run(store.write(add("a")))
     store.read(organizations.list_ids)
     postgresql.stop()
@@ -146,21 +144,19 @@ def test_a_reader_whose_connection_broke_meanwhile_reads_all_the_same(
     assert list(store.read(organizations.list_ids)) == ["a"]
 
 
-def test_two_servers_that_write_at_once_lose_no_number(store: Store, url: str) -> None:
+def test_two_servers_that_write_concurrently_lose_no_number(store: Store, url: str) -> None:
     other = Store(url)
 
-    async def story() -> list[int]:
+    async def scenario() -> list[int]:
         await store.write(lease_clock.insert_clock)
         takers = [each.write(lease_clock.next_token_number) for each in (store, other) * 20]
         return list(await asyncio.gather(*takers))
 
-    assert sorted(asyncio.run(story())) == list(range(1, 41))
+    assert sorted(asyncio.run(scenario())) == list(range(1, 41))
     other.close()
 
 
-def test_a_run_that_somebody_is_claiming_is_skipped_rather_than_waited_for(
-    store: Store, url: str
-) -> None:
+def test_a_run_that_is_being_claimed_is_skipped_without_waiting(store: Store, url: str) -> None:
     def add_run(connection: Connection, name: str, time_created: int) -> None:
         fixed = {
             "org": "o",
@@ -202,6 +198,6 @@ def test_a_password_in_the_url_is_refused_and_not_repeated(url: str) -> None:
     assert "secret" not in str(refused.value)
 
 
-def test_only_a_url_that_the_store_knows_is_taken() -> None:
+def test_only_supported_database_urls_are_accepted() -> None:
     with pytest.raises(SettingError, match="mysql"):
         read_settings({}, database_url="mysql://h/n")

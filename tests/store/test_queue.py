@@ -92,7 +92,7 @@ def test_equal_requirements_have_equal_keys() -> None:
     assert build_key({"a\0": ["\ud800"]}).isascii()
 
 
-def test_distinct_requirements_are_found_in_order_and_piece_by_piece(store: Store) -> None:
+def test_distinct_requirements_are_found_in_order_and_page_by_page(store: Store) -> None:
     names = ["a", "b", "c", "d"]
     add(store, *(run_row(f"{name}{number}", name) for name in names for number in range(3)))
     add(
@@ -120,7 +120,7 @@ def test_runs_come_by_priority_then_age_whatever_they_require(store: Store) -> N
     assert in_turn(store, ["b", *many, "a"])[0] == "urgent"
 
 
-def test_what_is_held_or_unsettled_here_is_passed_over(store: Store) -> None:
+def test_runs_with_an_open_or_unsettled_attempt_here_are_skipped(store: Store) -> None:
     add(
         store,
         *(
@@ -141,7 +141,7 @@ def test_what_is_held_or_unsettled_here_is_passed_over(store: Store) -> None:
 
 
 def steps(store: Store, work: Callable[[Connection], Any]) -> int:
-    """How many instructions of its machine SQLite executes for some work, in hundreds."""
+    """Return the number of SQLite's virtual machine instructions for some work, in hundreds."""
     count = 0
 
     def counted() -> None:
@@ -160,10 +160,10 @@ def steps(store: Store, work: Callable[[Connection], Any]) -> int:
     return count
 
 
-def test_runs_that_no_machine_can_take_do_not_slow_a_claim_down(tmp_path: Path) -> None:
+def test_runs_that_fit_no_machine_do_not_slow_down_a_claim(tmp_path: Path) -> None:
     store = Store(tmp_path / "server.db")
 
-    def look(connection: Connection) -> None:
+    def read_state(connection: Connection) -> None:
         assert queue.list_requirements(connection) == ["fit", "unfit"]
         assert queue.list_first_runs(connection, keys=["fit"], machine_id="m")[0].id == "fit"
         queue.list_outdated_reasons(
@@ -175,7 +175,7 @@ def test_runs_that_no_machine_can_take_do_not_slow_a_claim_down(tmp_path: Path) 
         run_row("fit", "fit", time_created=10**9),
         run_row("u", "unfit", priority=5) | {"waits": "code"},
     )
-    few = steps(store, look)
+    few = steps(store, read_state)
     add(
         store,
         *(
@@ -183,7 +183,7 @@ def test_runs_that_no_machine_can_take_do_not_slow_a_claim_down(tmp_path: Path) 
             for n in range(20_000)
         ),
     )
-    assert steps(store, look) <= 2 * few + 2
+    assert steps(store, read_state) <= 2 * few + 2
     store.close()
 
 

@@ -39,7 +39,7 @@ class FakeServer:
         self.reports: list[dict[str, Any]] = []
         self.processes: list[dict[str, Any]] = []
         self.phases: list[str | None] = []
-        self.wanted: dict[str, Any] = {
+        self.renewal: dict[str, Any] = {
             "action": "continue",
             "lease_s": 1.2,
             "grace_s": 5.0,
@@ -119,7 +119,7 @@ class FakeServer:
             ]
         )
         return {"checkpoints": (201, {"kept": kept}), "finish": (204, None)}.get(
-            word, (200, self.wanted)
+            word, (200, self.renewal)
         )
 
     def _claim(self, claim: dict[str, Any]) -> dict[str, Any] | None:

@@ -283,7 +283,7 @@ def fetch_and_log(folder: Path, version: Version, log: Path) -> None:
     DatasetFetcher(folder, DatasetServer(version, log)).fetch()
 
 
-def test_two_attempts_at_once_fetch_nothing_twice(tmp_path: Path) -> None:
+def test_two_concurrent_attempts_fetch_nothing_twice(tmp_path: Path) -> None:
     version, log = Version(), tmp_path / "fetched"
     folders = [write_attempt(tmp_path, version, number=number) for number in (1, 2, 3)]
     running = [
@@ -371,7 +371,7 @@ def test_a_kill_while_a_dataset_is_fetched_works(
     supervisor = start(folder, READS_DATASET)
     server.wait_for(lambda: any("blobs" in call for call in server.calls))
     with server.changed:
-        server.wanted = {"action": "kill", "lease_s": 1.2, "grace_s": 0.5, "epoch": "e1"}
+        server.renewal = {"action": "kill", "lease_s": 1.2, "grace_s": 0.5, "epoch": "e1"}
     assert supervisor.wait(20) == 0
     assert not (folder / "seen").exists()
     assert (server.reports[0]["exit_code"], server.reports[0]["group_empty"]) == (75, True)

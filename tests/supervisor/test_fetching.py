@@ -101,7 +101,7 @@ def test_a_kill_while_the_server_returns_no_checkpoint_works(
     supervisor = start(folder, NEXT_STEP)
     server.wait_for(lambda: any("blobs" in call for call in server.calls))
     with server.changed:
-        server.wanted = {"action": "kill", "lease_s": 1.2, "grace_s": 0.5, "epoch": "e1"}
+        server.renewal = {"action": "kill", "lease_s": 1.2, "grace_s": 0.5, "epoch": "e1"}
     assert supervisor.wait(20) == 0
     assert not (folder / "seen").exists()
     assert (server.reports[0]["exit_code"], server.reports[0]["group_empty"]) == (75, True)

@@ -157,7 +157,7 @@ def test_a_kill_leaves_no_process_of_a_stubborn_tree(
     supervisor = start(folder, STUBBORN)
     below = wait_for_descendants(folder, supervisor, server)
     with server.changed:
-        server.wanted = {"action": "kill", "lease_s": 1.2, "grace_s": 0.3, "epoch": "e1"}
+        server.renewal = {"action": "kill", "lease_s": 1.2, "grace_s": 0.3, "epoch": "e1"}
     assert wait_for_exit(supervisor) == 0
     assert [processes.check_liveness(identity) for identity in below] == ["dead"] * len(below)
     assert list_survivors(folder) == []
@@ -219,7 +219,7 @@ def test_a_trainer_dies_with_its_supervisor_and_the_next_one_settles(
     assert wait_for_exit(start(folder, SAVES_ON_SIGTERM)) == 0
     assert processes.identify(trainer) is None
     assert not (folder / "ready").exists()
-    # The kernel counts for the whole machine, and another test lets it run out of memory.
+    # The kernel counts for the entire machine, and another test lets it run out of memory.
     assert server.reports[0]["cause"] in (
         "the supervisor was lost, and its trainer was ended",
         LOST_OUT_OF_MEMORY,
@@ -278,13 +278,13 @@ def test_what_a_restore_has_undone_is_shipped_again_once_and_before_the_report(
     """The server loses lines and a checkpoint and gets another store id, while the trainer writes
     nothing.
     """
-    server.wanted["epoch"] = "e1"
+    server.renewal["epoch"] = "e1"
     process = start(folder, WAITS_FOR_FILE)
     server.wait_for(
         lambda: server.checkpoints and len(list_steps(server)) == 30 and server.lines["stdout"]
     )
     with server.changed:
-        server.wanted["epoch"] = "e2"
+        server.renewal["epoch"] = "e2"
         for record in (server.lines, server.offsets, server.checkpoints):
             record.clear()
     server.wait_for(

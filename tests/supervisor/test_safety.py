@@ -54,7 +54,7 @@ def list_descendants(supervisor: subprocess.Popen[bytes]) -> list[Any]:
 
 def kill(server: Any, *, grace_s: float) -> None:
     with server.changed:
-        server.wanted = {"action": "kill", "lease_s": 1.2, "grace_s": grace_s, "epoch": "e1"}
+        server.renewal = {"action": "kill", "lease_s": 1.2, "grace_s": grace_s, "epoch": "e1"}
 
 
 def test_a_kill_ends_everything_in_each_phase(tmp_path: Path, harness: Any) -> None:

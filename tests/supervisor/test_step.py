@@ -121,8 +121,8 @@ def test_one_renewal_is_in_flight_at_a_time() -> None:
 
 
 def test_a_renewal_has_the_trainers_phase() -> None:
-    said = json.dumps({"n": 1, "ev": "phase", "phase": "Evaluating", "message": ""})
-    state, _ = apply_events(make_training_state(), msg.LinesRead("events", 0, 9, (said, "{torn")))
+    line = json.dumps({"n": 1, "ev": "phase", "phase": "Evaluating", "message": ""})
+    state, _ = apply_events(make_training_state(), msg.LinesRead("events", 0, 9, (line, "{torn")))
     assert msg.RenewLease("Evaluating") in apply_events(state, msg.TimePassed(), now=103.0)[1]
 
 

@@ -1,6 +1,6 @@
 """Real process trees that resist their end: they are killed, and the survivors are counted.
 
-The default suite ends three; ``make stubborn`` ends two hundred and tells how long the slowest
+The default suite ends three; ``make stubborn`` ends two hundred and prints how long the slowest
 took.
 """
 
@@ -78,7 +78,7 @@ def kill_one(
         before = processes.list_descendants(supervisor.pid)
         assert len(before) >= 5
         with server.changed:
-            server.wanted = {"action": "kill", "lease_s": 1.2, "grace_s": GRACE_S, "epoch": "e1"}
+            server.renewal = {"action": "kill", "lease_s": 1.2, "grace_s": GRACE_S, "epoch": "e1"}
         killed_at_s = time.monotonic()
         server.wait_for(lambda: server.reports, 60)
         took_s = time.monotonic() - killed_at_s

@@ -1,4 +1,4 @@
-"""Attempts as their supervisors see them, and what controllers do: claim and start."""
+"""Attempts as their supervisors see them, and the calls of controllers: claim and start."""
 
 import hashlib
 import json
@@ -71,7 +71,7 @@ class Attempt:
     async def out_of_memory(
         self, cause: str = "out of memory: the kernel ended the trainer"
     ) -> httpx2.Response:
-        """The kernel ended the trainer, as its supervisor reports it."""
+        """Report that the kernel killed the trainer, as its supervisor does."""
         return await self.post(
             "finish",
             exit_code=None,
@@ -97,7 +97,7 @@ class Attempt:
 
 
 async def claim(server: TestServer, claim_id: str = "c1", **changes: Any) -> Attempt | None:
-    """Claim as the controller does; None when there was nothing."""
+    """Claim as the controller does; None if no run was waiting."""
     controller = await server.client(server.controller_key)
     offer = {
         "claim_id": claim_id,
@@ -117,7 +117,7 @@ async def claim(server: TestServer, claim_id: str = "c1", **changes: Any) -> Att
 async def start(
     server: TestServer, run_id: str = "r1", flow: dict[str, Any] | None = None
 ) -> Attempt:
-    """A run that has been created, claimed and started."""
+    """Create, claim and start a run."""
     api = await server.api()
     created = await api.put(server.path(f"runs/{run_id}"), json={"spec": {"flow": flow or {}}})
     assert created.status_code == 201, created.text
@@ -128,7 +128,7 @@ async def start(
 
 
 async def read_condition(server: TestServer, run_id: str = "r1") -> tuple[str, str, str | None]:
-    """Condition, reason and message of a run now."""
+    """Return condition, reason and message of a run."""
     api = await server.api()
     latest = (await api.get(server.path(f"runs/{run_id}"))).json()["status"]["conditions"][-1]
     return latest["condition"], latest["reason"], latest["message"]

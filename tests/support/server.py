@@ -1,4 +1,4 @@
-"""A real application over a real SQLite file, reached in-process; only the clock is ours."""
+"""A real application over a real SQLite file, called in-process; only the clock is a fake."""
 
 import asyncio
 import contextlib
@@ -20,58 +20,62 @@ BASE_URL = "http://127.0.0.1:7878"
 
 
 class HandClock:
-    """Stands still until a test moves it."""
+    """A clock that stands still until a test advances it."""
 
     def __init__(self) -> None:
         self.epoch_ms = 1_700_000_000_000
-        self.lived_s = 1000.0
+        self.monotonic_now_s = 1000.0
         self.is_racing = False
 
     def now_ms(self) -> int:
         return self.epoch_ms
 
     def monotonic_s(self) -> float:
-        return self.lived_s
+        return self.monotonic_now_s
 
     async def sleep(self, seconds: float) -> None:
-        """Take no real time; while racing, take the time that was asked for."""
+        """Take no real time; while racing, advance by the requested time."""
         await asyncio.sleep(0.001)
         if self.is_racing:
             self.forward(seconds)
 
     def forward(self, seconds: float) -> None:
         self.epoch_ms += round(seconds * 1000)
-        self.lived_s += seconds
+        self.monotonic_now_s += seconds
 
 
 class TestServer:
     """A running application and clients of it.
 
-    ``api`` is the organisation's admin, ``controller`` the controller.
+    ``api`` returns a client of the organization's admin.
     """
 
     __test__ = False  # for pytest, since the name begins with Test
 
     def __init__(
-        self, door: Gateway, settings: Settings, clock: HandClock, stack: contextlib.AsyncExitStack
+        self,
+        gateway: Gateway,
+        settings: Settings,
+        clock: HandClock,
+        stack: contextlib.AsyncExitStack,
     ) -> None:
-        self.door, self.settings, self.clock, self._stack = door, settings, clock, stack
-        told = json.loads(settings.credentials_file.read_text())
-        self.org: str = told["organization_id"]
-        self.key: str = told["secret_key"]
+        self.gateway, self.settings, self.clock, self._stack = gateway, settings, clock, stack
+        credentials = json.loads(settings.credentials_file.read_text())
+        self.org: str = credentials["organization_id"]
+        self.key: str = credentials["secret_key"]
         self.controller_key: str = json.loads(
             (settings.secrets_dir / "controller.json").read_text()
         )["key"]
 
     @property
     def services(self) -> Services:
-        assert self.door.services is not None
-        return self.door.services
+        assert self.gateway.services is not None
+        return self.gateway.services
 
     async def client(self, credential: str | None, **headers: str) -> httpx2.AsyncClient:
         if credential is not None:
             headers["authorization"] = f"Bearer {credential}"
-        transport = httpx2.ASGITransport(app=self.door)
+        transport = httpx2.ASGITransport(app=self.gateway)
         return await self._stack.enter_async_context(
             httpx2.AsyncClient(transport=transport, base_url=BASE_URL, headers=headers)
         )
@@ -85,14 +89,14 @@ class TestServer:
 
 @dataclass(frozen=True)
 class Plan:
-    """An application that is put together and not open yet.
+    """An application that is configured and not open yet.
 
     It holds no file, thread or loop, so it may be forked.
     """
 
     settings: Settings
     clock: HandClock
-    door: Gateway
+    gateway: Gateway
 
 
 def plan(data_dir: Path, *, run_ticker: bool = False, **settings: Any) -> Plan:
@@ -103,8 +107,8 @@ def plan(data_dir: Path, *, run_ticker: bool = False, **settings: Any) -> Plan:
 @contextlib.asynccontextmanager
 async def enter(planned: Plan) -> AsyncIterator[TestServer]:
     async with contextlib.AsyncExitStack() as stack:
-        await stack.enter_async_context(_lifespan(planned.door))
-        yield TestServer(planned.door, planned.settings, planned.clock, stack)
+        await stack.enter_async_context(_lifespan(planned.gateway))
+        yield TestServer(planned.gateway, planned.settings, planned.clock, stack)
 
 
 @contextlib.asynccontextmanager
@@ -116,12 +120,12 @@ async def open_server(
 
 
 @contextlib.asynccontextmanager
-async def _lifespan(door: Gateway) -> AsyncIterator[None]:
+async def _lifespan(gateway: Gateway) -> AsyncIterator[None]:
     """Start and stop an application as a web server does."""
     incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
     outgoing: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
     scope = {"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}
-    task = asyncio.create_task(door(scope, incoming.get, outgoing.put))
+    task = asyncio.create_task(gateway(scope, incoming.get, outgoing.put))
     await incoming.put({"type": "lifespan.startup"})
     assert (started := await outgoing.get())["type"] == "lifespan.startup.complete", started
     try:

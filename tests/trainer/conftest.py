@@ -1,4 +1,4 @@
-"""Attempt folders, short recipes, and folders with miniature models for the trainer's tests."""
+"""Attempt folders, short flows, and folders with miniature models for the trainer's tests."""
 
 import hashlib
 import io
@@ -19,7 +19,7 @@ from tests.trainer import miniatures
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
-    """As the tiny model trains; more would wait for each other on a busy machine."""
+    """Use one thread, as the tiny model does; more would wait for each other on a busy machine."""
     import torch
 
     torch.set_num_threads(1)
@@ -28,7 +28,7 @@ def one_thread() -> None:
 class Forked:
     """Run the trainer in a fork, as the warm parent does, which saves the imports.
 
-    ``work`` may change modules as it likes; the process ends with the code that it gives back.
+    ``work`` may change modules; the process exits with the code that it returns.
     """
 
     def __init__(self, work: Callable[[], int], output: Path) -> None:
@@ -36,19 +36,19 @@ class Forked:
             log = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             os.dup2(log, 1)
             os.dup2(log, 2)
-            # The test runner's own lead elsewhere.
+            # The test runner's own variables point elsewhere.
             sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
             raise SystemExit(work())
 
         with warnings.catch_warnings():
-            # Python warns of the locks of other threads; those that the test runner has hold none
-            # that a trainer takes.
+            # Python warns about locks of other threads; those of the test runner hold none that a
+            # trainer needs.
             warnings.simplefilter("ignore", DeprecationWarning)
             self._process = multiprocessing.get_context("fork").Process(target=begin)
             self._process.start()
 
     def poll(self) -> int | None:
-        """The exit code, or the signal's number as a negative one; None while it runs."""
+        """Return the exit code, or the signal as a negative number; None while it runs."""
         return self._process.exitcode
 
     def wait(self, timeout_s: float) -> int | None:
@@ -65,9 +65,9 @@ class Forked:
 
 @pytest.fixture
 def fork(tmp_path: Path) -> Iterator[Callable[..., Forked]]:
-    """``fork(work)``, or ``fork(work, output=path)`` where its output shall lie.
+    """Return a function: ``fork(work)``, or ``fork(work, output=path)`` with a file for its output.
 
-    Ended with the test.
+    The process ends with the test.
     """
     started: list[Forked] = []
 
@@ -82,10 +82,9 @@ def fork(tmp_path: Path) -> Iterator[Callable[..., Forked]]:
 
 @pytest.fixture(scope="session")
 def write_attempt(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Writes an attempt folder with ``run.json`` and returns it. Settings are given by block name.
+    """Write an attempt folder with ``run.json``, and return it. Settings are given by block name.
 
-    Weights may come from the ``models`` below its root, and from whatever fixtures have made apart
-    from it.
+    Weights may come from ``models`` below its root, and from other folders of fixtures.
     """
     made_elsewhere = tmp_path_factory.getbasetemp()
 
@@ -129,12 +128,12 @@ def write_attempt(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pat
 
 @pytest.fixture
 def make_attempt(write_attempt: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
-    """The same below the test's own folder."""
+    """Return the same function for the test's own folder."""
     return partial(write_attempt, tmp_path)
 
 
 def read_events(folder: Path, name: str) -> list[dict[str, Any]]:
-    """The events of one name, in order."""
+    """Return the events of one name, in order."""
     lines = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
     return [line for line in lines if line["ev"] == name]
 
@@ -146,7 +145,7 @@ def events_of() -> Callable[[Path, str], list[dict[str, Any]]]:
 
 @pytest.fixture(scope="session")
 def png() -> Callable[..., bytes]:
-    """Return a small image, another one for each number."""
+    """Return a small image, different for each number."""
     return make_png
 
 
@@ -217,7 +216,7 @@ def write_version(home: Path, images: dict[str, tuple[bytes, list[Any]]]) -> Pat
 
 @pytest.fixture(scope="session")
 def miniature(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A function from a model type to a folder with a miniature of it."""
+    """Return a function from a model type to a folder with a miniature of it."""
     made: dict[str, Path] = {}
 
     def make(model_type: str) -> Path:

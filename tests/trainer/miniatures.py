@@ -1,9 +1,9 @@
 """Every family in miniature: real classes, configuration and files, ten thousand random weights.
 
-Loading, training, saving and loading again go through the very code that the real ones go through.
-Layers are 32 wide, pictures 32 by 32 with 16 patches or fewer; what a family has of its own
-(attention in both directions over a picture, sliding windows, states instead of attention, pictures
-cut into tiles, an encoder beside the decoder) is kept.
+Loading, training, saving and loading again use the same code as for real models. Layers are 32
+wide, images 32 by 32 with 16 patches or fewer. Special features of a family are kept: bidirectional
+attention over an image, sliding windows, states instead of attention, images cut into tiles, an
+encoder next to the decoder.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from typing import Any
 
 from runyard.trainer.models.video import StandInVideoProcessor, install_video_stand_in
 
-SIDE = 32  # of pictures, in pixels
+SIDE = 32  # of images, in pixels
 WORDS = "which digit is this locate the seven answer question about picture with one json object"
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for c in m['content'] %}{% if "
@@ -28,7 +28,7 @@ SPECIALS = [
 
 
 def make_tokenizer(**named: str) -> Any:
-    """A byte-level tokenizer with every family's special tokens."""
+    """Return a byte-level tokenizer with every family's special tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -52,13 +52,13 @@ def make_tokenizer(**named: str) -> Any:
     )
 
 
-def template(picture: str) -> str:
-    """The chat template with a family's word for a picture."""
-    return TEMPLATE.replace("@IMAGE@", picture)
+def make_chat_template(image_text: str) -> str:
+    """Return the chat template with a family's token for an image."""
+    return TEMPLATE.replace("@IMAGE@", image_text)
 
 
-def text(tokenizer: Any, **more: Any) -> dict[str, Any]:
-    """A language model's configuration."""
+def make_text_config(tokenizer: Any, **more: Any) -> dict[str, Any]:
+    """Return a language model's configuration."""
     return {
         "vocab_size": len(tokenizer),
         "hidden_size": 32,
@@ -73,8 +73,8 @@ def text(tokenizer: Any, **more: Any) -> dict[str, Any]:
     } | more
 
 
-def vision(**more: Any) -> dict[str, Any]:
-    """A vision encoder's configuration: four patches a picture."""
+def make_vision_config(**more: Any) -> dict[str, Any]:
+    """Return a vision encoder's configuration: four patches per image."""
     return {
         "hidden_size": 32,
         "intermediate_size": 48,
@@ -86,7 +86,7 @@ def vision(**more: Any) -> dict[str, Any]:
 
 
 def siglip(**more: Any) -> dict[str, Any]:
-    return vision(model_type="siglip_vision_model", vision_use_head=False, **more)
+    return make_vision_config(model_type="siglip_vision_model", vision_use_head=False, **more)
 
 
 def squares(side: int = SIDE) -> dict[str, int]:
@@ -102,7 +102,7 @@ def make_idefics3() -> tuple[Any, Any]:
 
 
 def make_smolvlm() -> tuple[Any, Any]:
-    """Its processor insists on a video part."""
+    """Its processor requires a video part."""
     import transformers as t
 
     return _idefics(
@@ -118,8 +118,8 @@ def _idefics(config: Any, model: Any, images: Any, *video: Any) -> tuple[Any, An
 
     tokenizer = make_tokenizer()
     made = config(
-        text_config=text(tokenizer, model_type="llama"),
-        vision_config=vision(patch_size=8),
+        text_config=make_text_config(tokenizer, model_type="llama"),
+        vision_config=make_vision_config(patch_size=8),
         scale_factor=2,
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         pad_token_id=tokenizer.pad_token_id,
@@ -131,7 +131,7 @@ def _idefics(config: Any, model: Any, images: Any, *video: Any) -> tuple[Any, An
         tokenizer,
         *video,
         image_seq_len=4,
-        chat_template=template("<image>"),
+        chat_template=make_chat_template("<image>"),
     )
     return model(made), processor
 
@@ -210,7 +210,7 @@ def _qwen(
     tokenizer = make_tokenizer()
     ids = tokenizer.convert_tokens_to_ids
     made = config(
-        text_config=text(tokenizer, **of_text),
+        text_config=make_text_config(tokenizer, **of_text),
         vision_config={
             "depth": 2,
             "hidden_size": 32,
@@ -235,12 +235,12 @@ def _qwen(
         min_pixels=SIDE * SIDE,
         max_pixels=SIDE * SIDE,
     )
-    picture = "<|vision_start|><|image_pad|><|vision_end|>"
+    image_text = "<|vision_start|><|image_pad|><|vision_end|>"
     return model(made), processor(
         image_processor=images,
         tokenizer=tokenizer,
         video_processor=StandInVideoProcessor(),
-        chat_template=template(picture),
+        chat_template=make_chat_template(image_text),
     )
 
 
@@ -254,8 +254,8 @@ def make_internvl() -> tuple[Any, Any]:
         video_token="<video>",
     )
     config = t.InternVLConfig(
-        text_config=text(tokenizer, model_type="qwen2"),
-        vision_config=vision(patch_size=8),
+        text_config=make_text_config(tokenizer, model_type="qwen2"),
+        vision_config=make_vision_config(patch_size=8),
         image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
         image_seq_length=4,
     )
@@ -264,7 +264,7 @@ def make_internvl() -> tuple[Any, Any]:
         tokenizer=tokenizer,
         video_processor=StandInVideoProcessor(),
         image_seq_length=4,
-        chat_template=template("<IMG_CONTEXT>\n"),
+        chat_template=make_chat_template("<IMG_CONTEXT>\n"),
     )
     return t.InternVLForConditionalGeneration(config), processor
 
@@ -274,7 +274,7 @@ def make_llava() -> tuple[Any, Any]:
 
     tokenizer = make_tokenizer()
     config = t.LlavaConfig(
-        text_config=text(tokenizer, model_type="llama"),
+        text_config=make_text_config(tokenizer, model_type="llama"),
         vision_config=siglip(),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         image_seq_length=4,
@@ -287,13 +287,13 @@ def make_llava() -> tuple[Any, Any]:
         patch_size=16,
         vision_feature_select_strategy="full",
         num_additional_image_tokens=0,
-        chat_template=template("<image>"),
+        chat_template=make_chat_template("<image>"),
     )
     return t.LlavaForConditionalGeneration(config), processor
 
 
 def make_llava_next() -> tuple[Any, Any]:
-    """The picture whole and once more in tiles.
+    """Uses the full image and its tiles.
 
     Its vision encoder has a token for the class, which is left out.
     """
@@ -302,8 +302,8 @@ def make_llava_next() -> tuple[Any, Any]:
     tokenizer = make_tokenizer()
     tiles = [[SIDE, 2 * SIDE], [2 * SIDE, SIDE]]
     config = t.LlavaNextConfig(
-        text_config=text(tokenizer, model_type="mistral"),
-        vision_config=vision(model_type="clip_vision_model"),
+        text_config=make_text_config(tokenizer, model_type="mistral"),
+        vision_config=make_vision_config(model_type="clip_vision_model"),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         image_grid_pinpoints=tiles,
         image_seq_length=4,
@@ -316,7 +316,7 @@ def make_llava_next() -> tuple[Any, Any]:
         patch_size=16,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
-        chat_template=template("<image>"),
+        chat_template=make_chat_template("<image>"),
     )
     return t.LlavaNextForConditionalGeneration(config), processor
 
@@ -328,7 +328,7 @@ def make_llava_onevision() -> tuple[Any, Any]:
     ids = tokenizer.convert_tokens_to_ids
     tiles = [[SIDE, SIDE], [SIDE, 2 * SIDE]]
     config = t.LlavaOnevisionConfig(
-        text_config=text(tokenizer, model_type="qwen2"),
+        text_config=make_text_config(tokenizer, model_type="qwen2"),
         vision_config=siglip(),
         image_token_index=ids("<image>"),
         video_token_index=ids("<video>"),
@@ -342,7 +342,7 @@ def make_llava_onevision() -> tuple[Any, Any]:
         video_processor=StandInVideoProcessor(),
         num_image_tokens=4,
         vision_feature_select_strategy="full",
-        chat_template=template("<image>"),
+        chat_template=make_chat_template("<image>"),
     )
     return t.LlavaOnevisionForConditionalGeneration(config), processor
 
@@ -356,7 +356,7 @@ def make_gemma3() -> tuple[Any, Any]:
     )
     ids = tokenizer.convert_tokens_to_ids
     config = t.Gemma3Config(
-        text_config=text(
+        text_config=make_text_config(
             tokenizer,
             head_dim=16,
             sliding_window=16,
@@ -372,7 +372,7 @@ def make_gemma3() -> tuple[Any, Any]:
         image_processor=t.Gemma3ImageProcessorPil(size=squares()),
         tokenizer=tokenizer,
         image_seq_length=4,
-        chat_template=template("<start_of_image>"),
+        chat_template=make_chat_template("<start_of_image>"),
     )
     return t.Gemma3ForConditionalGeneration(config), processor
 
@@ -391,7 +391,7 @@ def make_gemma4() -> tuple[Any, Any]:
     )
     ids = tokenizer.convert_tokens_to_ids
     config = t.Gemma4Config(
-        text_config=text(
+        text_config=make_text_config(
             tokenizer,
             head_dim=16,
             global_head_dim=32,
@@ -437,7 +437,7 @@ def make_gemma4() -> tuple[Any, Any]:
         tokenizer=tokenizer,
         video_processor=StandInVideoProcessor(),
         image_seq_length=70,
-        chat_template=template("<image_soft_token>"),
+        chat_template=make_chat_template("<image_soft_token>"),
     )
     return t.Gemma4ForConditionalGeneration(config), processor
 
@@ -448,7 +448,7 @@ def make_paligemma() -> tuple[Any, Any]:
 
     tokenizer = make_tokenizer()
     config = t.PaliGemmaConfig(
-        text_config=text(
+        text_config=make_text_config(
             tokenizer, model_type="gemma2", head_dim=16, sliding_window=16, query_pre_attn_scalar=16
         ),
         vision_config=siglip(projection_dim=32),
@@ -461,9 +461,9 @@ def make_paligemma() -> tuple[Any, Any]:
 
 
 def make_florence2() -> tuple[Any, Any]:
-    """An encoder reads picture and question, a decoder answers.
+    """An encoder reads image and question, a decoder answers.
 
-    No chat template. Without its dropout, to compare.
+    No chat template. Without dropout, for comparisons.
     """
     import transformers as t
 
@@ -525,11 +525,11 @@ MINIATURES: dict[str, Callable[[], tuple[Any, Any]]] = {
 
 
 def make(model_type: str, *, seed: int = 0) -> tuple[Any, Any]:
-    """A model with weights drawn from ``seed``, and its processor.
+    """Return a model with random weights from ``seed``, and its processor.
 
     The library's own first weights are too small for layers this narrow, and some (Gemma 3's
-    projector) are zero, which would hide from a test whether what lies before them is right: noise
-    is added to all.
+    projector) are zero, which would hide errors before them from a test. So noise is added to
+    all.
     """
     import torch
 

@@ -1,9 +1,9 @@
 """Answers of checkpoints with transformers and peft alone; ``test_export.py`` runs this.
 
 The argument is a JSON file with a list of ``{"checkpoint", "quantization", "exports", "images",
-"questions"}``. The last line of the output is what is said to each question by the checkpoint, with
-its adapter if it has one, by its ``model_full`` alone, and by each of the exports: a whole model,
-or an adapter that is put on the checkpoint's base.
+"questions"}``. The last line of the output has the answers to each question: of the checkpoint with
+its adapter if it has one, of its ``model_full`` without one, and of each export. An export is a
+complete model, or an adapter that is added to the checkpoint's base.
 """
 
 import json
@@ -63,9 +63,9 @@ def load(folder: Path, quantization: str | None) -> Any:
 def read(
     full: Path, messages: list[dict[str, Any]], image: Any
 ) -> tuple[dict[str, torch.Tensor], Any]:
-    """The model's inputs.
+    """Return the model's inputs.
 
-    Qwen's processor is put together by hand: whole it would need torchvision, for videos.
+    Qwen's processor is assembled by hand: the complete one needs torchvision, for videos.
     """
     if json.loads((full / "config.json").read_text())["model_type"] != "qwen3_vl":
         processor = AutoProcessor.from_pretrained(full, backend="pil")

@@ -27,7 +27,7 @@ def test_answers_have_the_form_of_the_published_client() -> None:
 
 
 @pytest.mark.parametrize("task", [VQA, PHRASE_GROUNDING, "freeform"])
-def test_what_is_written_is_read_back(task: str) -> None:
+def test_a_formatted_answer_is_parsed_back(task: str) -> None:
     truth = Answer('a "quoted" täxt', (SEVEN,) if task == PHRASE_GROUNDING else ())
     read = read_answer(write_answer(task, truth))
     assert (read.text, read.groundings, read.is_well_formed) == (truth.text, truth.groundings, True)
@@ -45,7 +45,7 @@ def test_what_is_written_is_read_back(task: str) -> None:
         "null",
     ],
 )
-def test_anything_else_is_kept_as_text_and_marked(said: str) -> None:
+def test_any_other_text_is_kept_and_marked_as_malformed(said: str) -> None:
     read = read_answer(said)
     assert (read.text, read.is_well_formed) == (said.strip(), False)
 
@@ -59,7 +59,7 @@ def test_a_box_with_three_numbers_is_left_out_and_marked() -> None:
     assert not read.is_well_formed
 
 
-def test_boxes_are_scaled_to_1024_and_cut_at_the_edge() -> None:
+def test_boxes_are_scaled_to_1024_and_clipped_at_the_edge() -> None:
     assert scale_box((-3, 12, 24, 60), width=48, height=48) == (0, 256, 512, 1024)
 
 
@@ -73,23 +73,23 @@ def test_boxes_are_scaled_to_1024_and_cut_at_the_edge() -> None:
         ((10, 10, 0, 0), (0, 0, 10, 10), 0.0),
     ],
 )
-def test_overlap(
+def test_intersection_over_union(
     a: tuple[int, int, int, int], b: tuple[int, int, int, int], overlap: float
 ) -> None:
     assert iou(a, b) == pytest.approx(overlap)
 
 
-def test_a_box_for_another_phrase_counts_nothing() -> None:
+def test_a_box_for_another_phrase_scores_zero() -> None:
     assert grounding_ious([Grounding("eight", SEVEN.boxes)], [SEVEN]) == [0.0]
 
 
-def test_each_true_box_takes_its_best_and_boxes_too_many_count_as_misses() -> None:
+def test_each_true_box_takes_its_best_match_and_extra_boxes_count_as_misses() -> None:
     truth = Grounding("seven", ((0, 0, 100, 100), (200, 0, 300, 100)))
     given = Grounding("Seven", ((200, 0, 300, 100), (0, 0, 100, 50), (900, 900, 950, 950)))
     assert grounding_ious([given], [truth]) == [0.5, 1.0, 0.0]
 
 
-def test_the_right_word_in_the_wrong_form_is_a_wrong_answer() -> None:
+def test_the_right_word_in_the_wrong_format_is_a_wrong_answer() -> None:
     given = [read_answer('{"vqa":{"answer":"7"}}'), read_answer("7")]
     values = compute_metrics(VQA, given, [Answer("7"), Answer("7")]).values
     assert (values["exactMatch"], values["wellFormed"]) == (0.5, 0.5)

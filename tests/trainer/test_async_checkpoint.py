@@ -22,7 +22,7 @@ from runyard.trainer.main import train_attempt
 from runyard.trainer.steps.memory import AvailableMemory
 
 EventsOf = Callable[[Path, str], list[dict[str, Any]]]
-HELD_S = 30.0  # at most, should a test go wrong
+HELD_S = 30.0  # at most, if a test fails
 CPU = torch.device("cpu")
 
 
@@ -95,7 +95,7 @@ def test_a_checkpoint_written_in_the_background_equals_a_synchronous_one_bit_for
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Copying takes longer than a step's gradients, and writing starts three steps later."""
-    wanted = {
+    blocks = {
         "full": make_blocks(),
         "frozen": make_blocks(training={"freeze": ["vision"]}),
         "lora": make_blocks(
@@ -105,8 +105,8 @@ def test_a_checkpoint_written_in_the_background_equals_a_synchronous_one_bit_for
         ),
     }[mode]
     background, synchronous = (
-        make_attempt(wanted, run="background"),
-        make_attempt(wanted, run="synchronous"),
+        make_attempt(blocks, run="background"),
+        make_attempt(blocks, run="synchronous"),
     )
     with monkeypatch.context() as patch:
         held, fill = Held(patch), async_checkpoint_module.StagedContents.fill

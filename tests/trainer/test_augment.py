@@ -42,7 +42,7 @@ def test_boxes_follow_the_image(strengths: Augmentation) -> None:
         assert varied.image.size == (64, 64)
 
 
-def test_a_varied_sample_is_of_the_same_task() -> None:
+def test_an_augmented_sample_has_the_same_task() -> None:
     sample = replace(sample_with_a_square(), task="phrase-grounding")
     assert (
         augment_sample(sample, Augmentation(shift=0.2), np.random.default_rng(0)).task
@@ -68,7 +68,7 @@ def test_light_and_noise_leave_boxes_alone() -> None:
     assert varied.image.tobytes() != sample_with_a_square().image.tobytes()
 
 
-def test_a_variation_depends_on_seed_epoch_and_place_alone() -> None:
+def test_an_augmentation_depends_only_on_seed_epoch_and_position() -> None:
     sample = sample_with_a_square()
     one, two = (
         make_augmenter(Augmentation(shift=0.2), 7),

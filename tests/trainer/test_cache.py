@@ -62,7 +62,7 @@ def encoder(processor: Any) -> Encoder:
     return Encoder(processor, get_family_parts("idefics3"), system_prompt="Look.", task="vqa")
 
 
-def asked(*answers: str) -> list[Vqa]:
+def make_questions(*answers: str) -> list[Vqa]:
     questions = [
         Interaction(order=n + 1, question=f"q{n}", answer=text) for n, text in enumerate(answers)
     ]
@@ -72,7 +72,9 @@ def asked(*answers: str) -> list[Vqa]:
 def images(png: Png, numbers: range, *, of: int = 1) -> dict[str, tuple[bytes, list[Vqa]]]:
     """Images of three sizes, most of them not square."""
     sizes = [(24, 16), (16, 30), (40, 40)]
-    return {f"{n:03}.png": (png(n, sizes[n % 3]), asked(*[str(n % 5)] * of)) for n in numbers}
+    return {
+        f"{n:03}.png": (png(n, sizes[n % 3]), make_questions(*[str(n % 5)] * of)) for n in numbers
+    }
 
 
 def load(folder: Path, *, max_samples: int | None = None) -> Dataset:
@@ -210,7 +212,10 @@ def test_added_images_rewrite_few_shards(
     cache_dir = shared_dir(tmp_path)
     first = encoded(make_version(images(png, range(100))), encoder, cache_dir)
     whole = images(png, range(100))
-    whole["050b.png"], whole["077b.png"] = (png(500), asked("x")), (png(501), asked("y"))
+    whole["050b.png"], whole["077b.png"] = (
+        (png(500), make_questions("x")),
+        (png(501), make_questions("y")),
+    )
     second = encoded(make_version(whole), encoder, cache_dir)
     assert first.built > 10
     assert 1 <= second.built <= 4
@@ -238,7 +243,7 @@ def test_whatever_determines_the_content_determines_the_name(
         other = make_processor(SHAPES["vqa"], ["Look."], pixel_mean=0.5, pixel_std=0.4)
         encoder = Encoder(other, get_family_parts("idefics3"), system_prompt="Look.", task="vqa")
     else:
-        data = {name: (image, asked("other")) for name, (image, _) in data.items()}
+        data = {name: (image, make_questions("other")) for name, (image, _) in data.items()}
     again = encoded(make_version(data), encoder, cache_dir)
     assert again.built == len(again.shards)
     again.close()
@@ -275,7 +280,7 @@ def build(folder: Path, root: Path, processor: Any, pause_s: float, results: Any
     results.put((len(times), cached.built, len(cached.shards)))
 
 
-def test_a_killed_builder_leaves_complete_shards_and_its_partial_one_is_started_anew(
+def test_a_killed_builder_leaves_complete_shards_and_its_partial_one_is_restarted(
     make_version: MakeVersion, png: Png, encoder: Encoder, processor: Any, tmp_path: Path
 ) -> None:
     folder, results = make_version(images(png, range(24))), CONTEXT.Queue()
@@ -283,7 +288,7 @@ def test_a_killed_builder_leaves_complete_shards_and_its_partial_one_is_started_
     for _ in range(3):
         victim = CONTEXT.Process(target=build, args=(folder, tmp_path, processor, 0.02, results))
         victim.start()
-        # Killed while it writes, and once at least one more file is whole.
+        # Killed while it writes, and once at least one more file is complete.
         while not (
             len(whole := [n for n in files(tmp_path) if n[0] != "."]) > survived
             and files(tmp_path).keys() > {*whole}
@@ -301,7 +306,7 @@ def test_a_killed_builder_leaves_complete_shards_and_its_partial_one_is_started_
     cached.close()
 
 
-def test_two_builders_at_once_share_the_work(
+def test_two_concurrent_builders_share_the_work(
     make_version: MakeVersion, png: Png, encoder: Encoder, processor: Any, tmp_path: Path
 ) -> None:
     folder, results = make_version(images(png, range(24))), CONTEXT.Queue()
@@ -311,12 +316,12 @@ def test_two_builders_at_once_share_the_work(
     ]
     for process in running:
         process.start()
-    told = [results.get(timeout=30) for _ in running]
+    outcomes = [results.get(timeout=30) for _ in running]
     for process in running:
         process.join()
-    assert sum(times for times, _, _ in told) == 24  # nothing was encoded twice
-    assert sum(built for _, built, _ in told) == told[0][2]
-    assert min(built for _, built, _ in told) > 0
+    assert sum(times for times, _, _ in outcomes) == 24  # nothing was encoded twice
+    assert sum(built for _, built, _ in outcomes) == outcomes[0][2]
+    assert min(built for _, built, _ in outcomes) > 0
     cached = encoded(folder, encoder, shared_dir(tmp_path))
     assert cached.built == 0
     assert_same(load(folder), cached, encoder)
@@ -385,18 +390,18 @@ def test_building_reports_progress_and_checks_for_cancellation(
     make_version: MakeVersion, png: Png, encoder: Encoder, tmp_path: Path
 ) -> None:
     folder, now = make_version(images(png, range(40))), [0.0]
-    said: list[tuple[float, str]] = []
+    messages: list[tuple[float, str]] = []
 
     def clock() -> float:
         now[0] += 0.06
         return now[0]
 
-    hooks = Hooks(on_progress=lambda message: said.append((now[0], message)), clock=clock)
+    hooks = Hooks(on_progress=lambda message: messages.append((now[0], message)), clock=clock)
     encoded(folder, encoder, shared_dir(tmp_path), hooks).close()
-    assert all(later - earlier >= 1 for (earlier, _), (later, _) in itertools.pairwise(said))
-    assert len(said) >= 3
-    assert " of 40 samples, " in said[-1][1]
-    assert said[-1][1].endswith(" left")
+    assert all(later - earlier >= 1 for (earlier, _), (later, _) in itertools.pairwise(messages))
+    assert len(messages) >= 3
+    assert " of 40 samples, " in messages[-1][1]
+    assert messages[-1][1].endswith(" left")
     checks: list[int] = []
 
     def stop() -> None:
@@ -415,18 +420,18 @@ def test_broken_images_are_reported_and_left_out(
 ) -> None:
     data = images(png, range(60))
     whole = png(999, (64, 64))
-    data["042.png"] = (whole[: len(whole) // 2], asked("x", "y"))
-    folder, said = make_version(data), list[str]()
+    data["042.png"] = (whole[: len(whole) // 2], make_questions("x", "y"))
+    folder, messages = make_version(data), list[str]()
     for _ in range(2):  # the second time from the shards
-        said.clear()
-        cached = encoded(folder, encoder, shared_dir(tmp_path), Hooks(on_warning=said.append))
+        messages.clear()
+        cached = encoded(folder, encoder, shared_dir(tmp_path), Hooks(on_warning=messages.append))
         assert [cached.samples.filename(number) for number in cached.broken] == [
             "042.png",
             "042.png",
         ]
-        assert len(said) == 2
-        assert "image '042.png' cannot be decoded and is left out: " in said[0]
-        assert said[1] == "1 of 60 images cannot be decoded and are left out"
+        assert len(messages) == 2
+        assert "image '042.png' cannot be decoded and is left out: " in messages[0]
+        assert messages[1] == "1 of 60 images cannot be decoded and are left out"
         cached.close()
 
 
@@ -468,10 +473,10 @@ def test_unstored_images_are_decoded_on_each_use_and_those_of_small_data_once(
         assert all(torch.equal(one.inputs[name], two.inputs[name]) for name in one.inputs)
 
 
-# Whole attempts.
+# Complete attempts.
 
 
-RECIPE: dict[str, dict[str, Any]] = {
+BLOCKS: dict[str, dict[str, Any]] = {
     "vi-dataset": {
         "datasetId": "shelves",
         "datasetVersion": "0" * 16,
@@ -494,19 +499,19 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     return weights | load_file(root / "training_state" / "state.safetensors")
 
 
-def give(attempt: Path, version: Path) -> Path:
+def assign_version(attempt: Path, version: Path) -> Path:
     document = {"folder": str(version), "dataset": "shelves", "version": "0" * 16}
     (attempt / "dataset.json").write_text(json.dumps(document))
     return attempt
 
 
-def test_a_run_ends_the_same_with_cache_without_and_without_the_originals(
+def test_a_run_ends_the_same_with_and_without_cache_and_originals(
     make_attempt: Callable[..., Path], make_version: MakeVersion, png: Png, events_of: EventsOf
 ) -> None:
     version = make_version(images(png, range(40), of=2))
     folders = []
     for run, cache_bytes in (("with", 1 << 30), ("without", 0), ("again", 1 << 30)):
-        folder = give(make_attempt(RECIPE, run=run, cache_bytes=cache_bytes), version)
+        folder = assign_version(make_attempt(BLOCKS, run=run, cache_bytes=cache_bytes), version)
         if run == "again":
             shutil.rmtree(version / "packs")
         assert train_attempt(folder) == 0
@@ -515,8 +520,8 @@ def test_a_run_ends_the_same_with_cache_without_and_without_the_originals(
     for other in others:
         assert one.keys() == other.keys()
         assert [name for name in one if not torch.equal(one[name], other[name])] == []
-    told = [event["values"]["loss"] for event in events_of(folders[0], "step")]
-    assert told == [event["values"]["loss"] for event in events_of(folders[1], "step")]
+    outcomes = [event["values"]["loss"] for event in events_of(folders[0], "step")]
+    assert outcomes == [event["values"]["loss"] for event in events_of(folders[1], "step")]
     (plan,) = (event["plan"] for event in events_of(folders[2], "plan"))
     sizes = {name: plan[name]["value"] for name in ("dataset", "datasetVersion", "brokenPictures")}
     assert sizes == {"dataset": "shelves", "datasetVersion": "0" * 16, "brokenPictures": 0}
@@ -535,13 +540,13 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(
     events_of: EventsOf,
 ) -> None:
     version = make_version(images(png, range(40)))
-    whole = give(make_attempt(RECIPE, run="whole", cache_bytes=cache_bytes), version)
+    whole = assign_version(make_attempt(BLOCKS, run="whole", cache_bytes=cache_bytes), version)
     assert train_attempt(whole) == 0
     cache = version.parents[2] / "cache"
     before = set(cache.glob("*/*/*"))
-    second = give(
+    second = assign_version(
         make_attempt(
-            RECIPE, run="cut", resume=whole / "checkpoints" / "epoch-1", cache_bytes=cache_bytes
+            BLOCKS, run="cut", resume=whole / "checkpoints" / "epoch-1", cache_bytes=cache_bytes
         ),
         version,
     )
@@ -569,8 +574,8 @@ def test_the_other_tasks_train_on_uploaded_data_too(
     grounded = PhraseGrounding(caption="a box", grounded_phrases=phrases)
     contents = grounded if task == "phrase-grounding" else Freeform(text="noise")
     version = make_version({f"{n:02}.png": (png(n), [contents]) for n in range(40)})
-    recipe = {**RECIPE, "vi-dataset": {**RECIPE["vi-dataset"], "projectKind": task}}
-    folder = give(make_attempt(recipe, cache_bytes=1 << 30), version)
+    blocks = {**BLOCKS, "vi-dataset": {**BLOCKS["vi-dataset"], "projectKind": task}}
+    folder = assign_version(make_attempt(blocks, cache_bytes=1 << 30), version)
     assert train_attempt(folder) == 0
     evaluation = events_of(folder, "evaluation")[0]
     assert set(evaluation["values"]) == {f"validation/{name}" for name in ("loss", *METRICS[task])}
@@ -587,7 +592,7 @@ def test_a_broken_image_is_a_warning_of_the_run(
 ) -> None:
     data = images(png, range(40))
     data["007.png"] = (data["007.png"][0][:200], data["007.png"][1])
-    folder = give(make_attempt(RECIPE, cache_bytes=1 << 30), make_version(data))
+    folder = assign_version(make_attempt(BLOCKS, cache_bytes=1 << 30), make_version(data))
     assert train_attempt(folder) == 0
     assert "'007.png' cannot be decoded" in events_of(folder, "warning")[0]["message"]
     (plan,) = (event["plan"] for event in events_of(folder, "plan"))
@@ -599,7 +604,7 @@ def test_a_broken_image_is_a_warning_of_the_run(
 def test_missing_data_ends_the_attempt(
     what: str, make_attempt: Callable[..., Path], make_version: MakeVersion, png: Png
 ) -> None:
-    folder = give(make_attempt(RECIPE), make_version(images(png, range(40))))
+    folder = assign_version(make_attempt(BLOCKS), make_version(images(png, range(40))))
     if what == "problem":
         (folder / "dataset.json").write_text(json.dumps({"folder": "x", "problem": "it is lost"}))
         assert train_attempt(folder) == 64

@@ -58,7 +58,7 @@ def differing(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> lis
 
 @pytest.fixture(scope="module")
 def whole(write_attempt: MakeAttempt, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of four epochs."""
+    """Return a finished run of four epochs."""
     folder = write_attempt(tmp_path_factory.mktemp("whole"), make_blocks(4))
     assert train_attempt(folder) == 0
     return folder
@@ -66,7 +66,7 @@ def whole(write_attempt: MakeAttempt, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="module")
 def half(write_attempt: MakeAttempt, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of two epochs."""
+    """Return a finished run of two epochs."""
     folder = write_attempt(tmp_path_factory.mktemp("half"), make_blocks(2))
     assert train_attempt(folder) == 0
     return folder
@@ -112,8 +112,8 @@ def test_the_best_checkpoint_of_the_other_run_is_not_kept(
     }
     (source / "training_state" / "state.json").write_text(json.dumps(state))
     rewrite_manifest(source)
-    wanted = make_blocks(3, validation={"maxSamples": 8, "earlyStopping": {"patience": 1}})
-    folder = resume_from(make_attempt(wanted, run="new"), source)
+    blocks = make_blocks(3, validation={"maxSamples": 8, "earlyStopping": {"patience": 1}})
+    folder = resume_from(make_attempt(blocks, run="new"), source)
     assert train_attempt(folder) == 0
     assert [event["isBest"] for event in events_of(folder, "checkpoint")] == [True]
     saved = json.loads((folder / "checkpoints/epoch-3/training_state/state.json").read_text())
@@ -121,7 +121,7 @@ def test_the_best_checkpoint_of_the_other_run_is_not_kept(
 
 
 @pytest.mark.parametrize(
-    ("wanted", "words"),
+    ("blocks", "words"),
     [
         (
             make_blocks(4, hyperparameters={"optimizer": {"name": "sgd"}}),
@@ -141,9 +141,9 @@ def test_the_best_checkpoint_of_the_other_run_is_not_kept(
     ],
 )
 def test_a_flow_that_does_not_fit_the_checkpoint_is_refused_with_the_differences(
-    wanted: dict[str, Any], words: list[str], half: Path, make_attempt: MakeAttempt
+    blocks: dict[str, Any], words: list[str], half: Path, make_attempt: MakeAttempt
 ) -> None:
-    folder = resume_from(make_attempt(wanted, run="new"), half / "checkpoints" / "epoch-2")
+    folder = resume_from(make_attempt(blocks, run="new"), half / "checkpoints" / "epoch-2")
     assert train_attempt(folder) == 64
     result = read_json(folder / "result.json")
     assert result is not None
@@ -154,8 +154,8 @@ def test_a_flow_that_does_not_fit_the_checkpoint_is_refused_with_the_differences
 def test_a_model_of_another_shape_is_refused(
     half: Path, make_attempt: MakeAttempt, miniature: Any
 ) -> None:
-    wanted = make_blocks(4, architecture={"weights": str(miniature("llava"))})
-    folder = resume_from(make_attempt(wanted, run="new"), half / "checkpoints" / "epoch-2")
+    blocks = make_blocks(4, architecture={"weights": str(miniature("llava"))})
+    folder = resume_from(make_attempt(blocks, run="new"), half / "checkpoints" / "epoch-2")
     assert train_attempt(folder) == 64
     result = read_json(folder / "result.json")
     assert result is not None and "architecture.weights is" in result["message"]
@@ -170,16 +170,16 @@ def test_an_adapter_resumes_bit_for_bit_and_its_base_may_be_removed(
     lora = {"architecture": {"weights": str(miniature("llava"))}, "training": {"mode": "lora"}}
     lora |= {"compute": {"precisionType": "float32"}}
 
-    def wanted(epochs: int) -> dict[str, Any]:
+    def blocks(epochs: int) -> dict[str, Any]:
         made = make_blocks(epochs, **lora, hyperparameters={"batchSize": 4})
         made["vi-dataset"]["maxSamples"] = 8
         return made
 
-    whole, half = make_attempt(wanted(3), run="whole"), make_attempt(wanted(1), run="half")
+    whole, half = make_attempt(blocks(3), run="whole"), make_attempt(blocks(1), run="half")
     assert train_attempt(whole) == 0
     assert train_attempt(half) == 0
     source = half / "checkpoints" / "epoch-1"
-    folder = resume_from(make_attempt(wanted(3), run="new"), source)
+    folder = resume_from(make_attempt(blocks(3), run="new"), source)
     save = train_module.save_checkpoint
 
     def save_and_prune(*arguments: Any, **named: Any) -> Any:

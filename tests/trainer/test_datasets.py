@@ -1,4 +1,4 @@
-"""The built-in data: what is held out stays held out."""
+"""The built-in data: held-out scans never occur in training."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from runyard.trainer.data.datasets import Dataset, Sample, _is_held_out, load_da
 from runyard.trainer.errors import InvalidData, InvalidFlow
 
 
-def test_no_scan_is_in_both_parts_and_the_share_is_about_as_asked() -> None:
+def test_no_scan_is_in_both_splits_and_the_share_is_about_as_requested() -> None:
     data = make_digits(seed=7, validation_fraction=0.2)
     train = {sample.image.tobytes() for sample in data.train}
     held_out = {sample.image.tobytes() for sample in data.validation}
@@ -23,7 +23,7 @@ def test_no_scan_is_in_both_parts_and_the_share_is_about_as_asked() -> None:
     assert 0.15 < len(data.validation) / 1797 < 0.25
 
 
-def test_held_out_questions_are_equal_and_half_of_the_training_ones_are_reworded() -> None:
+def test_held_out_questions_are_fixed_and_half_of_the_training_ones_are_reworded() -> None:
     data = make_digits(seed=7, validation_fraction=0.2)
     assert {sample.question for sample in data.validation} == {"Which digit is this?"}
     usual = sum(sample.question == "Which digit is this?" for sample in data.train)
@@ -56,20 +56,20 @@ def test_the_same_seed_makes_the_same_canvases(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture
 def both(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Dataset]:
-    """Few canvases of the dataset with both tasks."""
+    """Return some canvases of the dataset with both tasks."""
     monkeypatch.setattr("runyard.trainer.data.datasets.BOTH_CANVASES", 60)
     monkeypatch.setattr("runyard.trainer.data.datasets.BOTH_HELD_OUT", 20)
     return partial(load_dataset, "digits-both", seed=3, validation_fraction=0.2)
 
 
-def on_canvas(scan: Scan) -> bytes:
-    """The pixels of a scan as it stands on a canvas, unvaried."""
+def read_scan(scan: Scan) -> bytes:
+    """Return the pixels of a scan as drawn on a canvas, without augmentation."""
     small = Image.fromarray(scan[0]).resize((CANVAS_DIGIT, CANVAS_DIGIT), Image.Resampling.BILINEAR)
     return np.asarray(small).tobytes()
 
 
-def shown(sample: Sample, among: set[bytes]) -> int:
-    """How many of these scans, as they stand on canvases, the picture shows."""
+def count_scans(sample: Sample, among: set[bytes]) -> int:
+    """Return how many of these scans, as drawn on canvases, the image shows."""
     pixels = np.asarray(sample.image.convert("L"))
     corners = range(0, CANVAS_SIDE - CANVAS_DIGIT + 1, CANVAS_GRID)
     pieces = [
@@ -80,7 +80,7 @@ def shown(sample: Sample, among: set[bytes]) -> int:
     return sum(piece in among for piece in pieces)
 
 
-def test_both_tasks_are_asked_on_canvases_that_show_no_scan_of_the_other_part(
+def test_both_tasks_use_canvases_without_scans_of_the_other_split(
     both: Callable[..., Dataset], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("runyard.datasets.samples.CANVAS_SHIFT", 0)
@@ -88,7 +88,7 @@ def test_both_tasks_are_asked_on_canvases_that_show_no_scan_of_the_other_part(
     data = both()
     known: dict[bool, set[bytes]] = {True: set(), False: set()}
     for scan in load_scans():
-        known[_is_held_out(scan[0], 3, 0.2)].add(on_canvas(scan))
+        known[_is_held_out(scan[0], 3, 0.2)].add(read_scan(scan))
     for samples, is_held_out, vqa in ((data.train, False, 15), (data.validation, True, 10)):
         assert Counter(sample.task for sample in samples) == {
             "vqa": vqa,
@@ -96,18 +96,18 @@ def test_both_tasks_are_asked_on_canvases_that_show_no_scan_of_the_other_part(
         }
         assert {len(s.truth.groundings) for s in samples if s.task == "phrase-grounding"} == {2, 3}
         for sample in samples:
-            assert shown(sample, known[is_held_out]) == (len(sample.truth.groundings) or 1)
-            assert shown(sample, known[not is_held_out]) == 0
+            assert count_scans(sample, known[is_held_out]) == (len(sample.truth.groundings) or 1)
+            assert count_scans(sample, known[not is_held_out]) == 0
     assert {s.question for s in data.validation if s.task == "vqa"} == {"Which digit is this?"}
 
 
-def test_scans_to_train_both_tasks_on_are_varied_within_their_boxes(
+def test_training_scans_of_both_tasks_are_augmented_within_their_boxes(
     both: Callable[..., Dataset],
 ) -> None:
-    unvaried = set(map(on_canvas, load_scans()))
+    unvaried = set(map(read_scan, load_scans()))
     data = both()
-    assert sum(shown(sample, unvaried) for sample in data.validation) > len(data.validation)
-    assert sum(shown(sample, unvaried) for sample in data.train) == 0
+    assert sum(count_scans(sample, unvaried) for sample in data.validation) > len(data.validation)
+    assert sum(count_scans(sample, unvaried) for sample in data.train) == 0
     for sample in data.train:
         pixels = np.array(sample.image.convert("L"))
         for item in sample.truth.groundings:
@@ -118,7 +118,7 @@ def test_scans_to_train_both_tasks_on_are_varied_within_their_boxes(
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_however_few_samples_are_taken_the_first_is_of_the_datasets_own_task(
+def test_the_first_sample_always_has_the_datasets_own_task(
     both: Callable[..., Dataset], seed: int
 ) -> None:
     few = both(seed=seed, max_samples=1)
@@ -126,12 +126,12 @@ def test_however_few_samples_are_taken_the_first_is_of_the_datasets_own_task(
     assert both(seed=seed).validation[0].task == few.task
 
 
-def test_an_unknown_dataset_is_the_recipes_fault() -> None:
+def test_an_unknown_dataset_is_an_error_of_the_flow() -> None:
     with pytest.raises(InvalidFlow, match="unknown dataset 'shelves'"):
         load_dataset("shelves", seed=0, validation_fraction=0.2)
 
 
-def test_nothing_left_to_train_on_is_the_datas_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_training_split_is_an_error_of_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("runyard.trainer.data.datasets.is_held_out", lambda *_, **__: True)
     with pytest.raises(InvalidData, match="no training samples"):
         load_dataset("digits", seed=0, validation_fraction=0.9)

@@ -268,7 +268,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def train_with(reserve: int, folder: Path) -> int:
-    """Train with this reserve; called in a process of its own."""
+    """Train with this reserve; called in a separate process."""
     say = main_module._say
     disk_space_module.RESERVE_BYTES = reserve
     main_module._say = lambda line: say(line + " " * 4096)  # so that the log does not fit either
@@ -277,7 +277,7 @@ def train_with(reserve: int, folder: Path) -> int:
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("reserve", [1 << 20, -(1 << 40)], ids=["checked", "hit while writing"])
-def test_a_really_full_disk_is_waited_for_and_nothing_is_lost_or_cut(
+def test_a_run_waits_for_a_full_disk_and_nothing_is_lost_or_truncated(
     reserve: int,
     small_disk: Path,
     write_attempt: Callable[..., Path],

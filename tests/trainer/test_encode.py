@@ -1,4 +1,4 @@
-"""Encodings restore the processor's output exactly, and labels are on answers alone."""
+"""Encodings restore the processor's output exactly, and only answers have labels."""
 
 from dataclasses import replace
 from typing import Any
@@ -81,14 +81,14 @@ def test_without_images_the_tokens_are_the_same(
     assert torch.equal(tokens[0].labels, tokens[1].labels)
 
 
-def test_labels_are_on_the_answer_and_its_end_alone(
+def test_only_the_answer_and_its_end_token_have_labels(
     data: InMemoryEncodings, samples: list[Sample], processor: Any
 ) -> None:
     batch = data.make_batch([0, 1, 2])
     for row, sample in enumerate(samples[:3]):
         is_of_row = batch.label_positions // batch.inputs["input_ids"].shape[1] == row
-        said = processor.tokenizer.decode(batch.labels[is_of_row])
-        assert said == '{"vqa":{"answer":"' + sample.truth.text + '"}}<end_of_utterance>'
+        decoded = processor.tokenizer.decode(batch.labels[is_of_row])
+        assert decoded == '{"vqa":{"answer":"' + sample.truth.text + '"}}<end_of_utterance>'
     assert (
         batch.inputs["input_ids"].flatten()[batch.label_positions + 1].tolist()
         == batch.labels.tolist()
@@ -103,19 +103,19 @@ def test_a_sample_that_names_its_task_is_answered_in_that_form(
         processor, get_family_parts("idefics3"), system_prompt="Look.", task="phrase-grounding"
     )
     found = replace(samples[0], truth=Answer("seven", (Grounding("seven", ((0, 171, 341, 512),)),)))
-    said = [
+    decoded = [
         processor.tokenizer.decode(encoder.encode(sample).answer)
         for sample in (replace(samples[0], task="vqa"), found)
     ]
-    assert said[0] == '{"vqa":{"answer":"' + samples[0].truth.text + '"}}<end_of_utterance>'
+    assert decoded[0] == '{"vqa":{"answer":"' + samples[0].truth.text + '"}}<end_of_utterance>'
     box = '[{"phrase":"seven","grounding":[[0,171,341,512]]}]'
     assert (
-        said[1]
+        decoded[1]
         == '{"phrase_grounding":{"sentence":"seven","groundings":' + box + "}}<end_of_utterance>"
     )
 
 
-def test_without_answers_only_the_prompt_is_learned_but_not_the_image(
+def test_without_answers_the_prompt_is_learned_but_not_the_image(
     samples: list[Sample], processor: Any
 ) -> None:
     encoder = Encoder(processor, get_family_parts("idefics3"), system_prompt="Look.", task="vqa")
@@ -128,7 +128,7 @@ def test_without_answers_only_the_prompt_is_learned_but_not_the_image(
 
 
 @pytest.mark.parametrize("model_type", ["llava", "qwen3_vl", "paligemma"])
-def test_the_image_processor_alone_gives_what_the_whole_processor_gives(
+def test_the_image_processor_alone_matches_the_full_processor(
     model_type: str, miniature: Any, samples: list[Sample]
 ) -> None:
     processor = load_processor(miniature(model_type))
@@ -159,7 +159,7 @@ def test_arrays_of_different_size_are_padded_with_zeros() -> None:
     assert joined.sum() == 4 + 6
 
 
-def test_an_epoch_has_every_sample_once_and_depends_on_seed_and_epoch_alone() -> None:
+def test_an_epoch_has_every_sample_once_in_an_order_of_seed_and_epoch() -> None:
     lengths = np.arange(100) % 7
     batches = epoch_batches(lengths, batch_size=8, seed=1, epoch=2)
     assert sorted(index for batch in batches for index in batch) == list(range(100))

@@ -60,7 +60,7 @@ def test_without_a_repository_there_is_no_commit(tmp_path: Path) -> None:
     assert environment.head_commit(tmp_path) is None
 
 
-def test_the_revision_is_of_the_running_source_and_says_whether_it_was_changed(
+def test_the_revision_of_the_running_source_says_whether_it_was_modified(
     checkout: Path,
 ) -> None:
     program = "from runyard.trainer.environment import revision; print(revision())"

@@ -1,6 +1,6 @@
-"""What a checkpoint and its exports say in a fresh process with plain transformers and peft is what
-it said when it was
-measured; an export that says something else is none."""
+"""A checkpoint and its exports answer in plain transformers and peft as when they were measured.
+
+An export with other answers fails."""
 
 import fcntl
 import importlib.util
@@ -47,7 +47,7 @@ EXPORTED = [(family, mode, form) for family, mode in CASES for form in EXPORTS[m
 Said = dict[str, Any]
 
 
-def recipe(architecture: dict[str, Any], mode: str) -> dict[str, dict[str, Any]]:
+def make_blocks(architecture: dict[str, Any], mode: str) -> dict[str, dict[str, Any]]:
     return {
         "vi-dataset": {"maxSamples": SAMPLES, "validationFraction": 0.2},
         "vi-model": {
@@ -75,10 +75,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(
+def train_cases(
     miniature: Callable[[str], Path], write_attempt: Callable[..., Path], home: Path
 ) -> dict[tuple[str, str], Path]:
-    """The attempt's folder of each case."""
+    """Train each case, and return the attempts' folders."""
     folders = {}
     for family, mode in CASES:
         # The tiny preset is an Idefics3; the others begin with a folder.
@@ -86,7 +86,7 @@ def trained(
             {} if family == "idefics3" else {"name": "auto", "weights": str(miniature(family))}
         )
         folder = write_attempt(
-            home, recipe(architecture, mode), run=f"{family}-{mode}", settings={"seed": SEED}
+            home, make_blocks(architecture, mode), run=f"{family}-{mode}", settings={"seed": SEED}
         )
         assert train_attempt(folder) == 0, (folder / "result.json").read_text()
         folders[family, mode] = folder
@@ -98,14 +98,14 @@ def checkpoint_of(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def said(
-    trained: dict[tuple[str, str], Path],
+def answers(
+    train_cases: dict[tuple[str, str], Path],
     home: Path,
     events_of: Callable[[Path, str], list[dict[str, Any]]],
 ) -> dict[tuple[str, str], tuple[Said, list[str]]]:
-    """For each case the answers of the fresh process and those of the last evaluation."""
+    """Return, for each case, the answers of a new process and of the last evaluation."""
     asked, measured = [], []
-    for (family, mode), folder in trained.items():
+    for (family, mode), folder in train_cases.items():
         checkpoint = checkpoint_of(folder)
         exports = {form: home / "exports" / f"{family}-{mode}-{form}" for form in EXPORTS[mode]}
         for form, out in exports.items():
@@ -143,10 +143,10 @@ def said(
 
 
 @pytest.mark.parametrize(("family", "mode"), CASES)
-def test_plain_transformers_and_peft_say_what_was_measured(
-    family: str, mode: str, said: Any
+def test_plain_transformers_and_peft_reproduce_the_measured_answers(
+    family: str, mode: str, answers: Any
 ) -> None:
-    fresh, measured = said[family, mode]
+    fresh, measured = answers[family, mode]
     assert len(measured) == HELD_OUT
     assert all(measured)
     assert fresh["answers"] == measured
@@ -155,10 +155,10 @@ def test_plain_transformers_and_peft_say_what_was_measured(
 
 
 @pytest.mark.parametrize(("family", "mode", "form"), EXPORTED)
-def test_plain_transformers_and_peft_say_it_of_the_exported_files(
-    family: str, mode: str, form: str, said: Any, home: Path
+def test_plain_transformers_and_peft_reproduce_the_exported_models_answers(
+    family: str, mode: str, form: str, answers: Any, home: Path
 ) -> None:
-    fresh, measured = said[family, mode]
+    fresh, measured = answers[family, mode]
     assert fresh["exported"][form] == measured
     out = home / "exports" / f"{family}-{mode}-{form}"
     document = read_json(out / "export.json") or {}
@@ -171,10 +171,10 @@ def test_plain_transformers_and_peft_say_it_of_the_exported_files(
 
 
 @pytest.fixture
-def lora(trained: dict[tuple[str, str], Path], tmp_path: Path) -> Path:
-    """A copy of a checkpoint with an adapter, to do as one likes with."""
+def lora(train_cases: dict[tuple[str, str], Path], tmp_path: Path) -> Path:
+    """Return a copy of a checkpoint with an adapter, which the test may change."""
     copy = tmp_path / "checkpoint"
-    shutil.copytree(checkpoint_of(trained["llava", "lora"]), copy)
+    shutil.copytree(checkpoint_of(train_cases["llava", "lora"]), copy)
     return copy
 
 
@@ -186,7 +186,7 @@ def change_a_weight(path: Path) -> None:
     save_file(tensors, path, metadata={"format": "pt"})
 
 
-def test_an_adapter_says_to_which_base_it_belongs(
+def test_an_adapter_names_its_base_model(
     lora: Path, tmp_path: Path, miniature: Callable[[str], Path]
 ) -> None:
     document = export_model(lora, tmp_path / "out", form="adapter")
@@ -208,7 +208,7 @@ def test_an_adapter_says_to_which_base_it_belongs(
     }
 
 
-def test_in_full_an_adapter_lies_beside_its_base(lora: Path, tmp_path: Path) -> None:
+def test_a_full_export_has_the_adapter_next_to_its_base(lora: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     # As the command line finds a downloaded one.
     document = export_model(lora / "model_full", out, form="full")
@@ -216,13 +216,12 @@ def test_in_full_an_adapter_lies_beside_its_base(lora: Path, tmp_path: Path) -> 
     assert sorted(path.name for path in out.iterdir()) == [
         "export.json", "model_adapter", "model_full", "predictions.jsonl",
     ]  # fmt: skip
-    # And is a checkpoint for all that is done with one.
-    again = export_model(out, tmp_path / "again")
+    again = export_model(out, tmp_path / "again")  # And is usable as a checkpoint
     assert (again["form"], again["different"]) == ("merged", 0)
 
 
-def test_what_an_adapter_does_not_touch_keeps_its_bits_and_format(
-    trained: dict[tuple[str, str], Path],
+def test_weights_without_an_adapter_keep_bits_and_format(
+    train_cases: dict[tuple[str, str], Path],
     miniature: Callable[[str], Path],
     write_attempt: Callable[..., Path],
     tmp_path: Path,
@@ -234,7 +233,9 @@ def test_what_an_adapter_does_not_touch_keeps_its_bits_and_format(
     }
     save_file(halves, base / "model.safetensors", metadata={"format": "pt"})
     folder = write_attempt(
-        tmp_path, recipe({"name": "auto", "weights": str(base)}, "lora"), settings={"seed": SEED}
+        tmp_path,
+        make_blocks({"name": "auto", "weights": str(base)}, "lora"),
+        settings={"seed": SEED},
     )
     assert train_attempt(folder) == 0
     document = export_model(checkpoint_of(folder), tmp_path / "out", tolerate=1)
@@ -249,7 +250,7 @@ def test_what_an_adapter_does_not_touch_keeps_its_bits_and_format(
     assert (whole["dtype"], whole["different"]) == ("float32", 0)
 
 
-def test_other_answers_fail_the_export_and_leave_nothing(lora: Path, tmp_path: Path) -> None:
+def test_different_answers_fail_the_export_and_leave_nothing(lora: Path, tmp_path: Path) -> None:
     change_a_weight(lora / "model_adapter" / "adapter_model.safetensors")
     out = tmp_path / "new" / "out"
     for form in ("merged", "adapter", "full"):
@@ -265,7 +266,7 @@ def test_other_answers_fail_the_export_and_leave_nothing(lora: Path, tmp_path: P
     assert 0 < document["different"] <= HELD_OUT
 
 
-def test_a_weight_that_is_not_the_one_computed_fails_the_export(
+def test_a_weight_that_differs_from_the_computed_one_fails_the_export(
     lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = export_module._write_merged
@@ -285,7 +286,7 @@ def test_a_folder_that_is_not_empty_is_kept_unless_it_is_an_export(
     lora: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    out.mkdir()  # an empty one is taken
+    out.mkdir()  # an empty one is used
     export_model(lora, out, form="adapter")
     with pytest.raises(ExportFailed, match=r"is not empty.*--overwrite"):
         export_model(lora, out)
@@ -301,7 +302,7 @@ def test_a_folder_that_is_not_empty_is_kept_unless_it_is_an_export(
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint", "out"}
 
 
-def test_what_a_killed_export_left_is_cleared_away(lora: Path, tmp_path: Path) -> None:
+def test_the_remains_of_a_killed_export_are_removed(lora: Path, tmp_path: Path) -> None:
     export_model(lora, tmp_path / "out", form="adapter")
     # Killed between the two renames of an export that replaces another.
     os.replace(tmp_path / "out", tmp_path / ".out.replaced")
@@ -314,7 +315,7 @@ def test_what_a_killed_export_left_is_cleared_away(lora: Path, tmp_path: Path) -
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint", "out"}
 
 
-def test_two_exports_into_one_folder_are_kept_apart(lora: Path, tmp_path: Path) -> None:
+def test_two_exports_into_one_folder_do_not_interfere(lora: Path, tmp_path: Path) -> None:
     (tmp_path / ".out.exporting").mkdir()
     held = os.open(tmp_path / ".out.exporting", os.O_RDONLY)
     try:
@@ -326,10 +327,10 @@ def test_two_exports_into_one_folder_are_kept_apart(lora: Path, tmp_path: Path) 
         os.close(held)
 
 
-def test_what_cannot_be_exported_is_named(
-    lora: Path, tmp_path: Path, trained: dict[tuple[str, str], Path]
+def test_unsupported_exports_are_refused_with_the_reason(
+    lora: Path, tmp_path: Path, train_cases: dict[tuple[str, str], Path]
 ) -> None:
-    full, out = checkpoint_of(trained["idefics3", "full"]), tmp_path / "out"
+    full, out = checkpoint_of(train_cases["idefics3", "full"]), tmp_path / "out"
     with pytest.raises(ExportFailed, match="has no adapter for the form merged; try: full"):
         export_model(full, out, form="merged")
     with pytest.raises(ExportFailed, match="dtype 'bfloat16' is for merged weights"):

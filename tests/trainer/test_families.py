@@ -16,7 +16,7 @@ from tests.trainer import miniatures
 
 EventsOf = Callable[[Path, str], list[dict[str, Any]]]
 FULL, LORA = {"mode": "full"}, {"mode": "lora"}
-# What is frozen, and which parts are the ones that change.
+# Frozen parts, and the parts that change.
 FREEZING: dict[str, tuple[list[str], set[str]]] = {
     "vision": (["vision"], {"projector", "language"}),
     "vision-projector": (["vision", "projector"], {"language"}),
@@ -25,7 +25,7 @@ FREEZING: dict[str, tuple[list[str], set[str]]] = {
 FROZEN_BY_DEFAULT = ("qwen3_vl", "gemma4", "florence2")
 
 
-def recipe(
+def make_blocks(
     folder: Path, training: dict[str, Any], **hyperparameters: Any
 ) -> dict[str, dict[str, Any]]:
     numbers = {"maxSteps": 2, "batchSize": 4, "microBatchSize": 2, "learningRate": 0.01}
@@ -50,7 +50,7 @@ def test_a_model_of_the_family_is_trained_saved_and_answers(
     make_attempt: Any,
     events_of: EventsOf,
 ) -> None:
-    folder = make_attempt(recipe(miniature(model_type), training, maxSteps=3))
+    folder = make_attempt(make_blocks(miniature(model_type), training, maxSteps=3))
 
     assert train_attempt(folder) == 0, (folder / "result.json").read_text()
 
@@ -66,13 +66,13 @@ def test_a_model_of_the_family_is_trained_saved_and_answers(
 
 @pytest.mark.parametrize(("frozen", "changing"), FREEZING.values(), ids=FREEZING)
 @pytest.mark.parametrize("model_type", miniatures.MINIATURES)
-def test_what_is_frozen_stays_as_it_was_and_the_rest_changes(
+def test_frozen_parts_stay_unchanged_and_the_rest_changes(
     model_type: str, frozen: list[str], changing: set[str], miniature: Any, make_attempt: Any
 ) -> None:
     if model_type not in FROZEN_BY_DEFAULT and not os.environ.get("RUNYARD_ALL_FAMILIES"):
         pytest.skip("make families tries all")
     source = miniature(model_type)
-    folder = make_attempt(recipe(source, {"mode": "full", "freeze": frozen}, maxSteps=1))
+    folder = make_attempt(make_blocks(source, {"mode": "full", "freeze": frozen}, maxSteps=1))
 
     assert train_attempt(folder) == 0, (folder / "result.json").read_text()
 

@@ -15,7 +15,7 @@ from runyard.trainer.main import train_attempt
 from runyard.trainer.models.model import LoadedModel, freeze_parts, load_model
 from runyard.trainer.steps.features import FeatureEncoder, FeaturesNotReusable, FrozenTower
 from runyard.trainer.steps.losses import TokenLosses
-from tests.trainer.test_cache import RECIPE, give, images
+from tests.trainer.test_cache import BLOCKS, assign_version, images
 from tests.trainer.test_packing import loss_and_gradients, samples
 
 # These assemble images from tiles after the projector, or their projector is a part of the encoder.
@@ -51,11 +51,11 @@ def test_a_step_with_stored_features_is_the_step_with_pixels(
     features = FeatureEncoder(encoder, tower)
     kept = InMemoryEncodings([features.encode(sample) for sample in samples()], layout)
 
-    wanted, gradients = loss_and_gradients(losses, module, whole.make_batch([2, 0, 3]))
+    expected, gradients = loss_and_gradients(losses, module, whole.make_batch([2, 0, 3]))
     batch = kept.make_batch([2, 0, 3])
     assert not any("pixel" in name for name in batch.inputs)
     loss, found = loss_and_gradients(losses, module, batch)
-    assert loss == pytest.approx(wanted, rel=1e-6)
+    assert loss == pytest.approx(expected, rel=1e-6)
     assert found.keys() == gradients.keys()
     for name, gradient in gradients.items():
         assert torch.allclose(found[name], gradient, atol=1e-6), name
@@ -65,11 +65,11 @@ def test_a_step_with_stored_features_is_the_step_with_pixels(
         packed, _ = loss_and_gradients(
             losses, module, pack(batch, get_position_function(module.model))
         )
-        assert packed == pytest.approx(wanted, rel=1e-6)
+        assert packed == pytest.approx(expected, rel=1e-6)
 
 
-def recipe(folder: Path, **compute: Any) -> dict[str, dict[str, Any]]:
-    return RECIPE | {
+def make_blocks(folder: Path, **compute: Any) -> dict[str, dict[str, Any]]:
+    return BLOCKS | {
         "vi-model": {
             "architecture": {"weights": str(folder)},
             "training": {"mode": "full", "freeze": ["vision", "projector"]},
@@ -88,8 +88,9 @@ def test_runs_share_features_and_learn_what_they_would_learn_from_pixels(
     losses: dict[str, list[float]] = {}
     built: dict[str, set[Path]] = {}
     for run, kept in (("pixels", False), ("features", True), ("again", True)):
-        folder = give(
-            make_attempt(recipe(weights, featureCache=kept), run=run, cache_bytes=1 << 30), version
+        folder = assign_version(
+            make_attempt(make_blocks(weights, featureCache=kept), run=run, cache_bytes=1 << 30),
+            version,
         )
         assert train_attempt(folder) == 0
         losses[run] = [event["values"]["loss"] for event in events_of(folder, "step")]
@@ -106,7 +107,9 @@ def test_auto_measures_once_and_a_resumed_run_makes_the_same_choice(
     miniature: Callable[[str], Path], make_attempt: Any, make_version: Any, png: Any, events_of: Any
 ) -> None:
     version, weights = make_version(images(png, range(30))), miniature("llava")
-    first = give(make_attempt(recipe(weights), run="first", cache_bytes=1 << 30), version)
+    first = assign_version(
+        make_attempt(make_blocks(weights), run="first", cache_bytes=1 << 30), version
+    )
     assert train_attempt(first) == 0
     (plan,) = (event["plan"] for event in events_of(first, "plan"))
     assert "times as fast (measured)" in plan["featureCache"]["reason"]
@@ -114,8 +117,9 @@ def test_auto_measures_once_and_a_resumed_run_makes_the_same_choice(
     state = json.loads((checkpoint / "training_state" / "state.json").read_text())
     assert state["progress"]["choices"]["featureCache"] is plan["featureCache"]["value"]
 
-    second = give(
-        make_attempt(recipe(weights), run="second", resume=checkpoint, cache_bytes=1 << 30), version
+    second = assign_version(
+        make_attempt(make_blocks(weights), run="second", resume=checkpoint, cache_bytes=1 << 30),
+        version,
     )
     assert train_attempt(second) == 0
     (again,) = (event["plan"] for event in events_of(second, "plan"))
@@ -141,8 +145,8 @@ def test_features_are_not_stored_where_they_change_or_are_not_faster(
     png: Any,
     events_of: Any,
 ) -> None:
-    asked = recipe(miniature("llava"))
-    folder = give(
+    asked = make_blocks(miniature("llava"))
+    folder = assign_version(
         make_attempt(asked | {"vi-model": asked["vi-model"] | change}, run="run"),
         make_version(images(png, range(30))),
     )
@@ -155,9 +159,9 @@ def test_features_are_not_stored_where_they_change_or_are_not_faster(
 def test_requested_features_that_cannot_be_stored_are_refused(
     miniature: Callable[[str], Path], make_attempt: Any, make_version: Any, png: Any
 ) -> None:
-    asked = recipe(miniature("llava"), featureCache=True)
+    asked = make_blocks(miniature("llava"), featureCache=True)
     asked["vi-model"]["training"] = {"mode": "full", "freeze": []}
-    folder = give(make_attempt(asked), make_version(images(png, range(30))))
+    folder = assign_version(make_attempt(asked), make_version(images(png, range(30))))
     assert train_attempt(folder) == 64
     result = json.loads((folder / "result.json").read_text())
     assert (

@@ -39,7 +39,7 @@ MakeVersion, Png = Callable[..., Path], Callable[..., bytes]
 EventsOf = Callable[[Path, str], list[dict[str, Any]]]
 FIXED = sorted(miniatures.MINIATURES.keys() - RESOLUTION_SETTINGS.keys())
 SIZE = (200, 120)
-# Fewer and more pixels than the miniatures below have of themselves; all other limits depend on
+# Fewer and more pixels than the defaults of the miniatures below; all other limits depend on
 # tokens.
 FEWER, MORE = (
     {"gemma4": 5000, "llava_next": 3000, "llava_onevision": 3000},
@@ -48,7 +48,7 @@ FEWER, MORE = (
 
 
 def opened(model_type: str) -> tuple[Any, Any]:
-    """A miniature with images of medium size, so that they can become smaller and larger."""
+    """Return a miniature with images of medium size, which can become smaller and larger."""
     model, processor = miniatures.make(model_type)
     images = processor.image_processor
     match model_type:
@@ -67,7 +67,7 @@ def opened(model_type: str) -> tuple[Any, Any]:
 
 
 def limited(model_type: str, **images: Any) -> tuple[Any, Any]:
-    """The same with limits of a flow."""
+    """Return the same with limits of a flow."""
     model, processor = opened(model_type)
     wanted = Images(**{"min_pixels": "auto", "max_pixels": "auto", "patch_budget": None} | images)
     limit_resolution(model, processor, model_type, wanted, is_tiny=False)
@@ -222,7 +222,7 @@ def test_in_encoder_decoder_models_prompt_and_answer_have_separate_contexts() ->
         ).encode(sample())
 
 
-def test_whatever_limits_images_or_samples_determines_the_name_of_shards() -> None:
+def test_every_limit_on_images_or_samples_is_part_of_the_shard_name() -> None:
     plain = encoder_of("qwen3_vl", *opened("qwen3_vl"))
     others = [
         encoder_of("qwen3_vl", *limited("qwen3_vl", max_pixels=2100)),
@@ -275,7 +275,7 @@ def saved(model_type: str, folder: Path) -> Path:
     return folder
 
 
-def recipe(weights: Path, images: dict[str, int], mode: str) -> dict[str, dict[str, Any]]:
+def make_blocks(weights: Path, images: dict[str, int], mode: str) -> dict[str, dict[str, Any]]:
     return {
         "vi-dataset": {"maxSamples": 6},
         "vi-model": {
@@ -296,7 +296,7 @@ def plan_of(folder: Path, events_of: EventsOf) -> dict[str, Any]:
     return {name: item["value"] for name, item in events_of(folder, "plan")[-1]["plan"].items()}
 
 
-def test_every_family_that_has_sizes_is_trained_below() -> None:
+def test_every_family_with_variable_resolution_is_tested_below() -> None:
     assert TRAINED.keys() == RESOLUTION_SETTINGS.keys()
 
 
@@ -308,7 +308,7 @@ def test_a_checkpoint_processes_images_in_plain_transformers_as_in_training(
 
     mode = "lora" if model_type in ("llava_next", "qwen3_vl") else "full"
     weights = saved(model_type, tmp_path / "models" / "weights")
-    folder = make_attempt(recipe(weights, TRAINED[model_type], mode))
+    folder = make_attempt(make_blocks(weights, TRAINED[model_type], mode))
     assert train_attempt(folder) == 0, (folder / "result.json").read_text()
     names = {"minPixels": "min_pixels", "maxPixels": "max_pixels", "patchBudget": "patch_budget"}
     model, processor = limited(
@@ -343,14 +343,14 @@ def test_a_resumed_run_has_the_same_images_and_the_same_plan(
     mode: str, make_attempt: Any, events_of: EventsOf, tmp_path: Path
 ) -> None:
     weights = saved("qwen3_vl", tmp_path / "models" / "weights")
-    wanted = recipe(weights, {"patchBudget": 3}, mode)
+    wanted = make_blocks(weights, {"patchBudget": 3}, mode)
     whole = make_attempt(wanted, run="whole")
     assert train_attempt(whole) == 0
     cut = make_attempt(wanted, run="cut", resume=whole / "checkpoints" / "step-1")
     assert train_attempt(cut) == 0
     one, two = plan_of(whole, events_of), plan_of(cut, events_of)
-    told = ("pictureSettings", "familyPictureSettings", "shrunkSamples", "refusedSamples")
-    assert [one[name] for name in told] == [two[name] for name in told]
+    plan_fields = ("pictureSettings", "familyPictureSettings", "shrunkSamples", "refusedSamples")
+    assert [one[name] for name in plan_fields] == [two[name] for name in plan_fields]
     assert one["shrunkSamples"] == 12
     assert (
         events_of(whole, "step")[1]["values"]["loss"] == events_of(cut, "step")[0]["values"]["loss"]
@@ -382,7 +382,7 @@ def uploaded(
     too_long: set[int],
     cached: bool = True,
 ) -> Path:
-    """An attempt of the tiny model on forty images; answers to some are longer than its context."""
+    """Return an attempt of the tiny model on forty images; some answers exceed its context."""
     images = {
         f"{n:03}.png": (png(n), asked("x " * 1500 if n in too_long else str(n % 5)))
         for n in range(40)
@@ -443,12 +443,12 @@ def test_a_part_of_the_data_that_is_all_too_long_ends_the_run(
 def test_samples_of_built_in_data_are_left_out_as_well(
     make_attempt: Any, events_of: EventsOf, tmp_path: Path
 ) -> None:
-    """A context that is too short for any question leaves nothing, and says so."""
+    """A context that is too short for any question leaves no samples, which is reported."""
     model, processor = opened("llava")
     model.config.text_config.max_position_embeddings = 20
     model.save_pretrained(tmp_path / "models" / "weights")
     processor.save_pretrained(tmp_path / "models" / "weights")
-    folder = make_attempt(recipe(tmp_path / "models" / "weights", {}, "full"))
+    folder = make_attempt(make_blocks(tmp_path / "models" / "weights", {}, "full"))
     assert train_attempt(folder) == 64
     message = (read_json(folder / "result.json") or {})["message"]
     assert message.startswith(
@@ -464,7 +464,7 @@ def test_images_are_shrunk_where_that_makes_samples_fit(
     model.config.text_config.max_position_embeddings = 130
     model.save_pretrained(tmp_path / "models" / "weights")
     processor.save_pretrained(tmp_path / "models" / "weights")
-    folder = make_attempt(recipe(tmp_path / "models" / "weights", {}, "full"))
+    folder = make_attempt(make_blocks(tmp_path / "models" / "weights", {}, "full"))
     assert train_attempt(folder) == 0, (folder / "result.json").read_text()
     plan = plan_of(folder, events_of)
     assert plan["contextTokens"] == 130

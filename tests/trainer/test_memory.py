@@ -287,9 +287,9 @@ def test_more_than_the_free_memory_is_a_warning(
     with_memory(free=MIB // 100, total=9000 * MIB)
     folder = attempt()
     assert train_attempt(folder) == 0
-    told = memory_of(folder, events_of)["memory"]["reason"]
-    assert told.startswith("Warn: ")
-    assert any(told in event["message"] for event in events_of(folder, "warning"))
+    explanation = memory_of(folder, events_of)["memory"]["reason"]
+    assert explanation.startswith("Warn: ")
+    assert any(explanation in event["message"] for event in events_of(folder, "warning"))
 
 
 def test_this_machine_has_memory_and_the_process_uses_some() -> None:

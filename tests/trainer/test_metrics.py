@@ -94,13 +94,13 @@ def as_sacrebleu(answers: list[str], references: list[list[str]]) -> float:
 
 @given(CORPORA)
 @quick
-def test_bleu_is_that_of_sacrebleu(corpus: list[tuple[str, list[str]]]) -> None:
+def test_bleu_matches_sacrebleu(corpus: list[tuple[str, list[str]]]) -> None:
     for each in (corpus, FIXED):
         answers, references = columns(each)
         assert bleu(answers, references) == exactly(as_sacrebleu(answers, references))
 
 
-def test_bleu_goes_from_0_to_1() -> None:
+def test_bleu_ranges_from_0_to_1() -> None:
     assert bleu(["a b c d e"], [["a b c d e"]]) == exactly(1)
     assert bleu(["7"], [["7"]]) == as_sacrebleu(["7"], [["7"]]) == 0  # no answer has four words
     assert bleu([""], [[""]]) == 0
@@ -108,12 +108,14 @@ def test_bleu_goes_from_0_to_1() -> None:
 
 @given(TEXTS, some.lists(TEXTS, min_size=1, max_size=3))
 @quick
-def test_rouge_l_is_that_of_rouge_score(answer: str, references: list[str]) -> None:
+def test_rouge_l_matches_rouge_score(answer: str, references: list[str]) -> None:
     from rouge_score.rouge_scorer import RougeScorer
 
     scorer = RougeScorer(["rougeL"], use_stemmer=False)
-    for said, true in [(answer, references), *FIXED]:
-        assert rouge_l(said, true) == exactly(scorer.score_multi(true, said)["rougeL"].fmeasure)
+    for candidate, true in [(answer, references), *FIXED]:
+        assert rouge_l(candidate, true) == exactly(
+            scorer.score_multi(true, candidate)["rougeL"].fmeasure
+        )
 
 
 class NoSynonyms:
@@ -123,23 +125,23 @@ class NoSynonyms:
 
 @given(TEXTS, some.lists(TEXTS, min_size=1, max_size=3))
 @quick
-def test_meteor_is_that_of_nltk_without_wordnet(answer: str, references: list[str]) -> None:
+def test_meteor_matches_nltk_without_wordnet(answer: str, references: list[str]) -> None:
     from nltk.stem.porter import PorterStemmer
     from nltk.translate.meteor_score import meteor_score
 
     stemmer = PorterStemmer(PorterStemmer.ORIGINAL_ALGORITHM)
-    for said, true in [(answer, references), *FIXED]:
-        if any(split_words(text) for text in (said, *true)):
+    for candidate, true in [(answer, references), *FIXED]:
+        if any(split_words(text) for text in (candidate, *true)):
             theirs = meteor_score(
                 [split_words(text) for text in true],
-                split_words(said),
+                split_words(candidate),
                 stemmer=stemmer,
                 wordnet=NoSynonyms(),
             )
-            assert meteor(said, true) == exactly(theirs)
+            assert meteor(candidate, true) == exactly(theirs)
 
 
-def test_meteor_by_hand() -> None:
+def test_meteor_matches_hand_computed_values() -> None:
     """Three of four words each are found, one of them by its stem, in two chunks: P = R = 3/4."""
     assert meteor("dogs run very fast", ["the dog run fast"]) == exactly(
         0.75 * (1 - 0.5 * (2 / 3) ** 3)
@@ -157,20 +159,20 @@ def test_meteor_by_hand() -> None:
         ("Hello  World", "hello world", 1),
         ("cat", "cats", 1 - 1 / 4),
         ("kitten", "sitting", 1 - 3 / 7),
-        ("ab", "ac", 0),  # a distance of exactly one half is none too few
+        ("ab", "ac", 0),  # a distance of exactly one half still counts
         ("abc", "abd", 1 - 1 / 3),
         ("", "x", 0),
         ("", "", 1),
         ("日本", "日本国", 1 - 1 / 3),
     ],
 )
-def test_anls_by_hand(answer: str, truth: str, score: float) -> None:
+def test_anls_matches_hand_computed_values(answer: str, truth: str, score: float) -> None:
     assert anls(answer, [truth]) == exactly(score)
 
 
 @given(TEXTS, TEXTS)
 @quick
-def test_anls_is_the_distance_by_definition(answer: str, truth: str) -> None:
+def test_anls_matches_its_definition(answer: str, truth: str) -> None:
     a, b = (" ".join(text.lower().split()) for text in (answer, truth))
     row = list(range(len(b) + 1))
     for i, letter in enumerate(a, start=1):
@@ -197,7 +199,7 @@ def test_anls_takes_the_nearest_truth() -> None:
         ("«Ünï»", "«ünï»"),
     ],
 )
-def test_normal_form(text: str, normal: str) -> None:
+def test_text_is_normalized_before_comparison(text: str, normal: str) -> None:
     assert normalize(text) == normal
 
 
@@ -222,13 +224,14 @@ def by_definition(answer: str, references: list[str], documents: list[list[str]]
             }
 
         for reference in references:
-            said, true = vector(answer), vector(reference)
-            lengths = math.sqrt(sum(v**2 for v in said.values())) * math.sqrt(
+            candidate, true = vector(answer), vector(reference)
+            lengths = math.sqrt(sum(v**2 for v in candidate.values())) * math.sqrt(
                 sum(v**2 for v in true.values())
             )
             if lengths:
                 shared = sum(
-                    min(said[gram], true[gram]) * true[gram] for gram in said.keys() & true.keys()
+                    min(candidate[gram], true[gram]) * true[gram]
+                    for gram in candidate.keys() & true.keys()
                 )
                 apart = len(grams(answer, 2)) - len(grams(reference, 2))
                 total += math.exp(-(apart**2) / (2 * 6**2)) * shared / lengths / len(references)
@@ -237,18 +240,18 @@ def by_definition(answer: str, references: list[str], documents: list[list[str]]
 
 @given(CORPORA)
 @quick
-def test_cider_is_its_definition(corpus: list[tuple[str, list[str]]]) -> None:
+def test_cider_matches_its_definition(corpus: list[tuple[str, list[str]]]) -> None:
     for each in (corpus, FIXED):
         answers, references = columns(each)
         expected = [by_definition(answer, true, references) for answer, true in each]
         assert cider_d(answers, references) == exactly(expected)
 
 
-def test_cider_by_hand() -> None:
+def test_cider_matches_hand_computed_values() -> None:
     """Two images, so each word of one alone weighs log 2, and "a", in both, weighs nothing.
 
-    "a cat" beside "a cat sits". One word: (0, 1) and (0, 1, 1), cosine 1/sqrt(2). Two words: "a
-    cat" of "a cat" and "cat sits", 1/sqrt(2). Longer: nothing. One pair of words more in the truth.
+    "a cat" against "a cat sits". One word: (0, 1) and (0, 1, 1), cosine 1/sqrt(2). Two words: "a
+    cat" of "a cat" and "cat sits", 1/sqrt(2). Longer: nothing. The truth has one more bigram.
     """
     (score, perfect) = cider_d(
         ["a cat", "a small dog runs"], [["a cat sits"], ["a small dog runs"]]
@@ -257,17 +260,17 @@ def test_cider_by_hand() -> None:
     assert perfect == exactly(10)
     assert cider_d(["a cat"], [["a cat"]]) == [0]  # an n-gram of every image has no weight
     assert cider_d(["", "dog"], [["a cat"], [""]]) == [0, 0]
-    # Saying it again gains nothing: clipped, and longer than the truth.
+    # Repetition gains nothing: counts are clipped, and the answer is longer than the truth.
     again = cider_d(["cat sits cat sits"], [["cat sits"]], [["cat sits"], ["dog"]])
     assert 0 < again[0] < cider_d(["cat sits"], [["cat sits"]], [["cat sits"], ["dog"]])[0]
 
 
-def test_several_truths_of_one_question_are_references_for_each_other() -> None:
-    said = [Answer("a red car"), Answer("a red car"), Answer("dog")]
+def test_several_truths_of_one_question_are_all_references() -> None:
+    candidate = [Answer("a red car"), Answer("a red car"), Answer("dog")]
     truth = [Answer("a red car"), Answer("one crimson automobile"), Answer("dog")]
     alone, together = (
-        compute_metrics(VQA, said, truth),
-        compute_metrics(VQA, said, truth, [("p", "q"), ("p", "q"), None]),
+        compute_metrics(VQA, candidate, truth),
+        compute_metrics(VQA, candidate, truth, [("p", "q"), ("p", "q"), None]),
     )
     assert (alone.values["normalizedMatch"], together.values["normalizedMatch"]) == (
         exactly(2 / 3),
@@ -276,9 +279,9 @@ def test_several_truths_of_one_question_are_references_for_each_other() -> None:
     assert (alone.values["anls"], together.values["anls"]) == (exactly(2 / 3), 1)
     # Its own truth alone.
     assert alone.values["exactMatch"] == together.values["exactMatch"] == exactly(2 / 3)
-    # CIDEr counts an image once, however many truths it has: two images, so what one of them says
-    # weighs log 2.
-    captions = compute_metrics(FREEFORM, said, truth, [("p", "q"), ("p", "q"), None])
+    # CIDEr counts an image once, no matter how many truths it has: with two images, the words of
+    # one weigh log 2.
+    captions = compute_metrics(FREEFORM, candidate, truth, [("p", "q"), ("p", "q"), None])
     assert captions.values["cider"] == exactly(
         sum(
             cider_d(["a red car", "dog"], [["a red car", "one crimson automobile"], ["dog"]])[i]
@@ -288,7 +291,7 @@ def test_several_truths_of_one_question_are_references_for_each_other() -> None:
     )
 
 
-def test_an_answer_in_the_wrong_form_counts_nothing() -> None:
+def test_an_answer_in_the_wrong_format_scores_zero() -> None:
     given = [
         read_answer('{"vqa":{"answer":"the red car is here"}}'),
         read_answer("the red car is here"),
@@ -301,7 +304,7 @@ def test_an_answer_in_the_wrong_form_counts_nothing() -> None:
     }
 
 
-def test_nothing_said_and_nothing_true_breaks_nothing() -> None:
+def test_empty_answers_and_empty_truths_are_scored() -> None:
     for task in METRICS:
         assert compute_metrics(task, [], []) == compute_metrics(task, [], [], [])
         empty = compute_metrics(task, [Answer("")], [Answer("")])
@@ -309,7 +312,7 @@ def test_nothing_said_and_nothing_true_breaks_nothing() -> None:
         assert all(math.isfinite(value) for value in empty.values.values())
 
 
-# Left, top, width, height; some are turned inside out.
+# Left, top, width, height; some are inverted.
 PLACES = some.tuples(*[some.integers(0, 20)] * 2, *[some.integers(-2, 20)] * 2)
 BOXES = some.lists(
     some.tuples(some.sampled_from(["cat", "Cat ", "dog", "a"]), PLACES), max_size=6
@@ -324,7 +327,7 @@ BOXES = some.lists(
 def as_pycocotools(
     given: list[list[Grounding]], truth: list[list[Grounding]], capsys: pytest.CaptureFixture[str]
 ) -> tuple[float, float]:
-    """Every phrase in every image, as the reference does it; it prints its progress."""
+    """Compute every phrase in every image with the reference, which prints its progress."""
     import numpy as np
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
@@ -346,8 +349,8 @@ def as_pycocotools(
             for x1, y1, x2, y2 in item.boxes
         ]
 
-    true, said = flat(truth), flat(given)
-    if not true or not said:
+    true, candidate = flat(truth), flat(given)
+    if not true or not candidate:
         return 0, 0
     coco = COCO()
     coco.dataset = {
@@ -356,7 +359,7 @@ def as_pycocotools(
         "annotations": [{**box, "id": number} for number, box in enumerate(true, start=1)],
     }
     coco.createIndex()
-    evaluator = COCOeval(coco, coco.loadRes(said), "bbox")
+    evaluator = COCOeval(coco, coco.loadRes(candidate), "bbox")
     evaluator.evaluate()
     evaluator.accumulate()
     evaluator.summarize()
@@ -364,12 +367,17 @@ def as_pycocotools(
     return tuple(np.maximum(evaluator.stats[:2], 0).tolist())
 
 
-def test_average_precision_is_that_of_pycocotools(capsys: pytest.CaptureFixture[str]) -> None:
+def test_average_precision_matches_pycocotools(capsys: pytest.CaptureFixture[str]) -> None:
     @given(some.lists(some.tuples(BOXES, BOXES), min_size=1, max_size=6))
     @quick
     def holds(images: list[tuple[list[Grounding], list[Grounding]]]) -> None:
-        said, true = [said for said, _ in images], [true for _, true in images]
-        assert mean_average_precision(said, true) == exactly(as_pycocotools(said, true, capsys))
+        candidate, true = (
+            [candidate for candidate, _ in images],
+            [true for _, true in images],
+        )
+        assert mean_average_precision(candidate, true) == exactly(
+            as_pycocotools(candidate, true, capsys)
+        )
 
     holds()
 
@@ -377,27 +385,27 @@ def test_average_precision_is_that_of_pycocotools(capsys: pytest.CaptureFixture[
 def test_average_precision_of_phrases_that_are_rare_and_frequent(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Seventy images with phrases of their own and two shared ones, boxes increasingly off."""
-    said, true = [], []
+    """Seventy images with unique phrases and two shared ones; boxes deviate increasingly."""
+    candidate, true = [], []
     for number in range(70):
         box = (number, 10, number + 100, 110)
         off: Box = (number + number // 2, 10, number + 100 + number // 2, 110)
         true.append(
             [Grounding("cat", (box, (300, 300, 400, 400))), Grounding(f"thing {number}", (box,))]
         )
-        said.append(
+        candidate.append(
             [
                 Grounding("Cat", (off,)),
                 Grounding(f"thing {number}", (off,)),
                 Grounding("dog", (off,)),
             ]
         )
-    found = mean_average_precision(said, true)
-    assert found == exactly(as_pycocotools(said, true, capsys))
+    found = mean_average_precision(candidate, true)
+    assert found == exactly(as_pycocotools(candidate, true, capsys))
     assert 0.3 < found[0] < found[1] < 1
 
 
-def test_boxes_by_hand() -> None:
+def test_box_metrics_match_hand_computed_values() -> None:
     half: Box = (0, 0, 100, 50)
     truth = [
         Grounding("cat", ((0, 0, 100, 100), (200, 0, 300, 100))),
@@ -427,7 +435,7 @@ def test_a_repeated_phrase_does_not_use_its_boxes_twice() -> None:
     assert count_boxes([Grounding("cat", (box,))], truth).correct == 1
 
 
-def test_no_boxes_and_boxes_of_any_number() -> None:
+def test_box_metrics_accept_no_boxes_and_any_number() -> None:
     truth = [[Grounding("cat", ((0, 0, 10, 10),))]]
     assert mean_average_precision([[]], truth) == mean_average_precision(truth, [[]]) == (0, 0)
     assert count_boxes([], []).f1 == count_boxes([], truth[0]).precision == 0
@@ -440,13 +448,13 @@ def test_no_boxes_and_boxes_of_any_number() -> None:
     assert mean_average_precision([[many, *truth[0]]], truth) == (0, 0)
 
 
-def test_half_a_character_becomes_a_question_mark() -> None:
+def test_a_lone_surrogate_becomes_a_question_mark() -> None:
     assert read_answer('{"vqa":{"answer":"\\ud83d!"}}').text == "?!"
-    said = (
+    candidate = (
         '{"phrase_grounding":{"sentence":"\\ud83d",'
         '"groundings":[{"phrase":"\\udc00","grounding":[[1,2,3,4]]}]}}'
     )
-    read = read_answer(said)
+    read = read_answer(candidate)
     assert (read.text, read.groundings) == ("?", (Grounding("?", ((1, 2, 3, 4),)),))
 
 

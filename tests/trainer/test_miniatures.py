@@ -1,4 +1,4 @@
-"""Each miniature is of the family it says, reads an image with a question, and answers."""
+"""Each miniature belongs to its family, reads an image with a question, and answers."""
 
 from typing import Any
 
@@ -36,11 +36,11 @@ def test_a_miniature_answers_about_an_image(model_type: str) -> None:
 
 
 def ask(model: Any, processor: Any, text: str, color: str) -> torch.Tensor:
-    """What each of three tokens was chosen by."""
+    """Return the logits of each of three generated tokens."""
     made = processor(images=[Image.new("RGB", (32, 32), color)], text=[text], return_tensors="np")
-    # PaliGemma's processor makes some labels of its own.
+    # PaliGemma's processor adds labels.
     inputs = {name: torch.as_tensor(value) for name, value in made.items() if name != "labels"}
-    said = model.eval().generate(
+    output = model.eval().generate(
         **inputs,
         max_new_tokens=3,
         min_new_tokens=3,
@@ -48,4 +48,4 @@ def ask(model: Any, processor: Any, text: str, color: str) -> torch.Tensor:
         output_logits=True,
         return_dict_in_generate=True,
     )
-    return torch.cat(said.logits)
+    return torch.cat(output.logits)

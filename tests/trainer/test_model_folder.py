@@ -1,4 +1,4 @@
-"""Which model folders are refused, and that nothing of them is executed before."""
+"""Refused model folders: none of their code is executed."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def change(path: Path, **fields: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
-def test_a_good_folder_says_its_type(folder: Path) -> None:
+def test_a_valid_folder_has_a_known_model_type(folder: Path) -> None:
     assert check_model_folder(folder) == "llava"
 
 
@@ -44,7 +44,7 @@ def test_a_folder_that_names_code_is_refused(folder: Path, name: str, key: str) 
 @pytest.mark.parametrize(
     "name", ["modeling.py", "deep/er/x.py", "pytorch_model.bin", "weights.pt", "x.PKL", "opt.ckpt"]
 )
-def test_programs_and_pickles_are_refused_wherever_they_lie(folder: Path, name: str) -> None:
+def test_programs_and_pickles_are_refused_in_any_subfolder(folder: Path, name: str) -> None:
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     (folder / name).write_bytes(b"")
     with pytest.raises(InvalidFlow, match="is not allowed in a model folder"):
@@ -126,12 +126,12 @@ GOOD = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
         ([], 0),
     ],
 )
-def test_a_header_that_lies_is_refused(tmp_path: Path, header: object, size: int) -> None:
+def test_a_false_header_is_refused(tmp_path: Path, header: object, size: int) -> None:
     with pytest.raises(InvalidFlow):
         check_safetensors(tensors_file(tmp_path / "x.safetensors", header, size), "x.safetensors")
 
 
-def test_a_header_with_twins_or_without_end_is_refused(tmp_path: Path) -> None:
+def test_a_header_with_duplicate_keys_or_without_an_end_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     check_safetensors(tensors_file(path, {"a": GOOD, "__metadata__": {"format": "pt"}}, 16), "x")
     twice = json.dumps({"a": GOOD})
@@ -171,7 +171,7 @@ def test_a_folder_that_names_the_base_of_an_adapter_is_refused(folder: Path) -> 
         check_model_folder(folder)
 
 
-def test_a_pipe_in_a_folder_is_not_waited_for(folder: Path) -> None:
+def test_a_pipe_in_a_folder_does_not_block(folder: Path) -> None:
     (folder / "config.json").unlink()
     os.mkfifo(folder / "config.json")
     with pytest.raises(InvalidFlow, match=r"config\.json in llava is neither a file nor a folder"):
@@ -186,7 +186,7 @@ def message_of(attempt: Path) -> str:
 @pytest.mark.parametrize(
     "path", ["/etc", "/no/such/folder", "{root}/runs", "{root}", "{root}/models/out", "~nobody/x"]
 )
-def test_a_trainer_reads_no_folder_but_the_operators_and_says_the_same_of_all_others(
+def test_a_trainer_reads_only_the_operators_folders_and_rejects_others_alike(
     make_attempt: Any, tmp_path: Path, miniature: Callable[[str], Path], path: str
 ) -> None:
     (tmp_path / "models").mkdir()
@@ -243,7 +243,7 @@ def test_a_folder_swapped_for_a_link_while_it_is_read_is_not_trained_from(
     )
 
 
-def test_names_of_models_and_hub_ids_are_looked_up_in_the_operators_folders_alone(
+def test_model_names_and_hub_ids_are_looked_up_only_in_the_operators_folders(
     folder: Path, make_attempt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(folder, tmp_path / "here" / "owner" / "llava")

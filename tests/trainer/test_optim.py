@@ -1,4 +1,4 @@
-"""Rates over the run, groups of parameters, and that every rule learns."""
+"""Learning rates over a run, parameter groups, and that every optimizer learns."""
 
 from typing import Literal
 
@@ -47,7 +47,7 @@ def parameters() -> Named:
     return [(name, torch.nn.Parameter(torch.randn(shape))) for name, shape in shapes.items()]
 
 
-def test_parts_have_their_own_rates_and_gains_do_not_decay() -> None:
+def test_parameter_groups_have_their_own_rates_and_gains_do_not_decay() -> None:
     rates = LearningRates(vision=1e-4, projector=2e-4)
     (optimizer,) = make_optimizers(
         parameters(),
@@ -63,7 +63,7 @@ def test_parts_have_their_own_rates_and_gains_do_not_decay() -> None:
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "adafactor", "muon"])
-def test_every_rule_makes_the_loss_smaller(
+def test_every_optimizer_reduces_the_loss(
     name: Literal["adamw", "sgd", "adafactor", "muon"],
 ) -> None:
     named = parameters()

@@ -62,7 +62,7 @@ def test_packed_and_padded_have_the_same_gradients(
         module, precision="float32", device=torch.device("cpu"), label_smoothing=0.0
     )
     padded = data.make_batch([0, 1, 2, 3])
-    wanted, gradients = loss_and_gradients(losses, module, padded)
+    expected, gradients = loss_and_gradients(losses, module, padded)
 
     use_packed_attention(module)
     again, unchanged = loss_and_gradients(losses, module, padded)
@@ -71,9 +71,9 @@ def test_packed_and_padded_have_the_same_gradients(
 
     assert packed.inputs["input_ids"].numel() == data.lengths.sum()
     assert packed.segments == tuple(data.lengths)
-    assert again == wanted
+    assert again == expected
     assert all(torch.equal(unchanged[name], gradients[name]) for name in gradients)
-    assert loss == pytest.approx(wanted, rel=1e-6)
+    assert loss == pytest.approx(expected, rel=1e-6)
     assert found.keys() == gradients.keys()
     largest = max(float(gradient.abs().max()) for gradient in gradients.values())
     for name, gradient in gradients.items():

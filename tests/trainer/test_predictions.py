@@ -27,7 +27,7 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in (folder / "predictions").iterdir()}
 
 
-def test_the_newest_and_those_of_kept_steps_stay(tmp_path: Path) -> None:
+def test_the_newest_predictions_and_those_of_kept_steps_are_kept(tmp_path: Path) -> None:
     for step in (2, 4, 6):
         path = write_predictions(tmp_path, step, [{"answer": "ü\n"}, {"answer": ""}], keep=[2])
     assert path == tmp_path / "predictions" / "step-6.jsonl"
@@ -35,7 +35,7 @@ def test_the_newest_and_those_of_kept_steps_stay(tmp_path: Path) -> None:
     assert lines_of(path) == [{"answer": "ü\n"}, {"answer": ""}]
 
 
-def test_a_disk_that_refuses_loses_nothing_that_is_kept(
+def test_a_disk_error_loses_no_stored_predictions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_predictions(tmp_path, 2, [{"answer": "one"}])
@@ -54,7 +54,7 @@ def test_a_disk_that_refuses_loses_nothing_that_is_kept(
 def attempt_on(
     make_attempt: Callable[..., Path], make_version: Callable[..., Path], png: Callable[..., bytes]
 ) -> Callable[..., Path]:
-    """An attempt of three epochs of one step each on images whose answer is ``contents``."""
+    """Return an attempt of three one-step epochs on images whose answer is ``contents``."""
 
     def make(task: str, contents: Any, **model: Any) -> Path:
         images = {f"{number:02}.png": (png(number), [contents]) for number in range(24)}
@@ -77,7 +77,7 @@ def attempt_on(
 
 
 def answers_by_evaluation(monkeypatch: pytest.MonkeyPatch, *answers: Callable[[int], str]) -> None:
-    """The model says what it is told to: at each evaluation to each sample another thing."""
+    """Replace the model's answers by given ones, for each evaluation and sample."""
     left = list(answers)
 
     def say(_module: Any, _tokenizer: Any, _data: Any, count: int, **_: Any) -> Sequence[str]:
@@ -87,7 +87,7 @@ def answers_by_evaluation(monkeypatch: pytest.MonkeyPatch, *answers: Callable[[i
     monkeypatch.setattr(evaluation_module, "generate_answers", say)
 
 
-def test_another_metric_decides_and_the_checkpoint_has_its_predictions(
+def test_another_metric_selects_the_best_checkpoint_and_its_predictions(
     attempt_on: Callable[..., Path], events_of: EventsOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """First all answers are a letter off, then half are right, then none is valid."""
@@ -137,14 +137,16 @@ def test_another_metric_decides_and_the_checkpoint_has_its_predictions(
     assert (last["answer"], set(last["scores"].values())) == ("seventeen", {0})
 
 
-def test_boxes_stand_beside_the_true_ones(
+def test_predicted_boxes_are_stored_with_the_true_ones(
     attempt_on: Callable[..., Path], events_of: EventsOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said = (
+    predicted = (
         '{"phrase_grounding":{"sentence":"box","groundings":[{"phrase":"A '
         'box","grounding":[[102,205,614,%d]]}]}}'
     )
-    answers_by_evaluation(monkeypatch, *[lambda number: said % (922 if number % 2 else 300)] * 3)
+    answers_by_evaluation(
+        monkeypatch, *[lambda number: predicted % (922 if number % 2 else 300)] * 3
+    )
     phrase = GroundedPhrase(
         phrase="a box", start_token_index=0, end_token_index=2, bounds=[(0.1, 0.2, 0.6, 0.9)]
     )
@@ -168,7 +170,7 @@ def test_boxes_stand_beside_the_true_ones(
     assert 0 < event["values"]["validation/map"] <= event["values"]["validation/map50"] <= right
 
 
-def test_predictions_that_the_disk_refuses_are_a_warning(
+def test_predictions_that_cannot_be_written_are_a_warning(
     attempt_on: Callable[..., Path], events_of: EventsOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write, refused = train_module.write_predictions, []
@@ -194,7 +196,7 @@ def test_predictions_that_the_disk_refuses_are_a_warning(
     assert have == [False, True, True]
 
 
-def test_a_metric_of_another_task_is_refused_with_those_there_are(
+def test_a_metric_of_another_task_is_refused_with_the_available_ones(
     attempt_on: Callable[..., Path],
 ) -> None:
     contents = Vqa(interactions=[Interaction(order=1, question="How many?", answer="two")])

@@ -1,4 +1,4 @@
-"""An adapter over 4-bit base weights: what is saved, resumed and exported."""
+"""An adapter over 4-bit base weights: saved, resumed and exported."""
 
 import importlib.util
 import shutil
@@ -22,7 +22,7 @@ needs_bitsandbytes = pytest.mark.skipif(
 STEPS, LAST = 6, "epoch-1"
 
 
-def recipe(weights: Path, steps: int = STEPS, **more: Any) -> dict[str, dict[str, Any]]:
+def make_blocks(weights: Path, steps: int = STEPS, **more: Any) -> dict[str, dict[str, Any]]:
     return {
         "vi-dataset": {"maxSamples": 24, "validationFraction": 0.2},
         "vi-model": {
@@ -51,8 +51,8 @@ def attempt(
     write_attempt: Callable[..., Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """The attempt's folder of a run with three evaluations and three checkpoints."""
-    folder = write_attempt(tmp_path_factory.mktemp("quantized"), recipe(miniature("llava")))
+    """Return the attempt's folder of a run with three evaluations and three checkpoints."""
+    folder = write_attempt(tmp_path_factory.mktemp("quantized"), make_blocks(miniature("llava")))
     assert train_attempt(folder) == 0, (folder / "result.json").read_text()
     return folder
 
@@ -62,7 +62,7 @@ def adapter_of(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 
 @needs_bitsandbytes
-def test_the_checkpoint_has_the_base_weights_whole(
+def test_the_checkpoint_has_unquantized_base_weights(
     attempt: Path, miniature: Callable[[str], Path]
 ) -> None:
     full = attempt / "checkpoints" / LAST / "model_full"
@@ -79,17 +79,18 @@ def test_the_checkpoint_has_the_base_weights_whole(
     base = sum(value.numel() for value in load_file(full / "model.safetensors").values())
     # Two of them lie in a byte.
     assert plan["parameters"]["value"] == base + plan["trainableParameters"]["value"]
+    )  # a byte has two of them
 
 
 @needs_bitsandbytes
-def test_what_goes_on_after_an_evaluation_ends_with_the_same_adapter(
+def test_an_evaluation_does_not_change_the_final_adapter(
     attempt: Path,
     write_attempt: Callable[..., Path],
     tmp_path: Path,
     miniature: Callable[[str], Path],
 ) -> None:
     resume = attempt / "checkpoints" / "step-2"
-    again = write_attempt(tmp_path, recipe(miniature("llava")), attempt=2, resume=resume)
+    again = write_attempt(tmp_path, make_blocks(miniature("llava")), attempt=2, resume=resume)
     assert train_attempt(again) == 0
     one, two = (adapter_of(folder / "checkpoints" / LAST) for folder in (attempt, again))
     assert one.keys() == two.keys()
@@ -99,7 +100,7 @@ def test_what_goes_on_after_an_evaluation_ends_with_the_same_adapter(
 
 
 @needs_bitsandbytes
-def test_answering_leaves_4_bit_weights_as_they_are(miniature: Callable[[str], Path]) -> None:
+def test_generation_leaves_4_bit_weights_unchanged(miniature: Callable[[str], Path]) -> None:
     model = load_model(miniature("llava"), dtype=torch.bfloat16, quantization="fp4")
     assert {str(p.dtype) for p in model.module.parameters()} == {"torch.uint8", "torch.float32"}
     layer = next(layer for layer in model.module.modules() if type(layer).__name__ == "Linear4bit")
@@ -112,7 +113,7 @@ def test_answering_leaves_4_bit_weights_as_they_are(miniature: Callable[[str], P
 
 
 @needs_bitsandbytes
-def test_an_export_is_measured_over_the_4_bits_and_merged_over_whole_weights(
+def test_an_export_is_evaluated_in_4_bits_and_merged_into_full_weights(
     attempt: Path, tmp_path: Path
 ) -> None:
     checkpoint = shutil.copytree(attempt / "checkpoints" / LAST, tmp_path / "checkpoint")
@@ -144,7 +145,7 @@ def lines(checkpoint: Path) -> list[str]:
     return (checkpoint / "predictions.jsonl").read_text().splitlines()
 
 
-def test_without_bitsandbytes_the_recipe_is_refused(
+def test_without_bitsandbytes_the_flow_is_refused(
     make_attempt: Callable[..., Path],
     miniature: Callable[[str], Path],
     monkeypatch: pytest.MonkeyPatch,
@@ -155,7 +156,7 @@ def test_without_bitsandbytes_the_recipe_is_refused(
         "find_spec",
         lambda name, *more: None if name == "bitsandbytes" else find(name, *more),
     )
-    folder = make_attempt(recipe(miniature("llava")))
+    folder = make_attempt(make_blocks(miniature("llava")))
     assert train_attempt(folder) == 64
     result = read_json(folder / "result.json") or {}
     assert result["reason"] == "InvalidFlow"

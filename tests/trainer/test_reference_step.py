@@ -1,10 +1,10 @@
-"""One step's loss and every gradient, beside a reference written with transformers alone.
+"""One step's loss and every gradient, compared with a reference in plain transformers.
 
 The reference reads one conversation at a time with the family's own processor, marks with -100 what
 is not the answer, calls the model as a user would, and takes the mean over all answer tokens of the
-batch. It shares nothing with the trainer but the miniature. The trainer fills up, cuts into
-micro-batches, packs, and computes logits only where they
-count: all of that must come to the same, however a recipe asks for it.
+batch. It shares only the miniature with the trainer. The trainer pads, splits into
+micro-batches, packs, and computes logits only where they count. All of that must give the same
+result, whatever the flow requests.
 """
 
 import io
@@ -35,30 +35,30 @@ from tests.trainer import miniatures
 SYSTEM = "Look well."
 # Questions and answers of different lengths about images of different shapes; a few of them are
 # held out.
-SAID = [
+CONVERSATIONS = [
     ("What is it?", "a"),
     ("Which digit is this, the seven or another?", "seven"),
-    ("Where?", "locate the seven with the other digit, left of this picture"),
+    ("Where?", "locate the seven with the other digit, left of this image"),
     ("How many?", "17"),
-    ("What stands in the picture about which the question is?", "an answer"),
+    ("What does the image of this question show?", "an answer"),
     ("Why?", "x y z"),
     ("Which one is this?", "the one"),
     ("And this?", "json"),
 ]
 SIZES = [(32, 32), (48, 24), (24, 40)]
 BATCH = 5
-# How far apart float32 may leave us, as sums run in another order: parts of the loss; of a
-# parameter's largest gradient; and of the largest of all, for parameters whose gradient is zero but
-# for rounding (biases of keys).
+# Tolerances of float32, because sums have another order: relative to the loss, to a parameter's
+# largest gradient, and to the largest of all, for parameters whose gradient is zero except for
+# rounding (biases of keys).
 OF_LOSS, OF_PARAMETER, OF_ALL = 1e-6, 2e-5, 1e-7
 
 Gradients = dict[str, torch.Tensor]
 
 
-def full(
+def make_model_block(
     micro_batch_size: int, *, freeze: tuple[str, ...] = (), packing: bool = False, **compute: bool
 ) -> dict[str, Any]:
-    """A vi-model in which nothing is left to be measured."""
+    """Return a vi-model block that leaves nothing to be measured."""
     return {
         "training": {"mode": "full", "freeze": list(freeze)},
         "hyperparameters": {"batchSize": 4, "microBatchSize": micro_batch_size},
@@ -72,20 +72,24 @@ def full(
     }
 
 
-# What a recipe's vi-model may ask for without changing what a step is. A new one is one more line.
+# Options of a flow's vi-model that must not change a step. A new one is one more line.
 VARIANTS: dict[str, dict[str, Any]] = {
-    "whole": full(4),
-    "micro-2": full(2),
-    "micro-1": full(1),
-    "packed": full(4, packing=True),
-    "packed-micro-2": full(2, packing=True),
-    "recomputed": full(2, gradientCheckpointing=True),
-    "vision-frozen": full(2, freeze=("vision",)),
-    "vision-frozen-kept": full(2, freeze=("vision",), featureCache=True),
-    "vision-projector-frozen": full(2, freeze=("vision", "projector")),
-    "vision-projector-frozen-kept": full(2, freeze=("vision", "projector"), featureCache=True),
-    "packed-kept": full(4, freeze=("vision", "projector"), packing=True, featureCache=True),
-    "language-frozen": full(2, freeze=("language",)),
+    "whole": make_model_block(4),
+    "micro-2": make_model_block(2),
+    "micro-1": make_model_block(1),
+    "packed": make_model_block(4, packing=True),
+    "packed-micro-2": make_model_block(2, packing=True),
+    "recomputed": make_model_block(2, gradientCheckpointing=True),
+    "vision-frozen": make_model_block(2, freeze=("vision",)),
+    "vision-frozen-kept": make_model_block(2, freeze=("vision",), featureCache=True),
+    "vision-projector-frozen": make_model_block(2, freeze=("vision", "projector")),
+    "vision-projector-frozen-kept": make_model_block(
+        2, freeze=("vision", "projector"), featureCache=True
+    ),
+    "packed-kept": make_model_block(
+        4, freeze=("vision", "projector"), packing=True, featureCache=True
+    ),
+    "language-frozen": make_model_block(2, freeze=("language",)),
 }
 WITH_ADAPTER = {
     name: VARIANTS[name]
@@ -100,14 +104,15 @@ def trainer(
     make_version: Callable[..., Path],
     miniature: Callable[[str], Path],
 ) -> Callable[[str, dict[str, Any]], TrainState]:
-    """The trainer before its first step, for a family and a recipe's vi-model."""
+    """Return the trainer before its first step, for a family and a vi-model block."""
 
     def begin(model_type: str, settings: dict[str, Any]) -> TrainState:
         version = make_version(
             {
                 f"{n}.png": (make_image(n), [Vqa(interactions=[interaction])])
                 for n, interaction in enumerate(
-                    Interaction(order=1, question=asked, answer=answer) for asked, answer in SAID
+                    Interaction(order=1, question=asked, answer=answer)
+                    for asked, answer in CONVERSATIONS
                 )
             }
         )
@@ -145,37 +150,38 @@ def make_image(number: int) -> bytes:
 
 
 def step(state: TrainState) -> tuple[list[int], float, Gradients]:
-    """The loss and the gradients of a batch of the trainer's; and which of ``SAID`` it was of."""
+    """Return the indices in ``CONVERSATIONS`` of a batch, its loss and its gradients."""
     indices = list(range(BATCH))
     loss = accumulate_gradients(state, indices, 0, state.plan.micro_batch_size)
-    questions = [asked for asked, _ in SAID]
-    said = [questions.index(state.data.train[index].question) for index in indices]
+    questions = [asked for asked, _ in CONVERSATIONS]
+    indices = [questions.index(state.data.train[index].question) for index in indices]
     return (
-        said,
+        indices,
         loss,
         {name: p.grad for name, p in state.model.trainable_parameters() if p.grad is not None},
     )
 
 
 class Reference:
-    """A family's model and processor, and a step as it is written down in a book."""
+    """A family's model and processor, and a textbook step."""
 
     def __init__(self, model_type: str):
         self.model_type = model_type
         self.model, self.processor = miniatures.make(model_type)
         self.model.train()
 
-    def step(self, said: list[int]) -> tuple[float, Gradients]:
+    def step(self, indices: list[int]) -> tuple[float, Gradients]:
         self.model.zero_grad()
         losses, tokens = [], 0
-        for number in said:
+        for number in indices:
             inputs, labels = self.read(number)
             logits = self.model(**inputs).logits[0]
-            # The logits at a place say what comes after it; those of a decoder beside an encoder
-            # already stand so.
-            expected, wanted = (logits, labels) if "labels" in inputs else (logits[:-1], labels[1:])
-            losses.append(cross_entropy(expected, wanted, ignore_index=-100, reduction="sum"))
-            tokens += int((wanted != -100).sum())
+            # Logits predict the next token; those of a decoder with an encoder are already shifted.
+            predicted, targets = (
+                (logits, labels) if "labels" in inputs else (logits[:-1], labels[1:])
+            )
+            losses.append(cross_entropy(predicted, targets, ignore_index=-100, reduction="sum"))
+            tokens += int((targets != -100).sum())
         loss = torch.stack(losses).sum() / tokens
         loss.backward()
         return float(loss.detach()), {
@@ -183,8 +189,8 @@ class Reference:
         }
 
     def read(self, number: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """A conversation as the model takes it, and its labels."""
-        question, answer = SAID[number]
+        """Return a conversation as inputs of the model, and its labels."""
+        question, answer = CONVERSATIONS[number]
         image = Image.open(io.BytesIO(make_image(number)))
         answer = '{"vqa":{"answer":"' + answer + '"}}'
         if self.model_type == "paligemma":
@@ -221,17 +227,17 @@ class Reference:
 
 @pytest.fixture(scope="module")
 def reference() -> Callable[[str], Reference]:
-    """Made once a family."""
+    """Create each family's reference once."""
     return cache(Reference)
 
 
-def compare(found: tuple[float, Gradients], wanted: tuple[float, Gradients]) -> None:
-    """Fails with the parameters whose gradients are too far apart, in parts of what is allowed."""
-    assert math.isclose(found[0], wanted[0], rel_tol=OF_LOSS)
-    largest = max(float(gradient.abs().max()) for gradient in wanted[1].values())
+def compare(found: tuple[float, Gradients], expected: tuple[float, Gradients]) -> None:
+    """Fail with the parameters whose gradients differ too much, as multiples of the tolerance."""
+    assert math.isclose(found[0], expected[0], rel_tol=OF_LOSS)
+    largest = max(float(gradient.abs().max()) for gradient in expected[1].values())
     apart = {}
     for name, gradient in found[1].items():
-        true = wanted[1][name]
+        true = expected[1][name]
         allowed = OF_PARAMETER * float(true.abs().max()) + OF_ALL * largest
         apart[name] = float((gradient - true).abs().max()) / allowed
     assert {name: part for name, part in apart.items() if not part < 1} == {}
@@ -257,17 +263,17 @@ def test_a_step_has_the_loss_and_the_gradients_of_the_reference(
         return
     state = trainer(model_type, settings)
 
-    said, loss, gradients = step(state)
+    indices, loss, gradients = step(state)
 
-    wanted_loss, wanted = reference(model_type).step(said)
+    expected_loss, expected = reference(model_type).step(indices)
     frozen = settings["training"]["freeze"]
-    assert {find_part(name, parts) for name, gradient in wanted.items() if gradient.any()} == {
+    assert {find_part(name, parts) for name, gradient in expected.items() if gradient.any()} == {
         "vision",
         "projector",
         "language",
     }
-    assert gradients.keys() == {name for name in wanted if find_part(name, parts) not in frozen}
-    compare((loss, gradients), (wanted_loss, wanted))
+    assert gradients.keys() == {name for name in expected if find_part(name, parts) not in frozen}
+    compare((loss, gradients), (expected_loss, expected))
 
 
 @pytest.mark.parametrize("variant", WITH_ADAPTER)
@@ -280,7 +286,7 @@ def test_a_step_of_an_adapter_has_the_loss_and_the_gradients_of_the_reference(
     config = LoraConfig(
         r=2, lora_alpha=6, target_modules=rf"model\.language_model\.layers\..*\.({linear})"
     )
-    with warnings.catch_warnings():  # peft asks transformers for an attribute under its old name
+    with warnings.catch_warnings():  # peft reads an attribute of transformers under its old name
         warnings.simplefilter("ignore", FutureWarning)
         adapted = get_peft_model(reference.model, config)
     ours, theirs = (
@@ -294,9 +300,9 @@ def test_a_step_of_an_adapter_has_the_loss_and_the_gradients_of_the_reference(
             ours[name].copy_(torch.randn_like(ours[name]) / 4)
             theirs[name].copy_(ours[name])
 
-    said, loss, gradients = step(state)
+    indices, loss, gradients = step(state)
 
-    wanted_loss, wanted = reference.step(said)
+    expected_loss, expected = reference.step(indices)
     assert len(gradients) == 28
-    assert gradients.keys() == wanted.keys()
-    compare((loss, gradients), (wanted_loss, wanted))
+    assert gradients.keys() == expected.keys()
+    compare((loss, gradients), (expected_loss, expected))

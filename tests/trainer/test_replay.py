@@ -18,12 +18,12 @@ IMAGES = 24
 
 
 def make_image(number: int) -> bytes:
-    return b"not a picture" if number == 5 else make_png(number)
+    return b"not an image" if number == 5 else make_png(number)
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The training data: a version of uploaded images, one broken, each with two questions."""
+    """Return the training data: uploaded images, one broken, each with two questions."""
     home = tmp_path_factory.mktemp("uploaded")
     asked = [
         Vqa(
@@ -40,7 +40,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def version(home: Path, tmp_path: Path) -> Path:
-    """A copy of the version, for the test to change."""
+    """Return a copy of the version, which the test may change."""
     return Path(shutil.copytree(next((home / "versions").iterdir()), tmp_path / "version"))
 
 
@@ -136,7 +136,7 @@ def test_missing_images_are_reported_with_a_fix(
 
 @pytest.fixture
 def copy(checkpoint: Path, tmp_path: Path) -> Path:
-    """A copy of the checkpoint, for the test to change."""
+    """Return a copy of the checkpoint, which the test may change."""
     return Path(shutil.copytree(checkpoint, tmp_path / "copy"))
 
 

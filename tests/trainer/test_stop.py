@@ -178,7 +178,7 @@ def test_an_evaluation_is_interrupted_within_an_answer(
 
 
 def train_with_a_slow_evaluation(folder: Path) -> int:
-    """Train with an evaluation that takes a minute; called in a process of its own."""
+    """Train with an evaluation that takes a minute; called in a separate process."""
     mean_loss = evaluation_module.mean_loss
 
     def slow(data: Any, count: Any, losses: Any, device: Any, look: Callable[[], None]) -> Any:
@@ -206,7 +206,7 @@ def test_a_real_trainer_in_a_long_evaluation_saves_and_ends_at_sigterm(
             break
         time.sleep(0.02)
     trainer.terminate()
-    assert trainer.wait(30) == 75  # the evaluation alone would have taken a minute
+    assert trainer.wait(30) == 75  # the full evaluation would have taken a minute
     assert [event["step"] for event in events_of(first, "step")] == [1, 2]
     again = make_attempt(BLOCKS, attempt=2, resume=first / "checkpoints" / "epoch-1")
     assert train_attempt(again) == 0

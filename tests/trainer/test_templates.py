@@ -56,7 +56,7 @@ SAYS = {
 
 @pytest.fixture
 def with_template(miniature: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Path]:
-    """A folder of the operator's with a miniature whose chat template is the given one."""
+    """Return one of the operator's folders: a miniature with the given chat template."""
 
     def make(template: str) -> Path:
         folder = tmp_path / "models" / "bomb"
@@ -89,18 +89,18 @@ def test_a_bomb_is_stopped_and_named_with_its_limit(processor: Processor, name: 
 
 def test_a_bomb_off_the_main_thread_and_in_a_fork_is_stopped_as_well(processor: Processor) -> None:
     renderer = TemplateProcess(processor(BOMBS["only for one question"]))
-    said: list[str] = []
+    messages: list[str] = []
 
     def work() -> None:
         try:
             renderer.render(MESSAGES, with_generation_prompt=True)
         except InvalidFlow as error:
-            said.append(str(error))
+            messages.append(str(error))
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert "CPU time" in said[0]
+    assert "CPU time" in messages[0]
     harmless = build_conversation("", "hello")
     assert renderer.render(harmless, with_generation_prompt=True) == ""  # it is there again
     pid = os.fork()
@@ -124,7 +124,7 @@ def test_the_error_of_a_template_is_part_of_the_message(processor: Processor) ->
         renderer.render(MESSAGES, with_generation_prompt=False)
 
 
-def test_a_renderer_writes_what_the_library_writes(miniature: Callable[[str], Path]) -> None:
+def test_a_renderer_writes_the_same_text_as_the_library(miniature: Callable[[str], Path]) -> None:
     loaded = load_processor(miniature("llava"))
     limited, plain = TemplateProcess(loaded), BuiltInTemplate(loaded)
     for question in ("hello", "ünï ✓ \U0001f600", "line\nline", "{{ 7 * 7 }}", ""):
@@ -135,7 +135,7 @@ def test_a_renderer_writes_what_the_library_writes(miniature: Callable[[str], Pa
             )
 
 
-def test_its_process_keeps_nothing_of_the_parent_and_ends_with_it(
+def test_the_renderers_process_inherits_nothing_and_ends_with_its_parent(
     processor: Processor, tmp_path: Path
 ) -> None:
     import fcntl
@@ -150,14 +150,16 @@ def test_its_process_keeps_nothing_of_the_parent_and_ends_with_it(
     child = renderer._child
     assert child is not None
     pid = child._pid
-    os.kill(pid, signal.SIGTERM)  # as when a whole group is told to stop: a step is finished first
+    os.kill(
+        pid, signal.SIGTERM
+    )  # as when an entire process group gets the signal: the step is finished first
     assert renderer.render(MESSAGES, with_generation_prompt=False) == "2"
     del renderer, child
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
 
 
-def test_a_tokenizer_whose_pattern_backtracks_without_end_is_stopped(
+def test_a_tokenizer_with_catastrophic_backtracking_is_stopped(
     miniature: Callable[[str], Path], tmp_path: Path
 ) -> None:
     folder = tmp_path / "models" / "slow"
@@ -178,10 +180,10 @@ def test_a_tokenizer_whose_pattern_backtracks_without_end_is_stopped(
         TemplateProcess(load_processor(folder)).check_tokenizer()
 
 
-def test_a_run_whose_template_never_ends_fails_for_good_while_it_prepares(
+def test_a_run_with_an_endless_template_fails_permanently_while_preparing(
     with_template: Callable[[str], Path], make_attempt: Callable[..., Path], events_of: Any
 ) -> None:
-    # Harmless for what is tried first, which is no sample.
+    # Harmless for the initial checks, which use no sample.
     folder = with_template(
         "{% if 'QUESTION' not in messages | string %}" + BOMBS["nested loops"] + "{% endif %}"
     )
@@ -195,7 +197,7 @@ def test_a_run_whose_template_never_ends_fails_for_good_while_it_prepares(
     assert {event["phase"] for event in events_of(attempt, "phase")} == {"Preparing"}
 
 
-def test_asking_a_model_whose_template_never_ends_says_so(
+def test_prediction_with_an_endless_template_reports_the_limit(
     with_template: Callable[[str], Path],
 ) -> None:
     with pytest.raises(InvalidFlow, match="the chat template of bomb was stopped"):

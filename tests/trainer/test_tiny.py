@@ -1,4 +1,4 @@
-"""The tiny preset: its tokenizer, its size, and that two builds are one."""
+"""The tiny preset: its tokenizer, its size, and that two builds are equal."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ def tokenizer() -> Any:
         " leading and trailing ",
     ],
 )
-def test_any_text_comes_back_as_it_was(tokenizer: Any, text: str) -> None:
+def test_any_text_round_trips(tokenizer: Any, text: str) -> None:
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert tokenizer.decode(ids) == text
 

@@ -1,4 +1,4 @@
-"""Whole attempts of a few steps: the files they leave, and how an attempt ends."""
+"""Complete attempts of a few steps: their files, and how an attempt ends."""
 
 import fcntl
 import json
@@ -133,14 +133,16 @@ def test_a_checkpoint_is_listed_file_by_file(finished: Path) -> None:
     assert all(
         listed[path] == ((folder / path).stat().st_size, sha256_of(folder / path)) for path in there
     )
-    wanted = (
+    expected = (
         "model.safetensors",
         "config.json",
         "generation_config.json",
         "tokenizer.json",
         "processor_config.json",
     )
-    assert {f"model_full/{name}" for name in (*wanted, "run.json", "chat_template.jinja")} <= there
+    assert {
+        f"model_full/{name}" for name in (*expected, "run.json", "chat_template.jinja")
+    } <= there
     assert not [
         path for path in there if not path.endswith((".json", ".jsonl", ".safetensors", ".jinja"))
     ]
@@ -242,7 +244,7 @@ def final_tensors(folder: Path, checkpoint: str) -> dict[str, torch.Tensor]:
 
 
 def train_until_the_fifth_batch(folder: Path) -> int:
-    """Train until a kill in the fifth step; called in a process of its own."""
+    """Train until a kill in the fifth step; called in a separate process."""
     take_step, steps = train_module.optimizer_step, []
 
     def count(*arguments: Any) -> Any:
@@ -412,15 +414,15 @@ def test_saving_and_evaluating_have_independent_intervals(
 
 
 def test_every_token_that_a_flow_names_reaches_the_model(make_attempt: Callable[..., Path]) -> None:
-    wanted = {"bos_token_id": 5, "eos_token_id": 6, "pad_token_id": 7}
-    folder = make_attempt(short(steps=1, samples=16, evaluation=wanted))
+    expected = {"bos_token_id": 5, "eos_token_id": 6, "pad_token_id": 7}
+    folder = make_attempt(short(steps=1, samples=16, evaluation=expected))
     assert train_attempt(folder) == 0
     model = next((folder / "checkpoints").iterdir()) / "model_full"
     own = read_json(model / "generation_config.json") or {}
-    assert {name: own[name] for name in wanted} == wanted
+    assert {name: own[name] for name in expected} == expected
     run = read_json(model / "run.json") or {}
     blocks = {block["block"]: block["settings"] for block in run["spec"]["flow"]["blocks"]}
-    assert {name: blocks["vi-model"]["evaluation"][name] for name in wanted} == wanted
+    assert {name: blocks["vi-model"]["evaluation"][name] for name in expected} == expected
 
 
 def test_a_run_at_its_time_limit_ends_with_that_reason(
@@ -505,16 +507,16 @@ def test_grounding_is_trained_and_scored(
     }
 
 
-@pytest.mark.parametrize(("wanted", "metric"), [("auto", "iou"), ("exactMatch", "exactMatch")])
+@pytest.mark.parametrize(("expected", "metric"), [("auto", "iou"), ("exactMatch", "exactMatch")])
 def test_samples_of_two_tasks_are_trained_and_scored_by_their_own_task(
-    wanted: str,
+    expected: str,
     metric: str,
     make_attempt: Callable[..., Path],
     events_of: EventsOf,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("runyard.trainer.data.datasets.BOTH_CANVASES", 60)
-    checkpoint = {"metric": wanted}
+    checkpoint = {"metric": expected}
     blocks = short(
         steps=2, samples=40, validation={"maxSamples": 8, "previews": 8}, checkpoint=checkpoint
     )
@@ -724,7 +726,7 @@ def test_a_disk_error_leaves_no_result_so_that_another_attempt_may_follow(
     assert list((folder / "checkpoints").iterdir()) == []
 
 
-def test_two_trainers_of_one_run_never_run_at_once(
+def test_two_trainers_of_one_run_never_run_concurrently(
     make_attempt: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("runyard.trainer.main.LOCK_WAIT_S", 0.0)

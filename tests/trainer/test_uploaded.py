@@ -34,7 +34,7 @@ def asked(*answers: str) -> Vqa:
 
 
 def parts(data: Dataset) -> tuple[set[str], set[str]]:
-    """Filenames of both parts."""
+    """Return the file names of both splits."""
     assert isinstance(data.train, SampleSelection) and isinstance(data.validation, SampleSelection)
     train, held_out = (
         {part.whole.filename(int(n)) for n in part.numbers}
@@ -76,14 +76,14 @@ def test_a_caption_becomes_a_question_for_its_boxes() -> None:
     assert found == [("a dog runs", Answer("a dog runs", (Grounding("a dog", boxes),)))]
 
 
-def test_a_text_without_a_prompt_answers_the_tasks_own_question() -> None:
+def test_a_text_without_a_prompt_answers_the_default_question() -> None:
     assert list_questions(Freeform(text="a shelf")) == [
         ("Describe the picture.", Answer("a shelf"))
     ]
     assert list_questions(Freeform(text="a shelf", prompt="What is it?"))[0][0] == "What is it?"
 
 
-def test_added_images_move_none_and_names_have_no_effect(
+def test_added_images_change_no_split_and_names_have_no_effect(
     make_version: MakeVersion, png: Callable[..., bytes]
 ) -> None:
     images = {f"{n:03}.png": (png(n), [asked(str(n))]) for n in range(60)}
@@ -98,7 +98,7 @@ def test_added_images_move_none_and_names_have_no_effect(
     assert parts(load(make_version(images), seed=8)) != again
 
 
-def test_all_questions_about_an_image_are_in_one_part(
+def test_all_questions_about_an_image_are_in_one_split(
     make_version: MakeVersion, png: Callable[..., bytes]
 ) -> None:
     images = {f"{n:02}{copy}.png": (png(n), [asked("x", "y")]) for n in range(20) for copy in "ab"}

@@ -68,7 +68,7 @@ def test_the_parent_has_one_thread_and_a_private_socket(warm: tuple[Path, int]) 
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-def test_a_child_trains_in_a_session_of_its_own(
+def test_a_child_trains_in_its_own_session(
     warm: tuple[Path, int], make_attempt: Callable[..., Path]
 ) -> None:
     path, parent = warm
@@ -158,7 +158,7 @@ def test_threads_spin_briefly_unless_the_environment_says_otherwise(
     from runyard.trainer.main import shorten_spinning
 
     for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
-        monkeypatch.setenv(name, "")  # so that what is set here is taken back as well
+        monkeypatch.setenv(name, "")  # so that the change is undone as well
         monkeypatch.delenv(name)
     for name, value in given.items():
         monkeypatch.setenv(name, value)

@@ -15,7 +15,7 @@ from runyard.trainer.models.model import load_model
 NAME = "run:source/epoch-1"
 
 
-def recipe(weights: str, mode: str, rate: float) -> dict[str, dict[str, Any]]:
+def make_blocks(weights: str, mode: str, rate: float) -> dict[str, dict[str, Any]]:
     return {
         "vi-dataset": {"maxSamples": 8},
         "vi-model": {
@@ -40,7 +40,7 @@ def checkpoint(
 ) -> Path:
     """Of an adapter that has learned something."""
     folder = write_attempt(
-        tmp_path_factory.mktemp("source"), recipe(str(miniature("llava")), "lora", 10.0)
+        tmp_path_factory.mktemp("source"), make_blocks(str(miniature("llava")), "lora", 10.0)
     )
     adapter = {"optimizer": {"name": "adamw"}, "learningRate": 0.1}
     run = json.loads((folder / "run.json").read_text())
@@ -52,7 +52,7 @@ def checkpoint(
 
 def test_an_adapter_is_not_left_out(checkpoint: Path, make_attempt: Callable[..., Path]) -> None:
     brought = {"weights": NAME, "folder": str(checkpoint)}
-    folder = make_attempt(recipe(NAME, "full", 1e-12), weights=brought)
+    folder = make_attempt(make_blocks(NAME, "full", 1e-12), weights=brought)
     assert train_attempt(folder) == 0, (folder / "result.json").read_text()
     found = load_file(next((folder / "checkpoints").glob("*/model_full/model.safetensors")))
     base = load_file(checkpoint / "model_full" / "model.safetensors")
@@ -81,20 +81,20 @@ def test_an_adapter_is_not_left_out(checkpoint: Path, make_attempt: Callable[...
         ),
     ],
 )
-def test_weights_that_cannot_be_had_end_the_run(
+def test_missing_weights_end_the_run(
     make_attempt: Callable[..., Path], brought: dict[str, str] | None, says: str
 ) -> None:
-    folder = make_attempt(recipe(NAME, "full", 1e-5), weights=brought)
+    folder = make_attempt(make_blocks(NAME, "full", 1e-5), weights=brought)
     assert train_attempt(folder) == 64
     result = json.loads((folder / "result.json").read_text())
     assert result["reason"] == "InvalidFlow" and says in result["message"]
 
 
-def test_a_resumed_attempt_needs_them_no_more(
+def test_a_resumed_attempt_no_longer_needs_the_weights(
     checkpoint: Path, make_attempt: Callable[..., Path]
 ) -> None:
     lost = {"weights": NAME, "problem": "the server has lost bytes of it"}
     folder = make_attempt(
-        recipe(NAME, "lora", 1e-5), run="resumed", attempt=2, weights=lost, resume=checkpoint
+        make_blocks(NAME, "lora", 1e-5), run="resumed", attempt=2, weights=lost, resume=checkpoint
     )
     assert train_attempt(folder) == 0, (folder / "result.json").read_text()

@@ -29,7 +29,7 @@ def _no_credentials_of_this_machine(
 
 
 class ScriptedServer:
-    """Answers requests in the order its script was written.
+    """Sends scripted responses in order.
 
     An exception in the script is a broken connection.
     """
@@ -55,7 +55,7 @@ class ScriptedServer:
 
     @property
     def asked(self) -> list[str]:
-        """Method and target of each request."""
+        """Return method and target of each request."""
         return [f"{request.method} {request.url.raw_path.decode()}" for request in self.requests]
 
     def body(self, number: int = -1) -> Any:
@@ -77,7 +77,7 @@ def server() -> ScriptedServer:
 
 @dataclass
 class Clock:
-    """Time that passes only in sleep."""
+    """A clock that advances only in sleep."""
 
     now_s: float = 1000.0
     slept: list[float] = field(default_factory=list)
@@ -105,7 +105,7 @@ def key() -> str:
 
 @pytest.fixture
 def run_document() -> Callable[..., dict[str, Any]]:
-    """A run as the server writes it; ``conditions`` are names, or whole conditions."""
+    """Return a run as the server writes it; ``conditions`` are names, or complete conditions."""
 
     def build(
         *conditions: str | dict[str, Any], run_id: str = "r-1", **status: Any
@@ -154,11 +154,11 @@ def run_document() -> Callable[..., dict[str, Any]]:
 class ByteServer:
     """A real HTTP server with one file below ``/downloads/``, and ``documents`` as further answers.
 
-    It can be told to misbehave once for each entry of ``faults`` when somebody asks for the file.
+    It fails once for each entry of ``faults`` when the file is requested.
 
     A fault is a number (cut the connection after so many bytes of the body), a status to answer
-    with, or a word: ``no-ranges`` sends the whole file whatever was asked, ``wrong-range`` begins
-    one byte too late, ``hold`` sends the first half and then nothing until ``release`` is set.
+    with, or a word: ``no-ranges`` ignores the range of the request, ``wrong-range`` begins one
+    byte too late, ``hold`` sends the first half and then nothing until ``release`` is set.
     """
 
     def __init__(self, content: bytes) -> None:
@@ -199,7 +199,7 @@ class ByteServer:
 
 class _QuietServer(ThreadingHTTPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that hang up are what these tests are about."""
+        """Ignore clients that disconnect, which these tests do on purpose."""
 
 
 class _ByteHandler(BaseHTTPRequestHandler):

@@ -48,7 +48,7 @@ def test_arguments_win_over_environment_over_file(write: Callable[..., Path]) ->
     assert (found.secret_key, found.organization_id, found.endpoint) == tuple(FILE.values())
 
 
-def test_each_value_is_looked_for_on_its_own(write: Callable[..., Path]) -> None:
+def test_each_value_is_looked_up_separately(write: Callable[..., Path]) -> None:
     found = find_credentials(
         environ={"DATATURE_VI_ORGANIZATION_ID": "env-org"},
         config_file=write({"secret_key": key("f")}),
@@ -60,7 +60,7 @@ def test_each_value_is_looked_for_on_its_own(write: Callable[..., Path]) -> None
     )
 
 
-def test_the_file_a_server_of_this_user_wrote_is_found_without_being_named(
+def test_the_credentials_file_of_the_users_own_server_is_the_default(
     write: Callable[..., Path],
 ) -> None:
     write(FILE, Path("~/.runyard/credentials.json").expanduser())
@@ -124,14 +124,14 @@ def test_an_invalid_organization_id_is_rejected(organization_id: str) -> None:
         find_credentials(secret_key=key("a"), organization_id=organization_id, environ={})
 
 
-def test_an_empty_argument_is_not_replaced_by_another_place() -> None:
+def test_an_empty_argument_does_not_fall_back() -> None:
     with pytest.raises(
         vi.ViConfigurationError, match=r"secret_key is empty \(argument secret_key\)"
     ):
         find_credentials(secret_key="", environ=ENVIRON)
 
 
-def test_a_named_file_must_be_there(tmp_path: Path) -> None:
+def test_an_explicit_file_must_exist(tmp_path: Path) -> None:
     with pytest.raises(vi.ViConfigurationError, match="does not exist"):
         find_credentials(environ={}, config_file=tmp_path / "none.json")
 

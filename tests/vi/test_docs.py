@@ -55,7 +55,7 @@ class Lab:
         return httpx2.Response(200, content=json.dumps(self.document(path)))
 
     def of_datasets(self, path: str) -> dict[str, Any]:
-        """One dataset, of which one import is over and has found one thing."""
+        """Return one dataset, with a finished import that has one finding."""
         finding = {
             "file": "labels.json",
             "line": 3,
@@ -124,7 +124,7 @@ class Lab:
         return {"trainingProjectId": "p-1"} if "/trainingProjects/" in path else self.run
 
 
-def test_the_examples_run_as_they_stand(
+def test_the_examples_run_unchanged(
     run_document: Callable[..., dict[str, Any]],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,

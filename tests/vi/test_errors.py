@@ -20,7 +20,7 @@ NAMES = [name for name in vi.__all__ if name.endswith("Error") and name != "ViEr
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_tree_is_as_drawn(name: str) -> None:
+def test_the_error_tree_matches_its_drawing(name: str) -> None:
     assert getattr(vi, name).__bases__ == (getattr(vi, BASES.get(name, "ViError")),)
 
 
@@ -29,7 +29,7 @@ def test_every_error_is_drawn(name: str) -> None:
     assert f"── {name} " in f"{vi.errors.__doc__}".replace("\n", " ")
 
 
-def test_text_begins_with_the_code_and_ends_with_what_to_do() -> None:
+def test_text_begins_with_the_code_and_ends_with_the_suggestion() -> None:
     error = vi.ViNotFoundError("run r-17 not found", status_code=404, suggestion="Check the id.")
     assert str(error) == "[ResourceNotFound] run r-17 not found (HTTP 404)\nCheck the id."
     assert str(vi.ViError("?")) == "[UnknownError] ?"
@@ -79,7 +79,7 @@ def test_member_names_are_the_values_in_upper_snake_case() -> None:
         assert "".join(word.capitalize() for word in code.name.split("_")) == code.value
 
 
-def test_only_what_may_pass_is_retryable() -> None:
+def test_only_temporary_errors_are_retryable() -> None:
     retryable = {
         code.value for code in ViErrorCode if vi.ViError("x", error_code=code).is_retryable()
     }

@@ -43,7 +43,7 @@ PUBLIC = [
 
 
 def loaded_by(code: str) -> set[str]:
-    """Names of the modules a fresh interpreter has loaded after running the code."""
+    """Return the names of the modules that a new interpreter has loaded after this code."""
     script = f"{code}\nimport sys; print(*sorted(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
@@ -51,7 +51,7 @@ def loaded_by(code: str) -> set[str]:
     return set(done.stdout.split())
 
 
-def test_the_public_names_are_these() -> None:
+def test_the_list_of_public_names_is_complete() -> None:
     assert vi.__all__ == PUBLIC
     assert set(PUBLIC) <= set(dir(vi))
 

@@ -41,7 +41,7 @@ def in_environment(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATATURE_VI_ORGANIZATION_ID", "lab")
 
 
-def test_one_asynchronous_client_works_in_event_loops_one_after_the_other(
+def test_an_asynchronous_client_works_in_successive_event_loops(
     key: str, byte_server: Any, run_document: Callable[..., Any]
 ) -> None:
     client = vi.AsyncClient(key, "lab", endpoint=byte_server.endpoint, max_retries=0)
@@ -51,7 +51,7 @@ def test_one_asynchronous_client_works_in_event_loops_one_after_the_other(
             assert (await client.runs.get("r-1")).condition == "Running"
 
     with warnings.catch_warnings():
-        # Connections of a loop that has ended are closed by the garbage collector, which says so.
+        # The garbage collector closes connections of an ended loop, with a warning.
         warnings.simplefilter("ignore", ResourceWarning)
         for _ in range(3):
             byte_server.documents += [run_document("Running")] * 2
@@ -62,7 +62,7 @@ def test_one_asynchronous_client_works_in_event_loops_one_after_the_other(
         gc.collect()
 
 
-def test_one_asynchronous_client_works_in_event_loops_at_the_same_time(
+def test_an_asynchronous_client_works_in_concurrent_event_loops(
     key: str, byte_server: Any, run_document: Callable[..., Any]
 ) -> None:
     byte_server.documents += [run_document("Running")] * 40
@@ -89,7 +89,7 @@ def test_one_asynchronous_client_works_in_event_loops_at_the_same_time(
 
 
 @pytest.mark.parametrize("kind", CLIENTS)
-def test_a_client_of_a_file_is_pickled_without_its_key(
+def test_a_client_created_from_a_file_is_pickled_without_its_key(
     kind: Any, config_file: Path, key: str
 ) -> None:
     client = kind(config_file=config_file, timeout=5, max_retries=1)
@@ -115,7 +115,7 @@ def test_the_key_of_a_pickled_client_is_looked_up_again(
 ) -> None:
     data = pickle.dumps(kind(config_file=config_file))
     # What it had counts, not what is here now.
-    monkeypatch.setenv("DATATURE_VI_SECRET_KEY", "dtvi_" + "e" * 98)
+    monkeypatch.setenv("DATATURE_VI_SECRET_KEY", "dtvi_" + "e" * 98)  # its own values count, not the current ones
     # Our own bytes.
     assert pickle.loads(data)._http._headers["Authorization"] == f"Bearer {key}"  # noqa: S301
     new_key = "dtvi_" + "n" * 98
@@ -129,7 +129,7 @@ def test_the_key_of_a_pickled_client_is_looked_up_again(
 
 @pytest.mark.usefixtures("in_environment")
 @pytest.mark.parametrize("kind", CLIENTS)
-def test_a_client_of_the_environment_needs_the_variable_where_it_goes(
+def test_a_client_created_from_the_environment_needs_the_variable_when_unpickled(
     kind: Any, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = pickle.dumps(kind(endpoint="http://server.test:1"))
@@ -140,14 +140,14 @@ def test_a_client_of_the_environment_needs_the_variable_where_it_goes(
         pickle.loads(data)  # noqa: S301 - our own bytes
 
 
-def test_a_client_travels_to_a_process_that_was_not_forked(config_file: Path) -> None:
+def test_a_client_can_be_sent_to_a_spawned_process(config_file: Path) -> None:
     client = vi.Client(config_file=config_file)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert pool.map(operator.attrgetter("endpoint"), [client]) == ["http://server.test:1"]
 
 
 @pytest.mark.parametrize("kind", CLIENTS)
-def test_what_would_carry_a_key_or_a_connection_is_not_pickled(
+def test_objects_with_a_key_or_a_connection_are_not_pickled(
     kind: Any, key: str, config_file: Path, server: Any
 ) -> None:
     with_argument = kind(key, "lab")
@@ -168,9 +168,7 @@ def test_what_would_carry_a_key_or_a_connection_is_not_pickled(
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
 @pytest.mark.parametrize("kind", CLIENTS)
-def test_a_copy_has_connections_of_its_own(
-    kind: Any, copied: Callable[[Any], Any], key: str
-) -> None:
+def test_a_copy_has_its_own_connections(kind: Any, copied: Callable[[Any], Any], key: str) -> None:
     client = kind(key, "lab", endpoint="http://server.test:1", timeout=5)
     twin = copied(client)
     assert twin._http is not client._http
@@ -178,7 +176,7 @@ def test_a_copy_has_connections_of_its_own(
     assert (twin.endpoint, twin._http.timeout_s) == (client.endpoint, 5)
 
 
-def test_answers_and_errors_travel_whole(run_document: Callable[..., Any]) -> None:
+def test_responses_and_errors_survive_pickling(run_document: Callable[..., Any]) -> None:
     import msgspec
 
     run = msgspec.convert(run_document("Pending", "Hibernating"), Run)
@@ -195,7 +193,7 @@ def test_answers_and_errors_travel_whole(run_document: Callable[..., Any]) -> No
     assert (type(again), str(again), again.run, again.code) == (type(error), str(error), run, "X")
 
 
-def test_every_error_of_the_sdk_travels() -> None:
+def test_every_error_of_the_sdk_can_be_pickled() -> None:
     kinds = [getattr(vi, name) for name in vi.__all__ if name.endswith("Error")]
     assert len(kinds) > 15
     for kind in kinds:
@@ -206,7 +204,7 @@ def test_every_error_of_the_sdk_travels() -> None:
         assert (type(again), again.to_dict(), again.retry_after) == (kind, error.to_dict(), 2.0)
 
 
-def test_a_page_names_what_to_pickle_instead(key: str, server: Any) -> None:
+def test_pickling_a_page_names_the_alternative(key: str, server: Any) -> None:
     server.answers({"items": [], "nextPage": None})
     page = vi.Client(key, "lab", transport=server.transport).runs.list()
     with pytest.raises(vi.ViConfigurationError, match="a page with access to further pages"):

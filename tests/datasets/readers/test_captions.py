@@ -7,12 +7,14 @@ import pytest
 from runyard.datasets.records import Freeform, PhraseGrounding
 
 
-def test_a_text_next_to_each_image(shelf: Any, make_png: Callable[..., bytes]) -> None:
-    shelf.put("x/a.png", make_png(30)).put("x/a.txt", "\ufeffein rotes Feld\n").put(
+def test_a_text_next_to_each_image(source_folder: Any, make_png: Callable[..., bytes]) -> None:
+    source_folder.put("x/a.png", make_png(30)).put("x/a.txt", "\ufeffein rotes Feld\n").put(
         "x/b.PNG", make_png(31)
     )
-    shelf.put("x/b.txt", "two\nlines").put("x/c.png", make_png(32)).put("x/d.txt", "of nothing")
-    result = shelf.check()
+    source_folder.put("x/b.txt", "two\nlines").put("x/c.png", make_png(32)).put(
+        "x/d.txt", "of nothing"
+    )
+    result = source_folder.check()
     assert (result.outcome.format, result.outcome.type) == ("Captions", "freeform")
     assert [(record.asset.filename, record.contents) for record in result.records] == [
         ("x/a.png", Freeform(text="ein rotes Feld")),
@@ -24,25 +26,29 @@ def test_a_text_next_to_each_image(shelf: Any, make_png: Callable[..., bytes]) -
 @pytest.mark.parametrize(
     ("text", "code"), [(b"", "FileEmpty"), (b"\xff\xfe\x00", "EncodingWrong"), (b"  ", "TextEmpty")]
 )
-def test_texts_that_say_nothing(
-    shelf: Any, make_png: Callable[..., bytes], text: bytes, code: str
+def test_empty_captions_are_reported(
+    source_folder: Any, make_png: Callable[..., bytes], text: bytes, code: str
 ) -> None:
-    shelf.put("a.png", make_png(30)).put("a.txt", text).put("b.png", make_png(31)).put(
+    source_folder.put("a.png", make_png(30)).put("a.txt", text).put("b.png", make_png(31)).put(
         "b.txt", "red"
     )
-    result = shelf.check("freeform")
+    result = source_folder.check("freeform")
     assert [record.asset.filename for record in result.records] == ["b.png"]
     assert [(f.code, f.file) for f in result.findings if f.severity == "error"] == [(code, "a.txt")]
 
 
-def test_numbers_of_yolo_are_no_captions(shelf: Any, make_png: Callable[..., bytes]) -> None:
-    shelf.put("a.png", make_png()).put("a.txt", "0 0.5 0.5 0.2 0.2\n1 .1 .1 .1 .1\n").put(
+def test_yolo_labels_are_not_taken_for_captions(
+    source_folder: Any, make_png: Callable[..., bytes]
+) -> None:
+    source_folder.put("a.png", make_png()).put("a.txt", "0 0.5 0.5 0.2 0.2\n1 .1 .1 .1 .1\n").put(
         "classes.txt", "a\nb\n"
     )
-    assert shelf.check().outcome.format == "YoloDarknet"
+    assert source_folder.check().outcome.format == "YoloDarknet"
 
 
-def test_image_folder_with_a_table_in_lines(shelf: Any, make_png: Callable[..., bytes]) -> None:
+def test_image_folder_with_a_jsonl_table(
+    source_folder: Any, make_png: Callable[..., bytes]
+) -> None:
     rows: list[Any] = [
         {"file_name": "a.png", "text": "red"},
         {"file_name": "sub/b.png", "text": "blue"},
@@ -50,13 +56,13 @@ def test_image_folder_with_a_table_in_lines(shelf: Any, make_png: Callable[..., 
         {"file_name": "c.png", "text": 3},
         {"file_name": "d.png", "text": "gone"},
     ]
-    shelf.put("train/a.png", make_png(30)).put("train/sub/b.png", make_png(31)).put(
+    source_folder.put("train/a.png", make_png(30)).put("train/sub/b.png", make_png(31)).put(
         "train/c.png", make_png(32)
     )
-    shelf.put("test/a.png", make_png(33)).put(
+    source_folder.put("test/a.png", make_png(33)).put(
         "train/metadata.jsonl", "".join(json.dumps(row) + "\n" for row in rows)
     )
-    result = shelf.check("freeform")
+    result = source_folder.check("freeform")
     assert [(record.asset.filename, record.contents) for record in result.records] == [
         ("train/a.png", Freeform(text="red")),
         ("train/sub/b.png", Freeform(text="blue")),
@@ -68,20 +74,20 @@ def test_image_folder_with_a_table_in_lines(shelf: Any, make_png: Callable[..., 
     ]
 
 
-def test_image_folder_with_objects(shelf: Any, make_png: Callable[..., bytes]) -> None:
+def test_image_folder_with_objects(source_folder: Any, make_png: Callable[..., bytes]) -> None:
     row = {"file_name": "a.png", "objects": {"bbox": [[4, 5, 8, 10]], "categories": ["tin"]}}
-    shelf.put("a.png", make_png(40, 20)).put("metadata.jsonl", json.dumps(row))
-    [record] = shelf.check().records
+    source_folder.put("a.png", make_png(40, 20)).put("metadata.jsonl", json.dumps(row))
+    [record] = source_folder.check().records
     assert isinstance(record.contents, PhraseGrounding)
     assert record.contents.grounded_phrases[0].bounds == [(0.1, 0.25, 0.3, 0.75)]
 
 
-def test_image_folder_with_a_table_of_commas(shelf: Any, make_png: Callable[..., bytes]) -> None:
+def test_image_folder_with_a_csv_table(source_folder: Any, make_png: Callable[..., bytes]) -> None:
     table = (
         'file_name,question,answer\na.png,"What, then?","a ""tin"""\na.png,Who?\n'
         "a.png,Where?,here\n"
     )
-    result = shelf.put("a.png", make_png()).put("metadata.csv", table).check("vqa")
+    result = source_folder.put("a.png", make_png()).put("metadata.csv", table).check("vqa")
     pairs = [
         (r.contents.interactions[0].question, r.contents.interactions[0].answer)
         for r in result.records
@@ -90,27 +96,29 @@ def test_image_folder_with_a_table_of_commas(shelf: Any, make_png: Callable[...,
     assert [(f.code, f.line) for f in result.findings] == [("RowInvalid", 3)]
 
 
-def test_folders_named_after_what_they_show(shelf: Any, make_png: Callable[..., bytes]) -> None:
-    shelf.put("train/cat/1.png", make_png(30)).put("train/dog/1.png", make_png(31)).put(
+def test_folders_named_after_classes(source_folder: Any, make_png: Callable[..., bytes]) -> None:
+    source_folder.put("train/cat/1.png", make_png(30)).put("train/dog/1.png", make_png(31)).put(
         "README.md", "about"
     )
-    result = shelf.check("vqa")
+    result = source_folder.check("vqa")
     pairs = [
         (r.contents.interactions[0].question, r.contents.interactions[0].answer)
         for r in result.records
     ]
     assert pairs == [("What is this?", "cat"), ("What is this?", "dog")]
     assert result.codes.count("QuestionAssumed") == 1
-    assert [record.contents for record in shelf.check("freeform").records] == [
+    assert [record.contents for record in source_folder.check("freeform").records] == [
         Freeform(text="cat"),
         Freeform(text="dog"),
     ]
 
 
-def test_folders_that_only_sort_images_are_no_classes(
-    shelf: Any, make_png: Callable[..., bytes]
+def test_folders_that_only_group_images_are_not_classes(
+    source_folder: Any, make_png: Callable[..., bytes]
 ) -> None:
-    shelf.put("images/1.png", make_png(30)).put("more/1.png", make_png(31))
-    assert shelf.check().outcome.format is None
-    shelf.put("images/1.png", make_png(30)).put("more/1.png", make_png(31)).put("notes.json", "{}")
-    assert shelf.check().outcome.format is None
+    source_folder.put("images/1.png", make_png(30)).put("more/1.png", make_png(31))
+    assert source_folder.check().outcome.format is None
+    source_folder.put("images/1.png", make_png(30)).put("more/1.png", make_png(31)).put(
+        "notes.json", "{}"
+    )
+    assert source_folder.check().outcome.format is None

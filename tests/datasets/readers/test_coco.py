@@ -41,8 +41,8 @@ def box(category: Any, *bbox: Any, image: Any = 10, **more: Any) -> dict[str, An
 
 
 @pytest.fixture
-def images(shelf: Any, make_png: Any) -> Any:
-    return shelf.put("images/a.png", make_png(40, 20)).put("images/b.png", make_png(30, 30))
+def images(source_folder: Any, make_png: Any) -> Any:
+    return source_folder.put("images/a.png", make_png(40, 20)).put("images/b.png", make_png(30, 30))
 
 
 def test_annotations_of_an_image_become_one_row(images: Any) -> None:
@@ -93,7 +93,7 @@ def test_a_file_of_the_other_kind_is_reported(images: Any) -> None:
     assert [found.file for found in result.findings if found.code == "FileIgnored"] == ["b.json"]
 
 
-def test_a_box_is_put_round_polygons_that_have_none(images: Any) -> None:
+def test_a_polygon_without_a_box_gets_its_bounding_box(images: Any) -> None:
     one = {"image_id": 10, "category_id": 1, "segmentation": [[4, 2, 12, 2, 12, 6]]}
     result = images.put("a.json", coco(one)).check()
     assert result.records[0].contents.grounded_phrases[0].bounds == [(0.1, 0.1, 0.3, 0.3)]
@@ -184,7 +184,7 @@ def test_a_file_that_was_cut_off_is_reported_with_its_line(images: Any, cut: flo
 
 
 class Dripping(io.BytesIO):
-    """A file that gives three bytes at a time, whatever is asked for."""
+    """A file that returns three bytes at a time, whatever is requested."""
 
     def read(self, size: int | None = -1) -> bytes:
         return super().read(min(3, size or 3))
@@ -220,12 +220,12 @@ def test_elements_come_one_by_one_whatever_the_chunks(file: Any) -> None:
         '{"a":[' + "[" * 9000,
     ],
 )
-def test_what_is_no_object_of_arrays_is_rejected(text: str) -> None:
+def test_a_file_that_is_not_an_object_of_arrays_is_rejected(text: str) -> None:
     with pytest.raises(MalformedJson):
         list(iter_elements(io.BytesIO(text.encode())))
 
 
-def test_a_file_larger_than_its_window_is_held_in_part_only() -> None:
+def test_a_file_larger_than_the_window_is_read_in_parts() -> None:
     import tracemalloc
 
     data = (

@@ -45,10 +45,10 @@ def list_questions(contents: object) -> list[tuple[str, str]]:
 
 
 def test_turns_of_an_array_become_interactions_of_one_record(
-    shelf: Any, make_png: Callable[..., bytes]
+    source_folder: Any, make_png: Callable[..., bytes]
 ) -> None:
-    shelf.put("coco/bus.png", make_png()).put("llava.json", json.dumps([LLAVA]))
-    result = shelf.check()
+    source_folder.put("coco/bus.png", make_png()).put("llava.json", json.dumps([LLAVA]))
+    result = source_folder.check()
     assert result.findings == []
     [record] = result.records
     assert (record.id, record.asset.filename, record.asset.width) == (
@@ -62,11 +62,13 @@ def test_turns_of_an_array_become_interactions_of_one_record(
     ]
 
 
-def test_chat_messages_with_parts_in_lines(shelf: Any, make_png: Callable[..., bytes]) -> None:
-    shelf.put("bus.png", make_png()).put(
+def test_chat_messages_with_parts_in_lines(
+    source_folder: Any, make_png: Callable[..., bytes]
+) -> None:
+    source_folder.put("bus.png", make_png()).put(
         "chat.jsonl", f"{json.dumps(CHAT)}\n\n{json.dumps(CHAT | {'id': 7})}\n"
     )
-    result = shelf.check("vqa")
+    result = source_folder.check("vqa")
     assert [record.id for record in result.records] == ["chat.jsonl:1", "7"]
     assert list_questions(result.records[1].contents) == [
         ("What colour is the bus?", "It is white and red.")
@@ -75,10 +77,10 @@ def test_chat_messages_with_parts_in_lines(shelf: Any, make_png: Callable[..., b
 
 
 def test_each_turn_is_a_record_of_a_freeform_dataset(
-    shelf: Any, make_png: Callable[..., bytes]
+    source_folder: Any, make_png: Callable[..., bytes]
 ) -> None:
-    shelf.put("coco/bus.png", make_png()).put("llava.json", json.dumps([LLAVA]))
-    first, second = shelf.check("freeform").records
+    source_folder.put("coco/bus.png", make_png()).put("llava.json", json.dumps([LLAVA]))
+    first, second = source_folder.check("freeform").records
     assert first.contents == Freeform(prompt="What colour is the bus?", text="It is white and red.")
     assert (second.id, second.contents) == (
         "000000033471-2",
@@ -139,13 +141,13 @@ def test_each_turn_is_a_record_of_a_freeform_dataset(
     ],
 )
 def test_a_wrong_row_is_reported_with_its_field_and_the_others_are_accepted(
-    shelf: Any, make_png: Callable[..., bytes], row: Any, code: str, field: str | None
+    source_folder: Any, make_png: Callable[..., bytes], row: Any, code: str, field: str | None
 ) -> None:
     good = {"image": "a.png", "conversations": make_turns("Who?", "She.")}
-    shelf.put("a.png", make_png()).put(
+    source_folder.put("a.png", make_png()).put(
         "talks.json", json.dumps([good, row, good | {"id": "last"}], indent=1)
     )
-    result = shelf.check("vqa")
+    result = source_folder.check("vqa")
     assert [record.id for record in result.records] == ["talks.json:1", "last"]
     errors = [found for found in result.findings if found.severity == "error"]
     assert [found.code for found in errors] == [code]
@@ -154,22 +156,22 @@ def test_a_wrong_row_is_reported_with_its_field_and_the_others_are_accepted(
 
 
 def test_system_turns_are_ignored_and_reported_once(
-    shelf: Any, make_png: Callable[..., bytes]
+    source_folder: Any, make_png: Callable[..., bytes]
 ) -> None:
     row = {
         "image": "a.png",
         "conversations": [{"from": "system", "value": "Be brief."}, *make_turns("Who?", "She.")],
     }
-    shelf.put("a.png", make_png()).put(
+    source_folder.put("a.png", make_png()).put(
         "talks.jsonl", "".join(json.dumps(row | {"id": n}) + "\n" for n in range(3))
     )
-    result = shelf.check("vqa")
+    result = source_folder.check("vqa")
     assert list_questions(result.records[0].contents) == [("Who?", "She.")]
     assert result.codes.count("FileIgnored") == 1
 
 
 def test_a_torn_array_gives_the_rows_before_the_tear(
-    shelf: Any, make_png: Callable[..., bytes]
+    source_folder: Any, make_png: Callable[..., bytes]
 ) -> None:
     text = json.dumps(
         [
@@ -178,33 +180,33 @@ def test_a_torn_array_gives_the_rows_before_the_tear(
         ],
         indent=2,
     )
-    shelf.put("a.png", make_png()).put("talks.json", text[: len(text) // 2])
-    result = shelf.check("vqa")
+    source_folder.put("a.png", make_png()).put("talks.json", text[: len(text) // 2])
+    result = source_folder.check("vqa")
     assert 20 <= len(result.records) < 26
     [error] = [found for found in result.findings if found.severity == "error"]
     assert error.code == "FileUnreadable"
     assert error.line == text[: len(text) // 2].count("\n") + 1
 
 
-def test_rows_longer_than_a_piece_of_the_file_are_whole(
-    shelf: Any, make_png: Callable[..., bytes]
+def test_rows_longer_than_a_chunk_are_complete(
+    source_folder: Any, make_png: Callable[..., bytes]
 ) -> None:
     long = "ö" * 1_500_000
     rows = [
         {"image": "a.png", "conversations": make_turns(f"{n}?", long + str(n))} for n in range(3)
     ]
-    shelf.put("a.png", make_png()).put("talks.json", json.dumps(rows, ensure_ascii=False))
+    source_folder.put("a.png", make_png()).put("talks.json", json.dumps(rows, ensure_ascii=False))
     assert [
-        list_questions(record.contents)[0][1][-2:] for record in shelf.check("vqa").records
+        list_questions(record.contents)[0][1][-2:] for record in source_folder.check("vqa").records
     ] == ["ö0", "ö1", "ö2"]
 
 
 @pytest.mark.parametrize(
     ("data", "code"), [(b'[{"messages": [\xff', "EncodingWrong"), (b'[{"messages": [' * 9999, None)]
 )
-def test_wrong_letters_and_endless_nesting_are_reported(
-    shelf: Any, data: bytes, code: str | None
+def test_invalid_characters_and_deep_nesting_are_reported(
+    source_folder: Any, data: bytes, code: str | None
 ) -> None:
-    result = shelf.put("talks.json", data).check("vqa")
+    result = source_folder.put("talks.json", data).check("vqa")
     assert result.outcome.decision == "Rejected"
     assert result.codes == [code or "FileUnreadable"]

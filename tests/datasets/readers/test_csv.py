@@ -1,4 +1,4 @@
-"""CSV in both forms, in pixels and in shares, however people's programs write it."""
+"""CSV in both layouts, in pixels and fractions, as various programs write it."""
 
 from typing import Any
 
@@ -6,8 +6,8 @@ import pytest
 
 
 @pytest.fixture
-def images(shelf: Any, make_png: Any) -> Any:
-    return shelf.put("a.png", make_png(40, 20)).put("b.png", make_png(30, 30))
+def images(source_folder: Any, make_png: Any) -> Any:
+    return source_folder.put("a.png", make_png(40, 20)).put("b.png", make_png(30, 30))
 
 
 FOUR = (
@@ -46,7 +46,7 @@ FOUR = (
         ),
     ],
 )
-def test_the_same_boxes_in_every_way_of_writing(images: Any, format: str, text: str) -> None:
+def test_every_csv_layout_gives_the_same_boxes(images: Any, format: str, text: str) -> None:
     result = images.put("rows.csv", text).check()
     assert (result.outcome.format, result.findings) == (format, [])
     first, second = result.records

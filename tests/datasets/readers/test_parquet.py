@@ -35,7 +35,7 @@ def list_questions(contents: object) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("make", [write, stream])
 def test_questions_with_images_inside(
-    shelf: Any, make_png: Callable[..., bytes], make: Callable[..., None]
+    source_folder: Any, make_png: Callable[..., bytes], make: Callable[..., None]
 ) -> None:
     ending = "parquet" if make is write else "arrow"
     rows = [
@@ -55,8 +55,8 @@ def test_questions_with_images_inside(
             "answers": ["she"],
         },
     ]
-    make(shelf.folder / f"data/train-0.{ending}", rows)
-    result = shelf.check("vqa")
+    make(source_folder.folder / f"data/train-0.{ending}", rows)
+    result = source_folder.check("vqa")
     assert [(r.asset.filename, r.asset.width) for r in result.records] == [
         ("a.png", 30),
         ("data/train-0/000002.png", 31),
@@ -72,7 +72,7 @@ def test_questions_with_images_inside(
 
 
 def test_detection_tables_by_the_features_of_the_schema(
-    shelf: Any, make_png: Callable[..., bytes]
+    source_folder: Any, make_png: Callable[..., bytes]
 ) -> None:
     rows = [
         {
@@ -87,11 +87,11 @@ def test_detection_tables_by_the_features_of_the_schema(
         {"category": {"feature": CLASS, "_type": "List"}},
     ):
         write(
-            shelf.folder / "train.parquet",
+            source_folder.folder / "train.parquet",
             rows,
             features(photo={"_type": "Image"}, objects=objects),
         )
-        result = shelf.check()
+        result = source_folder.check()
         assert result.outcome.type == "phrase-grounding"
         contents = result.records[0].contents
         assert isinstance(contents, PhraseGrounding)
@@ -102,29 +102,35 @@ def test_detection_tables_by_the_features_of_the_schema(
         ]
 
 
-def test_classes_without_names_are_reported(shelf: Any, make_png: Callable[..., bytes]) -> None:
+def test_classes_without_names_are_reported(
+    source_folder: Any, make_png: Callable[..., bytes]
+) -> None:
     rows = [
         {"image": {"bytes": make_png(), "path": "a.png"}, "label": number} for number in (0, 2, -1)
     ]
-    write(shelf.folder / "train.parquet", rows, features(label=CLASS))
-    result = shelf.check("freeform")
+    write(source_folder.folder / "train.parquet", rows, features(label=CLASS))
+    result = source_folder.check("freeform")
     assert [record.contents for record in result.records] == [Freeform(text="box")]
     assert [(f.code, f.line, f.field) for f in result.findings if f.severity == "error"] == [
         ("ClassUnknown", 2, "label"),
         ("ClassUnknown", 3, "label"),
     ]
-    assert list_questions(shelf.check("vqa").records[0].contents) == [("What is this?", "box")]
-    assert shelf.check("vqa").codes.count("QuestionAssumed") == 1
+    assert list_questions(source_folder.check("vqa").records[0].contents) == [
+        ("What is this?", "box")
+    ]
+    assert source_folder.check("vqa").codes.count("QuestionAssumed") == 1
 
 
-def test_images_by_name_and_captions_in_lists(shelf: Any, make_png: Callable[..., bytes]) -> None:
-    shelf.put("images/a.png", make_png())
+def test_images_by_name_and_captions_in_lists(
+    source_folder: Any, make_png: Callable[..., bytes]
+) -> None:
+    source_folder.put("images/a.png", make_png())
     rows = [
         {"file_name": "a.png", "captions": ["red", "a red field"]},
         {"file_name": "b.png", "captions": ["none"]},
     ]
-    write(shelf.folder / "captions.parquet", rows)
-    result = shelf.check("freeform")
+    write(source_folder.folder / "captions.parquet", rows)
+    result = source_folder.check("freeform")
     assert [(r.id, r.contents) for r in result.records] == [
         ("captions.parquet:1", Freeform(text="red")),
         ("captions.parquet:1-2", Freeform(text="a red field")),
@@ -132,28 +138,28 @@ def test_images_by_name_and_captions_in_lists(shelf: Any, make_png: Callable[...
     assert [(f.code, f.line) for f in result.findings] == [("ImageMissing", 2)]
 
 
-def test_conversations_in_columns(shelf: Any, make_png: Callable[..., bytes]) -> None:
+def test_conversations_in_columns(source_folder: Any, make_png: Callable[..., bytes]) -> None:
     image = {"bytes": make_png(), "path": "a.png"}
     write(
-        shelf.folder / "a.parquet",
+        source_folder.folder / "a.parquet",
         [{"images": [image], "texts": [{"user": "<image>Who?", "assistant": "She."}]}],
     )
     talk = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "He."}]
-    write(shelf.folder / "b.parquet", [{"image": image, "messages": talk}])
-    assert [list_questions(record.contents) for record in shelf.check("vqa").records] == [
+    write(source_folder.folder / "b.parquet", [{"image": image, "messages": talk}])
+    assert [list_questions(record.contents) for record in source_folder.check("vqa").records] == [
         [("Who?", "She.")],
         [("Who?", "He.")],
     ]
 
 
-def test_rows_of_one_image_take_it_once(shelf: Any, make_png: Callable[..., bytes]) -> None:
+def test_rows_of_one_image_share_it(source_folder: Any, make_png: Callable[..., bytes]) -> None:
     image, other = {"bytes": make_png(), "path": "a.png"}, {"bytes": make_png(50), "path": "a.png"}
     rows = [
         {"image": one, "question": f"{n}?", "answer": "yes"}
         for n, one in enumerate([image, image, other])
     ]
-    write(shelf.folder / "train.parquet", rows)
-    result = shelf.check("vqa")
+    write(source_folder.folder / "train.parquet", rows)
+    result = source_folder.check("vqa")
     assert [record.asset.filename for record in result.records] == [
         "a.png",
         "a.png",
@@ -163,23 +169,25 @@ def test_rows_of_one_image_take_it_once(shelf: Any, make_png: Callable[..., byte
     assert result.findings == []
 
 
-def test_columns_that_fit_nothing_and_images_that_are_none(
-    shelf: Any, make_png: Callable[..., bytes]
+def test_unknown_columns_and_invalid_images_are_reported(
+    source_folder: Any, make_png: Callable[..., bytes]
 ) -> None:
-    write(shelf.folder / "a.parquet", [{"question": "Who?", "answer": "She."}])
+    write(source_folder.folder / "a.parquet", [{"question": "Who?", "answer": "She."}])
     write(
-        shelf.folder / "b.parquet",
+        source_folder.folder / "b.parquet",
         [{"image": {"bytes": make_png(), "path": None}, "weight": 3}] * 3,
     )
     write(
-        shelf.folder / "c.parquet",
+        source_folder.folder / "c.parquet",
         [{"image": {"bytes": b"no image", "path": None}, "question": "Who?", "answer": "She."}],
     )
-    write(shelf.folder / "d.parquet", [{"image": None, "question": "Who?", "answer": "She."}])
-    shelf.put("e.parquet", b"").put("f.parquet", b"PAR1 and nothing else PAR1").put(
+    write(
+        source_folder.folder / "d.parquet", [{"image": None, "question": "Who?", "answer": "She."}]
+    )
+    source_folder.put("e.parquet", b"").put("f.parquet", b"PAR1 and nothing else PAR1").put(
         "cache-1.arrow", b""
     )
-    result = shelf.check("vqa")
+    result = source_folder.check("vqa")
     assert result.records == []
     assert [(f.file, f.code) for f in result.findings if f.severity == "error"] == [
         ("a.parquet", "FieldMissing"),

@@ -19,10 +19,10 @@ def line(
     return json.dumps({"id": id, "asset": asset, "contents": contents}, ensure_ascii=False)
 
 
-def test_ids_are_texts_or_numbers(shelf: Any, make_png: Any) -> None:
+def test_ids_are_texts_or_numbers(source_folder: Any, make_png: Any) -> None:
     other = line("x", type="Vqa", interactions=[{"order": 1, "question": "é", "answer": "箱"}])
     result = (
-        shelf.put("a.png", make_png())
+        source_folder.put("a.png", make_png())
         .put("rows.jsonl", f"\ufeff{line(7)}\r\n\n{other}")
         .check("vqa")
     )
@@ -33,20 +33,20 @@ def test_ids_are_texts_or_numbers(shelf: Any, make_png: Any) -> None:
     assert (result.findings, result.outcome.format) == ([], "ViJsonl")
 
 
-def test_a_row_without_an_id_is_called_after_its_line(shelf: Any, make_png: Any) -> None:
+def test_a_row_without_an_id_is_named_after_its_line(source_folder: Any, make_png: Any) -> None:
     row = json.loads(line())
     del row["id"]
-    result = shelf.put("a.png", make_png()).put("rows.jsonl", json.dumps(row)).check("vqa")
+    result = source_folder.put("a.png", make_png()).put("rows.jsonl", json.dumps(row)).check("vqa")
     assert ([record.id for record in result.records], result.findings) == (["rows.jsonl:1"], [])
 
 
-def test_the_size_may_be_left_out(shelf: Any, make_png: Any) -> None:
+def test_the_size_may_be_left_out(source_folder: Any, make_png: Any) -> None:
     row = {
         "id": 1,
         "asset": {"filename": "a.png"},
         "contents": {"type": "Freeform", "text": "x", "prompt": "y"},
     }
-    result = shelf.put("a.png", make_png()).put("rows.jsonl", json.dumps(row)).check()
+    result = source_folder.put("a.png", make_png()).put("rows.jsonl", json.dumps(row)).check()
     assert (result.findings, result.outcome.type) == ([], "freeform")
     assert (result.records[0].asset.width, result.records[0].contents) == (
         40,
@@ -97,11 +97,11 @@ GROUNDING = {"type": "PhraseGrounding", "caption": "a b"}
         (line().encode().replace(b'"q"', b'"\xff"'), "EncodingWrong", None, None),
     ],
 )
-def test_a_line_that_is_no_row_is_reported_and_the_others_are_accepted(
-    shelf: Any, make_png: Any, bad: bytes, code: str, field: str | None, value: str | None
+def test_an_invalid_line_is_reported_and_the_others_are_accepted(
+    source_folder: Any, make_png: Any, bad: bytes, code: str, field: str | None, value: str | None
 ) -> None:
     other = line(2, type="Vqa", interactions=[{"order": 1, "question": "r", "answer": "b"}])
-    result = shelf.put("a.png", make_png()).put(
+    result = source_folder.put("a.png", make_png()).put(
         "rows.jsonl", b"\n".join([line().encode(), bad, other.encode()])
     )
     result = result.check("vqa")
@@ -110,22 +110,22 @@ def test_a_line_that_is_no_row_is_reported_and_the_others_are_accepted(
     assert (found.code, found.line, found.field, found.value) == (code, 2, field, value)
 
 
-def test_numbers_that_json_does_not_know_are_named(shelf: Any, make_png: Any) -> None:
+def test_numbers_that_json_lacks_are_reported(source_folder: Any, make_png: Any) -> None:
     row = line(**GROUNDING, groundedPhrases=[{**PHRASE, "bounds": [[0, float("nan"), 1, 1]]}])
-    result = shelf.put("a.png", make_png()).put("rows.jsonl", row).check("phrase-grounding")
+    result = source_folder.put("a.png", make_png()).put("rows.jsonl", row).check("phrase-grounding")
     assert [(found.code, found.line) for found in result.findings if found.severity == "error"] == [
         ("BoxNotFinite", 1)
     ]
 
 
 def test_a_line_without_end_is_left_out_and_the_next_one_accepted(
-    shelf: Any, make_png: Any, monkeypatch: pytest.MonkeyPatch
+    source_folder: Any, make_png: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("runyard.datasets.readers.lines.MAX_LINE_BYTES", 400)
     rows = "\n".join(
         [line(1), line(2, type="Freeform", text="x" * 2000), line(3, type="Freeform", text="x")]
     )
-    result = shelf.put("a.png", make_png()).put("rows.jsonl", rows).check("vqa")
+    result = source_folder.put("a.png", make_png()).put("rows.jsonl", rows).check("vqa")
     assert [(found.code, found.line) for found in result.findings] == [
         ("RowInvalid", 2),
         ("ContentsUnfit", 3),
@@ -135,11 +135,11 @@ def test_a_line_without_end_is_left_out_and_the_next_one_accepted(
 @pytest.mark.parametrize(
     ("data", "code"), [(b"", "FileIgnored"), ((line() + "\n").encode("utf-16"), "FileIgnored")]
 )
-def test_files_that_are_empty_or_of_two_bytes_a_letter_are_not_taken_for_rows(
-    shelf: Any, make_png: Any, data: bytes, code: str
+def test_empty_and_utf_16_files_are_not_taken_for_rows(
+    source_folder: Any, make_png: Any, data: bytes, code: str
 ) -> None:
     result = (
-        shelf.put("a.png", make_png())
+        source_folder.put("a.png", make_png())
         .put("rows.jsonl", line())
         .put("more.jsonl", data)
         .check("vqa")

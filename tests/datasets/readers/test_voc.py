@@ -1,4 +1,4 @@
-"""Pascal VOC: objects with the lines they stand on; nothing of XML that could do harm."""
+"""Pascal VOC: objects with their lines; dangerous XML features are rejected."""
 
 from typing import Any
 
@@ -28,8 +28,8 @@ def make_object(name: str, *corners: Any) -> str:
 
 
 @pytest.fixture
-def images(shelf: Any, make_png: Any) -> Any:
-    return shelf.put("images/a.png", make_png(40, 20))
+def images(source_folder: Any, make_png: Any) -> Any:
+    return source_folder.put("images/a.png", make_png(40, 20))
 
 
 def test_objects_become_phrases(images: Any) -> None:
@@ -87,7 +87,7 @@ def test_findings_name_the_line_of_their_object(
         "<annotation>&undefined;</annotation>",
     ],
 )
-def test_xml_that_is_broken_or_reaches_out_is_rejected(images: Any, text: str) -> None:
+def test_malformed_xml_and_external_entities_are_rejected(images: Any, text: str) -> None:
     result = images.put("a.xml", voc(make_object("tin", 4, 2, 12, 6))).put("b.xml", text).check()
     assert len(result.records) == 1
     assert [(found.code, found.file, found.action) for found in result.findings] == [

@@ -19,13 +19,13 @@ def shard(*read_members: tuple[str, bytes | str]) -> bytes:
     return out.getvalue()
 
 
-def test_images_with_captions_in_shards(shelf: Any, make_png: Callable[..., bytes]) -> None:
-    shelf.put("train-000000.tar", shard(("0001.png", make_png(30)), ("0001.txt", "red\n")))
-    shelf.put(
+def test_images_with_captions_in_shards(source_folder: Any, make_png: Callable[..., bytes]) -> None:
+    source_folder.put("train-000000.tar", shard(("0001.png", make_png(30)), ("0001.txt", "red\n")))
+    source_folder.put(
         "train-000001.tar.gz",
         gzip.compress(shard(("x/0002.txt", "wide"), ("x/0002.png", make_png(50)))),
     )
-    result = shelf.check("freeform")
+    result = source_folder.check("freeform")
     assert result.outcome.format == "WebDataset"
     assert [(r.asset.filename, r.asset.width, r.contents) for r in result.records] == [
         ("train-000000.tar/0001.png", 30, Freeform(text="red")),
@@ -34,13 +34,13 @@ def test_images_with_captions_in_shards(shelf: Any, make_png: Callable[..., byte
     assert result.findings == []
 
 
-def test_json_and_classes(shelf: Any, make_png: Callable[..., bytes]) -> None:
-    said = json.dumps({"question": "What?", "answer": "a tin", "id": "q1"})
-    shelf.put("a.tar", shard(("1.png", make_png(30)), ("1.json", said)))
-    shelf.put("b.tar", shard(("2.cls", "1"), ("2.png", make_png(31)))).put(
+def test_json_and_classes(source_folder: Any, make_png: Callable[..., bytes]) -> None:
+    sidecar = json.dumps({"question": "What?", "answer": "a tin", "id": "q1"})
+    source_folder.put("a.tar", shard(("1.png", make_png(30)), ("1.json", sidecar)))
+    source_folder.put("b.tar", shard(("2.cls", "1"), ("2.png", make_png(31)))).put(
         "classes.txt", "box\ntin\n"
     )
-    result = shelf.check("vqa", format="WebDataset")
+    result = source_folder.check("vqa", format="WebDataset")
     assert [record.contents for record in result.records] == [
         Vqa(interactions=result.records[0].contents.interactions),
         Vqa(interactions=result.records[1].contents.interactions),
@@ -56,7 +56,7 @@ def test_json_and_classes(shelf: Any, make_png: Callable[..., bytes]) -> None:
 
 
 def test_groups_that_cannot_be_read_are_reported_and_the_others_accepted(
-    shelf: Any, make_png: Callable[..., bytes]
+    source_folder: Any, make_png: Callable[..., bytes]
 ) -> None:
     read_members = [
         ("1.png", make_png(30)),
@@ -73,7 +73,7 @@ def test_groups_that_cannot_be_read_are_reported_and_the_others_accepted(
         ("6.txt", "good, too"),
         ("6.npy", b"..."),
     ]
-    result = shelf.put("a.tar", shard(*read_members)).check("freeform")
+    result = source_folder.put("a.tar", shard(*read_members)).check("freeform")
     assert [record.contents for record in result.records] == [
         Freeform(text="good"),
         Freeform(text="good, too"),
@@ -89,15 +89,15 @@ def test_groups_that_cannot_be_read_are_reported_and_the_others_accepted(
 
 
 def test_a_shard_that_is_cut_off_or_unsafe_is_rejected(
-    shelf: Any, make_png: Callable[..., bytes]
+    source_folder: Any, make_png: Callable[..., bytes]
 ) -> None:
     whole = shard(
         *((f"{n}.{e}", d) for n in range(9) for e, d in (("png", make_png(30 + n)), ("txt", "red")))
     )
-    shelf.put("cut.tar", whole[: len(whole) // 3])
-    result = shelf.check("freeform")
+    source_folder.put("cut.tar", whole[: len(whole) // 3])
+    result = source_folder.check("freeform")
     assert [(f.code, f.action) for f in result.findings] == [("FileUnreadable", "FileRejected")]
-    shelf.put(
+    source_folder.put(
         "cut.tar",
         shard(
             ("1.png", make_png()),
@@ -106,24 +106,24 @@ def test_a_shard_that_is_cut_off_or_unsafe_is_rejected(
             ("../x", ""),
         ),
     )
-    result = shelf.check("freeform")
+    result = source_folder.check("freeform")
     assert [(f.code, f.value) for f in result.findings] == [("ArchiveUnsafe", "../x")]
 
 
 def test_a_tar_of_another_format_is_opened_as_an_archive(
-    shelf: Any, make_png: Callable[..., bytes]
+    source_folder: Any, make_png: Callable[..., bytes]
 ) -> None:
     yolo = [
         ("images/a.png", make_png()),
         ("labels/a.txt", "0 0.5 0.5 0.5 0.5\n"),
         ("classes.txt", "tin\n"),
     ]
-    result = shelf.put("yolo.tar", shard(*yolo)).check()
+    result = source_folder.put("yolo.tar", shard(*yolo)).check()
     assert (result.outcome.format, result.outcome.type, len(result.records)) == (
         "YoloDarknet",
         "phrase-grounding",
         1,
     )
     flat = [("a.png", make_png()), ("a.txt", "0 0.5 0.5 0.5 0.5\n"), ("classes.txt", "tin\n")]
-    result = shelf.put("yolo.tar", shard(*flat)).check()
+    result = source_folder.put("yolo.tar", shard(*flat)).check()
     assert (result.outcome.format, len(result.records)) == ("YoloDarknet", 1)

@@ -10,9 +10,11 @@ LABELS = "0 0.2 0.2 0.2 0.2\n1 0.5 0.5 1 1\n"
 
 
 @pytest.fixture
-def darknet(shelf: Any, make_png: Any) -> Any:
+def darknet(source_folder: Any, make_png: Any) -> Any:
     return (
-        shelf.put("obj/a.png", make_png()).put("obj/a.txt", LABELS).put("classes.txt", "tin\nbox\n")
+        source_folder.put("obj/a.png", make_png())
+        .put("obj/a.txt", LABELS)
+        .put("classes.txt", "tin\nbox\n")
     )
 
 
@@ -26,8 +28,12 @@ def test_darknet_labels_are_next_to_their_images(darknet: Any) -> None:
 
 
 @pytest.mark.parametrize("names", ["obj.names", "_darknet.labels"])
-def test_names_may_be_in_lists_of_other_names(shelf: Any, make_png: Any, names: str) -> None:
-    result = shelf.put("a.png", make_png()).put("a.txt", LABELS).put(names, "tin\nbox").check()
+def test_class_lists_may_have_other_file_names(
+    source_folder: Any, make_png: Any, names: str
+) -> None:
+    result = (
+        source_folder.put("a.png", make_png()).put("a.txt", LABELS).put(names, "tin\nbox").check()
+    )
     assert [phrase.phrase for phrase in result.records[0].contents.grounded_phrases] == [
         "tin",
         "box",
@@ -35,10 +41,10 @@ def test_names_may_be_in_lists_of_other_names(shelf: Any, make_png: Any, names: 
 
 
 @pytest.mark.parametrize("layout", ["{kind}/train/a.{ending}", "train/{kind}/a.{ending}"])
-def test_ultralytics_labels_are_in_labels(shelf: Any, make_png: Any, layout: str) -> None:
-    shelf.put(layout.format(kind="images", ending="png"), make_png())
-    shelf.put(layout.format(kind="labels", ending="txt"), LABELS)
-    result = shelf.put("data.yaml", "train: images\nnames: [tin, box]\n").check()
+def test_ultralytics_labels_are_in_labels(source_folder: Any, make_png: Any, layout: str) -> None:
+    source_folder.put(layout.format(kind="images", ending="png"), make_png())
+    source_folder.put(layout.format(kind="labels", ending="txt"), LABELS)
+    result = source_folder.put("data.yaml", "train: images\nnames: [tin, box]\n").check()
     assert (result.outcome.format, result.findings, len(result.records)) == (
         "YoloKerasPytorch",
         [],
@@ -46,9 +52,9 @@ def test_ultralytics_labels_are_in_labels(shelf: Any, make_png: Any, layout: str
     )
 
 
-def test_a_polygon_has_its_box(shelf: Any, make_png: Any) -> None:
+def test_a_polygon_has_its_box(source_folder: Any, make_png: Any) -> None:
     result = (
-        shelf.put("a.png", make_png())
+        source_folder.put("a.png", make_png())
         .put("a.txt", "0 0.1 0.2 0.5 0.2 0.3 0.6\n")
         .put("classes.txt", "tin")
         .check()
@@ -92,8 +98,12 @@ def test_labels_without_an_image_are_reported(darknet: Any) -> None:
     ]
 
 
-def test_classes_without_names_are_reported_once_per_file(shelf: Any, make_png: Any) -> None:
-    result = shelf.put("a.png", make_png()).put("a.txt", LABELS).put("b.txt", LABELS).check()
+def test_classes_without_names_are_reported_once_per_file(
+    source_folder: Any, make_png: Any
+) -> None:
+    result = (
+        source_folder.put("a.png", make_png()).put("a.txt", LABELS).put("b.txt", LABELS).check()
+    )
     assert [found.code for found in result.findings if found.severity == "error"] == [
         "ClassUnknown"
     ]
@@ -116,6 +126,6 @@ def test_names_are_found_however_yaml_writes_them(text: str) -> None:
     assert parse_yaml_names(text) == ["tin", "box"]
 
 
-def test_quoted_names_keep_what_is_quoted() -> None:
+def test_quoted_names_keep_their_text() -> None:
     assert parse_yaml_names('names: [\'it\'\'s\', "a, b", "c\\"d"]') == ["it's", "a, b", 'c"d']
     assert parse_yaml_names("nc: 3") == []

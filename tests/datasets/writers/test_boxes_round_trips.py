@@ -1,4 +1,4 @@
-"""What formats of detection write is read again as it was, as far as they can carry it."""
+"""Detection formats round-trip their data, as far as they can represent it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -63,8 +63,8 @@ def flatten_boxes(contents: PhraseGrounding) -> list[tuple[str, list[Any]]]:
     ]
 
 
-def assert_same(shelf: Any, item: Make, format: str) -> None:
-    result = shelf.check("phrase-grounding")
+def assert_same(source_folder: Any, item: Make, format: str) -> None:
+    result = source_folder.check("phrase-grounding")
     assert result.outcome.format == format
     assert [found for found in result.findings if found.code != "AnnotationsAbsent"] == []
     by_image = {one.asset.filename.removeprefix("images/"): one.contents for one in result.records}
@@ -90,19 +90,19 @@ def assert_same(shelf: Any, item: Make, format: str) -> None:
 
 
 @pytest.mark.parametrize("format", DETECTION)
-def test_boxes_and_names_come_back(shelf: Any, item: Make, format: str) -> None:
+def test_boxes_and_names_round_trip(source_folder: Any, item: Make, format: str) -> None:
     writer = find_writer(format)
     assert writer is not None
-    writer.write(detection_items(item), shelf.folder, with_images=True)
-    assert_same(shelf, item, format)
+    writer.write(detection_items(item), source_folder.folder, with_images=True)
+    assert_same(source_folder, item, format)
 
 
 @pytest.mark.parametrize(
     "writer", [CsvFourCornerWriter(is_normalized=False), CsvWidthHeightWriter(is_normalized=False)]
 )
-def test_csv_in_pixels_comes_back(shelf: Any, item: Make, writer: Any) -> None:
-    writer.write(detection_items(item), shelf.folder, with_images=True)
-    assert_same(shelf, item, writer.name)
+def test_csv_in_pixels_round_trips(source_folder: Any, item: Make, writer: Any) -> None:
+    writer.write(detection_items(item), source_folder.folder, with_images=True)
+    assert_same(source_folder, item, writer.name)
 
 
 @pytest.mark.parametrize("format", DETECTION)
@@ -115,8 +115,8 @@ def test_annotations_alone_have_no_images(item: Make, tmp_path: Path, format: st
     assert not [path for path in files if path.suffix == ".png"]
 
 
-def test_vi_jsonl_gives_back_every_record_of_every_type(
-    shelf: Any, item: Make, tmp_path: Path
+def test_vi_jsonl_round_trips_every_record_of_every_type(
+    source_folder: Any, item: Make, tmp_path: Path
 ) -> None:
     contents: dict[str, list[Contents]] = {
         "vqa": [Vqa(interactions=[Interaction(order=1, question="箱?", answer="2\n3")])],
@@ -126,17 +126,17 @@ def test_vi_jsonl_gives_back_every_record_of_every_type(
             PhraseGrounding(caption="nothing", grounded_phrases=[]),
         ],
     }
-    for task, said in contents.items():
+    for task, content in contents.items():
         folder = tmp_path / task
         folder.mkdir()
         items = [
-            item("x/a.png", *(record(n, "x/a.png", one) for n, one in enumerate(said))),
+            item("x/a.png", *(record(n, "x/a.png", one) for n, one in enumerate(content))),
             item("b.png"),
         ]
         writer = find_writer("ViJsonl")
         assert writer is not None
         writer.write(items, folder, with_images=True)
-        result = type(shelf)(folder).check()
+        result = type(source_folder)(folder).check()
         assert (result.outcome.type, result.outcome.format, result.codes) == (
             task,
             "ViJsonl",
@@ -145,21 +145,21 @@ def test_vi_jsonl_gives_back_every_record_of_every_type(
         assert result.records == items[0].records
 
 
-def test_coco_carries_texts_as_captions(shelf: Any, item: Make) -> None:
+def test_coco_carries_texts_as_captions(source_folder: Any, item: Make) -> None:
     texts = [Freeform(text="a tin"), Freeform(text="two")]
     writer = find_writer("Coco")
     assert writer is not None
     writer.write(
         [item("a.png", *(record(n, "a.png", one) for n, one in enumerate(texts)))],
-        shelf.folder,
+        source_folder.folder,
         with_images=True,
     )
-    assert [one.contents for one in shelf.check("freeform").records] == texts
+    assert [one.contents for one in source_folder.check("freeform").records] == texts
 
 
 @pytest.mark.parametrize("format", ["PascalVoc", "YoloDarknet", "YoloKerasPytorch"])
-def test_images_that_differ_in_their_ending_alone_keep_their_labels(
-    shelf: Any, item: Make, format: str
+def test_images_that_differ_only_in_their_suffix_keep_their_labels(
+    source_folder: Any, item: Make, format: str
 ) -> None:
     boxes = [("tin", (0.0, 0.0, 0.5, 0.5)), ("box", (0.5, 0.5, 1.0, 1.0))]
     items = [
@@ -168,8 +168,8 @@ def test_images_that_differ_in_their_ending_alone_keep_their_labels(
     ]
     writer = find_writer(format)
     assert writer is not None
-    writer.write(items, shelf.folder, with_images=True)
-    result = shelf.check()
+    writer.write(items, source_folder.folder, with_images=True)
+    result = source_folder.check()
     assert result.findings == []
     assert sorted(one.contents.caption for one in result.records) == ["box", "tin"]
 
@@ -189,7 +189,7 @@ def test_no_name_leads_out_of_the_folder(item: Make, tmp_path: Path, format: str
     assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_what_a_writer_writes_its_reader_takes() -> None:
+def test_readers_accept_what_their_writers_write() -> None:
     for writer in WRITERS:
         reader = find_reader("ViJsonl" if writer.name == "ViFull" else writer.name)
         assert reader is not None

@@ -35,7 +35,7 @@ def phrase(text: str, start: int, end: int) -> GroundedPhrase:
     )
 
 
-SAID: dict[DatasetType, list[Contents]] = {
+CONTENTS: dict[DatasetType, list[Contents]] = {
     "phrase-grounding": [
         PhraseGrounding(
             caption="Eine rote Dose, « zwei »", grounded_phrases=[phrase("rote Dose", 1, 3)]
@@ -62,12 +62,13 @@ def record(number: int, filename: str, contents: Contents, category: str | None 
 
 
 def items_of(task: DatasetType, item: Callable[..., ExportedImage]) -> list[ExportedImage]:
-    said = SAID[task]
+    content = CONTENTS[task]
     names = ["a.png", "b/a.png", "b/ä ö.png"]
     items = [
-        item(name, record(n, name, said[n % len(said)], "shelf")) for n, name in enumerate(names)
+        item(name, record(n, name, content[n % len(content)], "shelf"))
+        for n, name in enumerate(names)
     ]
-    return [*items, item("c.png", *(record(10 + n, "c.png", one) for n, one in enumerate(said)))]
+    return [*items, item("c.png", *(record(10 + n, "c.png", one) for n, one in enumerate(content)))]
 
 
 def write_items(
@@ -79,46 +80,48 @@ def write_items(
 
 
 @pytest.mark.parametrize("task", ["phrase-grounding", "vqa", "freeform"])
-def test_parquet_gives_back_every_record(
-    shelf: Any, item: Callable[..., ExportedImage], task: DatasetType
+def test_parquet_round_trips_every_record(
+    source_folder: Any, item: Callable[..., ExportedImage], task: DatasetType
 ) -> None:
     items = items_of(task, item)
-    write_items(ParquetWriter(), [*items, item("unsaid.png")], shelf.folder)
-    result = shelf.check(task)
+    write_items(ParquetWriter(), [*items, item("unsaid.png")], source_folder.folder)
+    result = source_folder.check(task)
     assert result.outcome.format == "Parquet"
     assert result.records == [one for it in items for one in it.records]
     # Of the image nothing is said of.
-    assert {found.code for found in result.findings} == {"AnnotationsAbsent"}
+    assert {found.code for found in result.findings} == {"AnnotationsAbsent"}  # the image without records
 
 
-def test_parquet_without_images_names_them(shelf: Any, item: Callable[..., ExportedImage]) -> None:
+def test_parquet_without_images_names_them(source_folder: Any, item: Callable[..., ExportedImage]) -> None:
     items = items_of("vqa", item)
-    write_items(ParquetWriter(), items, shelf.folder, with_images=False)
+    write_items(ParquetWriter(), items, source_folder.folder, with_images=False)
     for it in items:
-        shelf.put(it.asset.filename, it.read())
-    assert shelf.check("vqa").records == [one for it in items for one in it.records]
+        source_folder.put(it.asset.filename, it.read())
+    assert source_folder.check("vqa").records == [one for it in items for one in it.records]
 
 
 def test_parquet_is_cut_into_shards(
-    shelf: Any, item: Callable[..., ExportedImage], monkeypatch: pytest.MonkeyPatch
+    source_folder: Any, item: Callable[..., ExportedImage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    items = [item(f"{n}.png", record(n, f"{n}.png", SAID["freeform"][0])) for n in range(10)]
+    items = [item(f"{n}.png", record(n, f"{n}.png", CONTENTS["freeform"][0])) for n in range(10)]
     size = len(items[0].read())
     monkeypatch.setattr(arrow_writer, "SHARD_BYTES", 4 * size + 40)
     monkeypatch.setattr(arrow_writer, "_GROUP_BYTES", 2 * size + 20)
-    write_items(ParquetWriter(), items, shelf.folder)
-    assert sorted(path.name for path in (shelf.folder / "data").iterdir()) == [
+    write_items(ParquetWriter(), items, source_folder.folder)
+    assert sorted(path.name for path in (source_folder.folder / "data").iterdir()) == [
         "train-00000.parquet",
         "train-00001.parquet",
         "train-00002.parquet",
     ]
-    assert [one.id for one in shelf.check("freeform").records] == [f"r{n}" for n in range(10)]
+    assert [one.id for one in source_folder.check("freeform").records] == [
+        f"r{n}" for n in range(10)
+    ]
 
 
-def test_parquet_says_what_its_columns_are(shelf: Any, item: Callable[..., ExportedImage]) -> None:
+def test_parquet_says_what_its_columns_are(source_folder: Any, item: Callable[..., ExportedImage]) -> None:
     """As the library ``datasets`` expects: each column has a feature, and ``image`` is an image."""
-    write_items(ParquetWriter(), items_of("phrase-grounding", item), shelf.folder)
-    table = parquet.read_table(shelf.folder / "data/train-00000.parquet")
+    write_items(ParquetWriter(), items_of("phrase-grounding", item), source_folder.folder)
+    table = parquet.read_table(source_folder.folder / "data/train-00000.parquet")
     features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
     assert list(features) == table.column_names
     assert features["image"] == {"_type": "Image"}
@@ -128,15 +131,15 @@ def test_parquet_says_what_its_columns_are(shelf: Any, item: Callable[..., Expor
     )
 
 
-def test_an_empty_dataset_is_a_file_without_rows(shelf: Any) -> None:
-    write_items(ParquetWriter(), [], shelf.folder)
-    assert parquet.read_table(shelf.folder / "data/train-00000.parquet").num_rows == 0
+def test_an_empty_dataset_is_a_file_without_rows(source_folder: Any) -> None:
+    write_items(ParquetWriter(), [], source_folder.folder)
+    assert parquet.read_table(source_folder.folder / "data/train-00000.parquet").num_rows == 0
 
 
 @pytest.mark.parametrize("task", ["phrase-grounding", "vqa", "freeform"])
 @pytest.mark.parametrize("fraction", [None, 0.5])
-def test_vi_full_pairs_images_and_lines_by_their_place(
-    shelf: Any, item: Callable[..., ExportedImage], task: DatasetType, fraction: float | None
+def test_vi_full_pairs_images_and_lines_by_position(
+    source_folder: Any, item: Callable[..., ExportedImage], task: DatasetType, fraction: float | None
 ) -> None:
     items = [*items_of(task, item), item("unsaid.png")]
     names = [
@@ -151,15 +154,16 @@ def test_vi_full_pairs_images_and_lines_by_their_place(
         "-.png",
     ]
     items += [
-        item(f"{n}/{name}", record(100 + n, name, SAID[task][0])) for n, name in enumerate(names)
+        item(f"{n}/{name}", record(100 + n, name, CONTENTS[task][0]))
+        for n, name in enumerate(names)
     ]
-    write_items(ViFullWriter(held_out_fraction=fraction), items, shelf.folder)
+    write_items(ViFullWriter(held_out_fraction=fraction), items, source_folder.folder)
     parts = ["dump"] if fraction is None else ["training", "validation"]
-    assert sorted(path.name for path in shelf.folder.iterdir()) == parts
+    assert sorted(path.name for path in source_folder.folder.iterdir()) == parts
     seen = 0
     for part in parts:
-        images = sorted((shelf.folder / part / "images").iterdir())
-        annotations = sorted((shelf.folder / part / "annotations").iterdir())
+        images = sorted((source_folder.folder / part / "images").iterdir())
+        annotations = sorted((source_folder.folder / part / "annotations").iterdir())
         assert [path.stem for path in images] == [path.stem for path in annotations]
         assert images
         for image, annotation in zip(images, annotations, strict=True):
@@ -169,7 +173,7 @@ def test_vi_full_pairs_images_and_lines_by_their_place(
             assert image.suffix == image.suffix.lower()
         seen += len(images)
     assert seen == len(items) - 1
-    result = shelf.check(task)
+    result = source_folder.check(task)
     assert result.outcome.format == "ViJsonl"
     by_id = {one.id: one for one in result.records}
     assert by_id["r1"].contents == items[1].records[0].contents and by_id["r1"].category == "shelf"
@@ -177,9 +181,9 @@ def test_vi_full_pairs_images_and_lines_by_their_place(
 
 
 def test_vi_full_holds_out_by_content(
-    shelf: Any, item: Callable[..., ExportedImage], tmp_path: Path
+    source_folder: Any, item: Callable[..., ExportedImage], tmp_path: Path
 ) -> None:
-    items = [item(f"{n}.png", record(n, f"{n}.png", SAID["vqa"][0])) for n in range(40)]
+    items = [item(f"{n}.png", record(n, f"{n}.png", CONTENTS["vqa"][0])) for n in range(40)]
     held: list[set[str]] = []
     for seed in (1, 1, 2):
         folder = write_items(
@@ -192,7 +196,9 @@ def test_vi_full_holds_out_by_content(
 
 def test_several_records_of_an_image_become_one(item: Callable[..., ExportedImage]) -> None:
     asset = AssetRef(filename="c.png", width=40, height=20)
-    [one] = merge_records([record(n, "c.png", said) for n, said in enumerate(SAID["vqa"])], asset)
+    [one] = merge_records(
+        [record(n, "c.png", content) for n, content in enumerate(CONTENTS["vqa"])], asset
+    )
     assert isinstance(one.contents, Vqa)
     assert [(i.order, i.question) for i in one.contents.interactions] == [
         (1, "箱は?"),
@@ -200,7 +206,8 @@ def test_several_records_of_an_image_become_one(item: Callable[..., ExportedImag
         (3, "Who?"),
     ]
     [one] = merge_records(
-        [record(n, "c.png", said) for n, said in enumerate(SAID["phrase-grounding"])], asset
+        [record(n, "c.png", content) for n, content in enumerate(CONTENTS["phrase-grounding"])],
+        asset,
     )
     assert isinstance(one.contents, PhraseGrounding)
     words = one.contents.caption.split()

@@ -380,7 +380,7 @@ class Trainer(Program):
         After a failed fsync the staged files are dropped and the save restarts.
         """
         if self.machine.is_fsync_failing:
-            self.machine.truth.counts["saves begun anew"] += 1
+            self.machine.truth.counts["saves restarted"] += 1
             self.schedule(self.world.draw_int(200, 2_000), lambda: self._save(then))
             return
         name = f"step-{self.step}"

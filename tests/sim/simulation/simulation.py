@@ -500,13 +500,13 @@ class Client(Process):
         )
 
     def kill_run(self, number: int) -> None:
-        wish: dict[str, Any] = {
+        change: dict[str, Any] = {
             "kill": True,
             "training_project": msgspec.UNSET,
             "attributes": {},
             "if_match": None,
         }
-        self._send(lambda s: runs.update(s, self.actor, f"r{number}", **wish), lambda _: None)
+        self._send(lambda s: runs.update(s, self.actor, f"r{number}", **change), lambda _: None)
 
     def delete(self, number: int) -> None:
         from runyard.server.services.runs import deletion

@@ -1,4 +1,4 @@
-"""Archives come from a network: what is in them is not trusted."""
+"""Archives come from a network: their contents are not trusted."""
 
 import io
 import tarfile
@@ -42,7 +42,7 @@ def names(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
-def test_files_and_folders_appear_and_the_archive_goes(
+def test_files_and_folders_are_extracted_and_the_archive_removed(
     pack: Callable[[Members], Path], tmp_path: Path
 ) -> None:
     archive = pack(
@@ -84,7 +84,7 @@ def test_files_and_folders_appear_and_the_archive_goes(
     ],
     ids=lambda members: f"{members[-1][0].name}-{members[-1][0].type.decode(errors='replace')}",
 )
-def test_what_does_not_belong_is_refused_and_leaves_nothing(
+def test_unsafe_members_are_refused_and_leave_nothing(
     pack: Callable[[Members], Path], tmp_path: Path, members: Members
 ) -> None:
     archive = pack(member("model_full/run.json", b"{}") + members)
@@ -101,7 +101,7 @@ def test_a_cut_archive_is_refused(pack: Callable[[Members], Path], tmp_path: Pat
     assert names(tmp_path) == []
 
 
-def test_a_member_that_claims_more_than_there_is_writes_nothing(tmp_path: Path) -> None:
+def test_a_member_longer_than_the_archive_writes_nothing(tmp_path: Path) -> None:
     (info, _), *_ = member("bomb")
     info.size = 10**11
     archive = tmp_path / ".a.tar"
@@ -117,7 +117,7 @@ def test_a_file_that_is_not_an_archive_is_rejected(tmp_path: Path) -> None:
         unpack_tar(archive, tmp_path / "a")
 
 
-def test_a_compressed_archive_is_not_a_way_around_the_limits(tmp_path: Path) -> None:
+def test_limits_apply_to_compressed_archives(tmp_path: Path) -> None:
     archive = tmp_path / ".a.tar"
     with tarfile.open(archive, "w:gz") as tar:
         for info, content in member("zeros", b"\0" * 1_000_000):
@@ -135,7 +135,7 @@ def test_too_many_members_are_refused(
         unpack_tar(archive, tmp_path / "epoch-1")
 
 
-def test_what_was_there_is_replaced_as_a_whole(
+def test_an_existing_folder_is_replaced_completely(
     pack: Callable[[Members], Path], tmp_path: Path
 ) -> None:
     folder = tmp_path / "epoch-1"
@@ -145,7 +145,7 @@ def test_what_was_there_is_replaced_as_a_whole(
     assert names(tmp_path) == ["epoch-1", "epoch-1/fresh"]
 
 
-def test_what_was_there_stays_when_the_archive_is_bad(
+def test_an_existing_folder_is_kept_when_the_archive_is_invalid(
     pack: Callable[[Members], Path], tmp_path: Path
 ) -> None:
     folder = tmp_path / "epoch-1"

@@ -17,7 +17,7 @@ IMAGE = b"\x89PNG" + bytes(range(200))
     ("here", "is_fetched"),
     [(None, True), (IMAGE, False), (IMAGE[:-1], True), (IMAGE[:-1] + b"x", True), (b"", True)],
 )
-def test_an_image_is_fetched_unless_its_bytes_are_here(
+def test_an_image_is_downloaded_unless_it_is_cached(
     key: str, server: Any, tmp_path: Path, here: bytes | None, is_fetched: bool
 ) -> None:
     asset = {

@@ -11,7 +11,7 @@ from vi._concurrency import asynchronous, synchronous
 
 
 class Watched:
-    """Counts how many are under way, and how many were taken from the list."""
+    """Counts the items in progress, and those taken from the list."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -40,7 +40,7 @@ class Watched:
         self.ticks += 1
 
 
-def test_threads_do_every_item_and_never_more_at_once_than_allowed() -> None:
+def test_threads_process_every_item_within_the_concurrency_limit() -> None:
     seen = Watched()
 
     def do(number: int) -> None:
@@ -54,7 +54,7 @@ def test_threads_do_every_item_and_never_more_at_once_than_allowed() -> None:
     assert seen.ticks > 0
 
 
-def test_tasks_do_every_item_and_never_more_at_once_than_allowed() -> None:
+def test_tasks_process_every_item_within_the_concurrency_limit() -> None:
     seen = Watched()
 
     async def do(number: int) -> None:

@@ -1,4 +1,4 @@
-"""The documents of the published contract, word for word, decode into our types."""
+"""The documents of the published contract, word for word, decode into the SDK's types."""
 
 from typing import Any
 

@@ -37,7 +37,7 @@ def test_the_enumerations_are_found() -> None:
 
 
 @pytest.mark.parametrize("kind", ENUMS, ids=lambda kind: kind.__name__)
-def test_each_member_is_its_word(kind: type[enum.Enum]) -> None:
+def test_each_member_equals_its_value(kind: type[enum.Enum]) -> None:
     for member in kind:
         word = member.value
         assert (str(member), f"{member}", f"{member:>1}", "%s" % member) == (word,) * 4  # noqa: UP031
@@ -56,7 +56,7 @@ def test_each_member_is_its_word(kind: type[enum.Enum]) -> None:
 @pytest.mark.parametrize(
     "kind", [kind for kind in ENUMS if issubclass(kind, OpenEnum)], ids=lambda kind: kind.__name__
 )
-def test_a_word_of_the_future_is_a_member_that_equals_it(kind: type[OpenEnum]) -> None:
+def test_an_unknown_value_becomes_a_member_that_equals_it(kind: type[OpenEnum]) -> None:
     if not list(kind):
         return  # the base of the others
     decoded = msgspec.json.decode(b'"Hibernating"', type=kind)

@@ -1,4 +1,4 @@
-"""``client.flows`` and ``client.training_projects``: what each call sends."""
+"""``client.flows`` and ``client.training_projects``: the requests of each call."""
 
 from collections.abc import AsyncIterator
 from typing import Any

@@ -1,5 +1,5 @@
 # Generated from test_flows_async.py by scripts/unasync: change that file, then run the script.
-"""``client.flows`` and ``client.training_projects``: what each call sends."""
+"""``client.flows`` and ``client.training_projects``: the requests of each call."""
 
 from collections.abc import Iterator
 from typing import Any

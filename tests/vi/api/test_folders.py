@@ -1,4 +1,4 @@
-"""Names of a server become paths only inside the folder that was named."""
+"""Names from a server become paths only inside the given folder."""
 
 from pathlib import Path
 

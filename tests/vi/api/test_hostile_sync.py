@@ -26,7 +26,7 @@ EARLIEST = datetime.fromisoformat("0001-01-01T00:00:00")
 
 
 class Rude:
-    """Its every comparison and conversion fails."""
+    """An object whose comparisons and conversions all fail."""
 
     def __eq__(self, other: object) -> bool:
         raise ValueError("not comparable")
@@ -82,7 +82,7 @@ VALUES: list[Any] = [
     ),
 ]
 
-# A document that every call can read: a run, session or page that is over and holds nothing.
+# A document that every call can read: a finished run or session, or an empty page.
 ANSWER = {
     "runId": "r1",
     "datasetId": "d1",
@@ -120,7 +120,7 @@ INNER = ("datasets.imports", "datasets.versions")
 
 
 def calls() -> Iterator[tuple[str, str]]:
-    """Every public method with each of its parameters."""
+    """Return every public method with each of its parameters."""
     client = vi.Client("dtvi_" + "k" * 98, "lab")
     for noun in ("", *NOUNS, *INNER):
         owner = find(client, noun)

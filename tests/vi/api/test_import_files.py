@@ -1,4 +1,4 @@
-"""Which files of a folder are sent, and the packs they are sent in."""
+"""Selection of a folder's files, and the packs they are sent in."""
 
 import hashlib
 import io
@@ -48,7 +48,7 @@ def test_every_file_below_the_folder_is_found_in_a_stable_order(tmp_path: Path) 
     assert found.skipped == []
 
 
-def test_hidden_files_and_what_systems_leave_behind_are_no_data(tmp_path: Path) -> None:
+def test_hidden_files_and_system_files_are_skipped(tmp_path: Path) -> None:
     write(tmp_path, a_jpg=b"1", Thumbs_db=b"2")
     (tmp_path / ".git").mkdir()
     (tmp_path / ".git" / "config").write_text("")
@@ -87,14 +87,14 @@ def test_an_unprintable_file_name_is_reported(tmp_path: Path) -> None:
     assert sorted(item.file for item in found.skipped) == ["b\\udcff.jpg", "c\n.jpg"]
 
 
-def test_one_file_is_taken_by_its_name(tmp_path: Path) -> None:
+def test_a_single_file_is_accepted_by_its_name(tmp_path: Path) -> None:
     write(tmp_path, shelf_parquet=b"PAR1")
     assert find_files(tmp_path / "shelf.parquet").files == [
         LocalFile("shelf.parquet", str(tmp_path / "shelf.parquet"), 4)
     ]
 
 
-def test_a_path_without_files_is_refused_with_what_to_do(tmp_path: Path) -> None:
+def test_a_path_without_files_is_refused_with_a_suggestion(tmp_path: Path) -> None:
     with pytest.raises(vi.ViInvalidParameterError, match="has no file to import"):
         find_files(tmp_path)
     with pytest.raises(vi.ViInvalidParameterError, match="does not exist"):
@@ -109,7 +109,7 @@ def test_a_pack_is_read_back_by_the_server_as_it_was_sent(tmp_path: Path) -> Non
     }
 
 
-def test_a_large_file_is_a_pack_of_its_own_and_not_held_in_memory(tmp_path: Path) -> None:
+def test_a_large_file_is_its_own_pack_and_is_streamed(tmp_path: Path) -> None:
     size_bytes = PACK_BYTES + 5
     with open(tmp_path / "large.zip", "wb") as file:
         file.truncate(size_bytes)
@@ -133,7 +133,7 @@ def test_the_same_files_make_the_same_packs_within_their_limit() -> None:
     assert groups == list(group_files(iter(files), limit_bytes=100))
 
 
-def test_a_file_that_grew_or_went_away_is_named(tmp_path: Path) -> None:
+def test_a_file_that_grew_or_disappeared_is_named(tmp_path: Path) -> None:
     write(tmp_path, a_txt=b"1")
     files = find_files(tmp_path).files
     (tmp_path / "a.txt").write_bytes(b"12")

@@ -48,7 +48,7 @@ def run(run_document: Callable[..., dict[str, Any]]) -> Run:
     return msgspec.convert(document, Run)
 
 
-def test_info_prints_the_true_status_and_everything_known(
+def test_info_prints_the_status_and_all_known_fields(
     run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run.info()

@@ -1,4 +1,4 @@
-"""``client.keys`` and ``client.audit``: what each call sends; no secret is shown by accident."""
+"""``client.keys`` and ``client.audit``: requests of each call; no secret is shown by accident."""
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -92,7 +92,7 @@ async def test_the_audit_log_is_filtered(client: vi.AsyncClient, server: Any) ->
     ]
 
 
-async def test_the_last_admin_key_and_too_many_wrong_keys_have_errors_of_their_own(
+async def test_the_last_admin_key_and_too_many_wrong_keys_have_their_own_errors(
     server: Any, key: str
 ) -> None:
     server.answers({"message": "the last one", "code": "LastAdminKey"}, status=409)
@@ -112,9 +112,7 @@ async def test_the_last_admin_key_and_too_many_wrong_keys_have_errors_of_their_o
 
 
 @pytest.mark.parametrize("bad", ["", "a/b", None])
-async def test_an_id_that_cannot_be_one_is_not_sent(
-    client: vi.AsyncClient, server: Any, bad: Any
-) -> None:
+async def test_an_invalid_id_is_not_sent(client: vi.AsyncClient, server: Any, bad: Any) -> None:
     with pytest.raises(vi.ViInvalidParameterError, match="key_id"):
         await client.keys.revoke(bad)
     assert server.requests == []

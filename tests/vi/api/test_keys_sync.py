@@ -1,5 +1,5 @@
 # Generated from test_keys_async.py by scripts/unasync: change that file, then run the script.
-"""``client.keys`` and ``client.audit``: what each call sends; no secret is shown by accident."""
+"""``client.keys`` and ``client.audit``: requests of each call; no secret is shown by accident."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -85,7 +85,7 @@ def test_the_audit_log_is_filtered(client: vi.Client, server: Any) -> None:
     ]
 
 
-def test_the_last_admin_key_and_too_many_wrong_keys_have_errors_of_their_own(
+def test_the_last_admin_key_and_too_many_wrong_keys_have_their_own_errors(
     server: Any, key: str
 ) -> None:
     server.answers({"message": "the last one", "code": "LastAdminKey"}, status=409)
@@ -105,7 +105,7 @@ def test_the_last_admin_key_and_too_many_wrong_keys_have_errors_of_their_own(
 
 
 @pytest.mark.parametrize("bad", ["", "a/b", None])
-def test_an_id_that_cannot_be_one_is_not_sent(client: vi.Client, server: Any, bad: Any) -> None:
+def test_an_invalid_id_is_not_sent(client: vi.Client, server: Any, bad: Any) -> None:
     with pytest.raises(vi.ViInvalidParameterError, match="key_id"):
         client.keys.revoke(bad)
     assert server.requests == []

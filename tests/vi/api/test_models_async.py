@@ -83,7 +83,7 @@ async def test_models_are_listed_in_pages(
 @pytest.mark.parametrize(
     ("ckpt", "name"), [(None, "latest"), ("best", "best"), ("epoch-3", "epoch-3")]
 )
-async def test_one_model_is_asked_for_by_name(
+async def test_one_model_is_requested_by_name(
     client: vi.AsyncClient, byte_server: Any, model_document: Any, ckpt: str | None, name: str
 ) -> None:
     document = model_document()
@@ -102,7 +102,7 @@ async def test_a_run_without_models_is_reported(
         await client.models.get("r-1")
 
 
-async def test_a_model_arrives_in_a_folder_of_its_own(
+async def test_a_model_is_downloaded_into_its_own_folder(
     client: vi.AsyncClient, byte_server: Any, model_document: Any, tmp_path: Path
 ) -> None:
     byte_server.documents.append(model_document(sizeBytes=len(byte_server.content)))
@@ -117,7 +117,7 @@ async def test_a_model_arrives_in_a_folder_of_its_own(
     assert byte_server.asked == ["GET /workspaces/lab/runs/r-1/outputs/latest?contents=y"]
 
 
-async def test_get_model_is_the_short_way(
+async def test_get_model_is_a_shortcut(
     client: vi.AsyncClient,
     byte_server: Any,
     model_document: Any,
@@ -284,7 +284,7 @@ async def test_a_copy_of_another_archive_is_fetched_again(
     ],
 )
 @pytest.mark.parametrize("call", ["get", "download", "get_model"])
-async def test_a_run_without_a_checkpoint_says_in_which_state_it_is(
+async def test_a_run_without_a_checkpoint_is_reported_with_its_state(
     key: str, server: Any, run_document: Any, conditions: list[str], words: list[str], call: str
 ) -> None:
     last = {"condition": conditions[-1], "reason": "Because", "message": "of something"}

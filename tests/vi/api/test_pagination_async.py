@@ -1,4 +1,4 @@
-"""Lists that come in pages."""
+"""Paged lists."""
 
 from typing import Any
 
@@ -33,7 +33,7 @@ async def flows(
     return await fetch_page(http, "/flows", item=Flow, pagination=pagination)
 
 
-async def test_iterating_yields_pages_beginning_with_the_one_held(
+async def test_iterating_yields_pages_beginning_with_the_current_one(
     http: AsyncHttp, server: Any
 ) -> None:
     server.answers(page("a", "b", next_page="t 1&"))
@@ -50,7 +50,7 @@ async def test_all_items_fetches_pages_on_demand(http: AsyncHttp, server: Any) -
     assert len(server.requests) == 1
 
 
-async def test_a_list_can_be_gone_through_twice(http: AsyncHttp, server: Any) -> None:
+async def test_a_list_can_be_iterated_twice(http: AsyncHttp, server: Any) -> None:
     server.answers(page("a", next_page="t1"))
     first = await flows(http)
     for _ in range(2):
@@ -58,7 +58,7 @@ async def test_a_list_can_be_gone_through_twice(http: AsyncHttp, server: Any) ->
         assert [flow.flow_id async for flow in first.all_items()] == ["a", "b"]
 
 
-async def test_length_index_and_truth_speak_of_the_first_page(http: AsyncHttp, server: Any) -> None:
+async def test_len_index_and_bool_refer_to_the_first_page(http: AsyncHttp, server: Any) -> None:
     server.answers(page("a", "b", next_page="t1"))
     first = await flows(http)
     assert (len(first), first[1].flow_id, [flow.flow_id for flow in first[:1]], bool(first)) == (
@@ -72,7 +72,7 @@ async def test_length_index_and_truth_speak_of_the_first_page(http: AsyncHttp, s
     assert not await flows(http)
 
 
-async def test_a_token_that_comes_twice_ends_the_list(http: AsyncHttp, server: Any) -> None:
+async def test_a_repeated_token_ends_the_list(http: AsyncHttp, server: Any) -> None:
     server.answers(page("a", next_page="t1"))
     server.answers(page("b", next_page="t2"))
     server.answers(page("c", next_page="t1"))
@@ -122,5 +122,5 @@ async def test_wrong_pagination_is_rejected_before_anything_is_sent(
     assert server.asked == []
 
 
-async def test_the_page_a_list_is_made_of_can_be_had_alone() -> None:
+async def test_a_page_can_be_constructed_without_a_client() -> None:
     assert Page(items=[1], next_page="t").items == [1]

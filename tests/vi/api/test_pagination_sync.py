@@ -1,5 +1,5 @@
 # Generated from test_pagination_async.py by scripts/unasync: change that file, then run the script.
-"""Lists that come in pages."""
+"""Paged lists."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ def flows(http: Http, pagination: Any = PaginationParams()) -> PaginatedResponse
     return fetch_page(http, "/flows", item=Flow, pagination=pagination)
 
 
-def test_iterating_yields_pages_beginning_with_the_one_held(http: Http, server: Any) -> None:
+def test_iterating_yields_pages_beginning_with_the_current_one(http: Http, server: Any) -> None:
     server.answers(page("a", "b", next_page="t 1&"))
     server.answers(page("c", next_page=""))
     found = [[flow.flow_id for flow in one.items] for one in flows(http)]
@@ -45,7 +45,7 @@ def test_all_items_fetches_pages_on_demand(http: Http, server: Any) -> None:
     assert len(server.requests) == 1
 
 
-def test_a_list_can_be_gone_through_twice(http: Http, server: Any) -> None:
+def test_a_list_can_be_iterated_twice(http: Http, server: Any) -> None:
     server.answers(page("a", next_page="t1"))
     first = flows(http)
     for _ in range(2):
@@ -53,7 +53,7 @@ def test_a_list_can_be_gone_through_twice(http: Http, server: Any) -> None:
         assert [flow.flow_id for flow in first.all_items()] == ["a", "b"]
 
 
-def test_length_index_and_truth_speak_of_the_first_page(http: Http, server: Any) -> None:
+def test_len_index_and_bool_refer_to_the_first_page(http: Http, server: Any) -> None:
     server.answers(page("a", "b", next_page="t1"))
     first = flows(http)
     assert (len(first), first[1].flow_id, [flow.flow_id for flow in first[:1]], bool(first)) == (
@@ -67,7 +67,7 @@ def test_length_index_and_truth_speak_of_the_first_page(http: Http, server: Any)
     assert not flows(http)
 
 
-def test_a_token_that_comes_twice_ends_the_list(http: Http, server: Any) -> None:
+def test_a_repeated_token_ends_the_list(http: Http, server: Any) -> None:
     server.answers(page("a", next_page="t1"))
     server.answers(page("b", next_page="t2"))
     server.answers(page("c", next_page="t1"))
@@ -117,5 +117,5 @@ def test_wrong_pagination_is_rejected_before_anything_is_sent(
     assert server.asked == []
 
 
-def test_the_page_a_list_is_made_of_can_be_had_alone() -> None:
+def test_a_page_can_be_constructed_without_a_client() -> None:
     assert Page(items=[1], next_page="t").items == [1]

@@ -1,4 +1,4 @@
-"""``client.runs``: what each call sends, and what it makes of the answer."""
+"""``client.runs``: the requests of each call, and their results."""
 
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -28,7 +28,7 @@ async def client(server: Any, clock: Any, key: str) -> AsyncIterator[vi.AsyncCli
         yield client
 
 
-async def test_the_key_and_the_organization_travel_with_each_request(
+async def test_each_request_has_the_key_and_the_organization(
     client: vi.AsyncClient, server: Any, key: str, run_document: RunDocument
 ) -> None:
     server.answers(run_document("Running"))
@@ -37,7 +37,7 @@ async def test_the_key_and_the_organization_travel_with_each_request(
     assert (headers["authorization"], headers["organization-id"]) == (f"Bearer {key}", "lab")
 
 
-async def test_get_gives_the_run(
+async def test_get_returns_the_run(
     client: vi.AsyncClient, server: Any, run_document: RunDocument
 ) -> None:
     server.answers(run_document("Pending", "Running"))
@@ -99,7 +99,7 @@ async def test_a_resumed_run_names_its_origin(
     assert run.spec.resume_from == ResumeFrom(run_id="r-0", checkpoint="epoch-2", step=12, epoch=2)
 
 
-async def test_a_flow_that_is_a_dict_is_sent_as_it_is(
+async def test_a_flow_that_is_a_dict_is_sent_unchanged(
     client: vi.AsyncClient, server: Any, run_document: RunDocument
 ) -> None:
     flow = {
@@ -193,7 +193,7 @@ async def test_update_takes_both_spellings_and_sends_only_what_is_given(
     assert server.body() == {"spec": sent}
 
 
-async def test_update_of_attributes_can_take_one_away(
+async def test_update_can_remove_an_attribute(
     client: vi.AsyncClient, server: Any, run_document: RunDocument
 ) -> None:
     server.answers(run_document("Pending"))
@@ -206,7 +206,7 @@ async def test_update_of_attributes_can_take_one_away(
     assert "if-match" not in server.requests[1].headers
 
 
-async def test_kill_stamps_the_wish_and_gives_the_run(
+async def test_kill_sends_the_request_time_and_returns_the_run(
     client: vi.AsyncClient, server: Any, run_document: RunDocument
 ) -> None:
     server.answers(run_document("Running"))
@@ -217,7 +217,7 @@ async def test_kill_stamps_the_wish_and_gives_the_run(
     assert isinstance(server.body()["spec"]["killedAt"], int)
 
 
-async def test_kill_sends_the_grace_it_was_given(
+async def test_kill_sends_the_given_grace_period(
     client: vi.AsyncClient, server: Any, run_document: RunDocument
 ) -> None:
     server.answers(run_document("Running"))
@@ -236,7 +236,7 @@ async def test_many_runs_are_one_request_with_an_outcome_each(
         "code": "NotFound",
         "message": "run 'r-2' was not found",
     }
-    server.breaks()  # a repeat does no harm, so a lost answer is asked for again
+    server.breaks()  # a repeat does no harm, so the request is sent again after a lost response
     server.answers({"items": [done, refused], "more": False})
     outcomes = await getattr(client.runs, verb)(["r-1", "r-2"])
     assert server.asked == [f"POST /workspaces/lab/runs:{verb}"] * 2
@@ -317,7 +317,7 @@ NO_SELECTION: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("arguments", NO_SELECTION, ids=repr)
-async def test_what_names_no_runs_is_never_sent(
+async def test_a_selection_without_runs_is_never_sent(
     client: vi.AsyncClient, server: Any, arguments: dict[str, Any]
 ) -> None:
     for call in (client.runs.kill, client.runs.delete):
@@ -326,7 +326,7 @@ async def test_what_names_no_runs_is_never_sent(
     assert server.asked == []
 
 
-async def test_delete_gives_the_id_that_is_gone(client: vi.AsyncClient, server: Any) -> None:
+async def test_delete_returns_the_deleted_id(client: vi.AsyncClient, server: Any) -> None:
     server.answers()
     assert await client.runs.delete(run_id="r-1") == DeletedResource(id="r-1")
 
@@ -361,7 +361,7 @@ async def test_list_sends_every_filter(client: vi.AsyncClient, server: Any) -> N
     assert server.requests[0].url.params.get_list("attribute") == ["experiment:baseline", "who:a:b"]
 
 
-async def test_filters_go_along_to_every_page(
+async def test_filters_are_sent_with_every_page(
     client: vi.AsyncClient, server: Any, run_document: RunDocument
 ) -> None:
     server.answers({"items": [run_document(run_id="r-1")], "nextPage": "t1"})
@@ -440,7 +440,7 @@ async def test_wait_ends_with_its_timeout(
     assert clock.slept == [10, 10, 5]
 
 
-async def test_wait_outlasts_a_server_that_is_away(
+async def test_wait_survives_a_server_outage(
     client: vi.AsyncClient, server: Any, run_document: RunDocument
 ) -> None:
     server.answers(run_document("Running"))
@@ -451,7 +451,7 @@ async def test_wait_outlasts_a_server_that_is_away(
     assert (await client.runs.wait("r-1")).condition is ConditionKind.SUCCEEDED
 
 
-async def test_wait_gives_up_on_a_server_that_stays_away(
+async def test_wait_gives_up_on_a_long_server_outage(
     client: vi.AsyncClient, server: Any, run_document: RunDocument, clock: Any
 ) -> None:
     server.answers(run_document("Running"))
@@ -462,7 +462,7 @@ async def test_wait_gives_up_on_a_server_that_stays_away(
     assert clock.now_s - 1000 == pytest.approx(120, abs=2)
 
 
-async def test_wait_keeps_its_timeout_when_the_server_is_away(
+async def test_wait_respects_its_timeout_during_a_server_outage(
     client: vi.AsyncClient, server: Any, run_document: RunDocument, clock: Any
 ) -> None:
     server.answers(run_document("Running"))
@@ -499,7 +499,7 @@ async def test_followed_logs_continue_until_the_run_ends(
     assert all("wait=15" in target for target in server.asked)
 
 
-async def test_logs_that_are_not_followed_do_not_wait_for_a_server_that_is_away(
+async def test_logs_that_are_not_followed_do_not_wait_during_a_server_outage(
     client: vi.AsyncClient, server: Any, clock: Any
 ) -> None:
     for _ in range(4):
@@ -543,7 +543,7 @@ async def test_metrics_are_one_list_over_all_pages(client: vi.AsyncClient, serve
     ]
 
 
-async def test_a_resource_outlives_the_name_of_its_client(
+async def test_a_resource_keeps_its_client_alive(
     server: Any, key: str, run_document: RunDocument
 ) -> None:
     runs = vi.AsyncClient(key, "lab", transport=server.transport).runs

@@ -44,7 +44,7 @@ def test_a_connection_cut_without_an_answer_is_a_network_error() -> None:
     http.close()
 
 
-def test_an_answer_that_never_comes_is_a_timeout() -> None:
+def test_a_response_that_never_comes_is_a_timeout() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         http = Http(f"http://127.0.0.1:{listener.getsockname()[1]}", retry=NO_RETRY, timeout_s=0.05)
         with pytest.raises(vi.ViTimeoutError):
@@ -79,7 +79,7 @@ def test_threads_share_one_client(byte_server: Any) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
-def test_a_forked_child_gets_connections_of_its_own(byte_server: Any) -> None:
+def test_a_forked_child_gets_its_own_connections(byte_server: Any) -> None:
     http = Http(byte_server.endpoint)
     assert http.exists("/parent")
     child = os.fork()

@@ -43,7 +43,7 @@ def names(target: Path) -> list[str]:
     return sorted(path.name for path in target.parent.iterdir())
 
 
-async def test_a_download_arrives_whole_and_leaves_nothing_else(
+async def test_a_download_is_complete_and_leaves_no_other_file(
     http: AsyncHttp, byte_server: Any, target: Path
 ) -> None:
     progress = await fetch(http, byte_server, target)
@@ -62,7 +62,7 @@ async def test_an_interrupted_connection_resumes_where_it_stopped(
     assert byte_server.ranges == ["bytes=0-", "bytes=1000-", "bytes=3000-"]
 
 
-async def test_each_cut_that_brought_bytes_earns_new_patience(
+async def test_each_interruption_after_progress_renews_the_retry_budget(
     http: AsyncHttp, byte_server: Any, target: Path
 ) -> None:
     byte_server.faults = [1000] * 20
@@ -70,7 +70,7 @@ async def test_each_cut_that_brought_bytes_earns_new_patience(
     assert target.read_bytes() == byte_server.content
 
 
-async def test_a_download_that_stops_coming_fails_and_keeps_what_it_has(
+async def test_a_stalled_download_fails_and_keeps_its_partial_file(
     http: AsyncHttp, byte_server: Any, target: Path
 ) -> None:
     byte_server.faults = [1000, 0, 0, 0]
@@ -82,7 +82,7 @@ async def test_a_download_that_stops_coming_fails_and_keeps_what_it_has(
     assert target.read_bytes() == byte_server.content
 
 
-async def test_the_rest_of_another_file_is_not_gone_on_from(
+async def test_a_partial_file_of_another_download_is_not_resumed(
     http: AsyncHttp, byte_server: Any, target: Path
 ) -> None:
     byte_server.faults = [1000, 0, 0, 0]
@@ -107,7 +107,7 @@ async def test_bytes_that_were_damaged_on_disk_are_fetched_again(
     assert target.read_bytes() == byte_server.content
 
 
-async def test_wrong_bytes_are_thrown_away(http: AsyncHttp, byte_server: Any, target: Path) -> None:
+async def test_wrong_bytes_are_discarded(http: AsyncHttp, byte_server: Any, target: Path) -> None:
     with pytest.raises(vi.ViDownloadError, match="damaged"):
         await fetch(http, byte_server, target, sha256="0" * 64)
     assert names(target) == []
@@ -121,7 +121,7 @@ async def test_a_wrong_length_is_rejected_before_anything_is_fetched(
     assert byte_server.ranges == []
 
 
-async def test_a_server_without_ranges_begins_again(
+async def test_a_server_without_ranges_starts_over(
     http: AsyncHttp, byte_server: Any, target: Path
 ) -> None:
     byte_server.faults = [1000, "no-ranges"]
@@ -178,7 +178,7 @@ async def test_two_downloads_of_one_file_do_not_mix(
         await fetch(http, byte_server, target)
 
 
-async def test_a_part_larger_than_the_file_is_forgotten(
+async def test_a_partial_file_larger_than_the_download_is_discarded(
     http: AsyncHttp, byte_server: Any, target: Path
 ) -> None:
     size = len(byte_server.content)

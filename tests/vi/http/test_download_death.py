@@ -1,4 +1,4 @@
-"""A download outlives the process that began it."""
+"""A download is resumed after its process has died."""
 
 import subprocess
 import sys

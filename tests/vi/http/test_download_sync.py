@@ -42,7 +42,7 @@ def names(target: Path) -> list[str]:
     return sorted(path.name for path in target.parent.iterdir())
 
 
-def test_a_download_arrives_whole_and_leaves_nothing_else(
+def test_a_download_is_complete_and_leaves_no_other_file(
     http: Http, byte_server: Any, target: Path
 ) -> None:
     progress = fetch(http, byte_server, target)
@@ -61,7 +61,7 @@ def test_an_interrupted_connection_resumes_where_it_stopped(
     assert byte_server.ranges == ["bytes=0-", "bytes=1000-", "bytes=3000-"]
 
 
-def test_each_cut_that_brought_bytes_earns_new_patience(
+def test_each_interruption_after_progress_renews_the_retry_budget(
     http: Http, byte_server: Any, target: Path
 ) -> None:
     byte_server.faults = [1000] * 20
@@ -69,7 +69,7 @@ def test_each_cut_that_brought_bytes_earns_new_patience(
     assert target.read_bytes() == byte_server.content
 
 
-def test_a_download_that_stops_coming_fails_and_keeps_what_it_has(
+def test_a_stalled_download_fails_and_keeps_its_partial_file(
     http: Http, byte_server: Any, target: Path
 ) -> None:
     byte_server.faults = [1000, 0, 0, 0]
@@ -81,7 +81,7 @@ def test_a_download_that_stops_coming_fails_and_keeps_what_it_has(
     assert target.read_bytes() == byte_server.content
 
 
-def test_the_rest_of_another_file_is_not_gone_on_from(
+def test_a_partial_file_of_another_download_is_not_resumed(
     http: Http, byte_server: Any, target: Path
 ) -> None:
     byte_server.faults = [1000, 0, 0, 0]
@@ -106,7 +106,7 @@ def test_bytes_that_were_damaged_on_disk_are_fetched_again(
     assert target.read_bytes() == byte_server.content
 
 
-def test_wrong_bytes_are_thrown_away(http: Http, byte_server: Any, target: Path) -> None:
+def test_wrong_bytes_are_discarded(http: Http, byte_server: Any, target: Path) -> None:
     with pytest.raises(vi.ViDownloadError, match="damaged"):
         fetch(http, byte_server, target, sha256="0" * 64)
     assert names(target) == []
@@ -120,7 +120,7 @@ def test_a_wrong_length_is_rejected_before_anything_is_fetched(
     assert byte_server.ranges == []
 
 
-def test_a_server_without_ranges_begins_again(http: Http, byte_server: Any, target: Path) -> None:
+def test_a_server_without_ranges_starts_over(http: Http, byte_server: Any, target: Path) -> None:
     byte_server.faults = [1000, "no-ranges"]
     fetch(http, byte_server, target)
     assert target.read_bytes() == byte_server.content
@@ -171,7 +171,7 @@ def test_two_downloads_of_one_file_do_not_mix(http: Http, byte_server: Any, targ
         fetch(http, byte_server, target)
 
 
-def test_a_part_larger_than_the_file_is_forgotten(
+def test_a_partial_file_larger_than_the_download_is_discarded(
     http: Http, byte_server: Any, target: Path
 ) -> None:
     size = len(byte_server.content)

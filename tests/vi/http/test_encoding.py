@@ -86,7 +86,7 @@ def exact(value: Any) -> Any:
 
 @given(anything)
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_a_value_reads_back_as_it_was_or_is_refused(value: Any) -> None:
+def test_a_value_round_trips_or_is_refused(value: Any) -> None:
     try:
         encoded = encode_body(value)
     except vi.ViInvalidParameterError as error:
@@ -128,7 +128,7 @@ def is_plain(value: Any) -> bool:
         (FlowBlock(block="b"), {"block": "b", "settings": {}, "style": {}}),
     ],
 )
-def test_equivalents_of_plain_values_are_sent_as_exactly_these(given: Any, sent: Any) -> None:
+def test_equivalents_of_plain_values_are_sent_as_those(given: Any, sent: Any) -> None:
     assert exact(msgspec.json.decode(encode_body({"x": given}))) == exact({"x": sent})
 
 
@@ -155,7 +155,7 @@ def test_a_value_that_contains_itself_is_refused() -> None:
 @pytest.mark.parametrize("field", ["learningRate", "maxGradNorm"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, numpy.float32("nan")])
 @pytest.mark.parametrize("as_struct", [False, True])
-def test_a_flow_with_a_number_that_json_lacks_is_not_sent(
+def test_a_flow_with_nan_or_infinity_is_not_sent(
     field: str, bad: float, as_struct: bool, server: Any, key: str
 ) -> None:
     client = vi.Client(key, "lab", endpoint="http://server.test:1", transport=server.transport)

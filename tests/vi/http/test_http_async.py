@@ -1,4 +1,4 @@
-"""Sending requests: what is sent, what is repeated, what is raised."""
+"""Requests: their contents, retries and errors."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ def http(server: Any, clock: Any) -> AsyncHttp:
     )
 
 
-async def test_a_body_travels_as_json_and_the_answer_is_decoded(
+async def test_a_body_is_sent_as_json_and_the_response_is_decoded(
     http: AsyncHttp, server: Any
 ) -> None:
     line = LogLine(number=1, time=2, attempt=1, stream="stdout", text="Zeile ü")
@@ -70,7 +70,7 @@ async def test_other_requests_are_not_repeated_after_server_failures(
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PATCH"])
-async def test_a_refused_connection_and_a_busy_server_did_nothing_so_all_is_repeated(
+async def test_a_refused_connection_or_a_busy_server_had_no_effect_so_all_is_repeated(
     http: AsyncHttp, server: Any, clock: Any, method: str
 ) -> None:
     server.refuses_connections()
@@ -87,7 +87,7 @@ async def test_a_post_that_may_happen_twice_can_say_so(http: AsyncHttp, server: 
     assert server.asked == ["POST /renew"] * 2
 
 
-async def test_retry_after_is_kept_to_on_503_but_not_on_500(
+async def test_retry_after_is_respected_on_503_but_not_on_500(
     http: AsyncHttp, server: Any, clock: Any
 ) -> None:
     server.answers(status=503, headers={"Retry-After": "30"})
@@ -97,7 +97,9 @@ async def test_retry_after_is_kept_to_on_503_but_not_on_500(
     assert clock.slept == [30, 2]
 
 
-async def test_patience_ends_with_the_last_error(http: AsyncHttp, server: Any, clock: Any) -> None:
+async def test_exhausted_retries_raise_the_last_error(
+    http: AsyncHttp, server: Any, clock: Any
+) -> None:
     for _ in range(4):
         server.answers({"message": "still down", "code": "StorageUnavailable"}, status=503)
     with pytest.raises(vi.ViServerError, match="still down") as raised:
@@ -105,14 +107,14 @@ async def test_patience_ends_with_the_last_error(http: AsyncHttp, server: Any, c
     assert (raised.value.code, len(clock.slept)) == ("StorageUnavailable", 3)
 
 
-async def test_no_retry_asks_once(http: AsyncHttp, server: Any, clock: Any) -> None:
+async def test_no_retry_sends_one_request(http: AsyncHttp, server: Any, clock: Any) -> None:
     server.answers(status=429)
     with pytest.raises(vi.ViRateLimitError):
         await http.call("GET", "/x", retry=NO_RETRY)
     assert clock.slept == []
 
 
-async def test_a_deletion_whose_answer_was_lost_is_done_when_nothing_is_found(
+async def test_a_deletion_whose_response_was_lost_succeeds_on_not_found(
     http: AsyncHttp, server: Any
 ) -> None:
     server.breaks()
@@ -121,7 +123,7 @@ async def test_a_deletion_whose_answer_was_lost_is_done_when_nothing_is_found(
     assert answer.tries == 2
 
 
-async def test_a_deletion_that_never_arrived_and_finds_nothing_is_not_done(
+async def test_a_deletion_that_never_arrived_fails_on_not_found(
     http: AsyncHttp, server: Any
 ) -> None:
     server.answers(status=429)
@@ -131,7 +133,9 @@ async def test_a_deletion_that_never_arrived_and_finds_nothing_is_not_done(
         await http.send("DELETE", "/x")
 
 
-async def test_no_answer_is_a_network_error_without_a_status(http: AsyncHttp, server: Any) -> None:
+async def test_a_missing_response_is_a_network_error_without_a_status(
+    http: AsyncHttp, server: Any
+) -> None:
     server.refuses_connections()
     with pytest.raises(
         vi.ViNetworkError, match=r"GET /x to http://server\.test:1 got no response"
@@ -141,14 +145,14 @@ async def test_no_answer_is_a_network_error_without_a_status(http: AsyncHttp, se
     assert isinstance(raised.value.__cause__, httpx2.ConnectError)
 
 
-async def test_no_answer_in_time_is_a_timeout(http: AsyncHttp, server: Any) -> None:
+async def test_a_late_response_is_a_timeout(http: AsyncHttp, server: Any) -> None:
     server.breaks(httpx2.ReadTimeout("timed out"))
     with pytest.raises(vi.ViTimeoutError, match=r"within 2\.5 s"):
         await http.call("GET", "/x", retry=NO_RETRY, timeout_s=2.5)
     assert server.requests[0].extensions["timeout"]["read"] == 2.5
 
 
-async def test_an_answer_of_another_shape_is_an_operation_error(
+async def test_a_response_of_another_shape_is_an_operation_error(
     http: AsyncHttp, server: Any
 ) -> None:
     server.answers({"number": "five"})
@@ -183,7 +187,7 @@ async def test_a_closed_client_raises(http: AsyncHttp) -> None:
         await http.call("GET", "/x")
 
 
-async def test_signed_links_see_no_key(http: AsyncHttp, server: Any) -> None:
+async def test_signed_links_are_requested_without_the_key(http: AsyncHttp, server: Any) -> None:
     server.answers()
     await http.without_credentials("http://blobs.test").send("HEAD", "/x")
     assert "authorization" not in server.requests[0].headers
@@ -204,7 +208,7 @@ async def test_an_endpoint_with_a_password_is_refused_without_showing_it(endpoin
     assert "s3cret" not in str(raised.value)
 
 
-async def test_rate_limits_have_a_patience_of_their_own(server: Any, clock: Any) -> None:
+async def test_rate_limits_have_their_own_retry_budget(server: Any, clock: Any) -> None:
     http = AsyncHttp(
         "http://server.test",
         transport=server.transport,

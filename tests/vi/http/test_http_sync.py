@@ -1,5 +1,5 @@
 # Generated from test_http_async.py by scripts/unasync: change that file, then run the script.
-"""Sending requests: what is sent, what is repeated, what is raised."""
+"""Requests: their contents, retries and errors."""
 
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ def http(server: Any, clock: Any) -> Http:
     )
 
 
-def test_a_body_travels_as_json_and_the_answer_is_decoded(http: Http, server: Any) -> None:
+def test_a_body_is_sent_as_json_and_the_response_is_decoded(http: Http, server: Any) -> None:
     line = LogLine(number=1, time=2, attempt=1, stream="stdout", text="Zeile ü")
     server.answers({"number": 5})
     answer = http.call(
@@ -67,7 +67,7 @@ def test_other_requests_are_not_repeated_after_server_failures(
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PATCH"])
-def test_a_refused_connection_and_a_busy_server_did_nothing_so_all_is_repeated(
+def test_a_refused_connection_or_a_busy_server_had_no_effect_so_all_is_repeated(
     http: Http, server: Any, clock: Any, method: str
 ) -> None:
     server.refuses_connections()
@@ -84,7 +84,9 @@ def test_a_post_that_may_happen_twice_can_say_so(http: Http, server: Any) -> Non
     assert server.asked == ["POST /renew"] * 2
 
 
-def test_retry_after_is_kept_to_on_503_but_not_on_500(http: Http, server: Any, clock: Any) -> None:
+def test_retry_after_is_respected_on_503_but_not_on_500(
+    http: Http, server: Any, clock: Any
+) -> None:
     server.answers(status=503, headers={"Retry-After": "30"})
     server.answers(status=500, headers={"Retry-After": "30"})
     server.answers({})
@@ -92,7 +94,7 @@ def test_retry_after_is_kept_to_on_503_but_not_on_500(http: Http, server: Any, c
     assert clock.slept == [30, 2]
 
 
-def test_patience_ends_with_the_last_error(http: Http, server: Any, clock: Any) -> None:
+def test_exhausted_retries_raise_the_last_error(http: Http, server: Any, clock: Any) -> None:
     for _ in range(4):
         server.answers({"message": "still down", "code": "StorageUnavailable"}, status=503)
     with pytest.raises(vi.ViServerError, match="still down") as raised:
@@ -100,25 +102,21 @@ def test_patience_ends_with_the_last_error(http: Http, server: Any, clock: Any) 
     assert (raised.value.code, len(clock.slept)) == ("StorageUnavailable", 3)
 
 
-def test_no_retry_asks_once(http: Http, server: Any, clock: Any) -> None:
+def test_no_retry_sends_one_request(http: Http, server: Any, clock: Any) -> None:
     server.answers(status=429)
     with pytest.raises(vi.ViRateLimitError):
         http.call("GET", "/x", retry=NO_RETRY)
     assert clock.slept == []
 
 
-def test_a_deletion_whose_answer_was_lost_is_done_when_nothing_is_found(
-    http: Http, server: Any
-) -> None:
+def test_a_deletion_whose_response_was_lost_succeeds_on_not_found(http: Http, server: Any) -> None:
     server.breaks()
     server.answers({"message": "not found"}, status=404)
     answer = http.send("DELETE", "/x")
     assert answer.tries == 2
 
 
-def test_a_deletion_that_never_arrived_and_finds_nothing_is_not_done(
-    http: Http, server: Any
-) -> None:
+def test_a_deletion_that_never_arrived_fails_on_not_found(http: Http, server: Any) -> None:
     server.answers(status=429)
     server.refuses_connections()
     server.answers({"message": "not found"}, status=404)
@@ -126,7 +124,7 @@ def test_a_deletion_that_never_arrived_and_finds_nothing_is_not_done(
         http.send("DELETE", "/x")
 
 
-def test_no_answer_is_a_network_error_without_a_status(http: Http, server: Any) -> None:
+def test_a_missing_response_is_a_network_error_without_a_status(http: Http, server: Any) -> None:
     server.refuses_connections()
     with pytest.raises(
         vi.ViNetworkError, match=r"GET /x to http://server\.test:1 got no response"
@@ -136,14 +134,14 @@ def test_no_answer_is_a_network_error_without_a_status(http: Http, server: Any) 
     assert isinstance(raised.value.__cause__, httpx2.ConnectError)
 
 
-def test_no_answer_in_time_is_a_timeout(http: Http, server: Any) -> None:
+def test_a_late_response_is_a_timeout(http: Http, server: Any) -> None:
     server.breaks(httpx2.ReadTimeout("timed out"))
     with pytest.raises(vi.ViTimeoutError, match=r"within 2\.5 s"):
         http.call("GET", "/x", retry=NO_RETRY, timeout_s=2.5)
     assert server.requests[0].extensions["timeout"]["read"] == 2.5
 
 
-def test_an_answer_of_another_shape_is_an_operation_error(http: Http, server: Any) -> None:
+def test_a_response_of_another_shape_is_an_operation_error(http: Http, server: Any) -> None:
     server.answers({"number": "five"})
     with pytest.raises(
         vi.ViOperationError, match="the response to GET /x is not the expected document"
@@ -174,7 +172,7 @@ def test_a_closed_client_raises(http: Http) -> None:
         http.call("GET", "/x")
 
 
-def test_signed_links_see_no_key(http: Http, server: Any) -> None:
+def test_signed_links_are_requested_without_the_key(http: Http, server: Any) -> None:
     server.answers()
     http.without_credentials("http://blobs.test").send("HEAD", "/x")
     assert "authorization" not in server.requests[0].headers
@@ -195,7 +193,7 @@ def test_an_endpoint_with_a_password_is_refused_without_showing_it(endpoint: str
     assert "s3cret" not in str(raised.value)
 
 
-def test_rate_limits_have_a_patience_of_their_own(server: Any, clock: Any) -> None:
+def test_rate_limits_have_their_own_retry_budget(server: Any, clock: Any) -> None:
     http = Http(
         "http://server.test",
         transport=server.transport,

@@ -1,4 +1,4 @@
-"""How an HTTP answer becomes an error that helps."""
+"""Conversion of HTTP responses to helpful errors."""
 
 import json
 from typing import Any
@@ -89,7 +89,7 @@ def test_a_problem_in_the_message_is_not_repeated() -> None:
     assert raised.message == "query parameter condition is 'Foo'; it must be Running"
 
 
-def test_a_problem_document_says_itself_what_to_do() -> None:
+def test_a_problem_document_has_its_own_suggestion() -> None:
     assert error(412, {"message": "read it again", "code": "EtagMismatch"}).suggestion is None
     assert "new etag" in str(error(412, {"message": "no"}))
 
@@ -110,7 +110,7 @@ def test_any_body_gives_a_message(body: bytes, message: str) -> None:
     assert error(404, body=body).message == message
 
 
-def test_a_redirect_names_the_place_instead_of_going_there() -> None:
+def test_a_redirect_is_reported_and_not_followed() -> None:
     raised = error(301, body=b"", location="https://elsewhere.example/")
     assert isinstance(raised, vi.ViOperationError)
     assert "https://elsewhere.example/" in str(raised)

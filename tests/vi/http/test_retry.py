@@ -1,4 +1,4 @@
-"""When a request is repeated, and after how long."""
+"""Conditions for repeating a request, and the delay before."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -39,7 +39,7 @@ def delay(
         (409, Failure.REFUSED),
     ],
 )
-def test_statuses_say_what_may_have_happened(status: int, failure: Failure) -> None:
+def test_statuses_show_what_may_have_happened(status: int, failure: Failure) -> None:
     assert classify_status(status) is failure
 
 
@@ -48,7 +48,7 @@ def test_waits_double_up_to_the_cap() -> None:
     assert waits == [1, 2, 4, 8, 16, 32, 60, 60]
 
 
-def test_waits_are_random_between_nothing_and_the_doubled_base() -> None:
+def test_waits_are_random_between_zero_and_the_doubled_base() -> None:
     earlier = {Failure.UNKNOWN: 2}
     assert [
         delay(Failure.UNKNOWN, earlier=earlier, random=random)
@@ -56,7 +56,7 @@ def test_waits_are_random_between_nothing_and_the_doubled_base() -> None:
     ] == [0, 2, 4]
 
 
-def test_a_wait_the_server_asks_for_is_kept_to_but_capped() -> None:
+def test_a_requested_wait_is_respected_but_capped() -> None:
     assert delay(Failure.BUSY, retry_after_s=7) == 7
     assert delay(Failure.BUSY, retry_after_s=86_400) == 60
 
@@ -64,12 +64,12 @@ def test_a_wait_the_server_asks_for_is_kept_to_but_capped() -> None:
 @pytest.mark.parametrize(
     ("failure", "limit"), [(Failure.UNKNOWN, 3), (Failure.UNREACHED, 3), (Failure.BUSY, 20)]
 )
-def test_patience_ends(failure: Failure, limit: int) -> None:
+def test_the_retry_budget_is_limited(failure: Failure, limit: int) -> None:
     assert delay(failure, earlier={failure: limit - 1}) is not None
     assert delay(failure, earlier={failure: limit}) is None
 
 
-def test_rate_limits_do_not_use_up_the_patience_for_failures() -> None:
+def test_rate_limits_do_not_use_up_the_retry_budget_for_failures() -> None:
     assert delay(Failure.UNKNOWN, earlier={Failure.BUSY: 15}) is not None
 
 
@@ -82,7 +82,7 @@ def test_rate_limits_do_not_use_up_the_patience_for_failures() -> None:
         (Failure.REFUSED, False),
     ],
 )
-def test_what_must_not_happen_twice_is_repeated_only_if_it_did_not_happen(
+def test_an_unsafe_request_is_repeated_only_if_it_had_no_effect(
     failure: Failure, is_repeated: bool
 ) -> None:
     assert (delay(failure, repeatable=False) is not None) is is_repeated

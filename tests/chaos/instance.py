@@ -59,7 +59,7 @@ FLOW: dict[str, Any] = {
 }
 
 
-class World:
+class ChaosInstance:
     """An instance with its logs in ``folder`` and its data on ``disk``; ``environ`` has extra
     settings.
     """
@@ -277,7 +277,7 @@ class World:
         ]
 
     def freeze_all(self) -> None:
-        """Send SIGSTOP to every process of this world, and wait until none runs."""
+        """Send SIGSTOP to every process of this instance, and wait until none runs."""
         ours = self._list_own_pids()
         for pid in ours:
             with contextlib.suppress(OSError):
