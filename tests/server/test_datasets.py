@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from support import attempts
-from support.server import TestServer
 
 from runyard.server.services import retention
 from runyard.server.services.imports import sweep
 from runyard.server.services.runs import deletion
 from runyard.store.datasets import datasets as dataset_rows
 from tests.server.datasets import Data, grounding_row, jsonl, picture, shelf, vqa_row
+from tests.support import attempts
+from tests.support.server import TestServer
 
 
 async def data_of(server: TestServer) -> Data:

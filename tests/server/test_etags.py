@@ -5,12 +5,11 @@ import sqlite3
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from support import attempts
-from support.server import TestServer
-
 from runyard.server.http.endpoints import bodies
 from runyard.server.services.runs import leases
 from tests.server.datasets import Data, shelf
+from tests.support import attempts
+from tests.support.server import TestServer
 
 # Every way in which the platform changes a run that trains, in an order that it could happen in.
 PLATFORM_WRITES: dict[str, Callable[[Any, Any], Awaitable[Any]]] = {
