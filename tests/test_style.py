@@ -1,22 +1,14 @@
 """The figures of the style report are right, and its limits only fall."""
 
 import ast
-import importlib
-import sys
 import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
+from style import docs, figures, limits, names, sources, structure
 
 ROOT = Path(__file__).parents[1]
-
-
-sys.path.append(str(ROOT / "scripts"))
-docs, figures, limits, names, sources, structure = (
-    importlib.import_module(f"style.{name}")
-    for name in ("docs", "figures", "limits", "names", "sources", "structure")
-)
 
 LIMITS = """\
 [limits]

@@ -28,13 +28,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import checkpoint_cuts
-import detection
-import disk as disks
-import syscall_faults
-import trials
-from checks import Reference, find_problems, measure_reference
-from faults import (
+import vi
+from tests.chaos import checkpoint_cuts, detection, syscall_faults, trials
+from tests.chaos import disk as disks
+from tests.chaos.checks import Reference, find_problems, measure_reference
+from tests.chaos.faults import (
     DATABASE,
     SHORT_KINDS,
     WEIGHTS,
@@ -45,9 +43,7 @@ from faults import (
     find_missing_requirement,
     inject,
 )
-from instance import FLOW, FLOW_STEPS, ChaosInstance, retry_until_answered, wait_until_final
-
-import vi
+from tests.chaos.world import FLOW, FLOW_STEPS, ChaosInstance, retry_until_answered, wait_until_final
 
 MOMENT_TIMEOUT_S = 25.0
 END_TIMEOUT_S = 120.0

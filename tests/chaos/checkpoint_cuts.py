@@ -17,12 +17,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from disk import Disk, find_missing_requirement
-from instance import read_events, wait_until_stopped
-
 from runyard import rundir
 from runyard.protocol import ResumeCheckpoint
 from runyard.supervisor.resume import BlobGone, prepare_resume
+from tests.chaos.disk import Disk, find_missing_requirement
+from tests.chaos.world import read_events, wait_until_stopped
 
 MOST_STEPS = 10_000
 MOST_SAVES_BEFORE_A_CUT, LONGEST_SAVE_S = 5, 0.1

@@ -8,10 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-from instance import ChaosInstance, read_events, retry_until_answered
-
 import vi
 from runyard.rundir import sha256_of
+from tests.chaos.world import World, read_events, retry_until_answered
 from vi.api.resources.runs.responses import MetricPoint, Run
 
 EXIT_TIMEOUT_S = 10.0

@@ -19,11 +19,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from instance import CLOCK_STEPS_WITHIN_S, ChaosInstance
-from link import LINK_FAULTS
-
 from runyard import processes
 from runyard.ports import Identity
+from tests.chaos.link import LINK_FAULTS
+from tests.chaos.world import CLOCK_STEPS_WITHIN_S, World
 
 # The weight of each part as a target. A dead warm parent costs five seconds of imports and reveals
 # least.

@@ -22,14 +22,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from disk import Disk
-from link import Link
-from postgresql import PostgreSql
-
 import vi
 from runyard import processes
 from runyard.ports import Identity
 from runyard.rundir import read_json
+from tests.chaos.disk import Disk
+from tests.chaos.link import Link
+from tests.chaos.postgresql import PostgreSql
 from vi.api.resources.runs.responses import Run
 
 FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)

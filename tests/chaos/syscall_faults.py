@@ -33,9 +33,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from checkpoint_cuts import write_attempt
-
 from runyard import rundir
+from tests.chaos.checkpoint_cuts import write_attempt
 
 CALLS = {
     "fsync": "fsync,fdatasync",
@@ -425,7 +424,7 @@ def _make_folder(folder: Path) -> Path:
 def _load_server_tests() -> None:
     """Load the helpers of the server's tests, which open the application without a socket."""
     global _server, _attempts
-    from support import attempts, server
+    from tests.support import attempts, server
 
     _server, _attempts = server, attempts
 

@@ -7,15 +7,27 @@ from pathlib import Path
 
 import pytest
 
-CHAOS = Path(__file__).with_name("chaos.py")
+ROOT = Path(__file__).parents[2]
 FAULTS, KINDS = 12, 6
 
 
 @pytest.mark.e2e
 @pytest.mark.usefixtures("memory_kills")
 def test_every_run_survives_a_dozen_real_faults() -> None:
-    command = [sys.executable, CHAOS, "--short", "--faults", str(FAULTS), "--seed", "1", "--json"]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    command = [
+        sys.executable,
+        "-m",
+        "tests.chaos.chaos",
+        "--short",
+        "--faults",
+        str(FAULTS),
+        "--seed",
+        "1",
+        "--json",
+    ]
+    ended = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600
+    )
     assert ended.stdout, ended.stderr[-4000:]
     tally = json.loads(ended.stdout)
     assert tally["problems"] == []

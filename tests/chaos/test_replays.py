@@ -7,12 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-CHAOS = Path(__file__).with_name("chaos.py")
+ROOT = Path(__file__).parents[2]
 
 
 def test_repeating_a_create_whose_answers_are_lost_creates_one_run() -> None:
-    command = [sys.executable, CHAOS, "--replays", "100", "--threads", "10"]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    command = [sys.executable, "-m", "tests.chaos.chaos", "--replays", "100", "--threads", "10"]
+    ended = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
+    )
     assert ended.stdout, ended.stderr[-4000:]
     numbers = json.loads(ended.stdout)
     assert numbers["problems"] == []

@@ -18,13 +18,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from checks import fetch_metrics, get_evaluations, get_losses, hash_weights
-from disk import Disk, find_missing_requirement
-from instance import FLOW, ChaosInstance, wait_until_final
-
 import vi
 from runyard import processes
 from runyard.settings import Settings
+from tests.chaos.checks import fetch_metrics, get_evaluations, get_losses, hash_weights
+from tests.chaos.disk import Disk, find_missing_requirement
+from tests.chaos.world import FLOW, ChaosInstance, wait_until_final
 
 STEPS_A_KILL = 90
 WRITERS = 4

@@ -2,7 +2,6 @@
 trainers.
 """
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -23,14 +22,8 @@ from runyard.executors import StartRequest, Warmth
 from runyard.ports import Identity
 from runyard.protocol import Assignment
 from runyard.settings import Settings
+from tests.supervisor.fake_server import FakeServer
 from vi.api.resources.runs.responses import Run
-
-_SPEC = importlib.util.spec_from_file_location(
-    "fake_server", Path(__file__).parent.parent / "supervisor" / "fake_server.py"
-)
-assert _SPEC is not None and _SPEC.loader is not None
-fake_server = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(fake_server)
 
 DEVICES = [Device(f"GPU-{number}", "NVIDIA A10", 22.5) for number in (1, 2)]
 
@@ -95,8 +88,8 @@ class ScriptExecutor:
 
 
 @pytest.fixture
-def server() -> Iterator[Any]:
-    fake = fake_server.FakeServer()
+def server() -> Iterator[FakeServer]:
+    fake = FakeServer()
     yield fake
     fake.close()
 

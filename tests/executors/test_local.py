@@ -1,6 +1,5 @@
 """Supervisors started on this machine: cold as a process, or forked from the warm parent."""
 
-import importlib.util
 import json
 import os
 import socket
@@ -16,23 +15,17 @@ from runyard import processes, rundir
 from runyard.executors import StartRequest
 from runyard.executors.local import LocalExecutor
 from runyard.settings import Settings
+from tests.supervisor.fake_server import FakeServer
 
 pytestmark = pytest.mark.skipif(not processes.IS_LINUX, reason="identities need /proc")
-
-_SPEC = importlib.util.spec_from_file_location(
-    "fake_server", Path(__file__).parent.parent / "supervisor" / "fake_server.py"
-)
-assert _SPEC is not None and _SPEC.loader is not None
-fake_server = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(fake_server)
 
 TOKEN = "ryat_the-token-of-this-attempt"
 MARK = f"org-{os.getpid()}/run-1/1"
 
 
 @pytest.fixture
-def server() -> Iterator[Any]:
-    fake = fake_server.FakeServer()
+def server() -> Iterator[FakeServer]:
+    fake = FakeServer()
     fake.is_refusing = True  # so that no supervisor of these tests ever starts a trainer
     yield fake
     fake.close()

@@ -8,10 +8,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from support.server import MakeServer, TestServer, open_server
 
 from runyard.store import Store
 from runyard.store.tables import metadata
+from tests.support.server import MakeServer, TestServer, open_server
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ import json
 from typing import Any
 from urllib.parse import quote, unquote
 
-from support.server import TestServer
+from tests.support.server import TestServer
 
 
 async def send_raw(

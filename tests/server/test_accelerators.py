@@ -5,8 +5,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from support import attempts
-from support.server import TestServer
 
 from runyard.server.services import documents
 from runyard.server.services.context import Actor
@@ -14,6 +12,8 @@ from runyard.server.services.errors import Refusal
 from runyard.server.services.machines import HEARD_WITHIN_S
 from runyard.server.services.runs import accelerators, flows
 from runyard.store import organizations
+from tests.support import attempts
+from tests.support.server import TestServer
 from vi.api.resources.flows.responses import FlowSpec
 
 GIB = 1 << 30

@@ -10,13 +10,13 @@ from urllib.parse import unquote
 
 import pytest
 from sqlalchemy import Connection
-from support import attempts
-from support.server import TestServer
 
 from runyard.server.http.routes import ROUTES
 from runyard.server.services.access.keys import new_key, role_allows
 from runyard.store.tables import metadata
 from tests.server.test_gateway import add_key, fill_path
+from tests.support import attempts
+from tests.support.server import TestServer
 
 HOSTILE_SUFFIXES = (
     "/",

@@ -4,11 +4,11 @@ import json
 from typing import Any
 
 import pytest
-from support import attempts
-from support.server import TestServer
 
 from runyard.server.services.operations import audit
 from runyard.store import audit as rows
+from tests.support import attempts
+from tests.support.server import TestServer
 
 DAY_S = 24 * 3600.0
 

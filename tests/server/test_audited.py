@@ -5,14 +5,13 @@ The calls are compared with the list of routes.
 
 from typing import Any
 
-from support import attempts
-from support.server import TestServer
-
 from runyard.datasets.packs import build_pack
 from runyard.server.http.routes import ROUTES
 from runyard.store.tables import audit
 from tests.server.datasets import Data, grounding_row, jsonl, make_image_bytes
 from tests.server.test_ingestion import Session
+from tests.support import attempts
+from tests.support.server import TestServer
 
 DATASET = "datasets/{}"
 SOURCE = DATASET + "/assetSources/managed/datature/default"

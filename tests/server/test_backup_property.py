@@ -19,13 +19,13 @@ from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from support.server import TestServer, open_server
 
 from runyard import backup_file, backup_schema, ids
 from runyard.backup_rows import Verifier, parse_columns
 from runyard.store import backup as rows
 from tests.server.datasets import Data, make_vqa_files
 from tests.server.raw import send_raw
+from tests.support.server import TestServer, open_server
 
 EXAMPLES = os.environ.get("RUNYARD_BACKUP_EXAMPLES")
 # the longer form shrinks failures, which takes minutes.

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import attempts
-from support.server import TestServer, open_server
 
 from runyard import backup_file, backup_schema
 from runyard.backup_rows import Verifier, parse_columns
@@ -25,6 +23,8 @@ from runyard.store import keys as key_rows
 from runyard.store import lease_clock, organizations
 from runyard.store.tables import metadata
 from tests.server.datasets import Data, make_vqa_files
+from tests.support import attempts
+from tests.support.server import TestServer, open_server
 
 # Tables that a restore does not simply replace; see runyard.store.backup.
 OWN = {"meta", "pulse", "keys", "audit", "attempts"}

@@ -5,8 +5,9 @@ from typing import Any
 
 import msgspec
 import pytest
-from support import attempts
-from support.server import TestServer
+
+from tests.support import attempts
+from tests.support.server import TestServer
 
 
 def blocks(*given: tuple[str, dict[str, Any]]) -> dict[str, Any]:

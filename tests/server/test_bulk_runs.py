@@ -4,12 +4,12 @@ import asyncio
 from typing import Any
 
 import pytest
-from support import attempts
-from support.server import TestServer
 
 from runyard.server.services.runs import bulk_runs
 from runyard.store import runs as run_rows
 from runyard.store import tables
+from tests.support import attempts
+from tests.support.server import TestServer
 
 
 async def create(server: TestServer, *run_ids: str, **spec: Any) -> None:

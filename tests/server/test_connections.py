@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from support.server import TestServer
 
 from runyard.server.connections import ConnectionGuard, Peer, bind_socket, raise_file_limit
 from runyard.server.http.capacity import CHUNK_BYTES, Capacity, Exchange, Pace, Slots, parse_decimal
@@ -16,6 +15,7 @@ from runyard.server.http.request import HEADERS, SERVICES
 from runyard.server.services.errors import Refusal
 from runyard.server.services.notifications import Notifier
 from runyard.settings import PREFIX, SettingError, Settings, read_settings
+from tests.support.server import TestServer
 
 
 class Listener:

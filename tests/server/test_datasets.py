@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from support import attempts
-from support.server import TestServer
 
 from runyard.server.services import retention
 from runyard.server.services.imports import sweep
@@ -25,6 +23,8 @@ from tests.server.datasets import (
     make_vqa_files,
     vqa_row,
 )
+from tests.support import attempts
+from tests.support.server import TestServer
 
 
 async def open_data(server: TestServer) -> Data:

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Connection
-from support import attempts
-from support.server import TestServer, open_server
 
 from runyard.blobs import FolderBlobs
 from runyard.server.services.runs import deletion, leases
 from runyard.store import StoreUnavailable, runs, tombstones
+from tests.support import attempts
+from tests.support.server import TestServer, open_server
 
 DAY_S = 24 * 3600
 

@@ -10,8 +10,6 @@ import pytest
 from alembic.command import upgrade
 from alembic.config import Config
 from sqlalchemy import create_engine
-from support import attempts
-from support.server import TestServer
 
 from runyard.server.clock import AsyncSystemClock
 from runyard.server.http.app import open_services
@@ -22,6 +20,8 @@ from runyard.settings import Settings
 from runyard.store import Store, StoreUnavailable, migrate
 from runyard.store.engines import sqlite
 from runyard.store.telemetry import LINE_BYTES, count_log_bytes
+from tests.support import attempts
+from tests.support.server import TestServer
 
 MIB = 1 << 20
 LINES = ["x" * 9_900] * 100  # a shipment of almost a megabyte

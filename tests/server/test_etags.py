@@ -5,12 +5,11 @@ import sqlite3
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from support import attempts
-from support.server import TestServer
-
 from runyard.server.http.endpoints import bodies
 from runyard.server.services.runs import leases
 from tests.server.datasets import Data, make_vqa_files
+from tests.support import attempts
+from tests.support.server import TestServer
 
 # Every way in which the platform changes a training run, in a possible order.
 PLATFORM_WRITES: dict[str, Callable[[Any, Any], Awaitable[Any]]] = {

@@ -1,6 +1,6 @@
 """Flows and training projects over HTTP."""
 
-from support.server import TestServer
+from tests.support.server import TestServer
 
 
 async def test_a_flow_reads_as_a_flow_and_as_its_own_spec(server: TestServer) -> None:

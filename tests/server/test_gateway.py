@@ -6,8 +6,6 @@ import re
 from typing import Any
 
 import pytest
-from support import attempts
-from support.server import TestServer
 
 from runyard.server.http import gateway
 from runyard.server.http.proxies import list_allowed_hosts
@@ -15,6 +13,8 @@ from runyard.server.http.route import PUBLIC
 from runyard.server.http.routes import ROUTES
 from runyard.server.services.access import keys
 from runyard.server.services.access.keys import StoredKey, new_key, parse, secret_mac
+from tests.support import attempts
+from tests.support.server import TestServer
 
 PLACES = {
     "run_id": "r1", "flow_id": "f1", "project_id": "p1", "checkpoint": "epoch-1", "version": "v1",

@@ -7,8 +7,6 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from support import attempts
-from support.server import TestServer
 
 from runyard import ids
 from runyard.protocol import CheckpointFile, CheckpointReport, Claim, ProcessReport
@@ -23,6 +21,8 @@ from runyard.store.tables import output_files, outputs
 from runyard.store.tables import runs as run_table
 from tests.server.datasets import Data, make_vqa_files
 from tests.server.raw import send_raw
+from tests.support import attempts
+from tests.support.server import TestServer
 
 HOSTILE = (
     *(

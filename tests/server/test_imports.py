@@ -4,11 +4,10 @@ import hashlib
 import json
 from typing import Any
 
-from support.server import TestServer
-
 from runyard.datasets.packs import build_pack
 from runyard.server.services.imports import import_jobs
 from tests.server.datasets import Data, jsonl, make_image_bytes, make_vqa_files, vqa_row
+from tests.support.server import TestServer
 
 
 async def open_data(server: TestServer) -> Data:

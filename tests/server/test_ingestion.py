@@ -5,10 +5,10 @@ from typing import Any
 
 import google_crc32c
 import pytest
-from support.server import TestServer
 
 from runyard.server.services.imports import import_jobs, multipart
 from tests.server.datasets import Data, jsonl, make_image_bytes, make_vqa_files, vqa_row
+from tests.support.server import TestServer
 
 SOURCE = ("assetSources", "managed", "datature", "default")
 

@@ -6,8 +6,6 @@ import stat
 from typing import Any
 
 import pytest
-from support import attempts
-from support.server import TestServer
 
 from runyard.server.http import access
 from runyard.server.services.access import key_lifecycle
@@ -17,6 +15,8 @@ from runyard.store import StoreUnavailable
 from runyard.store import keys as key_rows
 from runyard.store.tables import keys as table
 from tests.server.test_backups import put_back, rewritten, take_backup
+from tests.support import attempts
+from tests.support.server import TestServer
 
 HOUR_MS = 3600_000
 

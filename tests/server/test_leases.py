@@ -5,9 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import attempts
-from support.server import TestServer, open_server
-
 from runyard import processes
 from runyard.server.services import notifications
 from runyard.server.services.access.signing import AttemptToken
@@ -15,6 +12,8 @@ from runyard.server.services.notifications import run_topic
 from runyard.server.services.runs import deletion, leases
 from runyard.store import attempts as attempt_rows
 from runyard.store import outputs, tables
+from tests.support import attempts
+from tests.support.server import TestServer, open_server
 
 
 async def tick(server: TestServer, seconds: float) -> None:

@@ -13,13 +13,13 @@ from typing import Any, get_args, get_type_hints
 
 import msgspec
 import pytest
-from support import attempts
-from support.server import MakeServer, TestServer
 
 from runyard import limits, protocol
 from runyard.limits import Limit
 from runyard.server.http.routes import ROUTES, Route
 from runyard.server.services.imports.commit import RECORD_ROWS
+from tests.support import attempts
+from tests.support.server import MakeServer, TestServer
 
 ROOT = Path(__file__).parents[2]
 WIDE = "\U0001f98a"

@@ -7,8 +7,9 @@ from typing import Any
 
 import httpx2
 import pytest
-from support import attempts
-from support.server import TestServer
+
+from tests.support import attempts
+from tests.support.server import TestServer
 
 HOUR_S = 3600.0
 

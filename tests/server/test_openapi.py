@@ -5,12 +5,11 @@
 
 import re
 
-from support.server import TestServer
-
 from runyard import limits
 from runyard.server.http.openapi import build_document, encode_document
 from runyard.server.http.routes import IF_MATCH, ROUTES
 from runyard.server.services.errors import CODES
+from tests.support.server import TestServer
 
 OPERATIONS = [
     (path, method.upper(), operation)

@@ -11,8 +11,6 @@ from typing import Any
 import msgspec
 import pytest
 from sqlalchemy import Connection
-from support import attempts
-from support.server import TestServer
 
 from runyard import limits
 from runyard.server.http.request import Query
@@ -22,6 +20,8 @@ from runyard.server.services.imports import exports, import_jobs
 from runyard.store.datasets import assets, versions
 from runyard.store.tables import assets as assets_table
 from runyard.store.tables import dataset_versions, records
+from tests.support import attempts
+from tests.support.server import TestServer
 
 COUNT = 3
 LISTS = [route for route in ROUTES if route.is_page and not route.path.endswith("/collaborators")]

@@ -1,12 +1,12 @@
 """The address, scheme and host of a request, behind a proxy and without one."""
 
 import pytest
-from support import attempts
-from support.server import TestServer
 
 from runyard.server.http.proxies import Proxies, normalize_origin
 from runyard.server.services.errors import Refusal
 from runyard.settings import SettingError, Settings, read_settings
+from tests.support import attempts
+from tests.support.server import TestServer
 
 PUBLIC_URL = "https://train.example"
 

@@ -4,13 +4,13 @@ from collections.abc import Awaitable, Callable
 from typing import Any, get_args
 
 import pytest
-from support import attempts
-from support.server import TestServer
 
 from runyard import rundir
 from runyard.server.services.runs import waiting_reasons
 from runyard.server.services.runs.conditions import REASONS
 from runyard.trainer import errors
+from tests.support import attempts
+from tests.support.server import TestServer
 
 Scenario = Callable[[Any, Any], Awaitable[None]]
 SCENARIOS: dict[tuple[str, str], Scenario] = {}

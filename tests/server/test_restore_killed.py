@@ -13,11 +13,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from support import attempts
-from support.server import open_server
 
 from runyard.store import Store
 from runyard.store import backup as rows
+from tests.support import attempts
+from tests.support.server import open_server
 
 START_TIMEOUT_S = 60.0
 # A restore issues a store id and records who did it. The data is created with a clock far in the

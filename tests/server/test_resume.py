@@ -5,10 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from support import attempts
-from support.server import TestServer
 
 from runyard.server.services.runs import deletion
+from tests.support import attempts
+from tests.support.server import TestServer
 
 InHouse = Callable[..., None]
 

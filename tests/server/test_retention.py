@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import attempts
-from support.server import TestServer, open_server
 
 from runyard.blobs import FolderBlobs
 from runyard.server.services.runs import deletion
 from runyard.store import StoreUnavailable
+from tests.support import attempts
+from tests.support.server import TestServer, open_server
 
 InHouse = Callable[..., None]
 

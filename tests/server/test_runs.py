@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from support.server import TestServer
-
 from runyard.store import tables
+from tests.support.server import TestServer
 
 QUICK = {"name": "Quick Training", "schema": "v1", "blocks": [], "settings": {}, "tolerations": {}}
 

@@ -6,10 +6,9 @@ A collection removes only unneeded bytes.
 import shutil
 from typing import Any
 
-from support import attempts
-from support.server import TestServer
-
 from runyard import limits
+from tests.support import attempts
+from tests.support.server import TestServer
 
 
 async def check(server: TestServer) -> dict[str, Any]:

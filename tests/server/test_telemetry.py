@@ -4,8 +4,8 @@ import asyncio
 import json
 from typing import Any
 
-from support import attempts
-from support.server import TestServer
+from tests.support import attempts
+from tests.support.server import TestServer
 
 
 def step(number: int, **values: float) -> str:

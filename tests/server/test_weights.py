@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import attempts
-from support.server import MakeServer, TestServer, open_server
 
 from runyard.model_folders import SETTING
 from runyard.rundir import weights_name
+from tests.support import attempts
+from tests.support.server import MakeServer, TestServer, open_server
 
 InHouse = Callable[..., None]
 

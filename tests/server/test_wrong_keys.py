@@ -5,12 +5,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from support.server import TestServer, open_server
 
 from runyard.server.services.access import keys, wrong_keys
 from runyard.server.services.access.key_lifecycle import write_usage
 from runyard.server.services.access.keys import Rejection, StoredKey, new_key
 from runyard.server.services.access.wrong_keys import BURST, MOST_ADDRESSES, MOST_ROWS, WrongKeys
+from tests.support.server import TestServer, open_server
 
 NOBODY = Rejection(org=None, key_id=None, reason="no key")
 

@@ -1,4 +1,4 @@
-"""Runs the simulation for long: ``python tests/sim/simulate.py --events 10000000 --processes 2``.
+"""Runs the simulation for long: ``python -m tests.sim.simulate --events 10000000 --processes 2``.
 
 A seed that violates an invariant is printed at once, and ``--first SEED --log`` prints its history.
 With ``--rules`` each rule is disabled in turn, and a table shows which seeds detect it. With
@@ -14,9 +14,9 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from pathlib import Path
 
-from simulation.simulation import RULES, Outcome, simulate
+from tests.sim.simulation.simulation import RULES, Outcome, simulate
+from tests.support.postgresql import PostgreSqlServer
 
 PRINT_EVERY_S = 60.0
 SEEDS_A_RULE = 16
@@ -144,9 +144,6 @@ def _database(is_wanted: bool) -> Iterator[str | None]:
     if not is_wanted:
         yield None
         return
-    sys.path.insert(0, str(Path(__file__).parents[1]))
-    from conftest import PostgreSqlServer
-
     server = PostgreSqlServer()
     try:
         yield server.new_database()

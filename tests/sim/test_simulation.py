@@ -11,9 +11,11 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as some
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
-from simulation.simulation import FAULTS, ORGS, RULES, Deployment, simulate
+
+from tests.sim.simulation.simulation import FAULTS, ORGS, RULES, Deployment, simulate
 
 HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
 FIRST_SEED = 10_000
 # In parts, so that several test processes can share them.
 PARTS, EVENTS_A_PART = 4, 50_000
@@ -66,10 +68,15 @@ def test_every_run_ends_without_error_when_there_are_no_faults() -> None:
 
 
 def test_the_same_seed_is_the_same_history_in_another_process() -> None:
-    code = "from simulation.simulation import simulate; print(simulate(5).trace)"
-    environment = {**os.environ, "PYTHONPATH": str(HERE), "PYTHONHASHSEED": "77"}
+    code = "from tests.sim.simulation.simulation import simulate; print(simulate(5).trace)"
+    environment = {**os.environ, "PYTHONHASHSEED": "77"}
     printed = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert printed.stdout.strip() == simulate(5).trace
 

@@ -1,6 +1,5 @@
 """A run folder with an attempt to supervise, and a fake server."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -12,12 +11,7 @@ from typing import Any
 
 import pytest
 
-_SPEC = importlib.util.spec_from_file_location(
-    "fake_server", Path(__file__).with_name("fake_server.py")
-)
-assert _SPEC is not None and _SPEC.loader is not None
-fake_server = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(fake_server)
+from tests.supervisor.fake_server import FakeServer
 
 RUN_TRAINER = """
 import sys
@@ -29,8 +23,8 @@ sys.exit(supervise(Path(sys.argv[1]), endpoint=sys.argv[3], token="t", train=tra
 
 
 @pytest.fixture
-def server() -> Iterator[Any]:
-    fake = fake_server.FakeServer()
+def server() -> Iterator[FakeServer]:
+    fake = FakeServer()
     yield fake
     fake.close()
 
@@ -98,6 +92,4 @@ def start(tmp_path: Path, server: Any) -> Iterator[Callable[..., subprocess.Pope
 @pytest.fixture
 def harness() -> SimpleNamespace:
     """Helpers for tests that need several servers and attempts."""
-    return SimpleNamespace(
-        new_server=fake_server.FakeServer, place_attempt=place_attempt, script=RUN_TRAINER
-    )
+    return SimpleNamespace(new_server=FakeServer, place_attempt=place_attempt, script=RUN_TRAINER)

@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx2
 
-from support.server import TestServer
+from tests.support.server import TestServer
 
 Digest = str
 

@@ -33,9 +33,8 @@ from runyard.server.services.runs import leases, models, telemetry
 from runyard.server.services.runs import resume as resuming
 from runyard.supervisor import messages as msg
 from runyard.supervisor import step as st
-
-from .server import Server
-from .world import Host, Link, Process, Timer, send_request
+from tests.sim.simulation.server import Server
+from tests.sim.simulation.world import Host, Link, Process, Timer, send_request
 
 CONTROLLER = Actor(org="", name="controller", role="controller", address="")
 PIDS = 200  # few, so that ids are reused

@@ -27,8 +27,7 @@ from runyard.store import StoreUnavailable, backup, lease_clock, organizations
 from runyard.store.engines.postgresql import PostgreSql
 from runyard.store.migrate import migrate
 from runyard.store.tables import metadata
-
-from .world import Host, Process
+from tests.sim.simulation.world import Host, Process
 
 ORGS = ("org-a", "org-b")
 NOWHERE = Path("/nonexistent/simulated")

@@ -22,11 +22,17 @@ from runyard.server.services.pages import PageRequest
 from runyard.server.services.runs import leases, runs
 from runyard.store import tombstones
 from runyard.store.runs import RunFilter
+from tests.sim.simulation.machine import MAX_UNREACHABLE_S, Machine, Program, Supervisor, Trainer
+from tests.sim.simulation.server import (
+    ORGS,
+    Crash,
+    DirectStore,
+    PostgreSqlStore,
+    Server,
+    SqliteStore,
+)
+from tests.sim.simulation.world import Host, InvariantViolation, Link, Process, World, send_request
 from vi.api.resources.runs.responses import Run
-
-from .machine import MAX_UNREACHABLE_S, Machine, Program, Supervisor, Trainer
-from .server import ORGS, Crash, DirectStore, PostgreSqlStore, Server, SqliteStore
-from .world import Host, InvariantViolation, Link, Process, World, send_request
 
 LEASE_S, GRACE_S, TRIES = 15.0, 5.0, 3
 CHAOS_MS, CALM_MS = 240_000, 900_000

@@ -197,6 +197,11 @@ class AsyncRuns:
 
     @overload
     async def kill(
+        self, run_id: str, grace_s: float | None = None, *, dry_run: Literal[True]
+    ) -> RunOutcomes: ...
+
+    @overload
+    async def kill(
         self,
         run_id: RunIds | None = None,
         grace_s: float | None = None,
@@ -243,6 +248,9 @@ class AsyncRuns:
 
     @overload
     async def delete(self, run_id: str) -> DeletedResource: ...
+
+    @overload
+    async def delete(self, run_id: str, *, dry_run: Literal[True]) -> RunOutcomes: ...
 
     @overload
     async def delete(

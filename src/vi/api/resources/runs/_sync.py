@@ -196,6 +196,11 @@ class Runs:
 
     @overload
     def kill(
+        self, run_id: str, grace_s: float | None = None, *, dry_run: Literal[True]
+    ) -> RunOutcomes: ...
+
+    @overload
+    def kill(
         self,
         run_id: RunIds | None = None,
         grace_s: float | None = None,
@@ -242,6 +247,9 @@ class Runs:
 
     @overload
     def delete(self, run_id: str) -> DeletedResource: ...
+
+    @overload
+    def delete(self, run_id: str, *, dry_run: Literal[True]) -> RunOutcomes: ...
 
     @overload
     def delete(
