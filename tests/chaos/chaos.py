@@ -43,7 +43,13 @@ from tests.chaos.faults import (
     find_missing_requirement,
     inject,
 )
-from tests.chaos.world import FLOW, FLOW_STEPS, ChaosInstance, retry_until_answered, wait_until_final
+from tests.chaos.instance import (
+    FLOW,
+    FLOW_STEPS,
+    ChaosInstance,
+    retry_until_answered,
+    wait_until_final,
+)
 
 MOMENT_TIMEOUT_S = 25.0
 END_TIMEOUT_S = 120.0

@@ -21,7 +21,7 @@ from runyard import rundir
 from runyard.protocol import ResumeCheckpoint
 from runyard.supervisor.resume import BlobGone, prepare_resume
 from tests.chaos.disk import Disk, find_missing_requirement
-from tests.chaos.world import read_events, wait_until_stopped
+from tests.chaos.instance import read_events, wait_until_stopped
 
 MOST_STEPS = 10_000
 MOST_SAVES_BEFORE_A_CUT, LONGEST_SAVE_S = 5, 0.1

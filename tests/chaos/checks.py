@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import vi
 from runyard.rundir import sha256_of
-from tests.chaos.world import World, read_events, retry_until_answered
+from tests.chaos.instance import ChaosInstance, read_events, retry_until_answered
 from vi.api.resources.runs.responses import MetricPoint, Run
 
 EXIT_TIMEOUT_S = 10.0

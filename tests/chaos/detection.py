@@ -29,7 +29,7 @@ from runyard import processes
 from runyard.ports import Identity
 from runyard.settings import Settings
 from tests.chaos.faults import Fault, Repair, fail_fsync, find_missing_requirement, inject
-from tests.chaos.world import FLOW, World, wait_until_final
+from tests.chaos.instance import FLOW, ChaosInstance, wait_until_final
 from vi.api.resources.runs.responses import Run
 
 ENDLESS_STEPS = 10_000

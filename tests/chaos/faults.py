@@ -21,8 +21,8 @@ from pathlib import Path
 
 from runyard import processes
 from runyard.ports import Identity
+from tests.chaos.instance import CLOCK_STEPS_WITHIN_S, ChaosInstance
 from tests.chaos.link import LINK_FAULTS
-from tests.chaos.world import CLOCK_STEPS_WITHIN_S, World
 
 # The weight of each part as a target. A dead warm parent costs five seconds of imports and reveals
 # least.

@@ -23,7 +23,7 @@ from runyard import processes
 from runyard.settings import Settings
 from tests.chaos.checks import fetch_metrics, get_evaluations, get_losses, hash_weights
 from tests.chaos.disk import Disk, find_missing_requirement
-from tests.chaos.world import FLOW, ChaosInstance, wait_until_final
+from tests.chaos.instance import FLOW, ChaosInstance, wait_until_final
 
 STEPS_A_KILL = 90
 WRITERS = 4

@@ -81,7 +81,8 @@ def test_a_run_resumes_with_half_the_micro_batch_after_an_out_of_memory_kill(
         "Succeeded",
     ]
     retrying = ended.status.conditions[2]
-    # an entry keeps its newest reason
+    # An entry keeps its newest reason.
+    assert retrying.reason in ("Retrying", "WaitingForWorker")
     first, second = ended.status.attempts
     assert (first.signal, first.micro_batch_size, second.micro_batch_size) == ("SIGKILL", 8, 4)
     assert first.cause.startswith("out of memory: the kernel ended the trainer while it was ")

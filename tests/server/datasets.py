@@ -101,7 +101,9 @@ class Data:
                 key = ("import", self.server.org, begun["datasetImportId"])
                 is_over = "FailedReach" in statuses or "Waiting" not in statuses
                 # Its folder is gone then as well.
-                if is_over and not self.server.services.jobs.is_running(key):  # then its folder is gone, too
+                if is_over and not self.server.services.jobs.is_running(
+                    key
+                ):  # then its folder is gone, too
                     return dict(document)
                 await asyncio.sleep(0.02)
 

@@ -120,7 +120,12 @@ def end(*, killed: bool = False, used: int = 1, checkpoint: bool = True) -> Atte
         (report(1), end(used=2), K.PENDING, "Retrying"),
         (report(1), end(used=3), K.ERROR, "WorkerLost"),
         # Done, says the code, but there is no result.
-        (report(0), end(used=3), K.ERROR, "WorkerLost"),  # the exit code means success, but there is no result
+        (
+            report(0),
+            end(used=3),
+            K.ERROR,
+            "WorkerLost",
+        ),  # the exit code means success, but there is no result
     ],
 )
 def test_the_condition_of_a_run_follows_from_the_end_of_its_attempt(

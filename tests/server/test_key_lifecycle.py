@@ -261,7 +261,6 @@ async def test_a_refresh_that_read_too_early_does_not_undo_a_revocation(server: 
 def test_the_periodic_task_refreshes_the_keyring_within_ten_seconds() -> None:
     # A beat is a second; see leases.TICK_S.
     assert key_lifecycle.REFRESH_BEATS * 1.0 + access.KEY_CHECK_S <= 10
-    )  # a tick is a second; see leases.TICK_S
 
 
 async def test_last_use_times_are_written_in_batches_and_never_by_a_request(

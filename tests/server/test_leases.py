@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from runyard import processes
 from runyard.server.services import notifications
 from runyard.server.services.access.signing import AttemptToken
@@ -221,9 +222,8 @@ async def test_a_silent_attempt_is_reported_and_may_come_back(server: TestServer
     condition, reason, message = await attempts.read_condition(server)
     assert (condition, reason) == ("Running", "Stopping")
     assert "no report from here" in (message or "")
-    # Not a second trainer while the first may live.
+    # No second trainer while the first may be alive.
     assert await attempts.claim(server, "c9") is None
-    )  # no second trainer while the first may be alive
     back = await attempt.post("renew", phase="Training")
     assert back.json()["action"] == "continue"
     assert await attempts.read_condition(server) == ("Running", "Training", "reported again")

@@ -146,7 +146,9 @@ async def test_logs_and_metrics_are_read_in_pages(server: TestServer) -> None:
     await attempt.finish(64)
     assert not (await get(server, "/logs", limit=6))["ended"]
     # A full page knows whether there is another.
-    assert (await get(server, "/logs", limit=7))["ended"]  # a full page reports whether there is another
+    assert (await get(server, "/logs", limit=7))[
+        "ended"
+    ]  # a full page reports whether there is another
     for name, value in (
         ("since", "x"),
         ("since", "-1"),

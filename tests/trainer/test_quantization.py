@@ -77,9 +77,8 @@ def test_the_checkpoint_has_unquantized_base_weights(
     plan = run["status"]["plan"]
     assert plan["quantization"]["value"] == "nf4"
     base = sum(value.numel() for value in load_file(full / "model.safetensors").values())
-    # Two of them lie in a byte.
+    # A byte has two of them.
     assert plan["parameters"]["value"] == base + plan["trainableParameters"]["value"]
-    )  # a byte has two of them
 
 
 @needs_bitsandbytes

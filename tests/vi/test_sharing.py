@@ -115,7 +115,9 @@ def test_the_key_of_a_pickled_client_is_looked_up_again(
 ) -> None:
     data = pickle.dumps(kind(config_file=config_file))
     # What it had counts, not what is here now.
-    monkeypatch.setenv("DATATURE_VI_SECRET_KEY", "dtvi_" + "e" * 98)  # its own values count, not the current ones
+    monkeypatch.setenv(
+        "DATATURE_VI_SECRET_KEY", "dtvi_" + "e" * 98
+    )  # its own values count, not the current ones
     # Our own bytes.
     assert pickle.loads(data)._http._headers["Authorization"] == f"Bearer {key}"  # noqa: S301
     new_key = "dtvi_" + "n" * 98

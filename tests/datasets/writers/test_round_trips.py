@@ -89,10 +89,14 @@ def test_parquet_round_trips_every_record(
     assert result.outcome.format == "Parquet"
     assert result.records == [one for it in items for one in it.records]
     # Of the image nothing is said of.
-    assert {found.code for found in result.findings} == {"AnnotationsAbsent"}  # the image without records
+    assert {found.code for found in result.findings} == {
+        "AnnotationsAbsent"
+    }  # the image without records
 
 
-def test_parquet_without_images_names_them(source_folder: Any, item: Callable[..., ExportedImage]) -> None:
+def test_parquet_without_images_names_them(
+    source_folder: Any, item: Callable[..., ExportedImage]
+) -> None:
     items = items_of("vqa", item)
     write_items(ParquetWriter(), items, source_folder.folder, with_images=False)
     for it in items:
@@ -118,7 +122,9 @@ def test_parquet_is_cut_into_shards(
     ]
 
 
-def test_parquet_says_what_its_columns_are(source_folder: Any, item: Callable[..., ExportedImage]) -> None:
+def test_parquet_says_what_its_columns_are(
+    source_folder: Any, item: Callable[..., ExportedImage]
+) -> None:
     """As the library ``datasets`` expects: each column has a feature, and ``image`` is an image."""
     write_items(ParquetWriter(), items_of("phrase-grounding", item), source_folder.folder)
     table = parquet.read_table(source_folder.folder / "data/train-00000.parquet")
@@ -139,7 +145,10 @@ def test_an_empty_dataset_is_a_file_without_rows(source_folder: Any) -> None:
 @pytest.mark.parametrize("task", ["phrase-grounding", "vqa", "freeform"])
 @pytest.mark.parametrize("fraction", [None, 0.5])
 def test_vi_full_pairs_images_and_lines_by_position(
-    source_folder: Any, item: Callable[..., ExportedImage], task: DatasetType, fraction: float | None
+    source_folder: Any,
+    item: Callable[..., ExportedImage],
+    task: DatasetType,
+    fraction: float | None,
 ) -> None:
     items = [*items_of(task, item), item("unsaid.png")]
     names = [
