@@ -90,7 +90,7 @@ families: setup ## Freeze each part of every model family in turn
 	@RUNYARD_ALL_FAMILIES=1 scripts/test tests/trainer/test_miniatures.py tests/trainer/test_families.py \
 	  tests/trainer/test_reference_step.py tests/trainer/test_export.py
 
-howtos: setup ## Follow the docs' tutorials and how-to guides, the README with its trainings too
+howtos: setup ## Follow every page that has commands as a reader would, the README with its trainings
 	@RUNYARD_HOWTOS=1 scripts/test tests/test_howtos.py
 
 vi-inference: setup ## Query our models with the published client's local inference; about a minute

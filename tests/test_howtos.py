@@ -1,5 +1,6 @@
 """Every block of code in the tutorials and how-to guides is executed as a reader would.
 
+The same is done for other pages that have commands.
 ``support.howtos`` describes how. ``HOWTOS`` has what a reader of each page knows and the page does
 not say: IDs, paths, and exit codes other than 0. Trainings are shortened to a few steps.
 """
@@ -9,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +81,11 @@ def get_short_run(reader: Reader) -> str:
     return reader.environ["SHORT_RUN"]
 
 
+def get_key(reader: Reader) -> str:
+    [created] = [text for key, text in reader.printed.items() if "keys create" in key]
+    return created.split()[1]
+
+
 BREAK_A_DATABASE = "mkdir -p broken && yes 'no database' | head -c 9000 > broken/server.db"
 # Pages whose reader uses an instance that is up.
 WITH_INSTANCE = {
@@ -98,6 +105,12 @@ WITH_INSTANCE = {
     ),
     "docs/reproducing.md": HowTo(fill={"70177d37-c5e8-498f-b92b-3ded3695b691": get_short_run}),
     "docs/exporting.md": HowTo(fill={"MODEL": get_short_run, "FOLDER": "exported"}),
+    "docs/cli.md": HowTo(
+        fill={
+            "70177d37-c5e8-498f-b92b-3ded3695b691": get_short_run,
+            "--grace 30 --wait": "--grace 30 --wait --yes",  # the answer to the question
+        }
+    ),
 }
 # Pages whose reader starts one, or needs none.
 BY_THEMSELVES = {
@@ -110,9 +123,14 @@ BY_THEMSELVES = {
         },
     ),
     "CONTRIBUTING.md": HowTo(fill={"FOLDER ...": "src"}),
-}
-# Of these, those that take too long for the default suite; `make howtos` follows them.
-TRAINING = {
+    "docs/security.md": HowTo(
+        first=("runyard up --detach",),
+        fill={"4fY0dZkPq3LmXw81": get_key, "/srv/runyard": "$HOME/.runyard"},
+    ),
+    "docs/storage.md": HowTo(
+        first=("runyard up --detach",),
+        fill={"restore": "restore --yes"},  # the answer to the question
+    ),
     "README.md": HowTo(
         fill={"ID": lambda reader: reader.get_last_line(".venv/bin/runyard datasets import")},
         exits={".venv/bin/runyard datasets check": 1},
@@ -121,7 +139,14 @@ TRAINING = {
         shown_by={"Starting a private instance": ".venv/bin/runyard demo"},
     ),
 }
-HOWTOS = {**WITH_INSTANCE, **BY_THEMSELVES, **TRAINING}
+HOWTOS = {**WITH_INSTANCE, **BY_THEMSELVES}
+# What only `make howtos` follows: it trains for long, or is no guide.
+LONG = {"README.md", "docs/cli.md", "docs/security.md", "docs/storage.md"}
+
+
+def select(pages: Iterable[str]) -> list[str]:
+    """Return the pages that this run of the tests follows."""
+    return [page for page in pages if page not in LONG or os.environ.get("RUNYARD_HOWTOS") == "1"]
 
 
 def write_shelves(folder: Path) -> None:
@@ -149,13 +174,14 @@ def short_run(client: vi.Client, finished_run: Any) -> str:
     return client.runs.wait(run.run_id, timeout=120, show_progress=False).run_id
 
 
-@pytest.mark.parametrize("page", list(WITH_INSTANCE))
+@pytest.mark.parametrize("page", select(WITH_INSTANCE))
 def test_a_reader_who_follows_the_page_succeeds(
     page: str, client: vi.Client, instance: Any, short_run: str, tmp_path: Path, end_run: Any
 ) -> None:
     before = {run.run_id for run in client.runs.list({"page_size": 1000}).items}
     environ = {**write_home(tmp_path), **instance.environ, "SHORT_RUN": short_run}
     write_shelves(tmp_path / "shelves")
+    (tmp_path / "shelf.yaml").write_text(f"blocks: {shorten_to(10)}")
     try:
         with reading(HOWTOS[page], environ, tmp_path) as reader:
             reader.follow(read_blocks(REPOSITORY / page))
@@ -167,14 +193,10 @@ def test_a_reader_who_follows_the_page_succeeds(
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize(
-    "page",
-    [*BY_THEMSELVES, *(TRAINING if os.environ.get("RUNYARD_HOWTOS") == "1" else ())],
-)
+@pytest.mark.parametrize("page", select(BY_THEMSELVES))
 def test_a_reader_who_starts_alone_succeeds(page: str, tmp_path: Path) -> None:
-    environ = {**write_home(tmp_path), "RUNYARD_PORT": "0"}
-    if page not in TRAINING:
-        environ["RUNYARD_WARM"] = "0"
+    warm = "1" if page == "README.md" else "0"
+    environ = {**write_home(tmp_path), "RUNYARD_PORT": "0", "RUNYARD_WARM": warm}
     write_shelves(tmp_path / "shelves")
     copy_checkout(tmp_path)
     try:
@@ -202,8 +224,14 @@ def find_guides() -> set[str]:
     return {(index.parent / link).resolve().relative_to(REPOSITORY).as_posix() for link in linked}
 
 
-def test_every_guide_of_the_index_has_a_reader() -> None:
-    assert find_guides() == set(HOWTOS)
+def test_every_guide_of_the_index_and_every_page_with_commands_has_a_reader() -> None:
+    pages = [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md")]
+    with_code = {
+        page.relative_to(REPOSITORY).as_posix()
+        for page in pages
+        if any(block.language in (SHELL, CONSOLE, PYTHON, "bash") for block in read_blocks(page))
+    }
+    assert find_guides() | with_code == set(HOWTOS)
 
 
 @pytest.mark.parametrize("page", list(HOWTOS))
@@ -283,6 +311,7 @@ def test_a_page_keeps_its_variables_and_names(tmp_path: Path) -> None:
         ("```python\n1 / 0\n```\n", "line 1 fails"),
         ("```console\n$ echo a b\nb c\n```\n", "the page shows 'b c'"),
     ],
+    ids=["command", "terminal", "program", "output"],
 )
 def test_a_block_that_does_not_do_what_the_page_says_is_named(
     block: str, said: str, tmp_path: Path
