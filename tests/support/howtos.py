@@ -250,8 +250,9 @@ class Reader:
         """Leave a command running; return what it prints until it waits for Ctrl-C."""
         self.interrupt()
         log = self.folder / "staying.log"
+        log.write_text("")  # the shell returns before the command has opened it
         # With job control the background process does not ignore Ctrl-C.
-        self._shell.ask(f"set -m; {command} </dev/null >{log} 2>&1 &\nset +m; echo '{MARK}' 0")
+        self._shell.ask(f"set -m; {command} </dev/null >>{log} 2>&1 &\nset +m; echo '{MARK}' 0")
         self._staying += 1
         deadline_s = time.monotonic() + SHOWN_END_S
         while "Ctrl-C stops it." not in log.read_text():
