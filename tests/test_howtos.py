@@ -34,6 +34,7 @@ from support.howtos import (
 )
 
 import vi
+from runyard.processes import identify
 from tests.test_examples import write_coco
 
 
@@ -301,6 +302,15 @@ def test_a_page_keeps_its_variables_and_names(tmp_path: Path) -> None:
         "line 11": "2\n",
     }
     assert reader.find_unused() == {"false"}
+
+
+def test_a_page_that_fails_leaves_nothing_running(tmp_path: Path, eventually: Any) -> None:
+    staying = "echo Ctrl-C stops it.; sleep 600"
+    text = f"```sh\n(echo $BASHPID >pid; {staying})\nfalse\n```\n"
+    with pytest.raises(AssertionError, match="false exits"):
+        read_page(text, tmp_path, HowTo(staying=(f"(echo $BASHPID >pid; {staying})",)))
+    pid = int((tmp_path / "pid").read_text())
+    eventually(lambda: identify(pid) is None, timeout_s=10, what="the command has ended")
 
 
 @pytest.mark.parametrize(

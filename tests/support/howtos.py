@@ -21,7 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -191,7 +191,7 @@ class Reader:
         self._used: set[str] = set()
         self._shell = Prompt(["bash", "--norc", "--noprofile"], environ, folder)
         self._python: Prompt | None = None
-        self._staying = 0
+        self._staying = 0  # the process that a page leaves running, and its group
 
     def follow(self, blocks: list[Block]) -> None:
         """Execute the blocks in order; each is executed or says why not."""
@@ -234,14 +234,18 @@ class Reader:
         return self.printed[newest].splitlines()[-1]
 
     def interrupt(self) -> None:
-        """Press Ctrl-C in each terminal that is still busy, and wait for its end."""
-        while self._staying:
+        """Press Ctrl-C where a command still runs, and wait for its end."""
+        if self._staying:
             code, printed = self._shell.ask(f"kill -INT %1; wait %1\necho '{MARK}' $?")
-            self._staying -= 1
+            self._staying = 0
             log = self.folder / "staying.log"
             assert code == 0, f"it exits with {code} after Ctrl-C:\n{printed}{log.read_text()}"
 
     def close(self) -> None:
+        """End everything; after a failure also what is still running."""
+        if self._staying:
+            with suppress(ProcessLookupError):
+                os.killpg(self._staying, signal.SIGKILL)
         self._shell.close()
         if self._python is not None:
             self._python.close()
@@ -252,8 +256,8 @@ class Reader:
         log = self.folder / "staying.log"
         log.write_text("")  # the shell returns before the command has opened it
         # With job control the background process does not ignore Ctrl-C.
-        self._shell.ask(f"set -m; {command} </dev/null >>{log} 2>&1 &\nset +m; echo '{MARK}' 0")
-        self._staying += 1
+        start = f"set -m; {command} </dev/null >>{log} 2>&1 &\necho $!; set +m; echo '{MARK}' 0"
+        self._staying = int(self._shell.ask(start)[1].split()[-1])
         deadline_s = time.monotonic() + SHOWN_END_S
         while "Ctrl-C stops it." not in log.read_text():
             assert time.monotonic() < deadline_s, f"{command} is not up:\n{log.read_text()}"
