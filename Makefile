@@ -4,9 +4,9 @@ export PYTHON
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo check test bench format style stubborn chaos chaos-postgresql kill-server power-cuts \
-  checkpoint-cuts notice starve faults-nth fuzz-api fuzz-datasets backup-property defects formats families vi-inference \
-  bench-import bench-requests bench-train bench-tiny bench-memory bench-saving sim sim-kept sim-rules sim-postgresql \
-  availability
+  checkpoint-cuts notice starve faults-nth fuzz-api fuzz-datasets backup-property defects formats families \
+  vi-inference howtos bench-import bench-requests bench-train bench-tiny bench-memory bench-saving sim sim-kept \
+  sim-rules sim-postgresql availability
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -89,6 +89,9 @@ formats: setup ## Import and export every dataset format by SDK and command line
 families: setup ## Freeze each part of every model family in turn
 	@RUNYARD_ALL_FAMILIES=1 scripts/test tests/trainer/test_miniatures.py tests/trainer/test_families.py \
 	  tests/trainer/test_reference_step.py tests/trainer/test_export.py
+
+howtos: setup ## Follow every page that has commands as a reader would, the README with its trainings
+	@RUNYARD_HOWTOS=1 scripts/test tests/test_howtos.py
 
 vi-inference: setup ## Query our models with the published client's local inference; about a minute
 	@RUNYARD_VI_INFERENCE=1 scripts/test tests/contract/test_published_inference.py -n 0

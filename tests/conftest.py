@@ -41,6 +41,7 @@ USE_THE_INSTANCE = (
     "tests/contract/",
     "tests/e2e/",
     "tests/test_examples.py",
+    "tests/test_howtos.py::test_a_reader_who_follows_the_page_succeeds",
     "tests/cli/test_commands.py",
     "tests/cli/test_datasets.py",
     "tests/cli/test_export.py",

@@ -30,9 +30,9 @@ SHOWS = {
 }
 
 
-def write_coco(folder: Path) -> None:
-    """Sixty of the built-in digit canvases as a user's own folder: images, and boxes as COCO."""
-    canvases = BUILT_IN["digits-grounding"](0, 0.2).train[:60]
+def write_coco(folder: Path, *, count: int = 60) -> None:
+    """Some of the built-in digit canvases as a user's own folder: images, and boxes as COCO."""
+    canvases = BUILT_IN["digits-grounding"](0, 0.2).train[:count]
     names: dict[str, int] = {}
     images, boxes = [], []
     (folder / "images").mkdir(parents=True)

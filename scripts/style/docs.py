@@ -17,7 +17,7 @@ def iterate_sentences(text: str) -> Iterator[tuple[int, str]]:
         is_fence = line.lstrip().startswith("```")
         in_code ^= is_fence
         is_prose = bool(line.strip()) and not (
-            is_fence or in_code or re.match(r"\s*[|#>]|!\[", line)
+            is_fence or in_code or re.match(r"\s*[|#>]|!\[|<!--", line)
         )
         begins_item = bool(re.match(r"\s*([-*]|\d+\.) ", line))
         if paragraph and (not is_prose or begins_item):

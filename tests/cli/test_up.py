@@ -1,4 +1,7 @@
-"""``runyard up``: rejected settings, the printed introduction, and processes."""
+"""``runyard up``: rejected settings, the printed introduction, and processes.
+
+The report of a shutdown is the one that docs/deployment.md shows.
+"""
 
 import fcntl
 import json
@@ -16,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from support.howtos import check_output, read_blocks
 
 from runyard.cli.connection import connect
 from runyard.cli.instance.instance import live_endpoint, read_processes, wait_for_exit
@@ -292,7 +296,7 @@ def test_down_does_not_signal_a_process_with_a_reused_id(runyard, tmp_path: Path
 @pytest.mark.e2e
 @pytest.mark.train
 def test_the_shutdown_reports_saved_runs_and_an_interrupted_wait_how_to_continue(
-    runyard, tmp_path: Path
+    runyard, repository: Path, tmp_path: Path
 ) -> None:
     """One test for two cases, as it needs a training: Ctrl-C of --wait, then of the instance."""
     data_dir = tmp_path / "data"
@@ -341,6 +345,9 @@ def test_the_shutdown_reports_saved_runs_and_an_interrupted_wait_how_to_continue
     assert saved is not None, report
     assert int(saved[1]) >= 1
     assert "1 pending run starts after the next start." in report
+    page = read_blocks(repository / "docs/deployment.md")
+    [shown] = [block.text for block in page if block.text.startswith("Run ")]
+    check_output(shown, report)
     assert later not in report
     down = runyard("status", *where)
     assert (down.exit_code, saved[0] in down.stdout) == (3, True)
