@@ -17,7 +17,10 @@ from typing import Any
 import httpx2
 import pytest
 from PIL import ExifTags, Image
-from support.howtos import (
+
+import vi
+from runyard.processes import identify
+from tests.support.howtos import (
     CONSOLE,
     PYTHON,
     REASONS,
@@ -32,9 +35,6 @@ from support.howtos import (
     split_commands,
     write_home,
 )
-
-import vi
-from runyard.processes import identify
 from tests.test_examples import write_coco
 
 

@@ -19,13 +19,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from support.howtos import check_output, read_blocks
 
 from runyard.cli.connection import connect
 from runyard.cli.instance.instance import live_endpoint, read_processes, wait_for_exit
 from runyard.cli.instance.up import _catch_stop_requests, check_bind, format_introduction
 from runyard.processes import boot_id, identify
 from runyard.settings import read_settings
+from tests.support.howtos import check_output, read_blocks
 
 KEY = "dtvi_" + "a" * 98
 # Trains for hours, and saves only when it is stopped.
