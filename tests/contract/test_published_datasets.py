@@ -131,9 +131,7 @@ def test_annotations_are_listed_and_changed_part_by_part(report: dict[str, Any])
 
 def test_what_it_downloads_is_what_was_uploaded(report: dict[str, Any], folder: Path) -> None:
     assert value(report, "download images")
-    sent = {
-        hashlib.sha256(path.read_bytes()).hexdigest() for path in (folder / "images").iterdir()
-    }
+    sent = {hashlib.sha256(path.read_bytes()).hexdigest() for path in (folder / "images").iterdir()}
     down = {
         hashlib.sha256(path.read_bytes()).hexdigest() for path in (folder / "down").rglob("*.png")
     }

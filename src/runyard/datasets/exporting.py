@@ -1,9 +1,10 @@
 """An export, run as a process on a folder: ``python -m runyard.datasets.exporting <folder>``.
 
-    job.json       server   {"format", "blobsDir", "options": {"splitRatio", "normalized",
-    "pictures"}, "seed", "count"} items.jsonl    server   one image per line, see ``ItemLine``
-    export.zip     worker   the files of the format's writer; or preview.png, for the format
-    ``Preview`` result.json    worker   the result: {"file"} or {"why"}
+    job.json       server   {"format", "blobsDir", "seed", "count", "options": {"splitRatio",
+                            "normalized", "pictures"}}
+    items.jsonl    server   one image per line, see ``ItemLine``
+    export.zip     worker   the files of the format's writer; preview.png for the format ``Preview``
+    result.json    worker   the result: {"file"} or {"why"}
 
 Images are decoded only for a preview. The input is not trusted, so the worker runs with limits on
 memory and time.
