@@ -4,7 +4,7 @@ Absolute times on a shared machine say little, so each round makes the same call
 one right after the other and in changing order, and the ratio of the medians is what counts. The
 server runs without a controller: its 100 runs stay pending and no training disturbs the clock. Both
 clients keep one connection open, and the published one has its debug log file switched off, which
-is in its favour. A call that does not return the same runs from both is no comparison and ends the
+is in its favor. A call that returns different runs from both cannot be compared and ends the
 program.
 """
 
@@ -77,7 +77,7 @@ def compare_calls(environ: dict[str, str], run_ids: list[str], rounds: int) -> l
 
 
 def compare_processes(environ: dict[str, str], run_id: str, rounds: int) -> list[Row]:
-    """Measure what a script pays once: the import, and the first answer of a fresh process."""
+    """Measure the startup cost of a script: the import, and the first response."""
 
     def import_ms(python: Path) -> float:
         return process_ms([python, "-c", "import vi"], environ) - process_ms(
@@ -156,7 +156,7 @@ def caller(python: Path, environ: dict[str, str], run_id: str) -> Iterator[Calla
 
 @contextmanager
 def server(data_dir: Path) -> Iterator[dict[str, str]]:
-    """A server alone over a fresh data folder.
+    """Start a server without a controller over a new data folder.
 
     Yields the environment that points either client at it.
     """

@@ -1,7 +1,7 @@
-"""How fast images are imported, compared with copying and hashing the same files.
+"""Measure the import of images, compared with copying and hashing the same files.
 
 Makes really encoded JPEGs with a question each (50,000 of about 10 KB, or ``--count`` and
-``--side``), then measures by turns, each in a process of its own: ``cp -r`` of the folder with a
+``--side``), then measures in turn, each in a separate process: ``cp -r`` of the folder with a
 SHA-256 of every file, without and with ``sync``; ``client.datasets.import_folder`` into a fresh
 server, from the call to the version that a run can be pinned to; and of that the part of the
 process that checks. All read from the page cache. Ratios are of speeds: above 1, the import is the
@@ -201,7 +201,7 @@ def make_packs(blobs: Path, images: Path, width: int) -> list[dict[str, object]]
 
 
 def check_s(folder: Path, blobs: Path, packs: list[dict[str, object]], count: int) -> float:
-    """How long the worker takes from its start to its last word."""
+    """Return how long the worker takes from its start to its result."""
     folder.mkdir()
     (folder / "job.json").write_text(json.dumps({"datasetType": "vqa", "blobsDir": str(blobs)}))
     (folder / "packs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in packs))

@@ -1,13 +1,12 @@
 """The trainer's memory estimate compared with the memory that training takes.
 
 Models of three families with 5 to 30 million random weights are trained for three steps on the
-longest sample there is, each setting in a process of its own. Compared is the peak of the whole
-process, as the plan says, with the kernel's own (``VmHWM``, reset before the first step), and
-beside it what the steps alone add to what the process had before the first one. Ratios are
-predicted to measured.
+longest sample, each setting in a separate process. The peak of the entire process in the plan is
+compared with the kernel's (``VmHWM``, reset before the first step). So is the memory that the steps
+add to that of the process before the first one. Ratios are predicted to measured.
 
-The processes hand back what they free, as the trainer has them do where memory is not ample; with
---ample they keep it, as they do where it is, and take more than is needed.
+The processes return freed memory to the system, as the trainer does where memory is scarce; with
+--ample they retain it, as elsewhere, and use more than necessary.
 
     --every 7 takes every seventh setting.
     --write puts the table into RESULTS.md
@@ -138,7 +137,7 @@ class Row:
 
 
 def section(rows: list[Row], *, is_ample: bool) -> str:
-    """The table with what it shows, for people."""
+    """Return the table with its interpretation."""
     way = (
         "kept what it freed, as where memory is ample" if is_ample else "handed back what it freed"
     )
@@ -170,7 +169,7 @@ def summary(ratios: list[float]) -> str:
 
 
 def make_model(family: str, folder: Path) -> None:
-    """A miniature made wider and deeper, as a folder of weights."""
+    """Write a wider and deeper miniature as a folder of weights."""
     model, processor = miniatures.make(family)
     width, layers = SIZES[family]
     config = model.config
@@ -200,7 +199,7 @@ def make_model(family: str, folder: Path) -> None:
 def measure(home: Path, case: tuple[Any, ...], answer: Any, is_ample: bool) -> None:
     """Train for some steps as the trainer does.
 
-    Sends what the process had before, and what the steps were predicted to add and added, in bytes.
+    Send the memory of the process before, and the predicted and measured additions, in bytes.
     """
     family, mode, micro, optimizer, recompute, length = case
     settings = {
@@ -234,7 +233,7 @@ def measure(home: Path, case: tuple[Any, ...], answer: Any, is_ample: bool) -> N
             {"block": name, "settings": value, "style": {}} for name, value in blocks.items()
         ],
     }
-    run, recipe = parse_run(
+    run, flow = parse_run(
         {
             "run": {"kind": "Run", "workspaceId": "org", "runId": "run", "spec": {"flow": flow}},
             "attempt": 1,
@@ -245,7 +244,7 @@ def measure(home: Path, case: tuple[Any, ...], answer: Any, is_ample: bool) -> N
             Job(
                 folder=Path(folder),
                 run=run,
-                recipe=recipe,
+                flow=flow,
                 models={},
                 folders=ModelFolders((home,), home / "data"),
             ),
@@ -272,7 +271,7 @@ def measure(home: Path, case: tuple[Any, ...], answer: Any, is_ample: bool) -> N
 
 
 def resident(name: str) -> int:
-    """A line of ``/proc/self/status``, in bytes."""
+    """Return a line of ``/proc/self/status``, in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024

@@ -1,6 +1,6 @@
 """Measure what the checks of a request cost, for reading and creating a run, against a revision.
 
-Both revisions serve in processes of their own over new data folders, with the same Python
+Both revisions run as separate processes over new data folders, with the same Python
 environment. Each round makes the same number of requests to both, one right after the other and in
 changing order, over one kept connection each. Ratios are those of the medians: of the time that the
 client waits, and of the processor time that the server takes. The second is the steadier one on a

@@ -1,15 +1,15 @@
 """The cases of ``train_speed.py``: a model with random weights, and samples in each loop's format.
 
-Pictures are scikit-learn's handwritten digits, answers the digit or invented text. The same samples
-lie as a dataset's version and an attempt's folder (what a supervisor brings to our trainer) and as
+Images are scikit-learn's handwritten digits, answers the digit or invented text. The same samples
+are written as a dataset's version with an attempt's folder (the input of our trainer) and as
 images with ``case.json`` for the other loops. ``case.json`` also lists our trainer's batches and
 the tokens of every sample.
 
-The medium model is shaped like Idefics3 and SmolVLM at 35-40 million parameters. How many words its
-output layer has decides how much is gained by leaving out the prompt's columns there, as ours does:
-with 12,288 words that layer has a quarter of the language model's other weights, as in SmolVLM-256M
-(49,280 words of width 576 under 30 layers). With 32,768 words, as large models have, it would have
-two thirds in a model this small, which flatters ours.
+The medium model is shaped like Idefics3 and SmolVLM at 35-40 million parameters. The number
+of words of its output layer decides how much is gained by leaving out the prompt's columns, as ours
+does. With 12,288 words that layer has a quarter of the language model's other weights, as in
+SmolVLM-256M (49,280 words of width 576 under 30 layers). With 32,768 words, as in large models, it
+would have two thirds in a model this small, which would favor ours.
 """
 
 import hashlib
@@ -49,7 +49,7 @@ class Shape:
 
     @property
     def is_uniform(self) -> bool:
-        """Whether all steps are alike, so that their median is the time of a step."""
+        """Return whether all steps are alike, so that their median is the time of a step."""
         return not (self.is_mixed or self.is_frozen)
 
     @property
@@ -108,7 +108,7 @@ CASES = {
 def write_case(
     folder: Path, shape: Shape, *, vocabulary: int, threads: int, micro_batch: int | str
 ) -> None:
-    """Everything the loops need, below ``folder``."""
+    """Write all inputs of the loops below ``folder``."""
     from runyard.flows.resolved_flow import SYSTEM_PROMPTS
     from runyard.trainer.answers import write_vqa
     from runyard.trainer.data.encode import epoch_batches
@@ -299,7 +299,7 @@ def parameters_in(folder: Path) -> int:
 
 
 def write_version(folder: Path, images: list[bytes], answers: list[str]) -> None:
-    """A version's folder as a supervisor leaves it, in one pack."""
+    """Write a version's folder like a supervisor, with one pack."""
     from runyard.datasets.records import Interaction, Vqa
     from runyard.datasets.versions import (
         CONTENTS,

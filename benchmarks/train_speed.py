@@ -1,14 +1,14 @@
 """Compare the speed of our trainer's steps with other training loops.
 
 The same model with the same random weights, the same samples, batch size, number of steps, rates
-and threads, in float32 on the processor: a recipe through our trainer; a bare loop in plain torch
+and threads, in float32 on the processor: a flow through our trainer; a bare loop in plain torch
 over samples encoded beforehand; transformers' Trainer over such samples, and with a collator that
-calls the processor; TRL's SFTTrainer by its own way with images. ``train_loops.py`` says what each
-does, ``train_case.py`` what its input is.
+calls the processor; TRL's SFTTrainer with its own image handling. ``train_loops.py`` describes each
+loop, ``train_case.py`` its input.
 
-Every loop and round has a process of its own, and begins with all imports done. Rounds go by turns
-in changing order, each ratio is taken within its round (above 1, ours is faster), and the medians
-over the rounds are shown. A step is all that lies between the ends of two steps, drawing the batch
+Every loop and round has a separate process, and begins with all imports done. Loops alternate in
+changing order, each ratio is taken within its round (above 1, ours is faster), and the medians
+over the rounds are shown. A step is the time between the ends of two steps, building the batch
 included. Where all samples are of one length it is the median of the steps; with answers of mixed
 length, and with a frozen tower, the mean, because then steps differ for a reason.
 
@@ -176,7 +176,7 @@ def whole_quarters(steps: int) -> int:
 
 
 def own_threads(shape: Shape) -> int:
-    """What our trainer would take of a machine that is all its own."""
+    """Return the number of threads that our trainer uses on an idle machine."""
     return 1 if shape.is_tiny else os.cpu_count() or 1
 
 
@@ -203,7 +203,7 @@ def prepare_environment(folder: Path) -> None:
 class Peers:
     """The process in ``.venv-peers`` of which the other loops are forks.
 
-    Started when the first of them is wanted.
+    Started with the first of them.
     """
 
     def __init__(self) -> None:
@@ -234,7 +234,7 @@ class Peers:
 def measure(
     folder: Path, shape: Shape, loops: list[str], rounds: int, threads: int, start: Start
 ) -> dict[str, list[dict[str, Any]]]:
-    """What every loop reported in every round."""
+    """Return the reports of every loop in every round."""
     found: dict[str, list[dict[str, Any]]] = {loop: [] for loop in loops}
     for number in range(rounds):
         turn = number % len(loops)
@@ -302,7 +302,7 @@ def largest_difference(found: list[float], expected: list[float]) -> float:
 def compared(
     shape: Shape, measured: dict[str, list[dict[str, Any]]], remarks: dict[str, str]
 ) -> list[Row]:
-    """Rows of one case, ours first."""
+    """Return the rows of one case, ours first."""
     ours = measured.get("ours")
     rows = []
     for loop, rounds in measured.items():
@@ -369,7 +369,7 @@ def last_quarter(losses: list[float]) -> float:
 
 
 def in_words(plan: dict[str, Any]) -> list[str]:
-    """What our trainer chose that others cannot."""
+    """Describe choices of our trainer that other loops lack."""
     chosen = {"packing": "samples share rows", "featureCache": "features kept"}
     return [words for name, words in chosen.items() if plan.get(name)]
 
@@ -463,7 +463,7 @@ def print_table(rows: list[Row]) -> None:
 
 
 def section(rows: list[Row], report: dict[str, Any]) -> str:
-    """The results as a section of a Markdown page."""
+    """Return the results as a section of a Markdown page."""
     lines = ["| " + " | ".join(HEADS) + " |", "|---" * len(HEADS) + "|"]
     lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
     on = ", ".join(f"{name} {value}" for name, value in report["machine"].items())

@@ -50,7 +50,11 @@ def measure_docs(pages: Iterable[Path]) -> tuple[dict[str, float], dict[str, lis
                 long_sentences.append(
                     SourceLine(file, line, f"{lengths[-1]} words: {sentence[:60]}")
                 )
+        in_code = False
         for number, line_text in enumerate(text.splitlines(), 1):
+            in_code ^= line_text.lstrip().startswith("```")
+            if in_code:
+                continue
             dialect += [
                 SourceLine(file, number, match[0])
                 for match in DIALECT.finditer(re.sub(r"`[^`]*`", "", line_text))

@@ -29,6 +29,7 @@ TITLES = {
     "long_lines": f"lines above {LINE_COLUMNS} columns",
     "banned_words": "banned words in identifiers",
     "dialect": "dialect words in comments, docstrings and messages",
+    "test_dialect": "the same in tests, benchmarks and examples",
     "import_cycles": "import cycles between modules",
     "doc_words": "words of docs",
     "sentence_median": "sentence length in docs, median words",

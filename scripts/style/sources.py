@@ -25,6 +25,10 @@ from style.figures import (
 from style.names import DIALECT, QUESTION, has_banned_word, is_dunder, is_one_word, is_participle
 from style.structure import find_cycles, find_imports, get_module_name, measure_complexity
 
+# Names in prose are not words: code in backticks, options, and expressions of f-strings. Neither is
+# a string of one word, such as a JSON key.
+_NAME = re.compile(r"`[^`\n]+`|--[a-z][\w-]*|\{[^{}\n]*\}")
+_KEY = re.compile(r"[a-zA-Z]*([\"'])[\w./-]*\1")
 # Pragmas at the end of a line do not count, as in ruff's E501.
 _PRAGMA = re.compile(r"  # (noqa|type: ignore|fmt: skip)\b.*")
 
@@ -181,9 +185,10 @@ def find_dialect(text: str, file: str) -> Iterator[SourceLine]:
         getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING),
     }
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type in kinds:
-            for match in DIALECT.finditer(token.string):
-                line = token.start[0] + token.string.count("\n", 0, match.start())
+        if token.type in kinds and not _KEY.fullmatch(token.string):
+            text = _NAME.sub("", token.string)
+            for match in DIALECT.finditer(text):
+                line = token.start[0] + text.count("\n", 0, match.start())
                 yield SourceLine(file, line, match[0])
 
 

@@ -158,13 +158,13 @@ def list_descendants(pid: int) -> list[Identity]:
 def list_holders(path: Path) -> list[Identity]:
     """Return every process that has this file open, compared by inode, not by name."""
     try:
-        wanted = path.stat()
+        inode = path.stat()
     except OSError:
         return []
     found = []
     for pid in _list_pids():
         with contextlib.suppress(OSError):
-            if any(_is_same_file(entry, wanted) for entry in (_PROC / str(pid) / "fd").iterdir()):
+            if any(_is_same_file(entry, inode) for entry in (_PROC / str(pid) / "fd").iterdir()):
                 identity = identify(pid)
                 found += [identity] if identity else []
     return found
@@ -262,12 +262,12 @@ def _list_pids() -> Iterator[int]:
         yield from (int(name) for name in names if name.isdigit() and int(name) != os.getpid())
 
 
-def _is_same_file(link: Path, wanted: os.stat_result) -> bool:
+def _is_same_file(link: Path, inode: os.stat_result) -> bool:
     try:
         found = link.stat()
     except OSError:
         return False
-    return (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino)
+    return (found.st_dev, found.st_ino) == (inode.st_dev, inode.st_ino)
 
 
 def _read_counter(path: Path, name: str) -> int:

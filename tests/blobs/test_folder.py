@@ -253,7 +253,7 @@ def test_concurrent_uploads_of_one_hash_leave_one_valid_blob(blobs: FolderBlobs)
     assert list((blobs.root / "incoming").iterdir()) == []
 
 
-def test_a_blob_is_named_only_after_its_bytes_are_on_disk_and_its_folder_after_its_name(
+def test_blob_bytes_are_synced_before_the_name_and_the_name_before_success(
     blobs: FolderBlobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """R8: fsync the file, rename, fsync the folder.

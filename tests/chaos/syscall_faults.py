@@ -309,8 +309,8 @@ class SaveOperation(Operation):
         from runyard.trainer.main import detect_machine, parse_run
         from runyard.trainer.prepare import Job, prepare
 
-        run, recipe = parse_run(rundir.read_json(rundir.AttemptDir(attempt).run) or {})
-        job = Job(folder=attempt, run=run, recipe=recipe, models={}, resume=None)
+        run, flow = parse_run(rundir.read_json(rundir.AttemptDir(attempt).run) or {})
+        job = Job(folder=attempt, run=run, flow=flow, models={}, resume=None)
         return prepare(job, detect_machine(1), hooks=Hooks())
 
     def _save(

@@ -80,7 +80,7 @@ def words(tmp_path: Path):
     )
 
 
-def test_the_introduction_names_endpoint_organization_and_credentials_but_not_the_key(
+def test_the_introduction_names_endpoint_and_credentials_but_not_the_key(
     words, tmp_path: Path
 ) -> None:
     text = words(False)
@@ -155,7 +155,7 @@ def test_ctrl_c_ends_every_child_and_exits_with_0(tmp_path: Path) -> None:
 
 
 @pytest.mark.e2e
-def test_server_and_controller_exit_after_their_killed_instance_and_the_next_one_starts(
+def test_server_and_controller_exit_after_their_instance_was_killed(
     tmp_path: Path,
 ) -> None:
     data_dir = tmp_path / "data"

@@ -145,7 +145,7 @@ def test_the_environment_of_the_controller_hides_devices(
     ] == ["GPU-cc-1"]
 
 
-def test_a_machine_takes_no_more_runs_than_it_has_accelerators_unless_they_are_shared() -> None:
+def test_a_machine_takes_one_run_per_accelerator_unless_they_are_shared() -> None:
     two = [Device("GPU-1", "A"), Device("GPU-2", "A")]
     cases = [
         (1, two, False),

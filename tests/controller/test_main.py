@@ -428,7 +428,7 @@ def test_after_a_restore_an_attempt_that_had_ended_is_reported_again(
     )
 
 
-def test_an_attempt_of_the_same_number_starts_when_the_one_before_a_restore_has_ended(
+def test_an_attempt_number_reused_after_a_restore_starts_once_the_older_one_ended(
     control: Control, server: Any, settings: Settings, executor: Any, assign: Assign
 ) -> None:
     executor.trainer = SAVES_ON_SIGTERM

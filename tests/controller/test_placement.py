@@ -166,7 +166,7 @@ def test_the_folder_of_an_attempt_that_a_restore_has_undone_is_set_aside(tmp_pat
     assert placed is not None and placed["epoch"] == "e2"
 
 
-def test_a_folder_set_aside_returns_when_a_newer_backup_is_restored_after_an_older_one(
+def test_a_folder_set_aside_returns_with_the_restore_of_a_newer_backup(
     tmp_path: Path,
 ) -> None:
     settings = Settings(data_dir=tmp_path)

@@ -23,7 +23,7 @@ SOURCE = Path(runyard.__file__).parent
 
 # The names by which code outside of ``flows`` refers to each part of a flow.
 HELD_AS: dict[type[msgspec.Struct], set[str]] = {
-    blocks.FlowShape: {"flow", "spec", "frozen", "recipe"},
+    blocks.FlowShape: {"flow", "spec", "frozen", "resolved"},
     blocks.FlowSettings: {"settings"},
     blocks.FlowReference: set(),
     blocks.Resources: {"resources"},
@@ -45,7 +45,7 @@ HELD_AS: dict[type[msgspec.Struct], set[str]] = {
     blocks.Checkpoint: {"checkpoint", "settings"},
     blocks.EarlyStopping: {"patience", "early_stopping"},
     blocks.Validation: {"validation", "settings"},
-    blocks.Evaluation: {"wanted", "evaluation"},
+    blocks.Evaluation: {"requested", "evaluation"},
     blocks.ModelSettings: {"model", "settings"},
 }
 # Read in another way; the named file must contain the text.
@@ -53,7 +53,7 @@ ELSEWHERE = {
     "LearningRates.vision": ("trainer/steps/optim.py", "getattr(rates, find_part(name, parts))"),
     "LearningRates.projector": ("trainer/steps/optim.py", "getattr(rates, find_part(name, parts))"),
     "LearningRates.language": ("trainer/steps/optim.py", "getattr(rates, find_part(name, parts))"),
-    "DatasetSettings.projectKind": ("trainer/prepare.py", "recipe.task"),
+    "DatasetSettings.projectKind": ("trainer/prepare.py", "flow.task"),
     "Architecture.name": ("trainer/checkpoints/warm_start.py", '"family"'),
     "Architecture.family": ("flows/resolved_flow.py", 'given.get("family")'),  # decides the name
     "FlowReference.id": ("server/services/runs/runs.py", 'origin["id"]'),

@@ -89,7 +89,7 @@ async def test_an_organization_reads_its_own_entries_and_the_first_also_the_cont
         server.services,
         org="org-other",
         filter=audit.AuditFilter(),
-        wanted=audit.PageRequest(question="audit"),
+        page_request=audit.PageRequest(question="audit"),
     )
     assert [entry["target"] for entry in json.loads(page)["items"]] == ["theirs"]
 

@@ -167,8 +167,8 @@ async def test_a_bulk_deletion_takes_more_names_than_one_query_may_have(
     ]
     await server.services.store.write(lambda connection: assets.add(connection, rows))
     url = server.path(f"datasets/{dataset}/deleteManyAssetsSessions")
-    for wanted, left in (([], len(names)), (names[1:], 1)):
-        begun = (await api.post(url, json={"spec": {"filter": {"filenames": wanted}}})).json()
+    for filenames, left in (([], len(names)), (names[1:], 1)):
+        begun = (await api.post(url, json={"spec": {"filter": {"filenames": filenames}}})).json()
         condition = begun["status"]["conditions"][0]
         while condition["status"] != "Reached":
             await asyncio.sleep(0.01)

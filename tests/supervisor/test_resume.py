@@ -195,7 +195,7 @@ def die_before_effect(monkeypatch: pytest.MonkeyPatch, number: int) -> Callable[
     return lambda: count
 
 
-def test_a_fetch_that_dies_at_any_step_leaves_nothing_torn_and_is_completed_by_the_next(
+def test_a_fetch_that_dies_leaves_nothing_torn_and_the_next_completes_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     number, died = 0, True
@@ -223,7 +223,7 @@ def test_a_fetch_that_dies_at_any_step_leaves_nothing_torn_and_is_completed_by_t
     assert number > 10
 
 
-def test_unlisted_checkpoints_of_earlier_attempts_are_removed_once_a_newer_one_is_stored(
+def test_unlisted_older_checkpoints_are_removed_once_a_newer_one_is_stored(
     tmp_path: Path,
 ) -> None:
     first, second = make_attempts(tmp_path, 2)
@@ -263,7 +263,7 @@ def test_fetched_checkpoints_are_removed_once_a_newer_one_is_stored(tmp_path: Pa
     assert list_remaining(first) == {"1/epoch-3"}
 
 
-def test_a_removal_that_dies_at_any_step_keeps_the_newest_checkpoint_and_is_completed_by_the_next(
+def test_a_removal_that_dies_keeps_the_newest_checkpoint_and_the_next_completes_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     number, died = 0, True

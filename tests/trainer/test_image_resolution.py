@@ -69,8 +69,10 @@ def opened(model_type: str) -> tuple[Any, Any]:
 def limited(model_type: str, **images: Any) -> tuple[Any, Any]:
     """Return the same with limits of a flow."""
     model, processor = opened(model_type)
-    wanted = Images(**{"min_pixels": "auto", "max_pixels": "auto", "patch_budget": None} | images)
-    limit_resolution(model, processor, model_type, wanted, is_tiny=False)
+    requested = Images(
+        **{"min_pixels": "auto", "max_pixels": "auto", "patch_budget": None} | images
+    )
+    limit_resolution(model, processor, model_type, requested, is_tiny=False)
     return model, processor
 
 
@@ -343,10 +345,10 @@ def test_a_resumed_run_has_the_same_images_and_the_same_plan(
     mode: str, make_attempt: Any, events_of: EventsOf, tmp_path: Path
 ) -> None:
     weights = saved("qwen3_vl", tmp_path / "models" / "weights")
-    wanted = make_blocks(weights, {"patchBudget": 3}, mode)
-    whole = make_attempt(wanted, run="whole")
+    requested = make_blocks(weights, {"patchBudget": 3}, mode)
+    whole = make_attempt(requested, run="whole")
     assert train_attempt(whole) == 0
-    cut = make_attempt(wanted, run="cut", resume=whole / "checkpoints" / "step-1")
+    cut = make_attempt(requested, run="cut", resume=whole / "checkpoints" / "step-1")
     assert train_attempt(cut) == 0
     one, two = plan_of(whole, events_of), plan_of(cut, events_of)
     plan_fields = ("pictureSettings", "familyPictureSettings", "shrunkSamples", "refusedSamples")

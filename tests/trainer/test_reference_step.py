@@ -131,10 +131,8 @@ def trainer(
         document = {"folder": str(version), "dataset": "shelves", "version": "0" * 16}
         (folder / "dataset.json").write_text(json.dumps(document))
         config = read_json(folder / "run.json") or {}
-        run, recipe = parse_run(config)
-        job = Job(
-            folder=folder, run=run, recipe=recipe, models={}, folders=parse_model_folders(config)
-        )
+        run, flow = parse_run(config)
+        job = Job(folder=folder, run=run, flow=flow, models={}, folders=parse_model_folders(config))
         return prepare(job, detect_machine(1), hooks=Hooks())
 
     return begin

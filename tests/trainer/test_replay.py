@@ -73,7 +73,7 @@ def lines_of(checkpoint: Path) -> list[dict[str, Any]]:
     ]
 
 
-def test_answers_sampled_with_a_seed_are_the_same_from_a_version_and_from_plain_files(
+def test_sampled_answers_are_the_same_from_a_version_and_from_plain_files(
     checkpoint: Path, version: Path, tmp_path: Path
 ) -> None:
     lines = lines_of(checkpoint)

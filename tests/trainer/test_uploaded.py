@@ -20,8 +20,8 @@ MakeVersion = Callable[..., Path]
 
 
 def load(folder: Path, **changed: Any) -> Dataset:
-    wanted = {"task": "vqa", "seed": 7, "validation_fraction": 0.3, "max_samples": None} | changed
-    return load_uploaded(folder, name="shelves", version="0" * 16, **wanted)
+    options = {"task": "vqa", "seed": 7, "validation_fraction": 0.3, "max_samples": None} | changed
+    return load_uploaded(folder, name="shelves", version="0" * 16, **options)
 
 
 def asked(*answers: str) -> Vqa:

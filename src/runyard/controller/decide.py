@@ -248,7 +248,7 @@ def _warm_up(view: MachineView) -> list[Action]:
 def _shut_down(view: MachineView, since_shutdown_s: float) -> list[Action]:
     """Start nothing new.
 
-    Ask each supervisor once to stop, and wait for them unless told otherwise.
+    Ask each supervisor once to stop, and wait for them unless requested otherwise.
     """
     living = [attempt for attempt in view.attempts if attempt.supervisor in ("alive", "unknown")]
     if view.leave_running or not living or since_shutdown_s >= view.shutdown_timeout_s:

@@ -249,7 +249,7 @@ class Controller:
         on_answer: Callable[[Any], None],
         on_failure: Callable[[], None],
     ) -> None:
-        """Call the server in a thread of its own; the main thread handles the outcome."""
+        """Call the server in a separate thread; the main thread handles the outcome."""
 
         def call_and_post() -> None:
             try:

@@ -145,7 +145,7 @@ def is_this_machine(server_boot_id: str) -> bool:
     """Return whether the server runs on this machine, where the run's lock prevents a second
     trainer.
 
-    An address cannot tell: a loopback address may be the local end of a tunnel.
+    An address does not show it: a loopback address may be the local end of a tunnel.
     """
     return (
         server_boot_id not in ("", processes.UNKNOWN_BOOT) and server_boot_id == processes.boot_id()

@@ -130,16 +130,18 @@ class Checker:
         )
         raise RowUnusable
 
-    def _assign_id(self, check: "_RowCheck", wanted: str) -> str:
+    def _assign_id(self, check: "_RowCheck", requested: str) -> str:
         """Return the row's id, or a new one if it is empty or already used."""
-        own = wanted
-        if hash(wanted) in self._ids or not wanted:
-            number = self._last_suffixes.get(wanted, 1) + 1
-            while hash(own := f"{wanted}-{number}") in self._ids:
+        own = requested
+        if hash(requested) in self._ids or not requested:
+            number = self._last_suffixes.get(requested, 1) + 1
+            while hash(own := f"{requested}-{number}") in self._ids:
                 number += 1
-            self._last_suffixes[wanted] = number
-            cause = f"another row has this id; it becomes {own!r}" if wanted else "the id is empty"
-            check.report_repaired("IdDuplicate", cause, field="id", value=wanted)
+            self._last_suffixes[requested] = number
+            cause = (
+                f"another row has this id; it becomes {own!r}" if requested else "the id is empty"
+            )
+            check.report_repaired("IdDuplicate", cause, field="id", value=requested)
         self._ids.add(hash(own))
         return own
 

@@ -181,7 +181,7 @@ def ingest_rows(
     """
     progress.begin("Reading")
     source = expand_archives(source, unpack_into, sink, keeps_packed=is_shard)
-    detected = detect_format(source, sink, wanted=format)
+    detected = detect_format(source, sink, requested=format)
     reader, files = detected or (None, [])
     if reader is not None:
         task = task or _find_type(reader, source, files)

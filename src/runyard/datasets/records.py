@@ -64,7 +64,7 @@ class Vqa(_Shape, tag_field="type", tag="Vqa"):
 
 
 class Freeform(_Shape, tag_field="type", tag="Freeform"):
-    """A text about the image. An empty prompt stands for the question that the flow asks."""
+    """A text about the image. An empty prompt means the question of the flow."""
 
     text: str
     prompt: str = ""
@@ -115,9 +115,9 @@ def char_span(caption: str, phrase: str, *, near: int = 0) -> tuple[int, int] | 
     """Return the characters of the caption that the phrase covers; otherwise as ``word_span``."""
     starts = _find_starts(caption, phrase)
     words = [word.start() for word in _WORD.finditer(caption)]
-    wanted = words[min(max(near, 0), len(words) - 1)] if words else 0
+    expected_start = words[min(max(near, 0), len(words) - 1)] if words else 0
     spans = ((start, start + len(phrase)) for start in starts)
-    return min(spans, key=lambda span: abs(span[0] - wanted), default=None)
+    return min(spans, key=lambda span: abs(span[0] - expected_start), default=None)
 
 
 def make_caption(phrases: list[str]) -> str:

@@ -186,9 +186,9 @@ def _make_digits(count: int | None) -> Iterator[tuple["Image.Image", Contents]]:
 def _make_digits_grounding(count: int | None) -> Iterator[tuple["Image.Image", Contents]]:
     import numpy as np
 
-    wanted = CANVASES if count is None else min(count, CANVASES)
+    canvas_count = CANVASES if count is None else min(count, CANVASES)
     for canvas in draw_canvases(
-        load_scans(), wanted, np.random.default_rng([1, 1]), share_unnamed=UNNAMED
+        load_scans(), canvas_count, np.random.default_rng([1, 1]), share_unnamed=UNNAMED
     ):
         yield (
             canvas.image,

@@ -510,9 +510,9 @@ class _FileSlice(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        wanted = max(0, min(len(buffer), self._size_bytes - self._at))
+        length_bytes = max(0, min(len(buffer), self._size_bytes - self._at))
         self._file.seek(self._offset + self._at)
-        data = self._file.read(wanted) or b""
+        data = self._file.read(length_bytes) or b""
         buffer[: len(data)] = data
         self._at += len(data)
         self._on_read(len(data))

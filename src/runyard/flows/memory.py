@@ -223,8 +223,8 @@ def choose_micro_batch(flow: ResolvedFlow, *, on_cpu: bool) -> tuple[int, str]:
 
 def uses_gradient_checkpointing(flow: ResolvedFlow, parameters: int) -> bool:
     """Return whether activations are recomputed instead of kept."""
-    wanted = flow.model.compute.gradient_checkpointing
-    return parameters >= LARGE_MODEL_PARAMETERS if wanted == "auto" else wanted
+    requested = flow.model.compute.gradient_checkpointing
+    return parameters >= LARGE_MODEL_PARAMETERS if requested == "auto" else requested
 
 
 class _MemoryNeeds:
@@ -383,11 +383,11 @@ def _parse_size(size: str) -> int | None:
 
 def _choose_number_bytes(flow: ResolvedFlow, accelerator: RunAccelerator) -> int:
     """Return the bytes per number of the arithmetic."""
-    wanted = flow.model.compute.precision_type
-    if wanted == AUTO:
+    requested = flow.model.compute.precision_type
+    if requested == AUTO:
         is_whole = flow.is_tiny or accelerator.is_cpu or accelerator.name in WITHOUT_BFLOAT16
         return FLOAT_BYTES if is_whole else 2
-    return FLOAT_BYTES if wanted == "float32" else 2
+    return FLOAT_BYTES if requested == "float32" else 2
 
 
 def _count_trained(flow: ResolvedFlow, parameters: int) -> float:

@@ -49,8 +49,7 @@ BOTH_PROMPT = (
 # to learn to write.
 TINY_AUGMENTATION = Augmentation(shift=0.06, zoom=0.1)
 TINY_NUMBERS = {"epochs": 12, "batchSize": 32, "learningRate": 3e-3}
-# With AdamW it learns in the same time to find digits, but not to tell which one the question asks
-# for.
+# With AdamW it learns in the same time to find digits, but not which one the question is about.
 TINY_GROUNDING = {
     "epochs": 6,
     "batchSize": 32,

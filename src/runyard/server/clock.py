@@ -1,7 +1,7 @@
 """The server's clock: a port, so that tests can replace it.
 
-Wall-clock milliseconds go on the wire and into rows; durations are measured by the monotonic clock
-alone.
+Wall-clock milliseconds are used on the wire and in rows; only the monotonic clock measures
+durations.
 """
 
 import asyncio

@@ -40,7 +40,7 @@ class StoreUnavailable(Exception):
 
     Nothing was committed.
 
-    ``may_pass`` is False where a retry cannot succeed before somebody has changed something.
+    ``may_pass`` is False where a retry cannot succeed without a change by the operator.
     """
 
     def __init__(self, message: str, *, may_pass: bool = True):

@@ -55,7 +55,7 @@ organizations = Table(
     Column("time_created", BigInteger, nullable=False),
 )
 
-# Looked up by id alone, since the key determines the organization. The controller's key has none.
+# Looked up only by id, since the key determines the organization. The controller's key has none.
 keys = Table(
     "keys",
     metadata,

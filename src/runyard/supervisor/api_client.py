@@ -49,7 +49,7 @@ _PASSING_STATUS = (408, 425, 429)  # client errors that say "later", not "never"
 class AttemptClient:
     """A client with the token of one attempt.
 
-    Thread-safe: each lane calls from a thread of its own.
+    Thread-safe: each lane calls from its own thread.
     """
 
     def __init__(self, endpoint: str, *, token: str, folder: Path, server_file: Path | None = None):

@@ -219,7 +219,7 @@ class WriteStop:
 
 @dataclass(frozen=True, slots=True)
 class TerminateTrainer:
-    """Send SIGTERM to the trainer alone: it needs its children while it saves."""
+    """Send SIGTERM only to the trainer: it needs its children while it saves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +241,7 @@ class ReadLines:
 
 @dataclass(frozen=True, slots=True)
 class ShipLines:
-    """Send lines to the server; ``LinesShipped`` follows. Without lines it asks for the offset."""
+    """Send lines to the server; ``LinesShipped`` follows. Without lines it requests the offset."""
 
     stream: Stream
     offset: int

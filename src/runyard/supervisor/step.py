@@ -512,7 +512,7 @@ def _ship_output(state: State, actions: list[Action], now: float) -> State:
 def _is_ready_to_report(state: State) -> bool:
     """Return whether only the report is left to send.
 
-    Without a store id the server could not tell that a restore has undone what was shipped before.
+    Without a store id the server could not detect that a restore has undone earlier shipments.
     """
     return (
         state.phase == "reporting"

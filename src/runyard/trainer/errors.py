@@ -1,7 +1,7 @@
 """The errors of the trainer, grouped by who can correct them.
 
     TrainingFailed      the flow or the data cannot run; a retry would fail again (exit code 64)
-        InvalidFlow     the flow asks for something that does not exist or does not fit
+        InvalidFlow     the flow requests something that does not exist or does not fit
         InvalidData     the data cannot be read or does not fit the task
         OutOfMemory     the machine has too little memory
         Diverged        the loss or the gradient is not finite
@@ -23,7 +23,7 @@ class TrainingFailed(Exception):
 
 
 class InvalidFlow(TrainingFailed):
-    """The flow asks for something that does not exist or does not fit."""
+    """The flow requests something that does not exist or does not fit."""
 
 
 class InvalidData(TrainingFailed):

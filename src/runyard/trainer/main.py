@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 def train_attempt(folder: Path) -> int:
     """Train the attempt in ``folder``; return the exit code (see ``runyard.rundir``).
 
-    Runs in a process of its own, started by ``python -m runyard.trainer`` or forked from the warm
+    Runs in a separate process, started by ``python -m runyard.trainer`` or forked from the warm
     parent. SIGTERM and ``stop.json`` both mean: save, then exit with ``EXIT_STOPPED``.
     """
     signals = _record_sigterm()
@@ -165,11 +165,11 @@ def hold_run_lock(path: Path, *, wait_s: float) -> int:
         LockHeld: another trainer of this run is alive.
     """
     with contextlib.suppress(FileNotFoundError):
-        wanted = path.stat()
+        requested = path.stat()
         for descriptor in _open_descriptors():
             with contextlib.suppress(OSError):
                 found = os.fstat(descriptor)
-                if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino):
+                if (found.st_dev, found.st_ino) == (requested.st_dev, requested.st_ino):
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     os.set_inheritable(descriptor, False)
                     return descriptor
@@ -211,8 +211,8 @@ def _load_job(folder: Path, events: EventWriter) -> tuple[Any, Any]:
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    run, recipe = parse_run(config)
-    threads = choose_threads(recipe, offered=int(config.get("threads") or os.cpu_count() or 1))
+    run, flow = parse_run(config)
+    threads = choose_threads(flow, offered=int(config.get("threads") or os.cpu_count() or 1))
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(not torch.cuda.is_available())
     # Otherwise every new tensor is filled before it is written, a twentieth of a short step.
@@ -221,7 +221,7 @@ def _load_job(folder: Path, events: EventWriter) -> tuple[Any, Any]:
     job = Job(
         folder=folder,
         run=run,
-        recipe=recipe,
+        flow=flow,
         models=_find_weights_of_runs(folder, are_needed=resume is None),
         folders=parse_model_folders(config),
         resume=resume,

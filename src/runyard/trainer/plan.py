@@ -112,40 +112,40 @@ class Plan:
     document: dict[str, Any]
 
 
-def choose_threads(recipe: ResolvedFlow, *, offered: int) -> int:
+def choose_threads(flow: ResolvedFlow, *, offered: int) -> int:
     """Return how many of the offered threads are used.
 
     The tiny model's steps are so short that two threads mostly wait for each other. On an idle
     machine a second thread saves a fifth. On a busy one, where a thread may have to wait for its
     core, a step took seventeen times as long.
     """
-    return 1 if recipe.is_tiny else max(1, offered)
+    return 1 if flow.is_tiny else max(1, offered)
 
 
-def choose_precision(recipe: ResolvedFlow, machine: Hardware) -> tuple[str, str]:
+def choose_precision(flow: ResolvedFlow, machine: Hardware) -> tuple[str, str]:
     """Return the number format of the arithmetic, and why. Called before the model is loaded."""
-    wanted = recipe.model.compute.precision_type
-    if wanted == "float16" and machine.device == "cpu":
+    requested = flow.model.compute.precision_type
+    if requested == "float16" and machine.device == "cpu":
         raise InvalidFlow(
             "precisionType 'float16' needs CUDA; try: 'bfloat16', 'float32' or 'auto'"
         )
-    if wanted != "auto":
-        return wanted, "flow"
-    if recipe.is_tiny:
+    if requested != "auto":
+        return requested, "flow"
+    if flow.is_tiny:
         return "float32", "the tiny model is slower in bfloat16 (measured)"
     if machine.has_good_bfloat16:
         return "bfloat16", f"{machine.device_name} is fast at it"
     return "float32", f"{machine.device_name} has no fast bfloat16"
 
 
-def make_plan(recipe: ResolvedFlow, machine: Hardware, sizes: Sizes) -> Plan:
+def make_plan(flow: ResolvedFlow, machine: Hardware, sizes: Sizes) -> Plan:
     """Resolve every ``auto``.
 
     Raises:
         InvalidFlow: two values contradict each other, or this machine cannot do something.
     """
-    model, numbers = recipe.model, recipe.model.hyperparameters
-    check_machine(recipe, machine)
+    model, numbers = flow.model, flow.model.hyperparameters
+    check_machine(flow, machine)
     document: dict[str, dict[str, Any]] = {}
 
     def note(name: str, value: Any, reason: str) -> Any:
@@ -153,16 +153,16 @@ def make_plan(recipe: ResolvedFlow, machine: Hardware, sizes: Sizes) -> Plan:
         return value
 
     note("device", machine.device, machine.device_name)
-    precision, why = choose_precision(recipe, machine)
+    precision, why = choose_precision(flow, machine)
     note("precision", precision, why)
     why = (
         "a second thread would mostly wait for the first"
-        if recipe.is_tiny
+        if flow.is_tiny
         else "this attempt's share of the cores"
     )
     note("threads", machine.threads, f"{why}; changes results in the last bits")
     note("imageBackend", "pil", "needs no torchvision; use the same one for inference")
-    note("seed", recipe.settings.seed, "flow")
+    note("seed", flow.settings.seed, "flow")
     if model.quantization.enabled:
         note(
             "quantization",
@@ -176,19 +176,19 @@ def make_plan(recipe: ResolvedFlow, machine: Hardware, sizes: Sizes) -> Plan:
     if sizes.uploaded is not None:
         note_uploaded(sizes.uploaded, note)
     else:
-        note("dataset", recipe.dataset.dataset_id, "built in")
+        note("dataset", flow.dataset.dataset_id, "built in")
         note("datasetVersion", sizes.version, "a hash of all its samples as the seed divides them")
     if sizes.images is not None:
         note_image_sizes(sizes.images, note)
     note(
         "trainingSamples",
         sizes.training_samples,
-        f"{1 - recipe.dataset.validation_fraction:.0%} of the data",
+        f"{1 - flow.dataset.validation_fraction:.0%} of the data",
     )
     note("cacheBytes", sizes.cache_bytes, "images are decoded and processed once")
 
     batch_size = note("batchSize", numbers.batch_size, "samples per optimizer step")
-    micro = choose_micro_batch(recipe, on_cpu=machine.device != "cuda")
+    micro = choose_micro_batch(flow, on_cpu=machine.device != "cuda")
     if batch_size % micro[0]:
         raise InvalidFlow(
             f"microBatchSize {micro[0]} does not divide batchSize {batch_size}; try: a divisor"
@@ -222,18 +222,18 @@ def make_plan(recipe: ResolvedFlow, machine: Hardware, sizes: Sizes) -> Plan:
     answer_tokens = min(model.evaluation.max_new_tokens, sizes.longest_answer + SPARE_ANSWER_TOKENS)
     note("answerTokens", answer_tokens, "longest true answer plus a margin, at each evaluation")
     metric, smaller, why = choose_metric(
-        recipe, set(sizes.tasks[:held_out] if held_out else sizes.tasks)
+        flow, set(sizes.tasks[:held_out] if held_out else sizes.tasks)
     )
     note("metric", metric, why)
     note(
         "mode", "min" if smaller else "max", "whether small or large values of the metric are good"
     )
-    wanted = model.compute.gradient_checkpointing
-    checkpointing = uses_gradient_checkpointing(recipe, sizes.parameters)
+    requested = model.compute.gradient_checkpointing
+    checkpointing = uses_gradient_checkpointing(flow, sizes.parameters)
     note(
         "gradientCheckpointing",
         checkpointing,
-        f"{sizes.parameters:,} parameters" if wanted == "auto" else "flow",
+        f"{sizes.parameters:,} parameters" if requested == "auto" else "flow",
     )
     compiled = False if model.compute.compile == "auto" else model.compute.compile
     note(
@@ -247,9 +247,9 @@ def make_plan(recipe: ResolvedFlow, machine: Hardware, sizes: Sizes) -> Plan:
         attention,
         "the library's default" if model.compute.attention == "auto" else "flow",
     )
-    feature_cache, why = choose_feature_cache(recipe, sizes, total / steps_per_epoch)
+    feature_cache, why = choose_feature_cache(flow, sizes, total / steps_per_epoch)
     note("featureCache", feature_cache, why)
-    packing, why = choose_packing(recipe, sizes, micro[0])
+    packing, why = choose_packing(flow, sizes, micro[0])
     note("packing", packing, why)
     note("versions", machine.versions, "installed")
     note(
@@ -347,26 +347,28 @@ def note_image_sizes(sizes: ImageSizes, note: Callable[[str, Any, str], Any]) ->
     )
 
 
-def resolve_choice(name: str, wanted: bool | str, obstacle: str | None) -> tuple[bool, str] | None:
+def resolve_choice(
+    name: str, requested: bool | str, obstacle: str | None
+) -> tuple[bool, str] | None:
     """Return what the flow or an obstacle decides; None where neither does."""
-    if wanted is True and obstacle is not None:
+    if requested is True and obstacle is not None:
         raise InvalidFlow(f"{name} true is not possible: {obstacle}; try: leave it auto")
-    if isinstance(wanted, bool):
-        return wanted, "flow"
+    if isinstance(requested, bool):
+        return requested, "flow"
     return None if obstacle is None else (False, obstacle)
 
 
 def choose_packing(
-    recipe: ResolvedFlow, sizes: Sizes, micro_batch_size: int
+    flow: ResolvedFlow, sizes: Sizes, micro_batch_size: int
 ) -> tuple[bool | None, str]:
     """Return whether samples share rows; None where that is measured."""
-    wanted, attention = recipe.model.packing, recipe.model.compute.attention
+    requested, attention = flow.model.packing, flow.model.compute.attention
     obstacle = sizes.unpacked
     if attention not in ("auto", "sdpa"):
         obstacle = f"attention {attention!r} cannot mask samples within a row"
-    if (resolved := resolve_choice("packing", wanted, obstacle)) is not None:
+    if (resolved := resolve_choice("packing", requested, obstacle)) is not None:
         return resolved
-    if recipe.is_tiny:
+    if flow.is_tiny:
         return (
             False,
             "the tiny model's steps are too short for a gain; its results depend on no measurement",
@@ -379,51 +381,48 @@ def choose_packing(
 
 
 def choose_feature_cache(
-    recipe: ResolvedFlow, sizes: Sizes, epochs: float
+    flow: ResolvedFlow, sizes: Sizes, epochs: float
 ) -> tuple[bool | None, str]:
     """Return whether image features are cached; None where that is measured."""
-    wanted, obstacle = recipe.model.compute.feature_cache, sizes.unfrozen
-    if recipe.dataset.varies_images:
+    requested, obstacle = flow.model.compute.feature_cache, sizes.unfrozen
+    if flow.dataset.varies_images:
         obstacle = "dataset.augmentation changes the images"
-    if (resolved := resolve_choice("compute.featureCache", wanted, obstacle)) is not None:
+    if (resolved := resolve_choice("compute.featureCache", requested, obstacle)) is not None:
         return resolved
     if epochs < MIN_EPOCHS_FOR_FEATURE_CACHE:
         return False, f"images are seen only {epochs:.1f} times"
     return None, "the vision encoder is frozen"
 
 
-def choose_metric(recipe: ResolvedFlow, tasks: set[str]) -> tuple[str, bool, str]:
+def choose_metric(flow: ResolvedFlow, tasks: set[str]) -> tuple[str, bool, str]:
     """Return the deciding metric, whether small values are good, and why.
 
     ``tasks`` are those of the evaluated samples.
     """
-    wanted, mode = recipe.model.checkpoint.metric, recipe.model.checkpoint.mode
-    own = DEFAULT_METRICS[recipe.task]
-    tasks = tasks or {recipe.task}
+    requested, mode = flow.model.checkpoint.metric, flow.model.checkpoint.mode
+    own = DEFAULT_METRICS[flow.task]
+    tasks = tasks or {flow.task}
     known = {"loss"}.union(*(METRICS[task] for task in tasks))
-    metric = own if wanted == "auto" else wanted.removeprefix("validation/")
+    metric = own if requested == "auto" else requested.removeprefix("validation/")
     if metric not in known:
         raise InvalidFlow(
-            f"checkpoint.metric {wanted!r} is not measured for {' and '.join(sorted(tasks))}; "
+            f"checkpoint.metric {requested!r} is not measured for {' and '.join(sorted(tasks))}; "
             f"try: {', '.join(sorted(known))}"
         )
     smaller = metric == "loss" if mode == "auto" else mode == "min"
-    return metric, smaller, f"the metric of {recipe.task}" if wanted == "auto" else "flow"
+    return metric, smaller, f"the metric of {flow.task}" if requested == "auto" else "flow"
 
 
-def check_machine(recipe: ResolvedFlow, machine: Hardware) -> None:
+def check_machine(flow: ResolvedFlow, machine: Hardware) -> None:
     """Raise ``InvalidFlow`` for settings that this machine or trainer does not support."""
-    model = recipe.model
+    model = flow.model
     if model.hyperparameters.optimizer.name == "adamw8bit" and machine.device != "cuda":
         raise InvalidFlow("optimizer 'adamw8bit' needs CUDA; try: 'adamw'")
     if model.compute.attention == "flash_attention_2" and machine.device != "cuda":
         raise InvalidFlow("attention 'flash_attention_2' needs CUDA; try: 'auto'")
-    if (
-        recipe.dataset.dataset_version is not None
-        and recipe.dataset.dataset_id in BUILT_IN_DATASETS
-    ):
+    if flow.dataset.dataset_version is not None and flow.dataset.dataset_id in BUILT_IN_DATASETS:
         raise InvalidFlow(
-            f"dataset {recipe.dataset.dataset_id!r} has no versions; try: datasetVersion null"
+            f"dataset {flow.dataset.dataset_id!r} has no versions; try: datasetVersion null"
         )
-    if recipe.settings.resources.workers > 1:
+    if flow.settings.resources.workers > 1:
         raise InvalidFlow("settings.resources.workers above 1 is not supported yet; try: 1")

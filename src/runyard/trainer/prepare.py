@@ -94,7 +94,7 @@ class Job:
 
     folder: Path
     run: Run
-    recipe: ResolvedFlow
+    flow: ResolvedFlow
     models: dict[str, str]
     folders: ModelFolders = ModelFolders((), Path("/"))
     resume: Path | None = None
@@ -177,22 +177,22 @@ def prepare(job: Job, machine: Hardware, *, hooks: Hooks) -> TrainState:
         StopRequested: ``hooks`` canceled it.
         TrainingFailed: the flow or the data cannot be trained.
     """
-    recipe, device = job.recipe, torch.device(machine.device)
+    flow, device = job.flow, torch.device(machine.device)
     check_origin(job)
-    configure_heap(recipe, device)
+    configure_heap(flow, device)
     data = load_data(job, hooks.check_cancelled)
     hooks.check_cancelled()
-    precision, _ = choose_precision(recipe, machine)
+    precision, _ = choose_precision(flow, machine)
     model = build_model(job, data, DTYPES[precision])
     encoded = encode(job, data, model, hooks)
-    plan = make_plan(recipe, machine, measure_sizes(recipe, model, encoded))
+    plan = make_plan(flow, machine, measure_sizes(flow, model, encoded))
     place_model(model, plan, device)
-    optimizers = build_optimizers(recipe, model, device)
+    optimizers = build_optimizers(flow, model, device)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
     progress = restore(job, plan, optimizers, scaler)
     plan = limit_micro_batch(plan, progress, job.run.status.micro_batch_limit)
     make_losses = partial(TokenLosses, model.module, precision=precision, device=device)
-    losses = make_losses(label_smoothing=recipe.model.hyperparameters.loss.label_smoothing)
+    losses = make_losses(label_smoothing=flow.model.hyperparameters.loss.label_smoothing)
     batching = make_batching(job, encoded, model, losses, device, hooks)
     plan = batching.resolve_choices(plan, progress.choices)
     hooks.check_cancelled()
@@ -207,11 +207,11 @@ def prepare(job: Job, machine: Hardware, *, hooks: Hooks) -> TrainState:
         scaler=scaler,
         losses=losses,
         validation_losses=make_losses(label_smoothing=0.0),
-        generation=build_generation_settings(recipe, model, plan.answer_tokens),
+        generation=build_generation_settings(flow, model, plan.answer_tokens),
         progress=progress,
         device=device,
     )
-    fit_plan_to_memory(state, recipe)
+    fit_plan_to_memory(state, flow)
     state.run_document = build_run_document(job, model, state.plan)
     return state
 
@@ -219,18 +219,18 @@ def prepare(job: Job, machine: Hardware, *, hooks: Hooks) -> TrainState:
 def check_origin(job: Job) -> None:
     """Check that the flow fits the checkpoint, if that is of another run."""
     if job.resume is not None and job.origin_run is not None:
-        check_fits(job.recipe, job.resume)
+        check_fits(job.flow, job.resume)
 
 
-def configure_heap(recipe: ResolvedFlow, device: torch.device) -> None:
+def configure_heap(flow: ResolvedFlow, device: torch.device) -> None:
     """Let the C library keep freed memory for the tiny model, and otherwise return it at once."""
     if device.type == "cpu":
-        (retain_freed_memory if recipe.is_tiny else return_freed_memory)()
+        (retain_freed_memory if flow.is_tiny else return_freed_memory)()
 
 
 def load_data(job: Job, check_cancelled: Callable[[], None]) -> Dataset:
     """Return the uploaded dataset that the supervisor has fetched, or a built-in one."""
-    recipe = job.recipe
+    flow = job.flow
     fetched = read_json(AttemptDir(job.folder).dataset)
     if fetched is not None:
         if fetched.get("problem"):
@@ -239,21 +239,21 @@ def load_data(job: Job, check_cancelled: Callable[[], None]) -> Dataset:
             Path(str(fetched["folder"])),
             name=str(fetched["dataset"]),
             version=str(fetched["version"]),
-            task=recipe.task,
-            seed=recipe.settings.seed,
-            validation_fraction=recipe.dataset.validation_fraction,
-            max_samples=recipe.dataset.max_samples,
+            task=flow.task,
+            seed=flow.settings.seed,
+            validation_fraction=flow.dataset.validation_fraction,
+            max_samples=flow.dataset.max_samples,
             check_cancelled=check_cancelled,
         )
     data = load_dataset(
-        recipe.dataset.dataset_id,
-        seed=recipe.settings.seed,
-        validation_fraction=recipe.dataset.validation_fraction,
-        max_samples=recipe.dataset.max_samples,
+        flow.dataset.dataset_id,
+        seed=flow.settings.seed,
+        validation_fraction=flow.dataset.validation_fraction,
+        max_samples=flow.dataset.max_samples,
     )
-    if data.task != recipe.task:
+    if data.task != flow.task:
         raise InvalidFlow(
-            f"dataset {data.name!r} is for {data.task}, but projectKind is {recipe.task!r}; "
+            f"dataset {data.name!r} is for {data.task}, but projectKind is {flow.task!r}; "
             f"try: projectKind {data.task!r}, or another dataset"
         )
     return data
@@ -261,7 +261,7 @@ def load_data(job: Job, check_cancelled: Callable[[], None]) -> Dataset:
 
 def build_model(job: Job, data: Dataset, dtype: torch.dtype) -> LoadedModel:
     """Return the model as it is before the first step of this attempt."""
-    training = job.recipe.model.training
+    training = job.flow.model.training
     source = find_weights(job)
     if training.mode == "lora":
         return build_adapter(job, load_weights(job, data, dtype, source), dtype, source)
@@ -279,12 +279,12 @@ def find_weights(job: Job) -> Path | None:
     """Return the folder of the weights to start from; None for the built-in tiny model."""
     if job.resume is not None:
         return CheckpointDir(job.resume).model_full
-    return find_weights_folder(job.recipe.model.architecture, job.models, job.folders)
+    return find_weights_folder(job.flow.model.architecture, job.models, job.folders)
 
 
 def load_weights(job: Job, data: Dataset, dtype: torch.dtype, source: Path | None) -> LoadedModel:
     """Load the weights in ``source``, or build the tiny model."""
-    recipe, settings = job.recipe, job.recipe.model
+    flow, settings = job.flow, job.flow.model
     if source is not None:
         is_offered = job.folders.resolve(source) is not None
         model = load_model(
@@ -297,10 +297,10 @@ def load_weights(job: Job, data: Dataset, dtype: torch.dtype, source: Path | Non
         )
     else:
         model = build_tiny(
-            task=recipe.task,
-            phrases=[recipe.system_prompt.system_prompt, *data.phrases],
+            task=flow.task,
+            phrases=[flow.system_prompt.system_prompt, *data.phrases],
             samples=data.train if data.version is None else None,
-            seed=recipe.settings.seed,
+            seed=flow.settings.seed,
         )
     check_family(settings.architecture, model.model_type)
     return model
@@ -310,7 +310,7 @@ def build_adapter(
     job: Job, model: LoadedModel, dtype: torch.dtype, source: Path | None
 ) -> LoadedModel:
     """Add a new adapter, or the checkpoint's, to a base model that is a folder of its own."""
-    settings = job.recipe.model
+    settings = job.flow.model
     if source is not None and is_base(source):
         base = source
     else:
@@ -323,7 +323,7 @@ def build_adapter(
             model = load_model(base, dtype=dtype, attention=attention, quantization=quantization)
     base = CheckpointDir(base).model
     adapter = CheckpointDir(job.resume).model_adapter if job.resume is not None else None
-    torch.manual_seed(job.recipe.settings.seed)  # a new adapter is initialized at random
+    torch.manual_seed(job.flow.settings.seed)  # a new adapter is initialized at random
     return add_adapter(model, settings.training, base=base, adapter=adapter)
 
 
@@ -343,13 +343,13 @@ def get_quantization(settings: ModelSettings) -> str | None:
 
 def encode(job: Job, data: Dataset, model: LoadedModel, hooks: Hooks) -> EncodedData:
     """Encode both parts of the data with the model's processor."""
-    recipe = job.recipe
+    flow = job.flow
     fitting = limit_images(job, model)
     layout = Layout(
         pad_id=get_pad_id(model.processor.tokenizer),
         image_token_id=model.image_token_id,
         answer_token_type=model.parts.answer_token_type,
-        answers_only=recipe.model.hyperparameters.loss.answers_only,
+        answers_only=flow.model.hyperparameters.loss.answers_only,
         decoder_start_id=model.decoder_start_id,
     )
     if layout.decoder_start_id is not None and not layout.answers_only:
@@ -360,8 +360,8 @@ def encode(job: Job, data: Dataset, model: LoadedModel, hooks: Hooks) -> Encoded
     encoder = Encoder(
         model.processor,
         model.parts,
-        system_prompt=recipe.system_prompt.system_prompt,
-        task=recipe.task,
+        system_prompt=flow.system_prompt.system_prompt,
+        task=flow.task,
         budget=fitting,
         renderer=model.renderer,
     )
@@ -369,7 +369,7 @@ def encode(job: Job, data: Dataset, model: LoadedModel, hooks: Hooks) -> Encoded
     if isinstance(train, SampleSelection) and isinstance(validation, SampleSelection):
         parts = train, validation
         return encode_uploaded(job, data, parts, encoder, layout, fitting, hooks)
-    return encode_in_memory(recipe, data, encoder, layout, fitting, hooks)
+    return encode_in_memory(flow, data, encoder, layout, fitting, hooks)
 
 
 def limit_images(job: Job, model: LoadedModel) -> TokenBudget:
@@ -378,14 +378,14 @@ def limit_images(job: Job, model: LoadedModel) -> TokenBudget:
     When resuming, the checkpoint's processor has the limits of its own flow. The family's settings
     are in its plan, and are restored first.
     """
-    module, images = get_base_model(model.module), job.recipe.model.images
+    module, images = get_base_model(model.module), job.flow.model.images
     if job.resume is not None:
         run = read_json(CheckpointDir(job.resume).run) or {}
         family = (run.get("status", {}).get("plan") or {}).get(FAMILY_IMAGE_SETTINGS)
         if family is not None:
             apply_resolution(module, model.processor, family["value"])
     family = get_resolution_settings(model.processor, model.model_type)
-    limit_resolution(module, model.processor, model.model_type, images, is_tiny=job.recipe.is_tiny)
+    limit_resolution(module, model.processor, model.model_type, images, is_tiny=job.flow.is_tiny)
     return TokenBudget(
         context=get_context_length(module, model.processor.tokenizer)[0],
         image_token_id=model.image_token_id,
@@ -418,7 +418,7 @@ def encode_uploaded(
     train, validation = train.without(left_out), validation.without(left_out)
     kept = replace(data, train=train, validation=validation)
     warn_about_refused(data, kept, fit, fitting, hooks)
-    check_split(kept, job.recipe.dataset.validation_fraction)
+    check_split(kept, job.flow.dataset.validation_fraction)
     return EncodedData(
         data=kept,
         encoder=encoder,
@@ -438,7 +438,7 @@ def encode_uploaded(
 
 
 def encode_in_memory(
-    recipe: ResolvedFlow,
+    flow: ResolvedFlow,
     data: Dataset,
     encoder: Encoder,
     layout: Layout,
@@ -466,7 +466,7 @@ def encode_in_memory(
         return kept, InMemoryEncodings(encoded, layout)
 
     # Augmented images are encoded again for every batch.
-    kept_train, train = encode_part(data.train, with_images=not recipe.dataset.varies_images)
+    kept_train, train = encode_part(data.train, with_images=not flow.dataset.varies_images)
     kept_validation, validation = encode_part(data.validation)
     kept = replace(data, train=kept_train, validation=kept_validation) if fit.refused else data
     warn_about_refused(data, kept, fit, fitting, hooks)
@@ -523,7 +523,7 @@ def choose_cache_place(job: Job, dataset: str) -> CacheDir:
     )
 
 
-def measure_sizes(recipe: ResolvedFlow, model: LoadedModel, encoded: EncodedData) -> Sizes:
+def measure_sizes(flow: ResolvedFlow, model: LoadedModel, encoded: EncodedData) -> Sizes:
     """Return what the plan depends on besides flow and machine."""
     train, validation, data = encoded.train, encoded.validation, encoded.data
     sizes = Sizes(
@@ -535,7 +535,7 @@ def measure_sizes(recipe: ResolvedFlow, model: LoadedModel, encoded: EncodedData
         trainable_parameters=sum(
             parameter.numel() for _, parameter in model.trainable_parameters()
         ),
-        padding_share=partial(estimate_padding_share, recipe, train.lengths),
+        padding_share=partial(estimate_padding_share, flow, train.lengths),
         unpacked=model.parts.packing_obstacle,
         unfrozen=explain_not_frozen(model.module, model.parts),
         uploaded=encoded.uploaded,
@@ -568,15 +568,15 @@ def place_model(model: LoadedModel, plan: Plan, device: torch.device) -> None:
 
 
 def build_optimizers(
-    recipe: ResolvedFlow, model: LoadedModel, device: torch.device
+    flow: ResolvedFlow, model: LoadedModel, device: torch.device
 ) -> list[torch.optim.Optimizer]:
     """Return the flow's optimizers for all trained parameters."""
-    numbers = recipe.model.hyperparameters
+    numbers = flow.model.hyperparameters
     return make_optimizers(
         model.trainable_parameters(),
         numbers.optimizer,
         learning_rate=numbers.learning_rate,
-        rates=recipe.model.training.learning_rates,
+        rates=flow.model.training.learning_rates,
         parts=model.parts,
         device=device,
     )
@@ -586,7 +586,7 @@ def restore(
     job: Job, plan: Plan, optimizers: list[torch.optim.Optimizer], scaler: torch.amp.GradScaler
 ) -> TrainingProgress:
     """Restore optimizers, scaler and random states from the checkpoint; return the counters."""
-    torch.manual_seed(job.recipe.settings.seed)
+    torch.manual_seed(job.flow.settings.seed)
     if job.resume is None:
         return TrainingProgress()
     progress, scaler_state = load_state(job.resume, optimizers)
@@ -623,7 +623,7 @@ def make_batching(
     """Return the builder of batches, which decides on packing and feature cache."""
     place = choose_cache_place(job, encoded.data.name)
     return BatchBuilder(
-        job.recipe,
+        job.flow,
         encoded.data,
         encoded.train,
         encoded.encoder,
@@ -636,7 +636,7 @@ def make_batching(
     )
 
 
-def fit_plan_to_memory(state: TrainState, recipe: ResolvedFlow) -> None:
+def fit_plan_to_memory(state: TrainState, flow: ResolvedFlow) -> None:
     """Estimate the memory of a step, and shrink the micro-batch if the flow permits it."""
     device, before = state.device, state.plan.micro_batch_size
     measure = partial(
@@ -649,7 +649,7 @@ def fit_plan_to_memory(state: TrainState, recipe: ResolvedFlow) -> None:
         device=device,
     )
     state.plan, state.memory_estimate = estimate_memory(
-        state.plan, recipe, measure=measure, available=partial(read_available_memory, device)
+        state.plan, flow, measure=measure, available=partial(read_available_memory, device)
     )
     estimate = state.memory_estimate
     if device.type == "cpu" and estimate is not None and estimate.is_ample:
@@ -659,40 +659,40 @@ def fit_plan_to_memory(state: TrainState, recipe: ResolvedFlow) -> None:
 
 
 def build_generation_settings(
-    recipe: ResolvedFlow, model: LoadedModel, answer_tokens: int
+    flow: ResolvedFlow, model: LoadedModel, answer_tokens: int
 ) -> dict[str, Any]:
     """Return the flow's generation settings as transformers expects them.
 
     They are also stored in the model's own generation settings, which every checkpoint contains.
     """
-    wanted, tokenizer = recipe.model.evaluation, model.processor.tokenizer
+    requested, tokenizer = flow.model.evaluation, model.processor.tokenizer
     settings: dict[str, Any] = {
-        "do_sample": wanted.do_sample,
-        "repetition_penalty": wanted.repetition_penalty,
-        "max_new_tokens": wanted.max_new_tokens,
+        "do_sample": requested.do_sample,
+        "repetition_penalty": requested.repetition_penalty,
+        "max_new_tokens": requested.max_new_tokens,
     }
-    if wanted.do_sample:
+    if requested.do_sample:
         settings |= {
-            "temperature": wanted.temperature,
-            "top_k": wanted.top_k,
-            "top_p": wanted.top_p,
+            "temperature": requested.temperature,
+            "top_k": requested.top_k,
+            "top_p": requested.top_p,
         }
     own = model.module.generation_config
-    ends = first_not_none(wanted.eos_token_id, own.eos_token_id or tokenizer.eos_token_id)
+    ends = first_not_none(requested.eos_token_id, own.eos_token_id or tokenizer.eos_token_id)
     settings["eos_token_id"] = list(ends) if isinstance(ends, list | tuple) else ends
-    settings["pad_token_id"] = first_not_none(wanted.pad_token_id, get_pad_id(tokenizer))
-    if wanted.bos_token_id is not None:
-        own.bos_token_id = wanted.bos_token_id
-    if not wanted.do_sample:
+    settings["pad_token_id"] = first_not_none(requested.pad_token_id, get_pad_id(tokenizer))
+    if requested.bos_token_id is not None:
+        own.bos_token_id = requested.bos_token_id
+    if not requested.do_sample:
         # A model with sampling settings but without sampling could not be saved.
         own.temperature = own.top_k = own.top_p = None
     own.no_repeat_ngram_size = None  # answers in JSON repeat themselves
     own._from_model_config = False  # otherwise loading the model derives these settings again
     for name, value in settings.items():
         setattr(own, name, value)
-    if wanted.stop_strings is not None:
+    if requested.stop_strings is not None:
         # Not stored in the model: without a tokenizer, ``generate`` would then refuse every call.
-        settings |= {"stop_strings": wanted.stop_strings, "tokenizer": tokenizer}
+        settings |= {"stop_strings": requested.stop_strings, "tokenizer": tokenizer}
     return settings | {"max_new_tokens": answer_tokens}
 
 
@@ -703,13 +703,13 @@ def first_not_none(value: Any, default: Any) -> Any:
 def build_run_document(job: Job, model: LoadedModel, plan: Plan) -> dict[str, Any]:
     """Return the run with every default and the plan written out: the checkpoint's ``run.json``."""
     document: dict[str, Any] = msgspec.to_builtins(job.run)
-    flow = build_flow_document(job.recipe)
+    flow = build_flow_document(job.flow)
     for block in flow["blocks"]:
         if block["block"] == "vi-model":
             # Readers of the checkpoint need these values, which the flow may leave open.
             weights_dtype = str(next(model.module.parameters()).dtype).split(".")[-1]
             # Quantized weights say nothing about the precision of the arithmetic.
-            is_quantized = job.recipe.model.quantization.enabled
+            is_quantized = job.flow.model.quantization.enabled
             precision = plan.precision if is_quantized else weights_dtype
             block["settings"]["compute"]["precisionType"] = precision
             own = model.module.generation_config

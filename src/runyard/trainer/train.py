@@ -87,7 +87,7 @@ def train(
             return Outcome("Stopped", "stopped while preparing, before another step", None, {})
         events.write("plan", plan=state.plan.document)
         say(format_plan(state.plan))
-        enforce_memory_estimate(state, job.recipe.model, events, hooks.on_warning)
+        enforce_memory_estimate(state, job.flow.model, events, hooks.on_warning)
         if state.progress.step:
             say(f"resuming after step {state.progress.step}")
         checkpointer.reserve(state.model.processor, peak_bytes=state.predicted_host_bytes)
@@ -147,8 +147,8 @@ class TrainLoop:
     ):
         self.job, self.state, self.events, self.checkpointer = job, state, events, checkpointer
         self.hooks, self.should_stop, self.say, self.clock = hooks, should_stop, say, clock
-        self.settings, self.progress = job.recipe.model, state.progress
-        self.limit_minutes = job.recipe.settings.time_limit_minutes
+        self.settings, self.progress = job.flow.model, state.progress
+        self.limit_minutes = job.flow.settings.time_limit_minutes
         self.limit_s = math.inf if self.limit_minutes is None else self.limit_minutes * 60
         self.first_step, self.seconds_before = self.progress.step, self.progress.train_seconds
         self.started_at = self.last_step_at = self.last_line_at = clock()
@@ -219,15 +219,15 @@ class TrainLoop:
 
     def select_batch(self, step: int) -> tuple[int, list[int]]:
         """Return the epoch and the sample indices of a step: a function of seed and step."""
-        plan, recipe = self.state.plan, self.job.recipe
+        plan, flow = self.state.plan, self.job.flow
         epoch, step_in_epoch = divmod(step, plan.steps_per_epoch)
         if not self.batches or step_in_epoch == 0:
             self.batches = epoch_batches(
                 self.state.lengths,
                 batch_size=plan.batch_size,
-                seed=recipe.settings.seed,
+                seed=flow.settings.seed,
                 epoch=epoch,
-                shuffle=recipe.dataset.shuffle,
+                shuffle=flow.dataset.shuffle,
             )
         return epoch, self.batches[step_in_epoch]
 
@@ -316,7 +316,7 @@ class TrainLoop:
                 state.model.processor.tokenizer,
                 state.validation,
                 state.data.validation,
-                task=self.job.recipe.task,
+                task=self.job.flow.task,
                 count=plan.validation_samples,
                 previews=self.settings.validation.previews,
                 losses=state.validation_losses,

@@ -4,8 +4,10 @@ It builds a request, sends it, retries it where that is safe, and returns a valu
 exception of ``vi.errors``. It knows neither resources nor keys, only headers. Other parts of
 Runyard therefore use it with their own bearer tokens and documents::
 
-http = Http("http://127.0.0.1:7878", headers={"Authorization": f"Bearer {token}"}) wanted =
-http.call( "POST", "/internal/v1/attempt/renew", body=Renewal(), decode_as=Wanted, retry=NO_RETRY )
+    http = Http("http://127.0.0.1:7878", headers={"Authorization": f"Bearer {token}"})
+    desired = http.call(
+        "POST", "/internal/v1/attempt/renew", body=renewal, decode_as=DesiredState, retry=NO_RETRY
+    )
 
 ``call`` encodes ``body`` and decodes the response with msgspec, ``send`` returns the raw response,
 ``exists`` sends HEAD, ``put_file`` streams a file. An exception carries the ``status_code`` and

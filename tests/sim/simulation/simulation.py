@@ -531,7 +531,7 @@ class Client(Process):
         self._send(work, on_answer)
 
     def list_runs(self) -> None:
-        wanted = PageRequest(size=100, token=None)
+        page_request = PageRequest(size=100, token=None)
 
         def on_answer(outcome: Any) -> None:
             if isinstance(outcome, bytes):
@@ -542,7 +542,8 @@ class Client(Process):
                         )
 
         self._send(
-            lambda s: runs.page(s, org=self.org, filter=RunFilter(), wanted=wanted), on_answer
+            lambda s: runs.page(s, org=self.org, filter=RunFilter(), page_request=page_request),
+            on_answer,
         )
 
     def _send(self, request: Callable[[Any], Any], on_answer: Callable[[Any], None]) -> None:

@@ -34,7 +34,7 @@ def find_reader(name: str) -> Reader | None:
 
 
 def detect_format(
-    source: Source, report: ReportFinding, *, wanted: str = "auto"
+    source: Source, report: ReportFinding, *, requested: str = "auto"
 ) -> tuple[Reader, list[str]] | None:
     """Detect the format of the annotation files.
 
@@ -44,8 +44,8 @@ def detect_format(
     formats match, all are named and none is used, because a wrong guess costs more than a second
     command.
     """
-    if wanted.lower() != "auto":
-        reader = find_reader(wanted)
+    if requested.lower() != "auto":
+        reader = find_reader(requested)
         matches = [(reader, reader.detect(source))] if reader else []
     else:
         matches = [(reader, files) for reader in READERS if (files := reader.detect(source))]
@@ -57,11 +57,11 @@ def detect_format(
     for path in source.paths():
         if path not in claimed and not source.is_image(path):
             report(_make_ignored(path, matches[0][0].name if matches else None))
-    if not matches and wanted.lower() != "auto":
+    if not matches and requested.lower() != "auto":
         cause = (
-            f"no file has the format {wanted}"
-            if find_reader(wanted)
-            else f"there is no format {wanted!r}"
+            f"no file has the format {requested}"
+            if find_reader(requested)
+            else f"there is no format {requested!r}"
         )
         names = ", ".join(reader.name for reader in READERS)
         report(

@@ -155,17 +155,17 @@ def _fill_indexes(document: Any, field: str) -> str:
     """Replace each ``[...]`` that msgspec writes by the index of the first invalid element."""
     types: list[Any] = [Interaction] if ".interactions[" in field else [GroundedPhrase, Box, float]
     while "[...]" in field and types:
-        elements, wanted = _get_value(document, field.partition("[...]")[0]), types.pop(0)
+        elements, expected = _get_value(document, field.partition("[...]")[0]), types.pop(0)
         unfit = (
-            index for index, element in enumerate(elements or []) if not _fits(element, wanted)
+            index for index, element in enumerate(elements or []) if not _fits(element, expected)
         )
         field = field.replace("[...]", f"[{next(unfit, 0)}]", 1)
     return field
 
 
-def _fits(value: Any, wanted: Any) -> bool:
+def _fits(value: Any, expected: Any) -> bool:
     try:
-        msgspec.convert(value, wanted)
+        msgspec.convert(value, expected)
     except (msgspec.ValidationError, RecursionError):
         return False
     return True

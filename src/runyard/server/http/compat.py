@@ -52,9 +52,9 @@ def cannot_page(user_agent: str) -> bool:
     return is_published_client(user_agent)
 
 
-def request_whole_list(wanted: PageRequest, *, max_items: int) -> PageRequest:
+def request_whole_list(page_request: PageRequest, *, max_items: int) -> PageRequest:
     """Return a page request for the whole list, within the limit for such lists."""
-    return replace(wanted, size=max_items, token=None, most_bytes=limits.WHOLE_LIST.value)
+    return replace(page_request, size=max_items, token=None, most_bytes=limits.WHOLE_LIST.value)
 
 
 def choose_export_format(user_agent: str, format: str) -> str:

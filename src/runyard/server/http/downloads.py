@@ -57,12 +57,12 @@ async def serve_download(scope: Any, receive: Any, send: Any) -> None:
             await _break_off(send, opened.size_bytes or UNKNOWN_LENGTH)
             return
         raise _invalid_link()
-    wanted = _parse_range(headers.get(b"range"), opened.size_bytes)
-    if wanted is None:
+    requested = _parse_range(headers.get(b"range"), opened.size_bytes)
+    if requested is None:
         raise Refusal(
             "RangeNotSatisfiable", f"the range is outside the {opened.size_bytes} bytes of the file"
         )
-    start, end, is_part = wanted
+    start, end, is_part = requested
     content_range = f"bytes {start}-{end - 1}/{opened.size_bytes}".encode()
     response = StreamedResponse(
         opened.read(start, end),

@@ -1,4 +1,4 @@
-"""Problem documents (RFC 9457): every response that is not a success, whoever raised the error.
+"""Problem documents (RFC 9457): every response that is not a success, from any layer.
 
 ``message`` is the sentence for people: the published client shows that field and no other. ``code``
 is the word that programs compare. Nothing internal is sent: no stack, no SQL, no path of this

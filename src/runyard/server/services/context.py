@@ -44,8 +44,8 @@ class Services:
     wrong_keys: WrongKeys = field(default_factory=WrongKeys)
     notifier: Notifier = field(default_factory=Notifier)
     # Held while blobs are checked and referenced, and while unreferenced ones are removed.
-    # Between a supervisor's "the server has this hash" and the row that needs it, nobody may delete
-    # the bytes.
+    # Once the server has reported to a supervisor that it has a hash, nothing may delete the bytes
+    # before the row that needs them exists.
     blob_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     # Blobs that a backup reads or a restore brought, for longer than the lock above may be held.
     blob_holds: Holds = field(default_factory=Holds)

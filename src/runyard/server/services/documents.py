@@ -51,13 +51,13 @@ def get(services: Services, kind: DocumentKind, *, org: str, id: str) -> tuple[b
     return row.document, row.etag
 
 
-async def page(services: Services, kind: DocumentKind, *, org: str, wanted: PageRequest) -> bytes:
+async def page(services: Services, kind: DocumentKind, *, org: str, page_request: PageRequest) -> bytes:
     """Return a page of documents as JSON, newest first."""
 
     def fetch(tx: Connection, after: Any, limit: int) -> Sequence[AnyRow]:
         return rows.page(tx, kind.table, org=org, after=after, limit=limit)
 
-    return await pages.read(services, wanted, org=org, fetch=fetch)
+    return await pages.read(services, page_request, org=org, fetch=fetch)
 
 
 async def put(

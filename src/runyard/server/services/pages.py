@@ -49,19 +49,23 @@ def position_by_time(row: AnyRow) -> Position:
     return Position(row.time_created, row.id)
 
 
-def parse_position(services: Services, *, org: str, wanted: PageRequest) -> tuple[int, str] | None:
+def parse_position(
+    services: Services, *, org: str, page_request: PageRequest
+) -> tuple[int, str] | None:
     """Return the (time, id) after which the page begins; None for the first page.
 
     Raises:
         Refusal: InvalidPageToken.
     """
-    if not wanted.token:
+    if not page_request.token:
         return None
-    found = services.signer.verify_page_token(wanted.token, org=org, question=wanted.question)
+    found = services.signer.verify_page_token(
+        page_request.token, org=org, question=page_request.question
+    )
     if found is None:
         raise Refusal(
             "InvalidPageToken",
-            f"page token {wanted.token[:40]!r} was not made by this server for this list; "
+            f"page token {page_request.token[:40]!r} was not made by this server for this list; "
             "try: pass nextPage of the previous page, with the same filters, or omit the token",
         )
     return found.time_ms, found.id
@@ -69,7 +73,7 @@ def parse_position(services: Services, *, org: str, wanted: PageRequest) -> tupl
 
 async def read(
     services: Services,
-    wanted: PageRequest,
+    page_request: PageRequest,
     *,
     org: str,
     fetch: Fetch,
@@ -81,19 +85,21 @@ async def read(
     Raises:
         Refusal: InvalidPageToken.
     """
-    after = parse_position(services, org=org, wanted=wanted)
+    after = parse_position(services, org=org, page_request=page_request)
 
     def read_items(tx: Connection) -> bytes:
         items, last, has_more = gather(
             partial(fetch, tx),
             after=after,
-            size=wanted.size,
-            most_bytes=wanted.most_bytes,
+            size=page_request.size,
+            most_bytes=page_request.most_bytes,
             encode=encode,
             get_position=lambda row: msgspec.structs.astuple(get_position(row)),
         )
         further = (
-            page_token(services, get_position(last), org=org, wanted=wanted) if has_more else None
+            page_token(services, get_position(last), org=org, page_request=page_request)
+            if has_more
+            else None
         )
         return join(items, further)
 
@@ -143,6 +149,6 @@ def join(items: Sequence[bytes], next_page: str | None) -> bytes:
     )
 
 
-def page_token(services: Services, last: Position, *, org: str, wanted: PageRequest) -> str:
+def page_token(services: Services, last: Position, *, org: str, page_request: PageRequest) -> str:
     """Return the token of the page after a position."""
-    return services.signer.sign_page_token(last, org=org, question=wanted.question)
+    return services.signer.sign_page_token(last, org=org, question=page_request.question)

@@ -48,7 +48,7 @@ AT_ONCE = 250  # images released in one transaction
 
 
 def read_checkpoint_settings(flow: FlowSpec) -> Checkpoint | None:
-    """Return what the flow says about keeping checkpoints.
+    """Return the flow's settings for keeping checkpoints.
 
     Return None for a flow that this version cannot read, of which all are kept.
     """

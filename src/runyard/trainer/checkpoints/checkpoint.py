@@ -281,7 +281,7 @@ def _describe_group_mismatch(folder: Path) -> str:
 def select_kept(
     saved: list[SavedCheckpoint], *, keep: int, keep_best: bool, best: str | None
 ) -> list[SavedCheckpoint]:
-    """Return the ``keep`` newest checkpoints, and the best one if wanted, oldest first."""
+    """Return the ``keep`` newest checkpoints, and the best one if requested, oldest first."""
     first_kept = len(saved) - max(1, keep)
     return [
         item

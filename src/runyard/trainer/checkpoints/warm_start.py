@@ -15,22 +15,24 @@ from runyard.trainer.checkpoints.checkpoint import TrainingProgress
 from runyard.trainer.errors import InvalidFlow
 
 
-def check_fits(recipe: ResolvedFlow, checkpoint: Path) -> None:
+def check_fits(flow: ResolvedFlow, checkpoint: Path) -> None:
     """Check that a training with this flow can resume from the state in ``checkpoint``.
 
     Raises:
         InvalidFlow: naming everything that differs.
     """
     saved = _read_document_settings(read_json(CheckpointDir(checkpoint).run) or {})
-    wanted = _read_flow_settings(recipe)
+    requested = _read_flow_settings(flow)
     saved["training.mode"] = "lora" if CheckpointDir(checkpoint).has_adapter else "full"
-    if saved["training.mode"] != "lora" or wanted["training.mode"] != "lora":
-        wanted = {
-            name: value for name, value in wanted.items() if not name.startswith("training.lora.")
+    if saved["training.mode"] != "lora" or requested["training.mode"] != "lora":
+        requested = {
+            name: value
+            for name, value in requested.items()
+            if not name.startswith("training.lora.")
         }
     different = [
         f"{name} is {value!r} in the flow and {saved[name]!r} in the checkpoint"
-        for name, value in wanted.items()
+        for name, value in requested.items()
         if name in saved and value != saved[name]
     ]
     if different:
@@ -59,11 +61,11 @@ def restore_progress(
     return TrainingProgress(step=progress.step, epoch=progress.epoch)
 
 
-def _read_flow_settings(recipe: ResolvedFlow) -> dict[str, Any]:
+def _read_flow_settings(flow: ResolvedFlow) -> dict[str, Any]:
     """Return the settings that flow and checkpoint must share."""
-    model = recipe.model
+    model = flow.model
     return {
-        "projectKind": recipe.task,
+        "projectKind": flow.task,
         "architecture.name": model.architecture.name,
         "architecture.size": model.architecture.size,
         "architecture.weights": model.architecture.weights,

@@ -12,7 +12,7 @@ Same name, same bytes.
 
 Several runs share the cache. The writer of a shard holds an exclusive flock, so two runs that start
 together write different shards and wait for each other only at the end. The lock of a killed writer
-is free, and its partial file is started anew. A reader holds a shared flock, so a shard in use is
+is free, and its partial file is started again. A reader holds a shared flock, so a shard in use is
 never removed. Unused shards are evicted, least recently used first, when the limit
 (``RUNYARD_CACHE_MAX_GIB``) is reached.
 
@@ -88,7 +88,7 @@ class CacheDir:
 class Hooks:
     """Callbacks of long operations.
 
-    ``check_cancelled`` raises when the result is no longer wanted.
+    ``check_cancelled`` raises when the work was canceled.
     """
 
     check_cancelled: Callable[[], None] = lambda: None

@@ -276,8 +276,8 @@ def _make_canvases(
     """Return ``count`` canvases made of these scans alone.
 
     In a share ``share_unnamed`` of them the question names no digit, so the model must read them
-    itself, in reading order. Without such samples it learns to locate digits but not to tell them
-    apart.
+    itself, in reading order. Without such samples it learns to locate digits but not to distinguish
+    them.
     """
     return [
         _make_grounding_sample(canvas)

@@ -1,7 +1,7 @@
 """Image resolution: the flow's limits, translated into the processor's own settings.
 
-The settings are changed in the processor because it is saved with every checkpoint: whoever loads
-one with plain transformers gets images of the resolution that was trained with. Processors control
+The settings are changed in the processor because it is saved with every checkpoint: plain
+transformers then loads images at the resolution of the training. Processors control
 the resolution in five ways, each a class below; all other families take images of one size. A limit
 that cannot be met is refused, never ignored.
 

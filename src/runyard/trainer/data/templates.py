@@ -1,6 +1,6 @@
 """Rendering of chat templates in a child process with CPU and memory limits.
 
-A chat template is a program written by whoever made the model folder. Jinja's sandbox denies it
+A chat template is a program written by the author of the model folder. Jinja's sandbox denies it
 files and objects, but not nested loops, recursion, or strings that double, and a single operation
 on huge numbers cannot be interrupted within the process, whichever thread waits for it. So a child
 is forked before the weights are loaded (it shares no page that training writes to) and renders one

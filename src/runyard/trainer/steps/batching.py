@@ -43,29 +43,27 @@ MEASURED_BATCHES = 3
 MIN_SPEEDUP = 1.02  # less is noise, and not worth disk space or rows that are hard to inspect
 
 
-def sample_batches(recipe: ResolvedFlow, lengths: Any, size: int) -> list[list[int]]:
+def sample_batches(flow: ResolvedFlow, lengths: Any, size: int) -> list[list[int]]:
     """Return batches as in the first epoch, of large datasets from the first samples only."""
     return epoch_batches(
         lengths[:MAX_LENGTHS_SAMPLED],
         batch_size=size,
-        seed=recipe.settings.seed,
+        seed=flow.settings.seed,
         epoch=0,
-        shuffle=recipe.dataset.shuffle,
+        shuffle=flow.dataset.shuffle,
     )
 
 
-def estimate_padding_share(recipe: ResolvedFlow, lengths: Any, size: int) -> float:
+def estimate_padding_share(flow: ResolvedFlow, lengths: Any, size: int) -> float:
     """Return the share of padding tokens in padded batches of this size."""
-    return compute_padding_share(
-        [lengths[batch] for batch in sample_batches(recipe, lengths, size)]
-    )
+    return compute_padding_share([lengths[batch] for batch in sample_batches(flow, lengths, size)])
 
 
 @dataclass
 class BatchBuilder:
     """Chooses ``build``, the function that returns the batch of given samples in a given epoch."""
 
-    recipe: ResolvedFlow
+    flow: ResolvedFlow
     data: Dataset
     encodings: Encodings
     encoder: Encoder
@@ -78,11 +76,11 @@ class BatchBuilder:
     build: BuildBatch = field(init=False)
 
     def __post_init__(self) -> None:
-        strengths = self.recipe.dataset.augmentation
-        if strengths is None or not self.recipe.dataset.varies_images:
+        strengths = self.flow.dataset.augmentation
+        if strengths is None or not self.flow.dataset.varies_images:
             self.build = lambda indices, epoch: self.encodings.make_batch(indices)
         else:
-            augment = make_augmenter(strengths, self.recipe.settings.seed)
+            augment = make_augmenter(strengths, self.flow.settings.seed)
             self.build = AugmentedSamples(
                 self.data.train, self.encoder, self.layout, augment
             ).make_batch
@@ -173,7 +171,7 @@ class BatchBuilder:
         return encode_all([train], encoder, self.cache_dir, self.hooks).select(train, self.layout)
 
     def _sample_batches(self, plan: Plan) -> list[list[int]]:
-        return sample_batches(self.recipe, self.encodings.lengths, plan.micro_batch_size)[
+        return sample_batches(self.flow, self.encodings.lengths, plan.micro_batch_size)[
             :MEASURED_BATCHES
         ]
 

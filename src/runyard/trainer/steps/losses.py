@@ -81,7 +81,7 @@ class TokenLosses:
     def _compute_loss(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return the summed cross-entropy of hidden states (P, C) and labels (P,).
 
-        Logits are soft-capped where the family asks for it, ``cap * tanh(logits / cap)`` (Gemma 2,
+        Logits are soft-capped where the family requires it, ``cap * tanh(logits / cap)`` (Gemma 2,
         Gemma Team 2024).
         """
         logits = self._head(hidden)  # (P, V)

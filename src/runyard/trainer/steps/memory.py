@@ -490,7 +490,7 @@ def compare_with_available(
 
 def estimate_memory(
     plan: Plan,
-    recipe: ResolvedFlow,
+    flow: ResolvedFlow,
     *,
     measure: Callable[[], StepMemory],
     available: Callable[[], AvailableMemory],
@@ -502,7 +502,7 @@ def estimate_memory(
     whose operations differ from the recorded ones.
     """
     for is_left_out, reason in (
-        (recipe.is_tiny, "not estimated: the tiny model takes little"),
+        (flow.is_tiny, "not estimated: the tiny model takes little"),
         (plan.compile, "not estimated: a compiled model runs other operations"),
     ):
         if is_left_out:
@@ -515,13 +515,13 @@ def estimate_memory(
         return with_memory(
             plan, None, "not estimated: memory did not suffice for two samples"
         ), None
-    mode = recipe.model.training.mode
+    mode = flow.model.training.mode
     estimate = compare_with_available(step, available(), plan, mode=mode)
     fitting = estimate.fitting_micro_batch
     if (
         estimate.verdict == "Deny"
         and fitting is not None
-        and recipe.model.on_out_of_memory == "shrink"
+        and flow.model.on_out_of_memory == "shrink"
     ):
         needed = format_bytes(estimate.peak_bytes)
         plan = with_micro_batch(

@@ -27,9 +27,13 @@ from vi.api.resources.annotations.responses import AnnotationImportSpec
 
 async def list_annotations(request: Request, org: Id, dataset: Id, asset_id: Id) -> Response:
     dataset_id = compat.parse_dataset_id(org, dataset)
-    wanted = Query(request).page(f"annotations by record {dataset_id} {asset_id}")
+    page_request = Query(request).page(f"annotations by record {dataset_id} {asset_id}")
     page = await annotations.page(
-        get_services(request), org=org, dataset_id=dataset_id, asset_id=asset_id, wanted=wanted
+        get_services(request),
+        org=org,
+        dataset_id=dataset_id,
+        asset_id=asset_id,
+        page_request=page_request,
     )
     return json_response(page)
 
@@ -90,7 +94,7 @@ async def list_sessions(request: Request, org: Id, dataset: Id) -> Response:
         dataset_id=dataset_id,
         kind=annotation_imports.KIND,
         to_document=lambda row: annotation_imports.to_document(services, row),
-        wanted=Query(request).page(f"annotation imports {dataset_id}"),
+        page_request=Query(request).page(f"annotation imports {dataset_id}"),
     )
     return json_response(page)
 
@@ -142,9 +146,9 @@ async def get_files(request: Request, org: Id, dataset: Id, session_id: Id) -> R
 async def get_logs(request: Request, org: Id, dataset: Id, session_id: Id) -> Response:
     """List the findings, oldest first."""
     row, query = _get_row(request, org, dataset, session_id), Query(request)
-    wanted = query.page(f"findings {session_id} None None")
+    page_request = query.page(f"findings {session_id} None None")
     page = await sessions.read_findings(
-        get_services(request), row, severity=None, code=None, wanted=wanted
+        get_services(request), row, severity=None, code=None, page_request=page_request
     )
     return json_response(page)
 

@@ -45,9 +45,9 @@ async def list_assets(request: Request, org: Id, dataset: Id) -> Response:
     sorting = query.one_of("sortBy", SORTINGS) or "default"
     order = query.one_of("o", ORDERS) or "asc"
     like = _parse_name_filter(query)
-    wanted = query.page(f"assets {dataset_id} {sorting} {order} {like}")
+    page_request = query.page(f"assets {dataset_id} {sorting} {order} {like}")
     if compat.cannot_page(request.headers.get("user-agent", "")):
-        wanted = compat.request_whole_list(wanted, max_items=assets.MOST_IN_ONE_PAGE)
+        page_request = compat.request_whole_list(page_request, max_items=assets.MOST_IN_ONE_PAGE)
     page = await assets.page(
         get_services(request),
         org=org,
@@ -56,7 +56,7 @@ async def list_assets(request: Request, org: Id, dataset: Id) -> Response:
         descending=order == "desc",
         like=like,
         origin=_link_origin(request, query),
-        wanted=wanted,
+        page_request=page_request,
     )
     return json_response(page)
 
@@ -124,10 +124,10 @@ async def post_bulk_deletion(request: Request, org: Id, dataset: Id) -> Response
 
 async def list_bulk_deletions(request: Request, org: Id, dataset: Id) -> Response:
     dataset_id = compat.parse_dataset_id(org, dataset)
-    wanted = Query(request).page(f"bulk deletions {dataset_id}")
+    page_request = Query(request).page(f"bulk deletions {dataset_id}")
     return json_response(
         await assets.page_bulk_deletions(
-            get_services(request), org=org, dataset_id=dataset_id, wanted=wanted
+            get_services(request), org=org, dataset_id=dataset_id, page_request=page_request
         )
     )
 
@@ -164,16 +164,16 @@ async def post_ingestion(request: Request, org: Id, dataset: Id) -> Response:
 
 async def list_ingestions(request: Request, org: Id, dataset: Id) -> Response:
     services, dataset_id = get_services(request), compat.parse_dataset_id(org, dataset)
-    wanted = Query(request).page(f"ingestions {dataset_id}")
+    page_request = Query(request).page(f"ingestions {dataset_id}")
     if compat.cannot_page(request.headers.get("user-agent", "")):
-        wanted = compat.request_whole_list(wanted, max_items=assets.MOST_IN_ONE_PAGE)
+        page_request = compat.request_whole_list(page_request, max_items=assets.MOST_IN_ONE_PAGE)
     page = await imports.page(
         services,
         org=org,
         dataset_id=dataset_id,
         kind=ingestion.KIND,
         to_document=lambda row: ingestion.to_document(services, row),
-        wanted=wanted,
+        page_request=page_request,
     )
     return json_response(page)
 

@@ -19,7 +19,7 @@ async def list_audit(request: Request, org: Id) -> Response:
         until=query.integer("until"),
     )
     page = await audit.page(
-        get_services(request), org=org, filter=filter, wanted=query.page(f"audit {filter}")
+        get_services(request), org=org, filter=filter, page_request=query.page(f"audit {filter}")
     )
     return json_response(page)
 

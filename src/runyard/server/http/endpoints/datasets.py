@@ -23,8 +23,10 @@ from vi.api.resources.datasets.responses import DatasetExport, ExportOptions, Ex
 
 
 async def list_datasets(request: Request, org: Id) -> Response:
-    wanted = Query(request).page("datasets")
-    return json_response(await datasets.page(get_services(request), org=org, wanted=wanted))
+    page_request = Query(request).page("datasets")
+    return json_response(
+        await datasets.page(get_services(request), org=org, page_request=page_request)
+    )
 
 
 async def post_dataset(request: Request, org: Id) -> Response:
@@ -99,9 +101,11 @@ async def get_statistics(request: Request, org: Id, dataset: Id) -> Response:
 
 async def list_versions(request: Request, org: Id, dataset: Id) -> Response:
     dataset_id = compat.parse_dataset_id(org, dataset)
-    wanted = Query(request).page(f"versions {dataset_id}")
+    page_request = Query(request).page(f"versions {dataset_id}")
     return json_response(
-        await versions.page(get_services(request), org=org, dataset_id=dataset_id, wanted=wanted)
+        await versions.page(
+            get_services(request), org=org, dataset_id=dataset_id, page_request=page_request
+        )
     )
 
 
@@ -145,13 +149,13 @@ async def post_export(request: Request, org: Id, dataset: Id) -> Response:
 
 async def list_exports(request: Request, org: Id, dataset: Id) -> Response:
     dataset_id = compat.parse_dataset_id(org, dataset)
-    wanted = Query(request).page(f"exports {dataset_id}")
+    page_request = Query(request).page(f"exports {dataset_id}")
     page = await exports.page(
         get_services(request),
         org=org,
         dataset_id=dataset_id,
         to_document=lambda row: _build_export(request, row),
-        wanted=wanted,
+        page_request=page_request,
     )
     return json_response(page)
 

@@ -21,8 +21,10 @@ from runyard.server.services.runs.flows import FLOW
 
 
 async def list_flows(request: Request, org: Id) -> Response:
-    wanted = Query(request).page("flows")
-    return json_response(await documents.page(get_services(request), FLOW, org=org, wanted=wanted))
+    page_request = Query(request).page("flows")
+    return json_response(
+        await documents.page(get_services(request), FLOW, org=org, page_request=page_request)
+    )
 
 
 async def get_flow(request: Request, org: Id, flow_id: Id) -> Response:

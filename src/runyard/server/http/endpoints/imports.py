@@ -50,7 +50,7 @@ async def list_imports(request: Request, org: Id, dataset: Id) -> Response:
         dataset_id=dataset_id,
         kind=sessions.KIND,
         to_document=lambda row: sessions.to_document(services, row, origin=None),
-        wanted=Query(request).page(f"imports {dataset_id}"),
+        page_request=Query(request).page(f"imports {dataset_id}"),
     )
     return json_response(page)
 
@@ -82,9 +82,9 @@ async def act_on_import(request: Request, org: Id, dataset: Id, import_id: Id) -
 async def list_findings(request: Request, org: Id, dataset: Id, import_id: Id) -> Response:
     query, row = Query(request), _get_row(request, org, dataset, import_id)
     severity, code = query.one_of("severity", SEVERITIES), query.text("code")
-    wanted = query.page(f"findings {import_id} {severity} {code}")
+    page_request = query.page(f"findings {import_id} {severity} {code}")
     page = await sessions.read_findings(
-        get_services(request), row, severity=severity, code=code, wanted=wanted
+        get_services(request), row, severity=severity, code=code, page_request=page_request
     )
     return json_response(page)
 

@@ -21,7 +21,9 @@ from runyard.server.services.access import key_lifecycle
 
 async def list_keys(request: Request, org: Id) -> Response:
     return json_response(
-        await key_lifecycle.page(get_services(request), org=org, wanted=Query(request).page("keys"))
+        await key_lifecycle.page(
+            get_services(request), org=org, page_request=Query(request).page("keys")
+        )
     )
 
 

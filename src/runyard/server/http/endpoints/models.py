@@ -14,11 +14,13 @@ async def list_models(request: Request, org: Id, run_id: Id) -> Response:
     services, query = get_services(request), Query(request)
     origin = _link_origin(request, query)
     is_whole = query.text("s") is None and query.text("p") is None
-    wanted = query.page(f"models {run_id}")
+    page_request = query.page(f"models {run_id}")
     if is_whole:
         return json_response(await models.list_all(services, org=org, run_id=run_id, origin=origin))
     return json_response(
-        await models.page(services, org=org, run_id=run_id, origin=origin, wanted=wanted)
+        await models.page(
+            services, org=org, run_id=run_id, origin=origin, page_request=page_request
+        )
     )
 
 

@@ -34,9 +34,9 @@ STREAMS = ("events", "stdout", "stderr")
 async def list_runs(request: Request, org: Id) -> Response:
     query = Query(request)
     filter = _parse_filter(query)
-    wanted = query.page(f"runs {filter}")
+    page_request = query.page(f"runs {filter}")
     return json_response(
-        await runs.page(get_services(request), org=org, filter=filter, wanted=wanted)
+        await runs.page(get_services(request), org=org, filter=filter, page_request=page_request)
     )
 
 

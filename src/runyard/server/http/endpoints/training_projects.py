@@ -21,9 +21,11 @@ from vi.api.resources.training_projects.responses import TrainingProjectSpec
 
 
 async def list_projects(request: Request, org: Id) -> Response:
-    wanted = Query(request).page("trainingProjects")
+    page_request = Query(request).page("trainingProjects")
     return json_response(
-        await documents.page(get_services(request), TRAINING_PROJECT, org=org, wanted=wanted)
+        await documents.page(
+            get_services(request), TRAINING_PROJECT, org=org, page_request=page_request
+        )
     )
 
 

@@ -41,7 +41,7 @@ RECOVERY_FILE = "recover"
 OPERATOR = "operator"
 
 
-async def page(services: Services, *, org: str, wanted: PageRequest) -> bytes:
+async def page(services: Services, *, org: str, page_request: PageRequest) -> bytes:
     """Return a page of keys as JSON, newest first."""
 
     def fetch(tx: Connection, after: Any, limit: int) -> Sequence[AnyRow]:
@@ -50,7 +50,7 @@ async def page(services: Services, *, org: str, wanted: PageRequest) -> bytes:
     def encode(row: AnyRow) -> bytes:
         return msgspec.json.encode(_to_document(services, row))
 
-    return await pages.read(services, wanted, org=org, fetch=fetch, encode=encode)
+    return await pages.read(services, page_request, org=org, fetch=fetch, encode=encode)
 
 
 def get(services: Services, *, org: str, key_id: str) -> Key:
@@ -172,7 +172,7 @@ async def recover(services: Services) -> None:
     """Ensure that ``credentials.json`` holds a valid admin key, if the recovery file exists.
 
     Then remove the file. The credentials are written before the row, as at the first start: a crash
-    in between leaves a key that the next call adopts, never a row whose secret nobody knows.
+    in between leaves a key that the next call adopts, never a row with an unknown secret.
     """
     marker = services.settings.secrets_dir / RECOVERY_FILE
     if not marker.exists():

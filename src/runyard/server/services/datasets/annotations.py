@@ -50,14 +50,14 @@ _ID = re.compile(r"([0-9]{1,18})(?:-([0-9]{1,6}))?")
 
 
 async def page(
-    services: Services, *, org: str, dataset_id: str, asset_id: str, wanted: PageRequest
+    services: Services, *, org: str, dataset_id: str, asset_id: str, page_request: PageRequest
 ) -> bytes:
     """Return annotations of an image in the order in which they were added.
 
     A position is the number of a record, and how many of its parts came before; a page may end
     inside a record.
     """
-    after = pages.parse_position(services, org=org, wanted=wanted)
+    after = pages.parse_position(services, org=org, page_request=page_request)
     key: Any = {"org": org, "dataset_id": dataset_id}
 
     def read_parts(tx: Connection) -> bytes:
@@ -66,8 +66,8 @@ async def page(
         items, last, has_more = pages.gather(
             partial(_fetch_parts, tx, org=org, dataset_id=dataset_id, asset_id=asset_id),
             after=start,
-            size=wanted.size,
-            most_bytes=wanted.most_bytes,
+            size=page_request.size,
+            most_bytes=page_request.most_bytes,
             encode=lambda part: msgspec.json.encode(part[1]),
             get_position=lambda part: part[0],
         )
@@ -75,7 +75,7 @@ async def page(
         if has_more:
             number, shown = last[0]
             further = pages.page_token(
-                services, Position(number, str(shown)), org=org, wanted=wanted
+                services, Position(number, str(shown)), org=org, page_request=page_request
             )
         return pages.join(items, further)
 

@@ -58,7 +58,7 @@ async def page(
     descending: bool,
     like: Sequence[str],
     origin: str | None,
-    wanted: PageRequest,
+    page_request: PageRequest,
 ) -> bytes:
     """Return a page of assets as JSON. With ``origin``, each has a link to its bytes."""
     key: Any = {"org": org, "dataset_id": dataset_id}
@@ -78,7 +78,7 @@ async def page(
 
     return await pages.read(
         services,
-        wanted,
+        page_request,
         org=org,
         fetch=fetch,
         encode=lambda row: msgspec.json.encode(to_document(services, row, origin=origin)),
@@ -275,7 +275,7 @@ def get_bulk_deletion(services: Services, *, org: str, dataset_id: str, id: str)
 
 
 async def page_bulk_deletions(
-    services: Services, *, org: str, dataset_id: str, wanted: PageRequest
+    services: Services, *, org: str, dataset_id: str, page_request: PageRequest
 ) -> bytes:
     """Return a page of bulk deletions, newest first."""
     key: Any = {"org": org, "dataset_id": dataset_id}
@@ -286,7 +286,7 @@ async def page_bulk_deletions(
 
     return await pages.read(
         services,
-        wanted,
+        page_request,
         org=org,
         fetch=fetch,
         encode=lambda row: msgspec.json.encode(to_bulk_document(row)),

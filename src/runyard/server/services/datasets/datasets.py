@@ -79,7 +79,7 @@ def get(services: Services, *, org: str, dataset_id: str) -> Dataset:
     return to_document(services.store.read(partial(get_row, org=org, dataset_id=dataset_id)))
 
 
-async def page(services: Services, *, org: str, wanted: PageRequest) -> bytes:
+async def page(services: Services, *, org: str, page_request: PageRequest) -> bytes:
     """Return a page of datasets as JSON, newest first."""
 
     def fetch(tx: Connection, after: Any, limit: int) -> Sequence[AnyRow]:
@@ -87,7 +87,7 @@ async def page(services: Services, *, org: str, wanted: PageRequest) -> bytes:
 
     return await pages.read(
         services,
-        wanted,
+        page_request,
         org=org,
         fetch=fetch,
         encode=lambda row: msgspec.json.encode(to_document(row)),

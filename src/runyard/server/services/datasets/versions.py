@@ -2,7 +2,7 @@
 
 A version is a manifest: one JSON line for each image that has records, sorted by file name, with
 its records. It is a blob, and the first digits of its hash are the version's id; so the same
-content is the same version, whoever made it and whenever. One is created after each import, and
+content is always the same version. One is created after each import, and
 when a run is created from a dataset that has changed since.
 
 A version is kept while a run is pinned to it, and as long as every image it names is kept anyway.
@@ -124,7 +124,9 @@ def get(services: Services, *, org: str, dataset_id: str, version: str) -> Datas
     return to_document(row, dataset.type)
 
 
-async def page(services: Services, *, org: str, dataset_id: str, wanted: PageRequest) -> bytes:
+async def page(
+    services: Services, *, org: str, dataset_id: str, page_request: PageRequest
+) -> bytes:
     """Return a page of versions as JSON, newest first.
 
     Raises:
@@ -137,7 +139,7 @@ async def page(services: Services, *, org: str, dataset_id: str, wanted: PageReq
 
     return await pages.read(
         services,
-        wanted,
+        page_request,
         org=org,
         fetch=fetch,
         encode=lambda row: msgspec.json.encode(to_document(row, dataset.type)),

@@ -117,7 +117,7 @@ async def page(
     org: str,
     dataset_id: str,
     to_document: Callable[[AnyRow], DatasetExport],
-    wanted: PageRequest,
+    page_request: PageRequest,
 ) -> bytes:
     """Return a page of exports as JSON, newest first.
 
@@ -131,7 +131,7 @@ async def page(
 
     return await pages.read(
         services,
-        wanted,
+        page_request,
         org=org,
         fetch=fetch,
         encode=lambda row: msgspec.json.encode(to_document(row)),

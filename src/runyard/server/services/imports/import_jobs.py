@@ -176,7 +176,7 @@ def _prepare_folder(services: Services, row: AnyRow, folder: Path) -> int:
 def _decides_type(row: AnyRow, dataset: AnyRow) -> bool:
     """Return whether the files decide the type of the dataset.
 
-    They do if it has no records, and nobody has named a type.
+    They do if it has no records, and no type was given.
     """
     return (
         row.kind == "Import"

@@ -153,7 +153,7 @@ async def page(
     dataset_id: str,
     kind: Kind,
     to_document: Any,
-    wanted: PageRequest,
+    page_request: PageRequest,
 ) -> bytes:
     """Return a page of imports as JSON, newest first.
 
@@ -167,7 +167,7 @@ async def page(
 
     return await pages.read(
         services,
-        wanted,
+        page_request,
         org=org,
         fetch=fetch,
         encode=lambda row: msgspec.json.encode(to_document(row)),

@@ -108,13 +108,18 @@ def build_conditions(
 
 
 async def read_findings(
-    services: Services, row: AnyRow, *, severity: str | None, code: str | None, wanted: PageRequest
+    services: Services,
+    row: AnyRow,
+    *,
+    severity: str | None,
+    code: str | None,
+    page_request: PageRequest,
 ) -> bytes:
     """Return a page of findings in the order in which they were found.
 
     ``severity`` and ``code`` filter them.
     """
-    after = pages.parse_position(services, org=row.org, wanted=wanted)
+    after = pages.parse_position(services, org=row.org, page_request=page_request)
 
     def read_page() -> bytes:
         found: list[bytes] = []
@@ -127,9 +132,11 @@ async def read_findings(
                     continue
                 encoded = msgspec.json.encode(item)
                 size_bytes += len(encoded) + 1
-                if len(found) == wanted.size or (found and size_bytes > wanted.most_bytes):
+                if len(found) == page_request.size or (
+                    found and size_bytes > page_request.most_bytes
+                ):
                     further = pages.page_token(
-                        services, Position(begin, ""), org=row.org, wanted=wanted
+                        services, Position(begin, ""), org=row.org, page_request=page_request
                     )
                     break
                 found.append(encoded)

@@ -30,7 +30,9 @@ class AuditFilter:
     until: int | None = None
 
 
-async def page(services: Services, *, org: str, filter: AuditFilter, wanted: PageRequest) -> bytes:
+async def page(
+    services: Services, *, org: str, filter: AuditFilter, page_request: PageRequest
+) -> bytes:
     """Return a page of audit rows as JSON, newest first.
 
     The first organization also reads what the controller did, whose key belongs to no organization.
@@ -52,7 +54,7 @@ async def page(services: Services, *, org: str, filter: AuditFilter, wanted: Pag
 
     return await pages.read(
         services,
-        wanted,
+        page_request,
         org=org,
         fetch=fetch,
         encode=lambda row: msgspec.json.encode(_to_document(row)),

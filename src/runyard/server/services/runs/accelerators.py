@@ -75,11 +75,11 @@ async def list_for_flow(services: Services, *, org: str, flow_id: str) -> FlowAc
     """
     document, _ = flows.get(services, org=org, flow_id=flow_id)
     flow = msgspec.json.decode(document, type=Flow)
-    recipe = _resolve_flow(services, org, flow.spec)
+    resolved = _resolve_flow(services, org, flow.spec)
 
     def read_measurements(tx: Connection) -> tuple[MeasuredPeak | None, int | None]:
-        measured = _find_measured(tx, org, flow, recipe)
-        return measured, _find_parameters(tx, org, recipe)
+        measured = _find_measured(tx, org, flow, resolved)
+        return measured, _find_parameters(tx, org, resolved)
 
     measured, parameters = await services.store.read_in_thread(read_measurements)
     kinds = _group_accelerators(
@@ -88,7 +88,7 @@ async def list_for_flow(services: Services, *, org: str, flow_id: str) -> FlowAc
     items, needed = [], []
     for kind in kinds:
         configuration, needed_bytes = _judge_accelerator(
-            kind, flow.spec, recipe, measured, parameters
+            kind, flow.spec, resolved, measured, parameters
         )
         items.append(
             FlowAccelerator(accelerator=_to_document(kind, org), configurations=[configuration])
@@ -130,7 +130,7 @@ def _group_accelerators(machines: Sequence[ReportedMachine]) -> list[Accelerator
 def _judge_accelerator(
     kind: AcceleratorKind,
     spec: FlowSpec,
-    recipe: ResolvedFlow,
+    resolved: ResolvedFlow,
     measured: MeasuredPeak | None,
     parameters: int | None,
 ) -> tuple[AcceleratorConfiguration, int | None]:
@@ -138,7 +138,7 @@ def _judge_accelerator(
     name, memory_gib = kind.reported.name, kind.reported.memory_gib
     memory_bytes = None if memory_gib is None else round(memory_gib * GIB)
     verdict = predict_fit(
-        recipe,
+        resolved,
         RunAccelerator(name=name, memory_bytes=memory_bytes),
         parameters=parameters,
         measured=measured,
@@ -146,10 +146,10 @@ def _judge_accelerator(
     if not any(
         placement.fits(spec.tolerations, machine.report.labels) for machine in kind.machines
     ):
-        wanted = "; ".join(
+        requested = "; ".join(
             f"{key}: {' or '.join(values)}" for key, values in spec.tolerations.items()
         )
-        reason = f"the flow's tolerations request {wanted}, which no machine with {name} offers"
+        reason = f"the flow's tolerations request {requested}, which no machine with {name} offers"
         return AcceleratorConfiguration(action="Deny", reason=reason), verdict.needed_bytes
     return AcceleratorConfiguration(
         action=verdict.action, reason=verdict.reason
@@ -177,7 +177,7 @@ def _to_document(kind: AcceleratorKind, org: str) -> TrainingAccelerator:
 
 
 def _find_measured(
-    tx: Connection, org: str, flow: Flow, recipe: ResolvedFlow
+    tx: Connection, org: str, flow: Flow, resolved: ResolvedFlow
 ) -> MeasuredPeak | None:
     """Return the prediction of the newest run of this flow.
 
@@ -189,20 +189,20 @@ def _find_measured(
         if run.spec.flow.settings.get("flow") == origin:
             return measured
     for run, measured in _iter_predicted(tx, org, RunFilter(), most=MOST_OF_ALL):
-        if _is_alike(run, recipe):
+        if _is_alike(run, resolved):
             return measured
     return None
 
 
 def _iter_predicted(
-    tx: Connection, org: str, wanted: RunFilter, *, most: int
+    tx: Connection, org: str, requested: RunFilter, *, most: int
 ) -> Iterator[tuple[Run, MeasuredPeak]]:
     """Yield at most ``most`` of the newest runs whose plan has a prediction.
 
     Runs without a prediction do not count, however many there are.
     """
     after: tuple[int, str] | None = None
-    while page := rows.page(tx, org=org, filter=wanted, after=after, limit=PAGE):
+    while page := rows.page(tx, org=org, filter=requested, after=after, limit=PAGE):
         for row in page:
             if b'"memory"' not in row.document:
                 continue  # most have none, and need not be decoded
@@ -230,7 +230,7 @@ def _iter_predicted(
         after = (page[-1].time_created, page[-1].id)
 
 
-def _is_alike(run: Run, recipe: ResolvedFlow) -> bool:
+def _is_alike(run: Run, resolved: ResolvedFlow) -> bool:
     """Return whether a run trained this model in this way on this data.
 
     Runs are pinned to a version; flows need not be.
@@ -240,14 +240,14 @@ def _is_alike(run: Run, recipe: ResolvedFlow) -> bool:
     except FlowProblems:
         return False
     dataset = other.dataset
-    if recipe.dataset.dataset_version is None:
+    if resolved.dataset.dataset_version is None:
         dataset = msgspec.structs.replace(dataset, dataset_version=None)
-    return other.model == recipe.model and dataset == recipe.dataset
+    return other.model == resolved.model and dataset == resolved.dataset
 
 
-def _find_parameters(tx: Connection, org: str, recipe: ResolvedFlow) -> int | None:
+def _find_parameters(tx: Connection, org: str, resolved: ResolvedFlow) -> int | None:
     """Return the parameter count of a model from an earlier run, as that run counted it."""
-    weights = recipe.model.architecture.weights
+    weights = resolved.model.architecture.weights
     found = MODEL_REFERENCE.fullmatch(weights or "")
     if found is None:
         return None

@@ -114,13 +114,13 @@ def _get_pinned_version(services: Services, token: AttemptToken) -> tuple[AnyRow
 def _find_spans(services: Services, row: AnyRow) -> dict[str, AnyRow]:
     """Return the span of each image of a version, by content hash."""
     try:
-        wanted = versions.list_image_hashes(services, row)
+        requested = versions.list_image_hashes(services, row)
     except BlobError as error:
         raise Refusal(
             "BlobMissing",
             f"the manifest of version {row.id} of dataset {row.dataset_id!r} is lost or damaged",
         ) from error
-    spans = services.store.read(partial(asset_rows.find_blob_spans, org=row.org, hashes=wanted))
-    if missing := sorted(wanted - set(spans)):
+    spans = services.store.read(partial(asset_rows.find_blob_spans, org=row.org, hashes=requested))
+    if missing := sorted(requested - set(spans)):
         raise Refusal("BlobMissing", f"image {missing[0]} of dataset {row.dataset_id!r} is missing")
     return spans

@@ -2,7 +2,7 @@
 
     Pending  -> Running | Cancelled | Failed
     Running  -> Pending (attempt lost or stopped) | Succeeded | Failed | Error | Cancelled
-    Succeeded, Failed, Error, Cancelled are final: the first one stands.
+    Succeeded, Failed, Error, Cancelled are final: the first one is kept.
 
 A change of reason inside a state updates the newest entry in place, so the history has one entry
 per transition.
@@ -167,7 +167,7 @@ def halve_micro_batch(report: ExitReport, micro_batch_size: int | None) -> int |
     """Return the micro-batch size to resume with after running out of memory.
 
     Return None if memory was not the cause, or if there is nothing to halve. The phase does not
-    matter: the kernel ends the trainer for all that it holds, not for the last page it asked for.
+    matter: the kernel ends the trainer for all its memory, not for the last page that it allocated.
     """
     if micro_batch_size is None or micro_batch_size < 2 or not is_out_of_memory(report):
         return None

@@ -123,9 +123,9 @@ async def report_process(
     check_id("boot", report.boot_id)
     check_count("pid", report.pid, most=2**31 - 1)
     check_count("start_ticks", report.start_ticks, most=2**63 - 1)
-    wanted = await services.store.write(lambda tx: _start_attempt(services, tx, token, report))
+    desired = await services.store.write(lambda tx: _start_attempt(services, tx, token, report))
     await _notify_run(services, token)
-    return wanted
+    return desired
 
 
 def _start_attempt(
@@ -366,8 +366,8 @@ def _list_candidates(services: Services, tx: Connection, offer: Claim) -> list[C
     machine_id = offer.machine_id
 
     def is_fit(key: str) -> bool:
-        wanted = placement.get_requested_labels(tx, key)
-        return wanted is not None and placement.fits(wanted, offer.labels)
+        requested = placement.get_requested_labels(tx, key)
+        return requested is not None and placement.fits(requested, offer.labels)
 
     keys = [key for key in queue.list_requirements(tx) if is_fit(key)]
     found = [
@@ -577,8 +577,8 @@ def _close_silent_attempt(
     """Close an attempt only because it was silent, and retry its run.
 
     Another open attempt prevents the retry. The caller saves ``run``. The attempt stays unsettled:
-    its machine reports before it claims the run again, and whoever speaks for it is refused once
-    another attempt has begun.
+    its machine reports before it claims the run again, and its supervisor is refused once another
+    attempt has begun.
     """
     now_ms, cause = services.clock.now_ms(), _describe_silence(services, attempt, uptime_ms)
     report = ExitReport(exit_code=None, signal=None, group_empty=True, cause=cause, time=now_ms)
@@ -621,15 +621,15 @@ def _end_unstarted(run: Run, end: AttemptEnd, *, now_ms: int, cause: str) -> Non
 def _find_micro_batch_size(run: Run) -> int | None:
     """Return the smallest micro-batch size in use so far, if the flow lets it be halved."""
     try:
-        recipe = resolve(run.spec.flow)
+        resolved = resolve(run.spec.flow)
     except FlowProblems:
         return None
-    if recipe.model.on_out_of_memory != "shrink":
+    if resolved.model.on_out_of_memory != "shrink":
         return None
-    numbers = recipe.model.hyperparameters
-    wanted = numbers.batch_size if numbers.micro_batch_size == "auto" else numbers.micro_batch_size
+    numbers = resolved.model.hyperparameters
+    initial = numbers.batch_size if numbers.micro_batch_size == "auto" else numbers.micro_batch_size
     sizes = [attempt.micro_batch_size for attempt in run.status.attempts]
-    return min(size for size in (wanted, run.status.micro_batch_limit, *sizes) if size)
+    return min(size for size in (initial, run.status.micro_batch_limit, *sizes) if size)
 
 
 def _load_attempt_end(

@@ -58,7 +58,7 @@ def list_models(services: Services, *, org: str, run_id: str, origin: str | None
 
 
 async def page(
-    services: Services, *, org: str, run_id: str, origin: str | None, wanted: PageRequest
+    services: Services, *, org: str, run_id: str, origin: str | None, page_request: PageRequest
 ) -> bytes:
     """Return a page of checkpoints as JSON, oldest first.
 
@@ -72,7 +72,7 @@ async def page(
 
     return await pages.read(
         services,
-        wanted,
+        page_request,
         org=org,
         fetch=fetch,
         encode=lambda row: msgspec.json.encode(_to_document(services, row, origin)),

@@ -35,13 +35,13 @@ class Offer:
     lacks_disk: bool = False
 
 
-def fits(wanted: Labels, labels: Labels) -> bool:
+def fits(requested: Labels, labels: Labels) -> bool:
     """Return whether a machine with ``labels`` can take a run.
 
-    Of each wanted label, any one of the listed values is enough.
+    Of each requested label, any one of the listed values is enough.
     """
     return all(
-        not values or set(values) & set(labels.get(name, ())) for name, values in wanted.items()
+        not values or set(values) & set(labels.get(name, ())) for name, values in requested.items()
     )
 
 
@@ -56,19 +56,19 @@ def get_requested_labels(tx: Connection, key: str) -> Labels | None:
     return labels
 
 
-def explain_waiting(wanted: Labels, offers: Sequence[Offer]) -> Transition:
+def explain_waiting(requested: Labels, offers: Sequence[Offer]) -> Transition:
     """Return the reason for which a run waits, with a message."""
-    fitting = [offer for offer in offers if fits(wanted, offer.labels)]
+    fitting = [offer for offer in offers if fits(requested, offer.labels)]
     with_disk = [offer for offer in fitting if not offer.lacks_disk]
     if not offers:
         message = (
-            f"{_describe_request(wanted)}; no machine is connected: it starts when a controller "
+            f"{_describe_request(requested)}; no machine is connected: it starts when a controller "
             "connects to this server"
         )
         return Transition(conditions.PENDING, "WaitingForMachine", message)
     if not fitting:
         message = (
-            f"{_describe_request(wanted)}; no connected machine can take it: "
+            f"{_describe_request(requested)}; no connected machine can take it: "
             f"{_describe_offers(offers)}"
         )
         return Transition(conditions.PENDING, "WaitingForCapacity", message)
@@ -134,8 +134,8 @@ def is_too_early(services: Services, reason: Transition, busy: Mapping[str, int]
     )
 
 
-def _describe_request(wanted: Labels) -> str:
-    words = [f"{name} {' or '.join(values)}" for name, values in wanted.items() if values]
+def _describe_request(requested: Labels) -> str:
+    words = [f"{name} {' or '.join(values)}" for name, values in requested.items() if values]
     return f"requests {' and '.join(words)}" if words else "requests no particular machine"
 
 

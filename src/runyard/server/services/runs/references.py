@@ -292,7 +292,7 @@ async def resolve_dataset_version(services: Services, org: str, flow: FlowSpec) 
     if found is None:
         return None
     index, settings = found
-    dataset_id, wanted = settings["datasetId"], settings.get("datasetVersion")
+    dataset_id, requested = settings["datasetId"], settings.get("datasetVersion")
     if dataset_id in BUILT_IN_DATASETS:
         return None
     key: Any = {"org": org, "dataset_id": dataset_id}
@@ -311,20 +311,20 @@ async def resolve_dataset_version(services: Services, org: str, flow: FlowSpec) 
         sentences = "; ".join(problem.message for problem in error.problems[:5])
         message = f"the flow does not fit its dataset: {sentences}"
         raise Refusal("InvalidFlow", message, problems=error.problems) from error
-    if wanted is None:
+    if requested is None:
         version = await versions.ensure_current(services, **key)
         if version is None:
             allowed = "a dataset with records; try: import some first"
             raise _build_invalid(
                 f"/blocks/{index}/settings/datasetId", dataset_id, allowed, "has no records"
             )
-        wanted = settings["datasetVersion"] = version.id
-    elif services.store.read(partial(version_rows.get, **key, version=wanted)) is None:
+        requested = settings["datasetVersion"] = version.id
+    elif services.store.read(partial(version_rows.get, **key, version=requested)) is None:
         allowed = f"a version of dataset {dataset_id}, or null for the newest"
         raise _build_invalid(
-            f"/blocks/{index}/settings/datasetVersion", wanted, allowed, "does not exist"
+            f"/blocks/{index}/settings/datasetVersion", requested, allowed, "does not exist"
         )
-    return Pin(dataset_id, wanted)
+    return Pin(dataset_id, requested)
 
 
 def pin_version(tx: Connection, *, org: str, run_id: str, to: Pin) -> None:

@@ -54,13 +54,15 @@ def get(services: Services, *, org: str, run_id: str) -> tuple[bytes, str]:
     return row.document, row.etag
 
 
-async def page(services: Services, *, org: str, filter: RunFilter, wanted: PageRequest) -> bytes:
+async def page(
+    services: Services, *, org: str, filter: RunFilter, page_request: PageRequest
+) -> bytes:
     """Return a page of runs as JSON, newest first."""
 
     def fetch(tx: Connection, after: Any, limit: int) -> Sequence[AnyRow]:
         return rows.page(tx, org=org, filter=filter, after=after, limit=limit)
 
-    return await pages.read(services, wanted, org=org, fetch=fetch)
+    return await pages.read(services, page_request, org=org, fetch=fetch)
 
 
 async def create(

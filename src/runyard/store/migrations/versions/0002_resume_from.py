@@ -1,4 +1,4 @@
-"""Runs that go on from another run's checkpoint, and bytes put down for removal."""
+"""Runs that resume from another run's checkpoint, and bytes marked for removal."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Datasets: pictures, records, where their bytes lie, imports, versions, exports, deletions."""
+"""Datasets: images, records, locations of their bytes, imports, versions, exports, deletions."""
 
 import sqlalchemy as sa
 from alembic import op

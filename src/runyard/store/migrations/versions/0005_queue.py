@@ -1,4 +1,4 @@
-"""Store what a run requires beside its document, so that a claim reads only runs that fit."""
+"""Store what a run requires next to its document, so that a claim reads only runs that fit."""
 
 import sqlalchemy as sa
 from alembic import op
