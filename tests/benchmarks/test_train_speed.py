@@ -23,7 +23,7 @@ an older table
 def test_short_form_finds_the_same_losses_and_replaces_only_its_own_results(tmp_path: Path) -> None:
     page = tmp_path / "RESULTS.md"
     page.write_text(PAGE)
-    command = [sys.executable, PROGRAM, "--short", "--json", "--write", page]
+    command: list[str | Path] = [sys.executable, PROGRAM, "--short", "--json", "--write", page]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert ended.returncode == 0, ended.stderr
     rows = {row["loop"]: row for row in json.loads(ended.stdout)["rows"]}

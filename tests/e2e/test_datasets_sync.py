@@ -249,10 +249,11 @@ def test_a_dataset_is_made_changed_listed_and_deleted(sdk: vi.Client) -> None:
 
 def test_wrong_arguments_are_told_before_anything_is_sent(sdk: vi.Client, shelf: Path) -> None:
     before = [item.dataset_id for item in sdk.datasets]
-    for arguments, word in (
+    wrong: list[tuple[dict[str, Any], str]] = [
         ({"dataset_id": "d1", "name": "x"}, "dataset_id names an existing one"),
         ({"resume": "i1"}, "resume requires dataset_id"),
-    ):
+    ]
+    for arguments, word in wrong:
         with pytest.raises(vi.ViInvalidParameterError, match=word):
             sdk.datasets.import_folder(shelf, progress=False, **arguments)
     with pytest.raises(vi.ViValidationError):

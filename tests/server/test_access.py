@@ -140,7 +140,7 @@ async def test_no_spelling_of_a_path_opens_what_the_credential_does_not(server: 
     }
     credentials |= {"own admin": server.key}
     before = rows(server)
-    reached = set()
+    reached: set[str] = set()
     for route in ROUTES:
         if route.access == "public":
             continue

@@ -264,7 +264,7 @@ async def rename_asset(world: World, new: str) -> None:
 
 async def claim(world: World, claim_id: str | None, machine_id: str, host: str) -> None:
     """Claim an attempt; with None for the id, as a controller does."""
-    offer = {
+    offer: dict[str, Any] = {
         "claim_id": f"c{next(world.claims)}" if claim_id is None else claim_id,
         "machine_id": machine_id,
     }

@@ -314,7 +314,7 @@ async def test_a_body_that_stalls_is_not_waited_for(server: TestServer) -> None:
         sent.append(message)
 
     headers = {"host": "localhost", "authorization": f"Bearer {server.key}", "content-length": "10"}
-    scope = {
+    scope: dict[str, Any] = {
         "type": "http",
         "scheme": "http",
         "method": "PUT",

@@ -59,8 +59,8 @@ async def test_a_folder_that_the_operator_did_not_choose_is_rejected_alike_wheth
     own = data_dir / "models" / "qwen"
     own.mkdir(parents=True)
     (own / "config.json").write_text("{}")
-    for path in (data_dir / "runs/o/r", data_dir / "weights/o/h", tmp_path / "there"):
-        path.mkdir(parents=True)
+    for folder in (data_dir / "runs/o/r", data_dir / "weights/o/h", tmp_path / "there"):
+        folder.mkdir(parents=True)
     (data_dir / "models" / "out").symlink_to(tmp_path / "there")
     outside = [
         *(

@@ -86,7 +86,7 @@ async def test_rejected_keys_are_told_apart_in_the_audit_log_alone(server: TestS
             expires=None,
             revoked=None,
         )
-        server.services.keyring.add(replace(key, **changes))  # type: ignore[arg-type]
+        server.services.keyring.add(replace(key, **changes))
     texts = [*secrets.values(), None]
     answers = [await (await server.client(text)).get(server.path("runs")) for text in texts]
     assert {(answer.status_code, answer.text) for answer in answers} == {(401, answers[0].text)}
