@@ -16,9 +16,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,9 @@ from filelock import FileLock
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 import vi
+from tests.support.instance import EndRun, Instance, LongRuns, end_run, name_variables
 from tests.support.postgresql import PostgreSqlServer
-from tests.support.waiting import eventually
+from tests.support.waiting import Eventually, eventually
 from vi.api.resources.runs.responses import Run
 
 # A suite started in the background ignores Ctrl-C, and one started by nohup ignores the end of its
@@ -64,102 +65,10 @@ LONGEST = (
     "tests/trainer/test_disk_space.py",
 )
 REPOSITORY = Path(__file__).parent.parent
-# Trains for hours unless killed, and never stops to evaluate or save.
-LONG_RECIPE: dict[str, Any] = {
-    "name": "Long training",
-    "blocks": [
-        {
-            "block": "vi-model",
-            "settings": {
-                "hyperparameters": {"epochs": 10000},
-                "checkpoint": {"every": {"steps": 1000000}},
-                "validation": {"every": {"steps": 1000000}},
-            },
-        }
-    ],
-}
 GARBAGE_THRESHOLDS = (20_000, 20, 20)
 START_TIMEOUT_S = 60
 TRAIN_TIMEOUT_S = 240
 END_TIMEOUT_S = 30
-
-
-@dataclass(frozen=True)
-class Instance:
-    """A running server and controller, and the run of the empty flow that started with them.
-
-    ``training`` is the process of ``examples/quick_training.py``, whose output goes to
-    ``training_output``.
-    """
-
-    data_dir: Path
-    endpoint: str
-    secret_key: str
-    organization_id: str
-    trained_run_id: str
-    training: subprocess.Popen[bytes]
-    training_output: Path
-
-    @property
-    def credentials_file(self) -> Path:
-        return self.data_dir / "credentials.json"
-
-    @property
-    def environ(self) -> dict[str, str]:
-        """Return the three variables that point either client at this instance."""
-        return _environ(
-            {
-                "endpoint": self.endpoint,
-                "secret_key": self.secret_key,
-                "organization_id": self.organization_id,
-            }
-        )
-
-    def client(self) -> vi.Client:
-        return vi.Client(
-            secret_key=self.secret_key, organization_id=self.organization_id, endpoint=self.endpoint
-        )
-
-
-class LongRuns:
-    """Runs that do not end by themselves: one is Running in the only slot, others wait."""
-
-    def __init__(self, client: vi.Client) -> None:
-        self._client = client
-        self._started: list[str] = []
-
-    def running(self) -> Run:
-        """A run that is Running now; another one if a test has killed the last."""
-        if not self._in("Pending", "Running"):
-            self._start()
-        found: list[Run] = eventually(
-            lambda: self._in("Running"), timeout_s=60, what="a long run is running"
-        )
-        return found[0]
-
-    def pending(self) -> Run:
-        """A run that waits for the slot."""
-        self.running()
-        if not self._in("Pending"):
-            self._start()
-        return self._in("Pending")[0]
-
-    def end(self) -> None:
-        """Kill all, newest first: killing the running one first would start the next."""
-        for run_id in reversed(self._started):
-            end_run(self._client, run_id)
-
-    def _start(self) -> None:
-        self._started.append(self._client.runs.create(flow=LONG_RECIPE).run_id)
-
-    def _in(self, *names: str) -> list[Run]:
-        found = []
-        for run_id in self._started:
-            with suppress(vi.ViNotFoundError):
-                run = self._client.runs.get(run_id)
-                if run.condition is not None and run.condition.value in names:
-                    found.append(run)
-        return found
 
 
 class OneInstanceScheduling(LoadScopeScheduling):  # type: ignore[misc]
@@ -244,7 +153,7 @@ def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
         output = ends.enter_context(open(training_output, "wb"))
         training = subprocess.Popen(
             [sys.executable, REPOSITORY / "examples" / "quick_training.py"],
-            env={**environ, **_environ(credentials)},
+            env={**environ, **name_variables(credentials)},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -313,13 +222,13 @@ def long_runs(client: vi.Client, finished_run: Run) -> Iterator[LongRuns]:
 
 
 @pytest.fixture(scope="session", name="end_run")
-def _end_run() -> Callable[[vi.Client, str], None]:
+def _end_run() -> EndRun:
     """Kill a run and wait until it has ended."""
     return end_run
 
 
 @pytest.fixture(scope="session", name="eventually")
-def _eventually() -> Callable[..., Any]:
+def _eventually() -> Eventually:
     """Return the polling function: ``eventually(look, timeout_s=..., what=...)``."""
     return eventually
 
@@ -341,14 +250,6 @@ def _credentials(data_dir: Path, up: subprocess.Popen[bytes], log: Path) -> dict
         time.sleep(0.1)
     credentials: dict[str, str] = json.loads((data_dir / "credentials.json").read_text())
     return credentials
-
-
-def _environ(credentials: dict[str, str]) -> dict[str, str]:
-    return {
-        "DATATURE_VI_API_ENDPOINT": credentials["endpoint"],
-        "DATATURE_VI_SECRET_KEY": credentials["secret_key"],
-        "DATATURE_VI_ORGANIZATION_ID": credentials["organization_id"],
-    }
 
 
 def _with_first_run(
@@ -376,20 +277,6 @@ def _with_first_run(
             first_run, timeout_s=START_TIMEOUT_S, what="examples/quick_training.py creates a run"
         )
     return replace(instance, trained_run_id=run_id)
-
-
-def end_run(client: vi.Client, run_id: str) -> None:
-    """Kill a run and wait until it has ended.
-
-    A run that is deleted or has ended needs nothing.
-    """
-    with suppress(vi.ViNotFoundError, vi.ViConflictError):
-        client.runs.kill(run_id)
-        eventually(
-            lambda: (now := client.runs.get(run_id).condition) and now.is_final,
-            timeout_s=END_TIMEOUT_S,
-            what=f"run {run_id} has ended",
-        )
 
 
 def _kill_open_runs(instance: Instance) -> None:

@@ -34,7 +34,8 @@ def write_coco(folder: Path, *, count: int = 60) -> None:
     """Some of the built-in digit canvases as a user's own folder: images, and boxes as COCO."""
     canvases = BUILT_IN["digits-grounding"](0, 0.2).train[:count]
     names: dict[str, int] = {}
-    images, boxes = [], []
+    images: list[dict[str, Any]] = []
+    boxes: list[dict[str, Any]] = []
     (folder / "images").mkdir(parents=True)
     for number, canvas in enumerate(canvases, 1):
         name, (width, height) = f"images/{number:03}.png", canvas.image.size

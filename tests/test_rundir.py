@@ -146,9 +146,7 @@ def test_synced_events_are_complete_lines_on_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[int] = []
-    monkeypatch.setattr(
-        rundir.os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino)
-    )
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
     events = rundir.EventWriter(tmp_path, lambda: 5)
     events.write("warning", message="a")
     events.sync()

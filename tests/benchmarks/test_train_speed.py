@@ -25,7 +25,7 @@ def test_the_short_form_has_the_same_losses_and_replaces_only_its_own_results(
 ) -> None:
     page = tmp_path / "RESULTS.md"
     page.write_text(PAGE)
-    command = [sys.executable, PROGRAM, "--short", "--json", "--write", page]
+    command: list[str | Path] = [sys.executable, PROGRAM, "--short", "--json", "--write", page]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert ended.returncode == 0, ended.stderr
     rows = {row["loop"]: row for row in json.loads(ended.stdout)["rows"]}

@@ -148,7 +148,10 @@ def _start_run(instance: ChaosInstance, client: vi.Client) -> str:
 def _describe(run: Run) -> str:
     """Return the causes of ended attempts and the newest condition's message."""
     return " ".join(
-        [*(attempt.cause for attempt in run.status.attempts), run.status.conditions[-1].message]
+        [
+            *(attempt.cause for attempt in run.status.attempts),
+            run.status.conditions[-1].message or "",
+        ]
     )
 
 

@@ -115,7 +115,7 @@ def _draw_fault(
         phase, at_step = "Training", choose.randrange(steps // 4, steps // 2)
     parts = [part for part in PARTS if part in PARTS_WITHOUT_RUN or phase != "Waiting"]
     parts = [part for part in parts if part != "trainer" or phase != "Reporting"]
-    what = {
+    draws: dict[str, Callable[[], str]] = {
         "kill": lambda: _draw_part(
             choose, [part for part in parts if not ends_by_memory or part in PARTS_WITHOUT_RUN]
         ),
@@ -123,12 +123,12 @@ def _draw_fault(
         "link": lambda: choose.choice(LINK_FAULTS),
         "disk": lambda: choose.choice(("full", "eio-trainer", "eio-server")),
         "clock": lambda: choose.choice(("+3600", "-3600")),
-    }.get(
-        kind,
-        lambda: {"power": "cut", "memory": "trainer", "abort": "server", DATABASE: "postgresql"}[
-            kind
-        ],
-    )()
+        "power": lambda: "cut",
+        "memory": lambda: "trainer",
+        "abort": lambda: "server",
+        DATABASE: lambda: "postgresql",
+    }
+    what = draws[kind]()
     if what == "eio-trainer":
         phase, at_step = "Training", min(at_step, steps // 2)  # it saves every eight steps
     lasts_s = choose.uniform(0.2, longest_s) + (CLOCK_STEPS_WITHIN_S if kind == "clock" else 0)

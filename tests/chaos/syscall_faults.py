@@ -203,7 +203,7 @@ class ServerOperation(Operation):
         return len(rows)
 
 
-_BODY = {"spec": {"flow": {}}}
+_BODY: dict[str, Any] = {"spec": {"flow": {}}}
 _OFFER = {"claim_id": "c1", "machine_id": "m1", "host": "here", "slots": 1, "wait_s": 0}
 _BEFORE = {
     "create": "absent",

@@ -1,14 +1,12 @@
 """Fixtures of the command-line tests: in-process calls, isolated from the machine's settings."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
 from runyard.cli.main import cli
-
-Runyard = Callable[..., Result]
+from tests.support.commands import Runyard
 
 
 @pytest.fixture(autouse=True)

@@ -6,28 +6,35 @@ import subprocess
 import sys
 import uuid
 from pathlib import Path
+from typing import Any
 
 import pytest
+from click.testing import Result
+
+from tests.support.commands import Runyard
+from tests.support.instance import Instance, LongRuns
+from vi.api.resources.runs.responses import Run
 
 
 @pytest.fixture
-def data_dir(instance) -> str:
+def data_dir(instance: Instance) -> str:
     return str(instance.data_dir)
 
 
 @pytest.fixture
-def waiting_run(runyard, data_dir: str, long_runs) -> str:
+def waiting_run(runyard: Runyard, data_dir: str, long_runs: LongRuns) -> str:
     """A run that waits behind another one."""
     return long_runs.pending().run_id
 
 
-def document(result) -> dict:
+def document(result: Result) -> dict[str, Any]:
     assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
 
 
 def test_a_created_run_is_listed_shown_killed_and_deleted(
-    runyard, data_dir: str, long_runs
+    runyard: Runyard, data_dir: str, long_runs: LongRuns
 ) -> None:
     long_runs.running()  # holds the only slot, so the new run waits
     arguments = (
@@ -65,7 +72,9 @@ def test_a_created_run_is_listed_shown_killed_and_deleted(
     assert runyard("runs", "get", run_id, "--data-dir", data_dir).exit_code == 4
 
 
-def test_a_run_with_an_explicit_id_is_started_once(runyard, data_dir: str, long_runs) -> None:
+def test_a_run_with_an_explicit_id_is_started_once(
+    runyard: Runyard, data_dir: str, long_runs: LongRuns
+) -> None:
     long_runs.running()
     run_id = str(uuid.uuid4())
     for _ in range(2):
@@ -75,7 +84,7 @@ def test_a_run_with_an_explicit_id_is_started_once(runyard, data_dir: str, long_
 
 
 def test_a_run_resumes_from_a_checkpoint_of_another_run(
-    runyard, data_dir: str, long_runs, finished_run
+    runyard: Runyard, data_dir: str, long_runs: LongRuns, finished_run: Run
 ) -> None:
     long_runs.running()  # holds the only slot
     source = finished_run.run_id
@@ -97,13 +106,17 @@ def test_a_run_resumes_from_a_checkpoint_of_another_run(
     assert "checkpoint 'epoch-999'" in refused.stderr
 
 
-def test_waiting_times_out_with_a_message(runyard, data_dir: str, waiting_run: str) -> None:
+def test_waiting_times_out_with_a_message(
+    runyard: Runyard, data_dir: str, waiting_run: str
+) -> None:
     result = runyard("runs", "wait", waiting_run, "--timeout", "0.2", "--data-dir", data_dir)
     assert result.exit_code == 7
     assert "did not end within 0.2 s" in result.stderr
 
 
-def test_a_run_in_the_table_has_its_condition(runyard, data_dir: str, waiting_run: str) -> None:
+def test_a_run_in_the_table_has_its_condition(
+    runyard: Runyard, data_dir: str, waiting_run: str
+) -> None:
     lines = runyard(
         "runs", "list", "--condition", "pending", "--data-dir", data_dir
     ).stdout.splitlines()
@@ -112,7 +125,7 @@ def test_a_run_in_the_table_has_its_condition(runyard, data_dir: str, waiting_ru
     assert {line.split()[1] for line in lines[1:]} == {"Pending"}
 
 
-def test_an_invalid_flow_is_rejected_with_all_its_problems(runyard, data_dir: str) -> None:
+def test_an_invalid_flow_is_rejected_with_all_its_problems(runyard: Runyard, data_dir: str) -> None:
     bad = ("--set", "vi-model.hyperparameters.epochs=0", "--set", "settings.seeds=3")
     result = runyard("runs", "create", *bad, "--data-dir", data_dir)
     assert result.exit_code == 1
@@ -120,7 +133,7 @@ def test_an_invalid_flow_is_rejected_with_all_its_problems(runyard, data_dir: st
     assert "Traceback" not in result.stderr
 
 
-def test_flows_are_saved_listed_shown_and_deleted(runyard, data_dir: str) -> None:
+def test_flows_are_saved_listed_shown_and_deleted(runyard: Runyard, data_dir: str) -> None:
     Path("shelf.yaml").write_text(
         "name: shelf\nblocks:\n- {block: vi-dataset, settings: {datasetId: digits}}\n"
     )
@@ -141,7 +154,7 @@ def test_flows_are_saved_listed_shown_and_deleted(runyard, data_dir: str) -> Non
     assert runyard("flows", "get", flow_id, "--data-dir", data_dir).exit_code == 4
 
 
-def test_the_verdict_on_each_accelerator_is_shown(runyard, data_dir: str) -> None:
+def test_the_verdict_on_each_accelerator_is_shown(runyard: Runyard, data_dir: str) -> None:
     flow_id = runyard("flows", "create", "--data-dir", data_dir).stdout.strip()
     found = document(runyard("flows", "accelerators", flow_id, "--json", "--data-dir", data_dir))
     assert [item["configurations"][0]["action"] for item in found["items"]] == ["Allow"]
@@ -157,13 +170,17 @@ def test_the_verdict_on_each_accelerator_is_shown(runyard, data_dir: str) -> Non
 @pytest.mark.parametrize(
     "command", [("runs", "get"), ("runs", "logs"), ("runs", "wait"), ("models", "list")]
 )
-def test_an_unknown_run_is_not_found(runyard, data_dir: str, command: tuple[str, str]) -> None:
+def test_an_unknown_run_is_not_found(
+    runyard: Runyard, data_dir: str, command: tuple[str, str]
+) -> None:
     result = runyard(*command, "no-such-run", "--data-dir", data_dir)
     assert result.exit_code == 4
     assert "no-such-run" in result.stderr
 
 
-def test_a_wrong_key_is_refused(runyard, instance, monkeypatch) -> None:
+def test_a_wrong_key_is_refused(
+    runyard: Runyard, instance: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, value in (instance.environ | {"DATATURE_VI_SECRET_KEY": "dtvi_" + "a" * 98}).items():
         monkeypatch.setenv(name, value)
     result = runyard("runs", "list")
@@ -171,13 +188,15 @@ def test_a_wrong_key_is_refused(runyard, instance, monkeypatch) -> None:
     assert "a" * 20 not in result.stderr
 
 
-def test_the_variables_of_the_sdk_are_enough(runyard, instance, monkeypatch) -> None:
+def test_the_variables_of_the_sdk_are_enough(
+    runyard: Runyard, instance: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, value in instance.environ.items():
         monkeypatch.setenv(name, value)
     assert runyard("runs", "list", "--limit", "1", "--json").exit_code == 0
 
 
-def test_a_second_up_over_the_same_folder_is_refused(runyard, instance) -> None:
+def test_a_second_up_over_the_same_folder_is_refused(runyard: Runyard, instance: Instance) -> None:
     result = runyard("up", "--port", "0", "--data-dir", str(instance.data_dir))
     assert result.exit_code == 1
     assert (
@@ -186,7 +205,9 @@ def test_a_second_up_over_the_same_folder_is_refused(runyard, instance) -> None:
     )
 
 
-def test_the_doctor_sees_the_instance(runyard, instance, monkeypatch) -> None:
+def test_the_doctor_sees_the_instance(
+    runyard: Runyard, instance: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from runyard.cli.instance import doctor
 
     monkeypatch.setattr(
@@ -199,7 +220,7 @@ def test_the_doctor_sees_the_instance(runyard, instance, monkeypatch) -> None:
     assert seen["instance"] == ("ok", f"up at {instance.endpoint}")
 
 
-def test_the_key_is_in_no_log(instance) -> None:
+def test_the_key_is_in_no_log(instance: Instance) -> None:
     logs = sorted((instance.data_dir / "logs").iterdir())
     assert [
         log.name for log in logs if instance.secret_key in log.read_text(errors="replace")
@@ -207,11 +228,11 @@ def test_the_key_is_in_no_log(instance) -> None:
     assert "server.log" in [log.name for log in logs]
 
 
-def test_only_the_owner_can_read_the_credentials(instance) -> None:
+def test_only_the_owner_can_read_the_credentials(instance: Instance) -> None:
     assert instance.credentials_file.stat().st_mode & 0o777 == 0o600
 
 
-def test_reading_runs_loads_no_rich_and_no_torch(instance) -> None:
+def test_reading_runs_loads_no_rich_and_no_torch(instance: Instance) -> None:
     script = (
         "import sys; from runyard.cli.main import cli; cli(['runs', 'list'], "
         "standalone_mode=False)\n"
@@ -225,7 +246,9 @@ def test_reading_runs_loads_no_rich_and_no_torch(instance) -> None:
     assert done.stdout.splitlines()[-1] == "loaded"
 
 
-def test_logs_metrics_and_models_of_a_finished_run(runyard, data_dir: str, finished_run) -> None:
+def test_logs_metrics_and_models_of_a_finished_run(
+    runyard: Runyard, data_dir: str, finished_run: Run
+) -> None:
     run_id = finished_run.run_id
     logs = runyard("runs", "logs", run_id, "--json", "--data-dir", data_dir).stdout.splitlines()
     assert [json.loads(line)["number"] for line in logs] == list(range(1, len(logs) + 1))
@@ -248,7 +271,7 @@ def test_logs_metrics_and_models_of_a_finished_run(runyard, data_dir: str, finis
 
 
 def test_a_downloaded_model_answers_on_the_command_line(
-    runyard, data_dir: str, finished_run
+    runyard: Runyard, data_dir: str, finished_run: Run
 ) -> None:
     from runyard.cli.instance.demo import load_held_out
 
@@ -274,7 +297,7 @@ def test_a_downloaded_model_answers_on_the_command_line(
 
 
 def test_an_export_is_verified_and_one_with_other_answers_fails(
-    runyard, data_dir: str, finished_run
+    runyard: Runyard, data_dir: str, finished_run: Run
 ) -> None:
     done = runyard(
         "models", "export", f"{finished_run.run_id}/best", "--out", "out", "--data-dir", data_dir
@@ -305,7 +328,7 @@ def test_an_export_is_verified_and_one_with_other_answers_fails(
     assert (report["form"], report["replayed"]) == ("full", 0)
 
 
-def ask_model(runyard, model: str, run, *data_dir: str) -> str:
+def ask_model(runyard: Runyard, model: str, run: Run, *data_dir: str) -> str:
     """Return the answer of a model about a held-out image."""
     from runyard.cli.instance.demo import load_held_out
 
@@ -323,7 +346,7 @@ def ask_model(runyard, model: str, run, *data_dir: str) -> str:
     return str(said.stdout)
 
 
-def test_an_invalid_image_is_named(runyard, tmp_path: Path) -> None:
+def test_an_invalid_image_is_named(runyard: Runyard, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "text.png").write_text("no image")
     assert runyard("models", "predict", "model", "missing.png", "?").exit_code == 4
@@ -332,7 +355,7 @@ def test_an_invalid_image_is_named(runyard, tmp_path: Path) -> None:
     assert "cannot read text.png as an image" in result.stderr
 
 
-def test_a_missing_server_is_unreachable(runyard, monkeypatch) -> None:
+def test_a_missing_server_is_unreachable(runyard: Runyard, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATATURE_VI_SECRET_KEY", "dtvi_" + "a" * 98)
     monkeypatch.setenv("DATATURE_VI_ORGANIZATION_ID", "org-1")
     monkeypatch.setenv("DATATURE_VI_API_ENDPOINT", "http://127.0.0.1:1/")
@@ -341,19 +364,21 @@ def test_a_missing_server_is_unreachable(runyard, monkeypatch) -> None:
     assert "runyard up" in result.stderr
 
 
-def test_without_a_key_the_message_has_a_suggestion(runyard) -> None:
+def test_without_a_key_the_message_has_a_suggestion(runyard: Runyard) -> None:
     result = runyard("runs", "list")
     assert result.exit_code == 2
     assert "runyard up" in result.stderr and "--data-dir" in result.stderr
 
 
-def test_a_data_folder_without_an_instance_is_unreachable(runyard) -> None:
+def test_a_data_folder_without_an_instance_is_unreachable(runyard: Runyard) -> None:
     result = runyard("runs", "list", "--data-dir", "nowhere")
     assert result.exit_code == 5
     assert "runyard up --data-dir nowhere" in result.stderr
 
 
-def test_gc_finds_a_folder_without_a_run_and_removes_it(runyard, data_dir: str, instance) -> None:
+def test_gc_finds_a_folder_without_a_run_and_removes_it(
+    runyard: Runyard, data_dir: str, instance: Instance
+) -> None:
     stray = instance.data_dir / "runs" / instance.organization_id / "stray"
     stray.mkdir(parents=True)
     checked = runyard("gc", "--check", "--json", "--data-dir", data_dir)
@@ -367,7 +392,7 @@ def test_gc_finds_a_folder_without_a_run_and_removes_it(runyard, data_dir: str, 
 
 
 def test_many_runs_are_killed_and_deleted_with_one_command(
-    runyard, data_dir: str, long_runs
+    runyard: Runyard, data_dir: str, long_runs: LongRuns
 ) -> None:
     long_runs.running()  # holds the only slot
     here, sweep = ("--data-dir", data_dir), uuid.uuid4().hex
@@ -408,8 +433,10 @@ def test_many_runs_are_killed_and_deleted_with_one_command(
     assert runs_of(runyard, chosen, here) == []
 
 
-def runs_of(runyard, chosen: tuple[str, ...], here: tuple[str, ...]) -> list[dict]:
-    return document(runyard("runs", "list", *chosen, "--json", *here))["items"]
+def runs_of(
+    runyard: Runyard, chosen: tuple[str, ...], here: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    return list(document(runyard("runs", "list", *chosen, "--json", *here))["items"])
 
 
 @pytest.mark.parametrize("verb", ["kill", "delete"])
@@ -423,7 +450,9 @@ def runs_of(runyard, chosen: tuple[str, ...], here: tuple[str, ...]) -> list[dic
         ("--attribute", "x"),
     ],
 )
-def test_runs_are_named_in_exactly_one_way(runyard, verb: str, named: tuple[str, ...]) -> None:
+def test_runs_are_named_in_exactly_one_way(
+    runyard: Runyard, verb: str, named: tuple[str, ...]
+) -> None:
     result = runyard("runs", verb, "--yes", *named)
     assert result.exit_code == 2
     assert (
@@ -434,7 +463,12 @@ def test_runs_are_named_in_exactly_one_way(runyard, verb: str, named: tuple[str,
 
 @pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("n\n", 1), ("", 1)])
 def test_on_a_terminal_confirmation_is_required(
-    runyard, data_dir: str, long_runs, monkeypatch: pytest.MonkeyPatch, answer: str, code: int
+    runyard: Runyard,
+    data_dir: str,
+    long_runs: LongRuns,
+    monkeypatch: pytest.MonkeyPatch,
+    answer: str,
+    code: int,
 ) -> None:
     long_runs.running()
     here = ("--data-dir", data_dir)

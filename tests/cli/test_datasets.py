@@ -10,11 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import Result
 from PIL import Image
+
+import vi
+from tests.support.commands import Runyard
+from tests.support.instance import Instance
 
 
 @pytest.fixture
-def data_dir(instance) -> str:
+def data_dir(instance: Instance) -> str:
     return str(instance.data_dir)
 
 
@@ -38,7 +43,7 @@ def images_folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def imported(runyard, data_dir: str, images_folder: Path) -> str:
+def imported(runyard: Runyard, data_dir: str, images_folder: Path) -> str:
     """The id of a dataset made from the shelf."""
     result = runyard("datasets", "import", str(images_folder), "--data-dir", data_dir)
     assert result.exit_code == 0, result.output
@@ -46,14 +51,14 @@ def imported(runyard, data_dir: str, images_folder: Path) -> str:
     return dataset_id
 
 
-def document(result) -> dict[str, Any]:
+def document(result: Result) -> dict[str, Any]:
     assert result.exit_code == 0, result.output
     found: dict[str, Any] = json.loads(result.stdout)
     return found
 
 
 def test_an_import_prints_the_id_and_its_findings(
-    runyard, data_dir: str, images_folder: Path
+    runyard: Runyard, data_dir: str, images_folder: Path
 ) -> None:
     result = runyard(
         "datasets", "import", str(images_folder), "--name", "red boxes", "--data-dir", data_dir
@@ -74,7 +79,7 @@ def test_an_import_prints_the_id_and_its_findings(
 
 
 def test_the_report_has_file_line_field_cause_and_fix(
-    runyard, data_dir: str, imported: str, tmp_path: Path
+    runyard: Runyard, data_dir: str, imported: str, tmp_path: Path
 ) -> None:
     shown = runyard("datasets", "report", imported, "--data-dir", data_dir).stdout
     report = document(runyard("datasets", "report", imported, "--json", "--data-dir", data_dir))
@@ -98,7 +103,7 @@ def test_the_report_has_file_line_field_cause_and_fix(
 
 
 def test_versions_are_listed_and_a_deleted_dataset_is_gone(
-    runyard, data_dir: str, imported: str
+    runyard: Runyard, data_dir: str, imported: str
 ) -> None:
     [version] = document(
         runyard("datasets", "versions", imported, "--json", "--data-dir", data_dir)
@@ -113,7 +118,7 @@ def test_versions_are_listed_and_a_deleted_dataset_is_gone(
 
 
 def test_an_import_that_accepts_nothing_fails_with_a_suggestion(
-    runyard, data_dir: str, images_folder: Path
+    runyard: Runyard, data_dir: str, images_folder: Path
 ) -> None:
     result = runyard(
         "datasets", "import", str(images_folder), "--on-error", "rejectall", "--data-dir", data_dir
@@ -131,7 +136,9 @@ def test_an_import_that_accepts_nothing_fails_with_a_suggestion(
     assert session["status"]["progress"]["rowsKept"] == 4
 
 
-def test_an_invalid_path_is_rejected_at_once(runyard, data_dir: str, tmp_path: Path) -> None:
+def test_an_invalid_path_is_rejected_at_once(
+    runyard: Runyard, data_dir: str, tmp_path: Path
+) -> None:
     (tmp_path / "empty").mkdir()
     for path, word in (("nowhere", "does not exist"), ("empty", "no file to import")):
         result = runyard("datasets", "import", path, "--data-dir", data_dir)
@@ -141,7 +148,7 @@ def test_an_invalid_path_is_rejected_at_once(runyard, data_dir: str, tmp_path: P
 
 
 def test_ctrl_c_cancels_an_import_and_leaves_nothing(
-    instance, client, images_folder: Path, eventually: Callable[..., Any]
+    instance: Instance, client: vi.Client, images_folder: Path, eventually: Callable[..., Any]
 ) -> None:
     for number in range(20):
         with open(images_folder / f"large{number:02}.bin", "wb") as file:
@@ -182,7 +189,7 @@ def test_ctrl_c_cancels_an_import_and_leaves_nothing(
 
 
 def test_check_finds_what_an_import_would_without_a_server(
-    runyard, images_folder: Path, tmp_path: Path
+    runyard: Runyard, images_folder: Path, tmp_path: Path
 ) -> None:
     result = runyard(
         "datasets", "check", str(images_folder), "--html", str(tmp_path / "report.html")
@@ -205,13 +212,13 @@ def test_check_finds_what_an_import_would_without_a_server(
 
 
 def test_a_dataset_is_previewed_and_exported(
-    runyard, data_dir: str, imported: str, tmp_path: Path
+    runyard: Runyard, data_dir: str, imported: str, tmp_path: Path
 ) -> None:
     sheet = tmp_path / "sheet.png"
     drawn = runyard("datasets", "preview", imported, "-o", str(sheet), "--data-dir", data_dir)
     assert (drawn.exit_code, drawn.stdout) == (0, f"{sheet}\n")
-    with Image.open(sheet) as drawn:
-        assert drawn.format == "PNG"
+    with Image.open(sheet) as picture:
+        assert picture.format == "PNG"
     out = tmp_path / "out"
     written = runyard(
         "datasets", "export", imported, "--format", "coco", "-o", str(out), "--data-dir", data_dir

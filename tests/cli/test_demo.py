@@ -1,9 +1,12 @@
 """The parts of the demo around the training; tests/e2e runs the complete demo."""
 
 import socket
+import subprocess
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -19,7 +22,7 @@ from runyard.cli.instance.demo import (
     measure_training_s,
     running_instance,
 )
-from runyard.cli.instance.instance import parse_port
+from runyard.cli.instance.instance import live_endpoint, parse_port
 from runyard.settings import read_settings
 from vi.api.resources.flows.responses import FlowSpec
 from vi.api.resources.runs.responses import Run, RunStatus
@@ -79,7 +82,7 @@ def test_another_seed_holds_out_other_images() -> None:
 
 
 def test_the_sheet_adds_wrong_answers_to_an_even_choice_and_counts_all(
-    tmp_path: Path, monkeypatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sheets = []
     monkeypatch.setattr(
@@ -92,7 +95,9 @@ def test_the_sheet_adds_wrong_answers_to_an_even_choice_and_counts_all(
     assert [item.is_right for item in shown] == [True] * 18 + [False] * 3
 
 
-def test_the_report_names_accuracy_paths_and_three_commands(tmp_path: Path, monkeypatch) -> None:
+def test_the_report_names_accuracy_paths_and_three_commands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     trained = Trained(run=run_with(), train_s=21.2, total_s=30.0)
     places = {
@@ -109,9 +114,11 @@ def test_the_report_names_accuracy_paths_and_three_commands(tmp_path: Path, monk
     assert "runs create --data-dir demo/data" in text
 
 
-def test_a_running_instance_is_used_and_left_running(tmp_path: Path, monkeypatch) -> None:
+def test_a_running_instance_is_used_and_left_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "live_endpoint", lambda settings: "http://127.0.0.1:7878/")
-    monkeypatch.setattr(module.subprocess, "Popen", None)  # starting anything would fail
+    monkeypatch.setattr(subprocess, "Popen", None)  # starting anything would fail
     messages: list[str] = []
     with running_instance(read_settings({}, data_dir=tmp_path), say=messages.append):
         pass
@@ -119,7 +126,7 @@ def test_a_running_instance_is_used_and_left_running(tmp_path: Path, monkeypatch
 
 
 @contextmanager
-def a_file_in_the_way(path: Path):
+def a_file_in_the_way(path: Path) -> Iterator[None]:
     path.mkdir(parents=True)
     (path / "instance.lock").mkdir()
     yield
@@ -138,12 +145,12 @@ def test_a_private_instance_that_does_not_start_reports_why(tmp_path: Path) -> N
 
 
 def test_the_private_instance_takes_a_free_port_and_ends_with_the_demo(
-    tmp_path: Path, monkeypatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RUNYARD_WARM", "0")
     settings = read_settings({}, data_dir=tmp_path / "data")
     with running_instance(settings, say=lambda sentence: None):
-        endpoint = module.live_endpoint(settings)
+        endpoint = live_endpoint(settings)
         assert endpoint is not None
         address = ("127.0.0.1", parse_port(endpoint))
         socket.create_connection(address).close()
@@ -172,5 +179,6 @@ class InterruptedRuns:
 def test_an_interrupted_demo_kills_its_run() -> None:
     runs = InterruptedRuns()
     with pytest.raises(KeyboardInterrupt):
-        module.train(SimpleNamespace(runs=runs), say=lambda sentence: None)
+        client: Any = SimpleNamespace(runs=runs)
+        module.train(client, say=lambda sentence: None)
     assert runs.killed == ["r1"]

@@ -11,6 +11,7 @@ from runyard.cli.instance.doctor import (
     python_finding,
     sqlite_finding,
 )
+from tests.support.commands import Runyard
 
 
 @pytest.mark.parametrize(
@@ -78,7 +79,9 @@ def test_versions_are_read_up_to_the_first_word() -> None:
     assert (parse_version("2.13.0+cpu"), parse_version("3.51.0rc1")) == ((2, 13, 0), (3, 51))
 
 
-def test_the_report_is_machine_readable_and_ends_by_what_is_missing(runyard, monkeypatch) -> None:
+def test_the_report_is_machine_readable_and_ends_by_what_is_missing(
+    runyard: Runyard, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from runyard.cli.instance import doctor
 
     monkeypatch.setattr(doctor, "query_torch", lambda: "No module named 'torch'")

@@ -9,6 +9,8 @@ import pytest
 
 from runyard.datasets.records import Interaction, Vqa
 from runyard.trainer.main import train_attempt
+from tests.support.commands import Runyard
+from tests.support.instance import Instance
 from tests.trainer.conftest import make_png, write_attempt, write_version
 
 __all__ = ["write_attempt"]  # a fixture of the trainer's tests
@@ -16,7 +18,7 @@ IMAGE_COUNT, VERSION = 12, "0" * 16
 
 
 @pytest.fixture
-def dataset_id(runyard, instance, tmp_path: Path) -> str:
+def dataset_id(runyard: Runyard, instance: Instance, tmp_path: Path) -> str:
     """Return a dataset of the instance that contains the images."""
     (tmp_path / "shelf").mkdir()
     for number in range(IMAGE_COUNT):
@@ -53,7 +55,7 @@ def trained(
 
 
 def test_images_are_found_locally_else_downloaded_else_requested(
-    runyard, instance, trained: tuple[Path, Path], tmp_path: Path
+    runyard: Runyard, instance: Instance, trained: tuple[Path, Path], tmp_path: Path
 ) -> None:
     checkpoint, version = trained
     count = len((checkpoint / "predictions.jsonl").read_text().splitlines())

@@ -16,6 +16,7 @@ from runyard.cli.resources.flow_files import (
     read_flow_file,
 )
 from runyard.flows import FlowProblems, validate
+from tests.support.commands import Runyard
 
 
 @pytest.mark.parametrize("given", ["a.json", "a.yaml", "A.YML", "./flow", "-"])
@@ -117,7 +118,7 @@ def test_an_assignment_through_a_number_is_rejected() -> None:
         apply_assignments({"settings": {"seed": 3}}, ["settings.seed.x=1"])
 
 
-def test_check_names_every_problem_of_a_flow(runyard, tmp_path: Path) -> None:
+def test_check_names_every_problem_of_a_flow(runyard: Runyard, tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text(
         "settings: {seeds: 3}\nblocks:\n- block: vi-model\n  settings: {hyperparameters: {epochs: "
         "0}}\n"
@@ -129,13 +130,13 @@ def test_check_names_every_problem_of_a_flow(runyard, tmp_path: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
-def test_check_accepts_a_valid_flow(runyard, tmp_path: Path) -> None:
+def test_check_accepts_a_valid_flow(runyard: Runyard, tmp_path: Path) -> None:
     (tmp_path / "good.yaml").write_text("name: shelf\n")
     result = runyard("flows", "check", "good.yaml", "--set", "vi-model.hyperparameters.epochs=2")
     assert (result.exit_code, result.stdout) == (0, "shelf: no problems\n")
 
 
-def test_plan_writes_every_default_out(runyard) -> None:
+def test_plan_writes_every_default_out(runyard: Runyard) -> None:
     result = runyard("flows", "plan", "--json", "--set", "vi-model.hyperparameters.epochs=2")
     blocks = {block["block"]: block["settings"] for block in json.loads(result.stdout)["blocks"]}
     assert blocks["vi-dataset"]["datasetId"] == "digits"
@@ -143,12 +144,12 @@ def test_plan_writes_every_default_out(runyard) -> None:
     assert blocks["vi-model"]["hyperparameters"]["batchSize"] == 32
 
 
-def test_a_flow_is_read_from_standard_input(runyard) -> None:
+def test_a_flow_is_read_from_standard_input(runyard: Runyard) -> None:
     result = runyard("flows", "check", "-", stdin="name: piped\n")
     assert result.stdout == "piped: no problems\n"
 
 
-def test_the_schema_is_a_json_schema(runyard) -> None:
+def test_the_schema_is_a_json_schema(runyard: Runyard) -> None:
     assert "$defs" in json.loads(runyard("flows", "schema").stdout)
 
 
@@ -234,7 +235,7 @@ def test_a_number_that_would_become_zero_is_refused(way: str, tmp_path: Path) ->
 
 
 def test_creating_a_run_with_a_number_that_is_not_finite_sends_nothing(
-    runyard, monkeypatch: pytest.MonkeyPatch
+    runyard: Runyard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DATATURE_VI_SECRET_KEY", "dtvi_" + "k" * 98)
     monkeypatch.setenv("DATATURE_VI_ORGANIZATION_ID", "lab")

@@ -110,7 +110,8 @@ def assert_carried(before: Said, after: Said, format: str) -> None:
             for (phrase, box), (known, corners) in zip(
                 sorted(boxes(again)), sorted(boxes(contents)), strict=True
             ):
-                assert (phrase, box) == (known, pytest.approx(corners, abs=4e-6))
+                assert phrase == known
+                assert box == pytest.approx(corners, abs=4e-6)
             if contents["caption"] == ", ".join(
                 phrase["phrase"] for phrase in contents["groundedPhrases"]
             ):

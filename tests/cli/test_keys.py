@@ -107,7 +107,14 @@ def test_a_keys_lifecycle_on_the_command_line(server: Path, runyard: Any, tmp_pa
     assert {**renewed, "secret_key": ""} == {**first, "secret_key": ""}
     assert stat.S_IMODE((server / "credentials.json").stat().st_mode) == 0o600
     assert [path.name for path in server.glob("*credentials*")] == ["credentials.json"]
-    with vi.Client(**first) as old, vi.Client(config_file=server / "credentials.json") as new:
+    with (
+        vi.Client(
+            secret_key=first["secret_key"],
+            organization_id=first["organization_id"],
+            endpoint=first["endpoint"],
+        ) as old,
+        vi.Client(config_file=server / "credentials.json") as new,
+    ):
         assert is_rejected(old)
         assert new.keys.get(renewed["secret_key"][7:23]).spec.role == "admin"
 

@@ -8,6 +8,7 @@ import pytest
 from runyard.cli.failures import CommandFailed, to_command_failure
 from runyard.cli.main import COMMANDS
 from runyard.settings import SettingError
+from tests.support.commands import Runyard
 
 SLOW_TO_IMPORT = (
     "httpx2",
@@ -56,20 +57,20 @@ def test_help_of_every_command_loads_nothing_that_is_slow_to_import() -> None:
     assert done.stdout.split() == []
 
 
-def test_the_overview_lists_every_command_with_its_line(runyard) -> None:
+def test_the_overview_lists_every_command_with_its_line(runyard: Runyard) -> None:
     shown = " ".join(runyard("--help").stdout.split())
     for name, entry in COMMANDS.items():
         assert f"{name} {entry.help}" in shown
 
 
 @pytest.mark.parametrize("name", list(COMMANDS))
-def test_every_command_has_help_that_opens_with_its_line(runyard, name: str) -> None:
+def test_every_command_has_help_that_opens_with_its_line(runyard: Runyard, name: str) -> None:
     result = runyard(name, "--help")
     assert result.exit_code == 0
     assert COMMANDS[name].help in " ".join(result.stdout.split())
 
 
-def test_the_help_documents_every_exit_code(runyard) -> None:
+def test_the_help_documents_every_exit_code(runyard: Runyard) -> None:
     from runyard.cli import failures
 
     shown = " ".join(runyard("--help").stdout.split())
@@ -78,13 +79,15 @@ def test_the_help_documents_every_exit_code(runyard) -> None:
             assert f" {code} " in shown, name
 
 
-def test_an_unknown_command_is_wrong_usage(runyard) -> None:
+def test_an_unknown_command_is_wrong_usage(runyard: Runyard) -> None:
     result = runyard("rums")
     assert result.exit_code == 2
     assert "rums" in result.stderr
 
 
-def test_a_bad_setting_is_wrong_usage_and_names_the_variable(runyard, monkeypatch) -> None:
+def test_a_bad_setting_is_wrong_usage_and_names_the_variable(
+    runyard: Runyard, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RUNYARD_PORT", "seven")
     result = runyard("config", "show")
     assert result.exit_code == 2
@@ -92,7 +95,7 @@ def test_a_bad_setting_is_wrong_usage_and_names_the_variable(runyard, monkeypatc
     assert "Traceback" not in result.stderr
 
 
-def test_a_missing_file_is_one_line(runyard) -> None:
+def test_a_missing_file_is_one_line(runyard: Runyard) -> None:
     result = runyard("flows", "check", "no-such.yaml")
     assert (result.exit_code, result.stderr) == (
         4,
@@ -162,7 +165,7 @@ def test_a_problem_equal_to_the_message_is_printed_once() -> None:
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_prints_a_script_for_the_shell(runyard, shell: str) -> None:
+def test_completion_prints_a_script_for_the_shell(runyard: Runyard, shell: str) -> None:
     result = runyard("completion", shell)
     assert result.exit_code == 0
     assert "_RUNYARD_COMPLETE" in result.stdout

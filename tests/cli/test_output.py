@@ -45,7 +45,7 @@ def test_a_missing_number_is_printed_as_nothing() -> None:
     assert (format_number(None), format_number(0.123456)) == ("", "0.1235")
 
 
-def test_tables_are_aligned(capsys) -> None:
+def test_tables_are_aligned(capsys: pytest.CaptureFixture[str]) -> None:
     print_table(("RUN", "STATE"), [("a", "Running"), ("long-id", None)])
     assert capsys.readouterr().out.splitlines() == [
         "RUN      STATE",
@@ -54,7 +54,7 @@ def test_tables_are_aligned(capsys) -> None:
     ]
 
 
-def test_fields_without_a_value_are_omitted(capsys) -> None:
+def test_fields_without_a_value_are_omitted(capsys: pytest.CaptureFixture[str]) -> None:
     print_fields([("Run", "a"), ("Loss", ""), ("Step", 0), ("Project", None)])
     assert capsys.readouterr().out.splitlines() == ["Run   a", "Step  0"]
 
@@ -63,12 +63,12 @@ def test_text_from_a_run_cannot_control_the_terminal() -> None:
     assert to_single_line("a\x1b[2Jb\nc") == "a [2Jb c"
 
 
-def test_json_is_the_api_response(capsys) -> None:
+def test_json_is_the_api_response(capsys: pytest.CaptureFixture[str]) -> None:
     print_json(Run(run_id="r", organization_id="o"))
     shown = json.loads(capsys.readouterr().out)
     assert (shown["kind"], shown["runId"], shown["workspaceId"]) == ("Run", "r", "o")
 
 
-def test_a_path_in_a_document_is_text(capsys) -> None:
+def test_a_path_in_a_document_is_text(capsys: pytest.CaptureFixture[str]) -> None:
     print_json({"path": Path("/a/b")})
     assert json.loads(capsys.readouterr().out) == {"path": "/a/b"}

@@ -15,6 +15,7 @@ from packaging.utils import canonicalize_name
 
 from runyard import extras
 from runyard.cli.main import COMMANDS
+from tests.support.commands import Runyard
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -146,7 +147,7 @@ def test_the_server_without_its_libraries_names_the_extra_and_is_not_started_aga
 
 @pytest.mark.parametrize("module", [name for names in extras.IMPORTS.values() for name in names])
 def test_a_missing_library_of_any_extra_is_a_sentence_and_not_a_traceback(
-    module: str, runyard, monkeypatch
+    module: str, runyard: Runyard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def import_nothing(*_: object) -> object:
         raise ModuleNotFoundError(f"No module named {module!r}", name=f"{module}.part")

@@ -113,8 +113,8 @@ def test_local_progress_is_a_bar_on_a_terminal_and_few_lines_elsewhere() -> None
         stream.getvalue() == "\r\x1b[2KMerging\r\x1b[2K[============            ]  Replaying 1/2\n"
     )
 
-    clock, stream = [0.0], io.StringIO()
-    with WorkLine(stream, now=lambda: clock[0]) as line:
+    clock, file = [0.0], io.StringIO()
+    with WorkLine(file, now=lambda: clock[0]) as line:
         for seconds, doing, done in [
             (0, "Merging", 0),
             (1, "Replaying", 0),
@@ -123,6 +123,6 @@ def test_local_progress_is_a_bar_on_a_terminal_and_few_lines_elsewhere() -> None
         ]:
             clock[0] = seconds
             line.update(doing, done, 10 if doing == "Replaying" else 0)
-    assert [text.split("  ")[-1] for text in stream.getvalue().splitlines()] == [
+    assert [text.split("  ")[-1] for text in file.getvalue().splitlines()] == [
         "Merging", "Replaying 0/10", "Replaying 9/10",
     ]  # fmt: skip

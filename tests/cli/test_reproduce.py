@@ -90,6 +90,7 @@ def against(other: Evidence, *, tolerance: float | None = None) -> Comparison:
 
 
 def model_settings(flow: dict[str, Any], name: str = "vi-model") -> dict[str, Any]:
+    settings: dict[str, Any]
     (settings,) = [block["settings"] for block in flow["blocks"] if block["block"] == name]
     return settings
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from runyard.cli.instance.instance import live_endpoint, read_processes, wait_fo
 from runyard.cli.instance.up import _catch_stop_requests, check_bind, format_introduction
 from runyard.processes import boot_id, identify
 from runyard.settings import read_settings
-from tests.support.howtos import check_output, read_blocks
+from tests.support.commands import Runyard
 
 KEY = "dtvi_" + "a" * 98
 # Trains for hours, and saves only when it is stopped.
@@ -49,7 +49,7 @@ def test_loopback_needs_no_permission(host: str, tmp_path: Path) -> None:
     check_bind(read_settings({}, data_dir=tmp_path, host=host))
 
 
-def test_listening_beyond_this_machine_must_be_allowed(runyard) -> None:
+def test_listening_beyond_this_machine_must_be_allowed(runyard: Runyard) -> None:
     result = runyard("up", "--host", "0.0.0.0")  # noqa: S104 - it is refused
     assert result.exit_code == 2
     assert "--insecure-bind" in result.stderr
@@ -60,7 +60,7 @@ def test_listening_beyond_this_machine_can_be_allowed(tmp_path: Path) -> None:
     check_bind(read_settings({}, data_dir=tmp_path, host="0.0.0.0", insecure_bind=True))  # noqa: S104
 
 
-def test_a_port_in_use_ends_with_a_sentence(runyard) -> None:
+def test_a_port_in_use_ends_with_a_sentence(runyard: Runyard) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         result = runyard("up", "--port", str(port), "--data-dir", "data")
@@ -69,8 +69,11 @@ def test_a_port_in_use_ends_with_a_sentence(runyard) -> None:
     assert "Traceback" not in result.output
 
 
+Words = Callable[[bool], str]
+
+
 @pytest.fixture
-def words(tmp_path: Path):
+def words(tmp_path: Path) -> Words:
     settings = read_settings({}, data_dir=tmp_path)
     settings.credentials_file.write_text(
         json.dumps({"secret_key": KEY, "organization_id": "org-1"})
@@ -81,7 +84,7 @@ def words(tmp_path: Path):
 
 
 def test_the_introduction_names_endpoint_and_credentials_but_not_the_key(
-    words, tmp_path: Path
+    words: Words, tmp_path: Path
 ) -> None:
     text = words(False)
     assert "http://127.0.0.1:7878/" in text
@@ -90,11 +93,11 @@ def test_the_introduction_names_endpoint_and_credentials_but_not_the_key(
     assert KEY not in text
 
 
-def test_the_first_start_on_a_terminal_shows_the_key(words) -> None:
+def test_the_first_start_on_a_terminal_shows_the_key(words: Words) -> None:
     assert words(True).count(KEY) == 1
 
 
-def test_the_shell_lines_of_the_introduction_set_the_key(words) -> None:
+def test_the_shell_lines_of_the_introduction_set_the_key(words: Words) -> None:
     exports = [line for line in words(False).splitlines() if "export" in line]
     script = "\n".join([*exports, 'printf "%s" "$DATATURE_VI_SECRET_KEY"'])
     done = subprocess.run(["/bin/sh", "-c", script], capture_output=True, text=True, check=True)
@@ -232,7 +235,7 @@ def test_an_instance_ends_completely_when_its_terminal_closes(tmp_path: Path) ->
 
 @pytest.mark.e2e
 def test_a_detached_instance_outlives_its_terminal_until_it_is_taken_down(
-    runyard, tmp_path: Path, monkeypatch
+    runyard: Runyard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RUNYARD_WARM", "0")
     settings = read_settings({}, data_dir=tmp_path / "data")
@@ -270,7 +273,7 @@ def test_a_detached_instance_outlives_its_terminal_until_it_is_taken_down(
 
 
 def test_a_detached_start_that_fails_prints_the_reason_alone(
-    runyard, tmp_path: Path, monkeypatch
+    runyard: Runyard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "server.db").write_bytes(b"this is no database" * 500)
@@ -281,7 +284,7 @@ def test_a_detached_start_that_fails_prints_the_reason_alone(
     assert result.stdout == ""
 
 
-def test_down_does_not_signal_a_process_with_a_reused_id(runyard, tmp_path: Path) -> None:
+def test_down_does_not_signal_a_process_with_a_reused_id(runyard: Runyard, tmp_path: Path) -> None:
     stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
         note = {"up": {"bootId": boot_id(), "pid": stranger.pid, "startTicks": 1}}
@@ -296,7 +299,7 @@ def test_down_does_not_signal_a_process_with_a_reused_id(runyard, tmp_path: Path
 @pytest.mark.e2e
 @pytest.mark.train
 def test_the_shutdown_reports_saved_runs_and_an_interrupted_wait_how_to_continue(
-    runyard, repository: Path, tmp_path: Path
+    runyard: Runyard, repository: Path, tmp_path: Path
 ) -> None:
     """One test for two cases, as it needs a training: Ctrl-C of --wait, then of the instance."""
     data_dir = tmp_path / "data"

@@ -10,6 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,10 @@ from vi.api.resources.datasets.types import (
 )
 
 REALLY_SLEEP = time.sleep
+
+
+def sleep_briefly(seconds: Any) -> None:
+    REALLY_SLEEP(min(seconds, 0.1))
 
 
 def attempt(call: Callable[[], Any]) -> dict[str, Any]:
@@ -59,13 +64,14 @@ def annotation_seen(annotation: Any) -> dict[str, Any]:
 def main() -> None:
     given = json.load(sys.stdin)
     folder = Path(given["folder"])
-    time.sleep = lambda seconds: REALLY_SLEEP(min(seconds, 0.1))
+    time.sleep = sleep_briefly
     seen: dict[str, Any] = {}
 
     def see(name: str, call: Callable[[], Any]) -> Any:
         seen[name] = attempt(call)
         return seen[name].get("value")
 
+    client: Any  # the published package's: the type checker sees ours
     with vi.Client() as client:
         made = client.datasets.create(
             "Shelves", "phrase-grounding", description="boxes", metadata={"team": "v"}
@@ -132,18 +138,17 @@ def main() -> None:
             format=DatasetExportFormat.VI_FULL,
             options=DatasetExportOptions(normalized=True, split_ratio=0.5),
         )
-        see("export", lambda: client.datasets.create_export(ds, settings).spec.format.value)
+
+        def export(settings: DatasetExportSettings) -> Any:
+            return client.datasets.create_export(ds, settings).spec.format.value
+
+        see("export", partial(export, settings))
         for name, format in (("export Coco", "COCO"), ("export PascalVoc", "PASCAL_VOC")):
             settings = DatasetExportSettings(
                 format=DatasetExportFormat[format],
                 options=DatasetExportOptions(normalized=True, split_ratio=None),
             )
-            see(
-                name,
-                lambda settings=settings: (
-                    client.datasets.create_export(ds, settings).spec.format.value
-                ),
-            )
+            see(name, partial(export, settings))
         see("exports", lambda: len(client.datasets.list_exports(ds).items))
         # Its threads unpack without agreeing on who creates a folder, so sometimes it
         # exists already.

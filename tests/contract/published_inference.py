@@ -17,9 +17,9 @@ def refuse(*command: Any, **_: Any) -> None:
     raise SystemExit(f"the client wants to run {command}")
 
 
-subprocess.Popen.__init__ = refuse  # type: ignore[assignment]
+subprocess.Popen.__init__ = refuse  # type: ignore[method-assign]
 
-from vi.inference import ViModel  # type: ignore[attr-defined]  # noqa: E402
+from vi.inference import ViModel  # type: ignore[import-not-found]  # noqa: E402
 
 import vi  # noqa: E402
 

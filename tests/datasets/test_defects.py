@@ -85,7 +85,10 @@ def write_images(folder: Path) -> list[Expected]:
         (folder / name).mkdir()
         (folder / name / "twice.jpg").write_bytes(encode_image("JPEG"))
     grey16 = Image.new("I;16", (64, 48))
-    frames = {"save_all": True, "append_images": [Image.new("RGB", (64, 48), "red")]}
+    frames: dict[str, Any] = {
+        "save_all": True,
+        "append_images": [Image.new("RGB", (64, 48), "red")],
+    }
     odd: dict[str, tuple[bytes, str, str]] = {
         "x/animated.gif": (encode_image("GIF", **frames), "ImageAnimated", "2 frames"),
         "x/cmyk.jpg": (

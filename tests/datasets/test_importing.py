@@ -406,7 +406,7 @@ def test_memory_does_not_depend_on_the_length_of_files(
             path.unlink()
         rows = b"".join(row(number, answer=answer) for number in range(20_000))
         an_import.job().send({"a.png": make_png(), "rows.jsonl": rows}).seal()
-        command = [sys.executable, "-c", PEAK, an_import.folder]
+        command = [sys.executable, "-c", PEAK, str(an_import.folder)]
         peak = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         assert an_import.result["counts"]["rowsKept"] == 20_000
         return int(peak) * 1024

@@ -66,7 +66,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_version_is_read_back_as_it_was_written(folder: Path):
+def test_a_version_is_read_back_as_it_was_written(folder: Path) -> None:
     version = VersionFolder(folder)
     assert list(version.items()) == make_items() == list(read_manifest(folder / MANIFEST))
     assert version.item(3).filename == "é.png"
@@ -80,7 +80,7 @@ def test_a_version_is_read_back_as_it_was_written(folder: Path):
     version.close()
 
 
-def test_a_manifest_line_is_camel_case_json_as_other_programs_read_it(folder: Path):
+def test_a_manifest_line_is_camel_case_json_as_other_programs_read_it(folder: Path) -> None:
     line = json.loads((folder / MANIFEST).read_text().splitlines()[0])
     assert list(line) == ["filename", "sha256", "size", "width", "height", "mime", "records"]
     assert line["records"] == [
@@ -91,7 +91,7 @@ def test_a_manifest_line_is_camel_case_json_as_other_programs_read_it(folder: Pa
     ]
 
 
-def test_the_name_of_a_version_is_the_hash_of_its_manifest(folder: Path):
+def test_the_name_of_a_version_is_the_hash_of_its_manifest(folder: Path) -> None:
     writers = [ManifestWriter(io.BytesIO()) for _ in range(2)]
     for each in make_items():
         writers[0].add(each)
@@ -104,14 +104,14 @@ def test_the_name_of_a_version_is_the_hash_of_its_manifest(folder: Path):
 
 
 @pytest.mark.parametrize("second", ["a.png", "b.png"])
-def test_items_must_be_sorted_and_unique(second: str):
+def test_items_must_be_sorted_and_unique(second: str) -> None:
     writer = ManifestWriter(io.BytesIO())
     writer.add(item("b.png", b"x"))
     with pytest.raises(ValueError, match="sort items by filename"):
         writer.add(item(second, b"x"))
 
 
-def test_a_pack_that_holds_other_bytes_is_not_served(folder: Path):
+def test_a_pack_that_holds_other_bytes_is_not_served(folder: Path) -> None:
     pack = next((folder / PACKS).iterdir())
     pack.write_bytes(pack.read_bytes().replace(b"second", b"sicond"))
     version = VersionFolder(folder)
@@ -131,14 +131,14 @@ def test_a_pack_that_holds_other_bytes_is_not_served(folder: Path):
         b"\xff\n",
     ],
 )
-def test_contents_that_cannot_be_read_name_file_and_line(folder: Path, line: bytes):
+def test_contents_that_cannot_be_read_name_file_and_line(folder: Path, line: bytes) -> None:
     path = folder / CONTENTS
     path.write_bytes(path.read_bytes() + line)
     with pytest.raises(VersionError, match=r"contents.jsonl line 4 "):
         VersionFolder(folder)
 
 
-def test_an_invalid_manifest_line_is_named(folder: Path):
+def test_an_invalid_manifest_line_is_named(folder: Path) -> None:
     with open(folder / MANIFEST, "ab") as file:
         file.write(b'{"filename": 5}\n')
     version = VersionFolder(folder)
@@ -147,7 +147,7 @@ def test_an_invalid_manifest_line_is_named(folder: Path):
     version.close()
 
 
-def test_a_missing_file_is_named(folder: Path):
+def test_a_missing_file_is_named(folder: Path) -> None:
     (folder / MANIFEST).unlink()
     with pytest.raises(VersionError, match=r"manifest.jsonl is missing"):
         VersionFolder(folder)

@@ -263,10 +263,11 @@ async def test_wrong_arguments_are_reported_before_anything_is_sent(
     sdk: vi.AsyncClient, make_vqa_files: Path
 ) -> None:
     before = [item.dataset_id async for item in sdk.datasets]
-    for arguments, word in (
+    wrong: list[tuple[dict[str, Any], str]] = [
         ({"dataset_id": "d1", "name": "x"}, "dataset_id names an existing one"),
         ({"resume": "i1"}, "resume requires dataset_id"),
-    ):
+    ]
+    for arguments, word in wrong:
         with pytest.raises(vi.ViInvalidParameterError, match=word):
             await sdk.datasets.import_folder(make_vqa_files, progress=False, **arguments)
     with pytest.raises(vi.ViValidationError):

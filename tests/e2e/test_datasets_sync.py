@@ -254,10 +254,11 @@ def test_wrong_arguments_are_reported_before_anything_is_sent(
     sdk: vi.Client, make_vqa_files: Path
 ) -> None:
     before = [item.dataset_id for item in sdk.datasets]
-    for arguments, word in (
+    wrong: list[tuple[dict[str, Any], str]] = [
         ({"dataset_id": "d1", "name": "x"}, "dataset_id names an existing one"),
         ({"resume": "i1"}, "resume requires dataset_id"),
-    ):
+    ]
+    for arguments, word in wrong:
         with pytest.raises(vi.ViInvalidParameterError, match=word):
             sdk.datasets.import_folder(make_vqa_files, progress=False, **arguments)
     with pytest.raises(vi.ViValidationError):

@@ -17,7 +17,7 @@ LONGEST_WAIT_S = 0.2
 chance = random.Random(1)  # noqa: S311
 
 
-@schemathesis.hook
+@schemathesis.hook  # type: ignore[untyped-decorator]
 def before_call(context: Any, case: Any, kwargs: Any) -> None:
     """Insert known ids into the path, and shorten long polls."""
     parameters = case.path_parameters if isinstance(case.path_parameters, dict) else {}
@@ -36,7 +36,7 @@ def before_call(context: Any, case: Any, kwargs: Any) -> None:
         case.body["wait_s"] = min(case.body["wait_s"], LONGEST_WAIT_S)
 
 
-@schemathesis.serializer("application/x-tar", "application/octet-stream")
+@schemathesis.serializer("application/x-tar", "application/octet-stream")  # type: ignore[untyped-decorator]
 def serialize_bytes(context: Any, value: Any) -> Any:
     """Return the bytes of a file unchanged."""
     return value if isinstance(value, bytes) else str(value).encode()

@@ -140,7 +140,7 @@ async def test_no_spelling_of_a_path_widens_the_access_of_a_credential(server: T
     }
     credentials |= {"own admin": server.key}
     before = read_rows(server)
-    reached = set()
+    reached: set[str] = set()
     for route in ROUTES:
         if route.access == "public":
             continue

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from runyard.server.services.operations import audit
+from runyard.server.services.pages import PageRequest
 from runyard.store import audit as rows
 from tests.support import attempts
 from tests.support.server import TestServer
@@ -20,7 +21,7 @@ async def entries(server: TestServer, **params: Any) -> list[dict[str, Any]]:
 
 
 async def add(server: TestServer, *, org: str | None = None, **changes: Any) -> None:
-    values = {
+    values: dict[str, Any] = {
         "org": server.org if org is None else org,
         "time_ms": server.clock.now_ms(),
         "actor": "key a",
@@ -89,7 +90,7 @@ async def test_an_organization_reads_its_own_entries_and_the_first_also_the_cont
         server.services,
         org="org-other",
         filter=audit.AuditFilter(),
-        page_request=audit.PageRequest(question="audit"),
+        page_request=PageRequest(question="audit"),
     )
     assert [entry["target"] for entry in json.loads(page)["items"]] == ["theirs"]
 

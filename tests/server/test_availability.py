@@ -217,7 +217,7 @@ def test_connections_that_send_no_request_are_closed(impatient_server: ServerPro
             exchange(impatient_server, b"GET /heal"),
             exchange(impatient_server, answered),
         )
-        assert silent[:2] == [b"", b""]
+        assert (silent[0], silent[1]) == (b"", b"")
         assert silent[2].startswith(b"HTTP/1.1 200 ")
 
     asyncio.run(scenario())

@@ -264,7 +264,7 @@ async def rename_asset(app: RecordedApp, new: str) -> None:
 
 async def claim_attempt(app: RecordedApp, claim_id: str | None, machine_id: str, host: str) -> None:
     """Claim an attempt; with None for the id, as a controller does."""
-    offer = {
+    offer: dict[str, Any] = {
         "claim_id": f"c{next(app.claims)}" if claim_id is None else claim_id,
         "machine_id": machine_id,
     }

@@ -1,6 +1,7 @@
 """Many runs in one request: each has the same outcome as in a separate request."""
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import pytest
@@ -100,13 +101,8 @@ async def test_deleted_runs_are_gone_at_once_and_a_repeat_says_so(server: TestSe
     assert outcomes(again) == {"a": "AlreadyDeleted", "unknown": "NotFound"}
     await server.services.jobs.wait_until_idle()
     for run_id in ("a", "b", "done"):
-        place = {"org": server.org, "run_id": run_id}
-        assert (
-            server.services.store.read(
-                lambda connection, place=place: run_rows.count_rows(connection, **place)
-            )
-            == {}
-        )
+        count = partial(run_rows.count_rows, org=server.org, run_id=run_id)
+        assert server.services.store.read(count) == {}
     assert not [path for path in server.settings.blobs_dir.rglob("*") if path.is_file()]
 
 
@@ -135,9 +131,7 @@ async def four_runs(server: TestServer) -> None:
     for run_id, time_ms in (("r1", 1), ("r2", 2), ("r3", 3), ("ended", 0)):
         values = {"time_created": 1_700_000_000_000 + time_ms}
         await server.services.store.write(
-            lambda connection, run_id=run_id, values=values: run_rows.change(
-                connection, org=server.org, run_id=run_id, values=values
-            )
+            partial(run_rows.change, org=server.org, run_id=run_id, values=values)
         )
 
 

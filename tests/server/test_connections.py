@@ -338,7 +338,7 @@ async def test_a_disconnected_controller_is_given_no_run(server: TestServer) -> 
     claim = b'{"claim_id": "c1", "machine_id": "m1", "host": "here", "slots": 1, "wait_s": 30.000}'
     incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
     incoming.put_nowait({"type": "http.request", "body": claim, "more_body": False})
-    scope = {
+    scope: dict[str, Any] = {
         "type": "http",
         "method": "POST",
         "path": "/internal/v1/claims",

@@ -70,7 +70,8 @@ async def test_images_are_sorted_filtered_paged_renamed_and_downloaded(server: T
     await data.import_files(dataset_id, make_vqa_files(5))
     names = [f"shelf/{number}.png" for number in range(1, 6)]
     for sorting in ("filename", "metadata.fileSize", "assetId", "lastModified.contents", "default"):
-        seen, token = [], ""
+        seen: list[str] = []
+        token: str | None = ""
         for _ in range(3):
             params = {"s": 2, "sortBy": sorting, "o": "desc"} | ({"p": token} if token else {})
             page = await data.get(dataset_id, "assets", **params)

@@ -119,7 +119,7 @@ async def test_a_run_deleted_during_an_unsettled_attempt_is_removed_once_it_is_s
 
 async def test_a_deleted_id_stays_deleted_for_thirty_days(server: TestServer) -> None:
     api = await server.api()
-    body = {"spec": {"flow": {}}}
+    body: dict[str, Any] = {"spec": {"flow": {}}}
     await api.put(server.path("runs/r1"), json=body)
     await api.delete(server.path("runs/r1"))
     server.clock.forward(29 * DAY_S)

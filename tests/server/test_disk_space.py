@@ -169,19 +169,19 @@ def at_revision(path: Path, revision: str) -> None:
         config.attributes["connection"] = connection
         upgrade(config, revision)
     engine.dispose()
-    with sqlite3.connect(path) as connection:
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute(
+    with sqlite3.connect(path) as old:
+        old.execute("PRAGMA journal_mode=WAL")
+        old.execute(
             "INSERT INTO runs (org, id, document, etag, body_sha256, condition, priority, "
             "time_created, killed, deleted, log_count, metric_count) VALUES ('o', 'r', '{}', 'e', "
             "'b', 'Succeeded', 0, 1, 0, 0, 1, 0)"
         )
         for number in range(600):
-            connection.execute(
+            old.execute(
                 "INSERT INTO log_lines VALUES ('o', 'r', ?, 1, 1, 'stdout', ?)",
                 (number, "x" * 10_000),
             )
-    connection.close()
+    old.close()
 
 
 def earlier_revisions() -> list[str]:

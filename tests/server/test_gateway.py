@@ -316,7 +316,7 @@ async def test_a_stalled_body_times_out(server: TestServer) -> None:
         sent.append(message)
 
     headers = {"host": "localhost", "authorization": f"Bearer {server.key}", "content-length": "10"}
-    scope = {
+    scope: dict[str, Any] = {
         "type": "http",
         "scheme": "http",
         "method": "PUT",

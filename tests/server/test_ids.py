@@ -10,7 +10,8 @@ import pytest
 
 from runyard import ids
 from runyard.protocol import CheckpointFile, CheckpointReport, Claim, ProcessReport
-from runyard.server.http.routes import ROUTES, Route
+from runyard.server.http.route import Route
+from runyard.server.http.routes import ROUTES
 from runyard.server.services.context import Actor
 from runyard.server.services.errors import Refusal
 from runyard.server.services.operations import legacy_ids
@@ -113,7 +114,13 @@ def dump_everything(server: TestServer) -> dict[str, list[bytes]]:
 def _report(
     checkpoint_id: str = "epoch-1", path: str = "model_full/a", **changes: Any
 ) -> CheckpointReport:
-    content = {"step": 1, "epoch": 1, "metrics": {}, "is_best": True, "time": 5} | changes
+    content: dict[str, Any] = {
+        "step": 1,
+        "epoch": 1,
+        "metrics": {},
+        "is_best": True,
+        "time": 5,
+    } | changes
     file = CheckpointFile(
         path=path, size_bytes=content.pop("size_bytes", 7), sha256=content.pop("sha256", "0" * 64)
     )

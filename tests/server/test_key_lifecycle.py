@@ -242,7 +242,9 @@ async def test_a_change_by_another_process_is_detected(server: TestServer) -> No
     ).status_code == 403
 
 
-async def test_a_refresh_that_read_too_early_does_not_undo_a_revocation(server: TestServer) -> None:
+async def test_a_refresh_that_read_too_early_does_not_undo_a_revocation(
+    server: TestServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     key = await issue(server)
     store = server.services.store
     real = store.read_in_thread
@@ -253,7 +255,7 @@ async def test_a_refresh_that_read_too_early_does_not_undo_a_revocation(server: 
             assert (await (await server.api()).delete(key["selfLink"])).status_code == 200
         return found
 
-    store.read_in_thread = read_then_be_overtaken
+    monkeypatch.setattr(store, "read_in_thread", read_then_be_overtaken)
     await key_lifecycle.refresh(server.services)
     assert not await opens(server, key["secretKey"])
 
@@ -264,7 +266,7 @@ def test_the_periodic_task_refreshes_the_keyring_within_ten_seconds() -> None:
 
 
 async def test_last_use_times_are_written_in_batches_and_never_by_a_request(
-    server: TestServer,
+    server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = await issue(server)
     writes = 0
@@ -275,7 +277,7 @@ async def test_last_use_times_are_written_in_batches_and_never_by_a_request(
         writes += 1
         return await real(work)
 
-    server.services.store.write = count
+    monkeypatch.setattr(server.services.store, "write", count)
     for _ in range(50):
         server.clock.forward(0.1)
         await opens(server, key["secretKey"])
@@ -284,6 +286,7 @@ async def test_last_use_times_are_written_in_batches_and_never_by_a_request(
     await key_lifecycle.write_usage(server.services)
     assert writes == 1
     row = server.services.store.read(lambda c: key_rows.get(c, org=server.org, key_id=key["keyId"]))
+    assert row is not None
     assert row.last_used == server.clock.now_ms()
 
     async def fail(work: Any) -> Any:
@@ -291,12 +294,13 @@ async def test_last_use_times_are_written_in_batches_and_never_by_a_request(
 
     server.clock.forward(1)
     await opens(server, key["secretKey"])
-    server.services.store.write = fail
+    monkeypatch.setattr(server.services.store, "write", fail)
     with pytest.raises(StoreUnavailable):
         await key_lifecycle.write_usage(server.services)
-    server.services.store.write = real
+    monkeypatch.setattr(server.services.store, "write", real)
     await key_lifecycle.write_usage(server.services)
     row = server.services.store.read(lambda c: key_rows.get(c, org=server.org, key_id=key["keyId"]))
+    assert row is not None
     assert row.last_used == server.clock.now_ms(), "a use that could not be written is not lost"
 
 

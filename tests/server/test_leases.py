@@ -1,20 +1,26 @@
 """Leases over HTTP: claimed, started, renewed, lost, closed; time is the server's own."""
 
 import asyncio
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from sqlalchemy import Connection, Row, Table
 
 from runyard import processes
 from runyard.server.services import notifications
 from runyard.server.services.access.signing import AttemptToken
 from runyard.server.services.notifications import run_topic
 from runyard.server.services.runs import deletion, leases
+from runyard.server.services.runs.runs import decode_run
 from runyard.store import attempts as attempt_rows
 from runyard.store import outputs, tables
 from tests.support import attempts
 from tests.support.server import TestServer, open_server
+from vi.api.resources.runs.responses import Run
 
 
 async def tick(server: TestServer, seconds: float) -> None:
@@ -28,6 +34,10 @@ async def tick(server: TestServer, seconds: float) -> None:
 async def run_of(server: TestServer, run_id: str = "r1") -> dict[str, Any]:
     run: dict[str, Any] = (await (await server.api()).get(server.path(f"runs/{run_id}"))).json()
     return run
+
+
+def read_rows(table: Table, connection: Connection) -> Sequence[Row[Any]]:
+    return connection.execute(table.select()).all()
 
 
 async def test_a_run_from_claim_to_success(server: TestServer) -> None:
@@ -79,7 +89,7 @@ async def test_repeated_claims_starts_and_reports_change_nothing(server: TestSer
     await first.start()
     assert len((await run_of(server, first.assignment["run_id"]))["status"]["attempts"]) == 1
     assert [(await first.finish(75)).status_code for _ in range(2)] == [204, 204]
-    assert await attempts.claim(server, "c1") is None  # that claim is used up
+    assert await attempts.try_claim(server, "c1") is None  # that claim is used up
 
 
 async def test_runs_are_claimed_by_priority_then_age_and_only_where_they_fit(
@@ -95,12 +105,12 @@ async def test_runs_are_claimed_by_priority_then_age_and_only_where_they_fit(
     for run_id, flow in flows.items():
         await api.put(server.path(f"runs/{run_id}"), json={"spec": {"flow": flow}})
         server.clock.forward(1)
-    assert await attempts.claim(server, "c0", slots=0) is None
+    assert await attempts.try_claim(server, "c0", slots=0) is None
     taken = [
         (await attempts.claim(server, f"c{number}")).assignment["run_id"] for number in range(1, 4)
     ]
     assert taken == ["urgent", "old", "new"]
-    assert await attempts.claim(server, "c4") is None
+    assert await attempts.try_claim(server, "c4") is None
     assert (await attempts.claim(server, "c5", labels={"accelerator": ["a100"]})).assignment[
         "run_id"
     ] == "gpu"
@@ -121,16 +131,18 @@ async def test_runs_that_fit_no_machine_block_no_others_and_are_not_read(
     for run_id in ("r1", "r2"):
         await api.put(server.path(f"runs/{run_id}"), json={"spec": {}})
     read: list[bytes] = []
-    decode_run = leases.decode_run
-    monkeypatch.setattr(
-        leases, "decode_run", lambda document: read.append(document) or decode_run(document)
-    )
+
+    def read_and_decode(document: bytes) -> Run:
+        read.append(document)
+        return decode_run(document)
+
+    monkeypatch.setattr(leases, "decode_run", read_and_decode)
     assert (await attempts.claim(server, "c1", labels={"accelerator": ["cpu"]})).assignment[
         "run_id"
     ] == "r1"
     assert len(read) < 10
     assert (await attempts.claim(server, "c2")).assignment["run_id"] == "r2"
-    assert await attempts.claim(server, "c3") is None
+    assert await attempts.try_claim(server, "c3") is None
     assert (await attempts.claim(server, "c4", labels={"accelerator": [f"{3:0250}"]})).assignment[
         "run_id"
     ] == "long"
@@ -170,7 +182,7 @@ async def test_a_killed_run_is_cancelled_only_when_none_of_its_processes_is_aliv
     assert "still alive on here" in ((await attempts.read_condition(server))[2] or "")
     await attempt.finish(75)
     assert (await attempts.read_condition(server))[:2] == ("Cancelled", "KilledByUser")
-    assert await attempts.claim(server, "c2") is None
+    assert await attempts.try_claim(server, "c2") is None
 
 
 async def test_a_run_killed_between_claim_and_start_never_trains(server: TestServer) -> None:
@@ -223,7 +235,7 @@ async def test_a_silent_attempt_is_reported_and_may_come_back(server: TestServer
     assert (condition, reason) == ("Running", "Stopping")
     assert "no report from here" in (message or "")
     # No second trainer while the first may be alive.
-    assert await attempts.claim(server, "c9") is None
+    assert await attempts.try_claim(server, "c9") is None
     back = await attempt.post("renew", phase="Training")
     assert back.json()["action"] == "continue"
     assert await attempts.read_condition(server) == ("Running", "Training", "reported again")
@@ -269,10 +281,10 @@ async def test_another_machine_takes_a_lost_run_at_once_and_the_same_one_waits(
     attempt = await attempts.start(server)
     await attempt.checkpoint("epoch-2")
     await tick(server, 14)
-    assert await attempts.claim(server, "c2", machine_id="m2") is None  # it may only be slow
+    assert await attempts.try_claim(server, "c2", machine_id="m2") is None  # it may only be slow
     await tick(server, 2)
     assert (await attempts.read_condition(server))[:2] == ("Running", "Stopping")
-    assert await attempts.claim(server, "c3") is None  # the same machine
+    assert await attempts.try_claim(server, "c3") is None  # the same machine
     await api.put(server.path("runs/younger"), json={"spec": {}})
     second = await attempts.claim(server, "c4", machine_id="m2")
     assert (second.assignment["run_id"], second.assignment["attempt"]) == ("r1", 2)
@@ -347,12 +359,14 @@ async def test_a_lost_run_moves_only_where_it_fits_is_not_killed_and_has_attempt
     await api.patch(server.path("runs/killed"), json={"spec": {"killedAt": 1}})
     await api.delete(server.path("runs/deleted"))
     assert (
-        await attempts.claim(server, "c1", machine_id="m2", labels={"accelerator": ["cpu"]}) is None
+        await attempts.try_claim(server, "c1", machine_id="m2", labels={"accelerator": ["cpu"]})
+        is None
     )
     taken = await attempts.claim(server, "c2", machine_id="m2", labels={"accelerator": ["a10"]})
     assert taken.assignment["run_id"] == "picky"
     assert (
-        await attempts.claim(server, "c3", machine_id="m2", labels={"accelerator": ["a10"]}) is None
+        await attempts.try_claim(server, "c3", machine_id="m2", labels={"accelerator": ["a10"]})
+        is None
     )
 
 
@@ -379,7 +393,7 @@ async def test_a_silent_machine_must_settle_its_attempt_before_it_claims_the_run
 ) -> None:
     attempt = await attempts.start(server)
     await tick(server, 15 + 2 + leases.RETRY_AFTER_S)
-    assert await attempts.claim(server, "c2") is None
+    assert await attempts.try_claim(server, "c2") is None
     controller = await server.client(server.controller_key)
     placed = (await controller.get("/internal/v1/machines/m1")).json()["attempts"]
     assert [item["token"] for item in placed] == [attempt.assignment["token"]]
@@ -432,7 +446,11 @@ async def test_a_result_after_long_silence_counts_unless_the_run_has_continued(
         await attempt.checkpoint()
         await tick(server, 15 + 2 + leases.RETRY_AFTER_S)
         assert (await attempts.read_condition(server, run_id))[:2] == ("Pending", "Retrying")
-        done = {"outcome": "Succeeded", "reason": "Completed", "message": "found on disk"}
+        done: dict[str, Any] = {
+            "outcome": "Succeeded",
+            "reason": "Completed",
+            "message": "found on disk",
+        }
         if run_id == "r1":
             assert [(await attempt.finish(0, **done)).status_code for _ in range(2)] == [204, 204]
             assert await attempts.read_condition(server, run_id) == (
@@ -488,8 +506,9 @@ async def test_fencing_numbers_grow_and_a_token_of_another_store_is_refused(
     second = await attempts.start(server, "r2")
     rows = server.services.store.read(
         lambda connection: [
-            attempt_rows.find_by_claim(connection, claim_id=claim_id)
+            row
             for claim_id in ("claim-r1", "claim-r2")
+            if (row := attempt_rows.find_by_claim(connection, claim_id=claim_id)) is not None
         ]
     )
     assert rows[0].token_number < rows[1].token_number
@@ -526,9 +545,7 @@ async def test_deleting_a_running_run_hides_it_at_once_and_removes_it_when_it_ha
         tables.outputs,
         tables.output_files,
     ):
-        left = server.services.store.read(
-            lambda connection, table=table: connection.execute(table.select()).all()
-        )
+        left = server.services.store.read(partial(read_rows, table))
         assert left == [], table.name
     assert list(server.services.blobs(server.org).hashes()) == []
 
@@ -577,7 +594,7 @@ async def test_runs_wait_for_disk_space_and_continue_when_there_is_enough(
     server: TestServer,
 ) -> None:
     await (await server.api()).put(server.path("runs/r1"), json={"spec": {}})
-    assert await attempts.claim(server, "c1", lacks_disk=True) is None
+    assert await attempts.try_claim(server, "c1", lacks_disk=True) is None
     assert (await attempts.read_condition(server))[:2] == ("Pending", "WaitingForDisk")
     assert (await attempts.claim(server, "c1")).assignment["run_id"] == "r1"
     assert (await attempts.read_condition(server))[:2] == ("Pending", "WaitingForWorker")
@@ -629,7 +646,7 @@ async def test_a_run_that_may_shrink_halves_the_micro_batch_after_each_out_of_me
     await attempt.out_of_memory()
     kind, reason, message = await attempts.read_condition(server)
     assert (kind, reason) == ("Failed", "OutOfMemory")
-    assert "with microBatchSize 1, the smallest" in message
+    assert "with microBatchSize 1, the smallest" in (message or "")
     status = (await run_of(server))["status"]
     assert [item["microBatchSize"] for item in status["attempts"]] == [8, 4, 2, 1]
     assert all(item["cause"].startswith("out of memory") for item in status["attempts"])
@@ -642,7 +659,8 @@ async def test_without_a_plan_the_micro_batch_is_assumed_to_be_the_largest_possi
     await attempt.out_of_memory(
         "out of memory: the kernel ended the trainer while it was Preparing"
     )
-    assert "with microBatchSize 32 (the kernel" in (await attempts.read_condition(server))[2]
+    message = (await attempts.read_condition(server))[2]
+    assert "with microBatchSize 32 (the kernel" in (message or "")
     assert (await run_of(server))["status"]["microBatchLimit"] == 16
 
 

@@ -16,10 +16,12 @@ import pytest
 
 from runyard import limits, protocol
 from runyard.limits import Limit
-from runyard.server.http.routes import ROUTES, Route
+from runyard.server.http.route import Route
+from runyard.server.http.routes import ROUTES
 from runyard.server.services.imports.commit import RECORD_ROWS
 from tests.support import attempts
 from tests.support.server import MakeServer, TestServer
+from vi.api.resources.runs.responses import Run
 
 ROOT = Path(__file__).parents[2]
 WIDE = "\U0001f98a"
@@ -69,11 +71,7 @@ def list_limited_fields(
         elif limit := limit_of(hints[field.name]):
             yield here, limit
         for inner in unwrap_types(hints[field.name]):
-            if (
-                isinstance(inner, type)
-                and issubclass(inner, msgspec.Struct)
-                and inner is not protocol.Run
-            ):
+            if isinstance(inner, type) and issubclass(inner, msgspec.Struct) and inner is not Run:
                 yield from list_limited_fields(inner, here)
 
 
@@ -132,8 +130,8 @@ BODIES = [
 async def collect_answers(server: TestServer) -> list[tuple[str, int, str]]:
     """Return the response to each request: its name, the status, and the problem's code."""
     api, found, number = await server.api(), [], 0
-    for path in ("runs/r1", "flows/f1", "trainingProjects/p1"):
-        assert (await api.put(server.path(path), json={"spec": {}})).status_code == 201
+    for place in ("runs/r1", "flows/f1", "trainingProjects/p1"):
+        assert (await api.put(server.path(place), json={"spec": {}})).status_code == 201
     made = await api.post(server.path("datasets"), json={"name": "d"})
     for route, path, limit in BODIES:
         for name, text in make_texts(limit).items():

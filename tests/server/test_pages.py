@@ -223,7 +223,9 @@ async def test_a_list_of_models_too_long_for_one_response_contains_the_newest(
     url = server.path("runs/r1/outputs")
     whole = (await api.get(url)).json()["items"]
     assert [model["spec"]["epoch"] for model in whole] == [1, 2, 3]
-    monkeypatch.setitem(pages.gather.__kwdefaults__, "most_bytes", 2 * len(json.dumps(whole[0])))
+    defaults = pages.gather.__kwdefaults__
+    assert defaults is not None
+    monkeypatch.setitem(defaults, "most_bytes", 2 * len(json.dumps(whole[0])))
     assert (await api.get(url)).json() == {"items": whole[1:], "nextPage": None, "prevPage": None}
 
 

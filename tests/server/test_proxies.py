@@ -1,5 +1,7 @@
 """The address, scheme and host of a request, behind a proxy and without one."""
 
+from typing import Any
+
 import pytest
 
 from runyard.server.http.proxies import Proxies, normalize_origin
@@ -11,7 +13,7 @@ from tests.support.server import TestServer
 PUBLIC_URL = "https://train.example"
 
 
-def proxies(**settings: str) -> Proxies:
+def proxies(**settings: Any) -> Proxies:
     return Proxies(
         Settings(public_url=PUBLIC_URL, trusted_proxies="127.0.0.1,10.0.0.0/8", **settings)
     )

@@ -12,7 +12,7 @@ from runyard.trainer import errors
 from tests.support import attempts
 from tests.support.server import TestServer
 
-Scenario = Callable[[Any, Any], Awaitable[None]]
+Scenario = Callable[[TestServer], Awaitable[None]]
 SCENARIOS: dict[tuple[str, str], Scenario] = {}
 
 
@@ -88,7 +88,7 @@ async def _(server: TestServer) -> None:
 @register_scenario("Pending", "WaitingForDisk")
 async def _(server: TestServer) -> None:
     await create(server)
-    await attempts.claim(server, lacks_disk=True)
+    await attempts.try_claim(server, lacks_disk=True)
 
 
 @register_scenario("Pending", "Retrying")
@@ -254,7 +254,9 @@ async def test_a_queued_run_reports_how_many_slots_are_busy(
     assert (await attempts.read_condition(server, "first"))[1] == "Retrying"
 
 
-async def test_nothing_is_written_while_nothing_changes(server: TestServer) -> None:
+async def test_nothing_is_written_while_nothing_changes(
+    server: TestServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await wait_until_all_are_heard(server)
     await report(server)
     for number in range(3):
@@ -273,7 +275,7 @@ async def test_nothing_is_written_while_nothing_changes(server: TestServer) -> N
         written.append(work)
         return await write(work)
 
-    server.services.store.write = counted
+    monkeypatch.setattr(server.services.store, "write", counted)
     for _ in range(20):
         await report(server)
         server.clock.forward(1)

@@ -163,7 +163,8 @@ async def test_a_page_token_that_is_forged_or_for_another_query_is_refused(
         ("runs", token, {"condition": "Pending"}),
     ]
     for noun, given, further in wrong:
-        answer = await api.get(server.path(noun), params={"s": 1, "p": given} | further)
+        params: dict[str, str] = {"s": "1", "p": given, **further}
+        answer = await api.get(server.path(noun), params=params)
         assert (answer.status_code, answer.json()["code"]) == (400, "InvalidPageToken")
         assert "page token" in answer.json()["message"]
 

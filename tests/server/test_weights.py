@@ -59,8 +59,8 @@ async def test_a_folder_outside_the_operators_is_rejected_alike_whether_or_not_i
     own = data_dir / "models" / "qwen"
     own.mkdir(parents=True)
     (own / "config.json").write_text("{}")
-    for path in (data_dir / "runs/o/r", data_dir / "weights/o/h", tmp_path / "there"):
-        path.mkdir(parents=True)
+    for folder in (data_dir / "runs/o/r", data_dir / "weights/o/h", tmp_path / "there"):
+        folder.mkdir(parents=True)
     (data_dir / "models" / "out").symlink_to(tmp_path / "there")
     outside = [
         *(

@@ -88,7 +88,7 @@ async def test_only_the_audit_log_distinguishes_rejected_keys(server: TestServer
             expires=None,
             revoked=None,
         )
-        server.services.keyring.add(replace(key, **changes))  # type: ignore[arg-type]
+        server.services.keyring.add(replace(key, **changes))
     texts = [*secrets.values(), None]
     answers = [await (await server.client(text)).get(server.path("runs")) for text in texts]
     assert {(answer.status_code, answer.text) for answer in answers} == {(401, answers[0].text)}

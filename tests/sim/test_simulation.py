@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as some
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from tests.sim.simulation.simulation import FAULTS, ORGS, RULES, Deployment, simulate
+from tests.sim.simulation.server import ORGS
+from tests.sim.simulation.simulation import FAULTS, RULES, Deployment, simulate
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,9 +121,7 @@ def test_the_longest_row_of_each_table_is_stored(
         for table in metadata.sorted_tables:
             # These contain only built-in words, and have rows already.
             if table.name not in ("meta", "pulse"):
-                await store.write(
-                    lambda connection, table=table: add(connection, table, longest_row(table))
-                )
+                await store.write(partial(add, table=table, row=longest_row(table)))
         if kind == "postgresql":  # the test would notice
             attributes = metadata.tables["run_attributes"]
             value = "".join(chr(chance.randrange(0x10000, 0x110000)) for _ in range(700))

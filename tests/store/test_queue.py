@@ -225,8 +225,6 @@ def test_rows_of_an_older_database_get_their_requirements(database: Path | str) 
         "ended": None,
     }
     asyncio.run(store.write(fill))  # as after the restore of an older backup: nothing is left to do
-    assert (
-        store.read(lambda connection: runs.get(connection, org="o", run_id="ended")).requirements
-        is None
-    )
+    ended = store.read(lambda connection: runs.get(connection, org="o", run_id="ended"))
+    assert ended is not None and ended.requirements is None
     store.close()

@@ -446,7 +446,7 @@ def test_answers_from_before_a_restore_are_ignored() -> None:
     )
     assert (state.stored_checkpoints, state.offsets["stdout"]) == (frozenset(), None)
     state, _ = apply_events(state, msg.CheckpointStored("epoch-1"), msg.LinesShipped("stdout", 12))
-    assert (state.stored_checkpoints, state.offsets["stdout"]) == ({"epoch-1"}, 12)
+    assert (state.stored_checkpoints, state.offsets["stdout"]) == (frozenset({"epoch-1"}), 12)
 
 
 def test_a_report_accepted_before_a_restore_is_sent_again() -> None:

@@ -96,7 +96,14 @@ class Attempt:
         )
 
 
-async def claim(server: TestServer, claim_id: str = "c1", **changes: Any) -> Attempt | None:
+async def claim(server: TestServer, claim_id: str = "c1", **changes: Any) -> Attempt:
+    """Claim as the controller does a run that is there to be claimed."""
+    attempt = await try_claim(server, claim_id, **changes)
+    assert attempt is not None, "there was nothing to claim"
+    return attempt
+
+
+async def try_claim(server: TestServer, claim_id: str = "c1", **changes: Any) -> Attempt | None:
     """Claim as the controller does; None if no run was waiting."""
     controller = await server.client(server.controller_key)
     offer = {
@@ -122,7 +129,6 @@ async def start(
     created = await api.put(server.path(f"runs/{run_id}"), json={"spec": {"flow": flow or {}}})
     assert created.status_code == 201, created.text
     attempt = await claim(server, f"claim-{run_id}")
-    assert attempt is not None
     assert (await attempt.start()).status_code == 200
     return attempt
 

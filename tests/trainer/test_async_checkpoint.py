@@ -17,7 +17,7 @@ import runyard.trainer.train as train_module
 from runyard import rundir
 from runyard.rundir import EventWriter, read_json
 from runyard.trainer.checkpoints.async_checkpoint import AsyncCheckpointer, HostBuffers
-from runyard.trainer.checkpoints.checkpoint import CheckpointContents
+from runyard.trainer.checkpoints.checkpoint import CheckpointContents, save_checkpoint
 from runyard.trainer.main import train_attempt
 from runyard.trainer.steps.memory import AvailableMemory
 
@@ -41,13 +41,13 @@ class Held:
     """Blocks the first save at its start until ``release`` is called."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        save, self.calls, self._released = train_module.save_checkpoint, 0, threading.Event()
+        self.calls, self._released = 0, threading.Event()
 
         def held(*arguments: Any, **named: Any) -> Any:
             self.calls += 1
             if self.calls == 1:
                 assert self._released.wait(HELD_S)
-            return save(*arguments, **named)
+            return save_checkpoint(*arguments, **named)
 
         monkeypatch.setattr(train_module, "save_checkpoint", held)
 
@@ -56,7 +56,7 @@ class Held:
 
 
 def before(
-    module: Any, name: str, call: int, act: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+    module: Any, name: str, call: int, act: Callable[[], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Do something at the start of the given call (from 1) of a function."""
     kept, calls = getattr(module, name), []
@@ -137,7 +137,7 @@ def test_a_checkpoint_written_in_the_background_equals_a_synchronous_one_bit_for
 def test_events_of_the_steps_are_durable_before_their_checkpoint_is_written(
     make_attempt: Callable[..., Path], events_of: EventsOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, sync, save = make_attempt(make_blocks()), EventWriter.sync, train_module.save_checkpoint
+    folder, sync = make_attempt(make_blocks()), EventWriter.sync
     durable, order = [0], []
 
     def synced(self: EventWriter) -> None:
@@ -149,7 +149,7 @@ def test_events_of_the_steps_are_durable_before_their_checkpoint_is_written(
         attempt: Path, name: str, model: Any, contents: CheckpointContents, **named: Any
     ) -> Any:
         order.append((contents.step, durable[-1] >= contents.step))
-        return save(attempt, name, model, contents, **named)
+        return save_checkpoint(attempt, name, model, contents, **named)
 
     monkeypatch.setattr(EventWriter, "sync", synced)
     monkeypatch.setattr(train_module, "save_checkpoint", noted)
@@ -194,7 +194,7 @@ def test_a_stop_at_the_step_that_is_being_written_saves_it_once(
         AsyncCheckpointer,
         "submit",
         1,
-        lambda: (folder / "stop.json").write_text("{}") and None,
+        lambda: (folder / "stop.json").write_text("{}"),
         monkeypatch,
     )
     before(AsyncCheckpointer, "wait", 2, held.release, monkeypatch)

@@ -138,8 +138,8 @@ def assert_same(data: Dataset, cached: EncodedShards, encoder: Encoder) -> None:
             assert torch.equal(one.label_positions, two.label_positions)
             assert torch.equal(one.labels, two.labels)
         for group in groups:
-            one, two = ours.make_prompts(group), theirs.make_prompts(group)
-            assert all(torch.equal(one[name], two[name]) for name in (*one, *two))
+            prompts, others = ours.make_prompts(group), theirs.make_prompts(group)
+            assert all(torch.equal(prompts[name], others[name]) for name in (*prompts, *others))
 
 
 @pytest.mark.parametrize("model_type", ["tiny", "llava", "qwen3_vl", "paligemma"])
@@ -184,7 +184,7 @@ def test_any_array_is_restored_with_its_dtype_and_bits(kind: type, tmp_path: Pat
     from runyard.trainer.data.encode import EncodedSample
 
     random = np.random.default_rng(0)
-    pixels = [random.integers(0, n, 70_000).astype(kind) for n in (5, 300, 1 << 30)]
+    pixels: list[Any] = [random.integers(0, n, 70_000).astype(kind) for n in (5, 300, 1 << 30)]
     if kind != np.int64:
         pixels[0][:2] = (-0.0, np.nan)
     with open(tmp_path / "file", "w+b") as file:
@@ -275,7 +275,7 @@ def build(folder: Path, root: Path, processor: Any, pause_s: float, results: Any
         time.sleep(pause_s)
         return encode(sample)
 
-    encoder.encode = slowly  # type: ignore[method-assign]
+    encoder.encode = slowly  # type: ignore[method-assign, assignment]
     cached = encoded(folder, encoder, shared_dir(root))
     results.put((len(times), cached.built, len(cached.shards)))
 
@@ -496,7 +496,8 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     checkpoint = read_json(folder / "result.json") or {}
     root = folder / "checkpoints" / str(checkpoint["checkpoint"])
     weights: dict[str, torch.Tensor] = load_file(root / "model_full" / "model.safetensors")
-    return weights | load_file(root / "training_state" / "state.safetensors")
+    weights |= load_file(root / "training_state" / "state.safetensors")
+    return weights
 
 
 def assign_version(attempt: Path, version: Path) -> Path:

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from runyard.rundir import read_json
+from runyard.trainer.checkpoints.checkpoint import save_checkpoint
 from runyard.trainer.main import train_attempt
 
 EventsOf = Callable[[Path, str], list[dict[str, Any]]]
@@ -48,7 +49,8 @@ def resume_from(folder: Path, checkpoint: Path) -> Path:
 def tensors(folder: Path, checkpoint: str = "epoch-4") -> dict[str, torch.Tensor]:
     root = folder / "checkpoints" / checkpoint
     found: dict[str, torch.Tensor] = load_file(root / "model_full" / "model.safetensors")
-    return found | load_file(root / "training_state" / "state.safetensors")
+    found |= load_file(root / "training_state" / "state.safetensors")
+    return found
 
 
 def differing(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> list[str]:
@@ -180,10 +182,9 @@ def test_an_adapter_resumes_bit_for_bit_and_its_base_may_be_removed(
     assert train_attempt(half) == 0
     source = half / "checkpoints" / "epoch-1"
     folder = resume_from(make_attempt(blocks(3), run="new"), source)
-    save = train_module.save_checkpoint
 
     def save_and_prune(*arguments: Any, **named: Any) -> Any:
-        saved = save(*arguments, **named)
+        saved = save_checkpoint(*arguments, **named)
         shutil.rmtree(source, ignore_errors=True)
         return saved
 

@@ -43,7 +43,8 @@ def make_gate(
 
     Also returns the lists of its messages and pauses.
     """
-    messages, slept = [], []
+    messages: list[str] = []
+    slept: list[float] = []
     gate = DiskSpaceGate(
         folder=Path("/"),
         should_stop=lambda: len(slept) >= stops_after,
@@ -107,7 +108,8 @@ def test_the_system_error_is_found_in_a_native_librarys_message() -> None:
 def weights(folder: Path, name: str = "epoch-2") -> dict[str, torch.Tensor]:
     root = folder / "checkpoints" / name
     found: dict[str, torch.Tensor] = load_file(root / "model_full" / "model.safetensors")
-    return found | load_file(root / "training_state" / "state.safetensors")
+    found |= load_file(root / "training_state" / "state.safetensors")
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +126,7 @@ def is_equal(one: Path, two: Path) -> bool:
 
 
 def short_of_space(
-    monkeypatch: pytest.MonkeyPatch, free: list[int], on_sleep: Callable[[], None] = lambda: None
+    monkeypatch: pytest.MonkeyPatch, free: list[int], on_sleep: Callable[[], object] = lambda: None
 ) -> None:
     """Let the loop see this free space, its last value repeated, without really sleeping."""
     train = train_module.train
@@ -133,7 +135,10 @@ def short_of_space(
         def free_bytes(_: Path) -> int:
             return free.pop(0) if len(free) > 1 else free[0]
 
-        return train(*arguments, **named, free=free_bytes, sleep=lambda _: on_sleep())
+        def sleep(_: float) -> None:
+            on_sleep()
+
+        return train(*arguments, **named, free=free_bytes, sleep=sleep)
 
     monkeypatch.setattr(train_module, "train", trained)
 
@@ -179,7 +184,7 @@ def test_a_stop_ends_the_waiting_and_keeps_the_older_checkpoint(
         short_of_space(
             patch,
             [10**9, 10**9, 10],
-            on_sleep=lambda: (folder / "stop.json").write_text("{}") and None,
+            on_sleep=lambda: (folder / "stop.json").write_text("{}"),
         )
         assert train_attempt(folder) == 75
     result = read_json(folder / "result.json")
@@ -200,7 +205,8 @@ def test_a_refused_save_leaves_nothing_and_is_repeated_from_the_start(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     short_of_space(monkeypatch, [10**9])
-    fsync, left = checkpoint_module._fsync_file, []
+    fsync = checkpoint_module._fsync_file
+    left: list[Path] = []
     folder = make_attempt(BLOCKS)
 
     def refused_once(path: Path) -> None:
@@ -230,7 +236,8 @@ def test_a_refused_save_leaves_nothing_and_is_repeated_from_the_start(
 def test_the_estimate_before_the_first_save_is_an_upper_bound(
     uninterrupted: Path, make_attempt: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    needed, asked = train_module.estimate_bytes, []
+    needed = checkpoint_module.estimate_bytes
+    asked: list[int] = []
 
     def noted(*arguments: Any) -> int:
         asked.append(needed(*arguments))

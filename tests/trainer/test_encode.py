@@ -65,11 +65,12 @@ def test_without_images_the_tokens_are_the_same(
     data = InMemoryEncodings([encoder.encode(sample) for sample in asked], Layout(pad_id=0))
     shown = []
     preprocess = type(processor.image_processor).preprocess
-    monkeypatch.setattr(
-        type(processor.image_processor),
-        "preprocess",
-        lambda *a, **k: shown.append(1) or preprocess(*a, **k),
-    )
+
+    def preprocess_and_count(*arguments: Any, **named: Any) -> Any:
+        shown.append(1)
+        return preprocess(*arguments, **named)
+
+    monkeypatch.setattr(type(processor.image_processor), "preprocess", preprocess_and_count)
     bare = InMemoryEncodings(
         [encoder.encode(sample, with_image=False) for sample in asked], Layout(pad_id=0)
     )

@@ -21,7 +21,7 @@ from runyard.rundir import read_json, sha256_of
 from runyard.trainer.data.datasets import load_dataset
 from runyard.trainer.errors import ExportFailed, InvalidFlow
 from runyard.trainer.export import export as export_module
-from runyard.trainer.export.export import export_model
+from runyard.trainer.export.export import Form, export_model
 from runyard.trainer.main import train_attempt
 from runyard.trainer.models.model_folder import check_adapter_folder, check_model_folder
 
@@ -41,7 +41,11 @@ QUANTIZATION = {"qlora": "nf4", "qdora": "fp4"}
 if importlib.util.find_spec("bitsandbytes"):
     CASES += [("idefics3", "qlora"), ("llava", "qdora")]
 SEED, SAMPLES, HELD_OUT, STEPS = 7, 40, 3, 12
-EXPORTS = {"full": ("full",), "lora": ("merged", "adapter"), "dora": ("merged", "adapter")}
+EXPORTS: dict[str, tuple[Form, ...]] = {
+    "full": ("full",),
+    "lora": ("merged", "adapter"),
+    "dora": ("merged", "adapter"),
+}
 EXPORTS |= {"qlora": ("adapter",), "qdora": ("adapter",)}
 EXPORTED = [(family, mode, form) for family, mode in CASES for form in EXPORTS[mode]]
 Said = dict[str, Any]
@@ -109,7 +113,7 @@ def answers(
         checkpoint = checkpoint_of(folder)
         exports = {form: home / "exports" / f"{family}-{mode}-{form}" for form in EXPORTS[mode]}
         for form, out in exports.items():
-            export_model(checkpoint, out, form=form)  # type: ignore[arg-type]
+            export_model(checkpoint, out, form=form)
         previews = events_of(folder, "evaluation")[-1]["previews"]
         samples = load_dataset(
             "digits", seed=SEED, validation_fraction=0.2, max_samples=SAMPLES
@@ -257,7 +261,7 @@ def test_different_answers_fail_the_export_and_leave_nothing(lora: Path, tmp_pat
         with pytest.raises(
             ExportFailed, match=rf"^\d of {HELD_OUT} answers of the exported files"
         ) as failed:
-            export_model(lora, out, form=form)  # type: ignore[arg-type]
+            export_model(lora, out, form=form)
         assert "download it again, or allow it with --tolerate" in str(failed.value)
         stored = json.loads((lora / "predictions.jsonl").read_text().splitlines()[0])
         assert f"#0 {stored['question']!r}: stored {stored['raw']!r}, now " in str(failed.value)

@@ -35,7 +35,8 @@ from runyard.trainer.families import get_family_parts
 from runyard.trainer.main import train_attempt
 from tests.trainer import miniatures
 
-MakeVersion, Png = Callable[..., Path], Callable[..., bytes]
+MakeVersion = Callable[..., Path]
+Png = Callable[..., bytes]
 EventsOf = Callable[[Path, str], list[dict[str, Any]]]
 FIXED = sorted(miniatures.MINIATURES.keys() - RESOLUTION_SETTINGS.keys())
 SIZE = (200, 120)

@@ -101,7 +101,7 @@ def test_the_timeline_of_a_larger_micro_batch_follows_from_one_and_two_samples()
     )
 
 
-class Wide(torch.nn.Module):
+class Wide(torch.nn.Module):  # type: ignore[misc]
     """A substitute for a model with its losses; 5 million parameters."""
 
     max_rows = 1 << 20

@@ -85,7 +85,7 @@ def columns(corpus: list[tuple[str, list[str]]]) -> tuple[list[str], list[list[s
 def as_sacrebleu(answers: list[str], references: list[list[str]]) -> float:
     import sacrebleu
 
-    streams = [
+    streams: list[list[Any]] = [  # None where an answer has fewer references
         [each[number] if number < len(each) else None for each in references]
         for number in range(max(map(len, references)))
     ]
@@ -272,11 +272,9 @@ def test_several_truths_of_one_question_are_all_references() -> None:
         compute_metrics(VQA, candidate, truth),
         compute_metrics(VQA, candidate, truth, [("p", "q"), ("p", "q"), None]),
     )
-    assert (alone.values["normalizedMatch"], together.values["normalizedMatch"]) == (
-        exactly(2 / 3),
-        1,
-    )
-    assert (alone.values["anls"], together.values["anls"]) == (exactly(2 / 3), 1)
+    for name in ("normalizedMatch", "anls"):
+        assert alone.values[name] == exactly(2 / 3)
+        assert together.values[name] == 1
     # Its own truth alone.
     assert alone.values["exactMatch"] == together.values["exactMatch"] == exactly(2 / 3)
     # CIDEr counts an image once, no matter how many truths it has: with two images, the words of
@@ -418,15 +416,15 @@ def test_box_metrics_match_hand_computed_values() -> None:
     ]
     counts = count_boxes(given, truth)  # one of the halves has exactly the overlap it needs
     assert (counts.correct, counts.predicted, counts.true) == (1, 4, 3)
-    assert (counts.precision, counts.recall, counts.f1) == (0.25, exactly(1 / 3), exactly(2 / 7))
+    assert counts.precision == 0.25
+    assert counts.recall == exactly(1 / 3)
+    assert counts.f1 == exactly(2 / 7)
     values = compute_metrics(
         PHRASE_GROUNDING, [Answer("", tuple(given))], [Answer("", tuple(truth))]
     ).values
-    assert (values["precisionAt50"], values["f1At50"], values["map50"]) == (
-        0.25,
-        exactly(2 / 7),
-        exactly(51 / 101 / 2),
-    )
+    assert values["precisionAt50"] == 0.25
+    assert values["f1At50"] == exactly(2 / 7)
+    assert values["map50"] == exactly(51 / 101 / 2)
 
 
 def test_a_repeated_phrase_does_not_use_its_boxes_twice() -> None:

@@ -225,10 +225,9 @@ def test_a_folder_swapped_for_a_link_while_it_is_read_is_not_trained_from(
     from runyard.trainer.models import model
 
     shutil.copytree(folder, tmp_path / "secret")
-    check = model.check_model_folder
 
     def swapped(path: Path) -> str:
-        found = check(path)
+        found = check_model_folder(path)
         shutil.rmtree(folder)
         folder.symlink_to(tmp_path / "secret")
         return found
@@ -248,7 +247,10 @@ def test_model_names_and_hub_ids_are_looked_up_only_in_the_operators_folders(
 ) -> None:
     shutil.copytree(folder, tmp_path / "here" / "owner" / "llava")
     monkeypatch.chdir(tmp_path / "here")
-    blocks = {"vi-dataset": {"maxSamples": 8}, "vi-model": {"hyperparameters": {"maxSteps": 1}}}
+    blocks: dict[str, dict[str, Any]] = {
+        "vi-dataset": {"maxSamples": 8},
+        "vi-model": {"hyperparameters": {"maxSteps": 1}},
+    }
     architecture: dict[str, Any] = {"weights": "owner/llava", "name": "auto"}
     blocks["vi-model"] |= {"architecture": architecture, "evaluation": {"max_new_tokens": 2}}
     assert "are not on this machine" in message_of(make_attempt(blocks, run="elsewhere"))

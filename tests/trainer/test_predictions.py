@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def test_a_disk_error_loses_no_stored_predictions(
     def refuse(_descriptor: int) -> None:
         raise OSError(errno.EIO, "the disk fails")
 
-    monkeypatch.setattr(rundir.os, "fsync", refuse)
+    monkeypatch.setattr(os, "fsync", refuse)
     with pytest.raises(OSError, match="the disk fails"):
         write_predictions(tmp_path, 4, [{"answer": "two"}], keep=[2])
     assert names(tmp_path) == {"step-2.jsonl"}
@@ -173,13 +174,13 @@ def test_predicted_boxes_are_stored_with_the_true_ones(
 def test_predictions_that_cannot_be_written_are_a_warning(
     attempt_on: Callable[..., Path], events_of: EventsOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, refused = train_module.write_predictions, []
+    refused: list[int] = []
 
     def refuse_once(*arguments: Any, **more: Any) -> Path:
         if not refused:
             refused.append(1)
             raise OSError(errno.ENOSPC, "No space left on device")
-        return write(*arguments, **more)
+        return write_predictions(*arguments, **more)
 
     monkeypatch.setattr(train_module, "write_predictions", refuse_once)
     contents = Vqa(interactions=[Interaction(order=1, question="How many?", answer="two")])

@@ -117,7 +117,7 @@ def test_an_export_is_evaluated_in_4_bits_and_merged_into_full_weights(
 ) -> None:
     checkpoint = shutil.copytree(attempt / "checkpoints" / LAST, tmp_path / "checkpoint")
     for form in ("adapter", "full"):
-        document = export_model(checkpoint, tmp_path / form, form=form)  # type: ignore[arg-type]
+        document = export_model(checkpoint, tmp_path / form, form=form)
         assert (document["quantization"], document["different"], document["replayed"]) == (
             "nf4",
             0,

@@ -17,6 +17,7 @@ import runyard.trainer.evaluation.evaluation as evaluation_module
 import runyard.trainer.prepare as prepare_module
 import runyard.trainer.train as train_module
 from runyard.rundir import read_json
+from runyard.trainer.data.encode import Encoder
 from runyard.trainer.main import train_attempt
 
 EventsOf = Callable[[Path, str], list[dict[str, Any]]]
@@ -64,7 +65,8 @@ def sigterm_in(module: Any, name: str, call: int, monkeypatch: pytest.MonkeyPatc
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
     root = folder / "checkpoints" / "step-7"
     weights: dict[str, torch.Tensor] = load_file(root / "model_full" / "model.safetensors")
-    return weights | load_file(root / "training_state" / "state.safetensors")
+    weights |= load_file(root / "training_state" / "state.safetensors")
+    return weights
 
 
 def counters_of(folder: Path) -> dict[str, Any]:
@@ -148,7 +150,7 @@ def test_an_evaluation_is_interrupted_within_an_answer(
     make_attempt: Callable[..., Path], events_of: EventsOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each token checks for a stop, and the module keeps its training mode and random state."""
-    folder, evaluate, left = make_attempt(BLOCKS), train_module.evaluate, []
+    folder, evaluate, left = make_attempt(BLOCKS), evaluation_module.evaluate, []
 
     def with_stop(
         module: Any, *arguments: Any, check_cancelled: Callable[[], None], **named: Any
@@ -187,7 +189,7 @@ def train_with_a_slow_evaluation(folder: Path) -> int:
             look()
         return mean_loss(data, count, losses, device, look)
 
-    evaluation_module.mean_loss = slow
+    evaluation_module.mean_loss = slow  # type: ignore[assignment]
     return train_attempt(folder)
 
 
@@ -220,7 +222,7 @@ def test_a_real_trainer_in_a_long_evaluation_saves_and_ends_at_sigterm(
 def test_reading_data_is_interrupted_between_samples(
     make_attempt: Callable[..., Path], events_of: EventsOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode, encoded = prepare_module.Encoder.encode, []
+    encode, encoded = Encoder.encode, []
 
     def with_signal(self: Any, sample: Any, **options: Any) -> Any:
         encoded.append(sample)
@@ -228,7 +230,7 @@ def test_reading_data_is_interrupted_between_samples(
             os.kill(os.getpid(), signal.SIGTERM)
         return encode(self, sample, **options)
 
-    monkeypatch.setattr(prepare_module.Encoder, "encode", with_signal)
+    monkeypatch.setattr(Encoder, "encode", with_signal)
     folder = make_attempt(BLOCKS)
     assert train_attempt(folder) == 75
     assert len(encoded) == prepare_module.SAMPLES_BETWEEN_CHECKS

@@ -258,7 +258,7 @@ def train_until_the_fifth_batch(folder: Path) -> int:
             os.kill(os.getpid(), signal.SIGKILL)
         return found
 
-    train_module.optimizer_step = count
+    train_module.optimizer_step = count  # type: ignore[assignment]
     return train_attempt(folder)
 
 
@@ -615,7 +615,11 @@ def test_out_of_memory_ends_the_run_if_it_may_not_or_cannot_shrink(
     make_attempt: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     too_little_memory(monkeypatch, fits=0)
-    for run, blocks, size in (("fail", {}, 32), ("shrink", {"onOutOfMemory": "shrink"}, 1)):
+    cases: list[tuple[str, dict[str, Any], int]] = [
+        ("fail", {}, 32),
+        ("shrink", {"onOutOfMemory": "shrink"}, 1),
+    ]
+    for run, blocks, size in cases:
         folder = make_attempt(short(steps=1, **blocks), run=run)
         assert train_attempt(folder) == 64
         reason, message = failure(folder)

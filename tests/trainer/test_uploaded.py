@@ -20,7 +20,12 @@ MakeVersion = Callable[..., Path]
 
 
 def load(folder: Path, **changed: Any) -> Dataset:
-    options = {"task": "vqa", "seed": 7, "validation_fraction": 0.3, "max_samples": None} | changed
+    wanted: dict[str, Any] = {
+        "task": "vqa",
+        "seed": 7,
+        "validation_fraction": 0.3,
+        "max_samples": None,
+    } | changed
     return load_uploaded(folder, name="shelves", version="0" * 16, **options)
 
 

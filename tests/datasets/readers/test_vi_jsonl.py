@@ -60,7 +60,7 @@ PHRASE = {
     "endTokenIndex": 1,
     "bounds": [[0, 0, 1, 1], [0, 0, 1, "1"]],
 }
-GROUNDING = {"type": "PhraseGrounding", "caption": "a b"}
+GROUNDING: dict[str, Any] = {"type": "PhraseGrounding", "caption": "a b"}
 
 
 @pytest.mark.parametrize(

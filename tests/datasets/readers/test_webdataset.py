@@ -7,8 +7,10 @@ from typing import Any
 
 from runyard.datasets.records import Freeform, Vqa
 
+Member = tuple[str, bytes | str]
 
-def shard(*read_members: tuple[str, bytes | str]) -> bytes:
+
+def shard(*read_members: Member) -> bytes:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as archive:
         for name, data in read_members:
@@ -58,7 +60,7 @@ def test_json_and_classes(source_folder: Any, make_png: Callable[..., bytes]) ->
 def test_groups_that_cannot_be_read_are_reported_and_the_others_accepted(
     source_folder: Any, make_png: Callable[..., bytes]
 ) -> None:
-    read_members = [
+    read_members: list[Member] = [
         ("1.png", make_png(30)),
         ("1.txt", "good"),
         ("2.png", make_png(31)),
@@ -113,7 +115,7 @@ def test_a_shard_that_is_cut_off_or_unsafe_is_rejected(
 def test_a_tar_of_another_format_is_opened_as_an_archive(
     source_folder: Any, make_png: Callable[..., bytes]
 ) -> None:
-    yolo = [
+    yolo: list[Member] = [
         ("images/a.png", make_png()),
         ("labels/a.txt", "0 0.5 0.5 0.5 0.5\n"),
         ("classes.txt", "tin\n"),
@@ -124,6 +126,10 @@ def test_a_tar_of_another_format_is_opened_as_an_archive(
         "phrase-grounding",
         1,
     )
-    flat = [("a.png", make_png()), ("a.txt", "0 0.5 0.5 0.5 0.5\n"), ("classes.txt", "tin\n")]
+    flat: list[Member] = [
+        ("a.png", make_png()),
+        ("a.txt", "0 0.5 0.5 0.5 0.5\n"),
+        ("classes.txt", "tin\n"),
+    ]
     result = source_folder.put("yolo.tar", shard(*flat)).check()
     assert (result.outcome.format, len(result.records)) == ("YoloDarknet", 1)

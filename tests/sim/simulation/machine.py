@@ -312,9 +312,9 @@ class Trainer(Program):
             values={"loss": 1 / self.step},
         )
         if world.draw_bool(0.3):
-            self.folder.streams["stdout"] += (
-                f"attempt {self.key.attempt} step {self.step}\n".encode()
-            )  # type: ignore[union-attr]
+            assert self.key is not None
+            line = f"attempt {self.key.attempt} step {self.step}\n"
+            self.folder.streams["stdout"] += line.encode()
         if self.step % 4 == 0:
             self._save(self._continue)
         else:
@@ -846,9 +846,13 @@ class Controller(Program):
                 raise AssertionError(action)
 
     def _call_server(self, request: Any, on_answer: Any) -> None:
+        def on_silence() -> None:
+            on_answer(None)
+            self.reconcile_soon()
+
         def on_outcome(outcome: Any) -> None:
             if outcome is None or isinstance(outcome, Exception):
-                self.schedule(1_000, lambda: (on_answer(None), self.reconcile_soon()))
+                self.schedule(1_000, on_silence)
             else:
                 on_answer(outcome)
                 self.reconcile_soon()

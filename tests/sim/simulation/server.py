@@ -88,7 +88,7 @@ class DirectStore:
     def restore(self, rows: Rows, *, store_id: str, lease_ms: int) -> None:
         """Replace every row and give the store a new id, in one transaction."""
         self._raw.execute(self.begin)
-        kept = {"operator": ORGS[0], "with_keys": True, "lease_ms": lease_ms}
+        kept: dict[str, Any] = {"operator": ORGS[0], "with_keys": True, "lease_ms": lease_ms}
         backup.replace_all(self._connection, rows, store_id=store_id, **kept)
         self._raw.execute("COMMIT")
 
@@ -237,8 +237,8 @@ class Server:
         self._restores = 0
         self.uptime_ms = 0  # measured here, to check the server's own count
         self._ticked_ms = self._beat_wall_ms = 0
-        deletion.asyncio = models.asyncio = InlineAsyncio  # type: ignore[attr-defined]
-        retention.run_in_thread = InlineAsyncio.to_thread  # type: ignore[assignment]
+        deletion.asyncio = models.asyncio = InlineAsyncio  # type: ignore[attr-defined, assignment]
+        retention.run_in_thread = InlineAsyncio.to_thread  # type: ignore[attr-defined, assignment]
         run_coroutine(self.store.write(_create_organizations))
         self.process = Process(self.world, "server", host)
         self.process.die()

@@ -20,7 +20,7 @@ from runyard.server.services.context import Actor
 from runyard.server.services.errors import Refusal
 from runyard.server.services.pages import PageRequest
 from runyard.server.services.runs import leases, runs
-from runyard.store import tombstones
+from runyard.store import attempts, tombstones
 from runyard.store.runs import RunFilter
 from tests.sim.simulation.machine import MAX_UNREACHABLE_S, Machine, Program, Supervisor, Trainer
 from tests.sim.simulation.server import (
@@ -579,7 +579,7 @@ class Deployment:
         self.client_host = Host(world)  # the host of the clients
         hosts = [Host(world) for _ in range(machines or world.random.choice((1, 1, 3)))]
         store: DirectStore = PostgreSqlStore(postgresql) if postgresql else SqliteStore()
-        known = {
+        known: dict[str, Any] = {
             "attempts": TRIES,
             "lease_s": LEASE_S,
             "grace_s": GRACE_S,
@@ -888,9 +888,7 @@ def disable_rule(rule: str | None) -> Iterator[None]:
         if rule == "R4":
             stack.enter_context(mock.patch.object(leases, "LONGEST_TICK_S", 1e9))
         if rule == "R5":
-            stack.enter_context(
-                mock.patch.object(runs.attempt_rows, "has_open", lambda *_, **__: False)
-            )
+            stack.enter_context(mock.patch.object(attempts, "has_open", lambda *_, **__: False))
         if rule == "R9":
             stack.enter_context(mock.patch.object(tombstones, "exists", lambda *_, **__: False))
         yield

@@ -167,6 +167,19 @@ def rewrite(path: Path, content: bytes) -> None:
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
+def link(path: Path, *, to: Path) -> None:
+    path.rename(to)
+    path.symlink_to(to)
+
+
+def replace_by_folder(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    path.mkdir()
+
+
 WEIGHTS = "model_full/model.safetensors"
 DAMAGES: dict[str, Callable[[Path], Any]] = {
     "truncated weights": lambda folder: os.truncate(folder / WEIGHTS, 10),
@@ -181,19 +194,14 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
     ),
     "changed run.json": lambda folder: (folder / "model_full/run.json").write_bytes(b"[]"),
     "missing config": lambda folder: (folder / "model_full/config.json").unlink(),
-    "a link in place of the weights": lambda folder: (
-        (folder / WEIGHTS).rename(folder / "moved")
-        and (folder / WEIGHTS).symlink_to(folder / "moved")
-    ),
-    "a folder in place of the weights": lambda folder: (
-        (folder / WEIGHTS).unlink() or (folder / WEIGHTS).mkdir()
-    ),
+    "a link in place of the weights": lambda folder: link(folder / WEIGHTS, to=folder / "moved"),
+    "a folder in place of the weights": lambda folder: replace_by_folder(folder / WEIGHTS),
     "missing manifest": lambda folder: (folder / MANIFEST).unlink(),
     "damaged manifest": lambda folder: (folder / MANIFEST).write_bytes(b'{"files": ['),
     "manifest of nothing": lambda folder: (folder / MANIFEST).write_bytes(
         b'{"identity": null, "files": []}'
     ),
-    "empty folder": lambda folder: shutil.rmtree(folder) or folder.mkdir(),
+    "empty folder": lambda folder: replace_by_folder(folder),
 }
 
 
@@ -235,11 +243,16 @@ async def test_a_copy_whose_files_cannot_have_changed_is_not_hashed_again(
 ) -> None:
     hashed: list[Path] = []
     original = _manifest.hash_file
+
+    def hash_and_note(path: Path) -> str:
+        hashed.append(path)
+        return original(path)
+
     monkeypatch.setattr(_manifest, "_SETTLED_NS", 0)
     byte_server.documents += [model_document()] * 4
     folder = (await client.models.download("r-1", save_dir=tmp_path)).model_path.parent
     time.sleep(0.02)
-    monkeypatch.setattr(_manifest, "hash_file", lambda path: hashed.append(path) or original(path))
+    monkeypatch.setattr(_manifest, "hash_file", hash_and_note)
     await client.models.download("r-1", save_dir=tmp_path)
     assert len(hashed) == len(FILES)
     (folder / "notes.txt").write_text("mine")
