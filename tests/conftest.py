@@ -183,7 +183,7 @@ def anyio_backend() -> str:
 def memory_kills(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Serialize tests in which the kernel kills for lack of memory: it counts kills per machine.
 
-    Whoever gets SIGKILL while another runs out of memory would be taken for one that did.
+    A test that gets SIGKILL while another runs out of memory would be taken for one that did.
     """
     folder = tmp_path_factory.getbasetemp()
     is_shared = "PYTEST_XDIST_WORKER" in os.environ

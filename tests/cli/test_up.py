@@ -26,6 +26,7 @@ from runyard.cli.instance.up import _catch_stop_requests, check_bind, format_int
 from runyard.processes import boot_id, identify
 from runyard.settings import read_settings
 from tests.support.commands import Runyard
+from tests.support.howtos import check_output, read_blocks
 
 KEY = "dtvi_" + "a" * 98
 # Trains for hours, and saves only when it is stopped.

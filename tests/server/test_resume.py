@@ -211,7 +211,7 @@ async def test_damaged_bytes_are_reported_and_not_sent(server: TestServer) -> No
     server.services.blobs(server.org).delete(sha256)
     assert (await read(attempt, sha256)).json()["code"] == "BlobMissing"
     lost = (await (await server.api()).get(server.path("storage"))).json()["rowsWithoutBlobs"]
-    assert ("new", "what it goes on from") in {(file["runId"], file["modelId"]) for file in lost}
+    assert ("new", "what it resumes from") in {(file["runId"], file["modelId"]) for file in lost}
 
 
 async def test_an_uncommitted_create_retains_no_bytes(

@@ -20,7 +20,7 @@ MakeVersion = Callable[..., Path]
 
 
 def load(folder: Path, **changed: Any) -> Dataset:
-    wanted: dict[str, Any] = {
+    options: dict[str, Any] = {
         "task": "vqa",
         "seed": 7,
         "validation_fraction": 0.3,

@@ -1,7 +1,7 @@
 """An export, run as a process on a folder: ``python -m runyard.datasets.exporting <folder>``.
 
-    job.json       server   {"format", "blobsDir", "seed", "count", "options": {"splitRatio",
-                            "normalized", "pictures"}}
+    job.json       server   {"format", "blobsDir", "seed", "count",
+                            "options": {"splitRatio", "normalized", "pictures"}}
     items.jsonl    server   one image per line, see ``ItemLine``
     export.zip     worker   the files of the format's writer; preview.png for the format ``Preview``
     result.json    worker   the result: {"file"} or {"why"}

@@ -20,7 +20,7 @@ from runyard.store.tables import (
 )
 
 # Served as ``modelId`` of a storage report, so the texts stay as they are.
-RESUME_FILES_LABEL, WEIGHT_FILES_LABEL = "what it goes on from", "the weights it begins from"
+RESUME_FILES_LABEL, WEIGHT_FILES_LABEL = "what it resumes from", "the weights it begins from"
 
 
 def list_files(connection: Connection, *, org: str) -> Sequence[AnyRow]:

@@ -51,7 +51,9 @@ def get(services: Services, kind: DocumentKind, *, org: str, id: str) -> tuple[b
     return row.document, row.etag
 
 
-async def page(services: Services, kind: DocumentKind, *, org: str, page_request: PageRequest) -> bytes:
+async def page(
+    services: Services, kind: DocumentKind, *, org: str, page_request: PageRequest
+) -> bytes:
     """Return a page of documents as JSON, newest first."""
 
     def fetch(tx: Connection, after: Any, limit: int) -> Sequence[AnyRow]:
