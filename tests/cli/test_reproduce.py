@@ -166,9 +166,7 @@ def test_notes_list_obstacles_to_reproducing_a_run() -> None:
     )
     assert len(notes) == len(expected)
     assert all(word in note for word, note in zip(expected, notes, strict=True))
-    assert (
-        "did not record" in list_notes(run_of(plan={"seed": {"value": 3, "reason": "recipe"}}))[0]
-    )
+    assert "did not record" in list_notes(run_of(plan={"seed": {"value": 3, "reason": "flow"}}))[0]
 
 
 def test_differences_of_plans_are_named_to_the_part() -> None:

@@ -52,7 +52,7 @@ def test_a_reproduced_run_is_identical_and_a_changed_one_is_reported(
     assert again.metadata.attributes == {"reproduces": original.run_id}
     assert f"Run {again.run_id} reproduces {original.run_id}" in done.stderr
     assert again.status.plan is not None
-    assert again.status.plan["microBatchSize"] == {"value": 8, "reason": "recipe"}
+    assert again.status.plan["microBatchSize"] == {"value": 8, "reason": "flow"}
 
     other = runyard(instance, "runs", "compare", original.run_id, finished_run.run_id)
     assert other.exit_code == 3

@@ -610,8 +610,8 @@ SHRINK = [{"block": "vi-model", "settings": {"onOutOfMemory": "shrink"}, "style"
 
 def plan_with(size: int) -> dict[str, Any]:
     return {
-        "microBatchSize": {"value": size, "reason": "recipe"},
-        "batchSize": {"value": 32, "reason": "recipe"},
+        "microBatchSize": {"value": size, "reason": "flow"},
+        "batchSize": {"value": 32, "reason": "flow"},
     }
 
 

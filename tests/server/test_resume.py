@@ -1,7 +1,6 @@
 """Runs that resume from another run's checkpoint: fixed at creation, passed to the supervisor."""
 
 import hashlib
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,8 +8,6 @@ import pytest
 from runyard.server.services.runs import deletion
 from tests.support import attempts
 from tests.support.server import TestServer
-
-InHouse = Callable[..., None]
 
 
 async def train_run(server: TestServer, run_id: str = "source") -> Any:

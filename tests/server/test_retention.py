@@ -16,8 +16,6 @@ from runyard.store import StoreUnavailable
 from tests.support import attempts
 from tests.support.server import TestServer, open_server
 
-InHouse = Callable[..., None]
-
 
 def keeping(count: int, *, best: bool = True) -> dict[str, Any]:
     return {

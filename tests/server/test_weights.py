@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,6 @@ from runyard.model_folders import SETTING
 from runyard.rundir import weights_name
 from tests.support import attempts
 from tests.support.server import MakeServer, TestServer, open_server
-
-InHouse = Callable[..., None]
 
 
 def flow_of(weights: str) -> dict[str, Any]:

@@ -209,7 +209,7 @@ def choose_micro_batch(flow: ResolvedFlow, *, on_cpu: bool) -> tuple[int, str]:
     """Return the number of samples per forward pass, and the reason."""
     numbers = flow.model.hyperparameters
     if numbers.micro_batch_size != "auto":
-        return numbers.micro_batch_size, "recipe"
+        return numbers.micro_batch_size, "flow"
     if flow.is_tiny:
         return numbers.batch_size, "the tiny model fits in memory with all samples of a step"
     largest = LARGEST_AUTO_MICRO_BATCH[on_cpu]
