@@ -2,16 +2,40 @@
 
 import contextlib
 import shutil
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
-from runyard.store import Store
+from sqlalchemy import Connection, Engine, event
+from support.store import Store
 from runyard.store.tables import metadata
 from tests.support.server import MakeServer, TestServer, open_server
+
+
+class CompiledStatements(dict[Any, Any]):
+    """Compiled SQL by statement and kind of database, where SQLAlchemy has it by each engine."""
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        return super().get((type(key[0]), *key[1:]), default)
+
+    def __setitem__(self, key: Any, compiled: Any) -> None:
+        super().__setitem__((type(key[0]), *key[1:]), compiled)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_statements() -> Iterator[None]:
+    """Compile each statement once: every test has a new engine, which would compile all again."""
+    shared = CompiledStatements()
+
+    def share(connection: Connection) -> None:
+        connection.execution_options(compiled_cache=shared)
+
+    event.listen(Engine, "engine_connect", share)
+    yield
+    event.remove(Engine, "engine_connect", share)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx2
 
-from runyard.server.http.app import create_app
+from runyard.server.http.app import build_api, create_app, open_services
 from runyard.server.http.gateway import Gateway
 from runyard.server.services.context import Services
 from runyard.settings import Settings
@@ -97,17 +97,23 @@ class Plan:
     settings: Settings
     clock: HandClock
     gateway: Gateway
+    run_ticker: bool
 
 
 def plan(data_dir: Path, *, run_ticker: bool = False, **settings: Any) -> Plan:
     clock, chosen = HandClock(), Settings(data_dir=data_dir, **settings)
-    return Plan(chosen, clock, create_app(chosen, clock=clock, run_ticker=run_ticker))
+    build_api()
+    return Plan(chosen, clock, create_app(chosen), run_ticker)
 
 
 @contextlib.asynccontextmanager
 async def enter(planned: Plan) -> AsyncIterator[TestServer]:
     async with contextlib.AsyncExitStack() as stack:
-        await stack.enter_async_context(_lifespan(planned.gateway))
+        services = await stack.enter_async_context(
+            open_services(planned.settings, planned.clock, run_ticker=planned.run_ticker)
+        )
+        planned.door.services = services
+        stack.callback(services.notifier.close)
         yield TestServer(planned.gateway, planned.settings, planned.clock, stack)
 
 
@@ -117,23 +123,6 @@ async def open_server(
 ) -> AsyncIterator[TestServer]:
     async with enter(plan(data_dir, run_ticker=run_ticker, **settings)) as server:
         yield server
-
-
-@contextlib.asynccontextmanager
-async def _lifespan(gateway: Gateway) -> AsyncIterator[None]:
-    """Start and stop an application as a web server does."""
-    incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-    outgoing: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-    scope = {"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}
-    task = asyncio.create_task(gateway(scope, incoming.get, outgoing.put))
-    await incoming.put({"type": "lifespan.startup"})
-    assert (started := await outgoing.get())["type"] == "lifespan.startup.complete", started
-    try:
-        yield
-    finally:
-        await incoming.put({"type": "lifespan.shutdown"})
-        assert (await outgoing.get())["type"] == "lifespan.shutdown.complete"
-        await task
 
 
 MakeServer = Callable[..., AbstractAsyncContextManager[TestServer]]

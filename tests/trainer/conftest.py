@@ -8,7 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,16 @@ def one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def digits() -> Iterator[None]:
+    """Make the dataset of digits once for all trainings of this process that have the same one."""
+    from runyard.trainer.data.datasets import BUILT_IN
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(BUILT_IN, "digits", lru_cache(maxsize=4)(BUILT_IN["digits"]))
+        yield
 
 
 class Forked:

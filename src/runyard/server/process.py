@@ -27,7 +27,7 @@ from runyard.processes import call_when_stdin_ends
 from runyard.rundir import read_json
 from runyard.server.clock import AsyncSystemClock
 from runyard.server.connections import BACKLOG, ConnectionGuard, bind_socket, raise_file_limit
-from runyard.server.http.app import create_app, open_services
+from runyard.server.http.app import build_api, create_app, open_services
 from runyard.server.http.gateway import Gateway
 from runyard.server.http.proxies import Proxies
 from runyard.server.opening import explain_failures
@@ -94,7 +94,9 @@ async def _open_services(settings: Settings) -> AsyncIterator[Services]:
 async def _serve(settings: Settings, services: Services, bound: socket.socket) -> None:
     port = int(bound.getsockname()[1])
     endpoint = f"http://{_client_host(settings.host)}:{port}/"
-    gateway = create_app(settings, opened=services)
+    gateway = create_app(settings)
+    gateway.services = services
+    build_api()  # now, and not while the first request waits
     max_connections = raise_file_limit(settings.max_connections)
     guard = ConnectionGuard(
         bound,
@@ -120,7 +122,7 @@ async def _serve(settings: Settings, services: Services, bound: socket.socket) -
         await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
     finally:
         announcing.cancel()
-        await _stop(server, gateway, serving, guard)
+        await _stop(server, services, serving, guard)
         waiting.cancel()
         _remove_server_file(settings.server_file)
         with contextlib.suppress(asyncio.CancelledError), explain_failures():
@@ -128,10 +130,9 @@ async def _serve(settings: Settings, services: Services, bound: socket.socket) -
 
 
 async def _stop(
-    server: Server, gateway: Gateway, serving: asyncio.Task[None], guard: ConnectionGuard
+    server: Server, services: Services, serving: asyncio.Task[None], guard: ConnectionGuard
 ) -> None:
-    if gateway.services is not None:
-        gateway.services.notifier.close()  # end long polls now, or stopping would wait for them
+    services.notifier.close()  # end long polls now, or stopping would wait for them
     server.stop()  # type: ignore[no-untyped-call]
     # Idle clients would keep the server from stopping.
     for timeout_s, busy in ((STOP_IDLE_TIMEOUT_S, False), (STOP_BUSY_TIMEOUT_S, True)):
@@ -234,7 +235,7 @@ class _Server(Server):
             gateway,
             address=settings.host,
             port=bound.getsockname()[1],
-            interface=Interfaces.ASGI,
+            interface=Interfaces.ASGINL,
             http=HTTPModes.http1,
             http1_settings=HTTP1Settings(
                 header_read_timeout=round(settings.idle_timeout_s * 1000),

@@ -6,6 +6,7 @@ of a path) is handed to them here, so that neither imports ``routes``, which imp
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import logging
 import signal
@@ -16,7 +17,7 @@ from litestar import Litestar
 from litestar.datastructures import State
 from litestar.handlers import HTTPRouteHandler
 
-from runyard.server.clock import AsyncClock, AsyncSystemClock
+from runyard.server.clock import Clock
 from runyard.server.http import access, downloads, problems, uploads
 from runyard.server.http.capacity import Capacity
 from runyard.server.http.gateway import Gateway
@@ -42,51 +43,39 @@ log = logging.getLogger(__name__)
 TICKS_PER_SWEEP = 60
 
 
-def create_app(
-    settings: Settings,
-    *,
-    clock: AsyncClock | None = None,
-    run_ticker: bool = True,
-    opened: Services | None = None,
-) -> Gateway:
-    """Return the ASGI application; its lifespan opens the store.
+def create_app(settings: Settings) -> Gateway:
+    """Return the ASGI application, which needs services before its first request.
 
-    Without ``run_ticker`` leases expire only through explicit calls of ``leases.tick``. ``opened``
-    are services that the caller has opened already and closes itself.
+    It has no lifespan of its own: who opens the services closes them.
     """
+    proxies = Proxies(settings)
+    capacity = Capacity.from_settings(settings, is_exempt=proxies.is_trusted)
+    return Gateway(_links_and_routes, proxies=proxies, capacity=capacity)
 
-    @contextlib.asynccontextmanager
-    async def lifespan(_app: Litestar) -> AsyncIterator[None]:
-        opening = open_services(settings, clock or AsyncSystemClock(), run_ticker=run_ticker)
-        async with opening if opened is None else contextlib.nullcontext(opened) as services:
-            gateway.services = services
-            try:
-                yield
-            finally:
-                services.notifier.close()
 
-    api = Litestar(
+async def _links_and_routes(scope: Any, receive: Any, send: Any) -> None:
+    if scope["path"].startswith(downloads.PREFIX):
+        await downloads.serve_download(scope, receive, send)
+    elif scope["path"].startswith(uploads.PREFIX):
+        await uploads.receive_upload(scope, receive, send)
+    else:
+        await build_api()(scope, receive, send)
+
+
+@functools.cache
+def build_api() -> Litestar:
+    """Build what answers the routes. It keeps nothing of a request, so one serves a process.
+
+    Building takes a tenth of a second, since the framework looks through all routes for each.
+    """
+    return Litestar(
         route_handlers=_build_route_handlers(),
-        lifespan=[lifespan],
         state=State({"encode_openapi": encode_document}),
         openapi_config=None,
         logging_config=None,
         request_max_body_size=None,  # the gateway counts
         exception_handlers=problems.build_exception_handlers(list_methods),
     )
-
-    async def links_and_routes(scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "http" and scope["path"].startswith(downloads.PREFIX):
-            await downloads.serve_download(scope, receive, send)
-        elif scope["type"] == "http" and scope["path"].startswith(uploads.PREFIX):
-            await uploads.receive_upload(scope, receive, send)
-        else:
-            await api(scope, receive, send)
-
-    proxies = Proxies(settings)
-    capacity = Capacity.from_settings(settings, is_exempt=proxies.is_trusted)
-    gateway = Gateway(links_and_routes, proxies=proxies, capacity=capacity)
-    return gateway
 
 
 def _build_route_handlers() -> list[HTTPRouteHandler]:
@@ -115,7 +104,10 @@ async def _get_options(request: Request) -> Response:
 async def open_services(
     settings: Settings, clock: AsyncClock, *, run_ticker: bool
 ) -> AsyncIterator[Services]:
-    """Open everything behind the routes in order, and close it in reverse."""
+    """Open everything behind the routes in order, and close it in reverse.
+
+    Without ``run_ticker`` leases expire only through explicit calls of ``leases.tick``.
+    """
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     store = Store(settings.database)
     try:

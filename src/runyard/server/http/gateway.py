@@ -60,7 +60,7 @@ RESPONSE_HEADERS = [
 
 
 class Gateway:
-    """An ASGI application around another one. The application's lifespan sets ``services``."""
+    """An ASGI application around another one; ``services`` are set before the first request."""
 
     def __init__(self, app: Any, *, proxies: Proxies, capacity: Capacity) -> None:
         self._app = app
@@ -76,16 +76,14 @@ class Gateway:
         return (peer[0], str(peer[1])) in self._busy
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "lifespan":
-            await self._app(scope, receive, send)
-        elif scope["type"] == "http":
+        if scope["type"] == "http":
             await self._serve_request(scope, receive, send)
         else:
             await send({"type": "websocket.close", "code": 1008})  # no route speaks it yet
 
     async def _serve_request(self, scope: Any, receive: Any, send: Any) -> None:
         services = self.services
-        assert services is not None, "requests come after the lifespan has begun"  # noqa: S101
+        assert services is not None, "requests come after the services are open"  # noqa: S101
         begun_s = services.clock.monotonic_s()
         status = 0
         client = scope.get("client")
