@@ -27,7 +27,9 @@ from filelock import FileLock
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 import vi
-from runyard.processes import ATTEMPT_MARK, find_marked
+from tests.support.instance import EndRun, Instance, LongRuns, end_run, name_variables
+from tests.support.postgresql import PostgreSqlServer
+from tests.support.waiting import Eventually, eventually
 from vi.api.resources.runs.responses import Run
 
 # A suite started in the background ignores Ctrl-C, and one started by nohup ignores the end of its
@@ -63,21 +65,6 @@ LONGEST = (
     "tests/trainer/test_disk_space.py",
 )
 REPOSITORY = Path(__file__).parent.parent
-# Trains for hours unless killed, and never stops to evaluate or save.
-LONG_RECIPE: dict[str, Any] = {
-    "name": "Long training",
-    "blocks": [
-        {
-            "block": "vi-model",
-            "settings": {
-                "hyperparameters": {"epochs": 10000},
-                "checkpoint": {"every": {"steps": 1000000}},
-                "validation": {"every": {"steps": 1000000}},
-            },
-        }
-    ],
-}
-LONG_RUN_NICENESS = 5  # a third of the share of others; it must still end in time when it is killed
 GARBAGE_THRESHOLDS = (20_000, 20, 20)
 START_TIMEOUT_S = 60
 TRAIN_TIMEOUT_S = 240
@@ -125,8 +112,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return "finished_run" in getattr(item, "fixturenames", ()), rank
 
     items.sort(key=place)
-        _let_others_first(found[0].run_id)
-        return found[0]
 
 
 def pytest_collection_finish() -> None:
@@ -143,22 +128,7 @@ def pytest_collection_finish() -> None:
 def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
     """Start ``runyard up``; end it with all its processes after the last test."""
     data_dir = tmp_path_factory.mktemp("instance") / "data"
-    home = tmp_path_factory.append(run)
-        return found
-
-
-def _let_others_first(run_id: str) -> None:
-    """Lower the priority of a run's trainer: it trains only to be Running, while tests wait.
-
-    Where the kernel groups processes by session, the group has a priority of its own.
-    """
-    for identity, _ in find_marked(ATTEMPT_MARK, lambda mark: f"/{run_id}/" in mark):
-        with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, identity.pid, LONG_RUN_NICENESS)
-            Path(f"/proc/{identity.pid}/autogroup").write_text(str(LONG_RUN_NICENESS))
-
-
-class OneInstanceScheduling("home")
+    home = tmp_path_factory.mktemp("home")
     # A killed test session closes our end of the pipe, and the instance ends with it.
     command = [sys.executable, "-P", "-m", "runyard.cli", "up", "--port", "0", "--end-with-stdin"]
     environ = {

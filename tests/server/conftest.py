@@ -8,9 +8,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-
 from sqlalchemy import Connection, Engine, event
-from support.store import Store
+
+from runyard.store import Store
 from runyard.store.tables import metadata
 from tests.support.server import MakeServer, TestServer, open_server
 

@@ -102,7 +102,7 @@ class Plan:
 
 def plan(data_dir: Path, *, run_ticker: bool = False, **settings: Any) -> Plan:
     clock, chosen = HandClock(), Settings(data_dir=data_dir, **settings)
-    build_api()
+    build_api()  # before a fork, so that no child builds it again
     return Plan(chosen, clock, create_app(chosen), run_ticker)
 
 
@@ -112,7 +112,7 @@ async def enter(planned: Plan) -> AsyncIterator[TestServer]:
         services = await stack.enter_async_context(
             open_services(planned.settings, planned.clock, run_ticker=planned.run_ticker)
         )
-        planned.door.services = services
+        planned.gateway.services = services
         stack.callback(services.notifier.close)
         yield TestServer(planned.gateway, planned.settings, planned.clock, stack)
 

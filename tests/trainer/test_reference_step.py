@@ -22,7 +22,6 @@ from peft import LoraConfig, get_peft_model
 from PIL import Image
 from torch.nn.functional import cross_entropy
 
-import runyard.trainer.prepare
 from runyard.datasets.records import Interaction, Vqa
 from runyard.rundir import read_json
 from runyard.trainer.data.cache import Hooks
@@ -92,8 +91,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     ),
     "language-frozen": make_model_block(2, freeze=("language",)),
 }
-# Before these alone the memory of a step is measured, by steps that must leave nothing behind. That
-# takes as long as all else, and the others differ in nothing that it depends on.
+# The memory of a step is measured before these only, by steps that must leave nothing behind. It
+# takes as long as the rest of the test, and the other variants differ in nothing it depends on.
 MEASURED = ("whole", "recomputed", "packed-kept")
 WITH_ADAPTER = {
     name: VARIANTS[name]
@@ -174,13 +173,13 @@ class Reference:
         self.steps: dict[tuple[int, ...], tuple[float, Gradients]] = {}
 
     def step(self, indices: list[int]) -> tuple[float, Gradients]:
-        """The loss and the gradients of a batch; each batch is computed once."""
-        if tuple(said) not in self.steps:
-            self.steps[tuple(said)] = self.compute_step(said)
-        return self.steps[tuple(said)]
+        """Return the loss and the gradients of a batch; each batch is computed once."""
+        if tuple(indices) not in self.steps:
+            self.steps[tuple(indices)] = self.compute_step(indices)
+        return self.steps[tuple(indices)]
 
-    def compute_step(self, said: list[int]) -> tuple[float, Gradients]:
-        self.model.zero_grad()  # what earlier steps have returned stays
+    def compute_step(self, indices: list[int]) -> tuple[float, Gradients]:
+        self.model.zero_grad()  # new gradients; those returned before stay as they are
         losses, tokens = [], 0
         for number in indices:
             inputs, labels = self.read(number)
@@ -263,7 +262,7 @@ def test_a_step_has_the_loss_and_the_gradients_of_the_reference(
 ) -> None:
     settings, parts = VARIANTS[variant], PARTS[model_type]
     if variant not in MEASURED:
-        monkeypatch.setattr(runyard.trainer.prepare, "fit_plan_to_memory", lambda *_: None)
+        monkeypatch.setattr("runyard.trainer.prepare.fit_plan_to_memory", lambda *_: None)
     if settings["packing"] and parts.packing_obstacle:
         pytest.skip(f"not packed: {parts.packing_obstacle}")
     if settings["compute"]["featureCache"] and model_type == "florence2":

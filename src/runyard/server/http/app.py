@@ -17,7 +17,7 @@ from litestar import Litestar
 from litestar.datastructures import State
 from litestar.handlers import HTTPRouteHandler
 
-from runyard.server.clock import Clock
+from runyard.server.clock import AsyncClock
 from runyard.server.http import access, downloads, problems, uploads
 from runyard.server.http.capacity import Capacity
 from runyard.server.http.gateway import Gateway
