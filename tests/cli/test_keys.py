@@ -215,7 +215,7 @@ def test_a_recovery_needs_an_instance(runyard: Any, tmp_path: Path) -> None:
 def test_a_secret_is_shown_once_to_a_terminal(
     server: Path, runyard: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The tests' stdout is no terminal.
+    # The tests' stdout is not a terminal.
     monkeypatch.setattr(keys, "_check_output", lambda out, *, as_json: None)
     shown = runyard(
         "keys", "create", "--name", "mine", "--role", "admin", "--data-dir", str(server)

@@ -133,7 +133,7 @@ async def test_a_prediction_by_a_run_of_the_same_flow_outranks_any_estimate(
     action, reason = await verdict(server, "f1")
     assert (action, reason.startswith("60.0 GiB needed, predicted by run r1")) == ("Allow", True)
     await make_flow(server, "f1", LARGE | {"onOutOfMemory": "shrink"})
-    assert "estimated" in (await verdict(server, "f1"))[1], "another generation is another recipe"
+    assert "estimated" in (await verdict(server, "f1"))[1], "another generation is another flow"
 
 
 async def test_a_prediction_is_found_among_any_number_of_runs_without_one(

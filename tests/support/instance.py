@@ -36,7 +36,7 @@ END_TIMEOUT_S = 30
 
 @dataclass(frozen=True)
 class Instance:
-    """A running server and controller, and the run of the empty recipe that began with them.
+    """A running server and controller, and the run of the empty flow that started with them.
 
     ``training`` is the process of ``examples/quick_training.py``, whose output goes to
     ``training_output``.

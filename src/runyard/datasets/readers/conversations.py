@@ -1,9 +1,8 @@
-"""Conversations about images, as LLaVA, ShareGPT and chat APIs write them, in a JSON array or JSON
-Lines.
+"""Conversations about images, as LLaVA, ShareGPT and chat APIs write them: JSON or JSON Lines.
 
-    {"id": "7", "image": "a/b.jpg", "conversations": [{"from": "human", "value": "<image>\\nWhat is
-                                                      this?"}, {"from": "gpt", "value": "A
-                                                      shelf."}]}
+    {"id": "7", "image": "a/b.jpg",
+     "conversations": [{"from": "human", "value": "<image>\\nWhat is this?"},
+                       {"from": "gpt", "value": "A shelf."}]}
     {"messages": [{"role": "user", "content": [{"type": "image", "image": "a/b.jpg"},
                                                {"type": "text", "text": "What is this?"}]},
                   {"role": "assistant", "content": "A shelf."}]}
