@@ -132,16 +132,30 @@ def test_a_line_without_end_is_left_out_and_the_next_one_accepted(
     ]
 
 
-@pytest.mark.parametrize(
-    ("data", "code"), [(b"", "FileIgnored"), ((line() + "\n").encode("utf-16"), "FileIgnored")]
-)
-def test_empty_and_utf_16_files_are_not_taken_for_rows(
-    source_folder: Any, make_png: Any, data: bytes, code: str
-) -> None:
+def test_an_empty_file_is_not_taken_for_rows(source_folder: Any, make_png: Any) -> None:
     result = (
         source_folder.put("a.png", make_png())
         .put("rows.jsonl", line())
-        .put("more.jsonl", data)
+        .put("more.jsonl", b"")
         .check("vqa")
     )
-    assert [(found.file, found.code) for found in result.findings] == [("more.jsonl", code)]
+    found = [(found.file, found.code) for found in result.findings]
+    assert found == [("more.jsonl", "FileIgnored")]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
+def test_utf_16_with_a_byte_order_mark_is_read(
+    source_folder: Any, make_png: Any, encoding: str
+) -> None:
+    rows = (line() + "\n") * 1000
+    result = (
+        source_folder.put("a.png", make_png()).put("rows.jsonl", rows.encode(encoding)).check("vqa")
+    )
+    assert (result.outcome.format, len(result.records)) == ("ViJsonl", 1000)
+
+
+def test_cut_off_utf_16_is_reported(source_folder: Any, make_png: Any) -> None:
+    rows = (line() + "\n" + line()).encode("utf-16")[:-1]
+    result = source_folder.put("a.png", make_png()).put("rows.jsonl", rows).check("vqa")
+    assert len(result.records) == 1
+    assert "EncodingWrong" in result.codes

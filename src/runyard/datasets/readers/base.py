@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 from runyard.datasets.findings import Finding, ReportFinding
+from runyard.datasets.options import DEFAULT_OPTIONS, ReadOptions
 from runyard.datasets.records import DatasetType, Record
 from runyard.datasets.sources import Source
 
@@ -47,12 +48,17 @@ class Reader(Protocol):
     def detect(self, source: Source) -> list[str]:
         """List the annotation files of this format.
 
-        Read names and at most the first KiB of each file.
+        Read names, and at most the first MiB of each file.
         """
         ...
 
     def read(
-        self, source: Source, files: list[str], task: DatasetType, report: ReportFinding
+        self,
+        source: Source,
+        files: list[str],
+        task: DatasetType,
+        report: ReportFinding,
+        options: ReadOptions = DEFAULT_OPTIONS,
     ) -> Iterator[Row]:
         """Yield every row that can be read, in the order of the files, and report what cannot.
 

@@ -15,10 +15,11 @@ import io
 from collections.abc import Iterator
 
 from runyard.datasets.findings import ReportFinding
+from runyard.datasets.options import DEFAULT_OPTIONS, ReadOptions
 from runyard.datasets.readers.base import Row
 from runyard.datasets.readers.columns import Table, build_rows
 from runyard.datasets.readers.json_rows import read_json_rows
-from runyard.datasets.readers.lines import read_head
+from runyard.datasets.readers.lines import open_text, read_head
 from runyard.datasets.readers.locations import SourceLocation
 from runyard.datasets.readers.yolo import looks_like_labels
 from runyard.datasets.records import DatasetType
@@ -56,7 +57,12 @@ class CaptionsReader:
         return tables or _find_side_files(source) or _find_class_folders(source)
 
     def read(
-        self, source: Source, files: list[str], task: DatasetType, report: ReportFinding
+        self,
+        source: Source,
+        files: list[str],
+        task: DatasetType,
+        report: ReportFinding,
+        options: ReadOptions = DEFAULT_OPTIONS,
     ) -> Iterator[Row]:
         folders = Table()
         for file in files:
@@ -101,7 +107,7 @@ def _read_side_file(source: Source, location: SourceLocation, task: DatasetType)
             action="FileRejected",
         )
         return
-    with source.open(location.file) as file:
+    with open_text(source, location.file) as file:
         raw = file.read()
     try:
         text = raw.decode("utf-8-sig").strip()
@@ -166,7 +172,7 @@ def read_csv_rows(
 ) -> Iterator[tuple[SourceLocation, dict[str, str]]]:
     """Read the rows of a UTF-8 table with a header, with their locations."""
     with (
-        source.open(location.file) as file,
+        open_text(source, location.file) as file,
         io.TextIOWrapper(file, "utf-8-sig", newline="") as text,
     ):
         rows = csv.DictReader(text, strict=True)

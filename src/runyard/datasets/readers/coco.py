@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from runyard.datasets.findings import Finding, ReportFinding, make_finding
+from runyard.datasets.options import DEFAULT_OPTIONS, ReadOptions
 from runyard.datasets.readers.base import BoxLocation, Row
 from runyard.datasets.readers.boxes import LabeledBox, build_row, find_image_size, to_fractions
 from runyard.datasets.readers.json_stream import MalformedJson, iter_elements
-from runyard.datasets.readers.lines import read_head
+from runyard.datasets.readers.lines import open_text, read_head
 from runyard.datasets.records import AssetRef, Box, DatasetType, Freeform, Record
 from runyard.datasets.sources import Source
 
@@ -35,7 +36,12 @@ class CocoReader:
         ]
 
     def read(
-        self, source: Source, files: list[str], task: DatasetType, report: ReportFinding
+        self,
+        source: Source,
+        files: list[str],
+        task: DatasetType,
+        report: ReportFinding,
+        options: ReadOptions = DEFAULT_OPTIONS,
     ) -> Iterator[Row]:
         for path in files:
             try:
@@ -72,7 +78,7 @@ class _CocoFile:
         self._numbered: list[str] = []
 
     def read_rows(self, task: DatasetType) -> Iterator[Row]:
-        with self._source.open(self._path) as file:
+        with open_text(self._source, self._path) as file:
             for key, number, element in iter_elements(file):
                 if key == "images":
                     self._add_image(number, element)
@@ -133,7 +139,7 @@ class _CocoFile:
 
     def _iter_annotations(self) -> Iterator[tuple[int, dict[str, Any], _Image]]:
         """Yield every annotation whose image is listed."""
-        with self._source.open(self._path) as file:
+        with open_text(self._source, self._path) as file:
             for key, number, element in iter_elements(file):
                 if key != "annotations":
                     continue

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from runyard.datasets.findings import ReportFinding
+from runyard.datasets.options import DEFAULT_OPTIONS, ReadOptions
 from runyard.datasets.readers.base import Row
 from runyard.datasets.readers.json_rows import read_json_rows
 from runyard.datasets.readers.locations import SourceLocation
@@ -51,7 +52,12 @@ class ConversationsReader:
         return [path for path in source.paths() if _is_conversation(source, path)]
 
     def read(
-        self, source: Source, files: list[str], task: DatasetType, report: ReportFinding
+        self,
+        source: Source,
+        files: list[str],
+        task: DatasetType,
+        report: ReportFinding,
+        options: ReadOptions = DEFAULT_OPTIONS,
     ) -> Iterator[Row]:
         for file in files:
             if not source.size_bytes(file):

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from runyard.datasets.findings import Finding, ReportFinding, make_finding
+from runyard.datasets.options import DEFAULT_OPTIONS, ReadOptions
 from runyard.datasets.readers.base import BoxLocation, Row
 from runyard.datasets.readers.boxes import (
     LabeledBox,
@@ -26,7 +27,7 @@ from runyard.datasets.readers.boxes import (
     parse_number,
     to_fractions,
 )
-from runyard.datasets.readers.lines import read_head
+from runyard.datasets.readers.lines import open_text, read_head
 from runyard.datasets.records import DatasetType
 from runyard.datasets.sources import Source
 
@@ -54,11 +55,16 @@ class _CsvReader:
         ]
 
     def read(
-        self, source: Source, files: list[str], task: DatasetType, report: ReportFinding
+        self,
+        source: Source,
+        files: list[str],
+        task: DatasetType,
+        report: ReportFinding,
+        options: ReadOptions = DEFAULT_OPTIONS,
     ) -> Iterator[Row]:
         for path in files:
             boxes = _Boxes(source, path, self._columns)
-            with source.open(path) as file:
+            with open_text(source, path) as file:
                 boxes.read(file, report)
             yield from boxes.rows()
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from runyard.datasets.readers.json_stream import MalformedJson, iter_items
+from runyard.datasets.readers.lines import open_text
 from runyard.datasets.readers.locations import SourceLocation
 from runyard.datasets.sources import Source
 
@@ -25,7 +26,7 @@ def read_json_rows(
     if not source.size_bytes(file):
         location.report("FileEmpty", "the file has no bytes", action="FileRejected")
         return
-    with source.open(file) as opened:
+    with open_text(source, file) as opened:
         head = opened.read(1024).removeprefix(codecs.BOM_UTF8).lstrip()
         opened.seek(0)
         if head.startswith(b"["):

@@ -7,6 +7,7 @@ imports do not need it.
 from collections.abc import Iterator
 
 from runyard.datasets.findings import ReportFinding
+from runyard.datasets.options import DEFAULT_OPTIONS, ReadOptions
 from runyard.datasets.readers.base import Row
 from runyard.datasets.records import DatasetType
 from runyard.datasets.sources import Source
@@ -30,7 +31,12 @@ class ParquetReader:
         return sorted([*tables, *side]) if tables else []
 
     def read(
-        self, source: Source, files: list[str], task: DatasetType, report: ReportFinding
+        self,
+        source: Source,
+        files: list[str],
+        task: DatasetType,
+        report: ReportFinding,
+        options: ReadOptions = DEFAULT_OPTIONS,
     ) -> Iterator[Row]:
         from runyard.datasets.readers.arrow import read_files
 

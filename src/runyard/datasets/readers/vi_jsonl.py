@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import msgspec
 
 from runyard.datasets.findings import ReportFinding, make_finding
+from runyard.datasets.options import DEFAULT_OPTIONS, ReadOptions
 from runyard.datasets.readers.base import Row
 from runyard.datasets.readers.lines import read_head, read_lines
 from runyard.datasets.records import (
@@ -59,7 +60,12 @@ class ViJsonlReader:
         ]
 
     def read(
-        self, source: Source, files: list[str], task: DatasetType, report: ReportFinding
+        self,
+        source: Source,
+        files: list[str],
+        task: DatasetType,
+        report: ReportFinding,
+        options: ReadOptions = DEFAULT_OPTIONS,
     ) -> Iterator[Row]:
         for path in files:
             for number, line in read_lines(source, path, report):

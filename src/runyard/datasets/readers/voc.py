@@ -11,6 +11,7 @@ from typing import Any
 from xml.parsers import expat
 
 from runyard.datasets.findings import Finding, ReportFinding, make_finding
+from runyard.datasets.options import DEFAULT_OPTIONS, ReadOptions
 from runyard.datasets.readers.base import BoxLocation, Row
 from runyard.datasets.readers.boxes import (
     LabeledBox,
@@ -45,7 +46,12 @@ class PascalVocReader:
         return sorted([*annotations, *lists]) if annotations else []
 
     def read(
-        self, source: Source, files: list[str], task: DatasetType, report: ReportFinding
+        self,
+        source: Source,
+        files: list[str],
+        task: DatasetType,
+        report: ReportFinding,
+        options: ReadOptions = DEFAULT_OPTIONS,
     ) -> Iterator[Row]:
         for path in (path for path in files if not _is_list(path)):
             if source.size_bytes(path) > MAX_BYTES:

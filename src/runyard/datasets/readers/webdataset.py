@@ -22,6 +22,7 @@ from runyard.datasets.archives import (
 )
 from runyard.datasets.findings import ReportFinding
 from runyard.datasets.images import MAX_BYTES
+from runyard.datasets.options import DEFAULT_OPTIONS, ReadOptions
 from runyard.datasets.readers.base import Row
 from runyard.datasets.readers.columns import Table, build_rows
 from runyard.datasets.readers.locations import SourceLocation
@@ -49,7 +50,12 @@ class WebDatasetReader:
         return [path for path in source.paths() if is_shard(source, path)]
 
     def read(
-        self, source: Source, files: list[str], task: DatasetType, report: ReportFinding
+        self,
+        source: Source,
+        files: list[str],
+        task: DatasetType,
+        report: ReportFinding,
+        options: ReadOptions = DEFAULT_OPTIONS,
     ) -> Iterator[Row]:
         for file in files:
             location, table = SourceLocation(file, report), Table(_read_class_names(source, file))

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator
 
 from runyard.datasets.findings import Finding, ReportFinding, make_finding
+from runyard.datasets.options import DEFAULT_OPTIONS, ReadOptions
 from runyard.datasets.readers.base import BoxLocation, Row
 from runyard.datasets.readers.boxes import LabeledBox, build_row, parse_number
 from runyard.datasets.readers.lines import read_head, read_lines, read_text
@@ -40,7 +41,12 @@ class YoloDarknetReader:
         return [] if _find_yaml_files(source) else _list_files(source, _find_name_lists(source))
 
     def read(
-        self, source: Source, files: list[str], task: DatasetType, report: ReportFinding
+        self,
+        source: Source,
+        files: list[str],
+        task: DatasetType,
+        report: ReportFinding,
+        options: ReadOptions = DEFAULT_OPTIONS,
     ) -> Iterator[Row]:
         lists = [path for path in files if _is_name_list(path)]
         names = _read_name_list(source, lists[0], report) if lists else []
@@ -58,7 +64,12 @@ class YoloKerasPytorchReader:
         return _list_files(source, [*yaml, *_find_name_lists(source)]) if yaml else []
 
     def read(
-        self, source: Source, files: list[str], task: DatasetType, report: ReportFinding
+        self,
+        source: Source,
+        files: list[str],
+        task: DatasetType,
+        report: ReportFinding,
+        options: ReadOptions = DEFAULT_OPTIONS,
     ) -> Iterator[Row]:
         names: list[str] = []
         for path in (path for path in files if _is_yaml(path)):

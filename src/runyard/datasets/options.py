@@ -1,0 +1,32 @@
+"""The choices of a user about the meaning of annotations that their files leave open."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+BoxUnit = Literal["auto", "pixel", "fraction", "percent", "thousandth"]
+BoxForm = Literal["auto", "corners", "size"]
+OnBadBox = Literal["reject", "drop"]
+
+BOX_UNITS: tuple[BoxUnit, ...] = get_args(BoxUnit)
+BOX_FORMS: tuple[BoxForm, ...] = get_args(BoxForm)
+ON_BAD_BOX: tuple[OnBadBox, ...] = get_args(OnBadBox)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadOptions:
+    """How to read boxes.
+
+    ``auto`` is what the format defines. Anything else applies to every box of the files.
+
+    ``box_unit`` is the unit of the four numbers: pixels, fractions of the image, percent, or
+    thousandths of the image (0-1000). ``box_form`` is what they mean: two corners, or the upper
+    left corner with width and height. ``on_bad_box`` decides what an invalid box costs: its whole
+    row, or only itself.
+    """
+
+    box_unit: BoxUnit = "auto"
+    box_form: BoxForm = "auto"
+    on_bad_box: OnBadBox = "reject"
+
+
+DEFAULT_OPTIONS = ReadOptions()
