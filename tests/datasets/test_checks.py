@@ -2,6 +2,7 @@
 
 import io
 import math
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -10,6 +11,7 @@ from PIL import Image, ImageOps
 
 from runyard.datasets.checks import Checker, OnError, rotate_box
 from runyard.datasets.findings import Finding, make_finding
+from runyard.datasets.image_names import ImageFacts, ImageNames, Resolution
 from runyard.datasets.readers.base import BoxLocation, Row
 from runyard.datasets.records import (
     AssetRef,
@@ -23,7 +25,6 @@ from runyard.datasets.records import (
     Record,
     Vqa,
 )
-from runyard.datasets.sources import ImageFacts
 
 FACTS = ImageFacts(
     path="a.png", sha256="0" * 64, size_bytes=9, width=640, height=480, mime="image/png"
@@ -32,17 +33,17 @@ TURNED = ImageFacts("t.jpg", "1" * 64, 9, 480, 640, "image/jpeg", is_turned=True
 BOX: Box = (0.1, 0.2, 0.5, 0.6)
 
 
-class OneImage:
-    """Two images, found by name."""
+class FewImages:
+    """Two images, and two that share a name."""
 
-    def find_image(self, name: str, *, relative_to: str = "") -> ImageFacts | None:
-        return {"a.png": FACTS, "t.jpg": TURNED}.get(name)
+    def __init__(self) -> None:
+        self._names = ImageNames()
+        for facts in (FACTS, TURNED, replace(FACTS, path="x/twice.png")):
+            self._names.add(facts)
+        self._names.add(replace(FACTS, path="y/twice.png"))
 
-    def is_ambiguous(self, name: str, *, relative_to: str = "") -> bool:
-        return name == "twice.png"
-
-    def explain_missing(self, name: str, *, relative_to: str = "") -> str:
-        return f"no {name}"
+    def resolve_image(self, name: str, *, relative_to: str = "") -> Resolution:
+        return self._names.resolve(name, relative_to)
 
 
 def grounding(
@@ -76,7 +77,7 @@ def check(
     *rows: Row, task: DatasetType = "phrase-grounding", on_error: OnError = "RejectRow"
 ) -> tuple[list[Record | None], list[Finding]]:
     findings: list[Finding] = []
-    checker = Checker(OneImage(), task, on_error, findings.append)  # type: ignore[arg-type]
+    checker = Checker(FewImages(), task, on_error, findings.append)  # type: ignore[arg-type]
     return [checker.check(one) for one in rows], findings
 
 
@@ -339,6 +340,6 @@ def test_what_the_reader_could_not_read_counts_as_part_of_the_row(
 
 
 def test_images_of_rows_that_are_left_out_are_not_unused() -> None:
-    checker = Checker(OneImage(), "vqa", "RejectRow", lambda _: None)  # type: ignore[arg-type]
+    checker = Checker(FewImages(), "vqa", "RejectRow", lambda _: None)  # type: ignore[arg-type]
     assert checker.check(row(vqa((1, "", "")))) is None
     assert checker.used == {"a.png"}

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from runyard.datasets.findings import Action, ReportFinding, make_finding
+from runyard.datasets.image_names import ImageFacts
 from runyard.datasets.readers.base import BoxLocation, Row
 from runyard.datasets.records import (
     AssetRef,
@@ -28,7 +29,7 @@ from runyard.datasets.records import (
     encode,
     word_span,
 )
-from runyard.datasets.sources import ImageFacts, Source
+from runyard.datasets.sources import Source
 
 OnError = Literal["Warn", "RejectRow", "RejectFile", "RejectAll"]
 
@@ -113,21 +114,11 @@ class Checker:
     def _find_image(self, check: "_RowCheck") -> ImageFacts:
         row = check.row
         name = row.record.asset.filename
-        facts = self._source.find_image(name, relative_to=row.file)
-        if facts is not None:
-            self.used.add(facts.path)
-            return facts
-        code = (
-            "ImageAmbiguous"
-            if self._source.is_ambiguous(name, relative_to=row.file)
-            else "ImageMissing"
-        )
-        check.reject_row(
-            code,
-            self._source.explain_missing(name, relative_to=row.file),
-            field="asset.filename",
-            value=name,
-        )
+        found = self._source.resolve_image(name, relative_to=row.file)
+        if found.image is not None:
+            self.used.add(found.image.path)
+            return found.image
+        check.reject_row(found.code, found.why, field="asset.filename", value=name)
         raise RowUnusable
 
     def _assign_id(self, check: "_RowCheck", requested: str) -> str:

@@ -48,6 +48,7 @@ from runyard import processes, rundir
 from runyard.blobs import BlobError, FolderBlobs
 from runyard.datasets import images
 from runyard.datasets.findings import Finding
+from runyard.datasets.image_names import ImageFacts
 from runyard.datasets.ingest import (
     ON_ERROR,
     FindingSink,
@@ -58,7 +59,7 @@ from runyard.datasets.ingest import (
 )
 from runyard.datasets.packs import PACK_BYTES, build_pack
 from runyard.datasets.records import Record, encode
-from runyard.datasets.sources import BlobSpan, ImageFacts, PackSource
+from runyard.datasets.sources import BlobSpan, PackSource
 
 JOB = "job.json"
 PACKS = "packs.jsonl"
