@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from runyard.datasets.findings import Action, ReportFinding, make_finding
+from runyard.datasets.image_claims import ImageClaims
 from runyard.datasets.image_names import ImageFacts
 from runyard.datasets.readers.base import BoxLocation, Row
 from runyard.datasets.records import (
@@ -65,6 +66,7 @@ class Checker:
         self, source: Source, task: DatasetType, on_error: OnError, report: ReportFinding
     ) -> None:
         self.used: set[str] = set()  # paths of images that rows refer to, usable or not
+        self.claims = ImageClaims(report)
         self._source = source
         self._task = task
         self._is_lenient = on_error == "Warn"
@@ -115,11 +117,15 @@ class Checker:
         row = check.row
         name = row.record.asset.filename
         found = self._source.resolve_image(name, relative_to=row.file)
-        if found.image is not None:
-            self.used.add(found.image.path)
-            return found.image
-        check.reject_row(found.code, found.why, field="asset.filename", value=name)
-        raise RowUnusable
+        if found.image is None:
+            check.reject_row(found.code, found.why, field="asset.filename", value=name)
+            raise RowUnusable
+        self.used.add(found.image.path)
+        conflict = self.claims.claim(found, name, file=row.file, line=row.line)
+        if conflict is not None:
+            check.reject_row("ImageAmbiguous", conflict, field="asset.filename", value=name)
+            raise RowUnusable
+        return found.image
 
     def _assign_id(self, check: "_RowCheck", requested: str) -> str:
         """Return the row's id, or a new one if it is empty or already used."""
