@@ -11,6 +11,7 @@ from runyard.datasets.readers.coco import CocoReader
 from runyard.datasets.readers.conversations import ConversationsReader
 from runyard.datasets.readers.csv import CsvFourCornerReader, CsvWidthHeightReader
 from runyard.datasets.readers.parquet import ParquetReader
+from runyard.datasets.readers.tools.recognized import RecognizedFormat, recognize
 from runyard.datasets.readers.vi_jsonl import ViJsonlReader
 from runyard.datasets.readers.voc import PascalVocReader
 from runyard.datasets.readers.webdataset import WebDatasetReader
@@ -115,10 +116,11 @@ def report_unread(
     for path in source.paths():
         if path in known or source.is_image(path):
             continue
-        if not has_rows and _looks_like_data(path):
-            report(_make_unread(source, path))
+        tool = recognize(source, path)
+        if not has_rows and (tool is not None or _looks_like_data(path)):
+            report(_make_unread(path, tool))
         else:
-            report(_make_ignored(path, reader.name if reader else None))
+            report(_make_ignored(path, reader.name if reader else None, tool))
 
 
 def _looks_like_data(path: str) -> bool:
@@ -126,14 +128,22 @@ def _looks_like_data(path: str) -> bool:
     return base.endswith(_DATA_ENDINGS) and _NOT_DATA.match(base) is None
 
 
-def _make_unread(source: Source, path: str) -> Finding:
-    names = ", ".join(reader.name for reader in READERS)
-    cause = "no labels were read, and this file has none of the known formats"
-    fix = f"export the labels as one of {names}, or remove the file if it has no labels"
+def _make_unread(path: str, tool: RecognizedFormat | None) -> Finding:
+    if tool is None:
+        names = ", ".join(reader.name for reader in READERS)
+        cause = "no labels were read, and this file has none of the known formats"
+        fix = f"export the labels as one of {names}, or remove the file if it has no labels"
+    else:
+        cause = f"no labels were read; this file is {tool.tool}, which is not supported"
+        fix = f"export instead: {tool.export}"
     return make_finding("FormatUnknown", file=path, cause=cause, fix=fix, action="FileRejected")
 
 
-def _make_ignored(path: str, format: str | None) -> Finding:
+def _make_ignored(path: str, format: str | None, tool: RecognizedFormat | None) -> Finding:
+    if tool is not None:
+        cause = f"it is {tool.tool}, which is not supported"
+        fix = f"export instead if it has labels: {tool.export}"
+        return make_finding("FileIgnored", file=path, cause=cause, fix=fix)
     if is_system_file(path):
         return make_finding("FileIgnored", file=path, cause="an operating system created it")
     whose = (
