@@ -6,10 +6,11 @@ BMP. That finds what goes wrong in practice (files truncated, zeroed, renamed, o
 in a few microseconds per image, and reads width and height before anything of that size is
 allocated.
 
-What training will see is decided by ``pixels``: Pillow opens each image there, without decoding it,
-and says its size, orientation and transparency. Only for a JPEG with ordinary metadata is that read
-here, because most images are such JPEGs. An image is decoded, within the same limits, only if its
-structure does not show whether it is readable: a TIFF, a BMP, a JPEG with arithmetic coding.
+What training will see is decided by ``pixels``: Pillow opens an image there, without decoding it,
+and says its size, orientation and transparency. Only JPEG, PNG and WebP files with ordinary
+metadata are read here, because most images are such files. An image is decoded, within the same
+limits, only if its structure does not show whether it is readable: a TIFF, a BMP, a JPEG with
+arithmetic coding.
 """
 
 import hashlib
@@ -77,6 +78,9 @@ _UNSUPPORTED_MAGIC = {  # image types that are recognized by their first bytes a
     b"\xff\x0a": "JPEG XL",
     b"\x76\x2f\x31\x01": "OpenEXR",
 }
+
+
+_ALPHA_CHANNEL = "it has an alpha channel"
 
 
 class ImageFinding(NamedTuple):
@@ -230,7 +234,9 @@ def _add_warnings(path: str, found: Inspection) -> None:
     if found.orientation != 1:
         turned = " and swaps width and height" if found.orientation >= 5 else ""
         found.findings.append(
-            ImageFinding("ImageRotated", f"its orientation is {found.orientation}{turned}")
+            ImageFinding(
+                "ImageRotated", f"its EXIF or XMP orientation is {found.orientation}{turned}"
+            )
         )
     if found.frames > 1:
         found.findings.append(
@@ -248,8 +254,8 @@ def _add_warnings(path: str, found: Inspection) -> None:
 _NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _SIMPLE_FRAMES = (0xC0, 0xC1, 0xC2)
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-# Tables, restart intervals, application data and comments, which Pillow reads in the same way.
-_PLAIN_MARKERS = frozenset((*_SIMPLE_FRAMES, 0xC4, 0xDA, 0xDB, 0xDD, *range(0xE0, 0xF0), 0xFE))
+# Frames, tables, restart intervals and comments, which Pillow reads in the same way.
+_PLAIN_MARKERS = frozenset((*_SIMPLE_FRAMES, 0xC4, 0xDA, 0xDB, 0xDD, 0xE0, 0xFE))
 _EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 
 
@@ -262,9 +268,8 @@ class _JpegHeader:
     is_plain: bool = True  # whether the orientation needs no more than this module
 
     def add(self, data: bytes, marker: int, start: int, end: int) -> None:
-        if marker not in _PLAIN_MARKERS:
-            self.is_plain = False
-        elif marker == 0xE1 and data.startswith(_EXIF, start):
+        """Add a segment with a marker that is not plain."""
+        if marker == 0xE1 and data.startswith(_EXIF, start):
             self.is_plain = self.is_plain and self.exif is None
             self.exif = data[start + len(_EXIF) : end]
         elif marker == 0xE1 and data.startswith(_XMP, start):
@@ -272,8 +277,9 @@ class _JpegHeader:
         elif marker == 0xE2:
             # Several images in one file; the profile of colors is the usual content.
             self.is_plain = self.is_plain and not data.startswith(b"MPF\0", start)
-        elif marker == 0xED:
-            self.is_plain = False  # blocks of Photoshop, on which Pillow may fail
+        elif marker < 0xE0 or marker == 0xED:
+            # A rare marker, or blocks of Photoshop: Pillow may fail on them.
+            self.is_plain = False
 
     def find_orientation(self) -> int | None:
         """Return the orientation; None if Pillow must decide."""
@@ -289,7 +295,8 @@ def _inspect_jpeg(data: bytes, found: Inspection) -> None:
         if marker == 0xD9:
             break
         if not has_pixels:
-            header.add(data, marker, start, at)
+            if marker not in _PLAIN_MARKERS:
+                header.add(data, marker, start, at)
             if marker in _FRAMES:
                 header.frame = marker
                 _read_jpeg_frame(data, start, found)
@@ -383,8 +390,14 @@ def _read_plain_orientation(exif: bytes) -> int | None:
 # PNG ----------------------------------------------------------------------------------------------
 
 
+# Color type: the depths that it may have.
+_PNG_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
+_PNG_ALPHA = (4, 6)
+_PLAIN_CHUNKS = {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"sBIT", b"bKGD", b"tIME"}
+
+
 def _inspect_png(data: bytes, found: Inspection) -> None:
-    at, has_pixels, view = 8, False, memoryview(data)
+    at, kinds, view = 8, set(), memoryview(data)
     while True:
         length, kind = struct.unpack_from(">I4s", data, at)
         end = at + 12 + length
@@ -397,26 +410,35 @@ def _inspect_png(data: bytes, found: Inspection) -> None:
             raise _BrokenImage(
                 "ImageBroken", f"the checksum of the PNG chunk {kind!r} at byte {at} is wrong"
             )
-        if at == 8 and kind != b"IHDR":
-            raise _BrokenImage("ImageBroken", f"its first chunk is {kind!r} and not IHDR")
-        if kind == b"IHDR":
-            found.width, found.height, depth = struct.unpack_from(">IIB", data, at + 8)
-            if at != 8:
-                raise _BrokenImage("ImageBroken", f"it has a second header at byte {at}")
-            if depth == 16:
-                found.findings.append(
-                    ImageFinding("ImageDeep", "it is a PNG with 16 bits per channel")
-                )
-        elif kind == b"acTL":
+        if (at == 8) != (kind == b"IHDR"):
+            raise _BrokenImage("ImageBroken", f"it has no header, or a second one, at byte {at}")
+        kinds.add(kind)
+        if kind == b"acTL":
             found.frames = max(1, int.from_bytes(data[at + 8 : at + 12], "big"))
-        elif kind == b"IDAT":
-            has_pixels = True
         elif kind == b"IEND":
             break
         at = end
-    if not has_pixels:
+    if b"IDAT" not in kinds:
         raise _BrokenImage("ImageBroken", "it has no pixel data")
-    _read_with_pillow(data, found)
+    color = _read_png_header(data, found)
+    if not kinds <= _PLAIN_CHUNKS:
+        _read_with_pillow(data, found)
+    elif color in _PNG_ALPHA:
+        found.findings.append(ImageFinding("ImageAlpha", _ALPHA_CHANNEL))
+
+
+def _read_png_header(data: bytes, found: Inspection) -> int:
+    """Read size and depth from a header of the right length; return the color type."""
+    found.width, found.height, depth, color, _, scheme = struct.unpack_from(">IIBBBB", data, 16)
+    if int.from_bytes(data[8:12], "big") < 13 or depth not in _PNG_DEPTHS.get(color, ()) or scheme:
+        raise _BrokenImage(
+            "ImageBroken",
+            f"its header has color type {color}, {depth} bits per channel and filter method "
+            f"{scheme}, which PNG does not define",
+        )
+    if depth == 16:
+        found.findings.append(ImageFinding("ImageDeep", "it is a PNG with 16 bits per channel"))
+    return int(color)
 
 
 # GIF ----------------------------------------------------------------------------------------------
@@ -458,7 +480,7 @@ def _inspect_webp(data: bytes, found: Inspection) -> None:
         raise _BrokenImage(
             "ImageTruncated", f"its header declares {end} bytes, but the file has {len(data)}"
         )
-    at, frames, has_pixels = 12, 0, False
+    at, frames, has_pixels, is_simple = 12, 0, False, True
     while at + 8 <= end:
         kind, length = struct.unpack_from("<4sI", data, at)
         start = at + 8
@@ -467,19 +489,25 @@ def _inspect_webp(data: bytes, found: Inspection) -> None:
                 "ImageTruncated", f"the WebP chunk {kind!r} at byte {at} ends after the file"
             )
         if kind == b"VP8X":
+            is_simple = False
             found.width = 1 + int.from_bytes(data[start + 4 : start + 7], "little")
             found.height = 1 + int.from_bytes(data[start + 7 : start + 10], "little")
         elif kind == b"ANMF":
             frames += 1
         elif kind in (b"VP8 ", b"VP8L"):
-            has_pixels = True
             if not found.width:
                 found.width, found.height = _read_webp_size(data, kind, start)
+            if not has_pixels:
+                is_simple = is_simple and at == 12 and _is_plain_webp(data, kind, start, length)
+            has_pixels = True
         at = start + length + (length & 1)
     if not has_pixels and not frames:
         raise _BrokenImage("ImageBroken", "it has no pixel data")
     found.frames = max(1, frames)
-    _read_with_pillow(data, found)
+    if not is_simple:
+        _read_with_pillow(data, found)
+    elif data[12:16] == b"VP8L" and data[24] & 0x10:
+        found.findings.append(ImageFinding("ImageAlpha", _ALPHA_CHANNEL))
 
 
 def _read_webp_size(data: bytes, kind: bytes, start: int) -> tuple[int, int]:
@@ -492,6 +520,15 @@ def _read_webp_size(data: bytes, kind: bytes, start: int) -> tuple[int, int]:
         raise _BrokenImage("ImageBroken", "its pixel data has no valid start")
     width, height = struct.unpack_from("<HH", data, start + 6)
     return width & 0x3FFF, height & 0x3FFF
+
+
+def _is_plain_webp(data: bytes, kind: bytes, start: int, length: int) -> bool:
+    """Return whether the first bits of the pixels are as the standard wants them."""
+    if kind == b"VP8L":
+        return data[start + 4] >> 5 == 0  # the version
+    bits = int.from_bytes(data[start : start + 3], "little")
+    is_key_frame, is_shown = not bits & 1, bits & 0x10
+    return bool(is_key_frame and is_shown and bits >> 1 & 7 <= 3 and bits >> 5 < length)
 
 
 # BMP ----------------------------------------------------------------------------------------------
@@ -611,8 +648,9 @@ def _describe_pixels(image: "ImageFile") -> list[ImageFinding]:
     if image.format == "TIFF" and (depth := pixels.describe_depth(image)):
         described.append(ImageFinding("ImageDeep", f"it is a TIFF with {depth}"))
     if pixels.has_alpha(image):
-        has = "a transparent color" if "transparency" in image.info else "an alpha channel"
-        described.append(ImageFinding("ImageAlpha", f"it has {has}"))
+        is_color = "transparency" in image.info
+        cause = "it has a transparent color" if is_color else _ALPHA_CHANNEL
+        described.append(ImageFinding("ImageAlpha", cause))
     elif pixels.read_extra_samples(image) or image.has_transparency_data:
         described.append(
             ImageFinding("ImageAlpha", "it has a channel beyond its colors, which is not used")

@@ -15,7 +15,7 @@ Inspection (``images``) reads size and orientation from the same functions witho
 import io
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 from PIL import ExifTags, Image, ImageFile, ImageMath
 
@@ -185,8 +185,8 @@ def _convert(image: Image.Image, depth: int | None = None) -> Image.Image:
         image = image.convert("LA")
     with_alpha = _scale_transparent_color(image, depth or 8).convert("RGBA")
     alpha = with_alpha.getchannel("A")
-    darkest = alpha.getextrema()
-    if darkest[0] == 255 or (image.format == "BMP" and darkest[1] == 0):
+    lowest, highest = cast("tuple[int, int]", alpha.getextrema())
+    if lowest == 255 or (image.format == "BMP" and highest == 0):
         return image.convert("RGB")  # programs that write BMP often leave its alpha at zero
     return _composite(with_alpha.convert("RGB"), alpha)
 
@@ -213,7 +213,7 @@ def _convert_deep(image: Image.Image, depth: int) -> Image.Image:
         return _reduce_floats(image).convert("RGB")
     values = image.convert("I")
     gray = values
-    if values.getextrema()[1] > 255:
+    if _find_highest(values) > 255:
         step = 16 if depth == 12 else 256
         gray = values.point(lambda value: value / step)
     color = gray.convert("L").convert("RGB")
@@ -228,13 +228,20 @@ def _convert_deep(image: Image.Image, depth: int) -> Image.Image:
 
 def _reduce_floats(image: Image.Image) -> Image.Image:
     """Return mode L. Comparing with NaN is false, so the larger of NaN and 0 is 0."""
-    values = ImageMath.lambda_eval(lambda names: names["max"](names["v"], 0.0), v=image)
+    values: Image.Image = ImageMath.lambda_eval(
+        lambda names: names["max"](names["v"], 0.0), v=image
+    )
     finite = ImageMath.lambda_eval(
         lambda names: names["max"](names["v"] * (names["v"] < float("inf")), 0.0), v=values
     )
-    highest = finite.getextrema()[1]
+    highest = _find_highest(finite)
     if highest <= 1:
         values = values.point(lambda value: value * 255 + 0.5)
     elif highest > 255:
         values = values.point(lambda value: value / 256)
     return values.convert("L")
+
+
+def _find_highest(image: Image.Image) -> float:
+    """Return the highest value of an image with one channel."""
+    return cast("tuple[float, float]", image.getextrema())[1]
