@@ -659,6 +659,8 @@ def _describe_pixels(image: "ImageFile") -> list[ImageFinding]:
 
 
 def _use_pillow(data: bytes, use: "Callable[[ImageFile], None]") -> None:
+    from PIL import UnidentifiedImageError
+
     from runyard.datasets import pixels
 
     with warnings.catch_warnings():
@@ -673,8 +675,12 @@ def _use_pillow(data: bytes, use: "Callable[[ImageFile], None]") -> None:
         except _BrokenImage:
             raise
         except Exception as error:  # Pillow's plugins raise whatever the bytes make them raise
-            code = "ImageTruncated" if "truncated" in str(error) else "ImageBroken"
-            raise _BrokenImage(code, f"it cannot be decoded: {str(error)[:200]}") from error
+            if isinstance(error, UnidentifiedImageError):
+                reason = "its header or its metadata is not as the type wants it"
+            else:
+                reason = str(error)[:200]
+            code = "ImageTruncated" if "truncated" in reason else "ImageBroken"
+            raise _BrokenImage(code, f"it cannot be decoded: {reason}") from error
 
 
 _INSPECTORS: dict[str, Callable[[bytes, Inspection], None]] = {
