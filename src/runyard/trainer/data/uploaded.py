@@ -135,8 +135,8 @@ class UploadedSamples:
         # After keeping it: another item may have the same bytes and the right size.
         if image.size != (item.width, item.height):
             raise BrokenImage(
-                f"it decodes to {image.width} x {image.height} pixels, but the dataset says "
-                f"{item.width} x {item.height}; try: import the dataset again"
+                f"it has {image.width} x {image.height} pixels as displayed, but its record says "
+                f"{item.width} x {item.height}: import the dataset again"
             )
         return image
 
