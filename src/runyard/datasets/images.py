@@ -24,15 +24,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import google_crc32c
 
+from runyard.datasets.image_limits import FORMATS, MAX_PIXELS
+
 if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
-MAX_PIXELS = 50_000_000
 MAX_BYTES = 128 << 20
 MIN_SIDE = 8  # a smaller image is more likely a placeholder
 MAX_FRAMES = 10_000
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # the only formats that Pillow may open
 ENDINGS = {
     "jpg": "image/jpeg",
     "jpeg": "image/jpeg",

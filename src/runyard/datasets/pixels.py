@@ -19,7 +19,7 @@ from typing import Any, cast
 
 from PIL import ExifTags, Image, ImageFile, ImageMath
 
-from runyard.datasets.images import FORMATS, MAX_PIXELS
+from runyard.datasets.image_limits import FORMATS, MAX_PIXELS
 
 TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
