@@ -256,6 +256,7 @@ _SIMPLE_FRAMES = (0xC0, 0xC1, 0xC2)
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 # Frames, tables, restart intervals and comments, which Pillow reads in the same way.
 _PLAIN_MARKERS = frozenset((*_SIMPLE_FRAMES, 0xC4, 0xDA, 0xDB, 0xDD, 0xE0, 0xFE))
+_BARE_MARKERS = frozenset((0x01, *range(0xD0, 0xDA)))  # markers without content
 _EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 
 
@@ -294,13 +295,12 @@ def _inspect_jpeg(data: bytes, found: Inspection) -> None:
         marker, start, at = _read_jpeg_segment(data, at)
         if marker == 0xD9:
             break
-        if not has_pixels:
-            if marker not in _PLAIN_MARKERS:
-                header.add(data, marker, start, at)
-            if marker in _FRAMES:
-                header.frame = marker
-                _read_jpeg_frame(data, start, found)
-        if marker == 0xDA:
+        if marker in _FRAMES and not has_pixels:
+            header.frame = marker
+            _read_jpeg_frame(data, start, found)
+        if marker not in _PLAIN_MARKERS and not has_pixels:
+            header.add(data, marker, start, at)
+        elif marker == 0xDA:
             has_pixels = True
             ahead = _NEXT_MARKER.search(data, at)
             if ahead is None:
@@ -326,10 +326,11 @@ def _read_jpeg_segment(data: bytes, at: int) -> tuple[int, int, int]:
     """
     if data[at] != 0xFF:
         raise _BrokenImage("ImageBroken", f"byte {at} should begin a JPEG marker")
-    while data[at + 1] == 0xFF:
-        at += 1
     marker = data[at + 1]
-    if marker == 0xD9 or marker == 0x01 or 0xD0 <= marker <= 0xD8:
+    while marker == 0xFF:
+        at += 1
+        marker = data[at + 1]
+    if marker in _BARE_MARKERS:
         return marker, at + 2, at + 2
     length = data[at + 2] << 8 | data[at + 3]
     if length < 2:
@@ -368,11 +369,10 @@ def _read_plain_orientation(exif: bytes) -> int | None:
             return None
         order, at = _read_tiff_header(exif)
         (count,) = struct.unpack_from(f"{order}H", exif, at)
-        entry = struct.Struct(f"{order}HHII")
-        value_bytes = 0
+        layout, value_bytes = f"{order}HHII", 0
         for number in range(count):
             place = at + 2 + 12 * number
-            tag, kind, length, offset = entry.unpack_from(exif, place)
+            tag, kind, length, offset = struct.unpack_from(layout, exif, place)
             if tag == _ORIENTATION:
                 value: int = struct.unpack_from(f"{order}H", exif, place + 8)[0]
                 is_plain = kind == 3 and length == 1
@@ -380,7 +380,7 @@ def _read_plain_orientation(exif: bytes) -> int | None:
             size = length * _EXIF_SIZES.get(kind, 1 << 32)
             if size > 4:
                 value_bytes += size
-                if max(value_bytes, offset + size) > len(exif):
+                if value_bytes > len(exif) or offset + size > len(exif):
                     return None
     except struct.error:
         return None

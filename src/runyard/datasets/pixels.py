@@ -79,8 +79,9 @@ def convert_image(image: Image.Image) -> Image.Image:
     if not isinstance(image, ImageFile.ImageFile):
         return _convert(image)
     image.load()
-    orientation = 1 if image.format == "TIFF" else _find_orientation(image)
-    return _transpose(_convert(image), orientation)
+    if image.format == "TIFF":  # which Pillow has transposed
+        return _convert(image, _read_depth(image, b""))
+    return _transpose(_convert(image), _find_orientation(image))
 
 
 def open_image(data: bytes) -> ImageFile.ImageFile:
