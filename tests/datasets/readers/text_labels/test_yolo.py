@@ -4,8 +4,6 @@ from typing import Any
 
 import pytest
 
-from runyard.datasets.readers.yolo import parse_yaml_names
-
 LABELS = "0 0.2 0.2 0.2 0.2\n1 0.5 0.5 1 1\n"
 
 
