@@ -107,11 +107,12 @@ def _read_file(
     """Read a file; ``claims_names`` applies if it cannot be parsed."""
     result = ClassFile(path, claims_names=claims_names)
     text = read_text(source, path, result.findings.append, limit_bytes=MAX_BYTES)
+    is_parsed = text is not None
     try:
         if text is not None:
             read(text, result)
     except YamlRejected as error:
-        result.names = None
+        is_parsed = False
         result.findings.append(
             make_finding(
                 "FileUnreadable",
@@ -121,11 +122,13 @@ def _read_file(
                 action="FileRejected",
             )
         )
-        if not result.claims_names:  # another program's file
-            result.findings.clear()
     except _Rejected as error:
         result.names = None
         result.findings.append(error.finding)
+    if not is_parsed:
+        result.names = None
+        if not result.claims_names:  # another program's file
+            result.findings.clear()
     return result
 
 
@@ -133,7 +136,11 @@ def _read_lines(text: str, result: ClassFile) -> None:
     lines = [line.strip() for line in text.split("\n")]
     while lines and not lines[-1]:
         lines.pop()
-    _set_names(result, enumerate(lines))
+    result.claims_names = bool(lines)
+    if lines:
+        _set_names(result, enumerate(lines))
+    else:
+        result.doubt("it is empty", fix="write one name per line, or remove the file")
 
 
 def _read_notes(text: str, result: ClassFile) -> None:

@@ -95,30 +95,23 @@ class ClassLists:
         }
 
     def _decide_folder(self, folder: str, elsewhere: list[ClassFile]) -> ClassDecision:
-        notes: list[Finding] = []
+        findings: list[Finding] = []
         nearest: list[ClassFile] = []
         for above in _list_upward(folder):
             found = self._by_folder.get(above, [])
+            findings += [finding for file in found for finding in file.findings]
             nearest = [file for file in found if file.claims_names]
             if nearest:
                 break
-            notes += [finding for file in found for finding in file.findings]
-        shapes = self._find_shapes(folder)
         if not nearest and elsewhere:
             nearest = elsewhere
-            cause = (
-                f"it is not in a folder above the labels of {folder or '.'!r}, but the only list"
-            )
-            notes += [
-                make_finding("ClassListDoubtful", file=file.file, cause=cause)
-                for file in elsewhere[:1]
-            ]
-        decision = _choose_names(nearest, [*notes, *_list_findings(nearest)], shapes)
-        if not nearest and self.files:
-            others = ", ".join(file.file for file in self.files[:3])
-            cause = f"no list of classes is above it; there is {others}"
-            decision = ClassDecision(None, findings=decision.findings, cause=cause, fix=_FIX)
-        return decision
+            findings += [finding for file in nearest for finding in file.findings]
+            findings.append(_make_far(nearest[0].file, folder))
+        others = [file.file for file in self.files if file.claims_names]
+        if not nearest and others:
+            cause = f"no list of classes is in a folder above it, only {', '.join(others[:3])}"
+            return ClassDecision(None, findings=tuple(findings), cause=cause, fix=_FIX)
+        return _choose_names(nearest, findings, self._find_shapes(folder))
 
     def _find_shapes(self, folder: str) -> list[ClassFile]:
         """Find the nearest YAML files that say whether rows are poses or polygons."""
@@ -191,8 +184,9 @@ def _make_contradiction(findings: Iterable[Finding], cause: str) -> ClassDecisio
     )
 
 
-def _list_findings(files: Iterable[ClassFile]) -> list[Finding]:
-    return [finding for file in files for finding in file.findings]
+def _make_far(file: str, folder: str) -> Finding:
+    cause = f"it is the only list, but not in a folder above the labels in {folder or '.'!r}"
+    return make_finding("ClassListDoubtful", file=file, cause=cause)
 
 
 def _list_upward(folder: str) -> Iterator[str]:

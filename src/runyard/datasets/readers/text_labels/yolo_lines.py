@@ -97,7 +97,8 @@ def _split_class(words: list[str], names: ClassNames) -> tuple[str, list[float]]
         index = after.index(None)
         word = words[index + 1]
         cause = "decimals need a point" if has_decimal_comma(word) else "not a number"
-        raise _LineInvalid("FieldInvalid", COLUMNS[min(index + 1, 4)], cause, word)
+        field = COLUMNS[index + 1] if index < 4 else None
+        raise _LineInvalid("FieldInvalid", field, cause, word)
     count = next((at for at, one in enumerate(reversed(after)) if one is None), len(after))
     name = " ".join(words[: len(words) - count])
     if count < 4:
