@@ -26,11 +26,12 @@ ParseLine = Callable[[str, int, bytes], LabeledBox | IgnoredRegion | Finding | N
 def read_pixel_rows(source: Source, files: list[str], parse_line: ParseLine) -> Iterator[Row]:
     """Yield a row for each label file with an object or a finding."""
     forms = find_text_kinds(source).forms
-    images = LabelImages(source)
-    for path in files:
-        if path not in forms or source.size_bytes(path) == 0:
+    labels = [path for path in files if path in forms]
+    images = LabelImages(source, labels)
+    for path in labels:
+        if source.size_bytes(path) == 0:
             continue
-        row = _read_file(source, path, images.find(path), parse_line)
+        row = _read_file(source, path, images, parse_line)
         if row is not None:
             yield row
 
@@ -44,11 +45,11 @@ def decode_words(path: str, number: int, line: bytes) -> list[str] | Finding:
         return make_finding("EncodingWrong", file=path, line=number, cause=cause)
 
 
-def _read_file(source: Source, path: str, image: str, parse_line: ParseLine) -> Row | None:
+def _read_file(source: Source, path: str, images: LabelImages, parse_line: ParseLine) -> Row | None:
     boxes: list[LabeledBox] = []
     findings: list[Finding] = []
     ignored: list[int] = []
-    size = find_image_size(source, image, path)
+    size = find_image_size(source, images.find(path), path)
     for number, line in read_label_lines(source, path, findings.append):
         found = parse_line(path, number, line)
         if isinstance(found, Finding):
@@ -62,6 +63,10 @@ def _read_file(source: Source, path: str, image: str, parse_line: ParseLine) -> 
         findings.append(make_finding("RegionIgnored", file=path, line=ignored[0], cause=cause))
     if not boxes and not findings:
         return None
+    if rival := images.check_rivals(path):
+        findings.append(rival)
     lines = [*(box.location.line for box in boxes), *(found.line for found in findings)]
     first = min((line for line in lines if line is not None), default=1)
-    return build_row(source, image, boxes, file=path, line=first, unit="pixel", findings=findings)
+    return build_row(
+        source, images.find(path), boxes, file=path, line=first, unit="pixel", findings=findings
+    )

@@ -99,7 +99,7 @@ def _read_rows(source: Source, files: list[str], report: ReportFinding) -> Itera
         finding for folder in folders.values() for finding in folder.decision.findings
     ):
         report(finding)
-    images = LabelImages(source)
+    images = LabelImages(source, labels)
     for path in labels:
         folder = folders[posixpath.dirname(path)]
         if source.size_bytes(path) == 0:
@@ -108,7 +108,7 @@ def _read_rows(source: Source, files: list[str], report: ReportFinding) -> Itera
             if forms[path].kind != "empty":
                 report(_make_unnamed(path, folder.decision))
             continue
-        row = _read_file(source, path, images.find(path), folder.decision.names, folder.layout)
+        row = _read_file(source, path, images, folder.decision.names, folder.layout)
         if row is not None:
             yield row
 
@@ -148,7 +148,7 @@ def _make_unnamed(path: str, decision: ClassDecision) -> Finding:
 
 
 def _read_file(
-    source: Source, path: str, image: str, names: ClassNames, layout: RowLayout
+    source: Source, path: str, images: LabelImages, names: ClassNames, layout: RowLayout
 ) -> Row | None:
     boxes: list[LabeledBox] = []
     findings: list[Finding] = []
@@ -170,6 +170,8 @@ def _read_file(
         )
     if not boxes and not findings:
         return None
+    if rival := images.check_rivals(path):
+        findings.append(rival)
     lines = [*(box.location.line for box in boxes), *(found.line for found in findings)]
     first = min((line for line in lines if line is not None), default=1)
-    return build_row(source, image, boxes, file=path, line=first, findings=findings)
+    return build_row(source, images.find(path), boxes, file=path, line=first, findings=findings)
