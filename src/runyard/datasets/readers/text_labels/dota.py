@@ -43,7 +43,7 @@ class DotaReader:
         report: ReportFinding,
         options: ReadOptions = DEFAULT_OPTIONS,
     ) -> Iterator[Row]:
-        yield from read_pixel_rows(source, files, _parse_line)
+        yield from read_pixel_rows(source, files, report, _parse_line)
 
 
 def _parse_line(path: str, number: int, line: bytes) -> LabeledBox | Finding | None:

@@ -42,7 +42,7 @@ class KittiReader:
         report: ReportFinding,
         options: ReadOptions = DEFAULT_OPTIONS,
     ) -> Iterator[Row]:
-        yield from read_pixel_rows(source, files, _parse_line)
+        yield from read_pixel_rows(source, files, report, _parse_line)
 
 
 def _parse_line(path: str, number: int, line: bytes) -> LabeledBox | IgnoredRegion | Finding | None:

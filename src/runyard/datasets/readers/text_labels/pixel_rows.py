@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from runyard.datasets.findings import Finding, make_finding
+from runyard.datasets.findings import Finding, ReportFinding, make_finding
 from runyard.datasets.readers.base import Row
 from runyard.datasets.readers.boxes import LabeledBox, build_row, find_image_size, to_fractions
 from runyard.datasets.readers.text_labels.image_paths import LabelImages
@@ -23,15 +23,20 @@ class IgnoredRegion(NamedTuple):
 ParseLine = Callable[[str, int, bytes], LabeledBox | IgnoredRegion | Finding | None]
 
 
-def read_pixel_rows(source: Source, files: list[str], parse_line: ParseLine) -> Iterator[Row]:
-    """Yield a row for each label file with an object or a finding."""
+def read_pixel_rows(
+    source: Source, files: list[str], report: ReportFinding, parse_line: ParseLine
+) -> Iterator[Row]:
+    """Yield a row for each label file with an object or an error.
+
+    A file that only marks regions without labels has no row, and its finding is reported.
+    """
     forms = find_text_kinds(source).forms
     labels = [path for path in files if path in forms]
     images = LabelImages(source, labels)
     for path in labels:
         if source.size_bytes(path) == 0:
             continue
-        row = _read_file(source, path, images, parse_line)
+        row = _read_file(source, path, images, report, parse_line)
         if row is not None:
             yield row
 
@@ -45,7 +50,13 @@ def decode_words(path: str, number: int, line: bytes) -> list[str] | Finding:
         return make_finding("EncodingWrong", file=path, line=number, cause=cause)
 
 
-def _read_file(source: Source, path: str, images: LabelImages, parse_line: ParseLine) -> Row | None:
+def _read_file(
+    source: Source,
+    path: str,
+    images: LabelImages,
+    report: ReportFinding,
+    parse_line: ParseLine,
+) -> Row | None:
     boxes: list[LabeledBox] = []
     findings: list[Finding] = []
     ignored: list[int] = []
@@ -60,7 +71,11 @@ def _read_file(source: Source, path: str, images: LabelImages, parse_line: Parse
             boxes.append(found._replace(box=to_fractions(found.box, size)))
     if ignored:
         cause = f"{len(ignored)} of its rows mark regions without labels; they are left out"
-        findings.append(make_finding("RegionIgnored", file=path, line=ignored[0], cause=cause))
+        region = make_finding("RegionIgnored", file=path, line=ignored[0], cause=cause)
+        if not boxes and not findings:
+            report(region)
+        else:
+            findings.append(region)
     if not boxes and not findings:
         return None
     if rival := images.check_rivals(path):

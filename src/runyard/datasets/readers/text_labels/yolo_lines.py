@@ -89,6 +89,8 @@ def _split_class(words: list[str], names: ClassNames) -> tuple[str, list[float]]
     """Return the name of the class and the numbers after it."""
     after = [parse_number(word) for word in words[1:]]
     if None not in after and parse_number(words[0]) is not None:
+        if len(words) < 5:
+            raise _make_count_invalid(words)
         return _find_class(words[0], names), [one for one in after if one is not None]
     found = _split_name(words, after, names)
     if found is not None:
@@ -155,12 +157,7 @@ def _read_shape(
     if layout.keypoints is not None:
         return _read_pose(numbers, words, layout.keypoints)
     if count < 6:
-        after = "; a sixth is a confidence from 0 to 1" if count == 5 else ""
-        cause = (
-            f"the line has {count + 1} numbers; a box has 5, a polygon 7 or another odd number"
-            f"{after}"
-        )
-        raise _LineInvalid("RowInvalid", None, cause, " ".join(words))
+        raise _make_count_invalid(words)
     is_even = count % 2 == 0
     if not layout.is_segmentation and _may_be_pose(numbers, layout):
         cause = (
@@ -171,12 +168,16 @@ def _read_shape(
     if is_even:
         return _to_polygon_box(numbers), None
     if not 0 <= numbers[-1] <= 1:
-        cause = (
-            f"the line has {count + 1} numbers; a box has 5, a polygon an odd number, and one more "
-            "with a confidence from 0 to 1"
-        )
-        raise _LineInvalid("RowInvalid", None, cause, " ".join(words))
+        raise _make_count_invalid(words)
     return _to_polygon_box(numbers[:-1]), numbers[-1]
+
+
+def _make_count_invalid(words: list[str]) -> _LineInvalid:
+    cause = (
+        f"the line has {len(words)} numbers; a box has 5, a polygon 7 or another odd number, and "
+        "one more with a confidence from 0 to 1"
+    )
+    return _LineInvalid("RowInvalid", None, cause, " ".join(words))
 
 
 def _read_pose(
