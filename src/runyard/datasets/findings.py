@@ -117,6 +117,18 @@ KINDS: dict[str, FindingKind] = {
     "ClassUnknown": FindingKind(
         "error", "add the class to the list of names, or correct its number"
     ),
+    "ClassListsDiffer": FindingKind(
+        "error", "keep one list of class names in this folder, or make them equal"
+    ),
+    "ClassListDoubtful": FindingKind(
+        "warning", "none needed if the names of the classes are right; else correct the list"
+    ),
+    "ConfidenceIgnored": FindingKind(
+        "warning", "none needed; remove the boxes that a model is unsure of, if there are any"
+    ),
+    "RegionIgnored": FindingKind(
+        "warning", "none needed; a region without labels is not an object"
+    ),
     "RowDuplicate": FindingKind("warning", "remove one of the two; both are kept"),
     "SpanWrong": FindingKind(
         "warning", "none needed if the phrase is right; its word indexes are recomputed"

@@ -16,6 +16,7 @@ from runyard.datasets.readers.base import BoxLocation, Row
 from runyard.datasets.readers.boxes import LabeledBox, build_row, find_image_size, to_fractions
 from runyard.datasets.readers.json_stream import MalformedJson, iter_elements
 from runyard.datasets.readers.lines import open_text, read_head
+from runyard.datasets.readers.text_labels.class_files import is_notes
 from runyard.datasets.records import AssetRef, Box, DatasetType, Freeform, Record
 from runyard.datasets.sources import Source
 
@@ -32,7 +33,9 @@ class CocoReader:
         return [
             path
             for path in source.paths()
-            if path.lower().endswith(".json") and _is_coco(read_head(source, path))
+            if path.lower().endswith(".json")
+            and _is_coco(read_head(source, path))
+            and not is_notes(source, path)
         ]
 
     def read(

@@ -11,11 +11,13 @@ from runyard.datasets.readers.coco import CocoReader
 from runyard.datasets.readers.conversations import ConversationsReader
 from runyard.datasets.readers.csv import CsvFourCornerReader, CsvWidthHeightReader
 from runyard.datasets.readers.parquet import ParquetReader
+from runyard.datasets.readers.text_labels.dota import DotaReader
+from runyard.datasets.readers.text_labels.kitti import KittiReader
+from runyard.datasets.readers.text_labels.yolo import YoloDarknetReader, YoloKerasPytorchReader
 from runyard.datasets.readers.tools.recognized import RecognizedFormat, recognize
 from runyard.datasets.readers.vi_jsonl import ViJsonlReader
 from runyard.datasets.readers.voc import PascalVocReader
 from runyard.datasets.readers.webdataset import WebDatasetReader
-from runyard.datasets.readers.yolo import YoloDarknetReader, YoloKerasPytorchReader
 from runyard.datasets.sources import Source, is_system_file
 
 READERS: list[Reader] = [
@@ -24,6 +26,8 @@ READERS: list[Reader] = [
     PascalVocReader(),
     YoloKerasPytorchReader(),
     YoloDarknetReader(),
+    DotaReader(),
+    KittiReader(),
     CsvFourCornerReader(),
     CsvWidthHeightReader(),
     ConversationsReader(),
