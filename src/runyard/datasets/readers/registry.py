@@ -7,6 +7,12 @@ from runyard.datasets.readers.coco import CocoReader
 from runyard.datasets.readers.conversations import ConversationsReader
 from runyard.datasets.readers.csv import CsvFourCornerReader, CsvWidthHeightReader
 from runyard.datasets.readers.parquet import ParquetReader
+from runyard.datasets.readers.tools.create_ml import CreateMlReader
+from runyard.datasets.readers.tools.cvat import CvatXmlReader
+from runyard.datasets.readers.tools.datumaro import DatumaroReader
+from runyard.datasets.readers.tools.label_studio import LabelStudioReader
+from runyard.datasets.readers.tools.labelme import LabelMeReader
+from runyard.datasets.readers.tools.via import ViaReader
 from runyard.datasets.readers.vi_jsonl import ViJsonlReader
 from runyard.datasets.readers.voc import PascalVocReader
 from runyard.datasets.readers.webdataset import WebDatasetReader
@@ -17,6 +23,12 @@ READERS: list[Reader] = [
     ViJsonlReader(),
     CocoReader(),
     PascalVocReader(),
+    CvatXmlReader(),
+    LabelMeReader(),
+    LabelStudioReader(),
+    DatumaroReader(),
+    CreateMlReader(),
+    ViaReader(),
     YoloKerasPytorchReader(),
     YoloDarknetReader(),
     CsvFourCornerReader(),
