@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from runyard.datasets.readers.voc import XmlRejected, parse_xml
+from runyard.datasets.readers.tools.xml_files import XmlRejected
+from runyard.datasets.readers.voc import parse_xml
 
 
 def voc(
@@ -134,7 +135,7 @@ def test_a_file_that_names_another_files_image_is_rejected(images: Any, make_png
     result = (
         images.put("images/b.png", make_png(41))
         .put("xml/a.xml", voc(make_object("tin", 4, 2, 12, 6)))
-        .put("xml/b.xml", voc(make_object("jar", 4, 2, 12, 6), name="old/a.png"))
+        .put("xml/b.xml", voc(make_object("jar", 4, 2, 12, 6), name="a.png"))
         .check()
     )
     assert [record.contents.caption for record in result.records] == ["tin"]

@@ -105,6 +105,13 @@ def test_frames_without_images_are_reported_with_the_export_to_choose(images: An
     assert "Save images" in " ".join(found.fix for found in result.findings)
 
 
+def test_no_frame_is_read_from_a_file_that_is_cut_off(source_folder: Any, make_png: Any) -> None:
+    text = cvat(track((0, 0)), track((0, 0), label="box"))
+    source_folder.put("images/frame_000000.png", make_png(40, 20))
+    result = source_folder.put("annotations.xml", text[: text.rindex("<track")]).check()
+    assert (result.records, result.findings[0].code) == ([], "FileUnreadable")
+
+
 @pytest.mark.parametrize("frame", ["x", "-1", "1.5", "1e300", "nan"])
 def test_a_tracked_box_without_a_frame_is_reported(images: Any, frame: str) -> None:
     text = cvat(track((0, 0)).replace('frame="0"', f'frame="{frame}"'), image(BOX))

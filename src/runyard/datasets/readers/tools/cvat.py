@@ -44,7 +44,9 @@ NEEDS = {
 }
 OTHER_SHAPES = ("polyline", "points", "cuboid", "skeleton", "tag")
 MAX_TEXT = 1000  # characters of an element whose text is used
-MAX_TRACK_BOXES = 20_000_000
+MAX_TRACK_BOXES = 4_000_000  # in memory, 56 bytes each
+MAX_FRAMES = 1_000_000
+MAX_FRAME = 1 << 31
 SAVE_IMAGES = 'export with "Save images", or as "CVAT for images 1.1"'
 
 
@@ -67,26 +69,25 @@ class CvatXmlReader:
     ) -> Iterator[Row]:
         ignored = IgnoredAnnotations()
         for path in files:
-            document = _Document(source, path, ignored)
+            document = _Document(source, path, report, ignored)
             try:
                 with source.open(path) as file:
                     for _ in parse_stream(file, document):
                         while document.rows:
                             yield document.rows.popleft()
             except XmlRejected as error:
+                # The end may hold more boxes of each frame, so no frame is complete.
                 report_xml(error, path, report)
-            yield from document.iter_frames(report)
+            else:
+                yield from document.frames.iter_rows(report)
         ignored.report(report)
 
 
 def _is_cvat(source: Source, path: str) -> bool:
-    return read_xml_root(source, path) == "annotations" and any(
-        f"<{name}" in read_text_head(source, path) for name in ("image ", "track ", "meta")
-    )
-
-
-def read_text_head(source: Source, path: str) -> str:
-    return read_head(source, path).decode(errors="replace")
+    if read_xml_root(source, path) != "annotations":
+        return False
+    head = read_head(source, path)
+    return any(tag in head for tag in (b"<image ", b"<track ", b"<meta"))
 
 
 @dataclass
@@ -110,46 +111,43 @@ class _Track:
 class _Document:
     """One file being parsed: rows of its images, and boxes of its tracks."""
 
-    def __init__(self, source: Source, path: str, ignored: IgnoredAnnotations) -> None:
+    def __init__(
+        self, source: Source, path: str, report: ReportFinding, ignored: IgnoredAnnotations
+    ) -> None:
         self.rows: deque[Row] = deque()
-        self._source, self._path, self._ignored = source, path, ignored
-        self._open: list[str] = []
-        self._text = ""
-        self._image: _Image | None = None
-        self._track: _Track | None = None
+        self.frames = _Frames(source, path)
+        self._source, self._path, self._report, self._ignored = source, path, report, ignored
+        self._depth = 0
+        self._parent = self._text = ""
+        self._open: _Image | _Track | None = None
         self._images = self._tracks = 0
-        self._sizes: dict[str, set[str]] = {"width": set(), "height": set()}
-        # Seven numbers per box: class, track, line, and corners.
-        self._frames: dict[int, array[float]] = {}
-        self._rejected: dict[int, ImageShapes] = {}  # frames with shapes that have no box
-        self._classes: dict[str, int] = {}
-        self._track_boxes = 0
 
     def start_element(self, name: str, attributes: Mapping[str, str], line: int) -> None:
-        self._open.append(name)
+        self._depth += 1
+        if self._depth == 2:
+            self._open = None
+            if name == "image":
+                self._open = _Image(ImageShapes(self._path), dict(attributes), line, self._images)
+                self._images += 1
+            elif name == "track":
+                self._open = _Track(attributes.get("label", ""), self._tracks)
+                self._tracks += 1
+        elif self._depth == 3 and isinstance(self._open, _Image):
+            self._add_shape(self._open, name, attributes, line)
+        elif self._depth == 3 and isinstance(self._open, _Track):
+            self._add_tracked(self._open, name, attributes, line)
+        if name == "original_size":
+            self._parent = name
         self._text = ""
-        parent = self._open[-2] if len(self._open) > 1 else ""
-        if len(self._open) == 2 and name == "image":
-            self._image = _Image(ImageShapes(self._path), dict(attributes), line, self._images)
-            self._images += 1
-        elif len(self._open) == 2 and name == "track":
-            self._track = _Track(attributes.get("label", ""), self._tracks)
-            self._tracks += 1
-        elif parent == "image" and self._image is not None and len(self._open) == 3:
-            self._add_shape(self._image, name, attributes, line)
-        elif parent == "track" and self._track is not None and len(self._open) == 3:
-            self._add_tracked(self._track, name, attributes, line)
 
     def end_element(self, name: str) -> None:
-        self._open.pop()
-        if len(self._open) == 1:
-            if name == "image" and self._image is not None:
-                self._finish_image(self._image)
-                self._image = None
-            elif name == "track":
-                self._track = None
-        elif name in self._sizes and self._open[-1] == "original_size":
-            self._sizes[name].add(self._text.strip())
+        self._depth -= 1
+        if self._depth == 1 and isinstance(self._open, _Image):
+            self._finish_image(self._open)
+        if name == "original_size":
+            self._parent = ""
+        elif self._parent and name in ("width", "height"):
+            self.frames.add_side(name, self._text.strip())
 
     def add_text(self, text: str) -> None:
         if len(self._text) < MAX_TEXT:
@@ -192,60 +190,88 @@ class _Document:
         if attributes.get("outside") == "1":
             return
         field = f"track[{track.number}].{kind}"
+        frame = to_number(attributes.get("frame"))
         if kind not in NEEDS:
             kind = f"tracked shapes of type {kind[:40]}"
             self._ignored.count(kind, file=self._path, line=line, field=field)
-            return
-        frame = to_number(attributes.get("frame"))
-        box = _bound_shape(kind, attributes)
-        is_frame = frame is not None and 0 <= frame < 1 << 31 and frame.is_integer()
-        if box is None or not is_frame or frame is None:
-            shapes = self._rejected.setdefault(
-                int(frame or 0) if is_frame else -1, ImageShapes(self._path)
+        elif frame is None or not 0 <= frame < MAX_FRAME or not frame.is_integer():
+            cause, value = "the shape needs the number of its frame", attributes.get("frame")
+            self._report(
+                make_finding(
+                    "FieldInvalid",
+                    file=self._path,
+                    line=line,
+                    field=f"{field}.frame",
+                    cause=cause,
+                    value=value,
+                )
             )
-            cause = f"the shape needs a frame, and {NEEDS[kind]} as numbers"
-            shapes.reject("FieldInvalid", cause, field=field, line=line)
-            return
-        self._track_boxes += 1
-        if self._track_boxes > MAX_TRACK_BOXES:
-            raise XmlRejected(f"it has more than {MAX_TRACK_BOXES:,} boxes of tracks", line=line)
-        number = self._classes.setdefault(track.name, len(self._classes))
-        self._frames.setdefault(int(frame), array("d")).extend((number, track.number, line, *box))
+        elif (box := _bound_shape(kind, attributes)) is None:
+            self.frames.reject(int(frame), NEEDS[kind], field=field, line=line)
+        else:
+            self.frames.add(int(frame), track, line, box)
 
-    def iter_frames(self, report: ReportFinding) -> Iterator[Row]:
-        """Yield the rows of all frames that have boxes of tracks."""
+
+class _Frames:
+    """The boxes of tracks by frame."""
+
+    def __init__(self, source: Source, path: str) -> None:
+        self._source, self._path = source, path
+        # Seven numbers per box: class, track, line, and corners.
+        self._boxes: dict[int, array[float]] = {}
+        self._rejected: dict[int, ImageShapes] = {}  # frames with shapes that have no box
+        self._classes: dict[str, int] = {}
+        self._count = 0
+        self._sides: dict[str, str | None] = {}
+
+    def add_side(self, name: str, text: str) -> None:
+        """Add a side of the frames' size; tasks of different sizes leave it unknown."""
+        self._sides[name] = text if self._sides.get(name, text) == text else None
+
+    def add(self, frame: int, track: _Track, line: int, box: Box) -> None:
+        """Add a box. Raises XmlRejected if there are too many."""
+        self._count += 1
+        if self._count > MAX_TRACK_BOXES or len(self._boxes) > MAX_FRAMES:
+            cause = f"tracks have more than {MAX_TRACK_BOXES:,} boxes or {MAX_FRAMES:,} frames"
+            raise XmlRejected(cause, line=line)
+        number = self._classes.setdefault(track.name, len(self._classes))
+        self._boxes.setdefault(frame, array("d")).extend((number, track.number, line, *box))
+
+    def reject(self, frame: int, needs: str, *, field: str, line: int) -> None:
+        """Add a shape without a box, which leaves out the row of its frame."""
+        shapes = self._rejected.setdefault(frame, ImageShapes(self._path))
+        shapes.add("", None, field=field, line=line, what=needs)
+
+    def iter_rows(self, report: ReportFinding) -> Iterator[Row]:
+        """Yield the row of each frame, and report how many have no image."""
         classes = list(self._classes)
-        width, height = (
-            next(iter(sizes)) if len(sizes) == 1 else None for sizes in self._sizes.values()
-        )
-        size = to_size(width, height)
-        for found in self._rejected.pop(-1, ImageShapes("")).findings:
-            report(found)
-        missing: list[int] = []
-        for frame in sorted(self._frames.keys() | self._rejected.keys()):
-            names = _list_frame_names(frame)
-            name = choose_name(self._source, self._path, names)
+        size = to_size(self._sides.get("width"), self._sides.get("height"))
+        missing: list[str] = []
+        for frame in sorted(self._boxes.keys() | self._rejected.keys()):
+            name = choose_name(self._source, self._path, _list_frame_names(frame))
             if self._source.find_image(name, relative_to=self._path) is None:
-                missing.append(frame)
+                missing.append(name)
             shapes = self._rejected.pop(frame, ImageShapes(self._path))
-            numbers = self._frames.pop(frame, array("d"))
+            numbers = self._boxes.pop(frame, array("d"))
             for at in range(0, len(numbers), 7):
-                number, track, line, *corners = numbers[at : at + 7]
-                box = (corners[0], corners[1], corners[2], corners[3])
-                field = f"track[{int(track)}].box"
-                shapes.add(classes[int(number)], box, field=field, line=int(line), what="a box")
+                box = (numbers[at + 3], numbers[at + 4], numbers[at + 5], numbers[at + 6])
+                line, field = int(numbers[at + 2]), f"track[{int(numbers[at + 1])}].box"
+                shapes.add(classes[int(numbers[at])], box, field=field, line=line, what="a box")
             row = shapes.build_row(self._source, name, frame=size, field=f"frame[{frame}]")
             if row is not None:
                 yield row
         if missing:
-            cause = (
-                f"{len(missing):,} frames of tracks have no image, such as frame_{missing[0]:06d}"
+            count = len(missing)
+            cause = f"{count:,} frames of tracks have no image, such as {missing[0]!r}"
+            found = make_finding(
+                "AnnotationsIgnored",
+                file=self._path,
+                field="track",
+                cause=cause,
+                value=count,
+                fix=SAVE_IMAGES,
             )
-            report(
-                make_finding(
-                    "ImageMissing", file=self._path, field="track", cause=cause, fix=SAVE_IMAGES
-                )
-            )
+            report(found)
 
 
 def _list_frame_names(frame: int) -> list[str]:

@@ -86,7 +86,13 @@ class _DatumaroFile:
             for key, number, item in iter_members(file, STREAMED):
                 if key == "items" and number is None:
                     cause = "it must be a list of items"
-                    found = make_finding("FieldInvalid", file=self._path, field=key, cause=cause)
+                    found = make_finding(
+                        "FieldInvalid",
+                        file=self._path,
+                        field=key,
+                        cause=cause,
+                        action="FileRejected",
+                    )
                     self._report(found)
                 elif key == "items":
                     row = self._build_row(f"items[{number}]", item)

@@ -14,6 +14,7 @@ from runyard.datasets.records import Box
 from runyard.datasets.sources import Source
 
 MAX_SHAPES = 100_000  # of one image
+MAX_KINDS = 50  # of annotations that are reported apart
 
 
 class IgnoredAnnotations:
@@ -33,7 +34,9 @@ class IgnoredAnnotations:
         field: str | None = None,
         fix: str | None = None,
     ) -> None:
-        """Count an annotation; ``kind`` is the plural and says why, such as ``points``."""
+        """Count an annotation; ``kind`` is a plural, such as ``shapes of type point``."""
+        if kind not in self._counts and len(self._counts) >= MAX_KINDS:
+            kind = "annotations of other types"
         self._counts[kind] = self._counts.get(kind, 0) + 1
         self._firsts.setdefault(kind, (file, line, field, fix))
         last, files = self._files.get(kind, ("", 0))

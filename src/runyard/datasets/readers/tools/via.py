@@ -188,7 +188,7 @@ def _add_region(
         cause = "the region has no shape with a name"
         shapes.reject("FieldMissing", cause, field=f"{where}.shape_attributes", value=region)
         return
-    kind = shape["name"]
+    kind = str(shape["name"])
     if kind in ("point", "line", "polyline"):
         ignored.count(f"regions of type {kind}", file=shapes.path, field=where)
     elif kind not in NEEDS:

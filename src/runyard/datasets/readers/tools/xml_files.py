@@ -15,8 +15,9 @@ from runyard.datasets.findings import ReportFinding, make_finding
 from runyard.datasets.sources import Source
 
 MAX_DEPTH = 32
-CHUNK_BYTES = 1 << 16
-MAX_TOKEN_BYTES = 16 << 20  # of a tag with its attributes, or a comment
+HEAD_BYTES = 64 << 10
+CHUNK_BYTES = 1 << 20  # expat scans an incomplete tag again for each chunk
+MAX_TOKEN_BYTES = 8 << 20  # of a tag with its attributes, or a comment
 
 _DECLARATION = re.compile(rb"""\s*<\?xml[^>]*?\bencoding\s*=\s*["']([^"'>]{1,64})["']""")
 _ROOT = re.compile(r"<([A-Za-z_][\w:.-]*)")
@@ -81,7 +82,7 @@ def read_xml_root(source: Source, path: str) -> str | None:
     if not path.lower().endswith(".xml"):
         return None
     with source.open(path) as file:
-        head = file.read(CHUNK_BYTES)
+        head = file.read(HEAD_BYTES)
     try:
         codec = _find_codec(head)
     except XmlRejected:
