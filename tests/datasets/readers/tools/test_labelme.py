@@ -6,6 +6,10 @@ from typing import Any
 
 import pytest
 
+from runyard.datasets.readers.sniffing import sniff_json
+from runyard.datasets.readers.tools.labelme import LabelMeReader
+from runyard.datasets.sources import FolderSource
+
 SQUARE = [[4, 2], [12, 6]]
 
 
@@ -115,3 +119,14 @@ def test_a_file_with_another_images_name_is_rejected(images: Any) -> None:
     result = images.put("images/b.json", labelme(shape(SQUARE))).check()
     assert result.records == []
     assert (result.findings[0].code, result.findings[0].field) == ("ImageAmbiguous", "imagePath")
+
+
+def test_detection_does_not_keep_embedded_images(source_folder: Any) -> None:
+    text = labelme(shape(SQUARE * 5000, "polygon"), imageData="A" * 100_000)
+    source_folder.put("a.json", text).put("b.json", labelme(imageData="A" * (2 << 20)))
+    source = FolderSource(source_folder.folder, lambda _: None)
+    source.find_files()
+    form = sniff_json(source, "a.json")
+    assert form is not None
+    assert len(repr(form)) < 5000
+    assert LabelMeReader().detect(source) == ["a.json", "b.json"]
