@@ -1,4 +1,4 @@
-"""The form of a JSON file, from its beginning: enough to tell which tool wrote it."""
+"""The form of a JSON file, from its beginning: enough to recognize the tool that wrote it."""
 
 import json
 import re
