@@ -119,6 +119,14 @@ def test_the_declared_encoding_is_used(images: Any, declared: str, codec: str) -
     assert result.records[0].contents.caption == "缶 世"
 
 
+@pytest.mark.parametrize("text", ["\n\n" + voc(), voc().replace("1.0", "1.1")])
+def test_a_declaration_that_expat_rejects_is_no_error(images: Any, text: str) -> None:
+    bad = make_object("x", 1, 2, 3)
+    result = images.put("a.xml", text.replace("</annotation>", f"{bad}</annotation>")).check()
+    lines = text.count("\n")
+    assert [(found.code, found.line) for found in result.findings[:1]] == [("FieldMissing", lines)]
+
+
 @pytest.mark.parametrize(
     ("declared", "codec"), [("made-up", "utf-8"), ("gbk", "cp1252"), ("utf-8", "cp1252")]
 )

@@ -26,6 +26,10 @@ from runyard.datasets.records import Box, DatasetType
 from runyard.datasets.sources import Source
 
 PROJECT = "_via_img_metadata"  # the key of the images in a project file
+PROJECT_KEYS = (
+    *(PROJECT, "_via_settings", "_via_attributes", "_via_data_format_version"),
+    "_via_image_id_list",
+)
 # Attributes that name the class, the clearest first. A later group decides if no earlier one does.
 CLASS_ATTRIBUTES = (
     ("label", "labels", "class", "classes", "class_name", "classname", "category", "label_name"),
@@ -92,7 +96,7 @@ def _iter_images(source: Source, path: str) -> Iterator[tuple[str, Any]]:
         for key, name, value in iter_members(file, (PROJECT,)):
             if name is not None:
                 yield f"{key}.{name}", value
-            elif not key.startswith("_via_"):
+            elif key not in PROJECT_KEYS:
                 yield key, value
 
 

@@ -20,6 +20,7 @@ CHUNK_BYTES = 1 << 20  # expat scans an incomplete tag again for each chunk
 MAX_TOKEN_BYTES = 8 << 20  # of a tag with its attributes, or a comment
 
 _DECLARATION = re.compile(rb"""\s*<\?xml[^>]*?\bencoding\s*=\s*["']([^"'>]{1,64})["']""")
+_BEGINNING = re.compile(r"\s*(?:<\?xml\s[^>]*\?>)?")
 _ROOT = re.compile(r"<([A-Za-z_][\w:.-]*)")
 _NO_ELEMENT = re.compile(r"<!--.*?-->|<\?.*?\?>", re.S)
 _BOMS = (
@@ -159,11 +160,19 @@ def _reject_document_type(*_: object) -> None:
 
 
 def _iter_utf8(file: BinaryIO) -> Iterator[bytes]:
+    """Yield the document as UTF-8, with only the line ends of its declaration.
+
+    Some tools write blank lines before the declaration, which XML does not allow.
+    """
     data = file.read(CHUNK_BYTES)
     decoder = codecs.getincrementaldecoder(_find_codec(data))()
+    text = decoder.decode(data)
+    if found := _BEGINNING.match(text):
+        text = "\n" * found[0].count("\n") + text[found.end() :]
     while data:
-        yield decoder.decode(data).encode()
+        yield text.encode()
         data = file.read(CHUNK_BYTES)
+        text = decoder.decode(data)
     yield decoder.decode(b"", final=True).encode()
 
 
