@@ -141,6 +141,9 @@ KINDS: dict[str, FindingKind] = {
     "ConversationInvalid": FindingKind(
         "error", "alternate human and assistant turns, the human first"
     ),
+    "AnnotationsIgnored": FindingKind(
+        "warning", "none needed if they are not wanted; else export them as boxes or polygons"
+    ),
     # files
     "FileUnreadable": FindingKind("error", "write the file again"),
     "FileEmpty": FindingKind("error", "remove the file, or fill it"),

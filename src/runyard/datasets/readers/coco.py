@@ -16,7 +16,9 @@ from runyard.datasets.readers.base import BoxLocation, Row
 from runyard.datasets.readers.boxes import LabeledBox, build_row, find_image_size, to_fractions
 from runyard.datasets.readers.json_stream import MalformedJson, iter_elements
 from runyard.datasets.readers.lines import open_text, read_head
+from runyard.datasets.readers.sniffing import JsonForm, sniff_json
 from runyard.datasets.readers.text_labels.class_files import is_notes
+from runyard.datasets.readers.tools.recognized import is_panoptic
 from runyard.datasets.records import AssetRef, Box, DatasetType, Freeform, Record
 from runyard.datasets.sources import Source
 
@@ -36,6 +38,7 @@ class CocoReader:
             if path.lower().endswith(".json")
             and _is_coco(read_head(source, path))
             and not is_notes(source, path)
+            and not _is_other_format(sniff_json(source, path))
         ]
 
     def read(
@@ -63,6 +66,13 @@ class CocoReader:
 
 def _is_coco(head: bytes) -> bool:
     return head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{") and _KEY.search(head) is not None
+
+
+def _is_other_format(form: JsonForm | None) -> bool:
+    """Return whether a file with some of COCO's keys is Datumaro or COCO panoptic."""
+    return form is not None and (
+        is_panoptic(form) or ("items" in form.keys and "images" not in form.keys)
+    )
 
 
 class _Image(NamedTuple):

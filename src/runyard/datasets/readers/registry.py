@@ -14,7 +14,13 @@ from runyard.datasets.readers.parquet import ParquetReader
 from runyard.datasets.readers.text_labels.dota import DotaReader
 from runyard.datasets.readers.text_labels.kitti import KittiReader
 from runyard.datasets.readers.text_labels.yolo import YoloDarknetReader, YoloKerasPytorchReader
+from runyard.datasets.readers.tools.create_ml import CreateMlReader
+from runyard.datasets.readers.tools.cvat import CvatXmlReader
+from runyard.datasets.readers.tools.datumaro import DatumaroReader
+from runyard.datasets.readers.tools.label_studio import LabelStudioReader
+from runyard.datasets.readers.tools.labelme import LabelMeReader
 from runyard.datasets.readers.tools.recognized import RecognizedFormat, recognize
+from runyard.datasets.readers.tools.via import ViaReader
 from runyard.datasets.readers.vi_jsonl import ViJsonlReader
 from runyard.datasets.readers.voc import PascalVocReader
 from runyard.datasets.readers.webdataset import WebDatasetReader
@@ -24,6 +30,12 @@ READERS: list[Reader] = [
     ViJsonlReader(),
     CocoReader(),
     PascalVocReader(),
+    CvatXmlReader(),
+    LabelMeReader(),
+    LabelStudioReader(),
+    DatumaroReader(),
+    CreateMlReader(),
+    ViaReader(),
     YoloKerasPytorchReader(),
     YoloDarknetReader(),
     DotaReader(),
