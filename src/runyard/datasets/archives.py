@@ -628,7 +628,6 @@ def expand_archives(
 
 
 @dataclass(eq=False)  # the key of what readers remember of a source
-@dataclass(eq=False)
 class ExpandedSource:
     """A source with archives expanded: ``data.zip`` becomes ``data.zip/inner.jpg`` and so on.
 
