@@ -98,6 +98,9 @@ KINDS: dict[str, FindingKind] = {
     "BoxEmpty": FindingKind(
         "error", "remove the box, or give it a width and a height of at least one pixel"
     ),
+    "BoxCrowd": FindingKind(
+        "warning", "none needed; to keep a box around a group of objects, remove its mark"
+    ),
     "BoxDuplicate": FindingKind("warning", "none needed; remove the repeated boxes"),
     "BoxNotFinite": FindingKind("error", "write finite numbers"),
     "PhraseNotInCaption": FindingKind(

@@ -3,8 +3,11 @@ names.
 """
 
 import math
+import struct
+import tempfile
+from array import array
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from runyard.datasets.findings import Finding
 from runyard.datasets.readers.base import BoxLocation, Row
@@ -77,3 +80,82 @@ def parse_number(text: str) -> float | None:
         return None
     except OverflowError:
         return math.inf
+
+
+def to_number(value: Any) -> float | None:
+    """Convert a number of a JSON file, which may be written as a text; None for anything else."""
+    if isinstance(value, str):
+        return parse_number(value.strip())
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def parse_size(width: Any, height: Any) -> tuple[int, int] | None:
+    """Convert an image's size as given by a file: 400, 400.0, "400" and "400.0" are the same.
+
+    Return None if either is missing or not a positive whole number.
+    """
+    sides = [to_number(width), to_number(height)]
+    if not all(side is not None and 0 < side < 1e9 and side.is_integer() for side in sides):
+        return None
+    return int(sides[0] or 0), int(sides[1] or 0)
+
+
+def bound_points(xs: Sequence[Any], ys: Sequence[Any]) -> tuple[float, float, float, float] | None:
+    """Return the bounding box of points as x, y, width, height.
+
+    Return None for fewer than three points, and for anything but numbers.
+    """
+    if len(xs) != len(ys) or len(xs) < 3:
+        return None
+    numbers = [to_number(value) for value in (*xs, *ys)]
+    good = [number for number in numbers if number is not None]
+    if len(good) != len(numbers):
+        return None
+    left, top = min(good[: len(xs)]), min(good[len(xs) :])
+    return left, top, max(good[: len(xs)]) - left, max(good[len(xs) :]) - top
+
+
+class RowSpool:
+    """Parts of rows, kept until the rows are complete: in memory, or on disk if there are many.
+
+    Parts may be added in any order of rows, and are read when all have been added. A row is a
+    number from 0; a part is bytes. In memory are the last position of each row and the first MiBs.
+    """
+
+    _MEMORY_BYTES = 8 << 20
+    _HEADER = struct.Struct("<qI")  # the position of the row's part before this one, length
+
+    def __init__(self) -> None:
+        self._file = tempfile.SpooledTemporaryFile(max_size=self._MEMORY_BYTES)  # noqa: SIM115
+        self._end = 0
+        self._last = array("q")
+
+    def __enter__(self) -> "RowSpool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def __len__(self) -> int:
+        return len(self._last)
+
+    def add(self, row: int, part: bytes) -> None:
+        if row >= len(self._last):
+            self._last.extend([-1] * (row + 1 - len(self._last)))
+        self._file.write(self._HEADER.pack(self._last[row], len(part)) + part)
+        self._last[row] = self._end
+        self._end += self._HEADER.size + len(part)
+
+    def read(self, row: int) -> list[bytes]:
+        """Return the parts of a row in the order in which they were added."""
+        parts, position = [], self._last[row] if row < len(self._last) else -1
+        while position >= 0:
+            self._file.seek(position)
+            position, length = self._HEADER.unpack(self._file.read(self._HEADER.size))
+            parts.append(self._file.read(length))
+        return parts[::-1]
