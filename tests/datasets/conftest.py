@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +31,11 @@ class KeptRecords(RecordCounter):
     def add(self, record: Record) -> None:
         super().add(record)
         self.records.append(record)
+
+    def drop(self, numbers: Collection[int]) -> None:
+        super().drop(numbers)
+        kept = enumerate(self.records)
+        self.records = [record for number, record in kept if number not in numbers]
 
 
 @dataclass

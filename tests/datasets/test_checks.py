@@ -2,6 +2,7 @@
 
 import io
 import math
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -10,6 +11,7 @@ from PIL import Image, ImageOps
 
 from runyard.datasets.checks import Checker, OnError, rotate_box
 from runyard.datasets.findings import Finding, make_finding
+from runyard.datasets.image_names import ImageFacts, ImageNames, Resolution
 from runyard.datasets.options import DEFAULT_OPTIONS, ReadOptions
 from runyard.datasets.readers.base import BoxLocation, Row
 from runyard.datasets.records import (
@@ -25,7 +27,6 @@ from runyard.datasets.records import (
     Vqa,
     make_grounding,
 )
-from runyard.datasets.sources import ImageFacts
 
 FACTS = ImageFacts(
     path="a.png", sha256="0" * 64, size_bytes=9, width=640, height=480, mime="image/png"
@@ -34,17 +35,17 @@ TURNED = ImageFacts("t.jpg", "1" * 64, 9, 480, 640, "image/jpeg", is_turned=True
 BOX: Box = (0.1, 0.2, 0.5, 0.6)
 
 
-class OneImage:
-    """Two images, found by name."""
+class FewImages:
+    """Two images, and two that share a name."""
 
-    def find_image(self, name: str, *, relative_to: str = "") -> ImageFacts | None:
-        return {"a.png": FACTS, "t.jpg": TURNED}.get(name)
+    def __init__(self) -> None:
+        self._names = ImageNames()
+        for facts in (FACTS, TURNED, replace(FACTS, path="x/twice.png")):
+            self._names.add(facts)
+        self._names.add(replace(FACTS, path="y/twice.png"))
 
-    def is_ambiguous(self, name: str, *, relative_to: str = "") -> bool:
-        return name == "twice.png"
-
-    def explain_missing(self, name: str, *, relative_to: str = "") -> str:
-        return f"no {name}"
+    def resolve_image(self, name: str, *, relative_to: str = "") -> Resolution:
+        return self._names.resolve(name, relative_to)
 
 
 def grounding(
@@ -82,7 +83,7 @@ def check(
 ) -> tuple[list[Record | None], list[Finding]]:
     findings: list[Finding] = []
     checker = Checker(
-        OneImage(),  # type: ignore[arg-type]
+        FewImages(),  # type: ignore[arg-type]
         task,
         on_error,
         findings.append,
@@ -454,6 +455,6 @@ def test_what_the_reader_could_not_read_counts_as_part_of_the_row(
 
 
 def test_images_of_rows_that_are_left_out_are_not_unused() -> None:
-    checker = Checker(OneImage(), "vqa", "RejectRow", lambda _: None)  # type: ignore[arg-type]
+    checker = Checker(FewImages(), "vqa", "RejectRow", lambda _: None)  # type: ignore[arg-type]
     assert checker.check(row(vqa((1, "", "")))) is None
     assert checker.used == {"a.png"}

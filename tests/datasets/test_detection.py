@@ -89,3 +89,24 @@ def test_rows_of_which_none_can_be_accepted_are_rejected(source_folder: Any, mak
     result = source_folder.put("b.png", make_png()).put("rows.jsonl", ROW).check("vqa")
     assert result.outcome.decision == "Rejected"
     assert result.outcome.why == "none of the rows could be accepted; there are 1 errors"
+
+
+@pytest.mark.parametrize(
+    ("path", "is_error"),
+    [("export.json", True), ("labels/a.txt", True), ("README.roboflow.txt", False)],
+)
+def test_unread_data_is_an_error_if_no_label_was_read(
+    source_folder: Any, make_png: Any, path: str, is_error: bool
+) -> None:
+    result = source_folder.put("a.png", make_png()).put(path, "\x7f{}").check("vqa")
+    assert result.outcome.decision == ("Rejected" if is_error else "Accepted")
+    (found,) = [found for found in result.findings if found.file == path]
+    assert found.code == ("FormatUnknown" if is_error else "FileIgnored")
+
+
+def test_unread_data_beside_labels_is_a_warning(source_folder: Any, make_png: Any) -> None:
+    folder = source_folder.put("a.png", make_png()).put("rows.jsonl", ROW)
+    result = folder.put("notes.json", "[1]").check()
+    assert [(found.code, found.file) for found in result.findings] == [
+        ("FileIgnored", "notes.json")
+    ]

@@ -12,8 +12,9 @@ import pytest
 
 from runyard.blobs import FolderBlobs
 from runyard.datasets.findings import Finding
+from runyard.datasets.image_names import ImageFacts
 from runyard.datasets.packs import build_pack
-from runyard.datasets.sources import FolderSource, ImageFacts, PackSource
+from runyard.datasets.sources import FolderSource, PackSource
 
 MakePng = Callable[..., bytes]
 Made = tuple[FolderSource | PackSource, list[Finding]]
@@ -81,9 +82,23 @@ def test_files_are_listed_and_read(
         ("3.png", "c/rows.csv", "3.png"),
         ("b/3.png", "b/rows.csv", "b/3.png"),
         ("2.png", "rows.csv", "b/2.png"),
-        ("/home/me/photos/2.png", "", "b/2.png"),
-        ("C:\\photos\\2.png", "", "b/2.png"),
+        ("/home/me/b/2.png", "", "b/2.png"),
+        ("/home/me/photos/2.png", "", None),
+        ("/home/me/photos/4.png", "", "images/4.png"),
+        ("C:\\photos\\4.png", "", "images/4.png"),
+        ("photos/4.png", "", None),
         ("photos/b/1.png", "", "b/1.png"),
+        ("a/3.png", "", None),
+        ("x/3.png", "", "3.png"),
+        ("3.png", "a/rows.csv", None),
+        ("1.PNG", "b/rows.csv", "b/1.png"),
+        ("B/2.jpg", "", "b/2.png"),
+        ("1", "a/rows.csv", "a/1.png"),
+        ("2%2Epng", "", "b/2.png"),
+        ("/data/local-files/?d=shelf%2Fimages%2F4.png", "", "images/4.png"),
+        ("https://example.com/shelf/4.png?signature=1", "", "images/4.png"),
+        ("https://example.com/a/2.png", "", None),
+        ("file:///home/me/b/2.png", "", "b/2.png"),
         ("u\u0308.png", "", "\u00fc.png"),
         ("\u00fc.png", "", "\u00fc.png"),
         ("1.png", "", None),
@@ -97,7 +112,7 @@ def test_images_are_found_by_path_folder_or_base_name(
     relative_to: str,
     found: str | None,
 ) -> None:
-    names = ["a/1.png", "b/1.png", "b/2.png", "\u00fc.png", "3.png", "b/3.png"]
+    names = ["a/1.png", "b/1.png", "b/2.png", "\u00fc.png", "3.png", "b/3.png", "images/4.png"]
     source, _ = make_source({path: make_png(20 + number, 20) for number, path in enumerate(names)})
     facts = source.find_image(name, relative_to=relative_to)
     assert (facts and facts.path) == found
@@ -107,22 +122,65 @@ def test_a_name_that_several_images_have_is_ambiguous(
     make_source: Callable[[dict[str, bytes]], Made], make_png: MakePng
 ) -> None:
     source, _ = make_source({"a/1.png": make_png(20, 20), "b/1.png": make_png(21, 20)})
-    assert source.is_ambiguous("1.png")
-    assert not source.is_ambiguous("a/1.png")
-    assert (
-        source.explain_missing("1.png")
-        == "2 images have this name, such as 'a/1.png' and 'b/1.png'"
-    )
+    found = source.resolve_image("1.png")
+    assert (found.status, found.code) == ("ambiguous", "ImageAmbiguous")
+    assert found.why == "2 images have this name, such as 'a/1.png' and 'b/1.png'"
+    assert source.resolve_image("a/1.png").is_exact
 
 
-def test_a_missing_image_is_reported_with_the_reason(
-    make_source: Callable[[dict[str, bytes]], Made], make_png: MakePng
+@pytest.mark.parametrize(
+    ("name", "relative_to", "status", "candidates"),
+    [
+        ("cat.jpg", "", "found", ()),
+        ("cut.png", "", "rejected", ("cut.png",)),
+        ("x/cut.png", "", "rejected", ("cut.png",)),
+        ("b/7.png", "", "rejected", ("b/7.png",)),
+        ("7.png", "", "ambiguous", ("a/7.png", "b/7.png")),
+        ("7.png", "b/rows.csv", "rejected", ("b/7.png",)),
+        ("c/7.png", "", "missing", ("a/7.png",)),
+        ("8.png", "b/rows.csv", "missing", ("a/8.png",)),
+        ("9.png", "labels/train.json", "missing", ("test/9.png",)),
+        ("9.png", "labels/test.json", "found", ()),
+        ("5.jpg", "", "missing", ("masks/5.png",)),
+        ("masks/5.jpg", "", "found", ()),
+        ("dog.jpg", "", "missing", ()),
+    ],
+)
+def test_a_rejected_or_other_image_never_stands_in_for_the_named_one(
+    make_source: Callable[[dict[str, bytes]], Made],
+    make_png: MakePng,
+    name: str,
+    relative_to: str,
+    status: str,
+    candidates: tuple[str, ...],
 ) -> None:
-    source, _ = make_source({"a/Cat.PNG": make_png(), "cut.png": make_png()[:60]})
-    assert source.explain_missing("cat.jpg") == "no image has this name; the nearest is 'a/Cat.PNG'"
-    assert source.explain_missing("cut.png") == "the image 'cut.png' was rejected: ImageTruncated"
-    assert source.explain_missing("x/cut.png") == "the image 'cut.png' was rejected: ImageTruncated"
-    assert source.explain_missing("dog.jpg") == "no image has this name"
+    whole = ["a/Cat.PNG", "a/7.png", "a/8.png", "test/9.png", "masks/5.png"]
+    files = {path: make_png(20 + number, 20) for number, path in enumerate(whole)}
+    source, _ = make_source({**files, "cut.png": make_png()[:60], "b/7.png": make_png()[:61]})
+    found = source.resolve_image(name, relative_to=relative_to)
+    assert (found.status, found.candidates) == (status, candidates)
+    assert (found.image is None) == (status != "found")
+
+
+@pytest.mark.parametrize(
+    ("relative_to", "found"),
+    [
+        ("annotations/instances_train.json", "images/train/1.png"),
+        ("annotations/instances_val2017.json", "images/val/1.png"),
+        ("setB/annotations/labels.json", "setB/images/1.png"),
+        ("annotations/instances.json", None),
+    ],
+)
+def test_a_bare_name_means_the_image_nearest_to_its_annotations(
+    make_source: Callable[[dict[str, bytes]], Made],
+    make_png: MakePng,
+    relative_to: str,
+    found: str | None,
+) -> None:
+    names = ["images/train/1.png", "images/val/1.png", "setA/images/1.png", "setB/images/1.png"]
+    source, _ = make_source({path: make_png(20 + number, 20) for number, path in enumerate(names)})
+    facts = source.find_image("1.png", relative_to=relative_to)
+    assert (facts and facts.path) == found
 
 
 def test_images_of_the_same_bytes_are_reported(

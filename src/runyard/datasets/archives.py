@@ -29,9 +29,10 @@ from pathlib import Path
 from typing import IO, BinaryIO, NamedTuple, cast
 
 from runyard.datasets.findings import Finding, ReportFinding, make_finding
+from runyard.datasets.image_names import ImageFacts, Resolution
 from runyard.datasets.images import MAX_BYTES, is_image_name
 from runyard.datasets.packs import is_safe
-from runyard.datasets.sources import ImageFacts, Source, is_system_file
+from runyard.datasets.sources import Source, is_system_file
 
 ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2")
 MAX_PART_BYTES = 255
@@ -666,14 +667,11 @@ class ExpandedSource:
     def is_image(self, path: str) -> bool:
         return self.inner.is_image(path)
 
-    def explain_missing(self, name: str, *, relative_to: str = "") -> str:
-        return self.inner.explain_missing(name, relative_to=relative_to)
+    def resolve_image(self, name: str, *, relative_to: str = "") -> Resolution:
+        return self.inner.resolve_image(name, relative_to=relative_to)
 
     def find_image(self, name: str, *, relative_to: str = "") -> ImageFacts | None:
         return self.inner.find_image(name, relative_to=relative_to)
-
-    def is_ambiguous(self, name: str, *, relative_to: str = "") -> bool:
-        return self.inner.is_ambiguous(name, relative_to=relative_to)
 
     def add_image(
         self, path: str, data: bytes, *, found_in: str, line: int | None = None

@@ -15,6 +15,8 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from runyard.datasets.findings import Action, Finding, ReportFinding, make_finding
+from runyard.datasets.image_claims import ImageClaims
+from runyard.datasets.image_names import ImageFacts
 from runyard.datasets.options import DEFAULT_OPTIONS, ReadOptions
 from runyard.datasets.readers.base import BoxLocation, Row
 from runyard.datasets.records import (
@@ -32,7 +34,7 @@ from runyard.datasets.records import (
     make_grounding,
     word_span,
 )
-from runyard.datasets.sources import ImageFacts, Source
+from runyard.datasets.sources import Source
 
 OnError = Literal["Warn", "RejectRow", "RejectFile", "RejectAll"]
 
@@ -79,6 +81,7 @@ class Checker:
         options: ReadOptions = DEFAULT_OPTIONS,
     ) -> None:
         self.used: set[str] = set()  # paths of images that rows refer to, usable or not
+        self.claims = ImageClaims(report)
         self._source = source
         self._task = task
         self._is_lenient = on_error == "Warn"
@@ -133,22 +136,16 @@ class Checker:
     def _find_image(self, check: "_RowCheck") -> ImageFacts:
         row = check.row
         name = row.record.asset.filename
-        facts = self._source.find_image(name, relative_to=row.file)
-        if facts is not None:
-            self.used.add(facts.path)
-            return facts
-        code = (
-            "ImageAmbiguous"
-            if self._source.is_ambiguous(name, relative_to=row.file)
-            else "ImageMissing"
-        )
-        check.reject_row(
-            code,
-            self._source.explain_missing(name, relative_to=row.file),
-            field="asset.filename",
-            value=name,
-        )
-        raise RowUnusable
+        found = self._source.resolve_image(name, relative_to=row.file)
+        if found.image is None:
+            check.reject_row(found.code, found.why, field="asset.filename", value=name)
+            raise RowUnusable
+        self.used.add(found.image.path)
+        conflict = self.claims.claim(found, name, file=row.file, line=row.line)
+        if conflict is not None:
+            check.reject_row("ImageAmbiguous", conflict, field="asset.filename", value=name)
+            raise RowUnusable
+        return found.image
 
     def _assign_id(self, check: "_RowCheck", requested: str) -> str:
         """Return the row's id, or a new one if it is empty or already used."""

@@ -22,7 +22,8 @@ class Finding(msgspec.Struct, rename="camel", kw_only=True, omit_defaults=True, 
     """One error or warning about the data, and where it is.
 
     ``line`` counts from 1. It is None in files without lines: an image, a binary file, or one JSON
-    document, where ``field`` locates the finding, such as ``annotations[3].bbox``.
+    document, where ``field`` locates the finding, such as ``annotations[3].bbox``. ``rows`` is the
+    number of rows that a finding about several rows leaves out.
     """
 
     file: str
@@ -34,6 +35,7 @@ class Finding(msgspec.Struct, rename="camel", kw_only=True, omit_defaults=True, 
     line: int | None = None
     field: str | None = None
     value: str | None = None
+    rows: int | None = None
 
 
 ReportFinding = Callable[[Finding], None]
@@ -158,6 +160,7 @@ def make_finding(
     value: object = None,
     action: Action | None = None,
     fix: str | None = None,
+    rows: int | None = None,
 ) -> Finding:
     """Build a finding of a known kind.
 
@@ -174,6 +177,7 @@ def make_finding(
         line=line,
         field=None if field is None else _escape_surrogates(field),
         value=None if value is None else format_value(value),
+        rows=rows,
     )
 
 

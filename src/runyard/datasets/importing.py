@@ -38,7 +38,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -48,6 +48,7 @@ from runyard import processes, rundir
 from runyard.blobs import BlobError, FolderBlobs
 from runyard.datasets import images
 from runyard.datasets.findings import Finding
+from runyard.datasets.image_names import ImageFacts
 from runyard.datasets.ingest import (
     ON_ERROR,
     FindingSink,
@@ -58,7 +59,7 @@ from runyard.datasets.ingest import (
 )
 from runyard.datasets.packs import PACK_BYTES, build_pack
 from runyard.datasets.records import Record, encode
-from runyard.datasets.sources import BlobSpan, ImageFacts, PackSource
+from runyard.datasets.sources import BlobSpan, PackSource
 
 JOB = "job.json"
 PACKS = "packs.jsonl"
@@ -273,6 +274,16 @@ class _Outputs:
         self._records.seek(self._marked_at)
         discarded, self._kept = self._kept - self._marked, self._marked
         return discarded
+
+    def drop(self, numbers: Collection[int]) -> None:
+        self._records.flush()
+        path = self._folder / RECORDS
+        with open(path, "rb") as file, open(path.with_suffix(".kept"), "wb") as kept:
+            kept.writelines(line for number, line in enumerate(file) if number not in numbers)
+        self._records.close()
+        os.replace(path.with_suffix(".kept"), path)
+        self._records = open(path, "ab", buffering=1 << 16)  # noqa: SIM115 - closed by __exit__
+        self._kept -= len(numbers)
 
     def finish_pack(self) -> None:
         """Write the pending container images as a pack, and then their lines."""

@@ -6,7 +6,7 @@ the files are stored or where the records go.
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -16,8 +16,9 @@ import msgspec
 from runyard.datasets.archives import expand_archives
 from runyard.datasets.checks import Checker, OnError
 from runyard.datasets.findings import Finding, ReportFinding, Tally, make_finding
+from runyard.datasets.options import DEFAULT_OPTIONS, ReadOptions
 from runyard.datasets.readers.base import Reader
-from runyard.datasets.readers.registry import detect_format
+from runyard.datasets.readers.registry import detect_format, report_unread
 from runyard.datasets.readers.webdataset import is_shard
 from runyard.datasets.records import DatasetType, Record
 from runyard.datasets.sources import (
@@ -46,6 +47,10 @@ class RecordSink(Protocol):
         """Discard the records of the current file; return how many there were."""
         ...
 
+    def drop(self, numbers: Collection[int]) -> None:
+        """Remove the records with these numbers, counted from 0 in the order of adding."""
+        ...
+
 
 class RecordCounter:
     """A record sink that only counts."""
@@ -62,6 +67,9 @@ class RecordCounter:
     def discard_file(self) -> int:
         discarded, self.count = self.count - self._marked, self._marked
         return discarded
+
+    def drop(self, numbers: Collection[int]) -> None:
+        self.count -= len(numbers)
 
 
 @dataclass
@@ -172,6 +180,7 @@ def ingest_rows(
     on_error: OnError,
     tick: Callable[[], None],
     unpack_into: Path,
+    options: ReadOptions = DEFAULT_OPTIONS,
 ) -> IngestOutcome:
     """Detect the format, read and check every row, keep what is valid, and decide.
 
@@ -181,21 +190,22 @@ def ingest_rows(
     """
     progress.begin("Reading")
     source = expand_archives(source, unpack_into, sink, keeps_packed=is_shard)
-    detected = detect_format(source, sink, requested=format)
-    reader, files = detected or (None, [])
+    reader, files = detect_format(source, sink, requested=format)
+    used: set[str] = set()
     if reader is not None:
         task = task or _find_type(reader, source, files)
         checker = Checker(source, task, on_error, sink)
+        used = checker.used
         if task in reader.types:
             _read_files(
-                reader, source, files, task, checker, records, sink, progress, on_error, tick
+                *(reader, source, files, task, checker, records, sink, progress, on_error, options),
+                tick,
             )
         else:
             sink(_explain_type_mismatch(reader, files[0], task))
         progress.begin("Checking")
-        _report_unused_images(images, checker.used, sink)
-    else:
-        _report_unused_images(images, set(), sink)
+    report_unread(source, files, sink, reader=reader, has_rows=progress.rows > 0)
+    _report_unused_images(images, used, sink)
     progress.images = len(images)  # containers may have added some
     return _decide(reader, task, progress, sink, on_error)
 
@@ -210,26 +220,63 @@ def _read_files(
     sink: FindingSink,
     progress: IngestProgress,
     on_error: OnError,
+    options: ReadOptions,
     tick: Callable[[], None],
 ) -> None:
     if isinstance(source, FolderSource | PackSource):
         source.expect(files)
-    file = None
+    file, kept_before = None, 0
     rejects_files = on_error == "RejectFile"
-    for row in reader.read(source, files, task, sink):
+    unparsed = _UnparsedRows(sink, progress)
+
+    def end_file() -> None:
+        if rejects_files and file in sink.files_with_errors:
+            progress.rows_kept -= records.discard_file()
+            checker.claims.forget_from(kept_before)
+
+    for row in reader.read(source, files, task, unparsed.report, options):
         if row.file != file:
-            if rejects_files and file in sink.files_with_errors:
-                progress.rows_kept -= records.discard_file()
-            file = row.file
+            end_file()
+            file, kept_before = row.file, progress.rows_kept
             records.begin_file()
         progress.rows += 1
         record = checker.check(row)
         if record is not None:
+            checker.claims.add_kept(progress.rows_kept)
             records.add(record)
             progress.rows_kept += 1
         tick()
-    if rejects_files and file in sink.files_with_errors:
-        progress.rows_kept -= records.discard_file()
+    end_file()
+    if checker.claims.withdrawn:
+        records.drop(checker.claims.withdrawn)
+        progress.rows_kept -= len(checker.claims.withdrawn)
+
+
+class _UnparsedRows:
+    """Counts the rows that a reader reports because it cannot parse them.
+
+    The findings about one row follow each other.
+    """
+
+    def __init__(self, forward: ReportFinding, progress: IngestProgress) -> None:
+        self._forward, self._progress = forward, progress
+        self._last: tuple[str, int | None, str | None] | None = None
+
+    def report(self, found: Finding) -> None:
+        row = (found.file, found.line, None if found.line else _get_row_field(found.field))
+        if found.rows is not None:
+            self._progress.rows += found.rows
+        elif found.action == "RowRejected" and row != self._last:
+            self._progress.rows += 1
+            self._last = row
+        self._forward(found)
+
+
+def _get_row_field(field: str | None) -> str | None:
+    """Return the part of a path that names the row: ``annotations[3]`` of
+    ``annotations[3].bbox``.
+    """
+    return None if field is None else field.partition(".")[0]
 
 
 def _find_type(reader: Reader, source: Source, files: list[str]) -> DatasetType:
@@ -280,6 +327,7 @@ def _decide(
         "images": progress.images,
         "rows": progress.rows,
         "rowsKept": 0 if why else progress.rows_kept,
+        "rowsRejected": progress.rows - (0 if why else progress.rows_kept),
         **tally.document(),
     }
     return IngestOutcome(
@@ -297,6 +345,7 @@ def check_folder(
     on_progress: Callable[[dict[str, Any]], None] = lambda _: None,
     on_image: OnImage = ignore_image,
     records: RecordSink | None = None,
+    options: ReadOptions = DEFAULT_OPTIONS,
 ) -> IngestOutcome:
     """Check what an import of this folder would report and accept.
 
@@ -334,6 +383,7 @@ def check_folder(
             on_error=on_error,
             tick=tick,
             unpack_into=Path(unpacked),
+            options=options,
         )
     progress.images = len(source.images)
     progress.begin("Done")

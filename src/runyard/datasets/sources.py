@@ -8,45 +8,19 @@ row gives.
 import io
 import os
 import posixpath
-import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
 
 from runyard.datasets import images
 from runyard.datasets.findings import KINDS, Action, ReportFinding, make_finding
+from runyard.datasets.image_names import ImageFacts, ImageNames, Resolution, normalize_name
 from runyard.datasets.packs import PackInvalid, is_safe, read_index
 
 
-@dataclass(frozen=True, slots=True)
-class ImageFacts:
-    """The facts about one accepted image. Width and height are as displayed, in pixels.
-
-    ``orientation`` is the EXIF orientation, 1 to 8, which is applied to the stored pixels for
-    display.
-    """
-
-    path: str
-    sha256: str
-    size_bytes: int
-    width: int
-    height: int
-    mime: str
-    is_turned: bool = False  # its EXIF orientation swaps width and height
-    frames: int = 1
-    orientation: int = 1
-
-
 class Source(Protocol):
-    """Files, and the images among them.
-
-    ``find_image`` resolves the name that a row gives. It looks in the folder of ``relative_to``
-    (the annotation file) first, because ``shelf/a.xml`` means ``shelf/a.png`` even if there is also
-    an ``a.png``. Then it tries the exact path, then the base name if only one image has it. It
-    returns None for an image that is missing or rejected.
-    """
+    """Files, and the images among them."""
 
     def paths(self) -> Sequence[str]:
         """Return every file, images included, sorted."""
@@ -62,14 +36,15 @@ class Source(Protocol):
         """Return whether this file was inspected as an image, accepted or rejected."""
         ...
 
-    def find_image(self, name: str, *, relative_to: str = "") -> ImageFacts | None: ...
-
-    def is_ambiguous(self, name: str, *, relative_to: str = "") -> bool:
-        """Return whether ``find_image`` failed because several images share the base name."""
+    def resolve_image(self, name: str, *, relative_to: str = "") -> Resolution:
+        """Resolve the name that a row of the file ``relative_to`` gives; see ``image_names``."""
         ...
 
-    def explain_missing(self, name: str, *, relative_to: str = "") -> str:
-        """Explain why ``find_image`` found nothing, as the cause of a finding."""
+    def find_image(self, name: str, *, relative_to: str = "") -> ImageFacts | None:
+        """Return the image that a row of the file ``relative_to`` names.
+
+        Return None if it is missing, rejected or ambiguous.
+        """
         ...
 
     def add_image(
@@ -100,31 +75,23 @@ def ignore_image(facts: ImageFacts, crc32c: int, data: bytes, span: BlobSpan | N
 
 
 class ImageIndex:
-    """An index of inspected images, searched by the names that rows give."""
+    """The images of a source, inspected as they are added."""
 
     def __init__(self, report: ReportFinding, on_image: OnImage = ignore_image) -> None:
+        self.names = ImageNames()
         self._report = report
         self._on_image = on_image
-        self._by_path: dict[str, ImageFacts] = {}
-        self._by_base: dict[str, ImageFacts | list[ImageFacts]] = {}
         self._by_content: dict[str, str] = {}
-        self._rejected: dict[str, str] = {}
-        self._rejected_by_base: dict[str, str] = {}
-        self._by_stem: dict[str, str] = {}
 
     def __len__(self) -> int:
-        return len(self._by_path)
+        return len(self.names)
 
     def __iter__(self) -> Iterator[ImageFacts]:
-        return iter(self._by_path.values())
-
-    def has(self, path: str) -> bool:
-        """Return whether an image with exactly this path was accepted or rejected."""
-        return _to_nfc(path) in self._by_path or path in self._rejected
+        return iter(self.names)
 
     def add_known(self, facts: ImageFacts) -> None:
         """Add an image that the dataset already has, without inspecting it."""
-        self._index(facts)
+        self.names.add(facts)
         self._by_content.setdefault(facts.sha256, facts.path)
 
     def add(
@@ -144,10 +111,8 @@ class ImageIndex:
             is_usable = is_usable and not is_error
             self._report_image(code, path, cause, value, found_in, line, is_rejected=is_error)
         if not is_usable:
-            self._rejected[path] = next(
-                d.code for d in found.findings if KINDS[d.code].severity == "error"
-            )
-            self._rejected_by_base[posixpath.basename(path)] = path
+            errors = [found for found in found.findings if KINDS[found.code].severity == "error"]
+            self.names.add_rejected(path, errors[0].code)
             return None
         turned = found.orientation >= 5
         facts = ImageFacts(
@@ -166,51 +131,9 @@ class ImageIndex:
             self._report_image(
                 "ImageDuplicate", path, f"it has the same bytes as {first!r}", None, found_in, line
             )
-        self._index(facts)
+        self.names.add(facts)
         self._on_image(facts, images.crc32c(data), data, span)
         return facts
-
-    def find(self, name: str, relative_to: str) -> ImageFacts | list[ImageFacts] | None:
-        """Return the image of that name, a list of candidates if it is ambiguous, or None."""
-        name = normalize_name(name)
-        folder = posixpath.dirname(relative_to)
-        facts = (
-            self._by_path.get(posixpath.normpath(posixpath.join(folder, name))) if folder else None
-        )
-        facts = facts or self._by_path.get(name) or self._by_path.get(posixpath.normpath(name))
-        if facts is not None:
-            return facts
-        found = self._by_base.get(posixpath.basename(name))
-        if not isinstance(found, list):
-            return found
-        fitting = _match_longest_tail(name, found)
-        return fitting[0] if len(fitting) == 1 else fitting
-
-    def explain_missing(self, name: str, relative_to: str) -> str:
-        """Explain why there is no image of that name."""
-        name = normalize_name(name)
-        for path in (
-            name,
-            posixpath.normpath(posixpath.join(posixpath.dirname(relative_to), name)),
-        ):
-            if path in self._rejected:
-                return f"the image {path!r} was rejected: {self._rejected[path]}"
-        base = posixpath.basename(name)
-        if rejected := self._rejected_by_base.get(base):
-            return f"the image {rejected!r} was rejected: {self._rejected[rejected]}"
-        if near := self._by_stem.get(_get_stem(base)):
-            return f"no image has this name; the nearest is {near!r}"
-        return "no image has this name"
-
-    def _index(self, facts: ImageFacts) -> None:
-        self._by_path[_to_nfc(facts.path)] = facts
-        self._by_stem[_get_stem(facts.path)] = facts.path
-        base = posixpath.basename(_to_nfc(facts.path))
-        before = self._by_base.setdefault(base, facts)
-        if before is facts:
-            return
-        others = before if isinstance(before, list) else [before]
-        self._by_base[base] = [*(other for other in others if other.path != facts.path), facts]
 
     def _report_image(
         self,
@@ -255,23 +178,13 @@ class _ImageSource(ABC):
         self._bytes_read += size_bytes
 
     def is_image(self, path: str) -> bool:
-        return self.images.has(path)
+        return self.images.names.has(path)
+
+    def resolve_image(self, name: str, *, relative_to: str = "") -> Resolution:
+        return self.images.names.resolve(name, relative_to)
 
     def find_image(self, name: str, *, relative_to: str = "") -> ImageFacts | None:
-        found = self.images.find(name, relative_to)
-        return None if isinstance(found, list) else found
-
-    def is_ambiguous(self, name: str, *, relative_to: str = "") -> bool:
-        return isinstance(self.images.find(name, relative_to), list)
-
-    def explain_missing(self, name: str, *, relative_to: str = "") -> str:
-        found = self.images.find(name, relative_to)
-        if isinstance(found, list):
-            return (
-                f"{len(found)} images have this name, such as {found[0].path!r} and "
-                f"{found[1].path!r}"
-            )
-        return self.images.explain_missing(name, relative_to)
+        return self.images.names.resolve(name, relative_to).image
 
     def add_image(
         self, path: str, data: bytes, *, found_in: str, line: int | None = None
@@ -288,8 +201,8 @@ class _ImageSource(ABC):
                 )
             )
             return None
-        before = self.images.find(path, "")
-        if isinstance(before, ImageFacts) and before.path == path:
+        before = self.images.names.get(path)
+        if before is not None:
             if before.sha256 == images.sha256(data):
                 return before
             self._report(
@@ -536,37 +449,6 @@ def is_system_file(path: str) -> bool:
         or base in (".DS_Store", "Thumbs.db", "desktop.ini")
         or path.startswith("__MACOSX/")
     )
-
-
-def normalize_name(name: str) -> str:
-    """Normalize a name from a row to a path: forward slashes, no leading ``./``, Unicode NFC."""
-    if "\\" in name:
-        name = name.replace("\\", "/")
-    while name.startswith("./"):
-        name = name[2:]
-    return _to_nfc(name)
-
-
-def _to_nfc(name: str) -> str:
-    """Compose letters and accents, which some file systems store apart and rows seldom do."""
-    return name if name.isascii() else unicodedata.normalize("NFC", name)
-
-
-def _get_stem(path: str) -> str:
-    return posixpath.splitext(posixpath.basename(path))[0].casefold()
-
-
-def _match_longest_tail(name: str, candidates: list[ImageFacts]) -> list[ImageFacts]:
-    """Return the candidates that share most of the name's last folders.
-
-    Return all of them if none is shared.
-    """
-    parts = name.split("/")
-    for start in range(len(parts) - 1):
-        tail = "/" + "/".join(parts[start:])
-        if fitting := [facts for facts in candidates if f"/{facts.path}".endswith(tail)]:
-            return fitting
-    return candidates
 
 
 def _read_rest(file: BinaryIO | io.FileIO, size_bytes: int) -> bytes:

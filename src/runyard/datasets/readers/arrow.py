@@ -15,13 +15,14 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from runyard.datasets.findings import ReportFinding
+from runyard.datasets.image_names import ImageFacts
 from runyard.datasets.images import detect_mime
 from runyard.datasets.packs import is_safe
 from runyard.datasets.readers.base import Row
 from runyard.datasets.readers.columns import Table, build_rows
 from runyard.datasets.readers.locations import SourceLocation
 from runyard.datasets.records import DatasetType
-from runyard.datasets.sources import ImageFacts, Source
+from runyard.datasets.sources import Source
 
 IMAGES = ("image", "images", "img", "picture", "jpg", "png", "image_path", "file_name", "filename")
 _ENDINGS = {

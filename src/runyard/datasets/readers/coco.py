@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from runyard.datasets.findings import Action, Finding, ReportFinding, make_finding
+from runyard.datasets.image_names import ImageFacts
 from runyard.datasets.options import DEFAULT_OPTIONS, ReadOptions
 from runyard.datasets.readers.base import BoxLocation, Row
 from runyard.datasets.readers.boxes import (
@@ -36,7 +37,7 @@ from runyard.datasets.readers.json_stream import MalformedJson, iter_elements
 from runyard.datasets.readers.lines import open_text
 from runyard.datasets.readers.sniffing import JsonForm, sniff_json
 from runyard.datasets.records import AssetRef, DatasetType, Freeform, Record
-from runyard.datasets.sources import ImageFacts, Source
+from runyard.datasets.sources import Source
 
 MAX_FINDINGS = 100  # of one row; the others are counted
 NAME_KEYS = ("file_name", "filename", "path", "coco_url", "url", "flickr_url")

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from runyard.datasets.image_names import ImageFacts
 from runyard.datasets.readers.base import Row
 from runyard.datasets.readers.conversations import build_contents, parse_turns, strip_image_marks
 from runyard.datasets.readers.locations import SourceLocation
@@ -34,7 +35,6 @@ from runyard.datasets.records import (
     Vqa,
     make_grounding,
 )
-from runyard.datasets.sources import ImageFacts
 
 TURNS = ("conversations", "conversation", "messages")
 PAIRS = ("texts", "qa", "qas")  # lists of {user, assistant} or {question, answer}

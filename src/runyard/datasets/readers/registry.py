@@ -1,5 +1,9 @@
 """The list of readers, in the order in which formats are detected, and the detection itself."""
 
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
 from runyard.datasets.findings import Finding, ReportFinding, make_finding
 from runyard.datasets.readers.base import Reader
 from runyard.datasets.readers.captions import CaptionsReader
@@ -7,6 +11,7 @@ from runyard.datasets.readers.coco import CocoReader
 from runyard.datasets.readers.conversations import ConversationsReader
 from runyard.datasets.readers.csv import CsvFourCornerReader, CsvWidthHeightReader
 from runyard.datasets.readers.parquet import ParquetReader
+from runyard.datasets.readers.tools.recognized import RecognizedFormat, recognize
 from runyard.datasets.readers.vi_jsonl import ViJsonlReader
 from runyard.datasets.readers.voc import PascalVocReader
 from runyard.datasets.readers.webdataset import WebDatasetReader
@@ -27,22 +32,34 @@ READERS: list[Reader] = [
     CaptionsReader(),
 ]
 
+_DATA_ENDINGS = (
+    *(".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".xml", ".parquet", ".arrow"),
+    *(".tar", ".tar.gz", ".tgz", ".zip"),
+)
+# Files that accompany data.
+_NOT_DATA = re.compile(r"(?:readme|licen[cs]e|notice|changelog|citation|requirements|copying)\b")
+
 
 def find_reader(name: str) -> Reader | None:
     """Return the reader of a format; case is ignored."""
     return next((reader for reader in READERS if reader.name.lower() == name.lower()), None)
 
 
-def detect_format(
-    source: Source, report: ReportFinding, *, requested: str = "auto"
-) -> tuple[Reader, list[str]] | None:
+class Detection(NamedTuple):
+    """The reader of the annotation files, and these files.
+
+    ``reader`` is None if the files match no format, or several.
+    """
+
+    reader: Reader | None
+    files: list[str]
+
+
+def detect_format(source: Source, report: ReportFinding, *, requested: str = "auto") -> Detection:
     """Detect the format of the annotation files.
 
-    Return its reader and the files, or None if there is no single match.
-
-    Files that are neither images nor of the format are reported as ``FileIgnored``. If several
-    formats match, all are named and none is used, because a wrong guess costs more than a second
-    command.
+    If several formats match, all are named and none is used, because a wrong guess costs more than
+    a second command.
     """
     if requested.lower() != "auto":
         reader = find_reader(requested)
@@ -52,11 +69,7 @@ def detect_format(
     matches = [(reader, files) for reader, files in matches if files]
     if len(matches) > 1:
         report(_make_ambiguous(matches))
-        return None
-    claimed = set(matches[0][1]) if matches else set()
-    for path in source.paths():
-        if path not in claimed and not source.is_image(path):
-            report(_make_ignored(path, matches[0][0].name if matches else None))
+        return Detection(None, sorted({path for _, files in matches for path in files}))
     if not matches and requested.lower() != "auto":
         cause = (
             f"no file has the format {requested}"
@@ -73,7 +86,7 @@ def detect_format(
                 action="FileRejected",
             )
         )
-    return matches[0] if matches else None
+    return Detection(*matches[0]) if matches else Detection(None, [])
 
 
 def _make_ambiguous(matches: list[tuple[Reader, list[str]]]) -> Finding:
@@ -87,7 +100,50 @@ def _make_ambiguous(matches: list[tuple[Reader, list[str]]]) -> Finding:
     )
 
 
-def _make_ignored(path: str, format: str | None) -> Finding:
+def report_unread(
+    source: Source,
+    read: Sequence[str],
+    report: ReportFinding,
+    *,
+    reader: Reader | None,
+    has_rows: bool,
+) -> None:
+    """Report every file that is neither an image nor was read.
+
+    If no row was read, a file that looks like data is an error: it may be the labels.
+    """
+    known = set(read)
+    for path in source.paths():
+        if path in known or source.is_image(path):
+            continue
+        tool = recognize(source, path)
+        if not has_rows and (tool is not None or _looks_like_data(path)):
+            report(_make_unread(path, tool))
+        else:
+            report(_make_ignored(path, reader.name if reader else None, tool))
+
+
+def _looks_like_data(path: str) -> bool:
+    base = path.rpartition("/")[2].lower()
+    return base.endswith(_DATA_ENDINGS) and _NOT_DATA.match(base) is None
+
+
+def _make_unread(path: str, tool: RecognizedFormat | None) -> Finding:
+    if tool is None:
+        names = ", ".join(reader.name for reader in READERS)
+        cause = "no labels were read, and this file has none of the known formats"
+        fix = f"export the labels as one of {names}, or remove the file if it has no labels"
+    else:
+        cause = f"no labels were read; this file is {tool.tool}, which is not supported"
+        fix = f"export instead: {tool.export}"
+    return make_finding("FormatUnknown", file=path, cause=cause, fix=fix, action="FileRejected")
+
+
+def _make_ignored(path: str, format: str | None, tool: RecognizedFormat | None) -> Finding:
+    if tool is not None:
+        cause = f"it is {tool.tool}, which is not supported"
+        fix = f"export instead if it has labels: {tool.export}"
+        return make_finding("FileIgnored", file=path, cause=cause, fix=fix)
     if is_system_file(path):
         return make_finding("FileIgnored", file=path, cause="an operating system created it")
     whose = (

@@ -208,7 +208,8 @@ class DatasetImport(Document):
 class Finding(Document):
     """One defect in the data: code, location, cause, and the fix in ``cure``.
 
-    ``line`` starts at 1.
+    ``line`` starts at 1. ``rows`` is the number of rows that a finding about several rows leaves
+    out.
     """
 
     file: str
@@ -220,6 +221,7 @@ class Finding(Document):
     line: int | None = None
     field: str | None = None
     value: str | None = None
+    rows: int | None = None
 
 
 class FindingGroup(Document):

@@ -1,0 +1,1 @@
+"""Annotation tools' own formats: a reader for each, and the recognition of those without one."""
