@@ -462,10 +462,14 @@ class _CocoFile:
                 f"{self._repeated_boxes} boxes are also in {others}, for the same images, and "
                 f"are used once; {self._repeated_rows} images have no others"
             )
-            value = self._repeated_boxes
             self._report(
                 make_finding(
-                    "BoxDuplicate", file=self.path, cause=cause, value=value, action="Mended"
+                    "BoxDuplicate",
+                    file=self.path,
+                    cause=cause,
+                    value=self._repeated_boxes,
+                    action="Mended",
+                    rows=self._repeated_rows or None,
                 )
             )
 

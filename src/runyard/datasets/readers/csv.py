@@ -565,7 +565,13 @@ class _CsvFile:
     def _reject_file(self, code: str, cause: str, *, line: int, fix: str | None = None) -> None:
         self._report(
             make_finding(
-                code, file=self._path, line=line, cause=cause, fix=fix, action="FileRejected"
+                code,
+                file=self._path,
+                line=line,
+                cause=cause,
+                fix=fix,
+                action="FileRejected",
+                rows=len(self._images) or None,
             )
         )
 

@@ -184,6 +184,7 @@ class FrameEvidence:
             cause=f"{self._describe(frame)}, but {other.cause}; {_count_rows(rows)}",
             fix=other.fix,
             action="FileRejected",
+            rows=rows,
         )
 
     def _find_unit(self, frame: Frame, options: ReadOptions) -> "_Other | None":
