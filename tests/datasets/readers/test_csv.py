@@ -169,7 +169,7 @@ def test_open_images_names_its_classes_in_another_file(images: Any) -> None:
         ('image_id,bbox,source\na.png,"[4, 2, 8, 4]",x\n', "ClassUnknown", "image_id, bbox"),
         ("image_id,x1,y1,x2,y2,class_id\na.png,4,2,12,6,3\n", "ClassUnknown", "only numbers"),
         ("a.png,4,2,12,6,0\n", "ClassUnknown", "only numbers"),
-        ("picture,xmin,ymin,xmax,ymax,class\na.png,4,2,12,6,tin\n", "FieldMissing", "picture"),
+        ("photo,xmin,ymin,xmax,ymax,class\na.png,4,2,12,6,tin\n", "FieldMissing", "photo"),
     ],
 )
 def test_a_missing_column_rejects_the_file_and_names_its_columns(
@@ -187,6 +187,7 @@ def test_a_missing_column_rejects_the_file_and_names_its_columns(
     [
         "image,question,answer\na.png,What?,tin\n",
         "file_name,text\na.png,a tin\n",
+        'image,bbox,question,answer\na.png,"[4, 2, 8, 4]",What?,tin\n',
         "a.png,a tin\nb.png,a box\n",
         "name,x,y\ntin,1,2\n",
         "a.png,4,2,12,6\n",
