@@ -194,7 +194,7 @@ def ingest_rows(
     used: set[str] = set()
     if reader is not None:
         task = task or _find_type(reader, source, files)
-        checker = Checker(source, task, on_error, sink)
+        checker = Checker(source, task, on_error, sink, options)
         used = checker.used
         if task in reader.types:
             _read_files(

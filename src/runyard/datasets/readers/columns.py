@@ -20,6 +20,7 @@ import msgspec
 
 from runyard.datasets.image_names import ImageFacts
 from runyard.datasets.readers.base import Row
+from runyard.datasets.readers.boxes import parse_size
 from runyard.datasets.readers.conversations import build_contents, parse_turns, strip_image_marks
 from runyard.datasets.readers.locations import SourceLocation
 from runyard.datasets.records import (
@@ -139,8 +140,7 @@ def extract_contents(
 
 
 def _get_frame(row: Mapping[str, Any]) -> tuple[int, int] | None:
-    width, height = row.get("width"), row.get("height")
-    return (width, height) if isinstance(width, int) and isinstance(height, int) else None
+    return parse_size(row.get("width"), row.get("height"))
 
 
 def _find_first(row: Mapping[str, Any], keys: Iterable[str]) -> tuple[str, Any] | None:
