@@ -298,7 +298,7 @@ def check_folder(
     on_image: OnImage = ignore_image,
     records: RecordSink | None = None,
 ) -> IngestOutcome:
-    """Check what an import of this folder would report and accept.
+    """Check what an import of this folder, archive or table would report and accept.
 
     Nothing is changed, and no server is needed.
 
@@ -307,12 +307,12 @@ def check_folder(
 
     Raises NotADirectoryError or FileNotFoundError.
     """
-    folder = Path(path)
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"{path} is not a folder")
+    top = Path(path)
+    if top.exists() and not (top.is_dir() or top.is_file()):
+        raise NotADirectoryError(f"{path} is neither a folder nor a file")
     progress = IngestProgress()
     sink = FindingSink(on_finding, on_error, progress.tally)
-    source = FolderSource(folder, sink, on_image)
+    source = FolderSource(top, sink, on_image)
     tick = Throttle(lambda: on_progress(progress.document()))
     progress.begin("Inspecting")
     progress.files = source.find_files()

@@ -17,10 +17,10 @@ from vi._http.retry import RetryPolicy
 from vi._text import shorten_repr
 from vi.api._arguments import check_id, check_seconds, encode_metadata
 from vi.api._pages._async import AsyncPaginatedResponse, fetch_page
-from vi.api.resources.datasets._files import LocalFile
 from vi.api.resources.datasets._packs import Pack, build_pack, group_files
 from vi.api.resources.datasets._parameters import dataset_path, parse_import_ids
 from vi.api.resources.datasets._sessions import FIRST_PAUSE_S, next_pause_s
+from vi.api.resources.datasets._walk import LocalFile
 from vi.api.resources.datasets.imports._upload_progress import UploadProgress
 from vi.api.resources.datasets.responses import DatasetImport
 from vi.api.types import PaginationParams
