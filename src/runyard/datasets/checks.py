@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from runyard.datasets.findings import Action, ReportFinding, make_finding
+from runyard.datasets.options import OnBadBox
 from runyard.datasets.readers.base import BoxLocation, Row
 from runyard.datasets.records import (
     AssetRef,
@@ -61,12 +62,19 @@ class Checker:
     """A checker of rows, one after another, that remembers ids and contents to find duplicates."""
 
     def __init__(
-        self, source: Source, task: DatasetType, on_error: OnError, report: ReportFinding
+        self,
+        source: Source,
+        task: DatasetType,
+        on_error: OnError,
+        report: ReportFinding,
+        *,
+        on_bad_box: OnBadBox = "reject",
     ) -> None:
         self.used: set[str] = set()  # paths of images that rows refer to, usable or not
         self._source = source
         self._task = task
         self._is_lenient = on_error == "Warn"
+        self._on_bad_box = on_bad_box
         self._report = report
         self._ids: set[int] = set()
         self._contents: dict[int, int] = {}

@@ -16,6 +16,7 @@ import msgspec
 from runyard.datasets.archives import expand_archives
 from runyard.datasets.checks import Checker, OnError
 from runyard.datasets.findings import Finding, ReportFinding, Tally, make_finding
+from runyard.datasets.options import DEFAULT_OPTIONS, ReadOptions
 from runyard.datasets.readers.base import Reader
 from runyard.datasets.readers.registry import detect_format
 from runyard.datasets.readers.webdataset import is_shard
@@ -170,6 +171,7 @@ def ingest_rows(
     format: str,
     task: DatasetType | None,
     on_error: OnError,
+    options: ReadOptions = DEFAULT_OPTIONS,
     tick: Callable[[], None],
     unpack_into: Path,
 ) -> IngestOutcome:
@@ -184,11 +186,21 @@ def ingest_rows(
     detected = detect_format(source, sink, requested=format)
     reader, files = detected or (None, [])
     if reader is not None:
-        task = task or _find_type(reader, source, files)
-        checker = Checker(source, task, on_error, sink)
+        task = task or _find_type(reader, source, files, options)
+        checker = Checker(source, task, on_error, sink, on_bad_box=options.on_bad_box)
         if task in reader.types:
             _read_files(
-                reader, source, files, task, checker, records, sink, progress, on_error, tick
+                reader,
+                source,
+                files,
+                task,
+                checker,
+                records,
+                sink,
+                progress,
+                on_error,
+                options,
+                tick,
             )
         else:
             sink(_explain_type_mismatch(reader, files[0], task))
@@ -210,13 +222,14 @@ def _read_files(
     sink: FindingSink,
     progress: IngestProgress,
     on_error: OnError,
+    options: ReadOptions,
     tick: Callable[[], None],
 ) -> None:
     if isinstance(source, FolderSource | PackSource):
         source.expect(files)
     file = None
     rejects_files = on_error == "RejectFile"
-    for row in reader.read(source, files, task, sink):
+    for row in reader.read(source, files, task, sink, options):
         if row.file != file:
             if rejects_files and file in sink.files_with_errors:
                 progress.rows_kept -= records.discard_file()
@@ -232,10 +245,12 @@ def _read_files(
         progress.rows_kept -= records.discard_file()
 
 
-def _find_type(reader: Reader, source: Source, files: list[str]) -> DatasetType:
+def _find_type(
+    reader: Reader, source: Source, files: list[str], options: ReadOptions
+) -> DatasetType:
     """Return the type of the first row that can be read."""
     for task in reader.types:
-        for row in reader.read(source, files, task, lambda _: None):
+        for row in reader.read(source, files, task, lambda _: None, options):
             return row.record.dataset_type
     return reader.types[0]
 
@@ -293,6 +308,7 @@ def check_folder(
     dataset_type: DatasetType | None = None,
     format: str = "auto",
     on_error: OnError = "RejectRow",
+    options: ReadOptions = DEFAULT_OPTIONS,
     on_finding: ReportFinding = lambda _: None,
     on_progress: Callable[[dict[str, Any]], None] = lambda _: None,
     on_image: OnImage = ignore_image,
@@ -332,6 +348,7 @@ def check_folder(
             format=format,
             task=dataset_type,
             on_error=on_error,
+            options=options,
             tick=tick,
             unpack_into=Path(unpacked),
         )

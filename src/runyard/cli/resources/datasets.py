@@ -22,6 +22,15 @@ from runyard.cli.output import (
     print_table,
     to_single_line,
 )
+from runyard.datasets.options import (
+    BOX_FORMS,
+    BOX_UNITS,
+    ON_BAD_BOX,
+    BoxForm,
+    BoxUnit,
+    OnBadBox,
+    ReadOptions,
+)
 
 if TYPE_CHECKING:
     from vi.api.resources.datasets.responses import DatasetImport, Finding, ImportReport
@@ -52,6 +61,29 @@ on_error_option = click.option(
     help="Policy for invalid rows: repair them if possible, skip them, skip their files, or reject "
     "the import.",
 )
+box_unit_option = click.option(
+    "--box-unit",
+    type=click.Choice(BOX_UNITS, case_sensitive=False),
+    default="auto",
+    show_default=True,
+    help="Unit of the numbers of a box: pixels, or fractions, percent or thousandths of the image; "
+    "auto is what the format defines.",
+)
+box_form_option = click.option(
+    "--box-form",
+    type=click.Choice(BOX_FORMS, case_sensitive=False),
+    default="auto",
+    show_default=True,
+    help="Meaning of the numbers of a box: two corners, or a corner with width and height; auto is "
+    "what the format defines.",
+)
+on_bad_box_option = click.option(
+    "--on-bad-box",
+    type=click.Choice(ON_BAD_BOX, case_sensitive=False),
+    default="reject",
+    show_default=True,
+    help="Policy for an invalid box: reject its row, or drop only the box.",
+)
 
 
 @click.group()
@@ -65,6 +97,9 @@ def datasets() -> None:
 @format_option
 @type_option
 @on_error_option
+@box_unit_option
+@box_form_option
+@on_bad_box_option
 @click.option("--dataset", "dataset_id", help="Import into this dataset instead of a new one.")
 @click.option("--resume", metavar="IMPORT_ID", help="Interrupted import of --dataset to resume.")
 @data_dir_option
@@ -75,6 +110,9 @@ def import_data(
     format: str,
     dataset_type: str | None,
     on_error: str,
+    box_unit: str,
+    box_form: str,
+    on_bad_box: str,
     dataset_id: str | None,
     resume: str | None,
     data_dir: Path | None,
@@ -102,6 +140,9 @@ def import_data(
                 ),
                 dataset_type=dataset_type,
                 on_error=on_error,
+                box_unit=box_unit,
+                box_form=box_form,
+                on_bad_box=on_bad_box,
                 progress=_create_progress(),
                 dataset_id=dataset_id,
                 resume=resume,
@@ -134,10 +175,13 @@ def import_data(
 
 
 @datasets.command("check")
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("path", type=click.Path(path_type=Path))
 @format_option
 @type_option
 @on_error_option
+@box_unit_option
+@box_form_option
+@on_bad_box_option
 @click.option(
     "--html",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -145,14 +189,20 @@ def import_data(
 )
 @json_option
 def check_data(
-    folder: Path,
+    path: Path,
     format: str,
     dataset_type: str | None,
     on_error: str,
+    box_unit: BoxUnit,
+    box_form: BoxForm,
+    on_bad_box: OnBadBox,
     html: Path | None,
     as_json: bool,
 ) -> None:
-    """Check a folder like an import, without a server; exit code 1 if there are errors."""
+    """Check what an import would accept, without a server; exit code 1 if there are errors.
+
+    PATH is a folder, an archive or a table, as in `runyard datasets import`.
+    """
     import msgspec
 
     from runyard.datasets.ingest import check_folder
@@ -164,8 +214,9 @@ def check_data(
         ImportStatus,
     )
 
-    if not folder.is_dir():
-        raise CommandFailed(f"folder {folder} does not exist", exit_code=EXIT_NOT_FOUND)
+    if not (path.is_dir() or path.is_file()):
+        what = "is neither a folder nor a file" if path.exists() else "does not exist"
+        raise CommandFailed(f"{path} {what}", exit_code=EXIT_NOT_FOUND)
     draw = _create_progress()
     report = Report()
 
@@ -179,10 +230,11 @@ def check_data(
             draw(DatasetImport(status=ImportStatus(progress=progress, findings=found)))
 
     outcome = check_folder(
-        folder,
+        path,
         dataset_type=dataset_type,  # type: ignore[arg-type]  # click allows no other
         format=format,
         on_error=on_error,  # type: ignore[arg-type]
+        options=ReadOptions(box_unit=box_unit, box_form=box_form, on_bad_box=on_bad_box),
         on_finding=report.add,
         on_progress=show_progress,
     )
@@ -190,7 +242,7 @@ def check_data(
     if html is not None:
         summary = f"{outcome.decision}: {outcome.why}" if outcome.why else outcome.decision
         html.write_text(
-            render_page(document, title=f"Check of {folder.resolve().name}", outcome=summary),
+            render_page(document, title=f"Check of {path.resolve().name}", outcome=summary),
             "utf-8",
         )
     if as_json:
