@@ -31,6 +31,8 @@ from runyard.datasets.sources import (
 )
 
 Phase = Literal["Receiving", "Inspecting", "Reading", "Checking", "Done"]
+# An estimate from less is off by orders of magnitude.
+MIN_ESTIMATE_S, MIN_ESTIMATE_SHARE = 2.0, 0.02
 ON_ERROR: tuple[OnError, ...] = ("Warn", "RejectRow", "RejectFile", "RejectAll")
 
 
@@ -103,12 +105,12 @@ class IngestProgress:
     def _rate(self) -> tuple[float | None, float | None]:
         """Return files or rows per second, and the seconds left in this phase.
 
-        Return None where unknown.
+        Return None where unknown, such as in the first seconds.
         """
         elapsed_s = self.now_s() - self._began_s
-        if self.phase == "Done" or elapsed_s <= 0:
+        if self.phase in ("Checking", "Done") or elapsed_s < MIN_ESTIMATE_S:
             return None, None
-        is_reading = self.phase in ("Reading", "Checking")
+        is_reading = self.phase == "Reading"
         done = self.rows if is_reading else self.files_done
         share = (
             self.fraction_read()
@@ -117,8 +119,10 @@ class IngestProgress:
             if self.files
             else 0.0
         )
-        left_s = elapsed_s * (1 - share) / share if 0 < share <= 1 else None
-        return round(done / elapsed_s, 1), None if left_s is None else round(left_s, 1)
+        per_second = round(done / elapsed_s, 1)
+        if not MIN_ESTIMATE_SHARE <= share <= 1:
+            return per_second, None
+        return per_second, round(elapsed_s * (1 - share) / share, 1)
 
 
 class FindingSink:
@@ -171,9 +175,9 @@ def ingest_rows(
     format: str,
     task: DatasetType | None,
     on_error: OnError,
-    options: ReadOptions = DEFAULT_OPTIONS,
     tick: Callable[[], None],
     unpack_into: Path,
+    options: ReadOptions = DEFAULT_OPTIONS,
 ) -> IngestOutcome:
     """Detect the format, read and check every row, keep what is valid, and decide.
 
@@ -186,20 +190,11 @@ def ingest_rows(
     detected = detect_format(source, sink, requested=format)
     reader, files = detected or (None, [])
     if reader is not None:
-        task = task or _find_type(reader, source, files, options)
+        task = task or _find_type(reader, source, files)
         checker = Checker(source, task, on_error, sink, on_bad_box=options.on_bad_box)
         if task in reader.types:
             _read_files(
-                reader,
-                source,
-                files,
-                task,
-                checker,
-                records,
-                sink,
-                progress,
-                on_error,
-                options,
+                *(reader, source, files, task, checker, records, sink, progress, on_error, options),
                 tick,
             )
         else:
@@ -245,12 +240,10 @@ def _read_files(
         progress.rows_kept -= records.discard_file()
 
 
-def _find_type(
-    reader: Reader, source: Source, files: list[str], options: ReadOptions
-) -> DatasetType:
+def _find_type(reader: Reader, source: Source, files: list[str]) -> DatasetType:
     """Return the type of the first row that can be read."""
     for task in reader.types:
-        for row in reader.read(source, files, task, lambda _: None, options):
+        for row in reader.read(source, files, task, lambda _: None):
             return row.record.dataset_type
     return reader.types[0]
 
