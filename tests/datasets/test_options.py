@@ -65,10 +65,10 @@ def test_options_of_a_check_reach_reader_and_checker(
     tmp_path: Path, reader: RecordingReader, checked_with: list[str]
 ) -> None:
     (tmp_path / "rows.json").write_text("[]")
-    ingest.check_folder(tmp_path, options=OPTIONS)
-    assert set(reader.seen) == {OPTIONS}
+    ingest.check_folder(tmp_path, dataset_type="phrase-grounding", options=OPTIONS)
+    assert reader.seen == [OPTIONS]
     assert checked_with == ["drop"]
-    ingest.check_folder(tmp_path)
+    ingest.check_folder(tmp_path, dataset_type="phrase-grounding")
     assert reader.seen[-1] == ReadOptions()
     assert checked_with == ["drop", "reject"]
 
@@ -79,12 +79,13 @@ def test_options_of_an_import_reach_reader_and_checker(
     blobs, sha256 = FolderBlobs(tmp_path / "blobs"), hashlib.sha256(b"[]").hexdigest()
     blobs.put(io.BytesIO(b"[]"), sha256=sha256, size_bytes=2)
     received = {"sha256": sha256, "size": 2, "number": 1, "path": "rows.json"}
-    (tmp_path / JOB).write_text(json.dumps({"blobsDir": str(blobs.root), "policies": POLICIES}))
+    job = {"blobsDir": str(blobs.root), "datasetType": "phrase-grounding", "policies": POLICIES}
+    (tmp_path / JOB).write_text(json.dumps(job))
     (tmp_path / PACKS).write_text(json.dumps(received) + "\n")
     (tmp_path / SEALED).write_text("{}")
     run(tmp_path)
     assert (tmp_path / RESULT).exists()
-    assert set(reader.seen) == {OPTIONS}
+    assert reader.seen == [OPTIONS]
     assert checked_with == ["drop"]
 
 

@@ -250,7 +250,9 @@ def _find_type(reader: Reader, source: Source, files: list[str]) -> DatasetType:
 
 def _explain_type_mismatch(reader: Reader, file: str, task: DatasetType) -> Finding:
     cause = f"{reader.name} carries {' and '.join(reader.types)}, but the dataset is for {task}"
-    return make_finding("ContentsUnfit", file=file, cause=cause, action="FileRejected")
+    types = " or ".join(f"--type {name}" for name in reader.types)
+    fix = f"import the files into a dataset of their own with {types}"
+    return make_finding("ContentsUnfit", file=file, cause=cause, fix=fix, action="FileRejected")
 
 
 def _report_unused_images(images: ImageIndex, used: set[str], report: ReportFinding) -> None:

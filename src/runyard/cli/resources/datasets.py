@@ -3,7 +3,7 @@
 ``check`` uses the same code as the server's import and needs no instance.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -153,6 +153,7 @@ def import_data(
                     print_json(error.imported.session)
                 else:
                     _print_report(client.datasets.report(error.imported), err=True)
+                    _print_skipped(error.imported.skipped)
             raise CommandFailed(
                 _format_import_failure(error.message, error.details, path)
             ) from error
@@ -160,17 +161,9 @@ def import_data(
             print_json(imported.session)
             return
         report = client.datasets.report(imported)
-        skipped = [
-            found
-            for found in imported.findings
-            if found.line is None and found.code == "NameUnsafe"
-        ]
         click.echo(to_single_line(imported.summary()), err=True)
         _print_groups(report, err=True)
-        if skipped:
-            click.echo("\nNot uploaded:", err=True)
-        for found in skipped[:SHOWN]:
-            click.echo(f"  {_finding_line(found)}", err=True)
+        _print_skipped(imported.skipped)
         click.echo(imported.dataset_id)
 
 
@@ -557,9 +550,9 @@ def _build_report(report: Any, outcome: Any) -> "ImportReport":
 
 def _print_report(report: "ImportReport", *, kind: str | None = None, err: bool = False) -> None:
     """Print the counts of accepted data, then the findings."""
-    from vi.api._display import format_count
+    from vi.api._display import format_count, format_rows
 
-    rows = f"{report.rows_kept:,} of {format_count(report.rows, 'row')} accepted"
+    rows = format_rows(report.rows_kept, report.rows)
     what = ", ".join(filter(None, (report.format or "no labels", kind)))
     defects = f"{format_count(report.errors, 'error')}, {format_count(report.warnings, 'warning')}"
     click.echo(
@@ -582,7 +575,17 @@ def _print_groups(report: "ImportReport", *, err: bool) -> None:
         more = f", the first {len(group.first)}" if group.count > len(group.first) else ""
         click.echo(f"\n{group.code} ({group.count:,}{more}): {to_single_line(group.cure)}", err=err)
         for found in group.first:
-            click.echo(f"  {_finding_line(found)}", err=err)
+            fix = "" if found.cure == group.cure else f"; try: {to_single_line(found.cure)}"
+            click.echo(f"  {_finding_line(found)}{fix}", err=err)
+
+
+def _print_skipped(skipped: "Sequence[Finding]") -> None:
+    """Print the first files of an import that were not sent."""
+    if skipped:
+        more = f" ({len(skipped):,}, the first {SHOWN})" if len(skipped) > SHOWN else ""
+        click.echo(f"\nNot uploaded{more}:", err=True)
+    for found in skipped[:SHOWN]:
+        click.echo(f"  {_finding_line(found)}; try: {to_single_line(found.cure)}", err=True)
 
 
 def _finding_line(found: "Finding") -> str:

@@ -316,7 +316,7 @@ class AsyncDatasets:
         return (
             await self._build_result(dataset, imported, found)
             if wait
-            else FolderImport(dataset, imported, findings=found.skipped)
+            else FolderImport(dataset, imported, findings=found.skipped, skipped=found.skipped)
         )
 
     async def findings(
@@ -695,6 +695,7 @@ class AsyncDatasets:
             session=imported,
             version=await self.versions.get(dataset.dataset_id, version) if version else None,
             findings=[*found.skipped, *first.items],
+            skipped=found.skipped,
         )
         if imported.has_failed:
             why = imported.status.why or find_failure(imported.status.conditions)

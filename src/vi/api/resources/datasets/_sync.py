@@ -316,7 +316,7 @@ class Datasets:
         return (
             self._build_result(dataset, imported, found)
             if wait
-            else FolderImport(dataset, imported, findings=found.skipped)
+            else FolderImport(dataset, imported, findings=found.skipped, skipped=found.skipped)
         )
 
     def findings(
@@ -690,6 +690,7 @@ class Datasets:
             session=imported,
             version=self.versions.get(dataset.dataset_id, version) if version else None,
             findings=[*found.skipped, *first.items],
+            skipped=found.skipped,
         )
         if imported.has_failed:
             why = imported.status.why or find_failure(imported.status.conditions)

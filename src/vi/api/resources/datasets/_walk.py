@@ -179,6 +179,7 @@ def _list_below(root: Path, path: str) -> Iterator[str]:
     """Yield the files in a hidden folder by paths from the root; follow no link."""
     if (root / path).is_symlink():
         return
-    for folder, _, names in os.walk(root / path):
-        for name in names:
+    for folder, subfolders, names in os.walk(root / path):
+        subfolders.sort()
+        for name in sorted(names):
             yield os.path.relpath(os.path.join(folder, name), root)  # noqa: PTH118

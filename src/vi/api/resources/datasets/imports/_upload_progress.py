@@ -8,7 +8,6 @@ import msgspec
 
 from vi.api.resources.datasets.responses import DatasetImport, ImportProgress
 
-
 # An estimate from less is off by orders of magnitude.
 MIN_ESTIMATE_S, MIN_ESTIMATE_SHARE = 2.0, 0.02
 
