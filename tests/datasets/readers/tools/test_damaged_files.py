@@ -33,6 +33,12 @@ VIA = {
         }
     ],
 }
+VIA3 = {
+    "attribute": {"1": {"aname": "class", "options": {"0": "tin"}}},
+    "file": {"1": {"fname": "a.png"}},
+    "metadata": {"1_x": {"vid": "1", "z": [], "xy": [2, 4, 2, 8, 4], "av": {"1": "0"}}},
+    "view": {"1": {"fid_list": ["1"]}},
+}
 CVAT = """<?xml version="1.0" encoding="utf-8"?><annotations><version>1.1</version>
 <image name="a.png" width="40" height="20">
 <box label="tin" xtl="4" ytl="2" xbr="12" ybr="6"/><polygon label="tin" points="4,2;12,2;8,6"/>
@@ -47,6 +53,7 @@ FILES = {
     ),
     "CreateMl": ("labels.json", json.dumps([CREATE_ML, CREATE_ML])),
     "Via": ("via.json", json.dumps({"a.png1": VIA, "a.png2": VIA})),
+    "Via 3": ("via3.json", json.dumps(VIA3)),
     "CvatXml": ("annotations.xml", CVAT),
 }
 
@@ -63,13 +70,13 @@ def test_no_damaged_file_of_a_tool_crashes_an_import(
     def attempt(changes: list[Change]) -> None:
         shutil.rmtree(source_folder.folder)
         source_folder.put("a.png", make_png()).put(path, apply_changes(text.encode(), changes))
-        result = source_folder.check("phrase-grounding", format=name)
+        result = source_folder.check("phrase-grounding", format=name.split()[0])
         assert_sound(result, source_folder.folder)
 
     attempt()
 
 
-@pytest.mark.parametrize("name", ["LabelMe", "LabelStudio", "Datumaro", "CreateMl", "Via"])
+@pytest.mark.parametrize("name", [name for name, (path, _) in FILES.items() if "json" in path])
 @pytest.mark.parametrize("value", [None, True, -1, 1e999, 10**400, "x", [], {}, [[[]]], {"a": {}}])
 def test_a_value_of_another_type_is_read_or_reported(
     source_folder: Any, make_png: Any, name: str, value: Any
@@ -85,7 +92,8 @@ def test_a_value_of_another_type_is_read_or_reported(
             target = target[key]
         target[last] = value
         source_folder.put(path, json.dumps(document))
-        assert_sound(source_folder.check("phrase-grounding", name), source_folder.folder)
+        result = source_folder.check("phrase-grounding", name.split()[0])
+        assert_sound(result, source_folder.folder)
 
 
 def list_places(value: Any) -> list[list[Any]]:

@@ -105,9 +105,73 @@ def test_a_bad_region_rejects_its_image(images: Any, list_boxes: Any, bad: Any, 
     assert [found.code for found in errors] == [code]
 
 
+def test_a_project_whose_images_are_no_object_is_reported(images: Any) -> None:
+    result = images.put("via.json", json.dumps({"_via_img_metadata": 5})).check()
+    assert [one.code for one in result.findings[:1]] == ["RowInvalid"]
+
+
 def test_points_and_lines_are_counted(images: Any, list_boxes: Any) -> None:
     point = region({"name": "point", "cx": 1, "cy": 1})
     result = images.put("via.json", via(entry(point, region(), point))).check()
     assert list_boxes(result) == {"images/a.png": [("tin", [4, 2, 12, 6])]}
     found = [one for one in result.findings if one.code == "AnnotationsIgnored"]
     assert [(one.field, one.value) for one in found] == [("0.png1.regions[0]", "2")]
+
+
+def project3(*regions: Any, **more: Any) -> str:
+    """Return a project of VIA 3; each region is a list of numbers and an option."""
+    options = {"aname": "screws", "type": 3, "options": {"0": "tin", "1": "box"}}
+    metadata = {
+        f"1_{number}": {"vid": "1", "flg": 0, "z": [], "xy": xy, "av": {"1": option}}
+        for number, (xy, option) in enumerate(regions)
+    }
+    parts = {
+        "project": {"pid": "x"},
+        "config": {},
+        "attribute": {"1": options},
+        "file": {"7": {"fid": "7", "fname": "a.png", "type": 2, "src": "http://x/a.png"}},
+        "metadata": metadata,
+        "view": {"1": {"fid_list": ["7"]}},
+    }
+    return json.dumps(parts | more)
+
+
+def test_a_project_of_version_3_is_read(images: Any, list_boxes: Any) -> None:
+    regions = [
+        ([2, 4, 2, 8, 4], "0"),
+        ([3, 10, 10, 5], "1"),
+        ([7, 4, 2, 12, 2, 8, 6], "0,1"),
+        ([8, 4, 4, 8, 2, 12, 4, 8, 6], "0"),
+        ([1, 4, 2], "0"),
+    ]
+    result = images.put("via.json", project3(*regions)).check()
+    assert result.outcome.format == "Via"
+    square = [4, 2, 12, 6]
+    assert list_boxes(result) == {
+        "images/a.png": [
+            *[("tin", square)] * 3,
+            *[("box", [5, 5, 15, 15]), ("box", square)],
+        ]
+    }
+    found = [one for one in result.findings if one.code == "AnnotationsIgnored"]
+    assert [(one.field, one.value) for one in found] == [("metadata.1_4", "1")]
+
+
+@pytest.mark.parametrize(
+    ("regions", "more", "code"),
+    [
+        ([([2, 4, 2, 8], "0")], {}, "FieldInvalid"),
+        ([([99, 4, 2, 8, 4], "0")], {}, "FieldInvalid"),
+        ([([2, 4, 2, 8, 4], "5")], {}, "FieldMissing"),
+        ([([2, 4, 2, 8, 4], "")], {}, "FieldMissing"),
+        ([([2, 4, 2, 8, 4], "0")], {"view": {}, "file": 3}, "FieldMissing"),
+        ([("xy", "0")], {}, "RowInvalid"),
+        ([], {"metadata": 3}, "RowInvalid"),
+    ],
+)
+def test_a_bad_region_of_version_3_is_reported(
+    images: Any, regions: Any, more: Any, code: str
+) -> None:
+    result = images.put("via.json", project3(*regions, **more)).check()
+    assert result.records == []
+    assert [one.code for one in result.findings if one.severity == "error"] == [code]

@@ -1,8 +1,7 @@
-"""The reader of VGG Image Annotator (VIA) 1 and 2: regions in pixels, with free attributes.
+"""The reader of VGG Image Annotator (VIA): regions in pixels, with free attributes.
 
-VIA has no classes, only attributes of regions that its user names. The attribute that is the class
-is chosen once for a file, by the names and values of all its regions. A file is therefore streamed
-twice.
+This module reads versions 1 and 2, and ``via3`` projects of version 3. A file is streamed twice:
+for the attribute that is the class, then for the regions.
 """
 
 from collections.abc import Iterator
@@ -22,18 +21,21 @@ from runyard.datasets.readers.tools.geometry import (
 )
 from runyard.datasets.readers.tools.json_files import has_keys, report_malformed
 from runyard.datasets.readers.tools.shapes import IgnoredAnnotations, ImageShapes
+from runyard.datasets.readers.tools.via3 import is_via3, read_via3
+from runyard.datasets.readers.tools.via_attributes import (
+    AttributeUnclear,
+    choose_attribute,
+    report_unclear,
+)
 from runyard.datasets.records import Box, DatasetType
 from runyard.datasets.sources import Source
 
 PROJECT = "_via_img_metadata"  # the key of the images in a project file
-PROJECT_KEYS = (
-    *(PROJECT, "_via_settings", "_via_attributes", "_via_data_format_version"),
+OTHER_KEYS = (  # of a project file
+    "_via_settings",
+    "_via_attributes",
+    "_via_data_format_version",
     "_via_image_id_list",
-)
-# Attributes that name the class, the clearest first. A later group decides if no earlier one does.
-CLASS_ATTRIBUTES = (
-    ("label", "labels", "class", "classes", "class_name", "classname", "category", "label_name"),
-    ("type", "name", "object", "object_name", "tag", "kind", "species"),
 )
 MAX_ATTRIBUTES = 1000
 NEEDS = {
@@ -64,28 +66,22 @@ class ViaReader:
         ignored = IgnoredAnnotations()
         for path in files:
             try:
-                attribute = _choose_attribute(_count_attributes(source, path))
-                yield from _read_rows(source, path, attribute, report, ignored)
+                if is_via3(sniff_json(source, path)):
+                    yield from read_via3(source, path, report, ignored)
+                else:
+                    attribute = choose_attribute(_list_attributes(source, path))
+                    yield from _read_rows(source, path, attribute, report, ignored)
             except MalformedJson as error:
                 report_malformed(error, path, report)
-            except _AttributeUnclear as error:
-                cause = f"several attributes of the regions could be the class: {error}"
-                fix = "rename the one with the class to 'label', or remove the others"
-                found = make_finding(
-                    "ClassUnknown", file=path, cause=cause, action="FileRejected", fix=fix
-                )
-                report(found)
+            except AttributeUnclear as error:
+                report_unclear(error, path, report)
         ignored.report(report)
-
-
-class _AttributeUnclear(Exception):
-    """Several attributes could be the class."""
 
 
 def _is_via(form: JsonForm | None) -> bool:
     if form is None or form.is_array:
         return False
-    if PROJECT in form.keys:
+    if PROJECT in form.keys or is_via3(form):
         return True
     return bool(form.keys) and has_keys(form.values.get(form.keys[0]), "filename", "regions")
 
@@ -96,7 +92,7 @@ def _iter_images(source: Source, path: str) -> Iterator[tuple[str, Any]]:
         for key, name, value in iter_members(file, (PROJECT,)):
             if name is not None:
                 yield f"{key}.{name}", value
-            elif key not in PROJECT_KEYS:
+            elif key not in OTHER_KEYS:
                 yield key, value
 
 
@@ -115,7 +111,7 @@ def _get_attributes(region: Any) -> dict[str, Any]:
     return attributes if isinstance(attributes, dict) else {}
 
 
-def _count_attributes(source: Source, path: str) -> list[str]:
+def _list_attributes(source: Source, path: str) -> list[str]:
     """List the attributes that have a value in some region."""
     known: dict[str, None] = {}
     for _, entry in _iter_images(source, path):
@@ -124,31 +120,6 @@ def _count_attributes(source: Source, path: str) -> list[str]:
                 if _list_classes(value) and len(known) < MAX_ATTRIBUTES:
                     known[name] = None
     return list(known)
-
-
-def _choose_attribute(names: list[str]) -> str | None:
-    """Choose the attribute that is the class; None if no region has any.
-
-    Raises _AttributeUnclear.
-    """
-    for group in CLASS_ATTRIBUTES:
-        fitting = [name for name in names if _fold(name) in group]
-        if len(fitting) == 1:
-            return fitting[0]
-        if fitting:
-            raise _AttributeUnclear(_join_names(fitting))
-    if len(names) > 1:
-        raise _AttributeUnclear(_join_names(names))
-    return names[0] if names else None
-
-
-def _fold(name: str) -> str:
-    return name.strip().casefold().replace(" ", "_").replace("-", "_")
-
-
-def _join_names(names: list[str]) -> str:
-    shown = ", ".join(repr(name[:40]) for name in names[:5])
-    return f"{shown}, …" if len(names) > 5 else shown
 
 
 def _list_classes(value: Any) -> list[str]:
