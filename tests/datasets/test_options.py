@@ -53,9 +53,9 @@ def checked_with(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The values of ``on_bad_box`` that checkers get."""
     seen: list[str] = []
 
-    def make_checker(*arguments: Any, on_bad_box: str, **more: Any) -> Checker:
-        seen.append(on_bad_box)
-        return Checker(*arguments, **more)
+    def make_checker(*arguments: Any) -> Checker:
+        seen.append(arguments[-1].on_bad_box)
+        return Checker(*arguments)
 
     monkeypatch.setattr(ingest, "Checker", make_checker)
     return seen
