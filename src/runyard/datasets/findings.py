@@ -123,6 +123,9 @@ KINDS: dict[str, FindingKind] = {
     "ConversationInvalid": FindingKind(
         "error", "alternate human and assistant turns, the human first"
     ),
+    "SplitConflict": FindingKind(
+        "warning", "remove the image from one of the two splits; it is used for training only"
+    ),
     # files
     "FileUnreadable": FindingKind("error", "write the file again"),
     "FileEmpty": FindingKind("error", "remove the file, or fill it"),

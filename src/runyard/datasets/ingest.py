@@ -28,6 +28,7 @@ from runyard.datasets.sources import (
     Source,
     ignore_image,
 )
+from runyard.datasets.splits import SplitAssigner, SplitPolicy
 
 Phase = Literal["Receiving", "Inspecting", "Reading", "Checking", "Done"]
 ON_ERROR: tuple[OnError, ...] = ("Warn", "RejectRow", "RejectFile", "RejectAll")
@@ -172,13 +173,17 @@ def ingest_rows(
     on_error: OnError,
     tick: Callable[[], None],
     unpack_into: Path,
+    splits: SplitAssigner | None = None,
 ) -> IngestOutcome:
     """Detect the format, read and check every row, keep what is valid, and decide.
+
+    ``splits`` gets the split of every image; the outcome has the counts.
 
     With ``task`` None the type of the first row is used. ``tick`` is called for every row. Archive
     members other than images are kept below ``unpack_into``, a folder of the caller's that may be
     removed afterwards.
     """
+    splits = splits or SplitAssigner()
     progress.begin("Reading")
     source = expand_archives(source, unpack_into, sink, keeps_packed=is_shard)
     detected = detect_format(source, sink, requested=format)
@@ -186,9 +191,11 @@ def ingest_rows(
     if reader is not None:
         task = task or _find_type(reader, source, files)
         checker = Checker(source, task, on_error, sink)
+        splits.begin(images, files)
         if task in reader.types:
             _read_files(
-                reader, source, files, task, checker, records, sink, progress, on_error, tick
+                *(reader, source, files, task, checker, records, sink, progress, on_error, tick),
+                splits,
             )
         else:
             sink(_explain_type_mismatch(reader, files[0], task))
@@ -196,8 +203,11 @@ def ingest_rows(
         _report_unused_images(images, checker.used, sink)
     else:
         _report_unused_images(images, set(), sink)
+    splits.assign(images, sink)
     progress.images = len(images)  # containers may have added some
-    return _decide(reader, task, progress, sink, on_error)
+    outcome = _decide(reader, task, progress, sink, on_error)
+    outcome.counts["splits"] = {} if outcome.why else splits.counts
+    return outcome
 
 
 def _read_files(
@@ -211,6 +221,7 @@ def _read_files(
     progress: IngestProgress,
     on_error: OnError,
     tick: Callable[[], None],
+    splits: SplitAssigner,
 ) -> None:
     if isinstance(source, FolderSource | PackSource):
         source.expect(files)
@@ -226,6 +237,7 @@ def _read_files(
         record = checker.check(row)
         if record is not None:
             records.add(record)
+            splits.add_row(record.asset.filename, record.split, file=row.file, line=row.line)
             progress.rows_kept += 1
         tick()
     if rejects_files and file in sink.files_with_errors:
@@ -293,6 +305,7 @@ def check_folder(
     dataset_type: DatasetType | None = None,
     format: str = "auto",
     on_error: OnError = "RejectRow",
+    split: SplitPolicy = "keep",
     on_finding: ReportFinding = lambda _: None,
     on_progress: Callable[[dict[str, Any]], None] = lambda _: None,
     on_image: OnImage = ignore_image,
@@ -334,6 +347,7 @@ def check_folder(
             on_error=on_error,
             tick=tick,
             unpack_into=Path(unpacked),
+            splits=SplitAssigner(split),
         )
     progress.images = len(source.images)
     progress.begin("Done")

@@ -52,6 +52,13 @@ on_error_option = click.option(
     help="Policy for invalid rows: repair them if possible, skip them, skip their files, or reject "
     "the import.",
 )
+split_option = click.option(
+    "--split",
+    type=click.Choice(("keep", "ignore"), case_sensitive=False),
+    default="keep",
+    show_default=True,
+    help="The data's own train, validation and test: keep them apart, or merge them.",
+)
 
 
 @click.group()
@@ -65,6 +72,7 @@ def datasets() -> None:
 @format_option
 @type_option
 @on_error_option
+@split_option
 @click.option("--dataset", "dataset_id", help="Import into this dataset instead of a new one.")
 @click.option("--resume", metavar="IMPORT_ID", help="Interrupted import of --dataset to resume.")
 @data_dir_option
@@ -75,6 +83,7 @@ def import_data(
     format: str,
     dataset_type: str | None,
     on_error: str,
+    split: str,
     dataset_id: str | None,
     resume: str | None,
     data_dir: Path | None,
@@ -102,6 +111,7 @@ def import_data(
                 ),
                 dataset_type=dataset_type,
                 on_error=on_error,
+                split=split,
                 progress=_create_progress(),
                 dataset_id=dataset_id,
                 resume=resume,
@@ -125,6 +135,7 @@ def import_data(
             if found.line is None and found.code == "NameUnsafe"
         ]
         click.echo(to_single_line(imported.summary()), err=True)
+        _print_splits(report, err=True)
         _print_groups(report, err=True)
         if skipped:
             click.echo("\nNot uploaded:", err=True)
@@ -138,6 +149,7 @@ def import_data(
 @format_option
 @type_option
 @on_error_option
+@split_option
 @click.option(
     "--html",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -149,6 +161,7 @@ def check_data(
     format: str,
     dataset_type: str | None,
     on_error: str,
+    split: str,
     html: Path | None,
     as_json: bool,
 ) -> None:
@@ -183,6 +196,7 @@ def check_data(
         dataset_type=dataset_type,  # type: ignore[arg-type]  # click allows no other
         format=format,
         on_error=on_error,  # type: ignore[arg-type]
+        split=split,  # type: ignore[arg-type]
         on_finding=report.add,
         on_progress=show_progress,
     )
@@ -497,6 +511,7 @@ def _build_report(report: Any, outcome: Any) -> "ImportReport":
         images=counts.get("images", 0),
         rows=counts.get("rows", 0),
         rows_kept=counts.get("rowsKept", 0),
+        splits=counts.get("splits", {}),
         errors=document["errors"],
         warnings=document["warnings"],
         groups=msgspec.convert(document["codes"], list[FindingGroup]),
@@ -514,9 +529,18 @@ def _print_report(report: "ImportReport", *, kind: str | None = None, err: bool 
         f"{format_count(report.images, 'image')}, {rows} ({to_single_line(what)}); {defects}",
         err=err,
     )
+    _print_splits(report, err=err)
     if report.why:
         click.echo(f"Nothing was accepted: {to_single_line(report.why)}", err=err)
     _print_groups(report, err=err)
+
+
+def _print_splits(report: "ImportReport", *, err: bool) -> None:
+    """Print how many images each of the data's own splits has, if it has any."""
+    from runyard.datasets.splits import format_counts
+
+    if counts := format_counts(report.splits):
+        click.echo(f"split: {counts}", err=err)
 
 
 def _print_groups(report: "ImportReport", *, err: bool) -> None:

@@ -17,6 +17,7 @@ from runyard.datasets.readers.json_stream import MalformedJson, iter_elements
 from runyard.datasets.readers.lines import read_head
 from runyard.datasets.records import AssetRef, Box, DatasetType, Freeform, Record
 from runyard.datasets.sources import Source
+from runyard.datasets.splits import Split, find_row_split
 
 _KEY = re.compile(rb'"(?:(?:images|annotations|categories|licenses)"\s*:\s*\[|info"\s*:\s*\{)')
 
@@ -60,6 +61,7 @@ class _Image(NamedTuple):
     number: int
     name: str
     frame: tuple[int, int] | None
+    split: Split | None
 
 
 class _CocoFile:
@@ -112,7 +114,7 @@ class _CocoFile:
             if isinstance(width, int) and isinstance(height, int) and width > 0 < height
             else None
         )
-        self._images[key] = _Image(number, name, frame)
+        self._images[key] = _Image(number, name, frame, find_row_split(element))
 
     def _add_category(self, number: int, element: Any) -> None:
         missing = _find_missing(element, ("id", "name"))
@@ -166,6 +168,7 @@ class _CocoFile:
                 id=f"{facts.path if facts else image.name}#{element.get('id', number)}",
                 asset=AssetRef(filename=image.name, width=0, height=0),
                 contents=Freeform(text=caption.strip()),
+                split=image.split,
             )
             yield Row(record, self._path, None, field, image.frame)
         if has_boxes and not has_captions:
@@ -250,6 +253,7 @@ class _CocoFile:
             frame=image.frame,
             unit="pixel",
             findings=findings,
+            split=image.split,
         )
 
     def _make_finding(self, code: str, field: str, cause: str, value: object = None) -> Finding:

@@ -35,6 +35,7 @@ from runyard.datasets.records import (
     make_grounding,
 )
 from runyard.datasets.sources import ImageFacts
+from runyard.datasets.splits import find_row_split
 
 TURNS = ("conversations", "conversation", "messages")
 PAIRS = ("texts", "qa", "qas")  # lists of {user, assistant} or {question, answer}
@@ -106,6 +107,7 @@ def build_rows(
             asset=asset,
             contents=contents,
             category=category if isinstance(category, str) and "type" in row else None,
+            split=find_row_split(row),
         )
         unit: Literal["fraction", "pixel"] = (
             "fraction" if row.get("grounded_phrases") is not None else "pixel"

@@ -29,6 +29,8 @@ from runyard.datasets.readers.boxes import (
 from runyard.datasets.readers.lines import read_head
 from runyard.datasets.records import DatasetType
 from runyard.datasets.sources import Source
+from runyard.datasets.splits import COLUMNS as SPLIT_COLUMNS
+from runyard.datasets.splits import Split, parse_split
 
 ENDINGS = (".csv", ".tsv")
 DELIMITERS = ",;\t|"
@@ -97,7 +99,7 @@ class _Boxes:
 
     def __init__(self, source: Source, path: str, columns: tuple[str, ...]) -> None:
         self._source, self._path, self._columns = source, path, columns
-        self._images: dict[str, _ImageBoxes] = {}
+        self._images: dict[tuple[str, Split | None], _ImageBoxes] = {}
         self._classes: dict[str, int] = {}
         self._max_number, self._has_fractions = 0.0, False
 
@@ -147,7 +149,7 @@ class _Boxes:
     def rows(self) -> Iterator[Row]:
         is_fraction = self._max_number <= 1.0 and self._has_fractions
         names = list(self._classes)
-        for name, image in self._images.items():
+        for (name, split), image in self._images.items():
             size = (
                 (1, 1)
                 if is_fraction
@@ -171,6 +173,7 @@ class _Boxes:
                 frame=image.frame,
                 unit="fraction" if is_fraction else "pixel",
                 findings=image.findings,
+                split=split,
             )
 
     def _add_line(
@@ -200,7 +203,9 @@ class _Boxes:
                 )
             )
             return
-        image = self._images.setdefault(name, _ImageBoxes(line))
+        # An image in two splits becomes two rows, so that the conflict is noticed.
+        key = name, _find_cell_split(cells, columns_at)
+        image = self._images.setdefault(key, _ImageBoxes(line))
         if len(cells) != len(header):
             cause = f"the line has {len(cells)} cells, but the header has {len(header)}"
             image.findings.append(make_line_finding("RowInvalid", None, cause, ",".join(cells)))
@@ -245,6 +250,11 @@ def _guess_delimiter(head: bytes) -> str:
     return max(DELIMITERS, key=first.count)
 
 
+def _find_cell_split(cells: list[str], columns_at: dict[str, int]) -> Split | None:
+    column = columns_at.get("split", len(cells))
+    return parse_split(cells[column]) if column < len(cells) else None
+
+
 def _find_columns(header: list[str], columns: tuple[str, ...]) -> dict[str, int]:
     """Map each column to the index of its cell."""
     columns_at = {
@@ -255,4 +265,6 @@ def _find_columns(header: list[str], columns: tuple[str, ...]) -> dict[str, int]
         label := next((header.index(name) for name in CLASS_COLUMNS if name in header), None)
     ) is not None:
         columns_at["class"] = label
+    if (part := next((name for name in SPLIT_COLUMNS if name in header), None)) is not None:
+        columns_at["split"] = header.index(part)
     return columns_at

@@ -23,6 +23,7 @@ from runyard.datasets.records import (
     Record,
 )
 from runyard.datasets.sources import Source
+from runyard.datasets.splits import parse_split
 
 ENDINGS = (".jsonl", ".ndjson", ".json")
 
@@ -34,6 +35,7 @@ class _Line(msgspec.Struct, rename="camel"):
     contents: Contents
     id: str | int | None = None
     category: str | None = None
+    split: Any = None
 
 
 class _Asset(msgspec.Struct, rename="camel"):
@@ -95,6 +97,7 @@ def _build_row(line: _Line, path: str, number: int) -> Row:
         asset=AssetRef(filename=asset.filename, width=asset.width or 0, height=asset.height or 0),
         contents=line.contents,
         category=line.category,
+        split=parse_split(line.split),
     )
     return Row(record, path, number, "contents", frame)
 

@@ -203,6 +203,7 @@ class NewImportSpec(RequestBody):
 
     format: FormatName = "auto"
     on_error: Literal["Warn", "RejectRow", "RejectFile", "RejectAll"] = "RejectRow"
+    split: Literal["keep", "ignore"] = "keep"
     dataset_type: Literal["auto"] | None = None
     source: Text | None = None
     files: Count | None = None

@@ -209,6 +209,7 @@ class AsyncDatasets:
         dataset_id: str | None = None,
         resume: str | DatasetImport | None = None,
         metadata: Mapping[str, str] | None = None,
+        split: str = "keep",
     ) -> FolderImport:
         """Import a folder of images and labels, or one archive; the server detects the format.
 
@@ -234,6 +235,9 @@ class AsyncDatasets:
             dataset_id: Import into this dataset instead of a new one.
             resume: Interrupted import of that dataset; only missing data is uploaded.
             metadata: Attributes of a new dataset.
+            split: ``"keep"`` records the data's own split into train, validation and test, from
+                folders, label files or a column; runs then train on the first and validate on the
+                second. ``"ignore"`` merges its parts.
 
         Raises:
             ViInvalidParameterError: The path has no file to import, or arguments contradict each
@@ -277,6 +281,7 @@ class AsyncDatasets:
                 path,
                 format=format,
                 on_error=on_error,
+                split=split,
                 decides_type=dataset_type is None
                 and (is_new or await self._has_undecided_type(dataset)),
                 resume=resume,
@@ -635,6 +640,7 @@ class AsyncDatasets:
         *,
         format: str,
         on_error: str,
+        split: str,
         decides_type: bool,
         resume: str | DatasetImport | None,
     ) -> DatasetImport:
@@ -646,6 +652,7 @@ class AsyncDatasets:
             dataset.dataset_id,
             format=format,
             on_error=on_error,
+            split=split,
             dataset_type="auto" if decides_type else None,
             source=Path(path).name,
             files=len(found.files),

@@ -210,6 +210,7 @@ class Datasets:
         dataset_id: str | None = None,
         resume: str | DatasetImport | None = None,
         metadata: Mapping[str, str] | None = None,
+        split: str = "keep",
     ) -> FolderImport:
         """Import a folder of images and labels, or one archive; the server detects the format.
 
@@ -235,6 +236,9 @@ class Datasets:
             dataset_id: Import into this dataset instead of a new one.
             resume: Interrupted import of that dataset; only missing data is uploaded.
             metadata: Attributes of a new dataset.
+            split: ``"keep"`` records the data's own split into train, validation and test, from
+                folders, label files or a column; runs then train on the first and validate on the
+                second. ``"ignore"`` merges its parts.
 
         Raises:
             ViInvalidParameterError: The path has no file to import, or arguments contradict each
@@ -278,6 +282,7 @@ class Datasets:
                 path,
                 format=format,
                 on_error=on_error,
+                split=split,
                 decides_type=dataset_type is None and (is_new or self._has_undecided_type(dataset)),
                 resume=resume,
             )
@@ -632,6 +637,7 @@ class Datasets:
         *,
         format: str,
         on_error: str,
+        split: str,
         decides_type: bool,
         resume: str | DatasetImport | None,
     ) -> DatasetImport:
@@ -643,6 +649,7 @@ class Datasets:
             dataset.dataset_id,
             format=format,
             on_error=on_error,
+            split=split,
             dataset_type="auto" if decides_type else None,
             source=Path(path).name,
             files=len(found.files),

@@ -81,6 +81,7 @@ class AsyncImports:
         *,
         format: str = "auto",
         on_error: str = "RejectRow",
+        split: str = "keep",
         dataset_type: str | None = None,
         source: str | None = None,
         files: int | None = None,
@@ -94,6 +95,8 @@ class AsyncImports:
             format: Format of the annotation files; ``"auto"`` detects it.
             on_error: Policy for an invalid row: ``"Warn"``, ``"RejectRow"``, ``"RejectFile"`` or
                 ``"RejectAll"``.
+            split: ``"keep"`` records the data's own split into train, validation and test,
+                ``"ignore"`` merges its parts.
             dataset_type: ``"auto"`` lets the first import into an empty dataset determine its type.
             source: Description of the source, for people.
             files: Number of files, for progress.
@@ -102,11 +105,12 @@ class AsyncImports:
 
         Raises:
             ViNotFoundError: No dataset has this id.
-            ViValidationError: The format or the policy is unknown.
+            ViValidationError: The format or a policy is unknown.
         """
         spec = {
             "format": format,
             "onError": on_error,
+            "split": split,
             "datasetType": dataset_type,
             "source": source,
             "files": files,

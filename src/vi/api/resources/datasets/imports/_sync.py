@@ -80,6 +80,7 @@ class Imports:
         *,
         format: str = "auto",
         on_error: str = "RejectRow",
+        split: str = "keep",
         dataset_type: str | None = None,
         source: str | None = None,
         files: int | None = None,
@@ -93,6 +94,8 @@ class Imports:
             format: Format of the annotation files; ``"auto"`` detects it.
             on_error: Policy for an invalid row: ``"Warn"``, ``"RejectRow"``, ``"RejectFile"`` or
                 ``"RejectAll"``.
+            split: ``"keep"`` records the data's own split into train, validation and test,
+                ``"ignore"`` merges its parts.
             dataset_type: ``"auto"`` lets the first import into an empty dataset determine its type.
             source: Description of the source, for people.
             files: Number of files, for progress.
@@ -101,11 +104,12 @@ class Imports:
 
         Raises:
             ViNotFoundError: No dataset has this id.
-            ViValidationError: The format or the policy is unknown.
+            ViValidationError: The format or a policy is unknown.
         """
         spec = {
             "format": format,
             "onError": on_error,
+            "split": split,
             "datasetType": dataset_type,
             "source": source,
             "files": files,
