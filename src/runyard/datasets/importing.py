@@ -3,10 +3,10 @@
 Files are the only protocol between the server and this worker. Each file has one writer:
 
     job.json        server   {"org", "datasetId", "datasetType", "format",
-                             "policies": {"onError", "split"}, "blobsDir"}; also, if known, "files" (how many to expect), "known"
-                             (name of a file in this folder: lines as in images.jsonl, of images
-                             that the dataset already has), "limits" {"memoryBytes",
-                             "cpuSeconds", "seconds"}
+                             "policies": {"onError", "split"}, "blobsDir"}; also, if known,
+                             "files" (how many to expect), "known" (name of a file in this folder:
+                             lines as in images.jsonl, of images that the dataset already has),
+                             "limits" {"memoryBytes", "cpuSeconds", "seconds"}
     packs.jsonl     server   appended and fsynced for each pack received: {"sha256", "size",
                              "number"}; with "path" it is a single file instead of a pack
     sealed.json     server   all files have been sent

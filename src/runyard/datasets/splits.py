@@ -9,7 +9,6 @@ moves none to the other part.
 """
 
 import hashlib
-import os.path
 import posixpath
 import re
 from collections import Counter
@@ -33,29 +32,11 @@ _NAMES: dict[Split, str] = {
 }
 _SPLIT_OF_WORD = {word: split for split, words in _NAMES.items() for word in words.split()}
 # The words that a folder of a split may have besides, as in ``train_images`` or ``test-set``.
-_NEUTRAL = frozenset(
-    [
-        "set",
-        "data",
-        "dataset",
-        "split",
-        "splits",
-        "image",
-        "images",
-        "img",
-        "imgs",
-        "pictures",
-        "photos",
-        "jpg",
-        "jpeg",
-        "png",
-        "label",
-        "labels",
-        "annotation",
-        "annotations",
-        "of",
-    ]
+_NEUTRAL_WORDS = (
+    "set data dataset split splits image images img imgs pictures photos jpg jpeg png label labels "
+    "annotation annotations of"
 )
+_NEUTRAL = frozenset(_NEUTRAL_WORDS.split())
 # TrainImages, train2017 and test-dev are several words each.
 _WORD = re.compile(r"\d+|[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[^\W\d_]")
 
@@ -101,8 +82,8 @@ def find_common_folder(paths: Iterable[str]) -> str:
         highest = path if highest is None or path > highest else highest
     if lowest is None or highest is None:
         return ""
-    shared = os.path.commonprefix([lowest, highest])
-    return shared[: shared.rfind("/") + 1]
+    shared = posixpath.commonpath([posixpath.dirname(lowest), posixpath.dirname(highest)])
+    return f"{shared}/" if shared else ""
 
 
 def format_counts(counts: Mapping[str, int]) -> str:

@@ -239,7 +239,10 @@ class FindingGroup(Document):
 
 
 class ImportReport(Document):
-    """Report on the findings of an import, most frequent code first; ``splits`` as in its status."""
+    """Report on the findings of an import, most frequent code first.
+
+    ``splits`` is as in the import's status.
+    """
 
     import_id: str = msgspec.field(name="datasetImportId", default="")
     dataset_id: str = ""
