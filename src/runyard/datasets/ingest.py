@@ -191,7 +191,7 @@ def ingest_rows(
     if reader is not None:
         task = task or _find_type(reader, source, files)
         checker = Checker(source, task, on_error, sink)
-        splits.begin(images, files)
+        splits.begin(images)
         if task in reader.types:
             _read_files(
                 *(reader, source, files, task, checker, records, sink, progress, on_error, tick),

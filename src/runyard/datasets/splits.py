@@ -75,15 +75,14 @@ def find_split(path: str, *, reads_name: bool = False) -> Split | None:
 
 
 def find_common_folder(paths: Iterable[str]) -> str:
-    """Return the folder that contains all paths, with its final slash; empty if there is none."""
+    """Return the deepest folder that contains all paths; empty if there is none."""
     lowest = highest = None
     for path in paths:
         lowest = path if lowest is None or path < lowest else lowest
         highest = path if highest is None or path > highest else highest
     if lowest is None or highest is None:
         return ""
-    shared = posixpath.commonpath([posixpath.dirname(lowest), posixpath.dirname(highest)])
-    return f"{shared}/" if shared else ""
+    return posixpath.commonpath([posixpath.dirname(lowest), posixpath.dirname(highest)])
 
 
 def format_counts(counts: Mapping[str, int]) -> str:
@@ -169,10 +168,9 @@ class SplitAssigner:
         self._of_names: dict[str, Split | None] = {}
         self._conflicts: dict[str, _Conflict] = {}
 
-    def begin(self, images: Iterable[Image], files: Iterable[str]) -> None:
-        """Note the images and label files: a folder that all of them share divides nothing."""
-        new = (image.path for image in images if image.path not in self._known)
-        self._root = find_common_folder([*new, *files])
+    def begin(self, images: Iterable[Image]) -> None:
+        """Note the images before rows are added: a folder that contains all divides nothing."""
+        self._root = find_common_folder(image.path for image in images)
 
     def add_row(self, path: str, split: Split | None, *, file: str, line: int | None) -> None:
         """Add an accepted row about the image ``path``; ``split`` is the one that it names."""
@@ -279,7 +277,8 @@ class SplitAssigner:
     def _find_in_folders(self, path: str) -> Split | None:
         folder = posixpath.dirname(path)
         if folder not in self._of_folders:
-            self._of_folders[folder] = find_split(f"{folder}/".removeprefix(self._root))
+            below = posixpath.commonpath([folder, self._root]) if self._root else ""
+            self._of_folders[folder] = find_split(f"{folder}/".removeprefix(f"{below}/"))
         return self._of_folders[folder]
 
 
