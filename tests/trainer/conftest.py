@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -171,12 +171,19 @@ def make_png(number: int, size: tuple[int, int] = (24, 16)) -> bytes:
 
 
 @pytest.fixture
-def make_version(tmp_path: Path) -> Callable[[dict[str, tuple[bytes, list[Any]]]], Path]:
-    """Return a function that writes a version's folder, from images with records by filename."""
+def make_version(tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that writes a version's folder, from images with records by filename, and
+    optionally splits by filename.
+    """
     return partial(write_version, tmp_path / "datasets" / "org")
 
 
-def write_version(home: Path, images: dict[str, tuple[bytes, list[Any]]]) -> Path:
+def write_version(
+    home: Path,
+    images: dict[str, tuple[bytes, list[Any]]],
+    splits: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a version; ``splits`` are the own splits of some of the images."""
     from runyard.datasets.versions import (
         CONTENTS,
         MANIFEST,
@@ -208,6 +215,7 @@ def write_version(home: Path, images: dict[str, tuple[bytes, list[Any]]]) -> Pat
                     height=1,
                     mime="image/png",
                     records=records,
+                    split=(splits or {}).get(filename),
                 )
             )
             if sha256 not in seen:
