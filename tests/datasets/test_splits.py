@@ -54,7 +54,7 @@ def test_a_whole_folder_name_is_a_split(folder: str, split: Split | None) -> Non
 
 
 def test_the_outermost_folder_decides() -> None:
-    assert find_split("test/train/7.jpg") == "test"  # pictures of trains, in the test split
+    assert find_split("test/train/7.jpg") == "test"  # of a class of trains
 
 
 @pytest.mark.parametrize(

@@ -540,10 +540,8 @@ def test_a_run_uses_the_dataset_s_own_split_and_no_test_image(
     splits = dict.fromkeys(names[:16], "train") | dict.fromkeys(names[16:20], "validation")
     for name in names[20:]:
         splits[name] = "test"
-        data[name] = (
-            f"not an image {name}".encode(),
-            data[name][1],
-        )  # reading it would be a warning
+        # Reading it would be a warning.
+        data[name] = (f"not an image {name}".encode(), data[name][1])
     folder = assign_version(make_attempt(BLOCKS, cache_bytes=1 << 30), make_version(data, splits))
     assert train_attempt(folder) == 0
     assert events_of(folder, "warning") == []

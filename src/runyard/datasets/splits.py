@@ -33,7 +33,7 @@ _NAMES: dict[Split, str] = {
 _SPLIT_OF_WORD = {word: split for split, words in _NAMES.items() for word in words.split()}
 # The words that a folder of a split may have besides, as in ``train_images`` or ``test-set``.
 _NEUTRAL_WORDS = (
-    "set data dataset split splits image images img imgs pictures photos jpg jpeg png label labels "
+    "set data dataset split splits image images img imgs photos jpg jpeg png label labels "
     "annotation annotations of"
 )
 _NEUTRAL = frozenset(_NEUTRAL_WORDS.split())
