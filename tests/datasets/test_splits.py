@@ -207,7 +207,7 @@ def test_an_image_in_two_splits_is_reported_and_used_for_training(
     assert outcome.counts["splits"] == {"train": 2, "test": 1}
     assert (conflict.severity, conflict.action, conflict.value) == ("warning", "Mended", "b.png")
     assert conflict.file == "train.jsonl" and conflict.line == 2  # files are read in order
-    assert "into train, an earlier one into test" in conflict.cause
+    assert "put into train here, and into test before" in conflict.cause
 
 
 def test_equal_bytes_in_two_splits_are_reported_and_used_for_training(
@@ -221,6 +221,46 @@ def test_equal_bytes_in_two_splits_are_reported_and_used_for_training(
     assert outcome.counts["splits"] == {"train": 2, "test": 1}
     assert conflict.file == "train/images/a.png"
     assert "same bytes as 'test/images/b.png'" in conflict.cause
+
+
+def test_the_folders_of_a_yaml_divide_a_dataset(source_folder: SourceFolder) -> None:
+    put_yolo(source_folder, "images/one/a", "images/two/b", "images/three/c")
+    lines = ["path: /home/me/set", "train: images/one", "val:", "  - images/two", "names: [tin]"]
+    source_folder.put("data.yaml", "\n".join([*lines, "test: '../images/three'  # held out"]))
+    counts = {"train": 1, "validation": 1, "test": 1}
+    assert check(source_folder)[0].counts["splits"] == counts
+    # As written by exports: the same folder twice divides nothing.
+    source_folder.put("data.yaml", "path: .\ntrain: images\nval: images\nnames: [tin]\n")
+    assert check(source_folder)[0].counts["splits"] == {}
+
+
+def test_lists_of_images_divide_a_dataset(source_folder: SourceFolder) -> None:
+    put_yolo(source_folder, "images/a", "images/b", "images/c")
+    source_folder.put("data.yaml", "train: lists/one.txt\nval: test.txt\nnames: [tin]\n")
+    source_folder.put("lists/one.txt", "./images/a.png\n/content/set/images/b.png\n\n")
+    source_folder.put("test.txt", "images/c.png\nimages/nowhere.png\n")
+    assert check(source_folder)[0].counts["splits"] == {"train": 2, "validation": 1}
+    source_folder.put("train.txt", "images/c.png\n")
+    outcome, [conflict] = check(source_folder)
+    assert outcome.counts["splits"] == {}
+    assert (conflict.file, conflict.line, conflict.value) == ("train.txt", 1, "images/c.png")
+
+
+def test_image_sets_of_voc_divide_a_dataset(source_folder: SourceFolder) -> None:
+    for number, name in enumerate(("2007_1", "2007_2")):
+        source_folder.put(f"VOC/JPEGImages/{name}.png", png(color=(number, 9, 9)))
+        box = "<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>"
+        size = "<size><width>40</width><height>20</height><depth>3</depth></size>"
+        source_folder.put(
+            f"VOC/Annotations/{name}.xml",
+            f"<annotation><filename>{name}.png</filename>{size}<object><name>tin</name>{box}"
+            "</object></annotation>",
+        )
+    source_folder.put("VOC/ImageSets/Main/train.txt", "2007_1\n")
+    source_folder.put("VOC/ImageSets/Main/val.txt", "2007_2 -1\n")
+    source_folder.put("VOC/ImageSets/Main/trainval.txt", "2007_1\n2007_2\n")
+    source_folder.put("VOC/ImageSets/Action/val.txt", "2007_1\n")
+    assert check(source_folder)[0].counts["splits"] == {"train": 1, "validation": 1}
 
 
 # Datasets that have images already ----------------------------------------------------------------

@@ -28,6 +28,7 @@ from runyard.datasets.sources import (
     Source,
     ignore_image,
 )
+from runyard.datasets.split_lists import read_split_lists
 from runyard.datasets.splits import SplitAssigner, SplitPolicy
 
 Phase = Literal["Receiving", "Inspecting", "Reading", "Checking", "Done"]
@@ -191,7 +192,7 @@ def ingest_rows(
     if reader is not None:
         task = task or _find_type(reader, source, files)
         checker = Checker(source, task, on_error, sink)
-        splits.begin(images)
+        splits.begin(images, read_split_lists(source, images))
         if task in reader.types:
             _read_files(
                 *(reader, source, files, task, checker, records, sink, progress, on_error, tick),

@@ -1,8 +1,9 @@
 """Splits: the dataset's own division into train, validation and test, and the one made by hash.
 
-The own split of an image is that of its row (a column ``split``), else that of the label file, else
-that of the image's folders. It is kept only if it divides the data. An image that is in two splits,
-by its rows or by its bytes, is used for training only, because a score on it would mean nothing.
+The own split of an image is that of its row (a column ``split``), else that of a list of images
+(``split_lists``), else that of the label file, else that of the image's folders. It is kept only if
+it divides the data. An image that is in two splits, by its rows or by its bytes, is used for
+training only, because a score on it would mean nothing.
 
 Without an own split the held-out part is decided by each image's content, so that adding images
 moves none to the other part.
@@ -14,7 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 from runyard.datasets.findings import Finding, ReportFinding, make_finding
 
@@ -138,9 +139,18 @@ class KnownImage:
     is_annotated: bool = False
 
 
+class SplitClaim(NamedTuple):
+    """A file that puts an image into a split."""
+
+    path: str
+    split: Split
+    file: str
+    line: int | None
+
+
 @dataclass(frozen=True, slots=True)
 class _Conflict:
-    """The row that puts an image into a second split."""
+    """The row, or the line of a list, that puts an image into a second split."""
 
     splits: tuple[Split, Split]
     file: str
@@ -164,25 +174,29 @@ class SplitAssigner:
         self._known = known or {}
         self._root = ""
         self._of_rows: dict[str, Split | None] = {}  # by path of the image
+        self._listed: dict[str, Split | None] = {}
         self._of_folders: dict[str, Split | None] = {}
         self._of_names: dict[str, Split | None] = {}
         self._conflicts: dict[str, _Conflict] = {}
 
-    def begin(self, images: Iterable[Image]) -> None:
-        """Note the images before rows are added: a folder that contains all divides nothing."""
+    def begin(self, images: Iterable[Image], claims: Iterable[SplitClaim] = ()) -> None:
+        """Note the images before rows are added: a folder that contains all divides nothing.
+
+        ``claims`` are read from files that list images by split.
+        """
         self._root = find_common_folder(image.path for image in images)
+        if self._policy == "keep":
+            for path, split, file, line in claims:
+                self._add(self._listed, path, split, file, line)
 
     def add_row(self, path: str, split: Split | None, *, file: str, line: int | None) -> None:
         """Add an accepted row about the image ``path``; ``split`` is the one that it names."""
         if self._policy == "ignore":
             self._of_rows[path] = None
             return
-        split = split or self._find_in_file(file, path) or self._find_in_folders(path)
-        before = self._of_rows.get(path)
-        if before is None or split is None:
-            self._of_rows[path] = before or split
-        elif before != split and path not in self._conflicts:
-            self._conflicts[path] = _Conflict((before, split), file, line)
+        if split is None:
+            split = self._listed.get(path) or self._find_in_file(file, path)
+        self._add(self._of_rows, path, split or self._find_in_folders(path), file, line)
 
     def assign(self, images: Iterable[Image], report: ReportFinding) -> None:
         """Decide the split of every image, and report images that are in two."""
@@ -205,11 +219,25 @@ class SplitAssigner:
         if set(counts) - {UNSPLIT}:
             self.counts = {name: counts[name] for name in (*SPLITS, UNSPLIT) if counts[name]}
 
+    def _add(
+        self,
+        splits: dict[str, Split | None],
+        path: str,
+        split: Split | None,
+        file: str,
+        line: int | None,
+    ) -> None:
+        before = splits.get(path)
+        if before is None or split is None:
+            splits[path] = before or split
+        elif before != split and path not in self._conflicts:
+            self._conflicts[path] = _Conflict((before, split), file, line)
+
     def _find(self, path: str) -> Split | None:
         known = self._known.get(path)
         if self._policy == "ignore":
             return known.split if known is not None and path not in self._of_rows else None
-        if (split := self._of_rows.get(path)) is not None:
+        if (split := self._of_rows.get(path) or self._listed.get(path)) is not None:
             return split
         return self._find_in_folders(path) if known is None else known.split
 
@@ -219,8 +247,8 @@ class SplitAssigner:
             splits[path] = "train"
             first, second = conflict.splits
             cause = (
-                f"this row puts {path!r} into {second}, an earlier one into {first}; the image is "
-                "used for training only"
+                f"{path!r} is put into {second} here, and into {first} before; the image is used "
+                "for training only"
             )
             report(_make_conflict(conflict.file, conflict.line, cause, path))
 
