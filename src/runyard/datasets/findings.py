@@ -158,6 +158,9 @@ KINDS: dict[str, FindingKind] = {
     "AnnotationsIgnored": FindingKind(
         "warning", "none needed if they are not wanted; else export them as boxes or polygons"
     ),
+    "SplitConflict": FindingKind(
+        "warning", "remove the image from one of the two splits; it is used for training only"
+    ),
     # files
     "FileUnreadable": FindingKind("error", "write the file again, readable and complete"),
     "FileEmpty": FindingKind("error", "remove the file, or fill it"),
