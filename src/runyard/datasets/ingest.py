@@ -195,7 +195,16 @@ def ingest_rows(
         splits.begin(images, read_split_lists(source, images))
         if task in reader.types:
             _read_files(
-                *(reader, source, files, task, checker, records, sink, progress, on_error, tick),
+                reader,
+                source,
+                files,
+                task,
+                checker,
+                records,
+                sink,
+                progress,
+                on_error,
+                tick,
                 splits,
             )
         else:
