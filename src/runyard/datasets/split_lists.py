@@ -5,6 +5,7 @@ VOC, with the path or the bare name of an image in each line. The ``data.yaml`` 
 the folder or the list of each split.
 """
 
+import contextlib
 import posixpath
 import re
 from collections.abc import Iterable, Iterator
@@ -49,7 +50,8 @@ def read_split_lists(source: Source, images: Iterable[Image]) -> Iterator[SplitC
                     files[path] = split
                     break
     for file, split in files.items():
-        yield from _read_list(source, file, split, stems)
+        with contextlib.suppress(OSError):  # reported when the files were inspected
+            yield from _read_list(source, file, split, stems)
     if any(folders.values()):
         yield from _list_in_folders(images, folders)
 
@@ -112,8 +114,11 @@ def _read_yaml(source: Source, file: str) -> list[tuple[Split, list[str]]]:
 
     Only plain entries are read: ``train: path``, ``train: [path, path]``, or one path per line.
     """
-    with source.open(file) as opened:
-        text = opened.read(MAX_YAML_BYTES).decode("utf-8-sig", errors="replace")
+    try:
+        with source.open(file) as opened:
+            text = opened.read(MAX_YAML_BYTES).decode("utf-8-sig", errors="replace")
+    except OSError:  # reported when the files were inspected
+        return []
     root, found, key = "", list[tuple[Split, str]](), ""
     for line in text.splitlines():
         if entry := _YAML_ENTRY.fullmatch(line):
