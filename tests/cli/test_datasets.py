@@ -252,7 +252,7 @@ def test_files_that_are_not_sent_are_listed_with_a_fix(
     result = runyard("datasets", "import", str(images_folder), "--data-dir", data_dir)
     assert result.exit_code == 0
     _, _, skipped = result.stderr.partition("Not uploaded:\n")
-    assert skipped.startswith("  out.png: it is a link that leads outside the folder; try: replace")
+    assert skipped.startswith("  out.png: it is a link that leads outside the folder; fix: replace")
     checked = runyard("datasets", "check", str(images_folder))
     assert "out.png: it is a link that leads outside the folder" in checked.stdout
 

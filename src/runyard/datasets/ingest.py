@@ -334,7 +334,10 @@ def _decide(
     if tally.by_code["FormatUnknown"]:
         why = "the format of the annotations could not be detected; see the findings"
     elif on_error == "RejectAll" and tally.errors:
-        why = f"there are {tally.errors} errors, and onError is RejectAll"
+        why = (
+            f"there are {tally.errors:,} errors, and onError is RejectAll; RejectRow leaves out "
+            "only the invalid rows"
+        )
     elif not progress.images and not progress.rows_kept:
         why = "no image and no row could be accepted"
     elif (progress.rows or tally.errors) and reader is not None and not progress.rows_kept:

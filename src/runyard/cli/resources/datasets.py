@@ -599,7 +599,7 @@ def _print_groups(report: "ImportReport", *, err: bool) -> None:
         more = f", the first {len(group.first)}" if group.count > len(group.first) else ""
         click.echo(f"\n{group.code} ({group.count:,}{more}): {to_single_line(group.cure)}", err=err)
         for found in group.first:
-            fix = "" if found.cure == group.cure else f"; try: {to_single_line(found.cure)}"
+            fix = "" if found.cure == group.cure else f"; fix: {to_single_line(found.cure)}"
             click.echo(f"  {_finding_line(found)}{fix}", err=err)
 
 
@@ -609,7 +609,7 @@ def _print_skipped(skipped: "Sequence[Finding]") -> None:
         more = f" ({len(skipped):,}, the first {SHOWN})" if len(skipped) > SHOWN else ""
         click.echo(f"\nNot uploaded{more}:", err=True)
     for found in skipped[:SHOWN]:
-        click.echo(f"  {_finding_line(found)}; try: {to_single_line(found.cure)}", err=True)
+        click.echo(f"  {_finding_line(found)}; fix: {to_single_line(found.cure)}", err=True)
 
 
 def _finding_line(found: "Finding") -> str:
