@@ -116,7 +116,7 @@ def _read_side_file(source: Source, location: SourceLocation, task: DatasetType)
         )
         return
     stem = location.file[:-4]
-    name = next((stem + ending for ending in _find_endings(source, stem)), stem)
+    name = _find_image_name(source, stem)
     yield from build_rows(
         {"text": text},
         location,
@@ -128,11 +128,11 @@ def _read_side_file(source: Source, location: SourceLocation, task: DatasetType)
     )
 
 
-def _find_endings(source: Source, stem: str) -> Iterator[str]:
-    for ending in _IMAGE_ENDINGS:
-        for written in (ending, ending.upper()):
-            if source.find_image(stem + written) is not None:
-                yield written
+def _find_image_name(source: Source, stem: str) -> str:
+    """Return the path of the image next to a text file, without extension if it has several."""
+    endings = {ending for one in _IMAGE_ENDINGS for ending in (one, one.upper())}
+    names = [stem + ending for ending in endings if source.is_image(stem + ending)]
+    return names[0] if len(names) == 1 else stem
 
 
 # -- ImageFolder -----------------------------------------------------------------------------------
