@@ -123,6 +123,10 @@ KINDS: dict[str, FindingKind] = {
     "ConversationInvalid": FindingKind(
         "error", "alternate human and assistant turns, the human first"
     ),
+    "BoxesInText": FindingKind(
+        "warning",
+        "none needed if the boxes were drawn on the displayed image, in the numbers the model uses",
+    ),
     # files
     "FileUnreadable": FindingKind("error", "write the file again"),
     "FileEmpty": FindingKind("error", "remove the file, or fill it"),

@@ -2,9 +2,10 @@
 
 For each dataset type, the first of these that a row has is used:
 
-    vqa               interactions (our own export), a conversation, question with answer, a class
-    freeform          a conversation, question with answer, text or caption (a list gives one record
-                      per text), a class
+    vqa               turns (our own export), a conversation, interactions (our own export),
+                      question with answer, a class
+    freeform          turns (our own export), a conversation, question with answer, text or caption
+                      (a list gives one record per text), a class
     phrase-grounding  caption with grounded_phrases (our own export), objects with bbox and category
 
 Boxes in ``objects`` are ``[x, y, width, height]`` in pixels, as in COCO and in Hugging Face's
@@ -19,18 +20,27 @@ from typing import Any, Literal
 import msgspec
 
 from runyard.datasets.readers.base import Row
-from runyard.datasets.readers.conversations import build_contents, parse_turns, strip_image_marks
+from runyard.datasets.readers.conversations import (
+    BOXES_IN_TEXT,
+    build_contents,
+    build_conversation,
+    has_boxes_in_text,
+    parse_turns,
+    strip_image_marks,
+)
 from runyard.datasets.readers.locations import SourceLocation
 from runyard.datasets.records import (
     AssetRef,
     Box,
     Contents,
+    Conversation,
     DatasetType,
     Freeform,
     GroundedPhrase,
     Interaction,
     PhraseGrounding,
     Record,
+    Turn,
     Vqa,
     make_grounding,
 )
@@ -58,6 +68,7 @@ NAMES = (
     "phrase",
 )
 CLASS_QUESTION = "What is this?"
+CONVERSATION = "conversation"  # the value of ``type`` in our own export
 
 
 @dataclass
@@ -124,7 +135,12 @@ def extract_contents(
     image: ImageFacts | None,
 ) -> list[Contents]:
     """Extract the contents of a row; empty if it has none that fit, which is reported."""
-    if task == "vqa":
+    found: list[Contents] | None
+    if task != "phrase-grounding" and row.get("type") == CONVERSATION:
+        found = _convert_conversation(row, location)
+    elif task != "phrase-grounding" and any(isinstance(row.get(key), list) for key in TURNS):
+        found = _extract_conversation(row, location, task, table)
+    elif task == "vqa":
         found = _extract_vqa(row, location, table)
     elif task == "freeform":
         found = _extract_freeform(row, location, table)
@@ -197,10 +213,36 @@ def _parse_texts(key: str, value: Any, location: SourceLocation) -> list[Content
     return good
 
 
+def _extract_conversation(
+    row: Mapping[str, Any], location: SourceLocation, task: DatasetType, table: Table
+) -> list[Contents]:
+    """Extract the turns about the row's one image; empty if they are unusable."""
+    turns = parse_turns(row, location)
+    contents = None if turns is None else build_conversation(turns, task, location, images=[""])
+    if contents is None:
+        return []
+    if has_boxes_in_text(contents, row):
+        table.report_once(location, "BoxesInText", BOXES_IN_TEXT)
+    return [contents]
+
+
+def _convert_conversation(row: Mapping[str, Any], location: SourceLocation) -> list[Contents]:
+    """Convert the turns and image names of our own export."""
+    names = row.get("images") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        location.report("FieldInvalid", "not a list of names", field="images", value=names)
+        return []
+    return _convert_own(
+        row.get("turns"),
+        list[Turn],
+        "turns",
+        location,
+        lambda those: Conversation(images=names, turns=those),
+    )
+
+
 def _find_pairs(row: Mapping[str, Any], location: SourceLocation) -> list[tuple[str, str]] | None:
     """Find questions with answers; None if no column has them, empty if they cannot be read."""
-    if any(isinstance(row.get(key), list) for key in TURNS):
-        return parse_turns(dict(row), location) or []
     for key in PAIRS:
         value = row.get(key)
         if isinstance(value, list) and value and isinstance(value[0], Mapping):

@@ -7,7 +7,9 @@ annotation files by their index in the sorted lists and expects one line per fil
 has exactly one file with one line, both with the same stem. A stem contains no point, because
 ``a.b.png`` and ``a.b.jsonl`` sort differently among ``a.*``. Images without records are left out.
 Several records of one image become one: questions are listed, captions are concatenated. Only
-freeform texts, which that loader does not read, stay separate lines.
+freeform texts and conversations, which that loader does not read, stay separate lines. The images
+of a conversation after the first are named relative to its annotation file. One without records of
+its own is in ``further_images/`` next to ``images/``.
 """
 
 from collections.abc import Iterable
@@ -17,6 +19,7 @@ import msgspec
 
 from runyard.datasets.records import (
     AssetRef,
+    Conversation,
     DatasetType,
     Freeform,
     GroundedPhrase,
@@ -25,9 +28,11 @@ from runyard.datasets.records import (
     Record,
     Vqa,
     encode,
+    rename_images,
 )
 from runyard.datasets.splits import is_held_out
 from runyard.datasets.writers.base import ExportedImage
+from runyard.datasets.writers.files import find_further_images
 
 _ENDINGS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 _BY_MAGIC = (
@@ -57,10 +62,23 @@ class ViFullWriter:
         for part in parts:
             (folder / part / "annotations").mkdir(parents=True)
             (folder / part / "images").mkdir()
-        stems: set[str] = set()
+        export = _Export(folder, with_images=with_images)
+        waiting = []  # until all names are known
         for item in items:
+            if not item.records or any(record.further_images for record in item.records):
+                waiting.append(item)
+            else:
+                export.add_image(item, self._choose_part(item))
+                export.write_annotations(item)
+        further = find_further_images(waiting)
+        for item in waiting:
             if item.records:
-                _write_item(item, folder / self._choose_part(item), stems, with_images=with_images)
+                export.add_image(item, self._choose_part(item))
+            elif item.asset.filename in further:
+                export.add_image(item, self._choose_part(item), below="further_images")
+        for item in waiting:
+            if item.records:
+                export.write_annotations(item)
 
     def _choose_part(self, item: ExportedImage) -> str:
         if self._fraction is None:
@@ -69,15 +87,48 @@ class ViFullWriter:
         return "validation" if held_out else "training"
 
 
-def _write_item(item: ExportedImage, folder: Path, stems: set[str], *, with_images: bool) -> None:
-    stem = _make_stem(item.asset.filename, stems)
-    data = item.read() if with_images else b""
-    name = f"{stem}.{_choose_ending(item.asset.filename, data)}"
-    if with_images:
-        (folder / "images" / name).write_bytes(data)
-    asset = msgspec.structs.replace(item.asset, filename=name)
-    lines = [encode(record) + b"\n" for record in merge_records(item.records, asset)]
-    (folder / "annotations" / f"{stem}.jsonl").write_bytes(b"".join(lines))
+class _Export:
+    """The files of an export, with the path of each image by its name in the dataset."""
+
+    def __init__(self, folder: Path, *, with_images: bool) -> None:
+        self._folder = folder
+        self._with_images = with_images
+        self._stems: set[str] = set()
+        self._paths: dict[str, tuple[str, str, str]] = {}  # part, folder and name
+
+    def add_image(self, item: ExportedImage, part: str, *, below: str = "images") -> None:
+        """Choose the name of an image, and write its bytes."""
+        stem = _make_stem(item.asset.filename, self._stems)
+        data = item.read() if self._with_images else b""
+        name = f"{stem}.{_choose_ending(item.asset.filename, data)}"
+        self._paths[item.asset.filename] = (part, below, name)
+        if self._with_images:
+            (self._folder / part / below).mkdir(exist_ok=True)
+            (self._folder / part / below / name).write_bytes(data)
+
+    def write_annotations(self, item: ExportedImage) -> None:
+        """Write the records of an image whose name and whose further images' names are chosen."""
+        part, _, name = self._paths[item.asset.filename]
+        asset = msgspec.structs.replace(item.asset, filename=name)
+        names = {
+            further: self._make_relative(further, part)
+            for record in item.records
+            for further in record.further_images
+            if further in self._paths
+        }
+        names[item.asset.filename] = name
+        records = [
+            msgspec.structs.replace(record, contents=rename_images(record.contents, names))
+            for record in item.records
+        ]
+        lines = [encode(record) + b"\n" for record in merge_records(records, asset)]
+        path = self._folder / part / "annotations" / f"{name.rpartition('.')[0]}.jsonl"
+        path.write_bytes(b"".join(lines))
+
+    def _make_relative(self, filename: str, part: str) -> str:
+        """Return the path of an image from the annotations of a part."""
+        own_part, below, name = self._paths[filename]
+        return f"../{below}/{name}" if own_part == part else f"../../{own_part}/{below}/{name}"
 
 
 def _make_stem(filename: str, taken: set[str]) -> str:
@@ -107,11 +158,19 @@ def _choose_ending(filename: str, data: bytes) -> str:
 
 
 def merge_records(records: list[Record], asset: AssetRef) -> list[Record]:
-    """Merge all records of an image into one; freeform texts stay separate."""
-    first = msgspec.structs.replace(records[0], asset=asset)
+    """Merge all records of an image into one; freeform texts and conversations stay separate."""
+    records = [msgspec.structs.replace(record, asset=asset) for record in records]
+    kinds = (Freeform, Conversation)
+    separate = [record for record in records if isinstance(record.contents, kinds)]
+    merging = [record for record in records if not isinstance(record.contents, kinds)]
+    return [*_merge_same(merging), *separate] if merging else separate
+
+
+def _merge_same(records: list[Record]) -> list[Record]:
+    first = records[0]
     same = [record.contents for record in records]
-    if len(same) == 1 or isinstance(first.contents, Freeform):
-        return [msgspec.structs.replace(record, asset=asset) for record in records]
+    if len(same) == 1:
+        return records
     if isinstance(first.contents, Vqa):
         asked = [
             one for contents in same if isinstance(contents, Vqa) for one in contents.interactions

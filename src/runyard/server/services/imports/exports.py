@@ -51,7 +51,7 @@ log = logging.getLogger(__name__)
 
 FORMATS = (
     *("ViFull", "ViJsonl", "Coco", "PascalVoc", "YoloDarknet", "YoloKerasPytorch"),
-    *("CsvFourCorner", "CsvWidthHeight", "Parquet"),
+    *("CsvFourCorner", "CsvWidthHeight", "Parquet", "Conversations"),
 )
 MODULE = "runyard.datasets.exporting"
 KEPT_MS = 7 * 24 * 3600 * 1000
