@@ -175,10 +175,14 @@ def find_turn_problem(contents: Conversation) -> tuple[str, int] | None:
 
 def find_mark_problem(contents: Conversation) -> str | None:
     """Return why the image marks do not fit the images; None if they fit."""
-    marks, images = contents.mark_count, max(len(contents.images), 1)
+    return explain_marks(contents.mark_count, max(len(contents.images), 1))
+
+
+def explain_marks(marks: int, images: int) -> str | None:
+    """Return why so many image marks do not fit so many images; None if they fit."""
     if marks == images or (marks == 0 and images == 1):
         return None
-    return f"the user turns have {marks} image marks, but the row has {images} images"
+    return f"the numbers of image marks in user turns ({marks}) and of images ({images}) differ"
 
 
 def word_span(caption: str, phrase: str, *, near: int = 0) -> tuple[int, int] | None:

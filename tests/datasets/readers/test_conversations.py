@@ -306,12 +306,12 @@ def test_every_missing_image_of_a_row_is_reported(
         (
             {"images": ["a.png", "b.png"], "conversations": make_turns("<image>Same?", "No.")},
             "ConversationInvalid",
-            "the user turns have 1 image marks, but the row names 2 images",
+            "the numbers of image marks in user turns (1) and of images (2) differ",
         ),
         (
             {"image": "a.png", "conversations": make_turns("<image>A?", "B.", "<image>C?", "D.")},
             "ConversationInvalid",
-            "the user turns have 2 image marks, but the row names 1 image",
+            "the numbers of image marks in user turns (2) and of images (1) differ",
         ),
         (
             {"image": "a.png", "images": ["b.png"], "conversations": make_turns("A?", "B.")},
@@ -512,7 +512,7 @@ def test_the_type_of_a_file_is_that_of_its_first_decisive_row(
         for number in (1, 1)
     ]
     for one in contents:
-        one["turns"] = [*one["turns"], {"role": "assistant", "content": "B."}]  # type: ignore[misc]
+        one["turns"] = [*one["turns"], {"role": "assistant", "content": "B."}]
     lines = [
         {"id": str(n), "asset": {"filename": "a.png"}, "contents": one}
         for n, one in enumerate([*contents, {"type": "Freeform", "text": "A tin."}])

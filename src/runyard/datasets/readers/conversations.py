@@ -43,6 +43,7 @@ from runyard.datasets.records import (
     Role,
     Turn,
     Vqa,
+    explain_marks,
     find_turn_problem,
 )
 from runyard.datasets.sources import Source
@@ -230,15 +231,14 @@ def build_conversation(
     for turn in turns:
         text, count = _join_parts(turn, form)
         if count and turn.role != "user":
-            cause = f"an image in a turn of the role {turn.role}; images belong to user turns"
-            location.report("ConversationInvalid", cause, field=turn.field, value=text)
+            why = f"an image in a turn of the role {turn.role}; images belong to user turns"
+            location.report("ConversationInvalid", why, field=turn.field, value=text)
             return None
         marks += count
-    if marks != len(images) and not (len(images) == 1 and marks == 0):
+    if cause := explain_marks(marks, len(images)):
         location.report(
             "ConversationInvalid",
-            f"the user turns have {marks} image marks, but the row names {len(images)} "
-            f"image{'s' if len(images) > 1 else ''}",
+            cause,
             field=turns[0].field.partition("[")[0],
             fix=f"write one {IMAGE_MARK} for each image, where it belongs",
         )

@@ -213,9 +213,9 @@ def _check_unused(tx: Connection, key: Any, row: AnyRow) -> None:
     if others:
         raise Refusal(
             "ImageInUse",
-            f"image {row.filename!r} is shown by {len(others)} conversations of other images; the "
-            f"first is annotation {others[0].number} of asset {others[0].asset_id}; try: delete "
-            "them first, or delete the image with a bulk deletion, which deletes them too",
+            f"image {row.filename!r} is shown by conversations of other images ({len(others)}); "
+            f"the first is annotation {others[0].number} of asset {others[0].asset_id}; try: "
+            "delete them first, or delete the image with a bulk deletion, which deletes them too",
         )
 
 
@@ -363,7 +363,7 @@ async def _run_bulk_deletion(services: Services, row: AnyRow) -> None:
 def _describe_lost(conversations_lost: int) -> str | None:
     if not conversations_lost:
         return None
-    return f"{conversations_lost} conversations of other images that show them were deleted, too"
+    return f"conversations of other images that showed them: {conversations_lost}"
 
 
 def _parse_filter(spec: BulkDeletionSpec) -> tuple[list[str] | None, list[str]]:
@@ -411,7 +411,7 @@ def to_bulk_document(row: AnyRow) -> BulkDeletion:
     condition = SessionCondition(condition="Finished", last_transition_time=row.time_created)
     if row.state == "Done":
         condition.status, condition.last_transition_time = ConditionStatus.REACHED, row.last_updated
-        also = f"; {row.why}" if row.why else ""
+        also = f", and {row.why}" if row.why else ""
         condition.message = f"{row.deleted_count} images were deleted{also}"
     document = BulkDeletion(
         organization_id=row.org,
