@@ -21,7 +21,12 @@ from runyard.datasets.records import (
 from runyard.trainer.answers import Answer, Grounding
 from runyard.trainer.data.datasets import Dataset
 from runyard.trainer.data.images import BrokenImage, decode_image
-from runyard.trainer.data.uploaded import SampleSelection, list_questions, load_uploaded
+from runyard.trainer.data.uploaded import (
+    DESCRIBE,
+    SampleSelection,
+    list_questions,
+    load_uploaded,
+)
 from runyard.trainer.errors import InvalidData
 
 MakeVersion = Callable[..., Path]
@@ -112,7 +117,7 @@ def test_each_answer_of_a_conversation_is_a_sample(
     assert [(sample.question, sample.truth.text) for sample in data.train] == [
         ("What?", "A tin."),
         ("Is red?", "Yes."),
-        ("Describe the picture.", "A shelf."),
+        (DESCRIBE, "A shelf."),
     ]
 
 

