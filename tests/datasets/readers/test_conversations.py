@@ -524,3 +524,40 @@ def test_the_type_of_a_file_is_that_of_its_first_decisive_row(
     result = source_folder.check()
     assert result.outcome.type == "freeform"
     assert len(result.records) == 3
+
+
+def test_earlier_questions_of_a_table_row_are_turns(
+    source_folder: Any, make_png: Callable[..., bytes]
+) -> None:
+    row: dict[str, Any] = {"file_name": "a.png", "query": "<image>Sure?", "response": "Yes."}
+    wrong = row | {"history": ["Who?"]}
+    source_folder.put("a.png", make_png()).put(
+        "metadata.jsonl",
+        "".join(
+            json.dumps(one) + "\n"
+            for one in (row | {"history": [["Who?", "She."]]}, row | {"history": []}, wrong)
+        ),
+    )
+    result = source_folder.check("vqa")
+    first, second = result.records
+    assert first.contents == Conversation(turns=say("Who?", "She.", "<image>Sure?", "Yes."))
+    assert list_questions(second.contents) == [("Sure?", "Yes.")]
+    assert [(found.code, found.field, found.line) for found in result.findings] == [
+        ("FieldInvalid", "history", 3)
+    ]
+
+
+def test_conversations_of_a_table_about_its_image(
+    source_folder: Any, make_png: Callable[..., bytes]
+) -> None:
+    turns = make_turns("<image>\nWho?", "She.", "Sure?", "<|box_start|>(1,1),(2,2)<|box_end|>")
+    rows = [{"file_name": "a.png", "conversations": turns}] * 2
+    rows.append({"file_name": "a.png", "conversations": make_turns("<image><image>Who?", "She.")})
+    source_folder.put("a.png", make_png()).put(
+        "metadata.jsonl", "".join(json.dumps(row) + "\n" for row in rows)
+    )
+    result = source_folder.check("freeform")
+    assert result.records[0].contents == Conversation(
+        turns=say("Who?", "She.", "Sure?", "<|box_start|>(1,1),(2,2)<|box_end|>")
+    )
+    assert result.codes == ["BoxesInText", "RowDuplicate", "ConversationInvalid"]

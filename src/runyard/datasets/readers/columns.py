@@ -25,10 +25,10 @@ from runyard.datasets.readers.conversations import (
     build_contents,
     build_conversation,
     has_boxes_in_text,
-    parse_turns,
-    strip_image_marks,
 )
+from runyard.datasets.readers.image_marks import strip_image_marks
 from runyard.datasets.readers.locations import SourceLocation
+from runyard.datasets.readers.turns import LISTS, parse_turns
 from runyard.datasets.records import (
     AssetRef,
     Box,
@@ -46,7 +46,6 @@ from runyard.datasets.records import (
 )
 from runyard.datasets.sources import ImageFacts
 
-TURNS = ("conversations", "conversation", "messages")
 PAIRS = ("texts", "qa", "qas")  # lists of {user, assistant} or {question, answer}
 QUESTIONS = ("question", "questions", "query", "prompt", "instruction", "problem")
 ANSWERS = ("answer", "multiple_choice_answer", "answers", "response", "output", "solution")
@@ -136,10 +135,12 @@ def extract_contents(
 ) -> list[Contents]:
     """Extract the contents of a row; empty if it has none that fit, which is reported."""
     found: list[Contents] | None
-    if task != "phrase-grounding" and row.get("type") == CONVERSATION:
+    if task != "phrase-grounding" and _is_own_conversation(row):
         found = _convert_conversation(row, location)
-    elif task != "phrase-grounding" and any(isinstance(row.get(key), list) for key in TURNS):
+    elif task != "phrase-grounding" and any(isinstance(row.get(key), list) for key in LISTS):
         found = _extract_conversation(row, location, task, table)
+    elif task != "phrase-grounding" and row.get("history"):
+        found = _extract_history(row, location, task, table)
     elif task == "vqa":
         found = _extract_vqa(row, location, table)
     elif task == "freeform":
@@ -211,6 +212,37 @@ def _parse_texts(key: str, value: Any, location: SourceLocation) -> list[Content
             field = f"{key}[{number}]" if isinstance(value, list) else key
             location.report("FieldInvalid", "not a string", field=field, value=text)
     return good
+
+
+def _is_own_conversation(row: Mapping[str, Any]) -> bool:
+    return row.get("type") == CONVERSATION and row.get("turns") is not None
+
+
+def _extract_history(
+    row: Mapping[str, Any], location: SourceLocation, task: DatasetType, table: Table
+) -> list[Contents] | None:
+    """Extract a question with an answer, after the earlier ones in ``history``.
+
+    Return None if there is no question with an answer.
+    """
+    question, answer = _find_first(row, QUESTIONS), _find_first(row, ANSWERS)
+    if question is None or answer is None:
+        return None
+    history = row["history"]
+    if not isinstance(history, list) or not all(
+        isinstance(pair, list) and len(pair) == 2 for pair in history
+    ):
+        cause = "not a list of questions with answers"
+        location.report("FieldInvalid", cause, field="history", value=history)
+        return []
+    pairs = [*history, [question[1], answer[1]]]
+    roles = ("user", "assistant")
+    turns = [
+        {"role": role, "content": text}
+        for pair in pairs
+        for role, text in zip(roles, pair, strict=True)
+    ]
+    return _extract_conversation({**row, "messages": turns}, location, task, table)
 
 
 def _extract_conversation(
