@@ -32,7 +32,6 @@ from runyard.datasets.readers.image_marks import (
     find_mark_form,
     join_parts,
     join_parts_without_marks,
-    starts_with_mark,
 )
 from runyard.datasets.readers.json_rows import read_json_rows
 from runyard.datasets.readers.locations import SourceLocation
@@ -196,13 +195,14 @@ def build_conversation(
     ``images`` has the name of every image in order; at least one.
     """
     form = find_mark_form(turns)
-    marks = 0
+    marked, marks = [], 0
     for turn in turns:
         text, count = join_parts(turn, form)
         if count and turn.role != "user":
             why = f"an image in a turn of the role {turn.role}; images belong to user turns"
             location.report("ConversationInvalid", why, field=turn.field, value=text)
             return None
+        marked.append(text)
         marks += count
     if cause := explain_marks(marks, len(images)):
         location.report(
@@ -212,18 +212,22 @@ def build_conversation(
             fix=f"write one {IMAGE_MARK} for each image, where it belongs",
         )
         return None
+    if len(images) > 1:
+        return _make_conversation(turns, marked, images)
     plain = [join_parts_without_marks(turn, form) for turn in turns]
-    if len(turns) == 2 and len(images) == 1:
+    if len(turns) == 2:
         return build_contents([(plain[0], plain[1])], task)[0]
-    if len(images) == 1 and starts_with_mark(turns, form):
-        texts = plain  # the mark says nothing there
-        first = next(number for number, turn in enumerate(turns) if turn.role == "user")
-        texts[first] = texts[first] or IMAGE_MARK
-    else:
-        texts = [join_parts(turn, form)[0].strip() for turn in turns]
+    first = 1 if turns[0].role == "system" else 0
+    if form.start.match(marked[first]) is None:
+        return _make_conversation(turns, marked, [])
+    plain[first] = plain[first] or IMAGE_MARK  # else the mark says nothing there
+    return _make_conversation(turns, plain, [])
+
+
+def _make_conversation(turns: Turns, texts: list[str], images: list[str]) -> Conversation:
     return Conversation(
-        images=images if len(images) > 1 else [],
-        turns=[Turn(turn.role, text) for turn, text in zip(turns, texts, strict=True)],
+        images=images,
+        turns=[Turn(turn.role, text.strip()) for turn, text in zip(turns, texts, strict=True)],
     )
 
 
@@ -235,7 +239,8 @@ def has_boxes_in_text(contents: Contents, row: Mapping[str, Any]) -> bool:
         texts = [contents.prompt, contents.text]
     else:
         texts = [turn.content for turn in getattr(contents, "turns", ())]
-    _, boxes = read_objects(row.get("objects")) or ([], [])
-    return any(
-        _TEXT_BOX.search(text) is not None or any(box in text for box in boxes) for text in texts
-    )
+    text = "\n".join(texts)
+    if _TEXT_BOX.search(text) is not None:
+        return True
+    _, boxes = read_objects(row["objects"]) or ([], []) if "objects" in row else ([], [])
+    return any(box in text for box in boxes)

@@ -21,17 +21,27 @@ from runyard.datasets.records import IMAGE_MARK
 
 _IMAGES = ("image", "images", "image_path", "image_file", "img")
 _MARK = re.compile(r"[ \t]*\n?<(?:image|img|image_placeholder)>(?:</(?:image|img)>)?\n?[ \t]*")
-# The forms of marks. A row uses one of them: the first that its user turns contain. Group 1 is the
-# name of the image, if the mark has one.
-_NAMED_MARK = r"<img>([^<>\n]{1,1024})</img>"
+# What Qwen-VL writes before its tags.
+_LABEL = r"(?:^(?:Pict|Im)[a-z]{1,4} \d{1,4}: ?)?"
+
+
+class MarkForm:
+    """A form of marks; group 1 of the pattern is the name of the image, if the mark has one."""
+
+    def __init__(self, pattern: str, *, label: str = "") -> None:
+        self.mark = re.compile(pattern)
+        self.with_space = re.compile(rf"[ \t]*\n?{label}{pattern}\n?[ \t]*", re.MULTILINE)
+        self.start = re.compile(rf"\s*{label}{re.escape(IMAGE_MARK)}")
+
+
+# A row uses one of these: the first that its user turns contain.
 _MARK_FORMS = (
-    r"<image>()(?:</image>)?",
-    _NAMED_MARK,
-    r"<img>()(?:</img>)?",
-    r"<image_placeholder>()",
-    r"<\|vision_start\|><\|image_pad\|><\|vision_end\|>()",
+    MarkForm(r"<image>()(?:</image>)?"),
+    MarkForm(r"<img>([^<>\n]{1,1024})</img>", label=_LABEL),
+    MarkForm(r"<img>()(?:</img>)?"),
+    MarkForm(r"<image_placeholder>()"),
+    MarkForm(r"<\|vision_start\|><\|image_pad\|><\|vision_end\|>()"),
 )
-_LABEL = r"(?:^(?:Pict|Im)[a-z]{1,4} \d{1,4}: ?)?"  # what Qwen-VL writes before its tags
 
 
 def strip_image_marks(text: str) -> str:
@@ -76,42 +86,33 @@ def find_image_names(
     return names
 
 
-def find_mark_form(turns: Turns) -> str:
-    """Return the pattern of the marks in the row's texts.
+def find_mark_form(turns: Turns) -> MarkForm:
+    """Return the form of the marks in the row's texts.
 
     Where images are parts of turns, only ``<image>`` is a mark.
     """
-    has_parts = any(isinstance(part, ImagePart) for turn in turns for part in turn.parts)
-    if has_parts:
-        return _MARK_FORMS[0]
-    texts = [part for turn in turns if turn.role == "user" for part in turn.parts]
-    return next(
-        (
-            form
-            for form in _MARK_FORMS
-            if any(isinstance(text, str) and re.search(form, text) for text in texts)
-        ),
-        _MARK_FORMS[0],
-    )
+    texts = []
+    for turn in turns:
+        for part in turn.parts:
+            if isinstance(part, ImagePart):
+                return _MARK_FORMS[0]
+            if turn.role == "user" and "<" in part:
+                texts.append(part)
+    for form in _MARK_FORMS:
+        if any(form.mark.search(text) for text in texts):
+            return form
+    return _MARK_FORMS[0]
 
 
-def _list_names(turn: ParsedTurn, form: str) -> Iterator[str | None]:
+def _list_names(turn: ParsedTurn, form: MarkForm) -> Iterator[str | None]:
     for part in turn.parts:
         if isinstance(part, ImagePart):
             yield part.name
-        else:
-            yield from (name or None for name in re.findall(form, part))
+        elif "<" in part:
+            yield from (name or None for name in form.mark.findall(part))
 
 
-def starts_with_mark(turns: Turns, form: str) -> bool:
-    """Return whether the first user turn begins with an image."""
-    first = next(turn for turn in turns if turn.role == "user")
-    text, _ = join_parts(first, form)
-    label = _LABEL if form == _NAMED_MARK else ""
-    return re.match(rf"{label}{re.escape(IMAGE_MARK)}", text.lstrip()) is not None
-
-
-def join_parts(turn: ParsedTurn, form: str) -> tuple[str, int]:
+def join_parts(turn: ParsedTurn, form: MarkForm) -> tuple[str, int]:
     """Return the text of a turn with its images as ``IMAGE_MARK``, and how many there are.
 
     Texts of answers are not searched for marks.
@@ -121,19 +122,18 @@ def join_parts(turn: ParsedTurn, form: str) -> tuple[str, int]:
         if isinstance(part, ImagePart):
             count += 1
             texts.append(IMAGE_MARK)
-        elif turn.role == "assistant":
+        elif turn.role == "assistant" or "<" not in part:
             texts.append(part)
         else:
-            text, marks = re.subn(form, IMAGE_MARK, part)
+            text, marks = form.mark.subn(IMAGE_MARK, part)
             count += marks
             texts.append(text)
     return "\n".join(texts), count
 
 
-def join_parts_without_marks(turn: ParsedTurn, form: str) -> str:
+def join_parts_without_marks(turn: ParsedTurn, form: MarkForm) -> str:
     """Return the text of a turn without its images."""
     text = join_texts(turn)
-    if turn.role == "user":
-        label = _LABEL if form == _NAMED_MARK else ""
-        text = re.sub(rf"[ \t]*\n?{label}{form}\n?[ \t]*", " ", text, flags=re.MULTILINE)
+    if turn.role == "user" and "<" in text:
+        text = form.with_space.sub(" ", text)
     return text.strip()

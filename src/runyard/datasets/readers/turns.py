@@ -82,7 +82,7 @@ def _is_empty(turn: ParsedTurn) -> bool:
 
 
 def _parse_turn(turn: Any, location: SourceLocation, field: str) -> ParsedTurn | None:
-    if not isinstance(turn, Mapping):
+    if not isinstance(turn, dict):
         location.report(
             "FieldInvalid",
             "a turn is an object with from and value, or role and content",
@@ -131,7 +131,7 @@ def _parse_part(part: Any) -> str | ImagePart | None:
     """Parse one part; None if it is neither a text nor an image."""
     if isinstance(part, str):
         return part
-    if not isinstance(part, Mapping):
+    if not isinstance(part, dict):
         return None
     kind = part.get("type")
     if kind is None:
@@ -171,8 +171,13 @@ def _fill_placeholders(
 
     Numbers are written as in the row. Return None if the counts differ, which is reported.
     """
-    texts = [part for turn in turns for part in turn.parts if isinstance(part, str)]
-    found = [mark for text in texts for mark in _PLACEHOLDER.findall(text)]
+    found = [
+        mark
+        for turn in turns
+        for part in turn.parts
+        if isinstance(part, str) and "<" in part
+        for mark in _PLACEHOLDER.findall(part)
+    ]
     if not found:
         return turns
     objects = read_objects(row.get("objects"))
