@@ -13,6 +13,7 @@ from runyard.datasets.records import Conversation
 from runyard.server.services.datasets import versions
 from runyard.store.datasets import versions as version_rows
 from tests.server.datasets import Data, jsonl, make_image_bytes, vqa_row
+from tests.server.test_ingestion import Session
 from tests.support.server import TestServer
 
 TURNS = [
@@ -138,6 +139,23 @@ async def test_a_bulk_deletion_reports_the_conversations_that_go_with_it(
     assert dataset["statistic"]["assetAnnotated"] == 1
     assert (await list_assets(data, dataset_id))["a.png"]["metadata"]["annotations"]["total"] == 0
     assert (await data.storage())["agrees"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "left"), [("RemoveLinkedResource", 1), ("KeepLinkedResource", 2)]
+)
+async def test_an_overwritten_image_takes_its_conversations_with_it_if_asked(
+    server: TestServer, policy: str, left: int
+) -> None:
+    data, dataset_id = await import_conversations(server)
+    session = Session(data, dataset_id)
+    files = {"b.png": make_image_bytes(9)}
+    assert (await session.begin(files, onAssetOverwritten=policy)).status_code == 201
+    assert (await session.put("b.png", files["b.png"])).status_code == 204
+    await session.wait_until_over()
+    dataset = await data.get(dataset_id)
+    assert dataset["statistic"]["annotationTotal"] == left
+    assert dataset["statistic"]["assetAnnotated"] == left
 
 
 @pytest.mark.parametrize(
