@@ -281,9 +281,9 @@ def test_names_of_several_images_become_the_accepted_paths(
         "images": ["C:\\shop\\a.png", "/data/b.png"],
         "conversations": make_turns("<image><image>Same?", "No."),
     }
-    result = check_rows(source_folder, make_png, row, images="in/a.png in/b.png")
+    result = check_rows(source_folder, make_png, row, images="images/a.png images/b.png")
     [record] = result.records
-    assert record.contents.images == ["in/a.png", "in/b.png"]
+    assert record.contents.images == ["images/a.png", "images/b.png"]
     assert result.codes == []
 
 

@@ -7,12 +7,11 @@ annotation files by their index in the sorted lists and expects one line per fil
 has exactly one file with one line, both with the same stem. A stem contains no point, because
 ``a.b.png`` and ``a.b.jsonl`` sort differently among ``a.*``. Images without records are left out.
 Several records of one image become one: questions are listed, captions are concatenated. Only
-freeform texts and conversations, which that loader does not read, stay separate lines. The images
-of a conversation after the first are named relative to its annotation file. One without records of
-its own is in ``further_images/`` next to ``images/``.
+freeform texts and conversations, which that loader does not read, stay separate lines. An image
+that a conversation shows and that has no records in the same part is in ``further_images/``.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -32,7 +31,6 @@ from runyard.datasets.records import (
 )
 from runyard.datasets.splits import is_held_out
 from runyard.datasets.writers.base import ExportedImage
-from runyard.datasets.writers.files import find_further_images
 
 _ENDINGS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 _BY_MAGIC = (
@@ -63,22 +61,23 @@ class ViFullWriter:
             (folder / part / "annotations").mkdir(parents=True)
             (folder / part / "images").mkdir()
         export = _Export(folder, with_images=with_images)
-        waiting = []  # until all names are known
+        waiting: list[ExportedImage] = []  # until all images are known
+        sources: dict[str, ExportedImage] = {}  # of images that a part may need from another
         for item in items:
             if not item.records or any(record.further_images for record in item.records):
                 waiting.append(item)
             else:
                 export.add_image(item, self._choose_part(item))
-                export.write_annotations(item)
-        further = find_further_images(waiting)
+                export.write_annotations(item, self._choose_part(item))
+                if self._fraction is not None:
+                    sources[item.asset.filename] = item
+        sources |= {item.asset.filename: item for item in waiting}
+        waiting = [item for item in waiting if item.records]
         for item in waiting:
-            if item.records:
-                export.add_image(item, self._choose_part(item))
-            elif item.asset.filename in further:
-                export.add_image(item, self._choose_part(item), below="further_images")
+            export.add_image(item, self._choose_part(item))
         for item in waiting:
-            if item.records:
-                export.write_annotations(item)
+            export.add_further_images(item, self._choose_part(item), sources)
+            export.write_annotations(item, self._choose_part(item))
 
     def _choose_part(self, item: ExportedImage) -> str:
         if self._fraction is None:
@@ -88,35 +87,43 @@ class ViFullWriter:
 
 
 class _Export:
-    """The files of an export, with the path of each image by its name in the dataset."""
+    """The files of an export, with the names that its images have in each part."""
 
     def __init__(self, folder: Path, *, with_images: bool) -> None:
         self._folder = folder
         self._with_images = with_images
         self._stems: set[str] = set()
-        self._paths: dict[str, tuple[str, str, str]] = {}  # part, folder and name
+        self._names: dict[tuple[str, str], str] = {}  # by part and name in the dataset
 
     def add_image(self, item: ExportedImage, part: str, *, below: str = "images") -> None:
-        """Choose the name of an image, and write its bytes."""
+        """Choose the name of an image in a part, and write its bytes."""
         stem = _make_stem(item.asset.filename, self._stems)
         data = item.read() if self._with_images else b""
         name = f"{stem}.{_choose_ending(item.asset.filename, data)}"
-        self._paths[item.asset.filename] = (part, below, name)
+        self._names[part, item.asset.filename] = name
         if self._with_images:
             (self._folder / part / below).mkdir(exist_ok=True)
             (self._folder / part / below / name).write_bytes(data)
 
-    def write_annotations(self, item: ExportedImage) -> None:
-        """Write the records of an image whose name and whose further images' names are chosen."""
-        part, _, name = self._paths[item.asset.filename]
+    def add_further_images(
+        self, item: ExportedImage, part: str, sources: Mapping[str, ExportedImage]
+    ) -> None:
+        """Add the images that conversations of this one show, unless they are in the part."""
+        for record in item.records:
+            for name in record.further_images:
+                if (part, name) not in self._names and name in sources:
+                    self.add_image(sources[name], part, below="further_images")
+
+    def write_annotations(self, item: ExportedImage, part: str) -> None:
+        """Write the records of an image; all images that they show have been added."""
+        name = self._names[part, item.asset.filename]
         asset = msgspec.structs.replace(item.asset, filename=name)
         names = {
-            further: self._make_relative(further, part)
+            shown: self._names[part, shown]
             for record in item.records
-            for further in record.further_images
-            if further in self._paths
+            for shown in (item.asset.filename, *record.further_images)
+            if (part, shown) in self._names
         }
-        names[item.asset.filename] = name
         records = [
             msgspec.structs.replace(record, contents=rename_images(record.contents, names))
             for record in item.records
@@ -124,11 +131,6 @@ class _Export:
         lines = [encode(record) + b"\n" for record in merge_records(records, asset)]
         path = self._folder / part / "annotations" / f"{name.rpartition('.')[0]}.jsonl"
         path.write_bytes(b"".join(lines))
-
-    def _make_relative(self, filename: str, part: str) -> str:
-        """Return the path of an image from the annotations of a part."""
-        own_part, below, name = self._paths[filename]
-        return f"../{below}/{name}" if own_part == part else f"../../{own_part}/{below}/{name}"
 
 
 def _make_stem(filename: str, taken: set[str]) -> str:
