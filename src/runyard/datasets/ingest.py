@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -35,6 +36,7 @@ from runyard.datasets.splits import SplitAssigner, SplitPolicy
 Phase = Literal["Receiving", "Inspecting", "Reading", "Checking", "Done"]
 # An estimate from less is off by orders of magnitude.
 MIN_ESTIMATE_S, MIN_ESTIMATE_SHARE = 2.0, 0.02
+ROWS_TO_FIND_TYPE = 100
 ON_ERROR: tuple[OnError, ...] = ("Warn", "RejectRow", "RejectFile", "RejectAll")
 
 
@@ -296,11 +298,18 @@ def _get_row_field(field: str | None) -> str | None:
 
 
 def _find_type(reader: Reader, source: Source, files: list[str]) -> DatasetType:
-    """Return the type of the first row that can be read."""
+    """Return the type of the first row that can be read and belongs to one type only.
+
+    A file of conversations may have none among its first rows; then vqa is used.
+    """
+    fitting: tuple[DatasetType, ...] = reader.types
     for task in reader.types:
-        for row in reader.read(source, files, task, lambda _: None):
-            return row.record.dataset_type
-    return reader.types[0]
+        rows = reader.read(source, files, task, lambda _: None)
+        for row in islice(rows, ROWS_TO_FIND_TYPE):
+            fitting = row.record.dataset_types
+            if len(fitting) == 1:
+                return fitting[0]
+    return fitting[0]
 
 
 def _explain_type_mismatch(reader: Reader, file: str, task: DatasetType) -> Finding:

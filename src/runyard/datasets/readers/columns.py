@@ -2,9 +2,10 @@
 
 For each dataset type, the first of these that a row has is used:
 
-    vqa               interactions (our own export), a conversation, question with answer, a class
-    freeform          a conversation, question with answer, text or caption (a list gives one record
-                      per text), a class
+    vqa               turns (our own export), a conversation, interactions (our own export),
+                      question with answer, a class
+    freeform          turns (our own export), a conversation, question with answer, text or caption
+                      (a list gives one record per text), a class
     phrase-grounding  caption with grounded_phrases (our own export), objects with bbox and category
 
 Boxes in ``objects`` are ``[x, y, width, height]`` in pixels, as in COCO and in Hugging Face's
@@ -21,24 +22,32 @@ import msgspec
 from runyard.datasets.image_names import ImageFacts
 from runyard.datasets.readers.base import Row
 from runyard.datasets.readers.boxes import parse_size
-from runyard.datasets.readers.conversations import build_contents, parse_turns, strip_image_marks
+from runyard.datasets.readers.conversations import (
+    BOXES_IN_TEXT,
+    build_contents,
+    build_conversation,
+    has_boxes_in_text,
+)
+from runyard.datasets.readers.image_marks import strip_image_marks
 from runyard.datasets.readers.locations import SourceLocation
+from runyard.datasets.readers.turns import LISTS, parse_turns
 from runyard.datasets.records import (
     AssetRef,
     Box,
     Contents,
+    Conversation,
     DatasetType,
     Freeform,
     GroundedPhrase,
     Interaction,
     PhraseGrounding,
     Record,
+    Turn,
     Vqa,
     make_grounding,
 )
 from runyard.datasets.splits import find_row_split
 
-TURNS = ("conversations", "conversation", "messages")
 PAIRS = ("texts", "qa", "qas")  # lists of {user, assistant} or {question, answer}
 QUESTIONS = ("question", "questions", "query", "prompt", "instruction", "problem")
 ANSWERS = ("answer", "multiple_choice_answer", "answers", "response", "output", "solution")
@@ -60,6 +69,7 @@ NAMES = (
     "phrase",
 )
 CLASS_QUESTION = "What is this?"
+CONVERSATION = "conversation"  # the value of ``type`` in our own export
 
 
 @dataclass
@@ -127,7 +137,14 @@ def extract_contents(
     image: ImageFacts | None,
 ) -> list[Contents]:
     """Extract the contents of a row; empty if it has none that fit, which is reported."""
-    if task == "vqa":
+    found: list[Contents] | None
+    if task != "phrase-grounding" and _is_own_conversation(row):
+        found = _convert_conversation(row, location)
+    elif task != "phrase-grounding" and any(isinstance(row.get(key), list) for key in LISTS):
+        found = _extract_conversation(row, location, task, table)
+    elif task != "phrase-grounding" and row.get("history"):
+        found = _extract_history(row, location, task, table)
+    elif task == "vqa":
         found = _extract_vqa(row, location, table)
     elif task == "freeform":
         found = _extract_freeform(row, location, table)
@@ -199,10 +216,67 @@ def _parse_texts(key: str, value: Any, location: SourceLocation) -> list[Content
     return good
 
 
+def _is_own_conversation(row: Mapping[str, Any]) -> bool:
+    return row.get("type") == CONVERSATION and row.get("turns") is not None
+
+
+def _extract_history(
+    row: Mapping[str, Any], location: SourceLocation, task: DatasetType, table: Table
+) -> list[Contents] | None:
+    """Extract a question with an answer, after the earlier ones in ``history``.
+
+    Return None if there is no question with an answer.
+    """
+    question, answer = _find_first(row, QUESTIONS), _find_first(row, ANSWERS)
+    if question is None or answer is None:
+        return None
+    history = row["history"]
+    if not isinstance(history, list) or not all(
+        isinstance(pair, list) and len(pair) == 2 for pair in history
+    ):
+        cause = "not a list of questions with answers"
+        location.report("FieldInvalid", cause, field="history", value=history)
+        return []
+    pairs = [*history, [question[1], answer[1]]]
+    roles = ("user", "assistant")
+    turns = [
+        {"role": role, "content": text}
+        for pair in pairs
+        for role, text in zip(roles, pair, strict=True)
+    ]
+    return _extract_conversation({**row, "messages": turns}, location, task, table)
+
+
+def _extract_conversation(
+    row: Mapping[str, Any], location: SourceLocation, task: DatasetType, table: Table
+) -> list[Contents]:
+    """Extract the turns about the row's one image; empty if they are unusable."""
+    turns = parse_turns(row, location)
+    contents = None if turns is None else build_conversation(turns, task, location, images=[""])
+    if contents is None:
+        return []
+    if has_boxes_in_text(contents, row):
+        table.report_once(location, "BoxesInText", BOXES_IN_TEXT)
+    return [contents]
+
+
+def _convert_conversation(row: Mapping[str, Any], location: SourceLocation) -> list[Contents]:
+    """Convert the turns and image names of our own export."""
+    names = row.get("images") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        location.report("FieldInvalid", "not a list of names", field="images", value=names)
+        return []
+    return _convert_own(
+        row.get("turns"),
+        list[Turn],
+        "turns",
+        location,
+        lambda those: Conversation(images=names, turns=those),
+    )
+
+
 def _find_pairs(row: Mapping[str, Any], location: SourceLocation) -> list[tuple[str, str]] | None:
     """Find questions with answers; None if no column has them, empty if they cannot be read."""
-    if any(isinstance(row.get(key), list) for key in TURNS):
-        return parse_turns(dict(row), location) or []
     for key in PAIRS:
         value = row.get(key)
         if isinstance(value, list) and value and isinstance(value[0], Mapping):
