@@ -36,6 +36,7 @@ from runyard.datasets.readers.image_marks import (
 )
 from runyard.datasets.readers.json_rows import read_json_rows
 from runyard.datasets.readers.locations import SourceLocation
+from runyard.datasets.readers.sniffing import JsonForm, sniff_json
 from runyard.datasets.readers.turns import LISTS, Turns, parse_turns, read_objects
 from runyard.datasets.records import (
     IMAGE_MARK,
@@ -53,14 +54,6 @@ from runyard.datasets.records import (
 from runyard.datasets.sources import Source
 from runyard.datasets.splits import find_row_split
 
-_TURNS = re.compile(rb'"(?:conversations?|messages)"\s*:\s*\[')
-_HEAD_BYTES = 1024
-_LONG_HEAD_BYTES = 1 << 20
-_MAX_LONG_HEADS = 64  # files of which more than the first KiB is read to detect the format
-# A string that is cut off extends to the end, so that nothing is searched twice.
-_JSON_TOKEN = re.compile(
-    r'"([^"\\]*(?:\\(?:.|\Z)[^"\\]*)*)(?:"|\Z)(\s*:\s*\[)?|[\[\]{}]', re.DOTALL
-)
 _MEDIA = ("video", "videos", "audio", "audios")
 _UNREAD = {
     "system": "a flow has its own system prompt; write it as the first turn to keep it",
@@ -77,21 +70,11 @@ class ConversationsReader:
     types: tuple[DatasetType, ...] = ("vqa", "freeform")
 
     def detect(self, source: Source) -> list[str]:
-        """List the files with turns; of at most 64 files more than the first KiB is read."""
-        found, long_heads = [], 0
-        for path in source.paths():
-            name = path.lower()
-            if not name.endswith((".json", ".jsonl")) or name.endswith("metadata.jsonl"):
-                continue
-            with source.open(path) as file:
-                head = file.read(_HEAD_BYTES)
-                if _TURNS.search(head) is not None:
-                    found.append(path)
-                elif len(head) == _HEAD_BYTES and long_heads < _MAX_LONG_HEADS:
-                    long_heads += 1
-                    if _has_turns(head + file.read(_LONG_HEAD_BYTES - _HEAD_BYTES)):
-                        found.append(path)
-        return found
+        return [
+            path
+            for path in source.paths()
+            if not path.lower().endswith("metadata.jsonl") and _has_turns(sniff_json(source, path))
+        ]
 
     def read(
         self,
@@ -120,24 +103,11 @@ class ConversationsReader:
                 yield found
 
 
-def _has_turns(head: bytes) -> bool:
-    """Return whether a row in the head of the file has a field of turns.
-
-    Only fields of a row itself count: other formats may have the same words deeper down.
-    """
-    text = head.decode(errors="replace").lstrip("\ufeff \t\r\n")
-    if _TURNS.search(head) is None or text[:1] not in ("[", "{"):
-        return False
-    depth, expected = 0, 2 if text.startswith("[") else 1
-    for token in _JSON_TOKEN.finditer(text):
-        mark = token.group()
-        if mark in ("[", "{"):
-            depth += 1
-        elif mark in ("]", "}"):
-            depth -= 1
-        elif depth == expected and token.group(2) and token.group(1) in LISTS:
-            return True
-    return False
+def _has_turns(form: JsonForm | None) -> bool:
+    """Return whether the first row of the file has a field of turns."""
+    return form is not None and any(
+        key in form.keys and isinstance(form.values.get(key, []), list) for key in LISTS
+    )
 
 
 def _report_unread(row: Mapping[str, Any], location: SourceLocation, reported: set[str]) -> None:
