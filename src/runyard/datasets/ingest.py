@@ -280,7 +280,9 @@ def _get_row_field(field: str | None) -> str | None:
 
 
 def _find_type(reader: Reader, source: Source, files: list[str]) -> DatasetType:
-    """Return the type of the first row that can be read."""
+    """Return the type of the first row that can be read, if the format has several."""
+    if len(reader.types) == 1:
+        return reader.types[0]
     for task in reader.types:
         for row in reader.read(source, files, task, lambda _: None):
             return row.record.dataset_type
