@@ -17,7 +17,7 @@ from runyard.datasets.archives import expand_archives
 from runyard.datasets.checks import Checker, OnError
 from runyard.datasets.findings import Finding, ReportFinding, Tally, make_finding
 from runyard.datasets.options import DEFAULT_OPTIONS, ReadOptions
-from runyard.datasets.readers.base import Reader
+from runyard.datasets.readers.base import Reader, TypeFinder
 from runyard.datasets.readers.registry import detect_format, report_unread
 from runyard.datasets.readers.webdataset import is_shard
 from runyard.datasets.records import DatasetType, Record
@@ -283,6 +283,8 @@ def _find_type(reader: Reader, source: Source, files: list[str]) -> DatasetType:
     """Return the type of the first row that can be read, if the format has several."""
     if len(reader.types) == 1:
         return reader.types[0]
+    if isinstance(reader, TypeFinder) and (found := reader.find_type(source, files)) is not None:
+        return found
     for task in reader.types:
         for row in reader.read(source, files, task, lambda _: None):
             return row.record.dataset_type

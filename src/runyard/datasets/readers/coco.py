@@ -62,6 +62,15 @@ class CocoReader:
             and (_is_coco(form) or _is_result(form))
         ]
 
+    def find_type(self, source: Source, files: list[str]) -> DatasetType | None:
+        """Return the type according to the first annotation of each file; see ``TypeFinder``."""
+        forms = (sniff_json(source, path) for path in files)
+        firsts = [form.first.get("annotations") for form in forms if form and not form.is_array]
+        known = [first for first in firsts if isinstance(first, dict)]
+        if any("caption" not in first or "bbox" in first for first in known):
+            return "phrase-grounding"
+        return "freeform" if known and len(known) == len(firsts) else None
+
     def read(
         self,
         source: Source,
