@@ -169,6 +169,7 @@ def test_a_rejected_or_other_image_never_stands_in_for_the_named_one(
         ("annotations/instances_val2017.json", "images/val/1.png"),
         ("setB/annotations/labels.json", "setB/images/1.png"),
         ("annotations/instances.json", None),
+        ("setC/Annotations/1.xml", "setC/JPEGImages/1.png"),
     ],
 )
 def test_a_bare_name_means_the_image_nearest_to_its_annotations(
@@ -178,6 +179,7 @@ def test_a_bare_name_means_the_image_nearest_to_its_annotations(
     found: str | None,
 ) -> None:
     names = ["images/train/1.png", "images/val/1.png", "setA/images/1.png", "setB/images/1.png"]
+    names += ["setC/JPEGImages/1.png", "setC/AnnotationsVisualization/1.png"]
     source, _ = make_source({path: make_png(20 + number, 20) for number, path in enumerate(names)})
     facts = source.find_image("1.png", relative_to=relative_to)
     assert (facts and facts.path) == found
@@ -192,9 +194,9 @@ def test_images_of_the_same_bytes_are_reported(
     ]
 
 
-def test_system_files_are_not_images(make_source: Callable[[dict[str, bytes]], Made]) -> None:
-    source, findings = make_source(
-        {"._a.jpg": b"\0\5\x16\7", "__MACOSX/b.png": b"x", "Thumbs.db": b"y"}
+def test_system_files_in_a_pack_are_not_images(tmp_path: Path) -> None:
+    source, findings = make_pack_source(
+        tmp_path, {"._a.jpg": b"\0\5\x16\7", "__MACOSX/b.png": b"x", "Thumbs.db": b"y"}
     )
     assert findings == []
     assert not any(source.is_image(path) for path in source.paths())

@@ -435,6 +435,20 @@ def test_broken_images_are_reported_and_left_out(
         cached.close()
 
 
+def test_an_image_of_another_size_is_left_out_until_the_dataset_is_imported_again(
+    make_version: MakeVersion, png: Png, encoder: Encoder, tmp_path: Path
+) -> None:
+    data, messages = images(png, range(60)), list[str]()
+    for claimed, broken in (({"003.png": (16, 24)}, ["003.png"]), ({}, [])):
+        folder = make_version(data, claimed_sizes=claimed)
+        for _ in range(2):  # the second time from the shards
+            hooks = Hooks(on_warning=messages.append)
+            cached = encoded(folder, encoder, shared_dir(tmp_path), hooks)
+            assert [cached.samples.filename(number) for number in cached.broken] == broken
+            cached.close()
+    assert "'003.png' cannot be decoded and is left out: it has 24 x 16 pixels" in messages[0]
+
+
 def test_too_many_broken_images_end_the_run(
     make_version: MakeVersion, png: Png, encoder: Encoder, tmp_path: Path
 ) -> None:
@@ -530,6 +544,28 @@ def test_a_run_ends_the_same_with_and_without_cache_and_originals(
     assert plan["trainingSamples"]["value"] == 2 * plan["trainingPictures"]["value"]
     saved = read_json(folders[0] / "checkpoints" / "step-6" / "model_full" / "run.json") or {}
     assert saved["status"]["plan"]["datasetVersion"]["value"] == "0" * 16
+
+
+def test_a_run_uses_the_dataset_s_own_split_and_no_test_image(
+    make_attempt: Callable[..., Path], make_version: MakeVersion, png: Png, events_of: EventsOf
+) -> None:
+    data = images(png, range(24))
+    names = list(data)
+    splits = dict.fromkeys(names[:16], "train") | dict.fromkeys(names[16:20], "validation")
+    for name in names[20:]:
+        splits[name] = "test"
+        # Reading it would be a warning.
+        data[name] = (f"not an image {name}".encode(), data[name][1])
+    folder = assign_version(make_attempt(BLOCKS, cache_bytes=1 << 30), make_version(data, splits))
+    assert train_attempt(folder) == 0
+    assert events_of(folder, "warning") == []
+    (plan,) = (event["plan"] for event in events_of(folder, "plan"))
+    counts = ("trainingPictures", "validationPictures", "brokenPictures", "unusedImages")
+    assert [plan[name]["value"] for name in counts] == [16, 4, 0, 4]
+    assert "validationFraction does not change it" in plan["trainingPictures"]["reason"]
+    for path in (folder / "predictions").iterdir():
+        predicted = [json.loads(line)["filename"] for line in path.read_text().splitlines()]
+        assert sorted(predicted) == names[16:20]
 
 
 @pytest.mark.parametrize("cache_bytes", [0, 1 << 30])

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from runyard.datasets.records import Freeform, GroundedPhrase, Interaction, PhraseGrounding, Vqa
+from runyard.datasets.splits import Split
 from runyard.trainer.answers import Answer, Grounding
 from runyard.trainer.data.datasets import Dataset
 from runyard.trainer.data.images import BrokenImage, decode_image
@@ -113,6 +114,64 @@ def test_all_questions_about_an_image_are_in_one_split(
 
 
 @pytest.mark.parametrize(
+    ("splits", "fraction", "train", "held_out", "unused"),
+    [
+        ("tvxx", 0.3, "0 4", "1", 2),  # test images are left out of both parts
+        ("tvvx", 0.9, "0 4", "1 2", 1),  # the fraction changes nothing
+        ("tvvx", 0, "0 4", "", 1),  # except that 0 holds nothing out
+        ("ttxx", 0.3, "0 1 4", "2 3", 0),  # without validation, test is held out
+        ("ttxx", 0, "0 1 4", "", 2),
+        ("  vv", 0.3, "0 1 4", "2 3", 0),  # images of no split are trained on
+    ],
+)
+def test_the_dataset_s_own_split_comes_first(
+    make_version: MakeVersion,
+    png: Callable[..., bytes],
+    splits: str,
+    fraction: float,
+    train: str,
+    held_out: str,
+    unused: int,
+) -> None:
+    names: dict[str, Split] = {"t": "train", "v": "validation", "x": "test"}
+    own = {str(n): names[sign] for n, sign in enumerate(splits) if sign in names}
+    images = {str(n): (png(n), [asked("x", "y")]) for n in range(5)}
+    data = load(make_version(images, own), validation_fraction=fraction)
+    assert parts(data) == (set(train.split()), set(held_out.split()))
+    assert data.unused_images == unused
+
+
+def test_a_version_with_only_a_train_split_is_split_by_content(
+    make_version: MakeVersion, png: Callable[..., bytes]
+) -> None:
+    images = {f"{n:02}": (png(n), [asked("x")]) for n in range(20)}
+    plain, own = (
+        load(make_version(images)),
+        load(make_version(images, dict.fromkeys(images, "train"))),
+    )
+    assert parts(own) == parts(plain)
+    assert own.held_out_split is None
+
+
+@pytest.mark.parametrize(
+    ("splits", "words"),
+    [
+        ({"a": "validation", "b": "test"}, "0 training samples and 1 held out in its own split.*"),
+        ({"a": "test", "b": "test"}, "0 training samples and 2 held out in its own split.*"),
+    ],
+)
+def test_an_own_split_without_training_images_is_refused_with_a_fix(
+    make_version: MakeVersion,
+    png: Callable[..., bytes],
+    splits: dict[str, Split],
+    words: str,
+) -> None:
+    images = {name: (png(n), [asked("x")]) for n, name in enumerate("ab")}
+    with pytest.raises(InvalidData, match=f"{words} try: .*--split ignore"):
+        load(make_version(images, splits))
+
+
+@pytest.mark.parametrize(
     ("changed", "words"),
     [
         (
@@ -180,3 +239,16 @@ def test_an_image_with_too_many_pixels_is_not_decoded() -> None:
     Image.new("1", (50_000, 1_001)).save(held, "PNG")
     with pytest.raises(BrokenImage, match="50000 x 1001 are more than"):
         decode_image(held.getvalue())
+
+
+def test_an_image_of_another_size_than_its_record_says_is_broken(
+    make_version: MakeVersion, png: Callable[..., bytes]
+) -> None:
+    images = {"a.png": (png(1), [asked("x")]), "b.png": (png(1), [asked("y")])}
+    folder = make_version(images, claimed_sizes={"a.png": (16, 24)})
+    first, second = load(folder, validation_fraction=0).train
+    with pytest.raises(BrokenImage, match=r"24 x 16 .* says 16 x 24: import the dataset again"):
+        first.image.load()
+    assert second.image.size == (24, 16)  # the same bytes, from the images kept decoded
+    with pytest.raises(BrokenImage):
+        first.image.load()

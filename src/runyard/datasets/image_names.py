@@ -17,8 +17,8 @@ images, and not one of another split.
 
 A rejected image is a candidate like any other: a row that means it gets no other image. Of several
 candidates, the one that shares most folders with the name is taken, then the one nearest to the
-annotation file, then the one whose folders occur in the annotation file's path. If that leaves
-several, the name is ambiguous.
+annotation file, then one in a folder with a general name such as ``images``, then the one whose
+folders occur in the annotation file's path. If that leaves several, the name is ambiguous.
 """
 
 import posixpath
@@ -347,7 +347,7 @@ class _Wanted:
 
     def prefer(self, paths: list[str]) -> list[str]:
         """Return the candidates that fit best."""
-        for count in (self._count_named, self._count_near, self._count_hinted):
+        for count in (self._count_named, self._count_near, _count_general, self._count_hinted):
             if len(paths) > 1:
                 most = max(map(count, paths))
                 paths = [path for path in paths if count(path) == most]
@@ -365,6 +365,11 @@ class _Wanted:
         folder = posixpath.dirname(path)
         words = self._splits.union(_WORD.findall(self.file.casefold()))
         return len(words & (_fold(folder.split("/")) | _find_splits(folder)))
+
+
+def _count_general(path: str) -> int:
+    """Return how many of the image's folders are named for images, as ``JPEGImages`` is."""
+    return sum(part.casefold() in _IMAGE_FOLDERS for part in path.split("/")[:-1])
 
 
 def count_shared_folders(path: str, other: str) -> int:

@@ -29,8 +29,12 @@ from runyard.datasets.sources import (
     Source,
     ignore_image,
 )
+from runyard.datasets.split_lists import read_split_lists
+from runyard.datasets.splits import SplitAssigner, SplitPolicy
 
 Phase = Literal["Receiving", "Inspecting", "Reading", "Checking", "Done"]
+# An estimate from less is off by orders of magnitude.
+MIN_ESTIMATE_S, MIN_ESTIMATE_SHARE = 2.0, 0.02
 ON_ERROR: tuple[OnError, ...] = ("Warn", "RejectRow", "RejectFile", "RejectAll")
 
 
@@ -110,12 +114,12 @@ class IngestProgress:
     def _rate(self) -> tuple[float | None, float | None]:
         """Return files or rows per second, and the seconds left in this phase.
 
-        Return None where unknown.
+        Return None where unknown, such as in the first seconds.
         """
         elapsed_s = self.now_s() - self._began_s
-        if self.phase == "Done" or elapsed_s <= 0:
+        if self.phase in ("Checking", "Done") or elapsed_s < MIN_ESTIMATE_S:
             return None, None
-        is_reading = self.phase in ("Reading", "Checking")
+        is_reading = self.phase == "Reading"
         done = self.rows if is_reading else self.files_done
         share = (
             self.fraction_read()
@@ -124,8 +128,10 @@ class IngestProgress:
             if self.files
             else 0.0
         )
-        left_s = elapsed_s * (1 - share) / share if 0 < share <= 1 else None
-        return round(done / elapsed_s, 1), None if left_s is None else round(left_s, 1)
+        per_second = round(done / elapsed_s, 1)
+        if not MIN_ESTIMATE_SHARE <= share <= 1:
+            return per_second, None
+        return per_second, round(elapsed_s * (1 - share) / share, 1)
 
 
 class FindingSink:
@@ -181,13 +187,17 @@ def ingest_rows(
     tick: Callable[[], None],
     unpack_into: Path,
     options: ReadOptions = DEFAULT_OPTIONS,
+    splits: SplitAssigner | None = None,
 ) -> IngestOutcome:
     """Detect the format, read and check every row, keep what is valid, and decide.
+
+    ``splits`` gets the split of every image; the outcome has the counts.
 
     With ``task`` None the type of the first row is used. ``tick`` is called for every row. Archive
     members other than images are kept below ``unpack_into``, a folder of the caller's that may be
     removed afterwards.
     """
+    splits = splits or SplitAssigner()
     progress.begin("Reading")
     source = expand_archives(source, unpack_into, sink, keeps_packed=is_shard)
     reader, files = detect_format(source, sink, requested=format)
@@ -196,18 +206,22 @@ def ingest_rows(
         task = task or _find_type(reader, source, files)
         checker = Checker(source, task, on_error, sink, options)
         used = checker.used
+        splits.begin(images, read_split_lists(source, images))
         if task in reader.types:
             _read_files(
                 *(reader, source, files, task, checker, records, sink, progress, on_error, options),
-                tick,
+                *(tick, splits),
             )
         else:
             sink(_explain_type_mismatch(reader, files[0], task))
         progress.begin("Checking")
     report_unread(source, files, sink, reader=reader, has_rows=progress.rows > 0)
     _report_unused_images(images, used, sink)
+    splits.assign(images, sink)
     progress.images = len(images)  # containers may have added some
-    return _decide(reader, task, progress, sink, on_error)
+    outcome = _decide(reader, task, progress, sink, on_error)
+    outcome.counts["splits"] = {} if outcome.why else splits.counts
+    return outcome
 
 
 def _read_files(
@@ -222,6 +236,7 @@ def _read_files(
     on_error: OnError,
     options: ReadOptions,
     tick: Callable[[], None],
+    splits: SplitAssigner,
 ) -> None:
     if isinstance(source, FolderSource | PackSource):
         source.expect(files)
@@ -244,6 +259,7 @@ def _read_files(
         if record is not None:
             checker.claims.add_kept(progress.rows_kept)
             records.add(record)
+            splits.add_row(record.asset.filename, record.split, file=row.file, line=row.line)
             progress.rows_kept += 1
         tick()
     end_file()
@@ -293,7 +309,9 @@ def _find_type(reader: Reader, source: Source, files: list[str]) -> DatasetType:
 
 def _explain_type_mismatch(reader: Reader, file: str, task: DatasetType) -> Finding:
     cause = f"{reader.name} carries {' and '.join(reader.types)}, but the dataset is for {task}"
-    return make_finding("ContentsUnfit", file=file, cause=cause, action="FileRejected")
+    types = " or ".join(f"--type {name}" for name in reader.types)
+    fix = f"import the files into a dataset of their own with {types}"
+    return make_finding("ContentsUnfit", file=file, cause=cause, fix=fix, action="FileRejected")
 
 
 def _report_unused_images(images: ImageIndex, used: set[str], report: ReportFinding) -> None:
@@ -345,13 +363,14 @@ def check_folder(
     dataset_type: DatasetType | None = None,
     format: str = "auto",
     on_error: OnError = "RejectRow",
+    options: ReadOptions = DEFAULT_OPTIONS,
+    split: SplitPolicy = "keep",
     on_finding: ReportFinding = lambda _: None,
     on_progress: Callable[[dict[str, Any]], None] = lambda _: None,
     on_image: OnImage = ignore_image,
     records: RecordSink | None = None,
-    options: ReadOptions = DEFAULT_OPTIONS,
 ) -> IngestOutcome:
-    """Check what an import of this folder would report and accept.
+    """Check what an import of this folder, archive or table would report and accept.
 
     Nothing is changed, and no server is needed.
 
@@ -360,12 +379,12 @@ def check_folder(
 
     Raises NotADirectoryError or FileNotFoundError.
     """
-    folder = Path(path)
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"{path} is not a folder")
+    top = Path(path)
+    if top.exists() and not (top.is_dir() or top.is_file()):
+        raise NotADirectoryError(f"{path} is neither a folder nor a file")
     progress = IngestProgress()
     sink = FindingSink(on_finding, on_error, progress.tally)
-    source = FolderSource(folder, sink, on_image)
+    source = FolderSource(top, sink, on_image)
     tick = Throttle(lambda: on_progress(progress.document()))
     progress.begin("Inspecting")
     progress.files = source.find_files()
@@ -385,9 +404,10 @@ def check_folder(
             format=format,
             task=dataset_type,
             on_error=on_error,
+            options=options,
             tick=tick,
             unpack_into=Path(unpacked),
-            options=options,
+            splits=SplitAssigner(split),
         )
     progress.images = len(source.images)
     progress.begin("Done")

@@ -21,7 +21,7 @@ from runyard.datasets.readers.columns import Table, build_rows
 from runyard.datasets.readers.json_rows import read_json_rows
 from runyard.datasets.readers.lines import open_text, read_head
 from runyard.datasets.readers.locations import SourceLocation
-from runyard.datasets.readers.yolo import looks_like_labels
+from runyard.datasets.readers.text_labels.text_kinds import find_text_kinds, list_side_files
 from runyard.datasets.records import DatasetType
 from runyard.datasets.sources import Source
 
@@ -84,19 +84,11 @@ def _is_table(source: Source, path: str) -> bool:
 
 # -- a text file per image -------------------------------------------------------------------------
 
-_SAMPLED = 20
-
 
 def _find_side_files(source: Source) -> list[str]:
-    """Find text files named like an image, unless most of a sample contain YOLO boxes."""
-    stems = {
-        path.rpartition(".")[0] for path in source.paths() if path.lower().endswith(_IMAGE_ENDINGS)
-    }
-    texts = [
-        path for path in source.paths() if path.lower().endswith(".txt") and path[:-4] in stems
-    ]
-    looks = [looks_like_labels(read_head(source, path)) for path in texts[:_SAMPLED]]
-    return texts if looks.count(False) > looks.count(True) else []
+    """Find text files named like an image, unless most of them are labels."""
+    texts = list_side_files(source)
+    return texts if find_text_kinds(source).are_captions(texts) else []
 
 
 def _read_side_file(source: Source, location: SourceLocation, task: DatasetType) -> Iterator[Row]:
@@ -104,6 +96,13 @@ def _read_side_file(source: Source, location: SourceLocation, task: DatasetType)
         location.report(
             "FileUnreadable",
             f"a caption of more than {_MAX_TEXT:,} bytes is not supported",
+            action="FileRejected",
+        )
+        return
+    if find_text_kinds(source).forms[location.file].is_certain:
+        location.report(
+            "ContentsUnfit",
+            "it has boxes, but most of the text files are captions",
             action="FileRejected",
         )
         return

@@ -36,6 +36,7 @@ from runyard.datasets.records import (
     Vqa,
     make_grounding,
 )
+from runyard.datasets.splits import find_row_split
 
 TURNS = ("conversations", "conversation", "messages")
 PAIRS = ("texts", "qa", "qas")  # lists of {user, assistant} or {question, answer}
@@ -107,6 +108,7 @@ def build_rows(
             asset=asset,
             contents=contents,
             category=category if isinstance(category, str) and "type" in row else None,
+            split=find_row_split(row),
         )
         unit: Literal["fraction", "pixel"] = (
             "fraction" if row.get("grounded_phrases") is not None else "pixel"

@@ -26,7 +26,7 @@ from runyard.datasets.options import DEFAULT_OPTIONS, ReadOptions
 from runyard.datasets.readers.base import Row
 from runyard.datasets.readers.columns import Table, build_rows
 from runyard.datasets.readers.locations import SourceLocation
-from runyard.datasets.readers.yolo import looks_like_labels
+from runyard.datasets.readers.text_labels.text_kinds import looks_like_labels
 from runyard.datasets.records import DatasetType
 from runyard.datasets.sources import Source
 
