@@ -18,7 +18,7 @@ from runyard.datasets.archives import expand_archives
 from runyard.datasets.checks import Checker, OnError
 from runyard.datasets.findings import Finding, ReportFinding, Tally, make_finding
 from runyard.datasets.options import DEFAULT_OPTIONS, ReadOptions
-from runyard.datasets.readers.base import Reader
+from runyard.datasets.readers.base import Reader, TypeFinder
 from runyard.datasets.readers.registry import detect_format, report_unread
 from runyard.datasets.readers.webdataset import is_shard
 from runyard.datasets.records import DatasetType, Record
@@ -302,6 +302,10 @@ def _find_type(reader: Reader, source: Source, files: list[str]) -> DatasetType:
 
     A file of conversations may have none among its first rows; then vqa is used.
     """
+    if len(reader.types) == 1:
+        return reader.types[0]
+    if isinstance(reader, TypeFinder) and (found := reader.find_type(source, files)) is not None:
+        return found
     fitting: tuple[DatasetType, ...] = reader.types
     for task in reader.types:
         rows = reader.read(source, files, task, lambda _: None)
