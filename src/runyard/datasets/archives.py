@@ -627,7 +627,7 @@ def expand_archives(
     )
 
 
-@dataclass
+@dataclass(eq=False)
 class ExpandedSource:
     """A source with archives expanded: ``data.zip`` becomes ``data.zip/inner.jpg`` and so on.
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from runyard.datasets.readers.json_stream import MalformedJson, iter_items
+from runyard.datasets.readers.json_stream import MalformedJson, iter_elements, iter_items
 from runyard.datasets.readers.lines import open_text
 from runyard.datasets.readers.locations import SourceLocation
 from runyard.datasets.sources import Source
@@ -16,12 +16,13 @@ MAX_ROW = 16 << 20
 
 
 def read_json_rows(
-    source: Source, file: str, location: SourceLocation
+    source: Source, file: str, location: SourceLocation, *, key: str | None = None
 ) -> Iterator[tuple[SourceLocation, dict[str, Any]]]:
     """Yield each object of the file with its location; report and skip anything else.
 
-    A file that begins with ``[`` is one array; another that ends in ``.json`` is one object; all
-    others are lines.
+    ``key`` is that of the list of rows, if the file is one object that holds it. Otherwise a file
+    that begins with ``[`` is one array; another that ends in ``.json`` is one object; all others
+    are lines.
     """
     if not source.size_bytes(file):
         location.report("FileEmpty", "the file has no bytes", action="FileRejected")
@@ -30,7 +31,15 @@ def read_json_rows(
         head = opened.read(1024).removeprefix(codecs.BOM_UTF8).lstrip()
         opened.seek(0)
         if head.startswith(b"["):
-            yield from _read_elements(opened, location)
+            items = ((f"[{number}]", value) for number, value in iter_items(opened))
+            yield from _read_elements(items, location)
+        elif key is not None:
+            items = (
+                (f"{name}[{number}]", value)
+                for name, number, value in iter_elements(opened)
+                if name == key
+            )
+            yield from _read_elements(items, location)
         elif file.lower().endswith(".json") and (one := _read_object(opened)) is not None:
             yield location, one
         else:
@@ -101,11 +110,11 @@ def _excerpt(error: json.JSONDecodeError) -> str:
 
 
 def _read_elements(
-    opened: BinaryIO, location: SourceLocation
+    items: Iterator[tuple[str, Any]], location: SourceLocation
 ) -> Iterator[tuple[SourceLocation, dict[str, Any]]]:
     try:
-        for number, value in iter_items(opened):
-            row_location = location.at(field=f"[{number}]")
+        for path, value in items:
+            row_location = location.at(field=path)
             if isinstance(value, dict):
                 yield row_location, value
             else:

@@ -6,11 +6,14 @@ from typing import NamedTuple
 
 from runyard.datasets.findings import Finding, ReportFinding, make_finding
 from runyard.datasets.readers.base import Reader
-from runyard.datasets.readers.captions import CaptionsReader
 from runyard.datasets.readers.coco import CocoReader
 from runyard.datasets.readers.conversations import ConversationsReader
 from runyard.datasets.readers.csv import CsvFourCornerReader, CsvWidthHeightReader
+from runyard.datasets.readers.folders.captions import CaptionsReader
+from runyard.datasets.readers.folders.class_folders import explain_folders
 from runyard.datasets.readers.parquet import ParquetReader
+from runyard.datasets.readers.tables.reader import TableReader
+from runyard.datasets.readers.tables.row_forms import explain_table
 from runyard.datasets.readers.tools.recognized import RecognizedFormat, recognize
 from runyard.datasets.readers.vi_jsonl import ViJsonlReader
 from runyard.datasets.readers.voc import PascalVocReader
@@ -29,6 +32,7 @@ READERS: list[Reader] = [
     ConversationsReader(),
     ParquetReader(),
     WebDatasetReader(),
+    TableReader(),
     CaptionsReader(),
 ]
 
@@ -112,13 +116,15 @@ def report_unread(
 
     If no row was read, a file that looks like data is an error: it may be the labels.
     """
+    if reader is None and (folders := explain_folders(source)) is not None:
+        report(folders)
     known = set(read)
     for path in source.paths():
         if path in known or source.is_image(path):
             continue
         tool = recognize(source, path)
         if not has_rows and (tool is not None or _looks_like_data(path)):
-            report(_make_unread(path, tool))
+            report(_make_unread(source, path, tool))
         else:
             report(_make_ignored(path, reader.name if reader else None, tool))
 
@@ -128,8 +134,11 @@ def _looks_like_data(path: str) -> bool:
     return base.endswith(_DATA_ENDINGS) and _NOT_DATA.match(base) is None
 
 
-def _make_unread(path: str, tool: RecognizedFormat | None) -> Finding:
-    if tool is None:
+def _make_unread(source: Source, path: str, tool: RecognizedFormat | None) -> Finding:
+    if tool is None and (cause := explain_table(source, path)) is not None:
+        cause = f"no labels were read: {cause}"
+        fix = "name the columns so, or write rows such as {file_name, question, answer}"
+    elif tool is None:
         names = ", ".join(reader.name for reader in READERS)
         cause = "no labels were read, and this file has none of the known formats"
         fix = f"export the labels as one of {names}, or remove the file if it has no labels"

@@ -70,7 +70,7 @@ class WebDatasetReader:
                         ):
                             has_rows = True
                             yield row
-                        if table.has_mismatch and not has_rows and number == _MAX_TRIED:
+                        if table.mismatches and not has_rows and number == _MAX_TRIED:
                             location.report(
                                 "ContentsUnfit",
                                 f"none of the first {_MAX_TRIED} groups fits the dataset type",

@@ -1,0 +1,107 @@
+"""Plain image folders: a text file per image, or a folder per class.
+
+a.jpg a.txt            the text is the caption; also a.caption
+cat/1.jpg dog/2.jpg    the folder's name is the caption, or the answer; see class_folders.py
+"""
+
+from collections.abc import Iterator
+
+from runyard.datasets.findings import ReportFinding
+from runyard.datasets.options import DEFAULT_OPTIONS, ReadOptions
+from runyard.datasets.readers.base import Row
+from runyard.datasets.readers.columns import Table, build_rows
+from runyard.datasets.readers.folders.class_folders import find_class_folders
+from runyard.datasets.readers.lines import open_text, read_head
+from runyard.datasets.readers.locations import SourceLocation
+from runyard.datasets.readers.tables.row_forms import is_table
+from runyard.datasets.readers.yolo import looks_like_labels
+from runyard.datasets.records import DatasetType
+from runyard.datasets.sources import Source
+
+_IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+_TEXT_ENDINGS = (".txt", ".caption")
+_MAX_TEXT = 1 << 20
+_SAMPLED = 20
+
+
+class CaptionsReader:
+    """The reader of text files and class folders."""
+
+    name = "Captions"
+    types: tuple[DatasetType, ...] = ("vqa", "freeform")
+
+    def detect(self, source: Source) -> list[str]:
+        side = _find_side_files(source)
+        if side and any(is_table(source, path) for path in source.paths()):
+            return []  # a table counts more than the texts beside the images
+        return side or find_class_folders(source).files
+
+    def read(
+        self,
+        source: Source,
+        files: list[str],
+        task: DatasetType,
+        report: ReportFinding,
+        options: ReadOptions = DEFAULT_OPTIONS,
+    ) -> Iterator[Row]:
+        folders, texts = None, Table()
+        for file in files:
+            location = SourceLocation(file, report)
+            if file.lower().endswith(_IMAGE_ENDINGS):
+                folders = folders or find_class_folders(source)
+                yield from folders.read_image(source, location, task)
+            elif not source.size_bytes(file):
+                location.report("FileEmpty", "the file has no bytes", action="FileRejected", rows=1)
+            else:
+                yield from _read_side_file(source, location, task, texts)
+        texts.report_collected()
+        if folders is not None:
+            folders.report(report)
+
+
+def _find_side_files(source: Source) -> list[str]:
+    """Find text files named like an image, unless most of a sample contain YOLO boxes."""
+    stems = {
+        path.rpartition(".")[0] for path in source.paths() if path.lower().endswith(_IMAGE_ENDINGS)
+    }
+    texts = [
+        path
+        for path in source.paths()
+        if path.lower().endswith(_TEXT_ENDINGS) and path.rpartition(".")[0] in stems
+    ]
+    sample = texts[:: max(1, len(texts) // _SAMPLED)]
+    looks = [looks_like_labels(read_head(source, path)) for path in sample]
+    return texts if looks.count(False) > looks.count(True) else []
+
+
+def _read_side_file(
+    source: Source, location: SourceLocation, task: DatasetType, table: Table
+) -> Iterator[Row]:
+    if source.size_bytes(location.file) > _MAX_TEXT:
+        location.report(
+            "FileUnreadable",
+            f"a caption of more than {_MAX_TEXT:,} bytes is not supported",
+            action="FileRejected",
+            rows=1,
+        )
+        return
+    with open_text(source, location.file) as file:
+        raw = file.read()
+    try:
+        text = raw.decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        location.report(
+            "EncodingWrong", f"byte {error.start + 1} is not UTF-8", action="FileRejected", rows=1
+        )
+        return
+    stem = location.file.rpartition(".")[0]
+    image = source.find_image(stem)
+    yield from build_rows(
+        {"text": text},
+        location,
+        task,
+        table,
+        name=image.path if image is not None else stem,
+        image=image,
+        identity=location.file,
+    )

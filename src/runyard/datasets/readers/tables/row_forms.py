@@ -1,0 +1,146 @@
+"""The form of a table file: where its rows are, and whether they are rows about images."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from runyard.datasets.readers.columns import (
+    ANSWERS,
+    CLASSES,
+    EXPECTED,
+    PAIRS,
+    QUESTIONS,
+    TEXTS,
+    TURNS,
+    normalize_column,
+    normalize_columns,
+)
+from runyard.datasets.readers.csv import CORNER_AND_SIZE, FOUR_CORNERS
+from runyard.datasets.readers.json_rows import read_json_rows
+from runyard.datasets.readers.locations import SourceLocation
+from runyard.datasets.readers.sniffing import JsonForm, sniff_json
+from runyard.datasets.readers.tables.csv_rows import (
+    TableForm,
+    lists_images,
+    read_csv_rows,
+    sniff_table,
+)
+from runyard.datasets.readers.tables.objects import find_objects, has_boxes, is_box
+from runyard.datasets.readers.tables.row_images import IDENTIFIERS, IMAGES, names_image
+from runyard.datasets.readers.tools.recognized import recognize
+from runyard.datasets.sources import Source
+
+_METADATA = ("metadata.jsonl", "metadata.json", "metadata.csv", "metadata.tsv")
+
+
+class RowForm(NamedTuple):
+    """The form of one file, and its first row with plain names of columns.
+
+    ``key`` is that of the list of rows in a JSON object. ``text`` is the form of a text table.
+    """
+
+    first: dict[str, Any]
+    columns: list[str]
+    key: str | None = None
+    text: TableForm | None = None
+
+
+def find_form(source: Source, path: str) -> RowForm | None:
+    """Return the form of a file of rows; None for another file."""
+    json_form = sniff_json(source, path)
+    if json_form is not None:
+        first, key = _find_rows(json_form)
+        return RowForm(normalize_columns(first), list(first), key) if first else None
+    text = sniff_table(source, path)
+    if text is None:
+        return None
+    first = normalize_columns(text.first)
+    return RowForm(first, text.columns, text=text)
+
+
+def is_table(source: Source, path: str) -> bool:
+    """Return whether a file has rows that name an image and say something about it.
+
+    Submissions to a competition have made-up labels.
+    """
+    base = path.rpartition("/")[2].lower()
+    form = None if "submission" in base else find_form(source, path)
+    if form is None or recognize(source, path) is not None:
+        return False
+    is_metadata = base in _METADATA
+    if not is_metadata and any(isinstance(form.first.get(key), list) for key in TURNS):
+        return False
+    columns = {normalize_column(column) for column in form.columns}
+    if any(columns.issuperset(box) for box in (FOUR_CORNERS, CORNER_AND_SIZE)):
+        return False
+    if is_metadata and "file_name" in columns:
+        return True
+    return _has_image(source, path, columns, form.first) and _has_contents(columns, form.first)
+
+
+def explain_table(source: Source, path: str) -> str | None:
+    """Explain why a file that may be a table of images is not read; None for another file."""
+    form = find_form(source, path)
+    columns = {normalize_column(column) for column in form.columns} if form is not None else set()
+    if form is not None and not columns.isdisjoint((*IMAGES, *IDENTIFIERS, *QUESTIONS)):
+        expected = "; or ".join(dict.fromkeys(EXPECTED.values()))
+        return (
+            f"no row can be read from its columns ({', '.join(form.columns[:12])}); expected: a "
+            f"column with the image's file name, such as file_name or image, and {expected}"
+        )
+    if lists_images(source, path):
+        return "its lines begin with names of images, but no line names the columns"
+    return None
+
+
+def iter_rows(
+    source: Source, form: RowForm, location: SourceLocation
+) -> Iterator[tuple[SourceLocation, dict[str, Any]]]:
+    """Yield the rows of a file, with plain names of columns; report what is not a row."""
+    rows: Iterator[tuple[SourceLocation, dict[str, Any]]]
+    if form.text is not None:
+        rows = iter(read_csv_rows(source, location, form.text))
+    else:
+        rows = read_json_rows(source, location.file, location, key=form.key)
+    for row_location, row in rows:
+        yield row_location, normalize_columns(row)
+
+
+def _find_rows(form: JsonForm) -> tuple[dict[str, Any], str | None]:
+    """Return the first row, and the key of the list that it is in; None if it is in none."""
+    lists = [key for key, first in form.first.items() if isinstance(first, Mapping)]
+    is_row = form.is_array or form.is_lines or not lists
+    if is_row or any(normalize_column(key) in IMAGES for key in form.keys if key not in lists):
+        first: dict[str, Any] = dict.fromkeys(form.keys)
+        listed = {key: [value] for key, value in form.first.items()}
+        return first | listed | form.values, None
+    return (dict(form.first[lists[0]]), lists[0]) if len(lists) == 1 else ({}, None)
+
+
+def _has_image(source: Source, path: str, columns: set[str], first: Mapping[str, Any]) -> bool:
+    for key in (*IMAGES, *IDENTIFIERS):
+        if key not in columns:
+            continue
+        value = first.get(key)
+        if names_image(value) or (value is None and key in IMAGES):
+            return True
+        if isinstance(value, str | int) and source.find_image(str(value), relative_to=path):
+            return True
+    return False
+
+
+def _has_contents(columns: set[str], first: Mapping[str, Any]) -> bool:
+    if any(first.get(key) is not None for key in ("interactions", "grounded_phrases")):
+        return True
+    if has_boxes(first):
+        found = find_objects(first)
+        boxes = found.boxes if found is not None else None
+        return isinstance(boxes, list) and (not boxes or is_box(boxes[0]))
+    if not columns.isdisjoint(QUESTIONS) and not columns.isdisjoint(ANSWERS):
+        return True
+    if any(isinstance(first.get(key), list) for key in (*PAIRS, *TURNS)):
+        return True
+    return any(
+        key in columns and isinstance(first.get(key), str | int | list | None)
+        for key in (*TEXTS, *CLASSES)
+        if key != "prompt"
+    )
