@@ -98,17 +98,40 @@ def is_archive(path: str) -> bool:
 
 
 def read_members(
-    file: BinaryIO, path: str, limits: ArchiveLimits = ArchiveLimits()
+    file: BinaryIO,
+    path: str,
+    limits: ArchiveLimits = ArchiveLimits(),
+    *,
+    is_checked: bool = False,
 ) -> Iterator[ArchiveMember]:
     """Yield the regular files of an archive in order, after checking that all of it is safe.
+
+    ``is_checked`` means that ``list_names`` has checked all headers of a tar.
 
     Raises:
         ArchiveRejected: before the first member if the headers are not acceptable; while bytes are
             read if they contradict the headers.
     """
-    read = _iter_zip_members if path.lower().endswith(".zip") else _iter_tar_members
     with _reject_damaged():
-        yield from read(file, path.lower(), limits)
+        if path.lower().endswith(".zip"):
+            yield from _iter_zip_members(file, limits)
+            return
+        if not is_checked:
+            list_names(file, path, limits)
+        yield from _iter_tar_members(file, path.lower(), limits)
+
+
+def list_names(file: BinaryIO, path: str, limits: ArchiveLimits = ArchiveLimits()) -> list[str]:
+    """List the names of the regular files of a tar, after checking that all of it is safe.
+
+    Raises ArchiveRejected if the headers are not acceptable.
+    """
+    names = _Names(limits)
+    with _reject_damaged():
+        data = _TarBytes(file, path.lower(), limits)
+        listed = [name for name, _ in _iter_tar_files(data, names)]
+    names.check_conflicts()
+    return listed
 
 
 def read_first_members(file: BinaryIO, path: str, count: int) -> Iterator[ArchiveMember]:
@@ -211,7 +234,7 @@ class _ZipEntry(NamedTuple):
     is_folder: bool
 
 
-def _iter_zip_members(file: BinaryIO, _path: str, limits: ArchiveLimits) -> Iterator[ArchiveMember]:
+def _iter_zip_members(file: BinaryIO, limits: ArchiveLimits) -> Iterator[ArchiveMember]:
     entries, ends = _read_zip_entries(file, limits)
     for entry, end in zip(entries, ends, strict=True):
         if not entry.is_folder:
@@ -409,11 +432,6 @@ _SPECIAL_TYPES = {
 
 
 def _iter_tar_members(file: BinaryIO, path: str, limits: ArchiveLimits) -> Iterator[ArchiveMember]:
-    names = _Names(limits)
-    # Checks all headers first.
-    for name, _ in _iter_tar_files(_TarBytes(file, path, limits), names):
-        del name
-    names.check_conflicts()
     data = _TarBytes(file, path, limits)
     for name, size in _iter_tar_files(data, _Names(limits)):
         yield ArchiveMember(name, size, lambda size=size: data.pieces(size))  # type: ignore[misc]

@@ -19,7 +19,7 @@ from runyard.datasets.findings import Finding, ReportFinding, Tally, make_findin
 from runyard.datasets.options import DEFAULT_OPTIONS, ReadOptions
 from runyard.datasets.readers.base import Reader
 from runyard.datasets.readers.registry import detect_format, report_unread
-from runyard.datasets.readers.webdataset import is_shard
+from runyard.datasets.readers.shards.webdataset import is_shard
 from runyard.datasets.records import DatasetType, Record
 from runyard.datasets.sources import (
     FolderSource,

@@ -12,12 +12,12 @@ from runyard.datasets.readers.csv import CsvFourCornerReader, CsvWidthHeightRead
 from runyard.datasets.readers.folders.captions import CaptionsReader
 from runyard.datasets.readers.folders.class_folders import explain_folders
 from runyard.datasets.readers.parquet import ParquetReader
+from runyard.datasets.readers.shards.webdataset import WebDatasetReader
 from runyard.datasets.readers.tables.reader import TableReader
 from runyard.datasets.readers.tables.row_forms import explain_table
 from runyard.datasets.readers.tools.recognized import RecognizedFormat, recognize
 from runyard.datasets.readers.vi_jsonl import ViJsonlReader
 from runyard.datasets.readers.voc import PascalVocReader
-from runyard.datasets.readers.webdataset import WebDatasetReader
 from runyard.datasets.readers.yolo import YoloDarknetReader, YoloKerasPytorchReader
 from runyard.datasets.sources import Source, is_system_file
 
