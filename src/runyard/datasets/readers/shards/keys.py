@@ -23,7 +23,8 @@ class MemberKey(NamedTuple):
 class ShardKeys:
     """The keys of the members of a shard, from all of their names.
 
-    ``groups`` is the number of keys. ``is_scattered`` means that members of some key do not follow each other.
+    ``groups`` is the number of keys. ``is_scattered`` means that members of some key do not follow
+    each other.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
