@@ -374,7 +374,7 @@ def test_nothing_of_an_unsafe_archive_is_accepted(
     assert result.records == []
     assert [(found.code, found.file, found.action) for found in result.findings] == [
         ("ArchiveUnsafe", "bad.zip", "FileRejected"),
-        ("FileIgnored", "inner.tar/more.zip", "FileRejected"),
+        ("ArchiveUnsafe", "inner.tar/more.zip", "FileRejected"),
     ]
     assert result.findings[0].value == "../../evil.png"
     assert not list(tmp_path.rglob("evil*"))

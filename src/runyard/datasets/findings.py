@@ -138,6 +138,9 @@ KINDS: dict[str, FindingKind] = {
     ),
     "FileIgnored": FindingKind("warning", "none needed if this file is not data"),
     "NameUnsafe": FindingKind("error", "give the file a plain relative name"),
+    "NameEncodingUnknown": FindingKind(
+        "warning", "none needed if all rows find their images; else pack again with UTF-8 names"
+    ),
     "ArchiveUnsafe": FindingKind("error", "pack it again with plain files and folders only"),
     "ArchiveTooLarge": FindingKind(
         "error", "unpack it yourself and import the folder; it expands beyond the limits"
