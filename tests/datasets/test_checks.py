@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 from runyard.datasets.checks import Checker, OnError, rotate_box
 from runyard.datasets.findings import Finding, make_finding
 from runyard.datasets.image_names import ImageFacts, ImageNames, Resolution
+from runyard.datasets.options import DEFAULT_OPTIONS, ReadOptions
 from runyard.datasets.readers.base import BoxLocation, Row
 from runyard.datasets.records import (
     AssetRef,
@@ -24,6 +25,7 @@ from runyard.datasets.records import (
     PhraseGrounding,
     Record,
     Vqa,
+    make_grounding,
 )
 
 FACTS = ImageFacts(
@@ -74,10 +76,19 @@ def row(
 
 
 def check(
-    *rows: Row, task: DatasetType = "phrase-grounding", on_error: OnError = "RejectRow"
+    *rows: Row,
+    task: DatasetType = "phrase-grounding",
+    on_error: OnError = "RejectRow",
+    options: ReadOptions = DEFAULT_OPTIONS,
 ) -> tuple[list[Record | None], list[Finding]]:
     findings: list[Finding] = []
-    checker = Checker(FewImages(), task, on_error, findings.append)  # type: ignore[arg-type]
+    checker = Checker(
+        FewImages(),  # type: ignore[arg-type]
+        task,
+        on_error,
+        findings.append,
+        options,
+    )
     return [checker.check(one) for one in rows], findings
 
 
@@ -206,6 +217,110 @@ def test_rounding_at_the_edge_is_not_reported() -> None:
         [(0.0, 0.2, 1.0, 1.0)],
         [],
     )
+
+
+def pixels(left: float, top: float, right: float, bottom: float) -> Box:
+    return (left / 640, top / 480, right / 640, bottom / 480)
+
+
+@pytest.mark.parametrize(
+    ("box", "shown"),
+    [
+        (pixels(100, 100, 100.5, 140), "0.5 x 40"),
+        (pixels(100, 100, 120, 100.98), "20 x 0.98"),
+        (pixels(639.5, 100, 700, 140), "0.5 x 40"),
+        (pixels(-20, -20, 0.25, 0.25), "0.25 x 0.25"),
+        (pixels(120, 100, 119.9, 140), "0.1 x 40"),
+    ],
+)
+def test_a_box_below_one_pixel_is_rejected_with_its_size(box: Box, shown: str) -> None:
+    _, (found,) = check(row(grounding(box)))
+    assert (found.code, found.action) == ("BoxEmpty", "RowRejected")
+    assert f"covers {shown} pixels" in found.cause
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        pixels(100, 100, 101, 101),
+        (0.156250, 0.208333, 0.157812, 0.210416),  # one pixel, rounded to six digits
+        pixels(639, 479, 640, 480),
+    ],
+)
+def test_a_box_of_one_pixel_is_kept(box: Box) -> None:
+    kept, findings = check(row(grounding(box)))
+    assert (len([record for record in kept if record]), findings) == (1, [])
+
+
+@pytest.mark.parametrize(
+    ("boxes", "kept_boxes"),
+    [
+        ([BOX, BOX], [BOX]),
+        ([BOX, (0.1, 0.2, 0.3, 0.3), (0.100001, 0.2, 0.5, 0.6), BOX], [BOX, (0.1, 0.2, 0.3, 0.3)]),
+        ([(0.5, 0.5, 1.0, 1.0), (0.5, 0.5, 1.000001, 1.0)], [(0.5, 0.5, 1.0, 1.0)]),
+    ],
+)
+def test_a_repeated_box_is_kept_once_and_reported_once(
+    boxes: list[Box], kept_boxes: list[Box]
+) -> None:
+    kept, (found,) = check(row(grounding(*boxes)))
+    assert get_only_record(kept).contents == grounding(*kept_boxes)
+    assert (found.code, found.severity, found.action) == ("BoxDuplicate", "warning", "Mended")
+    assert found.value == str(len(boxes) - len(kept_boxes))
+
+
+def test_two_classes_with_the_same_box_are_no_duplicates() -> None:
+    kept, findings = check(row(make_grounding([("tin", BOX), ("can", BOX)])))
+    assert (len(get_only_record(kept).contents.grounded_phrases), findings) == (2, [])
+
+
+INVALID: list[tuple[Box, str]] = [
+    ((0.5, 0.2, 0.5, 0.6), "BoxEmpty"),
+    ((1.1, 0.1, 1.3, 0.2), "BoxOutside"),
+    ((0.5, 0.2, 0.1, 0.6), "BoxCornersSwapped"),
+    ((0.5, math.nan, 0.5, 0.6), "BoxNotFinite"),
+]
+
+
+@pytest.mark.parametrize(("box", "code"), INVALID)
+def test_a_rejected_row_reports_the_valid_boxes_lost_with_it(box: Box, code: str) -> None:
+    good: list[Box] = [(n / 10, 0.2, n / 10 + 0.1, 0.6) for n in range(9)]
+    kept, (found,) = check(row(grounding(*good, box)))
+    assert (get_only_record(kept), found.code, found.action) == (None, code, "RowRejected")
+    assert "its 9 other boxes are left out with it (--on-bad-box drop" in found.cause
+
+
+@pytest.mark.parametrize(("box", "code"), INVALID)
+def test_an_invalid_box_can_be_left_out_alone(box: Box, code: str) -> None:
+    drop = ReadOptions(on_bad_box="drop")
+    kept, (found,) = check(row(grounding(BOX, box)), options=drop)
+    assert get_only_record(kept).contents == grounding(BOX)
+    assert (found.code, found.severity, found.action) == (code, "error", "Mended")
+    kept, (found,) = check(row(grounding(box)), options=drop)
+    assert (get_only_record(kept), found.code, found.action) == (None, code, "RowRejected")
+
+
+def test_unreadable_boxes_can_be_left_out_alone() -> None:
+    drop = ReadOptions(on_bad_box="drop")
+    finding = make_finding("ClassUnknown", file="rows.jsonl", line=4, cause="no such class")
+    kept, (found,) = check(row(grounding(), findings=[finding]), options=drop)
+    assert get_only_record(kept).contents == grounding()
+    assert (found.code, found.action) == ("ClassUnknown", "Mended")
+
+
+def test_a_caption_of_names_loses_the_name_of_a_dropped_box() -> None:
+    named = make_grounding([("tin", BOX), ("jar", (0.5, 0.2, 0.5, 0.6)), ("cup", BOX)])
+    kept, _ = check(row(named), options=ReadOptions(on_bad_box="drop"))
+    assert get_only_record(kept).contents == make_grounding([("tin", BOX), ("cup", BOX)])
+
+
+def test_the_unit_that_the_user_chose_is_not_questioned() -> None:
+    tiny = (0.1 / 640, 0.2 / 480, 1 / 640, 1 / 480)
+    _, (found,) = check(row(grounding(tiny), unit="pixel"))
+    assert (found.code, "--box-unit fraction" in found.fix) == ("BoxOtherFrame", True)
+    chosen = ReadOptions(box_unit="pixel")
+    _, (found,) = check(row(grounding(tiny), unit="pixel"), options=chosen)
+    assert found.code == "BoxEmpty"
 
 
 LENIENT: list[tuple[str, Contents, dict[str, Any], Contents]] = [

@@ -4,7 +4,8 @@ Data with a ``warning`` is repaired if possible (a box clipped at the edge, inte
 renumbered), and the finding says so. With ``onError: Warn`` errors are repaired too, as long as
 something of the row remains: corners are sorted, and unusable boxes, phrases and interactions are
 left out. With every other policy a row with an error is left out as a whole, because half an
-annotation teaches a model that the other half does not exist.
+annotation teaches a model that the other half does not exist; ``on_bad_box="drop"`` leaves out
+invalid boxes alone.
 """
 
 import math
@@ -13,9 +14,10 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from runyard.datasets.findings import Action, ReportFinding, make_finding
+from runyard.datasets.findings import Action, Finding, ReportFinding, make_finding
 from runyard.datasets.image_claims import ImageClaims
 from runyard.datasets.image_names import ImageFacts
+from runyard.datasets.options import DEFAULT_OPTIONS, ReadOptions
 from runyard.datasets.readers.base import BoxLocation, Row
 from runyard.datasets.records import (
     AssetRef,
@@ -28,6 +30,8 @@ from runyard.datasets.records import (
     Record,
     Vqa,
     encode,
+    make_caption,
+    make_grounding,
     word_span,
 )
 from runyard.datasets.sources import Source
@@ -37,10 +41,16 @@ OnError = Literal["Warn", "RejectRow", "RejectFile", "RejectAll"]
 # Formats print fractions with six digits; a smaller excess is rounding, and clipped without a
 # finding.
 ROUNDING = 2e-6
+# Boxes of one phrase that agree in this many digits, as fractions of the image, are duplicates.
+DUPLICATE_DIGITS = 5
 # A number beyond this fraction of the image is not past the edge, but in another frame.
 OTHER_FRAME = 1.5
-# The frames that the numbers of a file may be in, by their largest number.
-_FRAMES = ((1.0, "0-1"), (100.0, "percent"), (1000.0, "0-1000"), (1024.0, "0-1024"))
+# The frames that the numbers of a file may be in: the largest number, the name, the option.
+_FRAMES = (
+    (100.0, "percent", "percent"),
+    (1000.0, "0-1000", "thousandth"),
+    (1024.0, "0-1024", None),
+)
 
 
 class RowUnusable(Exception):
@@ -63,7 +73,12 @@ class Checker:
     """A checker of rows, one after another, that remembers ids and contents to find duplicates."""
 
     def __init__(
-        self, source: Source, task: DatasetType, on_error: OnError, report: ReportFinding
+        self,
+        source: Source,
+        task: DatasetType,
+        on_error: OnError,
+        report: ReportFinding,
+        options: ReadOptions = DEFAULT_OPTIONS,
     ) -> None:
         self.used: set[str] = set()  # paths of images that rows refer to, usable or not
         self.claims = ImageClaims(report)
@@ -71,6 +86,7 @@ class Checker:
         self._task = task
         self._is_lenient = on_error == "Warn"
         self._report = report
+        self._options = options
         self._ids: set[int] = set()
         self._contents: dict[int, int] = {}
         self._files: list[str] = []
@@ -78,13 +94,17 @@ class Checker:
 
     def check(self, row: Row) -> Record | None:
         """Return the record to keep, repaired if possible; None if the row is left out."""
+        check = _RowCheck(row, self._options, is_lenient=self._is_lenient)
         try:
-            return self._check(row)
+            return self._check(row, check)
         except RowUnusable:
+            check.is_rejected = True
             return None
+        finally:
+            for found in check.finish():
+                self._report(found)
 
-    def _check(self, row: Row) -> Record:
-        check = _RowCheck(row, self._report, is_lenient=self._is_lenient)
+    def _check(self, row: Row, check: "_RowCheck") -> Record:
         check.report_findings()
         if not _is_writable(row.record):
             check.reject_row(
@@ -167,23 +187,52 @@ class Checker:
 
 
 class _RowCheck:
-    """The check of one row."""
+    """The check of one row. Its findings are kept until it is known whether the row is."""
 
-    def __init__(self, row: Row, report: ReportFinding, *, is_lenient: bool) -> None:
+    def __init__(self, row: Row, options: ReadOptions, *, is_lenient: bool) -> None:
         self.row = row
         self.is_rejected = False
         self.is_lenient = is_lenient
-        self._report = report
+        self.valid_boxes = 0
+        self.duplicate_boxes = 0
+        self.first_duplicate: tuple[str, BoxLocation | None] | None = None
+        self.is_unit_chosen = options.box_unit != "auto"
+        self._drops_parts = is_lenient or (
+            options.on_bad_box == "drop" and isinstance(row.record.contents, PhraseGrounding)
+        )
+        self._findings: list[Finding] = []
+        self._partial: set[int] = set()  # indexes of the findings about a part, such as one box
 
     def report_findings(self) -> None:
         """Report the parts of this row that the reader could not read."""
         for found in self.row.findings:
-            if self.is_lenient and found.severity == "error":
-                cause = f"{found.cause}; this part of the row is left out"
-                found = msgspec.structs.replace(found, action="Mended", cause=cause)
-            elif found.severity == "error":
-                self.is_rejected = True
-            self._report(found)
+            if found.severity == "error":
+                self._partial.add(len(self._findings))
+                self.is_rejected = self.is_rejected or not self._drops_parts
+            self._findings.append(found)
+
+    def finish(self) -> list[Finding]:
+        """Return the findings, with what they cost: a part of the row, or all of it."""
+        is_whole = any(
+            found.action == "RowRejected" and index not in self._partial
+            for index, found in enumerate(self._findings)
+        )
+        lost = "" if is_whole else self._count_lost_boxes()
+        for index in sorted(self._partial):
+            found = self._findings[index]
+            if self.is_rejected:
+                cause, action = f"{found.cause}{lost}", found.action
+                lost = ""
+            else:
+                cause, action = f"{found.cause}; this part of the row is left out", "Mended"
+            self._findings[index] = msgspec.structs.replace(found, cause=cause, action=action)
+        return self._findings
+
+    def _count_lost_boxes(self) -> str:
+        if self.valid_boxes == 0:
+            return ""
+        boxes = "other box is" if self.valid_boxes == 1 else f"{self.valid_boxes} other boxes are"
+        return f"; its {boxes} left out with it (--on-bad-box drop keeps what is valid)"
 
     def reject_row(
         self,
@@ -193,10 +242,11 @@ class _RowCheck:
         field: str | None,
         value: object = None,
         location: BoxLocation | None = None,
+        fix: str | None = None,
     ) -> None:
         """Report a finding that leaves the row out."""
         self.is_rejected = True
-        self.report(code, cause, field=field, value=value, location=location)
+        self.report(code, cause, field=field, value=value, location=location, fix=fix)
 
     def drop_part(
         self,
@@ -207,17 +257,10 @@ class _RowCheck:
         value: object = None,
         location: BoxLocation | None = None,
     ) -> None:
-        """Report an unusable part of the row: leave out the part if lenient, else the row."""
-        if self.is_lenient:
-            self.report_repaired(
-                code,
-                f"{cause}; this part of the row is left out",
-                field=field,
-                value=value,
-                location=location,
-            )
-        else:
-            self.reject_row(code, cause, field=field, value=value, location=location)
+        """Report an unusable part of the row: leave out the part if possible, else the row."""
+        self._partial.add(len(self._findings))
+        self.is_rejected = self.is_rejected or not self._drops_parts
+        self.report(code, cause, field=field, value=value, location=location)
 
     def repair(
         self,
@@ -257,12 +300,13 @@ class _RowCheck:
         value: object = None,
         location: BoxLocation | None = None,
         action: Action | None = None,
+        fix: str | None = None,
     ) -> None:
         line, path = location if location is not None else (self.row.line, None)
         if path is None:
             # One JSON document has no lines; only the row's own path locates the finding.
             path = field if line is not None or self.row.field is None else self.row.field
-        self._report(
+        self._findings.append(
             make_finding(
                 code,
                 file=self.row.file,
@@ -271,6 +315,7 @@ class _RowCheck:
                 cause=cause,
                 value=value,
                 action=action,
+                fix=fix,
             )
         )
 
@@ -366,13 +411,8 @@ def _check_grounding(
     if not contents.caption.strip():
         check.reject_row("CaptionEmpty", "the caption is empty", field="contents.caption")
     orientation = _check_frame(check, facts)
-    if other := _find_other_frame(contents.grounded_phrases, check.row, facts):
-        field = f"contents.groundedPhrases[{other.phrase}].bounds[{other.box}]"
-        location = check.location(other.phrase, other.box)
-        check.reject_row(
-            "BoxOtherFrame", other.cause, field=field, value=other.value, location=location
-        )
-        raise RowUnusable
+    if not check.is_unit_chosen:
+        _reject_other_frame(contents.grounded_phrases, check, facts)
     kept = []
     reports_span = True
     for number, phrase in enumerate(contents.grounded_phrases):
@@ -409,10 +449,31 @@ def _check_grounding(
         check.is_rejected = True
     if check.is_rejected:
         raise RowUnusable
+    _report_duplicate_boxes(check)
+    if len(kept) < len(contents.grounded_phrases) and _is_caption_of_names(contents):
+        return make_grounding([(phrase.phrase, box) for phrase in kept for box in phrase.bounds])
     is_same = len(kept) == len(contents.grounded_phrases) and all(
         a is b for a, b in zip(kept, contents.grounded_phrases, strict=True)
     )
     return contents if is_same else PhraseGrounding(caption=contents.caption, grounded_phrases=kept)
+
+
+def _is_caption_of_names(contents: PhraseGrounding) -> bool:
+    """Return whether the caption names the phrases and says nothing else."""
+    return contents.caption == make_caption([phrase.phrase for phrase in contents.grounded_phrases])
+
+
+def _report_duplicate_boxes(check: _RowCheck) -> None:
+    if check.first_duplicate is None:
+        return
+    field, location = check.first_duplicate
+    count = check.duplicate_boxes
+    cause = (
+        "another box of this phrase has the same numbers; it is kept once"
+        if count == 1
+        else f"{count} boxes repeat another one of their phrase; each is kept once"
+    )
+    check.report_repaired("BoxDuplicate", cause, field=field, value=count, location=location)
 
 
 def _check_phrase(
@@ -427,14 +488,22 @@ def _check_phrase(
         )
         return None
     bounds: list[Box] = []
+    seen: set[tuple[float, ...]] = set()
     is_same = True
     for index, box in enumerate(phrase.bounds):
-        checked = _check_box(
-            box, f"{field}.bounds[{index}]", check.location(number, index), check, facts
-        )
+        location = check.location(number, index)
+        checked = _check_box(box, f"{field}.bounds[{index}]", location, check, facts, orientation)
         if checked is None:
             is_same = False
             continue
+        rounded = tuple(round(value, DUPLICATE_DIGITS) for value in checked)
+        if rounded in seen:
+            check.duplicate_boxes += 1
+            check.first_duplicate = check.first_duplicate or (f"{field}.bounds[{index}]", location)
+            is_same = False
+            continue
+        seen.add(rounded)
+        check.valid_boxes += 1
         if orientation != 1:
             checked = rotate_box(checked, orientation)
         is_same = is_same and checked is box
@@ -452,48 +521,68 @@ def _check_phrase(
 
 
 def _check_box(
-    box: Box, field: str, location: BoxLocation | None, check: _RowCheck, facts: ImageFacts
+    box: Box,
+    field: str,
+    location: BoxLocation | None,
+    check: _RowCheck,
+    facts: ImageFacts,
+    orientation: int,
 ) -> Box | None:
-    """Return the box to keep: the same object if unchanged, None if it cannot be used."""
+    """Return the box to keep: the same object if unchanged, None if it cannot be used.
+
+    It is still in the frame of the stored pixels if these are to be rotated by ``orientation``.
+    """
     xmin, ymin, xmax, ymax = box
-    if 0.0 <= xmin < xmax <= 1.0 and 0.0 <= ymin < ymax <= 1.0:
+    size = (facts.height, facts.width) if orientation >= 5 else (facts.width, facts.height)
+    # The numbers may be rounded: a box of one pixel is one.
+    min_width, min_height = (1 / side - ROUNDING for side in size)
+    is_large = xmax - xmin >= min_width and ymax - ymin >= min_height
+    if is_large and min(xmin, ymin) >= 0.0 and max(xmax, ymax) <= 1.0:
         return box
     value = _to_file_units(box, check.row, facts)
-    if not all(map(math.isfinite, box)):
-        check.drop_part(
-            "BoxNotFinite",
-            "a corner is not a finite number",
-            field=field,
-            value=value,
-            location=location,
-        )
+    if problem := _find_problem(box, size):
+        code, cause = problem
+        check.drop_part(code, cause, field=field, value=value, location=location)
         return None
     if xmin > xmax or ymin > ymax:
         which = " and ".join(
             name for name, swapped in (("x", xmin > xmax), ("y", ymin > ymax)) if swapped
         )
         cause = f"the larger {which} comes first"
+        if not check.is_lenient:
+            check.drop_part("BoxCornersSwapped", cause, field=field, value=value, location=location)
+            return None
         check.repair("BoxCornersSwapped", cause, field=field, value=value, location=location)
         xmin, xmax, ymin, ymax = min(xmin, xmax), max(xmin, xmax), min(ymin, ymax), max(ymin, ymax)
-    if xmin == xmax or ymin == ymax:
-        cause = f"its {'width' if xmin == xmax else 'height'} is zero"
-        check.drop_part("BoxEmpty", cause, field=field, value=value, location=location)
-        return None
-    if xmax <= 0 or ymax <= 0 or xmin >= 1 or ymin >= 1:
-        cause = f"it is completely outside the image of {facts.width} x {facts.height}"
-        check.drop_part("BoxOutside", cause, field=field, value=value, location=location)
-        return None
     over = max(-xmin, -ymin, xmax - 1, ymax - 1)
     if over > ROUNDING:
-        beyond = max(
-            -xmin * facts.width,
-            -ymin * facts.height,
-            (xmax - 1) * facts.width,
-            (ymax - 1) * facts.height,
-        )
+        width, height = size
+        beyond = max(-xmin * width, -ymin * height, (xmax - 1) * width, (ymax - 1) * height)
         cause = f"it extends {beyond:.4g} pixels past the edge of the image and was clipped"
         check.report_repaired("BoxClipped", cause, field=field, value=value, location=location)
     return max(xmin, 0.0), max(ymin, 0.0), min(xmax, 1.0), min(ymax, 1.0)
+
+
+def _find_problem(box: Box, size: tuple[int, int]) -> tuple[str, str] | None:
+    """Return the code and the cause of the finding about an unusable box; None if it has none.
+
+    The order of its corners does not matter here.
+    """
+    if not all(map(math.isfinite, box)):
+        return "BoxNotFinite", "a corner is not a finite number"
+    xmin, xmax = sorted(box[0::2])
+    ymin, ymax = sorted(box[1::2])
+    for name, extent in (("width", xmax - xmin), ("height", ymax - ymin)):
+        if extent == 0:
+            return "BoxEmpty", f"its {name} is zero"
+    if xmax <= 0 or ymax <= 0 or xmin >= 1 or ymin >= 1:
+        return "BoxOutside", f"it is completely outside the image of {size[0]} x {size[1]}"
+    width = min(xmax, 1.0) - max(xmin, 0.0)
+    height = min(ymax, 1.0) - max(ymin, 0.0)
+    if width < 1 / size[0] - ROUNDING or height < 1 / size[1] - ROUNDING:
+        shown = f"{width * size[0]:.3g} x {height * size[1]:.3g}"
+        return "BoxEmpty", f"it covers {shown} pixels of the image; at least 1 x 1 is needed"
+    return None
 
 
 def rotate_box(box: Box, orientation: int) -> Box:
@@ -512,29 +601,53 @@ def rotate_box(box: Box, orientation: int) -> Box:
 
 
 class _OtherFrame(NamedTuple):
-    """The evidence that boxes use another frame: the indexes of phrase and box, the cause, and the
-    box as written.
+    """The evidence that the boxes of a row use another frame.
+
+    ``phrase`` and ``box`` are the indexes of the box that shows it. ``units`` are the values of
+    ``--box-unit`` that would fit.
     """
 
     phrase: int
     box: int
     cause: str
     value: list[float]
+    units: list[str]
 
 
-def _find_other_frame(
-    phrases: Sequence[GroundedPhrase], row: Row, facts: ImageFacts
-) -> _OtherFrame | None:
-    """Detect that the boxes use another frame than expected."""
+def _reject_other_frame(
+    phrases: Sequence[GroundedPhrase], check: _RowCheck, facts: ImageFacts
+) -> None:
+    """Report that the boxes use another frame than expected, and raise RowUnusable."""
     far, farthest = 0.0, (0, 0)
     for number, phrase in enumerate(phrases):
         for which, box in enumerate(phrase.bounds):
             reach = max(box[2], box[3], box[0], box[1])
             if far < reach < math.inf:
                 far, farthest = reach, (number, which)
-    if row.unit == "pixel" and (found := _detect_fractions(phrases, row, facts)):
-        return found
-    return _guess_frame(phrases, farthest, row, facts) if far > OTHER_FRAME else None
+    other = None
+    if check.row.unit == "pixel":
+        other = _detect_fractions(phrases, check.row, facts)
+    if other is None and far > OTHER_FRAME:
+        other = _guess_frame(phrases, farthest, check.row, facts)
+    if other is None:
+        return
+    check.reject_row(
+        "BoxOtherFrame",
+        other.cause,
+        field=f"contents.groundedPhrases[{other.phrase}].bounds[{other.box}]",
+        value=other.value,
+        location=check.location(other.phrase, other.box),
+        fix=_suggest_units(other.units, check.row.unit),
+    )
+    raise RowUnusable
+
+
+def _suggest_units(units: list[str], expected: str) -> str:
+    keep = f"if they are right as they are, use --box-unit {expected}"
+    if not units:
+        return f"convert the numbers; {keep}"
+    chosen = " or ".join(f"--box-unit {unit}" for unit in units)
+    return f"convert the numbers, or read all files with {chosen}; {keep}"
 
 
 def _detect_fractions(
@@ -547,9 +660,8 @@ def _detect_fractions(
         return None
     if all(number in (0, 1) for number in numbers) and min(facts.width, facts.height) <= 2:
         return None
-    return _OtherFrame(
-        0, 0, "the numbers fit the frame 0-1, but this format uses pixels", written[0]
-    )
+    cause = "the numbers fit the frame 0-1, but this format uses pixels"
+    return _OtherFrame(0, 0, cause, written[0], ["fraction"])
 
 
 def _guess_frame(
@@ -563,26 +675,28 @@ def _guess_frame(
     written = [_to_file_units(box, row, facts) for phrase in phrases for box in phrase.bounds]
     numbers = [[number for number in box if math.isfinite(number)] for box in written]
     most = max(max(box) for box in numbers if box)
-    fits = [name for limit, name in _FRAMES[1:] if most <= limit]
+    fits = [(name, unit) for limit, name, unit in _FRAMES if most <= limit]
     within = all(
         max(box[0::2], default=0) <= width and max(box[1::2], default=0) <= height
         for box in numbers
     )
     if row.unit == "fraction" and within:
-        fits.insert(0, f"pixels of {width} x {height}")
+        fits.insert(0, (f"pixels of {width} x {height}", "pixel"))
     if row.unit == "pixel" and not fits:
         return None  # boxes far outside, which are reported one by one
     # The tightest two are enough to recognize the tool that wrote them.
+    fits = fits[:2]
     expected = (
         "fractions from 0 to 1" if row.unit == "fraction" else f"pixels of {width} x {height}"
     )
     fit = (
-        f"the numbers fit the frame {' or '.join(fits[:2])}"
+        f"the numbers fit the frame {' or '.join(name for name, _ in fits)}"
         if fits
         else "the numbers fit no known frame"
     )
+    cause = f"{fit}, but this format uses {expected}"
     index = sum(len(phrase.bounds) for phrase in phrases[: farthest[0]]) + farthest[1]
-    return _OtherFrame(*farthest, f"{fit}, but this format uses {expected}", written[index])
+    return _OtherFrame(*farthest, cause, written[index], [unit for _, unit in fits if unit])
 
 
 def _to_file_units(box: Box, row: Row, facts: ImageFacts) -> list[float]:

@@ -97,7 +97,13 @@ KINDS: dict[str, FindingKind] = {
         "error", "the numbers fit another frame (pixels, 0-1, 0-1000): convert them"
     ),
     "BoxCornersSwapped": FindingKind("error", "write the smaller corner first"),
-    "BoxEmpty": FindingKind("error", "remove the box, or give it a width and a height"),
+    "BoxEmpty": FindingKind(
+        "error", "remove the box, or give it a width and a height of at least one pixel"
+    ),
+    "BoxCrowd": FindingKind(
+        "warning", "none needed; to keep a box around a group of objects, remove its mark"
+    ),
+    "BoxDuplicate": FindingKind("warning", "none needed; remove the repeated boxes"),
     "BoxNotFinite": FindingKind("error", "write finite numbers"),
     "PhraseNotInCaption": FindingKind(
         "error", "use words of the caption, spelled exactly as there"

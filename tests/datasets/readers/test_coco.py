@@ -104,7 +104,7 @@ def test_a_polygon_without_a_box_gets_its_bounding_box(images: Any) -> None:
     [
         (box(9, 4, 2, 8, 4), "ClassUnknown", "annotations[1].category_id"),
         (box(1, 4, 2, 8), "FieldInvalid", "annotations[1].bbox"),
-        (box(1, 4, 2, 8, "4"), "FieldInvalid", "annotations[1].bbox"),
+        (box(1, 4, 2, 8, "4 px"), "FieldInvalid", "annotations[1].bbox"),
         (box(1, 4, 2, 0, 4), "BoxEmpty", "annotations[1].bbox"),
         (box(1, 4, 2, math.nan, 4), "BoxNotFinite", "annotations[1].bbox"),
         (box(1, 4, 2, 10**400, 4), "BoxNotFinite", "annotations[1].bbox"),

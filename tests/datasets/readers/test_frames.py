@@ -28,7 +28,7 @@ def find(
 
 def draw(count: int, frame: Frame, size: tuple[int, int] = (1, 1), seed: int = 1) -> list[Numbers]:
     """Draw boxes anywhere in the image, written in this frame."""
-    random = Random(seed)
+    random = Random(seed)  # noqa: S311 - repeatable, not secret
     limit = {"fraction": 1, "percent": 100, "thousandth": 1000}.get(frame.unit)
     width, height = (limit, limit) if limit else size
     boxes = []
@@ -125,7 +125,7 @@ def test_correct_boxes_are_no_evidence_for_another_frame(
 @pytest.mark.parametrize("frame", [PIXEL_SIZES, PIXEL_CORNERS, FRACTION_CORNERS])
 def test_no_random_dataset_is_rejected(frame: Frame) -> None:
     for seed in range(300):
-        count, size = 1 + seed % 12, Random(seed).choice([SMALL, LARGE, (640, 480)])
+        count, size = 1 + seed % 12, [SMALL, LARGE, (640, 480)][seed // 12 % 3]
         assert find(draw(count, frame, size, seed), size, frame) is None
 
 
