@@ -193,7 +193,7 @@ def ingest_rows(
     reader, files = detect_format(source, sink, requested=format)
     used: set[str] = set()
     if reader is not None:
-        task = task or _find_type(reader, source, files)
+        task = task or _find_type(reader, source, files, options)
         checker = Checker(source, task, on_error, sink)
         used = checker.used
         if task in reader.types:
@@ -279,12 +279,19 @@ def _get_row_field(field: str | None) -> str | None:
     return None if field is None else field.partition(".")[0]
 
 
-def _find_type(reader: Reader, source: Source, files: list[str]) -> DatasetType:
-    """Return the type of the first row that can be read."""
+def _find_type(
+    reader: Reader, source: Source, files: list[str], options: ReadOptions
+) -> DatasetType:
+    """Return the type of the first row that can be read, else one that the rows are meant for."""
+    meant: list[DatasetType] = []
+    codes: set[str] = set()
     for task in reader.types:
-        for row in reader.read(source, files, task, lambda _: None):
+        codes.clear()
+        for row in reader.read(source, files, task, lambda found: codes.add(found.code), options):
             return row.record.dataset_type
-    return reader.types[0]
+        if "ContentsUnfit" not in codes:
+            meant.append(task)
+    return (*meant, *reader.types)[0]
 
 
 def _explain_type_mismatch(reader: Reader, file: str, task: DatasetType) -> Finding:

@@ -12,6 +12,8 @@ collects the evidence of all boxes of a file.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import msgspec
+
 from runyard.datasets.findings import Finding
 from runyard.datasets.image_names import ImageFacts
 from runyard.datasets.options import ReadOptions
@@ -85,7 +87,8 @@ def find_other_frame(
                 evidence.add(numbers, (facts.width, facts.height))
         elif not evidence.boxes and count >= _ROWS_WITHOUT_BOXES:
             break
-    return evidence.find_other_frame(frame, options, file=file, rows=count)
+    found = evidence.find_other_frame(frame, options, file=file, rows=count)
+    return found and msgspec.structs.replace(found, rows=count)
 
 
 def is_box(value: Any) -> bool:

@@ -14,7 +14,7 @@ from runyard.datasets.readers.columns import (
     normalize_column,
     normalize_columns,
 )
-from runyard.datasets.readers.csv import CORNER_AND_SIZE, FOUR_CORNERS
+from runyard.datasets.readers.csv import BOX_TEXTS, CENTERS, CORNERS, SIZES
 from runyard.datasets.readers.json_rows import read_json_rows
 from runyard.datasets.readers.locations import SourceLocation
 from runyard.datasets.readers.sniffing import JsonForm, sniff_json
@@ -25,7 +25,7 @@ from runyard.datasets.readers.tables.csv_rows import (
     sniff_table,
 )
 from runyard.datasets.readers.tables.objects import find_objects, has_boxes, is_box
-from runyard.datasets.readers.tables.row_images import IDENTIFIERS, IMAGES, names_image
+from runyard.datasets.readers.tables.row_images import IDENTIFIERS, IMAGES, URLS, names_image
 from runyard.datasets.readers.tools.recognized import recognize
 from runyard.datasets.sources import Source
 
@@ -70,22 +70,40 @@ def is_table(source: Source, path: str) -> bool:
     if not is_metadata and any(isinstance(form.first.get(key), list) for key in TURNS):
         return False
     columns = {normalize_column(column) for column in form.columns}
-    if any(columns.issuperset(box) for box in (FOUR_CORNERS, CORNER_AND_SIZE)):
+    if form.text is not None and _has_box_columns(columns):
         return False
+    if form.key is not None and "image_id" in columns and columns.isdisjoint(IMAGES):
+        return False  # the numbers of images in COCO and VQA
     if is_metadata and "file_name" in columns:
         return True
     return _has_image(source, path, columns, form.first) and _has_contents(columns, form.first)
+
+
+def _has_box_columns(columns: set[str]) -> bool:
+    """Return whether a text table has one box per row, which csv.py reads."""
+    is_numbers = any(columns.issuperset(box) for box in (*CORNERS, *SIZES, *CENTERS))
+    return is_numbers or not columns.isdisjoint(BOX_TEXTS)
 
 
 def explain_table(source: Source, path: str) -> str | None:
     """Explain why a file that may be a table of images is not read; None for another file."""
     form = find_form(source, path)
     columns = {normalize_column(column) for column in form.columns} if form is not None else set()
+    if "question_id" in columns and columns.isdisjoint(IMAGES):
+        return (
+            "questions and answers are in separate files, and images have numbers; expected: one "
+            "table with the columns file_name, question, answer, joined by question_id"
+        )
     if form is not None and not columns.isdisjoint((*IMAGES, *IDENTIFIERS, *QUESTIONS)):
         expected = "; or ".join(dict.fromkeys(EXPECTED.values()))
         return (
             f"no row can be read from its columns ({', '.join(form.columns[:12])}); expected: a "
             f"column with the image's file name, such as file_name or image, and {expected}"
+        )
+    if url := next((column for column in form.columns if column in URLS), None) if form else None:
+        return (
+            f"it refers to images by URL ({url}); expected: images as files, and a column such as "
+            "file_name with the name of each"
         )
     if lists_images(source, path):
         return "its lines begin with names of images, but no line names the columns"
