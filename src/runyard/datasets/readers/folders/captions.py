@@ -13,7 +13,7 @@ from runyard.datasets.readers.columns import Table, build_rows
 from runyard.datasets.readers.folders.class_folders import find_class_folders
 from runyard.datasets.readers.lines import open_text, read_head
 from runyard.datasets.readers.locations import SourceLocation
-from runyard.datasets.readers.tables.row_forms import is_table
+from runyard.datasets.readers.tables.row_forms import find_tables
 from runyard.datasets.readers.yolo import looks_like_labels
 from runyard.datasets.records import DatasetType
 from runyard.datasets.sources import Source
@@ -32,7 +32,7 @@ class CaptionsReader:
 
     def detect(self, source: Source) -> list[str]:
         side = _find_side_files(source)
-        if side and any(is_table(source, path) for path in source.paths()):
+        if side and find_tables(source):
             return []  # a table counts more than the texts beside the images
         return side or find_class_folders(source).files
 

@@ -25,7 +25,7 @@ from runyard.datasets.readers.frames import choose_frame
 from runyard.datasets.readers.locations import SourceLocation
 from runyard.datasets.readers.tables.class_names import INFO_FILES, find_names_files, read_names
 from runyard.datasets.readers.tables.objects import find_other_frame, has_boxes
-from runyard.datasets.readers.tables.row_forms import RowForm, find_form, is_table, iter_rows
+from runyard.datasets.readers.tables.row_forms import RowForm, find_form, find_tables, iter_rows
 from runyard.datasets.readers.tables.row_images import RowImages
 from runyard.datasets.records import DatasetType
 from runyard.datasets.sources import Source
@@ -38,7 +38,7 @@ class TableReader:
     types: tuple[DatasetType, ...] = ("phrase-grounding", "vqa", "freeform")
 
     def detect(self, source: Source) -> list[str]:
-        tables = [path for path in source.paths() if is_table(source, path)]
+        tables = find_tables(source)
         side = {name for path in tables for name in find_names_files(source, path)}
         return sorted({*tables, *side})
 

@@ -1,8 +1,11 @@
 """The form of a table file: where its rows are, and whether they are rows about images."""
 
+import posixpath
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
+from runyard.datasets.images import is_image_name
 from runyard.datasets.readers.columns import (
     ANSWERS,
     CLASSES,
@@ -29,6 +32,8 @@ from runyard.datasets.readers.tables.row_images import IDENTIFIERS, IMAGES, URLS
 from runyard.datasets.readers.tools.recognized import recognize
 from runyard.datasets.sources import Source
 
+# By source: two readers ask for the tables.
+_TABLES: "WeakKeyDictionary[Source, list[str]]" = WeakKeyDictionary()
 _METADATA = ("metadata.jsonl", "metadata.json", "metadata.csv", "metadata.tsv")
 
 
@@ -57,7 +62,25 @@ def find_form(source: Source, path: str) -> RowForm | None:
     return RowForm(first, text.columns, text=text)
 
 
-def is_table(source: Source, path: str) -> bool:
+def find_tables(source: Source) -> list[str]:
+    """List the tables of a source, in order; it is searched once."""
+    if source not in _TABLES:
+        images = {_get_stem(path) for path in source.paths() if is_image_name(path)}
+        _TABLES[source] = [
+            path
+            for path in source.paths()
+            # A text with the name of an image is about this image alone; there may be many.
+            if not (path.lower().endswith(".txt") and _get_stem(path) in images)
+            and _is_table(source, path)
+        ]
+    return _TABLES[source]
+
+
+def _get_stem(path: str) -> str:
+    return posixpath.splitext(posixpath.basename(path))[0]
+
+
+def _is_table(source: Source, path: str) -> bool:
     """Return whether a file has rows that name an image and say something about it.
 
     Submissions to a competition have made-up labels.
