@@ -300,6 +300,8 @@ def parameters_in(folder: Path) -> int:
 
 def write_version(folder: Path, images: list[bytes], answers: list[str]) -> None:
     """Write a version's folder like a supervisor, with one pack."""
+    from PIL import Image
+
     from runyard.datasets.records import Interaction, Vqa
     from runyard.datasets.versions import (
         CONTENTS,
@@ -321,13 +323,15 @@ def write_version(folder: Path, images: list[bytes], answers: list[str]) -> None
             lines.setdefault(sha256, encode_contents_line(sha256, name, offset, len(data)))
             offset += len(data)
             asked = Vqa(interactions=[Interaction(order=1, question=QUESTION, answer=answer)])
+            with Image.open(io.BytesIO(data)) as opened:
+                width, height = opened.size
             writer.add(
                 VersionImage(
                     filename=f"{number:05}.png",
                     sha256=sha256,
                     size=len(data),
-                    width=1,
-                    height=1,
+                    width=width,
+                    height=height,
                     mime="image/png",
                     records=[asked],
                 )

@@ -8,7 +8,7 @@ tiny model are too few for good results.
 import sys
 from pathlib import Path
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 import runyard.predict
 import vi
@@ -33,7 +33,7 @@ with vi.Client() as client:
     run = client.runs.wait(client.runs.create(flow=flow.flow_id).run_id, timeout=600)
     model = client.get_model(run.run_id, ckpt="best", save_path="models")
 
-image = Image.open(image_path).convert("RGB")
+image = ImageOps.exif_transpose(Image.open(image_path)).convert("RGB")
 prediction = runyard.predict.load(model.model_path).predict(image, "What is here?")
 draw = ImageDraw.Draw(image)
 for box in prediction.boxes:

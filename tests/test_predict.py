@@ -24,6 +24,24 @@ def test_a_model_folder_is_loaded_and_answers(tmp_path: Path) -> None:
     assert prediction.boxes == ()  # a model without training does not write boxes
 
 
+def test_a_photo_from_a_file_is_predicted_as_displayed(tmp_path: Path) -> None:
+    from PIL import Image
+
+    class Recorder:
+        def predict(self, image: Image.Image, question: str, **options: object) -> Answer:
+            self.size = image.size
+            return Answer("a dog", (Grounding("a dog", ((0, 0, 1024, 512),)),), raw="{}")
+
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.new("RGB", (64, 32)).save(tmp_path / "photo.jpg", exif=exif)
+    recorder = Recorder()
+    with Image.open(tmp_path / "photo.jpg") as photo:
+        prediction = runyard.predict.TrainedModel(recorder).predict(photo, "?")  # type: ignore[arg-type]
+    assert recorder.size == (32, 64)
+    assert prediction.boxes == (Box("a dog", 0, 0, 32, 32),)
+
+
 def test_boxes_are_pixels_of_the_image() -> None:
     answer = Answer("a dog", (Grounding("a dog", ((0, 256, 512, 1024),)),), raw="{}")
     found = runyard.predict._to_prediction(answer, width=64, height=32)

@@ -24,7 +24,7 @@ __all__ = ["Box", "Prediction", "TrainedModel", "load"]
 
 @dataclass(frozen=True)
 class Box:
-    """The box of a phrase, in pixels of the image."""
+    """The box of a phrase, in pixels of the image as displayed."""
 
     phrase: str
     left: float
@@ -51,9 +51,16 @@ class TrainedModel:
     def predict(
         self, image: "Image", question: str, *, max_new_tokens: int | None = None
     ) -> Prediction:
-        """Return the model's answer to a question about an image (PIL)."""
-        answer = self._predictor.predict(image, question, max_new_tokens=max_new_tokens)
-        return _to_prediction(answer, width=image.width, height=image.height)
+        """Return the model's answer to a question about an image (PIL).
+
+        An image that comes directly from ``Image.open`` is oriented as its metadata says, as in
+        training; ``ImageOps.exif_transpose`` gives the image that the boxes refer to.
+        """
+        from runyard.datasets.pixels import convert_image
+
+        shown = convert_image(image)
+        answer = self._predictor.predict(shown, question, max_new_tokens=max_new_tokens)
+        return _to_prediction(answer, width=shown.width, height=shown.height)
 
 
 def load(folder: str | Path) -> TrainedModel:

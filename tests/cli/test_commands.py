@@ -355,6 +355,17 @@ def test_an_invalid_image_is_named(runyard: Runyard, tmp_path: Path) -> None:
     assert "cannot read text.png as an image" in result.stderr
 
 
+def test_a_photo_is_predicted_as_displayed(tmp_path: Path) -> None:
+    from PIL import Image
+
+    from runyard.cli.resources.models import _open_image
+
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.new("RGB", (64, 32)).save(tmp_path / "photo.jpg", exif=exif)
+    assert _open_image(tmp_path / "photo.jpg").size == (32, 64)
+
+
 def test_a_missing_server_is_unreachable(runyard: Runyard, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATATURE_VI_SECRET_KEY", "dtvi_" + "a" * 98)
     monkeypatch.setenv("DATATURE_VI_ORGANIZATION_ID", "org-1")

@@ -1,8 +1,9 @@
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from runyard.datasets.preview import (
     CELL,
@@ -59,6 +60,20 @@ def test_a_box_is_drawn_where_it_is(item: Callable[..., ExportedImage]) -> None:
     # Within.
     assert plain.getpixel((x + CELL // 4, y + 40)) == with_box.getpixel((x + CELL // 4, y + 40))
     assert plain.getpixel((x - 20, y + 40)) == with_box.getpixel((x - 20, y + 40))  # next to it
+
+
+def test_an_image_is_drawn_as_training_sees_it(item: Callable[..., ExportedImage]) -> None:
+    """An orientation in XMP, and transparency, which is white."""
+    image, file = Image.new("RGBA", (400, 200), (255, 0, 0, 255)), io.BytesIO()
+    image.paste((0, 0, 255, 0), (0, 0, 200, 200))
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", '<a tiff:Orientation="6"/>')
+    image.save(file, "PNG", pnginfo=text)
+    shown = replace(item("a.png"), read=file.getvalue)
+    with open_png(render_contact_sheet([shown])) as sheet:
+        middle = GAP + CELL // 2
+        assert sheet.getpixel((middle, GAP + CELL // 4)) == (255, 255, 255)
+        assert sheet.getpixel((middle, GAP + 3 * CELL // 4)) == (255, 0, 0)
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(

@@ -5,11 +5,13 @@ import io
 import json
 import multiprocessing
 import os
+import struct
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -170,13 +172,25 @@ def make_png(number: int, size: tuple[int, int] = (24, 16)) -> bytes:
     return held.getvalue()
 
 
+def read_png_size(data: bytes) -> tuple[int, int]:
+    """Read width and height from the header, also of a truncated file; (1, 1) if it has none."""
+    width, height = struct.unpack_from(">II", data, 16) if len(data) >= 24 else (1, 1)
+    return width, height
+
+
 @pytest.fixture
-def make_version(tmp_path: Path) -> Callable[[dict[str, tuple[bytes, list[Any]]]], Path]:
+def make_version(tmp_path: Path) -> Callable[..., Path]:
     """Return a function that writes a version's folder, from images with records by filename."""
     return partial(write_version, tmp_path / "datasets" / "org")
 
 
-def write_version(home: Path, images: dict[str, tuple[bytes, list[Any]]]) -> Path:
+def write_version(
+    home: Path,
+    images: dict[str, tuple[bytes, list[Any]]],
+    *,
+    claimed_sizes: Mapping[str, tuple[int, int]] = MappingProxyType({}),
+) -> Path:
+    """Write a version; ``claimed_sizes`` has the images whose records give another size."""
     from runyard.datasets.versions import (
         CONTENTS,
         MANIFEST,
@@ -199,13 +213,14 @@ def write_version(home: Path, images: dict[str, tuple[bytes, list[Any]]]) -> Pat
         seen = set()
         for filename, (data, records) in sorted(images.items()):
             sha256, at, size = places[filename]
+            width, height = claimed_sizes.get(filename) or read_png_size(data)
             writer.add(
                 VersionImage(
                     filename=filename,
                     sha256=sha256,
                     size=len(data),
-                    width=1,
-                    height=1,
+                    width=width,
+                    height=height,
                     mime="image/png",
                     records=records,
                 )

@@ -435,6 +435,20 @@ def test_broken_images_are_reported_and_left_out(
         cached.close()
 
 
+def test_an_image_of_another_size_is_left_out_until_the_dataset_is_imported_again(
+    make_version: MakeVersion, png: Png, encoder: Encoder, tmp_path: Path
+) -> None:
+    data, messages = images(png, range(60)), list[str]()
+    for claimed, broken in (({"003.png": (16, 24)}, ["003.png"]), ({}, [])):
+        folder = make_version(data, claimed_sizes=claimed)
+        for _ in range(2):  # the second time from the shards
+            hooks = Hooks(on_warning=messages.append)
+            cached = encoded(folder, encoder, shared_dir(tmp_path), hooks)
+            assert [cached.samples.filename(number) for number in cached.broken] == broken
+            cached.close()
+    assert "'003.png' cannot be decoded and is left out: it has 24 x 16 pixels" in messages[0]
+
+
 def test_too_many_broken_images_end_the_run(
     make_version: MakeVersion, png: Png, encoder: Encoder, tmp_path: Path
 ) -> None:

@@ -180,3 +180,16 @@ def test_an_image_with_too_many_pixels_is_not_decoded() -> None:
     Image.new("1", (50_000, 1_001)).save(held, "PNG")
     with pytest.raises(BrokenImage, match="50000 x 1001 are more than"):
         decode_image(held.getvalue())
+
+
+def test_an_image_of_another_size_than_its_record_says_is_broken(
+    make_version: MakeVersion, png: Callable[..., bytes]
+) -> None:
+    images = {"a.png": (png(1), [asked("x")]), "b.png": (png(1), [asked("y")])}
+    folder = make_version(images, claimed_sizes={"a.png": (16, 24)})
+    first, second = load(folder, validation_fraction=0).train
+    with pytest.raises(BrokenImage, match=r"24 x 16 .* says 16 x 24: import the dataset again"):
+        first.image.load()
+    assert second.image.size == (24, 16)  # the same bytes, from the images kept decoded
+    with pytest.raises(BrokenImage):
+        first.image.load()

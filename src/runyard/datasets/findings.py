@@ -67,7 +67,11 @@ KINDS: dict[str, FindingKind] = {
         "warning", "only the first frame is used; save the frames you need as separate images"
     ),
     "ImageDeep": FindingKind(
-        "warning", "16-bit values are scaled to 8 bits; convert the image if their range is narrow"
+        "warning", "its values are scaled to 8 bits; convert the image if their range is narrow"
+    ),
+    "ImageAlpha": FindingKind(
+        "warning",
+        "transparent parts become white; save the image without transparency for another result",
     ),
     "ImageCmyk": FindingKind(
         "warning",

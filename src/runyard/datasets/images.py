@@ -4,28 +4,35 @@ Inspection parses the structure and does not decode pixels: JPEG markers to the 
 PNG chunks with their checksums, the blocks of GIF and WebP, the strips of TIFF and the length of
 BMP. That finds what goes wrong in practice (files truncated, zeroed, renamed, or of another type)
 in a few microseconds per image, and reads width and height before anything of that size is
-allocated. Pillow decodes an image, within the same limits, only if the structure does not show
-whether it is readable, such as a JPEG with arithmetic coding.
+allocated.
+
+What training will see is decided by ``pixels``: Pillow opens an image there, without decoding it,
+and says its size, orientation and transparency. Only JPEG, PNG and WebP files with ordinary
+metadata are read here, because most images are such files. An image is decoded, within the same
+limits, only if its structure does not show whether it is readable: a TIFF, a BMP, a JPEG with
+arithmetic coding.
 """
 
 import hashlib
-import io
 import re
 import struct
 import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import google_crc32c
 
-MAX_PIXELS = 50_000_000
+from runyard.datasets.image_limits import FORMATS, MAX_PIXELS
+
+if TYPE_CHECKING:
+    from PIL.ImageFile import ImageFile
+
 MAX_BYTES = 128 << 20
 MIN_SIDE = 8  # a smaller image is more likely a placeholder
 MAX_FRAMES = 10_000
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # the only formats that Pillow may open
 ENDINGS = {
     "jpg": "image/jpeg",
     "jpeg": "image/jpeg",
@@ -73,6 +80,9 @@ _UNSUPPORTED_MAGIC = {  # image types that are recognized by their first bytes a
 }
 
 
+_ALPHA_CHANNEL = "it has an alpha channel"
+
+
 class ImageFinding(NamedTuple):
     """A finding about an image, still without its location."""
 
@@ -85,7 +95,7 @@ class ImageFinding(NamedTuple):
 class Inspection:
     """The result of an inspection. Findings of severity error mean that the image cannot be used.
 
-    Width and height are as stored; ``orientation`` is the EXIF orientation, 1 to 8.
+    Width and height are as stored; ``orientation``, 1 to 8, is the one that decoding applies.
     """
 
     mime: str = ""
@@ -224,7 +234,9 @@ def _add_warnings(path: str, found: Inspection) -> None:
     if found.orientation != 1:
         turned = " and swaps width and height" if found.orientation >= 5 else ""
         found.findings.append(
-            ImageFinding("ImageRotated", f"its EXIF orientation is {found.orientation}{turned}")
+            ImageFinding(
+                "ImageRotated", f"its EXIF or XMP orientation is {found.orientation}{turned}"
+            )
         )
     if found.frames > 1:
         found.findings.append(
@@ -242,19 +254,52 @@ def _add_warnings(path: str, found: Inspection) -> None:
 _NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _SIMPLE_FRAMES = (0xC0, 0xC1, 0xC2)
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+# Frames, tables, restart intervals and comments, which Pillow reads in the same way.
+_PLAIN_MARKERS = frozenset((*_SIMPLE_FRAMES, 0xC4, 0xDA, 0xDB, 0xDD, 0xE0, 0xFE))
+_BARE_MARKERS = frozenset((0x01, *range(0xD0, 0xDA)))  # markers without content
+_EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
+
+
+@dataclass(slots=True)
+class _JpegHeader:
+    """What the segments before the pixels say."""
+
+    frame: int = 0
+    exif: bytes | None = None
+    is_plain: bool = True  # whether the orientation needs no more than this module
+
+    def add(self, data: bytes, marker: int, start: int, end: int) -> None:
+        """Add a segment with a marker that is not plain."""
+        if marker == 0xE1 and data.startswith(_EXIF, start):
+            self.is_plain = self.is_plain and self.exif is None
+            self.exif = data[start + len(_EXIF) : end]
+        elif marker == 0xE1 and data.startswith(_XMP, start):
+            self.is_plain = self.is_plain and data.find(b"tiff:Orientation", start, end) < 0
+        elif marker == 0xE2:
+            # Several images in one file; the profile of colors is the usual content.
+            self.is_plain = self.is_plain and not data.startswith(b"MPF\0", start)
+        elif marker < 0xE0 or marker == 0xED:
+            # A rare marker, or blocks of Photoshop: Pillow may fail on them.
+            self.is_plain = False
+
+    def find_orientation(self) -> int | None:
+        """Return the orientation; None if Pillow must decide."""
+        if not self.is_plain:
+            return None
+        return 1 if self.exif is None else _read_plain_orientation(self.exif)
 
 
 def _inspect_jpeg(data: bytes, found: Inspection) -> None:
-    at, frame, has_pixels = 2, 0, False
+    at, header, has_pixels = 2, _JpegHeader(), False
     while True:
         marker, start, at = _read_jpeg_segment(data, at)
         if marker == 0xD9:
             break
-        if marker in _FRAMES:
-            frame = marker
-            _read_jpeg_frame(data, start, marker, found)
-        elif marker == 0xE1 and data[start : start + 6] == b"Exif\0\0":
-            found.orientation = _read_orientation(data[start + 6 : at])
+        if marker in _FRAMES and not has_pixels:
+            header.frame = marker
+            _read_jpeg_frame(data, start, found)
+        if marker not in _PLAIN_MARKERS and not has_pixels:
+            header.add(data, marker, start, at)
         elif marker == 0xDA:
             has_pixels = True
             ahead = _NEXT_MARKER.search(data, at)
@@ -263,11 +308,15 @@ def _inspect_jpeg(data: bytes, found: Inspection) -> None:
                     "ImageTruncated", f"the pixel data does not end within its {len(data)} bytes"
                 )
             at = ahead.start()
-    if not frame or not has_pixels:
+    if not header.frame or not has_pixels:
         raise _BrokenImage("ImageBroken", "it has no pixel data")
-    if frame not in _SIMPLE_FRAMES:
-        _check_size(found)
-        _check_decodes(data)
+    orientation = header.find_orientation()
+    if header.frame not in _SIMPLE_FRAMES:
+        _read_with_pillow(data, found, decode=True)
+    elif orientation is None:
+        _read_with_pillow(data, found)
+    else:
+        found.orientation = orientation
 
 
 def _read_jpeg_segment(data: bytes, at: int) -> tuple[int, int, int]:
@@ -277,10 +326,11 @@ def _read_jpeg_segment(data: bytes, at: int) -> tuple[int, int, int]:
     """
     if data[at] != 0xFF:
         raise _BrokenImage("ImageBroken", f"byte {at} should begin a JPEG marker")
-    while data[at + 1] == 0xFF:
-        at += 1
     marker = data[at + 1]
-    if marker == 0xD9 or marker == 0x01 or 0xD0 <= marker <= 0xD8:
+    while marker == 0xFF:
+        at += 1
+        marker = data[at + 1]
+    if marker in _BARE_MARKERS:
         return marker, at + 2, at + 2
     length = data[at + 2] << 8 | data[at + 3]
     if length < 2:
@@ -296,22 +346,58 @@ def _read_jpeg_segment(data: bytes, at: int) -> tuple[int, int, int]:
     return marker, at + 4, end
 
 
-def _read_jpeg_frame(data: bytes, start: int, marker: int, found: Inspection) -> None:
+def _read_jpeg_frame(data: bytes, start: int, found: Inspection) -> None:
     precision, height, width, components = struct.unpack_from(">BHHB", data, start)
     found.width, found.height = width, height
     if components == 4 and not any(finding.code == "ImageCmyk" for finding in found.findings):
         found.findings.append(ImageFinding("ImageCmyk", "it is a JPEG with four color channels"))
-    if precision != 8:
+    if precision != 8 or components not in (1, 3, 4):
         raise _BrokenImage(
-            "ImageTypeUnsupported", f"it is a JPEG with {precision} bits per channel"
+            "ImageTypeUnsupported",
+            f"it is a JPEG with {components} channels of {precision} bits (supported: 1, 3 or 4 "
+            "channels of 8 bits)",
         )
+
+
+def _read_plain_orientation(exif: bytes) -> int | None:
+    """Read the orientation from an EXIF block of the common form; None for any other form.
+
+    Pillow ends reading at the first entry whose value is beyond the block, so this does, too.
+    """
+    try:
+        if exif[:4] not in (b"II*\0", b"MM\0*"):
+            return None
+        order, at = _read_tiff_header(exif)
+        (count,) = struct.unpack_from(f"{order}H", exif, at)
+        layout, value_bytes = f"{order}HHII", 0
+        for number in range(count):
+            place = at + 2 + 12 * number
+            tag, kind, length, offset = struct.unpack_from(layout, exif, place)
+            if tag == _ORIENTATION:
+                value: int = struct.unpack_from(f"{order}H", exif, place + 8)[0]
+                is_plain = kind == 3 and length == 1
+                return (value if 1 <= value <= 8 else 1) if is_plain else None
+            size = length * _EXIF_SIZES.get(kind, 1 << 32)
+            if size > 4:
+                value_bytes += size
+                if value_bytes > len(exif) or offset + size > len(exif):
+                    return None
+    except struct.error:
+        return None
+    return 1
 
 
 # PNG ----------------------------------------------------------------------------------------------
 
 
+# Color type: the depths that it may have.
+_PNG_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
+_PNG_ALPHA = (4, 6)
+_PLAIN_CHUNKS = {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"sBIT", b"bKGD", b"tIME"}
+
+
 def _inspect_png(data: bytes, found: Inspection) -> None:
-    at, has_pixels, view = 8, False, memoryview(data)
+    at, kinds, view = 8, set(), memoryview(data)
     while True:
         length, kind = struct.unpack_from(">I4s", data, at)
         end = at + 12 + length
@@ -324,25 +410,35 @@ def _inspect_png(data: bytes, found: Inspection) -> None:
             raise _BrokenImage(
                 "ImageBroken", f"the checksum of the PNG chunk {kind!r} at byte {at} is wrong"
             )
-        if at == 8 and kind != b"IHDR":
-            raise _BrokenImage("ImageBroken", f"its first chunk is {kind!r} and not IHDR")
-        if kind == b"IHDR":
-            found.width, found.height, depth = struct.unpack_from(">IIB", data, at + 8)
-            if depth == 16:
-                found.findings.append(
-                    ImageFinding("ImageDeep", "it is a PNG with 16 bits per channel")
-                )
-        elif kind == b"acTL":
+        if (at == 8) != (kind == b"IHDR"):
+            raise _BrokenImage("ImageBroken", f"it has no header, or a second one, at byte {at}")
+        kinds.add(kind)
+        if kind == b"acTL":
             found.frames = max(1, int.from_bytes(data[at + 8 : at + 12], "big"))
-        elif kind == b"eXIf":
-            found.orientation = _read_orientation(data[at + 8 : end - 4])
-        elif kind == b"IDAT":
-            has_pixels = True
         elif kind == b"IEND":
             break
         at = end
-    if not has_pixels:
+    if b"IDAT" not in kinds:
         raise _BrokenImage("ImageBroken", "it has no pixel data")
+    color = _read_png_header(data, found)
+    if not kinds <= _PLAIN_CHUNKS:
+        _read_with_pillow(data, found)
+    elif color in _PNG_ALPHA:
+        found.findings.append(ImageFinding("ImageAlpha", _ALPHA_CHANNEL))
+
+
+def _read_png_header(data: bytes, found: Inspection) -> int:
+    """Read size and depth from a header of the right length; return the color type."""
+    found.width, found.height, depth, color, _, scheme = struct.unpack_from(">IIBBBB", data, 16)
+    if int.from_bytes(data[8:12], "big") < 13 or depth not in _PNG_DEPTHS.get(color, ()) or scheme:
+        raise _BrokenImage(
+            "ImageBroken",
+            f"its header has color type {color}, {depth} bits per channel and filter method "
+            f"{scheme}, which PNG does not define",
+        )
+    if depth == 16:
+        found.findings.append(ImageFinding("ImageDeep", "it is a PNG with 16 bits per channel"))
+    return int(color)
 
 
 # GIF ----------------------------------------------------------------------------------------------
@@ -368,6 +464,7 @@ def _inspect_gif(data: bytes, found: Inspection) -> None:
     if not frames:
         raise _BrokenImage("ImageBroken", "it has no pixel data")
     found.frames = frames
+    _read_with_pillow(data, found)
 
 
 def _count_palette_bytes(flags: int) -> int:
@@ -383,7 +480,7 @@ def _inspect_webp(data: bytes, found: Inspection) -> None:
         raise _BrokenImage(
             "ImageTruncated", f"its header declares {end} bytes, but the file has {len(data)}"
         )
-    at, frames, has_pixels = 12, 0, False
+    at, frames, has_pixels, is_simple = 12, 0, False, True
     while at + 8 <= end:
         kind, length = struct.unpack_from("<4sI", data, at)
         start = at + 8
@@ -392,21 +489,25 @@ def _inspect_webp(data: bytes, found: Inspection) -> None:
                 "ImageTruncated", f"the WebP chunk {kind!r} at byte {at} ends after the file"
             )
         if kind == b"VP8X":
+            is_simple = False
             found.width = 1 + int.from_bytes(data[start + 4 : start + 7], "little")
             found.height = 1 + int.from_bytes(data[start + 7 : start + 10], "little")
         elif kind == b"ANMF":
             frames += 1
         elif kind in (b"VP8 ", b"VP8L"):
-            has_pixels = True
             if not found.width:
                 found.width, found.height = _read_webp_size(data, kind, start)
-        elif kind == b"EXIF":
-            tags = data[start : start + length]
-            found.orientation = _read_orientation(tags.removeprefix(b"Exif\0\0"))
+            if not has_pixels:
+                is_simple = is_simple and at == 12 and _is_plain_webp(data, kind, start, length)
+            has_pixels = True
         at = start + length + (length & 1)
     if not has_pixels and not frames:
         raise _BrokenImage("ImageBroken", "it has no pixel data")
     found.frames = max(1, frames)
+    if not is_simple:
+        _read_with_pillow(data, found)
+    elif data[12:16] == b"VP8L" and data[24] & 0x10:
+        found.findings.append(ImageFinding("ImageAlpha", _ALPHA_CHANNEL))
 
 
 def _read_webp_size(data: bytes, kind: bytes, start: int) -> tuple[int, int]:
@@ -419,6 +520,15 @@ def _read_webp_size(data: bytes, kind: bytes, start: int) -> tuple[int, int]:
         raise _BrokenImage("ImageBroken", "its pixel data has no valid start")
     width, height = struct.unpack_from("<HH", data, start + 6)
     return width & 0x3FFF, height & 0x3FFF
+
+
+def _is_plain_webp(data: bytes, kind: bytes, start: int, length: int) -> bool:
+    """Return whether the first bits of the pixels are as the standard wants them."""
+    if kind == b"VP8L":
+        return data[start + 4] >> 5 == 0  # the version
+    bits = int.from_bytes(data[start : start + 3], "little")
+    is_key_frame, is_shown = not bits & 1, bits & 0x10
+    return bool(is_key_frame and is_shown and bits >> 1 & 7 <= 3 and bits >> 5 < length)
 
 
 # BMP ----------------------------------------------------------------------------------------------
@@ -440,22 +550,22 @@ def _inspect_bmp(data: bytes, found: Inspection) -> None:
                 "ImageTruncated",
                 f"its pixel data needs {needed} bytes, but the file has {len(data)}",
             )
-    else:
-        _check_decodes(data)
+    _read_with_pillow(data, found, decode=True)
 
 
 # TIFF, and the EXIF of the others, which is TIFF --------------------------------------------------
 
-_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION = 256, 257, 258, 259, 262, 274
+_WIDTH, _HEIGHT, _PHOTOMETRIC, _ORIENTATION = 256, 257, 262, 274
 _STRIPS, _STRIP_BYTES, _TILES, _TILE_BYTES = 273, 279, 324, 325
 _SIZES = {1: (1, "B"), 3: (2, "H"), 4: (4, "I")}
+# Bytes per value of each type of EXIF entry that Pillow reads; it skips entries of other types.
+_EXIF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}
 
 
 def _inspect_tiff(data: bytes, found: Inspection) -> None:
     order, at = _read_tiff_header(data)
     tags, following = _read_directory(data, order, at)
     found.width, found.height = (tags.get(name, [0])[0] for name in (_WIDTH, _HEIGHT))
-    found.orientation = _clamp_orientation(tags)
     _check_size(found)
     for starts, lengths in ((_STRIPS, _STRIP_BYTES), (_TILES, _TILE_BYTES)):
         for start, length in zip(tags.get(starts, []), tags.get(lengths, []), strict=False):
@@ -464,18 +574,14 @@ def _inspect_tiff(data: bytes, found: Inspection) -> None:
                     "ImageTruncated",
                     f"its pixel data ends at byte {start + length}, the file at {len(data)}",
                 )
-    if 16 in tags.get(_BITS, []):
-        found.findings.append(ImageFinding("ImageDeep", "it is a TIFF with 16 bits per channel"))
-    if tags.get(_PHOTOMETRIC, [2])[0] == 5:
+    if tags.get(_PHOTOMETRIC, [2])[:1] == [5]:
         found.findings.append(ImageFinding("ImageCmyk", "it is a TIFF with CMYK colors"))
     seen = {at}
     while following and following not in seen and len(seen) < MAX_FRAMES:
         seen.add(following)
         _, following = _read_directory(data, order, following)
     found.frames = len(seen)
-    _check_opens(data)
-    if tags.get(_COMPRESSION, [1])[0] != 1:
-        _check_decodes(data)
+    _read_with_pillow(data, found, decode=True)
 
 
 def _read_tiff_header(data: bytes) -> tuple[str, int]:
@@ -486,7 +592,7 @@ def _read_tiff_header(data: bytes) -> tuple[str, int]:
 def _read_directory(data: bytes, order: str, at: int) -> tuple[dict[int, list[int]], int]:
     """Read the integer tags of a TIFF directory, and where the next directory begins (0: none)."""
     (count,) = struct.unpack_from(f"{order}H", data, at)
-    tags = {}
+    tags: dict[int, list[int]] = {}
     for number in range(count):
         entry = at + 2 + 12 * number
         tag, kind, length = struct.unpack_from(f"{order}HHI", data, entry)
@@ -500,58 +606,81 @@ def _read_directory(data: bytes, order: str, at: int) -> tuple[dict[int, list[in
             raise _BrokenImage(
                 "ImageTruncated", f"the TIFF tag {tag} is beyond the end of the file"
             )
-        tags[tag] = list(struct.unpack_from(f"{order}{length}{letter}", data, start))
+        # As in Pillow, the first of equal tags counts.
+        tags.setdefault(tag, list(struct.unpack_from(f"{order}{length}{letter}", data, start)))
     return tags, struct.unpack_from(f"{order}I", data, at + 2 + 12 * count)[0]
 
 
-def _read_orientation(exif: bytes) -> int:
-    """Read the orientation from EXIF data; 1 if it has none or cannot be read."""
-    if exif[:4] not in (b"II*\0", b"MM\0*"):
-        return 1
-    try:
-        order, at = _read_tiff_header(exif)
-        (count,) = struct.unpack_from(f"{order}H", exif, at)
-        for number in range(count):
-            tag, kind, _, value = struct.unpack_from(f"{order}HHIH", exif, at + 2 + 12 * number)
-            if tag == _ORIENTATION and kind == 3:
-                return value if 1 <= value <= 8 else 1
-    except struct.error:
-        pass
-    return 1
+# Pillow, which decodes the images ----------------------------------------------------------------
 
 
-def _clamp_orientation(tags: dict[int, list[int]]) -> int:
-    value = tags.get(_ORIENTATION, [1])[:1]
-    return value[0] if value and 1 <= value[0] <= 8 else 1
+def _read_with_pillow(data: bytes, found: Inspection, *, decode: bool = False) -> None:
+    """Take size and orientation from Pillow, and what else the pixels need.
+
+    With ``decode`` also decode the first frame, to see whether that is possible. The size has been
+    checked before, and is checked again because some types give it in several places.
+    """
+    from runyard.datasets import pixels
+
+    _check_size(found)
+    is_png = found.mime == "image/png"
+    header = pixels.remove_png_pixels(data) if is_png else data
+
+    def use(image: "ImageFile") -> None:
+        found.width, found.height = pixels.read_stored_size(image)
+        _check_size(found)
+        if image.mode in pixels.UNSUPPORTED_MODES:
+            what = pixels.UNSUPPORTED_MODES[image.mode]
+            raise _BrokenImage("ImageTypeUnsupported", f"it has {what}")
+        found.orientation = pixels.read_orientation(image, header)
+        found.findings += _describe_pixels(image)
+        if decode:
+            image.load()
+
+    _use_pillow(header, use)
 
 
-# Pillow, where the structure is not enough --------------------------------------------------------
+def _describe_pixels(image: "ImageFile") -> list[ImageFinding]:
+    """Report what decoding changes: more than 8 bits per channel, transparency."""
+    from runyard.datasets import pixels
+
+    described = []
+    if image.format == "TIFF" and (depth := pixels.describe_depth(image)):
+        described.append(ImageFinding("ImageDeep", f"it is a TIFF with {depth}"))
+    if pixels.has_alpha(image):
+        is_color = "transparency" in image.info
+        cause = "it has a transparent color" if is_color else _ALPHA_CHANNEL
+        described.append(ImageFinding("ImageAlpha", cause))
+    elif pixels.read_extra_samples(image) or image.has_transparency_data:
+        described.append(
+            ImageFinding("ImageAlpha", "it has a channel beyond its colors, which is not used")
+        )
+    return described
 
 
-def _check_decodes(data: bytes) -> None:
-    """Decode the first frame, whose size has been checked already."""
-    _use_pillow(data, lambda image: image.load())
+def _use_pillow(data: bytes, use: "Callable[[ImageFile], None]") -> None:
+    from PIL import UnidentifiedImageError
 
-
-def _check_opens(data: bytes) -> None:
-    _use_pillow(data, lambda _: None)
-
-
-def _use_pillow(data: bytes, use: Callable[..., object]) -> None:
-    from PIL import Image
+    from runyard.datasets import pixels
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            with pixels.open_image(data) as image:
                 use(image)
         except MemoryError:
             raise _BrokenImage(
                 "ImageTooLarge", "decoding it takes more memory than allowed"
             ) from None
+        except _BrokenImage:
+            raise
         except Exception as error:  # Pillow's plugins raise whatever the bytes make them raise
-            code = "ImageTruncated" if "truncated" in str(error) else "ImageBroken"
-            raise _BrokenImage(code, f"it cannot be decoded: {str(error)[:200]}") from error
+            if isinstance(error, UnidentifiedImageError):
+                reason = "its header or its metadata is not as the type wants it"
+            else:
+                reason = str(error)[:200]
+            code = "ImageTruncated" if "truncated" in reason else "ImageBroken"
+            raise _BrokenImage(code, f"it cannot be decoded: {reason}") from error
 
 
 _INSPECTORS: dict[str, Callable[[bytes, Inspection], None]] = {

@@ -10,20 +10,18 @@ characters it lacks appear as empty boxes.
 import io
 import textwrap
 import unicodedata
-import warnings
 from collections.abc import Iterable, Sequence
 from random import Random
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from runyard.datasets.pixels import decode_image
 from runyard.datasets.records import Box, Freeform, PhraseGrounding, Record, Vqa
 from runyard.datasets.writers.base import ExportedImage
 
 MAX_IMAGES = 48
 CELL, GAP, COLUMNS = 320, 12, 4
 LINES, LINE_HEIGHT, FONT_PIXELS, LINE_CHARACTERS = 7, 17, 13, 46
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-_MAX_PIXELS = 50_000_000
 _MAX_TEXT = 2000
 _INK, _QUIET, _PAPER, _EMPTY = "#1d1f21", "#6b7075", "#ffffff", "#d5d8dc"
 _COLORS = ("#e6194b", "#0a7d33", "#2f55d4", "#b35900", "#911eb4", "#00747d", "#b8005c", "#5f6b00")
@@ -80,17 +78,11 @@ def _draw_item(sheet: Image.Image, item: ExportedImage, left: int, top: int, fon
 def _load_image(item: ExportedImage) -> Image.Image | None:
     """Decode the image as displayed, scaled to a cell; None if it cannot be decoded."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the import has reported these already
-            with Image.open(io.BytesIO(item.read()), formats=_FORMATS) as opened:
-                if opened.width * opened.height > _MAX_PIXELS:
-                    return None
-                opened.draft("RGB", (2 * CELL, 2 * CELL))
-                upright = ImageOps.exif_transpose(opened)
-                return ImageOps.contain(upright.convert("RGB"), (CELL, CELL))
-    # Pillow raises almost anything on broken bytes; one bad cell must not fail the sheet.
+        image = decode_image(item.read(), at_least=(2 * CELL, 2 * CELL))
+    # Storage may fail in its own ways; one bad cell must not fail the sheet.
     except Exception:
         return None
+    return ImageOps.contain(image, (CELL, CELL))
 
 
 def _list_boxes(records: list[Record]) -> list[tuple[str, Box]]:

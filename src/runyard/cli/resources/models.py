@@ -329,21 +329,20 @@ def _find_images(
 
 
 def _open_image(path: Path) -> "Image":
-    """Return the image in a file; call it first, so that a wrong name is reported at once.
+    """Return the image in a file as training sees it; called first to report a wrong name at once.
 
     Raises:
         CommandFailed: The file is missing or not an image.
     """
-    from PIL import Image, UnidentifiedImageError
+    from runyard.datasets.pixels import BrokenImage, decode_image
 
     if not path.is_file():
         raise CommandFailed(f"image {path} does not exist", exit_code=EXIT_NOT_FOUND)
     try:
-        with Image.open(path) as opened:
-            return opened.convert("RGB")
-    except UnidentifiedImageError as error:
+        return decode_image(path.read_bytes())
+    except BrokenImage as error:
         raise CommandFailed(
-            f"cannot read {path} as an image (supported: JPEG, PNG, WebP, BMP, GIF, TIFF)"
+            f"cannot read {path} as an image ({error}; supported: JPEG, PNG, WebP, BMP, GIF, TIFF)"
         ) from error
 
 

@@ -56,7 +56,7 @@ from runyard.trainer.data.shards import (
 from runyard.trainer.data.uploaded import SampleSelection, UploadedSamples
 from runyard.trainer.errors import InvalidData
 
-ENCODING = 2  # to be raised when the stored format changes, or the code that produces it
+ENCODING = 3  # to be raised when the stored format changes, or the code that produces it
 IMAGES_PER_SHARD, MAX_IMAGES_PER_SHARD = 128, 512  # on average, and at most
 MAX_BROKEN_SHARE = 0.05  # a larger share of broken images ends the run
 MAX_NAMED_BROKEN = 20  # broken images that are reported one by one

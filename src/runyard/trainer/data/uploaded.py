@@ -23,7 +23,7 @@ from runyard.datasets.versions import VersionError, VersionFolder, VersionImage
 from runyard.rundir import COMPLETE
 from runyard.trainer.answers import FREEFORM, PHRASE_GROUNDING, VQA, Answer, Grounding, scale_box
 from runyard.trainer.data.datasets import Dataset, Sample
-from runyard.trainer.data.images import decode_image
+from runyard.trainer.data.images import BrokenImage, decode_image
 from runyard.trainer.errors import InvalidData
 
 if TYPE_CHECKING:
@@ -87,12 +87,12 @@ class UploadedSamples:
                     self._check_task(item, contents)
                     for part, (question, truth) in enumerate(list_questions(contents)):
                         locations.append((number, record, part))
-                        keys += _hash_sample(item.sha256, question, truth)
+                        keys += _hash_sample(item, question, truth)
                         image_hashes += bytes.fromhex(item.sha256)
         # Item, record, question of each sample.
         self._locations = np.asarray(locations, np.int32).reshape(-1, 3)
         self.keys = np.frombuffer(bytes(keys), np.uint8).reshape(-1, 32)
-        """A hash of each sample: its image's bytes, its question, its answer."""
+        """A hash of each sample: its image's bytes and size, its question, its answer."""
         self.image_hashes = np.frombuffer(bytes(image_hashes), np.uint8).reshape(-1, 32)
         """The content hash of each sample's image."""
         self._decoded: OrderedDict[str, Image.Image] = OrderedDict()
@@ -104,7 +104,7 @@ class UploadedSamples:
         item_number, record, part = (int(value) for value in self._locations[number])
         item = self._read_item(item_number)
         question, truth = list_questions(item.records[record])[part]
-        return StoredSample(question, truth, item, lambda: self._read_image(item.sha256))
+        return StoredSample(question, truth, item, lambda: self._read_image(item))
 
     def filename(self, number: int) -> str:
         return self._read_item(int(self._locations[number, 0])).filename
@@ -117,15 +117,27 @@ class UploadedSamples:
         with self._mark_damaged():
             return self._version.item(item_number)
 
-    def _read_image(self, sha256: str) -> "Image.Image":
-        image = self._decoded.pop(sha256, None)
+    def _read_image(self, item: VersionImage) -> "Image.Image":
+        """Return the decoded image.
+
+        Raises:
+            BrokenImage: it cannot be decoded, or not to the size that its boxes refer to.
+            OSError: the folder is damaged.
+        """
+        image = self._decoded.pop(item.sha256, None)
         if image is None:
             with self._mark_damaged():
-                data = self._version.read(sha256)
+                data = self._version.read(item.sha256)
             image = decode_image(data)
             while len(self._decoded) >= MAX_DECODED_IMAGES:
                 self._decoded.popitem(last=False)
-        self._decoded[sha256] = image
+        self._decoded[item.sha256] = image
+        # After keeping it: another item may have the same bytes and the right size.
+        if image.size != (item.width, item.height):
+            raise BrokenImage(
+                f"it has {image.width} x {image.height} pixels as displayed, but its record says "
+                f"{item.width} x {item.height}: import the dataset again"
+            )
         return image
 
     def _check_task(self, item: VersionImage, contents: Contents) -> None:
@@ -248,9 +260,11 @@ def list_questions(contents: Contents) -> list[tuple[str, Answer]]:
             return [(prompt or DESCRIBE, Answer(text))]
 
 
-def _hash_sample(sha256: str, question: str, truth: Answer) -> bytes:
-    boxes = [[item.phrase, item.boxes] for item in truth.groundings]
-    return hashlib.sha256(json.dumps([sha256, question, truth.text, boxes]).encode()).digest()
+def _hash_sample(item: VersionImage, question: str, truth: Answer) -> bytes:
+    boxes = [[grounding.phrase, grounding.boxes] for grounding in truth.groundings]
+    # The size, because an image that decodes to another size is cached as broken.
+    described = [item.sha256, item.width, item.height, question, truth.text, boxes]
+    return hashlib.sha256(json.dumps(described).encode()).digest()
 
 
 def _subsample(

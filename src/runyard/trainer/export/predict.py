@@ -48,7 +48,11 @@ class Predictor:
         )
 
     def predict(self, image: Any, question: str, *, max_new_tokens: int | None = None) -> Answer:
-        """Return the answer to one question about one image (a PIL image)."""
+        """Return the answer to one question about one image (a PIL image).
+
+        Boxes refer to the image as displayed: one that comes directly from a file is oriented as
+        its metadata says.
+        """
         return self.predict_all([(image, question)], max_new_tokens=max_new_tokens)[0]
 
     def predict_all(
@@ -61,12 +65,17 @@ class Predictor:
         import torch
 
         from runyard.trainer.data.encode import InMemoryEncodings, Layout
+        from runyard.trainer.data.images import convert_image
         from runyard.trainer.evaluation.evaluation import generate_answers
         from runyard.trainer.models.model import get_pad_id
 
         layout = Layout(pad_id=get_pad_id(self._processor.tokenizer))
         data = InMemoryEncodings(
-            [self._encoder.encode_question(image, text) for image, text in questions], layout
+            [
+                self._encoder.encode_question(convert_image(image), text)
+                for image, text in questions
+            ],
+            layout,
         )
         generation = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
         with torch.inference_mode():
