@@ -23,8 +23,9 @@ SHOWS = {
     "find_the_boxes.py": r"epoch \d\.\d\d: .*validation/loss \d",
     "kill_a_run.py": r"killed at \d+\n[\s\S]*Cancelled: KilledByUser",
     "list_runs.py": r"\d+ runs have succeeded\n[\s\S]*Succeeded[\s\S]*(epoch|step)-\d+: \{",
-    "own_images.py": r"images: 60 (?:pictures|images), 60 of 60 rows \(Coco, phrase-grounding\); 0 "
-    r"errors[\s\S]*The model says: .*; its boxes are drawn in answer\.png",
+    "own_images.py": r"images: 60 (?:pictures|images), 60 of 60 rows accepted "
+    r"\(Coco, phrase-grounding\); 0 errors[\s\S]*The model says: .*; "
+    r"its boxes are drawn in answer\.png",
     "custom_flow.py": r"seed 1: exactMatch \d\.\d{3}\nseed 2: exactMatch \d\.\d{3}\n",
     "quick_training.py": r"exactMatch on held-out data: (0\.9[5-9]\d|1\.000)\nThe model is in \S+",
 }

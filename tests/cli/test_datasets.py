@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ def test_an_import_prints_the_id_and_its_findings(
     )
     assert result.exit_code == 0, result.output
     dataset_id = result.stdout.strip()
-    assert "red boxes: 4 images, 3 of 4 rows (ViJsonl, phrase-grounding); 1 error" in result.stderr
+    assert "red boxes: 4 images, 3 of 4 rows accepted, 1 rejected (ViJsonl" in result.stderr
     assert "Sending  5/5 files" in result.stderr
     assert "labels.jsonl:2" in result.stderr
     listed = document(runyard("datasets", "list", "--json", "--data-dir", data_dir))["items"]
@@ -195,7 +196,7 @@ def test_check_finds_what_an_import_would_without_a_server(
         "datasets", "check", str(images_folder), "--html", str(tmp_path / "report.html")
     )
     assert result.exit_code == 1
-    assert "4 images, 3 of 4 rows accepted (ViJsonl, phrase-grounding); 1 error" in result.stdout
+    assert "4 images, 3 of 4 rows accepted, 1 rejected (ViJsonl" in result.stdout
     assert "labels.jsonl:2" in result.stdout
     assert "labels.jsonl:2" in (tmp_path / "report.html").read_text()
     report = json.loads(runyard("datasets", "check", str(images_folder), "--json").stdout)
@@ -209,6 +210,63 @@ def test_check_finds_what_an_import_would_without_a_server(
         "4 images, 4 of 4 rows accepted (ViJsonl, phrase-grounding); 0 errors, 0 warnings",
     )
     assert runyard("datasets", "check", str(tmp_path / "nowhere")).exit_code == 4
+
+
+def test_check_accepts_an_archive_like_an_import(runyard: Runyard, images_folder: Path) -> None:
+    archive = images_folder.with_suffix(".zip")
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in images_folder.iterdir():
+            file.write(path, path.name)
+        file.writestr(".ipynb_checkpoints/0.png", b"")
+    result = runyard("datasets", "check", str(archive))
+    assert result.exit_code == 1
+    assert "4 images, 3 of 4 rows accepted, 1 rejected (ViJsonl" in result.stdout
+    labels = runyard("datasets", "check", str(images_folder / "labels.jsonl"))
+    assert labels.exit_code == 1
+    assert "ImageMissing (4)" in labels.stdout
+    missing = runyard("datasets", "check", str(images_folder / "no.zip"))
+    assert (missing.exit_code, "no.zip does not exist" in missing.stderr) == (4, True)
+
+
+def test_box_options_are_checked_before_anything_is_read(
+    runyard: Runyard, images_folder: Path
+) -> None:
+    for option, value in (
+        ("--box-unit", "percent"),
+        ("--box-form", "size"),
+        ("--on-bad-box", "drop"),
+    ):
+        for command in ("check", "import"):
+            refused = runyard("datasets", command, str(images_folder), option, "px")
+            assert (refused.exit_code, option in refused.stderr) == (2, True)
+            assert value in refused.stderr
+        checked = runyard("datasets", "check", str(images_folder), option, value.upper())
+        assert "rows accepted" in checked.stdout
+
+
+def test_files_that_are_not_sent_are_listed_with_a_fix(
+    runyard: Runyard, data_dir: str, images_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "out.png").write_bytes(b"x")
+    (images_folder / "out.png").symlink_to(tmp_path / "out.png")
+    result = runyard("datasets", "import", str(images_folder), "--data-dir", data_dir)
+    assert result.exit_code == 0
+    _, _, skipped = result.stderr.partition("Not uploaded:\n")
+    assert skipped.startswith("  out.png: it is a link that leads outside the folder; try: replace")
+    checked = runyard("datasets", "check", str(images_folder))
+    assert "out.png: it is a link that leads outside the folder" in checked.stdout
+
+
+def test_a_folder_whose_data_is_hidden_says_so(
+    runyard: Runyard, data_dir: str, images_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "project").mkdir()
+    images_folder.rename(tmp_path / "project" / ".shelf")
+    for command in (("check",), ("import", "--data-dir", data_dir)):
+        result = runyard("datasets", command[0], str(tmp_path / "project"), *command[1:])
+        assert result.exit_code != 0
+        assert ".shelf/0.png" in result.output
+        assert "only hidden files hold data" in result.output
 
 
 def test_a_dataset_is_previewed_and_exported(

@@ -25,10 +25,11 @@ def test_two_formats_are_both_named_and_neither_is_used(source_folder: Any, make
     assert (result.outcome.decision, result.records) == ("Rejected", [])
     found = result.findings[0]
     assert (found.code, found.action) == ("FormatUnknown", "FileRejected")
-    assert (
-        found.cause
-        == "the files match 2 formats: ViJsonl (rows.jsonl); CsvFourCorner (boxes.csv and 1 more)"
+    assert found.cause == (
+        "the files match 2 formats: --format ViJsonl: 1 file (rows.jsonl); "
+        "--format CsvFourCorner: 2 files (boxes.csv, more.csv)"
     )
+    assert "choose one with --format ViJsonl or --format CsvFourCorner" in found.fix
 
 
 def test_naming_the_format_settles_it_and_reports_the_other_files(
@@ -53,6 +54,7 @@ def test_a_missing_format_is_reported_with_the_detected_ones(
     result = source_folder.put("a.png", make_png()).put("rows.jsonl", ROW).check(format=format)
     found = next(found for found in result.findings if found.code == "FormatUnknown")
     assert cause in found.cause
+    assert "the files match --format ViJsonl: 1 file (rows.jsonl)" in found.cause
     assert "PascalVoc" in found.fix
     assert result.outcome.decision == "Rejected"
 
@@ -67,7 +69,6 @@ def test_images_without_annotations_can_be_imported(source_folder: Any, make_png
     assert (result.outcome.decision, result.outcome.counts["images"]) == ("Accepted", 1)
     assert sorted((found.code, found.file) for found in result.findings) == [
         ("AnnotationsAbsent", "a.png"),
-        ("FileIgnored", ".DS_Store"),
         ("FileIgnored", "notes.md"),
     ]
 

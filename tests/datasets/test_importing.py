@@ -249,7 +249,7 @@ def test_an_import_with_a_result_is_left_unchanged(an_import: Import, make_png: 
     ("on_error", "decision", "kept", "actions"),
     [
         ("RejectRow", "Accepted", ["1", "3", "4"], ["RowRejected"]),
-        ("Warn", "Accepted", ["1", "3", "4"], ["Mended"]),
+        ("Warn", "Accepted", ["1", "3", "4"], ["RowRejected"]),
         ("RejectFile", "Accepted", ["3", "4"], ["FileRejected"]),
         ("RejectAll", "Rejected", None, ["FileRejected"]),
     ],

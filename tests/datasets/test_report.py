@@ -58,13 +58,23 @@ def test_the_page_shows_findings_with_location_and_fix() -> None:
     )
     for text in (
         "shelves",
-        "12 images and 28 of 30 rows",
+        "12 images and 28 of 30 rows accepted, 2 rejected;",
         "1 errors and 9 warnings",
         "the first 5 of 9",
         "rows.csv:0",
     ):
         assert text in format_value
     assert "save the image again" in format_value
+
+
+def test_the_fix_of_a_finding_is_shown_where_it_differs_from_the_first() -> None:
+    fixes = ("--format Coco", "--format Coco", "--format <VOC>")
+    found = [make_finding("FormatUnknown", file="a", cause="c", fix=fix) for fix in fixes]
+    report = make_report(found)
+    assert report.groups[0].cure == "--format Coco"
+    page = render_page(report, title="x", outcome="Rejected")
+    assert page.count("--format Coco") == 1
+    assert page.count("Fix: --format &lt;VOC&gt;") == 1
 
 
 def test_an_empty_report_is_rendered() -> None:

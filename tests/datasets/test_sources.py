@@ -194,9 +194,9 @@ def test_images_of_the_same_bytes_are_reported(
     ]
 
 
-def test_system_files_are_not_images(make_source: Callable[[dict[str, bytes]], Made]) -> None:
-    source, findings = make_source(
-        {"._a.jpg": b"\0\5\x16\7", "__MACOSX/b.png": b"x", "Thumbs.db": b"y"}
+def test_system_files_in_a_pack_are_not_images(tmp_path: Path) -> None:
+    source, findings = make_pack_source(
+        tmp_path, {"._a.jpg": b"\0\5\x16\7", "__MACOSX/b.png": b"x", "Thumbs.db": b"y"}
     )
     assert findings == []
     assert not any(source.is_image(path) for path in source.paths())

@@ -101,9 +101,10 @@ async def test_a_folder_becomes_a_dataset_with_a_version_and_its_defects(
         ("labels.jsonl", 13, "ImageMissing"),
     ]
     assert (phases[0], phases[-1]) == ("Sending", "Done")
-    assert (
-        imported.summary() == "shelf: 12 images, 12 of 13 rows (ViJsonl, vqa); 1 error, 0 warnings"
+    assert imported.summary() == (
+        "shelf: 12 images, 12 of 13 rows accepted, 1 rejected (ViJsonl, vqa); 1 error, 0 warnings"
     )
+    assert [found.file for found in imported.skipped] == ["out.png"]
     await sdk.datasets.delete(imported.dataset_id)
 
 

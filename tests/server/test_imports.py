@@ -1,10 +1,12 @@
 """The project's import sessions: packs in, findings out, and a dataset with correct counts."""
 
+import asyncio
 import hashlib
 import json
 from typing import Any
 
 from runyard.datasets.packs import build_pack
+from runyard.rundir import read_json
 from runyard.server.services.imports import import_jobs
 from tests.server.datasets import Data, jsonl, make_image_bytes, make_vqa_files, vqa_row
 from tests.support.server import TestServer
@@ -212,11 +214,33 @@ async def test_images_inside_containers_become_assets(server: TestServer) -> Non
     assert (await data.storage())["agrees"]
 
 
+async def test_options_of_an_import_are_stored_and_given_to_the_worker(server: TestServer) -> None:
+    data = await open_data(server)
+    options = {"onError": "Warn", "boxUnit": "percent", "boxForm": "size", "onBadBox": "drop"}
+    begun = await data.begin(await data.make(), **options)
+    assert {name: begun["spec"][name] for name in options} == options
+    pack = build_pack(make_vqa_files(1).items())
+    assert (await data.send(begun["status"]["upload"]["url"], pack)).status_code == 204
+    folder = import_jobs.get_folder(server.services, server.org, begun["datasetImportId"])
+    async with asyncio.timeout(30):
+        while (job := read_json(folder / "job.json")) is None:
+            await asyncio.sleep(0.02)
+    assert job["policies"] == options
+    assert (await data.finish(begun, pack)).status_code == 200
+    assert statuses(await data.wait_until_over(begun)) == ["Reached"] * 3
+
+
 async def test_a_malformed_body_is_refused_with_the_location(server: TestServer) -> None:
     data = await open_data(server)
     dataset_id = await data.make()
     path = data.path(dataset_id, "imports")
-    for spec, place in (({"onError": "Ignore"}, "/spec/onError"), ({"formats": "coco"}, "/spec")):
+    for spec, place in (
+        ({"onError": "Ignore"}, "/spec/onError"),
+        ({"boxUnit": "px"}, "/spec/boxUnit"),
+        ({"boxForm": "xywh"}, "/spec/boxForm"),
+        ({"onBadBox": "Drop"}, "/spec/onBadBox"),
+        ({"formats": "coco"}, "/spec"),
+    ):
         answer = await data.api.post(path, json={"spec": spec})
         assert answer.json()["code"] == "InvalidBody"
         assert answer.json()["problems"][0]["path"] == place

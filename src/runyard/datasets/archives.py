@@ -33,7 +33,7 @@ from runyard.datasets.findings import Finding, ReportFinding, make_finding
 from runyard.datasets.image_names import ImageFacts, Resolution
 from runyard.datasets.images import MAX_BYTES, is_image_name
 from runyard.datasets.packs import is_safe
-from runyard.datasets.sources import Source, is_system_file
+from runyard.datasets.sources import Source, is_hidden, is_system_file
 
 ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2")
 MAX_PART_BYTES = 255
@@ -674,7 +674,7 @@ def expand_archives(
     )
 
 
-@dataclass(eq=False)
+@dataclass(eq=False)  # the key of what readers remember of a source
 class ExpandedSource:
     """A source with archives expanded: ``data.zip`` becomes ``data.zip/inner.jpg`` and so on.
 
@@ -735,7 +735,7 @@ class ExpandedSource:
         try:
             with self.inner.open(path) as file:
                 for member in read_members(file, path, self.limits):
-                    if is_system_file(member.name):
+                    if is_hidden(member.name) or is_system_file(member.name):
                         ignored += 1
                     else:
                         self._add_member(path, member)
@@ -748,7 +748,7 @@ class ExpandedSource:
         if unknown:
             self.report(_make_unknown_names(path, unknown))
         if ignored:
-            cause = f"{ignored} files created by an operating system are ignored"
+            cause = f"{ignored} hidden files and files of operating systems are ignored"
             self.report(make_finding("FileIgnored", file=path, cause=cause))
 
     def _add_member(self, archive: str, member: ArchiveMember) -> None:

@@ -54,7 +54,9 @@ KINDS: dict[str, FindingKind] = {
     # images
     "ImageBroken": FindingKind("error", "save the image again from its source, or remove it"),
     "ImageTruncated": FindingKind("error", "copy the image again; its end is missing"),
-    "ImageTooLarge": FindingKind("error", "make the image smaller than 50 megapixels"),
+    "ImageTooLarge": FindingKind(
+        "error", "make the image smaller than 50 megapixels and 128 MiB, with fewer frames"
+    ),
     "ImageEmpty": FindingKind("error", "remove the file, or copy it again"),
     "ImageTypeUnsupported": FindingKind("error", "convert it to JPEG, PNG, WebP, BMP, GIF or TIFF"),
     "ImageTypeMismatch": FindingKind(
@@ -93,12 +95,16 @@ KINDS: dict[str, FindingKind] = {
     "SizeTurned": FindingKind(
         "warning", "none needed: the size is that before the EXIF rotation; boxes were rotated"
     ),
-    "BoxOutside": FindingKind("error", "correct the box, which is outside the image"),
+    "BoxOutside": FindingKind(
+        "error",
+        "correct the box, which is outside the image, or name its unit with --box-unit or its form "
+        "with --box-form",
+    ),
     "BoxClipped": FindingKind(
         "warning", "none needed if the box may extend past the image's edge; it is clipped there"
     ),
     "BoxOtherFrame": FindingKind(
-        "error", "the numbers fit another frame (pixels, 0-1, 0-1000): convert them"
+        "error", "the numbers fit another unit: convert them, or name their unit with --box-unit"
     ),
     "BoxCornersSwapped": FindingKind("error", "write the smaller corner first"),
     "BoxEmpty": FindingKind(
@@ -123,12 +129,26 @@ KINDS: dict[str, FindingKind] = {
     "ClassUnknown": FindingKind(
         "error", "add the class to the list of names, or correct its number"
     ),
+    "ClassListsDiffer": FindingKind(
+        "error", "keep one list of class names in this folder, or make them equal"
+    ),
+    "ClassListDoubtful": FindingKind(
+        "warning", "none needed if the names of the classes are right; else correct the list"
+    ),
+    "ConfidenceIgnored": FindingKind(
+        "warning", "none needed; remove the boxes that a model is unsure of, if there are any"
+    ),
+    "RegionIgnored": FindingKind(
+        "warning", "none needed; a region without labels is not an object"
+    ),
     "RowDuplicate": FindingKind("warning", "remove one of the two; both are kept"),
     "SpanWrong": FindingKind(
         "warning", "none needed if the phrase is right; its word indexes are recomputed"
     ),
     "IdDuplicate": FindingKind("warning", "give each row its own id; a new id is assigned"),
-    "ContentsUnfit": FindingKind("error", "import these rows into a dataset of their own type"),
+    "ContentsUnfit": FindingKind(
+        "error", "import these rows into a dataset of their own type, which --type names"
+    ),
     "QuestionAssumed": FindingKind(
         "warning", "none needed if this question is right; else write the question in each row"
     ),
@@ -139,12 +159,15 @@ KINDS: dict[str, FindingKind] = {
     "ConversationInvalid": FindingKind(
         "error", "alternate human and assistant turns, the human first"
     ),
+    "AnnotationsIgnored": FindingKind(
+        "warning", "none needed if they are not wanted; else export them as boxes or polygons"
+    ),
     # files
-    "FileUnreadable": FindingKind("error", "write the file again"),
+    "FileUnreadable": FindingKind("error", "write the file again, readable and complete"),
     "FileEmpty": FindingKind("error", "remove the file, or fill it"),
     "EncodingWrong": FindingKind("error", "save the file as UTF-8"),
     "FormatUnknown": FindingKind(
-        "error", "name the format, or arrange the files as one of the known formats"
+        "error", "name the format with --format, or arrange the files as one of the known formats"
     ),
     "FileIgnored": FindingKind("warning", "none needed if this file is not data"),
     "NameUnsafe": FindingKind("error", "give the file a plain relative name"),

@@ -2,11 +2,11 @@
 
 Files are the only protocol between the server and this worker. Each file has one writer:
 
-    job.json        server   {"org", "datasetId", "datasetType", "format", "policies": {"onError"},
-                             "blobsDir"}; also, if known, "files" (how many to expect), "known"
-                             (name of a file in this folder: lines as in images.jsonl, of images
-                             that the dataset already has), "limits" {"memoryBytes",
-                             "cpuSeconds", "seconds"}
+    job.json        server   {"org", "datasetId", "datasetType", "format", "policies": {"onError",
+                             "boxUnit", "boxForm", "onBadBox"}, "blobsDir"}; also, if known,
+                             "files" (how many to expect), "known" (name of a file in this folder:
+                             lines as in images.jsonl, of images that the dataset already has),
+                             "limits" {"memoryBytes", "cpuSeconds", "seconds"}
     packs.jsonl     server   appended and fsynced for each pack received: {"sha256", "size",
                              "number"}; with "path" it is a single file instead of a pack
     sealed.json     server   all files have been sent
@@ -57,6 +57,7 @@ from runyard.datasets.ingest import (
     Throttle,
     ingest_rows,
 )
+from runyard.datasets.options import parse_choice, parse_read_options
 from runyard.datasets.packs import PACK_BYTES, build_pack
 from runyard.datasets.records import Record, encode
 from runyard.datasets.sources import BlobSpan, PackSource
@@ -129,17 +130,16 @@ def run(folder: Path) -> None:
 
 def parse_on_error(policies: dict[str, Any]) -> Any:
     """Return ``onError`` of a job's policies; raise ValueError for an unknown value."""
-    named = policies.get("onError", "RejectRow")
-    if named not in ON_ERROR:
-        raise ValueError(f"onError is {named!r}; it must be one of {', '.join(ON_ERROR)}")
-    return named
+    return parse_choice(policies, "onError", ON_ERROR, default="RejectRow")
 
 
 class _Import:
     def __init__(self, folder: Path, job: dict[str, Any], outputs: "_Outputs") -> None:
         self._folder, self._job, self._outputs = folder, job, outputs
         self._limits = job.get("limits") or {}
-        self._on_error = parse_on_error(job.get("policies") or {})
+        policies = job.get("policies") or {}
+        self._on_error = parse_on_error(policies)
+        self._options = parse_read_options(policies)
         self._progress = IngestProgress(files=job.get("files") or 0)
         self._sink = FindingSink(outputs.report, self._on_error, self._progress.tally)
         self._source = PackSource(FolderBlobs(Path(job["blobsDir"])), self._sink, outputs.on_image)
@@ -164,6 +164,7 @@ class _Import:
             format=self._job.get("format") or "auto",
             task=self._job.get("datasetType"),
             on_error=self._on_error,
+            options=self._options,
             tick=self._tick,
             unpack_into=self._folder / UNPACKED,
         )

@@ -31,6 +31,8 @@ from runyard.datasets.sources import (
 )
 
 Phase = Literal["Receiving", "Inspecting", "Reading", "Checking", "Done"]
+# An estimate from less is off by orders of magnitude.
+MIN_ESTIMATE_S, MIN_ESTIMATE_SHARE = 2.0, 0.02
 ON_ERROR: tuple[OnError, ...] = ("Warn", "RejectRow", "RejectFile", "RejectAll")
 
 
@@ -110,12 +112,12 @@ class IngestProgress:
     def _rate(self) -> tuple[float | None, float | None]:
         """Return files or rows per second, and the seconds left in this phase.
 
-        Return None where unknown.
+        Return None where unknown, such as in the first seconds.
         """
         elapsed_s = self.now_s() - self._began_s
-        if self.phase == "Done" or elapsed_s <= 0:
+        if self.phase in ("Checking", "Done") or elapsed_s < MIN_ESTIMATE_S:
             return None, None
-        is_reading = self.phase in ("Reading", "Checking")
+        is_reading = self.phase == "Reading"
         done = self.rows if is_reading else self.files_done
         share = (
             self.fraction_read()
@@ -124,8 +126,10 @@ class IngestProgress:
             if self.files
             else 0.0
         )
-        left_s = elapsed_s * (1 - share) / share if 0 < share <= 1 else None
-        return round(done / elapsed_s, 1), None if left_s is None else round(left_s, 1)
+        per_second = round(done / elapsed_s, 1)
+        if not MIN_ESTIMATE_SHARE <= share <= 1:
+            return per_second, None
+        return per_second, round(elapsed_s * (1 - share) / share, 1)
 
 
 class FindingSink:
@@ -194,7 +198,7 @@ def ingest_rows(
     used: set[str] = set()
     if reader is not None:
         task = task or _find_type(reader, source, files, options)
-        checker = Checker(source, task, on_error, sink)
+        checker = Checker(source, task, on_error, sink, options)
         used = checker.used
         if task in reader.types:
             _read_files(
@@ -296,7 +300,9 @@ def _find_type(
 
 def _explain_type_mismatch(reader: Reader, file: str, task: DatasetType) -> Finding:
     cause = f"{reader.name} carries {' and '.join(reader.types)}, but the dataset is for {task}"
-    return make_finding("ContentsUnfit", file=file, cause=cause, action="FileRejected")
+    types = " or ".join(f"--type {name}" for name in reader.types)
+    fix = f"import the files into a dataset of their own with {types}"
+    return make_finding("ContentsUnfit", file=file, cause=cause, fix=fix, action="FileRejected")
 
 
 def _report_unused_images(images: ImageIndex, used: set[str], report: ReportFinding) -> None:
@@ -348,13 +354,13 @@ def check_folder(
     dataset_type: DatasetType | None = None,
     format: str = "auto",
     on_error: OnError = "RejectRow",
+    options: ReadOptions = DEFAULT_OPTIONS,
     on_finding: ReportFinding = lambda _: None,
     on_progress: Callable[[dict[str, Any]], None] = lambda _: None,
     on_image: OnImage = ignore_image,
     records: RecordSink | None = None,
-    options: ReadOptions = DEFAULT_OPTIONS,
 ) -> IngestOutcome:
-    """Check what an import of this folder would report and accept.
+    """Check what an import of this folder, archive or table would report and accept.
 
     Nothing is changed, and no server is needed.
 
@@ -363,12 +369,12 @@ def check_folder(
 
     Raises NotADirectoryError or FileNotFoundError.
     """
-    folder = Path(path)
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"{path} is not a folder")
+    top = Path(path)
+    if top.exists() and not (top.is_dir() or top.is_file()):
+        raise NotADirectoryError(f"{path} is neither a folder nor a file")
     progress = IngestProgress()
     sink = FindingSink(on_finding, on_error, progress.tally)
-    source = FolderSource(folder, sink, on_image)
+    source = FolderSource(top, sink, on_image)
     tick = Throttle(lambda: on_progress(progress.document()))
     progress.begin("Inspecting")
     progress.files = source.find_files()
@@ -388,9 +394,9 @@ def check_folder(
             format=format,
             task=dataset_type,
             on_error=on_error,
+            options=options,
             tick=tick,
             unpack_into=Path(unpacked),
-            options=options,
         )
     progress.images = len(source.images)
     progress.begin("Done")

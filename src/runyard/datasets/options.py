@@ -1,7 +1,8 @@
 """The choices of a user about the meaning of annotations that their files leave open."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 BoxUnit = Literal["auto", "pixel", "fraction", "percent", "thousandth"]
 BoxForm = Literal["auto", "corners", "size"]
@@ -30,3 +31,25 @@ class ReadOptions:
 
 
 DEFAULT_OPTIONS = ReadOptions()
+
+
+def parse_read_options(policies: Mapping[str, Any]) -> ReadOptions:
+    """Return the options among the policies of an import, such as ``boxUnit``.
+
+    Raises ValueError for an unknown value.
+    """
+    return ReadOptions(
+        box_unit=parse_choice(policies, "boxUnit", BOX_UNITS, default="auto"),
+        box_form=parse_choice(policies, "boxForm", BOX_FORMS, default="auto"),
+        on_bad_box=parse_choice(policies, "onBadBox", ON_BAD_BOX, default="reject"),
+    )
+
+
+def parse_choice(
+    policies: Mapping[str, Any], name: str, allowed: tuple[Any, ...], *, default: str
+) -> Any:
+    """Return one of the allowed values; raise ValueError for another one."""
+    value = policies.get(name, default)
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
+    return value

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from runyard.datasets.findings import KINDS, Finding, Tally
+from runyard.datasets.findings import Finding, Tally
 
 FIRST = 5  # findings kept per code
 
@@ -48,17 +48,12 @@ class Report:
                     "code": code,
                     "severity": self._by_code[code][0].severity,
                     "count": self.tally.by_code[code],
-                    "cure": get_fix(code),
+                    "cure": self._by_code[code][0].fix,
                     "first": [msgspec.to_builtins(found) for found in self._by_code[code]],
                 }
                 for code in self.codes()
             ],
         }
-
-
-def get_fix(code: str) -> str:
-    """Return the fix for findings with this code; empty for an unknown code."""
-    return KINDS[code].fix if code in KINDS else ""
 
 
 def format_location(found: Any) -> str:
@@ -99,6 +94,8 @@ def render_page(report: Any, *, title: str, outcome: str) -> str:
         outcome: the decision about the import, in a few words.
     """
     accepted = f"{report.images:,} images and {report.rows_kept:,} of {report.rows:,} rows accepted"
+    if rejected := report.rows - report.rows_kept:
+        accepted += f", {rejected:,} rejected"
     summary = f"{outcome}. {accepted}; {report.errors:,} errors and {report.warnings:,} warnings."
     parts = [
         "<!doctype html>",
@@ -133,7 +130,7 @@ def _render_first(group: Any) -> str:
     )
     rows = [
         f"<tr><td><code>{html.escape(format_location(found))}</code></td>"
-        f"<td>{html.escape(found.cause)}</td>"
+        f"<td>{html.escape(found.cause)}{_render_fix(found, group)}</td>"
         f"<td><code>{html.escape(found.value or '')}</code></td>"
         f"<td>{html.escape(found.action)}</td></tr>"
         for found in group.first
@@ -141,3 +138,8 @@ def _render_first(group: Any) -> str:
     head = "<tr><th>Location</th><th>Cause</th><th>Value</th><th>Action</th></tr>"
     name = html.escape(group.code)
     return f'<h2 id="{name}">{name} ({how_many})</h2><table>{head}{"".join(rows)}</table>'
+
+
+def _render_fix(found: Any, group: Any) -> str:
+    """Return the fix of a finding that differs from that of its group."""
+    return "" if found.cure == group.cure else f"<br>Fix: {html.escape(found.cure)}"

@@ -7,7 +7,6 @@ row gives.
 
 import io
 import os
-import posixpath
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,6 +16,9 @@ from runyard.datasets import images
 from runyard.datasets.findings import KINDS, Action, ReportFinding, make_finding
 from runyard.datasets.image_names import ImageFacts, ImageNames, Resolution, normalize_name
 from runyard.datasets.packs import PackInvalid, is_safe, read_index
+from vi.api.resources.datasets._walk import is_hidden as is_hidden
+from vi.api.resources.datasets._walk import is_system_file as is_system_file
+from vi.api.resources.datasets._walk import list_files
 
 
 class Source(Protocol):
@@ -219,24 +221,34 @@ class _ImageSource(ABC):
 
 
 class FolderSource(_ImageSource):
-    """A folder of this machine.
+    """A folder or a single file of this machine.
 
-    Links that leave it, and links to folders, are reported and not followed.
+    The files are those that an import of the same path would send.
     """
 
     def __init__(
         self, folder: Path, report: ReportFinding, on_image: OnImage = ignore_image
     ) -> None:
         super().__init__(report, on_image)
-        self.folder = folder.resolve(strict=True)
+        self._top = folder
         self._real: dict[str, str] = {}
         self._paths: list[str] = []
 
     def find_files(self) -> int:
         """List the files; return how many there are."""
-        for path, real in self._walk(str(self.folder), ""):
-            self._real[path] = real
-        self._paths = sorted(self._real)
+        files, left_out = list_files(self._top)
+        for file in left_out:
+            self._report(
+                make_finding(
+                    file.code,
+                    file=file.path,
+                    cause=file.cause,
+                    fix=file.fix,
+                    action="FileRejected",
+                )
+            )
+        self._real = {file.path: file.local_path for file in files}
+        self._paths = list(self._real)
         return len(self._paths)
 
     def inspect(self) -> Iterator[int]:
@@ -274,36 +286,6 @@ class FolderSource(_ImageSource):
             if is_image(path, head):
                 self.images.add(path, head + _read_rest(file, size_bytes))
         return size_bytes
-
-    def _walk(self, folder: str, below: str) -> Iterator[tuple[str, str]]:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                path = f"{below}{entry.name}"
-                if entry.is_symlink():
-                    yield from self._link(entry, path)
-                elif not is_safe(path):
-                    self._reject(path, "this name is not a plain path")
-                elif entry.is_dir(follow_symlinks=False):
-                    yield from self._walk(entry.path, f"{path}/")
-                elif entry.is_file(follow_symlinks=False):
-                    yield path, entry.path
-                else:
-                    self._reject(path, "it is neither a file nor a folder")
-
-    def _link(self, entry: "os.DirEntry[str]", path: str) -> Iterator[tuple[str, str]]:
-        real = Path(os.path.realpath(entry.path))
-        if not real.is_relative_to(self.folder):
-            self._reject(path, "it is a link that leads out of the folder")
-        elif not real.is_file():
-            self._reject(path, "it is a link to a folder, or to nothing")
-        elif is_safe(path):
-            yield path, str(real)
-
-    def _reject(self, path: str, cause: str) -> None:
-        path = path.encode(errors="backslashreplace").decode()
-        self._report(
-            make_finding("NameUnsafe", file=path, value=path, cause=cause, action="FileRejected")
-        )
 
 
 class PackStore(Protocol):
@@ -439,16 +421,6 @@ class _FileSlice(io.RawIOBase):
 def is_image(path: str, head: bytes) -> bool:
     """Return whether a file is an image to inspect; files left by an operating system are not."""
     return images.is_image(path, head) and not is_system_file(path)
-
-
-def is_system_file(path: str) -> bool:
-    """Return whether an operating system created the file, such as ``.DS_Store``."""
-    base = posixpath.basename(path)
-    return (
-        base.startswith("._")
-        or base in (".DS_Store", "Thumbs.db", "desktop.ini")
-        or path.startswith("__MACOSX/")
-    )
 
 
 def _read_rest(file: BinaryIO | io.FileIO, size_bytes: int) -> bytes:

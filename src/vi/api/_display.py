@@ -29,6 +29,12 @@ def format_count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
+def format_rows(kept: int, total: int) -> str:
+    """Return the rows of an import, such as ``3 of 4 rows accepted, 1 rejected``."""
+    text = f"{kept:,} of {format_count(total, 'row')} accepted"
+    return text if kept == total else f"{text}, {total - kept:,} rejected"
+
+
 def print_fields(title: str, fields: Iterable[tuple[str, str, str]]) -> None:
     """Print a table of names, values and the styles of the values.
 

@@ -9,8 +9,12 @@ from typing import Any
 
 import pytest
 
+from runyard.datasets.ingest import check_folder
+from runyard.datasets.options import ReadOptions
+from runyard.datasets.readers.boxes import RowSpool
 from runyard.datasets.readers.json_stream import MalformedJson, iter_elements
 from runyard.datasets.records import Freeform
+from tests.datasets.conftest import KeptRecords
 
 IMAGES = [
     {"id": 10, "file_name": "a.png", "width": 40, "height": 20},
@@ -178,6 +182,210 @@ def test_a_file_that_was_cut_off_is_reported_with_its_line(images: Any, cut: flo
     (found,) = (found for found in result.findings if found.severity == "error")
     assert (found.code, result.records) == ("FileUnreadable", [])
     assert found.line == pytest.approx(text.count("\n") + 1, abs=12)
+
+
+TIN = [("red tin", (0.1, 0.1, 0.3, 0.3))]
+
+
+def list_boxes(record: Any) -> list[tuple[str, Any]]:
+    return [
+        (one.phrase, pytest.approx(box))
+        for one in record.contents.grounded_phrases
+        for box in one.bounds
+    ]
+
+
+def tin(**more: Any) -> dict[str, Any]:
+    """Make the annotation of ``TIN``, changed by ``more``; None removes a key."""
+    one = {**box(1, 4, 2, 8, 4), "iscrowd": 0, **more}
+    return {key: value for key, value in one.items() if value is not None}
+
+
+POLYGON = [[4, 2, 12, 2, 12, 6]]
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        coco(tin(image_id="10", category_id="1")),
+        coco(tin(image_id=10.0)),
+        coco(tin(), images=[{**IMAGES[0], "id": "10"}]),
+        coco(tin(image_id="a"), images=[{**IMAGES[0], "id": "a"}]),
+        coco(tin(bbox=["4", "2.0", " 8 ", 4])),
+        coco(tin(), images=[{**IMAGES[0], "width": "40.0", "height": 20.0}]),
+        coco(tin(bbox=[], segmentation=POLYGON)),
+        coco(tin(bbox=None, segmentation=[*POLYGON, [5, 3, 6, 3, 6, 4]])),
+        coco(tin(bbox=None, segmentation=POLYGON[0])),
+        coco(tin(bbox=None, segmentation={"size": [20, 40], "counts": [82, 4] + [16, 4] * 7})),
+        coco(tin(bbox=[], segmentation={"size": [20, 40], "counts": "b24`00000000000000^a0"})),
+        coco(tin(category_id="red tin")),
+        coco(tin(category_id="red tin"), categories=["red tin", "box"]),
+        coco(tin(category_id="red tin"), categories=[]),
+        coco(tin(category_id=None, category_name="red tin"), categories=[]),
+        coco(tin(), images=[{"id": 10, "coco_url": "http://example.com/x/a.png?size=1"}]),
+        coco(tin(), images=[{"id": 10, "path": "C:\\photos\\a.png"}]),
+        coco(tin(), tin(bbox=[0, 0, 40, 20], iscrowd=1), tin(bbox=[0, 0, 40, 20], iscrowd=True)),
+        "\ufeff" + coco(tin()),
+        json.dumps({"x": "y" * 200_000})[:-1] + ", " + coco(tin())[1:],
+        json.dumps({"annotations": [tin()], "categories": CATEGORIES, "images": IMAGES}),
+    ],
+)
+def test_files_are_read_as_tools_write_them(images: Any, document: str) -> None:
+    result = images.put("a.json", document).check()
+    assert [found for found in result.findings if found.severity == "error"] == []
+    (record,) = result.records
+    assert list_boxes(record) == TIN
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
+def test_other_encodings_with_a_mark_are_read(images: Any, encoding: str) -> None:
+    result = images.put("a.json", coco(tin()).encode(encoding)).check()
+    assert list_boxes(result.records[0]) == TIN
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_crowds_are_left_out_and_reported_once(images: Any, count: int) -> None:
+    crowd = tin(bbox=[0, 0, 40, 20], iscrowd=1)
+    result = images.put("a.json", coco(tin(), *[crowd] * count)).check()
+    found = next(found for found in result.findings if found.code == "BoxCrowd")
+    assert (found.severity, found.value, len(result.records)) == ("warning", str(count), 1)
+
+
+@pytest.mark.parametrize(
+    ("bad", "categories", "code", "expected"),
+    [
+        (tin(image_id=10, category_id=7), CATEGORIES, "ClassUnknown", "no category"),
+        (tin(category_id="7"), [], "ClassUnknown", "no category"),
+        (tin(category_id=1), ["red tin"], "ClassUnknown", "no category"),
+        (
+            tin(),
+            [*CATEGORIES, {"id": 1, "name": "jar"}],
+            "ClassUnknown",
+            "two categories of different names",
+        ),
+        (tin(bbox=[], segmentation=[]), CATEGORIES, "FieldInvalid", "no 'bbox'"),
+        (
+            tin(bbox=None, segmentation={"size": [20, 40], "counts": [800]}),
+            CATEGORIES,
+            "FieldMissing",
+            "neither polygons nor a mask",
+        ),
+        (
+            tin(bbox=None, segmentation={"size": [20, 40], "counts": [0, 900]}),
+            CATEGORIES,
+            "FieldMissing",
+            "neither polygons nor a mask",
+        ),
+        (tin(bbox=[1, 2, None, 4]), CATEGORIES, "FieldInvalid", "four numbers"),
+    ],
+)
+def test_what_cannot_be_read_is_reported_with_its_cause(
+    images: Any, bad: Any, categories: Any, code: str, expected: str
+) -> None:
+    result = images.put("a.json", coco(bad, categories=categories)).check()
+    (found,) = (found for found in result.findings if found.severity == "error")
+    assert (result.records, found.code) == ([], code)
+    assert expected in found.cause
+
+
+@pytest.mark.parametrize(
+    ("boxes", "option"),
+    [
+        ([[0.1, 0.1, 0.2, 0.2]], "--box-unit fraction"),
+        ([[100, 100, 400, 500], [600, 400, 300, 500]], "--box-unit thousandth"),
+        ([[4, 2, 12, 6], [21, 11, 38, 19], [22, 1, 39, 18]], "--box-form corners"),
+    ],
+)
+def test_another_frame_rejects_the_file_once(images: Any, boxes: Any, option: str) -> None:
+    result = images.put("a.json", coco(*(tin(bbox=box) for box in boxes))).check()
+    (found,) = (found for found in result.findings if found.severity == "error")
+    assert (result.records, found.code, found.rows) == ([], "BoxOtherFrame", 1)
+    assert option in found.fix
+
+
+def test_a_chosen_frame_applies_to_boxes_and_polygons_but_not_to_masks(images: Any) -> None:
+    mask = {"size": [20, 40], "counts": [82, 4] + [16, 4] * 7}
+    annotations = [
+        tin(bbox=[10, 10, 30, 30]),
+        tin(bbox=None, segmentation=[[10, 10, 30, 10, 30, 30]], category_id=2),
+        tin(bbox=None, segmentation=mask, image_id=11),
+    ]
+    listed = [*IMAGES[:1], {**IMAGES[1], "width": 40, "height": 20}]
+    images.put("images/b.png", (images.folder / "images/a.png").read_bytes())
+    images.put("a.json", coco(*annotations, images=listed))
+    records = KeptRecords()
+    options = ReadOptions(box_unit="percent", box_form="corners")
+    check_folder(images.folder, records=records, options=options)
+    assert [list_boxes(record) for record in records.records] == [
+        [*TIN, ("box", TIN[0][1])],
+        TIN,
+    ]
+
+
+def test_boxes_of_keypoint_files_are_not_added_again(images: Any) -> None:
+    instances = [tin(), box(2, 0, 0, 15, 15, image=11), box(2, 20, 10, 20, 10)]
+    images.put("annotations/instances_train.json", coco(*instances))
+    people = [tin(keypoints=[5, 5, 2]), box(1, 20, 20, 10, 10, image=11)]
+    result = images.put("annotations/person_keypoints_train.json", coco(*people)).check()
+    assert [len(list_boxes(record)) for record in result.records] == [2, 1, 1]
+    found = next(found for found in result.findings if found.code == "BoxDuplicate")
+    assert (found.file, found.value, found.rows) == (
+        "annotations/person_keypoints_train.json",
+        "1",
+        1,
+    )
+    assert "instances_train.json" in found.cause
+
+
+def test_the_same_boxes_in_files_of_other_folders_are_reported_by_row(images: Any) -> None:
+    images.put("x/a.json", coco(tin()))
+    result = images.put("y/a.json", coco(tin())).check()
+    assert len(result.records) == 2
+    assert "RowDuplicate" in result.codes
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        json.dumps([{"image_id": 10, "category_id": 1, "bbox": [4, 2, 8, 4], "score": 0.9}]),
+        json.dumps([{"image_id": 10, "category_id": 1, "segmentation": {}, "score": 0.9}]),
+        json.dumps([{"image_id": 10, "category_id": 1, "keypoints": [1, 2, 2], "score": 1}]),
+    ],
+)
+def test_predictions_are_named_as_such(images: Any, document: str) -> None:
+    result = images.put("results.json", document).check()
+    (found,) = (found for found in result.findings if found.severity == "error")
+    assert (found.code, found.file) == ("ContentsUnfit", "results.json")
+    assert "predictions" in found.cause
+    result = images.put("a.json", coco(tin())).check()
+    assert len(result.records) == 1
+    assert [found.file for found in result.findings if found.code == "FileIgnored"] == [
+        "results.json"
+    ]
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"images": IMAGES, "annotations": [{"image_id": 10, "segments_info": []}]},
+        {"annotations": [{"image_id": 10, "question_id": 1, "answers": []}], "info": {}},
+        {"images": IMAGES, "categories": CATEGORIES},
+        {"annotations": [{"text": "x"}]},
+        {"images": ["a.png"], "labels": [1]},
+    ],
+)
+def test_files_that_only_resemble_coco_are_not_read(images: Any, document: Any) -> None:
+    assert images.put("a.json", json.dumps(document)).check().outcome.format != "Coco"
+
+
+def test_boxes_move_to_disk_and_come_back_by_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RowSpool, "_MEMORY_BYTES", 100)
+    with RowSpool() as spool:
+        for number in range(300):
+            spool.add(number % 7 + 1, b"%d" % number)
+        assert [spool.has(row) for row in (0, 1, 7, 8)] == [False, True, True, False]
+        assert spool.read(3) == [b"%d" % number for number in range(2, 300, 7)]
+        assert spool.read(0) == spool.read(99) == []
 
 
 # json_stream --------------------------------------------------------------------------------------

@@ -64,6 +64,9 @@ def draw(count: int, frame: Frame, size: tuple[int, int] = (1, 1), seed: int = 1
             "--box-unit thousandth --box-form corners",
         ),
         (draw(30, Frame("thousandth", "size")), (4000, 3000), PIXEL_SIZES, "thousandth"),
+        (draw(60, Frame("thousandth", "corners")), (1920, 1080), PIXEL_CORNERS, "thousandth"),
+        (draw(60, Frame("thousandth", "size")), (1080, 1920), PIXEL_SIZES, "thousandth"),
+        (draw(30, Frame("thousandth", "size")), (1600, 1500), PIXEL_SIZES, "thousandth"),
         (draw(9, Frame("thousandth", "corners")), LARGE, FRACTION_CORNERS, "--box-unit pixel"),
         ([(900, 0, 1022, 800)] * 3, (640, 480), PIXEL_CORNERS, "convert the boxes"),
         (draw(12, PIXEL_CORNERS, SMALL), SMALL, PIXEL_SIZES, "--box-form corners"),
@@ -102,6 +105,9 @@ def test_another_frame_is_found_with_its_option(
         ([], LARGE, PIXEL_SIZES),
         ([(3, 4, 20, 20), (10, 10, 60, 70)], LARGE, PIXEL_SIZES),
         ([(10 + n % 3, 8, 70, 24) for n in range(50)], LARGE, PIXEL_SIZES),  # a logo
+        ([(5 * n, 4 * n, 200, 180) for n in range(60)], (1920, 1080), PIXEL_SIZES),
+        (draw(60, PIXEL_SIZES, (960, 1080)), (1920, 1080), PIXEL_SIZES),  # the left half
+        (draw(60, PIXEL_CORNERS, (1000, 1000)), (1000, 1000), PIXEL_CORNERS),
         ([(0, 0, 2, 2)], LARGE, PIXEL_CORNERS),
         ([(0, 0, 1, 1)], (2, 2), PIXEL_CORNERS),
         ([(0, 0, 1, 1)], (1, 1), PIXEL_CORNERS),

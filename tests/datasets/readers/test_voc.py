@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from runyard.datasets.readers.voc import XmlRejected, parse_xml
+from runyard.datasets.readers.tools.xml_files import XmlRejected
+from runyard.datasets.readers.voc import parse_xml
 
 
 def voc(
@@ -83,7 +84,6 @@ def test_findings_name_the_line_of_their_object(
         "<annotation>" + "<a>" * 100 + "</a>" * 100 + "</annotation>",
         "<annotation><object>",
         "<annotation/><annotation/>",
-        '<?xml version="1.0" encoding="made-up"?><annotation/>',
         "<annotation>&undefined;</annotation>",
     ],
 )
@@ -93,6 +93,94 @@ def test_malformed_xml_and_external_entities_are_rejected(images: Any, text: str
     assert [(found.code, found.file, found.action) for found in result.findings] == [
         ("FileUnreadable", "b.xml", "FileRejected")
     ]
+
+
+def encode(text: str, declared: str, codec: str) -> bytes:
+    return text.replace("?>", f' encoding="{declared}"?>', 1).encode(codec)
+
+
+@pytest.mark.parametrize(
+    ("declared", "codec"),
+    [
+        ("gbk", "gbk"),
+        ("GB2312", "gb18030"),
+        ("Big5", "big5"),
+        ("Shift_JIS", "cp932"),
+        ("utf-16", "utf-16"),
+        ("utf-16", "utf-16-le"),
+        ("utf-16", "utf-8"),
+        ("UTF-8", "utf-8-sig"),
+    ],
+)
+def test_the_declared_encoding_is_used(images: Any, declared: str, codec: str) -> None:
+    text = voc(make_object("缶 世", 4, 2, 12, 6))
+    result = images.put("a.xml", encode(text, declared, codec)).check()
+    assert result.findings == []
+    assert result.records[0].contents.caption == "缶 世"
+
+
+@pytest.mark.parametrize("text", ["\n\n" + voc(), voc().replace("1.0", "1.1")])
+def test_a_declaration_that_expat_rejects_is_no_error(images: Any, text: str) -> None:
+    bad = make_object("x", 1, 2, 3)
+    result = images.put("a.xml", text.replace("</annotation>", f"{bad}</annotation>")).check()
+    lines = text.count("\n")
+    assert [(found.code, found.line) for found in result.findings[:1]] == [("FieldMissing", lines)]
+
+
+@pytest.mark.parametrize(
+    ("declared", "codec"), [("made-up", "utf-8"), ("gbk", "cp1252"), ("utf-8", "cp1252")]
+)
+def test_a_wrong_encoding_is_reported(images: Any, declared: str, codec: str) -> None:
+    text = voc(make_object("café", 4, 2, 12, 6))
+    result = images.put("a.xml", encode(text, declared, codec)).check()
+    assert [(found.code, found.file) for found in result.findings[:1]] == [
+        ("EncodingWrong", "a.xml")
+    ]
+    assert result.records == []
+
+
+def test_a_file_that_names_another_files_image_is_rejected(images: Any, make_png: Any) -> None:
+    result = (
+        images.put("images/b.png", make_png(41))
+        .put("xml/a.xml", voc(make_object("tin", 4, 2, 12, 6)))
+        .put("xml/b.xml", voc(make_object("jar", 4, 2, 12, 6), name="a.png"))
+        .check()
+    )
+    assert [record.contents.caption for record in result.records] == ["tin"]
+    found = result.findings[0]
+    assert (found.code, found.file, found.line, found.field) == (
+        "ImageAmbiguous",
+        "xml/b.xml",
+        3,
+        "filename",
+    )
+    assert "'images/a.png'" in found.cause and "'images/b.png'" in found.cause
+
+
+@pytest.mark.parametrize(
+    ("shape", "box"),
+    [
+        (
+            "<robndbox><cx>10</cx><cy>10</cy><w>8</w><h>4</h><angle>1.5707963</angle></robndbox>",
+            (0.2, 0.3, 0.3, 0.7),
+        ),
+        (
+            "<polygon><x1>4</x1><y1>2</y1><x2>12</x2><y2>2</y2><x3>8</x3><y3>6</y3></polygon>",
+            (0.1, 0.1, 0.3, 0.3),
+        ),
+        (
+            "<polygon><pt><x>4</x><y>2</y></pt><pt><x>12</x><y>2</y></pt>"
+            "<pt><x>8</x><y>6</y></pt></polygon>",
+            (0.1, 0.1, 0.3, 0.3),
+        ),
+    ],
+)
+def test_other_outlines_have_a_bounding_box(
+    images: Any, shape: str, box: tuple[float, ...]
+) -> None:
+    result = images.put("a.xml", voc(f"<object><name>tin</name>{shape}</object>")).check()
+    assert result.findings == []
+    assert result.records[0].contents.grounded_phrases[0].bounds[0] == pytest.approx(box)
 
 
 def test_a_document_type_is_seen_in_every_encoding() -> None:

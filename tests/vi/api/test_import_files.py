@@ -9,8 +9,9 @@ import pytest
 
 import vi
 from runyard.datasets.packs import read_index
-from vi.api.resources.datasets._files import LocalFile, find_files
+from vi.api.resources.datasets._files import find_files
 from vi.api.resources.datasets._packs import PACK_BYTES, Pack, build_pack, group_files
+from vi.api.resources.datasets._walk import LocalFile
 
 
 def write(folder: Path, **files: bytes) -> Path:

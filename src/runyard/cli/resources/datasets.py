@@ -3,7 +3,7 @@
 ``check`` uses the same code as the server's import and needs no instance.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,15 @@ from runyard.cli.output import (
     print_json,
     print_table,
     to_single_line,
+)
+from runyard.datasets.options import (
+    BOX_FORMS,
+    BOX_UNITS,
+    ON_BAD_BOX,
+    BoxForm,
+    BoxUnit,
+    OnBadBox,
+    ReadOptions,
 )
 
 if TYPE_CHECKING:
@@ -52,6 +61,29 @@ on_error_option = click.option(
     help="Policy for invalid rows: repair them if possible, skip them, skip their files, or reject "
     "the import.",
 )
+box_unit_option = click.option(
+    "--box-unit",
+    type=click.Choice(BOX_UNITS, case_sensitive=False),
+    default="auto",
+    show_default=True,
+    help="Unit of the numbers of a box: pixels, or fractions, percent or thousandths of the image; "
+    "auto is what the format defines.",
+)
+box_form_option = click.option(
+    "--box-form",
+    type=click.Choice(BOX_FORMS, case_sensitive=False),
+    default="auto",
+    show_default=True,
+    help="Meaning of the numbers of a box: two corners, or a corner with width and height; auto is "
+    "what the format defines.",
+)
+on_bad_box_option = click.option(
+    "--on-bad-box",
+    type=click.Choice(ON_BAD_BOX, case_sensitive=False),
+    default="reject",
+    show_default=True,
+    help="Policy for an invalid box: reject its row, or drop only the box.",
+)
 
 
 @click.group()
@@ -65,6 +97,9 @@ def datasets() -> None:
 @format_option
 @type_option
 @on_error_option
+@box_unit_option
+@box_form_option
+@on_bad_box_option
 @click.option("--dataset", "dataset_id", help="Import into this dataset instead of a new one.")
 @click.option("--resume", metavar="IMPORT_ID", help="Interrupted import of --dataset to resume.")
 @data_dir_option
@@ -75,6 +110,9 @@ def import_data(
     format: str,
     dataset_type: str | None,
     on_error: str,
+    box_unit: str,
+    box_form: str,
+    on_bad_box: str,
     dataset_id: str | None,
     resume: str | None,
     data_dir: Path | None,
@@ -102,6 +140,9 @@ def import_data(
                 ),
                 dataset_type=dataset_type,
                 on_error=on_error,
+                box_unit=box_unit,
+                box_form=box_form,
+                on_bad_box=on_bad_box,
                 progress=_create_progress(),
                 dataset_id=dataset_id,
                 resume=resume,
@@ -112,6 +153,7 @@ def import_data(
                     print_json(error.imported.session)
                 else:
                     _print_report(client.datasets.report(error.imported), err=True)
+                    _print_skipped(error.imported.skipped)
             raise CommandFailed(
                 _format_import_failure(error.message, error.details, path)
             ) from error
@@ -119,25 +161,20 @@ def import_data(
             print_json(imported.session)
             return
         report = client.datasets.report(imported)
-        skipped = [
-            found
-            for found in imported.findings
-            if found.line is None and found.code == "NameUnsafe"
-        ]
         click.echo(to_single_line(imported.summary()), err=True)
         _print_groups(report, err=True)
-        if skipped:
-            click.echo("\nNot uploaded:", err=True)
-        for found in skipped[:SHOWN]:
-            click.echo(f"  {_finding_line(found)}", err=True)
+        _print_skipped(imported.skipped)
         click.echo(imported.dataset_id)
 
 
 @datasets.command("check")
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("path", type=click.Path(path_type=Path))
 @format_option
 @type_option
 @on_error_option
+@box_unit_option
+@box_form_option
+@on_bad_box_option
 @click.option(
     "--html",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -145,14 +182,20 @@ def import_data(
 )
 @json_option
 def check_data(
-    folder: Path,
+    path: Path,
     format: str,
     dataset_type: str | None,
     on_error: str,
+    box_unit: BoxUnit,
+    box_form: BoxForm,
+    on_bad_box: OnBadBox,
     html: Path | None,
     as_json: bool,
 ) -> None:
-    """Check a folder like an import, without a server; exit code 1 if there are errors."""
+    """Check what an import would accept, without a server; exit code 1 if there are errors.
+
+    PATH is a folder, an archive or a table, as in `runyard datasets import`.
+    """
     import msgspec
 
     from runyard.datasets.ingest import check_folder
@@ -164,8 +207,9 @@ def check_data(
         ImportStatus,
     )
 
-    if not folder.is_dir():
-        raise CommandFailed(f"folder {folder} does not exist", exit_code=EXIT_NOT_FOUND)
+    if not (path.is_dir() or path.is_file()):
+        what = "is neither a folder nor a file" if path.exists() else "does not exist"
+        raise CommandFailed(f"{path} {what}", exit_code=EXIT_NOT_FOUND)
     draw = _create_progress()
     report = Report()
 
@@ -179,10 +223,11 @@ def check_data(
             draw(DatasetImport(status=ImportStatus(progress=progress, findings=found)))
 
     outcome = check_folder(
-        folder,
+        path,
         dataset_type=dataset_type,  # type: ignore[arg-type]  # click allows no other
         format=format,
         on_error=on_error,  # type: ignore[arg-type]
+        options=ReadOptions(box_unit=box_unit, box_form=box_form, on_bad_box=on_bad_box),
         on_finding=report.add,
         on_progress=show_progress,
     )
@@ -190,7 +235,7 @@ def check_data(
     if html is not None:
         summary = f"{outcome.decision}: {outcome.why}" if outcome.why else outcome.decision
         html.write_text(
-            render_page(document, title=f"Check of {folder.resolve().name}", outcome=summary),
+            render_page(document, title=f"Check of {path.resolve().name}", outcome=summary),
             "utf-8",
         )
     if as_json:
@@ -505,9 +550,9 @@ def _build_report(report: Any, outcome: Any) -> "ImportReport":
 
 def _print_report(report: "ImportReport", *, kind: str | None = None, err: bool = False) -> None:
     """Print the counts of accepted data, then the findings."""
-    from vi.api._display import format_count
+    from vi.api._display import format_count, format_rows
 
-    rows = f"{report.rows_kept:,} of {format_count(report.rows, 'row')} accepted"
+    rows = format_rows(report.rows_kept, report.rows)
     what = ", ".join(filter(None, (report.format or "no labels", kind)))
     defects = f"{format_count(report.errors, 'error')}, {format_count(report.warnings, 'warning')}"
     click.echo(
@@ -530,7 +575,17 @@ def _print_groups(report: "ImportReport", *, err: bool) -> None:
         more = f", the first {len(group.first)}" if group.count > len(group.first) else ""
         click.echo(f"\n{group.code} ({group.count:,}{more}): {to_single_line(group.cure)}", err=err)
         for found in group.first:
-            click.echo(f"  {_finding_line(found)}", err=err)
+            fix = "" if found.cure == group.cure else f"; try: {to_single_line(found.cure)}"
+            click.echo(f"  {_finding_line(found)}{fix}", err=err)
+
+
+def _print_skipped(skipped: "Sequence[Finding]") -> None:
+    """Print the first files of an import that were not sent."""
+    if skipped:
+        more = f" ({len(skipped):,}, the first {SHOWN})" if len(skipped) > SHOWN else ""
+        click.echo(f"\nNot uploaded{more}:", err=True)
+    for found in skipped[:SHOWN]:
+        click.echo(f"  {_finding_line(found)}; try: {to_single_line(found.cure)}", err=True)
 
 
 def _finding_line(found: "Finding") -> str:

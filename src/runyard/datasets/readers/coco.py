@@ -214,18 +214,19 @@ class _CocoFile:
             return
         if missing := _find_missing(element, ("name",)):
             cause = f"the category has no {missing!r}"
-            self._refuse("FieldMissing", f"{where}.{missing}", cause)
+            self._drop_category("FieldMissing", f"{where}.{missing}", cause)
             return
         name = element["name"]
         name = str(name) if type(name) is int else name
         key = _to_id(element.get("id"))
         if not isinstance(name, str) or (key is None and element.get("id") is not None):
             cause = "id must be a number or a string, and name a string"
-            self._refuse("FieldInvalid", where, cause, [element.get("id"), name])
+            self._drop_category("FieldInvalid", where, cause, [element.get("id"), name])
             return
         self._category_names.add(name)
         if key is None:
-            self._refuse("FieldMissing", f"{where}.id", "the category has no 'id'")
+            cause = "the category has no 'id'"
+            self._drop_category("FieldMissing", f"{where}.id", cause)
         elif self._categories.setdefault(key, name) != name:
             self._categories[key] = None
 
@@ -462,10 +463,14 @@ class _CocoFile:
                 f"{self._repeated_boxes} boxes are also in {others}, for the same images, and "
                 f"are used once; {self._repeated_rows} images have no others"
             )
-            value = self._repeated_boxes
             self._report(
                 make_finding(
-                    "BoxDuplicate", file=self.path, cause=cause, value=value, action="Mended"
+                    "BoxDuplicate",
+                    file=self.path,
+                    cause=cause,
+                    value=self._repeated_boxes,
+                    action="Mended",
+                    rows=self._repeated_rows or None,
                 )
             )
 
@@ -474,6 +479,11 @@ class _CocoFile:
 
     def _refuse(self, code: str, field: str, cause: str, value: object = None) -> None:
         self._report(self._make_finding(code, field, cause, value))
+
+    def _drop_category(self, code: str, field: str, cause: str, value: object = None) -> None:
+        """Report a category that cannot be used; this alone leaves out no row."""
+        found = self._make_finding(code, field, f"{cause}; it is left out", value)
+        self._report(msgspec.structs.replace(found, action="Mended"))
 
     def _ignore(self, cause: str) -> None:
         self._report(make_finding("FileIgnored", file=self.path, cause=cause))

@@ -25,6 +25,7 @@ import msgspec
 from runyard.datasets.findings import KINDS, Finding, ReportFinding
 from runyard.datasets.image_names import ImageFacts
 from runyard.datasets.readers.base import Row
+from runyard.datasets.readers.boxes import parse_size
 from runyard.datasets.readers.conversations import build_contents, parse_turns, strip_image_marks
 from runyard.datasets.readers.frames import Frame
 from runyard.datasets.readers.locations import SourceLocation
@@ -242,8 +243,7 @@ def _list_columns(row: Mapping[str, Any]) -> str:
 
 
 def _get_frame(row: Mapping[str, Any]) -> tuple[int, int] | None:
-    width, height = row.get("width"), row.get("height")
-    return (width, height) if isinstance(width, int) and isinstance(height, int) else None
+    return parse_size(row.get("width"), row.get("height"))
 
 
 def _find_column(row: Mapping[str, Any], keys: Iterable[str], role: str) -> tuple[str, Any] | None:

@@ -114,9 +114,12 @@ CLASS_COLUMNS = (
     "name",
     "tag",
     "type",
+    "phrase",
 )
 # Columns that often have numbers, which name nothing.
 CLASS_ID_COLUMNS = ("class_id", "label_id", "category_id", "classid", "labelid")
+# Columns of questions and captions, which may come with a box.
+TEXT_COLUMNS = ("question", "answer", "caption", "text", "prompt", "conversations", "messages")
 GROUP = "isgroupof"
 NO_CLASS = ("", "nan", "none", "background", "no finding", "no_finding")
 NO_NUMBER = ("", "nan", "none", "null")
@@ -225,7 +228,7 @@ def _parse_header(cells: Sequence[str]) -> _Layout | None:
     label = _find_column(header, (*CLASS_COLUMNS, *CLASS_ID_COLUMNS))
     if kind == "via":
         label = _find_column(header, (VIA_ATTRIBUTES,))
-    if image is None and label is None:
+    if label is None and (image is None or not set(header).isdisjoint(TEXT_COLUMNS)):
         return None
     pairs = (pair for pair in IMAGE_SIZES if not set(pair) & set(box) and set(pair) <= set(header))
     pair = next(pairs, None)
@@ -565,7 +568,13 @@ class _CsvFile:
     def _reject_file(self, code: str, cause: str, *, line: int, fix: str | None = None) -> None:
         self._report(
             make_finding(
-                code, file=self._path, line=line, cause=cause, fix=fix, action="FileRejected"
+                code,
+                file=self._path,
+                line=line,
+                cause=cause,
+                fix=fix,
+                action="FileRejected",
+                rows=len(self._images) or None,
             )
         )
 

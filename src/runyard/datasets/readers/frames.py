@@ -22,7 +22,8 @@ needs evidence that correct boxes do not give:
 * Percent and 0-1000 that fit the image: eight boxes, none of which ends beyond 100 (or 1000),
   although each image is at least three times as large in both directions; the boxes reach 60 % of
   this range in x and in y, and start at positions that differ by 20 % of it. A logo in the corner
-  of each image does not spread like this.
+  of each image does not spread like this. In smaller images, such as 0-1000 in 1920 x 1080, more
+  boxes are needed, which end just below the limit in both directions (see ``_SPREADS``).
 * No known frame: eight boxes, and half of all reach more than a tenth past the edge; the images may
   have been resized after they were annotated.
 """
@@ -43,12 +44,18 @@ Numbers = tuple[float, float, float, float]
 
 TOLERANCE = 0.02  # of the frame; a box that exceeds it by no more still fits
 FIRST_PIXELS = 1.5
-MIN_SPREAD_BOXES = 8
-MIN_IMAGE_RATIO = 3
 
 _LARGEST: dict[str, float] = {"fraction": 1, "percent": 100, "thousandth": 1000, "1024": 1024}
 _LIMITS = tuple(limit * (1 + TOLERANCE) for limit in _LARGEST.values())
 _RATIOS = (1 + TOLERANCE, 1.1, 1.25)  # of the image: fits, and two degrees of overflow
+# Boxes that fit the image and are still percent or 0-1000, as shares of this range: how many there
+# are, the shortest and longest side of the smallest images, how far boxes reach, and how far apart
+# they start.
+_SPREADS = (
+    (8, 3.0, 3.0, 0.6, 0.2),
+    (20, 1.5, 1.5, 0.9, 0.5),
+    (50, 1.05, 1.5, 0.9, 0.5),
+)
 _OTHER: dict[Form, Form] = {"corners": "size", "size": "corners"}
 _UNIT_NAMES = {
     "pixel": "pixels",
@@ -138,6 +145,7 @@ class FrameEvidence:
         default_factory=lambda: {"corners": _Readings(), "size": _Readings()}
     )
     _smallest: tuple[int, int] = (1 << 62, 1 << 62)
+    _smallest_longer: int = 1 << 62  # the smallest of the longer sides
     _starts: list[float] = field(default_factory=lambda: [math.inf, -math.inf] * 2)
     _numbers: list[float] = field(default_factory=lambda: [-math.inf] * 4)
 
@@ -155,6 +163,7 @@ class FrameEvidence:
         self._read["corners"].add(numbers, size)
         self._read["size"].add((a, b, a + c, b + d), size)
         self._smallest = min(self._smallest[0], size[0]), min(self._smallest[1], size[1])
+        self._smallest_longer = min(self._smallest_longer, max(size))
         low_x, high_x, low_y, high_y = self._starts
         self._starts = [min(low_x, a), max(high_x, a), min(low_y, b), max(high_y, b)]
         self._numbers = [max(pair) for pair in zip(self._numbers, numbers, strict=True)]
@@ -184,6 +193,7 @@ class FrameEvidence:
             cause=f"{self._describe(frame)}, but {other.cause}; {_count_rows(rows)}",
             fix=other.fix,
             action="FileRejected",
+            rows=rows,
         )
 
     def _find_unit(self, frame: Frame, options: ReadOptions) -> "_Other | None":
@@ -256,24 +266,28 @@ class FrameEvidence:
         return _Other(f"{what}, and all fit {_name_frames(fits, frame)}", _suggest(fits, frame))
 
     def _find_spread(self, frame: Frame) -> "_Other | None":
-        """Detect percent and 0-1000 in images that are much larger than that."""
-        if self.boxes < MIN_SPREAD_BOXES:
-            return None
-        low_x, high_x, low_y, high_y = self._starts
+        """Detect percent and 0-1000 in images that are larger than that."""
         for unit in ("percent", "thousandth"):
-            limit = _LARGEST[unit]
-            if (
-                self._fits(unit, frame.form)
-                and min(self._smallest) >= MIN_IMAGE_RATIO * limit
-                and min(self._read[frame.form].reach) >= limit * 0.6
-                and min(high_x - low_x, high_y - low_y) >= limit * 0.2
-            ):
+            if self._fits(unit, frame.form) and self._is_spread(_LARGEST[unit], frame):
                 fits: list[tuple[str, Form]] = [(unit, frame.form)]
-                cause = f"none of {_count_boxes(self.boxes)} ends beyond {limit:g}"
+                cause = f"none of {_count_boxes(self.boxes)} ends beyond {_LARGEST[unit]:g}"
                 return _Other(
                     f"{cause}: all fit {_name_frames(fits, frame)}", _suggest(fits, frame)
                 )
         return None
+
+    def _is_spread(self, limit: float, frame: Frame) -> bool:
+        low_x, high_x, low_y, high_y = self._starts
+        apart = min(high_x - low_x, high_y - low_y)
+        reach = min(self._read[frame.form].reach)
+        return any(
+            self.boxes >= boxes
+            and min(self._smallest) >= shorter * limit
+            and self._smallest_longer >= longer * limit
+            and reach >= reached * limit
+            and apart >= started * limit
+            for boxes, shorter, longer, reached, started in _SPREADS
+        )
 
     def _describe(self, frame: Frame) -> str:
         width, height = self._smallest

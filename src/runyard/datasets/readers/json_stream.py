@@ -2,7 +2,7 @@
 
 import codecs
 import json
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any, BinaryIO
 
 CHUNK_BYTES = 1 << 20
@@ -31,20 +31,12 @@ def iter_elements(file: BinaryIO) -> Iterator[tuple[str, int, Any]]:
     """
     text = _Window(file)
     text.expect("{", "the file is not a JSON object")
-    if text.consume("}"):
-        return
-    while True:
-        key = text.read_value()
-        if not isinstance(key, str):
-            raise text.malformed("a key is not a string")
-        text.expect(":", f"there is no colon after {key!r}")
+    for key in _iter_keys(text):
         if text.consume("["):
             yield from _iter_array(text, key)
         else:
             text.read_value()
-        if not text.consume(","):
-            text.expect("}", f"there is no comma after the value of {key!r}")
-            return
+    text.expect_end()
 
 
 def iter_items(file: BinaryIO) -> Iterator[tuple[int, Any]]:
@@ -53,6 +45,43 @@ def iter_items(file: BinaryIO) -> Iterator[tuple[int, Any]]:
     text.expect("[", "the file is not a JSON array")
     for _, number, value in _iter_array(text, ""):
         yield number, value
+    text.expect_end()
+
+
+def iter_members(
+    file: BinaryIO, containers: Container[str] = ()
+) -> Iterator[tuple[str, int | str | None, Any]]:
+    """Yield every member of the file's object: key, None, value.
+
+    A value that is an array or an object, and whose key is in ``containers``, is streamed: each of
+    its elements is yielded with its index or key. Raises MalformedJson as above.
+    """
+    text = _Window(file)
+    text.expect("{", "the file is not a JSON object")
+    for key in _iter_keys(text):
+        if key in containers and text.consume("["):
+            yield from _iter_array(text, key)
+        elif key in containers and text.consume("{"):
+            for name in _iter_keys(text):
+                yield key, name, text.read_value()
+        else:
+            yield key, None, text.read_value()
+    text.expect_end()
+
+
+def _iter_keys(text: "_Window") -> Iterator[str]:
+    """Yield the keys of an object; the caller reads the value of each before the next."""
+    if text.consume("}"):
+        return
+    while True:
+        key = text.read_value()
+        if not isinstance(key, str):
+            raise text.malformed("a key is not a string")
+        text.expect(":", f"there is no colon after {key!r}")
+        yield key
+        if not text.consume(","):
+            text.expect("}", f"there is no comma after the value of {key!r}")
+            return
 
 
 def _iter_array(text: "_Window", key: str) -> Iterator[tuple[str, int, Any]]:
@@ -91,6 +120,11 @@ class _Window:
             return False
         self._at += 1
         return True
+
+    def expect_end(self) -> None:
+        """Raise MalformedJson unless only blanks follow."""
+        if self.consume("\0") or self._at < len(self._text):
+            raise self.malformed("there is more after the end of the JSON value")
 
     def expect(self, character: str, otherwise: str) -> None:
         if not self.consume(character):

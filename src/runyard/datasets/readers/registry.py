@@ -15,18 +15,34 @@ from runyard.datasets.readers.parquet import ParquetReader
 from runyard.datasets.readers.shards.webdataset import WebDatasetReader
 from runyard.datasets.readers.tables.reader import TableReader
 from runyard.datasets.readers.tables.row_forms import explain_table
+from runyard.datasets.readers.text_labels.dota import DotaReader
+from runyard.datasets.readers.text_labels.kitti import KittiReader
+from runyard.datasets.readers.text_labels.yolo import YoloDarknetReader, YoloKerasPytorchReader
+from runyard.datasets.readers.tools.create_ml import CreateMlReader
+from runyard.datasets.readers.tools.cvat import CvatXmlReader
+from runyard.datasets.readers.tools.datumaro import DatumaroReader
+from runyard.datasets.readers.tools.label_studio import LabelStudioReader
+from runyard.datasets.readers.tools.labelme import LabelMeReader
 from runyard.datasets.readers.tools.recognized import RecognizedFormat, recognize
+from runyard.datasets.readers.tools.via import ViaReader
 from runyard.datasets.readers.vi_jsonl import ViJsonlReader
 from runyard.datasets.readers.voc import PascalVocReader
-from runyard.datasets.readers.yolo import YoloDarknetReader, YoloKerasPytorchReader
 from runyard.datasets.sources import Source, is_system_file
 
 READERS: list[Reader] = [
     ViJsonlReader(),
     CocoReader(),
     PascalVocReader(),
+    CvatXmlReader(),
+    LabelMeReader(),
+    LabelStudioReader(),
+    DatumaroReader(),
+    CreateMlReader(),
+    ViaReader(),
     YoloKerasPytorchReader(),
     YoloDarknetReader(),
+    DotaReader(),
+    KittiReader(),
     CsvFourCornerReader(),
     CsvWidthHeightReader(),
     ConversationsReader(),
@@ -75,31 +91,35 @@ def detect_format(source: Source, report: ReportFinding, *, requested: str = "au
         report(_make_ambiguous(matches))
         return Detection(None, sorted({path for _, files in matches for path in files}))
     if not matches and requested.lower() != "auto":
-        cause = (
-            f"no file has the format {requested}"
-            if find_reader(requested)
-            else f"there is no format {requested!r}"
-        )
-        names = ", ".join(reader.name for reader in READERS)
-        report(
-            make_finding(
-                "FormatUnknown",
-                file="",
-                cause=cause,
-                fix=f"name one of {names}, or auto",
-                action="FileRejected",
-            )
-        )
+        report(_make_unmatched(source, requested))
     return Detection(*matches[0]) if matches else Detection(None, [])
 
 
+def _make_unmatched(source: Source, requested: str) -> Finding:
+    """Make the finding about a requested format that no file has, with the detected formats."""
+    is_known = find_reader(requested) is not None
+    cause = (
+        f"no file has the format {requested}" if is_known else f"there is no format {requested!r}"
+    )
+    detected = [(reader, files) for reader in READERS if (files := reader.detect(source))]
+    if detected:
+        cause += f"; the files match {_list_formats(detected)}"
+    names = ", ".join(reader.name for reader in READERS)
+    fix = f"name one of these with --format: {names}, or auto to detect the format"
+    return make_finding("FormatUnknown", file="", cause=cause, fix=fix, action="FileRejected")
+
+
+def _list_formats(matches: list[tuple[Reader, list[str]]]) -> str:
+    return "; ".join(f"--format {reader.name}: {_list_files(files)}" for reader, files in matches)
+
+
 def _make_ambiguous(matches: list[tuple[Reader, list[str]]]) -> Finding:
-    seen = "; ".join(f"{reader.name} ({_summarize_files(files)})" for reader, files in matches)
+    choices = " or ".join(f"--format {reader.name}" for reader, _ in matches)
     return make_finding(
         "FormatUnknown",
         file=matches[0][1][0],
-        cause=f"the files match {len(matches)} formats: {seen}",
-        fix="name the format to use, or leave out the files of the others",
+        cause=f"the files match {len(matches)} formats: {_list_formats(matches)}",
+        fix=f"choose one with {choices}, or leave out the files of the others",
         action="FileRejected",
     )
 
@@ -163,5 +183,8 @@ def _make_ignored(path: str, format: str | None, tool: RecognizedFormat | None) 
     return make_finding("FileIgnored", file=path, cause=whose)
 
 
-def _summarize_files(files: list[str]) -> str:
-    return files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
+def _list_files(files: list[str]) -> str:
+    """Return how many files there are, and the first of them."""
+    if len(files) == 1:
+        return f"1 file ({files[0]})"
+    return f"{len(files):,} files ({', '.join(files[:3])}{', …' if len(files) > 3 else ''})"

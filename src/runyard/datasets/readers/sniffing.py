@@ -1,4 +1,4 @@
-"""The form of a JSON file, from its beginning: enough to tell which tool wrote it."""
+"""The form of a JSON file, from its beginning: enough to recognize the tool that wrote it."""
 
 import json
 import re
@@ -10,6 +10,8 @@ from runyard.datasets.readers.lines import BOM, read_head
 from runyard.datasets.sources import Source
 
 SNIFFED_BYTES = 1 << 20
+WHOLE_CHARACTERS = 500  # of a value that is kept as it is
+MAX_KEYS, MAX_DEPTH = 50, 5  # of a value that is shortened
 ENDINGS = (".json", ".jsonl", ".ndjson")
 
 _decode = json.JSONDecoder().raw_decode
@@ -25,7 +27,8 @@ class JsonForm:
 
     ``is_array`` is True for one array, ``is_lines`` for JSON Lines. ``keys`` are the keys of the
     file's object, or of the first element or line. ``values`` has the values of these keys that end
-    within the first MiB; ``first`` has the first element of each of them that is a list.
+    within the first MiB; ``first`` has the first element of each of them that is a list. Long
+    values are shortened: forms of all files are kept, and a value may be an embedded image.
     """
 
     is_array: bool = False
@@ -93,14 +96,28 @@ def _scan_value(
     except (ValueError, RecursionError):
         if text.startswith("[", at):
             try:
-                first[key], _ = _decode(text, _skip_space(text, at + 1))
+                element, _ = _decode(text, _skip_space(text, at + 1))
+                first[key] = _shorten(element)
             except (ValueError, RecursionError):
                 return None
         return _skip_brackets(text, at)
+    value = value if end - at <= WHOLE_CHARACTERS else _shorten(value)
     values[key] = value
     if isinstance(value, list) and value:
         first[key] = value[0]
     return end
+
+
+def _shorten(value: Any, depth: int = 0) -> Any:
+    """Return a value of the same type, with the beginning of its texts and containers."""
+    if isinstance(value, str):
+        return value[:WHOLE_CHARACTERS]
+    if isinstance(value, list):
+        return [_shorten(one, depth + 1) for one in value[:2]] if depth < MAX_DEPTH else value[:0]
+    if isinstance(value, dict):
+        items = list(value.items())[:MAX_KEYS] if depth < MAX_DEPTH else []
+        return {key: _shorten(one, depth + 1) for key, one in items}
+    return value
 
 
 def _skip_brackets(text: str, at: int) -> int | None:

@@ -13,6 +13,7 @@ import msgspec
 from runyard.datasets.findings import ReportFinding, make_finding
 from runyard.datasets.options import DEFAULT_OPTIONS, ReadOptions
 from runyard.datasets.readers.base import Row
+from runyard.datasets.readers.boxes import parse_size
 from runyard.datasets.readers.lines import read_head, read_lines
 from runyard.datasets.records import (
     AssetRef,
@@ -39,8 +40,8 @@ class _Line(msgspec.Struct, rename="camel"):
 
 class _Asset(msgspec.Struct, rename="camel"):
     filename: Annotated[str, msgspec.Meta(min_length=1)]
-    width: int | None = None
-    height: int | None = None
+    width: int | float | None = None
+    height: int | float | None = None
 
 
 _decode = msgspec.json.Decoder(_Line, strict=True).decode
@@ -91,14 +92,13 @@ def _is_vi_jsonl(head: bytes) -> bool:
 
 def _build_row(line: _Line, path: str, number: int) -> Row:
     asset = line.asset
-    frame = (
-        (asset.width, asset.height)
-        if asset.width is not None and asset.height is not None
-        else None
-    )
+    frame = None
+    if asset.width is not None and asset.height is not None:
+        # A size that no image has is compared too, and reported.
+        frame = parse_size(asset.width, asset.height) or (int(asset.width), int(asset.height))
     record = Record(
         id=f"{path}:{number}" if line.id is None else str(line.id),
-        asset=AssetRef(filename=asset.filename, width=asset.width or 0, height=asset.height or 0),
+        asset=AssetRef(filename=asset.filename, width=0, height=0),
         contents=line.contents,
         category=line.category,
     )

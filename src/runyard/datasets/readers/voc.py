@@ -1,33 +1,35 @@
-"""The Pascal VOC XML reader: one file per image, with names and boxes in pixels counted from 0.
+"""The Pascal VOC XML reader: one file per image, with names and boxes in pixels counted from 0."""
 
-expat parses the XML. A document type, and so every custom entity, is rejected: it could reach
-outside the file or expand without bound.
-"""
-
-import posixpath
-from collections.abc import Iterator
+import io
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
-from xml.parsers import expat
+from typing import BinaryIO
 
-from runyard.datasets.findings import Finding, ReportFinding, make_finding
+from runyard.datasets.findings import ReportFinding, make_finding
 from runyard.datasets.options import DEFAULT_OPTIONS, ReadOptions
-from runyard.datasets.readers.base import BoxLocation, Row
-from runyard.datasets.readers.boxes import (
-    LabeledBox,
-    build_row,
-    find_image_size,
-    parse_number,
-    to_fractions,
+from runyard.datasets.readers.base import Row
+from runyard.datasets.readers.boxes import parse_number
+from runyard.datasets.readers.tools.geometry import (
+    bound_polygon,
+    find_center,
+    rotate_rectangle,
+    to_size,
 )
-from runyard.datasets.readers.lines import read_head
-from runyard.datasets.records import DatasetType
+from runyard.datasets.readers.tools.own_images import find_own_image
+from runyard.datasets.readers.tools.shapes import ImageShapes
+from runyard.datasets.readers.tools.xml_files import (
+    XmlRejected,
+    parse_stream,
+    read_xml_root,
+    report_xml,
+)
+from runyard.datasets.records import Box, DatasetType
 from runyard.datasets.sources import Source
 
 MAX_BYTES = 4 << 20
-MAX_DEPTH = 32
 LISTS = "ImageSets/"  # folder of image lists by split, which contain no annotations
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
+ROTATED = ("cx", "cy", "w", "h", "angle")
 
 
 class PascalVocReader:
@@ -38,9 +40,7 @@ class PascalVocReader:
 
     def detect(self, source: Source) -> list[str]:
         annotations = [
-            path
-            for path in source.paths()
-            if path.lower().endswith(".xml") and b"<annotation" in read_head(source, path)
+            path for path in source.paths() if read_xml_root(source, path) == "annotation"
         ]
         lists = [path for path in source.paths() if _is_list(path)]
         return sorted([*annotations, *lists]) if annotations else []
@@ -54,48 +54,21 @@ class PascalVocReader:
         options: ReadOptions = DEFAULT_OPTIONS,
     ) -> Iterator[Row]:
         for path in (path for path in files if not _is_list(path)):
-            if source.size_bytes(path) > MAX_BYTES:
-                cause = (
-                    f"it has {source.size_bytes(path):,} bytes; the limit for one image is "
-                    f"{MAX_BYTES:,}"
-                )
+            size_bytes = source.size_bytes(path)
+            if size_bytes > MAX_BYTES:
+                cause = f"it has {size_bytes:,} bytes; the limit for one image is {MAX_BYTES:,}"
                 report(
                     make_finding("FileUnreadable", file=path, cause=cause, action="FileRejected")
                 )
                 continue
-            with source.open(path) as file:
-                data = file.read()
             try:
-                tree = parse_xml(data)
-            except expat.ExpatError as error:
-                cause = f"not valid XML: {expat.ErrorString(error.code)}"
-                report(
-                    make_finding(
-                        "FileUnreadable",
-                        file=path,
-                        line=error.lineno,
-                        cause=cause,
-                        action="FileRejected",
-                    )
-                )
-            except (
-                XmlRejected,
-                ValueError,
-                LookupError,
-            ) as error:  # an unknown encoding raises LookupError
-                report(
-                    make_finding(
-                        "FileUnreadable", file=path, cause=str(error), action="FileRejected"
-                    )
-                )
-            else:
-                row = _build_row(source, path, tree, report)
-                if row is not None:
-                    yield row
-
-
-class XmlRejected(Exception):
-    """The file uses an XML feature that is not allowed."""
+                with source.open(path) as file:
+                    root = _parse_file(file)
+            except XmlRejected as error:
+                report_xml(error, path, report)
+                continue
+            if row := _build_row(source, path, root, report):
+                yield row
 
 
 @dataclass
@@ -116,137 +89,133 @@ class Element:
         return "" if child is None else child.text.strip()
 
 
+class _TreeBuilder:
+    """Builds the elements of a small document."""
+
+    def __init__(self) -> None:
+        self.root = Element("", 0)
+        self._stack = [self.root]
+
+    def start_element(self, name: str, attributes: Mapping[str, str], line: int) -> None:
+        element = Element(name, line)
+        self._stack[-1].children.append(element)
+        self._stack.append(element)
+
+    def end_element(self, name: str) -> None:
+        self._stack.pop()
+
+    def add_text(self, text: str) -> None:
+        self._stack[-1].text += text
+
+
 def parse_xml(data: bytes) -> Element:
     """Parse a document and return its root.
 
-    Raises expat.ExpatError, XmlRejected.
+    Raises XmlRejected.
     """
-    parser = expat.ParserCreate()
-    root = Element("", 0)
-    stack = [root]
+    return _parse_file(io.BytesIO(data))
 
-    def start(name: str, _: Any) -> None:
-        if len(stack) > MAX_DEPTH:
-            raise XmlRejected(f"it is nested deeper than {MAX_DEPTH} elements")
-        element = Element(name, parser.CurrentLineNumber)
-        stack[-1].children.append(element)
-        stack.append(element)
 
-    def end(_: str) -> None:
-        stack.pop()
-
-    def text(data: str) -> None:
-        stack[-1].text += data
-
-    def refuse(*_: Any) -> None:
-        raise XmlRejected("document type declarations are not allowed")
-
-    parser.StartElementHandler = start
-    parser.EndElementHandler = end
-    parser.CharacterDataHandler = text
-    parser.StartDoctypeDeclHandler = refuse
-    parser.EntityDeclHandler = refuse
-    parser.buffer_text = True
-    parser.Parse(data, True)
-    return root.children[0]
+def _parse_file(file: BinaryIO) -> Element:
+    builder = _TreeBuilder()
+    for _ in parse_stream(file, builder):
+        pass
+    return builder.root.children[0]
 
 
 def _build_row(source: Source, path: str, root: Element, report: ReportFinding) -> Row | None:
     if root.name != "annotation":
-        report(
-            make_finding(
-                "FileUnreadable",
-                file=path,
-                line=root.line,
-                cause=f"its root is <{root.name}>, not <annotation>",
-            )
-        )
+        cause = f"its root is <{root.name}>, not <annotation>"
+        report(make_finding("FileUnreadable", file=path, line=root.line, cause=cause))
         return None
-    name = _find_image_name(source, path, root)
-    frame = _parse_frame(root)
-    size = find_image_size(source, name, path, frame)
-    labeled_boxes, findings = [], []
+    shapes = ImageShapes(path)
     for number, element in enumerate(child for child in root.children if child.name == "object"):
-        found = _parse_box(path, number, element)
-        if isinstance(found, Finding):
-            findings.append(found)
-        else:
-            labeled_boxes.append(found._replace(box=to_fractions(found.box, size)))
-    if not labeled_boxes and not findings:
-        return None
-    return build_row(
+        _add_object(shapes, f"object[{number}]", element)
+    named = root.child("filename")
+    image = find_own_image(
         source,
-        name,
-        labeled_boxes,
-        file=path,
+        path,
+        root.child_text("filename") or root.child_text("path"),
+        line=named.line if named else root.line,
+        field="filename",
+    )
+    if image.finding:
+        shapes.findings.append(image.finding)
+    size = root.child("size") or Element("", 0)
+    return shapes.build_row(
+        source,
+        image.name,
         line=root.line,
-        frame=frame,
-        unit="pixel",
-        findings=findings,
+        # Some tools write zeros for an unknown size.
+        frame=to_size(size.child_text("width"), size.child_text("height")),
+        is_name_certain=image.finding is None,
     )
 
 
-def _find_image_name(source: Source, path: str, root: Element) -> str:
-    """Return the image's name: the one in the file, else the image with the same stem."""
-    named = root.child_text("filename")
-    stem = posixpath.splitext(posixpath.basename(path))[0]
-    candidates = [
-        named,
-        *(f"{stem}{ending}" for ending in (".jpg", ".jpeg", ".png", ".JPG", ".webp", ".bmp")),
-    ]
-    found = (
-        name
-        for name in candidates
-        if name and source.find_image(name, relative_to=path) is not None
-    )
-    return next(found, named or f"{stem}.jpg")
+def _add_object(shapes: ImageShapes, where: str, element: Element) -> None:
+    """Add the box of an object: its ``bndbox``, or the bounding box of another shape."""
+    name = element.child_text("name")
+    if (outline := element.child("bndbox")) is not None:
+        box = _parse_corners(shapes, f"{where}.bndbox", outline)
+    elif (outline := element.child("robndbox")) is not None:
+        box = _parse_rotated(shapes, f"{where}.robndbox", outline)
+    elif (outline := element.child("polygon")) is not None:
+        box = _parse_polygon(shapes, f"{where}.polygon", outline)
+    else:
+        field, cause = f"{where}.bndbox", "the object has no 'bndbox'"
+        shapes.reject("FieldMissing", cause, line=element.line, field=field)
+        return
+    if box is not None:
+        shapes.add(name, box, line=outline.line, field=f"{where}.{outline.name}", what="a box")
 
 
-def _parse_frame(root: Element) -> tuple[int, int] | None:
-    size = root.child("size")
-    if size is None:
+def _parse_corners(shapes: ImageShapes, where: str, element: Element) -> Box | None:
+    numbers = _parse_numbers(shapes, where, element, CORNERS)
+    return None if numbers is None else (numbers[0], numbers[1], numbers[2], numbers[3])
+
+
+def _parse_rotated(shapes: ImageShapes, where: str, element: Element) -> Box | None:
+    """Return the bounding box of a rectangle that is rotated around its center, in radians."""
+    numbers = _parse_numbers(shapes, where, element, ROTATED)
+    if numbers is None:
         return None
-    try:
-        width, height = int(float(size.child_text("width"))), int(float(size.child_text("height")))
-    except (ValueError, OverflowError):
+    x, y, width, height, radians = numbers
+    box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+    return rotate_rectangle(box, radians, find_center(box))
+
+
+def _parse_polygon(shapes: ImageShapes, where: str, element: Element) -> Box | None:
+    """Return the bounding box of x1, y1, x2, y2, ... or of ``pt`` elements with x and y."""
+    points = [child for child in element.children if child.name == "pt"]
+    texts = [(point.child_text("x"), point.child_text("y")) for point in points]
+    while text := element.child_text(f"x{len(texts) + 1}"):
+        texts.append((text, element.child_text(f"y{len(texts) + 1}")))
+    numbers = [(parse_number(x), parse_number(y)) for x, y in texts]
+    box = bound_polygon([(x, y) for x, y in numbers if x is not None and y is not None])
+    if box is None or any(None in pair for pair in numbers):
+        cause = "the polygon needs at least three points with numbers"
+        shapes.reject("FieldInvalid", cause, line=element.line, field=where)
         return None
-    # Some tools write zeros for an unknown size.
-    return (width, height) if width > 0 and height > 0 else None
+    return box
 
 
-def _parse_box(path: str, number: int, element: Element) -> LabeledBox | Finding:
-    where = f"object[{number}]"
-    box = element.child("bndbox")
-    if box is None:
-        cause = "the object has no 'bndbox'"
-        return make_finding(
-            "FieldMissing", file=path, line=element.line, field=f"{where}.bndbox", cause=cause
-        )
-    corners = []
-    for name in CORNERS:
-        text = box.child_text(name)
-        if not text:
-            cause = f"the box has no {name!r}"
-            return make_finding(
-                "FieldMissing",
-                file=path,
-                line=box.line,
-                field=f"{where}.bndbox.{name}",
-                cause=cause,
+def _parse_numbers(
+    shapes: ImageShapes, where: str, element: Element, names: tuple[str, ...]
+) -> list[float] | None:
+    """Return the numbers of these children; report the first that is missing or none."""
+    numbers = []
+    for name in names:
+        text = element.child_text(name)
+        number = parse_number(text)
+        if number is None:
+            code = "FieldInvalid" if text else "FieldMissing"
+            cause = "not a number" if text else f"the box has no {name!r}"
+            shapes.reject(
+                code, cause, line=element.line, field=f"{where}.{name}", value=text or None
             )
-        corner = parse_number(text)
-        if corner is None:
-            field, cause = f"{where}.bndbox.{name}", "not a number"
-            return make_finding(
-                "FieldInvalid", file=path, line=box.line, field=field, cause=cause, value=text
-            )
-        corners.append(corner)
-    xmin, ymin, xmax, ymax = corners
-    return LabeledBox(
-        element.child_text("name"),
-        (xmin, ymin, xmax, ymax),
-        BoxLocation(box.line, f"{where}.bndbox"),
-    )
+            return None
+        numbers.append(number)
+    return numbers
 
 
 def _is_list(path: str) -> bool:

@@ -7,21 +7,20 @@ cat/1.jpg dog/2.jpg    the folder's name is the caption, or the answer; see clas
 from collections.abc import Iterator
 
 from runyard.datasets.findings import ReportFinding
+from runyard.datasets.images import is_image_name
 from runyard.datasets.options import DEFAULT_OPTIONS, ReadOptions
 from runyard.datasets.readers.base import Row
 from runyard.datasets.readers.columns import Table, build_rows
 from runyard.datasets.readers.folders.class_folders import find_class_folders
-from runyard.datasets.readers.lines import open_text, read_head
+from runyard.datasets.readers.lines import open_text
 from runyard.datasets.readers.locations import SourceLocation
 from runyard.datasets.readers.tables.row_forms import find_tables
-from runyard.datasets.readers.yolo import looks_like_labels
+from runyard.datasets.readers.text_labels.text_kinds import find_text_kinds, list_side_files
 from runyard.datasets.records import DatasetType
 from runyard.datasets.sources import Source
 
-_IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-_TEXT_ENDINGS = (".txt", ".caption")
+_CAPTION = ".caption"
 _MAX_TEXT = 1 << 20
-_SAMPLED = 20
 
 
 class CaptionsReader:
@@ -47,7 +46,7 @@ class CaptionsReader:
         folders, texts = None, Table()
         for file in files:
             location = SourceLocation(file, report)
-            if file.lower().endswith(_IMAGE_ENDINGS):
+            if is_image_name(file):
                 folders = folders or find_class_folders(source)
                 yield from folders.read_image(source, location, task)
             elif not source.size_bytes(file):
@@ -60,18 +59,16 @@ class CaptionsReader:
 
 
 def _find_side_files(source: Source) -> list[str]:
-    """Find text files named like an image, unless most of a sample contain YOLO boxes."""
-    stems = {
-        path.rpartition(".")[0] for path in source.paths() if path.lower().endswith(_IMAGE_ENDINGS)
-    }
-    texts = [
+    """Find text files named like an image, unless most of them are labels."""
+    texts = list_side_files(source)
+    if not find_text_kinds(source).are_captions(texts):
+        texts = []
+    stems = {path.rpartition(".")[0] for path in source.paths() if is_image_name(path)}
+    return texts + [
         path
         for path in source.paths()
-        if path.lower().endswith(_TEXT_ENDINGS) and path.rpartition(".")[0] in stems
+        if path.lower().endswith(_CAPTION) and path[: -len(_CAPTION)] in stems
     ]
-    sample = texts[:: max(1, len(texts) // _SAMPLED)]
-    looks = [looks_like_labels(read_head(source, path)) for path in sample]
-    return texts if looks.count(False) > looks.count(True) else []
 
 
 def _read_side_file(
@@ -84,6 +81,11 @@ def _read_side_file(
             action="FileRejected",
             rows=1,
         )
+        return
+    form = find_text_kinds(source).forms.get(location.file)
+    if form is not None and form.is_certain:
+        cause = "it has boxes, but most of the text files are captions"
+        location.report("ContentsUnfit", cause, action="FileRejected", rows=1)
         return
     with open_text(source, location.file) as file:
         raw = file.read()

@@ -32,7 +32,7 @@ from runyard.datasets.readers.locations import SourceLocation
 from runyard.datasets.readers.parquet import find_shard_metadata
 from runyard.datasets.readers.shards.keys import IMAGE_ENDINGS, TEXT_ENDINGS, ShardKeys
 from runyard.datasets.readers.tables.class_names import read_names
-from runyard.datasets.readers.yolo import looks_like_labels
+from runyard.datasets.readers.text_labels.text_kinds import looks_like_labels
 from runyard.datasets.records import DatasetType
 from runyard.datasets.sources import Source
 

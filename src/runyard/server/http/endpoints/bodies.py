@@ -10,6 +10,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from runyard import limits
+from runyard.datasets.options import BoxForm, BoxUnit, OnBadBox
 from runyard.limits import within
 
 Id = Annotated[str, within(limits.ID)]
@@ -203,6 +204,9 @@ class NewImportSpec(RequestBody):
 
     format: FormatName = "auto"
     on_error: Literal["Warn", "RejectRow", "RejectFile", "RejectAll"] = "RejectRow"
+    box_unit: BoxUnit = "auto"
+    box_form: BoxForm = "auto"
+    on_bad_box: OnBadBox = "reject"
     dataset_type: Literal["auto"] | None = None
     source: Text | None = None
     files: Count | None = None

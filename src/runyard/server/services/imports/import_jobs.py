@@ -49,6 +49,13 @@ POLL_INTERVAL_S = 0.1
 CHUNK = 1000  # rows per transaction: all other writes wait for it
 WORKER_TRIES = 2
 WORKER = "runyard.datasets.importing"
+# Fields of an import's spec that are policies of the import process.
+_POLICIES = (
+    "onError",
+    "boxUnit",
+    "boxForm",
+    "onBadBox",
+)
 # Policies of the published client -> policies of the import process.
 ON_ERROR = {"Warn": "Warn", "RejectFile": "RejectFile", "RejectSession": "RejectAll"}
 
@@ -189,7 +196,7 @@ def _build_options(row: AnyRow) -> dict[str, Any]:
     """Return the options of the session for the worker."""
     spec = json.loads(row.spec)
     if row.kind == "Import":
-        policies = {"onError": spec.get("onError", "RejectRow")}
+        policies = {name: spec[name] for name in _POLICIES if name in spec}
         return {
             "format": spec.get("format", "auto"),
             "policies": policies,

@@ -209,6 +209,9 @@ class AsyncDatasets:
         dataset_id: str | None = None,
         resume: str | DatasetImport | None = None,
         metadata: Mapping[str, str] | None = None,
+        box_unit: str = "auto",
+        box_form: str = "auto",
+        on_bad_box: str = "reject",
     ) -> FolderImport:
         """Import a folder of images and labels, or one archive; the server detects the format.
 
@@ -218,7 +221,7 @@ class AsyncDatasets:
         Args:
             path: Folder, or a file such as ``.zip``, ``.parquet`` or ``.jsonl``. Names that begin
                 with a dot are ignored. Links that lead outside the folder are skipped and reported
-                as findings.
+                as findings, except those of a Hub snapshot to its files.
             format: Format of the annotation files; ``"auto"`` detects it.
             name: Name of the new dataset. Default: the name of the folder.
             dataset_type: ``"phrase-grounding"``, ``"vqa"`` or ``"freeform"``. Default: the type of
@@ -234,6 +237,11 @@ class AsyncDatasets:
             dataset_id: Import into this dataset instead of a new one.
             resume: Interrupted import of that dataset; only missing data is uploaded.
             metadata: Attributes of a new dataset.
+            box_unit: Unit of the numbers of a box: ``"pixel"``, ``"fraction"``, ``"percent"`` or
+                ``"thousandth"`` of the image. Default: what the format defines.
+            box_form: Meaning of the four numbers: ``"corners"``, or ``"size"`` for a corner with
+                width and height. Default: what the format defines.
+            on_bad_box: ``"reject"`` skips the row of an invalid box, ``"drop"`` only the box.
 
         Raises:
             ViInvalidParameterError: The path has no file to import, or arguments contradict each
@@ -277,6 +285,9 @@ class AsyncDatasets:
                 path,
                 format=format,
                 on_error=on_error,
+                box_unit=box_unit,
+                box_form=box_form,
+                on_bad_box=on_bad_box,
                 decides_type=dataset_type is None
                 and (is_new or await self._has_undecided_type(dataset)),
                 resume=resume,
@@ -305,7 +316,7 @@ class AsyncDatasets:
         return (
             await self._build_result(dataset, imported, found)
             if wait
-            else FolderImport(dataset, imported, findings=found.skipped)
+            else FolderImport(dataset, imported, findings=found.skipped, skipped=found.skipped)
         )
 
     async def findings(
@@ -635,6 +646,9 @@ class AsyncDatasets:
         *,
         format: str,
         on_error: str,
+        box_unit: str,
+        box_form: str,
+        on_bad_box: str,
         decides_type: bool,
         resume: str | DatasetImport | None,
     ) -> DatasetImport:
@@ -646,6 +660,9 @@ class AsyncDatasets:
             dataset.dataset_id,
             format=format,
             on_error=on_error,
+            box_unit=box_unit,
+            box_form=box_form,
+            on_bad_box=on_bad_box,
             dataset_type="auto" if decides_type else None,
             source=Path(path).name,
             files=len(found.files),
@@ -678,6 +695,7 @@ class AsyncDatasets:
             session=imported,
             version=await self.versions.get(dataset.dataset_id, version) if version else None,
             findings=[*found.skipped, *first.items],
+            skipped=found.skipped,
         )
         if imported.has_failed:
             why = imported.status.why or find_failure(imported.status.conditions)

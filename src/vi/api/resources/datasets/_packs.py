@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from vi.api.resources.datasets._files import LocalFile
+from vi.api.resources.datasets._walk import LocalFile
 from vi.errors import ViUploadError
 
 PACK_BYTES = 16 << 20

@@ -121,12 +121,17 @@ class ImportSpec(Document):
 
     ``on_error``: ``Warn`` repairs rows if possible, ``RejectRow`` skips invalid rows,
     ``RejectFile`` skips their files, ``RejectAll`` accepts nothing if any row is invalid.
+    ``box_unit`` and ``box_form`` are the meaning of the numbers of a box, ``auto`` that of the
+    format. ``on_bad_box``: ``reject`` skips the row of an invalid box, ``drop`` only the box.
     ``dataset_type`` is ``auto`` if the files of the first import into an empty dataset determine
     its type.
     """
 
     format: str = "auto"
     on_error: Literal["Warn", "RejectRow", "RejectFile", "RejectAll"] = "RejectRow"
+    box_unit: Literal["auto", "pixel", "fraction", "percent", "thousandth"] = "auto"
+    box_form: Literal["auto", "corners", "size"] = "auto"
+    on_bad_box: Literal["reject", "drop"] = "reject"
     dataset_type: str | None = None
     source: str | None = None
     files: int | None = None

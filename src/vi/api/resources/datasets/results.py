@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vi.api._display import format_count
+from vi.api._display import format_count, format_rows
 from vi.api.resources.datasets.responses import Dataset, DatasetImport, DatasetVersion, Finding
 
 
@@ -19,12 +19,14 @@ class FolderImport:
         findings: The first findings, at most 1000, starting with skipped files such as links that
             lead outside the folder. ``client.datasets.findings`` returns all findings of the
             server.
+        skipped: The findings about files that were not sent.
     """
 
     dataset: Dataset
     session: DatasetImport
     version: DatasetVersion | None = None
     findings: Sequence[Finding] = field(default=())
+    skipped: Sequence[Finding] = field(default=())
 
     @property
     def dataset_id(self) -> str:
@@ -42,10 +44,8 @@ class FolderImport:
     def summary(self) -> str:
         """Return a one-line summary."""
         progress, found = self.session.status.progress, self.session.status.findings
-        counts = (
-            f"{format_count(progress.images, 'image')}, {progress.rows_kept} of "
-            f"{format_count(progress.rows, 'row')}"
-        )
+        rows = format_rows(progress.rows_kept, progress.rows)
+        counts = f"{format_count(progress.images, 'image')}, {rows}"
         kind = f"{self.session.status.format or 'no annotations'}, {self.dataset.type}"
         defects = (
             f"{format_count(found.errors, 'error')}, {format_count(found.warnings, 'warning')}"

@@ -17,10 +17,10 @@ from vi._http.retry import RetryPolicy
 from vi._text import shorten_repr
 from vi.api._arguments import check_id, check_seconds, encode_metadata
 from vi.api._pages._async import AsyncPaginatedResponse, fetch_page
-from vi.api.resources.datasets._files import LocalFile
 from vi.api.resources.datasets._packs import Pack, build_pack, group_files
 from vi.api.resources.datasets._parameters import dataset_path, parse_import_ids
 from vi.api.resources.datasets._sessions import FIRST_PAUSE_S, next_pause_s
+from vi.api.resources.datasets._walk import LocalFile
 from vi.api.resources.datasets.imports._upload_progress import UploadProgress
 from vi.api.resources.datasets.responses import DatasetImport
 from vi.api.types import PaginationParams
@@ -81,6 +81,9 @@ class AsyncImports:
         *,
         format: str = "auto",
         on_error: str = "RejectRow",
+        box_unit: str = "auto",
+        box_form: str = "auto",
+        on_bad_box: str = "reject",
         dataset_type: str | None = None,
         source: str | None = None,
         files: int | None = None,
@@ -94,6 +97,11 @@ class AsyncImports:
             format: Format of the annotation files; ``"auto"`` detects it.
             on_error: Policy for an invalid row: ``"Warn"``, ``"RejectRow"``, ``"RejectFile"`` or
                 ``"RejectAll"``.
+            box_unit: Unit of the numbers of a box: ``"pixel"``, ``"fraction"``, ``"percent"`` or
+                ``"thousandth"`` of the image; ``"auto"`` is what the format defines.
+            box_form: Meaning of the four numbers: ``"corners"``, or ``"size"`` for a corner with
+                width and height; ``"auto"`` is what the format defines.
+            on_bad_box: ``"reject"`` skips the row of an invalid box, ``"drop"`` only the box.
             dataset_type: ``"auto"`` lets the first import into an empty dataset determine its type.
             source: Description of the source, for people.
             files: Number of files, for progress.
@@ -102,11 +110,14 @@ class AsyncImports:
 
         Raises:
             ViNotFoundError: No dataset has this id.
-            ViValidationError: The format or the policy is unknown.
+            ViValidationError: The format, or the value of an option, is unknown.
         """
         spec = {
             "format": format,
             "onError": on_error,
+            "boxUnit": box_unit,
+            "boxForm": box_form,
+            "onBadBox": on_bad_box,
             "datasetType": dataset_type,
             "source": source,
             "files": files,

@@ -8,6 +8,9 @@ import msgspec
 
 from vi.api.resources.datasets.responses import DatasetImport, ImportProgress
 
+# An estimate from less is off by orders of magnitude.
+MIN_ESTIMATE_S, MIN_ESTIMATE_SHARE = 2.0, 0.02
+
 
 class UploadProgress:
     """Thread-safe counters of uploaded files and bytes, in the form of the server's progress."""
@@ -39,12 +42,15 @@ class UploadProgress:
     def apply_to(self, imported: DatasetImport) -> DatasetImport:
         """Return the import with the progress of the upload.
 
-        The rate counts only bytes sent now.
+        The rate counts only bytes sent now. The time left is None in the first seconds.
         """
         with self._lock:
             done_bytes = self._bytes_done + sum(self._under_way.values())
-            rate = (done_bytes - self._bytes_found) / max(self._clock() - self._began_s, 1e-3)
-            left_s = max(0, self._size_bytes - done_bytes) / rate if rate else None
+            elapsed_s, sent_bytes = self._clock() - self._began_s, done_bytes - self._bytes_found
+            rate = sent_bytes / max(elapsed_s, 1e-3)
+            is_known = elapsed_s >= MIN_ESTIMATE_S and sent_bytes > 0
+            is_known = is_known and done_bytes >= MIN_ESTIMATE_SHARE * self._size_bytes
+            left_s = max(0, self._size_bytes - done_bytes) / rate if is_known else None
             progress = ImportProgress(
                 phase="Sending",
                 files=self._files,
