@@ -14,7 +14,7 @@ from runyard.datasets.readers.folders.class_folders import explain_folders
 from runyard.datasets.readers.parquet import ParquetReader
 from runyard.datasets.readers.shards.webdataset import WebDatasetReader
 from runyard.datasets.readers.tables.reader import TableReader
-from runyard.datasets.readers.tables.row_forms import explain_table
+from runyard.datasets.readers.tables.row_forms import explain_table, find_tables
 from runyard.datasets.readers.text_labels.dota import DotaReader
 from runyard.datasets.readers.text_labels.kitti import KittiReader
 from runyard.datasets.readers.text_labels.yolo import YoloDarknetReader, YoloKerasPytorchReader
@@ -88,6 +88,8 @@ def detect_format(source: Source, report: ReportFinding, *, requested: str = "au
         matches = [(reader, files) for reader in READERS if (files := reader.detect(source))]
     matches = [(reader, files) for reader, files in matches if files]
     if len(matches) > 1:
+        matches = _drop_claimed_tables(source, matches)
+    if len(matches) > 1:
         report(_make_ambiguous(matches))
         return Detection(None, sorted({path for _, files in matches for path in files}))
     if not matches and requested.lower() != "auto":
@@ -111,6 +113,21 @@ def _make_unmatched(source: Source, requested: str) -> Finding:
 
 def _list_formats(matches: list[tuple[Reader, list[str]]]) -> str:
     return "; ".join(f"--format {reader.name}: {_list_files(files)}" for reader, files in matches)
+
+
+def _drop_claimed_tables(
+    source: Source, matches: list[tuple[Reader, list[str]]]
+) -> list[tuple[Reader, list[str]]]:
+    """Leave files to the other formats: tables are recognized by common names of columns alone."""
+    others = {
+        path for reader, files in matches if not isinstance(reader, TableReader) for path in files
+    }
+    tables = set(find_tables(source)) - others
+    return [
+        (reader, files)
+        for reader, files in matches
+        if not isinstance(reader, TableReader) or not tables.isdisjoint(files)
+    ]
 
 
 def _make_ambiguous(matches: list[tuple[Reader, list[str]]]) -> Finding:

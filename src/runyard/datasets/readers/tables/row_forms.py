@@ -175,7 +175,9 @@ def _has_contents(columns: set[str], first: Mapping[str, Any]) -> bool:
     if has_boxes(first):
         found = find_objects(first)
         boxes = found.boxes if found is not None else None
-        return isinstance(boxes, list) and (not boxes or is_box(boxes[0]))
+        if found is None or not isinstance(boxes, list):
+            return False
+        return is_box(boxes[0]) if boxes else found.field != "annotations"
     if not columns.isdisjoint(QUESTIONS) and not columns.isdisjoint(ANSWERS):
         return True
     if any(isinstance(first.get(key), list) for key in (*PAIRS, *TURNS)):
