@@ -7,7 +7,13 @@ import json
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from runyard.datasets.readers.json_stream import MalformedJson, iter_elements, iter_items
+from runyard.datasets.images import is_image_name
+from runyard.datasets.readers.json_stream import (
+    MalformedJson,
+    iter_elements,
+    iter_items,
+    iter_members,
+)
 from runyard.datasets.readers.lines import open_text
 from runyard.datasets.readers.locations import SourceLocation
 from runyard.datasets.sources import Source
@@ -45,6 +51,31 @@ def read_json_rows(
         else:
             opened.seek(0)
             yield from _read_lines(opened, location)
+
+
+def read_json_members(
+    source: Source, file: str, location: SourceLocation
+) -> Iterator[tuple[SourceLocation, dict[str, Any]]]:
+    """Yield each member of the file's one object as a row; report and skip anything else.
+
+    The key is the name of an image, or the id of a row: a row that names no image gets it as
+    ``file_name`` if it looks like one, and else as ``id``. A text is a row with this text.
+    """
+    try:
+        with open_text(source, file) as opened:
+            for key, _, value in iter_members(opened):
+                row_location = location.at(field=key)
+                name = {"file_name" if is_image_name(key) else "id": key}
+                if isinstance(value, dict):
+                    yield row_location, name | value
+                elif isinstance(value, str | list):
+                    yield row_location, name | {"text": value}
+                else:
+                    row_location.report("RowInvalid", "the row is no text or object", value=value)
+    except MalformedJson as error:
+        location.at(line=error.line).report(
+            error.code, f"{error}; the remaining rows are not read", action="RowRejected"
+        )
 
 
 def _read_object(opened: BinaryIO) -> dict[str, Any] | None:

@@ -54,6 +54,8 @@ def images(source_folder: Any, make_png: Callable[..., bytes]) -> Any:
             "t.jsonl",
             '{"image": {"path": "a.png"}, "qa": [{"user": "What?", "assistant": "A tin."}]}',
         ),
+        ("t.json", '{"7": {"imageId": "a", "question": "What?", "answer": "A tin."}}'),
+        ("t.json", '{"a.png": {"question": "What?", "answer": "A tin."}}'),
         ("t.csv", "image,question,answer\na.png,What?,A tin.\n"),
         ("t.csv", "\ufeffImage Name;Question;Answer\r\na.png;What?;A tin.\r\n"),
         ("t.tsv", "id\timage_name\tprompt\tcompletion\n7\ta.png\tWhat?\tA tin.\n"),
@@ -80,6 +82,7 @@ def test_questions_are_read_from_tables_of_any_name(
             ['A "tin', "Tin"],
         ),
         ("c.json", '[{"image": "a.png", "captions": ["A", "B"]}]', ["A", "B"]),
+        ("c.json", '{"a.png": ["A", "B"], "b.png": []}', ["A", "B"]),
         (
             "dataset.json",
             '{"images": [{"filename": "a.png", "sentences": [{"raw": "A"}, {"raw": "B"}]}]}',
@@ -210,6 +213,11 @@ def test_a_table_that_cannot_be_read_is_explained(
             "t.jsonl",
             '{"image": "b.png", "text": "jar"}\n{"image": "a.png", "text": NaN}',
             [("FieldInvalid", 2, "text", None)],
+        ),
+        (
+            "t.json",
+            '{"b.png": "jar", "c.png": 7}',
+            [("RowInvalid", None, "c.png", None)],
         ),
         (
             "metadata.jsonl",

@@ -18,7 +18,7 @@ from runyard.datasets.readers.columns import (
     normalize_columns,
 )
 from runyard.datasets.readers.csv import BOX_TEXTS, CENTERS, CORNERS, SIZES
-from runyard.datasets.readers.json_rows import read_json_rows
+from runyard.datasets.readers.json_rows import read_json_members, read_json_rows
 from runyard.datasets.readers.locations import SourceLocation
 from runyard.datasets.readers.sniffing import JsonForm, sniff_json
 from runyard.datasets.readers.tables.csv_rows import (
@@ -40,18 +40,22 @@ _METADATA = ("metadata.jsonl", "metadata.json", "metadata.csv", "metadata.tsv")
 class RowForm(NamedTuple):
     """The form of one file, and its first row with plain names of columns.
 
-    ``key`` is that of the list of rows in a JSON object. ``text`` is the form of a text table.
+    ``key`` is that of the list of rows in a JSON object. ``is_mapping`` means that the members of
+    the object are the rows. ``text`` is the form of a text table.
     """
 
     first: dict[str, Any]
     columns: list[str]
     key: str | None = None
+    is_mapping: bool = False
     text: TableForm | None = None
 
 
 def find_form(source: Source, path: str) -> RowForm | None:
     """Return the form of a file of rows; None for another file."""
     json_form = sniff_json(source, path)
+    if json_form is not None and (row := _find_member(json_form)) is not None:
+        return RowForm(normalize_columns(row), list(row), is_mapping=True)
     if json_form is not None:
         first, key = _find_rows(json_form)
         return RowForm(normalize_columns(first), list(first), key) if first else None
@@ -140,6 +144,8 @@ def iter_rows(
     rows: Iterator[tuple[SourceLocation, dict[str, Any]]]
     if form.text is not None:
         rows = iter(read_csv_rows(source, location, form.text))
+    elif form.is_mapping:
+        rows = read_json_members(source, location.file, location)
     else:
         rows = read_json_rows(source, location.file, location, key=form.key)
     for row_location, row in rows:
@@ -155,6 +161,21 @@ def _find_rows(form: JsonForm) -> tuple[dict[str, Any], str | None]:
         listed = {key: [value] for key, value in form.first.items()}
         return first | listed | form.values, None
     return (dict(form.first[lists[0]]), lists[0]) if len(lists) == 1 else ({}, None)
+
+
+def _find_member(form: JsonForm) -> dict[str, Any] | None:
+    """Return the first row of an object whose members are rows; None for another object."""
+    if form.is_array or form.is_lines or not form.values:
+        return None
+    key, value = next(iter(form.values.items()))
+    if is_image_name(key) and isinstance(value, str | list):
+        return {"file_name": key, "text": value}
+    if not isinstance(value, dict) or not all(isinstance(v, dict) for v in form.values.values()):
+        return None
+    if is_image_name(key):
+        return {"file_name": key} | value
+    names = set(map(normalize_column, value))
+    return None if names.isdisjoint((*IMAGES, "image_id", "imageid")) else {"id": key} | value
 
 
 def _has_image(source: Source, path: str, columns: set[str], first: Mapping[str, Any]) -> bool:
