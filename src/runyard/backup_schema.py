@@ -4,13 +4,14 @@ A column is ``name:type(length)``. ``*`` marks the primary key, ``?`` a value th
 ``=`` a column that older files may lack.
 """
 
-REVISION = "0007"
+REVISION = "0008"
 TABLES = {
     "assets": (
         "*org:str(64) *dataset_id:str(255) *id:str(64) filename:str(1024) content:str(64) "
         "size_bytes:int64 width:int32 height:int32 mime:str(64) crc32c:int64 frames:int32 "
         "is_turned:bool orientation:int32 custom:bytes inserted_by:str record_count:int32 "
-        "generation:int32 time_created:int64 last_updated:int64 contents_updated:int64 "
+        "split:str(16)?= generation:int32 time_created:int64 last_updated:int64 "
+        "contents_updated:int64 "
     ),
     "attempts": (
         "*org:str(64) *run_id:str(255) *number:int32 epoch:str(32) token_number:int64 "

@@ -252,7 +252,7 @@ def test_files_that_are_not_sent_are_listed_with_a_fix(
     result = runyard("datasets", "import", str(images_folder), "--data-dir", data_dir)
     assert result.exit_code == 0
     _, _, skipped = result.stderr.partition("Not uploaded:\n")
-    assert skipped.startswith("  out.png: it is a link that leads outside the folder; try: replace")
+    assert skipped.startswith("  out.png: it is a link that leads outside the folder; fix: replace")
     checked = runyard("datasets", "check", str(images_folder))
     assert "out.png: it is a link that leads outside the folder" in checked.stdout
 
@@ -267,6 +267,24 @@ def test_a_folder_whose_data_is_hidden_says_so(
         assert result.exit_code != 0
         assert ".shelf/0.png" in result.output
         assert "only hidden files hold data" in result.output
+
+
+def test_check_shows_the_split_unless_it_is_to_be_ignored(
+    runyard: Runyard, images_folder: Path, tmp_path: Path
+) -> None:
+    rows = [json.loads(line) for line in (images_folder / "labels.jsonl").read_text().splitlines()]
+    for row, split in zip(rows, ("train", "train", "val", "test"), strict=True):
+        row["split"] = split
+    (images_folder / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = tmp_path / "report.html"
+    check = ("datasets", "check", str(images_folder))
+    result = runyard(*check, "--on-error", "Warn", "--html", str(page))
+    assert "split: 1 train, 1 validation, 1 test images, 1 of no split" in result.stdout
+    assert "Split: 1 train, 1 validation" in page.read_text()
+    splits = json.loads(runyard(*check, "--json").stdout)["splits"]
+    assert splits == {"train": 1, "validation": 1, "test": 1, "unsplit": 1}
+    assert "split:" not in runyard(*check, "--split", "ignore").stdout
+    assert runyard(*check, "--split", "merge").exit_code == 2
 
 
 def test_a_dataset_is_previewed_and_exported(

@@ -180,17 +180,23 @@ def read_png_size(data: bytes) -> tuple[int, int]:
 
 @pytest.fixture
 def make_version(tmp_path: Path) -> Callable[..., Path]:
-    """Return a function that writes a version's folder, from images with records by filename."""
+    """Return a function that writes a version's folder, from images with records by filename, and
+    optionally splits by filename.
+    """
     return partial(write_version, tmp_path / "datasets" / "org")
 
 
 def write_version(
     home: Path,
     images: dict[str, tuple[bytes, list[Any]]],
+    splits: Mapping[str, Any] | None = None,
     *,
     claimed_sizes: Mapping[str, tuple[int, int]] = MappingProxyType({}),
 ) -> Path:
-    """Write a version; ``claimed_sizes`` has the images whose records give another size."""
+    """Write a version; ``splits`` are the own splits of some of the images.
+
+    ``claimed_sizes`` has the images whose records give another size.
+    """
     from runyard.datasets.versions import (
         CONTENTS,
         MANIFEST,
@@ -223,6 +229,7 @@ def write_version(
                     height=height,
                     mime="image/png",
                     records=records,
+                    split=(splits or {}).get(filename),
                 )
             )
             if sha256 not in seen:

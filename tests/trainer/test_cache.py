@@ -546,6 +546,28 @@ def test_a_run_ends_the_same_with_and_without_cache_and_originals(
     assert saved["status"]["plan"]["datasetVersion"]["value"] == "0" * 16
 
 
+def test_a_run_uses_the_dataset_s_own_split_and_no_test_image(
+    make_attempt: Callable[..., Path], make_version: MakeVersion, png: Png, events_of: EventsOf
+) -> None:
+    data = images(png, range(24))
+    names = list(data)
+    splits = dict.fromkeys(names[:16], "train") | dict.fromkeys(names[16:20], "validation")
+    for name in names[20:]:
+        splits[name] = "test"
+        # Reading it would be a warning.
+        data[name] = (f"not an image {name}".encode(), data[name][1])
+    folder = assign_version(make_attempt(BLOCKS, cache_bytes=1 << 30), make_version(data, splits))
+    assert train_attempt(folder) == 0
+    assert events_of(folder, "warning") == []
+    (plan,) = (event["plan"] for event in events_of(folder, "plan"))
+    counts = ("trainingPictures", "validationPictures", "brokenPictures", "unusedImages")
+    assert [plan[name]["value"] for name in counts] == [16, 4, 0, 4]
+    assert "validationFraction does not change it" in plan["trainingPictures"]["reason"]
+    for path in (folder / "predictions").iterdir():
+        predicted = [json.loads(line)["filename"] for line in path.read_text().splitlines()]
+        assert sorted(predicted) == names[16:20]
+
+
 @pytest.mark.parametrize("cache_bytes", [0, 1 << 30])
 def test_a_resumed_run_ends_as_an_uninterrupted_one(
     cache_bytes: int,

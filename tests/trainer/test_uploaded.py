@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from runyard.datasets.records import Freeform, GroundedPhrase, Interaction, PhraseGrounding, Vqa
+from runyard.datasets.splits import Split
 from runyard.trainer.answers import Answer, Grounding
 from runyard.trainer.data.datasets import Dataset
 from runyard.trainer.data.images import BrokenImage, decode_image
@@ -110,6 +111,64 @@ def test_all_questions_about_an_image_are_in_one_split(
     train, held_out = parts(load(make_version(images)))
     assert {name[:2] for name in train} & {name[:2] for name in held_out} == set()
     assert len(train) + len(held_out) == 40
+
+
+@pytest.mark.parametrize(
+    ("splits", "fraction", "train", "held_out", "unused"),
+    [
+        ("tvxx", 0.3, "0 4", "1", 2),  # test images are left out of both parts
+        ("tvvx", 0.9, "0 4", "1 2", 1),  # the fraction changes nothing
+        ("tvvx", 0, "0 4", "", 1),  # except that 0 holds nothing out
+        ("ttxx", 0.3, "0 1 4", "2 3", 0),  # without validation, test is held out
+        ("ttxx", 0, "0 1 4", "", 2),
+        ("  vv", 0.3, "0 1 4", "2 3", 0),  # images of no split are trained on
+    ],
+)
+def test_the_dataset_s_own_split_comes_first(
+    make_version: MakeVersion,
+    png: Callable[..., bytes],
+    splits: str,
+    fraction: float,
+    train: str,
+    held_out: str,
+    unused: int,
+) -> None:
+    names: dict[str, Split] = {"t": "train", "v": "validation", "x": "test"}
+    own = {str(n): names[sign] for n, sign in enumerate(splits) if sign in names}
+    images = {str(n): (png(n), [asked("x", "y")]) for n in range(5)}
+    data = load(make_version(images, own), validation_fraction=fraction)
+    assert parts(data) == (set(train.split()), set(held_out.split()))
+    assert data.unused_images == unused
+
+
+def test_a_version_with_only_a_train_split_is_split_by_content(
+    make_version: MakeVersion, png: Callable[..., bytes]
+) -> None:
+    images = {f"{n:02}": (png(n), [asked("x")]) for n in range(20)}
+    plain, own = (
+        load(make_version(images)),
+        load(make_version(images, dict.fromkeys(images, "train"))),
+    )
+    assert parts(own) == parts(plain)
+    assert own.held_out_split is None
+
+
+@pytest.mark.parametrize(
+    ("splits", "words"),
+    [
+        ({"a": "validation", "b": "test"}, "0 training samples and 1 held out in its own split.*"),
+        ({"a": "test", "b": "test"}, "0 training samples and 2 held out in its own split.*"),
+    ],
+)
+def test_an_own_split_without_training_images_is_refused_with_a_fix(
+    make_version: MakeVersion,
+    png: Callable[..., bytes],
+    splits: dict[str, Split],
+    words: str,
+) -> None:
+    images = {name: (png(n), [asked("x")]) for n, name in enumerate("ab")}
+    with pytest.raises(InvalidData, match=f"{words} try: .*--split ignore"):
+        load(make_version(images, splits))
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,7 @@ class Checker:
             asset=asset,
             contents=contents,
             category=row.record.category,
+            split=row.record.split,
         )
 
     def _find_image(self, check: "_RowCheck") -> ImageFacts:

@@ -24,6 +24,7 @@ from runyard import processes, rundir
 from runyard.blobs import FolderBlobs
 from runyard.datasets.importing import set_limits
 from runyard.datasets.records import AssetRef, Contents, Record
+from runyard.datasets.splits import Split
 from runyard.datasets.writers.base import ExportedImage, Writer
 from runyard.datasets.writers.csv import CsvFourCornerWriter, CsvWidthHeightWriter
 from runyard.datasets.writers.registry import find_writer
@@ -57,6 +58,7 @@ class ItemLine(msgspec.Struct):
     blob: str
     offset: int
     records: list[LineRecord]
+    split: Split | None = None
 
 
 def run(folder: Path) -> None:
@@ -110,10 +112,18 @@ def _make_item(line: ItemLine, blobs: FolderBlobs) -> ExportedImage:
             return file.read(line.size)
 
     records = [
-        Record(id=record.id, asset=asset, contents=record.contents, category=record.category)
+        Record(
+            id=record.id,
+            asset=asset,
+            contents=record.contents,
+            category=record.category,
+            split=line.split,
+        )
         for record in line.records
     ]
-    return ExportedImage(asset=asset, sha256=line.sha256, records=records, read=read)
+    return ExportedImage(
+        asset=asset, sha256=line.sha256, records=records, read=read, split=line.split
+    )
 
 
 def _write_preview(folder: Path, items: Iterator[ExportedImage], *, count: int, seed: int) -> None:

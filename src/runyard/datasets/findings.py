@@ -116,12 +116,20 @@ KINDS: dict[str, FindingKind] = {
     "BoxDuplicate": FindingKind("warning", "none needed; remove the repeated boxes"),
     "BoxNotFinite": FindingKind("error", "write finite numbers"),
     "PhraseNotInCaption": FindingKind(
-        "error", "use words of the caption, spelled exactly as there"
+        "error",
+        "use words of the caption, spelled exactly as there; --on-error Warn drops the phrase",
     ),
-    "PhraseEmpty": FindingKind("error", "name what the box shows"),
+    "PhraseEmpty": FindingKind(
+        "error", "name what the box shows; --on-error Warn drops the phrase"
+    ),
     "CaptionEmpty": FindingKind("error", "write a caption, or remove the row"),
-    "QuestionEmpty": FindingKind("error", "write the question"),
-    "AnswerEmpty": FindingKind("error", "write the answer, or remove the row"),
+    "QuestionEmpty": FindingKind(
+        "error", "write the question; --on-error Warn keeps the other questions of the row"
+    ),
+    "AnswerEmpty": FindingKind(
+        "error",
+        "write the answer, or remove the row; --on-error Warn keeps its other questions",
+    ),
     "TextEmpty": FindingKind("error", "write the text, or remove the row"),
     "OrderInvalid": FindingKind(
         "warning", "number the interactions 1, 2, 3; their order in the list is used"
@@ -161,6 +169,9 @@ KINDS: dict[str, FindingKind] = {
     ),
     "AnnotationsIgnored": FindingKind(
         "warning", "none needed if they are not wanted; else export them as boxes or polygons"
+    ),
+    "SplitConflict": FindingKind(
+        "warning", "remove the image from one of the two splits; it is used for training only"
     ),
     # files
     "FileUnreadable": FindingKind("error", "write the file again, readable and complete"),

@@ -3,10 +3,10 @@
 Files are the only protocol between the server and this worker. Each file has one writer:
 
     job.json        server   {"org", "datasetId", "datasetType", "format", "policies": {"onError",
-                             "boxUnit", "boxForm", "onBadBox"}, "blobsDir"}; also, if known,
-                             "files" (how many to expect), "known" (name of a file in this folder:
-                             lines as in images.jsonl, of images that the dataset already has),
-                             "limits" {"memoryBytes", "cpuSeconds", "seconds"}
+                             "boxUnit", "boxForm", "onBadBox", "split"}, "blobsDir"}; also, if
+                             known, "files" (how many to expect), "known" (name of a file in this
+                             folder: lines as in images.jsonl, of images that the dataset already
+                             has), "limits" {"memoryBytes", "cpuSeconds", "seconds"}
     packs.jsonl     server   appended and fsynced for each pack received: {"sha256", "size",
                              "number"}; with "path" it is a single file instead of a pack
     sealed.json     server   all files have been sent
@@ -16,6 +16,7 @@ Files are the only protocol between the server and this worker. Each file has on
     packs/000001    worker   packs of images from containers; the "blob" of such an image is the
                              SHA-256 of its pack
     records.jsonl   worker   one accepted record per line
+    splits.jsonl    worker   {"path", "split"} of each image whose split changes; written at the end
     unpacked/       worker   archive members other than images; removed after reading
     result.json     worker   the result, written atomically: {"decision", "why", "format", "type",
                              "counts"}
@@ -38,7 +39,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -61,6 +62,7 @@ from runyard.datasets.options import parse_choice, parse_read_options
 from runyard.datasets.packs import PACK_BYTES, build_pack
 from runyard.datasets.records import Record, encode
 from runyard.datasets.sources import BlobSpan, PackSource
+from runyard.datasets.splits import SPLIT_POLICIES, KnownImage, Split, SplitAssigner, SplitPolicy
 
 JOB = "job.json"
 PACKS = "packs.jsonl"
@@ -70,6 +72,7 @@ FINDINGS = "findings.jsonl"
 IMAGES = "images.jsonl"
 OWN_PACKS = "packs"
 RECORDS = "records.jsonl"
+SPLITS = "splits.jsonl"
 UNPACKED = "unpacked"
 RESULT = "result.json"
 
@@ -86,8 +89,11 @@ class OutOfTime(Exception):
     """The worker has used up its time."""
 
 
-class ImageLine(msgspec.Struct, rename="camel"):
-    """One line of ``images.jsonl``."""
+class ImageLine(msgspec.Struct, rename="camel", omit_defaults=True):
+    """One line of ``images.jsonl``.
+
+    The last two are of images that the dataset already has.
+    """
 
     path: str
     sha256: str
@@ -101,6 +107,15 @@ class ImageLine(msgspec.Struct, rename="camel"):
     orientation: int
     blob: str
     offset: int
+    split: Split | None = None
+    is_annotated: bool = False
+
+
+class SplitLine(msgspec.Struct):
+    """One line of ``splits.jsonl``; ``split`` is None for an image that is in no split any more."""
+
+    path: str
+    split: Split | None
 
 
 def run(folder: Path) -> None:
@@ -133,6 +148,15 @@ def parse_on_error(policies: dict[str, Any]) -> Any:
     return parse_choice(policies, "onError", ON_ERROR, default="RejectRow")
 
 
+def parse_split_policy(policies: dict[str, Any]) -> SplitPolicy:
+    """Return ``split`` of a job's policies; raise ValueError for an unknown value."""
+    named = policies.get("split", "keep")
+    for known in SPLIT_POLICIES:
+        if named == known:
+            return known
+    raise ValueError(f"split is {named!r}; it must be one of {', '.join(SPLIT_POLICIES)}")
+
+
 class _Import:
     def __init__(self, folder: Path, job: dict[str, Any], outputs: "_Outputs") -> None:
         self._folder, self._job, self._outputs = folder, job, outputs
@@ -140,6 +164,8 @@ class _Import:
         policies = job.get("policies") or {}
         self._on_error = parse_on_error(policies)
         self._options = parse_read_options(policies)
+        self._split_policy = parse_split_policy(policies)
+        self._known: dict[str, KnownImage] = {}
         self._progress = IngestProgress(files=job.get("files") or 0)
         self._sink = FindingSink(outputs.report, self._on_error, self._progress.tally)
         self._source = PackSource(FolderBlobs(Path(job["blobsDir"])), self._sink, outputs.on_image)
@@ -155,6 +181,7 @@ class _Import:
             self._progress.images = len(self._source.images)
             self._tick()
         self._progress.fraction_read = self._source.fraction_read
+        splits = SplitAssigner(self._split_policy, self._known)
         outcome = ingest_rows(
             self._source,
             self._source.images,
@@ -167,9 +194,11 @@ class _Import:
             options=self._options,
             tick=self._tick,
             unpack_into=self._folder / UNPACKED,
+            splits=splits,
         )
         shutil.rmtree(self._folder / UNPACKED, ignore_errors=True)
         self._outputs.finish_pack()
+        self._outputs.write_splits(splits.changes)
         self._progress.begin("Done")
         self._write_progress()
         return outcome
@@ -179,9 +208,9 @@ class _Import:
         if name := self._job.get("known"):
             with open(self._folder / name, "rb") as file:
                 for line in file:
-                    self._source.images.add_known(
-                        _make_facts(msgspec.json.decode(line, type=ImageLine))
-                    )
+                    image = msgspec.json.decode(line, type=ImageLine)
+                    self._source.images.add_known(_make_facts(image))
+                    self._known[image.path] = KnownImage(image.split, image.is_annotated)
 
     def _inspect_received(self) -> Iterator[int]:
         """Inspect files as they arrive, until the import is sealed."""
@@ -224,9 +253,9 @@ class _Outputs:
         self._folder = folder
         for leftover in (OWN_PACKS, UNPACKED):
             shutil.rmtree(folder / leftover, ignore_errors=True)
-        self._findings, self._images, self._records = (
+        self._findings, self._images, self._records, self._splits = (
             open(folder / name, "wb", buffering=1 << 16)  # noqa: SIM115 - closed by __exit__
-            for name in (FINDINGS, IMAGES, RECORDS)
+            for name in (FINDINGS, IMAGES, RECORDS, SPLITS)
         )
         self._findings_left = MAX_FINDINGS
         self._kept = self._marked = self._marked_at = 0
@@ -302,6 +331,11 @@ class _Outputs:
             offset += facts.size_bytes
         self._packed, self._packed_bytes = [], 0
 
+    def write_splits(self, changes: Mapping[str, Split | None]) -> None:
+        self._splits.writelines(
+            msgspec.json.encode(SplitLine(path, split)) + b"\n" for path, split in changes.items()
+        )
+
     def sync(self) -> None:
         """Flush everything to disk; the result is written only after this."""
         for file in self._files():
@@ -315,7 +349,7 @@ class _Outputs:
         self._packed_bytes += len(data)
 
     def _files(self) -> tuple[IO[bytes], ...]:
-        return self._findings, self._images, self._records
+        return self._findings, self._images, self._records, self._splits
 
 
 def _make_line(facts: ImageFacts, crc32c: int, span: BlobSpan) -> ImageLine:

@@ -29,6 +29,8 @@ from runyard.datasets.sources import (
     Source,
     ignore_image,
 )
+from runyard.datasets.split_lists import read_split_lists
+from runyard.datasets.splits import SplitAssigner, SplitPolicy
 
 Phase = Literal["Receiving", "Inspecting", "Reading", "Checking", "Done"]
 # An estimate from less is off by orders of magnitude.
@@ -185,13 +187,17 @@ def ingest_rows(
     tick: Callable[[], None],
     unpack_into: Path,
     options: ReadOptions = DEFAULT_OPTIONS,
+    splits: SplitAssigner | None = None,
 ) -> IngestOutcome:
     """Detect the format, read and check every row, keep what is valid, and decide.
+
+    ``splits`` gets the split of every image; the outcome has the counts.
 
     With ``task`` None the type of the first row is used. ``tick`` is called for every row. Archive
     members other than images are kept below ``unpack_into``, a folder of the caller's that may be
     removed afterwards.
     """
+    splits = splits or SplitAssigner()
     progress.begin("Reading")
     source = expand_archives(source, unpack_into, sink, keeps_packed=is_shard)
     reader, files = detect_format(source, sink, requested=format)
@@ -200,18 +206,22 @@ def ingest_rows(
         task = task or _find_type(reader, source, files, options)
         checker = Checker(source, task, on_error, sink, options)
         used = checker.used
+        splits.begin(images, read_split_lists(source, images))
         if task in reader.types:
             _read_files(
                 *(reader, source, files, task, checker, records, sink, progress, on_error, options),
-                tick,
+                *(tick, splits),
             )
         else:
             sink(_explain_type_mismatch(reader, files[0], task))
         progress.begin("Checking")
     report_unread(source, files, sink, reader=reader, has_rows=progress.rows > 0)
     _report_unused_images(images, used, sink)
+    splits.assign(images, sink)
     progress.images = len(images)  # containers may have added some
-    return _decide(reader, task, progress, sink, on_error)
+    outcome = _decide(reader, task, progress, sink, on_error)
+    outcome.counts["splits"] = {} if outcome.why else splits.counts
+    return outcome
 
 
 def _read_files(
@@ -226,6 +236,7 @@ def _read_files(
     on_error: OnError,
     options: ReadOptions,
     tick: Callable[[], None],
+    splits: SplitAssigner,
 ) -> None:
     if isinstance(source, FolderSource | PackSource):
         source.expect(files)
@@ -248,6 +259,7 @@ def _read_files(
         if record is not None:
             checker.claims.add_kept(progress.rows_kept)
             records.add(record)
+            splits.add_row(record.asset.filename, record.split, file=row.file, line=row.line)
             progress.rows_kept += 1
         tick()
     end_file()
@@ -329,7 +341,10 @@ def _decide(
     if tally.by_code["FormatUnknown"]:
         why = "the format of the annotations could not be detected; see the findings"
     elif on_error == "RejectAll" and tally.errors:
-        why = f"there are {tally.errors} errors, and onError is RejectAll"
+        why = (
+            f"there are {tally.errors:,} errors, and onError is RejectAll; RejectRow leaves out "
+            "only the invalid rows"
+        )
     elif not progress.images and not progress.rows_kept:
         why = "no image and no row could be accepted"
     elif (progress.rows or tally.errors) and reader is not None and not progress.rows_kept:
@@ -355,6 +370,7 @@ def check_folder(
     format: str = "auto",
     on_error: OnError = "RejectRow",
     options: ReadOptions = DEFAULT_OPTIONS,
+    split: SplitPolicy = "keep",
     on_finding: ReportFinding = lambda _: None,
     on_progress: Callable[[dict[str, Any]], None] = lambda _: None,
     on_image: OnImage = ignore_image,
@@ -397,6 +413,7 @@ def check_folder(
             options=options,
             tick=tick,
             unpack_into=Path(unpacked),
+            splits=SplitAssigner(split),
         )
     progress.images = len(source.images)
     progress.begin("Done")

@@ -11,6 +11,8 @@ from typing import Literal
 
 import msgspec
 
+from runyard.datasets.splits import Split
+
 DatasetType = Literal["phrase-grounding", "vqa", "freeform"]
 Box = tuple[float, float, float, float]
 
@@ -79,12 +81,16 @@ TYPE_OF: dict[type, DatasetType] = {
 
 
 class Record(_Shape):
-    """One annotation of one image. ``id`` is unique within a dataset."""
+    """One annotation of one image. ``id`` is unique within a dataset.
+
+    ``split`` is the part of the data that the image is in, if the row says so.
+    """
 
     id: str
     asset: AssetRef
     contents: Contents
     category: str | None = None
+    split: Split | None = None
 
     @property
     def dataset_type(self) -> DatasetType:

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from runyard.datasets.findings import Finding, Tally
+from runyard.datasets.splits import format_counts
 
 FIRST = 5  # findings kept per code
 
@@ -97,6 +98,8 @@ def render_page(report: Any, *, title: str, outcome: str) -> str:
     if rejected := report.rows - report.rows_kept:
         accepted += f", {rejected:,} rejected"
     summary = f"{outcome}. {accepted}; {report.errors:,} errors and {report.warnings:,} warnings."
+    if counts := format_counts(report.splits):
+        summary += f" Split: {counts}."
     parts = [
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8">',

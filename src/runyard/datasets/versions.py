@@ -6,7 +6,8 @@ version's name, so the same content always has the same name. Where the bytes ar
 and is not part of the manifest.
 
     manifest.jsonl    {"filename", "sha256", "size", "width", "height", "mime",
-                       "records": [contents, ...]}
+                       "records": [contents, ...], "split": "train", "validation" or "test"},
+                      without "split" for an image of no split
     contents.jsonl    ["<content sha256>", "<pack sha256>", offset, size]: one line per image
     packs/<sha256>    many concatenated images, or a single image; only read at offsets
     complete.json     written last: the folder is complete
@@ -23,6 +24,7 @@ from typing import BinaryIO
 import msgspec
 
 from runyard.datasets.records import Contents
+from runyard.datasets.splits import Split
 
 MANIFEST, CONTENTS, PACKS = "manifest.jsonl", "contents.jsonl", "packs"
 ID_LENGTH = 16
@@ -33,10 +35,11 @@ class VersionError(Exception):
     """A version's files are missing or invalid; the message names file, line and what is wrong."""
 
 
-class VersionImage(msgspec.Struct, frozen=True, kw_only=True):
+class VersionImage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One image of a version.
 
-    ``size`` is in bytes, ``width`` and ``height`` in pixels as displayed.
+    ``size`` is in bytes, ``width`` and ``height`` in pixels as displayed. ``split`` is omitted if
+    it is None, so that versions without splits keep their bytes and ids.
     """
 
     filename: str
@@ -46,6 +49,7 @@ class VersionImage(msgspec.Struct, frozen=True, kw_only=True):
     height: int
     mime: str
     records: list[Contents]
+    split: Split | None = None
 
 
 class ManifestWriter:

@@ -167,7 +167,7 @@ class DatasetSettings(Shape, frozen=True):
         Meta(ge=0, le=0.9),
         help_text(
             "fraction held out for validation, split by content and seed, so that added images "
-            "move none across"
+            "move none across; of data with its own split only 0 counts: nothing is held out"
         ),
     ] = 0.2
     shuffle: Annotated[bool, help_text("a new order each epoch, drawn from the seed")] = True

@@ -84,15 +84,15 @@ def render_schema() -> str:
         '"""Tables of a backup, written by scripts/backup-schema from the tables of the store.',
         "",
         "A column is ``name:type(length)``. ``*`` marks the primary key, ``?`` a value that may be "
-        "null, and ``=`` a",
-        "column that older files may lack.",
+        "null, and",
+        "``=`` a column that older files may lack.",
         '"""',
         "",
         f'REVISION = "{SCHEMA_REVISION}"',
         "TABLES = {",
     ]
     for name, described in COLUMNS.items():
-        words = textwrap.wrap(" ".join(map(str, described.values())), 105)
+        words = textwrap.wrap(" ".join(map(str, described.values())), 89)
         lines += [f'    "{name}": (', *(f'        "{line} "' for line in words), "    ),"]
     return "\n".join([*lines, "}", ""])
 

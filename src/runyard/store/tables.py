@@ -352,6 +352,8 @@ assets = Table(
     Column("custom", LargeBinary, nullable=False),
     Column("inserted_by", Text, nullable=False),
     Column("record_count", Integer, nullable=False),
+    # The dataset's own split: train, validation or test; null for an image of no split.
+    Column("split", String(16)),
     Column("generation", Integer, nullable=False),
     Column("time_created", BigInteger, nullable=False),
     Column("last_updated", BigInteger, nullable=False),

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from runyard.datasets.splits import Split
 from runyard.flows import ResolvedFlow
 from runyard.flows.blocks import BUILT_IN_DATASETS, Every
 from runyard.flows.memory import choose_micro_batch, uses_gradient_checkpointing
@@ -42,13 +43,18 @@ class Hardware:
 
 @dataclass(frozen=True, kw_only=True)
 class UploadedSizes:
-    """Which uploaded data is used, and how many images each part has."""
+    """Which uploaded data is used, and how many images each part has.
+
+    ``held_out_split`` and ``unused_images`` are as in ``Dataset``.
+    """
 
     dataset: str
     version: str
     training_images: int
     validation_images: int
     broken_images: int
+    held_out_split: Split | None = None
+    unused_images: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,11 +186,7 @@ def make_plan(flow: ResolvedFlow, machine: Hardware, sizes: Sizes) -> Plan:
         note("datasetVersion", sizes.version, "a hash of all its samples as the seed divides them")
     if sizes.images is not None:
         note_image_sizes(sizes.images, note)
-    note(
-        "trainingSamples",
-        sizes.training_samples,
-        f"{1 - flow.dataset.validation_fraction:.0%} of the data",
-    )
+    note("trainingSamples", sizes.training_samples, explain_share(flow, sizes.uploaded))
     note("cacheBytes", sizes.cache_bytes, "images are decoded and processed once")
 
     batch_size = note("batchSize", numbers.batch_size, "samples per optimizer step")
@@ -322,11 +324,29 @@ def format_plan(plan: Plan) -> str:
     )
 
 
+def explain_share(flow: ResolvedFlow, sizes: UploadedSizes | None) -> str:
+    """Return why the training part has this many samples."""
+    if sizes is not None and sizes.held_out_split is not None:
+        return "those of the dataset's own split"
+    return f"{1 - flow.dataset.validation_fraction:.0%} of the data"
+
+
 def note_uploaded(sizes: UploadedSizes, note: Callable[[str, Any, str], Any]) -> None:
     note("dataset", sizes.dataset, "flow")
     note("datasetVersion", sizes.version, "a hash of all its images and records")
-    note("trainingPictures", sizes.training_images, "split by content and seed")
-    note("validationPictures", sizes.validation_images, "held out by content and seed")
+    split = sizes.held_out_split
+    if split is None:
+        note("trainingPictures", sizes.training_images, "split by content and seed")
+        note("validationPictures", sizes.validation_images, "held out by content and seed")
+    else:
+        own = "the dataset's own split; validationFraction does not change it"
+        note("trainingPictures", sizes.training_images, own)
+        note(
+            "validationPictures",
+            sizes.validation_images,
+            f"its {split} split, held out unless validationFraction is 0",
+        )
+        note("unusedImages", sizes.unused_images, "of its test split, in neither part")
     note("brokenPictures", sizes.broken_images, "cannot be decoded and are left out")
 
 

@@ -433,6 +433,8 @@ def encode_uploaded(
             training_images=train.image_count,
             validation_images=validation.image_count,
             broken_images=cached.broken_image_count,
+            held_out_split=data.held_out_split,
+            unused_images=data.unused_images,
         ),
     )
 

@@ -84,6 +84,13 @@ on_bad_box_option = click.option(
     show_default=True,
     help="Policy for an invalid box: reject its row, or drop only the box.",
 )
+split_option = click.option(
+    "--split",
+    type=click.Choice(("keep", "ignore"), case_sensitive=False),
+    default="keep",
+    show_default=True,
+    help="The data's own train, validation and test: keep them apart, or merge them.",
+)
 
 
 @click.group()
@@ -100,6 +107,7 @@ def datasets() -> None:
 @box_unit_option
 @box_form_option
 @on_bad_box_option
+@split_option
 @click.option("--dataset", "dataset_id", help="Import into this dataset instead of a new one.")
 @click.option("--resume", metavar="IMPORT_ID", help="Interrupted import of --dataset to resume.")
 @data_dir_option
@@ -113,6 +121,7 @@ def import_data(
     box_unit: str,
     box_form: str,
     on_bad_box: str,
+    split: str,
     dataset_id: str | None,
     resume: str | None,
     data_dir: Path | None,
@@ -143,6 +152,7 @@ def import_data(
                 box_unit=box_unit,
                 box_form=box_form,
                 on_bad_box=on_bad_box,
+                split=split,
                 progress=_create_progress(),
                 dataset_id=dataset_id,
                 resume=resume,
@@ -162,6 +172,7 @@ def import_data(
             return
         report = client.datasets.report(imported)
         click.echo(to_single_line(imported.summary()), err=True)
+        _print_splits(report, err=True)
         _print_groups(report, err=True)
         _print_skipped(imported.skipped)
         click.echo(imported.dataset_id)
@@ -175,6 +186,7 @@ def import_data(
 @box_unit_option
 @box_form_option
 @on_bad_box_option
+@split_option
 @click.option(
     "--html",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -189,6 +201,7 @@ def check_data(
     box_unit: BoxUnit,
     box_form: BoxForm,
     on_bad_box: OnBadBox,
+    split: str,
     html: Path | None,
     as_json: bool,
 ) -> None:
@@ -228,6 +241,7 @@ def check_data(
         format=format,
         on_error=on_error,  # type: ignore[arg-type]
         options=ReadOptions(box_unit=box_unit, box_form=box_form, on_bad_box=on_bad_box),
+        split=split,  # type: ignore[arg-type]
         on_finding=report.add,
         on_progress=show_progress,
     )
@@ -542,6 +556,7 @@ def _build_report(report: Any, outcome: Any) -> "ImportReport":
         images=counts.get("images", 0),
         rows=counts.get("rows", 0),
         rows_kept=counts.get("rowsKept", 0),
+        splits=counts.get("splits", {}),
         errors=document["errors"],
         warnings=document["warnings"],
         groups=msgspec.convert(document["codes"], list[FindingGroup]),
@@ -559,9 +574,18 @@ def _print_report(report: "ImportReport", *, kind: str | None = None, err: bool 
         f"{format_count(report.images, 'image')}, {rows} ({to_single_line(what)}); {defects}",
         err=err,
     )
+    _print_splits(report, err=err)
     if report.why:
         click.echo(f"Nothing was accepted: {to_single_line(report.why)}", err=err)
     _print_groups(report, err=err)
+
+
+def _print_splits(report: "ImportReport", *, err: bool) -> None:
+    """Print how many images each of the data's own splits has, if it has any."""
+    from runyard.datasets.splits import format_counts
+
+    if counts := format_counts(report.splits):
+        click.echo(f"split: {counts}", err=err)
 
 
 def _print_groups(report: "ImportReport", *, err: bool) -> None:
@@ -575,7 +599,7 @@ def _print_groups(report: "ImportReport", *, err: bool) -> None:
         more = f", the first {len(group.first)}" if group.count > len(group.first) else ""
         click.echo(f"\n{group.code} ({group.count:,}{more}): {to_single_line(group.cure)}", err=err)
         for found in group.first:
-            fix = "" if found.cure == group.cure else f"; try: {to_single_line(found.cure)}"
+            fix = "" if found.cure == group.cure else f"; fix: {to_single_line(found.cure)}"
             click.echo(f"  {_finding_line(found)}{fix}", err=err)
 
 
@@ -585,7 +609,7 @@ def _print_skipped(skipped: "Sequence[Finding]") -> None:
         more = f" ({len(skipped):,}, the first {SHOWN})" if len(skipped) > SHOWN else ""
         click.echo(f"\nNot uploaded{more}:", err=True)
     for found in skipped[:SHOWN]:
-        click.echo(f"  {_finding_line(found)}; try: {to_single_line(found.cure)}", err=True)
+        click.echo(f"  {_finding_line(found)}; fix: {to_single_line(found.cure)}", err=True)
 
 
 def _finding_line(found: "Finding") -> str:

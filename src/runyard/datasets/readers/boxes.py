@@ -13,6 +13,7 @@ from runyard.datasets.findings import Finding
 from runyard.datasets.readers.base import BoxLocation, Row
 from runyard.datasets.records import AssetRef, Box, Record, make_grounding
 from runyard.datasets.sources import Source
+from runyard.datasets.splits import Split
 
 MAX_RUNS_CHARACTERS = 32 << 20
 _FIRST = 48  # the character of the bits 000000
@@ -56,6 +57,7 @@ def build_row(
     frame: tuple[int, int] | None = None,
     unit: Literal["fraction", "pixel"] = "fraction",
     findings: Sequence[Finding] = (),
+    split: Split | None = None,
 ) -> Row:
     """Build the row with the named boxes of one image. Its id is the image's path."""
     facts = source.find_image(name, relative_to=file)
@@ -66,6 +68,7 @@ def build_row(
         id=facts.path if facts else name,
         asset=AssetRef(filename=name, width=0, height=0),
         contents=make_grounding([(labeled.name, labeled.box) for labeled in labeled_boxes]),
+        split=split,
     )
     return Row(record, file, line, field, frame, unit, list(box_locations.values()), findings)
 

@@ -38,6 +38,7 @@ from runyard.datasets.readers.lines import open_text
 from runyard.datasets.readers.sniffing import JsonForm, sniff_json
 from runyard.datasets.records import AssetRef, DatasetType, Freeform, Record
 from runyard.datasets.sources import Source
+from runyard.datasets.splits import Split, find_row_split
 
 MAX_FINDINGS = 100  # of one row; the others are counted
 NAME_KEYS = ("file_name", "filename", "path", "coco_url", "url", "flickr_url")
@@ -141,6 +142,7 @@ class _Image(NamedTuple):
     number: int
     name: str
     frame: tuple[int, int] | None
+    split: Split | None
 
 
 class _CocoFile:
@@ -151,6 +153,7 @@ class _CocoFile:
         self._source, self._spool, self._report = source, spool, report
         self._rows: dict[int | str, int] = {}  # by the image's id
         self._image_names: list[str] = []
+        self._splits: dict[int, Split] = {}  # by the row
         self._numbers = array("q")  # of images in the file
         self._claimed = array("q")  # width and height of each image; 0 if not given
         self._sizes = array("q")  # to divide pixels by; -1 if not yet known
@@ -202,6 +205,8 @@ class _CocoFile:
             self._refuse("IdDuplicate", f"{where}.id", cause, key)
             return
         self._rows[key] = len(self._image_names)
+        if split := find_row_split(element):
+            self._splits[self._rows[key]] = split
         self._image_names.append(name)
         self._numbers.append(number)
         self._claimed.extend(parse_size(element.get("width"), element.get("height")) or (0, 0))
@@ -233,7 +238,8 @@ class _CocoFile:
     def _get_image(self, row: int) -> _Image:
         width, height = self._claimed[2 * row], self._claimed[2 * row + 1]
         frame = (width, height) if width else None
-        return _Image(row, self._numbers[row], self._image_names[row], frame)
+        split = self._splits.get(row)
+        return _Image(row, self._numbers[row], self._image_names[row], frame, split)
 
     def _get_size(self, row: int) -> tuple[int, int]:
         """Return the size to divide pixels by; zeros for a missing image of unknown size."""
@@ -280,6 +286,7 @@ class _CocoFile:
                 id=f"{facts.path if facts else image.name}#{element.get('id', number)}",
                 asset=AssetRef(filename=image.name, width=0, height=0),
                 contents=Freeform(text=caption.strip()),
+                split=image.split,
             )
             yield Row(record, self.path, None, field, image.frame)
         if has_boxes and not has_captions:
@@ -422,6 +429,7 @@ class _CocoFile:
             frame=image.frame,
             unit=self._frame.row_unit,
             findings=findings,
+            split=image.split,
         )
 
     def list_boxes(self, path: str) -> Iterator[tuple[Any, ...]]:

@@ -43,6 +43,7 @@ from runyard.datasets.records import (
     Vqa,
     make_grounding,
 )
+from runyard.datasets.splits import find_row_split
 
 TURNS = ("conversations", "conversation", "messages")
 PAIRS = ("texts", "qa", "qas")  # lists of {user, assistant} or {question, answer}
@@ -174,6 +175,7 @@ def build_rows(
             asset=asset,
             contents=contents,
             category=category if isinstance(category, str) and "type" in row else None,
+            split=find_row_split(row),
         )
         yield Row(
             record,

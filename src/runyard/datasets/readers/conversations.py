@@ -31,6 +31,7 @@ from runyard.datasets.records import (
     Vqa,
 )
 from runyard.datasets.sources import Source
+from runyard.datasets.splits import find_row_split
 
 _TURNS = re.compile(rb'"(?:conversations?|messages)"\s*:\s*\[')
 _MARK = re.compile(r"[ \t]*\n?<(?:image|img|image_placeholder)>(?:</(?:image|img)>)?\n?[ \t]*")
@@ -109,6 +110,7 @@ def _build_rows(
             id=str(identity) if part == 1 else f"{identity}-{part}",
             asset=asset or AssetRef(filename=name, width=0, height=0),
             contents=contents,
+            split=find_row_split(row),
         )
         yield Row(record, location.file, location.line, location.field)
 

@@ -49,6 +49,8 @@ from runyard.datasets.readers.frames import (
 from runyard.datasets.readers.lines import open_text, read_head, read_text
 from runyard.datasets.records import DatasetType
 from runyard.datasets.sources import Source
+from runyard.datasets.splits import COLUMNS as SPLIT_COLUMNS
+from runyard.datasets.splits import Split, parse_split
 
 ENDINGS = (".csv", ".tsv")
 DELIMITERS = ",;\t|"
@@ -148,6 +150,7 @@ class _Layout:
     unit: Unit | None = None  # None: pixels or fractions
     size: tuple[int, int] | None = None
     group: int | None = None
+    split: int | None = None
     has_header: bool = True
 
     @property
@@ -242,6 +245,7 @@ def _parse_header(cells: Sequence[str]) -> _Layout | None:
         unit="fraction" if {"imageid", "labelname", GROUP} <= set(header) else None,
         size=(header.index(pair[0]), header.index(pair[1])) if pair else None,
         group=_find_column(header, (GROUP,)),
+        split=_find_column(header, SPLIT_COLUMNS),
     )
 
 
@@ -329,7 +333,8 @@ class _CsvFile:
     ) -> None:
         self._source, self._path, self._names = source, path, names
         self._spool, self._report = spool, report
-        self._images: dict[str, int] = {}
+        # An image in two splits becomes two rows, so that the conflict is noticed.
+        self._images: dict[tuple[str, Split | None], int] = {}
         self._lines: list[int] = []
         self._frames: list[tuple[int, int] | None] = []
         self._classes: dict[str, int] = {}
@@ -411,7 +416,7 @@ class _CsvFile:
 
     def _build_rows(self, layout: _Layout, frame: Frame) -> Iterator[Row]:
         names = list(self._classes)
-        for name, row in self._images.items():
+        for (name, split), row in self._images.items():
             labeled_boxes, findings = [], []
             width, height = self._sizes[row]
             for part in self._spool.read(row):
@@ -432,6 +437,7 @@ class _CsvFile:
                     frame=self._frames[row],
                     unit=frame.row_unit,
                     findings=findings,
+                    split=split,
                 )
 
     def _add_line(self, cells: list[str], line: int, layout: _Layout) -> None:
@@ -444,7 +450,10 @@ class _CsvFile:
             self._report(self._make_finding("FieldMissing", line, field, cause, value))
             return
         is_whole = len(cells) == len(layout.header)
-        row = self._images.setdefault(name, len(self._images))
+        split = None
+        if layout.split is not None and layout.split < len(cells):
+            split = parse_split(cells[layout.split])
+        row = self._images.setdefault((name, split), len(self._images))
         if row == len(self._lines):
             claimed = None
             if layout.size is not None and is_whole:

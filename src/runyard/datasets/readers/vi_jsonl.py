@@ -25,6 +25,7 @@ from runyard.datasets.records import (
     Record,
 )
 from runyard.datasets.sources import Source
+from runyard.datasets.splits import parse_split
 
 ENDINGS = (".jsonl", ".ndjson", ".json")
 
@@ -36,6 +37,7 @@ class _Line(msgspec.Struct, rename="camel"):
     contents: Contents
     id: str | int | None = None
     category: str | None = None
+    split: Any = None
 
 
 class _Asset(msgspec.Struct, rename="camel"):
@@ -101,6 +103,7 @@ def _build_row(line: _Line, path: str, number: int) -> Row:
         asset=AssetRef(filename=asset.filename, width=0, height=0),
         contents=line.contents,
         category=line.category,
+        split=parse_split(line.split),
     )
     return Row(record, path, number, "contents", frame)
 

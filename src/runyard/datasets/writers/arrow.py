@@ -1,5 +1,7 @@
 """Parquet shards, written one group of rows at a time; parquet.py describes their content."""
 
+import contextlib
+import functools
 import json
 from collections.abc import Iterable, Iterator
 from itertools import chain
@@ -11,6 +13,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from runyard.datasets.records import DatasetType, Record
+from runyard.datasets.splits import Split
 from runyard.datasets.writers.base import ExportedImage
 
 SHARD_BYTES = 512 << 20
@@ -52,11 +55,17 @@ def write_shards(items: Iterable[ExportedImage], folder: Path, *, with_images: b
             break
     task = next((row["type"] for row in pending if row["type"] is not None), None)
     (folder / "data").mkdir()
-    for number, shard in enumerate(_shards(_groups(chain(pending, rows)))):
-        path = folder / "data" / f"train-{number:05d}.parquet"
-        with parquet.ParquetWriter(path, _build_schema(task), compression="zstd") as writer:
-            for group in shard:
-                writer.write_table(pa.Table.from_pylist(group, _build_schema(task)))
+    with contextlib.ExitStack() as stack:
+
+        @functools.cache
+        def open_shards(split: Split) -> _ShardWriter:
+            writer = _ShardWriter(folder / "data", split, _build_schema(task))
+            return stack.enter_context(contextlib.closing(writer))
+
+        for row in chain(pending, rows):
+            open_shards(row["split"] or "train").add(row)
+        if not pending:
+            open_shards("train")  # a file without rows
 
 
 def _build_rows(items: Iterable[ExportedImage], *, with_images: bool) -> Iterator[dict[str, Any]]:
@@ -68,6 +77,7 @@ def _build_rows(items: Iterable[ExportedImage], *, with_images: bool) -> Iterato
             "width": item.asset.width,
             "height": item.asset.height,
             "type": None,
+            "split": item.split,  # no column; it decides the file
         }
         for record in item.records:
             yield about | _record_columns(record)
@@ -97,37 +107,42 @@ def _to_snake_case(value: Any) -> Any:
     }
 
 
-def _groups(rows: Iterator[dict[str, Any]]) -> Iterator[tuple[list[dict[str, Any]], int]]:
-    """Group rows that are written together, with the number of image bytes in each group."""
-    group: list[dict[str, Any]] = []
-    held = 0
-    for row in rows:
-        size = len(row["image"]["bytes"] or b"")
-        if group and (held + size > _GROUP_BYTES or len(group) == _GROUP_ROWS):
-            yield group, held
-            group, held = [], 0
-        group.append(row)
-        held += size
-    yield group, held
+class _ShardWriter:
+    """The shards of one split, written one group of rows at a time."""
 
+    def __init__(self, folder: Path, split: Split, schema: pa.Schema) -> None:
+        self._folder, self._split, self._schema = folder, split, schema
+        self._group: list[dict[str, Any]] = []
+        self._group_bytes = self._shard_bytes = self._shard_count = 0
+        self._file: parquet.ParquetWriter | None = None
 
-def _shards(
-    groups: Iterator[tuple[list[dict[str, Any]], int]],
-) -> Iterator[Iterator[list[dict[str, Any]]]]:
-    """Yield the groups of each shard; consume one shard before requesting the next."""
-    pending = next(groups, None)
+    def add(self, row: dict[str, Any]) -> None:
+        size_bytes = len(row["image"]["bytes"] or b"")
+        is_full = self._group_bytes + size_bytes > _GROUP_BYTES or len(self._group) == _GROUP_ROWS
+        if self._group and is_full:
+            self._write_group()
+        self._group.append(row)
+        self._group_bytes += size_bytes
 
-    def one() -> Iterator[list[dict[str, Any]]]:
-        nonlocal pending
-        held = 0
-        while pending is not None and (not held or held + pending[1] <= SHARD_BYTES):
-            group, size = pending
-            pending = next(groups, None)
-            held += max(size, 1)
-            yield group
+    def close(self) -> None:
+        self._write_group()
+        self._close_shard()
 
-    while pending is not None:
-        yield one()
+    def _write_group(self) -> None:
+        if self._shard_bytes and self._shard_bytes + self._group_bytes > SHARD_BYTES:
+            self._close_shard()
+        if self._file is None:
+            path = self._folder / f"{self._split}-{self._shard_count:05d}.parquet"
+            self._file = parquet.ParquetWriter(path, self._schema, compression="zstd")
+            self._shard_count += 1
+        self._file.write_table(pa.Table.from_pylist(self._group, self._schema))
+        self._shard_bytes += max(self._group_bytes, 1)
+        self._group, self._group_bytes = [], 0
+
+    def _close_shard(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        self._file, self._shard_bytes = None, 0
 
 
 def _build_schema(task: DatasetType | None) -> pa.Schema:

@@ -6,16 +6,21 @@ from pathlib import Path
 from typing import Protocol
 
 from runyard.datasets.records import AssetRef, DatasetType, Record
+from runyard.datasets.splits import Split
 
 
 @dataclass(frozen=True, slots=True)
 class ExportedImage:
-    """One image with all its records. ``read`` returns its bytes, as they were imported."""
+    """One image with all its records. ``read`` returns its bytes, as they were imported.
+
+    Its records have the same split.
+    """
 
     asset: AssetRef
     sha256: str
     records: list[Record]
     read: Callable[[], bytes]
+    split: Split | None = None
 
 
 class Writer(Protocol):

@@ -153,7 +153,7 @@ def list_by_filename(
 def iter_records(connection: Connection, *, org: str, dataset_id: str) -> Iterator[AnyRow]:
     """Yield every record of a dataset with its image, by file name and then in insertion order.
 
-    Rows are streamed. Columns filename, content, size_bytes, width, height, mime, contents.
+    Rows are streamed. Columns filename, content, size_bytes, width, height, mime, split, contents.
     """
     table = assets.c
     columns = (
@@ -163,6 +163,7 @@ def iter_records(connection: Connection, *, org: str, dataset_id: str) -> Iterat
         table.width,
         table.height,
         table.mime,
+        table.split,
     )
     is_of = and_(
         records.c.org == table.org,
@@ -226,6 +227,25 @@ def change(
     connection.execute(
         update(assets).where(*_match_asset(org, dataset_id, asset_id)).values(**values)
     )
+
+
+def set_split(
+    connection: Connection,
+    *,
+    org: str,
+    dataset_id: str,
+    names: Collection[str],
+    split: str | None,
+) -> None:
+    """Set the split of assets, by file name; None for no split."""
+    for some in _split_batches(names):
+        connection.execute(
+            update(assets)
+            .where(
+                assets.c.org == org, assets.c.dataset_id == dataset_id, assets.c.filename.in_(some)
+            )
+            .values(split=split)
+        )
 
 
 def remove(

@@ -29,7 +29,7 @@ from runyard.datasets.samples import (
     enlarge_scan,
     load_scans,
 )
-from runyard.datasets.splits import is_held_out
+from runyard.datasets.splits import Split, is_held_out
 from runyard.trainer.answers import PHRASE_GROUNDING, VQA, Answer, Grounding, scale_box
 from runyard.trainer.errors import InvalidData, InvalidFlow
 
@@ -66,7 +66,9 @@ class Sample:
 class Dataset:
     """Training samples and held-out samples.
 
-    ``phrases`` are frequent texts, for a new tokenizer.
+    ``phrases`` are frequent texts, for a new tokenizer. ``held_out_split`` is the part of the
+    dataset's own split that is held out, or None if the content of images decides.
+    ``unused_images`` counts its test images, if those of ``validation`` are held out.
     """
 
     name: str
@@ -75,6 +77,8 @@ class Dataset:
     validation: Sequence[Sample]
     phrases: tuple[str, ...] = ()
     version: str | None = None  # of an uploaded dataset; None for built-in ones
+    held_out_split: Split | None = None
+    unused_images: int = 0
 
 
 def load_dataset(

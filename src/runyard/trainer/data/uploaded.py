@@ -2,8 +2,8 @@
 
 Only numbers are kept in memory: which image, record and question each sample is, a hash of its
 content, and the part of the data it belongs to. Images and texts are read each time. The split is
-decided by the image's content hash, so all questions about an image are in one part, and added
-images move none to the other.
+the dataset's own, if it has one. Otherwise it is decided by the image's content hash, so added
+images move none to the other part. All questions about an image are in one part.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from runyard.datasets.records import Contents, Freeform, PhraseGrounding, Vqa
-from runyard.datasets.splits import is_held_out
+from runyard.datasets.splits import SPLITS, Split, is_held_out
 from runyard.datasets.versions import VersionError, VersionFolder, VersionImage
 from runyard.rundir import COMPLETE
 from runyard.trainer.answers import FREEFORM, PHRASE_GROUNDING, VQA, Answer, Grounding, scale_box
@@ -79,7 +79,7 @@ class UploadedSamples:
         with self._mark_damaged():
             self._version = VersionFolder(folder)
             locations: list[tuple[int, int, int]] = []
-            keys, image_hashes = bytearray(), bytearray()
+            keys, image_hashes, splits = bytearray(), bytearray(), bytearray()
             for number, item in enumerate(self._version.items()):
                 if number % 256 == 0:
                     check_cancelled()
@@ -89,12 +89,15 @@ class UploadedSamples:
                         locations.append((number, record, part))
                         keys += _hash_sample(item, question, truth)
                         image_hashes += bytes.fromhex(item.sha256)
+                        splits.append(SPLITS.index(item.split) if item.split else len(SPLITS))
         # Item, record, question of each sample.
         self._locations = np.asarray(locations, np.int32).reshape(-1, 3)
         self.keys = np.frombuffer(bytes(keys), np.uint8).reshape(-1, 32)
         """A hash of each sample: its image's bytes and size, its question, its answer."""
         self.image_hashes = np.frombuffer(bytes(image_hashes), np.uint8).reshape(-1, 32)
         """The content hash of each sample's image."""
+        self.splits = np.frombuffer(bytes(splits), np.uint8)
+        """The index of each sample's split in ``SPLITS``; ``len(SPLITS)`` for no split."""
         self._decoded: OrderedDict[str, Image.Image] = OrderedDict()
 
     def __len__(self) -> int:
@@ -108,6 +111,10 @@ class UploadedSamples:
 
     def filename(self, number: int) -> str:
         return self._read_item(int(self._locations[number, 0])).filename
+
+    def is_in(self, split: Split) -> "np.ndarray[Any, Any]":
+        """Return which samples are in this part of the dataset's own split."""
+        return np.equal(self.splits, SPLITS.index(split))
 
     def count_images(self, numbers: "np.ndarray[Any, Any]") -> int:
         """Return the number of distinct files among these samples."""
@@ -200,26 +207,50 @@ def load_uploaded(
 ) -> Dataset:
     """Return the dataset version in ``folder``, split, with at most ``max_samples`` of each part.
 
+    A dataset's own split comes first: images of ``validation`` are held out, or those of ``test``
+    if there is no ``validation``; the others are trained on, except those of ``test``. Then
+    ``validation_fraction`` only decides, by 0, that nothing is held out.
+
     Raises:
         InvalidData: a record is of another task, or a part of the data is empty.
         OSError: the folder is damaged.
     """
     whole = UploadedSamples(folder, task=task, name=name, check_cancelled=check_cancelled)
-    distinct, of_sample = np.unique(whole.image_hashes, axis=0, return_inverse=True)
-    held_out = np.fromiter(
-        (
-            is_held_out(digest.tobytes(), seed=seed, fraction=validation_fraction)
-            for digest in distinct
-        ),
-        bool,
-    )[of_sample.reshape(-1)]
+    evaluated: tuple[Split, ...] = ("validation", "test")
+    held_out_split = next((split for split in evaluated if whole.is_in(split).any()), None)
+    if held_out_split is None:
+        held_out = _choose_held_out(whole, seed=seed, fraction=validation_fraction)
+        is_trained, unused = ~held_out, np.zeros(len(whole), bool)
+    else:
+        held_out = whole.is_in(held_out_split) & (validation_fraction > 0)
+        is_trained = ~(whole.is_in("validation") | whole.is_in("test"))
+        unused = whole.is_in("test") & ~held_out
     train, validation = (
         SampleSelection(whole, _subsample(np.flatnonzero(mask), max_samples, seed))
-        for mask in (~held_out, held_out)
+        for mask in (is_trained, held_out)
     )
-    dataset = Dataset(name, task, train, validation, version=version)
+    dataset = Dataset(
+        name,
+        task,
+        train,
+        validation,
+        version=version,
+        held_out_split=held_out_split,
+        unused_images=whole.count_images(np.flatnonzero(unused)),
+    )
     check_split(dataset, validation_fraction)
     return dataset
+
+
+def _choose_held_out(
+    whole: UploadedSamples, *, seed: int, fraction: float
+) -> "np.ndarray[Any, Any]":
+    """Return which samples are held out by the content of their images."""
+    distinct, of_sample = np.unique(whole.image_hashes, axis=0, return_inverse=True)
+    return np.fromiter(
+        (is_held_out(digest.tobytes(), seed=seed, fraction=fraction) for digest in distinct),
+        bool,
+    )[of_sample.reshape(-1)]
 
 
 def check_split(dataset: Dataset, validation_fraction: float) -> None:
@@ -229,7 +260,11 @@ def check_split(dataset: Dataset, validation_fraction: float) -> None:
         InvalidData: a part is empty; the message has the counts and a fix.
     """
     counts = f"{len(dataset.train)} training samples and {len(dataset.validation)} held out"
-    found = f"dataset {dataset.name!r} has {counts} with validationFraction {validation_fraction}"
+    found = f"dataset {dataset.name!r} has {counts}"
+    if dataset.held_out_split is not None:
+        _check_own_split(dataset, found, validation_fraction)
+        return
+    found = f"{found} with validationFraction {validation_fraction}"
     if not dataset.train and not dataset.validation:
         raise InvalidData(
             f"dataset {dataset.name!r} has no samples; try: add images with records of its task"
@@ -240,6 +275,20 @@ def check_split(dataset: Dataset, validation_fraction: float) -> None:
         raise InvalidData(
             f"{found}; try: a higher validationFraction, 0 to train without validation, or more "
             "images"
+        )
+
+
+def _check_own_split(dataset: Dataset, found: str, validation_fraction: float) -> None:
+    merge = "import the data with --split ignore"
+    if not dataset.train:
+        raise InvalidData(
+            f"{found} in its own split, which has no usable images for training; try: add images "
+            f"of its train split, or {merge}"
+        )
+    if validation_fraction > 0 and not dataset.validation:
+        raise InvalidData(
+            f"{found} in its own {dataset.held_out_split} split; try: add images to it, "
+            f"validationFraction 0 to train without validation, or {merge}"
         )
 
 

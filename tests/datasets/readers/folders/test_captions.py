@@ -151,3 +151,15 @@ def test_folders_that_only_group_images_are_not_classes(
         "notes.json", "{}"
     )
     assert source_folder.check().outcome.format is None
+
+
+@pytest.mark.parametrize("images", [("7.png", "one/7.jpg"), ("one/7.png", "two/7.PNG")])
+def test_a_text_file_belongs_to_the_image_next_to_it(
+    source_folder: Any, make_png: Any, images: tuple[str, str]
+) -> None:
+    for number, image in enumerate(images):
+        source_folder.put(image, make_png(color=(number, 0, 0)))
+        source_folder.put(f"{image.rpartition('.')[0]}.txt", f"the text of {image}")
+    result = source_folder.check()
+    texts = {record.asset.filename: record.contents.text for record in result.records}
+    assert texts == {image: f"the text of {image}" for image in images}

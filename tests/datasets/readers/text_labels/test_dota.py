@@ -56,6 +56,7 @@ def test_a_data_yaml_next_to_them_is_part_of_the_data(put_images: Any, list_boxe
         ("20 10 100 10 100 60 20 tin 0", "FieldInvalid", "y4"),
         ("20 10 100 10 100 60", "RowInvalid", None),
         ("20 x 100 10 100 60 20 60 tin 0", "FieldInvalid", "y1"),
+        ("0.1 0.1 0.5 0.1 0.5 0.6 0.1 0.6", "RowInvalid", None),
         ("250 10 290 10 290 60 250 60 tin 0", "BoxOutside", "x1 y1 x2 y2 x3 y3 x4 y4"),
     ],
 )
@@ -71,3 +72,10 @@ def test_labels_of_another_format_are_two_formats(put_images: Any) -> None:
     result = folder.put("labels/b.txt", "0 0.3 0.35 0.4 0.5").put("classes.txt", "tin").check()
     assert result.codes[0] == "FormatUnknown"
     assert "Dota" in result.findings[0].cause and "YoloDarknet" in result.findings[0].cause
+
+
+def test_fractions_are_reported(put_images: Any) -> None:
+    row = "0.1 0.1 0.5 0.1 0.5 0.6 0.1 0.6 tin 0"
+    result = put_images("images/a.png").put("labelTxt/a.txt", row).check()
+    assert (result.outcome.format, result.records) == ("Dota", [])
+    assert result.codes[0] == "BoxOtherFrame"

@@ -1,5 +1,6 @@
 """YOLO of both kinds: labels in all their variants, and the findings about them."""
 
+import time
 from typing import Any
 
 import pytest
@@ -60,6 +61,26 @@ def test_a_label_file_without_boxes_is_an_image_without_rows(
 ) -> None:
     result = darknet.put("obj/b.png", make_png(30, 30)).put("obj/b.txt", text).check()
     assert (len(result.records), result.codes) == (1, ["AnnotationsAbsent"])
+
+
+def test_all_label_files_may_be_empty(put_images: Any) -> None:
+    folder = put_images("images/a.png", "images/b.png").put("classes.txt", "tin")
+    result = folder.put("labels/a.txt", "").put("labels/b.txt", "\n").check()
+    assert (result.outcome.format, result.codes) == ("YoloDarknet", ["AnnotationsAbsent"])
+
+
+def test_a_label_file_of_more_than_16_mib_is_rejected(put_labels: Any) -> None:
+    result = put_labels(f"{ROW}\n" * (1 << 20)).check()
+    assert (result.records, result.codes[0]) == ([], "FileUnreadable")
+
+
+def test_a_line_of_many_words_is_rejected_fast(put_labels: Any) -> None:
+    started_s = time.process_time()
+    result = put_labels("tin 0.3 0.35 0.4 0.5\ntin" + " .5" * 200_000 + " x").check()
+    assert (result.records, result.codes[0]) == ([], "RowInvalid")
+    result = put_labels("tin 0.3 0.35 0.4 0.5\nbox" + " .5" * 200_000).check()
+    assert (result.records, result.codes[0]) == ([], "ClassUnknown")
+    assert time.process_time() - started_s < 10
 
 
 @pytest.mark.parametrize(
@@ -209,7 +230,7 @@ def test_a_damaged_label_file_among_others_is_reported(
 
 
 @pytest.mark.parametrize(
-    "text", ["0 0.3 0.35 0.4", "0.3 0.35 0.4 0.5", "0 0,3 0,35 0,4 0,5", "tin 0.3 0.35 0.4 0.5 x"]
+    "text", ["0 0.3 0.35 0.4", "0.3 0.35 0.4 0.5", "0 0,3 0,35 0,4 0,5", "tin 20 10 100 60"]
 )
 def test_damaged_labels_never_become_captions(put_images: Any, text: str) -> None:
     result = put_images("a.png", "b.png").put("a.txt", text).put("b.txt", text).check()

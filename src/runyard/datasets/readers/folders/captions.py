@@ -14,6 +14,7 @@ from runyard.datasets.readers.columns import Table, build_rows
 from runyard.datasets.readers.folders.class_folders import find_class_folders
 from runyard.datasets.readers.lines import open_text
 from runyard.datasets.readers.locations import SourceLocation
+from runyard.datasets.readers.shards.keys import IMAGE_ENDINGS
 from runyard.datasets.readers.tables.row_forms import find_tables
 from runyard.datasets.readers.text_labels.text_kinds import find_text_kinds, list_side_files
 from runyard.datasets.records import DatasetType
@@ -96,14 +97,15 @@ def _read_side_file(
             "EncodingWrong", f"byte {error.start + 1} is not UTF-8", action="FileRejected", rows=1
         )
         return
-    stem = location.file.rpartition(".")[0]
-    image = source.find_image(stem)
+    name = _find_image_name(source, location.file.rpartition(".")[0])
+    image = source.find_image(name)
     yield from build_rows(
-        {"text": text},
-        location,
-        task,
-        table,
-        name=image.path if image is not None else stem,
-        image=image,
-        identity=location.file,
+        {"text": text}, location, task, table, name=name, image=image, identity=location.file
     )
+
+
+def _find_image_name(source: Source, stem: str) -> str:
+    """Return the path of the image next to a text file, without extension if it has several."""
+    endings = [ending for one in IMAGE_ENDINGS for ending in (one, one.upper())]
+    names = [f"{stem}.{ending}" for ending in endings if source.is_image(f"{stem}.{ending}")]
+    return names[0] if len(names) == 1 else stem

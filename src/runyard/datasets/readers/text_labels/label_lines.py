@@ -2,9 +2,21 @@
 
 from collections.abc import Iterator
 
-from runyard.datasets.findings import ReportFinding
+from runyard.datasets.findings import ReportFinding, make_finding
 from runyard.datasets.readers.lines import read_lines
 from runyard.datasets.sources import Source
+
+MAX_BYTES = 16 << 20
+
+
+def is_too_large(source: Source, path: str, report: ReportFinding) -> bool:
+    """Return whether a label file is too large for one image, which is reported."""
+    size_bytes = source.size_bytes(path)
+    if size_bytes <= MAX_BYTES:
+        return False
+    cause = f"it has {size_bytes:,} bytes; the limit for one image is {MAX_BYTES:,}"
+    report(make_finding("FileUnreadable", file=path, cause=cause, action="FileRejected"))
+    return True
 
 
 def read_label_lines(

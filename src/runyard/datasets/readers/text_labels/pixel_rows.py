@@ -7,7 +7,7 @@ from runyard.datasets.findings import Finding, ReportFinding, make_finding
 from runyard.datasets.readers.base import Row
 from runyard.datasets.readers.boxes import LabeledBox, build_row, find_image_size, to_fractions
 from runyard.datasets.readers.text_labels.image_paths import LabelImages
-from runyard.datasets.readers.text_labels.label_lines import read_label_lines
+from runyard.datasets.readers.text_labels.label_lines import is_too_large, read_label_lines
 from runyard.datasets.readers.text_labels.text_kinds import find_text_kinds
 from runyard.datasets.readers.text_labels.words import split_words
 from runyard.datasets.sources import Source
@@ -34,7 +34,7 @@ def read_pixel_rows(
     labels = [path for path in files if path in forms]
     images = LabelImages(source, labels)
     for path in labels:
-        if source.size_bytes(path) == 0:
+        if source.size_bytes(path) == 0 or is_too_large(source, path, report):
             continue
         row = _read_file(source, path, images, report, parse_line)
         if row is not None:

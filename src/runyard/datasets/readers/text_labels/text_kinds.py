@@ -31,7 +31,9 @@ SIDE_FILES = ("obj.data", "train.txt", "valid.txt", "val.txt", "test.txt")
 DOTA_HEADERS = ("imagesource:", "gsd:")
 DOTA_FOLDER = "labeltxt"
 MAX_LINES = 50
-MAX_NAME_WORDS = 6
+MAX_NAME_WORDS = 8
+# Of a name before whole numbers, as in a caption that ends in numbers.
+_MAX_LIKELY_WORDS = 3
 # A row of keypoints may be taken for a polygon from this count of numbers after the class.
 MIN_POSE_NUMBERS = 9
 
@@ -79,6 +81,11 @@ class TextKinds:
             and by_folder.get(posixpath.dirname(path), by_folder[None]) == kind
         ]
         return sorted([*own, *others])
+
+    def list_empty_files(self) -> list[str]:
+        """List the empty files with the name of an image, unless there are other text files."""
+        files = [path for path in self.forms if path in self.paired]
+        return files if all(self.forms[path].kind == "empty" for path in files) else []
 
     def are_captions(self, paths: Sequence[str]) -> bool:
         """Return whether more of these files are other texts than labels."""
@@ -201,12 +208,15 @@ def _classify_words(
             return "yolo", fractions >= 3 or any(map(has_decimal_comma, words))
         is_box = len(words) >= 3 and fractions >= 2
         return ("yolo", fractions >= 3) if is_box else ("other", False)
-    if _is_dota(numbers) and fractions < 6:
+    if _is_dota(numbers) and (is_dota_folder or fractions < 6):
         return "dota", True
     if _is_kitti(words, numbers) and fractions < len(words) - 3:
         return "kitti", True
-    is_yolo = _ends_in_box(numbers, fractions) or (fractions >= 3 and len(words) - fractions <= 2)
-    return ("yolo", True) if is_yolo else ("other", False)
+    if _ends_in_box(numbers, fractions) or (fractions >= 3 and len(words) - fractions <= 2):
+        return "yolo", True
+    name_words = len(words) - _count_last_numbers(numbers)
+    is_likely = name_words <= _MAX_LIKELY_WORDS and len(words) - name_words in (4, 5)
+    return ("yolo" if is_likely else "other"), False
 
 
 def _is_dota(numbers: list[float | None]) -> bool:
@@ -222,11 +232,15 @@ def _is_kitti(words: list[str], numbers: list[float | None]) -> bool:
 
 def _ends_in_box(numbers: list[float | None], fractions: int) -> bool:
     """Return whether this is a name and at least four numbers from 0 to 1."""
-    count = next((at for at, one in enumerate(reversed(numbers)) if one is None), len(numbers))
+    count = _count_last_numbers(numbers)
     tail = [number for number in numbers[len(numbers) - count :] if number is not None]
     is_name = 0 < len(numbers) - count <= MAX_NAME_WORDS
     is_box = count >= 4 and all(-0.5 <= number <= 1.5 for number in tail[-4:])
     return is_name and is_box and fractions >= 2
+
+
+def _count_last_numbers(numbers: list[float | None]) -> int:
+    return next((at for at, one in enumerate(reversed(numbers)) if one is None), len(numbers))
 
 
 def _count_pose_numbers(numbers: list[float | None]) -> int:

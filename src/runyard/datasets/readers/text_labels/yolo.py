@@ -21,7 +21,7 @@ from runyard.datasets.readers.text_labels.class_lists import (
     find_class_lists,
 )
 from runyard.datasets.readers.text_labels.image_paths import LabelImages
-from runyard.datasets.readers.text_labels.label_lines import read_label_lines
+from runyard.datasets.readers.text_labels.label_lines import is_too_large, read_label_lines
 from runyard.datasets.readers.text_labels.text_kinds import (
     find_text_kinds,
     is_image_list,
@@ -81,10 +81,13 @@ class _Folder:
 
 
 def _list_files(source: Source) -> list[str]:
-    """List the label files, the lists of classes, and the lists of images."""
+    """List the label files, the lists of classes, and the lists of images.
+
+    If there is a list of classes, all label files may be empty.
+    """
     kinds = find_text_kinds(source)
-    labels = kinds.list_files("yolo")
     lists = [found.file for found in find_class_lists(source).files]
+    labels = kinds.list_files("yolo") or (kinds.list_empty_files() if lists else [])
     if not labels or (not lists and kinds.are_captions(list_side_files(source))):
         return []
     side = [path for path in source.paths() if is_image_list(path)]
@@ -102,7 +105,7 @@ def _read_rows(source: Source, files: list[str], report: ReportFinding) -> Itera
     images = LabelImages(source, labels)
     for path in labels:
         folder = folders[posixpath.dirname(path)]
-        if source.size_bytes(path) == 0:
+        if source.size_bytes(path) == 0 or is_too_large(source, path, report):
             continue
         if folder.decision.names is None:
             if forms[path].kind != "empty":

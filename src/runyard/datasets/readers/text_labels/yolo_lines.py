@@ -8,7 +8,7 @@ from runyard.datasets.findings import Finding, make_finding
 from runyard.datasets.readers.boxes import parse_number
 from runyard.datasets.readers.text_labels.class_lists import ClassNames
 from runyard.datasets.readers.text_labels.poses import fits_polygon, fits_pose
-from runyard.datasets.readers.text_labels.text_kinds import MIN_POSE_NUMBERS
+from runyard.datasets.readers.text_labels.text_kinds import MAX_NAME_WORDS, MIN_POSE_NUMBERS
 from runyard.datasets.readers.text_labels.words import (
     has_decimal_comma,
     parse_whole,
@@ -101,7 +101,7 @@ def _split_class(words: list[str], names: ClassNames) -> tuple[str, list[float]]
         cause = "decimals need a point" if has_decimal_comma(word) else "not a number"
         field = COLUMNS[index + 1] if index < 4 else None
         raise _LineInvalid("FieldInvalid", field, cause, word)
-    count = next((at for at, one in enumerate(reversed(after)) if one is None), len(after))
+    count = _count_last_numbers(after)
     name = " ".join(words[: len(words) - count])
     if count < 4:
         cause = "expected a class and at least 4 numbers"
@@ -128,18 +128,24 @@ def _split_name(
     A name may have spaces and numbers, such as ``type 2``.
     """
     found: list[tuple[str, list[float]]] = []
-    for count in range(len(words) - 4, 0, -1):
-        numbers = [number for number in after[count - 1 :] if number is not None]
-        if len(numbers) < len(words) - count:
+    count_numbers = _count_last_numbers(after)
+    for count in range(min(len(words) - 4, MAX_NAME_WORDS), 0, -1):
+        if len(words) - count > count_numbers:
             break
         name = names.find(" ".join(words[:count]).strip("'\""))
         if name is not None:
+            numbers = [number for number in after[count - 1 :] if number is not None]
             found.append((name, numbers))
     if len(found) > 1:
         shown = " or ".join(repr(name) for name, _ in found[:2])
         cause = f"the class may be {shown}: write its number"
         raise _LineInvalid("RowInvalid", "class", cause, " ".join(words))
     return found[0] if found else None
+
+
+def _count_last_numbers(numbers: Sequence[float | None]) -> int:
+    """Return how many numbers there are after the last word that is none."""
+    return next((at for at, one in enumerate(reversed(numbers)) if one is None), len(numbers))
 
 
 # The shape ----------------------------------------------------------------------------------------

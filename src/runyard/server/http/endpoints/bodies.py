@@ -207,6 +207,7 @@ class NewImportSpec(RequestBody):
     box_unit: BoxUnit = "auto"
     box_form: BoxForm = "auto"
     on_bad_box: OnBadBox = "reject"
+    split: Literal["keep", "ignore"] = "keep"
     dataset_type: Literal["auto"] | None = None
     source: Text | None = None
     files: Count | None = None

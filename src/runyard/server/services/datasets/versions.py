@@ -39,8 +39,11 @@ ID_LENGTH = 16
 TRIES = 3
 
 
-class ManifestLine(msgspec.Struct):
-    """One image of a version. Width and height are as shown, in pixels."""
+class ManifestLine(msgspec.Struct, omit_defaults=True):
+    """One image of a version. Width and height are as shown, in pixels.
+
+    Without a split the line is as it was before there were splits.
+    """
 
     filename: str
     sha256: str
@@ -49,6 +52,7 @@ class ManifestLine(msgspec.Struct):
     height: int
     mime: str
     records: list[msgspec.Raw]
+    split: str | None = None
 
 
 class ManifestContent(msgspec.Struct):
@@ -232,6 +236,7 @@ def _iter_manifest_lines(
             first.height,
             first.mime,
             records,
+            first.split,
         )
         yield filename, msgspec.json.encode(line) + b"\n", len(records), first.size_bytes
 

@@ -60,6 +60,13 @@ class RecordLine(msgspec.Struct):
     category: str | None = None
 
 
+class SplitLine(msgspec.Struct):
+    """A line of ``splits.jsonl``: an image, and its new split."""
+
+    path: str
+    split: str | None = None
+
+
 class RecordId(msgspec.Struct):
     """The part of a record line that holds its id."""
 
@@ -69,6 +76,7 @@ class RecordId(msgspec.Struct):
 _IMAGES = msgspec.json.Decoder(ImportedImage)
 _RECORDS = msgspec.json.Decoder(RecordLine)
 _IDS = msgspec.json.Decoder(RecordId)
+_SPLITS = msgspec.json.Decoder(SplitLine)
 
 
 @dataclass(frozen=True)
@@ -109,6 +117,7 @@ def _apply_images(
                 "custom": custom.get(line.path, NOTHING),
                 "inserted_by": row.user,
                 "record_count": 0,
+                "split": None,
                 "generation": 1,
                 "time_created": now_ms,
                 **_build_content_columns(line, now_ms),
@@ -276,6 +285,23 @@ def _apply_records(
     _record_progress(tx, row, records_done=done, now_ms=now_ms)
 
 
+def _parse_splits(lines: list[bytes]) -> dict[str, str | None]:
+    """Return the split of each image, by path."""
+    return {line.path: line.split for line in map(_SPLITS.decode, lines)}
+
+
+def _apply_splits(
+    tx: Connection, *, row: AnyRow, prepared: dict[str, str | None], done: int, now_ms: int
+) -> None:
+    key: Any = {"org": row.org, "dataset_id": row.dataset_id}
+    if not _is_committing(tx, row):
+        return
+    for split in dict.fromkeys(prepared.values()):
+        names = [path for path, wanted in prepared.items() if wanted == split]
+        rows.set_split(tx, **key, names=names, split=split)
+    dataset_rows.adjust_counts(tx, **key, time_ms=now_ms)
+
+
 def _is_committing(tx: Connection, row: AnyRow) -> bool:
     """Return whether the import is still being committed; it may be gone with its dataset."""
     now = import_rows.get(tx, org=row.org, import_id=row.id)
@@ -296,3 +322,4 @@ IMAGE_ROWS = RowApplier(_parse_images, _apply_images, lambda line: _IMAGES.decod
 RECORD_ROWS = RowApplier(
     _parse_records, _apply_records, lambda line: _shorten_id(_IDS.decode(line).id)
 )
+SPLIT_ROWS = RowApplier(_parse_splits, _apply_splits, lambda line: _SPLITS.decode(line).path)

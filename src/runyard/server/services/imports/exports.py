@@ -326,6 +326,7 @@ def _iter_dataset_lines(services: Services, org: str, dataset_id: str) -> Iterat
                     "blob": asset.blob,
                     "offset": asset.offset,
                     "records": records.get(asset.id, []),
+                    "split": asset.split,
                 }
 
 
@@ -357,6 +358,7 @@ def _build_line(line: versions.ManifestLine, span: AnyRow) -> dict[str, Any]:
             {"id": str(number), "contents": contents}
             for number, contents in enumerate(line.records, 1)
         ],
+        "split": line.split,
     }
 
 

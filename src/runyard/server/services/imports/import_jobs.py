@@ -30,7 +30,12 @@ from runyard.rundir import read_json, write_json
 from runyard.server.services import retention
 from runyard.server.services.context import Services
 from runyard.server.services.datasets import datasets, versions
-from runyard.server.services.imports.commit import IMAGE_ROWS, RECORD_ROWS, RowApplier
+from runyard.server.services.imports.commit import (
+    IMAGE_ROWS,
+    RECORD_ROWS,
+    SPLIT_ROWS,
+    RowApplier,
+)
 from runyard.server.services.imports.subprocesses import read_output_tail, run_worker
 from runyard.server.services.jobs import run_in_thread
 from runyard.store import blobs as blob_rows
@@ -44,6 +49,7 @@ log = logging.getLogger(__name__)
 JOB, PACKS, SEALED, KNOWN = "job.json", "packs.jsonl", "sealed.json", "known.jsonl"
 PROGRESS, FINDINGS, RESULT = "progress.json", "findings.jsonl", "result.json"
 IMAGES, RECORDS, OWN_PACKS = "images.jsonl", "records.jsonl", "packs"
+SPLITS = "splits.jsonl"
 
 POLL_INTERVAL_S = 0.1
 CHUNK = 1000  # rows per transaction: all other writes wait for it
@@ -52,6 +58,7 @@ WORKER = "runyard.datasets.importing"
 # Fields of an import's spec that are policies of the import process.
 _POLICIES = (
     "onError",
+    "split",
     "boxUnit",
     "boxForm",
     "onBadBox",
@@ -196,7 +203,8 @@ def _build_options(row: AnyRow) -> dict[str, Any]:
     """Return the options of the session for the worker."""
     spec = json.loads(row.spec)
     if row.kind == "Import":
-        policies = {name: spec[name] for name in _POLICIES if name in spec}
+        # An import from before the policy existed ends as it began: its splits are ignored.
+        policies = {"split": "ignore"} | {name: spec[name] for name in _POLICIES if name in spec}
         return {
             "format": spec.get("format", "auto"),
             "policies": policies,
@@ -243,6 +251,8 @@ def _to_known_image(asset: AnyRow) -> dict[str, Any]:
         "orientation": asset.orientation,
         "blob": asset.blob,
         "offset": asset.offset,
+        "split": asset.split,
+        "isAnnotated": asset.record_count > 0,
     }
 
 
@@ -276,6 +286,9 @@ async def _commit_result(
                 return
         await _commit_lines(services, row, folder / IMAGES, row.images_done, IMAGE_ROWS)
         await _commit_lines(services, row, folder / RECORDS, row.records_done, RECORD_ROWS)
+        if (folder / SPLITS).exists():  # not if an older server's worker made the folder
+            # Short and harmless to repeat, so their progress is not recorded.
+            await _commit_lines(services, row, folder / SPLITS, 0, SPLIT_ROWS)
     version = await versions.ensure_current(services, org=row.org, dataset_id=row.dataset_id)
     await _end_import(
         services,
@@ -386,7 +399,7 @@ def _store_blob(services: Services, org: str, path: Path, sha256: str, size_byte
 
 def _flush(folder: Path) -> None:
     """Flush the folder to disk: from now on it is the only source and must survive a power loss."""
-    for name in (IMAGES, RECORDS, FINDINGS, RESULT):
+    for name in (IMAGES, RECORDS, SPLITS, FINDINGS, RESULT):
         with contextlib.suppress(FileNotFoundError), open(folder / name, "rb") as file:
             os.fsync(file.fileno())
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

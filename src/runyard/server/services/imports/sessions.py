@@ -57,7 +57,7 @@ def to_document(services: Services, row: AnyRow, *, origin: str | None) -> Datas
         organization_id=row.org,
         dataset_id=row.dataset_id,
         import_id=row.id,
-        spec=msgspec.json.decode(row.spec, type=ImportSpec),
+        spec=_decode_spec(row),
         status=ImportStatus(
             conditions=build_conditions(
                 row, CONDITIONS, _REACHED.get(row.state, ("Received",) if row.time_sealed else ())
@@ -67,6 +67,7 @@ def to_document(services: Services, row: AnyRow, *, origin: str | None) -> Datas
             format=seen.get("format"),
             version=row.version,
             why=row.why,
+            splits=(seen.get("counts") or {}).get("splits") or {},
         ),
         metadata=ResourceMetadata(
             time_created=row.time_created,
@@ -84,6 +85,12 @@ def to_document(services: Services, row: AnyRow, *, origin: str | None) -> Datas
             max_size_bytes=imports.LARGEST_UPLOAD,
         )
     return document
+
+
+def _decode_spec(row: AnyRow) -> ImportSpec:
+    """Return the spec; an import from before there was a policy for splits ignores them."""
+    given = {"split": "ignore", **msgspec.json.decode(row.spec)}
+    return msgspec.convert(given, ImportSpec)
 
 
 def build_conditions(
@@ -177,6 +184,7 @@ def build_report(services: Services, row: AnyRow) -> ImportReport:
         images=status.progress.images,
         rows=status.progress.rows,
         rows_kept=status.progress.rows_kept,
+        splits=status.splits,
         errors=status.findings.errors,
         warnings=status.findings.warnings,
         groups=sorted(groups.values(), key=lambda group: (-group.count, group.code)),

@@ -212,6 +212,7 @@ class AsyncDatasets:
         box_unit: str = "auto",
         box_form: str = "auto",
         on_bad_box: str = "reject",
+        split: str = "keep",
     ) -> FolderImport:
         """Import a folder of images and labels, or one archive; the server detects the format.
 
@@ -242,6 +243,9 @@ class AsyncDatasets:
             box_form: Meaning of the four numbers: ``"corners"``, or ``"size"`` for a corner with
                 width and height. Default: what the format defines.
             on_bad_box: ``"reject"`` skips the row of an invalid box, ``"drop"`` only the box.
+            split: ``"keep"`` records the data's own split into train, validation and test, from
+                folders, label files or a column; runs then train on the first and validate on the
+                second. ``"ignore"`` merges its parts.
 
         Raises:
             ViInvalidParameterError: The path has no file to import, or arguments contradict each
@@ -288,6 +292,7 @@ class AsyncDatasets:
                 box_unit=box_unit,
                 box_form=box_form,
                 on_bad_box=on_bad_box,
+                split=split,
                 decides_type=dataset_type is None
                 and (is_new or await self._has_undecided_type(dataset)),
                 resume=resume,
@@ -649,6 +654,7 @@ class AsyncDatasets:
         box_unit: str,
         box_form: str,
         on_bad_box: str,
+        split: str,
         decides_type: bool,
         resume: str | DatasetImport | None,
     ) -> DatasetImport:
@@ -663,6 +669,7 @@ class AsyncDatasets:
             box_unit=box_unit,
             box_form=box_form,
             on_bad_box=on_bad_box,
+            split=split,
             dataset_type="auto" if decides_type else None,
             source=Path(path).name,
             files=len(found.files),

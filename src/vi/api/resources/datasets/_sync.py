@@ -213,6 +213,7 @@ class Datasets:
         box_unit: str = "auto",
         box_form: str = "auto",
         on_bad_box: str = "reject",
+        split: str = "keep",
     ) -> FolderImport:
         """Import a folder of images and labels, or one archive; the server detects the format.
 
@@ -243,6 +244,9 @@ class Datasets:
             box_form: Meaning of the four numbers: ``"corners"``, or ``"size"`` for a corner with
                 width and height. Default: what the format defines.
             on_bad_box: ``"reject"`` skips the row of an invalid box, ``"drop"`` only the box.
+            split: ``"keep"`` records the data's own split into train, validation and test, from
+                folders, label files or a column; runs then train on the first and validate on the
+                second. ``"ignore"`` merges its parts.
 
         Raises:
             ViInvalidParameterError: The path has no file to import, or arguments contradict each
@@ -289,6 +293,7 @@ class Datasets:
                 box_unit=box_unit,
                 box_form=box_form,
                 on_bad_box=on_bad_box,
+                split=split,
                 decides_type=dataset_type is None and (is_new or self._has_undecided_type(dataset)),
                 resume=resume,
             )
@@ -646,6 +651,7 @@ class Datasets:
         box_unit: str,
         box_form: str,
         on_bad_box: str,
+        split: str,
         decides_type: bool,
         resume: str | DatasetImport | None,
     ) -> DatasetImport:
@@ -660,6 +666,7 @@ class Datasets:
             box_unit=box_unit,
             box_form=box_form,
             on_bad_box=on_bad_box,
+            split=split,
             dataset_type="auto" if decides_type else None,
             source=Path(path).name,
             files=len(found.files),

@@ -123,6 +123,8 @@ class ImportSpec(Document):
     ``RejectFile`` skips their files, ``RejectAll`` accepts nothing if any row is invalid.
     ``box_unit`` and ``box_form`` are the meaning of the numbers of a box, ``auto`` that of the
     format. ``on_bad_box``: ``reject`` skips the row of an invalid box, ``drop`` only the box.
+    ``split``: ``keep`` records the data's own split into train, validation and test, ``ignore``
+    merges its parts.
     ``dataset_type`` is ``auto`` if the files of the first import into an empty dataset determine
     its type.
     """
@@ -132,6 +134,7 @@ class ImportSpec(Document):
     box_unit: Literal["auto", "pixel", "fraction", "percent", "thousandth"] = "auto"
     box_form: Literal["auto", "corners", "size"] = "auto"
     on_bad_box: Literal["reject", "drop"] = "reject"
+    split: Literal["keep", "ignore"] = "keep"
     dataset_type: str | None = None
     source: str | None = None
     files: int | None = None
@@ -171,7 +174,9 @@ class ImportUpload(Document):
 class ImportStatus(Document):
     """Status of an import.
 
-    ``format`` and ``version`` are set once known; ``why`` explains a rejection.
+    ``format`` and ``version`` are set once known; ``why`` explains a rejection. ``splits`` are the
+    images of each recorded split: ``train``, ``validation``, ``test``, and ``unsplit`` for the
+    rest; empty without a split.
     """
 
     conditions: list[SessionCondition] = []
@@ -180,6 +185,7 @@ class ImportStatus(Document):
     format: str | None = None
     version: str | None = None
     why: str | None = None
+    splits: dict[str, int] = {}
     upload: ImportUpload | None = None
 
 
@@ -240,7 +246,10 @@ class FindingGroup(Document):
 
 
 class ImportReport(Document):
-    """Report on the findings of an import, most frequent code first."""
+    """Report on the findings of an import, most frequent code first.
+
+    ``splits`` is as in the import's status.
+    """
 
     import_id: str = msgspec.field(name="datasetImportId", default="")
     dataset_id: str = ""
@@ -250,6 +259,7 @@ class ImportReport(Document):
     images: int = 0
     rows: int = 0
     rows_kept: int = 0
+    splits: dict[str, int] = {}
     errors: int = 0
     warnings: int = 0
     groups: list[FindingGroup] = []

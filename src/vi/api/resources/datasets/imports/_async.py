@@ -84,6 +84,7 @@ class AsyncImports:
         box_unit: str = "auto",
         box_form: str = "auto",
         on_bad_box: str = "reject",
+        split: str = "keep",
         dataset_type: str | None = None,
         source: str | None = None,
         files: int | None = None,
@@ -102,6 +103,8 @@ class AsyncImports:
             box_form: Meaning of the four numbers: ``"corners"``, or ``"size"`` for a corner with
                 width and height; ``"auto"`` is what the format defines.
             on_bad_box: ``"reject"`` skips the row of an invalid box, ``"drop"`` only the box.
+            split: ``"keep"`` records the data's own split into train, validation and test,
+                ``"ignore"`` merges its parts.
             dataset_type: ``"auto"`` lets the first import into an empty dataset determine its type.
             source: Description of the source, for people.
             files: Number of files, for progress.
@@ -118,6 +121,7 @@ class AsyncImports:
             "boxUnit": box_unit,
             "boxForm": box_form,
             "onBadBox": on_bad_box,
+            "split": split,
             "datasetType": dataset_type,
             "source": source,
             "files": files,

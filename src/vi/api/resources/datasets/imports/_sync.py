@@ -83,6 +83,7 @@ class Imports:
         box_unit: str = "auto",
         box_form: str = "auto",
         on_bad_box: str = "reject",
+        split: str = "keep",
         dataset_type: str | None = None,
         source: str | None = None,
         files: int | None = None,
@@ -101,6 +102,8 @@ class Imports:
             box_form: Meaning of the four numbers: ``"corners"``, or ``"size"`` for a corner with
                 width and height; ``"auto"`` is what the format defines.
             on_bad_box: ``"reject"`` skips the row of an invalid box, ``"drop"`` only the box.
+            split: ``"keep"`` records the data's own split into train, validation and test,
+                ``"ignore"`` merges its parts.
             dataset_type: ``"auto"`` lets the first import into an empty dataset determine its type.
             source: Description of the source, for people.
             files: Number of files, for progress.
@@ -117,6 +120,7 @@ class Imports:
             "boxUnit": box_unit,
             "boxForm": box_form,
             "onBadBox": on_bad_box,
+            "split": split,
             "datasetType": dataset_type,
             "source": source,
             "files": files,
