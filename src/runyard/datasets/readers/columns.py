@@ -78,7 +78,7 @@ EXPECTED = {
 }
 CLASS_QUESTION = "What is this?"
 NAMES_FIX = (
-    "write the names, one per line from class 0, in classes.txt beside the file, or write names "
+    "write the names, one per line from class 0, in classes.txt next to the file, or write names "
     "in place of the numbers"
 )
 _LOCATION_TOKEN = re.compile(r"<(?:loc|seg)\d{3,4}>")

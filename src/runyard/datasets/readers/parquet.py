@@ -52,7 +52,7 @@ def _is_table(path: str) -> bool:
 
 
 def find_shard_metadata(source: Source) -> set[str]:
-    """Find the tables and statistics that img2dataset writes beside its shards.
+    """Find the tables and statistics that img2dataset writes next to its shards.
 
     ``00000.parquet`` and ``00000_stats.json`` repeat the captions of ``00000.tar``, or those of
     the files in the folder ``00000``, and hold no images.

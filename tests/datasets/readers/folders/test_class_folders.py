@@ -67,7 +67,7 @@ def test_folders_that_may_not_be_classes_give_no_rows(
     assert len(causes) == 1 + bool(part) and part in causes[0]
 
 
-def test_images_beside_class_folders_are_reported_by_name(check: Check) -> None:
+def test_images_next_to_class_folders_are_reported_by_name(check: Check) -> None:
     result = check("tin/1.png jar/2.png logo.png plot.png")
     ignored = [found.file for found in result.findings if found.code == "FileIgnored"]
     assert (len(result.records), ignored) == (2, ["logo.png", "plot.png"])

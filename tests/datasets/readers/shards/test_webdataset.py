@@ -137,7 +137,7 @@ def test_members_apart_that_have_no_partner_are_reported(
 
 
 @pytest.mark.parametrize("folder", ["", "shards/", "a/b/"])
-def test_the_tables_of_img2dataset_beside_shards_are_not_read(
+def test_the_tables_of_img2dataset_next_to_shards_are_not_read(
     source_folder: Any, make_png: Callable[..., bytes], folder: str
 ) -> None:
     members: list[Member] = [("0.png", make_png()), ("0.txt", "red"), ("0.json", '{"key": "0"}')]

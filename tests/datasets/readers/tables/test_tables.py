@@ -116,7 +116,7 @@ def test_every_caption_of_an_image_is_a_row(
         ({"l.jsonl": '{"image": "a.png", "label": 7, "class_name": "tin"}'}, ["tin"]),
     ],
 )
-def test_class_tables_are_read_with_the_names_beside_them(
+def test_class_tables_are_read_with_the_names_next_to_them(
     images: Any, files: dict[str, str], expected: list[str]
 ) -> None:
     for path, content in files.items():

@@ -33,7 +33,7 @@ class CaptionsReader:
     def detect(self, source: Source) -> list[str]:
         side = _find_side_files(source)
         if side and find_tables(source):
-            return []  # a table counts more than the texts beside the images
+            return []  # a table counts more than the texts next to the images
         return side or find_class_folders(source).files
 
     def read(

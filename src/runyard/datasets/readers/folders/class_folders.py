@@ -2,7 +2,7 @@
 
 The class folders may be within folders that hold all images, of splits (``train/tin/1.jpg``) and
 with general names (``Images/tin/1.jpg``); folders with general names may also be within class
-folders. There must be two classes, and no annotations beside: documents such as a README are none.
+folders. There must be two classes, and no annotations: documents such as a README are none.
 Nested folders, ``food/tin/1.jpg``, could each be the class, so they are not read.
 """
 
@@ -28,7 +28,7 @@ _DOCUMENT = re.compile(
     r"(?:readme|licen[cs]e|notice|changelog|citation|requirements|copying|copyright|about)\b", re.I
 )
 _SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation", "dev")
-# Names of splits with words around them, if all folders beside have such names.
+# Names of splits with words around them, if all folders next to them have such names.
 _SPLIT = re.compile(r"(?:\w+[_-])?(?:train|test|val|dev)(?:ing|id|idation)?(?:[_-]\w+|\d*)", re.I)
 # Folders that are never a class.
 _GENERAL = frozenset(
@@ -45,7 +45,7 @@ _MAX_SHOWN = 3
 class ClassFolders:
     """The images by class.
 
-    ``unclassified`` are the images beside the class folders. ``why`` explains why folders that may
+    ``unclassified`` are the images next to the class folders. ``why`` explains why folders that may
     be classes are none; ``classes`` is then empty.
     """
 
@@ -56,7 +56,7 @@ class ClassFolders:
 
     @property
     def files(self) -> list[str]:
-        """The images with a class and, beside them, those without."""
+        """The images with a class and, if there are any, those without."""
         return sorted([*self.classes, *self.unclassified]) if self.classes else []
 
     def read_image(
@@ -74,7 +74,7 @@ class ClassFolders:
         """Report what concerns all images, and those without a class."""
         self.table.report_collected()
         for path in self.unclassified:
-            cause = "the image is beside the class folders, so it has no class and gets no row"
+            cause = "the image is next to the class folders, so it has no class and gets no row"
             fix = "move it into the folder of its class, or remove it"
             report(make_finding("FileIgnored", file=path, cause=cause, fix=fix))
 

@@ -8,7 +8,7 @@
 The key is the name up to a point, see keys.py. Members of one key follow each other; if they do
 not, the texts are collected first, so they must fit into memory. The tar may be gzipped. A tar that
 does not group this way is treated like any other archive (archives.py). The table and the
-statistics that img2dataset writes beside its shards repeat them, and are not read.
+statistics that img2dataset writes next to its shards repeat them, and are not read.
 """
 
 import json
@@ -68,7 +68,7 @@ class WebDatasetReader:
         for file in files:
             location = SourceLocation(file, report)
             if not file.lower().endswith(_ENDINGS):
-                cause = "img2dataset wrote it beside the shard, which has the same rows"
+                cause = "img2dataset wrote it next to the shard, which has the same rows"
                 location.report("FileIgnored", cause)
                 continue
             by_column, names = read_names(source, file)

@@ -1,4 +1,4 @@
-"""The names of class numbers that are written beside a table.
+"""The names of class numbers that are written next to a table.
 
 ``classes.txt`` has one name per line, from class 0. Hugging Face's ``dataset_info.json`` and
 ``dataset_infos.json`` name them by column, in the features. The file nearest

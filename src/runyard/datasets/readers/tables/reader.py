@@ -96,7 +96,7 @@ def _read_table(
 def _iter_sized(
     source: Source, form: RowForm, location: SourceLocation, images: RowImages
 ) -> Iterator[tuple[dict[str, Any], ImageFacts | None]]:
-    """Yield each row with the facts of its image, which are needed only beside boxes."""
+    """Yield each row with the facts of its image, which are needed only for boxes."""
     silent = replace(location, report_finding=lambda _: None)
     for number, (row_location, row) in enumerate(iter_rows(source, form, silent), start=1):
         image = images.find(row, row_location, number) if has_boxes(row) else None
