@@ -26,7 +26,7 @@ FORMATS = {
     "csv-four-corner": ("CsvFourCorner", "phrase-grounding"),
     "csv-width-height": ("CsvWidthHeight", "phrase-grounding"),
     "hugging-face": ("Parquet", "phrase-grounding"),
-    "image-folder": ("Captions", "freeform"),
+    "image-folder": ("Table", "freeform"),
     "llava": ("Conversations", "vqa"),
     "messages": ("Conversations", "vqa"),
     "parquet": ("Parquet", "vqa"),

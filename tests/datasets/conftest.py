@@ -13,6 +13,7 @@ from PIL import Image
 
 from runyard.datasets.findings import Finding
 from runyard.datasets.ingest import IngestOutcome, RecordCounter, check_folder
+from runyard.datasets.options import DEFAULT_OPTIONS, ReadOptions
 from runyard.datasets.records import AssetRef, DatasetType, Record
 from runyard.datasets.writers.base import ExportedImage
 
@@ -63,7 +64,12 @@ class SourceFolder:
         target.write_bytes(data.encode() if isinstance(data, str) else data)
         return self
 
-    def check(self, task: DatasetType | None = None, format: str = "auto") -> CheckResult:
+    def check(
+        self,
+        task: DatasetType | None = None,
+        format: str = "auto",
+        options: ReadOptions = DEFAULT_OPTIONS,
+    ) -> CheckResult:
         findings: list[Finding] = []
         records = KeptRecords()
         outcome = check_folder(
@@ -72,6 +78,7 @@ class SourceFolder:
             format=format,
             on_finding=findings.append,
             records=records,
+            options=options,
         )
         return CheckResult(outcome, records.records, findings)
 

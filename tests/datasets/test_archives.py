@@ -374,7 +374,7 @@ def test_nothing_of_an_unsafe_archive_is_accepted(
     assert result.records == []
     assert [(found.code, found.file, found.action) for found in result.findings] == [
         ("ArchiveUnsafe", "bad.zip", "FileRejected"),
-        ("FileIgnored", "inner.tar/more.zip", "FileRejected"),
+        ("ArchiveUnsafe", "inner.tar/more.zip", "FileRejected"),
     ]
     assert result.findings[0].value == "../../evil.png"
     assert not list(tmp_path.rglob("evil*"))
@@ -385,3 +385,84 @@ def test_plain_names() -> None:
     assert [normalize_member_name(name) for name in ("", ".", "/", "..", "a/\ud800", "c:\\a")] == [
         None
     ] * 6
+
+
+def make_foreign_zip(encoding: str, *files: tuple[str, bytes], extra: bytes = b"") -> bytes:
+    """Return a zip as Windows writes it: names in the encoding of the system, without a flag."""
+    numbered = []
+    for number, (name, data) in enumerate(files):
+        raw = name.encode(encoding)
+        info = zipfile.ZipInfo(f"{number:0{len(raw)}d}"[: len(raw)])
+        info.extra = extra
+        numbered.append((info, data, raw))
+    packed = make_zip(*((info, data) for info, data, _ in numbered))
+    for info, _, raw in numbered:
+        packed = packed.replace(info.filename.encode(), raw)
+    return packed
+
+
+@pytest.mark.parametrize(
+    ("encoding", "name"),
+    [
+        ("gbk", "罐头"),
+        ("shift_jis", "缶詰の写真"),
+        ("euc_kr", "통조림"),
+        ("cp1251", "банка"),
+        ("cp437", "Büchse"),
+    ],
+)
+def test_a_row_finds_an_image_by_its_name_in_any_encoding(
+    source_folder: Any, make_png: Callable[..., bytes], encoding: str, name: str
+) -> None:
+    packed = make_foreign_zip(
+        encoding, (f"{name}-1.png", make_png(30)), (f"{name}-2.png", make_png(31))
+    )
+    source_folder.put("images.zip", packed)
+    rows = "".join(f"{name}-{number}.png,{number}\n" for number in (1, 2))
+    result = source_folder.put("t.csv", f"file_name,text\n{rows}").check("freeform")
+    assert [(r.asset.width, r.contents.text) for r in result.records] == [(30, "1"), (31, "2")]
+    [found] = [found for found in result.findings if found.code == "NameEncodingUnknown"]
+    assert "2 names are not UTF-8" in found.cause
+    assert result.outcome.counts["errors"] == 0
+
+
+@pytest.mark.parametrize("name", ["罐.txt", "Büchse.txt", "ordner/ä.txt"])
+def test_the_unicode_name_of_an_extra_field_is_used(name: str) -> None:
+    raw = name.encode("gbk", "replace")
+    body = b"\1" + struct.pack("<L", zlib.crc32(raw)) + name.encode()
+    extra = struct.pack("<2H", 0x7075, len(body)) + body
+    packed = make_foreign_zip("gbk", (raw.decode("gbk"), b"x"), extra=extra)
+    assert read_all(packed, "x.zip") == {name: b"x"}
+    other = packed.replace(body, b"\1" + bytes(4) + body[5:])  # the field of another name
+    assert read_all(other, "x.zip") != {name: b"x"}
+
+
+@pytest.mark.parametrize("inner", ["images.zip", "labels.tar.gz", "a/b.tgz"])
+def test_an_archive_within_an_archive_is_an_error(
+    source_folder: Any, make_png: Callable[..., bytes], inner: str
+) -> None:
+    source_folder.put("x.zip", make_zip((inner, b"PK"), ("a.png", make_png())))
+    result = source_folder.check("freeform")
+    [found] = [found for found in result.findings if found.severity == "error"]
+    assert (found.code, found.file) == ("ArchiveUnsafe", f"x.zip/{inner}")
+    assert "not opened" in found.cause
+
+
+@pytest.mark.parametrize(
+    ("images", "table"),
+    [
+        ("images\\a.png", "metadata.csv"),
+        ("data\\images\\a.png", "data\\metadata.csv"),
+        ("a.png", "labels\\train.csv"),
+    ],
+)
+def test_backslashes_in_names_separate_folders(
+    source_folder: Any, make_png: Callable[..., bytes], images: str, table: str
+) -> None:
+    rows = f"file_name,text\n{images.rpartition(chr(92))[2]},red\n".encode()
+    files = ((images, make_png()), (table, rows))
+    infos = [(zipfile.ZipInfo(), data) for _, data in files]
+    for (info, _), (name, _) in zip(infos, files, strict=True):
+        info.filename = name
+    result = source_folder.put("x.zip", make_zip(*infos)).check("freeform")
+    assert [r.asset.filename for r in result.records] == [f"x.zip/{images}".replace(chr(92), "/")]

@@ -233,8 +233,8 @@ def formats(png: bytes) -> dict[str, tuple[DatasetType, dict[str, bytes], str]]:
         "WebDataset": ("vqa", {"a.tar": make_tar(*pair)}, "a.tar"),
         "WebDataset gzip": ("freeform", {"a.tgz": gzip.compress(make_tar(*pair))}, "a.tgz"),
         "Captions": ("freeform", {"a.txt": b"red", "b.txt": b"blue"}, "a.txt"),
-        "Captions table": ("vqa", {"metadata.csv": table}, "metadata.csv"),
-        "Captions lines": (
+        "Table cells": ("vqa", {"metadata.csv": table}, "metadata.csv"),
+        "Table lines": (
             "phrase-grounding",
             {"metadata.jsonl": objects},
             "metadata.jsonl",

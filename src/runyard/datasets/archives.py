@@ -20,6 +20,7 @@ import io
 import stat
 import struct
 import tarfile
+import unicodedata
 import zlib
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -62,12 +63,14 @@ class ArchiveLimits:
 class ArchiveMember:
     """One regular file of an archive.
 
-    ``pieces`` yields its bytes once, before the next member is requested.
+    ``pieces`` yields its bytes once, before the next member is requested. ``raw_name`` is the name
+    as stored, if its encoding is unknown; ``name`` is then only one reading of it.
     """
 
     name: str
     size_bytes: int
     _pieces: Callable[[], Iterator[bytes]]
+    raw_name: bytes | None = None
 
     def pieces(self) -> Iterator[bytes]:
         with _reject_damaged():
@@ -98,17 +101,40 @@ def is_archive(path: str) -> bool:
 
 
 def read_members(
-    file: BinaryIO, path: str, limits: ArchiveLimits = ArchiveLimits()
+    file: BinaryIO,
+    path: str,
+    limits: ArchiveLimits = ArchiveLimits(),
+    *,
+    is_checked: bool = False,
 ) -> Iterator[ArchiveMember]:
     """Yield the regular files of an archive in order, after checking that all of it is safe.
+
+    ``is_checked`` means that ``list_names`` has checked all headers of a tar.
 
     Raises:
         ArchiveRejected: before the first member if the headers are not acceptable; while bytes are
             read if they contradict the headers.
     """
-    read = _iter_zip_members if path.lower().endswith(".zip") else _iter_tar_members
     with _reject_damaged():
-        yield from read(file, path.lower(), limits)
+        if path.lower().endswith(".zip"):
+            yield from _iter_zip_members(file, limits)
+            return
+        if not is_checked:
+            list_names(file, path, limits)
+        yield from _iter_tar_members(file, path.lower(), limits)
+
+
+def list_names(file: BinaryIO, path: str, limits: ArchiveLimits = ArchiveLimits()) -> list[str]:
+    """List the names of the regular files of a tar, after checking that all of it is safe.
+
+    Raises ArchiveRejected if the headers are not acceptable.
+    """
+    names = _Names(limits)
+    with _reject_damaged():
+        data = _TarBytes(file, path.lower(), limits)
+        listed = [name for name, _ in _iter_tar_files(data, names)]
+    names.check_conflicts()
+    return listed
 
 
 def read_first_members(file: BinaryIO, path: str, count: int) -> Iterator[ArchiveMember]:
@@ -209,14 +235,18 @@ class _ZipEntry(NamedTuple):
     packed: int
     size: int
     is_folder: bool
+    is_encoding_known: bool
 
 
-def _iter_zip_members(file: BinaryIO, _path: str, limits: ArchiveLimits) -> Iterator[ArchiveMember]:
+def _iter_zip_members(file: BinaryIO, limits: ArchiveLimits) -> Iterator[ArchiveMember]:
     entries, ends = _read_zip_entries(file, limits)
     for entry, end in zip(entries, ends, strict=True):
         if not entry.is_folder:
             yield ArchiveMember(
-                entry.name, entry.size, partial(_read_zip_entry_bytes, file, entry, end)
+                entry.name,
+                entry.size,
+                partial(_read_zip_entry_bytes, file, entry, end),
+                None if entry.is_encoding_known else entry.raw,
             )
 
 
@@ -290,11 +320,11 @@ def _read_zip_entry(file: BinaryIO, names: _Names) -> _ZipEntry:
     if mark != b"PK\1\2" or disk not in (0, 0xFFFF):
         raise ArchiveRejected("FileUnreadable", "its directory is damaged")
     size, packed, offset = _read_zip64(extra, size, packed, offset)
-    text = _decode_zip_name(raw, flags)
+    text, is_encoding_known = _decode_zip_name(raw, flags, extra)
     is_folder = text.endswith("/")
     _check_zip_entry(text, flags, method, attributes >> 16, size, packed, is_folder=is_folder)
     name = names.add(text, is_folder=is_folder)
-    return _ZipEntry(offset, name, raw, method, crc, packed, size, is_folder)
+    return _ZipEntry(offset, name, raw, method, crc, packed, size, is_folder, is_encoding_known)
 
 
 def _check_zip_entry(
@@ -317,25 +347,47 @@ def _check_zip_entry(
         )
 
 
-def _decode_zip_name(raw: bytes, flags: int) -> str:
-    """Decode a name: UTF-8 even if not marked so, else cp437. Windows tools write backslashes."""
+def _decode_zip_name(raw: bytes, flags: int, extra: bytes) -> tuple[str, bool]:
+    """Decode a name; return it, and whether its encoding is known.
+
+    It is the Unicode name of Info-ZIP's extra field, UTF-8 even if not marked so, or else cp437,
+    which decodes any bytes. Windows tools write backslashes.
+    """
+    is_known = True
     try:
-        name = raw.decode()
+        name = _find_unicode_name(raw, extra) or raw.decode()
     except UnicodeDecodeError:
         if flags & _UTF8:
             raise ArchiveRejected(
                 "ArchiveUnsafe", "this name is not UTF-8", member=repr(raw)
             ) from None
-        name = raw.decode("cp437")
-    return name.replace("\\", "/")
+        name, is_known = raw.decode("cp437"), False
+    return name.replace("\\", "/"), is_known
+
+
+def _find_unicode_name(raw: bytes, extra: bytes) -> str | None:
+    """Return the name of the Unicode path field, if it belongs to this name."""
+    for tag, body in _iter_extra_fields(extra):
+        if (
+            tag == 0x7075
+            and body[:1] == b"\1"
+            and body[1:5] == zlib.crc32(raw).to_bytes(4, "little")
+        ):
+            return body[5:].decode()
+    return None
+
+
+def _iter_extra_fields(extra: bytes) -> Iterator[tuple[int, bytes]]:
+    while len(extra) >= 4:
+        tag, length = struct.unpack_from("<2H", extra)
+        yield tag, extra[4 : 4 + length]
+        extra = extra[4 + length :]
 
 
 def _read_zip64(extra: bytes, size: int, packed: int, offset: int) -> tuple[int, int, int]:
     """Replace numbers that did not fit into 32 bits by those of the zip64 extra field."""
     values = [size, packed, offset]
-    while len(extra) >= 4:
-        tag, length = struct.unpack_from("<2H", extra)
-        body, extra = extra[4 : 4 + length], extra[4 + length :]
+    for tag, body in _iter_extra_fields(extra):
         if tag == 1:
             for number, value in enumerate(values):
                 if value == 0xFFFFFFFF:
@@ -409,11 +461,6 @@ _SPECIAL_TYPES = {
 
 
 def _iter_tar_members(file: BinaryIO, path: str, limits: ArchiveLimits) -> Iterator[ArchiveMember]:
-    names = _Names(limits)
-    # Checks all headers first.
-    for name, _ in _iter_tar_files(_TarBytes(file, path, limits), names):
-        del name
-    names.check_conflicts()
     data = _TarBytes(file, path, limits)
     for name, size in _iter_tar_files(data, _Names(limits)):
         yield ArchiveMember(name, size, lambda size=size: data.pieces(size))  # type: ignore[misc]
@@ -643,6 +690,7 @@ class ExpandedSource:
     limits: ArchiveLimits = ArchiveLimits()
     _kept: dict[str, tuple[Path, int]] = field(default_factory=dict)
     _paths: list[str] = field(default_factory=list)
+    _names: "_NameReadings" = field(default_factory=lambda: _NameReadings())
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -668,10 +716,13 @@ class ExpandedSource:
         return self.inner.is_image(path)
 
     def resolve_image(self, name: str, *, relative_to: str = "") -> Resolution:
-        return self.inner.resolve_image(name, relative_to=relative_to)
+        found = self.inner.resolve_image(name, relative_to=relative_to)
+        if found.status == "missing" and (path := self._names.find(name)) is not None:
+            return self.inner.resolve_image(path)
+        return found
 
     def find_image(self, name: str, *, relative_to: str = "") -> ImageFacts | None:
-        return self.inner.find_image(name, relative_to=relative_to)
+        return self.resolve_image(name, relative_to=relative_to).image
 
     def add_image(
         self, path: str, data: bytes, *, found_in: str, line: int | None = None
@@ -680,6 +731,7 @@ class ExpandedSource:
 
     def _unpack(self, path: str) -> None:
         ignored = added = 0
+        unknown: list[ArchiveMember] = []
         try:
             with self.inner.open(path) as file:
                 for member in read_members(file, path, self.limits):
@@ -688,9 +740,13 @@ class ExpandedSource:
                     else:
                         self._add_member(path, member)
                         added += 1
+                    if member.raw_name is not None:
+                        unknown.append(member)
         except ArchiveRejected as rejected:
             rest = f"; {added} files before it were read, none after it" if added else ""
             self.report(rejected.to_finding(path, rest))
+        if unknown:
+            self.report(_make_unknown_names(path, unknown))
         if ignored:
             cause = f"{ignored} hidden files and files of operating systems are ignored"
             self.report(make_finding("FileIgnored", file=path, cause=cause))
@@ -698,10 +754,12 @@ class ExpandedSource:
     def _add_member(self, archive: str, member: ArchiveMember) -> None:
         path = f"{archive}/{member.name}"
         if is_archive(path):
-            cause = "archives within archives are not supported"
-            fix = "unpack the inner archive and pack its files instead"
+            cause = "an archive within an archive is not opened, so nothing in it is read"
+            fix = "unpack the inner archive, and pack or send its files instead"
             self.report(
-                make_finding("FileIgnored", file=path, cause=cause, fix=fix, action="FileRejected")
+                make_finding(
+                    "ArchiveUnsafe", file=path, cause=cause, fix=fix, action="FileRejected"
+                )
             )
         elif is_image_name(path):
             self._add_image(archive, path, member)
@@ -723,3 +781,51 @@ class ExpandedSource:
             )
         elif self.inner.add_image(path, member.read(), found_in=archive):
             self._paths.append(path)
+            if member.raw_name is not None:
+                self._names.add(path, member.raw_name)
+
+
+_OTHER_ENCODINGS = (*("gbk", "shift_jis", "euc_kr", "big5", "cp1252", "cp1251", "cp866", "cp850"),)
+_MAX_SHOWN = 3
+
+
+class _NameReadings:
+    """The names of members whose encoding is unknown, in each encoding that decodes them.
+
+    A row that has one of these names settles which encoding it is.
+    """
+
+    def __init__(self) -> None:
+        self._by_base: dict[str, set[tuple[str, str]]] = {}  # name as decoded, and path
+
+    def add(self, path: str, raw: bytes) -> None:
+        for name in list_readings(raw).values():
+            base = name.rpartition("/")[2]
+            self._by_base.setdefault(base, set()).add((name, path))
+
+    def find(self, name: str) -> str | None:
+        """Return the path of the one image that has this name in some encoding."""
+        name = unicodedata.normalize("NFC", name).replace("\\", "/").removeprefix("./")
+        readings = self._by_base.get(name.rpartition("/")[2], ())
+        fitting = {path for read, path in readings if f"/{read}".endswith(f"/{name}")}
+        return fitting.pop() if len(fitting) == 1 else None
+
+
+def list_readings(raw: bytes) -> dict[str, str]:
+    """Decode the name of a member in each encoding that can be its own."""
+    readings = {}
+    for encoding in _OTHER_ENCODINGS:
+        with contextlib.suppress(UnicodeDecodeError):
+            readings[encoding] = raw.decode(encoding).replace("\\", "/")
+    return readings
+
+
+def _make_unknown_names(path: str, members: Sequence[ArchiveMember]) -> Finding:
+    first = members[0]
+    readings = list(list_readings(first.raw_name or b"").items())[:_MAX_SHOWN]
+    shown = ", ".join(f"{name!r} in {encoding}" for encoding, name in readings)
+    cause = (
+        f"{len(members)} names are not UTF-8, and their encoding is unknown; {first.name!r} could "
+        f"be {shown}; rows may use any of these names"
+    )
+    return make_finding("NameEncodingUnknown", file=path, cause=cause, value=first.name)

@@ -160,6 +160,10 @@ KINDS: dict[str, FindingKind] = {
     "QuestionAssumed": FindingKind(
         "warning", "none needed if this question is right; else write the question in each row"
     ),
+    "LocationTokens": FindingKind(
+        "warning",
+        "none needed if the base model has these tokens; else write boxes for phrase grounding",
+    ),
     "ConversationInvalid": FindingKind(
         "error", "alternate human and assistant turns, the human first"
     ),
@@ -182,6 +186,9 @@ KINDS: dict[str, FindingKind] = {
     ),
     "FileIgnored": FindingKind("warning", "none needed if this file is not data"),
     "NameUnsafe": FindingKind("error", "give the file a plain relative name"),
+    "NameEncodingUnknown": FindingKind(
+        "warning", "none needed if all rows find their images; else pack again with UTF-8 names"
+    ),
     "ArchiveUnsafe": FindingKind("error", "pack it again with plain files and folders only"),
     "ArchiveTooLarge": FindingKind(
         "error", "unpack it yourself and import the folder; it expands beyond the limits"

@@ -20,7 +20,7 @@ from runyard.datasets.findings import Finding, ReportFinding, Tally, make_findin
 from runyard.datasets.options import DEFAULT_OPTIONS, ReadOptions
 from runyard.datasets.readers.base import Reader, TypeFinder
 from runyard.datasets.readers.registry import detect_format, report_unread
-from runyard.datasets.readers.webdataset import is_shard
+from runyard.datasets.readers.shards.webdataset import is_shard
 from runyard.datasets.records import DatasetType, Record
 from runyard.datasets.sources import (
     FolderSource,
@@ -205,7 +205,7 @@ def ingest_rows(
     reader, files = detect_format(source, sink, requested=format)
     used: set[str] = set()
     if reader is not None:
-        task = task or _find_type(reader, source, files)
+        task = task or _find_type(reader, source, files, options)
         checker = Checker(source, task, on_error, sink, options)
         used = checker.used
         splits.begin(images, read_split_lists(source, images))
@@ -297,23 +297,31 @@ def _get_row_field(field: str | None) -> str | None:
     return None if field is None else field.partition(".")[0]
 
 
-def _find_type(reader: Reader, source: Source, files: list[str]) -> DatasetType:
+def _find_type(
+    reader: Reader, source: Source, files: list[str], options: ReadOptions
+) -> DatasetType:
     """Return the type of the first row that can be read and belongs to one type only.
 
-    A file of conversations may have none among its first rows; then vqa is used.
+    A file of conversations may have none among its first rows; then vqa is used. Without rows, it
+    is a type that the rows are meant for.
     """
     if len(reader.types) == 1:
         return reader.types[0]
     if isinstance(reader, TypeFinder) and (found := reader.find_type(source, files)) is not None:
         return found
-    fitting: tuple[DatasetType, ...] = reader.types
+    fitting: tuple[DatasetType, ...] = ()
+    meant: list[DatasetType] = []
+    codes: set[str] = set()
     for task in reader.types:
-        rows = reader.read(source, files, task, lambda _: None)
+        codes.clear()
+        rows = reader.read(source, files, task, lambda found: codes.add(found.code), options)
         for row in islice(rows, ROWS_TO_FIND_TYPE):
             fitting = row.record.dataset_types
             if len(fitting) == 1:
                 return fitting[0]
-    return fitting[0]
+        if "ContentsUnfit" not in codes:
+            meant.append(task)
+    return (*fitting, *meant, *reader.types)[0]
 
 
 def _explain_type_mismatch(reader: Reader, file: str, task: DatasetType) -> Finding:

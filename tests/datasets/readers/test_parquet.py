@@ -1,3 +1,4 @@
+import base64
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -198,3 +199,56 @@ def test_unknown_columns_and_invalid_images_are_reported(
         ("e.parquet", "FileEmpty"),
         ("f.parquet", "FileUnreadable"),
     ]
+
+
+def encode_base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        lambda data: encode_base64(data),
+        lambda data: f"data:image/png;base64,{encode_base64(data)}",
+        lambda data: data,
+        lambda data: [{"bytes": data, "path": None}],
+        lambda data: {"bytes": data, "path": "same.png"},
+    ],
+)
+def test_images_are_read_however_a_column_holds_them(
+    source_folder: Any, make_png: Callable[..., bytes], image: Callable[[bytes], Any]
+) -> None:
+    rows = [
+        {"image": image(make_png(30 + number)), "question": "What?", "answer": str(number)}
+        for number in range(2)
+    ]
+    write(source_folder.folder / "train.parquet", rows)
+    result = source_folder.check("vqa")
+    assert [(r.asset.width, list_questions(r.contents)) for r in result.records] == [
+        (30, [("What?", "0")]),
+        (31, [("What?", "1")]),
+    ]
+    assert result.findings == []
+
+
+@pytest.mark.parametrize("make", [write, stream])
+def test_rows_that_do_not_fit_the_type_are_all_counted(
+    source_folder: Any, make_png: Callable[..., bytes], make: Callable[..., None]
+) -> None:
+    source_folder.put("a.png", make_png())
+    rows = [{"file_name": "a.png", "text": str(number)} for number in range(300)]
+    make(source_folder.folder / f"t.{'parquet' if make is write else 'arrow'}", rows)
+    result = source_folder.check("vqa")
+    [found] = [found for found in result.findings if found.code == "ContentsUnfit"]
+    assert (found.rows, result.outcome.counts["rows"]) == (300, 300)
+
+
+def test_a_row_without_its_columns_does_not_end_the_table(
+    source_folder: Any, make_png: Callable[..., bytes]
+) -> None:
+    source_folder.put("a.png", make_png())
+    rows = [{"file_name": "a.png", "text": text} for text in (None, "red", None, "blue")]
+    write(source_folder.folder / "t.parquet", rows)
+    result = source_folder.check("freeform")
+    assert [r.contents for r in result.records] == [Freeform(text="red"), Freeform(text="blue")]
+    assert [f.rows for f in result.findings if f.severity == "error"] == [2]

@@ -6,32 +6,38 @@ the class names. Rows are read in small batches, so the memory needed is that of
 pages and one batch.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any, BinaryIO
+from dataclasses import replace
+from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 from pyarrow import parquet
 
 from runyard.datasets.findings import ReportFinding
 from runyard.datasets.image_names import ImageFacts
-from runyard.datasets.images import detect_mime
-from runyard.datasets.packs import is_safe
+from runyard.datasets.options import DEFAULT_OPTIONS, ReadOptions
 from runyard.datasets.readers.base import Row
-from runyard.datasets.readers.columns import Table, build_rows
+from runyard.datasets.readers.columns import (
+    Table,
+    build_rows,
+    normalize_column,
+    normalize_columns,
+)
+from runyard.datasets.readers.frames import choose_frame
 from runyard.datasets.readers.locations import SourceLocation
+from runyard.datasets.readers.tables.class_names import (
+    find_class_names,
+    get_type,
+    read_names,
+    unwrap_feature,
+)
+from runyard.datasets.readers.tables.objects import find_other_frame, has_boxes
+from runyard.datasets.readers.tables.row_images import IDENTIFIERS, IMAGES, RowImage, RowImages
 from runyard.datasets.records import DatasetType
 from runyard.datasets.sources import Source
 
-IMAGES = ("image", "images", "img", "picture", "jpg", "png", "image_path", "file_name", "filename")
-_ENDINGS = {
-    "image/jpeg": "jpg",
-    "image/png": "png",
-    "image/webp": "webp",
-    "image/gif": "gif",
-    "image/bmp": "bmp",
-}
+_MAX_UNFIT = 100  # rows without contents of the dataset type, after which a file is given up
 _BATCH_ROWS = 32
 # pyarrow's own allocator reserves a GiB of address space, which counts against the memory limit of
 # an import.
@@ -40,18 +46,31 @@ _READ_ERRORS = (pa.ArrowException, OSError, EOFError, ValueError, OverflowError,
 
 
 def read_files(
-    source: Source, files: list[str], task: DatasetType, report: ReportFinding
+    source: Source,
+    files: list[str],
+    task: DatasetType,
+    report: ReportFinding,
+    options: ReadOptions = DEFAULT_OPTIONS,
 ) -> Iterator[Row]:
     """Yield all rows of the files; see ``base.Reader.read``."""
-    embedded = _EmbeddedImages(source)
+    images = RowImages(source)
     for file in files:
         location, rows = SourceLocation(file, report), 0
         if not source.size_bytes(file):
             location.report("FileEmpty", "the file has no bytes", action="FileRejected")
             continue
+        by_column, names = read_names(source, file)
+        table = Table(by_column, names, choose_frame(options, "pixel", "size"))
         try:
+            other = None
+            if task == "phrase-grounding":
+                sized = _iter_sized(source, location, images)
+                other = find_other_frame(sized, table.frame, options, file=file)
+            if other is not None:
+                report(other)
+                continue
             with source.open(file) as opened:
-                for found in _read_file(opened, location, task, embedded):
+                for found in _read_file(opened, location, task, table, images):
                     yield from found
                     rows += 1
         except _READ_ERRORS as error:
@@ -61,6 +80,7 @@ def read_files(
             location.report(
                 "FileUnreadable", cause, action="RowRejected" if rows else "FileRejected"
             )
+        table.report_collected()
 
 
 def _format_error(error: BaseException) -> str:
@@ -68,44 +88,90 @@ def _format_error(error: BaseException) -> str:
 
 
 def _read_file(
-    opened: BinaryIO, location: SourceLocation, task: DatasetType, embedded: "_EmbeddedImages"
+    opened: BinaryIO, location: SourceLocation, task: DatasetType, table: Table, images: RowImages
 ) -> Iterator[Iterator[Row]]:
-    schema, batches = _open_batches(opened, location)
-    features = _read_features(schema)
-    column = _find_image_column(schema, features)
-    if column is None:
-        columns = ", ".join(schema.names[:12])
+    opened_file = _open_batches(opened, location)
+    features = _read_features(opened_file.schema)
+    columns = opened_file.schema.names
+    column = _find_image_column(opened_file.schema, features)
+    plain = map(normalize_column, columns)
+    if column is None and set(plain).isdisjoint((*IMAGES, *IDENTIFIERS)):
+        cause = (
+            f"no column holds images; the columns are: {', '.join(columns[:12])}; expected: image "
+            "with bytes, or file_name with the name of a file"
+        )
         location.report(
-            "FieldMissing",
-            f"no column holds images; the columns are: {columns}",
-            action="FileRejected",
+            "FieldMissing", cause, action="FileRejected", rows=opened_file.count_rows(0)
         )
         return
-    table, number = Table(_find_class_names(features)), 0
-    for batch in batches:
+    table.names = {**table.names, **find_class_names(features)}
+    number, fitting = 0, 0
+    for batch in opened_file.batches:
         batch.validate(full=True)
         for row in batch.to_pylist():
             number += 1
-            yield _build_rows(row, column, location.at(line=number), task, table, embedded)
-            if table.has_mismatch:
-                return  # all rows have the same columns
+            mismatches = table.mismatches
+            yield _build_rows(row, column, location.at(line=number), task, table, images)
+            fitting += table.mismatches == mismatches
+        if number >= _MAX_UNFIT and not fitting:
+            # All rows have the same columns, so the others do not fit either.
+            table.mismatches = opened_file.count_rows(number)
+            return
 
 
-def _open_batches(
-    opened: BinaryIO, location: SourceLocation
-) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+def _iter_sized(
+    source: Source, location: SourceLocation, images: RowImages
+) -> Iterator[tuple[dict[str, Any], ImageFacts | None]]:
+    """Yield each row with the facts of its image, if the file has a column of boxes."""
+    silent = replace(location, report_finding=lambda _: None)
+    with source.open(location.file) as opened:
+        file = _open_batches(opened, location)
+        if not has_boxes(dict.fromkeys(map(normalize_column, file.schema.names), True)):
+            return
+        column, number = _find_image_column(file.schema, _read_features(file.schema)), 0
+        for batch in file.batches:
+            for row in batch.to_pylist():
+                number += 1
+                image = _find_image(row, column, silent.at(line=number), images)
+                yield normalize_columns(row), None if image is None else image.facts
+
+
+def _find_image(
+    row: dict[str, Any], column: str | None, location: SourceLocation, images: RowImages
+) -> RowImage | None:
+    number = location.line or 1
+    if column is None:
+        return images.find(normalize_columns(row), location, number)
+    return images.read(column, row.get(column), location, number)
+
+
+class _File(NamedTuple):
+    """An open file. ``rows`` is the number of its rows, if it is known without reading them."""
+
+    schema: pa.Schema
+    batches: Iterator[pa.RecordBatch]
+    rows: int | None
+
+    def count_rows(self, read: int) -> int:
+        """Count the rows of the file, of which some were read."""
+        if self.rows is not None:
+            return self.rows
+        return read + sum(int(batch.num_rows) for batch in self.batches)
+
+
+def _open_batches(opened: BinaryIO, location: SourceLocation) -> _File:
     if not location.file.lower().endswith(".arrow"):
         file = parquet.ParquetFile(opened, buffer_size=1 << 20, pre_buffer=False)
-        return file.schema_arrow, file.iter_batches(batch_size=_BATCH_ROWS, use_threads=False)
+        batches = file.iter_batches(batch_size=_BATCH_ROWS, use_threads=False)
+        return _File(file.schema_arrow, batches, file.metadata.num_rows)
     try:
         stream = pa.ipc.open_stream(opened)
     except pa.ArrowInvalid:
         opened.seek(0)
         indexed = pa.ipc.open_file(opened)
-        return indexed.schema, (
-            indexed.get_batch(number) for number in range(indexed.num_record_batches)
-        )
-    return stream.schema, _slice_batches(iter(stream))
+        numbers = range(indexed.num_record_batches)
+        return _File(indexed.schema, (indexed.get_batch(number) for number in numbers), None)
+    return _File(stream.schema, _slice_batches(iter(stream)), None)
 
 
 def _slice_batches(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -127,9 +193,9 @@ def _read_features(schema: pa.Schema) -> dict[str, Any]:
 
 
 def _find_image_column(schema: pa.Schema, features: Mapping[str, Any]) -> str | None:
-    """Find the column with the image: by the features, else by its type, else by its name."""
+    """Find the column with the image: by the features, else by its type."""
     for name in schema.names:
-        if _feature_type(_unwrap(features.get(name))) == "Image":
+        if get_type(unwrap_feature(features.get(name))) == "Image":
             return str(name)
     for name in schema.names:
         kind = schema.field(name).type
@@ -137,106 +203,33 @@ def _find_image_column(schema: pa.Schema, features: Mapping[str, Any]) -> str | 
             kind.field(i).name for i in range(kind.num_fields)
         }:
             return str(name)
-    return next((name for name in IMAGES if name in schema.names), None)
-
-
-def _feature_type(feature: Any) -> Any:
-    return feature.get("_type") if isinstance(feature, Mapping) else None
-
-
-def _unwrap(feature: Any) -> Any:
-    """Return the element type of a list, in each of the forms that ``datasets`` writes."""
-    while True:
-        if isinstance(feature, list) and len(feature) == 1:
-            feature = feature[0]
-        elif _feature_type(feature) in ("Sequence", "List", "LargeList"):
-            feature = feature.get("feature")
-        else:
-            return feature
-
-
-def _find_class_names(features: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Find the names of class numbers by column: ``label``, or ``objects.category`` in structs."""
-    names: dict[str, list[str]] = {}
-    for column, outer in features.items():
-        feature = _unwrap(outer)
-        nested = feature if isinstance(feature, Mapping) and _feature_type(feature) is None else {}
-        for name, inner in {
-            column: feature,
-            **{f"{column}.{key}": _unwrap(value) for key, value in nested.items()},
-        }.items():
-            if _feature_type(inner) == "ClassLabel" and isinstance(inner.get("names"), list):
-                names[name] = [str(word) for word in inner["names"]]
-    return names
+    return None
 
 
 # -- rows ------------------------------------------------------------------------------------------
 
 
-class _EmbeddedImages:
-    """The images embedded in the tables, each added once: rows with several questions repeat it."""
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-        self._known: dict[str, bytes] = {}  # digest by name
-        self._facts: dict[str, ImageFacts | None] = {}
-
-    def resolve(self, value: Any, location: SourceLocation) -> tuple[str, ImageFacts | None] | None:
-        """Return the image's name and facts; None if the cell holds no image, which is reported."""
-        if isinstance(value, list) and len(value) == 1:
-            value = value[0]
-        if isinstance(value, str) and value:
-            return value, self._source.find_image(value, relative_to=location.file)
-        if isinstance(value, bytes):
-            value = {"bytes": value, "path": None}
-        if not isinstance(value, Mapping) or not (value.get("bytes") or value.get("path")):
-            location.report(
-                "FieldInvalid" if value else "ImageMissing",
-                "the row has no image",
-                value=_summarize(value),
-            )
-            return None
-        data, path = value.get("bytes"), value.get("path")
-        if not isinstance(data, bytes) or not data:
-            return str(path), self._source.find_image(str(path), relative_to=location.file)
-        return self._add(path, data, location)
-
-    def _add(
-        self, path: Any, data: bytes, location: SourceLocation
-    ) -> tuple[str, ImageFacts | None]:
-        digest = hashlib.sha256(data).digest()
-        name = path if isinstance(path, str) and is_safe(path) else None
-        ending = _ENDINGS.get(detect_mime(data[:16]) or "", "img")
-        own_name = f"{location.file.rpartition('.')[0]}/{location.line:06d}"
-        if name is None or self._known.get(name, digest) != digest:
-            name = (
-                f"{own_name}.{ending}" if name is None else f"{own_name}-{name.rpartition('/')[2]}"
-            )
-        if name not in self._known:
-            self._known[name] = digest
-            self._facts[name] = self._source.add_image(
-                name, data, found_in=location.file, line=location.line
-            )
-        return name, self._facts[name]
-
-
-def _summarize(value: Any) -> str:
-    return f"{len(value)} images" if isinstance(value, list) else repr(value)[:80]
-
-
 def _build_rows(
     row: dict[str, Any],
-    column: str,
+    column: str | None,
     location: SourceLocation,
     task: DatasetType,
     table: Table,
-    embedded: _EmbeddedImages,
+    images: RowImages,
 ) -> Iterator[Row]:
-    found = embedded.resolve(row.pop(column), location)
-    if found is None:
+    image = _find_image(row, column, location, images)
+    if image is None:
         return
-    name, image = found
     if row.get("type", "") is None and "sha256" in row:
         return  # our own export of an image without records
-    identity = f"{location.file}:{location.line}"
-    yield from build_rows(row, location, task, table, name=name, image=image, identity=identity)
+    columns = normalize_columns(row)
+    columns.pop(column or image.column, None)
+    yield from build_rows(
+        columns,
+        location,
+        task,
+        table,
+        name=image.name,
+        image=image.facts,
+        identity=f"{location.file}:{location.line}",
+    )

@@ -7,7 +7,13 @@ import json
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from runyard.datasets.readers.json_stream import MalformedJson, iter_items
+from runyard.datasets.images import is_image_name
+from runyard.datasets.readers.json_stream import (
+    MalformedJson,
+    iter_elements,
+    iter_items,
+    iter_members,
+)
 from runyard.datasets.readers.lines import open_text
 from runyard.datasets.readers.locations import SourceLocation
 from runyard.datasets.sources import Source
@@ -16,12 +22,13 @@ MAX_ROW = 16 << 20
 
 
 def read_json_rows(
-    source: Source, file: str, location: SourceLocation
+    source: Source, file: str, location: SourceLocation, *, key: str | None = None
 ) -> Iterator[tuple[SourceLocation, dict[str, Any]]]:
     """Yield each object of the file with its location; report and skip anything else.
 
-    A file that begins with ``[`` is one array; another that ends in ``.json`` is one object; all
-    others are lines.
+    ``key`` is that of the list of rows, if the file is one object that holds it. Otherwise a file
+    that begins with ``[`` is one array; another that ends in ``.json`` is one object; all others
+    are lines.
     """
     if not source.size_bytes(file):
         location.report("FileEmpty", "the file has no bytes", action="FileRejected")
@@ -30,12 +37,45 @@ def read_json_rows(
         head = opened.read(1024).removeprefix(codecs.BOM_UTF8).lstrip()
         opened.seek(0)
         if head.startswith(b"["):
-            yield from _read_elements(opened, location)
+            items = ((f"[{number}]", value) for number, value in iter_items(opened))
+            yield from _read_elements(items, location)
+        elif key is not None:
+            items = (
+                (f"{name}[{number}]", value)
+                for name, number, value in iter_elements(opened)
+                if name == key
+            )
+            yield from _read_elements(items, location)
         elif file.lower().endswith(".json") and (one := _read_object(opened)) is not None:
             yield location, one
         else:
             opened.seek(0)
             yield from _read_lines(opened, location)
+
+
+def read_json_members(
+    source: Source, file: str, location: SourceLocation
+) -> Iterator[tuple[SourceLocation, dict[str, Any]]]:
+    """Yield each member of the file's one object as a row; report and skip anything else.
+
+    The key is the name of an image, or the id of a row: a row that names no image gets it as
+    ``file_name`` if it looks like one, and else as ``id``. A text is a row with this text.
+    """
+    try:
+        with open_text(source, file) as opened:
+            for key, _, value in iter_members(opened):
+                row_location = location.at(field=key)
+                name = {"file_name" if is_image_name(key) else "id": key}
+                if isinstance(value, dict):
+                    yield row_location, name | value
+                elif isinstance(value, str | list):
+                    yield row_location, name | {"text": value}
+                else:
+                    row_location.report("RowInvalid", "the row is no text or object", value=value)
+    except MalformedJson as error:
+        location.at(line=error.line).report(
+            error.code, f"{error}; the remaining rows are not read", action="RowRejected"
+        )
 
 
 def _read_object(opened: BinaryIO) -> dict[str, Any] | None:
@@ -101,11 +141,11 @@ def _excerpt(error: json.JSONDecodeError) -> str:
 
 
 def _read_elements(
-    opened: BinaryIO, location: SourceLocation
+    items: Iterator[tuple[str, Any]], location: SourceLocation
 ) -> Iterator[tuple[SourceLocation, dict[str, Any]]]:
     try:
-        for number, value in iter_items(opened):
-            row_location = location.at(field=f"[{number}]")
+        for path, value in items:
+            row_location = location.at(field=path)
             if isinstance(value, dict):
                 yield row_location, value
             else:

@@ -29,8 +29,12 @@ class SourceLocation:
         value: object = None,
         action: Action | None = None,
         fix: str | None = None,
+        rows: int | None = None,
     ) -> None:
-        """Report a finding at this location; ``field`` is relative to the row."""
+        """Report a finding at this location; ``field`` is relative to the row.
+
+        ``rows`` is the number of rows that a finding about several rows leaves out.
+        """
         found = make_finding(
             code,
             file=self.file,
@@ -40,6 +44,7 @@ class SourceLocation:
             value=value,
             action=action,
             fix=fix,
+            rows=rows,
         )
         self.report_finding(found)
 

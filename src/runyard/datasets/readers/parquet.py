@@ -16,7 +16,7 @@ _ENDINGS = (".parquet", ".arrow")
 # Prefix of cached results of map and filter, which ``datasets`` keeps next to the data.
 _CACHE = "cache-"
 # Redundant with the tables' own schemas.
-SIDE_FILES = ("dataset_dict.json", "dataset_info.json", "state.json")
+SIDE_FILES = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json")
 
 
 class ParquetReader:
@@ -26,7 +26,8 @@ class ParquetReader:
     types: tuple[DatasetType, ...] = ("phrase-grounding", "vqa", "freeform")
 
     def detect(self, source: Source) -> list[str]:
-        tables = [path for path in source.paths() if _is_table(path)]
+        duplicates = find_shard_metadata(source)
+        tables = [path for path in source.paths() if _is_table(path) and path not in duplicates]
         side = [path for path in source.paths() if path.rpartition("/")[2] in SIDE_FILES]
         return sorted([*tables, *side]) if tables else []
 
@@ -40,9 +41,29 @@ class ParquetReader:
     ) -> Iterator[Row]:
         from runyard.datasets.readers.arrow import read_files
 
-        yield from read_files(source, [path for path in files if _is_table(path)], task, report)
+        yield from read_files(
+            source, [path for path in files if _is_table(path)], task, report, options
+        )
 
 
 def _is_table(path: str) -> bool:
     name = path.lower().rpartition("/")[2]
     return name.endswith(_ENDINGS) and not name.startswith((_CACHE, ".", "_"))
+
+
+def find_shard_metadata(source: Source) -> set[str]:
+    """Find the tables and statistics that img2dataset writes next to its shards.
+
+    ``00000.parquet`` and ``00000_stats.json`` repeat the captions of ``00000.tar``, or those of
+    the files in the folder ``00000``, and hold no images.
+    """
+    paths = set(source.paths())
+    found = set()
+    for path in paths:
+        stem = path.removesuffix(".parquet")
+        if stem != path and (
+            any(stem + ending in paths for ending in (".tar", ".tar.gz"))
+            or (f"{stem}_stats.json" in paths and any(p.startswith(f"{stem}/") for p in paths))
+        ):
+            found |= {path, f"{stem}_stats.json"} & paths
+    return found

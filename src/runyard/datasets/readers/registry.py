@@ -6,11 +6,15 @@ from typing import NamedTuple
 
 from runyard.datasets.findings import Finding, ReportFinding, make_finding
 from runyard.datasets.readers.base import Reader
-from runyard.datasets.readers.captions import CaptionsReader
 from runyard.datasets.readers.coco import CocoReader
 from runyard.datasets.readers.conversations import ConversationsReader
 from runyard.datasets.readers.csv import CsvFourCornerReader, CsvWidthHeightReader
+from runyard.datasets.readers.folders.captions import CaptionsReader
+from runyard.datasets.readers.folders.class_folders import explain_folders
 from runyard.datasets.readers.parquet import ParquetReader
+from runyard.datasets.readers.shards.webdataset import WebDatasetReader
+from runyard.datasets.readers.tables.reader import TableReader
+from runyard.datasets.readers.tables.row_forms import explain_table, find_tables
 from runyard.datasets.readers.text_labels.dota import DotaReader
 from runyard.datasets.readers.text_labels.kitti import KittiReader
 from runyard.datasets.readers.text_labels.yolo import YoloDarknetReader, YoloKerasPytorchReader
@@ -23,7 +27,6 @@ from runyard.datasets.readers.tools.recognized import RecognizedFormat, recogniz
 from runyard.datasets.readers.tools.via import ViaReader
 from runyard.datasets.readers.vi_jsonl import ViJsonlReader
 from runyard.datasets.readers.voc import PascalVocReader
-from runyard.datasets.readers.webdataset import WebDatasetReader
 from runyard.datasets.sources import Source, is_system_file
 
 READERS: list[Reader] = [
@@ -45,6 +48,7 @@ READERS: list[Reader] = [
     ConversationsReader(),
     ParquetReader(),
     WebDatasetReader(),
+    TableReader(),
     CaptionsReader(),
 ]
 
@@ -84,6 +88,8 @@ def detect_format(source: Source, report: ReportFinding, *, requested: str = "au
         matches = [(reader, files) for reader in READERS if (files := reader.detect(source))]
     matches = [(reader, files) for reader, files in matches if files]
     if len(matches) > 1:
+        matches = _drop_claimed_tables(source, matches)
+    if len(matches) > 1:
         report(_make_ambiguous(matches))
         return Detection(None, sorted({path for _, files in matches for path in files}))
     if not matches and requested.lower() != "auto":
@@ -109,6 +115,21 @@ def _list_formats(matches: list[tuple[Reader, list[str]]]) -> str:
     return "; ".join(f"--format {reader.name}: {_list_files(files)}" for reader, files in matches)
 
 
+def _drop_claimed_tables(
+    source: Source, matches: list[tuple[Reader, list[str]]]
+) -> list[tuple[Reader, list[str]]]:
+    """Leave files to the other formats: tables are recognized by common names of columns alone."""
+    others = {
+        path for reader, files in matches if not isinstance(reader, TableReader) for path in files
+    }
+    tables = set(find_tables(source)) - others
+    return [
+        (reader, files)
+        for reader, files in matches
+        if not isinstance(reader, TableReader) or not tables.isdisjoint(files)
+    ]
+
+
 def _make_ambiguous(matches: list[tuple[Reader, list[str]]]) -> Finding:
     choices = " or ".join(f"--format {reader.name}" for reader, _ in matches)
     return make_finding(
@@ -132,13 +153,15 @@ def report_unread(
 
     If no row was read, a file that looks like data is an error: it may be the labels.
     """
+    if reader is None and (folders := explain_folders(source)) is not None:
+        report(folders)
     known = set(read)
     for path in source.paths():
         if path in known or source.is_image(path):
             continue
         tool = recognize(source, path)
         if not has_rows and (tool is not None or _looks_like_data(path)):
-            report(_make_unread(path, tool))
+            report(_make_unread(source, path, tool))
         else:
             report(_make_ignored(path, reader.name if reader else None, tool))
 
@@ -148,8 +171,11 @@ def _looks_like_data(path: str) -> bool:
     return base.endswith(_DATA_ENDINGS) and _NOT_DATA.match(base) is None
 
 
-def _make_unread(path: str, tool: RecognizedFormat | None) -> Finding:
-    if tool is None:
+def _make_unread(source: Source, path: str, tool: RecognizedFormat | None) -> Finding:
+    if tool is None and (cause := explain_table(source, path)) is not None:
+        cause = f"no labels were read: {cause}"
+        fix = "name the columns so, or write rows such as {file_name, question, answer}"
+    elif tool is None:
         names = ", ".join(reader.name for reader in READERS)
         cause = "no labels were read, and this file has none of the known formats"
         fix = f"export the labels as one of {names}, or remove the file if it has no labels"

@@ -5,6 +5,8 @@ import tarfile
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from runyard.datasets.records import Freeform, Vqa
 
 Member = tuple[str, bytes | str]
@@ -88,6 +90,73 @@ def test_groups_that_cannot_be_read_are_reported_and_the_others_accepted(
         ("ImageMissing", 5),
     ]
     assert {f.file for f in result.findings if f.code != "AnnotationsAbsent"} == {"a.tar"}
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ("22.05.png 22.05.txt 22.06.png 22.06.txt", "22.05.png 22.06.png"),
+        ("v1.0.2.png v1.0.2.txt v1.0.3.png v1.0.3.txt", "v1.0.2.png v1.0.3.png"),
+        ("1.png 1.seg.png 1.txt 2.png 2.txt", "1.png 2.png"),
+        ("a.b.png a.b.seg.png a.b.txt", "a.b.png"),
+        ("x/1.png y/1.png x/1.txt y/1.txt", "x/1.png y/1.png"),
+        ("1.png 2.png 3.png 3.txt 1.txt 2.txt", "1.png 2.png 3.png"),
+        ("2.txt 1.txt 1.png 2.png", "1.png 2.png"),
+    ],
+)
+def test_members_are_joined_by_their_keys_in_any_order(
+    source_folder: Any, make_png: Callable[..., bytes], names: str, expected: str
+) -> None:
+    members: list[Member] = [
+        (name, make_png(30 + number) if name.endswith("png") else name.removesuffix(".txt"))
+        for number, name in enumerate(names.split())
+    ]
+    result = source_folder.put("00000.tar", shard(*members)).check("freeform")
+    assert result.outcome.format == "WebDataset"
+    assert [(record.asset.filename, record.contents) for record in result.records] == [
+        (f"00000.tar/{name}", Freeform(text=name.removesuffix(".png"))) for name in expected.split()
+    ]
+
+
+def test_members_apart_that_have_no_partner_are_reported(
+    source_folder: Any, make_png: Callable[..., bytes]
+) -> None:
+    members: list[Member] = [
+        *(("1.png", make_png(30)), ("2.png", make_png(31)), ("1.txt", "red"), ("9.txt", "none")),
+        *(("2.txt", "blue"), ("1.jpg", make_png(32))),
+    ]
+    result = source_folder.put("00000.tar", shard(*members)).check("freeform")
+    assert [record.contents for record in result.records] == [
+        Freeform(text="red"),
+        Freeform(text="blue"),
+    ]
+    assert [(f.code, f.field) for f in result.findings if f.severity == "error"] == [
+        ("ImageMissing", "9")
+    ]
+    assert [f.value for f in result.findings if f.code == "FileIgnored"] == ["1.jpg"]
+
+
+@pytest.mark.parametrize("folder", ["", "shards/", "a/b/"])
+def test_the_tables_of_img2dataset_next_to_shards_are_not_read(
+    source_folder: Any, make_png: Callable[..., bytes], folder: str
+) -> None:
+    members: list[Member] = [("0.png", make_png()), ("0.txt", "red"), ("0.json", '{"key": "0"}')]
+    source_folder.put(f"{folder}00000.tar", shard(*members))
+    source_folder.put(f"{folder}00000.parquet", b"PAR1").put(f"{folder}00000_stats.json", "{}")
+    result = source_folder.check("freeform")
+    assert (result.outcome.format, len(result.records)) == ("WebDataset", 1)
+    assert [(f.code, f.file) for f in result.findings] == [
+        ("FileIgnored", f"{folder}00000.parquet"),
+        ("FileIgnored", f"{folder}00000_stats.json"),
+    ]
+
+
+def test_class_numbers_without_names_are_reported(
+    source_folder: Any, make_png: Callable[..., bytes]
+) -> None:
+    source_folder.put("a.tar", shard(("1.cls", "3"), ("1.png", make_png())))
+    result = source_folder.check("vqa")
+    assert [f.code for f in result.findings if f.severity == "error"] == ["ClassUnknown"]
 
 
 def test_a_shard_that_is_cut_off_or_unsafe_is_rejected(

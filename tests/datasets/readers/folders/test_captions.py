@@ -46,6 +46,35 @@ def test_yolo_labels_are_not_taken_for_captions(
     assert source_folder.check().outcome.format == "YoloDarknet"
 
 
+@pytest.mark.parametrize("ending", ["txt", "caption"])
+def test_numbers_and_single_words_are_captions(
+    source_folder: Any, make_png: Callable[..., bytes], ending: str
+) -> None:
+    source_folder.put("a.png", make_png(30)).put(f"a.{ending}", "0042\n")
+    source_folder.put("b.png", make_png(31)).put(f"b.{ending}", "tin").put("README.txt", "about")
+    texts = [record.contents for record in source_folder.check().records]
+    assert texts == [Freeform(text="0042"), Freeform(text="tin")]
+
+
+def test_a_text_of_two_images_is_not_given_to_one_of_them(
+    source_folder: Any, make_png: Callable[..., bytes]
+) -> None:
+    source_folder.put("a.png", make_png(30)).put("a.gif", make_png(31)).put("a.txt", "red")
+    result = source_folder.check("freeform")
+    assert result.records == []
+    assert "ImageAmbiguous" in result.codes
+
+
+def test_texts_that_do_not_fit_the_type_are_counted(
+    source_folder: Any, make_png: Callable[..., bytes]
+) -> None:
+    for name in "abc":
+        source_folder.put(f"{name}.png", make_png(30 + ord(name))).put(f"{name}.txt", "red")
+    result = source_folder.check("vqa")
+    [found] = [found for found in result.findings if found.code == "ContentsUnfit"]
+    assert (found.rows, result.outcome.counts["rows"]) == (3, 3)
+
+
 def test_image_folder_with_a_jsonl_table(
     source_folder: Any, make_png: Callable[..., bytes]
 ) -> None:
