@@ -143,7 +143,8 @@ def test_rows_are_kept_or_reported_and_never_on_another_image(format: str) -> No
         labels = build(images)
         result, sizes = check({**damage_images(images, damages), **labels})
         assert_nothing_is_lost(result)
-        if labels.keys().isdisjoint(list_rejected_files(result)):
+        # Without its image, a text may be anything: it is reported as a file.
+        if format != "captions" and labels.keys().isdisjoint(list_rejected_files(result)):
             assert result.outcome.counts["rows"] == len(images)
         named = {image.label: image.path for image in images}
         used: dict[str, set[str]] = {}
@@ -151,6 +152,8 @@ def test_rows_are_kept_or_reported_and_never_on_another_image(format: str) -> No
             name = unicodedata.normalize("NFC", record.asset.filename)
             path = named[get_label(record)]
             written = posixpath.basename(path) if format in PER_IMAGE else path
+            if format == "LabelStudio":  # a path of its server, where images/ says nothing
+                name = name.removeprefix("images/")
             assert agrees(written, name), (written, name)
             assert (record.asset.width, record.asset.height) == sizes[record.asset.filename]
             used.setdefault(name, set()).add(path)

@@ -17,6 +17,7 @@ from runyard.datasets.ingest import check_folder
 from runyard.datasets.packs import is_safe
 from runyard.datasets.sources import FolderSource
 from vi.api.resources.datasets._files import LocalFiles, find_files
+from vi.api.resources.datasets._walk import list_files
 
 MakePng = Callable[..., bytes]
 NAMES = st.sampled_from(
@@ -198,3 +199,17 @@ def test_a_single_file_is_checked_by_its_own_name(tmp_path: Path) -> None:
         check_folder(tmp_path / "pipe")
     with pytest.raises(FileNotFoundError):
         check_folder(tmp_path / "nowhere")
+
+
+def test_the_text_of_a_link_is_read_as_the_link_in_a_snapshot_alone(tmp_path: Path) -> None:
+    revision = make_hub_cache(tmp_path)
+    for folder in (revision, tmp_path / "datasets--shelf" / "other"):
+        folder.mkdir(exist_ok=True)
+        for name, text in (("c.json", "../../blobs/ff00"), ("d.json", "../../../../secret")):
+            (folder / name).write_text(text)
+    selected, _ = list_files(revision)
+    read = {file.path: Path(file.local_path).read_bytes() for file in selected}
+    assert read["c.json"] == b"ff00"
+    assert read["d.json"] == b"../../../../secret"
+    others, _ = list_files(tmp_path / "datasets--shelf" / "other")
+    assert [Path(file.local_path).name for file in others] == ["c.json", "d.json"]

@@ -173,6 +173,8 @@ def import_data(
         report = client.datasets.report(imported)
         click.echo(to_single_line(imported.summary()), err=True)
         _print_splits(report, err=True)
+        if not report.rows_kept:
+            _print_missing_labels(err=True)
         _print_groups(report, err=True)
         _print_skipped(imported.skipped)
         click.echo(imported.dataset_id)
@@ -256,7 +258,7 @@ def check_data(
         print_json(document)
     else:
         _print_report(document, kind=outcome.type)
-    if outcome.decision != "Accepted" or document.errors:
+    if outcome.decision != "Accepted" or document.errors or not document.rows_kept:
         raise click.exceptions.Exit(EXIT_ERROR)
 
 
@@ -577,7 +579,16 @@ def _print_report(report: "ImportReport", *, kind: str | None = None, err: bool 
     _print_splits(report, err=err)
     if report.why:
         click.echo(f"Nothing was accepted: {to_single_line(report.why)}", err=err)
+    elif not report.rows_kept:
+        _print_missing_labels(err=err)
     _print_groups(report, err=err)
+
+
+def _print_missing_labels(*, err: bool) -> None:
+    click.echo(
+        "No labels were found: an import stores the images, and a run needs labels as well.",
+        err=err,
+    )
 
 
 def _print_splits(report: "ImportReport", *, err: bool) -> None:

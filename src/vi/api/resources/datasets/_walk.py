@@ -24,6 +24,7 @@ _DATA_ENDINGS = (
     *(".json", ".jsonl", ".csv", ".tsv", ".xml", ".parquet", ".arrow"),
     *(".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst"),
 )
+_MAX_LINK_BYTES = 512
 _MAX_HIDDEN = 1000  # hidden files and folders that are searched for data
 
 
@@ -113,11 +114,14 @@ class _Walk:
     def _add_entry(self, path: str, entry: "os.DirEntry[str]") -> None:
         if entry.is_symlink():
             self._add_link(path, Path(entry.path))
-        elif entry.is_file(follow_symlinks=False):
-            self._files.append(LocalFile(path, entry.path, entry.stat().st_size))
-        else:
+        elif not entry.is_file(follow_symlinks=False):
             fix = "replace it by a regular file, or remove it"
             self._leave_out(path, "it is neither a file nor a folder", fix)
+        elif (blob := _read_link_text(entry)) is not None:
+            self._links.append(LocalFile(path, str(blob), blob.stat().st_size))
+            self._blobs.add(str(blob))
+        else:
+            self._files.append(LocalFile(path, entry.path, entry.stat().st_size))
 
     def _add_link(self, path: str, link: Path) -> None:
         target = Path(os.path.realpath(link))
@@ -169,6 +173,21 @@ def _leads_to_blob(link: Path, target: Path) -> bool:
     snapshots = target.parent.parent / "snapshots"
     is_inside = link.is_relative_to(snapshots) and link.parent != snapshots
     return target.parent.name == "blobs" and is_inside
+
+
+def _read_link_text(entry: "os.DirEntry[str]") -> Path | None:
+    """Return the blob that a file of a snapshot names in place of a link; None for other files.
+
+    Git and archives write the target of a link as text where links are not supported.
+    """
+    link = Path(entry.path)
+    if "snapshots" not in link.parts or entry.stat().st_size > _MAX_LINK_BYTES:
+        return None
+    text = link.read_bytes()
+    if b"/blobs/" not in text or not text.isascii() or not text.decode().isprintable():
+        return None
+    target = Path(os.path.realpath(link.parent / text.decode()))
+    return target if _leads_to_blob(link, target) and target.is_file() else None
 
 
 def _may_hold_data(path: str) -> bool:
