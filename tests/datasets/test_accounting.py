@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from runyard.datasets.records import Freeform, PhraseGrounding, Record, Vqa
+from runyard.datasets.records import Conversation, Freeform, PhraseGrounding, Record, Vqa
 from runyard.trainer.data.images import decode_image
 from tests.datasets.conftest import CheckResult, SourceFolder
 from tests.datasets.folder_formats import FORMATS, LINES, PER_IMAGE, Files, LabeledImage
@@ -102,6 +102,8 @@ def get_label(record: Record) -> str:
             return phrases[0].phrase
         case Vqa(interactions=interactions):
             return interactions[0].answer
+        case Conversation(turns=turns):
+            return turns[-1].content
         case Freeform(text=text):
             return text
 

@@ -19,11 +19,13 @@ from runyard.datasets.records import (
     AssetRef,
     Box,
     Contents,
+    Conversation,
     Freeform,
     GroundedPhrase,
     Interaction,
     PhraseGrounding,
     Record,
+    Turn,
     Vqa,
 )
 from runyard.datasets.writers.base import ExportedImage
@@ -139,6 +141,22 @@ def test_long_texts_are_wrapped_and_cut() -> None:
         "Q: Who?",
         "A: She.",
     ]
+
+
+def test_turns_are_shown_with_the_name_of_each_image_where_it_is_referred_to() -> None:
+    turns = [
+        Turn("system", "Be brief."),
+        Turn("user", "<image>Same as <image>?"),
+        Turn("assistant", "No <image>."),
+    ]
+    assert wrap_texts([make_record(Conversation(images=["a.jpg", "b.jpg"], turns=turns))]) == [
+        "System: Be brief.",
+        "Q: [image 1: a.jpg] Same as [image 2: b.jpg] ?",
+        "A: No <image>.",
+    ]
+    assert wrap_texts([make_record(Conversation(turns=turns[1:]))])[0] == (
+        "Q: [image] Same as [image] ?"
+    )
 
 
 def test_invalid_boxes_and_unreadable_images_do_not_end_the_preview(

@@ -73,6 +73,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         "test_audit",
         "test_backups",
         "test_bulk_runs",
+        "test_conversations",
         "test_datasets",
         "test_deletion",
         "test_key_lifecycle",

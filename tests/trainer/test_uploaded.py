@@ -9,12 +9,25 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runyard.datasets.records import Freeform, GroundedPhrase, Interaction, PhraseGrounding, Vqa
+from runyard.datasets.records import (
+    Conversation,
+    Freeform,
+    GroundedPhrase,
+    Interaction,
+    PhraseGrounding,
+    Turn,
+    Vqa,
+)
 from runyard.datasets.splits import Split
 from runyard.trainer.answers import Answer, Grounding
 from runyard.trainer.data.datasets import Dataset
 from runyard.trainer.data.images import BrokenImage, decode_image
-from runyard.trainer.data.uploaded import SampleSelection, list_questions, load_uploaded
+from runyard.trainer.data.uploaded import (
+    DESCRIBE,
+    SampleSelection,
+    list_questions,
+    load_uploaded,
+)
 from runyard.trainer.errors import InvalidData
 
 MakeVersion = Callable[..., Path]
@@ -87,6 +100,44 @@ def test_a_text_without_a_prompt_answers_the_default_question() -> None:
         ("Describe the picture.", Answer("a shelf"))
     ]
     assert list_questions(Freeform(text="a shelf", prompt="What is it?"))[0][0] == "What is it?"
+
+
+def talk(*texts: str, images: list[str] | None = None, system: str = "") -> Conversation:
+    turns = [Turn("assistant" if n % 2 else "user", text) for n, text in enumerate(texts)]
+    return Conversation(
+        turns=[Turn("system", system), *turns] if system else turns, images=images or []
+    )
+
+
+@pytest.mark.parametrize("task", ["vqa", "freeform"])
+def test_each_answer_of_a_conversation_is_a_sample(
+    make_version: MakeVersion, png: Callable[..., bytes], task: str
+) -> None:
+    told = talk("What?", "A tin.", "Is <image> red?", "Yes.", "\n<image>", "A shelf.")
+    data = load(make_version({"a.png": (png(1), [told])}), task=task, validation_fraction=0)
+    assert [(sample.question, sample.truth.text) for sample in data.train] == [
+        ("What?", "A tin."),
+        ("Is red?", "Yes."),
+        (DESCRIBE, "A shelf."),
+    ]
+
+
+def test_conversations_that_need_the_engine_to_support_them_are_counted(
+    make_version: MakeVersion, png: Callable[..., bytes]
+) -> None:
+    folder = make_version(
+        {
+            "a.png": (png(1), [asked("x")]),
+            "b.png": (png(2), [talk("<image><image>?", "No.", images=["b.png", "c.png"])]),
+            "c.png": (png(3), []),
+            "d.png": (png(4), [talk("What?", "A tin.", system="Be brief.")]),
+        }
+    )
+    words = r"has 2 conversations with several images or a system turn \('b.png' has the first\)"
+    with pytest.raises(InvalidData, match=words):
+        load(folder)
+    with pytest.raises(InvalidData, match=r"phrase-grounding'; try: set projectKind to 'vqa'"):
+        load(make_version({"b.png": (png(2), [talk("?", "No.")])}), task="phrase-grounding")
 
 
 def test_added_images_change_no_split_and_names_have_no_effect(

@@ -23,6 +23,7 @@ from runyard.datasets.records import (
     AssetRef,
     Box,
     Contents,
+    Conversation,
     DatasetType,
     GroundedPhrase,
     Interaction,
@@ -30,6 +31,8 @@ from runyard.datasets.records import (
     Record,
     Vqa,
     encode,
+    find_mark_problem,
+    find_turn_problem,
     make_caption,
     make_grounding,
     word_span,
@@ -113,15 +116,21 @@ class Checker:
                 field=row.field,
             )
             raise RowUnusable
+        self.claims.begin_row()
+        further = self._find_further_images(check)
         facts = self._find_image(check)
-        if row.record.dataset_type != self._task:
+        if len(further) < len(row.record.further_images):
+            raise RowUnusable
+        if self._task not in row.record.dataset_types:
+            types = " or ".join(row.record.dataset_types)
             check.reject_row(
                 "ContentsUnfit",
-                f"the row is for {row.record.dataset_type}, but the dataset is for {self._task}",
+                f"the row is for {types}, but the dataset is for {self._task}",
                 field=row.field or "contents",
             )
             raise RowUnusable
-        contents = _check_contents(row.record.contents, check, facts)
+        self._check_first_image(check, facts)
+        contents = _check_contents(row.record.contents, check, facts, further)
         if check.is_rejected:
             raise RowUnusable
         asset = AssetRef(filename=facts.path, width=facts.width, height=facts.height)
@@ -135,17 +144,43 @@ class Checker:
         )
 
     def _find_image(self, check: "_RowCheck") -> ImageFacts:
+        facts = self._resolve_image(check, check.row.record.asset.filename, "asset.filename")
+        if facts is None:
+            raise RowUnusable
+        return facts
+
+    def _find_further_images(self, check: "_RowCheck") -> list[str]:
+        """Return the paths of the images after the first; reject the row for each missing one."""
+        names = check.row.record.further_images
+        found = [
+            self._resolve_image(check, name, f"contents.images[{number}]")
+            for number, name in enumerate(names, start=1)
+        ]
+        return [facts.path for facts in found if facts is not None]
+
+    def _check_first_image(self, check: "_RowCheck", facts: ImageFacts) -> None:
+        """Reject a row whose list of images does not begin with its own image."""
+        contents = check.row.record.contents
+        if not isinstance(contents, Conversation) or not contents.images:
+            return
+        name = contents.images[0]
+        first = self._source.find_image(name, relative_to=check.row.file)
+        if first is None or first.path != facts.path:
+            cause = f"the first of the images is not the image of the row, {facts.path!r}"
+            check.reject_row("ConversationInvalid", cause, field="contents.images[0]", value=name)
+
+    def _resolve_image(self, check: "_RowCheck", name: str, field: str) -> ImageFacts | None:
+        """Return the image of this name; if there is none, reject the row."""
         row = check.row
-        name = row.record.asset.filename
         found = self._source.resolve_image(name, relative_to=row.file)
         if found.image is None:
-            check.reject_row(found.code, found.why, field="asset.filename", value=name)
-            raise RowUnusable
+            check.reject_row(found.code, found.why, field=field, value=name)
+            return None
         self.used.add(found.image.path)
         conflict = self.claims.claim(found, name, file=row.file, line=row.line)
         if conflict is not None:
-            check.reject_row("ImageAmbiguous", conflict, field="asset.filename", value=name)
-            raise RowUnusable
+            check.reject_row("ImageAmbiguous", conflict, field=field, value=name)
+            return None
         return found.image
 
     def _assign_id(self, check: "_RowCheck", requested: str) -> str:
@@ -324,12 +359,16 @@ class _RowCheck:
         return None if self.row.box_locations is None else self.row.box_locations[phrase][box]
 
 
-def _check_contents(contents: Contents, check: _RowCheck, facts: ImageFacts) -> Contents:
+def _check_contents(
+    contents: Contents, check: _RowCheck, facts: ImageFacts, further: list[str]
+) -> Contents:
     if isinstance(contents, PhraseGrounding):
         return _check_grounding(contents, check, facts)
     _check_frame(check, facts)
     if isinstance(contents, Vqa):
         return _check_vqa(contents, check)
+    if isinstance(contents, Conversation):
+        return _check_conversation(contents, check, [facts.path, *further])
     if not contents.text.strip():
         check.reject_row("TextEmpty", "the text is empty", field="contents.text")
     return contents
@@ -371,6 +410,28 @@ def _check_vqa(contents: Vqa, check: _RowCheck) -> Vqa:
         for order, one in enumerate(kept, start=1)
     ]
     return Vqa(interactions=renumbered)
+
+
+def _check_conversation(contents: Conversation, check: _RowCheck, paths: list[str]) -> Conversation:
+    """Check the turns; ``paths`` are the accepted images in order.
+
+    A conversation is kept or left out as a whole: later turns refer to the earlier ones.
+    """
+    if problem := find_turn_problem(contents):
+        cause, index = problem
+        check.reject_row("ConversationInvalid", cause, field=f"contents.turns[{index}]")
+    elif marks := find_mark_problem(contents):
+        check.reject_row("ConversationInvalid", marks, field="contents.turns")
+    for number, turn in enumerate(contents.turns):
+        if not turn.content.strip():
+            is_answer = turn.role == "assistant"
+            code, what = ("AnswerEmpty", "answer") if is_answer else ("QuestionEmpty", turn.role)
+            cause = f"the {what}{'' if is_answer else ' turn'} is empty"
+            check.reject_row(code, cause, field=f"contents.turns[{number}].content")
+    images = paths if len(paths) > 1 else []
+    return (
+        contents if images == contents.images else Conversation(images=images, turns=contents.turns)
+    )
 
 
 # Captions and boxes -------------------------------------------------------------------------------

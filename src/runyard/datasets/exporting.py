@@ -4,7 +4,7 @@
                             "options": {"splitRatio", "normalized", "pictures"}}
     items.jsonl    server   one image per line, see ``ItemLine``
     export.zip     worker   the files of the format's writer; preview.png for the format ``Preview``
-    result.json    worker   the result: {"file"} or {"why"}
+    result.json    worker   the result: {"file"} or {"why"}; "note": what was left out
 
 Images are decoded only for a preview. The input is not trusted, so the worker runs with limits on
 memory and time.
@@ -14,6 +14,7 @@ import argparse
 import os
 import shutil
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ import msgspec
 from runyard import processes, rundir
 from runyard.blobs import FolderBlobs
 from runyard.datasets.importing import set_limits
-from runyard.datasets.records import AssetRef, Contents, Record
+from runyard.datasets.records import AssetRef, Contents, Conversation, Record
 from runyard.datasets.splits import Split
 from runyard.datasets.writers.base import ExportedImage, Writer
 from runyard.datasets.writers.csv import CsvFourCornerWriter, CsvWidthHeightWriter
@@ -37,6 +38,7 @@ TREE = "tree"
 STORED = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".parquet")
 DATE = (1980, 1, 1, 0, 0, 0)
 WITH_IMAGES = ("ViFull", "Parquet")
+WITHOUT_CONVERSATIONS = ("Coco",)  # of the formats for datasets that may have some
 
 
 class LineRecord(msgspec.Struct, omit_defaults=True):
@@ -78,9 +80,27 @@ def run(folder: Path) -> None:
     shutil.rmtree(tree, ignore_errors=True)
     tree.mkdir()
     images = options.get("pictures")
+    left_out = Counter[str]()
+    if writer.name in WITHOUT_CONVERSATIONS:
+        items = _count_conversations(items, left_out)
     writer.write(items, tree, with_images=writer.name in WITH_IMAGES if images is None else images)
     _write_zip(tree, folder / ZIP)
-    rundir.write_json(folder / RESULT, {"file": ZIP})
+    result = {"file": ZIP}
+    if left_out:
+        count = left_out["conversations"]
+        result["note"] = f"conversations that {writer.name} cannot carry were left out: {count}"
+    rundir.write_json(folder / RESULT, result)
+
+
+def _count_conversations(
+    items: Iterator[ExportedImage], counts: Counter[str]
+) -> Iterator[ExportedImage]:
+    """Yield the items, and count their conversations."""
+    for item in items:
+        for record in item.records:
+            if isinstance(record.contents, Conversation):
+                counts["conversations"] += 1
+        yield item
 
 
 def _make_writer(format: str, options: dict[str, Any], *, seed: int) -> Writer | None:

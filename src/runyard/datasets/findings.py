@@ -167,6 +167,10 @@ KINDS: dict[str, FindingKind] = {
     "ConversationInvalid": FindingKind(
         "error", "alternate human and assistant turns, the human first"
     ),
+    "BoxesInText": FindingKind(
+        "warning",
+        "none needed if the boxes were drawn on the displayed image, in the numbers the model uses",
+    ),
     "AnnotationsIgnored": FindingKind(
         "warning", "none needed if they are not wanted; else export them as boxes or polygons"
     ),

@@ -36,7 +36,10 @@ class ImageClaims:
         self.withdrawn: set[int] = set()
         self._report = report
         self._claims: dict[str, _Claim] = {}
-        self._last: _Claim | None = None
+        self._of_row: list[_Claim] = []
+
+    def begin_row(self) -> None:
+        self._of_row = []
 
     def claim(self, found: Resolution, name: str, *, file: str, line: int | None) -> str | None:
         """Note that a row refers to an image by this name.
@@ -59,13 +62,14 @@ class ImageClaims:
                 claim.is_void = True
                 self._withdraw(claim, image, _Claim(name, file, line, nearness))
             return _explain(image, claim)
-        self._last = None if found.is_exact else claim
+        if not found.is_exact:
+            self._of_row.append(claim)
         return _explain(image, claim) if claim.is_void else None
 
     def add_kept(self, number: int) -> None:
-        """Note the number of the record that was kept for the row of the last claim."""
-        if self._last is not None:
-            self._last.kept.append(number)
+        """Note the number of the record that was kept for the current row."""
+        for claim in self._of_row:
+            claim.kept.append(number)
 
     def forget_from(self, number: int) -> None:
         """Forget the records from this number on, which were discarded with their file."""

@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -17,7 +18,7 @@ from runyard.datasets.archives import expand_archives
 from runyard.datasets.checks import Checker, OnError
 from runyard.datasets.findings import Finding, ReportFinding, Tally, make_finding
 from runyard.datasets.options import DEFAULT_OPTIONS, ReadOptions
-from runyard.datasets.readers.base import Reader
+from runyard.datasets.readers.base import Reader, TypeFinder
 from runyard.datasets.readers.registry import detect_format, report_unread
 from runyard.datasets.readers.shards.webdataset import is_shard
 from runyard.datasets.records import DatasetType, Record
@@ -35,6 +36,7 @@ from runyard.datasets.splits import SplitAssigner, SplitPolicy
 Phase = Literal["Receiving", "Inspecting", "Reading", "Checking", "Done"]
 # An estimate from less is off by orders of magnitude.
 MIN_ESTIMATE_S, MIN_ESTIMATE_SHARE = 2.0, 0.02
+ROWS_TO_FIND_TYPE = 100
 ON_ERROR: tuple[OnError, ...] = ("Warn", "RejectRow", "RejectFile", "RejectAll")
 
 
@@ -298,16 +300,28 @@ def _get_row_field(field: str | None) -> str | None:
 def _find_type(
     reader: Reader, source: Source, files: list[str], options: ReadOptions
 ) -> DatasetType:
-    """Return the type of the first row that can be read, else one that the rows are meant for."""
+    """Return the type of the first row that can be read and belongs to one type only.
+
+    A file of conversations may have none among its first rows; then vqa is used. Without rows, it
+    is a type that the rows are meant for.
+    """
+    if len(reader.types) == 1:
+        return reader.types[0]
+    if isinstance(reader, TypeFinder) and (found := reader.find_type(source, files)) is not None:
+        return found
+    fitting: tuple[DatasetType, ...] = ()
     meant: list[DatasetType] = []
     codes: set[str] = set()
     for task in reader.types:
         codes.clear()
-        for row in reader.read(source, files, task, lambda found: codes.add(found.code), options):
-            return row.record.dataset_type
+        rows = reader.read(source, files, task, lambda found: codes.add(found.code), options)
+        for row in islice(rows, ROWS_TO_FIND_TYPE):
+            fitting = row.record.dataset_types
+            if len(fitting) == 1:
+                return fitting[0]
         if "ContentsUnfit" not in codes:
             meant.append(task)
-    return (*meant, *reader.types)[0]
+    return (*fitting, *meant, *reader.types)[0]
 
 
 def _explain_type_mismatch(reader: Reader, file: str, task: DatasetType) -> Finding:

@@ -8,15 +8,24 @@ characters it lacks appear as empty boxes.
 """
 
 import io
+import re
 import textwrap
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from random import Random
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from runyard.datasets.pixels import decode_image
-from runyard.datasets.records import Box, Freeform, PhraseGrounding, Record, Vqa
+from runyard.datasets.records import (
+    IMAGE_MARK,
+    Box,
+    Conversation,
+    Freeform,
+    PhraseGrounding,
+    Record,
+    Vqa,
+)
 from runyard.datasets.writers.base import ExportedImage
 
 MAX_IMAGES = 48
@@ -25,6 +34,7 @@ LINES, LINE_HEIGHT, FONT_PIXELS, LINE_CHARACTERS = 7, 17, 13, 46
 _MAX_TEXT = 2000
 _INK, _QUIET, _PAPER, _EMPTY = "#1d1f21", "#6b7075", "#ffffff", "#d5d8dc"
 _COLORS = ("#e6194b", "#0a7d33", "#2f55d4", "#b35900", "#911eb4", "#00747d", "#b8005c", "#5f6b00")
+_TURN_LABELS = {"system": "System", "user": "Q", "assistant": "A"}
 _TEXT_HEIGHT = (LINES + 1) * LINE_HEIGHT
 
 
@@ -140,6 +150,26 @@ def _texts(records: list[Record]) -> Iterable[str]:
                     yield f"A: {one.answer}"
             case Freeform(text=text, prompt=prompt):
                 yield f"{prompt} → {text}" if prompt else text
+            case Conversation() as conversation:
+                yield from _turn_texts(conversation)
+
+
+def _turn_texts(contents: Conversation) -> Iterator[str]:
+    """Yield the turns, with each image's number and name at its position."""
+    names = iter(contents.images)
+    number = 0
+
+    def describe_image(_: "re.Match[str]") -> str:
+        nonlocal number
+        number += 1
+        name = next(names, "")
+        return f"[image {number}: {name}] " if name else "[image] "
+
+    for turn in contents.turns:
+        text = turn.content
+        if turn.role == "user":
+            text = re.sub(re.escape(IMAGE_MARK), describe_image, text)
+        yield f"{_TURN_LABELS[turn.role]}: {text}"
 
 
 def to_printable(text: str) -> str:

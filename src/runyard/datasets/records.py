@@ -1,12 +1,13 @@
 """One image and its annotations: the form that every format is read into and written from.
 
-The form is Vi JSONL: one JSON object per line, with an asset and contents of one of three types.
-Each type belongs to the dataset type of the same name. An image may have several records. Boxes are
-``[xmin, ymin, xmax, ymax]`` as fractions of the displayed image's width and height, after its EXIF
-orientation is applied.
+The form is Vi JSONL: one JSON object per line, with an asset and contents of one of four types.
+``TYPES_OF`` lists the dataset types that each belongs to. An image may have several records. Boxes
+are ``[xmin, ymin, xmax, ymax]`` as fractions of the displayed image's width and height, after its
+EXIF orientation is applied.
 """
 
 import re
+from collections.abc import Mapping
 from typing import Literal
 
 import msgspec
@@ -14,7 +15,10 @@ import msgspec
 from runyard.datasets.splits import Split
 
 DatasetType = Literal["phrase-grounding", "vqa", "freeform"]
+Role = Literal["system", "user", "assistant"]
 Box = tuple[float, float, float, float]
+
+IMAGE_MARK = "<image>"
 
 _WORD = re.compile(r"\S+")
 
@@ -72,12 +76,41 @@ class Freeform(_Shape, tag_field="type", tag="Freeform"):
     prompt: str = ""
 
 
-Contents = PhraseGrounding | Vqa | Freeform
-TYPE_OF: dict[type, DatasetType] = {
-    PhraseGrounding: "phrase-grounding",
-    Vqa: "vqa",
-    Freeform: "freeform",
+class Turn(_Shape):
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+
+
+class Conversation(_Shape, kw_only=True, tag_field="type", tag="Conversation"):
+    """A conversation, whose later turns refer to the earlier ones.
+
+    An optional system turn comes first, then user and assistant in turn, the assistant last.
+
+    ``images`` names all images in their order if there are several; the first is the record's
+    asset. Each ``IMAGE_MARK`` in a user turn is the position of one image. A conversation about a
+    single image may have no mark: then the image comes before the text of the first user turn.
+    """
+
+    # First in the JSON, so that its first bytes show whether there are several images.
+    images: list[str] = []
+    turns: list[Turn]
+
+    @property
+    def mark_count(self) -> int:
+        return sum(turn.content.count(IMAGE_MARK) for turn in self.turns if turn.role == "user")
+
+
+Contents = PhraseGrounding | Vqa | Freeform | Conversation
+TYPES_OF: dict[type, tuple[DatasetType, ...]] = {
+    PhraseGrounding: ("phrase-grounding",),
+    Vqa: ("vqa",),
+    Freeform: ("freeform",),
+    Conversation: ("vqa", "freeform"),
 }
+# The first bytes of the JSON of every conversation about several images, and of nothing else.
+SEVERAL_IMAGES = b'{"type":"Conversation","images":['
 
 
 class Record(_Shape):
@@ -93,13 +126,69 @@ class Record(_Shape):
     split: Split | None = None
 
     @property
-    def dataset_type(self) -> DatasetType:
-        return TYPE_OF[type(self.contents)]
+    def dataset_types(self) -> tuple[DatasetType, ...]:
+        """The dataset types that the record belongs to."""
+        return TYPES_OF[type(self.contents)]
+
+    @property
+    def further_images(self) -> list[str]:
+        """The file names of the images that it is about besides its asset."""
+        return list_further_images(self.contents)
 
 
 def encode(record: Record) -> bytes:
     """Encode a record as one line of Vi JSONL, without the line end."""
     return msgspec.json.encode(record)
+
+
+def list_further_images(contents: Contents) -> list[str]:
+    """Return the file names of the images after the first."""
+    return contents.images[1:] if isinstance(contents, Conversation) else []
+
+
+def rename_images(contents: Contents, names: Mapping[str, str]) -> Contents:
+    """Return the contents with the images that ``names`` has under their new names."""
+    if not isinstance(contents, Conversation) or not contents.images:
+        return contents
+    return msgspec.structs.replace(
+        contents, images=[names.get(name, name) for name in contents.images]
+    )
+
+
+def find_turn_problem(contents: Conversation) -> tuple[str, int] | None:
+    """Return the cause and index of the first turn that breaks the order of turns.
+
+    Return None if the order is right.
+    """
+    has_system = bool(contents.turns) and contents.turns[0].role == "system"
+    spoken = contents.turns[1:] if has_system else contents.turns
+    for number, turn in enumerate(spoken):
+        if turn.role == "system":
+            return "a system turn comes first, and there is at most one", number + has_system
+        if turn.role != ("assistant" if number % 2 else "user"):
+            cause = (
+                "an answer without a question before it"
+                if turn.role == "assistant"
+                else "two questions without an answer between them"
+            )
+            return cause, number + has_system
+    if not spoken:
+        return "the conversation has no question", max(len(contents.turns) - 1, 0)
+    if len(spoken) % 2:
+        return "the last question has no answer", len(contents.turns) - 1
+    return None
+
+
+def find_mark_problem(contents: Conversation) -> str | None:
+    """Return why the image marks do not fit the images; None if they fit."""
+    return explain_marks(contents.mark_count, max(len(contents.images), 1))
+
+
+def explain_marks(marks: int, images: int) -> str | None:
+    """Return why so many image marks do not fit so many images; None if they fit."""
+    if marks == images or (marks == 0 and images == 1):
+        return None
+    return f"the numbers of image marks in user turns ({marks}) and of images ({images}) differ"
 
 
 def word_span(caption: str, phrase: str, *, near: int = 0) -> tuple[int, int] | None:

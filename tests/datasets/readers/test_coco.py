@@ -12,8 +12,10 @@ import pytest
 from runyard.datasets.ingest import check_folder
 from runyard.datasets.options import ReadOptions
 from runyard.datasets.readers.boxes import RowSpool
+from runyard.datasets.readers.coco import CocoReader
 from runyard.datasets.readers.json_stream import MalformedJson, iter_elements
 from runyard.datasets.records import Freeform
+from runyard.datasets.sources import FolderSource
 from tests.datasets.conftest import KeptRecords
 
 IMAGES = [
@@ -235,6 +237,29 @@ def test_files_are_read_as_tools_write_them(images: Any, document: str) -> None:
     assert [found for found in result.findings if found.severity == "error"] == []
     (record,) = result.records
     assert list_boxes(record) == TIN
+
+
+@pytest.mark.parametrize(
+    ("documents", "expected"),
+    [
+        ([coco(tin())], "phrase-grounding"),
+        ([coco(), coco(tin())], "phrase-grounding"),
+        ([coco({"id": 1, "image_id": 10, "caption": "x"})], "freeform"),
+        ([coco({"id": 1, "image_id": 10, "caption": "x"}), coco(tin())], "phrase-grounding"),
+        ([coco({"id": 1, "image_id": 10, "caption": "x"}), coco()], None),
+        ([coco()], None),
+    ],
+)
+def test_the_first_annotations_show_the_type(
+    images: Any, documents: list[str], expected: str | None
+) -> None:
+    for number, document in enumerate(documents):
+        images.put(f"{number}.json", document)
+    source = FolderSource(images.folder, lambda _: None)
+    source.find_files()
+    files = CocoReader().detect(source)
+    assert len(files) == len(documents)
+    assert CocoReader().find_type(source, files) == expected
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])

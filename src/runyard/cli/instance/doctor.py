@@ -30,7 +30,7 @@ SQLITE_FLOORS: tuple[Version, ...] = ((3, 44, 6), (3, 50, 7), (3, 51, 3))
 
 REQUIRED = {
     "the SDK": ("httpx2", "msgspec", "rich"),
-    "the server": ("litestar", "granian", "sqlalchemy", "alembic"),
+    "the server": ("litestar", "granian", "sqlalchemy", "alembic", "pyyaml"),
     "the trainer": (
         "torch",
         "transformers",
@@ -49,7 +49,6 @@ PACKAGE_FLOORS: dict[str, Version] = {
     "litestar": (2, 20, 1),
 }
 OPTIONAL = {
-    "pyyaml": "flows as YAML files; JSON works without",
     "bitsandbytes": "4-bit base weights (quantization.enabled), and the optimizer adamw8bit on "
     "CUDA",
     "ray": "more than one machine",

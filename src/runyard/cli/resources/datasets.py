@@ -39,7 +39,7 @@ TYPES = ("phrase-grounding", "vqa", "freeform")
 POLICIES = ("Warn", "RejectRow", "RejectFile", "RejectAll")
 FORMATS_OUT = (
     *("ViFull", "ViJsonl", "Coco", "PascalVoc", "YoloDarknet", "YoloKerasPytorch"),
-    *("CsvFourCorner", "CsvWidthHeight", "Parquet"),
+    *("CsvFourCorner", "CsvWidthHeight", "Parquet", "Conversations"),
 )
 SAMPLE = "sample:"
 SHOWN = 10

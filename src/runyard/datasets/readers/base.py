@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from runyard.datasets.findings import Finding, ReportFinding
 from runyard.datasets.options import DEFAULT_OPTIONS, ReadOptions
@@ -64,4 +64,13 @@ class Reader(Protocol):
 
         Files are streamed, and never held in memory as a whole if the format allows it.
         """
+        ...
+
+
+@runtime_checkable
+class TypeFinder(Protocol):
+    """A reader that finds the type of its data without reading it, which can take minutes."""
+
+    def find_type(self, source: Source, files: list[str]) -> DatasetType | None:
+        """Return the type of the rows; None if only reading shows it."""
         ...

@@ -63,6 +63,15 @@ class CocoReader:
             and (_is_coco(form) or _is_result(form))
         ]
 
+    def find_type(self, source: Source, files: list[str]) -> DatasetType | None:
+        """Return the type according to the first annotation of each file; see ``TypeFinder``."""
+        forms = (sniff_json(source, path) for path in files)
+        firsts = [form.first.get("annotations") for form in forms if form and not form.is_array]
+        known = [first for first in firsts if isinstance(first, dict)]
+        if any("caption" not in first or "bbox" in first for first in known):
+            return "phrase-grounding"
+        return "freeform" if known and len(known) == len(firsts) else None
+
     def read(
         self,
         source: Source,
@@ -78,7 +87,8 @@ class CocoReader:
             with ExitStack() as stack:
                 siblings: list[_CocoFile] = []
                 for path in paths:
-                    file = _CocoFile(source, path, stack.enter_context(RowSpool()), report)
+                    spool = stack.enter_context(RowSpool())
+                    file = _CocoFile(source, path, spool, report, is_alone=len(paths) == 1)
                     try:
                         yield from file.read_rows(task, options, siblings)
                     except MalformedJson as error:
@@ -146,10 +156,18 @@ class _Image(NamedTuple):
 
 
 class _CocoFile:
-    """One COCO file being read."""
+    """One COCO file being read. ``is_alone`` says that its folder has no other."""
 
-    def __init__(self, source: Source, path: str, spool: RowSpool, report: ReportFinding) -> None:
-        self.path = path
+    def __init__(
+        self,
+        source: Source,
+        path: str,
+        spool: RowSpool,
+        report: ReportFinding,
+        *,
+        is_alone: bool,
+    ) -> None:
+        self.path, self._is_alone = path, is_alone
         self._source, self._spool, self._report = source, spool, report
         self._rows: dict[int | str, int] = {}  # by the image's id
         self._image_names: list[str] = []
@@ -397,7 +415,8 @@ class _CocoFile:
         facts = self._find_facts(image)
         path = facts.path if facts else image.name
         known = {box for other in siblings for box in other.list_boxes(path)}
-        self._rows_by_path[path] = row
+        if not self._is_alone:
+            self._rows_by_path[path] = row
         names = list(self._classes)
         boxes, findings, repeated, unread = [], [], 0, 0
         for part in self._spool.read(row):

@@ -2,9 +2,10 @@
 
 For each dataset type, the first of these that a row has is used:
 
-    vqa               interactions (our own export), a conversation, question with answer, a class
-    freeform          a conversation, question with answer, text or caption (a list gives one record
-                      per text), a class
+    vqa               turns (our own export), a conversation, interactions (our own export),
+                      question with answer, a class
+    freeform          turns (our own export), a conversation, question with answer, text or caption
+                      (a list gives one record per text), a class
     phrase-grounding  caption with grounded_phrases (our own export), boxes as in objects.py
 
 Case, spaces and hyphens in the names of columns are ignored. If two columns could be the same part
@@ -26,26 +27,34 @@ from runyard.datasets.findings import KINDS, Finding, ReportFinding
 from runyard.datasets.image_names import ImageFacts
 from runyard.datasets.readers.base import Row
 from runyard.datasets.readers.boxes import parse_size
-from runyard.datasets.readers.conversations import build_contents, parse_turns, strip_image_marks
+from runyard.datasets.readers.conversations import (
+    BOXES_IN_TEXT,
+    build_contents,
+    build_conversation,
+    has_boxes_in_text,
+)
 from runyard.datasets.readers.frames import Frame
+from runyard.datasets.readers.image_marks import strip_image_marks
 from runyard.datasets.readers.locations import SourceLocation
 from runyard.datasets.readers.tables.objects import Objects, find_objects, has_boxes, is_box
+from runyard.datasets.readers.turns import LISTS, parse_turns
 from runyard.datasets.records import (
     AssetRef,
     Box,
     Contents,
+    Conversation,
     DatasetType,
     Freeform,
     GroundedPhrase,
     Interaction,
     PhraseGrounding,
     Record,
+    Turn,
     Vqa,
     make_grounding,
 )
 from runyard.datasets.splits import find_row_split
 
-TURNS = ("conversations", "conversation", "messages")
 PAIRS = ("texts", "qa", "qas")  # lists of {user, assistant} or {question, answer}
 QUESTIONS = (
     *("question", "questions", "query", "prompt", "instruction", "problem", "prefix", "input"),
@@ -77,6 +86,7 @@ EXPECTED = {
     "phrase-grounding": "objects with bbox and category, or caption with grounded_phrases",
 }
 CLASS_QUESTION = "What is this?"
+CONVERSATION = "conversation"  # the value of ``type`` in our own export
 NAMES_FIX = (
     "write the names, one per line from class 0, in classes.txt next to the file, or write names "
     "in place of the numbers"
@@ -212,7 +222,9 @@ def _extract_contents(
 ) -> list[Contents]:
     """Extract the contents of a row; empty if it has none that fit, which is reported."""
     try:
-        if task == "vqa":
+        if task != "phrase-grounding" and _has_turns(row):
+            found = _extract_turns(row, location, task, table)
+        elif task == "vqa":
             found = _extract_vqa(row, location, table)
         elif task == "freeform":
             found = _extract_freeform(row, location, table)
@@ -317,6 +329,82 @@ def _parse_texts(key: str, value: Any, location: SourceLocation) -> list[Content
     return good
 
 
+def _is_own_conversation(row: Mapping[str, Any]) -> bool:
+    return row.get("type") == CONVERSATION and row.get("turns") is not None
+
+
+def _has_turns(row: Mapping[str, Any]) -> bool:
+    """Return whether a row has a conversation, or a question with earlier ones."""
+    has_list = any(isinstance(row.get(key), list) for key in LISTS)
+    return _is_own_conversation(row) or has_list or bool(row.get("history"))
+
+
+def _extract_turns(
+    row: Mapping[str, Any], location: SourceLocation, task: DatasetType, table: Table
+) -> list[Contents] | None:
+    if _is_own_conversation(row):
+        return _convert_conversation(row, location)
+    if any(isinstance(row.get(key), list) for key in LISTS):
+        return _extract_conversation(row, location, task, table)
+    return _extract_history(row, location, task, table)
+
+
+def _extract_history(
+    row: Mapping[str, Any], location: SourceLocation, task: DatasetType, table: Table
+) -> list[Contents] | None:
+    """Extract a question with an answer, after the earlier ones in ``history``.
+
+    Return None if there is no question with an answer.
+    """
+    question = _find_column(row, QUESTIONS, "question")
+    answer = _find_column(row, ANSWERS, "answer")
+    if question is None or answer is None:
+        return None
+    history = row["history"]
+    if not isinstance(history, list) or not all(
+        isinstance(pair, list) and len(pair) == 2 for pair in history
+    ):
+        cause = "not a list of questions with answers"
+        location.report("FieldInvalid", cause, field="history", value=history)
+        return []
+    pairs = [*history, [question[1], answer[1]]]
+    roles = ("user", "assistant")
+    turns = [
+        {"role": role, "content": text}
+        for pair in pairs
+        for role, text in zip(roles, pair, strict=True)
+    ]
+    return _extract_conversation({**row, "messages": turns}, location, task, table)
+
+
+def _extract_conversation(
+    row: Mapping[str, Any], location: SourceLocation, task: DatasetType, table: Table
+) -> list[Contents]:
+    """Extract the turns about the row's one image; empty if they are unusable."""
+    turns = parse_turns(row, location)
+    contents = None if turns is None else build_conversation(turns, task, location, images=[""])
+    if contents is None:
+        return []
+    if has_boxes_in_text(contents, row):
+        table.collect("boxes", location, "BoxesInText", BOXES_IN_TEXT)
+    return [contents]
+
+
+def _convert_conversation(row: Mapping[str, Any], location: SourceLocation) -> list[Contents]:
+    """Convert the turns and image names of our own export."""
+    names = row.get("images") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        location.report("FieldInvalid", "not a list of names", field="images", value=names)
+        return []
+    return _convert_own(
+        row.get("turns"),
+        list[Turn],
+        "turns",
+        location,
+        lambda those: Conversation(images=names, turns=those),
+    )
+
+
 def _has_answer(row: Mapping[str, Any]) -> bool:
     return any(row.get(key) is not None for key in ANSWERS)
 
@@ -334,8 +422,6 @@ def _find_pairs(
     row: Mapping[str, Any], location: SourceLocation, table: Table
 ) -> list[tuple[str, str]] | None:
     """Find questions with answers; None if no column has them, empty if they cannot be read."""
-    if any(isinstance(row.get(key), list) for key in TURNS):
-        return parse_turns(dict(row), location) or []
     for key in PAIRS:
         value = row.get(key)
         if isinstance(value, list) and value and isinstance(value[0], Mapping):

@@ -1,4 +1,5 @@
-"""Conversations about images, as LLaVA, ShareGPT and chat APIs write them: JSON or JSON Lines.
+"""Conversations about images, as LLaVA, ShareGPT, LLaMA-Factory, ms-swift and chat APIs write them:
+JSON or JSON Lines.
 
     {"id": "7", "image": "a/b.jpg",
      "conversations": [{"from": "human", "value": "<image>\\nWhat is this?"},
@@ -6,41 +7,60 @@
     {"messages": [{"role": "user", "content": [{"type": "image", "image": "a/b.jpg"},
                                                {"type": "text", "text": "What is this?"}]},
                   {"role": "assistant", "content": "A shelf."}]}
+    {"images": ["a.jpg", "b.jpg"],
+     "messages": [{"role": "user", "content": "<image><image>Which is larger?"},
+                  {"role": "assistant", "content": "The second."}]}
+    {"conversations": [{"from": "user", "value": "Picture 1: <img>a/b.jpg</img>\\nWhat is this?"},
+                       {"from": "assistant", "value": "A shelf."}]}
 
-A row names one image. Each question with its answer becomes an interaction of one record or, for a
-freeform dataset, its own record. The mark ``<image>`` is removed from the texts. System turns are
-ignored, which is reported once per file.
+Each row becomes one record. A single question about a single image is a ``Vqa`` or, in a freeform
+dataset, a ``Freeform``. Everything else (several questions, a system turn, several images) is a
+``Conversation``. In a conversation about a single image that comes first, the mark ``<image>`` is
+removed. Otherwise the marks stay, because they say where each image belongs. The text of answers is
+never changed, except that the placeholders of ms-swift (``<ref-object>`` and ``<bbox>``, with their
+values in ``objects``) are replaced in every turn.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from runyard.datasets.findings import ReportFinding
 from runyard.datasets.options import DEFAULT_OPTIONS, ReadOptions
 from runyard.datasets.readers.base import Row
+from runyard.datasets.readers.image_marks import (
+    find_image_names,
+    find_mark_form,
+    join_parts,
+    join_parts_without_marks,
+)
 from runyard.datasets.readers.json_rows import read_json_rows
 from runyard.datasets.readers.locations import SourceLocation
+from runyard.datasets.readers.sniffing import JsonForm, sniff_json
+from runyard.datasets.readers.turns import LISTS, Turns, parse_turns, read_objects
 from runyard.datasets.records import (
+    IMAGE_MARK,
     AssetRef,
     Contents,
+    Conversation,
     DatasetType,
     Freeform,
     Interaction,
     Record,
+    Turn,
     Vqa,
+    explain_marks,
 )
 from runyard.datasets.sources import Source
 from runyard.datasets.splits import find_row_split
 
-_TURNS = re.compile(rb'"(?:conversations?|messages)"\s*:\s*\[')
-_MARK = re.compile(r"[ \t]*\n?<(?:image|img|image_placeholder)>(?:</(?:image|img)>)?\n?[ \t]*")
-_QUESTION_ROLES = frozenset(("human", "user"))
-_ANSWER_ROLES = frozenset(("gpt", "assistant", "model", "chatgpt", "bot"))
-_LISTS = ("conversations", "conversation", "messages")
-_IMAGES = ("image", "images", "image_path", "image_file", "img")
-
-Turns = list[tuple[str, str]]
+_MEDIA = ("video", "videos", "audio", "audios")
+_UNREAD = {
+    "system": "a flow has its own system prompt; write it as the first turn to keep it",
+    "tools": "the use of tools is not supported",
+}
+_TEXT_BOX = re.compile(r'<\|?(?:box|quad)(?:_start)?\|?>|<loc\d{4}>|"bbox_2d"')
+BOXES_IN_TEXT = "boxes within texts are kept as text; they are not rotated or scaled with the image"
 
 
 class ConversationsReader:
@@ -50,7 +70,11 @@ class ConversationsReader:
     types: tuple[DatasetType, ...] = ("vqa", "freeform")
 
     def detect(self, source: Source) -> list[str]:
-        return [path for path in source.paths() if _is_conversation(source, path)]
+        return [
+            path
+            for path in source.paths()
+            if not path.lower().endswith("metadata.jsonl") and _has_turns(sniff_json(source, path))
+        ]
 
     def read(
         self,
@@ -61,209 +85,138 @@ class ConversationsReader:
         options: ReadOptions = DEFAULT_OPTIONS,
     ) -> Iterator[Row]:
         for file in files:
+            location = SourceLocation(file, report)
             if not source.size_bytes(file):
-                SourceLocation(file, report).report(
-                    "FileEmpty", "the file has no bytes", action="FileRejected"
-                )
+                location.report("FileEmpty", "the file has no bytes", action="FileRejected")
                 continue
-            has_reported_system = False
-            for number, (location, row) in enumerate(
-                read_json_rows(source, file, SourceLocation(file, report)), start=1
+            reported: set[str] = set()
+            for number, (row_location, row) in enumerate(
+                read_json_rows(source, file, location), start=1
             ):
-                if not has_reported_system and _has_system(row):
-                    has_reported_system = True
-                    cause = "system turns are ignored; a flow has its own system prompt"
-                    location.report(
-                        "FileIgnored",
-                        cause,
-                        fix="copy it into the flow's system prompt if it matters",
-                    )
-                yield from _build_rows(source, location, row, task, number)
+                _report_unread(row, row_location, reported)
+                found = _build_row(source, row_location, row, task, number)
+                if found is None:
+                    continue
+                if "boxes" not in reported and has_boxes_in_text(found.record.contents, row):
+                    reported.add("boxes")
+                    row_location.report("BoxesInText", BOXES_IN_TEXT)
+                yield found
 
 
-def _is_conversation(source: Source, path: str) -> bool:
-    if not path.lower().endswith((".json", ".jsonl")) or path.lower().endswith("metadata.jsonl"):
-        return False
-    with source.open(path) as file:
-        return _TURNS.search(file.read(1024)) is not None
-
-
-def _has_system(row: dict[str, Any]) -> bool:
-    turns: list[Any] = next((row[key] for key in _LISTS if isinstance(row.get(key), list)), [])
-    return any(
-        isinstance(turn, dict) and turn.get("role", turn.get("from")) == "system" for turn in turns
+def _has_turns(form: JsonForm | None) -> bool:
+    """Return whether the first row of the file has a field of turns."""
+    return form is not None and any(
+        key in form.keys and isinstance(form.values.get(key, []), list) for key in LISTS
     )
 
 
-def _build_rows(
+def _report_unread(row: Mapping[str, Any], location: SourceLocation, reported: set[str]) -> None:
+    """Report the fields that are not read, once per file."""
+    for key, why in _UNREAD.items():
+        if row.get(key) and key not in reported:
+            reported.add(key)
+            fix = "none needed if the field is not needed"
+            location.report(
+                "FileIgnored", f"the field {key!r} is not read: {why}", field=key, fix=fix
+            )
+
+
+def _build_row(
     source: Source, location: SourceLocation, row: dict[str, Any], task: DatasetType, number: int
-) -> Iterator[Row]:
-    name = find_image_name(row, location)
-    turns = parse_turns(row, location) if name is not None else None
-    if name is None or turns is None:
-        return
-    facts = source.find_image(name, relative_to=location.file)
-    asset = AssetRef(filename=facts.path, width=facts.width, height=facts.height) if facts else None
+) -> Row | None:
+    """Build the record of a row; None if it cannot be read, which is reported."""
+    for key in _MEDIA:
+        if row.get(key):
+            location.report("FieldInvalid", "only images are supported", field=key, value=row[key])
+            return None
+    turns = parse_turns(row, location)
+    names = None if turns is None else find_image_names(row, turns, location)
+    if turns is None or names is None:
+        return None
+    contents = build_conversation(turns, task, location, images=names)
+    if contents is None:
+        return None
     identity = row.get("id", row.get("question_id", f"{location.file}:{location.line or number}"))
-    for part, contents in enumerate(build_contents(turns, task), start=1):
-        record = Record(
-            id=str(identity) if part == 1 else f"{identity}-{part}",
-            asset=asset or AssetRef(filename=name, width=0, height=0),
-            contents=contents,
-            split=find_row_split(row),
-        )
-        yield Row(record, location.file, location.line, location.field)
+    record = Record(
+        id=str(identity),
+        asset=AssetRef(filename=names[0], width=0, height=0),
+        contents=contents,
+        split=find_row_split(row),
+    )
+    return Row(record, location.file, location.line, location.field)
 
 
-def build_contents(turns: Turns, task: DatasetType) -> list[Contents]:
-    """Build one record's questions and answers, or one freeform text per question."""
+# Contents -----------------------------------------------------------------------------------------
+
+
+def build_contents(pairs: list[tuple[str, str]], task: DatasetType) -> list[Contents]:
+    """Build one record's independent questions and answers, or one freeform text per question."""
     if task == "freeform":
-        return [Freeform(prompt=asked, text=answered) for asked, answered in turns]
+        return [Freeform(prompt=asked, text=answered) for asked, answered in pairs]
     return [
         Vqa(
             interactions=[
                 Interaction(order=n, question=q, answer=a)
-                for n, (q, a) in enumerate(turns, start=1)
+                for n, (q, a) in enumerate(pairs, start=1)
             ]
         )
     ]
 
 
-def parse_turns(row: dict[str, Any], location: SourceLocation) -> Turns | None:
-    """Parse the questions with their answers; None if the row has none, which is reported."""
-    key = next((key for key in _LISTS if key in row), None)
-    if key is None:
-        location.report("FieldMissing", f"it has none of the fields {', '.join(_LISTS)}")
-        return None
-    listed = row[key]
-    if not isinstance(listed, list) or not listed:
-        location.report("FieldInvalid", "not a list of turns", field=key, value=listed)
-        return None
-    turns: Turns = []
-    asked: str | None = None
-    for number, turn in enumerate(listed):
-        parsed = _parse_turn(turn, location, f"{key}[{number}]")
-        if parsed is None:
+def build_conversation(
+    turns: Turns, task: DatasetType, location: SourceLocation, *, images: list[str]
+) -> Contents | None:
+    """Build the contents of a row's turns; None if they are inconsistent, which is reported.
+
+    ``images`` has the name of every image in order; at least one.
+    """
+    form = find_mark_form(turns)
+    marked, marks = [], 0
+    for turn in turns:
+        text, count = join_parts(turn, form)
+        if count and turn.role != "user":
+            why = f"an image in a turn of the role {turn.role}; images belong to user turns"
+            location.report("ConversationInvalid", why, field=turn.field, value=text)
             return None
-        speaker, text = parsed
-        if speaker == "system":
-            continue
-        if (speaker == "asks") != (asked is None):
-            location.report(
-                "ConversationInvalid", _explain_order(asked), field=f"{key}[{number}]", value=text
-            )
-            return None
-        if asked is None:
-            asked = text
-        else:
-            turns.append((asked, text))
-            asked = None
-    if asked is not None or not turns:
+        marked.append(text)
+        marks += count
+    if cause := explain_marks(marks, len(images)):
         location.report(
-            "ConversationInvalid", "the last question has no answer", field=key, value=asked
+            "ConversationInvalid",
+            cause,
+            field=turns[0].field.partition("[")[0],
+            fix=f"write one {IMAGE_MARK} for each image, where it belongs",
         )
         return None
-    return turns
+    if len(images) > 1:
+        return _make_conversation(turns, marked, images)
+    plain = [join_parts_without_marks(turn, form) for turn in turns]
+    if len(turns) == 2:
+        return build_contents([(plain[0], plain[1])], task)[0]
+    first = 1 if turns[0].role == "system" else 0
+    if form.start.match(marked[first]) is None:
+        return _make_conversation(turns, marked, [])
+    plain[first] = plain[first] or IMAGE_MARK  # else the mark says nothing there
+    return _make_conversation(turns, plain, [])
 
 
-def _explain_order(asked: str | None) -> str:
-    return (
-        "an answer without a question before it"
-        if asked is None
-        else "two questions without an answer between them"
+def _make_conversation(turns: Turns, texts: list[str], images: list[str]) -> Conversation:
+    return Conversation(
+        images=images,
+        turns=[Turn(turn.role, text.strip()) for turn, text in zip(turns, texts, strict=True)],
     )
 
 
-def _parse_turn(turn: Any, location: SourceLocation, field: str) -> tuple[str, str] | None:
-    if not isinstance(turn, dict):
-        location.report(
-            "FieldInvalid",
-            "a turn is an object with from and value, or role and content",
-            field=field,
-            value=turn,
-        )
-        return None
-    role = turn.get("from", turn.get("role"))
-    text = _extract_text(turn.get("value", turn.get("content")))
-    if text is None:
-        location.report(
-            "FieldInvalid",
-            "the turn has no text",
-            field=field,
-            value=turn.get("value", turn.get("content")),
-        )
-        return None
-    speaker = str(role).lower()
-    if speaker == "system":
-        return "system", text
-    if speaker not in _QUESTION_ROLES | _ANSWER_ROLES:
-        location.report(
-            "ConversationInvalid",
-            "the speaker is neither human nor assistant",
-            field=field,
-            value=role,
-        )
-        return None
-    return "asks" if speaker in _QUESTION_ROLES else "answers", strip_image_marks(text)
-
-
-def _extract_text(content: Any) -> str | None:
-    """Return the text of a turn, which is a string or a list of parts."""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        return None
-    parts = [
-        part if isinstance(part, str) else part.get("text")
-        for part in content
-        if isinstance(part, str | dict)
-    ]
-    return "\n".join(part for part in parts if isinstance(part, str))
-
-
-def strip_image_marks(text: str) -> str:
-    """Remove the marks that stand for the image."""
-    return _MARK.sub(" ", text).strip() if "<im" in text else text.strip()
-
-
-def find_image_name(row: dict[str, Any], location: SourceLocation) -> str | None:
-    """Return the name of the row's image; None if it has none or several, which is reported."""
-    named = [(key, name) for key in _IMAGES for name in _as_list(row.get(key))]
-    named = named or [(key, name) for key in _LISTS for name in _iter_image_parts(row.get(key))]
-    names = list(dict.fromkeys(name for _, name in named if isinstance(name, str) and name))
-    if not named:
-        location.report("FieldMissing", "the row does not name an image", field="image")
-    elif not names:
-        location.report(
-            "FieldInvalid", "not the name of an image", field=named[0][0], value=named[0][1]
-        )
-    elif len(names) > 1:
-        cause = f"the row names {len(names)} images; one is expected"
-        location.report(
-            "FieldInvalid", cause, field=named[0][0], value=names, fix="write one row per image"
-        )
-    elif ":" in names[0].split("/")[0]:
-        cause = "images are referred to by file name, not by URL"
-        location.report(
-            "FieldInvalid",
-            cause,
-            field=named[0][0],
-            value=names[0],
-            fix="send the image and name its file",
-        )
+def has_boxes_in_text(contents: Contents, row: Mapping[str, Any]) -> bool:
+    """Return whether texts of the contents have boxes in one of the known notations."""
+    if isinstance(contents, Vqa):
+        texts = [text for one in contents.interactions for text in (one.question, one.answer)]
+    elif isinstance(contents, Freeform):
+        texts = [contents.prompt, contents.text]
     else:
-        return names[0]
-    return None
-
-
-def _as_list(value: Any) -> list[Any]:
-    return [] if value is None else value if isinstance(value, list) else [value]
-
-
-def _iter_image_parts(turns: Any) -> Iterator[Any]:
-    for turn in turns if isinstance(turns, list) else []:
-        content = turn.get("content") if isinstance(turn, dict) else None
-        for part in content if isinstance(content, list) else []:
-            if isinstance(part, dict) and str(part.get("type", "")).startswith("image"):
-                value = part.get("image", part.get("path", part.get("url", part.get("image_url"))))
-                yield value.get("url") if isinstance(value, dict) else value
+        texts = [turn.content for turn in getattr(contents, "turns", ())]
+    text = "\n".join(texts)
+    if _TEXT_BOX.search(text) is not None:
+        return True
+    _, boxes = read_objects(row["objects"]) or ([], []) if "objects" in row else ([], [])
+    return any(box in text for box in boxes)

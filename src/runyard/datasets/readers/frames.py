@@ -108,8 +108,10 @@ class _Readings:
 
     def add(self, box: Numbers, size: tuple[int, int]) -> None:
         left, top, right, bottom = box
-        end, ratio = max(right, bottom), max(right / size[0], bottom / size[1])
-        self.reach = max(self.reach[0], right), max(self.reach[1], bottom)
+        end = right if right > bottom else bottom
+        ratio = max(right / size[0], bottom / size[1])
+        if right > self.reach[0] or bottom > self.reach[1]:
+            self.reach = max(self.reach[0], right), max(self.reach[1], bottom)
         if right <= left or bottom <= top:
             self.inverted += 1
         elif min(left, top) >= -TOLERANCE * end:
@@ -146,8 +148,10 @@ class FrameEvidence:
     )
     _smallest: tuple[int, int] = (1 << 62, 1 << 62)
     _smallest_longer: int = 1 << 62  # the smallest of the longer sides
-    _starts: list[float] = field(default_factory=lambda: [math.inf, -math.inf] * 2)
-    _numbers: list[float] = field(default_factory=lambda: [-math.inf] * 4)
+    _last_size: tuple[int, int] = (0, 0)
+    _highest: list[float] = field(default_factory=lambda: [-math.inf] * 4)
+    _lowest_x: float = math.inf
+    _lowest_y: float = math.inf
 
     def add(self, numbers: Numbers, size: tuple[int, int]) -> None:
         """Add the four numbers of a box as written, and the width and height of its image."""
@@ -162,11 +166,14 @@ class FrameEvidence:
             self.in_first_pixels += 1
         self._read["corners"].add(numbers, size)
         self._read["size"].add((a, b, a + c, b + d), size)
-        self._smallest = min(self._smallest[0], size[0]), min(self._smallest[1], size[1])
-        self._smallest_longer = min(self._smallest_longer, max(size))
-        low_x, high_x, low_y, high_y = self._starts
-        self._starts = [min(low_x, a), max(high_x, a), min(low_y, b), max(high_y, b)]
-        self._numbers = [max(pair) for pair in zip(self._numbers, numbers, strict=True)]
+        if size != self._last_size:
+            self._last_size = size
+            self._smallest = min(self._smallest[0], size[0]), min(self._smallest[1], size[1])
+            self._smallest_longer = min(self._smallest_longer, max(size))
+        for index, number in enumerate(numbers):
+            if number > self._highest[index]:
+                self._highest[index] = number
+        self._lowest_x, self._lowest_y = min(self._lowest_x, a), min(self._lowest_y, b)
 
     @property
     def is_mostly_fractions(self) -> bool:
@@ -277,8 +284,7 @@ class FrameEvidence:
         return None
 
     def _is_spread(self, limit: float, frame: Frame) -> bool:
-        low_x, high_x, low_y, high_y = self._starts
-        apart = min(high_x - low_x, high_y - low_y)
+        apart = min(self._highest[0] - self._lowest_x, self._highest[1] - self._lowest_y)
         reach = min(self._read[frame.form].reach)
         return any(
             self.boxes >= boxes
@@ -291,7 +297,7 @@ class FrameEvidence:
 
     def _describe(self, frame: Frame) -> str:
         width, height = self._smallest
-        a, b, c, d = self._numbers
+        a, b, c, d = self._highest
         return (
             f"this format uses {_UNIT_NAMES[frame.unit]} as {_FORM_NAMES[frame.form]} (largest "
             f"numbers {a:g}, {b:g}, {c:g}, {d:g}; smallest image {width} x {height})"

@@ -23,6 +23,7 @@ from runyard.datasets.records import (
     GroundedPhrase,
     Interaction,
     Record,
+    Turn,
 )
 from runyard.datasets.sources import Source
 from runyard.datasets.splits import parse_split
@@ -162,7 +163,10 @@ def _is_utf8(line: bytes) -> bool:
 
 def _fill_indexes(document: Any, field: str) -> str:
     """Replace each ``[...]`` that msgspec writes by the index of the first invalid element."""
-    types: list[Any] = [Interaction] if ".interactions[" in field else [GroundedPhrase, Box, float]
+    types: list[Any] = [GroundedPhrase, Box, float]
+    for name, element in ((".interactions[", Interaction), (".turns[", Turn), (".images[", str)):
+        if name in field:
+            types = [element]
     while "[...]" in field and types:
         elements, expected = _get_value(document, field.partition("[...]")[0]), types.pop(0)
         unfit = (

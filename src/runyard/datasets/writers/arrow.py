@@ -12,9 +12,10 @@ import msgspec
 import pyarrow as pa
 from pyarrow import parquet
 
-from runyard.datasets.records import DatasetType, Record
+from runyard.datasets.records import Conversation, Record
 from runyard.datasets.splits import Split
 from runyard.datasets.writers.base import ExportedImage
+from runyard.datasets.writers.files import find_further_images
 
 SHARD_BYTES = 512 << 20
 _GROUP_BYTES, _GROUP_ROWS = 32 << 20, 1000
@@ -35,13 +36,19 @@ _COMMON = {
     "id": _TEXT,
     "category": _TEXT,
 }
-_CONTENTS_COLUMNS: dict[DatasetType, dict[str, pa.DataType]] = {
+_TURN = {"role": _TEXT, "content": _TEXT}
+_TURNS = {"turns": pa.list_(pa.struct(list(_TURN.items()))), "images": pa.list_(_TEXT)}
+_QUESTIONS = {"interactions": pa.list_(pa.struct(list(_INTERACTION.items())))}
+_TEXTS = {"prompt": _TEXT, "text": _TEXT}
+# By the type of the first record. A dataset with conversations may be of two types.
+_CONTENTS_COLUMNS: dict[str, dict[str, pa.DataType]] = {
     "phrase-grounding": {
         "caption": _TEXT,
         "grounded_phrases": pa.list_(pa.struct(list(_PHRASE.items()))),
     },
-    "vqa": {"interactions": pa.list_(pa.struct(list(_INTERACTION.items())))},
-    "freeform": {"prompt": _TEXT, "text": _TEXT},
+    "vqa": _QUESTIONS | _TURNS,
+    "freeform": _TEXTS | _TURNS,
+    "conversation": _QUESTIONS | _TEXTS | _TURNS,
 }
 
 
@@ -69,27 +76,49 @@ def write_shards(items: Iterable[ExportedImage], folder: Path, *, with_images: b
 
 
 def _build_rows(items: Iterable[ExportedImage], *, with_images: bool) -> Iterator[dict[str, Any]]:
+    """Build a row for each record, or for an image without records.
+
+    Conversations about several images come last, after the rows that embed their images.
+    """
+    waiting: list[tuple[ExportedImage, bool]] = []  # whether there is a row with the image
     for item in items:
-        image = {"bytes": item.read() if with_images else None, "path": item.asset.filename}
-        about = {
-            "image": image,
-            "sha256": item.sha256,
-            "width": item.asset.width,
-            "height": item.asset.height,
-            "type": None,
-            "split": item.split,  # no column; it decides the file
-        }
+        about = None
         for record in item.records:
-            yield about | _record_columns(record)
+            if not record.further_images:
+                about = about or _image_columns(item, with_images=with_images)
+                yield about | _record_columns(record)
         if not item.records:
-            yield about
+            yield _image_columns(item, with_images=with_images)
+        elif any(record.further_images for record in item.records):
+            waiting.append((item, about is not None))
+    further = find_further_images(item for item, _ in waiting)
+    for item, is_written in waiting:
+        if item.asset.filename in further and not is_written:
+            yield _image_columns(item, with_images=with_images)
+    for item, _ in waiting:
+        about = _image_columns(item, with_images=with_images)
+        for record in item.records:
+            if record.further_images:
+                yield about | _record_columns(record)
+
+
+def _image_columns(item: ExportedImage, *, with_images: bool) -> dict[str, Any]:
+    return {
+        "image": {"bytes": item.read() if with_images else None, "path": item.asset.filename},
+        "sha256": item.sha256,
+        "width": item.asset.width,
+        "height": item.asset.height,
+        "type": None,
+        "split": item.split,  # no column; it decides the file
+    }
 
 
 def _record_columns(record: Record) -> dict[str, Any]:
     contents: dict[str, Any] = msgspec.structs.asdict(record.contents)
+    is_conversation = isinstance(record.contents, Conversation)
     plain = {key: msgspec.to_builtins(value) for key, value in contents.items()}
     about: dict[str, Any] = {
-        "type": record.dataset_type,
+        "type": "conversation" if is_conversation else record.dataset_types[0],
         "id": record.id,
         "category": record.category,
     }
@@ -145,7 +174,7 @@ class _ShardWriter:
         self._file, self._shard_bytes = None, 0
 
 
-def _build_schema(task: DatasetType | None) -> pa.Schema:
+def _build_schema(task: str | None) -> pa.Schema:
     """Build the schema, with the features that mark ``image`` as an image for ``datasets``."""
     contents = (
         _CONTENTS_COLUMNS[task]

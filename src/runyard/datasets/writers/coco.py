@@ -24,7 +24,7 @@ class CocoWriter:
 
     name = "Coco"
     types: tuple[DatasetType, ...] = ("phrase-grounding", "freeform")
-    loses = f"{ONE_CAPTION}; prompts of texts"
+    loses = f"{ONE_CAPTION}; prompts of texts; conversations"
 
     def write(self, items: Iterable[ExportedImage], folder: Path, *, with_images: bool) -> None:
         categories: dict[str, int] = {}

@@ -1,6 +1,7 @@
 """The common parts of writers: file paths, and the named boxes of an item."""
 
 import posixpath
+from collections.abc import Iterable
 from pathlib import Path
 
 from runyard.datasets.packs import is_safe
@@ -26,6 +27,11 @@ def make_path(folder: Path, path: str) -> Path:
 
 def write_image(folder: Path, path: str, item: ExportedImage) -> None:
     make_path(folder, path).write_bytes(item.read())
+
+
+def find_further_images(items: Iterable[ExportedImage]) -> set[str]:
+    """Return the file names of all images that are not the first of their conversation."""
+    return {name for item in items for record in item.records for name in record.further_images}
 
 
 def list_boxes(item: ExportedImage) -> list[tuple[str, Box]]:

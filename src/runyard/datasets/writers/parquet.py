@@ -3,9 +3,11 @@ loss.
 
 One row per record. ``image`` is ``{bytes, path}`` and repeats if an image has several records; then
 ``sha256``, ``width``, ``height``, ``type``, ``id``, ``category``, and the contents: ``caption`` and
-``grounded_phrases``, or ``interactions``, or ``prompt`` and ``text``. An image without records is a
-row whose ``type`` is null. Shards are ``data/train-00000.parquet`` and so on, of at most about 512
-MiB; images of the validation and test splits have shards of their own, named after the split. The
+``grounded_phrases``, or ``interactions``, or ``prompt`` and ``text``, or ``turns`` and ``images``.
+An image without records is a row whose ``type`` is null; the ``type`` of a conversation is
+``conversation``. ``images`` names the images of a conversation about several, which comes after the
+rows that embed them. Shards are ``data/train-00000.parquet`` and so on, of at most about 512 MiB;
+images of the validation and test splits have shards of their own, named after the split. The
 writing itself is in arrow.py, because pyarrow takes a third of a second to load.
 """
 

@@ -2,6 +2,7 @@
 
 from runyard.datasets.writers.base import Writer
 from runyard.datasets.writers.coco import CocoWriter
+from runyard.datasets.writers.conversations import ConversationsWriter
 from runyard.datasets.writers.csv import CsvFourCornerWriter, CsvWidthHeightWriter
 from runyard.datasets.writers.parquet import ParquetWriter
 from runyard.datasets.writers.vi_full import ViFullWriter
@@ -19,6 +20,7 @@ WRITERS: list[Writer] = [
     CsvFourCornerWriter(),
     CsvWidthHeightWriter(),
     ParquetWriter(),
+    ConversationsWriter(),
 ]
 
 

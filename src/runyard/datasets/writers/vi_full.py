@@ -7,16 +7,18 @@ annotation files by their index in the sorted lists and expects one line per fil
 has exactly one file with one line, both with the same stem. A stem contains no point, because
 ``a.b.png`` and ``a.b.jsonl`` sort differently among ``a.*``. Images without records are left out.
 Several records of one image become one: questions are listed, captions are concatenated. Only
-freeform texts, which that loader does not read, stay separate lines.
+freeform texts and conversations, which that loader does not read, stay separate lines. An image
+that a conversation shows and that has no records in the same part is in ``further_images/``.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import msgspec
 
 from runyard.datasets.records import (
     AssetRef,
+    Conversation,
     DatasetType,
     Freeform,
     GroundedPhrase,
@@ -25,6 +27,7 @@ from runyard.datasets.records import (
     Record,
     Vqa,
     encode,
+    rename_images,
 )
 from runyard.datasets.splits import is_held_out
 from runyard.datasets.writers.base import ExportedImage
@@ -57,10 +60,24 @@ class ViFullWriter:
         for part in parts:
             (folder / part / "annotations").mkdir(parents=True)
             (folder / part / "images").mkdir()
-        stems: set[str] = set()
+        export = _Export(folder, with_images=with_images)
+        waiting: list[ExportedImage] = []  # until all images are known
+        sources: dict[str, ExportedImage] = {}  # of images that a part may need from another
         for item in items:
-            if item.records:
-                _write_item(item, folder / self._choose_part(item), stems, with_images=with_images)
+            if not item.records or any(record.further_images for record in item.records):
+                waiting.append(item)
+            else:
+                export.add_image(item, self._choose_part(item))
+                export.write_annotations(item, self._choose_part(item))
+                if self._fraction is not None:
+                    sources[item.asset.filename] = item
+        sources |= {item.asset.filename: item for item in waiting}
+        waiting = [item for item in waiting if item.records]
+        for item in waiting:
+            export.add_image(item, self._choose_part(item))
+        for item in waiting:
+            export.add_further_images(item, self._choose_part(item), sources)
+            export.write_annotations(item, self._choose_part(item))
 
     def _choose_part(self, item: ExportedImage) -> str:
         if self._fraction is None:
@@ -69,15 +86,51 @@ class ViFullWriter:
         return "validation" if held_out else "training"
 
 
-def _write_item(item: ExportedImage, folder: Path, stems: set[str], *, with_images: bool) -> None:
-    stem = _make_stem(item.asset.filename, stems)
-    data = item.read() if with_images else b""
-    name = f"{stem}.{_choose_ending(item.asset.filename, data)}"
-    if with_images:
-        (folder / "images" / name).write_bytes(data)
-    asset = msgspec.structs.replace(item.asset, filename=name)
-    lines = [encode(record) + b"\n" for record in merge_records(item.records, asset)]
-    (folder / "annotations" / f"{stem}.jsonl").write_bytes(b"".join(lines))
+class _Export:
+    """The files of an export, with the names that its images have in each part."""
+
+    def __init__(self, folder: Path, *, with_images: bool) -> None:
+        self._folder = folder
+        self._with_images = with_images
+        self._stems: set[str] = set()
+        self._names: dict[tuple[str, str], str] = {}  # by part and name in the dataset
+
+    def add_image(self, item: ExportedImage, part: str, *, below: str = "images") -> None:
+        """Choose the name of an image in a part, and write its bytes."""
+        stem = _make_stem(item.asset.filename, self._stems)
+        data = item.read() if self._with_images else b""
+        name = f"{stem}.{_choose_ending(item.asset.filename, data)}"
+        self._names[part, item.asset.filename] = name
+        if self._with_images:
+            (self._folder / part / below).mkdir(exist_ok=True)
+            (self._folder / part / below / name).write_bytes(data)
+
+    def add_further_images(
+        self, item: ExportedImage, part: str, sources: Mapping[str, ExportedImage]
+    ) -> None:
+        """Add the images that conversations of this one show, unless they are in the part."""
+        for record in item.records:
+            for name in record.further_images:
+                if (part, name) not in self._names and name in sources:
+                    self.add_image(sources[name], part, below="further_images")
+
+    def write_annotations(self, item: ExportedImage, part: str) -> None:
+        """Write the records of an image; all images that they show have been added."""
+        name = self._names[part, item.asset.filename]
+        asset = msgspec.structs.replace(item.asset, filename=name)
+        names = {
+            shown: self._names[part, shown]
+            for record in item.records
+            for shown in (item.asset.filename, *record.further_images)
+            if (part, shown) in self._names
+        }
+        records = [
+            msgspec.structs.replace(record, contents=rename_images(record.contents, names))
+            for record in item.records
+        ]
+        lines = [encode(record) + b"\n" for record in merge_records(records, asset)]
+        path = self._folder / part / "annotations" / f"{name.rpartition('.')[0]}.jsonl"
+        path.write_bytes(b"".join(lines))
 
 
 def _make_stem(filename: str, taken: set[str]) -> str:
@@ -107,11 +160,19 @@ def _choose_ending(filename: str, data: bytes) -> str:
 
 
 def merge_records(records: list[Record], asset: AssetRef) -> list[Record]:
-    """Merge all records of an image into one; freeform texts stay separate."""
-    first = msgspec.structs.replace(records[0], asset=asset)
+    """Merge all records of an image into one; freeform texts and conversations stay separate."""
+    records = [msgspec.structs.replace(record, asset=asset) for record in records]
+    kinds = (Freeform, Conversation)
+    separate = [record for record in records if isinstance(record.contents, kinds)]
+    merging = [record for record in records if not isinstance(record.contents, kinds)]
+    return [*_merge_same(merging), *separate] if merging else separate
+
+
+def _merge_same(records: list[Record]) -> list[Record]:
+    first = records[0]
     same = [record.contents for record in records]
-    if len(same) == 1 or isinstance(first.contents, Freeform):
-        return [msgspec.structs.replace(record, asset=asset) for record in records]
+    if len(same) == 1:
+        return records
     if isinstance(first.contents, Vqa):
         asked = [
             one for contents in same if isinstance(contents, Vqa) for one in contents.interactions

@@ -37,6 +37,7 @@ CODES: dict[str, tuple[int, str]] = {
     "DatasetInUse": (409, "Runs under way need the dataset"),
     "BackupImpossible": (409, "A backup of the store could not be restored"),
     "IdDeleted": (409, "The id belonged to a deleted resource"),
+    "ImageInUse": (409, "Conversations of other images show the image"),
     "ImportOver": (409, "The import accepts no more files"),
     "NameTaken": (409, "The dataset has another image of this name"),
     "RestoreUnderWay": (409, "A backup is being restored already"),

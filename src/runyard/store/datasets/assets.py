@@ -46,7 +46,8 @@ def find_by_name(
 ) -> dict[str, AnyRow]:
     """Find assets by file name.
 
-    Columns filename, id, content, size_bytes, record_count, generation.
+    Columns filename, id, content, size_bytes, record_count, generation, width, height, mime,
+    split.
     """
     found: dict[str, AnyRow] = {}
     table = assets.c
@@ -57,6 +58,10 @@ def find_by_name(
         table.size_bytes,
         table.record_count,
         table.generation,
+        table.width,
+        table.height,
+        table.mime,
+        table.split,
     )
     for some in _split_batches(names):
         query = select(*columns).where(
@@ -354,6 +359,21 @@ def list_records_from(
         records.c.number >= number,
     )
     return connection.execute(query.order_by(records.c.number).limit(limit)).all()
+
+
+def list_records_that_begin(
+    connection: Connection, *, org: str, dataset_id: str, prefix: bytes
+) -> Sequence[AnyRow]:
+    """Return the records whose contents begin with these bytes.
+
+    Columns number, asset_id, generation, contents.
+    """
+    table = records.c
+    beginning = func.substr(table.contents, 1, len(prefix), type_=table.contents.type)
+    query = select(table.number, table.asset_id, table.generation, table.contents).where(
+        table.org == org, table.dataset_id == dataset_id, beginning == prefix
+    )
+    return connection.execute(query.order_by(table.number)).all()
 
 
 def list_records(

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,7 +18,14 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from runyard.datasets.records import Contents, Freeform, PhraseGrounding, Vqa
+from runyard.datasets.records import (
+    IMAGE_MARK,
+    Contents,
+    Conversation,
+    Freeform,
+    PhraseGrounding,
+    Vqa,
+)
 from runyard.datasets.splits import SPLITS, Split, is_held_out
 from runyard.datasets.versions import VersionError, VersionFolder, VersionImage
 from runyard.rundir import COMPLETE
@@ -31,7 +39,13 @@ if TYPE_CHECKING:
 
 # The question of a freeform record without a prompt. Trained models know these words.
 DESCRIBE = "Describe the picture."
-TASKS: dict[type, str] = {Vqa: VQA, PhraseGrounding: PHRASE_GROUNDING, Freeform: FREEFORM}
+TASKS: dict[type, tuple[str, ...]] = {
+    Vqa: (VQA,),
+    PhraseGrounding: (PHRASE_GROUNDING,),
+    Freeform: (FREEFORM,),
+    Conversation: (VQA, FREEFORM),
+}
+_IMAGE_MARK = re.compile(rf"\s*{IMAGE_MARK}\s*")
 MAX_DECODED_IMAGES = 2  # questions about one image follow each other
 
 
@@ -72,7 +86,7 @@ class UploadedSamples:
         """Read the manifest once.
 
         Raises:
-            InvalidData: a record is of another task.
+            InvalidData: a record is of another task, or cannot be trained on yet.
             OSError: the folder is damaged.
         """
         self._folder, self._task, self.name = folder, task, name
@@ -80,16 +94,21 @@ class UploadedSamples:
             self._version = VersionFolder(folder)
             locations: list[tuple[int, int, int]] = []
             keys, image_hashes, splits = bytearray(), bytearray(), bytearray()
+            untrainable: list[str] = []
             for number, item in enumerate(self._version.items()):
                 if number % 256 == 0:
                     check_cancelled()
                 for record, contents in enumerate(item.records):
                     self._check_task(item, contents)
+                    if not is_trainable(contents):
+                        untrainable.append(item.filename)
+                        continue
                     for part, (question, truth) in enumerate(list_questions(contents)):
                         locations.append((number, record, part))
                         keys += _hash_sample(item, question, truth)
                         image_hashes += bytes.fromhex(item.sha256)
                         splits.append(SPLITS.index(item.split) if item.split else len(SPLITS))
+        self._check_trainable(untrainable)
         # Item, record, question of each sample.
         self._locations = np.asarray(locations, np.int32).reshape(-1, 3)
         self.keys = np.frombuffer(bytes(keys), np.uint8).reshape(-1, 32)
@@ -148,12 +167,23 @@ class UploadedSamples:
         return image
 
     def _check_task(self, item: VersionImage, contents: Contents) -> None:
-        kind = TASKS[type(contents)]
-        if kind != self._task:
+        kinds = TASKS[type(contents)]
+        if self._task not in kinds:
+            kind = kinds[0]
             raise InvalidData(
                 f"dataset {self.name!r} has {kind} records ({item.filename!r} is the first), but "
                 "projectKind is "
                 f"{self._task!r}; try: set projectKind to {kind!r}, or choose another dataset"
+            )
+
+    def _check_trainable(self, untrainable: list[str]) -> None:
+        """Check that there are no records without samples; ``untrainable`` are their images."""
+        if untrainable:
+            raise InvalidData(
+                f"dataset {self.name!r} has {len(untrainable)} conversations with several images "
+                f"or a system turn ({untrainable[0]!r} has the first), which cannot be trained on "
+                "yet; try: delete these annotations, or import rows of one image without a system "
+                "turn"
             )
 
     @contextlib.contextmanager
@@ -292,9 +322,30 @@ def _check_own_split(dataset: Dataset, found: str, validation_fraction: float) -
         )
 
 
+def is_trainable(contents: Contents) -> bool:
+    """Return whether a record has samples.
+
+    Conversations about several images, or with a system turn, have none yet.
+    """
+    return not isinstance(contents, Conversation) or not (
+        contents.images or any(turn.role == "system" for turn in contents.turns)
+    )
+
+
 def list_questions(contents: Contents) -> list[tuple[str, Answer]]:
-    """Return the questions of a record with their true answers, one per sample."""
+    """Return the questions of a record with their true answers, one per sample.
+
+    Each answer of a conversation is a sample of its own, without the turns before its question:
+    training on whole conversations is not supported yet.
+    """
     match contents:
+        case Conversation(turns=turns):
+            asked = (_IMAGE_MARK.sub(" ", turn.content).strip() for turn in turns[::2])
+            answered = (Answer(turn.content) for turn in turns[1::2])
+            return [
+                (question or DESCRIBE, answer)
+                for question, answer in zip(asked, answered, strict=True)
+            ]
         case Vqa(interactions=interactions):
             return [(each.question, Answer(each.answer)) for each in interactions]
         case PhraseGrounding(caption=caption, grounded_phrases=phrases):

@@ -140,17 +140,16 @@ def test_a_project_of_version_3_is_read(images: Any, list_boxes: Any) -> None:
     regions = [
         ([2, 4, 2, 8, 4], "0"),
         ([3, 10, 10, 5], "1"),
-        ([7, 4, 2, 12, 2, 8, 6], "0,1"),
-        ([8, 4, 4, 8, 2, 12, 4, 8, 6], "0"),
+        ([7, 4, 2, 16, 2, 8, 6], "0,1"),
+        ([8, 4, 4, 8, 2, 20, 4, 8, 6], "0"),
         ([1, 4, 2], "0"),
     ]
     result = images.put("via.json", project3(*regions)).check()
     assert result.outcome.format == "Via"
-    square = [4, 2, 12, 6]
     assert list_boxes(result) == {
         "images/a.png": [
-            *[("tin", square)] * 3,
-            *[("box", [5, 5, 15, 15]), ("box", square)],
+            *[("tin", [4, 2, 12, 6]), ("tin", [4, 2, 16, 6]), ("tin", [4, 2, 20, 6])],
+            *[("box", [5, 5, 15, 15]), ("box", [4, 2, 16, 6])],
         ]
     }
     found = [one for one in result.findings if one.code == "AnnotationsIgnored"]

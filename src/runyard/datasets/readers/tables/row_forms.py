@@ -13,7 +13,6 @@ from runyard.datasets.readers.columns import (
     PAIRS,
     QUESTIONS,
     TEXTS,
-    TURNS,
     normalize_column,
     normalize_columns,
 )
@@ -30,6 +29,7 @@ from runyard.datasets.readers.tables.csv_rows import (
 from runyard.datasets.readers.tables.objects import find_objects, has_boxes, is_box
 from runyard.datasets.readers.tables.row_images import IDENTIFIERS, IMAGES, URLS, names_image
 from runyard.datasets.readers.tools.recognized import recognize
+from runyard.datasets.readers.turns import LISTS
 from runyard.datasets.sources import Source
 
 # By source: two readers ask for the tables.
@@ -94,7 +94,7 @@ def _is_table(source: Source, path: str) -> bool:
     if form is None or recognize(source, path) is not None:
         return False
     is_metadata = base in _METADATA
-    if not is_metadata and any(isinstance(form.first.get(key), list) for key in TURNS):
+    if not is_metadata and any(isinstance(form.first.get(key), list) for key in LISTS):
         return False
     columns = {normalize_column(column) for column in form.columns}
     if form.text is not None and _has_box_columns(columns):
@@ -201,7 +201,7 @@ def _has_contents(columns: set[str], first: Mapping[str, Any]) -> bool:
         return is_box(boxes[0]) if boxes else found.field != "annotations"
     if not columns.isdisjoint(QUESTIONS) and not columns.isdisjoint(ANSWERS):
         return True
-    if any(isinstance(first.get(key), list) for key in (*PAIRS, *TURNS)):
+    if any(isinstance(first.get(key), list) for key in (*PAIRS, *LISTS)):
         return True
     return any(
         key in columns and isinstance(first.get(key), str | int | list | None)

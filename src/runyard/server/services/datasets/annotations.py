@@ -1,9 +1,9 @@
 """Annotations: the records of an image, listed and edited part by part.
 
 A grounded caption is one annotation, and each of its boxes another; they share the record's id as
-their whole. Questions and answers, and free texts, are one annotation whose text is the record's
-contents as JSON: the published client knows no other shape. ``<number>`` names a record (or its
-caption), ``<number>-<n>`` its n-th box, counted from 0.
+their whole. Questions and answers, free texts and conversations are one annotation whose text is
+the record's contents as JSON: the published client knows no other shape. ``<number>`` names a
+record (or its caption), ``<number>-<n>`` its n-th box, counted from 0.
 """
 
 import re
@@ -15,9 +15,10 @@ import msgspec
 from sqlalchemy import Connection
 
 from runyard.datasets.records import (
-    TYPE_OF,
+    TYPES_OF,
     Box,
     Contents,
+    Conversation,
     GroundedPhrase,
     PhraseGrounding,
     char_span,
@@ -26,7 +27,7 @@ from runyard.datasets.records import (
 from runyard.server.services import etags, pages
 from runyard.server.services.access.signing import Position
 from runyard.server.services.context import Actor, Services
-from runyard.server.services.datasets import assets, datasets
+from runyard.server.services.datasets import assets, conversations, datasets
 from runyard.server.services.errors import Refusal, not_found
 from runyard.server.services.pages import PageRequest
 from runyard.store.datasets import assets as rows
@@ -187,15 +188,19 @@ async def _edit(
     is_removal = edit is _remove_box
 
     def update_record(tx: Connection) -> Annotation:
-        record, _ = _get_record(tx, actor.org, dataset_id, asset_id, annotation_id)
+        record, asset = _get_record(tx, actor.org, dataset_id, asset_id, annotation_id)
         dataset = datasets.get_row(tx, **key)
         _get_part(record, annotation_id)
         contents = edit(_CONTENTS.decode(record.contents), _parse_box_number(annotation_id))
-        if TYPE_OF.get(type(contents)) != dataset.type:
+        if dataset.type not in TYPES_OF[type(contents)]:
             raise _annotation_invalid(
                 f"the dataset is of type {dataset.type}, and the contents are of type "
-                f"{TYPE_OF.get(type(contents))}"
+                f"{' or '.join(TYPES_OF[type(contents)])}"
             )
+        if isinstance(contents, Conversation):
+            why = conversations.find_problem(tx, contents, **key, filename=asset.filename)
+            if why is not None:
+                raise _annotation_invalid(why)
         now_ms = services.clock.now_ms()
         values = {"contents": msgspec.json.encode(contents), "generation": record.generation + 1}
         changes = [(record.number, {**values, "last_updated": now_ms})]

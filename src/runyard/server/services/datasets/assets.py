@@ -19,7 +19,7 @@ from runyard.datasets.packs import is_safe
 from runyard.server.services import etags, pages, retention
 from runyard.server.services.access.signing import FileLink, Position, link_expiry
 from runyard.server.services.context import Actor, Services
-from runyard.server.services.datasets import datasets
+from runyard.server.services.datasets import conversations, datasets
 from runyard.server.services.datasets.dict_params import parse_dict_param
 from runyard.server.services.errors import Problem, Refusal, not_found
 from runyard.server.services.pages import PageRequest
@@ -164,6 +164,7 @@ async def rename(
             now_ms = services.clock.now_ms()
             values = {"filename": new, "generation": row.generation + 1, "last_updated": now_ms}
             rows.change(tx, **key, asset_id=row.id, values=values)
+            conversations.rename_in_records(tx, **key, names={row.filename: new}, time_ms=now_ms)
             dataset_rows.adjust_counts(tx, **key, time_ms=now_ms)
             services.audit(actor, "rename asset", f"{dataset_id}/{row.id}")(tx)
         return get_row(tx, **key, asset_id=row.id)
@@ -189,12 +190,13 @@ async def delete(services: Services, actor: Actor, dataset_id: str, asset_id: st
     """Delete an image and its records.
 
     Raises:
-        Refusal: NotFound.
+        Refusal: NotFound, ImageInUse (conversations of other images show it).
     """
     key: Any = {"org": actor.org, "dataset_id": dataset_id}
 
     def delete_asset(tx: Connection) -> None:
-        get_row(tx, **key, asset_id=asset_id)
+        row = get_row(tx, **key, asset_id=asset_id)
+        _check_unused(tx, key, row)
         _delete_rows(services, tx, key, [asset_id])
         services.audit(actor, "delete asset", f"{dataset_id}/{asset_id}")(tx)
 
@@ -202,19 +204,44 @@ async def delete(services: Services, actor: Actor, dataset_id: str, asset_id: st
     retention.start_image_removal(services, org=actor.org)
 
 
-def _delete_rows(services: Services, tx: Connection, key: Any, ids: Sequence[str]) -> int:
+def _check_unused(tx: Connection, key: Any, row: AnyRow) -> None:
+    others = [
+        record
+        for record in conversations.find_records(tx, **key, names=[row.filename])
+        if record.asset_id != row.id
+    ]
+    if others:
+        raise Refusal(
+            "ImageInUse",
+            f"image {row.filename!r} is shown by conversations of other images ({len(others)}); "
+            f"the first is annotation {others[0].number} of asset {others[0].asset_id}; try: "
+            "delete them first, or delete the image with a bulk deletion, which deletes them too",
+        )
+
+
+def _delete_rows(
+    services: Services, tx: Connection, key: Any, ids: Sequence[str]
+) -> tuple[int, int]:
+    """Delete images, their records, and the conversations of other images that show them.
+
+    Return how many images and how many such conversations are gone.
+    """
     removed = rows.remove(tx, **key, ids=ids)
+    now_ms = services.clock.now_ms()
+    bare, lost = conversations.remove_records(
+        tx, **key, names={row.filename for row in removed}, time_ms=now_ms
+    )
     dataset_rows.mark_unneeded_contents(tx, org=key["org"], hashes={row.content for row in removed})
     dataset_rows.adjust_counts(
         tx,
         **key,
-        time_ms=services.clock.now_ms(),
+        time_ms=now_ms,
         assets=-len(removed),
-        annotated=-sum(row.record_count > 0 for row in removed),
-        records=-sum(row.record_count for row in removed),
+        annotated=-sum(row.record_count > 0 for row in removed) - bare,
+        records=-sum(row.record_count for row in removed) - lost,
         size_bytes=-sum(row.size_bytes for row in removed),
     )
-    return len(removed)
+    return len(removed), lost
 
 
 async def delete_many(
@@ -306,18 +333,22 @@ async def _run_bulk_deletion(services: Services, row: AnyRow) -> None:
         groups = [named[at : at + rows.BATCH_SIZE] for at in range(0, len(named), rows.BATCH_SIZE)]
     elif named is not None:
         groups = [[]]
+    conversations_lost = 0
 
     def delete_next_assets(tx: Connection, group: list[str] | None, *, is_last: bool) -> int:
         now = job_rows.get_job(tx, bulk_deletions, org=row.org, id=row.id)
         if now is None or now.state != "Waiting":
             return 0  # gone with its dataset
         ids = rows.list_ids(tx, **key, named=group, like=like, limit=DELETED_AT_ONCE)
-        deleted = _delete_rows(services, tx, key, ids) if ids else 0
+        deleted, lost = _delete_rows(services, tx, key, ids) if ids else (0, 0)
+        nonlocal conversations_lost
+        conversations_lost += lost
         values = {
             "deleted_count": now.deleted_count + deleted,
             "last_updated": services.clock.now_ms(),
         }
-        values |= {} if ids or not is_last else {"state": "Done"}
+        if is_last and not ids:
+            values |= {"state": "Done", "why": _describe_lost(conversations_lost)}
         job_rows.change_job(tx, bulk_deletions, org=row.org, id=row.id, values=values)
         return len(ids)
 
@@ -327,6 +358,12 @@ async def _run_bulk_deletion(services: Services, row: AnyRow) -> None:
             while await services.store.write(step):
                 pass
     await retention.remove_unneeded_images(services, org=row.org)
+
+
+def _describe_lost(conversations_lost: int) -> str | None:
+    if not conversations_lost:
+        return None
+    return f"conversations of other images that showed them: {conversations_lost}"
 
 
 def _parse_filter(spec: BulkDeletionSpec) -> tuple[list[str] | None, list[str]]:
@@ -374,7 +411,8 @@ def to_bulk_document(row: AnyRow) -> BulkDeletion:
     condition = SessionCondition(condition="Finished", last_transition_time=row.time_created)
     if row.state == "Done":
         condition.status, condition.last_transition_time = ConditionStatus.REACHED, row.last_updated
-        condition.message = f"{row.deleted_count} images were deleted"
+        also = f", and {row.why}" if row.why else ""
+        condition.message = f"{row.deleted_count} images were deleted{also}"
     document = BulkDeletion(
         organization_id=row.org,
         dataset_id=row.dataset_id,

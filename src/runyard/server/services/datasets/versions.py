@@ -1,9 +1,10 @@
 """Versions: what a dataset holds at one moment, under a name derived from the content itself.
 
 A version is a manifest: one JSON line for each image that has records, sorted by file name, with
-its records. It is a blob, and the first digits of its hash are the version's id; so the same
-content is always the same version. One is created after each import, and
-when a run is created from a dataset that has changed since.
+its records. An image that only conversations of other images show has a line without records. The
+manifest is a blob, and the first digits of its hash are the version's id; so the same content is
+always the same version. One is created after each import, and when a run is created from a dataset
+that has changed since.
 
 A version is kept while a run is pinned to it, and as long as every image it names is kept anyway.
 When an image that it names is removed, and no run needs the version, the version is removed as well
@@ -24,7 +25,7 @@ from sqlalchemy import Connection
 from runyard.server.services import etags, pages
 from runyard.server.services.access.signing import Position
 from runyard.server.services.context import Services
-from runyard.server.services.datasets import datasets
+from runyard.server.services.datasets import conversations, datasets
 from runyard.server.services.errors import Refusal, not_found
 from runyard.server.services.jobs import run_in_thread
 from runyard.server.services.pages import PageRequest
@@ -221,24 +222,36 @@ def _write_manifest(services: Services, dataset: AnyRow, file: IO[bytes]) -> _Wr
 def _iter_manifest_lines(
     tx: Connection, key: dict[str, str]
 ) -> Iterator[tuple[str, bytes, int, int]]:
-    """Yield (file name, line, number of records, size of the image) of each image with records."""
+    """Yield (file name, line, number of records, size of the image) of each image with records, or
+    that a conversation shows.
+    """
+    shown: set[str] = set()
     for filename, rows_of in groupby(
         asset_rows.iter_records(tx, **key), key=lambda row: row.filename
     ):
         records_of_image = list(rows_of)
         first = records_of_image[0]
+        for row in records_of_image:
+            shown.update(conversations.list_further_images(row.contents))
         records = [msgspec.Raw(row.contents) for row in records_of_image]
-        line = ManifestLine(
-            filename,
-            first.content,
-            first.size_bytes,
-            first.width,
-            first.height,
-            first.mime,
-            records,
-            first.split,
-        )
-        yield filename, msgspec.json.encode(line) + b"\n", len(records), first.size_bytes
+        yield filename, _encode_line(first, records), len(records), first.size_bytes
+    for image in asset_rows.find_by_name(tx, **key, names=shown).values():
+        if not image.record_count:
+            yield image.filename, _encode_line(image, []), 0, image.size_bytes
+
+
+def _encode_line(image: AnyRow, records: list[msgspec.Raw]) -> bytes:
+    line = ManifestLine(
+        image.filename,
+        image.content,
+        image.size_bytes,
+        image.width,
+        image.height,
+        image.mime,
+        records,
+        image.split,
+    )
+    return msgspec.json.encode(line) + b"\n"
 
 
 async def _store_version(

@@ -19,6 +19,7 @@ from sqlalchemy import Connection
 
 from runyard import limits
 from runyard.limits import Limit
+from runyard.server.services.datasets import conversations
 from runyard.store.datasets import assets as rows
 from runyard.store.datasets import datasets as dataset_rows
 from runyard.store.datasets import imports as import_rows
@@ -199,7 +200,10 @@ def _overwrite_images(
     annotated = [asset for asset, _ in changed if asset.record_count]
     gone = rows.list_records(tx, **key, asset_ids=[asset.id for asset in annotated])
     rows.remove_records(tx, **key, numbers=[record.number for record in gone])
-    return len(annotated), len(gone)
+    bare, lost = conversations.remove_records(
+        tx, **key, names={asset.filename for asset, _ in changed}, time_ms=now_ms
+    )
+    return len(annotated) + bare, len(gone) + lost
 
 
 def _load_custom_metadata(tx: Connection, row: AnyRow) -> dict[str, bytes]:
@@ -232,8 +236,11 @@ def _apply_records(
     key: Any = {"org": row.org, "dataset_id": row.dataset_id}
     if not _is_committing(tx, row):
         return
-    names = {line.asset.filename for line in prepared.values()}
-    images = rows.find_by_name(tx, **key, names=names)
+    shown = {
+        id: {line.asset.filename, *conversations.list_further_images(bytes(line.contents))}
+        for id, line in prepared.items()
+    }
+    images = rows.find_by_name(tx, **key, names=set().union(*shown.values()))
     known = rows.find_records(tx, **key, ids=prepared)
     dataset = dataset_rows.get(tx, org=row.org, dataset_id=row.dataset_id)
     assert dataset is not None  # noqa: S101 - the import names it
@@ -242,9 +249,9 @@ def _apply_records(
     changes: list[tuple[int, dict[str, Any]]] = []
     more: Counter[str] = Counter()
     for id, line in prepared.items():
-        image = images.get(line.asset.filename)
-        if image is None:  # it was deleted since the worker read the dataset
+        if not shown[id] <= images.keys():  # one was deleted since the worker read the dataset
             continue
+        image = images[line.asset.filename]
         category = (
             None if line.category is None else limits.clean_text(line.category, limits.CATEGORY)
         )

@@ -51,7 +51,7 @@ log = logging.getLogger(__name__)
 
 FORMATS = (
     *("ViFull", "ViJsonl", "Coco", "PascalVoc", "YoloDarknet", "YoloKerasPytorch"),
-    *("CsvFourCorner", "CsvWidthHeight", "Parquet"),
+    *("CsvFourCorner", "CsvWidthHeight", "Parquet", "Conversations"),
 )
 MODULE = "runyard.datasets.exporting"
 KEPT_MS = 7 * 24 * 3600 * 1000
@@ -209,6 +209,7 @@ async def _run_export(services: Services, row: AnyRow) -> None:
     try:
         await run_in_thread(_store_blob, services, row.org, path, sha256, size_bytes)
         values = {"state": "Done", "sha256": sha256, "size_bytes": size_bytes}
+        values["why"] = result.get("note")  # what the format cannot carry
         async with services.blob_lock:
             await _end_export(
                 services, row, folder, {**values, "version": version.id if version else None}

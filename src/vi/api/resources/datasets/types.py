@@ -28,6 +28,7 @@ class DatasetExportFormat(enum.StrEnum):
     CSV_FOUR_CORNER = "CsvFourCorner"
     CSV_WIDTH_HEIGHT = "CsvWidthHeight"
     PARQUET = "Parquet"
+    CONVERSATIONS = "Conversations"
 
 
 class DatasetExportOptions(msgspec.Struct, rename="camel", frozen=True):
