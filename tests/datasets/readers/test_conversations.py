@@ -560,4 +560,4 @@ def test_conversations_of_a_table_about_its_image(
     assert result.records[0].contents == Conversation(
         turns=say("Who?", "She.", "Sure?", "<|box_start|>(1,1),(2,2)<|box_end|>")
     )
-    assert result.codes == ["BoxesInText", "RowDuplicate", "ConversationInvalid"]
+    assert sorted(result.codes) == ["BoxesInText", "ConversationInvalid", "RowDuplicate"]
