@@ -160,10 +160,6 @@ KINDS: dict[str, FindingKind] = {
     "QuestionAssumed": FindingKind(
         "warning", "none needed if this question is right; else write the question in each row"
     ),
-    "LocationTokens": FindingKind(
-        "warning",
-        "none needed if the base model has these tokens; else write boxes for phrase grounding",
-    ),
     "ConversationInvalid": FindingKind(
         "error", "alternate human and assistant turns, the human first"
     ),

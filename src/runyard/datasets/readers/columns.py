@@ -29,6 +29,7 @@ from runyard.datasets.readers.base import Row
 from runyard.datasets.readers.boxes import parse_size
 from runyard.datasets.readers.conversations import (
     BOXES_IN_TEXT,
+    TEXT_BOX,
     build_contents,
     build_conversation,
     has_boxes_in_text,
@@ -91,7 +92,6 @@ NAMES_FIX = (
     "write the names, one per line from class 0, in classes.txt next to the file, or write names "
     "in place of the numbers"
 )
-_LOCATION_TOKEN = re.compile(r"<(?:loc|seg)\d{3,4}>")
 _MAX_CAUSES = 100
 _NO_COLUMN = "no column fits"
 
@@ -309,7 +309,7 @@ def _extract_freeform(
         return build_contents(pairs, "freeform")
     found = _find_column(row, TEXTS, "text")
     if found is not None:
-        _warn_of_tokens(found[0], found[1], location, table)
+        _warn_of_boxes(found[0], found[1], location, table)
         return _parse_texts(*found, location)
     named = _find_class_name(row, location, table)
     return None if named is None else [Freeform(text=named)] if named else []
@@ -409,13 +409,10 @@ def _has_answer(row: Mapping[str, Any]) -> bool:
     return any(row.get(key) is not None for key in ANSWERS)
 
 
-def _warn_of_tokens(field: str, text: Any, location: SourceLocation, table: Table) -> None:
-    if isinstance(text, str) and "<" in text and (token := _LOCATION_TOKEN.search(text)):
-        cause = (
-            f"the text has location tokens such as {token[0]}, which are boxes of one model's "
-            "tokenizer; they are kept as text"
-        )
-        table.collect("tokens", location, "LocationTokens", cause, field=field, value=text)
+def _warn_of_boxes(field: str, text: Any, location: SourceLocation, table: Table) -> None:
+    """Report texts with boxes once per file, such as the tokens ``<loc0102>`` of PaliGemma."""
+    if isinstance(text, str) and TEXT_BOX.search(text):
+        table.collect("boxes", location, "BoxesInText", BOXES_IN_TEXT, field=field, value=text)
 
 
 def _find_pairs(
@@ -430,7 +427,7 @@ def _find_pairs(
     question = None if answer is None else _find_column(row, QUESTIONS, "question")
     if question is None or answer is None:
         return None
-    _warn_of_tokens(answer[0], answer[1], location, table)
+    _warn_of_boxes(answer[0], answer[1], location, table)
     if isinstance(question[1], list):
         return _pair_lists(question, answer, location)
     answered = _pick_answer(answer[1])

@@ -59,7 +59,7 @@ _UNREAD = {
     "system": "a flow has its own system prompt; write it as the first turn to keep it",
     "tools": "the use of tools is not supported",
 }
-_TEXT_BOX = re.compile(r'<\|?(?:box|quad)(?:_start)?\|?>|<loc\d{4}>|"bbox_2d"')
+TEXT_BOX = re.compile(r'<\|?(?:box|quad)(?:_start)?\|?>|<loc\d{4}>|"bbox_2d"')
 BOXES_IN_TEXT = "boxes within texts are kept as text; they are not rotated or scaled with the image"
 
 
@@ -216,7 +216,7 @@ def has_boxes_in_text(contents: Contents, row: Mapping[str, Any]) -> bool:
     else:
         texts = [turn.content for turn in getattr(contents, "turns", ())]
     text = "\n".join(texts)
-    if _TEXT_BOX.search(text) is not None:
+    if TEXT_BOX.search(text) is not None:
         return True
     _, boxes = read_objects(row["objects"]) or ([], []) if "objects" in row else ([], [])
     return any(box in text for box in boxes)

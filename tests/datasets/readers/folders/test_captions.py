@@ -20,7 +20,10 @@ def test_a_text_next_to_each_image(source_folder: Any, make_png: Callable[..., b
         ("x/a.png", Freeform(text="ein rotes Feld")),
         ("x/b.PNG", Freeform(text="two\nlines")),
     ]
-    assert sorted(result.codes) == ["AnnotationsAbsent", "FileIgnored"]
+    assert [(f.code, f.file) for f in result.findings if f.severity == "error"] == [
+        ("ImageMissing", "x/d.txt")
+    ]
+    assert result.outcome.counts["rows"] == 3
 
 
 @pytest.mark.parametrize(

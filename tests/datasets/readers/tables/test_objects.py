@@ -119,3 +119,13 @@ def test_a_box_that_cannot_be_read_leaves_out_its_row(
     result = source_folder.put("t.jsonl", "\n".join(map(json.dumps, rows))).check()
     assert [found.code for found in result.findings if found.severity == "error"] == [code]
     assert len(result.records) == 1
+
+
+def test_a_long_row_with_boxes_is_recognized(
+    source_folder: Any, make_png: Callable[..., bytes]
+) -> None:
+    boxes = [[1 + number, 2, 30, 40] for number in range(100)]
+    row = {"image": "a.png", "objects": {"bbox": boxes, "category": ["tin"] * 100}}
+    source_folder.put("a.png", make_png(*SIZE)).put("t.json", json.dumps({"rows": [row]}))
+    [record] = source_folder.check().records
+    assert len(record.contents.grounded_phrases[0].bounds) == 100

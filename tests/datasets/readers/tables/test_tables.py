@@ -280,8 +280,9 @@ def test_location_tokens_are_kept_and_reported_once(images: Any) -> None:
     ]
     result = images.put("_annotations.train.jsonl", "\n".join(map(json.dumps, rows))).check()
     assert [text for _, _, text in list_pairs(result.records)] == [row["suffix"] for row in rows]
-    [found] = [found for found in result.findings if found.code == "LocationTokens"]
-    assert "<loc0102>" in found.cause and "(2 rows)" in found.cause
+    [found] = [found for found in result.findings if found.code == "BoxesInText"]
+    assert found.value is not None and "<loc0102>" in found.value
+    assert "(2 rows)" in found.cause
 
 
 def test_submissions_have_made_up_labels_and_are_ignored(images: Any) -> None:

@@ -11,7 +11,7 @@ from runyard.datasets.images import is_image_name
 from runyard.datasets.options import DEFAULT_OPTIONS, ReadOptions
 from runyard.datasets.readers.base import Row
 from runyard.datasets.readers.columns import Table, build_rows
-from runyard.datasets.readers.folders.class_folders import find_class_folders
+from runyard.datasets.readers.folders.class_folders import find_class_folders, is_document
 from runyard.datasets.readers.lines import open_text
 from runyard.datasets.readers.locations import SourceLocation
 from runyard.datasets.readers.shards.keys import IMAGE_ENDINGS
@@ -60,16 +60,27 @@ class CaptionsReader:
 
 
 def _find_side_files(source: Source) -> list[str]:
-    """Find text files named like an image, unless most of them are labels."""
+    """Find text files named like an image, unless most of them are labels.
+
+    If there are any, other texts are captions of missing images, apart from documents.
+    """
     texts = list_side_files(source)
-    if not find_text_kinds(source).are_captions(texts):
+    kinds = find_text_kinds(source)
+    if not kinds.are_captions(texts):
         texts = []
     stems = {path.rpartition(".")[0] for path in source.paths() if is_image_name(path)}
-    return texts + [
+    texts += [
         path
         for path in source.paths()
         if path.lower().endswith(_CAPTION) and path[: -len(_CAPTION)] in stems
     ]
+    known = {*texts, *find_tables(source)}
+    orphans = [
+        path
+        for path, form in kinds.forms.items()
+        if form.kind == "other" and path not in known and not is_document(path)
+    ]
+    return sorted([*texts, *orphans]) if texts else []
 
 
 def _read_side_file(

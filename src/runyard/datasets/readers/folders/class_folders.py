@@ -27,6 +27,10 @@ _ANNOTATIONS = (
 _DOCUMENT = re.compile(
     r"(?:readme|licen[cs]e|notice|changelog|citation|requirements|copying|copyright|about)\b", re.I
 )
+_OTHER_DOCUMENT = re.compile(
+    r"(?:notes?|info|todo|credits?|sources?|authors?|version|labels?|classes|names|captions?)\b",
+    re.I,
+)
 _SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation", "dev")
 # Names of splits with words around them, if all folders next to them have such names.
 _SPLIT = re.compile(r"(?:\w+[_-])?(?:train|test|val|dev)(?:ing|id|idation)?(?:[_-]\w+|\d*)", re.I)
@@ -38,7 +42,6 @@ _GENERAL = frozenset(
     )
 )
 _NOT_IMAGES = frozenset(("labels", "annotations", "masks", "mask", "gt", "ground_truth", "depth"))
-_MAX_SHOWN = 3
 
 
 @dataclass
@@ -115,11 +118,16 @@ def explain_folders(source: Source) -> Finding | None:
     return make_finding("AnnotationsAbsent", file=first, cause=found.why, fix=fix)
 
 
-def _is_annotation(path: str) -> bool:
+def is_document(path: str) -> bool:
+    """Return whether a text is about a dataset, by its name, and about no single image."""
     base = path.rpartition("/")[2]
-    if _DOCUMENT.match(base) or base.lower() in NAMES_FILES:
-        return False
-    return base.lower().endswith(_ANNOTATIONS)
+    return any(pattern.match(base) for pattern in (_DOCUMENT, _OTHER_DOCUMENT))
+
+
+def _is_annotation(path: str) -> bool:
+    base = path.rpartition("/")[2].lower()
+    is_list = base in NAMES_FILES
+    return base.endswith(_ANNOTATIONS) and not is_list and not _DOCUMENT.match(base)
 
 
 def _is_hidden(path: str) -> bool:

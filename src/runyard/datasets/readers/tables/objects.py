@@ -92,7 +92,12 @@ def find_other_frame(
 
 
 def is_box(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
+    return begins_box(value) and len(value) == 4
+
+
+def begins_box(value: Any) -> bool:
+    """Return whether a value is the beginning of a box, at least two of its numbers."""
+    return isinstance(value, list) and 2 <= len(value) <= 4 and all(map(_is_number, value))
 
 
 def _is_number(value: Any) -> bool:

@@ -26,7 +26,7 @@ from runyard.datasets.readers.tables.csv_rows import (
     read_csv_rows,
     sniff_table,
 )
-from runyard.datasets.readers.tables.objects import find_objects, has_boxes, is_box
+from runyard.datasets.readers.tables.objects import begins_box, find_objects, has_boxes
 from runyard.datasets.readers.tables.row_images import IDENTIFIERS, IMAGES, URLS, names_image
 from runyard.datasets.readers.tools.recognized import recognize
 from runyard.datasets.readers.turns import LISTS
@@ -198,7 +198,8 @@ def _has_contents(columns: set[str], first: Mapping[str, Any]) -> bool:
         boxes = found.boxes if found is not None else None
         if found is None or not isinstance(boxes, list):
             return False
-        return is_box(boxes[0]) if boxes else found.field != "annotations"
+        # What is sniffed of a long value is its beginning, also that of a box.
+        return begins_box(boxes[0]) if boxes else found.field != "annotations"
     if not columns.isdisjoint(QUESTIONS) and not columns.isdisjoint(ANSWERS):
         return True
     if any(isinstance(first.get(key), list) for key in (*PAIRS, *LISTS)):
