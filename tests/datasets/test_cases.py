@@ -1,6 +1,6 @@
 """Folders as tools and habits produce them, each with the rows that it must give.
 
-The cases are in ``shared/cases/datasets`` beside the checkout; each has the folder (``data``) and
+The cases are in ``shared/cases/datasets`` next to the checkout; each has the folder (``data``) and
 what is right about it (``expect.json``).
 """
 
@@ -22,7 +22,7 @@ CASES = Path(__file__).parents[3] / "shared/cases/datasets"
 NAMES = sorted(path.name for path in CASES.iterdir()) if CASES.is_dir() else []
 SEEN = 1e-3  # of the image: what files round to
 
-pytestmark = pytest.mark.skipif(not NAMES, reason="the cases are not beside this checkout")
+pytestmark = pytest.mark.skipif(not NAMES, reason="the cases are not next to this checkout")
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 from runyard.datasets.checks import Checker, OnError, rotate_box
 from runyard.datasets.findings import Finding, make_finding
-from runyard.datasets.image_names import ImageFacts, ImageNames, Resolution
+from runyard.datasets.naming.image_names import ImageFacts, ImageNames, Resolution
 from runyard.datasets.options import DEFAULT_OPTIONS, ReadOptions
 from runyard.datasets.readers.base import BoxLocation, Row
 from runyard.datasets.records import (

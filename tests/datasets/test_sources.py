@@ -12,7 +12,7 @@ import pytest
 
 from runyard.blobs import FolderBlobs
 from runyard.datasets.findings import Finding
-from runyard.datasets.image_names import ImageFacts
+from runyard.datasets.naming.image_names import ImageFacts
 from runyard.datasets.packs import build_pack
 from runyard.datasets.sources import FolderSource, PackSource
 

@@ -30,8 +30,8 @@ from pathlib import Path
 from typing import IO, BinaryIO, NamedTuple, cast
 
 from runyard.datasets.findings import Finding, ReportFinding, make_finding
-from runyard.datasets.image_names import ImageFacts, Resolution
 from runyard.datasets.images import MAX_BYTES, is_image_name
+from runyard.datasets.naming.image_names import ImageFacts, Resolution
 from runyard.datasets.packs import is_safe
 from runyard.datasets.sources import Source, is_hidden, is_system_file
 

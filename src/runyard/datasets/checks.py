@@ -15,8 +15,8 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from runyard.datasets.findings import Action, Finding, ReportFinding, make_finding
-from runyard.datasets.image_claims import ImageClaims
-from runyard.datasets.image_names import ImageFacts
+from runyard.datasets.naming.image_claims import ImageClaims
+from runyard.datasets.naming.image_names import ImageFacts
 from runyard.datasets.options import DEFAULT_OPTIONS, ReadOptions
 from runyard.datasets.readers.base import BoxLocation, Row
 from runyard.datasets.records import (

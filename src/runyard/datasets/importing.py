@@ -49,7 +49,6 @@ from runyard import processes, rundir
 from runyard.blobs import BlobError, FolderBlobs
 from runyard.datasets import images
 from runyard.datasets.findings import Finding
-from runyard.datasets.image_names import ImageFacts
 from runyard.datasets.ingest import (
     ON_ERROR,
     FindingSink,
@@ -58,6 +57,7 @@ from runyard.datasets.ingest import (
     Throttle,
     ingest_rows,
 )
+from runyard.datasets.naming.image_names import ImageFacts
 from runyard.datasets.options import parse_choice, parse_read_options
 from runyard.datasets.packs import PACK_BYTES, build_pack
 from runyard.datasets.records import Record, encode

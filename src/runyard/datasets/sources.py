@@ -14,7 +14,7 @@ from typing import BinaryIO, NamedTuple, Protocol
 
 from runyard.datasets import images
 from runyard.datasets.findings import KINDS, Action, ReportFinding, make_finding
-from runyard.datasets.image_names import ImageFacts, ImageNames, Resolution, normalize_name
+from runyard.datasets.naming.image_names import ImageFacts, ImageNames, Resolution, normalize_name
 from runyard.datasets.packs import PackInvalid, is_safe, read_index
 from vi.api.resources.datasets._walk import is_hidden as is_hidden
 from vi.api.resources.datasets._walk import is_system_file as is_system_file

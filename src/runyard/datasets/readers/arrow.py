@@ -15,7 +15,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from runyard.datasets.findings import ReportFinding
-from runyard.datasets.image_names import ImageFacts
+from runyard.datasets.naming.image_names import ImageFacts
 from runyard.datasets.options import DEFAULT_OPTIONS, ReadOptions
 from runyard.datasets.readers.base import Row
 from runyard.datasets.readers.columns import (

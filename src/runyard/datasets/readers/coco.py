@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from runyard.datasets.findings import Action, Finding, ReportFinding, make_finding
-from runyard.datasets.image_names import ImageFacts
+from runyard.datasets.naming.image_names import ImageFacts
 from runyard.datasets.options import DEFAULT_OPTIONS, ReadOptions
 from runyard.datasets.readers.base import BoxLocation, Row
 from runyard.datasets.readers.boxes import (

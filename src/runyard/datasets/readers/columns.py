@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from runyard.datasets.findings import KINDS, Finding, ReportFinding
-from runyard.datasets.image_names import ImageFacts
+from runyard.datasets.naming.image_names import ImageFacts
 from runyard.datasets.readers.base import Row
 from runyard.datasets.readers.boxes import parse_size
 from runyard.datasets.readers.conversations import (

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from runyard.datasets.findings import Finding
-from runyard.datasets.image_names import ImageFacts
+from runyard.datasets.naming.image_names import ImageFacts
 from runyard.datasets.options import ReadOptions
 from runyard.datasets.readers.frames import Frame, FrameEvidence
 

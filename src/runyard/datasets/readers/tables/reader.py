@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 from runyard.datasets.findings import ReportFinding
-from runyard.datasets.image_names import ImageFacts
+from runyard.datasets.naming.image_names import ImageFacts
 from runyard.datasets.options import DEFAULT_OPTIONS, ReadOptions
 from runyard.datasets.readers.base import Row
 from runyard.datasets.readers.columns import Table, build_rows

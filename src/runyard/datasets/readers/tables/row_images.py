@@ -11,8 +11,8 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from runyard.datasets.image_names import ImageFacts
 from runyard.datasets.images import MAX_BYTES, detect_mime, is_image_name
+from runyard.datasets.naming.image_names import ImageFacts
 from runyard.datasets.packs import is_safe
 from runyard.datasets.readers.locations import SourceLocation
 from runyard.datasets.sources import Source

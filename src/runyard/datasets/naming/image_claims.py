@@ -9,7 +9,7 @@ from array import array
 from dataclasses import dataclass, field
 
 from runyard.datasets.findings import Finding, ReportFinding, make_finding
-from runyard.datasets.image_names import ImageFacts, Resolution, count_shared_folders
+from runyard.datasets.naming.image_names import ImageFacts, Resolution, count_shared_folders
 
 _OWN_PATH = 1_000_000  # nearer than any folder
 
