@@ -125,6 +125,7 @@ def list_boxes(record: Any) -> list[tuple[str, Any]]:
         "image_name,Left,Top,Right,Bottom,class\na.png,4,2,12,6,tin\n",
         "img;x min;y min;x max;y max;class\na.png;4,0;2,0;12;6;tin\n",
         "image,x,y,w,h,image_width,image_height,label\na.png,4,2,8,4,40,20,tin\n",
+        "image_name,label_name,x1,y1,w,h\na.png,tin,4,2,8,4\n",
         "path,x_center,y_center,width,height,class\na.png,8,4,8,4,tin\n",
         "path,x_center,y_center,width,height,class\na.png,.2,.2,.2,.2,tin\n",
         'image_id,width,height,bbox,class\na,40,20,"[4.0, 2.0, 8.0, 4.0]",tin\n',

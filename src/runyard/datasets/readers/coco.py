@@ -102,7 +102,7 @@ class CocoReader:
                             )
                         )
                     else:
-                        siblings.append(file)
+                        siblings += [file] if file.has_boxes else []
 
 
 def _is_coco(form: JsonForm) -> bool:
@@ -450,6 +450,10 @@ class _CocoFile:
             findings=findings,
             split=image.split,
         )
+
+    @property
+    def has_boxes(self) -> bool:
+        return bool(self._classes)
 
     def list_boxes(self, path: str) -> Iterator[tuple[Any, ...]]:
         """List the boxes of an image, each as its class and four numbers."""

@@ -52,6 +52,8 @@ def test_classes_are_found_below_other_folders(
         ("food/tin/1.png food/jar/2.png toys/car/3.png", "", "'food/jar' is nested"),
         ("images/1.png images/2.png", "", ""),
         ("images/1.png masks/1.png", "", ""),
+        ("training/image_2/1.png training/semantic/1.png", "", ""),
+        ("image_2/1.png semantic_rgb/1.png instance/1.png", "", ""),
         ("images/1.png more/1.png other/2.png", "", ""),
         ("tin/1.png jar/2.png", "labels.csv", ""),
         ("tin/1.png jar/2.png", "train.json", ""),

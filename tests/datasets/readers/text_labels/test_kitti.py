@@ -26,6 +26,15 @@ def test_objects_have_their_type_and_box(
     assert list_boxes(result) == {image: CAR}
 
 
+def test_calibration_next_to_labels_is_not_taken_for_labels(put_images: Any) -> None:
+    folder = put_images("image_2/1.png").put("label_2/1.txt", ROW)
+    result = folder.put("calib/1.txt", f"P0: {' '.join(['7.2e+02'] * 12)}\n").check()
+    assert result.outcome.format == "Kitti"
+    assert [(found.code, found.file) for found in result.findings] == [
+        ("FileIgnored", "calib/1.txt")
+    ]
+
+
 def test_the_other_camera_does_not_matter(put_images: Any, list_boxes: Any) -> None:
     folder = put_images("image_2/1.png", "image_3/1.png").put("label_2/1.txt", ROW)
     assert list_boxes(folder.check()) == {"image_2/1.png": CAR}

@@ -130,3 +130,10 @@ def test_detection_does_not_keep_embedded_images(source_folder: Any) -> None:
     assert form is not None
     assert len(repr(form)) < 5000
     assert LabelMeReader().detect(source) == ["a.json", "b.json"]
+
+
+def test_flags_of_whole_images_are_counted(images: Any) -> None:
+    images.put("images/a.json", labelme(shape(SQUARE), flags={"cat": True, "dog": False}))
+    result = images.check()
+    (found,) = [found for found in result.findings if found.code == "AnnotationsIgnored"]
+    assert found.cause == "left out: 1 flags of whole images; this is the first"

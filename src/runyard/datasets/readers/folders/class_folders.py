@@ -41,7 +41,12 @@ _GENERAL = frozenset(
         *("jpegimages", "raw", "original", "originals", "files", "jpg", "png"),
     )
 )
-_NOT_IMAGES = frozenset(("labels", "annotations", "masks", "mask", "gt", "ground_truth", "depth"))
+# Folders of images that annotate other images, and the numbered folders of KITTI.
+_NOT_CLASS = re.compile(
+    r"(?:labels?|annotations?|masks?|gt|ground_?truth|depth|disparity|flow|panoptic|"
+    r"(?:semantic|instance)s?(?:_rgb|_seg\w*)?|segmentations?(?:class|object)?|image_\d+)",
+    re.I,
+)
 
 
 @dataclass
@@ -94,7 +99,7 @@ def find_class_folders(source: Source) -> ClassFolders:
         inner = _strip_inner(parts)
         if not parts:
             found.unclassified.append(path)
-        elif not inner or any(part.lower() in _NOT_IMAGES for part in inner):
+        elif not inner or any(map(_NOT_CLASS.fullmatch, inner)):
             return ClassFolders()
         elif len(inner) > 1:
             why = f"{'/'.join(inner)!r} is nested, so either folder could be the class"

@@ -201,6 +201,8 @@ def _classify_words(
 ) -> tuple[Kind, bool]:
     """Return the format of a line, and whether no other text looks like it."""
     fractions = sum(map(is_fraction, words, numbers))
+    if words[0].endswith(":") and len(words[0]) > 1:  # a setting, as in calibration files
+        return "other", False
     if None not in numbers:
         if is_dota_folder and len(words) in (9, 10):
             return "dota", True

@@ -83,6 +83,8 @@ def _read_file(source: Source, path: str, ignored: IgnoredAnnotations) -> Row | 
                 _add_shape(shapes, f"shapes[{number}]", value, ignored)
             elif key in SIBLINGS:
                 values[key] = value
+            elif key == "flags" and isinstance(value, dict) and any(value.values()):
+                ignored.count("flags of whole images", file=path, field="flags")
             elif key == "shapes":
                 shapes.reject("FieldInvalid", "it must be a list", field="shapes", value=value)
     name, is_certain = _find_image(source, path, values, shapes)
