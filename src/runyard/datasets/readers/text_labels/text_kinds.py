@@ -23,7 +23,7 @@ from runyard.datasets.readers.text_labels.words import (
 )
 from runyard.datasets.sources import Source
 
-Kind = Literal["yolo", "dota", "kitti", "empty", "other"]
+Kind = Literal["yolo", "dota", "kitti", "settings", "empty", "other"]
 NAME_LISTS = ("classes.txt", "_darknet.labels")
 NAME_LIST_ENDING = ".names"
 # Lists of images, without annotations.
@@ -201,8 +201,8 @@ def _classify_words(
 ) -> tuple[Kind, bool]:
     """Return the format of a line, and whether no other text looks like it."""
     fractions = sum(map(is_fraction, words, numbers))
-    if words[0].endswith(":") and len(words[0]) > 1:  # a setting, as in calibration files
-        return "other", False
+    if words[0].endswith(":") and len(words) > 4 and None not in numbers[1:]:
+        return "settings", True  # as in calibration files
     if None not in numbers:
         if is_dota_folder and len(words) in (9, 10):
             return "dota", True
