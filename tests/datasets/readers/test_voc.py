@@ -190,3 +190,22 @@ def test_a_document_type_is_seen_in_every_encoding() -> None:
     )
     with pytest.raises(XmlRejected):
         parse_xml(text.encode("utf-16"))
+
+
+@pytest.mark.parametrize(
+    ("files", "code"),
+    [
+        ({"b.png": True}, "ImageAmbiguous"),
+        ({"b.png": False}, "ImageAmbiguous"),
+        ({"a.png": False, "b.png": True}, "ImageMissing"),
+        ({"a.png": False}, "ImageMissing"),
+    ],
+)
+def test_boxes_never_go_to_another_image_than_the_files_own(
+    source_folder: Any, make_png: Any, files: dict[str, bool], code: str
+) -> None:
+    """``b.xml`` names ``a.png``; a rejected image counts like an accepted one."""
+    for name, is_whole in ({"a.png": True} | files).items():
+        source_folder.put(name, make_png(40, 20) if is_whole else make_png(40, 20)[:60])
+    result = source_folder.put("b.xml", voc(make_object("tin", 4, 2, 12, 6))).check()
+    assert (result.records, code in result.codes) == ([], True)

@@ -90,6 +90,13 @@ class Resolution:
     why: str = ""
 
     @property
+    def paths(self) -> tuple[str, ...]:
+        """The paths of the images that the name means, accepted or rejected."""
+        if self.image is not None:
+            return (self.image.path,)
+        return () if self.status == "missing" else self.candidates
+
+    @property
     def code(self) -> str:
         """The code of the finding about a row whose image was not found."""
         return "ImageAmbiguous" if self.status == "ambiguous" else "ImageMissing"

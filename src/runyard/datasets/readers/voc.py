@@ -8,12 +8,11 @@ from typing import BinaryIO
 from runyard.datasets.findings import ReportFinding, make_finding
 from runyard.datasets.options import DEFAULT_OPTIONS, ReadOptions
 from runyard.datasets.readers.base import Row
-from runyard.datasets.readers.boxes import parse_number
+from runyard.datasets.readers.boxes import parse_number, parse_size
 from runyard.datasets.readers.tools.geometry import (
     bound_polygon,
     find_center,
     rotate_rectangle,
-    to_size,
 )
 from runyard.datasets.readers.tools.own_images import find_own_image
 from runyard.datasets.readers.tools.shapes import ImageShapes
@@ -147,7 +146,7 @@ def _build_row(source: Source, path: str, root: Element, report: ReportFinding) 
         image.name,
         line=root.line,
         # Some tools write zeros for an unknown size.
-        frame=to_size(size.child_text("width"), size.child_text("height")),
+        frame=parse_size(size.child_text("width"), size.child_text("height")),
         is_name_certain=image.finding is None,
     )
 

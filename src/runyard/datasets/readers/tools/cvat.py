@@ -13,17 +13,15 @@ from dataclasses import dataclass
 from runyard.datasets.findings import ReportFinding, make_finding
 from runyard.datasets.options import DEFAULT_OPTIONS, ReadOptions
 from runyard.datasets.readers.base import Row
-from runyard.datasets.readers.boxes import parse_number
+from runyard.datasets.readers.boxes import parse_number, parse_size, to_number
 from runyard.datasets.readers.lines import read_head
 from runyard.datasets.readers.tools.geometry import (
     bound_ellipse,
     bound_polygon,
     find_center,
     rotate_rectangle,
-    to_number,
     to_numbers,
     to_points,
-    to_size,
 )
 from runyard.datasets.readers.tools.shapes import IgnoredAnnotations, ImageShapes, choose_name
 from runyard.datasets.readers.tools.xml_files import (
@@ -177,7 +175,7 @@ class _Document:
         row = image.shapes.build_row(
             self._source,
             choose_name(self._source, self._path, names),
-            frame=to_size(attributes.get("width"), attributes.get("height")),
+            frame=parse_size(attributes.get("width"), attributes.get("height")),
             line=image.line,
         )
         if row is not None:
@@ -245,7 +243,7 @@ class _Frames:
     def iter_rows(self, report: ReportFinding) -> Iterator[Row]:
         """Yield the row of each frame, and report how many have no image."""
         classes = list(self._classes)
-        size = to_size(self._sides.get("width"), self._sides.get("height"))
+        size = parse_size(self._sides.get("width"), self._sides.get("height"))
         missing: list[str] = []
         for frame in sorted(self._boxes.keys() | self._rejected.keys()):
             name = choose_name(self._source, self._path, _list_frame_names(frame))

@@ -11,6 +11,7 @@ from typing import Any
 from runyard.datasets.findings import ReportFinding, make_finding
 from runyard.datasets.options import DEFAULT_OPTIONS, ReadOptions
 from runyard.datasets.readers.base import Row
+from runyard.datasets.readers.boxes import parse_size, to_number
 from runyard.datasets.readers.json_stream import MalformedJson, iter_members
 from runyard.datasets.readers.lines import open_text
 from runyard.datasets.readers.sniffing import JsonForm, sniff_json
@@ -20,9 +21,7 @@ from runyard.datasets.readers.tools.geometry import (
     find_center,
     pair_numbers,
     rotate_rectangle,
-    to_number,
     to_numbers,
-    to_size,
 )
 from runyard.datasets.readers.tools.json_files import has_keys, report_malformed
 from runyard.datasets.readers.tools.shapes import IgnoredAnnotations, ImageShapes, choose_name
@@ -130,7 +129,7 @@ class _DatumaroFile:
             self._add_annotation(shapes, f"{where}.annotations[{number}]", annotation)
         size = to_numbers(image.get("size"), 2)
         name = choose_name(self._source, self._path, names)
-        frame = to_size(size[1], size[0]) if size else None  # height comes first
+        frame = parse_size(size[1], size[0]) if size else None  # height comes first
         return shapes.build_row(self._source, name, frame=frame, field=where)
 
     def _list_names(self, key: object, path: object) -> list[str]:

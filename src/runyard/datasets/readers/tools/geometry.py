@@ -4,20 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from runyard.datasets.readers.boxes import parse_number
+from runyard.datasets.readers.boxes import to_number
 from runyard.datasets.records import Box
-
-
-def to_number(value: object) -> float | None:
-    """Convert a JSON number, or a text of one, to a float, finite or not; None for the rest."""
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, int | float):
-        try:
-            return float(value)
-        except OverflowError:
-            return math.inf
-    return parse_number(value.strip()) if isinstance(value, str) else None
 
 
 def to_numbers(values: Any, count: int | None = None) -> list[float] | None:
@@ -26,14 +14,6 @@ def to_numbers(values: Any, count: int | None = None) -> list[float] | None:
         return None
     numbers = [to_number(value) for value in values]
     return None if None in numbers else [number for number in numbers if number is not None]
-
-
-def to_size(width: object, height: object) -> tuple[int, int] | None:
-    """Return the size of an image; None if it is unknown, which tools also write as 0."""
-    numbers = to_numbers([width, height])
-    if numbers is None or not all(1 <= number < 1 << 31 for number in numbers):
-        return None
-    return int(numbers[0]), int(numbers[1])
 
 
 def to_points(values: Any) -> list[tuple[float, float]] | None:

@@ -15,7 +15,7 @@ from runyard.datasets.findings import ReportFinding, make_finding
 from runyard.datasets.images import is_image_name
 from runyard.datasets.options import DEFAULT_OPTIONS, ReadOptions
 from runyard.datasets.readers.base import Row
-from runyard.datasets.readers.boxes import find_image_size
+from runyard.datasets.readers.boxes import find_image_size, parse_size, to_number
 from runyard.datasets.readers.json_stream import MalformedJson, iter_items, iter_members
 from runyard.datasets.readers.lines import open_text
 from runyard.datasets.readers.sniffing import JsonForm, sniff_json
@@ -23,10 +23,8 @@ from runyard.datasets.readers.tools.geometry import (
     bound_ellipse,
     bound_polygon,
     rotate_rectangle,
-    to_number,
     to_numbers,
     to_points,
-    to_size,
 )
 from runyard.datasets.readers.tools.json_files import has_keys, report_malformed
 from runyard.datasets.readers.tools.shapes import IgnoredAnnotations, ImageShapes, choose_name
@@ -236,7 +234,7 @@ class _LabelStudioFile:
                 self._count(f"results of type {kind[:40]}", field)
             elif labels is not None or _get_region_key(result) not in is_labeled:
                 # The labels of a region may be a second result with the same id.
-                frame = to_size(result.get("original_width"), result.get("original_height"))
+                frame = parse_size(result.get("original_width"), result.get("original_height"))
                 degrees = to_number(result.get("image_rotation")) or 0.0
                 regions.append(_Region(field, kind, labels or [None], value, frame, degrees))
         return regions

@@ -14,6 +14,7 @@ from runyard.datasets.findings import ReportFinding
 from runyard.datasets.images import ENDINGS, detect_mime
 from runyard.datasets.options import DEFAULT_OPTIONS, ReadOptions
 from runyard.datasets.readers.base import Row
+from runyard.datasets.readers.boxes import parse_size
 from runyard.datasets.readers.json_stream import MalformedJson, iter_members
 from runyard.datasets.readers.lines import open_text
 from runyard.datasets.readers.sniffing import JsonForm, sniff_json
@@ -22,7 +23,6 @@ from runyard.datasets.readers.tools.geometry import (
     bound_points,
     bound_polygon,
     to_points,
-    to_size,
 )
 from runyard.datasets.readers.tools.json_files import report_malformed
 from runyard.datasets.readers.tools.own_images import find_own_image
@@ -91,7 +91,7 @@ def _read_file(source: Source, path: str, ignored: IgnoredAnnotations) -> Row | 
     return shapes.build_row(
         source,
         name,
-        frame=to_size(values.get("imageWidth"), values.get("imageHeight")),
+        frame=parse_size(values.get("imageWidth"), values.get("imageHeight")),
         is_name_certain=is_certain,
     )
 

@@ -24,14 +24,14 @@ def find_own_image(
     """Return the image of an annotation file.
 
     It is the image named in the file's field, or if there is none, that with the file's own name.
-    If both exist and differ, either may be meant.
+    If both exist and differ, either may be meant. A rejected image exists.
     """
     stem = posixpath.splitext(posixpath.basename(path))[0]
-    own = source.find_image(stem, relative_to=path)
-    wanted = source.find_image(named, relative_to=path) if named else None
-    if wanted is None:
-        return OwnImage(own.path if own else named or stem)
-    if own is None or own.path == wanted.path:
+    own = source.resolve_image(stem, relative_to=path)
+    wanted = source.resolve_image(named, relative_to=path) if named else None
+    if wanted is None or wanted.status == "missing":
+        return OwnImage(stem if own.status != "missing" else named or stem)
+    if wanted.image is None or not own.paths or wanted.image.path in own.paths:
         return OwnImage(named)
     finding = make_finding(
         "ImageAmbiguous",
@@ -39,8 +39,8 @@ def find_own_image(
         line=line,
         field=field,
         value=named,
-        cause=f"it names the image {wanted.path!r}, but the image {own.path!r} has the file's own "
-        "name",
+        cause=f"it names the image {wanted.image.path!r}, but the image {own.paths[0]!r} has the "
+        "file's own name",
         fix="correct the name in the file, or rename the file like its image",
     )
     return OwnImage(named, finding)

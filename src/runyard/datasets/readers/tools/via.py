@@ -10,13 +10,13 @@ from typing import Any
 from runyard.datasets.findings import ReportFinding, make_finding
 from runyard.datasets.options import DEFAULT_OPTIONS, ReadOptions
 from runyard.datasets.readers.base import Row
+from runyard.datasets.readers.boxes import to_number
 from runyard.datasets.readers.json_stream import MalformedJson, iter_members
 from runyard.datasets.readers.lines import open_text
 from runyard.datasets.readers.sniffing import JsonForm, sniff_json
 from runyard.datasets.readers.tools.geometry import (
     bound_ellipse,
     bound_polygon,
-    to_number,
     to_numbers,
 )
 from runyard.datasets.readers.tools.json_files import has_keys, report_malformed
