@@ -232,7 +232,7 @@ class _RowCheck:
         self.valid_boxes = 0
         self.duplicate_boxes = 0
         self.first_duplicate: tuple[str, BoxLocation | None] | None = None
-        self.is_unit_chosen = options.box_unit != "auto"
+        self.box_unit = options.box_unit
         self._drops_parts = is_lenient or (
             options.on_bad_box == "drop" and isinstance(row.record.contents, PhraseGrounding)
         )
@@ -473,8 +473,10 @@ def _check_grounding(
     if not contents.caption.strip():
         check.reject_row("CaptionEmpty", "the caption is empty", field="contents.caption")
     orientation = _check_frame(check, facts)
-    if not check.is_unit_chosen:
+    if check.box_unit == "auto":
         _reject_other_frame(contents.grounded_phrases, check, facts)
+    elif not check.row.is_unit_chosen:
+        contents = _convert_boxes(contents, check, facts)
     kept = []
     reports_span = True
     for number, phrase in enumerate(contents.grounded_phrases):
@@ -518,6 +520,27 @@ def _check_grounding(
         a is b for a, b in zip(kept, contents.grounded_phrases, strict=True)
     )
     return contents if is_same else PhraseGrounding(caption=contents.caption, grounded_phrases=kept)
+
+
+def _convert_boxes(
+    contents: PhraseGrounding, check: _RowCheck, facts: ImageFacts
+) -> PhraseGrounding:
+    """Read the numbers of all boxes in the unit that the user chose."""
+    size = check.row.frame or (facts.width, facts.height)
+    written = size if check.row.unit == "pixel" else (1, 1)
+    unit = {"pixel": size, "fraction": (1, 1), "percent": (100, 100), "thousandth": (1000, 1000)}
+    scales = [a / b for a, b in zip(written, unit[check.box_unit], strict=True)] * 2
+    phrases = [
+        msgspec.structs.replace(
+            phrase,
+            bounds=[
+                tuple(number * scale for number, scale in zip(box, scales, strict=True))
+                for box in phrase.bounds
+            ],
+        )
+        for phrase in contents.grounded_phrases
+    ]
+    return PhraseGrounding(caption=contents.caption, grounded_phrases=phrases)
 
 
 def _is_caption_of_names(contents: PhraseGrounding) -> bool:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from runyard.datasets.options import ReadOptions
 from runyard.datasets.readers.tools.xml_files import XmlRejected
 from runyard.datasets.readers.voc import parse_xml
 
@@ -209,3 +210,20 @@ def test_boxes_never_go_to_another_image_than_the_files_own(
         source_folder.put(name, make_png(40, 20) if is_whole else make_png(40, 20)[:60])
     result = source_folder.put("b.xml", voc(make_object("tin", 4, 2, 12, 6))).check()
     assert (result.records, code in result.codes) == ([], True)
+
+
+@pytest.mark.parametrize(
+    ("unit", "corners"),
+    [
+        ("thousandth", (100, 100, 300, 300)),
+        ("percent", (10, 10, 30, 30)),
+        ("fraction", (0.1, 0.1, 0.3, 0.3)),
+        ("pixel", (4, 2, 12, 6)),
+    ],
+)
+def test_boxes_are_read_in_the_chosen_unit(images: Any, unit: Any, corners: Any) -> None:
+    folder = images.put("a.xml", voc(make_object("tin", *corners)))
+    result = folder.check(options=ReadOptions(box_unit=unit))
+    assert result.findings == []
+    (box,) = result.records[0].contents.grounded_phrases[0].bounds
+    assert box == pytest.approx((0.1, 0.1, 0.3, 0.3))

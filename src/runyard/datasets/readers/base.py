@@ -26,7 +26,9 @@ class Row:
     ``frame`` is the image's width and height according to the file, if given. ``unit`` is the unit
     of boxes in the file. ``box_locations[i][j]`` locates box ``j`` of phrase ``i``, in formats
     where that differs from the row's location. ``findings`` are about parts that could not be read:
-    the checker reports them, and decides whether the rest of the row is kept.
+    the checker reports them, and decides whether the rest of the row is kept. ``is_unit_chosen``
+    means that the reader has read the boxes in the unit that the user chose, if any; otherwise the
+    checker converts them.
     """
 
     record: Record
@@ -37,6 +39,7 @@ class Row:
     unit: Literal["fraction", "pixel"] = "fraction"
     box_locations: Sequence[Sequence[BoxLocation]] | None = None
     findings: Sequence[Finding] = ()
+    is_unit_chosen: bool = False
 
 
 class Reader(Protocol):

@@ -58,6 +58,7 @@ def build_row(
     unit: Literal["fraction", "pixel"] = "fraction",
     findings: Sequence[Finding] = (),
     split: Split | None = None,
+    is_unit_chosen: bool = False,
 ) -> Row:
     """Build the row with the named boxes of one image. Its id is the image's path."""
     facts = source.find_image(name, relative_to=file)
@@ -70,7 +71,8 @@ def build_row(
         contents=make_grounding([(labeled.name, labeled.box) for labeled in labeled_boxes]),
         split=split,
     )
-    return Row(record, file, line, field, frame, unit, list(box_locations.values()), findings)
+    locations = list(box_locations.values())
+    return Row(record, file, line, field, frame, unit, locations, findings, is_unit_chosen)
 
 
 def parse_number(text: str) -> float | None:

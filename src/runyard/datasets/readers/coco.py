@@ -447,6 +447,7 @@ class _CocoFile:
             field=f"images[{image.number}]",
             frame=image.frame,
             unit=self._frame.row_unit,
+            is_unit_chosen=True,
             findings=findings,
             split=image.split,
         )

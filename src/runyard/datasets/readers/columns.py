@@ -195,6 +195,7 @@ def build_rows(
             frame=_get_frame(row),
             unit="fraction" if row.get("grounded_phrases") is not None else table.frame.row_unit,
             findings=findings if part == 1 else (),
+            is_unit_chosen=True,
         )
 
 

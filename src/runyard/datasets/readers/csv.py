@@ -439,6 +439,7 @@ class _CsvFile:
                     line=self._lines[row],
                     frame=self._frames[row],
                     unit=frame.row_unit,
+                    is_unit_chosen=True,
                     findings=findings,
                     split=split,
                 )
