@@ -89,7 +89,7 @@ def test_a_format_that_cannot_carry_the_type_is_reported(source_folder: Any, mak
 def test_rows_of_which_none_can_be_accepted_are_rejected(source_folder: Any, make_png: Any) -> None:
     result = source_folder.put("b.png", make_png()).put("rows.jsonl", ROW).check("vqa")
     assert result.outcome.decision == "Rejected"
-    assert result.outcome.why == "none of the rows could be accepted; there are 1 errors"
+    assert result.outcome.why == "none of the rows could be accepted; there is 1 error"
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import msgspec
 from runyard.datasets.archives import expand_archives
 from runyard.datasets.checks import Checker, OnError
 from runyard.datasets.findings import Finding, ReportFinding, Tally, make_finding
+from runyard.datasets.naming.image_names import is_mask
 from runyard.datasets.options import DEFAULT_OPTIONS, ReadOptions
 from runyard.datasets.readers.base import Reader, TypeFinder
 from runyard.datasets.readers.registry import detect_format, report_unread
@@ -333,12 +334,15 @@ def _explain_type_mismatch(reader: Reader, file: str, task: DatasetType) -> Find
 
 def _report_unused_images(images: ImageIndex, used: set[str], report: ReportFinding) -> None:
     """Report all images without rows in one finding; the dataset shows which they are."""
-    unused = [facts.path for facts in images if facts.path not in used]
+    others = [facts.path for facts in images if facts.path not in used]
+    unused = [path for path in others if not is_mask(path)]
     if unused:
         names = ", ".join(repr(path) for path in unused[:3])
+        masks = len(others) - len(unused)
         cause = (
             f"{len(unused)} of {len(images)} images have no rows: "
             f"{names}{', …' if len(unused) > 3 else ''}"
+            f"{f'; {masks} more are in folders of masks' if masks else ''}"
         )
         report(make_finding("AnnotationsAbsent", file=unused[0], cause=cause, value=len(unused)))
 
@@ -356,13 +360,13 @@ def _decide(
         why = "the format of the annotations could not be detected; see the findings"
     elif on_error == "RejectAll" and tally.errors:
         why = (
-            f"there are {tally.errors:,} errors, and onError is RejectAll; RejectRow leaves out "
+            f"there {_count_errors(tally)}, and onError is RejectAll; RejectRow leaves out "
             "only the invalid rows"
         )
     elif not progress.images and not progress.rows_kept:
         why = "no image and no row could be accepted"
     elif (progress.rows or tally.errors) and reader is not None and not progress.rows_kept:
-        why = f"none of the rows could be accepted; there are {tally.errors} errors"
+        why = f"none of the rows could be accepted; there {_count_errors(tally)}"
     counts = {
         "files": progress.files_done,
         "bytes": progress.bytes_done,
@@ -375,6 +379,10 @@ def _decide(
     return IngestOutcome(
         "Rejected" if why else "Accepted", why, reader.name if reader else None, task, counts
     )
+
+
+def _count_errors(tally: Tally) -> str:
+    return "is 1 error" if tally.errors == 1 else f"are {tally.errors:,} errors"
 
 
 def check_folder(

@@ -379,6 +379,11 @@ def _count_general(path: str) -> int:
     return sum(part.casefold() in _IMAGE_FOLDERS for part in path.split("/")[:-1])
 
 
+def is_mask(path: str) -> bool:
+    """Return whether an image is in a folder of masks, which annotate other images."""
+    return not _MASK_FOLDERS.isdisjoint(_fold(path.split("/")[:-1]))
+
+
 def count_shared_folders(path: str, other: str) -> int:
     """Return how many folders two paths have in common, from the top."""
     return _count_shared(path.split("/")[:-1], other.split("/")[:-1])
