@@ -4,6 +4,8 @@ The cases are in ``shared/cases/datasets`` next to the checkout; each has the fo
 what is right about it (``expect.json``).
 """
 
+import hashlib
+import io
 import json
 import re
 import unicodedata
@@ -13,10 +15,14 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from runyard.blobs import FolderBlobs
 from runyard.cli.main import cli
-from runyard.datasets import ingest
-from runyard.datasets.records import Freeform, PhraseGrounding, Record, Vqa
+from runyard.datasets import importing, ingest
+from runyard.datasets.findings import Finding
+from runyard.datasets.packs import build_pack
+from runyard.datasets.records import Freeform, PhraseGrounding, Record, Vqa, encode
 from tests.datasets.conftest import KeptRecords
+from vi.api.resources.datasets._files import find_files
 
 CASES = Path(__file__).parents[3] / "shared/cases/datasets"
 NAMES = sorted(path.name for path in CASES.iterdir()) if CASES.is_dir() else []
@@ -51,6 +57,51 @@ def test_a_real_folder_gives_the_right_rows(name: str, kept: KeptRecords) -> Non
         for record in records:
             assert [record.asset.width, record.asset.height] == shown
             assert list(_decode(target / record.asset.filename)) == shown
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_import_gives_what_its_check_gave(name: str, tmp_path: Path) -> None:
+    expected = json.loads((CASES / name / "expect.json").read_text())
+    target = CASES / name / "data" / (expected.get("target") or "")
+    dataset_type = dict(zip(*[iter(expected.get("args", []))] * 2, strict=True)).get("--type")
+    findings: list[Finding] = []
+    kept = KeptRecords()
+    outcome = ingest.check_folder(
+        target, dataset_type=dataset_type, on_finding=findings.append, records=kept
+    )
+    sent = _run_import(tmp_path, target, dataset_type)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert (result["decision"], result["format"]) == (outcome.decision, outcome.format)
+    skipped = {"files", "bytes", "errors", "warnings", "byCode"}  # a check has what is not sent
+    assert {key: value for key, value in result["counts"].items() if key not in skipped} == {
+        key: value for key, value in outcome.counts.items() if key not in skipped
+    }
+    told = [json.loads(line) for line in (tmp_path / "findings.jsonl").read_bytes().splitlines()]
+    assert sorted((found["code"], found["file"]) for found in told) == sorted(
+        (found.code, found.file)
+        for found in findings
+        if found.code != "NameUnsafe" or found.file in sent
+    )
+    records = [json.loads(line) for line in (tmp_path / "records.jsonl").read_bytes().splitlines()]
+    assert records == [json.loads(encode(record)) for record in kept.records]
+
+
+def _run_import(folder: Path, target: Path, dataset_type: str | None) -> set[str]:
+    """Run an import in ``folder`` of what the SDK sends; return the paths of its files."""
+    files = find_files(target).files
+    blobs = FolderBlobs(folder / "blobs")
+    data = build_pack((file.path, Path(file.local_path).read_bytes()) for file in files)
+    sha256 = hashlib.sha256(data).hexdigest()
+    blobs.put(io.BytesIO(data), sha256=sha256, size_bytes=len(data))
+    documents: dict[str, dict[str, Any]] = {
+        "job.json": {"blobsDir": str(blobs.root), "datasetType": dataset_type, "policies": {}},
+        "packs.jsonl": {"sha256": sha256, "size": len(data), "number": 1},
+        "sealed.json": {},
+    }
+    for name, document in documents.items():
+        (folder / name).write_text(json.dumps(document) + "\n")
+    importing.run(folder)
+    return {file.path for file in files}
 
 
 def _is_alternative(expected: dict[str, Any], records: list[Record], result: Result) -> bool:
