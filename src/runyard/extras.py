@@ -16,6 +16,7 @@ IMPORTS = {
         "PIL",
         "pyarrow",
         "sqlalchemy",
+        "yaml",
     ),
     "postgres": ("psycopg", "psycopg_binary"),
     "quantization": ("bitsandbytes",),

@@ -184,6 +184,9 @@ def at_revision(path: Path, revision: str) -> None:
     old.close()
 
 
+COUNTS_LOG_BYTES = "0007"  # the revision whose upgrade counts the stored log lines
+
+
 def earlier_revisions() -> list[str]:
     files = (Path(migrate.__file__).parent / "migrations" / "versions").glob("*.py")
     return sorted(
@@ -215,9 +218,10 @@ def test_a_database_is_copied_before_its_upgrade(
         assert connection.execute("SELECT version_num FROM alembic_version").fetchone() == (
             migrate.HEAD,
         )
-        assert connection.execute("SELECT log_bytes FROM runs").fetchone() == (
-            600 * (10_000 + LINE_BYTES),
-        )
+        if revision < COUNTS_LOG_BYTES:
+            assert connection.execute("SELECT log_bytes FROM runs").fetchone() == (
+                600 * (10_000 + LINE_BYTES),
+            )
         connection.execute("UPDATE runs SET log_bytes = 0")
     connection.close()
     store = Store(path)

@@ -216,7 +216,13 @@ async def test_images_inside_containers_become_assets(server: TestServer) -> Non
 
 async def test_options_of_an_import_are_stored_and_given_to_the_worker(server: TestServer) -> None:
     data = await open_data(server)
-    options = {"onError": "Warn", "boxUnit": "percent", "boxForm": "size", "onBadBox": "drop"}
+    options = {
+        "onError": "Warn",
+        "boxUnit": "percent",
+        "boxForm": "size",
+        "onBadBox": "drop",
+        "split": "ignore",
+    }
     begun = await data.begin(await data.make(), **options)
     assert {name: begun["spec"][name] for name in options} == options
     pack = build_pack(make_vqa_files(1).items())

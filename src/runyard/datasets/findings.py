@@ -96,9 +96,7 @@ KINDS: dict[str, FindingKind] = {
         "warning", "none needed: the size is that before the EXIF rotation; boxes were rotated"
     ),
     "BoxOutside": FindingKind(
-        "error",
-        "correct the box, which is outside the image, or name its unit with --box-unit or its form "
-        "with --box-form",
+        "error", "correct the box; if most boxes are outside, name their unit with --box-unit"
     ),
     "BoxClipped": FindingKind(
         "warning", "none needed if the box may extend past the image's edge; it is clipped there"

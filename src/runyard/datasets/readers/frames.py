@@ -12,9 +12,11 @@ needs evidence that correct boxes do not give:
   they would show nothing, so one box is enough.
 * Pixels, percent or 0-1000 in a format of fractions: more than half of the boxes reach beyond 1.5,
   which is half an image past the edge.
-* Another unit or form, because boxes overflow: two boxes and a fifth of all reach more than a tenth
-  of the image past its edge, while 99 % of the boxes fit the other frame within 2 %. Boxes of
-  objects that the edge cuts off overflow too, but do not all have ``x2 > x1`` as corners.
+* Another form, because boxes overflow: two boxes and a fifth of all reach more than a tenth of the
+  image past its edge, while 99 % of the boxes fit the other form within 2 %. Boxes of objects that
+  the edge cuts off overflow too, but do not all have ``x2 > x1`` as corners.
+* Another unit, because boxes overflow: in the same way two boxes and a third of all. In a small
+  image nearly every box fits percent, so a few boxes outside of it are no evidence.
 * Corners in a format of sizes: also if one box in five reaches more than a quarter past the edge,
   and all boxes, at least two, fit as corners.
 * Sizes in a format of corners: half of the boxes, and at least two, have ``x2 <= x1`` or
@@ -219,6 +221,8 @@ class FrameEvidence:
         )
         if is_evident:
             fits = self._list_fits(frame, options)
+            if frame.unit == "pixel" and overflowing * 3 < self.boxes:
+                fits = [fit for fit in fits if fit[0] == frame.unit]
             if fits or frame.unit == "fraction" or overflowing * 2 >= self.boxes > 7:
                 return _Other(*self._explain_overflow(frame, overflowing, fits))
         return self._find_spread(frame) if frame.unit == "pixel" else None
