@@ -8,6 +8,7 @@ EXIF orientation is applied.
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Literal
 
 import msgspec
@@ -21,6 +22,7 @@ Box = tuple[float, float, float, float]
 IMAGE_MARK = "<image>"
 
 _WORD = re.compile(r"\S+")
+_MAX_CACHED_CHARACTERS = 500
 
 
 class _Shape(msgspec.Struct, rename="camel", omit_defaults=True):
@@ -199,11 +201,20 @@ def word_span(caption: str, phrase: str, *, near: int = 0) -> tuple[int, int] | 
     ``person``), then the one that begins nearest to word ``near``. Return None if the caption does
     not contain the phrase.
     """
+    find = _find_span_again if len(caption) <= _MAX_CACHED_CHARACTERS else _find_span
+    return find(caption, phrase, near)
+
+
+def _find_span(caption: str, phrase: str, near: int) -> tuple[int, int] | None:
     starts = _find_starts(caption, phrase)
     words = [word.span() for word in _WORD.finditer(caption)]
     covered = (_find_covered_words(words, start, start + len(phrase)) for start in starts)
     spans = [span for span in covered if span is not None]
     return min(spans, key=lambda span: (abs(span[0] - near), span), default=None)
+
+
+# Captions made of class names repeat from image to image.
+_find_span_again = lru_cache(maxsize=4096)(_find_span)
 
 
 def char_span(caption: str, phrase: str, *, near: int = 0) -> tuple[int, int] | None:

@@ -180,9 +180,9 @@ def _read_link_text(entry: "os.DirEntry[str]") -> Path | None:
 
     Git and archives write the target of a link as text where links are not supported.
     """
-    link = Path(entry.path)
-    if "snapshots" not in link.parts or entry.stat().st_size > _MAX_LINK_BYTES:
+    if "snapshots" not in entry.path or entry.stat().st_size > _MAX_LINK_BYTES:
         return None
+    link = Path(entry.path)
     text = link.read_bytes()
     if b"/blobs/" not in text or not text.isascii() or not text.decode().isprintable():
         return None
