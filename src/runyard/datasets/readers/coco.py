@@ -481,7 +481,7 @@ class _CocoFile:
 
     def _report_crowds(self) -> None:
         if self._crowds:
-            cause = f"{self._crowds} regions of a crowd (iscrowd: 1) are left out"
+            cause = f"regions of a crowd (iscrowd: 1) are left out: {self._crowds}"
             self._report(
                 make_finding(
                     "BoxCrowd", file=self.path, cause=cause, value=self._crowds, action="Mended"
@@ -492,8 +492,8 @@ class _CocoFile:
         if self._repeated_boxes:
             others = " and ".join(posixpath.basename(other.path) for other in siblings[:3])
             cause = (
-                f"{self._repeated_boxes} boxes are also in {others}, for the same images, and "
-                f"are used once; {self._repeated_rows} images have no others"
+                f"boxes that are also in {others}, for the same images, are used once: "
+                f"{self._repeated_boxes}; images without other boxes: {self._repeated_rows}"
             )
             self._report(
                 make_finding(
