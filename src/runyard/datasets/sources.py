@@ -284,7 +284,7 @@ class FolderSource(_ImageSource):
             size_bytes = os.fstat(file.fileno()).st_size
             head = file.read(16)
             if is_image(path, head):
-                self.images.add(path, head + _read_rest(file, size_bytes))
+                self.images.add(path, _read_image(file, 0, size_bytes))
         return size_bytes
 
 
@@ -373,7 +373,7 @@ class PackSource(_ImageSource):
         file.seek(span.offset)
         head = file.read(min(16, span.size_bytes))
         if is_image(path, head):
-            self.images.add(path, head + _read_rest(file, span.size_bytes), span)
+            self.images.add(path, _read_image(file, span.offset, span.size_bytes), span)
 
 
 class _FileSlice(io.RawIOBase):
@@ -423,9 +423,10 @@ def is_image(path: str, head: bytes) -> bool:
     return images.is_image(path, head) and not is_system_file(path)
 
 
-def _read_rest(file: BinaryIO | io.FileIO, size_bytes: int) -> bytes:
-    """Read what follows the first 16 bytes.
+def _read_image(file: BinaryIO | io.FileIO, offset: int, size_bytes: int) -> bytes:
+    """Read an image at once, since adding its parts would copy it.
 
     Of a file that is too large, read only enough to prove it.
     """
-    return file.read(max(0, min(size_bytes, images.MAX_BYTES + 1) - 16)) or b""
+    file.seek(offset)
+    return file.read(min(size_bytes, images.MAX_BYTES + 1)) or b""
