@@ -69,7 +69,7 @@ availability: setup ## Keep the server available against silent sockets, long po
 
 EXAMPLES ?= 2000
 fuzz-datasets: setup ## Read randomly broken files of every format: EXAMPLES=20000
-	@RUNYARD_FUZZ_EXAMPLES=$(EXAMPLES) scripts/test tests/datasets/test_fuzz.py
+	@RUNYARD_FUZZ_EXAMPLES=$(EXAMPLES) scripts/test tests/datasets/test_fuzz.py tests/datasets/test_accounting.py
 
 backup-property: setup ## Verify and restore backups after generated requests, on both stores: EXAMPLES=500
 	@RUNYARD_BACKUP_EXAMPLES=$(EXAMPLES) scripts/test tests/server/test_backup_property.py -n 2
