@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from runyard.datasets.pixels import decode_image
 from runyard.datasets.records import Conversation, Freeform, PhraseGrounding, Record, Vqa
-from runyard.trainer.data.images import decode_image
 from tests.datasets.conftest import CheckResult, SourceFolder
 from tests.datasets.folder_formats import FORMATS, LINES, PER_IMAGE, Files, LabeledImage
 from tests.datasets.test_fuzz import NASTY, fuzz

@@ -76,8 +76,10 @@ def test_an_import_gives_what_its_check_gave(name: str, tmp_path: Path) -> None:
     assert {key: value for key, value in result["counts"].items() if key not in skipped} == {
         key: value for key, value in outcome.counts.items() if key not in skipped
     }
-    told = [json.loads(line) for line in (tmp_path / "findings.jsonl").read_bytes().splitlines()]
-    assert sorted((found["code"], found["file"]) for found in told) == sorted(
+    reported = [
+        json.loads(line) for line in (tmp_path / "findings.jsonl").read_bytes().splitlines()
+    ]
+    assert sorted((found["code"], found["file"]) for found in reported) == sorted(
         (found.code, found.file)
         for found in findings
         if found.code != "NameUnsafe" or found.file in sent
@@ -117,16 +119,16 @@ def _assert_expected(
     expected: dict[str, Any], records: list[Record], result: Result, report: Any
 ) -> None:
     found = [finding for group in report["groups"] for finding in group["first"]]
-    told = "\n".join(json.dumps(finding, ensure_ascii=False) for finding in found)
+    reported = "\n".join(json.dumps(finding, ensure_ascii=False) for finding in found)
     if expected.get("records") is not None:
-        assert _fits(expected["records"], records), (list(map(_describe, records)), told)
-    assert len(records) >= expected.get("need_rows", 0), told
+        assert _fits(expected["records"], records), (list(map(_describe, records)), reported)
+    assert len(records) >= expected.get("need_rows", 0), reported
     if codes := expected.get("codes_any"):
-        assert {finding["code"] for finding in found} & set(codes), told
+        assert {finding["code"] for finding in found} & set(codes), reported
     if pattern := expected.get("tell"):
-        assert re.search(pattern, f"{told}\n{result.stdout}\n{result.stderr}"), told
+        assert re.search(pattern, f"{reported}\n{result.stdout}\n{result.stderr}"), reported
     if expected.get("exit") is not None:
-        assert result.exit_code == expected["exit"], told
+        assert result.exit_code == expected["exit"], reported
 
 
 def _fits(expected: list[dict[str, Any]], records: list[Record]) -> bool:
@@ -167,6 +169,6 @@ def _is_same_box(expected: list[Any], actual: list[Any]) -> bool:
 
 
 def _decode(path: Path) -> tuple[int, int]:
-    from runyard.trainer.data.images import decode_image
+    from runyard.datasets.pixels import decode_image
 
     return decode_image(path.read_bytes()).size

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from runyard.datasets.pixels import BrokenImage, decode_image
 from runyard.datasets.records import (
     Conversation,
     Freeform,
@@ -21,7 +22,6 @@ from runyard.datasets.records import (
 from runyard.datasets.splits import Split
 from runyard.trainer.answers import Answer, Grounding
 from runyard.trainer.data.datasets import Dataset
-from runyard.trainer.data.images import BrokenImage, decode_image
 from runyard.trainer.data.uploaded import (
     DESCRIBE,
     SampleSelection,
@@ -113,8 +113,8 @@ def talk(*texts: str, images: list[str] | None = None, system: str = "") -> Conv
 def test_each_answer_of_a_conversation_is_a_sample(
     make_version: MakeVersion, png: Callable[..., bytes], task: str
 ) -> None:
-    told = talk("What?", "A tin.", "Is <image> red?", "Yes.", "\n<image>", "A shelf.")
-    data = load(make_version({"a.png": (png(1), [told])}), task=task, validation_fraction=0)
+    conversation = talk("What?", "A tin.", "Is <image> red?", "Yes.", "\n<image>", "A shelf.")
+    data = load(make_version({"a.png": (png(1), [conversation])}), task=task, validation_fraction=0)
     assert [(sample.question, sample.truth.text) for sample in data.train] == [
         ("What?", "A tin."),
         ("Is red?", "Yes."),

@@ -150,11 +150,8 @@ def parse_on_error(policies: dict[str, Any]) -> Any:
 
 def parse_split_policy(policies: dict[str, Any]) -> SplitPolicy:
     """Return ``split`` of a job's policies; raise ValueError for an unknown value."""
-    named = policies.get("split", "keep")
-    for known in SPLIT_POLICIES:
-        if named == known:
-            return known
-    raise ValueError(f"split is {named!r}; it must be one of {', '.join(SPLIT_POLICIES)}")
+    policy: SplitPolicy = parse_choice(policies, "split", SPLIT_POLICIES, default="keep")
+    return policy
 
 
 class _Import:

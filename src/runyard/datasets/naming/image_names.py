@@ -26,11 +26,13 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import takewhile
 from typing import Literal, get_args
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from runyard.datasets.images import is_image_name
+from runyard.datasets.splits import Split, find_split
 
 # Folders that hold images of any origin.
 _IMAGE_FOLDERS = frozenset(
@@ -46,7 +48,6 @@ _MASK_FOLDERS = frozenset(
         *("segmentationobject", "depth", "panoptic", "semantic"),
     )
 )
-_SPLIT_WORD = re.compile(r"(train|val|test|dev)(?:ing|id|idation)?\d*")
 _WORD = re.compile(r"[a-z0-9]+")
 _MAX_SHOWN = 2
 
@@ -315,7 +316,7 @@ class _Wanted:
         self.file = file
         self.known_folders: set[str] = set()
         self._scope, self._is_foreign = scope, is_foreign
-        self._splits = _find_splits(posixpath.splitext(file)[0])
+        self._split = _find_file_split(file)
 
     def allows(self, path: str, rule: _Rule) -> bool:
         """Return whether this image has the name by this rule, and no folder contradicts it."""
@@ -349,8 +350,8 @@ class _Wanted:
         """Return whether a name without folders may mean an image in that place."""
         if self._scope and not path.startswith(f"{self._scope}/"):
             return False
-        splits = _find_splits(posixpath.dirname(path[len(self._scope) :]))
-        return not splits or not self._splits or not splits.isdisjoint(self._splits)
+        folder = posixpath.dirname(path[len(self._scope) :].lstrip("/"))
+        return self._split is None or _find_folder_split(folder) in (None, self._split)
 
     def prefer(self, paths: list[str]) -> list[str]:
         """Return the candidates that fit best."""
@@ -370,8 +371,9 @@ class _Wanted:
     def _count_hinted(self, path: str) -> int:
         """Return how many of the image's folders are words of the annotation file's path."""
         folder = posixpath.dirname(path)
-        words = self._splits.union(_WORD.findall(self.file.casefold()))
-        return len(words & (_fold(folder.split("/")) | _find_splits(folder)))
+        words = _WORD.findall(self.file.casefold())
+        has_split = self._split is not None and _find_folder_split(folder) == self._split
+        return len(_fold(folder.split("/")).intersection(words)) + has_split
 
 
 def _count_general(path: str) -> int:
@@ -394,10 +396,14 @@ def _count_shared(some: Iterable[str], others: Iterable[str]) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
-def _find_splits(path: str) -> set[str]:
-    """Find the words of a path that name a split, as ``train``, ``val``, ``test`` or ``dev``."""
-    words = (_SPLIT_WORD.fullmatch(word) for word in _WORD.findall(path.casefold()))
-    return {word[1] for word in words if word}
+@lru_cache(maxsize=1024)
+def _find_file_split(file: str) -> Split | None:
+    return find_split(file, reads_name=True)
+
+
+@lru_cache(maxsize=1024)
+def _find_folder_split(folder: str) -> Split | None:
+    return find_split(f"{folder}/")
 
 
 def _fold(parts: Iterable[str]) -> set[str]:

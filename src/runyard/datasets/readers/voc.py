@@ -1,6 +1,5 @@
 """The Pascal VOC XML reader: one file per image, with names and boxes in pixels counted from 0."""
 
-import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import BinaryIO
@@ -62,7 +61,7 @@ class PascalVocReader:
                 continue
             try:
                 with source.open(path) as file:
-                    root = _parse_file(file)
+                    root = parse_xml(file)
             except XmlRejected as error:
                 report_xml(error, path, report)
                 continue
@@ -107,15 +106,11 @@ class _TreeBuilder:
         self._stack[-1].text += text
 
 
-def parse_xml(data: bytes) -> Element:
+def parse_xml(file: BinaryIO) -> Element:
     """Parse a document and return its root.
 
     Raises XmlRejected.
     """
-    return _parse_file(io.BytesIO(data))
-
-
-def _parse_file(file: BinaryIO) -> Element:
     builder = _TreeBuilder()
     for _ in parse_stream(file, builder):
         pass

@@ -33,6 +33,7 @@ from pathlib import Path
 
 import numpy as np
 
+from runyard.datasets.pixels import BrokenImage
 from runyard.rundir import NO_ROOM, free_bytes, fsync_dir
 from runyard.trainer.data.encode import (
     EncodedSample,
@@ -42,7 +43,6 @@ from runyard.trainer.data.encode import (
     concatenate_padded,
 )
 from runyard.trainer.data.image_resolution import TooLong
-from runyard.trainer.data.images import BrokenImage
 from runyard.trainer.data.shards import (
     BROKEN,
     REFUSED,

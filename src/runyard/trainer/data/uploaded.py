@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
+from runyard.datasets.pixels import BrokenImage, decode_image
 from runyard.datasets.records import (
     IMAGE_MARK,
     Contents,
@@ -31,7 +32,6 @@ from runyard.datasets.versions import VersionError, VersionFolder, VersionImage
 from runyard.rundir import COMPLETE
 from runyard.trainer.answers import FREEFORM, PHRASE_GROUNDING, VQA, Answer, Grounding, scale_box
 from runyard.trainer.data.datasets import Dataset, Sample
-from runyard.trainer.data.images import BrokenImage, decode_image
 from runyard.trainer.errors import InvalidData
 
 if TYPE_CHECKING:

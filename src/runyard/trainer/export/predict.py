@@ -64,8 +64,8 @@ class Predictor:
         """
         import torch
 
+        from runyard.datasets.pixels import convert_image
         from runyard.trainer.data.encode import InMemoryEncodings, Layout
-        from runyard.trainer.data.images import convert_image
         from runyard.trainer.evaluation.evaluation import generate_answers
         from runyard.trainer.models.model import get_pad_id
 

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import torch
 
+from runyard.datasets.pixels import BrokenImage, decode_image
 from runyard.datasets.versions import CONTENTS, MANIFEST, VersionError, VersionFolder
 from runyard.flows.blocks import BUILT_IN_DATASETS
 from runyard.rundir import CheckpointDir, read_json
 from runyard.trainer.data.datasets import load_dataset
 from runyard.trainer.data.encode import Encoder, InMemoryEncodings, Layout
 from runyard.trainer.data.image_resolution import TokenBudget, get_context_length
-from runyard.trainer.data.images import BrokenImage, decode_image
 from runyard.trainer.errors import ExportFailed
 from runyard.trainer.evaluation.evaluation import generate_answers
 from runyard.trainer.export.predict import read_block_settings
