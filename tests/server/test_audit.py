@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from runyard.server.services.operations import audit
-from runyard.server.services.pages import PageRequest
+from runyard.server.services.paging import PageRequest
 from runyard.store import audit as rows
 from tests.support import attempts
 from tests.support.server import TestServer

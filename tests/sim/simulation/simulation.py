@@ -18,7 +18,7 @@ import msgspec
 from runyard.controller.decide import ADOPT_EVERY_S, AttemptKey
 from runyard.server.services.context import Actor
 from runyard.server.services.errors import Refusal
-from runyard.server.services.pages import PageRequest
+from runyard.server.services.paging import PageRequest
 from runyard.server.services.runs import leases, runs
 from runyard.store import attempts, tombstones
 from runyard.store.runs import RunFilter

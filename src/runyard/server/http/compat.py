@@ -19,7 +19,7 @@ import msgspec
 from runyard import limits
 from runyard.server.services.datasets.dict_params import parse_dict_param
 from runyard.server.services.errors import Refusal
-from runyard.server.services.pages import PageRequest
+from runyard.server.services.paging import PageRequest
 from runyard.server.services.runs.runs import add_flow_origin
 from vi.api.resources.flows.responses import Flow
 from vi.api.resources.models.responses import Model

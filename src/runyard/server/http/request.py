@@ -15,10 +15,10 @@ import msgspec
 from runyard import limits
 from runyard.server.http import compat
 from runyard.server.http.exact_json import check_exact
-from runyard.server.services import pages
+from runyard.server.services import paging
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.errors import Problem, Refusal
-from runyard.server.services.pages import PageRequest
+from runyard.server.services.paging import PageRequest
 
 T = TypeVar("T")
 Request = litestar.Request[Any, Any, Any]
@@ -101,8 +101,8 @@ class Query:
 
         Larger sizes are cut, since the published client sends them unchecked.
         """
-        size = self.integer("s", pages.DEFAULT_SIZE, minimum=1) or pages.DEFAULT_SIZE
-        return PageRequest(size=min(size, pages.MOST), token=self.text("p"), question=question)
+        size = self.integer("s", paging.DEFAULT_SIZE, minimum=1) or paging.DEFAULT_SIZE
+        return PageRequest(size=min(size, paging.MOST), token=self.text("p"), question=question)
 
 
 def check_query_text(name: str, value: str) -> None:

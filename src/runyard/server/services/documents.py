@@ -14,10 +14,10 @@ import msgspec
 from sqlalchemy import Connection, Table
 
 from runyard import limits
-from runyard.server.services import etags, pages
+from runyard.server.services import etags, paging
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.errors import Problem, Refusal, not_found
-from runyard.server.services.pages import PageRequest
+from runyard.server.services.paging import PageRequest
 from runyard.server.services.validation import check_id
 from runyard.store import documents as rows
 from runyard.store import tombstones
@@ -59,7 +59,7 @@ async def page(
     def fetch(tx: Connection, after: Any, limit: int) -> Sequence[AnyRow]:
         return rows.page(tx, kind.table, org=org, after=after, limit=limit)
 
-    return await pages.read(services, page_request, org=org, fetch=fetch)
+    return await paging.read(services, page_request, org=org, fetch=fetch)
 
 
 async def put(

@@ -21,13 +21,13 @@ import msgspec
 from sqlalchemy import Connection
 
 from runyard.rundir import read_json
-from runyard.server.services import pages
+from runyard.server.services import paging
 from runyard.server.services.access import keys as key_format
 from runyard.server.services.access.bootstrap import add_key
 from runyard.server.services.access.secrets import write_private
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.errors import Problem, Refusal, not_found
-from runyard.server.services.pages import PageRequest
+from runyard.server.services.paging import PageRequest
 from runyard.store import keys as rows
 from runyard.store import organizations
 from runyard.store.tables import AnyRow
@@ -50,7 +50,7 @@ async def page(services: Services, *, org: str, page_request: PageRequest) -> by
     def encode(row: AnyRow) -> bytes:
         return msgspec.json.encode(_to_document(services, row))
 
-    return await pages.read(services, page_request, org=org, fetch=fetch, encode=encode)
+    return await paging.read(services, page_request, org=org, fetch=fetch, encode=encode)
 
 
 def get(services: Services, *, org: str, key_id: str) -> Key:

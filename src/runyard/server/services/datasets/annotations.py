@@ -24,12 +24,12 @@ from runyard.datasets.records import (
     char_span,
     word_span,
 )
-from runyard.server.services import etags, pages
+from runyard.server.services import etags, paging
 from runyard.server.services.access.signing import Position
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.datasets import assets, conversations, datasets
 from runyard.server.services.errors import Refusal, not_found
-from runyard.server.services.pages import PageRequest
+from runyard.server.services.paging import PageRequest
 from runyard.store.datasets import assets as rows
 from runyard.store.datasets import datasets as dataset_rows
 from runyard.store.tables import AnyRow
@@ -58,13 +58,13 @@ async def page(
     A position is the number of a record, and how many of its parts came before; a page may end
     inside a record.
     """
-    after = pages.parse_position(services, org=org, page_request=page_request)
+    after = paging.parse_position(services, org=org, page_request=page_request)
     key: Any = {"org": org, "dataset_id": dataset_id}
 
     def read_parts(tx: Connection) -> bytes:
         assets.get_row(tx, **key, asset_id=asset_id)
         start = (after[0], int(after[1])) if after else (0, 0)
-        items, last, has_more = pages.gather(
+        items, last, has_more = paging.gather(
             partial(_fetch_parts, tx, org=org, dataset_id=dataset_id, asset_id=asset_id),
             after=start,
             size=page_request.size,
@@ -75,10 +75,10 @@ async def page(
         further = None
         if has_more:
             number, shown = last[0]
-            further = pages.page_token(
+            further = paging.page_token(
                 services, Position(number, str(shown)), org=org, page_request=page_request
             )
-        return pages.join(items, further)
+        return paging.join(items, further)
 
     return await services.store.read_in_thread(read_parts)
 

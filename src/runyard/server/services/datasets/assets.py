@@ -16,13 +16,13 @@ from sqlalchemy import Connection
 
 from runyard import limits
 from runyard.datasets.packs import is_safe
-from runyard.server.services import etags, pages, retention
+from runyard.server.services import etags, paging, retention
 from runyard.server.services.access.signing import FileLink, Position, link_expiry
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.datasets import conversations, datasets
 from runyard.server.services.datasets.dict_params import parse_dict_param
 from runyard.server.services.errors import Problem, Refusal, not_found
-from runyard.server.services.pages import PageRequest
+from runyard.server.services.paging import PageRequest
 from runyard.store.datasets import assets as rows
 from runyard.store.datasets import datasets as dataset_rows
 from runyard.store.datasets import versions as job_rows
@@ -76,7 +76,7 @@ async def page(
             Position(value, row.id) if isinstance(value, int) else Position(0, f"{value}\0{row.id}")
         )
 
-    return await pages.read(
+    return await paging.read(
         services,
         page_request,
         org=org,
@@ -311,7 +311,7 @@ async def page_bulk_deletions(
     def fetch(tx: Connection, after: Any, limit: int) -> Sequence[AnyRow]:
         return job_rows.job_page(tx, bulk_deletions, **key, after=after, limit=limit)
 
-    return await pages.read(
+    return await paging.read(
         services,
         page_request,
         org=org,

@@ -17,12 +17,12 @@ from msgspec import UNSET, UnsetType
 from sqlalchemy import Connection
 
 from runyard.ids import resolve_folder
-from runyard.server.services import etags, pages, retention
+from runyard.server.services import etags, paging, retention
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.documents import merge_attributes
 from runyard.server.services.errors import Refusal, not_found
 from runyard.server.services.jobs import run_in_thread
-from runyard.server.services.pages import PageRequest
+from runyard.server.services.paging import PageRequest
 from runyard.store import blobs as blob_rows
 from runyard.store.datasets import datasets as rows
 from runyard.store.datasets import imports as import_rows
@@ -85,7 +85,7 @@ async def page(services: Services, *, org: str, page_request: PageRequest) -> by
     def fetch(tx: Connection, after: Any, limit: int) -> Sequence[AnyRow]:
         return rows.page(tx, org=org, after=after, limit=limit)
 
-    return await pages.read(
+    return await paging.read(
         services,
         page_request,
         org=org,

@@ -22,13 +22,13 @@ from typing import IO, Any
 import msgspec
 from sqlalchemy import Connection
 
-from runyard.server.services import etags, pages
+from runyard.server.services import etags, paging
 from runyard.server.services.access.signing import Position
 from runyard.server.services.context import Services
 from runyard.server.services.datasets import conversations, datasets
 from runyard.server.services.errors import Refusal, not_found
 from runyard.server.services.jobs import run_in_thread
-from runyard.server.services.pages import PageRequest
+from runyard.server.services.paging import PageRequest
 from runyard.store.datasets import assets as asset_rows
 from runyard.store.datasets import datasets as dataset_rows
 from runyard.store.datasets import versions as rows
@@ -142,7 +142,7 @@ async def page(
     def fetch(tx: Connection, after: Any, limit: int) -> Sequence[AnyRow]:
         return rows.page(tx, org=org, dataset_id=dataset_id, after=after, limit=limit)
 
-    return await pages.read(
+    return await paging.read(
         services,
         page_request,
         org=org,

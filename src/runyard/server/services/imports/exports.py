@@ -25,7 +25,7 @@ from runyard.datasets.writers.registry import find_writer
 from runyard.ids import resolve_folder
 from runyard.limits import clean_text
 from runyard.rundir import read_json, write_json
-from runyard.server.services import etags, pages, retention
+from runyard.server.services import etags, paging, retention
 from runyard.server.services.access.signing import FileLink, link_expiry
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.datasets import datasets, versions
@@ -33,7 +33,7 @@ from runyard.server.services.errors import Problem, Refusal, not_found
 from runyard.server.services.imports import imports
 from runyard.server.services.imports.subprocesses import read_output_tail, run_worker
 from runyard.server.services.jobs import run_in_thread
-from runyard.server.services.pages import PageRequest
+from runyard.server.services.paging import PageRequest
 from runyard.store import blobs as blob_rows
 from runyard.store.datasets import assets as asset_rows
 from runyard.store.datasets import versions as rows
@@ -129,7 +129,7 @@ async def page(
     def fetch(tx: Connection, after: Any, limit: int) -> Sequence[AnyRow]:
         return rows.job_page(tx, dataset_exports, **key, after=after, limit=limit)
 
-    return await pages.read(
+    return await paging.read(
         services,
         page_request,
         org=org,

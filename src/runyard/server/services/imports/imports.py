@@ -30,13 +30,13 @@ from sqlalchemy import Connection
 from runyard.blobs import BlobMismatch
 from runyard.ids import resolve_folder
 from runyard.rundir import free_bytes, fsync_dir
-from runyard.server.services import pages
+from runyard.server.services import paging
 from runyard.server.services.access.signing import UploadLink
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.datasets import datasets
 from runyard.server.services.errors import Refusal, not_found
 from runyard.server.services.imports import import_jobs
-from runyard.server.services.pages import PageRequest
+from runyard.server.services.paging import PageRequest
 from runyard.store import blobs as blob_rows
 from runyard.store.datasets import imports as rows
 from runyard.store.tables import AnyRow
@@ -165,7 +165,7 @@ async def page(
     def fetch(tx: Connection, after: Any, limit: int) -> Sequence[AnyRow]:
         return rows.page(tx, **key, kind=kind, after=after, limit=limit)
 
-    return await pages.read(
+    return await paging.read(
         services,
         page_request,
         org=org,

@@ -10,13 +10,13 @@ from typing import Any, BinaryIO
 import msgspec
 
 from runyard.blobs import BlobError
-from runyard.server.services import etags, pages
+from runyard.server.services import etags, paging
 from runyard.server.services.access.signing import Position
 from runyard.server.services.context import Services
 from runyard.server.services.datasets import datasets
 from runyard.server.services.errors import Refusal
 from runyard.server.services.imports import import_jobs, imports
-from runyard.server.services.pages import PageRequest
+from runyard.server.services.paging import PageRequest
 from runyard.store.datasets import imports as rows
 from runyard.store.tables import AnyRow
 from vi.api.resources.datasets.responses import (
@@ -126,7 +126,7 @@ async def read_findings(
 
     ``severity`` and ``code`` filter them.
     """
-    after = pages.parse_position(services, org=row.org, page_request=page_request)
+    after = paging.parse_position(services, org=row.org, page_request=page_request)
 
     def read_page() -> bytes:
         found: list[bytes] = []
@@ -142,12 +142,12 @@ async def read_findings(
                 if len(found) == page_request.size or (
                     found and size_bytes > page_request.most_bytes
                 ):
-                    further = pages.page_token(
+                    further = paging.page_token(
                         services, Position(begin, ""), org=row.org, page_request=page_request
                     )
                     break
                 found.append(encoded)
-        return pages.join(found, further)
+        return paging.join(found, further)
 
     return await asyncio.to_thread(read_page)
 

@@ -7,10 +7,10 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection
 
-from runyard.server.services import pages
+from runyard.server.services import paging
 from runyard.server.services.access.key_lifecycle import write_usage
 from runyard.server.services.context import Services
-from runyard.server.services.pages import PageRequest
+from runyard.server.services.paging import PageRequest
 from runyard.store import audit as rows
 from runyard.store import organizations
 from runyard.store.tables import AnyRow
@@ -52,7 +52,7 @@ async def page(
             until=filter.until,
         )
 
-    return await pages.read(
+    return await paging.read(
         services,
         page_request,
         org=org,

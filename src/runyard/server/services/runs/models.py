@@ -20,12 +20,12 @@ from runyard.blobs import Archive, ArchiveFile, BlobMismatch, BlobMissing, Blobs
 from runyard.limits import clean_text
 from runyard.protocol import CheckpointFile, CheckpointReport, CheckpointsKept, KeptCheckpoint
 from runyard.rundir import TRAINING_STATE
-from runyard.server.services import pages, retention
+from runyard.server.services import paging, retention
 from runyard.server.services.access.signing import AttemptToken, Link, Position, link_expiry
 from runyard.server.services.context import Services
 from runyard.server.services.errors import Refusal, not_found
 from runyard.server.services.notifications import run_topic
-from runyard.server.services.pages import PageRequest
+from runyard.server.services.paging import PageRequest
 from runyard.server.services.runs import leases
 from runyard.server.services.runs.references import BEST, LATEST
 from runyard.server.services.runs.runs import decode_run
@@ -70,7 +70,7 @@ async def page(
     def fetch(tx: Connection, after: Any, limit: int) -> Sequence[AnyRow]:
         return rows.page(tx, org=org, run_id=run_id, after=after[0] if after else 0, limit=limit)
 
-    return await pages.read(
+    return await paging.read(
         services,
         page_request,
         org=org,
@@ -94,14 +94,14 @@ async def list_all(services: Services, *, org: str, run_id: str, origin: str | N
         return rows.page_backward(tx, org=org, run_id=run_id, before=after, limit=limit)
 
     def read_items(tx: Connection) -> bytes:
-        items, _, _ = pages.gather(
+        items, _, _ = paging.gather(
             partial(fetch, tx),
             after=None,
             size=limits.WHOLE_LIST.value,
             encode=lambda row: msgspec.json.encode(_to_document(services, row, origin)),
             get_position=lambda row: row.number,
         )
-        return pages.join(items[::-1], None)
+        return paging.join(items[::-1], None)
 
     return await services.store.read_in_thread(read_items)
 

@@ -18,12 +18,12 @@ import msgspec
 from msgspec import UNSET, UnsetType
 from sqlalchemy import Connection
 
-from runyard.server.services import etags, notifications, pages
+from runyard.server.services import etags, notifications, paging
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.documents import merge_attributes
 from runyard.server.services.errors import Refusal, not_found
 from runyard.server.services.notifications import run_topic
-from runyard.server.services.pages import PageRequest
+from runyard.server.services.paging import PageRequest
 from runyard.server.services.runs import conditions, placement, references
 from runyard.server.services.runs.conditions import Transition
 from runyard.server.services.validation import check_id
@@ -62,7 +62,7 @@ async def page(
     def fetch(tx: Connection, after: Any, limit: int) -> Sequence[AnyRow]:
         return rows.page(tx, org=org, filter=filter, after=after, limit=limit)
 
-    return await pages.read(services, page_request, org=org, fetch=fetch)
+    return await paging.read(services, page_request, org=org, fetch=fetch)
 
 
 async def create(

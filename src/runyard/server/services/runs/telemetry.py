@@ -26,7 +26,7 @@ from sqlalchemy import Connection
 from runyard import limits
 from runyard.limits import clean_text
 from runyard.protocol import Lines, LinesAccepted
-from runyard.server.services import pages
+from runyard.server.services import paging
 from runyard.server.services.access.signing import AttemptToken
 from runyard.server.services.context import Services
 from runyard.server.services.notifications import run_topic
@@ -138,7 +138,7 @@ async def read_log_page(
         )
 
     def read_lines(tx: Connection, ended: bool) -> tuple[bool, bytes]:
-        items, last, has_more = pages.gather(
+        items, last, has_more = paging.gather(
             partial(fetch, tx),
             after=since,
             size=limit,
@@ -185,7 +185,7 @@ async def read_metric_page(
         return rows.metric_page(tx, org=org, run_id=run_id, since=after, limit=limit)
 
     def read_points(tx: Connection) -> bytes:
-        items, last, _ = pages.gather(
+        items, last, _ = paging.gather(
             partial(fetch, tx),
             after=since,
             size=limit,

@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 from runyard import limits
 from runyard.server.http.request import Query
 from runyard.server.http.routes import ROUTES
-from runyard.server.services import pages
+from runyard.server.services import paging
 from runyard.server.services.imports import exports, import_jobs
 from runyard.store.datasets import assets, versions
 from runyard.store.tables import assets as assets_table
@@ -130,14 +130,14 @@ async def test_every_list_is_cut_by_bytes_and_continues_at_the_cut(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain, threads = Query.page, set[str]()
-    join = pages.join
+    join = paging.join
 
     def watched(*args: Any) -> bytes:
         threads.add(threading.current_thread().name)
         return join(*args)
 
     monkeypatch.setattr(exports, "start", lambda *_: None)  # so that no process writes a file
-    monkeypatch.setattr(pages, "join", watched)
+    monkeypatch.setattr(paging, "join", watched)
     ids, api = await fill_every_list(server), await server.api()
     for route in LISTS:
         url = re.sub(r"\{(\w+):str\}", lambda found: ids[found[1]], route.path)
@@ -223,7 +223,7 @@ async def test_a_list_of_models_too_long_for_one_response_contains_the_newest(
     url = server.path("runs/r1/outputs")
     whole = (await api.get(url)).json()["items"]
     assert [model["spec"]["epoch"] for model in whole] == [1, 2, 3]
-    defaults = pages.gather.__kwdefaults__
+    defaults = paging.gather.__kwdefaults__
     assert defaults is not None
     monkeypatch.setitem(defaults, "most_bytes", 2 * len(json.dumps(whole[0])))
     assert (await api.get(url)).json() == {"items": whole[1:], "nextPage": None, "prevPage": None}
@@ -245,7 +245,7 @@ def test_collecting_a_page_reads_little_more_than_it_needs(
 
     shown, after, has_more = list[int](), None, True
     while has_more:
-        items, after, has_more = pages.gather(
+        items, after, has_more = paging.gather(
             fetch,
             after=after,
             size=size,
@@ -258,6 +258,6 @@ def test_collecting_a_page_reads_little_more_than_it_needs(
         assert not has_more or items
         shown += map(int, items)
         if most_bytes == 1:
-            assert read <= pages.FIRST_CHUNK
+            assert read <= paging.FIRST_CHUNK
             read = 0
     assert shown == rows
