@@ -2,8 +2,6 @@
 
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import PageOf, Site
-
 
 def test_the_page_of_runs_is_live(signed_in_page: Page) -> None:
     expect(signed_in_page.locator("#live-text")).to_have_text("live")
