@@ -56,7 +56,10 @@ async def test_a_cookie_admits_only_requests_of_our_own_pages(server: TestServer
     cookie = read_cookie(await sign_in(server))
     sites = (None, "same-origin", "same-site", "cross-site", "none")
     origins = (None, OWN, FOREIGN, "https://evil.example", "null")
-    modes = ({}, {"sec-fetch-mode": "navigate", "sec-fetch-dest": "document"})
+    modes: tuple[dict[str, str], ...] = (
+        {},
+        {"sec-fetch-mode": "navigate", "sec-fetch-dest": "document"},
+    )
     framed = {"sec-fetch-mode": "navigate", "sec-fetch-dest": "iframe"}
     admitted = 0
     for method, credential, site, origin, mode in itertools.product(
@@ -348,7 +351,8 @@ async def collect_stream(
         "type": "http", "http_version": "1.1", "scheme": "http", "method": "GET",
         "path": "/ui/stream", "raw_path": b"/ui/stream", "query_string": b"",
         "headers": [(b"host", b"127.0.0.1:7878"), (b"cookie", cookie.encode())],
-        "client": ("127.0.0.1", 50_000), "server": ("127.0.0.1", 7878), "root_path": "", "state": {},
+        "client": ("127.0.0.1", 50_000), "server": ("127.0.0.1", 7878),
+        "root_path": "", "state": {},
     }  # fmt: skip
 
     async def receive() -> Any:
