@@ -1,6 +1,7 @@
 """Export of the whole store as rows of plain values, and import into another one.
 
-It iterates over ``metadata``, so a new table is included by default. Rows are JSON arrays in the
+It iterates over ``metadata``, so a new table is included by default; only sessions of browsers are
+left out. Rows are JSON arrays in the
 order of the table's columns, bytes as base64, sorted by primary key. Four tables are not simply
 replaced: ``meta`` gets the new store id, the lease clock never goes back, open attempts get a whole
 lease, and ``keys`` stay those of the instance.
@@ -39,6 +40,8 @@ from runyard.store.tables import (
     meta,
     metadata,
     runs,
+    session_codes,
+    sessions,
     unneeded_blobs,
 )
 from runyard.store.tables import organizations as organization_rows
@@ -46,7 +49,11 @@ from runyard.store.telemetry import count_log_bytes
 
 BATCH_ROWS, BATCH_BYTES = 500, 4 << 20
 SCHEMA_REVISION = HEAD
-TABLES: Mapping[str, Table] = {str(table.name): table for table in metadata.sorted_tables}
+# Browsers sign in again after a restore: a backup would bring sessions back that have ended.
+_LEFT_OUT = (sessions, session_codes)
+TABLES: Mapping[str, Table] = {
+    str(table.name): table for table in metadata.sorted_tables if table not in _LEFT_OUT
+}
 # A table that needs a blob names it in its columns ``org`` and ``sha256``; one table lists blobs
 # that nothing needs.
 _TABLES_WITH_BLOBS = [

@@ -24,6 +24,7 @@ from runyard.server.http.endpoints import (
     keys,
     models,
     runs,
+    sessions,
     storage,
     training_projects,
 )
@@ -54,6 +55,7 @@ from vi.api.resources.flows.responses import Flow, FlowAcceleratorList
 from vi.api.resources.keys.responses import IssuedKey, Key
 from vi.api.resources.models.responses import Model
 from vi.api.resources.runs.responses import Run, RunOutcomes
+from vi.api.resources.sessions.responses import BrowserSession
 from vi.api.resources.training_projects.responses import TrainingProject
 
 PAGE = ("s", "p")
@@ -263,6 +265,11 @@ ROUTES = (
     Route("POST", KEY + "/rotations", keys.post_rotation,
           "Rotate a key; only this response holds the new secret", body=bodies.NewRotation,
           returns=IssuedKey, role="admin", statuses=(201,)),
+    Route("GET", ORG + "/sessions", sessions.list_sessions,
+          "List the browsers that are signed in, newest first", returns=BrowserSession,
+          is_page=True, query=PAGE, role="admin"),
+    Route("DELETE", ORG + "/sessions/{session_id:str}", sessions.delete_session,
+          "End the session of a browser", statuses=(204,), role="admin"),
     Route("GET", ORG + "/audit", audit.list_audit, "List audit log entries, newest first",
           returns=AuditEntry, is_page=True, query=(*PAGE, "actor", "action", "since", "until"),
           role="admin"),

@@ -17,7 +17,8 @@ PAGES = (
     Route("POST", "/ui/codes", sessions.post_code, "Create a one-time code; needs a key",
           role="viewer", statuses=(201,)),
     Route("POST", "/ui/leave", sessions.leave, "Sign out", role="viewer", statuses=(303,)),
-    Route("GET", "/ui/stream", stream.get_stream, "Stream what changes", role="viewer"),
+    Route("GET", "/ui/stream", stream.get_stream, "Stream what changes", role="viewer",
+          is_endless=True),
 
     Route("GET", "/ui/runs", runs.list_runs, "List runs", role="viewer"),
     Route("GET", "/ui/runs/{run_id:str}", run.get_run, "Show a run", role="viewer"),
