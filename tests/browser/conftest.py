@@ -5,6 +5,7 @@ One browser and one server serve all tests of the session. Without Chromium thes
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -111,15 +112,38 @@ class Site:
         return port
 
 
+@dataclass
+class Chromium:
+    """The browser, and the event loop in which Playwright runs in this thread."""
+
+    browser: Browser
+    loop: asyncio.AbstractEventLoop
+
+
 @pytest.fixture(scope="session")
-def chromium() -> Iterator[Browser]:
+def running_chromium() -> Iterator[Chromium]:
     """The browser, one for all tests."""
     if not CHROMIUM:
         pytest.skip(SKIPPED)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield browser
+        loop = asyncio.get_running_loop()
+        asyncio._set_running_loop(None)
+        yield Chromium(browser, loop)
+        asyncio._set_running_loop(loop)
         browser.close()
+
+
+@pytest.fixture
+def chromium(running_chromium: Chromium) -> Iterator[Browser]:
+    """The browser, for one test.
+
+    Playwright leaves its loop running between calls, which would keep every asynchronous test of
+    this process from running one of its own.
+    """
+    asyncio._set_running_loop(running_chromium.loop)
+    yield running_chromium.browser
+    asyncio._set_running_loop(None)
 
 
 @pytest.fixture(scope="session")
