@@ -5,7 +5,8 @@ that a route of the API also calls.
 """
 
 from runyard.server.http.route import Route
-from runyard.server.pages import run, runs, sessions, stream
+from runyard.server.pages import runs, sessions, stream
+from runyard.server.pages.run.routes import ROUTES as RUN_ROUTES
 
 # fmt: off
 PAGES = (
@@ -21,6 +22,6 @@ PAGES = (
           is_endless=True),
 
     Route("GET", "/ui/runs", runs.list_runs, "List runs", role="viewer"),
-    Route("GET", "/ui/runs/{run_id:str}", run.get_run, "Show a run", role="viewer"),
+    *RUN_ROUTES,
 )
 # fmt: on

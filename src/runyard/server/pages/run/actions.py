@@ -229,5 +229,3 @@ async def _answer_change(request: Request, run_id: str) -> Response:
     if templates.is_fragment(request):
         return tabs.render_head(request, await facts.load_run(request, run_id))
     return Response(status=303, headers=[(b"location", build_base(run_id).encode())])
-
-

@@ -36,9 +36,7 @@ async def load_run(request: Request, run_id: str) -> LoadedRun:
     now_ms = services.clock.now_ms()
     recent = await load_recent(services, org, run)
     head = build_head(run, now_ms=now_ms, recent=recent, has_checkpoint=bool(found))
-    return LoadedRun(
-        services=services, org=org, run=run, models=found, head=head, now_ms=now_ms
-    )
+    return LoadedRun(services=services, org=org, run=run, models=found, head=head, now_ms=now_ms)
 
 
 async def load_recent(services: Services, org: str, run: Run) -> Recent:

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from runyard.server.pages.views import format_bytes, split_words
+from runyard.server.pages.views import NOTHING, format_bytes, split_words
 from vi.api.resources.runs.responses import Run
 
 _ENVIRONMENT = ("versions", "hardware", "revision")
@@ -51,14 +51,15 @@ def build_flow(run: Run) -> FlowTab:
     """Return the flow of a run as the tab shows it."""
     spec, plan = run.spec.flow, run.status.plan or {}
     origin, resume = spec.settings.get("flow"), run.spec.resume_from
-    has_origin = isinstance(origin, dict) and "id" in origin
     document = msgspec.to_builtins(spec)
     for block in document["blocks"]:
         block.pop("style", None)
     dataset = plan.get("dataset", {})
     return FlowTab(
         name=spec.name,
-        origin=f"{origin['id']}, version {origin.get('generation', '?')}" if has_origin else "",
+        origin=f"{origin.get('id')}, version {origin.get('generation')}"
+        if isinstance(origin, dict)
+        else "",
         origin_href="",
         resume_from=f"{resume.run_id}, checkpoint {resume.checkpoint}, step {resume.step}"
         if resume
@@ -66,7 +67,9 @@ def build_flow(run: Run) -> FlowTab:
         resume_href=f"/ui/runs/{resume.run_id}" if resume else "",
         dataset=str(dataset.get("value", "")) if isinstance(dataset, dict) else "",
         blocks=[_build_card(block.block, block.settings) for block in spec.blocks],
-        yaml=format_yaml({name: value for name, value in document.items() if value not in (None, {})}),
+        yaml=format_yaml(
+            {name: value for name, value in document.items() if value not in (None, {})}
+        ),
         plan=[
             _build_plan_row(name, entry)
             for name, entry in plan.items()
@@ -82,11 +85,11 @@ def build_flow(run: Run) -> FlowTab:
 
 def _build_card(name: str, settings: dict[str, Any]) -> BlockCard:
     flat = flatten(settings)
-    shown = [(path, _format_value(path, value)) for path, value in list(flat.items())[:_MOST_SETTINGS]]
+    shown = [
+        (path, _format_value(path, value)) for path, value in list(flat.items())[:_MOST_SETTINGS]
+    ]
     kind = next((part for part in ("prompt", "dataset", "model") if part in name.lower()), "other")
-    return BlockCard(
-        name=name, kind=kind, settings=shown, more=max(len(flat) - _MOST_SETTINGS, 0)
-    )
+    return BlockCard(name=name, kind=kind, settings=shown, more=max(len(flat) - _MOST_SETTINGS, 0))
 
 
 def flatten(value: Any, path: str = "") -> dict[str, Any]:
@@ -101,7 +104,9 @@ def flatten(value: Any, path: str = "") -> dict[str, Any]:
 
 def _build_plan_row(name: str, entry: dict[str, Any]) -> PlanRow:
     return PlanRow(
-        name=name, value=_format_value(name, entry.get("value")), reason=str(entry.get("reason", ""))
+        name=name,
+        value=_format_value(name, entry.get("value")),
+        reason=str(entry.get("reason", "")),
     )
 
 
@@ -113,7 +118,7 @@ def _get_values(plan: dict[str, Any], section: str) -> dict[str, Any]:
 
 def _format_value(name: str, value: Any) -> str:
     if value is None:
-        return "–"
+        return NOTHING
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int) and (name.endswith("Bytes") or name == "memory"):

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
+from urllib.parse import urlencode
 
 import msgspec
 
@@ -80,7 +82,7 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
 
     action: str
     python: str
-    shell: str
+    command: str
 
 
 class RunHead(msgspec.Struct, frozen=True, kw_only=True):
@@ -165,22 +167,22 @@ def list_commands(run_id: str) -> list[Command]:
         Command(
             action="kill",
             python=f'client.runs.kill("{run_id}")',
-            shell=f"runyard runs kill {run_id} --wait",
+            command=f"runyard runs kill {run_id} --wait",
         ),
         Command(
             action="delete",
             python=f'client.runs.delete("{run_id}")',
-            shell=f"runyard runs delete {run_id}",
+            command=f"runyard runs delete {run_id}",
         ),
         Command(
             action="rename",
             python=f'client.runs.update("{run_id}", name="...")',
-            shell=f"runyard runs rename {run_id} NAME",
+            command=f"runyard runs rename {run_id} NAME",
         ),
         Command(
             action="tag",
             python=f'client.runs.update("{run_id}", metadata={{"owner": "kim"}})',
-            shell=f"runyard runs tag {run_id} owner=kim",
+            command=f"runyard runs tag {run_id} owner=kim",
         ),
     ]
 
@@ -195,7 +197,7 @@ def estimate_time_left(steps: Sequence[Step], total_steps: int) -> tuple[float, 
     timed = list(steps)[-TIMED_STEPS - 1 :]
     durations = [
         (later.time_ms - earlier.time_ms) / 1000 / (later.number - earlier.number)
-        for earlier, later in zip(timed, timed[1:], strict=False)
+        for earlier, later in pairwise(timed)
         if later.number > earlier.number
     ]
     if len(durations) < MEASURED_STEPS:
@@ -277,7 +279,10 @@ def _describe_dataset(run: Run) -> tuple[str, str]:
     dataset, version = (get_plan_value(run, name) for name in ("dataset", "datasetVersion"))
     if not isinstance(dataset, str):
         return "", ""
-    return f"{dataset}@{str(version)[:12]}" if version else dataset, f"version {version or 'unknown'}"
+    return (
+        f"{dataset}@{str(version)[:12]}" if version else dataset,
+        f"version {version or 'unknown'}",
+    )
 
 
 def _describe_kill(run: Run, *, has_checkpoint: bool) -> str:
@@ -297,6 +302,4 @@ def _compute_percent(progress: RunProgress) -> int:
 
 
 def _build_tag(key: str, value: str) -> Tag:
-    from urllib.parse import urlencode
-
     return Tag(key=key, value=value, href="/ui/runs?" + urlencode({"q": f"{key}={value}"}))

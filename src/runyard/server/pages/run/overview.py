@@ -49,7 +49,7 @@ class CheckpointRow(msgspec.Struct, frozen=True, kw_only=True):
     href: str
     time: Moment
     python: str
-    shell: str
+    command: str
 
 
 class Checkpoints(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,11 +101,15 @@ def _explain_empty(run: Run, text: str) -> str:
     return f"No points yet. {text}"
 
 
-def parse_settings(x: str | None, smooth: str | None, y: str | None, *, is_zoomed: bool) -> ChartSettings:
+def parse_settings(
+    x: str | None, smooth: str | None, y: str | None, *, is_zoomed: bool
+) -> ChartSettings:
     """Return the settings of a query; a value that does not exist is the default."""
     return ChartSettings(
         x=x if x in ("step", "epoch", "time") else "step",
-        smooth=smooth if smooth and re.fullmatch(r"0?\.?\d{1,4}|0\.\d{1,4}", smooth) else DEFAULT_SMOOTHING,
+        smooth=smooth
+        if smooth and re.fullmatch(r"0?\.?\d{1,4}|0\.\d{1,4}", smooth)
+        else DEFAULT_SMOOTHING,
         y="log" if y == "log" else "lin",
         axes=list(AXES),
         is_zoomed=is_zoomed,
@@ -153,7 +157,7 @@ def _build_row(run: Run, model: Model, *, now_ms: int) -> CheckpointRow:
         href=contents.download_url.url if contents else "",
         time=describe_moment(model.metadata.time_created, now_ms),
         python=f'client.models.download("{run.run_id}", "{model.model_id}")',
-        shell=f"runyard models download {run.run_id} {model.model_id}",
+        command=f"runyard models download {run.run_id} {model.model_id}",
     )
 
 

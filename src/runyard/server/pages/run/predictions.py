@@ -7,7 +7,7 @@ from urllib.parse import urlencode
 
 import msgspec
 
-from runyard.server.pages.views import format_number
+from runyard.server.pages.views import NOTHING, format_number
 
 ORDERS = (("score", "worst first"), ("index", "by number"))
 PAGE = 24
@@ -199,7 +199,7 @@ def _build_sample(
         history=[
             PastScore(
                 step=past_step,
-                score=format_number(score[1]) if (score := choose_score(past.scores)) else "–",
+                score=format_number(score[1]) if (score := choose_score(past.scores)) else NOTHING,
                 href=link(evaluation=past_step, index=sample.index),
                 is_current=past_step == step,
             )

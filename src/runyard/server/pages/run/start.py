@@ -7,6 +7,7 @@ differently, and every problem that the server finds, is shown before anything s
 
 import copy
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,6 +17,7 @@ import msgspec
 from runyard.server.pages.forms import Form
 from runyard.server.pages.run.flow import flatten
 from runyard.server.pages.run.head import RunHead, get_name
+from runyard.server.pages.views import NOTHING
 from runyard.server.services.errors import Problem, Refusal
 from vi.api.resources.models.responses import Model
 from vi.api.resources.runs.responses import Run
@@ -33,7 +35,7 @@ _KINDS = ("prompt", "dataset", "model")
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting that has a field of its own: where it is in the flow, and what the plan calls it."""
+    """A setting with a field of its own: where it is in the flow, and its name in the plan."""
 
     name: str
     label: str
@@ -45,7 +47,9 @@ class Setting:
 SETTINGS = (
     Setting("epochs", "Epochs", "vi-model.hyperparameters.epochs"),
     Setting("maxSteps", "Most steps", "vi-model.hyperparameters.maxSteps"),
-    Setting("learningRate", "Learning rate", "vi-model.hyperparameters.learningRate", "learningRate"),
+    Setting(
+        "learningRate", "Learning rate", "vi-model.hyperparameters.learningRate", "learningRate"
+    ),
     Setting("batchSize", "Batch size", "vi-model.hyperparameters.batchSize", "batchSize"),
     Setting(
         "microBatchSize", "Micro-batch", "vi-model.hyperparameters.microBatchSize", "microBatchSize"
@@ -92,7 +96,7 @@ class Preview(msgspec.Struct, frozen=True, kw_only=True):
     problems: list[str]
     start: str
     python: str
-    shell: str
+    command: str
 
 
 class StartForm(msgspec.Struct, frozen=True, kw_only=True):
@@ -154,7 +158,9 @@ def parse_draft(run: Run, form: Form) -> Draft:
             raise ValueError("it is no JSON object")
         flow = given if form.text("flow") else flow
     except (ValueError, msgspec.MsgspecError, RecursionError) as error:
-        problems.append(_build_problem("/flow", form.text("flow"), f"The flow is not JSON: {error}."))
+        problems.append(
+            _build_problem("/flow", form.text("flow"), f"The flow is not JSON: {error}.")
+        )
     values = {setting.name: form.text(setting.name).strip() for setting in SETTINGS}
     original = read_values(encode_flow(run))
     changed = {name: value for name, value in values.items() if value != original[name]}
@@ -297,7 +303,7 @@ def _name_blocks(flow: dict[str, Any]) -> dict[str, Any]:
 
 def _show(value: Any) -> str:
     if value is None:
-        return "–"
+        return NOTHING
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
@@ -314,7 +320,7 @@ def build_preview(run: Run, draft: Draft, *, base: str, refusal: Refusal | None)
         problems=problems,
         start=start or "from the beginning",
         python=format_python(run, draft, differences),
-        shell=format_shell(run, draft, differences),
+        command=format_command(run, draft, differences),
     )
 
 
@@ -336,15 +342,16 @@ def format_python(run: Run, draft: Draft, differences: Sequence[Difference]) -> 
     return "\n".join(lines)
 
 
-def format_shell(run: Run, draft: Draft, differences: Sequence[Difference]) -> str:
+def format_command(run: Run, draft: Draft, differences: Sequence[Difference]) -> str:
     """Return the same start as a command; changes follow as ``--set``."""
-    import shlex
-
-    parts = [f"runyard runs get {run.run_id} --json | jq .spec.flow |", "runyard runs create --flow -"]
+    parts = [
+        f"runyard runs get {run.run_id} --json | jq .spec.flow |",
+        "runyard runs create --flow -",
+    ]
     parts += [
         f"--set {shlex.quote(f'{difference.path}={difference.after}')}"
         for difference in differences
-        if difference.after != "–"
+        if difference.after != NOTHING
     ]
     if draft.checkpoint:
         parts.append(f"--resume-from {run.run_id}/{draft.checkpoint}")

@@ -134,6 +134,15 @@ class CheckpointsPart(msgspec.Struct, frozen=True, kw_only=True):
     checkpoints: Checkpoints
 
 
+async def get_sample(request: Request, run_id: Id) -> Response:
+    """Return a sample of the newest evaluation."""
+    loaded = await facts.load_run(request, run_id)
+    page = PredictionsPage(
+        head=loaded.head, tabs=[], predictions=await _build_predictions(loaded, Query(request))
+    )
+    return templates.render_fragment(request, "parts/_run_now.html", page)
+
+
 async def get_predictions(request: Request, run_id: Id) -> Response:
     """Show the samples of an evaluation; for htmx the gallery alone."""
     loaded = await facts.load_run(request, run_id)

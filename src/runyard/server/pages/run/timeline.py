@@ -121,7 +121,10 @@ def build_timeline(
 def _build_ticks(axis: Moments) -> list[Tick]:
     span_s = (axis.end - axis.start) / 1000
     return [
-        Tick(left=f"{100 * i / _TICKS:g}%", text="0" if i == 0 else _format_offset(span_s * i / _TICKS))
+        Tick(
+            left=f"{100 * i / _TICKS:g}%",
+            text="0" if i == 0 else _format_offset(span_s * i / _TICKS),
+        )
         for i in range(_TICKS + 1)
     ]
 
@@ -206,7 +209,8 @@ def _build_checkpoints(models: Sequence[Model], axis: Moments, base: str) -> Lan
             model.metadata.time_created,
             style="best" if model.spec.is_best else "checkpoint",
             text="",
-            title=f"{model.model_id}, step {model.spec.step}" + (", best" if model.spec.is_best else ""),
+            title=f"{model.model_id}, step {model.spec.step}"
+            + (", best" if model.spec.is_best else ""),
             href=_link_log(base, model.metadata.time_created),
         )
         for model in models
@@ -214,9 +218,7 @@ def _build_checkpoints(models: Sequence[Model], axis: Moments, base: str) -> Lan
     return Lane(name="Checkpoints", bars=[], marks=marks)
 
 
-def _build_evaluations(
-    evaluations: Sequence[tuple[int, int]], axis: Moments, base: str
-) -> Lane:
+def _build_evaluations(evaluations: Sequence[tuple[int, int]], axis: Moments, base: str) -> Lane:
     marks = [
         _build_bar(
             axis,
@@ -385,6 +387,8 @@ def _list_startup(run: Run, events: Sequence[Any], base: str) -> list[Entry]:
     if training is not None and training >= started:
         parts.append(("Prepared data and model", started, training))
     return [
-        _build_entry(start, "startup", what, _format_offset((end - start) / 1000), _link_log(base, start))
+        _build_entry(
+            start, "startup", what, _format_offset((end - start) / 1000), _link_log(base, start)
+        )
         for what, start, end in parts
     ]

@@ -19,7 +19,7 @@ function settings() {
   const x = query.get("x") ?? "step", from = number("from"), to = number("to");
   return {
     x: ["step", "epoch", "time"].includes(x) ? x : "step",
-    weight: Math.min(Math.max(number("smooth") ?? 0, 0), 0.99),
+    weight: Math.min(Math.max(number("smooth") ?? 0.6, 0), 0.99),
     isLog: query.get("y") === "log",
     range: from !== null && to !== null && to > from ? { from, to } : null,
     hidden: query.getAll("hide"),
@@ -125,9 +125,9 @@ class Chart extends HTMLElement {
     return match(known, patterns, words("except")).slice(0, MOST_CURVES);
   }
 
-  /** @param {{ kind?: string } | undefined} detail */
+  /** @param {any} detail */
   onChange(detail) {
-    if (detail?.what === "attempt-started") this.source?.forget();
+    if (detail.kind === "all" || detail.change?.what === "attempt-started") this.source?.forget();
     this.refresh(true);
   }
 
