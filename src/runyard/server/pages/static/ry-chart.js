@@ -5,9 +5,11 @@ import uPlot from "./vendor/uplot.js";
 import { watch } from "./live.js";
 import { Source, match, smooth } from "./ry-series.js";
 
-/** @typedef {import("./ry-series.js").Series} Series */
+/** @typedef {import("./ry-series.js").Series} Series
+ * @typedef {import("uplot")} Plot */
 /** @typedef {{ key: string, xs: Float64Array, series: Series, smoothed: Float64Array }} Curve */
 
+const Plot = /** @type {typeof import("uplot")} */ (/** @type {unknown} */ (uPlot));
 const COLORS = 6, MOST_CURVES = 8;
 /** @type {Map<string, Source>} */
 const sources = new Map();
@@ -67,9 +69,13 @@ function duration(seconds) {
 }
 
 class Chart extends HTMLElement {
-  /** @type {uPlot | null} */ plot = null;
+  /** @type {Plot | null} */ plot = null;
   /** @type {Curve[]} */ curves = [];
   /** @type {(() => void)[]} */ ends = [];
+  legend = document.createElement("div");
+  stage = document.createElement("div");
+  note = document.createElement("p");
+  table = document.createElement("details");
   isVisible = false;
   isBusy = false;
   shape = "";
@@ -99,14 +105,10 @@ class Chart extends HTMLElement {
   disconnectedCallback() { for (const end of this.ends) end(); this.plot?.destroy(); this.plot = null; }
 
   build() {
-    const make = (/** @type {string} */ tag, /** @type {string} */ name) => Object.assign(document.createElement(tag), { className: name });
-    this.legend = make("div", "legend");
-    this.stage = make("div", "stage");
+    for (const [part, name] of /** @type {const} */ ([[this.legend, "legend"], [this.stage, "stage"], [this.note, "chart-note"], [this.table, "chart-table"]])) part.className = name;
     this.stage.tabIndex = 0;
     this.stage.setAttribute("role", "img");
     this.stage.setAttribute("aria-label", `${this.label()}: loading`);
-    this.note = make("p", "chart-note");
-    this.table = /** @type {HTMLDetailsElement} */ (make("details", "chart-table"));
     this.table.append(Object.assign(document.createElement("summary"), { textContent: "Values as a table" }));
     this.table.addEventListener("toggle", () => this.fillTable());
     this.replaceChildren(this.legend, this.stage, this.note, this.table);
@@ -143,7 +145,7 @@ class Chart extends HTMLElement {
       await (isLive ? source.extend(keys) : source.load(keys));
       this.draw();
       const range = this.steps();
-      if (range) { await source.loadRange(keys, range); this.draw(); }
+      if (range) { await source.loadRange(keys, range, isLive); this.draw(); }
       this.classList.remove("stale");
     } catch { this.classList.add("stale"); } finally { this.isBusy = false; }
   }
@@ -191,24 +193,24 @@ class Chart extends HTMLElement {
   redraw() { this.shape = ""; if (this.isVisible) this.draw(); }
 
   /** Columns on one axis: lowest, highest, raw and smoothed values of each curve.
-   * @param {Curve[]} curves @param {boolean} isLog @returns {uPlot.AlignedData} */
+   * @param {Curve[]} curves @param {boolean} isLog @returns {import("uplot").AlignedData} */
   align(curves, isLog) {
     const positive = (/** @type {Float64Array} */ values) => Array.from(values, (value) => (isLog && value <= 0 ? null : value));
     const tables = curves.map(({ xs, series, smoothed }) =>
       [xs, ...[series.min, series.max, series.last, smoothed].map(positive)]);
-    return /** @type {any} */ (tables.length ? uPlot.join(/** @type {any} */ (tables)) : [[]]);
+    return /** @type {any} */ (tables.length ? Plot.join(/** @type {any} */ (tables)) : [[]]);
   }
 
-  /** @param {Curve[]} curves @param {uPlot.AlignedData} data @param {number} weight @param {boolean} isLog
+  /** @param {Curve[]} curves @param {import("uplot").AlignedData} data @param {number} weight @param {boolean} isLog
    * @param {{ from: number, to: number } | null} range */
   create(curves, data, weight, isLog, range) {
     this.plot?.destroy();
     if (!curves.length) { this.plot = null; return; }
     const unit = this.getAttribute("unit"), isTime = this.axis() === "time";
     const base = { stroke: color("--faint"), grid: { stroke: color("--grid"), width: 1 }, ticks: { show: false }, font: "11px Inter, system-ui" };
-    /** @type {uPlot.Series[]} */
+    /** @type {import("uplot").Series[]} */
     const series = [{}];
-    /** @type {uPlot.Band[]} */
+    /** @type {import("uplot").Band[]} */
     const bands = [];
     for (const curve of curves) {
       const stroke = color(`--curve-${(this.curves.indexOf(curve) % COLORS) + 1}`), first = series.length;
@@ -221,7 +223,7 @@ class Chart extends HTMLElement {
         { ...line, stroke, width: 1.7, points: { show: isSparse, size: 6, fill: stroke } });
       if (isBand) bands.push({ series: [first + 1, first], fill: faint.replace("0.32", "0.22") });
     }
-    this.plot = new uPlot({
+    this.plot = new Plot({
       ...this.size(), series, bands, legend: { show: false }, padding: [8, 8, 0, 0],
       cursor: {
         sync: { key: `${this.getAttribute("src")} ${this.axis()}`, scales: ["x", null] },
@@ -241,7 +243,7 @@ class Chart extends HTMLElement {
     performance.mark("chart-drawn");
   }
 
-  /** @param {uPlot} plot */
+  /** @param {Plot} plot */
   onSelect(plot) {
     const { left, width } = plot.select;
     if (width < 4) return;
@@ -253,7 +255,7 @@ class Chart extends HTMLElement {
   }
 
   /** Draw checkpoints, evaluations and warnings at the foot of the plot.
-   * @param {uPlot} plot */
+   * @param {Plot} plot */
   drawMarks(plot) {
     if (this.axis() !== "step") return;
     const marks = document.getElementById("marks")?.dataset.marks ?? "";

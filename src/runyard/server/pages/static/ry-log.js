@@ -5,7 +5,7 @@
 import { watch } from "./live.js";
 
 /** @typedef {{ number: number, time: number, attempt: number, stream: string, text: string, level?: string }} Line
- * @typedef {{ items: Line[], next: number, previous?: number | null, ended: boolean, searchedTo?: number | null }} Page */
+ * @typedef {{ items: Line[], next: number, previous: number | null, ended: boolean, hasMore: boolean, searchedTo: number | null, last: number }} Page */
 
 const ROWS = 300, PAGE = 100, MOST_MATCHES = 2000, EDGE = 240;
 const ESCAPE = /\x1b\[([0-9;]*)m|\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07/g;
@@ -37,10 +37,11 @@ export function parseColors(text) {
 
 class Log extends HTMLElement {
   /** @type {Line[]} */ lines = [];
-  /** @type {number[]} */ matches = [];
+  /** @type {number[]} */ hits = [];
   at = -1;
   isEnd = true;
-  isStart = false;
+  /** @type {number | null} the number to pass as `before` for lines above */ above = null;
+  below = 0; // the number to pass as `since` for lines below
   hasEnded = false;
   isBusy = false;
   isStale = false;
@@ -48,11 +49,12 @@ class Log extends HTMLElement {
   lastTop = 0;
   /** @type {() => void} */ end = () => {};
 
+  get form() { return /** @type {HTMLFormElement} */ (this.querySelector("form")); }
+  get box() { return /** @type {HTMLElement} */ (this.querySelector(".lines")); }
+  get status() { return /** @type {HTMLElement} */ (this.querySelector(".matches")); }
+  get more() { return /** @type {HTMLButtonElement} */ (this.querySelector("[data-newest]")); }
+
   connectedCallback() {
-    this.form = /** @type {HTMLFormElement} */ (this.querySelector("form"));
-    this.box = /** @type {HTMLElement} */ (this.querySelector(".lines"));
-    this.status = /** @type {HTMLElement} */ (this.querySelector(".matches"));
-    this.more = /** @type {HTMLButtonElement} */ (this.querySelector("[data-newest]"));
     this.form.addEventListener("submit", (event) => { event.preventDefault(); this.step(1); });
     let timer = 0;
     this.form.addEventListener("input", (event) => {
@@ -136,9 +138,8 @@ class Log extends HTMLElement {
 
   /** @param {number} ms */
   async loadTime(ms) {
-    this.follow(false);
-    await this.exclusively(async () => this.replace(await this.request({ after: ms, limit: PAGE }), false));
-    if (this.lines.length) await this.jump(this.lines[0].number);
+    const page = await this.request({ after: ms, limit: 1 });
+    await (page.items.length ? this.jump(page.items[0].number) : this.loadEnd());
   }
 
   /** Show a line in the middle.
@@ -146,7 +147,10 @@ class Log extends HTMLElement {
   async jump(number) {
     this.follow(false);
     if (!this.row(number)) {
-      await this.exclusively(async () => this.replace(await this.request({ before: number + PAGE / 2, limit: PAGE }), false));
+      await this.exclusively(async () => {
+        const page = await this.request({ before: number + PAGE / 2, limit: PAGE });
+        this.replace(page, (page.items.at(-1)?.number ?? 0) >= page.last);
+      });
     }
     this.box.querySelector("[aria-current]")?.removeAttribute("aria-current");
     const row = this.row(number);
@@ -160,7 +164,8 @@ class Log extends HTMLElement {
     this.box.replaceChildren();
     this.isEnd = isEnd;
     this.hasEnded = page.ended;
-    this.isStart = page.previous === null || page.previous === undefined;
+    this.above = page.previous;
+    this.below = page.next;
     this.add(page.items, false);
   }
 
@@ -174,12 +179,21 @@ class Log extends HTMLElement {
       this.box.prepend(all);
       this.lines.unshift(...items);
       this.box.scrollTop += this.box.scrollHeight - height;
-      while (this.lines.length > ROWS) { this.lines.pop(); this.box.lastElementChild?.remove(); this.isEnd = false; }
+      while (this.lines.length > ROWS) {
+        this.lines.pop();
+        this.box.lastElementChild?.remove();
+        this.isEnd = false;
+        this.below = this.lines.at(-1)?.number ?? 0;
+      }
     } else {
       this.box.append(all);
       this.lines.push(...items);
       const before = this.box.scrollHeight;
-      while (this.lines.length > ROWS) { this.lines.shift(); this.box.firstElementChild?.remove(); this.isStart = false; }
+      while (this.lines.length > ROWS) {
+        this.lines.shift();
+        this.box.firstElementChild?.remove();
+        this.above = this.lines[0].number;
+      }
       if (!this.isOn("follow")) this.box.scrollTop -= before - this.box.scrollHeight;
     }
     this.lastTop = this.box.scrollTop;
@@ -234,18 +248,20 @@ class Log extends HTMLElement {
     const { scrollTop, scrollHeight, clientHeight } = this.box, isUp = scrollTop < this.lastTop - 2;
     this.lastTop = scrollTop;
     if (isUp && this.isOn("follow")) this.follow(false);
-    if (scrollTop < EDGE && !this.isStart && this.lines.length) {
+    if (scrollTop < EDGE && this.above !== null) {
+      const before = this.above;
       this.exclusively(async () => {
-        const page = await this.request({ before: this.lines[0].number, limit: PAGE });
-        this.isStart = page.items.length < PAGE;
+        const page = await this.request({ before, limit: PAGE });
+        this.above = page.previous;
         this.add(page.items, true);
       });
     } else if (scrollHeight - scrollTop - clientHeight < EDGE && !this.isEnd) this.exclusively(() => this.loadNext());
   }
 
   async loadNext() {
-    const page = await this.request({ since: this.lines.at(-1)?.number ?? 0, limit: PAGE });
-    this.isEnd = page.items.length < PAGE;
+    const page = await this.request({ since: this.below, limit: PAGE });
+    this.isEnd = !page.hasMore;
+    this.below = page.next;
     this.hasEnded = page.ended;
     this.isStale = false;
     this.add(page.items, false);
@@ -274,19 +290,18 @@ class Log extends HTMLElement {
   /** Find all matches in the whole log, page by page, and show the nearest. */
   async find() {
     const search = ++this.search, query = { search: this.value("q"), ...(this.isOn("regex") ? { regex: "true" } : {}), ...(this.isOn("case") ? { case: "true" } : {}) };
-    [this.matches, this.at] = [[], -1];
+    [this.hits, this.at] = [[], -1];
     this.paint();
     if (!query.search) { this.status.textContent = ""; return; }
     let since = 0, isComplete = false;
     try {
-      while (!isComplete && this.matches.length < MOST_MATCHES) {
+      while (!isComplete && this.hits.length < MOST_MATCHES) {
         const page = await this.request({ ...query, since, limit: 1000 });
         if (search !== this.search) return;
-        this.matches.push(...page.items.map(({ number }) => number));
-        const reached = Math.max(page.searchedTo ?? 0, page.items.at(-1)?.number ?? 0, page.next);
-        isComplete = reached <= since;
-        since = reached;
-        if (this.at < 0 && this.matches.length) this.step(0);
+        this.hits.push(...page.items.map(({ number }) => number));
+        isComplete = !page.hasMore;
+        since = page.next;
+        if (this.at < 0 && this.hits.length) this.step(0);
         this.count(isComplete);
       }
     } catch (error) { this.status.textContent = error instanceof Error ? error.message : String(error); }
@@ -295,21 +310,21 @@ class Log extends HTMLElement {
   /** Go to another match; 0 goes to the nearest.
    * @param {number} by */
   async step(by) {
-    if (!this.matches.length) return;
+    if (!this.hits.length) return;
     if (by === 0) {
       const first = [...this.box.children].find((row) => /** @type {HTMLElement} */ (row).offsetTop >= this.box.scrollTop);
-      const from = Number(first?.id.slice(1) ?? 0), nearest = this.matches.findIndex((number) => number >= from);
-      this.at = nearest < 0 ? this.matches.length - 1 : nearest;
-    } else this.at = (this.at + by + this.matches.length) % this.matches.length;
+      const from = Number(first?.id.slice(1) ?? 0), nearest = this.hits.findIndex((number) => number >= from);
+      this.at = nearest < 0 ? this.hits.length - 1 : nearest;
+    } else this.at = (this.at + by + this.hits.length) % this.hits.length;
     this.count();
-    await this.jump(this.matches[this.at]);
+    await this.jump(this.hits[this.at]);
   }
 
   /** @param {boolean} isComplete */
   count(isComplete = this.status.dataset.complete === "true") {
     this.status.dataset.complete = String(isComplete);
-    const total = `${this.matches.length.toLocaleString()}${isComplete ? "" : "+"}`;
-    this.status.textContent = this.matches.length ? `${this.at + 1} of ${total}` : isComplete ? "no match" : "searching …";
+    const total = `${this.hits.length.toLocaleString()}${isComplete ? "" : "+"}`;
+    this.status.textContent = this.hits.length ? `${this.at + 1} of ${total}` : isComplete ? "no match" : "searching …";
   }
 
   /** Highlight what is searched for in the lines that are shown. */

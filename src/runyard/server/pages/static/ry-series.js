@@ -1,12 +1,14 @@
 // @ts-check
 // Metric series of a run: decoding packed columns, adding live points, smoothing, and one loader for
 // all charts of a page. A bucket covers a power of two of steps and begins at a multiple of it, so
-// points that arrive later change the last bucket or add one, and never move a boundary.
+// what arrives later changes the last buckets or adds some, and never moves a boundary.
 
-/** One key of a run. `time` is seconds since `origin`, which is epoch milliseconds.
- * @typedef {{ key: string, bucketSteps: number, step: Float64Array, time: Float64Array,
- *   epoch: Float64Array, min: Float64Array, max: Float64Array, last: Float64Array }} Series
- * @typedef {{ key: string, bucketSteps: number, timeStart: number,
+/** One key of a run. `time` is seconds since `origin`, which is epoch milliseconds; `next` is what to
+ * ask for to get what is new.
+ * @typedef {{ key: string, bucketSteps: number, total: number, firstStep: number, lastStep: number,
+ *   fromStep: number, next: number, step: Float64Array, time: Float64Array, epoch: Float64Array,
+ *   min: Float64Array, max: Float64Array, last: Float64Array }} Series
+ * @typedef {Omit<Series, "step" | "time" | "epoch" | "min" | "max" | "last"> & { timeStart: number,
  *   columns: Record<string, string> }} Packed
  * @typedef {{ from: number, to: number }} Range */
 
@@ -26,36 +28,33 @@ export function decode(item, origin) {
   for (const name of COLUMNS) columns[name] = decodeColumn(item.columns[name] ?? "", name === "step");
   const shift = (item.timeStart - origin) / 1000;
   columns.time = columns.time.map((/** @type {number} */ seconds) => seconds + shift);
-  return { key: item.key, bucketSteps: item.bucketSteps, ...columns };
+  const { timeStart, columns: _, ...rest } = item;
+  return { ...rest, ...columns };
 }
 
-/** Return a series with the points of a finer or equal tail, which begins at a bucket's boundary.
- * @param {Series} series @param {Series} tail @returns {Series} */
-export function append(series, tail) {
-  if (!tail.step.length) return series;
-  const size = series.bucketSteps;
-  const first = Math.floor(tail.step[0] / size);
+/** Return a series with newer buckets of the same size, which replace all from their `fromStep` on.
+ * @param {Series} series @param {Series} newer @returns {Series} */
+export function append(series, newer) {
+  if (!newer.step.length) return { ...series, next: newer.next };
   let kept = series.step.length;
-  while (kept && Math.floor(series.step[kept - 1] / size) >= first) kept--;
-  /** @type {Record<string, number[]>} */
-  const joined = {};
-  for (const name of COLUMNS) joined[name] = Array.from(series[name].subarray(0, kept));
-  let bucket = -1;
-  for (let i = 0; i < tail.step.length; i++) {
-    const index = Math.floor(tail.step[i] / size);
-    const at = joined.step.length - 1;
-    if (index === bucket) {
-      for (const name of /** @type {const} */ (["step", "time", "epoch", "last"])) joined[name][at] = tail[name][i];
-      joined.min[at] = Math.min(joined.min[at], tail.min[i]);
-      joined.max[at] = Math.max(joined.max[at], tail.max[i]);
-    } else {
-      for (const name of COLUMNS) joined[name].push(tail[name][i]);
-      bucket = index;
-    }
+  while (kept && series.step[kept - 1] >= newer.fromStep) kept--;
+  const joined = { ...newer };
+  for (const name of COLUMNS) {
+    joined[name] = new Float64Array(kept + newer.step.length);
+    joined[name].set(series[name].subarray(0, kept));
+    joined[name].set(newer[name], kept);
   }
-  const columns = /** @type {any} */ ({});
-  for (const name of COLUMNS) columns[name] = Float64Array.from(joined[name]);
-  return { key: series.key, bucketSteps: size, ...columns };
+  return joined;
+}
+
+/** Return the size of buckets that the server chooses for a whole series: the smallest power of two
+ * of which there are at most POINTS.
+ * @param {{ total: number, firstStep: number, lastStep: number }} series */
+export function chooseBucketSteps({ total, firstStep, lastStep }) {
+  if (total <= POINTS) return 1;
+  let size = 1;
+  while (Math.floor(lastStep / size) - Math.floor(firstStep / size) >= POINTS) size *= 2;
+  return size;
 }
 
 /** Exponential moving average, corrected for its start; 0 returns the values.
@@ -74,9 +73,9 @@ export function smooth(values, weight) {
 /** Return every key that a pattern such as `validation/*` or `loss` names, except those listed.
  * @param {string[]} known @param {string[]} patterns @param {string[]} except */
 export function match(known, patterns, except) {
-  const found = known.filter((key) => patterns.some((pattern) =>
+  const found = patterns.flatMap((pattern) => known.filter((key) =>
     pattern.endsWith("*") ? key.startsWith(pattern.slice(0, -1)) : key === pattern));
-  return found.filter((key) => !except.includes(key));
+  return [...new Set(found)].filter((key) => !except.includes(key));
 }
 
 /** All series of one run. Charts say which keys they show; one request brings all that are missing. */
@@ -90,7 +89,6 @@ export class Source {
   zoom = "";
   /** @type {Set<string>} */ wanted = new Set();
   /** @type {Promise<void> | null} */ pending = null;
-  sparseTime = 0;
 
   /** @param {string} query @returns {Promise<Series[]>} */
   async request(query) {
@@ -118,70 +116,41 @@ export class Source {
     return this.pending;
   }
 
-  /** Fetch these keys between two positions, in finer buckets.
-   * @param {string[]} keys @param {Range} range */
-  async loadRange(keys, range) {
+  /** Fetch these keys between two positions, in finer buckets; live again if the run is still there.
+   * @param {string[]} keys @param {Range} range @param {boolean} isLive */
+  async loadRange(keys, range, isLive) {
     const zoom = `&from=${range.from}&to=${range.to}`;
     if (zoom !== this.zoom) { this.zoom = zoom; this.zoomed.clear(); }
-    const missing = keys.filter((key) => !this.zoomed.has(key));
+    const isOpen = (/** @type {string} */ key) => (this.zoomed.get(key)?.lastStep ?? 0) <= range.to;
+    const missing = keys.filter((key) => !this.zoomed.has(key) || (isLive && isOpen(key)));
     if (!missing.length) return;
     const found = await this.request(list(missing) + zoom);
     if (zoom === this.zoom) for (const series of found) this.zoomed.set(series.key, series);
   }
 
-  /** Fetch what was added to these keys. A key that gets points at few steps, such as a validation
-   * metric, is fetched whole and not more often than every few seconds.
-   * @param {string[]} keys @param {number} now */
-  async extend(keys, now = Date.now()) {
-    const newest = Math.max(0, ...keys.filter((key) => !isSystem(key)).map((key) => lastStep(this.whole.get(key))));
-    const isSparse = (/** @type {string} */ key) => lastStep(this.whole.get(key)) < (isSystem(key) ? 0 : newest - SPARSE_STEPS);
-    const sparse = keys.filter(isSparse), dense = keys.filter((key) => !isSparse(key));
-    for (const group of [dense.filter(isSystem), dense.filter((key) => !isSystem(key))]) await this.extendGroup(group);
-    if (now - this.sparseTime > SPARSE_MS) {
-      this.sparseTime = now;
-      for (const key of sparse) this.whole.delete(key);
+  /** Fetch what is new of these keys, and anew those whose buckets have become too many.
+   * @param {string[]} keys */
+  async extend(keys) {
+    /** @type {Map<string, Series[]>} */
+    const groups = new Map();
+    for (const series of keys.flatMap((key) => this.whole.get(key) ?? [])) {
+      const group = `&bucketSteps=${series.bucketSteps}&since=${series.next}`;
+      groups.set(group, [...(groups.get(group) ?? []), series]);
     }
-    await this.load(keys);
-  }
-
-  /** @param {string[]} keys */
-  async extendGroup(keys) {
-    const known = keys.flatMap((key) => this.whole.get(key) ?? []);
-    if (!known.length) return;
-    const from = Math.min(...known.map(startOfLast));
-    for (const tail of await this.request(`${list(keys)}&from=${from}`)) {
-      const series = this.whole.get(tail.key);
-      if (!series) continue;
-      const longer = append(series, cut(tail, startOfLast(series)));
-      const isWhole = tail.bucketSteps > series.bucketSteps || longer.step.length > POINTS;
-      if (isWhole) this.whole.delete(tail.key); else this.whole.set(tail.key, longer);
+    for (const [query, group] of groups) {
+      for (const newer of await this.request(list(group.map(({ key }) => key)) + query)) {
+        const series = this.whole.get(newer.key);
+        if (!series) continue;
+        if (chooseBucketSteps(newer) === series.bucketSteps) this.whole.set(newer.key, append(series, newer));
+        else this.whole.delete(newer.key);
+      }
     }
+    await this.load(keys.filter((key) => this.keys.includes(key)));
   }
 
   /** Fetch everything anew, after a later attempt has repeated steps. */
   forget() { this.whole.clear(); this.zoomed.clear(); this.zoom = ""; }
 }
 
-const SPARSE_STEPS = 40, SPARSE_MS = 4000;
-/** @param {string} key */
-const isSystem = (key) => key.startsWith("system/");
-/** @param {Series | undefined} series */
-const lastStep = (series) => series?.step.at(-1) ?? -1;
-
 /** @param {string[]} keys */
-const list = (keys) => (keys.length ? `&keys=${keys.map(encodeURIComponent).join(",")}` : "&keys=loss");
-
-/** @param {Series} series */
-function startOfLast(series) {
-  return Math.floor((series.step.at(-1) ?? 0) / series.bucketSteps) * series.bucketSteps;
-}
-
-/** Return the points from a step on.
- * @param {Series} tail @param {number} from @returns {Series} */
-function cut(tail, from) {
-  let first = 0;
-  while (first < tail.step.length && tail.step[first] < from) first++;
-  const columns = /** @type {any} */ ({});
-  for (const name of COLUMNS) columns[name] = tail[name].subarray(first);
-  return { key: tail.key, bucketSteps: tail.bucketSteps, ...columns };
-}
+const list = (keys) => `&keys=${keys.map(encodeURIComponent).join(",")}`;
