@@ -158,4 +158,6 @@ def _format_scalar(value: Any) -> str:
     """Return a scalar; JSON's form is valid YAML, and plain words need no quotes."""
     if isinstance(value, str) and _PLAIN.fullmatch(value) and value.lower() not in _RESERVED:
         return value
-    return json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False)
+    # Without a point, readers of YAML 1.1 take 1e-05 for a text.
+    return text.replace("e", ".0e") if isinstance(value, float) and "." not in text else text

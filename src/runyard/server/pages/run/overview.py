@@ -107,9 +107,7 @@ def parse_settings(
     """Return the settings of a query; a value that does not exist is the default."""
     return ChartSettings(
         x=x if x in ("step", "epoch", "time") else "step",
-        smooth=smooth
-        if smooth and re.fullmatch(r"0?\.?\d{1,4}|0\.\d{1,4}", smooth)
-        else DEFAULT_SMOOTHING,
+        smooth=smooth if smooth and re.fullmatch(r"0|0?\.\d{1,4}", smooth) else DEFAULT_SMOOTHING,
         y="log" if y == "log" else "lin",
         axes=list(AXES),
         is_zoomed=is_zoomed,
