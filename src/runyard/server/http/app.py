@@ -11,7 +11,7 @@ import itertools
 import logging
 import signal
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Any
 
 from litestar import Litestar
@@ -28,6 +28,7 @@ from runyard.server.http.request import Request
 from runyard.server.http.responses import Response
 from runyard.server.http.route import Route
 from runyard.server.http.routes import ROUTES, list_methods
+from runyard.server.services import events
 from runyard.server.services.access import bootstrap, key_lifecycle, session_lifecycle
 from runyard.server.services.access.keys import Keyring
 from runyard.server.services.access.secrets import open_secrets
@@ -83,7 +84,7 @@ def _build_pages() -> Any:
     Their modules are imported here, on a thread when the first page is asked for: the server starts
     as fast as without them.
     """
-    from runyard.server.pages import assets
+    from runyard.server.pages import assets, templates
     from runyard.server.pages.problems import show_problems
     from runyard.server.pages.routes import PAGES
 
@@ -100,6 +101,7 @@ def _build_pages() -> Any:
         if scope["path"].startswith(assets.PREFIX):
             await assets.serve(scope, receive, send)
         else:
+            templates.note_event_number(scope)
             await pages(scope, receive, send)
 
     return answer
@@ -167,6 +169,7 @@ async def open_services(
             signer=Signer(secrets),
             pepper=secrets.pepper,
         )
+        _announce_events(services)
         backups.remove_leftovers(services)
         await key_lifecycle.refresh(services)
         await legacy_ids.rename_invalid(services)
@@ -184,6 +187,18 @@ async def open_services(
         store.close()
 
 
+def _announce_events(services: Services) -> None:
+    """Wake listeners whenever the store has committed events."""
+    loop = asyncio.get_running_loop()
+
+    def announce(orgs: Collection[str]) -> None:
+        if orgs:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(services.notifier.announce_events, orgs)
+
+    services.store.announce_events = announce
+
+
 async def _run_ticker(services: Services) -> None:
     """Once a second, advance the lease clock and update why runs wait; once a minute, sweep."""
     last_s = services.clock.monotonic_s()
@@ -199,6 +214,7 @@ async def _run_ticker(services: Services) -> None:
                 await key_lifecycle.write_usage(services)
                 await session_lifecycle.sweep(services)
                 await audit.sweep(services)
+                await events.sweep(services)
                 await deletion.sweep(services)
                 await sweep.sweep(services)
                 housekeeping.start(services)

@@ -18,6 +18,7 @@ from runyard.server.http.endpoints import (
     backups,
     bodies,
     datasets,
+    events,
     flows,
     health,
     imports,
@@ -51,6 +52,7 @@ from vi.api.resources.datasets.responses import (
     Finding,
     ImportReport,
 )
+from vi.api.resources.events.responses import EventPage
 from vi.api.resources.flows.responses import Flow, FlowAcceleratorList
 from vi.api.resources.keys.responses import IssuedKey, Key
 from vi.api.resources.models.responses import Model
@@ -273,6 +275,11 @@ ROUTES = (
     Route("GET", ORG + "/audit", audit.list_audit, "List audit log entries, newest first",
           returns=AuditEntry, is_page=True, query=(*PAGE, "actor", "action", "since", "until"),
           role="admin"),
+
+    Route("GET", ORG + "/events", events.list_events,
+          "Get events in order; a stream of them for `Accept: text/event-stream`",
+          returns=EventPage, query=("after", "wait", "limit", "run", "kind"), may_wait=True,
+          media_types=("text/event-stream",)),
 
     Route("GET", ORG + "/storage", storage.get_storage, "Compare the database with the disk",
           returns=StorageReport),

@@ -24,7 +24,8 @@ from runyard.server.services.documents import merge_attributes
 from runyard.server.services.errors import Refusal, not_found
 from runyard.server.services.notifications import run_topic
 from runyard.server.services.paging import PageRequest
-from runyard.server.services.runs import conditions, placement, references
+from runyard.server.services.runs import changes, conditions, placement, references
+from runyard.server.services.runs.changes import StoredRun
 from runyard.server.services.runs.conditions import Transition
 from runyard.server.services.validation import check_id
 from runyard.store import attempts as attempt_rows
@@ -32,7 +33,7 @@ from runyard.store import blobs as blob_rows
 from runyard.store import documents as document_rows
 from runyard.store import requirements, tombstones
 from runyard.store import runs as rows
-from runyard.store.runs import RunFilter
+from runyard.store.lists.run_filter import RunFilter
 from runyard.store.tables import AnyRow
 from runyard.store.tables import flows as flows_table
 from vi.api.resources.flows.responses import Flow, FlowSpec
@@ -112,6 +113,7 @@ async def create(
         )
     )
     services.notifier.notify(notifications.QUEUE)
+    services.notifier.notify(run_topic(org, run_id))
     return answer
 
 
@@ -155,6 +157,7 @@ def _insert_run(
         "waits": placement.hash_reason(reason),
     }
     rows.add(tx, values, attributes=run.metadata.attributes)
+    changes.record_creation(tx, run, actor=actor.name)
     services.audit(actor, "create run", run_id)(tx)
     return encoded, etag, True
 
@@ -246,19 +249,28 @@ def apply_update(
     columns.pop("attributes_changed", None)
     run.metadata.last_updated = now_ms
     services.audit(actor, "kill run" if kill else "update run", run_id)(tx)
-    return save(tx, run, columns)
+    return save(tx, run, columns, actor=actor.name)
 
 
-def decode_run(document: bytes) -> Run:
-    """Decode a stored run."""
-    return msgspec.json.decode(document, type=Run)
+def decode_run(document: bytes) -> StoredRun:
+    """Decode a stored run, and remember its state for ``save``."""
+    run = _decode_run(document)
+    changes.remember(run)
+    return run
 
 
-def save(tx: Connection, run: Run, columns: Mapping[str, Any] | None = None) -> tuple[bytes, str]:
+_decode_run = msgspec.json.Decoder(StoredRun).decode
+
+
+def save(
+    tx: Connection, run: StoredRun, columns: Mapping[str, Any] | None = None, *, actor: str = ""
+) -> tuple[bytes, str]:
     """Write a changed run back, with its condition in the column that lists filter by.
 
-    Return (JSON, etag).
+    Record events of what has changed, by ``actor``; without one, by the platform. Return (JSON,
+    etag).
     """
+    changes.record_changes(tx, run, actor=actor)
     encoded, etag = etags.seal(run)
     newest = run.status.conditions[-1]
     values = {"document": encoded, "etag": etag, "condition": newest.condition.value}
