@@ -8,6 +8,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from runyard.server.http import event_streams
 from runyard.server.http.browser import SAFE_METHODS
 from runyard.server.services.access import session_lifecycle, sessions
 from tests.server.test_access import send
@@ -365,3 +366,30 @@ async def collect_stream(
             received.append(message.get("body", b""))
 
     await server.gateway(scope, receive, collect)
+
+
+@pytest.fixture
+def short_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check a stream's session many times a second."""
+    monkeypatch.setattr(event_streams, "KEY_CHECK_S", 0.02)
+
+
+@pytest.mark.usefixtures("short_checks")
+async def test_a_stream_reports_changes_and_ends_with_its_session(server: TestServer) -> None:
+    browser, api = await sign_in(server), await server.api()
+    received: list[bytes] = []
+    statuses: list[int] = []
+    reading = asyncio.create_task(collect_stream(server, read_cookie(browser), received, statuses))
+    async with asyncio.timeout(10):
+        while not received:
+            await asyncio.sleep(0.01)
+        assert statuses == [200]
+        assert b"event: hello" in received[0]
+        await api.put(server.path("runs/r1"), json={"spec": {"flow": {"name": "x"}}})
+        while b"r1" not in b"".join(received):
+            await asyncio.sleep(0.01)
+        assert b"event: change" in b"".join(received)
+        [session] = (await api.get(server.path("sessions"))).json()["items"]
+        await api.delete(server.path(f"sessions/{session['sessionId']}"))
+        await reading
+    assert received[-1] == b""

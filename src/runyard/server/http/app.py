@@ -84,7 +84,7 @@ def _build_pages() -> Any:
     Their modules are imported here, on a thread when the first page is asked for: the server starts
     as fast as without them.
     """
-    from runyard.server.pages import assets
+    from runyard.server.pages import assets, templates
     from runyard.server.pages.problems import show_problems
     from runyard.server.pages.routes import PAGES
 
@@ -101,6 +101,7 @@ def _build_pages() -> Any:
         if scope["path"].startswith(assets.PREFIX):
             await assets.serve(scope, receive, send)
         else:
+            templates.note_event_number(scope)
             await pages(scope, receive, send)
 
     return answer
