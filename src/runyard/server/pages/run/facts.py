@@ -2,14 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+
+import msgspec
 
 from runyard.server.http.request import Request, get_actor, get_origin, get_services
 from runyard.server.pages.run.head import Recent, RunHead, build_head
+from runyard.server.services import events
 from runyard.server.services.context import Services
+from runyard.server.services.events import EventFilter
 from runyard.server.services.runs import models, runs
+from vi.api.resources.events.responses import Event
 from vi.api.resources.models.responses import Model
 from vi.api.resources.runs.responses import Run
+
+MOST_EVENTS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +53,22 @@ async def load_recent(services: Services, org: str, run: Run) -> Recent:
 
 async def load_evaluations(services: Services, org: str, run: Run) -> list[tuple[int, int]]:
     """Return the steps of all evaluations and their times, oldest first."""
-    return []
+    found = await load_events(services, org, run.run_id)
+    return [
+        (step, event.time)
+        for event in found
+        if event.what == "evaluation" and isinstance(step := event.details.get("step"), int)
+    ]
 
 
-async def load_events(services: Services, org: str, run_id: str) -> Sequence[Any]:
+async def load_events(services: Services, org: str, run_id: str) -> Sequence[Event]:
     """Return the events of a run that are kept, oldest first."""
-    return []
+    find = partial(
+        events.find,
+        org=org,
+        after=None,
+        limit=MOST_EVENTS,
+        filter=EventFilter(run_id=run_id),
+    )
+    found = await services.store.read_in_thread(find)
+    return [msgspec.json.decode(item, type=Event) for item in found.items]
