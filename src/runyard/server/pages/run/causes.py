@@ -134,8 +134,8 @@ def suggest_fix(run: Run) -> tuple[str, dict[str, str]] | None:
     if reason == "Diverged":
         rate = get_plan_value(run, "learningRate")
         if isinstance(rate, int | float) and rate > 0:
-            return f"Run again with learning rate {rate / 3:.2g}…", {
-                "learningRate": f"{rate / 3:.2g}"
+            return f"Run again with learning rate {rate / 10:.2g}…", {
+                "learningRate": f"{rate / 10:.2g}"
             }
     if reason == "TimeLimit":
         return "Resume with twice the time…", {"timeLimitMinutes": _double_time_limit(run)}

@@ -280,7 +280,7 @@ def _describe_dataset(run: Run) -> tuple[str, str]:
     if not isinstance(dataset, str):
         return "", ""
     return (
-        f"{dataset}@{str(version)[:12]}" if version else dataset,
+        f"{dataset}@{str(version)[:8]}" if version else dataset,
         f"version {version or 'unknown'}",
     )
 
