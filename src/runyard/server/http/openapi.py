@@ -20,8 +20,8 @@ from runyard.server.http.route import Route
 from runyard.server.http.routes import IF_MATCH, ROUTES
 from runyard.server.services.errors import CODES
 from runyard.server.services.imports import exports
-from runyard.server.services.runs import telemetry
 from runyard.server.services.runs.conditions import REASONS
+from runyard.server.services.runs.telemetry import logs, series
 from runyard.server.version import VERSION
 from runyard.store.datasets.assets import SORTINGS
 
@@ -59,7 +59,7 @@ QUERY: dict[str, dict[str, Any]] = {
     "createdBefore": TIME,
     "since": TIME,
     "until": TIME,
-    "limit": _integer_schema(1, telemetry.MOST),
+    "limit": _integer_schema(1, logs.MOST),
     "actor": _text_schema(limits.ID, pattern="^[ -~]+$"),
     "action": _text_schema(limits.ID, pattern="^[ -~]+$"),
     "block": _enum_schema(*runs.STREAMS),
@@ -169,7 +169,7 @@ def _list_parameters(route: Route, path: str) -> list[dict[str, Any]]:
     for name in route.query:
         schema = QUERY[name]
         if name == "limit" and path.endswith("/metrics"):
-            schema = _integer_schema(1, 10 * telemetry.MOST)
+            schema = _integer_schema(1, 10 * series.MOST)
         found.append({"name": name, "in": "query", "schema": schema})
     if (route.method, route.path) in IF_MATCH:
         found.append(

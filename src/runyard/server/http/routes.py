@@ -30,7 +30,8 @@ from runyard.server.http.endpoints import (
 from runyard.server.http.route import BACKUP_BODY_BYTES, LARGE_BODY_BYTES, Route
 from runyard.server.services.operations.backups import Restored, StoreContents
 from runyard.server.services.operations.storage import StorageReport
-from runyard.server.services.runs.telemetry import LogPage, MetricPage
+from runyard.server.services.runs.telemetry.logs import LogPage
+from runyard.server.services.runs.telemetry.series import MetricPage
 from vi.api.resources.annotations.responses import Annotation, AnnotationImportSession, FileUploads
 from vi.api.resources.assets.responses import (
     Asset,

@@ -22,8 +22,9 @@ from runyard.server.http.request import (
 )
 from runyard.server.http.responses import Response, empty_response, encode_response, json_response
 from runyard.server.services.errors import Refusal
-from runyard.server.services.runs import bulk_runs, deletion, runs, telemetry
+from runyard.server.services.runs import bulk_runs, deletion, runs
 from runyard.server.services.runs.conditions import REASONS
+from runyard.server.services.runs.telemetry import logs, series
 from runyard.server.services.validation import check_id
 from runyard.store.runs import RunFilter
 
@@ -117,15 +118,14 @@ async def get_logs(request: Request, org: Id, run_id: Id) -> Response:
     query = Query(request)
     wait_s = query.seconds("wait")
     async with hold_wait_slot(request.scope, wait_s) as disconnect:
-        page = await telemetry.read_log_page(
+        page = await logs.read_log_page(
             get_services(request),
             org=org,
             run_id=run_id,
             since=query.integer("since", 0) or 0,
             until=query.integer("until"),
             stream=query.one_of("block", STREAMS),
-            limit=query.integer("limit", telemetry.MOST, minimum=1, maximum=telemetry.MOST)
-            or telemetry.MOST,
+            limit=query.integer("limit", logs.MOST, minimum=1, maximum=logs.MOST) or logs.MOST,
             wait_s=wait_s,
             gone=disconnect,
         )
@@ -134,13 +134,13 @@ async def get_logs(request: Request, org: Id, run_id: Id) -> Response:
 
 async def get_metrics(request: Request, org: Id, run_id: Id) -> Response:
     query = Query(request)
-    page = await telemetry.read_metric_page(
+    page = await series.read_metric_page(
         get_services(request),
         org=org,
         run_id=run_id,
         since=query.integer("since", 0) or 0,
-        limit=query.integer("limit", telemetry.MOST, minimum=1, maximum=10 * telemetry.MOST)
-        or telemetry.MOST,
+        limit=query.integer("limit", series.MOST, minimum=1, maximum=10 * series.MOST)
+        or series.MOST,
     )
     return json_response(page)
 

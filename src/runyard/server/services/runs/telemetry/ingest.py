@@ -11,12 +11,9 @@ One more megabyte is kept for the text of events that are no measurements: how a
 worth more than what it printed.
 """
 
-import asyncio
 import json
 import math
 import re
-from collections.abc import Sequence
-from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -26,27 +23,22 @@ from sqlalchemy import Connection
 from runyard import limits
 from runyard.limits import clean_text
 from runyard.protocol import Lines, LinesAccepted
-from runyard.server.services import paging
 from runyard.server.services.access.signing import AttemptToken
 from runyard.server.services.context import Services
 from runyard.server.services.notifications import run_topic
 from runyard.server.services.runs import conditions, leases
 from runyard.server.services.runs.conditions import Transition
 from runyard.server.services.runs.runs import decode_run, save, transition
-from runyard.server.services.runs.runs import get as get_run
 from runyard.server.services.validation import check_count
 from runyard.store import runs as run_rows
-from runyard.store import telemetry as rows
-from runyard.store.tables import AnyRow
-from vi.api.resources.runs.responses import LogLine, MetricPoint, Run, RunProgress
+from runyard.store.telemetry import logs, metrics, offsets
+from vi.api.resources.runs.responses import Run, RunProgress
 
 EVENTS_BEYOND_LIMIT_BYTES = 1 << 20
 _LIMIT_REACHED = (
     "The log has reached {mib} MiB (RUNYARD_LOG_MAX_MIB); further lines are left out and counted "
     "in the run's status.logLinesLeftOut. Metrics and conditions are kept."
 )
-LONGEST_WAIT_S = 30.0
-MOST = 1000
 MOST_INTEGER = 2**53
 # Text of these shapes is a key; it is removed, whatever printed it.
 SECRETS = re.compile(r"\b(dtvi_|ryat_|whsec_|hf_|ghp_|AKIA)[A-Za-z0-9._-]{8,}")
@@ -73,12 +65,12 @@ def _insert_lines(
     """Insert lines and their effects, and advance the offset; return that and the run's id."""
     attempt, row = leases.get_open_attempt(tx, token, now_ms=services.clock.now_ms())
     key = {"org": token.org, "run_id": row.id, "attempt": attempt.number, "stream": shipped.stream}
-    offset = rows.get_offset(tx, **key)
+    offset = offsets.get_offset(tx, **key)
     if shipped.offset != offset or shipped.next_offset <= offset:
         return LinesAccepted(offset=offset), row.id
     changes = _apply_lines(services, shipped, decode_run(row.document), row, attempt.number)
-    rows.add_log_lines(tx, changes.log_rows)
-    rows.add_metrics(tx, changes.metric_rows)
+    logs.add_log_lines(tx, changes.log_rows)
+    metrics.add_metrics(tx, changes.metric_rows)
     counts = {
         "log_count": row.log_count + len(changes.log_rows),
         "log_bytes": changes.log_bytes,
@@ -89,138 +81,8 @@ def _insert_lines(
         save(tx, changes.run, counts)
     else:
         run_rows.change(tx, org=token.org, run_id=row.id, values=counts)
-    rows.advance_offset(tx, **key, to=shipped.next_offset)
+    offsets.advance_offset(tx, **key, to=shipped.next_offset)
     return LinesAccepted(offset=shipped.next_offset), row.id
-
-
-class LogPage(msgspec.Struct):
-    """A page of log lines.
-
-    ``next`` is the number to continue from; ``ended`` says that it is the last.
-    """
-
-    items: list[LogLine]
-    next: int
-    ended: bool
-
-
-class MetricPage(msgspec.Struct):
-    """A page of metrics. ``next`` is the sequence number to continue from."""
-
-    items: list[MetricPoint]
-    next: int
-
-
-async def read_log_page(
-    services: Services,
-    *,
-    org: str,
-    run_id: str,
-    since: int,
-    until: int | None = None,
-    stream: str | None = None,
-    limit: int = MOST,
-    wait_s: float = 0.0,
-    gone: "asyncio.Future[None] | None" = None,
-) -> bytes:
-    """Return a ``LogPage`` as JSON: lines numbered above ``since``.
-
-    With ``wait_s``, wait for one unless the run has ended. ``gone`` is done when the client has
-    disconnected; then nothing is waited for.
-
-    Raises:
-        Refusal: NotFound.
-    """
-
-    def fetch(tx: Connection, after: int, limit: int) -> Sequence[AnyRow]:
-        return rows.log_page(
-            tx, org=org, run_id=run_id, since=after, until=until, stream=stream, limit=limit
-        )
-
-    def read_lines(tx: Connection, ended: bool) -> tuple[bool, bytes]:
-        items, last, has_more = paging.gather(
-            partial(fetch, tx),
-            after=since,
-            size=limit,
-            encode=_encode_line,
-            get_position=_get_number,
-        )
-        page = LogPage(
-            items=[msgspec.Raw(item) for item in items],  # type: ignore[misc]
-            next=last.number if last else since,
-            ended=ended and not has_more,
-        )
-        return bool(items), msgspec.json.encode(page)
-
-    clock = services.clock
-    deadline = clock.monotonic_s() + min(wait_s, LONGEST_WAIT_S)
-    while True:
-        event = services.notifier.watch(run_topic(org, run_id))
-        # State before lines: if the run ends in between, the loop repeats and misses no line.
-        ended = _has_ended(services, org, run_id)
-        has_lines, page = await services.store.read_in_thread(partial(read_lines, ended=ended))
-        remaining_s = deadline - clock.monotonic_s()
-        if (
-            has_lines
-            or ended
-            or remaining_s <= 0
-            or services.notifier.is_closed
-            or (gone is not None and gone.done())
-        ):
-            return page
-        await services.notifier.wait(event, timeout_s=remaining_s, gone=gone)
-
-
-async def read_metric_page(
-    services: Services, *, org: str, run_id: str, since: int, limit: int = MOST
-) -> bytes:
-    """Return a ``MetricPage`` as JSON: points numbered above ``since``.
-
-    Raises:
-        Refusal: NotFound.
-    """
-    _has_ended(services, org, run_id)
-
-    def fetch(tx: Connection, after: int, limit: int) -> Sequence[AnyRow]:
-        return rows.metric_page(tx, org=org, run_id=run_id, since=after, limit=limit)
-
-    def read_points(tx: Connection) -> bytes:
-        items, last, _ = paging.gather(
-            partial(fetch, tx),
-            after=since,
-            size=limit,
-            encode=_encode_point,
-            get_position=_get_number,
-        )
-        raw: list[Any] = [msgspec.Raw(item) for item in items]
-        page = MetricPage(items=raw, next=last.number if last else since)
-        return msgspec.json.encode(page)
-
-    return await services.store.read_in_thread(read_points)
-
-
-def _get_number(row: AnyRow) -> int:
-    return int(row.number)
-
-
-def _encode_line(row: AnyRow) -> bytes:
-    line = LogLine(
-        number=row.number, time=row.time, attempt=row.attempt, stream=row.stream, text=row.text
-    )
-    return msgspec.json.encode(line)
-
-
-def _encode_point(row: AnyRow) -> bytes:
-    values: Any = msgspec.Raw(row.measured)
-    point = MetricPoint(
-        step=row.step, epoch=row.epoch, time=row.time, attempt=row.attempt, values=values
-    )
-    return msgspec.json.encode(point)
-
-
-def _has_ended(services: Services, org: str, run_id: str) -> bool:
-    run = decode_run(get_run(services, org=org, run_id=run_id)[0])
-    return run.condition is not None and run.condition.is_final
 
 
 class _RunChanges:
@@ -239,7 +101,7 @@ class _RunChanges:
     def log(self, stream: str, time_ms: int, text: str, *, extra_bytes: int = 0) -> None:
         """Keep a line, or count it once the log has reached its limit and ``extra_bytes``."""
         text = clean_text(SECRETS.sub("[secret]", text[: limits.LOG_LINE.value]), limits.LOG_LINE)
-        size_bytes = rows.LINE_BYTES + len(text.encode())
+        size_bytes = logs.LINE_BYTES + len(text.encode())
         is_full = self.log_bytes + size_bytes > self._limit_bytes + extra_bytes
         if self._limit_bytes and (is_full or (self.log_left_out and not extra_bytes)):
             if not self.log_left_out:
