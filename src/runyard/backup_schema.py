@@ -4,7 +4,7 @@ A column is ``name:type(length)``. ``*`` marks the primary key, ``?`` a value th
 ``=`` a column that older files may lack.
 """
 
-REVISION = "0008"
+REVISION = "0012"
 TABLES = {
     "assets": (
         "*org:str(64) *dataset_id:str(255) *id:str(64) filename:str(1024) content:str(64) "
@@ -64,6 +64,10 @@ TABLES = {
         "*id:str(16) org:str(64)?= role:str(16) secret_mac:bytes name:str time_created:int64 "
         "expires:int64?= revoked:int64?= created_by:str?= last_used:int64?= replaced_by:str(16)?= "
     ),
+    "log_blocks": (
+        "*org:str(64) *run_id:str(255) *block:int64 time_min:int64 time_max:int64 levels:int32 "
+        "signature:bytes "
+    ),
     "log_lines": (
         "*org:str(64) *run_id:str(255) *number:int64 time:int64 attempt:int32 stream:str(16) "
         "text:str "
@@ -98,6 +102,11 @@ TABLES = {
         "flow_id:str(255)?= training_project:str(255)?= priority:int32 time_created:int64 "
         "killed:bool deleted:bool log_count:int64 metric_count:int64 log_bytes:int64= "
         "log_left_out:int64= requirements:str(512)?= waits:str(32)= "
+    ),
+    "sample_images": ("*org:str(64) *run_id:str(255) *number:int64 png:bytes "),
+    "samples": (
+        "*org:str(64) *run_id:str(255) *step:int64 *number:int64 attempt:int32 score:float?= "
+        "document:bytes "
     ),
     "stream_offsets": (
         "*org:str(64) *run_id:str(255) *attempt:int32 *stream:str(16) offset:int64 "

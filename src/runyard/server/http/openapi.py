@@ -14,7 +14,7 @@ import msgspec
 
 from runyard import limits
 from runyard.limits import Limit
-from runyard.server.http.endpoints import assets, imports, runs
+from runyard.server.http.endpoints import assets, imports, run_logs
 from runyard.server.http.problems import ProblemDocument
 from runyard.server.http.route import Route
 from runyard.server.http.routes import IF_MATCH, ROUTES
@@ -22,6 +22,8 @@ from runyard.server.services.errors import CODES
 from runyard.server.services.imports import exports
 from runyard.server.services.runs.conditions import REASONS
 from runyard.server.services.runs.telemetry import logs, series
+from runyard.server.services.runs.telemetry.levels import LEVELS
+from runyard.server.services.runs.telemetry.log_search import MAX_PATTERN
 from runyard.server.version import VERSION
 from runyard.store.datasets.assets import SORTINGS
 
@@ -62,7 +64,16 @@ QUERY: dict[str, dict[str, Any]] = {
     "limit": _integer_schema(1, logs.MOST),
     "actor": _text_schema(limits.ID, pattern="^[ -~]+$"),
     "action": _text_schema(limits.ID, pattern="^[ -~]+$"),
-    "block": _enum_schema(*runs.STREAMS),
+    "block": _enum_schema(*run_logs.STREAMS),
+    "before": TIME,
+    "tail": _integer_schema(1, limits.MAX_INTEGER),
+    "attempt": _integer_schema(0, limits.MAX_COLUMN),
+    "search": {"type": "string", "minLength": 1, "maxLength": MAX_PATTERN},
+    "regex": _enum_schema(*run_logs.BOOLEANS),
+    "case": _enum_schema(*run_logs.BOOLEANS),
+    "level": _enum_schema(*LEVELS),
+    "after": TIME,
+    "to": TIME,
     "wait": {"type": "number", "minimum": 0, "maximum": 999_999},
     "contents": _enum_schema("y", "n"),
     "sortBy": _enum_schema(*SORTINGS),

@@ -148,13 +148,17 @@ class RunOutcomes(Document):
 
 
 class LogLine(Document):
-    """One log line of a run's trainer. ``number`` increases by one per line over all attempts."""
+    """One log line of a run's trainer. ``number`` increases by one per line over all attempts.
+
+    ``level`` is derived from the line: from the prefix of its text, or the kind of event.
+    """
 
     number: int
     time: int
     attempt: int
     stream: Literal["events", "stdout", "stderr"]
     text: str
+    level: Literal["debug", "info", "warning", "error"] = "info"
 
 
 class MetricPoint(Document):

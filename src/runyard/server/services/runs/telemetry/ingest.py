@@ -29,6 +29,7 @@ from runyard.server.services.notifications import run_topic
 from runyard.server.services.runs import conditions, leases
 from runyard.server.services.runs.conditions import Transition
 from runyard.server.services.runs.runs import decode_run, save, transition
+from runyard.server.services.runs.telemetry import log_index
 from runyard.server.services.validation import check_count
 from runyard.store import runs as run_rows
 from runyard.store.telemetry import logs, metrics, offsets
@@ -70,6 +71,13 @@ def _insert_lines(
         return LinesAccepted(offset=offset), row.id
     changes = _apply_lines(services, shipped, decode_run(row.document), row, attempt.number)
     logs.add_log_lines(tx, changes.log_rows)
+    log_index.add_complete_blocks(
+        tx,
+        org=token.org,
+        run_id=row.id,
+        count_before=row.log_count,
+        count=row.log_count + len(changes.log_rows),
+    )
     metrics.add_metrics(tx, changes.metric_rows)
     counts = {
         "log_count": row.log_count + len(changes.log_rows),
