@@ -15,7 +15,10 @@ DEBUG, INFO, WARNING, ERROR = range(4)
 PREFIX_LENGTH = 160  # the part of a line in which its level is looked for
 
 _COLOR = re.compile(r"\x1b\[[0-9;]*m")
-# One expression with one group for each kind, because every line of a shipment is matched.
+# What every line with another level than information contains; ten times as fast to look for.
+_HINT = re.compile(
+    r'Traceback|File "|Err|Exc|Int|ERR|CRIT|FATAL|error|fatal|arning|WARN|DEBUG|TRACE'
+)
 _MARK = re.compile(
     r"""(?P<error>
           ^Traceback\ \(most\ recent\ call\ last\)
@@ -40,6 +43,8 @@ def derive_level(stream: str, text: str) -> int:
     if stream == "events":
         return WARNING if text.startswith("warning: ") else INFO
     start = text[:PREFIX_LENGTH]
+    if _HINT.search(start) is None:
+        return INFO
     if "\x1b" in start:
         start = _COLOR.sub("", start)
     found = _MARK.search(start)

@@ -353,7 +353,7 @@ async def iterate_log_file(
 async def _iterate_parts(
     services: Services, org: str, run_id: str, *, is_compressed: bool
 ) -> AsyncIterator[bytes]:
-    compressor = zlib.compressobj(wbits=31) if is_compressed else None  # 31: gzip
+    compressor = zlib.compressobj(1, wbits=31) if is_compressed else None  # fast; gzip
     position, last = 0, None
 
     def read_part(tx: Connection, above: int, up_to: int | None) -> tuple[bytes, int, int]:
