@@ -21,6 +21,7 @@ from sqlalchemy import (
 from runyard.store.requirements import NOTHING
 from runyard.store.tables import (
     AnyRow,
+    evaluations,
     log_blocks,
     log_lines,
     metrics,
@@ -42,7 +43,7 @@ RARE_COUNT = 1000  # an attribute that fewer runs have counts as rare
 # Every table whose rows name the run they belong to.
 CHILD_TABLES = (
     *(run_attributes, attempts_table, stream_offsets, log_lines, log_blocks, metrics),
-    *(samples, sample_images),
+    *(evaluations, samples, sample_images),
     *(output_files, outputs, resume_files, weight_files, run_datasets),
 )
 

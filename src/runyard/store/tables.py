@@ -214,8 +214,24 @@ log_blocks = Table(
     Column("signature", LargeBinary, nullable=False),
 )
 
-# Sample predictions of the evaluations of a run. ``number`` is the index of the held-out sample;
-# ``score`` is what samples are sorted by, null where no metric scores a single sample.
+# Evaluations whose sample predictions were sent. ``size_bytes`` is that of the samples; those of an
+# evaluation beyond a run's limit are left out, which ``is_left_out`` says.
+evaluations = Table(
+    "evaluations",
+    metadata,
+    Column("org", String(64), primary_key=True),
+    Column("run_id", String(255), primary_key=True),
+    Column("step", BigInteger, primary_key=True),
+    Column("attempt", Integer, nullable=False),
+    Column("time", BigInteger, nullable=False),
+    Column("sample_count", Integer, nullable=False),
+    Column("total", BigInteger, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("is_left_out", Boolean, nullable=False),
+)
+
+# Sample predictions. ``number`` is the index of the held-out sample; ``score`` is what samples are
+# sorted by, null where no metric scores a single sample.
 samples = Table(
     "samples",
     metadata,
@@ -223,7 +239,6 @@ samples = Table(
     Column("run_id", String(255), primary_key=True),
     Column("step", BigInteger, primary_key=True),
     Column("number", BigInteger, primary_key=True),
-    Column("attempt", Integer, nullable=False),
     Column("score", Float),
     Column("document", LargeBinary, nullable=False),
     Index("samples_by_number", "org", "run_id", "number", "step"),
