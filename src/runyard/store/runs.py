@@ -22,6 +22,10 @@ from runyard.store.requirements import NOTHING
 from runyard.store.tables import (
     AnyRow,
     log_lines,
+    metric_buckets,
+    metric_chunks,
+    metric_keys,
+    metric_values,
     metrics,
     output_files,
     outputs,
@@ -39,6 +43,7 @@ RARE_COUNT = 1000  # an attribute that fewer runs have counts as rare
 # Every table whose rows name the run they belong to.
 CHILD_TABLES = (
     *(run_attributes, attempts_table, stream_offsets, log_lines, metrics),
+    *(metric_keys, metric_chunks, metric_values, metric_buckets),
     *(output_files, outputs, resume_files, weight_files, run_datasets),
 )
 
