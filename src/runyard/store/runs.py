@@ -24,6 +24,10 @@ from runyard.store.tables import (
     evaluations,
     log_blocks,
     log_lines,
+    metric_buckets,
+    metric_chunks,
+    metric_keys,
+    metric_values,
     metrics,
     output_files,
     outputs,
@@ -44,6 +48,7 @@ RARE_COUNT = 1000  # an attribute that fewer runs have counts as rare
 CHILD_TABLES = (
     *(run_attributes, attempts_table, stream_offsets, log_lines, log_blocks, metrics),
     *(evaluations, samples, sample_images),
+    *(metric_keys, metric_chunks, metric_values, metric_buckets),
     *(output_files, outputs, resume_files, weight_files, run_datasets),
 )
 

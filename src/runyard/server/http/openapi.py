@@ -26,6 +26,7 @@ from runyard.server.services.runs.telemetry.levels import LEVELS
 from runyard.server.services.runs.telemetry.log_search import MAX_PATTERN
 from runyard.server.version import VERSION
 from runyard.store.datasets.assets import SORTINGS
+from runyard.store.telemetry.series import MOST_BITS
 
 REF = "#/components/schemas/{name}"
 ID_PATTERN = "[A-Za-z0-9_-]{1,255}"
@@ -62,6 +63,17 @@ QUERY: dict[str, dict[str, Any]] = {
     "since": TIME,
     "until": TIME,
     "limit": _integer_schema(1, logs.MOST),
+    "keys": _text_schema(limits.QUERY_TEXT),
+    "from": TIME,
+    "to": TIME,
+    "points": _integer_schema(1, series.MOST_POINTS),
+    "bucketSteps": {"type": "integer", "enum": [1 << bits for bits in range(MOST_BITS)]},
+    "id": {
+        "type": "array",
+        "items": {"type": "string", "pattern": f"^{ID_PATTERN}$"},
+        "minItems": 1,
+        "maxItems": series.MOST_RUNS,
+    },
     "actor": _text_schema(limits.ID, pattern="^[ -~]+$"),
     "action": _text_schema(limits.ID, pattern="^[ -~]+$"),
     "block": _enum_schema(*run_logs.STREAMS),

@@ -32,7 +32,7 @@ from runyard.server.http.route import BACKUP_BODY_BYTES, LARGE_BODY_BYTES, Route
 from runyard.server.services.operations.backups import Restored, StoreContents
 from runyard.server.services.operations.storage import StorageReport
 from runyard.server.services.runs.telemetry.logs import LogPage
-from runyard.server.services.runs.telemetry.series import MetricPage
+from runyard.server.services.runs.telemetry.series import MetricPage, MetricSeriesList
 from vi.api.resources.annotations.responses import Annotation, AnnotationImportSession, FileUploads
 from vi.api.resources.assets.responses import (
     Asset,
@@ -60,6 +60,7 @@ from vi.api.resources.training_projects.responses import TrainingProject
 
 PAGE = ("s", "p")
 FILTERS = ("condition", "flow", "trainingProject", "attribute", "createdAfter", "createdBefore")
+SERIES = ("keys", "from", "to", "points", "bucketSteps", "since")
 ORG = "/workspaces/{org:str}"
 RUN = ORG + "/runs/{run_id:str}"
 FLOW = ORG + "/flows/{flow_id:str}"
@@ -109,6 +110,10 @@ ROUTES = (
           media_types=("text/plain",)),
     Route("GET", RUN + "/metrics", runs.get_metrics, "Get metric points", returns=MetricPage,
           query=("since", "limit")),
+    Route("GET", RUN + "/metrics:series", runs.get_metric_series,
+          "Get metric series as buckets for charts", returns=MetricSeriesList, query=SERIES),
+    Route("GET", ORG + "/runs/metrics:series", runs.get_metric_series_of_runs,
+          "Get metric series of several runs", returns=MetricSeriesList, query=("id", *SERIES)),
     Route("GET", RUN + "/outputs", models.list_models, "List a run's models, newest last",
           returns=Model, is_page=True, query=(*PAGE, "contents")),
     Route("GET", RUN + "/outputs/{checkpoint:str}", models.get_model,

@@ -2,19 +2,19 @@
 
 A supervisor ships whole lines of a stream with the byte offset they begin at. They count only if
 the server's offset is the same. The offset advances in the transaction of their effect, so a
-repeated or reordered shipment changes nothing. Events drive the run's status. Every line, an event
-as readable text, goes into the log.
+repeated or reordered shipment changes nothing. Events drive the run's status. Measurements (steps,
+evaluations, samples of the machine) become metric points; every other line, an event as readable
+text, goes into the log.
 
 A log is kept up to ``log_max_mib``. A line says that the limit is reached; later lines are counted
 in the run's status. The effect of an event on conditions, progress and metrics is never left out.
-One more megabyte is kept for the text of events that are no measurements: how a run proceeded is
-worth more than what it printed.
+One more megabyte is kept for the text of events: how a run proceeded is worth more than what it
+printed.
 """
 
 import json
-import math
 import re
-from itertools import islice
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -30,9 +30,25 @@ from runyard.server.services.runs import conditions, leases
 from runyard.server.services.runs.conditions import Transition
 from runyard.server.services.runs.runs import decode_run, save, transition
 from runyard.server.services.runs.telemetry import log_index
+from runyard.server.services.runs.telemetry.measurements import (
+    KINDS,
+    MOST_INTEGER,
+    KeyCleaner,
+    Measurement,
+    SystemSample,
+    list_left_out,
+    parse_event,
+    parse_integer,
+    parse_measurement,
+    parse_system_sample,
+    to_measurement,
+)
 from runyard.server.services.validation import check_count
 from runyard.store import runs as run_rows
-from runyard.store.telemetry import logs, metrics, offsets
+from runyard.store.tables import AnyRow
+from runyard.store.telemetry import logs, metrics, offsets, packing
+from runyard.store.telemetry.chunks import Point
+from runyard.store.telemetry.metrics import SECONDS, STEPS
 from vi.api.resources.runs.responses import Run, RunProgress
 
 EVENTS_BEYOND_LIMIT_BYTES = 1 << 20
@@ -40,7 +56,10 @@ _LIMIT_REACHED = (
     "The log has reached {mib} MiB (RUNYARD_LOG_MAX_MIB); further lines are left out and counted "
     "in the run's status.logLinesLeftOut. Metrics and conditions are kept."
 )
-MOST_INTEGER = 2**53
+_TOO_MANY_KEYS = (
+    "The run has {most:,} metrics, as many as are kept; values of further ones are left out and "
+    "counted in the run's status.metricValuesLeftOut."
+)
 # Text of these shapes is a key; it is removed, whatever printed it.
 SECRETS = re.compile(r"\b(dtvi_|ryat_|whsec_|hf_|ghp_|AKIA)[A-Za-z0-9._-]{8,}")
 
@@ -70,6 +89,7 @@ def _insert_lines(
     if shipped.offset != offset or shipped.next_offset <= offset:
         return LinesAccepted(offset=offset), row.id
     changes = _apply_lines(services, shipped, decode_run(row.document), row, attempt.number)
+    point_counts = _add_points(tx, changes, row)
     logs.add_log_lines(tx, changes.log_rows)
     log_index.add_complete_blocks(
         tx,
@@ -78,12 +98,11 @@ def _insert_lines(
         count_before=row.log_count,
         count=row.log_count + len(changes.log_rows),
     )
-    metrics.add_metrics(tx, changes.metric_rows)
     counts = {
         "log_count": row.log_count + len(changes.log_rows),
         "log_bytes": changes.log_bytes,
         "log_left_out": changes.log_left_out,
-        "metric_count": row.metric_count + len(changes.metric_rows),
+        **point_counts,
     }
     if changes.changed_status:
         save(tx, changes.run, counts)
@@ -99,11 +118,12 @@ class _RunChanges:
     def __init__(self, run: Run, row: Any, attempt: int, now_ms: int, *, limit_bytes: int) -> None:
         self.run = run
         self.log_rows: list[dict[str, Any]] = []
-        self.metric_rows: list[dict[str, Any]] = []
+        self.points: list[Point] = []
         self.changed_status = False
         self.now_ms = now_ms
         self._row, self.attempt = row, attempt
         self._limit_bytes = limit_bytes
+        self._keys = KeyCleaner()
         self.log_bytes, self.log_left_out = row.log_bytes, row.log_left_out
 
     def log(self, stream: str, time_ms: int, text: str, *, extra_bytes: int = 0) -> None:
@@ -134,21 +154,35 @@ class _RunChanges:
             }
         )
 
-    def measure(self, event: dict[str, Any], time_ms: int, values: dict[str, float]) -> None:
-        if not values:
-            return
-        self.metric_rows.append(
-            {
-                "org": self._row.org,
-                "run_id": self._row.id,
-                "number": self._row.metric_count + len(self.metric_rows) + 1,
-                "step": _parse_integer(event.get("step")),
-                "epoch": _parse_number(event.get("epoch")) or 0.0,
-                "time": time_ms,
-                "attempt": self.attempt,
-                "measured": msgspec.json.encode(values),
-            }
-        )
+    def measure(self, found: Measurement, time_ms: int) -> None:
+        """Keep the values of a measurement."""
+        if found.values:
+            values = {self._keys[key]: value for key, value in found.values.items()}
+            self.points.append(
+                Point(0, found.step, found.epoch, time_ms, self.attempt, STEPS, values)
+            )
+
+    def measure_system(self, sample: SystemSample) -> None:
+        """Keep a sample of the machine; its position is seconds since the run was created."""
+        seconds = max(0, sample.t - self._row.time_created) // 1000
+        values = {clean_text(key, limits.METRIC_NAME): one for key, one in sample.values.items()}
+        if values:
+            self.points.append(Point(0, seconds, 0.0, sample.t, self.attempt, SECONDS, values))
+
+    def leave_out(self, keys: Collection[str]) -> list[Point]:
+        """Leave the values of keys out and count them; return the points that have others."""
+        left_out = 0
+        for point in self.points:
+            kept = {key: value for key, value in point.values.items() if key not in keys}
+            left_out += len(point.values) - len(kept)
+            point.values = kept
+        status = self.run.status
+        if not status.metric_values_left_out:
+            text = _TOO_MANY_KEYS.format(most=limits.METRIC_KEYS.value)
+            self.log("events", self.now_ms, text, extra_bytes=EVENTS_BEYOND_LIMIT_BYTES)
+        status.metric_values_left_out = (status.metric_values_left_out or 0) + left_out
+        self.changed_status = True
+        return [point for point in self.points if point.values]
 
 
 def _apply_lines(
@@ -158,31 +192,94 @@ def _apply_lines(
     changes = _RunChanges(
         run, row, attempt, now_ms, limit_bytes=services.settings.log_max_mib << 20
     )
-    for line in shipped.lines:
-        event = _parse_event(line) if shipped.stream == "events" else None
-        if event is None:
+    if shipped.stream == "events":
+        _apply_events(changes, shipped.lines)
+    elif shipped.stream == "system":
+        for line in shipped.lines:
+            if sample := parse_system_sample(line):
+                changes.measure_system(sample)
+    else:
+        for line in shipped.lines:
             changes.log(shipped.stream, now_ms, line)
-            continue
-        time_ms = _parse_integer(event.get("t")) or now_ms
-        text = _apply_event(changes, event, time_ms)
-        is_measurement = event["ev"] in ("step", "evaluation")
-        changes.log(
-            "events", time_ms, text, extra_bytes=0 if is_measurement else EVENTS_BEYOND_LIMIT_BYTES
-        )
     return changes
 
 
-def _apply_event(changes: _RunChanges, event: dict[str, Any], time_ms: int) -> str:
-    """Apply one event to the run; return the text for the log."""
+def _apply_events(changes: _RunChanges, lines: list[str]) -> None:
+    """Apply the lines of a trainer's events, in order.
+
+    Of several steps in a row only the last one is the progress of the run.
+    """
+    progress = _StepProgress()
+    for line in lines:
+        found = parse_measurement(line)
+        event = None if found is not None else parse_event(line)
+        if event is not None and event["ev"] in KINDS:
+            found = to_measurement(event)
+            if left_out := list_left_out(event, found):
+                text = f"{found.ev} {found.step}: not finite numbers, left out: {left_out}"
+                changes.log("events", found.t or changes.now_ms, text)
+        if found is not None:
+            changes.measure(found, found.t or changes.now_ms)
+            if found.ev == "step":
+                progress.add(found)
+            else:
+                progress.apply(changes)
+                _apply_evaluation(changes, found)
+            continue
+        progress.apply(changes)
+        if event is None:
+            changes.log("events", changes.now_ms, line)
+            continue
+        text = _apply_event(changes, event)
+        time_ms = parse_integer(event.get("t")) or changes.now_ms
+        changes.log("events", time_ms, text, extra_bytes=EVENTS_BEYOND_LIMIT_BYTES)
+    progress.apply(changes)
+
+
+class _StepProgress:
+    """Progress by step events that is not yet applied to the run."""
+
+    def __init__(self) -> None:
+        self._last: Measurement | None = None
+        self._total_steps = 0
+        self._loss: float | None = None
+
+    def add(self, found: Measurement) -> None:
+        self._last = found
+        self._total_steps = found.total_steps or self._total_steps
+        self._loss = found.values.get("loss", self._loss)
+
+    def apply(self, changes: _RunChanges) -> None:
+        """Apply the last step to the run, if there is one."""
+        last, run = self._last, changes.run
+        if last is None:
+            return
+        progress = run.status.progress or RunProgress()
+        progress.step, progress.epoch = last.step, last.epoch
+        progress.total_steps = self._total_steps or progress.total_steps
+        # Lines may arrive late: only a running run has an estimate of the time left.
+        is_running = run.condition is conditions.RUNNING
+        progress.seconds_left = last.seconds_left if is_running else None
+        progress.loss = progress.loss if self._loss is None else self._loss
+        run.status.progress = progress
+        changes.changed_status = True
+        latest = run.status.conditions[-1]
+        if latest.condition is conditions.RUNNING and latest.reason != "Stopping":
+            transition(
+                run,
+                Transition(conditions.RUNNING, "Training", _describe_progress(run)),
+                now_ms=changes.now_ms,
+            )
+        self._last, self._total_steps, self._loss = None, 0, None
+
+
+def _apply_event(changes: _RunChanges, event: dict[str, Any]) -> str:
+    """Apply an event that is no measurement to the run; return the text for the log."""
     name = str(event.get("ev"))
     if name == "phase":
         phase, message = str(event.get("phase")), event.get("message")
         _apply_phase(changes, phase, str(message) if message else None)
         return f"{phase}: {message}" if message else phase
-    if name == "step":
-        return _apply_step(changes, event, time_ms)
-    if name == "evaluation":
-        return _apply_evaluation(changes, event, time_ms)
     if name == "plan" and isinstance(event.get("plan"), dict):
         return _apply_plan(changes, event["plan"])
     if name == "checkpoint":
@@ -220,51 +317,23 @@ def _apply_plan(changes: _RunChanges, plan: dict[str, Any]) -> str:
     changes.run.status.plan = limits.clean_json(plan)
     changes.changed_status = True
     entry = plan.get("microBatchSize")
-    size = _parse_integer(entry.get("value")) if isinstance(entry, dict) else 0
+    size = parse_integer(entry.get("value")) if isinstance(entry, dict) else 0
     for attempt in changes.run.status.attempts:
         if attempt.attempt == changes.attempt and size > 0:
             attempt.micro_batch_size = size
     return f"plan resolved, microBatchSize {size}" if size else "plan resolved"
 
 
-def _apply_step(changes: _RunChanges, event: dict[str, Any], time_ms: int) -> str:
-    values = _parse_values(event)
-    changes.measure(event, time_ms, values)
+def _apply_evaluation(changes: _RunChanges, found: Measurement) -> None:
+    if found.metric_name is None:
+        return
     progress = changes.run.status.progress or RunProgress()
-    progress.step, progress.epoch = (
-        _parse_integer(event.get("step")),
-        _parse_number(event.get("epoch")) or 0.0,
-    )
-    progress.total_steps = _parse_integer(event.get("totalSteps")) or progress.total_steps
-    # Lines may arrive late: only a running run has an estimate of the time left.
-    is_running = changes.run.condition is conditions.RUNNING
-    progress.seconds_left = _parse_number(event.get("secondsLeft")) if is_running else None
-    progress.loss = values.get("loss", progress.loss)
+    name = clean_text(found.metric_name, limits.METRIC_NAME)
+    metric = found.values.get(f"validation/{name}", found.values.get(name))
+    if metric is not None:
+        progress.metric_name, progress.metric = name, metric
     changes.run.status.progress = progress
     changes.changed_status = True
-    latest = changes.run.status.conditions[-1]
-    if latest.condition is conditions.RUNNING and latest.reason != "Stopping":
-        transition(
-            changes.run,
-            Transition(conditions.RUNNING, "Training", _describe_progress(changes.run)),
-            now_ms=changes.now_ms,
-        )
-    return f"{_describe_progress(changes.run)}: {_format_values(values)}"
-
-
-def _apply_evaluation(changes: _RunChanges, event: dict[str, Any], time_ms: int) -> str:
-    values = _parse_values(event)
-    changes.measure(event, time_ms, values)
-    name = event.get("metricName")
-    if isinstance(name, str):
-        progress = changes.run.status.progress or RunProgress()
-        name = clean_text(name, limits.METRIC_NAME)
-        metric = values.get(f"validation/{name}", values.get(name))
-        if metric is not None:
-            progress.metric_name, progress.metric = name, metric
-        changes.run.status.progress = progress
-        changes.changed_status = True
-    return f"evaluation at step {event.get('step')}: {_format_values(values)}"
 
 
 def _describe_progress(run: Run) -> str | None:
@@ -278,42 +347,34 @@ def _describe_progress(run: Run) -> str | None:
     )
 
 
-def _format_values(values: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+def _add_points(tx: Connection, changes: _RunChanges, row: AnyRow) -> dict[str, Any]:
+    """Add the points of a shipment to the run; return the columns of the run that change.
 
-
-def _parse_event(line: str) -> dict[str, Any] | None:
-    """Return the event in a line; None when the line is plain text."""
-    try:
-        value = json.loads(line)  # accepts NaN (a diverged loss), unlike the strict decoder
-        # Lone surrogates and huge integers fit in no row and no response.
-        msgspec.json.encode(value)
-    except (ValueError, OverflowError, RecursionError, msgspec.MsgspecError):
-        return None
-    return value if isinstance(value, dict) and isinstance(value.get("ev"), str) else None
-
-
-def _parse_values(event: dict[str, Any]) -> dict[str, float]:
-    given = event.get("values")
-    if not isinstance(given, dict):
+    Keys beyond the limit are left out and counted.
+    """
+    points = changes.points
+    if not points:
         return {}
-    numbers = (
-        (str(name), number)
-        for name, value in given.items()
-        if (number := _parse_number(value)) is not None
+    at: Any = {"org": row.org, "run_id": row.id}
+    known = {found.key: found for found in metrics.list_keys(tx, **at)}
+    axes = {key: point.axis for point in points for key in point.values}
+    room = limits.METRIC_KEYS.value - len(known)
+    new = [key for key in axes if key not in known]
+    if len(new) > room:
+        points = changes.leave_out(set(new[max(0, room) :]))
+        new = new[: max(0, room)]
+    metrics.add_keys(tx, metrics.number_keys({key: axes[key] for key in new}, known.values()), **at)
+    for number, point in enumerate(points, row.metric_count + 1):
+        point.number = number
+    packed = packing.add(
+        tx, points, **at, packed=row.metric_packed, repeats=_has_repeats(points, known)
     )
-    return {
-        clean_text(name, limits.METRIC_NAME): number
-        for name, number in islice(numbers, limits.METRICS.value)
-    }
+    return {"metric_count": row.metric_count + len(points), "metric_packed": packed}
 
 
-def _parse_number(value: Any) -> float | None:
-    """Return a finite number; JSON has no others."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number and math.isfinite(value) else None
-
-
-def _parse_integer(value: Any) -> int:
-    is_plain = isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MOST_INTEGER
-    return value if is_plain else 0
+def _has_repeats(points: Sequence[Point], known: Mapping[str, AnyRow]) -> bool:
+    """Return whether a point has a step at or below the last packed one of a key."""
+    last = {key: row.last_step for key, row in known.items() if row.last_step is not None}
+    if not last or min(point.step for point in points) > max(last.values()):
+        return False
+    return any(point.step <= last[key] for point in points for key in point.values if key in last)
