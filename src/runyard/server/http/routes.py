@@ -25,6 +25,7 @@ from runyard.server.http.endpoints import (
     models,
     run_logs,
     runs,
+    samples,
     storage,
     training_projects,
 )
@@ -32,6 +33,7 @@ from runyard.server.http.route import BACKUP_BODY_BYTES, LARGE_BODY_BYTES, Route
 from runyard.server.services.operations.backups import Restored, StoreContents
 from runyard.server.services.operations.storage import StorageReport
 from runyard.server.services.runs.telemetry.logs import LogPage
+from runyard.server.services.runs.telemetry.samples import SamplePage
 from runyard.server.services.runs.telemetry.series import MetricPage, MetricSeriesList
 from vi.api.resources.annotations.responses import Annotation, AnnotationImportSession, FileUploads
 from vi.api.resources.assets.responses import (
@@ -108,6 +110,12 @@ ROUTES = (
     Route("GET", RUN + "/logs/file", run_logs.get_log_file,
           "Download the whole log as text; compressed for `Accept-Encoding: gzip`", returns=bytes,
           media_types=("text/plain",)),
+    Route("GET", RUN + "/samples", samples.list_samples,
+          "List sample predictions of an evaluation, or of one image (`index`) in all of them",
+          returns=SamplePage, query=(*PAGE, "evaluation", "orderBy", "index")),
+    Route("GET", RUN + "/samples/{index:str}/image", samples.get_sample_image,
+          "Get the image of a sample, or a thumbnail of it", returns=bytes, query=("size",),
+          media_types=("image/png", "image/webp", "image/jpeg")),
     Route("GET", RUN + "/metrics", runs.get_metrics, "Get metric points", returns=MetricPage,
           query=("since", "limit")),
     Route("GET", RUN + "/metrics:series", runs.get_metric_series,

@@ -63,7 +63,7 @@ class SampleWriter:
                 "samples": len(chosen),
             }
         ]
-        images = [
+        images: list[dict[str, Any]] = [
             {"kind": "image", "index": index, "png": _encode_png(samples[index])}
             for index in chosen
             if not samples[index].image_sha256 and index not in self._written_images
@@ -106,13 +106,13 @@ def make_line(
 ) -> dict[str, Any]:
     """Return the line of a sample; long texts and many boxes are cut, and the line says so."""
     width, height = sample.image_size
-    image = {"width": width, "height": height}
+    image: dict[str, Any] = {"width": width, "height": height}
     if sample.image_sha256:
         image |= {"sha256": sample.image_sha256, "filename": sample.filename}
     truth, boxes = prediction.get("truthBoxes", []), prediction.get("boxes", [])
     texts = [prediction[name] for name in ("question", "truth", "answer", "raw")]
     is_cut = max(map(len, texts)) > MAX_TEXT or max(len(truth), len(boxes)) > MAX_BOXES
-    line = {
+    line: dict[str, Any] = {
         "kind": "sample",
         "step": step,
         "index": prediction["index"],

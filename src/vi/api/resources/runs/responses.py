@@ -164,7 +164,7 @@ class LogLine(Document):
 
 
 class SampleBox(Document):
-    """A box in an image, ``[left, top, right, bottom]`` from 0 to 1, and the phrase it belongs to."""
+    """A box ``[left, top, right, bottom]`` from 0 to 1, and the phrase it belongs to."""
 
     box: tuple[float, float, float, float]
     phrase: str
