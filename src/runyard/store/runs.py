@@ -21,7 +21,13 @@ from runyard.store.lists.run_filter import RunFilter
 from runyard.store.requirements import NOTHING
 from runyard.store.tables import (
     AnyRow,
+    evaluations,
+    log_blocks,
     log_lines,
+    metric_buckets,
+    metric_chunks,
+    metric_keys,
+    metric_values,
     metrics,
     output_files,
     outputs,
@@ -29,6 +35,8 @@ from runyard.store.tables import (
     run_attributes,
     run_datasets,
     runs,
+    sample_images,
+    samples,
     stream_offsets,
     weight_files,
 )
@@ -38,7 +46,9 @@ RARE_COUNT = 1000  # an attribute that fewer runs have counts as rare
 
 # Every table whose rows name the run they belong to.
 CHILD_TABLES = (
-    *(run_attributes, attempts_table, stream_offsets, log_lines, metrics),
+    *(run_attributes, attempts_table, stream_offsets, log_lines, log_blocks, metrics),
+    *(evaluations, samples, sample_images),
+    *(metric_keys, metric_chunks, metric_values, metric_buckets),
     *(output_files, outputs, resume_files, weight_files, run_datasets),
 )
 
