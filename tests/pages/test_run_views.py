@@ -10,9 +10,20 @@ from runyard.server.pages.run import causes, head, overview, predictions, start,
 from runyard.server.pages.run.flow import build_flow, flatten, format_yaml
 from runyard.server.pages.run.head import Recent, Step
 from runyard.server.services.runs.conditions import MEANINGS
+from runyard.server.services.runs.telemetry.samples import SamplePage
 from vi.api.resources.flows.responses import FlowBlock, FlowSpec
 from vi.api.resources.models.responses import Model, ModelSpec
-from vi.api.resources.runs.responses import Run, RunAttempt, RunProgress, RunSpec, RunStatus
+from vi.api.resources.runs.responses import (
+    Run,
+    RunAttempt,
+    RunProgress,
+    RunSpec,
+    RunStatus,
+    Sample,
+    SampleAnswer,
+    SampleBox,
+    SampleImage,
+)
 from vi.api.responses import ConditionKind, ResourceCondition, ResourceMetadata
 
 CREATED = 1_796_031_593_000
@@ -107,7 +118,7 @@ def test_time_left_is_measured_after_ten_steps_and_has_a_spread() -> None:
     steps = [Step(number=i, time_ms=1000 * i) for i in range(10)]
     assert head.estimate_time_left(steps, 100) is None
     steps = [Step(number=i, time_ms=1000 * i) for i in range(60)]
-    assert head.estimate_time_left(steps, 159) == (pytest.approx(100), pytest.approx(0))
+    assert head.estimate_time_left(steps, 159) == pytest.approx((100.0, 0.0))
     uneven = [Step(number=i, time_ms=1000 * i + 200 * (i % 2)) for i in range(60)]
     estimate = head.estimate_time_left(uneven, 159)
     assert estimate is not None
@@ -255,7 +266,29 @@ def test_only_finite_numbers_are_taken_from_a_form() -> None:
         assert len(start.apply_values(flow, {"epochs": text})) == 1
 
 
-def test_the_score_that_stands_for_a_sample_is_the_most_telling() -> None:
-    assert predictions.choose_score({"wellFormed": 1.0, "iou": 0.3}) == ("iou", 0.3)
-    assert predictions.choose_score({"wellFormed": 1.0}) == ("wellFormed", 1.0)
-    assert predictions.choose_score({}) is None
+def test_a_sample_has_its_boxes_and_its_score_in_each_evaluation() -> None:
+    samples = [
+        Sample(
+            index=3,
+            step=step,
+            image=SampleImage(width=64, height=32, href="/image"),
+            question="how many?",
+            truth=SampleAnswer(text="two", boxes=[SampleBox(box=(0.1, 0.2, 0.5, 1.0), phrase="a")]),
+            predicted=SampleAnswer(text="one"),
+            scores={"iou": score},
+            parse="ok",
+            score=score,
+        )
+        for step, score in ((10, 0.2), (20, 0.6))
+    ]
+    page = SamplePage(
+        items=samples[1:], next_page=None, prev_page=None, evaluations=[10, 20], step=20, total=400
+    )
+    view = predictions.build_predictions(
+        page, shown=samples[1], history=samples, order="score", base=BASE, empty=""
+    )
+    assert view.tiles[0].truth == [("10.00", "20.00", "40.00", "80.00")]
+    assert (view.position, view.count) == (1, "1 of 400 samples")
+    assert view.sample is not None and view.sample.is_right
+    assert [(past.step, past.score) for past in view.sample.history] == [(10, "0.2"), (20, "0.6")]
+    assert view.evaluations[0].href == f"{BASE}/predictions?evaluation=10&orderBy=score&index=3"

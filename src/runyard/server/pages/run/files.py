@@ -52,7 +52,7 @@ def build_files(contents: RunContents, models: Sequence[Model], *, api: str) -> 
         total=format_bytes(contents.checkpoint_bytes + contents.log_bytes),
         log_lines=f"{contents.log_lines:,}",
         log_size=format_bytes(contents.log_bytes),
-        log_href=f"{api}/logs",
+        log_href=f"{api}/logs/file",
         points=f"{contents.metric_points:,}",
         points_href=f"{api}/metrics:series",
         document_href=api,

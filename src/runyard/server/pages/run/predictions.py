@@ -8,12 +8,11 @@ from urllib.parse import urlencode
 import msgspec
 
 from runyard.server.pages.views import NOTHING, format_number
+from runyard.server.services.runs.telemetry.samples import SamplePage
+from vi.api.resources.runs.responses import Sample
 
 ORDERS = (("score", "worst first"), ("index", "by number"))
-PAGE = 24
 _MOST_TILE_BOXES = 60
-# Scores that stand for the whole answer, the most telling first.
-_MAIN_SCORES = ("iou", "exactMatch", "anls", "f1At50", "accuracyAt50")
 
 
 class Rectangle(NamedTuple):
@@ -38,6 +37,8 @@ class Tile(msgspec.Struct, frozen=True, kw_only=True):
     truth: list[Rectangle]
     predicted: list[Rectangle]
     text: str
+    width: int
+    height: int
 
 
 class EvaluationLink(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,12 +68,11 @@ class SampleView(msgspec.Struct, frozen=True, kw_only=True):
     question: str
     truth: str
     predicted: str
+    raw: str
     is_right: bool
     parse: str
     scores: list[tuple[str, str]]
     history: list[PastScore]
-    previous_href: str
-    next_href: str
 
 
 class Predictions(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,81 +87,81 @@ class Predictions(msgspec.Struct, frozen=True, kw_only=True):
     tiles: list[Tile]
     sample: SampleView | None
     next_href: str
+    count: str
     empty: str
 
 
 def build_predictions(
-    samples: Sequence[Any],
+    found: SamplePage,
     *,
-    evaluations: Sequence[int],
-    step: int,
-    index: int | None,
+    shown: Sample | None,
+    history: Sequence[Sample],
     order: str,
     base: str,
-    api: str,
-    next_token: str | None,
-    history: Sequence[tuple[int, Any]],
     empty: str,
 ) -> Predictions:
     """Return the gallery of one evaluation."""
+    step, steps = found.step or 0, found.evaluations
 
     def link(**changes: Any) -> str:
         query = {"evaluation": step, "orderBy": order} | changes
         return f"{base}/predictions?" + urlencode({k: v for k, v in query.items() if v is not None})
 
-    current = next((sample for sample in samples if sample.index == index), None)
-    if current is None and samples:
-        current = samples[0]
-    shown = None if current is None else current.index
-    steps = sorted(evaluations)
+    index = None if shown is None else shown.index
     return Predictions(
         base=base,
         step=step,
         position=steps.index(step) if step in steps else 0,
         evaluations=[
-            EvaluationLink(step=one, href=link(evaluation=one, index=shown), is_current=one == step)
+            EvaluationLink(step=one, href=link(evaluation=one, index=index), is_current=one == step)
             for one in steps
         ],
         order=order,
         orders=[(value, text, link(orderBy=value)) for value, text in ORDERS],
         tiles=[
-            _build_tile(sample, api, link(index=sample.index), is_current=sample.index == shown)
-            for sample in samples
+            _build_tile(sample, link(index=sample.index), is_current=sample.index == index)
+            for sample in found.items
         ],
-        sample=None
-        if current is None
-        else _build_sample(current, samples, api=api, link=link, history=history, step=step),
-        next_href="" if next_token is None else link(p=next_token),
+        sample=None if shown is None else _build_sample(shown, history, link=link),
+        next_href="" if found.next_page is None else link(p=found.next_page),
+        count=f"{len(found.items)} of {found.total:,} samples" if found.total else "",
         empty=empty,
     )
 
 
-def choose_score(scores: dict[str, float]) -> tuple[str, float] | None:
-    """Return the score that stands for a sample, with its name."""
-    name = next((name for name in (*_MAIN_SCORES, *scores) if name in scores), None)
-    return None if name is None else (name, scores[name])
+def choose_sample(samples: Sequence[Sample], index: int | None) -> Sample | None:
+    """Return the sample to show large: the one asked for, else the first."""
+    first = samples[0] if samples else None
+    return next((sample for sample in samples if sample.index == index), first)
 
 
-def _build_tile(sample: Any, api: str, href: str, *, is_current: bool) -> Tile:
-    chosen = choose_score(sample.scores)
+def format_score(sample: Sample) -> str:
+    """Return the score that samples are sorted by."""
+    return NOTHING if sample.score is None else format_number(sample.score)
+
+
+def is_right(sample: Sample) -> bool:
+    """Return whether an answer counts as right."""
+    if sample.score is None:
+        return False
+    return sample.score >= (0.5 if "iou" in sample.scores else 1)
+
+
+def _build_tile(sample: Sample, href: str, *, is_current: bool) -> Tile:
     return Tile(
         index=sample.index,
         href=href,
-        image=f"{api}/samples/{sample.index}/image" if sample.image is not None else "",
+        image=f"{sample.image.href}?size=160" if sample.image.href else "",
         label=f"Sample {sample.index}: {sample.question}"[:200],
-        score=format_number(chosen[1]) if chosen else "",
+        score=format_score(sample),
         is_right=is_right(sample),
         is_current=is_current,
         truth=[_place(box) for box in sample.truth.boxes[:_MOST_TILE_BOXES]],
         predicted=[_place(box) for box in sample.predicted.boxes[:_MOST_TILE_BOXES]],
         text=sample.predicted.text[:60],
+        width=sample.image.width,
+        height=sample.image.height,
     )
-
-
-def is_right(sample: Any) -> bool:
-    """Return whether an answer counts as right."""
-    chosen = choose_score(sample.scores)
-    return chosen is not None and chosen[1] >= (0.5 if chosen[0] == "iou" else 1)
 
 
 def _place(box: Any) -> Rectangle:
@@ -169,42 +169,31 @@ def _place(box: Any) -> Rectangle:
     return Rectangle(f"{x0:.2f}", f"{y0:.2f}", f"{max(x1 - x0, 0):.2f}", f"{max(y1 - y0, 0):.2f}")
 
 
-def _build_sample(
-    sample: Any,
-    samples: Sequence[Any],
-    *,
-    api: str,
-    link: Any,
-    history: Sequence[tuple[int, Any]],
-    step: int,
-) -> SampleView:
-    indices = [one.index for one in samples]
-    position = indices.index(sample.index)
+def _build_sample(sample: Sample, history: Sequence[Sample], *, link: Any) -> SampleView:
     boxes = {
         kind: [{"box": list(box.box), "phrase": box.phrase} for box in side.boxes]
         for kind, side in (("truth", sample.truth), ("predicted", sample.predicted))
     }
     return SampleView(
         index=sample.index,
-        image=f"{api}/samples/{sample.index}/image" if sample.image is not None else "",
+        image=sample.image.href,
         label=f"Sample {sample.index}: {len(boxes['truth'])} true and {len(boxes['predicted'])} "
         "predicted boxes",
         boxes=json.dumps(boxes),
         question=sample.question,
         truth=sample.truth.text,
         predicted=sample.predicted.text,
+        raw="" if sample.raw == sample.predicted.text else sample.raw,
         is_right=is_right(sample),
-        parse=str(sample.parse or ""),
+        parse=sample.parse,
         scores=[(name, format_number(value)) for name, value in sample.scores.items()],
         history=[
             PastScore(
-                step=past_step,
-                score=format_number(score[1]) if (score := choose_score(past.scores)) else NOTHING,
-                href=link(evaluation=past_step, index=sample.index),
-                is_current=past_step == step,
+                step=past.step,
+                score=format_score(past),
+                href=link(evaluation=past.step, index=sample.index),
+                is_current=past.step == sample.step,
             )
-            for past_step, past in history
+            for past in history
         ],
-        previous_href=link(index=indices[position - 1]) if position else "",
-        next_href=link(index=indices[position + 1]) if position + 1 < len(indices) else "",
     )

@@ -1,5 +1,8 @@
 """The tabs of a run, each with its own address, and the parts of them that are fetched anew."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import msgspec
 
 from runyard.server.http.request import Id, Query, Request, get_actor, get_services
@@ -15,7 +18,10 @@ from runyard.server.pages.run.predictions import Predictions
 from runyard.server.pages.run.timeline import Timeline, build_timeline
 from runyard.server.services.errors import Refusal
 from runyard.server.services.runs import contents
+from runyard.server.services.runs.telemetry.samples import Order, SampleQuery
+from vi.api.resources.runs.responses import Sample
 
+MOST_EVALUATIONS = 100
 LEVELS = (("", "all levels"), ("info", "info"), ("warning", "warning"), ("error", "error"))
 
 
@@ -169,7 +175,7 @@ async def get_log(request: Request, run_id: Id) -> Response:
         follows=query.text("follow") != "0" and query.text("at") is None,
         shows_time=query.text("time") != "0",
         wraps=query.text("wrap") == "1",
-        download_href=f"{loaded.head.api}/logs",
+        download_href=f"{loaded.head.api}/logs/file",
         empty="The run wrote no log."
         if is_final
         else "No lines yet. They appear when the trainer starts.",
@@ -248,19 +254,35 @@ async def _build_checkpoints(loaded: LoadedRun) -> Checkpoints:
 
 
 async def _build_predictions(loaded: LoadedRun, query: Query) -> Predictions:
-    order = query.text("orderBy")
+    key: Any = {"services": loaded.services, "org": loaded.org, "run_id": loaded.run.run_id}
+    order: Order = "index" if query.text("orderBy") == "index" else "score"
+    index, step = query.integer("index"), query.integer("evaluation")
+    nearest = await _find_evaluation(key, step)
+    found = await facts.load_samples(
+        **key, query=SampleQuery(step=nearest, order=order), token=query.text("p")
+    )
+    shown = predictions.choose_sample(found.items, index)
+    history: Sequence[Sample] = ()
+    if shown is not None:
+        one = SampleQuery(index=shown.index)
+        history = (await facts.load_samples(**key, query=one, size=MOST_EVALUATIONS)).items
     return predictions.build_predictions(
-        [],
-        evaluations=[],
-        step=0,
-        index=query.integer("index"),
-        order=order if order in dict(predictions.ORDERS) else "score",
+        found,
+        shown=shown,
+        history=history,
+        order=order,
         base=loaded.head.base,
-        api=loaded.head.api,
-        next_token=None,
-        history=[],
         empty=explain_no_samples(loaded),
     )
+
+
+async def _find_evaluation(key: Any, step: int | None) -> int | None:
+    """Return the evaluation at a step or the last one before it; None for the latest."""
+    if step is None:
+        return None
+    found = await facts.load_samples(**key, query=SampleQuery(), size=1)
+    earlier = [one for one in found.evaluations if one <= step]
+    return earlier[-1] if earlier else next(iter(found.evaluations), None)
 
 
 def explain_no_samples(loaded: LoadedRun) -> str:
