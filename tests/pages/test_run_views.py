@@ -133,7 +133,7 @@ def test_facts_say_measuring_until_the_time_left_is_known() -> None:
     facts = {fact.label: fact.value for fact in shown.facts}
     assert facts["Step"] == "40 / 2,000"
     assert facts["Time left"] == "measuring"
-    assert facts["Throughput"] == "412 samples/s"
+    assert facts["Samples/s"] == "412"
     assert facts["Memory"] == "1.0 GiB"
     assert shown.may_kill
     assert [(tag.key, tag.value) for tag in shown.tags] == [("owner", "kim")]

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from runyard.server.pages.views import NOTHING, format_bytes, split_words
+from runyard.server.pages.views import NOTHING, format_bytes
 from vi.api.resources.runs.responses import Run
 
 _ENVIRONMENT = ("versions", "hardware", "revision")
@@ -76,7 +76,7 @@ def build_flow(run: Run) -> FlowTab:
             if name not in _ENVIRONMENT and isinstance(entry, dict)
         ],
         environment=[
-            PlanRow(name=split_words(name), value=_format_value(name, value), reason=section)
+            PlanRow(name=name, value=_format_value(name, value), reason=section)
             for section in _ENVIRONMENT
             for name, value in _get_values(plan, section).items()
         ],
@@ -117,7 +117,7 @@ def _get_values(plan: dict[str, Any], section: str) -> dict[str, Any]:
 
 
 def _format_value(name: str, value: Any) -> str:
-    if value is None:
+    if value is None or value == []:
         return NOTHING
     if isinstance(value, bool):
         return "yes" if value else "no"

@@ -51,6 +51,7 @@ class Fact(msgspec.Struct, frozen=True, kw_only=True):
     label: str
     value: str
     title: str
+    is_wide: bool
 
 
 class Tag(msgspec.Struct, frozen=True, kw_only=True):
@@ -215,7 +216,11 @@ def _list_facts(run: Run, progress: RunProgress, recent: Recent, *, now_ms: int)
 
     def add(label: str, value: str, title: str = "") -> None:
         if value:
-            facts.append(Fact(label=label, value=value, title=title))
+            facts.append(
+                Fact(
+                    label=label, value=value, title=title, is_wide=label in ("Time left", "Dataset")
+                )
+            )
 
     if progress.total_steps:
         add("Step", f"{progress.step:,} / {progress.total_steps:,}", "optimizer steps")
@@ -224,7 +229,7 @@ def _list_facts(run: Run, progress: RunProgress, recent: Recent, *, now_ms: int)
         add("Time left", *_describe_time_left(run, progress, recent))
     add("Took" if not is_running else "Running for", *_describe_duration(run, now_ms))
     if recent.samples_per_second is not None:
-        add("Throughput", f"{recent.samples_per_second:.3g} samples/s", "of the newest step")
+        add("Samples/s", f"{recent.samples_per_second:.3g}", "of the newest step")
     add("Memory", *_describe_memory(recent))
     if run.status.attempts:
         add("Attempt", str(run.status.attempts[-1].attempt), run.status.attempts[-1].machine)
@@ -255,8 +260,15 @@ def _describe_time_left(run: Run, progress: RunProgress, recent: Recent) -> tupl
         seconds = progress.seconds_left
     text = format_duration(seconds)
     if spread >= 1:
-        text = f"{text} ± {format_duration(spread)}"
+        text = f"{text} ± {_round_duration(spread)}"
     return text, f"spread of the last {min(len(recent.steps) - 1, TIMED_STEPS)} steps"
+
+
+def _round_duration(seconds: float) -> str:
+    """Return a duration in one unit."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.0f} h"
 
 
 def _describe_duration(run: Run, now_ms: int) -> tuple[str, str]:

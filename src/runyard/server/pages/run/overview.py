@@ -25,6 +25,7 @@ class Chart(msgspec.Struct, frozen=True, kw_only=True):
     excluded: str
     unit: str
     size: str
+    is_exact: bool
     empty: str
 
 
@@ -73,11 +74,15 @@ def list_charts(run: Run) -> list[Chart]:
     return [
         _build_chart("Loss", "loss validation/loss", early, size="large"),
         _build_chart("Metrics", f"{main}validation/*", evaluated, excluded="validation/loss"),
-        _build_chart("Learning rate", "learningRate", early),
+        _build_chart("Learning rate", "learningRate", early, is_exact=True),
         _build_chart("Gradient norm", "gradNorm", early),
         _build_chart("Throughput, samples per second", "samplesPerSecond", early),
         _build_chart(
-            "Memory", "system/memoryBytes system/acceleratorMemoryBytes*", measured, unit="bytes"
+            "Memory",
+            "system/memoryBytes system/acceleratorMemoryBytes*",
+            measured,
+            unit="bytes",
+            is_exact=True,
         ),
         _build_chart(
             "Processor and accelerator",
@@ -85,14 +90,31 @@ def list_charts(run: Run) -> list[Chart]:
             measured,
             unit="percent",
         ),
-        _build_chart("Free disk space", "system/diskFreeBytes", measured, unit="bytes"),
+        _build_chart(
+            "Free disk space", "system/diskFreeBytes", measured, unit="bytes", is_exact=True
+        ),
     ]
 
 
 def _build_chart(
-    title: str, keys: str, empty: str, *, excluded: str = "", unit: str = "", size: str = ""
+    title: str,
+    keys: str,
+    empty: str,
+    *,
+    excluded: str = "",
+    unit: str = "",
+    size: str = "",
+    is_exact: bool = False,
 ) -> Chart:
-    return Chart(title=title, keys=keys, excluded=excluded, unit=unit, size=size, empty=empty)
+    return Chart(
+        title=title,
+        keys=keys,
+        excluded=excluded,
+        unit=unit,
+        size=size,
+        is_exact=is_exact,
+        empty=empty,
+    )
 
 
 def _explain_empty(run: Run, text: str) -> str:

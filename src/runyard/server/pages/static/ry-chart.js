@@ -10,7 +10,7 @@ import { Source, match, smooth } from "./ry-series.js";
 /** @typedef {{ key: string, xs: Float64Array, series: Series, smoothed: Float64Array }} Curve */
 
 const Plot = /** @type {typeof import("uplot")} */ (/** @type {unknown} */ (uPlot));
-const COLORS = 6, MOST_CURVES = 8;
+const COLORS = 6; // and so many curves are drawn at most
 /** @type {Map<string, Source>} */
 const sources = new Map();
 
@@ -120,11 +120,14 @@ class Chart extends HTMLElement {
 
   /** The unit of the horizontal axis; system metrics have no steps. */
   axis() { return this.isSystem() ? "time" : settings().x; }
+  /** Whether a key is smoothed: evaluations are few, and some charts show exact values.
+   * @param {string} key */
+  isSmoothed(key) { return settings().weight > 0 && !key.startsWith("validation/") && !this.hasAttribute("exact"); }
   isSystem() { return (this.getAttribute("keys") ?? "").startsWith("system/"); }
   keys() {
     const words = (/** @type {string} */ name) => (this.getAttribute(name) ?? "").split(" ").filter(Boolean);
     const patterns = words("keys"), known = this.source?.hasAnswer ? this.source.keys : patterns.filter((key) => !key.endsWith("*"));
-    return match(known, patterns, words("except")).slice(0, MOST_CURVES);
+    return match(known, patterns, words("except")).slice(0, COLORS);
   }
 
   /** @param {any} detail */
@@ -173,8 +176,7 @@ class Chart extends HTMLElement {
     this.curves = this.keys().flatMap((key) => {
       const series = (isZoomed ? this.source?.zoomed.get(key) : null) ?? this.source?.whole.get(key);
       if (!series?.step.length) return [];
-      const isSmoothed = weight > 0 && !key.startsWith("validation/");
-      return [{ key, series, xs: this.xs(series), smoothed: isSmoothed ? smooth(series.last, weight) : series.last }];
+      return [{ key, series, xs: this.xs(series), smoothed: this.isSmoothed(key) ? smooth(series.last, weight) : series.last }];
     });
     this.note.textContent = this.curves.length ? "" : this.getAttribute("empty") ?? "No points yet.";
     this.classList.toggle("is-empty", !this.curves.length);
@@ -182,7 +184,7 @@ class Chart extends HTMLElement {
     const shape = JSON.stringify([this.axis(), weight > 0, isLog, isZoomed && range, shown.map(({ key, series }) => [key, series.bucketSteps > 1])]);
     const data = this.align(shown, isLog);
     if (this.plot && shape === this.shape) this.plot.setData(data, !isZoomed);
-    else this.create(shown, data, weight, isLog, isZoomed ? range : null);
+    else this.create(shown, data, isLog, isZoomed ? range : null);
     this.shape = shape;
     if (isZoomed && range && this.plot) this.plot.setScale("x", { min: range.from, max: range.to });
     this.describe();
@@ -201,9 +203,9 @@ class Chart extends HTMLElement {
     return /** @type {any} */ (tables.length ? Plot.join(/** @type {any} */ (tables)) : [[]]);
   }
 
-  /** @param {Curve[]} curves @param {import("uplot").AlignedData} data @param {number} weight @param {boolean} isLog
+  /** @param {Curve[]} curves @param {import("uplot").AlignedData} data @param {boolean} isLog
    * @param {{ from: number, to: number } | null} range */
-  create(curves, data, weight, isLog, range) {
+  create(curves, data, isLog, range) {
     this.plot?.destroy();
     if (!curves.length) { this.plot = null; return; }
     const unit = this.getAttribute("unit"), isTime = this.axis() === "time";
@@ -213,11 +215,11 @@ class Chart extends HTMLElement {
     /** @type {import("uplot").Band[]} */
     const bands = [];
     for (const curve of curves) {
-      const stroke = color(`--curve-${(this.curves.indexOf(curve) % COLORS) + 1}`), first = series.length;
+      const stroke = color(`--curve-${this.curves.indexOf(curve) + 1}`), first = series.length;
       const faint = stroke.replace(/^rgb\((.*)\)$/, "rgba($1, 0.32)").replace(/^(oklch|color)\((.*)\)$/, "$1($2 / 0.32)");
       const isSparse = curve.key.startsWith("validation/");
       const line = { spanGaps: true, points: { show: false } };
-      const isSmoothed = weight > 0 && !isSparse, isBand = curve.series.bucketSteps > 1;
+      const isSmoothed = this.isSmoothed(curve.key), isBand = curve.series.bucketSteps > 1;
       series.push({ ...line, show: isBand, width: 0 }, { ...line, show: isBand, width: 0 },
         { ...line, show: isSmoothed, stroke: faint, width: 1 },
         { ...line, stroke, width: 1.7, points: { show: isSparse, size: 6, fill: stroke } });
@@ -257,7 +259,7 @@ class Chart extends HTMLElement {
   /** Draw checkpoints, evaluations and warnings at the foot of the plot.
    * @param {Plot} plot */
   drawMarks(plot) {
-    if (this.axis() !== "step") return;
+    if (this.axis() !== "step" || !this.hasAttribute("marks")) return;
     const marks = document.getElementById("marks")?.dataset.marks ?? "";
     const { ctx, bbox } = plot, scale = devicePixelRatio;
     for (const mark of marks.split(" ").filter(Boolean)) {
@@ -296,21 +298,21 @@ class Chart extends HTMLElement {
   }
 
   writeLegend() {
-    const unit = this.getAttribute("unit"), { weight, hidden } = settings();
+    const unit = this.getAttribute("unit"), { hidden } = settings();
     const x = this.cursor >= 0 ? this.plot?.data[0][this.cursor] : undefined;
     const entries = this.curves.map((curve, index) => {
       const at = x === undefined ? curve.xs.length - 1 : curve.xs.findLastIndex((value) => value <= x);
-      const raw = format(curve.series.last[at], unit), isSmoothed = weight > 0 && !curve.key.startsWith("validation/");
-      return { key: curve.key, index, text: isSmoothed ? `${format(curve.smoothed[at], unit)} (raw ${raw})` : raw, isShown: !hidden.includes(curve.key) };
+      const raw = format(curve.series.last[at], unit);
+      return { key: curve.key, index, text: this.isSmoothed(curve.key) ? `${format(curve.smoothed[at], unit)} (raw ${raw})` : raw, isShown: !hidden.includes(curve.key) };
     });
     while (this.legend.childElementCount > entries.length) this.legend.lastElementChild?.remove();
     for (const { key, index, text, isShown } of entries) {
       const button = /** @type {HTMLButtonElement} */ (this.legend.children[index] ?? this.legend.appendChild(this.makeEntry()));
       button.dataset.key = key;
-      button.className = `curve-${(index % COLORS) + 1}`;
+      button.className = `curve-${index + 1}`;
       button.setAttribute("aria-pressed", String(isShown));
       const [name, value] = /** @type {any} */ (button.children);
-      name.textContent = key.replace("validation/", "val ").replace("system/", "");
+      name.textContent = key.replace("validation/loss", "val loss").replace(/^(validation|system)\//, "");
       value.textContent = text;
     }
     const where = x === undefined ? "" : this.axis() === "time" ? duration(x) : `${this.axis()} ${format(x, null)}`;

@@ -46,7 +46,7 @@ class Log extends HTMLElement {
   isBusy = false;
   isStale = false;
   search = 0;
-  lastTop = 0;
+  seen = { top: 0, height: 0, total: 0 }; // where the box was when it was last looked at
   /** @type {() => void} */ end = () => {};
 
   get form() { return /** @type {HTMLFormElement} */ (this.querySelector("form")); }
@@ -68,6 +68,8 @@ class Log extends HTMLElement {
     this.querySelector("[data-previous]")?.addEventListener("click", () => this.step(-1));
     this.querySelector("[data-next]")?.addEventListener("click", () => this.step(1));
     this.more.addEventListener("click", () => this.follow(true));
+    const resized = new ResizeObserver(() => { if (this.isOn("follow")) this.toEnd(); });
+    resized.observe(this.box);
     this.box.addEventListener("scroll", () => this.onScroll());
     this.box.addEventListener("keydown", (event) => this.onKey(event));
     this.end = watch(this.getAttribute("run") ?? "", () => this.onChange());
@@ -76,7 +78,7 @@ class Log extends HTMLElement {
     const hash = () => { const number = this.lineOfHash(); if (number) this.jump(number); };
     addEventListener("hashchange", hash);
     const stop = this.end;
-    this.end = () => { stop(); document.removeEventListener("visibilitychange", visible); removeEventListener("hashchange", hash); };
+    this.end = () => { stop(); resized.disconnect(); document.removeEventListener("visibilitychange", visible); removeEventListener("hashchange", hash); };
     this.open();
   }
   disconnectedCallback() { this.end(); }
@@ -132,7 +134,7 @@ class Log extends HTMLElement {
     await this.exclusively(async () => {
       const page = await this.request({ tail: PAGE });
       this.replace(page, true);
-      this.box.scrollTop = this.lastTop = this.box.scrollHeight;
+      this.toEnd();
     });
   }
 
@@ -155,7 +157,8 @@ class Log extends HTMLElement {
     this.box.querySelector("[aria-current]")?.removeAttribute("aria-current");
     const row = this.row(number);
     row?.setAttribute("aria-current", "true");
-    if (row) this.box.scrollTop = this.lastTop = row.offsetTop - this.box.clientHeight / 2;
+    if (row) this.box.scrollTop = row.offsetTop - this.box.clientHeight / 2;
+    this.look();
   }
 
   /** @param {Page} page @param {boolean} isEnd */
@@ -196,7 +199,7 @@ class Log extends HTMLElement {
       }
       if (!this.isOn("follow")) this.box.scrollTop -= before - this.box.scrollHeight;
     }
-    this.lastTop = this.box.scrollTop;
+    this.look();
     this.show();
     this.paint();
   }
@@ -228,6 +231,9 @@ class Log extends HTMLElement {
   /** @param {number} number */
   row(number) { return /** @type {HTMLElement | null} */ (this.box.querySelector(`#L${number}`)); }
 
+  look() { this.seen = { top: this.box.scrollTop, height: this.box.clientHeight, total: this.box.scrollHeight }; }
+  toEnd() { this.box.scrollTop = this.box.scrollHeight; this.look(); }
+
   /** Show the state of the form. */
   show() {
     this.box.classList.toggle("hides-time", !this.isOn("time"));
@@ -245,8 +251,10 @@ class Log extends HTMLElement {
   }
 
   onScroll() {
-    const { scrollTop, scrollHeight, clientHeight } = this.box, isUp = scrollTop < this.lastTop - 2;
-    this.lastTop = scrollTop;
+    const { scrollTop, scrollHeight, clientHeight } = this.box, { top, height, total } = this.seen;
+    // Lines or sizes that change scroll the box, too; only a reader scrolls up within the same lines.
+    const isUp = scrollTop < top - 2 && height === clientHeight && total === scrollHeight;
+    this.look();
     if (isUp && this.isOn("follow")) this.follow(false);
     if (scrollTop < EDGE && this.above !== null) {
       const before = this.above;
@@ -273,7 +281,7 @@ class Log extends HTMLElement {
     if (!this.isOn("follow") || !this.isEnd) { this.show(); return; }
     await this.exclusively(async () => {
       do await this.loadNext(); while (!this.isEnd);
-      if (this.isOn("follow")) this.box.scrollTop = this.lastTop = this.box.scrollHeight;
+      if (this.isOn("follow")) this.toEnd();
     });
   }
 
