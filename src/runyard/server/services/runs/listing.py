@@ -1,10 +1,10 @@
 """Lists and counts of runs: filtered, sorted, page by page."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from sqlalchemy import Connection
 
@@ -21,6 +21,8 @@ from runyard.store.lists.run_filter import RunFilter
 from runyard.store.lists.run_query import OrderField, RunOrder
 from runyard.store.tables import AnyRow
 from vi.api.resources.runs.responses import Run, RunCount
+
+T = TypeVar("T")
 
 DEFAULT_ORDER = "-created"
 ORDERS = ("created", "name", "duration", "metric.KEY")
@@ -80,8 +82,11 @@ async def list_runs(
         token=token,
         question=describe_list(filter, order_by),
     )
-    items, next_page = await _read_items(services, org, filter, order_by, page_request)
-    return RunPage(items=[decode_run(item) for item in items], next_page=next_page)
+
+    def decode_page(items: list[bytes], next_page: str | None) -> RunPage:
+        return RunPage(items=[decode_run(item) for item in items], next_page=next_page)
+
+    return await _read_items(services, org, filter, order_by, page_request, decode_page)
 
 
 async def read_page(
@@ -93,16 +98,25 @@ async def read_page(
     page_request: PageRequest,
 ) -> bytes:
     """Return what ``list_runs`` returns as JSON, from the stored documents."""
-    return paging.join(*await _read_items(services, org, filter, order_by, page_request))
+    return await _read_items(services, org, filter, order_by, page_request, paging.join)
 
 
 async def _read_items(
-    services: Services, org: str, filter: RunFilter, order_by: str, page_request: PageRequest
-) -> tuple[list[bytes], str | None]:
+    services: Services,
+    org: str,
+    filter: RunFilter,
+    order_by: str,
+    page_request: PageRequest,
+    build_page: Callable[[list[bytes], str | None], T],
+) -> T:
+    """Return what a function makes of the documents of a page and the token of the next one.
+
+    It runs on a reader's thread, as everything else here.
+    """
     order = parse_order(order_by)
     after = _parse_position(services, org, order, page_request)
 
-    def read_documents(tx: Connection) -> tuple[list[bytes], str | None]:
+    def read_documents(tx: Connection) -> T:
         items, last, has_more = paging.gather(
             partial(_fetch, tx, services.clock.now_ms(), org, filter, order),
             after=after,
@@ -112,7 +126,7 @@ async def _read_items(
             get_position=_get_position,
         )
         next_page = _sign_position(services, org, last, page_request) if has_more else None
-        return items, next_page
+        return build_page(items, next_page)
 
     return await services.store.read_in_thread(read_documents)
 
