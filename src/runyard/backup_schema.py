@@ -4,7 +4,7 @@ A column is ``name:type(length)``. ``*`` marks the primary key, ``?`` a value th
 ``=`` a column that older files may lack.
 """
 
-REVISION = "0010"
+REVISION = "0013"
 TABLES = {
     "assets": (
         "*org:str(64) *dataset_id:str(255) *id:str(64) filename:str(1024) content:str(64) "
@@ -103,6 +103,11 @@ TABLES = {
         "flow_id:str(255)?= training_project:str(255)?= priority:int32 time_created:int64 "
         "killed:bool deleted:bool log_count:int64 metric_count:int64 log_bytes:int64= "
         "log_left_out:int64= requirements:str(512)?= waits:str(32)= "
+    ),
+    "session_codes": ("*secret_mac:bytes org:str(64) key_id:str(16) expires:int64 "),
+    "sessions": (
+        "*id:str(16) secret_mac:bytes org:str(64) key_id:str(16) time_created:int64 expires:int64 "
+        "last_used:int64 address:str agent:str "
     ),
     "stream_offsets": (
         "*org:str(64) *run_id:str(255) *attempt:int32 *stream:str(16) offset:int64 "
