@@ -107,7 +107,7 @@ ROUTES = (
           query=("since", "limit")),
     Route("GET", RUN + "/metrics:series", runs.get_metric_series,
           "Get metric series as buckets for charts", returns=MetricSeriesList, query=SERIES),
-    Route("GET", ORG + "/runs/metrics:series", runs.get_metric_series_of_runs,
+    Route("GET", ORG + "/runs:series", runs.get_metric_series_of_runs,
           "Get metric series of several runs", returns=MetricSeriesList, query=("id", *SERIES)),
     Route("GET", RUN + "/outputs", models.list_models, "List a run's models, newest last",
           returns=Model, is_page=True, query=(*PAGE, "contents")),
