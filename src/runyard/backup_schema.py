@@ -74,9 +74,23 @@ TABLES = {
         "text:str "
     ),
     "meta": ("*key:str(64) value:str "),
+    "metric_buckets": (
+        "*org:str(64) *run_id:str(255) *key_number:int32 *level:int32 *page:int64 buckets:bytes "
+    ),
+    "metric_chunks": (
+        "*org:str(64) *run_id:str(255) *first_number:int64 last_number:int64 axis:int32 size:int32 "
+        "min_step:int64 max_step:int64 points:bytes "
+    ),
+    "metric_keys": (
+        "*org:str(64) *run_id:str(255) *key:str number:int32 axis:int32 total:int64 "
+        "first_step:int64?= last_step:int64?= "
+    ),
+    "metric_values": (
+        "*org:str(64) *run_id:str(255) *first_number:int64 *key_number:int32 measured:bytes "
+    ),
     "metrics": (
         "*org:str(64) *run_id:str(255) *number:int64 step:int64 epoch:float time:int64 "
-        "attempt:int32 measured:bytes "
+        "attempt:int32 measured:bytes axis:int32= "
     ),
     "organizations": ("*id:str(64) name:str time_created:int64 "),
     "output_files": (
@@ -102,13 +116,9 @@ TABLES = {
     "runs": (
         "*org:str(64) *id:str(255) document:bytes etag:str(32) body_sha256:bytes condition:str(32) "
         "flow_id:str(255)?= training_project:str(255)?= priority:int32 time_created:int64 "
-        "killed:bool deleted:bool log_count:int64 metric_count:int64 log_bytes:int64= "
-        "log_left_out:int64= requirements:str(512)?= waits:str(32)= duration:int64= "
-    ),
-    "session_codes": ("*secret_mac:bytes org:str(64) key_id:str(16) expires:int64 "),
-    "sessions": (
-        "*id:str(16) secret_mac:bytes org:str(64) key_id:str(16) time_created:int64 expires:int64 "
-        "last_used:int64 address:str agent:str "
+        "killed:bool deleted:bool log_count:int64 metric_count:int64 metric_packed:int64= "
+        "log_bytes:int64= log_left_out:int64= requirements:str(512)?= waits:str(32)= "
+        "duration:int64= "
     ),
     "session_codes": ("*secret_mac:bytes org:str(64) key_id:str(16) expires:int64 "),
     "sessions": (

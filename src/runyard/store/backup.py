@@ -45,7 +45,7 @@ from runyard.store.tables import (
     unneeded_blobs,
 )
 from runyard.store.tables import organizations as organization_rows
-from runyard.store.telemetry import count_log_bytes
+from runyard.store.telemetry.logs import count_log_bytes
 
 BATCH_ROWS, BATCH_BYTES = 500, 4 << 20
 SCHEMA_REVISION = HEAD

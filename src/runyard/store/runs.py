@@ -10,6 +10,10 @@ from runyard.store.requirements import NOTHING
 from runyard.store.tables import (
     AnyRow,
     log_lines,
+    metric_buckets,
+    metric_chunks,
+    metric_keys,
+    metric_values,
     metrics,
     output_files,
     outputs,
@@ -27,6 +31,7 @@ from runyard.store.tables import attempts as attempts_table
 # Every table whose rows name the run they belong to.
 CHILD_TABLES = (
     *(run_attributes, attempts_table, stream_offsets, log_lines, metrics),
+    *(metric_keys, metric_chunks, metric_values, metric_buckets),
     *(output_files, outputs, resume_files, weight_files, run_datasets),
     *(run_list, run_metrics),
 )

@@ -21,10 +21,11 @@ from runyard.server.http.routes import IF_MATCH, ROUTES
 from runyard.server.services.errors import CODES
 from runyard.server.services.events import KINDS
 from runyard.server.services.imports import exports
-from runyard.server.services.runs import telemetry
 from runyard.server.services.runs.conditions import REASONS
+from runyard.server.services.runs.telemetry import logs, series
 from runyard.server.version import VERSION
 from runyard.store.datasets.assets import SORTINGS
+from runyard.store.telemetry.series import MOST_BITS
 
 REF = "#/components/schemas/{name}"
 ID_PATTERN = "[A-Za-z0-9_-]{1,255}"
@@ -61,7 +62,18 @@ QUERY: dict[str, dict[str, Any]] = {
     "after": {"anyOf": [TIME, _enum_schema(events.LATEST)]},
     "since": TIME,
     "until": TIME,
-    "limit": _integer_schema(1, telemetry.MOST),
+    "limit": _integer_schema(1, logs.MOST),
+    "keys": _text_schema(limits.QUERY_TEXT),
+    "from": TIME,
+    "to": TIME,
+    "points": _integer_schema(1, series.MOST_POINTS),
+    "bucketSteps": {"type": "integer", "enum": [1 << bits for bits in range(MOST_BITS)]},
+    "id": {
+        "type": "array",
+        "items": {"type": "string", "pattern": f"^{ID_PATTERN}$"},
+        "minItems": 1,
+        "maxItems": series.MOST_RUNS,
+    },
     "actor": _text_schema(limits.ID, pattern="^[ -~]+$"),
     "action": _text_schema(limits.ID, pattern="^[ -~]+$"),
     "block": _enum_schema(*runs.STREAMS),
@@ -174,7 +186,7 @@ def _list_parameters(route: Route, path: str) -> list[dict[str, Any]]:
     for name in route.query:
         schema = QUERY[name]
         if name == "limit" and path.endswith("/metrics"):
-            schema = _integer_schema(1, 10 * telemetry.MOST)
+            schema = _integer_schema(1, 10 * series.MOST)
         found.append({"name": name, "in": "query", "schema": schema})
     if (route.method, route.path) in IF_MATCH:
         found.append(

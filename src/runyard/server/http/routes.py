@@ -31,7 +31,8 @@ from runyard.server.http.endpoints import (
 from runyard.server.http.route import BACKUP_BODY_BYTES, LARGE_BODY_BYTES, Route
 from runyard.server.services.operations.backups import Restored, StoreContents
 from runyard.server.services.operations.storage import StorageReport
-from runyard.server.services.runs.telemetry import LogPage, MetricPage
+from runyard.server.services.runs.telemetry.logs import LogPage
+from runyard.server.services.runs.telemetry.series import MetricPage, MetricSeriesList
 from vi.api.resources.annotations.responses import Annotation, AnnotationImportSession, FileUploads
 from vi.api.resources.assets.responses import (
     Asset,
@@ -68,6 +69,7 @@ FILTERS = (
     "createdAfter",
     "createdBefore",
 )
+SERIES = ("keys", "from", "to", "points", "bucketSteps", "since")
 ORG = "/workspaces/{org:str}"
 RUN = ORG + "/runs/{run_id:str}"
 FLOW = ORG + "/flows/{flow_id:str}"
@@ -118,6 +120,10 @@ ROUTES = (
           query=("since", "until", "limit", "block", "wait"), may_wait=True),
     Route("GET", RUN + "/metrics", runs.get_metrics, "Get metric points", returns=MetricPage,
           query=("since", "limit")),
+    Route("GET", RUN + "/metrics:series", runs.get_metric_series,
+          "Get metric series as buckets for charts", returns=MetricSeriesList, query=SERIES),
+    Route("GET", ORG + "/runs:series", runs.get_metric_series_of_runs,
+          "Get metric series of several runs", returns=MetricSeriesList, query=("id", *SERIES)),
     Route("GET", RUN + "/outputs", models.list_models, "List a run's models, newest last",
           returns=Model, is_page=True, query=(*PAGE, "contents")),
     Route("GET", RUN + "/outputs/{checkpoint:str}", models.get_model,

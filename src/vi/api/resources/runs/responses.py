@@ -75,7 +75,8 @@ class RunStatus(Document):
 
     ``micro_batch_limit`` is set once an attempt ran out of memory and the flow allows a smaller
     micro-batch; later attempts do not exceed it. ``log_lines_left_out`` counts the lines that were
-    dropped because the log had reached the server's limit; metrics are never dropped.
+    dropped because the log had reached the server's limit; metrics are never dropped for that.
+    ``metric_values_left_out`` counts values of metrics beyond the number that a run may have.
     """
 
     log: str = ""
@@ -86,6 +87,7 @@ class RunStatus(Document):
     attempts: list[RunAttempt] = []
     micro_batch_limit: int | None = None
     log_lines_left_out: int | None = None
+    metric_values_left_out: int | None = None
 
 
 class RunMetadata(ResourceMetadata):
