@@ -60,12 +60,20 @@ from vi.api.resources.events.responses import EventPage
 from vi.api.resources.flows.responses import Flow, FlowAcceleratorList
 from vi.api.resources.keys.responses import IssuedKey, Key
 from vi.api.resources.models.responses import Model
-from vi.api.resources.runs.responses import Run, RunOutcomes
+from vi.api.resources.runs.responses import Run, RunCount, RunOutcomes
 from vi.api.resources.sessions.responses import BrowserSession
 from vi.api.resources.training_projects.responses import TrainingProject
 
 PAGE = ("s", "p")
-FILTERS = ("condition", "flow", "trainingProject", "attribute", "createdAfter", "createdBefore")
+FILTERS = (
+    "filter",
+    "condition",
+    "flow",
+    "trainingProject",
+    "attribute",
+    "createdAfter",
+    "createdBefore",
+)
 SERIES = ("keys", "from", "to", "points", "bucketSteps", "since")
 ORG = "/workspaces/{org:str}"
 RUN = ORG + "/runs/{run_id:str}"
@@ -93,9 +101,11 @@ ROUTES = (
     Route("GET", "/openapi.json", health.get_openapi, "Get this document", returns=dict[str, Any]),
 
     Route("GET", ORG + "/runs", runs.list_runs, "List runs, newest first", returns=Run,
-          is_page=True, query=PAGE + FILTERS),
+          is_page=True, query=(*PAGE, *FILTERS, "orderBy")),
     Route("GET", ORG + "/simpleRuns", runs.list_runs, "List runs, newest first", returns=Run,
-          is_page=True, query=PAGE + FILTERS),
+          is_page=True, query=(*PAGE, *FILTERS, "orderBy")),
+    Route("GET", ORG + "/runs:count", runs.count_runs, "Count runs by condition",
+          returns=RunCount, query=FILTERS),
     Route("GET", RUN, runs.get_run, "Get a run", returns=Run),
     Route("PUT", RUN, runs.put_run, "Create a run; may be repeated", body=bodies.NewRun,
           returns=Run, statuses=(200, 201)),
@@ -108,6 +118,9 @@ ROUTES = (
     Route("POST", ORG + "/runs:delete", runs.delete_runs,
           "Delete several runs, by ids or by a filter", body=bodies.DeletedRuns,
           returns=RunOutcomes),
+    Route("POST", ORG + "/runs:tag", runs.tag_runs,
+          "Set or remove attributes of several runs, by ids or by a filter",
+          body=bodies.TaggedRuns, returns=RunOutcomes),
     Route("GET", RUN + "/logs", run_logs.get_logs,
           "Get log lines: after a number, before one, or the newest; filtered and searched",
           returns=LogPage, query=run_logs.LOG_QUERY, may_wait=True),
@@ -124,7 +137,7 @@ ROUTES = (
           query=("since", "limit")),
     Route("GET", RUN + "/metrics:series", runs.get_metric_series,
           "Get metric series as buckets for charts", returns=MetricSeriesList, query=SERIES),
-    Route("GET", ORG + "/runs/metrics:series", runs.get_metric_series_of_runs,
+    Route("GET", ORG + "/runs:series", runs.get_metric_series_of_runs,
           "Get metric series of several runs", returns=MetricSeriesList, query=("id", *SERIES)),
     Route("GET", RUN + "/outputs", models.list_models, "List a run's models, newest last",
           returns=Model, is_page=True, query=(*PAGE, "contents")),

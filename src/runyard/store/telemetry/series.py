@@ -163,7 +163,7 @@ class RunSeries:
             total=total,
             first_step=first,
             last_step=last,
-            from_step=begin >> bits << bits,
+            from_step=begin >> bits << bits if begin <= end else begin,
         )
 
     def _collect(

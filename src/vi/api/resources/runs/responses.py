@@ -9,6 +9,7 @@ from typing import Any, Literal
 import msgspec
 
 from vi.api._display import format_duration, format_local_time, print_fields
+from vi.api.resources.events.responses import Event
 from vi.api.resources.flows.responses import FlowSpec
 from vi.api.responses import ConditionKind, Document, ResourceCondition, ResourceMetadata
 
@@ -89,6 +90,12 @@ class RunStatus(Document):
     metric_values_left_out: int | None = None
 
 
+class RunMetadata(ResourceMetadata):
+    """Metadata of a run. ``name`` is the name of its flow unless another one was given."""
+
+    name: str = ""
+
+
 class Run(Document):
     """One training execution."""
 
@@ -97,9 +104,19 @@ class Run(Document):
     run_id: str = ""
     spec: RunSpec = msgspec.field(default_factory=RunSpec)
     status: RunStatus = msgspec.field(default_factory=RunStatus)
-    metadata: ResourceMetadata = msgspec.field(default_factory=ResourceMetadata)
+    metadata: RunMetadata = msgspec.field(default_factory=RunMetadata)
     self_link: str = ""
     etag: str = ""
+
+    def __post_init__(self) -> None:
+        # A document from before runs had names; another server has none.
+        if not self.metadata.name:
+            self.metadata.name = self.spec.flow.name
+
+    @property
+    def name(self) -> str:
+        """Name of the run: that of its flow unless another one was given."""
+        return self.metadata.name
 
     @property
     def condition(self) -> ConditionKind | None:
@@ -114,6 +131,21 @@ class Run(Document):
             f"Run {self.run_id}",
             [(name, value, style if name == "Status" else "") for name, value in fields],
         )
+
+
+class RunChange(Document):
+    """One change of a watched run: the event, and the state of the run when it was received.
+
+    ``run`` is None if the run was deleted, or is not matched by the filter any more. ``event`` is
+    None in the first change of a watch, which is the state at its begin. ``number`` is where a
+    later watch continues, as its ``after``. ``is_reset`` is True if events before it are lost, as
+    after the restore of a backup.
+    """
+
+    run: Run | None = None
+    event: Event | None = None
+    number: int = 0
+    is_reset: bool = False
 
 
 class RunOutcome(Document):
@@ -147,6 +179,17 @@ class RunOutcomes(Document):
     def run_ids(self) -> list[str]:
         """Ids of the runs that were changed, or would be."""
         return [item.run_id for item in self.items if item.outcome != "Refused"]
+
+
+class RunCount(Document):
+    """Number of runs that match a filter, in total and by condition.
+
+    ``more`` is True if counting stopped at the server's limit, so that there may be further runs.
+    """
+
+    total: int = 0
+    conditions: dict[str, int] = {}
+    more: bool = False
 
 
 class LogLine(Document):
@@ -263,7 +306,7 @@ def describe_progress(progress: RunProgress) -> str:
 def summarize_run(run: Run) -> list[tuple[str, str]]:
     """Return the fields that ``Run.info`` prints; times are local."""
     flow = run.spec.flow
-    fields = [("Status", describe_state(run))]
+    fields = [("Name", run.name), ("Status", describe_state(run))]
     if run.status.conditions and run.status.conditions[-1].message:
         fields.append(("Message", run.status.conditions[-1].message))
     if run.status.progress is not None:

@@ -46,6 +46,7 @@ from runyard.server.services.runs.telemetry.measurements import (
 )
 from runyard.server.services.validation import check_count
 from runyard.store import runs as run_rows
+from runyard.store.lists import run_metrics
 from runyard.store.tables import AnyRow
 from runyard.store.telemetry import logs, metrics, offsets, packing
 from runyard.store.telemetry.chunks import Point
@@ -382,6 +383,7 @@ def _add_points(tx: Connection, changes: _RunChanges, row: AnyRow) -> dict[str, 
     metrics.add_keys(tx, metrics.number_keys({key: axes[key] for key in new}, known.values()), **at)
     for number, point in enumerate(points, row.metric_count + 1):
         point.number = number
+    run_metrics.record(tx, **at, points=[point.values for point in points])
     packed = packing.add(
         tx, points, **at, packed=row.metric_packed, repeats=_has_repeats(points, known)
     )
