@@ -150,8 +150,8 @@ def build_head(run: Run, *, now_ms: int, recent: Recent, has_checkpoint: bool) -
 
 
 def get_name(run: Run) -> str:
-    """Return the display name of a run: its own, else the flow's."""
-    return getattr(run.metadata, "name", "") or run.spec.flow.name or run.run_id
+    """Return the display name of a run."""
+    return run.metadata.name or run.run_id
 
 
 def list_tabs(base: str, current: str) -> list[Tab]:
