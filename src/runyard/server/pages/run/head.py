@@ -183,7 +183,7 @@ def list_commands(run_id: str) -> list[Command]:
         Command(
             action="tag",
             python=f'client.runs.update("{run_id}", metadata={{"owner": "kim"}})',
-            command=f"runyard runs tag {run_id} owner=kim",
+            command=f"runyard runs tag {run_id} --set owner=kim",
         ),
     ]
 
