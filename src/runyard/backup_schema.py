@@ -46,6 +46,10 @@ TABLES = {
         "annotated_count:int64 record_count:int64 size_bytes:int64 next_number:int64 "
         "revision:int64 version:str(32)?= version_revision:int64 version_count:int32 "
     ),
+    "evaluations": (
+        "*org:str(64) *run_id:str(255) *step:int64 attempt:int32 time:int64 sample_count:int32 "
+        "total:int64 size_bytes:int64 is_left_out:bool "
+    ),
     "event_counters": ("*org:str(64) number:int64 kept_after:int64 "),
     "events": (
         "*org:str(64) *number:int64 time:int64 kind:str(32) target:str(255) what:str(32) actor:str "
@@ -68,6 +72,10 @@ TABLES = {
     "keys": (
         "*id:str(16) org:str(64)?= role:str(16) secret_mac:bytes name:str time_created:int64 "
         "expires:int64?= revoked:int64?= created_by:str?= last_used:int64?= replaced_by:str(16)?= "
+    ),
+    "log_blocks": (
+        "*org:str(64) *run_id:str(255) *block:int64 time_min:int64 time_max:int64 levels:int32 "
+        "signature:bytes "
     ),
     "log_lines": (
         "*org:str(64) *run_id:str(255) *number:int64 time:int64 attempt:int32 stream:str(16) "
@@ -119,6 +127,10 @@ TABLES = {
         "killed:bool deleted:bool log_count:int64 metric_count:int64 metric_packed:int64= "
         "log_bytes:int64= log_left_out:int64= requirements:str(512)?= waits:str(32)= "
         "duration:int64= "
+    ),
+    "sample_images": ("*org:str(64) *run_id:str(255) *number:int64 png:bytes "),
+    "samples": (
+        "*org:str(64) *run_id:str(255) *step:int64 *number:int64 score:float?= document:bytes "
     ),
     "session_codes": ("*secret_mac:bytes org:str(64) key_id:str(16) expires:int64 "),
     "sessions": (

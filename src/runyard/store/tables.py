@@ -292,6 +292,60 @@ log_lines = Table(
     Column("text", Text, nullable=False),
 )
 
+# Summaries of complete blocks of log lines, see ``runyard.store.telemetry.log_blocks``: the times
+# and levels (a bit for each) of the lines, and a signature of their texts.
+log_blocks = Table(
+    "log_blocks",
+    metadata,
+    Column("org", String(64), primary_key=True),
+    Column("run_id", String(255), primary_key=True),
+    Column("block", BigInteger, primary_key=True),
+    Column("time_min", BigInteger, nullable=False),
+    Column("time_max", BigInteger, nullable=False),
+    Column("levels", Integer, nullable=False),
+    Column("signature", LargeBinary, nullable=False),
+)
+
+# Evaluations whose sample predictions were sent. ``size_bytes`` is that of the samples; those of an
+# evaluation beyond a run's limit are left out, which ``is_left_out`` says.
+evaluations = Table(
+    "evaluations",
+    metadata,
+    Column("org", String(64), primary_key=True),
+    Column("run_id", String(255), primary_key=True),
+    Column("step", BigInteger, primary_key=True),
+    Column("attempt", Integer, nullable=False),
+    Column("time", BigInteger, nullable=False),
+    Column("sample_count", Integer, nullable=False),
+    Column("total", BigInteger, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("is_left_out", Boolean, nullable=False),
+)
+
+# Sample predictions. ``number`` is the index of the held-out sample; ``score`` is what samples are
+# sorted by, null where no metric scores a single sample.
+samples = Table(
+    "samples",
+    metadata,
+    Column("org", String(64), primary_key=True),
+    Column("run_id", String(255), primary_key=True),
+    Column("step", BigInteger, primary_key=True),
+    Column("number", BigInteger, primary_key=True),
+    Column("score", Float),
+    Column("document", LargeBinary, nullable=False),
+    Index("samples_by_number", "org", "run_id", "number", "step"),
+)
+
+# Images of samples of built-in datasets, as PNG. Those of uploaded datasets are in the dataset.
+sample_images = Table(
+    "sample_images",
+    metadata,
+    Column("org", String(64), primary_key=True),
+    Column("run_id", String(255), primary_key=True),
+    Column("number", BigInteger, primary_key=True),
+    Column("png", LargeBinary, nullable=False),
+)
+
 # Metric points, see ``runyard.store.telemetry``: the newest are rows of ``metrics``, the others are
 # packed. ``axis`` is what ``step`` counts: optimizer steps (0), or seconds since the run's creation
 # (1).

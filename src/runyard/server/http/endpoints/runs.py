@@ -7,7 +7,6 @@ from msgspec import UNSET
 
 from runyard import limits
 from runyard.server.http import compat
-from runyard.server.http.capacity import hold_wait_slot
 from runyard.server.http.endpoints import bodies
 from runyard.server.http.request import (
     Id,
@@ -24,7 +23,7 @@ from runyard.server.http.responses import Response, empty_response, encode_respo
 from runyard.server.services.errors import Refusal
 from runyard.server.services.runs import bulk_runs, deletion, listing, runs
 from runyard.server.services.runs.filters import CONDITIONS, parse_filter
-from runyard.server.services.runs.telemetry import logs, series
+from runyard.server.services.runs.telemetry import series
 from runyard.server.services.validation import check_id
 from runyard.store.lists.run_filter import RunFilter
 from runyard.store.telemetry.series import Window
@@ -33,7 +32,6 @@ _EMPTY_FILTER = (
     'the filter is empty or combines "all" with others; try: one condition, or {"all": true} for '
     "every run"
 )
-STREAMS = ("events", "stdout", "stderr")
 
 
 async def list_runs(request: Request, org: Id) -> Response:
@@ -143,24 +141,6 @@ async def tag_runs(request: Request, org: Id) -> Response:
         dry_run=given.dry_run,
     )
     return encode_response(outcomes)
-
-
-async def get_logs(request: Request, org: Id, run_id: Id) -> Response:
-    query = Query(request)
-    wait_s = query.seconds("wait")
-    async with hold_wait_slot(request.scope, wait_s) as disconnect:
-        page = await logs.read_log_page(
-            get_services(request),
-            org=org,
-            run_id=run_id,
-            since=query.integer("since", 0) or 0,
-            until=query.integer("until"),
-            stream=query.one_of("block", STREAMS),
-            limit=query.integer("limit", logs.MOST, minimum=1, maximum=logs.MOST) or logs.MOST,
-            wait_s=wait_s,
-            gone=disconnect,
-        )
-    return json_response(page)
 
 
 async def get_metrics(request: Request, org: Id, run_id: Id) -> Response:

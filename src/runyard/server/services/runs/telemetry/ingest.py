@@ -30,6 +30,7 @@ from runyard.server.services.runs import conditions, leases
 from runyard.server.services.runs.changes import StoredRun, note, record_changes
 from runyard.server.services.runs.conditions import Transition
 from runyard.server.services.runs.runs import decode_run, save, transition
+from runyard.server.services.runs.telemetry import log_index, samples
 from runyard.server.services.runs.telemetry.measurements import (
     KINDS,
     MOST_INTEGER,
@@ -90,9 +91,22 @@ def _insert_lines(
     if shipped.offset != offset or shipped.next_offset <= offset:
         return LinesAccepted(offset=offset), row.id
     changes = _apply_lines(services, shipped, decode_run(row.document), row, attempt.number)
+    if shipped.stream == "samples":
+        found = samples.insert_lines(
+            tx, shipped.lines, org=token.org, run_id=row.id, attempt=attempt.number
+        )
+        for warning in found:
+            changes.log("events", changes.now_ms, f"warning: {warning}")
     record_changes(tx, changes.run)
     point_counts = _add_points(tx, changes, row)
     logs.add_log_lines(tx, changes.log_rows)
+    log_index.add_complete_blocks(
+        tx,
+        org=token.org,
+        run_id=row.id,
+        count_before=row.log_count,
+        count=row.log_count + len(changes.log_rows),
+    )
     counts = {
         "log_count": row.log_count + len(changes.log_rows),
         "log_bytes": changes.log_bytes,
@@ -195,7 +209,7 @@ def _apply_lines(
         for line in shipped.lines:
             if sample := parse_system_sample(line):
                 changes.measure_system(sample)
-    else:
+    elif shipped.stream != "samples":
         for line in shipped.lines:
             changes.log(shipped.stream, now_ms, line)
     return changes
