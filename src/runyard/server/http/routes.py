@@ -27,6 +27,7 @@ from runyard.server.http.endpoints import (
     run_logs,
     runs,
     samples,
+    sessions,
     storage,
     training_projects,
 )
@@ -56,10 +57,11 @@ from vi.api.resources.datasets.responses import (
     ImportReport,
 )
 from vi.api.resources.events.responses import EventPage
-from vi.api.resources.flows.responses import Flow, FlowAcceleratorList
+from vi.api.resources.flows.responses import Flow, FlowAcceleratorList, FlowCheck
 from vi.api.resources.keys.responses import IssuedKey, Key
 from vi.api.resources.models.responses import Model
 from vi.api.resources.runs.responses import Run, RunCount, RunOutcomes
+from vi.api.resources.sessions.responses import BrowserSession
 from vi.api.resources.training_projects.responses import TrainingProject
 
 PAGE = ("s", "p")
@@ -146,6 +148,9 @@ ROUTES = (
           is_page=True, query=PAGE),
     Route("GET", ORG + "/simpleFlows", flows.list_flows, "List flows, newest first", returns=Flow,
           is_page=True, query=PAGE),
+    Route("POST", ORG + "/flows:check", flows.check_flow,
+          "Check a flow without saving it: problems, plan, memory", body=bodies.CheckedFlow,
+          returns=FlowCheck),
     Route("GET", FLOW, flows.get_flow, "Get a flow", returns=Flow),
     Route("PUT", FLOW, flows.put_flow, "Create or replace a flow", body=bodies.NewFlow,
           returns=Flow, statuses=(200, 201)),
@@ -297,6 +302,11 @@ ROUTES = (
     Route("POST", KEY + "/rotations", keys.post_rotation,
           "Rotate a key; only this response holds the new secret", body=bodies.NewRotation,
           returns=IssuedKey, role="admin", statuses=(201,)),
+    Route("GET", ORG + "/sessions", sessions.list_sessions,
+          "List the browsers that are signed in, newest first", returns=BrowserSession,
+          is_page=True, query=PAGE, role="admin"),
+    Route("DELETE", ORG + "/sessions/{session_id:str}", sessions.delete_session,
+          "End the session of a browser", statuses=(204,), role="admin"),
     Route("GET", ORG + "/audit", audit.list_audit, "List audit log entries, newest first",
           returns=AuditEntry, is_page=True, query=(*PAGE, "actor", "action", "since", "until"),
           role="admin"),

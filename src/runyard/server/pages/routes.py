@@ -5,7 +5,7 @@ that a route of the API also calls.
 """
 
 from runyard.server.http.route import Route
-from runyard.server.pages import run, runs, sessions, stream
+from runyard.server.pages import new_run, run, runs, sessions, stream
 
 # fmt: off
 PAGES = (
@@ -17,9 +17,12 @@ PAGES = (
     Route("POST", "/ui/codes", sessions.post_code, "Create a one-time code; needs a key",
           role="viewer", statuses=(201,)),
     Route("POST", "/ui/leave", sessions.leave, "Sign out", role="viewer", statuses=(303,)),
-    Route("GET", "/ui/stream", stream.get_stream, "Stream what changes", role="viewer"),
+    Route("GET", "/ui/stream", stream.get_stream, "Stream what changes", role="viewer",
+          is_endless=True),
 
     Route("GET", "/ui/runs", runs.list_runs, "List runs", role="viewer"),
+    Route("GET", "/ui/runs/new", new_run.get_new_run, "Show the form that starts a run",
+          query=("from", "dataset", "weights"), role="viewer"),
     Route("GET", "/ui/runs/{run_id:str}", run.get_run, "Show a run", role="viewer"),
 )
 # fmt: on
