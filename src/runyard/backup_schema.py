@@ -4,7 +4,7 @@ A column is ``name:type(length)``. ``*`` marks the primary key, ``?`` a value th
 ``=`` a column that older files may lack.
 """
 
-REVISION = "0008"
+REVISION = "0014"
 TABLES = {
     "assets": (
         "*org:str(64) *dataset_id:str(255) *id:str(64) filename:str(1024) content:str(64) "
@@ -98,6 +98,10 @@ TABLES = {
         "flow_id:str(255)?= training_project:str(255)?= priority:int32 time_created:int64 "
         "killed:bool deleted:bool log_count:int64 metric_count:int64 log_bytes:int64= "
         "log_left_out:int64= requirements:str(512)?= waits:str(32)= "
+    ),
+    "saved_views": (
+        "*org:str(64) *id:str(255) document:bytes etag:str(32) generation:int32 body_sha256:bytes "
+        "time_created:int64 "
     ),
     "stream_offsets": (
         "*org:str(64) *run_id:str(255) *attempt:int32 *stream:str(16) offset:int64 "
