@@ -1,7 +1,6 @@
 """Rows of runs. The document is what is served; the other columns are for lists and the queue."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import (
@@ -18,6 +17,7 @@ from sqlalchemy import (
     update,
 )
 
+from runyard.store.lists.run_filter import RunFilter
 from runyard.store.requirements import NOTHING
 from runyard.store.tables import (
     AnyRow,
@@ -41,18 +41,6 @@ CHILD_TABLES = (
     *(run_attributes, attempts_table, stream_offsets, log_lines, metrics),
     *(output_files, outputs, resume_files, weight_files, run_datasets),
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunFilter:
-    """The filters of a list of runs; a run must match all that are given."""
-
-    condition: str | None = None
-    flow_id: str | None = None
-    training_project: str | None = None
-    attributes: Sequence[tuple[str, str]] = field(default=())
-    created_after: int | None = None
-    created_before: int | None = None
 
 
 # The statements of the hot path, built once: building one costs more than running it.

@@ -17,6 +17,7 @@ CODES: dict[str, tuple[int, str]] = {
     "BodyIncomplete": (400, "The request body ended early"),
     "InvalidBackup": (400, "The file cannot be restored"),
     "InvalidBody": (400, "The request body is not what this route accepts"),
+    "InvalidFilter": (400, "The filter cannot be parsed"),
     "InvalidFlow": (400, "The flow cannot run"),
     "InvalidHost": (400, "The Host header names another server"),
     "InvalidId": (400, "The id is not well-formed"),

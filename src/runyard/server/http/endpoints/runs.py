@@ -25,7 +25,7 @@ from runyard.server.services.errors import Refusal
 from runyard.server.services.runs import bulk_runs, deletion, runs, telemetry
 from runyard.server.services.runs.conditions import REASONS
 from runyard.server.services.validation import check_id
-from runyard.store.runs import RunFilter
+from runyard.store.lists.run_filter import RunFilter
 
 CONDITIONS = tuple(kind.value for kind in REASONS)
 STREAMS = ("events", "stdout", "stderr")

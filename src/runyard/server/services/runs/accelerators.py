@@ -24,7 +24,7 @@ from runyard.server.services.machines import ReportedMachine
 from runyard.server.services.runs import flows, placement, references
 from runyard.server.services.runs.runs import decode_run
 from runyard.store import runs as rows
-from runyard.store.runs import RunFilter
+from runyard.store.lists.run_filter import RunFilter
 from vi.api.resources.flows.responses import (
     AcceleratorConfiguration,
     Flow,

@@ -18,7 +18,7 @@ from runyard.server.services.notifications import run_topic
 from runyard.server.services.runs import deletion, runs
 from runyard.store import runs as rows
 from runyard.store import tombstones
-from runyard.store.runs import RunFilter
+from runyard.store.lists.run_filter import RunFilter
 from vi.api.resources.runs.responses import RunOutcome, RunOutcomes
 from vi.api.responses import ConditionKind
 

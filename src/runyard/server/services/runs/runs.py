@@ -32,7 +32,7 @@ from runyard.store import blobs as blob_rows
 from runyard.store import documents as document_rows
 from runyard.store import requirements, tombstones
 from runyard.store import runs as rows
-from runyard.store.runs import RunFilter
+from runyard.store.lists.run_filter import RunFilter
 from runyard.store.tables import AnyRow
 from runyard.store.tables import flows as flows_table
 from vi.api.resources.flows.responses import Flow, FlowSpec
