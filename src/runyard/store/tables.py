@@ -74,6 +74,32 @@ keys = Table(
     Column("replaced_by", String(16)),
 )
 
+# Browsers that are signed in. The cookie's value is a secret, of which only the hash is stored.
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("id", String(16), primary_key=True),
+    Column("secret_mac", LargeBinary(32), nullable=False, unique=True),
+    Column("org", String(64), nullable=False),
+    Column("key_id", String(16), nullable=False),
+    Column("time_created", BigInteger, nullable=False),
+    Column("expires", BigInteger, nullable=False),
+    Column("last_used", BigInteger, nullable=False),
+    Column("address", Text, nullable=False),
+    Column("agent", Text, nullable=False),
+    Index("sessions_by_time", "org", "time_created", "id"),
+)
+
+# One-time codes, each of which begins one session. A used one is removed.
+session_codes = Table(
+    "session_codes",
+    metadata,
+    Column("secret_mac", LargeBinary(32), primary_key=True),
+    Column("org", String(64), nullable=False),
+    Column("key_id", String(16), nullable=False),
+    Column("expires", BigInteger, nullable=False),
+)
+
 flows = Table(
     "flows",
     metadata,

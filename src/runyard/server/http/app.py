@@ -10,7 +10,7 @@ import functools
 import itertools
 import logging
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from litestar import Litestar
@@ -18,13 +18,14 @@ from litestar.datastructures import State
 from litestar.handlers import HTTPRouteHandler
 
 from runyard.server.clock import AsyncClock
-from runyard.server.http import access, downloads, problems, uploads
+from runyard.server.http import access, browser, downloads, problems, uploads
 from runyard.server.http.capacity import Capacity
 from runyard.server.http.gateway import Gateway
 from runyard.server.http.openapi import encode_document
 from runyard.server.http.proxies import Proxies
 from runyard.server.http.request import Request
 from runyard.server.http.responses import Response
+from runyard.server.http.route import Route
 from runyard.server.http.routes import ROUTES, list_methods
 from runyard.server.services.access import bootstrap, key_lifecycle
 from runyard.server.services.access.keys import Keyring
@@ -54,12 +55,46 @@ def create_app(settings: Settings) -> Gateway:
 
 
 async def _links_and_routes(scope: Any, receive: Any, send: Any) -> None:
-    if scope["path"].startswith(downloads.PREFIX):
+    path = scope["path"]
+    if path.startswith(downloads.PREFIX):
         await downloads.serve_download(scope, receive, send)
-    elif scope["path"].startswith(uploads.PREFIX):
+    elif path.startswith(uploads.PREFIX):
         await uploads.receive_upload(scope, receive, send)
+    elif browser.is_page_path(path):
+        if not build_pages.cache_info().currsize:
+            await asyncio.to_thread(build_pages)
+        await build_pages()(scope, receive, send)
     else:
         await build_api()(scope, receive, send)
+
+
+@functools.cache
+def build_pages() -> Any:
+    """Build what answers the pages, and their static files.
+
+    Their modules are imported here, on a thread when the first page is asked for: the server starts
+    as fast as without them.
+    """
+    from runyard.server.pages import assets
+    from runyard.server.pages.problems import show_problems
+    from runyard.server.pages.routes import PAGES
+
+    methods = functools.partial(list_methods, routes=PAGES)
+    pages = Litestar(
+        route_handlers=_build_route_handlers(PAGES),
+        openapi_config=None,
+        logging_config=None,
+        request_max_body_size=None,
+        exception_handlers=show_problems(problems.build_exception_handlers(methods)),
+    )
+
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"].startswith(assets.PREFIX):
+            await assets.serve(scope, receive, send)
+        else:
+            await pages(scope, receive, send)
+
+    return answer
 
 
 @functools.cache
@@ -69,7 +104,9 @@ def build_api() -> Litestar:
     Building takes a tenth of a second, since the framework looks through all routes for each.
     """
     return Litestar(
-        route_handlers=_build_route_handlers(),
+        # OPTIONS first: the framework's own response would list the methods of a path's first
+        # route alone.
+        route_handlers=_build_options() + _build_route_handlers(ROUTES),
         state=State({"encode_openapi": encode_document}),
         openapi_config=None,
         logging_config=None,
@@ -78,20 +115,20 @@ def build_api() -> Litestar:
     )
 
 
-def _build_route_handlers() -> list[HTTPRouteHandler]:
-    # OPTIONS first: the framework's own response would list the methods of a path's first route
-    # alone.
-    options = [
-        HTTPRouteHandler(path, http_method="OPTIONS", status_code=200)(_get_options)
-        for path in dict.fromkeys(route.path for route in ROUTES)
-    ]
-    endpoints = [
+def _build_route_handlers(routes: Sequence[Route]) -> list[HTTPRouteHandler]:
+    return [
         HTTPRouteHandler(route.path, http_method=route.method, status_code=200)(
             access.require_authorization(route)
         )
-        for route in ROUTES
+        for route in routes
     ]
-    return options + endpoints
+
+
+def _build_options() -> list[HTTPRouteHandler]:
+    return [
+        HTTPRouteHandler(path, http_method="OPTIONS", status_code=200)(_get_options)
+        for path in dict.fromkeys(route.path for route in ROUTES)
+    ]
 
 
 async def _get_options(request: Request) -> Response:

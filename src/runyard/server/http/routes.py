@@ -336,16 +336,16 @@ ROUTES = (
 
 
 @functools.cache
-def _compile_patterns() -> dict[re.Pattern[str], list[str]]:
+def _compile_patterns(routes: tuple[Route, ...]) -> dict[re.Pattern[str], list[str]]:
     methods: dict[re.Pattern[str], list[str]] = {}
-    for route in ROUTES:
+    for route in routes:
         pattern = re.compile(re.sub(r"\\\{\w+:str\\\}", "[^/]+", re.escape(route.path)))
         methods.setdefault(pattern, []).append(route.method)
     return methods
 
 
-def list_methods(path: str) -> list[str]:
+def list_methods(path: str, *, routes: tuple[Route, ...] = ROUTES) -> list[str]:
     """Return the methods that a path accepts."""
-    patterns = _compile_patterns().items()
+    patterns = _compile_patterns(routes).items()
     methods = {method for pattern, found in patterns if pattern.fullmatch(path) for method in found}
     return sorted({*methods, "OPTIONS"})

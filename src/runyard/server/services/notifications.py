@@ -5,6 +5,7 @@ is not missed. Only waiters keep events alive; a change nobody waits for costs a
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -22,6 +23,7 @@ class Notifier:
     def __init__(self) -> None:
         self._events: WeakValueDictionary[str, asyncio.Event] = WeakValueDictionary()
         self.is_closed = False
+        self.listeners: set[Callable[[str], None]] = set()  # called with each topic
 
     def watch(self, topic: str) -> asyncio.Event:
         """Return the event that the next change of ``topic`` sets."""
@@ -34,6 +36,8 @@ class Notifier:
 
     def notify(self, topic: str) -> None:
         """Wake those who watch ``topic``. Call it after the change is on disk."""
+        for listener in self.listeners:
+            listener(topic)
         event = self._events.pop(topic, None)
         if event is not None:
             event.set()
@@ -48,6 +52,8 @@ class Notifier:
         self.is_closed = True
         for event in list(self._events.values()):
             event.set()
+        for listener in self.listeners:
+            listener("")
 
     @staticmethod
     async def wait(
