@@ -81,6 +81,8 @@ class OneInstanceScheduling(LoadScopeScheduling):  # type: ignore[misc]
     def _split_scope(self, nodeid: str) -> str:
         if nodeid.startswith(USE_THE_INSTANCE):
             return "instance"
+        if nodeid.startswith("tests/browser/"):
+            return "browser"
         return next((module for module in TOGETHER if nodeid.startswith(module)), nodeid)
 
 
