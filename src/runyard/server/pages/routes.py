@@ -5,7 +5,7 @@ that a route of the API also calls.
 """
 
 from runyard.server.http.route import Route
-from runyard.server.pages import run, runs, sessions, stream
+from runyard.server.pages import run, runs, runs_actions, sessions, stream
 
 # fmt: off
 PAGES = (
@@ -20,6 +20,17 @@ PAGES = (
     Route("GET", "/ui/stream", stream.get_stream, "Stream what changes", role="viewer"),
 
     Route("GET", "/ui/runs", runs.list_runs, "List runs", role="viewer"),
+    Route("GET", "/ui/runs:rows", runs.renew_rows, "Get the rows of some runs anew", role="viewer"),
+    Route("POST", "/ui/runs:kill", runs_actions.kill_runs, "Kill the selected runs", role="member"),
+    Route("POST", "/ui/runs:tag", runs_actions.tag_runs, "Tag the selected runs", role="member"),
+    Route("POST", "/ui/runs:delete", runs_actions.delete_runs, "Delete the selected runs",
+          role="member"),
+    Route("POST", "/ui/runs:saveView", runs_actions.save_view, "Save a view of the list",
+          role="member"),
+    Route("POST", "/ui/runs:deleteView", runs_actions.delete_view, "Delete a saved view",
+          role="member"),
+    Route("POST", "/ui/runs:start", runs_actions.start_run, "Start the built-in run",
+          role="member", statuses=(303,)),
     Route("GET", "/ui/runs/{run_id:str}", run.get_run, "Show a run", role="viewer"),
 )
 # fmt: on

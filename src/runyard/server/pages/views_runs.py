@@ -1,4 +1,4 @@
-"""What the page *Runs* shows: its rows, columns, chips, views and dialogs, with all words chosen."""
+"""What the page *Runs* shows: rows, columns, chips, views and dialogs, with all words chosen."""
 
 import re
 import shlex
@@ -207,7 +207,9 @@ def describe_progress(run: Run) -> tuple[str, str]:
         parts = [f"{compute_percent(progress)} %"] if progress and progress.total_steps else []
         if progress is not None and progress.seconds_left:
             parts.append(f"{format_duration(progress.seconds_left)} left")
-        note = " · ".join(filter(None, ["" if reason == "Training" else split_words(reason), steps]))
+        note = " · ".join(
+            filter(None, ["" if reason == "Training" else split_words(reason), steps])
+        )
         return " · ".join(parts) or split_words(reason), note
     if latest.condition is ConditionKind.SUCCEEDED:
         return steps, "" if reason == "Completed" else split_words(reason)
@@ -217,7 +219,9 @@ def describe_progress(run: Run) -> tuple[str, str]:
         step = NEXT_STEPS.get(reason, "")
         return split_words(reason), message if not step else f"→ {step}"
     where = "" if not progress or not progress.step else f"at {steps}"
-    return " ".join(filter(None, [split_words(reason), where])), f"→ {find_next_step(reason, message)}"
+    return " ".join(
+        filter(None, [split_words(reason), where])
+    ), f"→ {find_next_step(reason, message)}"
 
 
 def find_next_step(reason: str, message: str) -> str:
@@ -269,7 +273,7 @@ class ListState(msgspec.Struct, frozen=True, kw_only=True):
     before: str = ""
 
     def get_url(self, **changes: str) -> str:
-        """Return the address of this list with changes; a change of what is listed goes to page 1."""
+        """Return the address of this list with changes; another filter begins with page 1."""
         page = {"p": "", "before": ""} if {"q", "sort"} & set(changes) else {}
         return build_url(**{**msgspec.structs.asdict(self), **page, **changes})
 
@@ -345,6 +349,7 @@ class Heading(msgspec.Struct, frozen=True, kw_only=True):
     sort_url: str = ""
     direction: str = ""
     is_shown: bool = True
+    may_hide: bool = False
 
 
 class ViewLink(msgspec.Struct, frozen=True, kw_only=True):
@@ -388,6 +393,9 @@ class RunsTable(msgspec.Struct, frozen=True, kw_only=True):
     older_url: str
     newer_url: str
     first_url: str
+    order_text: str
+    refresh_query: str
+    new_count: int
     may_change: bool
     list_snippet: Snippet
     start_snippet: Snippet
@@ -401,7 +409,7 @@ class RunsPage(msgspec.Struct, frozen=True, kw_only=True):
     table: RunsTable
     problem: Problem | None
     views: tuple[ViewLink, ...]
-    event: int
+    is_fragment: bool
 
 
 def build_headings(state: ListState, metric: str) -> tuple[Heading, ...]:
@@ -418,19 +426,38 @@ def build_headings(state: ListState, metric: str) -> tuple[Heading, ...]:
     )
 
 
-def _build_heading(
-    state: ListState, name: str, title: str, order: str, is_shown: bool
-) -> Heading:
-    is_shown = is_shown or name not in COLUMNS
+def _build_heading(state: ListState, name: str, title: str, order: str, is_shown: bool) -> Heading:
+    may_hide = name in COLUMNS
+    is_shown = is_shown or not may_hide
     if not order:
-        return Heading(name=name, title=title, is_shown=is_shown)
+        return Heading(name=name, title=title, is_shown=is_shown, may_hide=may_hide)
     sort = state.sort or "-created"
     direction = {order: "ascending", f"-{order}": "descending"}.get(sort, "")
     # Names are first sorted up, times and numbers down.
     first, second = (order, f"-{order}") if order == "name" else (f"-{order}", order)
     wanted = second if sort == first else first
     url = state.get_url(sort="" if wanted == "-created" else wanted)
-    return Heading(name=name, title=title, sort_url=url, direction=direction, is_shown=is_shown)
+    return Heading(
+        name=name,
+        title=title,
+        sort_url=url,
+        direction=direction,
+        is_shown=is_shown,
+        may_hide=may_hide,
+    )
+
+
+def describe_order(sort: str) -> str:
+    """Return how a list is sorted, in words."""
+    sort = sort or "-created"
+    if sort in ("-created", "created"):
+        return "newest first" if sort == "-created" else "oldest first"
+    return f"by {sort.removeprefix('-')}, {'descending' if sort[0] == '-' else 'ascending'}"
+
+
+def format_total(total: int, *, more: bool) -> str:
+    """Return a count; with a plus if counting stopped."""
+    return f"{format_count(total)}{'+' if more else ''}"
 
 
 def build_chips(state: ListState, counts: Mapping[str, int]) -> tuple[Chip, ...]:
@@ -487,6 +514,11 @@ def write_list_snippet(state: ListState) -> Snippet:
         python=f"client.runs.list({given})",
         command=join_command("runs", "list", filter=state.q, order_by=state.sort),
     )
+
+
+def write_start_snippet() -> Snippet:
+    """Return how the built-in run is started elsewhere."""
+    return Snippet(python="client.runs.create(flow={})", command=join_command("runs", "create"))
 
 
 def write_action_snippet(
