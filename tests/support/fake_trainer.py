@@ -30,9 +30,7 @@ class FakeTrainer:
         now_ms = time.time_ns() // 1_000_000
         lines = [json.dumps({"n": 1, "t": now_ms, **event}) for event in events]
         end = self._offset + sum(len(line.encode()) + 1 for line in lines)
-        self._post(
-            "lines", stream="events", offset=self._offset, next_offset=end, lines=lines
-        )
+        self._post("lines", stream="events", offset=self._offset, next_offset=end, lines=lines)
         self._offset = end
 
     def step(self, step: int, total: int, *, loss: float, seconds_left: float = 0.0) -> None:

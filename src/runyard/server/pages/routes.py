@@ -5,7 +5,7 @@ that a route of the API also calls.
 """
 
 from runyard.server.http.route import Route
-from runyard.server.pages import run, runs, runs_actions, sessions, stream
+from runyard.server.pages import run, runs, runs_actions, runs_export, sessions, stream
 
 # fmt: off
 PAGES = (
@@ -21,6 +21,8 @@ PAGES = (
 
     Route("GET", "/ui/runs", runs.list_runs, "List runs", role="viewer"),
     Route("GET", "/ui/runs:rows", runs.renew_rows, "Get the rows of some runs anew", role="viewer"),
+    Route("GET", "/ui/runs:export", runs_export.export_runs, "Export the list as CSV",
+          role="viewer"),
     Route("POST", "/ui/runs:kill", runs_actions.kill_runs, "Kill the selected runs", role="member"),
     Route("POST", "/ui/runs:tag", runs_actions.tag_runs, "Tag the selected runs", role="member"),
     Route("POST", "/ui/runs:delete", runs_actions.delete_runs, "Delete the selected runs",

@@ -315,7 +315,7 @@ def read_selection(form: Form) -> Selection:
         Refusal: InvalidId, InvalidFilter, InvalidBody.
     """
     is_all = is_set(form, "all")
-    ids = () if is_all else tuple(dict.fromkeys(form.all("id")))
+    ids = () if is_all else tuple(dict.fromkeys(form.all("run")))
     for run_id in ids:
         check_id("run", run_id)
     if not ids and not is_all:

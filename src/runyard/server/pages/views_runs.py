@@ -218,7 +218,8 @@ def describe_progress(run: Run) -> tuple[str, str]:
     if latest.condition is ConditionKind.PENDING:
         step = NEXT_STEPS.get(reason, "")
         return split_words(reason), message if not step else f"→ {step}"
-    where = "" if not progress or not progress.step else f"at {steps}"
+    has_all = progress is not None and progress.step == progress.total_steps
+    where = "" if not steps else f"{'after' if has_all else 'at'} {steps}"
     return " ".join(
         filter(None, [split_words(reason), where])
     ), f"→ {find_next_step(reason, message)}"

@@ -5,7 +5,7 @@ const htmx = /** @type {any} */ (window).htmx;
 /** @param {string} selector @returns {HTMLElement | null} */
 const find = (selector) => document.querySelector(selector);
 /** @returns {HTMLInputElement[]} */
-const boxes = () => [...document.querySelectorAll(/** @type {"input"} */ ("#rows input[name=id]"))];
+const boxes = () => [...document.querySelectorAll(/** @type {"input"} */ ("#rows input[name=run]"))];
 
 // Renewing rows. A change is shown at once, hints of a training run every two seconds. New runs are
 // counted, and listed when the user asks for them, so that no row moves.
@@ -142,7 +142,7 @@ const keys = {
   j: () => move(1),
   k: () => move(-1),
   x: () => {
-    const box = document.activeElement?.closest("#rows tr")?.querySelector("input[name=id]");
+    const box = document.activeElement?.closest("#rows tr")?.querySelector("input[name=run]");
     if (box instanceof HTMLInputElement) box.click();
   },
   "?": () => /** @type {HTMLDialogElement | null} */ (find("#keys"))?.showModal(),
