@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from runyard.server.pages.views_runs import Summary
+from runyard.server.pages.runs.rows import Summary
 from runyard.server.services.context import Services
 from vi.api.resources.runs.responses import Run
 

@@ -4,8 +4,8 @@ import shlex
 
 import pytest
 
-from runyard.server.pages import views_runs as views
-from runyard.server.pages.views_runs import ListState
+from runyard.server.pages.runs import rows as views
+from runyard.server.pages.runs.rows import ListState
 from runyard.server.services.runs.filters import parse_filter
 from vi.api.resources.flows.responses import FlowBlock, FlowSpec
 from vi.api.resources.runs.responses import Run, RunProgress, RunSpec, RunStatus

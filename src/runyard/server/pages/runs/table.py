@@ -12,9 +12,9 @@ import msgspec
 
 from runyard.server.http.request import Query, Request, get_actor, get_services
 from runyard.server.http.responses import Response
-from runyard.server.pages import summaries, templates
-from runyard.server.pages.views import SHAPES
-from runyard.server.pages.views_runs import (
+from runyard.server.pages import templates
+from runyard.server.pages.runs import summaries
+from runyard.server.pages.runs.rows import (
     NO_COLUMNS,
     PATH,
     ListState,
@@ -33,7 +33,8 @@ from runyard.server.pages.views_runs import (
     write_list_snippet,
     write_start_snippet,
 )
-from runyard.server.pages.views_runs import Problem as FilterProblem
+from runyard.server.pages.runs.rows import Problem as FilterProblem
+from runyard.server.pages.views import SHAPES
 from runyard.server.services import documents
 from runyard.server.services.errors import Refusal
 from runyard.server.services.paging import PageRequest

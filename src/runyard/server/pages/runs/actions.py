@@ -14,17 +14,17 @@ import msgspec
 
 from runyard.server.http.request import Request, get_actor, get_services
 from runyard.server.http.responses import Response
-from runyard.server.pages import runs as runs_page
 from runyard.server.pages import templates
 from runyard.server.pages.forms import Form, parse_form
-from runyard.server.pages.views import format_count, format_iso
-from runyard.server.pages.views_runs import (
+from runyard.server.pages.runs import table
+from runyard.server.pages.runs.rows import (
     ListState,
     Snippet,
     ViewLink,
     quote_python,
     write_action_snippet,
 )
+from runyard.server.pages.views import format_count, format_iso
 from runyard.server.services import documents
 from runyard.server.services.errors import Refusal
 from runyard.server.services.runs import bulk_runs, runs
@@ -157,7 +157,7 @@ async def delete_runs(request: Request) -> Response:
             receipt=receipt if accepted else "",
         )  # fmt: skip
     ids = [item.run_id for item in accepted]
-    open_runs = sum(not is_final(run) for run in runs_page.read_runs(request, ids))
+    open_runs = sum(not is_final(run) for run in table.read_runs(request, ids))
     lines = ["Logs, metrics, checkpoints and downloads of these runs are removed for good."]
     if open_runs:
         have = pick(open_runs, "has not ended and is", "have not ended and are")
@@ -194,7 +194,7 @@ async def tag_runs(request: Request) -> Response:
         done = "removed from" if is_set(form, "remove") else f"= {value or '(empty)'} set on"
         title = f"{key} {done} {count_runs(len(accepted))}" if accepted else "No run was changed"
         return finish(request, "tag", selection, outcomes, snippet, title=title, lines=[])
-    found = runs_page.read_runs(request, [item.run_id for item in accepted[:MOST_SHOWN]])
+    found = table.read_runs(request, [item.run_id for item in accepted[:MOST_SHOWN]])
     keys = sorted({name for run in found for name in run.metadata.attributes})
     title = f"Tag {count_runs(len(accepted))}" if accepted else "Nothing to tag"
     lines = ["A tag that a run has already gets the new value; its other tags stay."]
@@ -377,7 +377,7 @@ def read_form_state(form: Form) -> ListState:
     return ListState(
         q=form.text("q").strip(),
         sort=form.text("sort"),
-        columns=runs_page.normalize_columns(form.all("columns")),
+        columns=table.normalize_columns(form.all("columns")),
     )
 
 
@@ -385,7 +385,7 @@ async def show_views(request: Request, state: ListState) -> Response:
     """Return the menu of saved views."""
     page = ViewsMenu(
         state=state,
-        views=await runs_page.list_views(request, state),
+        views=await table.list_views(request, state),
         may_change=get_actor(request).role in ("member", "admin"),
     )
     return templates.render_fragment(request, "parts/_runs_saved.html", page)

@@ -11,9 +11,9 @@ from typing import Any
 
 from runyard.server.http.request import Query, Request, get_actor, get_services
 from runyard.server.http.responses import Response
-from runyard.server.pages.runs import find_problem, read_state
+from runyard.server.pages.runs.rows import find_dataset, get_name
+from runyard.server.pages.runs.table import find_problem, read_state
 from runyard.server.pages.views import format_iso
-from runyard.server.pages.views_runs import find_dataset, get_name
 from runyard.server.services.errors import Refusal
 from runyard.server.services.runs import listing
 from vi.api.resources.runs.responses import Run, RunProgress
