@@ -91,13 +91,14 @@ TABLES = {
     "resume_files": (
         "*org:str(64) *run_id:str(255) *path:str(1024) size_bytes:int64 sha256:str(64) "
     ),
-    "run_attributes": ("*org:str(64) *run_id:str(255) *key:str value:str "),
+    "run_attributes": ("*org:str(64) *run_id:str(255) *key:str value:str number:int64= "),
     "run_datasets": ("*org:str(64) *run_id:str(255) dataset_id:str(255) version:str(32) "),
+    "run_metrics": ("*org:str(64) *run_id:str(255) *key:str value:float last:float number:int64 "),
     "runs": (
         "*org:str(64) *id:str(255) document:bytes etag:str(32) body_sha256:bytes condition:str(32) "
         "flow_id:str(255)?= training_project:str(255)?= priority:int32 time_created:int64 "
         "killed:bool deleted:bool log_count:int64 metric_count:int64 log_bytes:int64= "
-        "log_left_out:int64= requirements:str(512)?= waits:str(32)= "
+        "log_left_out:int64= requirements:str(512)?= waits:str(32)= duration:int64= "
     ),
     "saved_views": (
         "*org:str(64) *id:str(255) document:bytes etag:str(32) generation:int32 body_sha256:bytes "

@@ -1,6 +1,7 @@
 """Export of the whole store as rows of plain values, and import into another one.
 
-It iterates over ``metadata``, so a new table is included by default. Rows are JSON arrays in the
+It iterates over ``metadata``, so a new table is included by default. Tables whose rows follow from
+others are not: they are rebuilt. Rows are JSON arrays in the
 order of the table's columns, bytes as base64, sorted by primary key. Four tables are not simply
 replaced: ``meta`` gets the new store id, the lease clock never goes back, open attempts get a whole
 lease, and ``keys`` stay those of the instance.
@@ -30,8 +31,10 @@ from runyard import backup_rows
 from runyard.backup_rows import InvalidRows
 from runyard.store import organizations, requirements
 from runyard.store.engines.postgresql import is_value_too_large
+from runyard.store.lists import run_list, run_metrics, triggers
 from runyard.store.migrate import HEAD
 from runyard.store.tables import (
+    IS_DERIVED,
     AnyRow,
     attempts,
     keys,
@@ -46,7 +49,9 @@ from runyard.store.telemetry import count_log_bytes
 
 BATCH_ROWS, BATCH_BYTES = 500, 4 << 20
 SCHEMA_REVISION = HEAD
-TABLES: Mapping[str, Table] = {str(table.name): table for table in metadata.sorted_tables}
+TABLES: Mapping[str, Table] = {
+    str(table.name): table for table in metadata.sorted_tables if table.info != IS_DERIVED
+}
 # A table that needs a blob names it in its columns ``org`` and ``sha256``; one table lists blobs
 # that nothing needs.
 _TABLES_WITH_BLOBS = [
@@ -178,6 +183,7 @@ def replace_all(
     own_operator = next(iter(organizations.list_ids(connection)), None)
     own_clock = connection.execute(select(lease_clock)).one_or_none()
     own_pepper = organizations.get_meta(connection, organizations.PEPPER)
+    triggers.drop(connection)  # they would fire for every row
     for table in reversed(metadata.sorted_tables):
         connection.execute(delete(table))
     lacks_log_bytes = False
@@ -193,6 +199,8 @@ def replace_all(
                     f"the rows of the backup's table {name!r} do not fit together"
                 ) from error
     requirements.fill(connection)  # an older backup has no requirement keys
+    run_list.rebuild(connection)
+    run_metrics.rebuild(connection)  # an older backup has no values
     if next(iter(organizations.list_ids(connection)), None) != operator:
         raise InvalidRows(
             f"the backup names {operator!r} as its first organization, but its rows begin with "

@@ -28,6 +28,10 @@ from sqlalchemy import (
 
 AnyRow = Row[*tuple[Any, ...]]
 metadata = MetaData()
+# Of a table whose rows follow from other tables: not part of a backup, rebuilt after a restore.
+IS_DERIVED = {"is_derived": True}
+# SQLite stores a table in the order of its primary key only if that is an INTEGER.
+LongKey = BigInteger().with_variant(Integer(), "sqlite")
 
 # Facts about the store itself: ``epoch`` is the id of the store incarnation (``STORE_ID``), new
 # after each restore, and the first half of every fencing token.
@@ -167,10 +171,8 @@ runs = Table(
     Column("requirements", String(512)),
     # A code for reason and message, while these depend on the connected machines; else empty.
     Column("waits", String(32), nullable=False, server_default=""),
-    Index("runs_by_time", "org", "deleted", "time_created", "id"),
-    Index("runs_by_condition", "org", "condition", "deleted", "time_created", "id"),
-    Index("runs_by_flow", "org", "flow_id", "deleted", "time_created", "id"),
-    Index("runs_by_training_project", "org", "training_project", "deleted", "time_created", "id"),
+    # See ``runyard.store.lists.duration``.
+    Column("duration", BigInteger, nullable=False, server_default="0"),
     Index("runs_waits", "condition", "deleted", "killed", "requirements", "waits"),
 )
 Index(
@@ -186,7 +188,69 @@ run_attributes = Table(
     Column("run_id", String(255), primary_key=True),
     Column("key", Text, primary_key=True),
     Column("value", Text, nullable=False),
-    Index("run_attributes_by_value", "org", "key", "value", "run_id"),
+    # The run's number in ``run_list``.
+    Column("number", LongKey, nullable=False, server_default="0"),
+    Index("run_attributes_by_number", "org", "key", "value", "number"),
+)
+
+# What lists of runs filter and sort by, apart from the long documents; see
+# ``runyard.store.lists``. A run that is deleted has no row. Numbers grow with the time of creation,
+# so their order is the order of the list. Triggers keep it equal to ``runs``.
+run_list = Table(
+    "run_list",
+    metadata,
+    Column("number", LongKey, primary_key=True, autoincrement=False),
+    Column("org", String(64), nullable=False),
+    Column("run_id", String(255), nullable=False),
+    Column("condition", String(32), nullable=False),
+    Column("flow_id", String(255)),
+    Column("flow_name", Text, nullable=False),
+    Column("training_project", String(255)),
+    Column("name_key", Text, nullable=False),
+    Column("duration", BigInteger, nullable=False),
+    # What a search finds, in the form that ``runyard.store.lists.texts`` describes.
+    Column("name_text", Text, nullable=False),
+    Column("text", Text, nullable=False),
+    # Whether the search index of SQLite has the texts.
+    Column("is_indexed", Boolean, nullable=False),
+    UniqueConstraint("org", "run_id", name="run_list_run_once"),
+    Index("run_list_by_time", "org", "number"),
+    Index("run_list_by_condition", "org", "condition", "number"),
+    Index("run_list_by_flow", "org", "flow_id", "number"),
+    Index("run_list_by_flow_name", "org", "flow_name", "number"),
+    Index("run_list_by_training_project", "org", "training_project", "number"),
+    Index("run_list_by_name", "org", "name_key", "number"),
+    Index("run_list_by_duration", "org", "duration", "number"),
+    info=IS_DERIVED,
+)
+Index(
+    "run_list_unindexed",
+    run_list.c.number,
+    sqlite_where=run_list.c.is_indexed.is_(False),
+    postgresql_where=run_list.c.is_indexed.is_(False),
+)
+
+# How many runs ``run_list`` has of each condition; triggers count.
+run_counts = Table(
+    "run_counts",
+    metadata,
+    Column("org", String(64), primary_key=True),
+    Column("condition", String(32), primary_key=True),
+    Column("runs", BigInteger, nullable=False),
+    info=IS_DERIVED,
+)
+
+# One value of each metric of a run: the best of an evaluation metric, the newest of any other one.
+run_metrics = Table(
+    "run_metrics",
+    metadata,
+    Column("org", String(64), primary_key=True),
+    Column("run_id", String(255), primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("value", Float, nullable=False),
+    Column("last", Float, nullable=False),
+    Column("number", LongKey, nullable=False),
+    Index("run_metrics_by_value", "org", "key", "value", "number"),
 )
 
 attempts = Table(

@@ -54,12 +54,20 @@ from vi.api.resources.datasets.responses import (
 from vi.api.resources.flows.responses import Flow, FlowAcceleratorList
 from vi.api.resources.keys.responses import IssuedKey, Key
 from vi.api.resources.models.responses import Model
-from vi.api.resources.runs.responses import Run, RunOutcomes
+from vi.api.resources.runs.responses import Run, RunCount, RunOutcomes
 from vi.api.resources.training_projects.responses import TrainingProject
 from vi.api.resources.views.responses import View
 
 PAGE = ("s", "p")
-FILTERS = ("condition", "flow", "trainingProject", "attribute", "createdAfter", "createdBefore")
+FILTERS = (
+    "filter",
+    "condition",
+    "flow",
+    "trainingProject",
+    "attribute",
+    "createdAfter",
+    "createdBefore",
+)
 ORG = "/workspaces/{org:str}"
 RUN = ORG + "/runs/{run_id:str}"
 FLOW = ORG + "/flows/{flow_id:str}"
@@ -88,9 +96,11 @@ ROUTES = (
     Route("GET", "/openapi.json", health.get_openapi, "Get this document", returns=dict[str, Any]),
 
     Route("GET", ORG + "/runs", runs.list_runs, "List runs, newest first", returns=Run,
-          is_page=True, query=PAGE + FILTERS),
+          is_page=True, query=(*PAGE, *FILTERS, "orderBy")),
     Route("GET", ORG + "/simpleRuns", runs.list_runs, "List runs, newest first", returns=Run,
-          is_page=True, query=PAGE + FILTERS),
+          is_page=True, query=(*PAGE, *FILTERS, "orderBy")),
+    Route("GET", ORG + "/runs:count", runs.count_runs, "Count runs by condition",
+          returns=RunCount, query=FILTERS),
     Route("GET", RUN, runs.get_run, "Get a run", returns=Run),
     Route("PUT", RUN, runs.put_run, "Create a run; may be repeated", body=bodies.NewRun,
           returns=Run, statuses=(200, 201)),
@@ -103,6 +113,9 @@ ROUTES = (
     Route("POST", ORG + "/runs:delete", runs.delete_runs,
           "Delete several runs, by ids or by a filter", body=bodies.DeletedRuns,
           returns=RunOutcomes),
+    Route("POST", ORG + "/runs:tag", runs.tag_runs,
+          "Set or remove attributes of several runs, by ids or by a filter",
+          body=bodies.TaggedRuns, returns=RunOutcomes),
     Route("GET", RUN + "/logs", runs.get_logs, "Get log lines", returns=LogPage,
           query=("since", "until", "limit", "block", "wait"), may_wait=True),
     Route("GET", RUN + "/metrics", runs.get_metrics, "Get metric points", returns=MetricPage,

@@ -37,6 +37,7 @@ from runyard.server.services.runs.runs import get as get_run
 from runyard.server.services.validation import check_count
 from runyard.store import runs as run_rows
 from runyard.store import telemetry as rows
+from runyard.store.lists import run_metrics
 from runyard.store.tables import AnyRow
 from vi.api.resources.runs.responses import LogLine, MetricPoint, Run, RunProgress
 
@@ -79,6 +80,7 @@ def _insert_lines(
     changes = _apply_lines(services, shipped, decode_run(row.document), row, attempt.number)
     rows.add_log_lines(tx, changes.log_rows)
     rows.add_metrics(tx, changes.metric_rows)
+    run_metrics.record(tx, org=token.org, run_id=row.id, points=changes.points)
     counts = {
         "log_count": row.log_count + len(changes.log_rows),
         "log_bytes": changes.log_bytes,
@@ -230,6 +232,7 @@ class _RunChanges:
         self.run = run
         self.log_rows: list[dict[str, Any]] = []
         self.metric_rows: list[dict[str, Any]] = []
+        self.points: list[dict[str, float]] = []
         self.changed_status = False
         self.now_ms = now_ms
         self._row, self.attempt = row, attempt
@@ -267,6 +270,7 @@ class _RunChanges:
     def measure(self, event: dict[str, Any], time_ms: int, values: dict[str, float]) -> None:
         if not values:
             return
+        self.points.append(values)
         self.metric_rows.append(
             {
                 "org": self._row.org,

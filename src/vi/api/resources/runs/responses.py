@@ -87,6 +87,12 @@ class RunStatus(Document):
     log_lines_left_out: int | None = None
 
 
+class RunMetadata(ResourceMetadata):
+    """Metadata of a run. ``name`` is the name of its flow unless another one was given."""
+
+    name: str = ""
+
+
 class Run(Document):
     """One training execution."""
 
@@ -95,9 +101,19 @@ class Run(Document):
     run_id: str = ""
     spec: RunSpec = msgspec.field(default_factory=RunSpec)
     status: RunStatus = msgspec.field(default_factory=RunStatus)
-    metadata: ResourceMetadata = msgspec.field(default_factory=ResourceMetadata)
+    metadata: RunMetadata = msgspec.field(default_factory=RunMetadata)
     self_link: str = ""
     etag: str = ""
+
+    def __post_init__(self) -> None:
+        # A document from before runs had names; another server has none.
+        if not self.metadata.name:
+            self.metadata.name = self.spec.flow.name
+
+    @property
+    def name(self) -> str:
+        """Name of the run: that of its flow unless another one was given."""
+        return self.metadata.name
 
     @property
     def condition(self) -> ConditionKind | None:
@@ -145,6 +161,17 @@ class RunOutcomes(Document):
     def run_ids(self) -> list[str]:
         """Ids of the runs that were changed, or would be."""
         return [item.run_id for item in self.items if item.outcome != "Refused"]
+
+
+class RunCount(Document):
+    """Number of runs that match a filter, in total and by condition.
+
+    ``more`` is True if counting stopped at the server's limit, so that there may be further runs.
+    """
+
+    total: int = 0
+    conditions: dict[str, int] = {}
+    more: bool = False
 
 
 class LogLine(Document):
@@ -207,7 +234,7 @@ def describe_progress(progress: RunProgress) -> str:
 def summarize_run(run: Run) -> list[tuple[str, str]]:
     """Return the fields that ``Run.info`` prints; times are local."""
     flow = run.spec.flow
-    fields = [("Status", describe_state(run))]
+    fields = [("Name", run.name), ("Status", describe_state(run))]
     if run.status.conditions and run.status.conditions[-1].message:
         fields.append(("Message", run.status.conditions[-1].message))
     if run.status.progress is not None:
