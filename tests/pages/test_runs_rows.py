@@ -8,8 +8,8 @@ from runyard.server.pages.runs import rows as views
 from runyard.server.pages.runs.rows import ListState
 from runyard.server.services.runs.filters import parse_filter
 from vi.api.resources.flows.responses import FlowBlock, FlowSpec
-from vi.api.resources.runs.responses import Run, RunProgress, RunSpec, RunStatus
-from vi.api.responses import ConditionKind, ResourceCondition, ResourceMetadata
+from vi.api.resources.runs.responses import Run, RunMetadata, RunProgress, RunSpec, RunStatus
+from vi.api.responses import ConditionKind, ResourceCondition
 
 NOW_MS = 1_800_000_000_000
 
@@ -38,7 +38,7 @@ def make_run(
         run_id="r1",
         spec=RunSpec(flow=flow),
         status=RunStatus(conditions=[state], progress=progress),
-        metadata=ResourceMetadata(time_created=NOW_MS - 660_000, attributes=attributes),
+        metadata=RunMetadata(time_created=NOW_MS - 660_000, attributes=attributes),
     )
 
 

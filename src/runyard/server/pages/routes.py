@@ -21,7 +21,8 @@ PAGES = (
     Route("GET", "/ui/stream", stream.get_stream, "Stream what changes", role="viewer"),
 
     Route("GET", "/ui/runs", table.list_runs, "List runs", role="viewer"),
-    Route("GET", "/ui/runs:rows", table.renew_rows, "Get the rows of some runs anew", role="viewer"),
+    Route("GET", "/ui/runs:rows", table.renew_rows, "Get rows that may have changed",
+          role="viewer"),
     Route("GET", "/ui/runs:export", export.export_runs, "Export the list as CSV",
           role="viewer"),
     Route("POST", "/ui/runs:kill", actions.kill_runs, "Kill the selected runs", role="member"),

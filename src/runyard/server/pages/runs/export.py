@@ -11,7 +11,7 @@ from typing import Any
 
 from runyard.server.http.request import Query, Request, get_actor, get_services
 from runyard.server.http.responses import Response
-from runyard.server.pages.runs.rows import find_dataset, get_name
+from runyard.server.pages.runs.rows import find_dataset
 from runyard.server.pages.runs.table import find_problem, read_state
 from runyard.server.pages.views import format_iso
 from runyard.server.services.errors import Refusal
@@ -86,7 +86,7 @@ def list_values(run: Run, now_ms: int) -> list[object]:
     attributes = sorted(run.metadata.attributes.items())
     return [
         run.run_id,
-        get_name(run),
+        run.name,
         latest.condition.value if latest else "",
         (latest.reason or "") if latest else "",
         (latest.message or "") if latest else "",

@@ -117,7 +117,7 @@ def build_row(run: Run, *, now_ms: int, summary: Summary = Summary(), q: str = "
     return RunRow(
         id=run.run_id,
         short_id=shorten_id(run.run_id),
-        name=get_name(run),
+        name=run.name or run.run_id,
         kind=kind.value.lower(),
         condition=kind.value,
         shape=SHAPES.get(kind.value, "?"),
@@ -145,11 +145,6 @@ def build_row(run: Run, *, now_ms: int, summary: Summary = Summary(), q: str = "
         more_tags=max(0, len(attributes) - MAX_TAGS),
         all_tags=", ".join(f"{key}={value}" for key, value in attributes),
     )
-
-
-def get_name(run: Run) -> str:
-    """Return the name of a run; one from before runs had names has that of its flow."""
-    return getattr(run.metadata, "name", "") or run.spec.flow.name or run.run_id
 
 
 def shorten_id(run_id: str) -> str:

@@ -5,6 +5,7 @@ htmx gets the parts that a filter, an order or a page changes; a browser gets th
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,13 +37,13 @@ from runyard.server.pages.runs.rows import (
 from runyard.server.pages.runs.rows import Problem as FilterProblem
 from runyard.server.pages.views import SHAPES
 from runyard.server.services import documents
+from runyard.server.services.context import Services
 from runyard.server.services.errors import Refusal
 from runyard.server.services.paging import PageRequest
 from runyard.server.services.runs import listing, runs
 from runyard.server.services.runs.filters import parse_filter
-from runyard.server.services.runs.listing import RunCount
 from runyard.server.services.runs.views import VIEW
-from vi.api.resources.runs.responses import Run
+from vi.api.resources.runs.responses import Run, RunCount
 from vi.api.resources.views.responses import View
 
 SIZE = 50
@@ -189,15 +190,7 @@ async def build_table(
     services, actor = get_services(request), get_actor(request)
     newer = older = None
     if rows is None:
-        page = await listing.list_runs(
-            services,
-            org=actor.org,
-            filter=filter,
-            order_by=state.sort or "-created",
-            size=SIZE,
-            token=state.p or None,
-        )
-        rows, older = page.items, page.next_page
+        rows, newer, older = await read_page(services, actor.org, state, filter)
     counts, total = await count_matching(request, state, filter)
     found = await summaries.read(services, org=actor.org, runs=rows)
     now_ms = services.clock.now_ms()
@@ -209,7 +202,7 @@ async def build_table(
             build_row(run, now_ms=now_ms, summary=found[run.run_id], q=state.q) for run in rows
         ),
         columns=state.list_columns(),
-        headings=build_headings(state, f"validation/{metric}" if metric else ""),
+        headings=build_headings(state, metric),
         chips=build_chips(state, counts.conditions),
         total=total.total,
         total_text=format_total(total.total, more=total.more),
@@ -229,6 +222,26 @@ async def build_table(
             f"/workspaces/{actor.org}/runs", filter=state.q, orderBy=state.sort, s="1000"
         ),
     )
+
+
+async def read_page(
+    services: Services, org: str, state: ListState, filter: Any
+) -> tuple[list[Run], str | None, str | None]:
+    """Return a page of runs, and the tokens of the pages before and after it.
+
+    A page before another one is read in the opposite order, from where that one begins.
+    """
+    order = state.sort or listing.DEFAULT_ORDER
+    read = functools.partial(listing.list_runs, services, org=org, filter=filter, size=SIZE)
+    if state.before:
+        page = await read(order_by=listing.reverse_order(order), token=state.before)
+        if page.next_page is not None:
+            return page.items[::-1], page.next_page, page.way_back
+        # The first page, which may have fewer runs before that position: show it in full.
+        page = await read(order_by=order)
+    else:
+        page = await read(order_by=order, token=state.p or None)
+    return page.items, page.way_back, page.next_page
 
 
 async def count_matching(
