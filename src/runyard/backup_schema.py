@@ -46,6 +46,11 @@ TABLES = {
         "annotated_count:int64 record_count:int64 size_bytes:int64 next_number:int64 "
         "revision:int64 version:str(32)?= version_revision:int64 version_count:int32 "
     ),
+    "event_counters": ("*org:str(64) number:int64 kept_after:int64 "),
+    "events": (
+        "*org:str(64) *number:int64 time:int64 kind:str(32) target:str(255) what:str(32) actor:str "
+        "details:bytes "
+    ),
     "flows": (
         "*org:str(64) *id:str(255) document:bytes etag:str(32) generation:int32 body_sha256:bytes "
         "time_created:int64 "
@@ -103,11 +108,6 @@ TABLES = {
     "saved_views": (
         "*org:str(64) *id:str(255) document:bytes etag:str(32) generation:int32 body_sha256:bytes "
         "time_created:int64 "
-    ),
-    "session_codes": ("*secret_mac:bytes org:str(64) key_id:str(16) expires:int64 "),
-    "sessions": (
-        "*id:str(16) secret_mac:bytes org:str(64) key_id:str(16) time_created:int64 expires:int64 "
-        "last_used:int64 address:str agent:str "
     ),
     "stream_offsets": (
         "*org:str(64) *run_id:str(255) *attempt:int32 *stream:str(16) offset:int64 "

@@ -1,6 +1,8 @@
 """Chromium, a server in its own process, and pages that fail a test on any error in their console.
 
-One browser and one server serve all tests of the session. Without Chromium these tests are skipped.
+One browser and one server serve all tests of this folder. They are not kept for the whole session:
+Playwright's synchronous API occupies the event loop of its thread, which other tests need. Without
+Chromium these tests are skipped.
 """
 
 from __future__ import annotations
@@ -111,7 +113,7 @@ class Site:
         return port
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def chromium() -> Iterator[Browser]:
     """The browser, one for all tests."""
     if not CHROMIUM:
@@ -122,7 +124,7 @@ def chromium() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """A server without a controller: its runs stay Pending."""
     data_dir = tmp_path_factory.mktemp("site") / "data"

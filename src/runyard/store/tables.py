@@ -406,6 +406,30 @@ audit = Table(
     Index("audit_by_time", "org", "time"),
 )
 
+# What happened, for those who watch; see ``runyard.store.events``. ``details`` is JSON.
+events = Table(
+    "events",
+    metadata,
+    Column("org", String(64), primary_key=True),
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("time", BigInteger, nullable=False),
+    Column("kind", String(32), nullable=False),
+    Column("target", String(255), nullable=False),
+    Column("what", String(32), nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("details", LargeBinary, nullable=False),
+    Index("events_by_target", "org", "target", "number"),
+    sqlite_with_rowid=False,
+)
+
+event_counters = Table(
+    "event_counters",
+    metadata,
+    Column("org", String(64), primary_key=True),
+    Column("number", BigInteger, nullable=False),
+    Column("kept_after", BigInteger, nullable=False),
+)
+
 # Datasets. A column ``sha256`` names a blob, as everywhere; ``content`` is the hash of an image.
 
 # Counts are updated in the transaction of what they count. ``revision`` grows with every change of

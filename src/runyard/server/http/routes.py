@@ -18,12 +18,14 @@ from runyard.server.http.endpoints import (
     backups,
     bodies,
     datasets,
+    events,
     flows,
     health,
     imports,
     keys,
     models,
     runs,
+    sessions,
     storage,
     training_projects,
     views,
@@ -51,10 +53,12 @@ from vi.api.resources.datasets.responses import (
     Finding,
     ImportReport,
 )
+from vi.api.resources.events.responses import EventPage
 from vi.api.resources.flows.responses import Flow, FlowAcceleratorList
 from vi.api.resources.keys.responses import IssuedKey, Key
 from vi.api.resources.models.responses import Model
 from vi.api.resources.runs.responses import Run, RunCount, RunOutcomes
+from vi.api.resources.sessions.responses import BrowserSession
 from vi.api.resources.training_projects.responses import TrainingProject
 from vi.api.resources.views.responses import View
 
@@ -287,9 +291,19 @@ ROUTES = (
     Route("POST", KEY + "/rotations", keys.post_rotation,
           "Rotate a key; only this response holds the new secret", body=bodies.NewRotation,
           returns=IssuedKey, role="admin", statuses=(201,)),
+    Route("GET", ORG + "/sessions", sessions.list_sessions,
+          "List the browsers that are signed in, newest first", returns=BrowserSession,
+          is_page=True, query=PAGE, role="admin"),
+    Route("DELETE", ORG + "/sessions/{session_id:str}", sessions.delete_session,
+          "End the session of a browser", statuses=(204,), role="admin"),
     Route("GET", ORG + "/audit", audit.list_audit, "List audit log entries, newest first",
           returns=AuditEntry, is_page=True, query=(*PAGE, "actor", "action", "since", "until"),
           role="admin"),
+
+    Route("GET", ORG + "/events", events.list_events,
+          "Get events in order; a stream of them for `Accept: text/event-stream`",
+          returns=EventPage, query=("after", "wait", "limit", "run", "kind"), may_wait=True,
+          media_types=("text/event-stream",)),
 
     Route("GET", ORG + "/storage", storage.get_storage, "Compare the database with the disk",
           returns=StorageReport),

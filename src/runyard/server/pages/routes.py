@@ -18,7 +18,8 @@ PAGES = (
     Route("POST", "/ui/codes", sessions.post_code, "Create a one-time code; needs a key",
           role="viewer", statuses=(201,)),
     Route("POST", "/ui/leave", sessions.leave, "Sign out", role="viewer", statuses=(303,)),
-    Route("GET", "/ui/stream", stream.get_stream, "Stream what changes", role="viewer"),
+    Route("GET", "/ui/stream", stream.get_stream, "Stream what changes", role="viewer",
+          is_endless=True),
 
     Route("GET", "/ui/runs", table.list_runs, "List runs", role="viewer"),
     Route("GET", "/ui/runs:rows", table.renew_rows, "Get rows that may have changed",

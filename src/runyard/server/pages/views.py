@@ -20,7 +20,8 @@ _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"))
 class Me(msgspec.Struct, frozen=True, kw_only=True):
     """Who looks at a page, and where.
 
-    ``section`` is the second part of the path: ``runs``, ``flows``, ...
+    ``section`` is the second part of the path: ``runs``, ``flows``, ... ``event`` is the number of
+    the newest event before the page was read.
     """
 
     section: str = ""
@@ -28,6 +29,7 @@ class Me(msgspec.Struct, frozen=True, kw_only=True):
     name: str = ""
     role: str = ""
     now_ms: int = 0
+    event: int = 0
     is_signed_in: bool = False
 
     @property

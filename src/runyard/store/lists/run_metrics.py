@@ -87,7 +87,7 @@ def rebuild(connection: Connection) -> None:
 
     For rows of an older version.
     """
-    known = set(connection.execute(select(run_metrics.c.org, run_metrics.c.run_id)).tuples())
+    known = set(connection.execute(select(run_metrics.c.org, run_metrics.c.run_id)).all())
     query = select(metrics.c.org, metrics.c.run_id, metrics.c.measured).order_by(
         metrics.c.org, metrics.c.run_id, metrics.c.number
     )
