@@ -27,6 +27,18 @@ async def test_a_view_is_saved_listed_replaced_and_deleted(server: TestServer) -
     assert (again.status_code, again.json()["code"]) == (409, "IdDeleted")
 
 
+async def test_a_view_with_an_invalid_filter_or_order_is_refused(server: TestServer) -> None:
+    api = await server.api()
+    for spec, code in (
+        ({"filter": "condition:Fialed"}, "InvalidFilter"),
+        ({"orderBy": "color"}, "InvalidQuery"),
+        ({"colour": "red"}, "InvalidBody"),
+    ):
+        refused = await api.put(server.path("views/v1"), json={"spec": spec})
+        assert (refused.status_code, refused.json()["code"]) == (400, code)
+    assert (await api.get(server.path("views"))).json()["items"] == []
+
+
 async def test_a_client_saves_and_lists_views(server: TestServer) -> None:
     import httpx2
 

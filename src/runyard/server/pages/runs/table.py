@@ -168,7 +168,7 @@ def find_problem(q: str) -> tuple[FilterProblem | None, Any]:
 def read_runs(request: Request, ids: Sequence[str]) -> list[Run]:
     """Return the runs of these ids that exist."""
     services, org = get_services(request), get_actor(request).org
-    found = []
+    found: list[Run] = []
     for run_id in ids:
         try:
             document, _ = runs.get(services, org=org, run_id=run_id)
