@@ -59,6 +59,11 @@ class Selection:
             return {"ids": None, "filter": parse_filter(self.q)}
         return {"ids": list(self.ids), "filter": None}
 
+    def keep(self, outcomes: RunOutcomes) -> "Selection":
+        """Return the selection without the runs that an action does not apply to."""
+        ids = tuple(item.run_id for item in list_accepted(outcomes))
+        return Selection(() if self.is_all else ids, self.q, self.is_all)
+
     def write_snippet(self, verb: str, python: Sequence[str] = (), **options: str) -> Snippet:
         """Return the same action in Python and as a command."""
         return write_action_snippet(
@@ -107,34 +112,57 @@ async def kill_runs(request: Request) -> Response:
     )
     grace = {} if grace_s is None else {"grace": f"{grace_s:g}"}
     python = [] if grace_s is None else [f"grace_s={grace_s:g}"]
-    snippet = selection.write_snippet("kill", python, **grace)
-    counts = Counter(
-        item.condition.value if item.condition else "" for item in list_accepted(outcomes)
-    )
-    total = counts.total()
     if is_confirmed:
-        lines = []
-        if counts["Cancelled"]:
-            lines.append(f"{count_runs(counts['Cancelled'])} had not started and ended at once.")
-        if stopping := total - counts["Cancelled"]:
-            lines.append(
-                f"{count_runs(stopping)} {pick(stopping, 'saves', 'save')} and "
-                f"{pick(stopping, 'stops', 'stop')} now; the table shows when."
-            )
-        title = f"{count_runs(total)} killed" if total else "No run was killed"
+        snippet = selection.write_snippet("kill", python, **grace)
+        title, lines = describe_killed(count_conditions(outcomes))
         return finish(request, "kill", selection, outcomes, snippet, title=title, lines=lines)
-    lines = []
-    if counts["Running"]:
-        saves = pick(counts["Running"], "saves a checkpoint, then stops", "save, then stop")
-        lines.append(
-            f"{count_runs(counts['Running'])} {pick(counts['Running'], 'is', 'are')} "
-            f"running: {saves} within the time below."
-        )
-    if counts["Pending"]:
-        waits = pick(counts["Pending"], "waits and is", "wait and are")
-        lines.append(f"{count_runs(counts['Pending'])} {waits} canceled at once.")
-    title = f"Kill {count_runs(total)}?" if total else "Nothing to kill"
+    outcomes = refuse_ended(outcomes)
+    snippet = selection.keep(outcomes).write_snippet("kill")
+    title, lines = describe_kill(count_conditions(outcomes))
     return confirm(request, "kill", selection, outcomes, snippet, title=title, lines=lines)
+
+
+def refuse_ended(outcomes: RunOutcomes) -> RunOutcomes:
+    """Return outcomes in which a run that was killed before, and has ended, is refused as well."""
+    items = [
+        RunOutcome(
+            run_id=item.run_id, outcome="Refused", code="RunFinished", message="was killed before"
+        )
+        if item.condition is not None and item.condition.is_final
+        else item
+        for item in outcomes.items
+    ]
+    return RunOutcomes(items=items, more=outcomes.more)
+
+
+def count_conditions(outcomes: RunOutcomes) -> Counter[str]:
+    """Return how many of the runs that an action applies to have each condition."""
+    return Counter(item.condition.value for item in list_accepted(outcomes) if item.condition)
+
+
+def describe_kill(counts: Counter[str]) -> tuple[str, list[str]]:
+    """Return what a kill would do, as a title and further sentences."""
+    running, pending, lines = counts["Running"], counts["Pending"], []
+    if running:
+        saves = pick(running, "saves a checkpoint, then stops", "save checkpoints, then stop")
+        are = pick(running, "is", "are")
+        lines.append(f"{count_runs(running)} {are} running: {saves} within the time below.")
+    if pending:
+        waits = pick(pending, "waits and is", "wait and are")
+        lines.append(f"{count_runs(pending)} {waits} canceled at once.")
+    total = counts.total()
+    return f"Kill {count_runs(total)}?" if total else "Nothing to kill", lines
+
+
+def describe_killed(counts: Counter[str]) -> tuple[str, list[str]]:
+    """Return what a kill has done."""
+    total, ended, lines = counts.total(), counts["Cancelled"], []
+    if ended:
+        lines.append(f"{count_runs(ended)} had not started and ended at once.")
+    if stopping := total - ended:
+        saves = pick(stopping, "saves and stops", "save and stop")
+        lines.append(f"{count_runs(stopping)} {saves} now; the table shows when.")
+    return f"{count_runs(total)} killed" if total else "No run was killed", lines
 
 
 async def delete_runs(request: Request) -> Response:

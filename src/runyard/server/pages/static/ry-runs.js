@@ -138,7 +138,11 @@ function move(step) {
 
 /** @type {Record<string, () => void>} */
 const keys = {
-  "/": () => find("#q")?.focus(),
+  "/": () => {
+    const box = /** @type {HTMLInputElement | null} */ (find("#q"));
+    box?.focus();
+    box?.setSelectionRange(box.value.length, box.value.length);
+  },
   j: () => move(1),
   k: () => move(-1),
   x: () => {
