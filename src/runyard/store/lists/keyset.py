@@ -35,10 +35,13 @@ def compare(
 ) -> ColumnElement[bool]:
     """Return the condition of rows after a position."""
     if len(order) == 1:
-        return order[0] < position[0] if is_descending else order[0] > position[0]
-    row: ColumnElement[Any] = tuple_(*order)
+        column: Any = order[0]
+        alone: ColumnElement[bool] = column < position[0] if is_descending else column > position[0]
+        return alone
+    row: Any = tuple_(*order)
     values = tuple_(*position)
-    return row < values if is_descending else row > values
+    further: ColumnElement[bool] = row < values if is_descending else row > values
+    return further
 
 
 def sort(

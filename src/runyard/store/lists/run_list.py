@@ -72,7 +72,7 @@ def add(
 ) -> None:
     """Add a run to the list; ``run`` has the columns of its row in ``runs``."""
     low = get_first_number(run["time_created"])
-    row = _build_row(run, name=name, flow_name=flow_name, attributes=attributes)
+    row = build_row(run, name=name, flow_name=flow_name, attributes=attributes)
     added = connection.execute(_ADD, {**row, "low": low, "high": low + FIRST_OF_TIME})
     number = added.scalar_one()
     _add_attributes(connection, run["org"], run["id"], attributes, number=number)
@@ -99,9 +99,10 @@ def describe(
     _add_attributes(connection, org, run_id, attributes, number=number)
 
 
-def _build_row(
+def build_row(
     run: Mapping[str, Any], *, name: str, flow_name: str, attributes: Mapping[str, str]
 ) -> dict[str, Any]:
+    """Return a run's row in the list, without its number."""
     name_text, rest = build_texts(
         name=name, flow_name=flow_name, attributes=attributes, run_id=run["id"]
     )
@@ -183,7 +184,6 @@ def rebuild(connection: Connection) -> None:
     """
     triggers.drop(connection)
     connection.execute(delete(run_list))
-    connection.execute(delete(run_counts))
     query = (
         select(
             *(runs.c.org, runs.c.id, runs.c.document, runs.c.condition, runs.c.flow_id),
@@ -204,7 +204,7 @@ def rebuild(connection: Connection) -> None:
         connection.execute(insert(run_list), rows)
         if durations:
             connection.execute(_SET_DURATION, durations)
-    _count(connection)
+    recount(connection)
     for table in (run_attributes, run_metrics):
         found = select(run_list.c.number).where(
             run_list.c.org == table.c.org, run_list.c.run_id == table.c.run_id
@@ -221,7 +221,9 @@ _SET_DURATION = update(runs).where(
 )
 
 
-def _count(connection: Connection) -> None:
+def recount(connection: Connection) -> None:
+    """Count all runs anew, for rows that were inserted without triggers."""
+    connection.execute(delete(run_counts))
     counts = select(run_list.c.org, run_list.c.condition, func.count()).group_by(
         run_list.c.org, run_list.c.condition
     )
@@ -248,7 +250,7 @@ def _read_row(row: AnyRow) -> tuple[dict[str, Any], int]:
         else None,
     )
     values = {**row._asdict(), "duration": duration}
-    listed = _build_row(
+    listed = build_row(
         values,
         name=document.metadata.name or flow_name,
         flow_name=flow_name,

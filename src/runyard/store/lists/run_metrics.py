@@ -87,7 +87,8 @@ def rebuild(connection: Connection) -> None:
 
     For rows of an older version.
     """
-    known = set(connection.execute(select(run_metrics.c.org, run_metrics.c.run_id)).all())
+    having = select(run_metrics.c.org, run_metrics.c.run_id).distinct()
+    known = {(row.org, row.run_id) for row in connection.execute(having)}
     query = select(metrics.c.org, metrics.c.run_id, metrics.c.measured).order_by(
         metrics.c.org, metrics.c.run_id, metrics.c.number
     )

@@ -1,9 +1,9 @@
 """Lists and counts of runs: filtered, sorted, page by page."""
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from sqlalchemy import Connection
 
@@ -20,6 +20,8 @@ from runyard.store.lists.run_filter import RunFilter
 from runyard.store.lists.run_query import OrderField, RunOrder
 from runyard.store.tables import AnyRow
 from vi.api.resources.runs.responses import Run, RunCount
+
+T = TypeVar("T")
 
 DEFAULT_ORDER = "-created"
 ORDERS = ("created", "name", "duration", "metric.KEY")
@@ -89,13 +91,32 @@ async def list_runs(
         token=token,
         question=describe_list(filter, order_by),
     )
-    items, next_page, first = await _read_items(services, org, filter, order_by, page_request)
     back = PageRequest(question=describe_list(filter, reverse_order(order_by)))
-    return RunPage(
-        items=[decode_run(item) for item in items],
-        next_page=next_page,
-        way_back=_sign_position(services, org, first, back) if first and token else None,
-    )
+
+    def decode_page(items: list[bytes], next_page: str | None, first: AnyRow | None) -> RunPage:
+        return RunPage(
+            items=[decode_run(item) for item in items],
+            next_page=next_page,
+            way_back=_sign_position(services, org, first, back) if first and token else None,
+        )
+
+    return await _read_items(services, org, filter, order_by, page_request, decode_page)
+
+
+async def read_page(
+    services: Services,
+    *,
+    org: str,
+    filter: RunFilter,
+    order_by: str = DEFAULT_ORDER,
+    page_request: PageRequest,
+) -> bytes:
+    """Return what ``list_runs`` returns as JSON, from the stored documents."""
+
+    def join_page(items: list[bytes], next_page: str | None, _: AnyRow | None) -> bytes:
+        return paging.join(items, next_page)
+
+    return await _read_items(services, org, filter, order_by, page_request, join_page)
 
 
 async def read_best_values(
@@ -112,27 +133,22 @@ async def read_best_values(
     return {run_id: value for run_id, key, value in found if metrics[run_id] == key}
 
 
-async def read_page(
+async def _read_items(
     services: Services,
-    *,
     org: str,
     filter: RunFilter,
-    order_by: str = DEFAULT_ORDER,
+    order_by: str,
     page_request: PageRequest,
-) -> bytes:
-    """Return what ``list_runs`` returns as JSON, from the stored documents."""
-    items, next_page, _ = await _read_items(services, org, filter, order_by, page_request)
-    return paging.join(items, next_page)
+    build_page: Callable[[list[bytes], str | None, AnyRow | None], T],
+) -> T:
+    """Return what a function makes of a page: documents, token of the next one, first row.
 
-
-async def _read_items(
-    services: Services, org: str, filter: RunFilter, order_by: str, page_request: PageRequest
-) -> tuple[list[bytes], str | None, AnyRow | None]:
-    """Return documents, the token of the next page, and the first row."""
+    It runs on a reader's thread, as everything else here.
+    """
     order = parse_order(order_by)
     after = _parse_position(services, org, order, page_request)
 
-    def read_documents(tx: Connection) -> tuple[list[bytes], str | None, AnyRow | None]:
+    def read_documents(tx: Connection) -> T:
         first: list[AnyRow] = []
 
         def fetch(position: tuple[Any, int] | None, limit: int) -> Sequence[AnyRow]:
@@ -149,7 +165,7 @@ async def _read_items(
             get_position=_get_position,
         )
         next_page = _sign_position(services, org, last, page_request) if has_more else None
-        return items, next_page, first[0] if first else None
+        return build_page(items, next_page, first[0] if first else None)
 
     return await services.store.read_in_thread(read_documents)
 
