@@ -118,9 +118,14 @@ document.addEventListener("click", ({ target }) => {
 });
 
 // A dialog shows what it is about to do; meanwhile it says that it checks.
-find("#action")?.addEventListener("close", () => {
-  find("#action-body")?.replaceChildren("Checking…");
-});
+// Where that fails, a toast has the reason.
+const dialog = /** @type {HTMLDialogElement | null} */ (find("#action"));
+dialog?.addEventListener("close", () => find("#action-body")?.replaceChildren("Checking…"));
+for (const name of ["htmx:response:error", "htmx:error"]) {
+  document.addEventListener(name, (event) => {
+    if (/** @type {CustomEvent} */ (event).detail.ctx?.target?.id === "action-body") dialog?.close();
+  });
+}
 
 // Keys.
 
