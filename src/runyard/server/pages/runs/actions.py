@@ -92,6 +92,7 @@ class Action(msgspec.Struct, frozen=True, kw_only=True):
     ids: tuple[str, ...] = ()
     can_act: bool = False
     button: str = ""
+    way_out: str = "Keep them"
     keys: tuple[str, ...] = ()
     receipt: str = ""
     has_more: bool = False
@@ -117,7 +118,7 @@ async def kill_runs(request: Request) -> Response:
         title, lines = describe_killed(count_conditions(outcomes))
         return finish(request, "kill", selection, outcomes, snippet, title=title, lines=lines)
     outcomes = refuse_ended(outcomes)
-    snippet = selection.keep(outcomes).write_snippet("kill")
+    snippet = selection.keep(outcomes).write_snippet("kill", python, **grace)
     title, lines = describe_kill(count_conditions(outcomes))
     return confirm(request, "kill", selection, outcomes, snippet, title=title, lines=lines)
 
@@ -256,6 +257,7 @@ def confirm(
         ids=() if selection.is_all else tuple(item.run_id for item in accepted),
         can_act=bool(accepted),
         button=title.rstrip("?"),
+        way_out="Cancel" if verb == "tag" else "Keep them",
         keys=keys,
     )
     return templates.render_fragment(request, "parts/_runs_action.html", page)

@@ -73,6 +73,8 @@ document.addEventListener("htmx:after:swap", (event) => {
   const { ctx } = /** @type {CustomEvent} */ (event).detail;
   if (ctx.swap === "none") return;
   if (ctx.target?.id === "list") created.clear();
+  const name = find("#view-name");
+  if (ctx.target?.id === "views" && name instanceof HTMLInputElement) name.value = "";
   showSelection();
 });
 document.addEventListener("acted", () => {
@@ -81,6 +83,26 @@ document.addEventListener("acted", () => {
   unselect();
   schedule(0);
 });
+
+// Ages grow by themselves; rows that do not change are not fetched for that.
+
+const UNITS = /** @type {const} */ ([[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]]);
+/** @param {number} seconds the same words as in views.py */
+function formatAge(seconds) {
+  if (seconds < 5) return "now";
+  const index = UNITS.findIndex(([size]) => seconds >= size);
+  const [size, unit] = UNITS[index];
+  const whole = Math.floor(seconds / size);
+  const part = index < 3 && whole < 10 ? Math.floor((seconds % size) / UNITS[index + 1][0]) : 0;
+  return `${whole} ${unit}${part ? ` ${part} ${UNITS[index + 1][1]}` : ""} ago`;
+}
+setInterval(() => {
+  if (document.hidden) return;
+  for (const time of document.querySelectorAll("#rows time")) {
+    const text = formatAge((Date.now() - Date.parse(time.getAttribute("datetime") ?? "")) / 1000);
+    if (time.textContent !== text) time.textContent = text;
+  }
+}, 15_000);
 
 // Selection.
 
@@ -155,6 +177,7 @@ const keys = {
     if (box instanceof HTMLInputElement) box.click();
   },
   "?": () => /** @type {HTMLDialogElement | null} */ (find("#keys"))?.showModal(),
+  Delete: () => find("#bulk:not([hidden]) .danger")?.click(),
   Escape: unselect,
 };
 document.addEventListener("keydown", (event) => {
