@@ -1,10 +1,10 @@
 """Export of the whole store as rows of plain values, and import into another one.
 
 It iterates over ``metadata``, so a new table is included by default; only sessions of browsers are
-left out. Rows are JSON arrays in the order of the table's columns, bytes as base64, sorted by
-primary key. Five tables are not simply replaced: ``meta`` gets the new store id, the lease clock
-and the counters of events never go back, open attempts get a whole lease, and ``keys`` stay those
-of the instance.
+left out. Tables whose rows follow from others are not included either: they are rebuilt. Rows are
+JSON arrays in the order of the table's columns, bytes as base64, sorted by primary key. Five tables
+are not simply replaced: ``meta`` gets the new store id, the lease clock and the counters of events
+never go back, open attempts get a whole lease, and ``keys`` stay those of the instance.
 """
 
 import textwrap
@@ -189,9 +189,9 @@ def replace_all(
     own_operator = next(iter(organizations.list_ids(connection)), None)
     own_clock = connection.execute(select(lease_clock)).one_or_none()
     own_pepper = organizations.get_meta(connection, organizations.PEPPER)
-    triggers.drop(connection)  # they would fire for every row
     own_counters = events.list_counters(connection)
     events.replace_recorded(connection, ())  # what these are about is replaced in this transaction
+    triggers.drop(connection)  # they would fire for every row
     for table in reversed(metadata.sorted_tables):
         connection.execute(delete(table))
     lacks_log_bytes = False

@@ -289,11 +289,14 @@ def _commit_with_retries(
 ) -> Collection[str]:
     """Run all in one transaction.
 
-    Repeat it when the database aborted it in favor of another one.
+    Repeat it when the database aborted it in favor of another one, which usually has advanced the
+    counter of the same events; then let that one's server wait.
     """
     for tries_left in reversed(range(kind.max_tries)):
         try:
             with connection.begin():
+                if tries_left + 1 < kind.max_tries:
+                    kind.lock_writers(connection)
                 events.replace_recorded(connection, ())
                 for each in queued:
                     _run_in_savepoint(connection, each, kind)
