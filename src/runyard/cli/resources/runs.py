@@ -102,12 +102,18 @@ def list_runs(
 
 @runs.command("get")
 @click.argument("run_id")
+@click.option("-w", "--web", "opens_page", is_flag=True, help="Open its page in a browser.")
 @data_dir_option
 @json_option
-def get_run(run_id: str, data_dir: Path | None, as_json: bool) -> None:
-    """Show a run: its state, progress and history."""
+def get_run(run_id: str, opens_page: bool, data_dir: Path | None, as_json: bool) -> None:
+    """Show a run: its state, progress and history; with --web, on its page."""
     with connect(data_dir) as client:
         run = client.runs.get(run_id)
+        if opens_page:
+            from runyard.cli.resources.sessions import open_page
+
+            open_page(client, f"/ui/runs/{run.run_id}", as_json=as_json)
+            return
     if as_json:
         print_json(run)
     else:

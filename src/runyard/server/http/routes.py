@@ -54,7 +54,7 @@ from vi.api.resources.datasets.responses import (
     ImportReport,
 )
 from vi.api.resources.events.responses import EventPage
-from vi.api.resources.flows.responses import Flow, FlowAcceleratorList
+from vi.api.resources.flows.responses import Flow, FlowAcceleratorList, FlowCheck
 from vi.api.resources.keys.responses import IssuedKey, Key
 from vi.api.resources.models.responses import Model
 from vi.api.resources.runs.responses import Run, RunCount, RunOutcomes
@@ -133,6 +133,9 @@ ROUTES = (
           is_page=True, query=PAGE),
     Route("GET", ORG + "/simpleFlows", flows.list_flows, "List flows, newest first", returns=Flow,
           is_page=True, query=PAGE),
+    Route("POST", ORG + "/flows:check", flows.check_flow,
+          "Check a flow without saving it: problems, plan, memory", body=bodies.CheckedFlow,
+          returns=FlowCheck),
     Route("GET", FLOW, flows.get_flow, "Get a flow", returns=Flow),
     Route("PUT", FLOW, flows.put_flow, "Create or replace a flow", body=bodies.NewFlow,
           returns=Flow, statuses=(200, 201)),

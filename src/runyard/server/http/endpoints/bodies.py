@@ -180,6 +180,13 @@ class NewFlow(RequestBody):
     metadata: NewMetadata | None = None
 
 
+class CheckedFlow(RequestBody):
+    """A flow to check; ``trainingProject`` is the one that a run would name beside it."""
+
+    spec: dict[str, Any]
+    training_project: str | None = None
+
+
 class ChangedFlow(RequestBody):
     """Given fields of the spec replace those of the flow."""
 
