@@ -7,7 +7,6 @@ Chromium these tests are skipped.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import re
@@ -121,10 +120,7 @@ def chromium() -> Iterator[Browser]:
         pytest.skip(SKIPPED)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        loop = asyncio.get_running_loop()
-        asyncio._set_running_loop(None)
-        yield Chromium(browser, loop)
-        asyncio._set_running_loop(loop)
+        yield browser
         browser.close()
 
 

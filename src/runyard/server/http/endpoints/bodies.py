@@ -218,6 +218,23 @@ class ChangedProject(RequestBody):
     metadata: ChangedMetadata | None = None
 
 
+ColumnName = Annotated[str, within(limits.METRIC_NAME, at_least=1)]
+
+
+class NewViewSpec(RequestBody):
+    """``filter`` and ``orderBy`` are those of the list of runs."""
+
+    name: Annotated[str, within(limits.NAME, at_least=1)] = "Untitled"
+    filter: Annotated[str, within(limits.QUERY_TEXT)] = ""
+    order_by: Annotated[str, within(limits.METRIC_NAME)] = ""
+    columns: Annotated[list[ColumnName], msgspec.Meta(max_length=50)] = []
+
+
+class NewView(RequestBody):
+    spec: NewViewSpec = msgspec.field(default_factory=NewViewSpec)
+    metadata: NewMetadata | None = None
+
+
 class NewDataset(RequestBody):
     """``owner``, ``status``, ``tags`` and others are accepted from other clients and ignored."""
 
