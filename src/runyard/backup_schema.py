@@ -4,7 +4,7 @@ A column is ``name:type(length)``. ``*`` marks the primary key, ``?`` a value th
 ``=`` a column that older files may lack.
 """
 
-REVISION = "0013"
+REVISION = "0014"
 TABLES = {
     "assets": (
         "*org:str(64) *dataset_id:str(255) *id:str(64) filename:str(1024) content:str(64) "
@@ -46,14 +46,14 @@ TABLES = {
         "annotated_count:int64 record_count:int64 size_bytes:int64 next_number:int64 "
         "revision:int64 version:str(32)?= version_revision:int64 version_count:int32 "
     ),
+    "evaluations": (
+        "*org:str(64) *run_id:str(255) *step:int64 attempt:int32 time:int64 sample_count:int32 "
+        "total:int64 size_bytes:int64 is_left_out:bool "
+    ),
     "event_counters": ("*org:str(64) number:int64 kept_after:int64 "),
     "events": (
         "*org:str(64) *number:int64 time:int64 kind:str(32) target:str(255) what:str(32) actor:str "
         "details:bytes "
-    ),
-    "evaluations": (
-        "*org:str(64) *run_id:str(255) *step:int64 attempt:int32 time:int64 sample_count:int32 "
-        "total:int64 size_bytes:int64 is_left_out:bool "
     ),
     "flows": (
         "*org:str(64) *id:str(255) document:bytes etag:str(32) generation:int32 body_sha256:bytes "
@@ -132,10 +132,9 @@ TABLES = {
     "samples": (
         "*org:str(64) *run_id:str(255) *step:int64 *number:int64 score:float?= document:bytes "
     ),
-    "session_codes": ("*secret_mac:bytes org:str(64) key_id:str(16) expires:int64 "),
-    "sessions": (
-        "*id:str(16) secret_mac:bytes org:str(64) key_id:str(16) time_created:int64 expires:int64 "
-        "last_used:int64 address:str agent:str "
+    "saved_views": (
+        "*org:str(64) *id:str(255) document:bytes etag:str(32) generation:int32 body_sha256:bytes "
+        "time_created:int64 "
     ),
     "stream_offsets": (
         "*org:str(64) *run_id:str(255) *attempt:int32 *stream:str(16) offset:int64 "

@@ -19,6 +19,7 @@ SESSIONS = "/assetIngestionSessions"
 
 # Routes with another method than GET that change nothing.
 CHANGES_NOTHING = {
+    ("POST", "flows:check"),
     ("POST", DATASET + "/aggregationStatistics:generate"),  # counts
     ("POST", SOURCE + "/multipartUploads/{}/parts/{}"),  # signs a URL
     (
@@ -85,6 +86,10 @@ async def change_documents(watch: AuditWatch) -> None:
         await watch("PATCH", noun + "/{}", id, json=attributes)
         await watch("PATCH", noun + "/{}", id, json=attributes, rows=0)
         await watch("DELETE", noun + "/{}", id)
+    view = {"spec": {"name": "failed", "filter": "condition:Failed"}}
+    await watch("PUT", "views/{}", "v1", json=view)
+    await watch("PUT", "views/{}", "v1", json=view, rows=0)
+    await watch("DELETE", "views/{}", "v1")
 
 
 async def change_many_runs(watch: AuditWatch) -> None:
@@ -210,6 +215,7 @@ async def change_everything(server: TestServer) -> set[tuple[str, str]]:
         await server.services.jobs.wait_until_idle()
     await watch("DELETE", DATASET, dataset_id)
     await server.services.jobs.wait_until_idle()
+    await watch("POST", "flows:check", json={"spec": {}}, rows=0)
     await watch("POST", "storage/collections")
     await watch("POST", "storage/restores", content=await watch("POST", "storage/backups"))
     return watch.seen

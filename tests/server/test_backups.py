@@ -86,6 +86,7 @@ async def fill_store(server: TestServer) -> Any:
     api = await server.api()
     await api.put(server.path("flows/f1"), json={"spec": {"name": "mine"}})
     await api.put(server.path("trainingProjects/p1"), json={"spec": {"name": "project"}})
+    await api.put(server.path("views/v1"), json={"spec": {"name": "all"}})
     await api.put(server.path("runs/gone"), json={"spec": {}})
     await api.delete(server.path("runs/gone"))
     done = await attempts.start(server, "done")

@@ -130,6 +130,20 @@ training_projects = Table(
     Index("training_projects_by_time", "org", "time_created", "id"),
 )
 
+# Named filters of the list of runs, shared by the organization.
+saved_views = Table(
+    "saved_views",
+    metadata,
+    Column("org", String(64), primary_key=True),
+    Column("id", String(255), primary_key=True),
+    Column("document", LargeBinary, nullable=False),
+    Column("etag", String(32), nullable=False),
+    Column("generation", Integer, nullable=False),
+    Column("body_sha256", LargeBinary(32), nullable=False),
+    Column("time_created", BigInteger, nullable=False),
+    Index("saved_views_by_time", "org", "time_created", "id"),
+)
+
 runs = Table(
     "runs",
     metadata,

@@ -88,7 +88,6 @@ QUERY: dict[str, dict[str, Any]] = {
     "regex": _enum_schema(*run_logs.BOOLEANS),
     "case": _enum_schema(*run_logs.BOOLEANS),
     "level": _enum_schema(*LEVELS),
-    "orderBy": _text_schema(limits.ID),
     "evaluation": {"type": "string", "pattern": "^(latest|[0-9]{1,16})$"},
     "index": TIME,
     "size": _enum_schema(*map(str, SIZES)),
@@ -105,6 +104,12 @@ QUERY: dict[str, dict[str, Any]] = {
     "version": _text_schema(limits.ID),
     "run": {"type": "string", "pattern": f"^{ID_PATTERN}$"},
     "kind": _enum_schema(*KINDS),
+}
+# Where a route's parameter differs from that of the same name elsewhere: by the end of the path.
+QUERY_OF: dict[tuple[str, str], dict[str, Any]] = {
+    ("/metrics", "limit"): _integer_schema(1, 10 * series.MOST),
+    ("/samples", "orderBy"): _enum_schema(*ORDERS),
+    ("/logs", "after"): TIME,
 }
 PATH: dict[str, dict[str, Any]] = {
     "org": {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"},
@@ -200,11 +205,7 @@ def _list_parameters(route: Route, path: str) -> list[dict[str, Any]]:
         for name in names
     ]
     for name in route.query:
-        schema = QUERY[name]
-        if name == "limit" and path.endswith("/metrics"):
-            schema = _integer_schema(1, 10 * series.MOST)
-        if name == "orderBy" and path.endswith("/samples"):
-            schema = _enum_schema(*ORDERS)
+        schema = QUERY_OF.get(("/" + path.rpartition("/")[2], name), QUERY[name])
         found.append({"name": name, "in": "query", "schema": schema})
     if (route.method, route.path) in IF_MATCH:
         found.append(

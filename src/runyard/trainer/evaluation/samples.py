@@ -13,6 +13,7 @@ Boxes are fractions of the image's width and height. An image is written once pe
 if it is not one of an uploaded dataset, whose images the server has.
 """
 
+import errno
 import io
 import itertools
 import json
@@ -81,7 +82,7 @@ class SampleWriter:
             size_bytes = file.tell()
             try:
                 if file.write(data) != len(data):
-                    raise OSError(None, "the disk is full", str(self._path))
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
                 os.fsync(file.fileno())
             except OSError:
                 os.ftruncate(file.fileno(), size_bytes)

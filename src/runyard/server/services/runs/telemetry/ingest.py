@@ -91,13 +91,13 @@ def _insert_lines(
     if shipped.offset != offset or shipped.next_offset <= offset:
         return LinesAccepted(offset=offset), row.id
     changes = _apply_lines(services, shipped, decode_run(row.document), row, attempt.number)
-    record_changes(tx, changes.run)
     if shipped.stream == "samples":
         found = samples.insert_lines(
             tx, shipped.lines, org=token.org, run_id=row.id, attempt=attempt.number
         )
         for warning in found:
             changes.log("events", changes.now_ms, f"warning: {warning}")
+    record_changes(tx, changes.run)
     point_counts = _add_points(tx, changes, row)
     logs.add_log_lines(tx, changes.log_rows)
     log_index.add_complete_blocks(
