@@ -10,6 +10,7 @@ import { watch } from "./live.js";
 /** @param {HTMLElement} element @param {any} detail */
 function isMeant(element, detail) {
   const wanted = (element.dataset.refreshOn ?? "").split(" ");
+  if (detail.change?.what === "deleted") return false;
   return detail.kind === "all" || (detail.kind === "change" && (wanted.includes("any") || wanted.includes(detail.change.what)));
 }
 
