@@ -43,7 +43,9 @@ class Picture extends HTMLElement {
     this.canvas.setAttribute("role", "img");
     this.canvas.setAttribute("aria-label", this.getAttribute("label") ?? "Image with boxes");
     this.canvas.tabIndex = 0;
-    this.replaceChildren(this.canvas);
+    // In a shadow root, since the element itself is replaced in place by one without a canvas.
+    (this.shadowRoot ?? this.attachShadow({ mode: "open" })).replaceChildren(this.canvas);
+    Object.assign(this.canvas.style, { display: "block", width: "100%", height: "100%" });
     this.observer = new ResizeObserver(() => this.request());
     this.observer.observe(this);
     this.image.addEventListener("load", () => { this.removeAttribute("data-missing"); this.request(); });
