@@ -329,10 +329,13 @@ def test_predictions_are_shown_worst_first_and_by_keys(page_of: PageOf, trainers
     page = open_run(page_of, trainer, trainers, "/predictions")
     expect(page.locator("#predictions")).to_contain_text("No evaluation yet.")
     report_evaluation(trainer, 100)
-    report_evaluation(trainer, 200)
-    page.reload()
     tiles = page.locator("[data-tile]")
     expect(tiles).to_have_count(3)
+    report_evaluation(trainer, 200)
+    expect(page.locator("[data-evaluation]")).to_have_count(2)
+    expect(page.locator("output")).to_have_text("step 100")
+    page.locator("[data-evaluation]").last.click()
+    expect(page.locator("output")).to_have_text("step 200")
     expect(tiles.first).to_have_attribute("aria-current", "true")
     expect(tiles.first).to_contain_text("0.02")
     expect(page.locator("output")).to_have_text("step 200")
@@ -436,9 +439,9 @@ def test_a_failed_run_offers_the_fix_and_shows_its_difference(
     settings = started.spec.flow.blocks[1].settings["hyperparameters"]
     assert (settings["epochs"], settings["microBatchSize"]) == (9, 4)
     assert started.metadata.attributes == {"owner": "kim"}
-    trainers.client.runs.delete(started.run_id)
 
     page.goto(f"{trainers.site.endpoint}/ui/runs/{trainer.run_id}")
+    trainers.client.runs.delete(started.run_id)
     page.get_by_role("link", name="Resume…").click()
     expect(page.get_by_label("Checkpoint")).to_have_value("latest")
     page.get_by_role("button", name="Start the run").click()
@@ -446,6 +449,7 @@ def test_a_failed_run_offers_the_fix_and_shows_its_difference(
     resumed = trainers.client.runs.get(urlsplit(page.url).path.rpartition("/")[2])
     assert resumed.spec.resume_from is not None
     assert resumed.spec.resume_from.checkpoint == "step-40"
+    page.goto(f"{trainers.site.endpoint}/ui/runs")
     trainers.client.runs.delete(resumed.run_id)
 
 
