@@ -20,6 +20,9 @@ EXIT_UNREACHABLE = 5
 EXIT_REFUSED = 6
 EXIT_TIME_UP = 7
 EXIT_CANNOT_START = 8  # starting the instance again would fail again
+EXIT_WATCHED_FAILED = 10  # only of `runyard runs watch --exit-status`, with the next two
+EXIT_WATCHED_ERROR = 11
+EXIT_WATCHED_CANCELLED = 12
 EXIT_DOWN = 3  # only of `runyard status`, as service managers expect
 EXIT_INTERRUPTED = 130
 

@@ -39,6 +39,9 @@ COMMANDS = {
     "runs": CommandEntry(
         "resources.runs", "runs", "Create, follow, compare, kill and delete training runs."
     ),
+    "top": CommandEntry(
+        "live.top", "top", "Show running and waiting runs and the use of machines, live."
+    ),
     "flows": CommandEntry(
         "resources.flows", "flows", "Save, validate and inspect flows (training configurations)."
     ),
@@ -134,6 +137,7 @@ def cli() -> None:
 
     Exit codes: 0 success; 1 error; 2 invalid usage or setting; 3 run did not succeed; 4 not found;
     5 server unreachable; 6 key rejected; 7 timeout; 8 instance cannot start; 130 interrupted.
+    With `runyard runs watch --exit-status`: 10 Failed; 11 Error; 12 Cancelled.
     `runyard status` exits with 0 if an instance is up and with 3 if none is.
     """
 

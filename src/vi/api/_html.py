@@ -12,6 +12,7 @@ from html import escape
 from math import isfinite
 
 from vi._text import to_single_line
+from vi.api._display import CONDITION_SHAPES
 
 MAX_BYTES = 20 * 1024
 _TABLE_BYTES = 19 * 1024  # leaves space for the frame and the last line
@@ -29,14 +30,6 @@ CONDITION_COLORS = {
     "Failed": "#d1454b",
     "Error": "#c2562a",
     "Cancelled": "#7d7f86",
-}
-CONDITION_SHAPES = {
-    "Pending": "◷",
-    "Running": "●",
-    "Succeeded": "✓",
-    "Failed": "✗",
-    "Error": "!",
-    "Cancelled": "⊘",
 }
 _UNKNOWN_SHAPE, _UNKNOWN_COLOR = "○", "#7d7f86"
 

@@ -13,6 +13,7 @@ import pytest
 import vi
 from vi._text import to_single_line
 from vi.api import _html
+from vi.api._display import CONDITION_SHAPES
 from vi.api.resources.datasets.responses import Dataset
 from vi.api.resources.runs.responses import MetricPoint, Run
 
@@ -113,14 +114,14 @@ def test_a_run_is_a_card_in_a_notebook(run: Run) -> None:
     assert "Pending 1 min 0 s" in text
 
 
-@pytest.mark.parametrize("condition", [*_html.CONDITION_SHAPES, "Hibernating"])
+@pytest.mark.parametrize("condition", [*CONDITION_SHAPES, "Hibernating"])
 def test_every_condition_has_a_word_and_a_shape(run_document: RunDocument, condition: str) -> None:
     text = check_markup(msgspec.convert(run_document(condition), Run)._repr_html_())
-    assert f"{_html.CONDITION_SHAPES.get(condition, '○')} {condition}" in " ".join(text.split())
+    assert f"{CONDITION_SHAPES.get(condition, '○')} {condition}" in " ".join(text.split())
 
 
 def test_the_shapes_differ() -> None:
-    assert len(set(_html.CONDITION_SHAPES.values())) == len(_html.CONDITION_SHAPES) == 6
+    assert len(set(CONDITION_SHAPES.values())) == len(CONDITION_SHAPES) == 6
 
 
 @pytest.mark.parametrize("background", ["#ffffff", "#111111"])

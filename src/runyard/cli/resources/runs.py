@@ -15,6 +15,7 @@ from runyard.cli.failures import (
     CommandFailed,
     to_command_failure,
 )
+from runyard.cli.live.watch import watch_run
 from runyard.cli.output import (
     colorize,
     format_age,
@@ -206,6 +207,8 @@ def wait_for_run(
     else:
         _print_run(run)
 
+
+runs.add_command(watch_run)
 
 tolerance_option = click.option(
     "--tolerance",
