@@ -75,8 +75,8 @@ def add_profile(name: str, file: IO[bytes], overwrite: bool) -> None:
         values = {key: str(given[key]) for key in _NAMES}
     except (ValueError, KeyError, TypeError) as error:
         raise CommandFailed(
-            f"{getattr(file, 'name', '-')} is not a JSON object with {', '.join(_NAMES)} ({error}); try: the file "
-            "that `runyard keys create --out FILE` wrote",
+            f"{getattr(file, 'name', '-')} is not a JSON object with {', '.join(_NAMES)} "
+            f"({error}); try: the file that `runyard keys create --out FILE` wrote",
             exit_code=EXIT_USAGE,
         ) from error
     path = get_profile_folder() / f"{check_profile_name(name)}.json"
