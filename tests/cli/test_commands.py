@@ -150,7 +150,7 @@ def test_flows_are_saved_listed_shown_and_deleted(runyard: Runyard, data_dir: st
         runyard("flows", "check", flow_id, "--data-dir", data_dir).stdout == "shelf: no problems\n"
     )
 
-    assert runyard("flows", "delete", flow_id, "--data-dir", data_dir).exit_code == 0
+    assert runyard("flows", "rm", flow_id, "--yes", "--data-dir", data_dir).exit_code == 0
     assert runyard("flows", "get", flow_id, "--data-dir", data_dir).exit_code == 4
 
 
