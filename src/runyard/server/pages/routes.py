@@ -5,7 +5,8 @@ that a route of the API also calls.
 """
 
 from runyard.server.http.route import Route
-from runyard.server.pages import run, sessions, stream
+from runyard.server.pages import new_run, sessions, stream
+from runyard.server.pages.run.routes import ROUTES as RUN_ROUTES
 from runyard.server.pages.runs import actions, export, table
 
 # fmt: off
@@ -36,6 +37,8 @@ PAGES = (
           role="member"),
     Route("POST", "/ui/runs:start", actions.start_run, "Start the built-in run",
           role="member", statuses=(303,)),
-    Route("GET", "/ui/runs/{run_id:str}", run.get_run, "Show a run", role="viewer"),
+    Route("GET", "/ui/runs/new", new_run.get_new_run, "Show the form that starts a run",
+          query=("from", "dataset", "weights"), role="viewer"),
+    *RUN_ROUTES,
 )
 # fmt: on
