@@ -45,6 +45,9 @@ COMMANDS = {
     "flows": CommandEntry(
         "resources.flows", "flows", "Save, validate and inspect flows (training configurations)."
     ),
+    "views": CommandEntry(
+        "resources.views", "views", "Save, list and delete views: named filters of runs."
+    ),
     "datasets": CommandEntry(
         "resources.datasets", "datasets", "Import, check, preview and export datasets."
     ),

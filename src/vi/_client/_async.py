@@ -18,6 +18,7 @@ from vi.api.resources.annotations._async import AsyncAnnotations
 from vi.api.resources.assets._async import AsyncAssets
 from vi.api.resources.audit._async import AsyncAudit
 from vi.api.resources.datasets._async import AsyncDatasets
+from vi.api.resources.events._async import AsyncEvents
 from vi.api.resources.flows._async import AsyncFlows
 from vi.api.resources.keys._async import AsyncKeys
 from vi.api.resources.models._async import AsyncModels
@@ -25,6 +26,7 @@ from vi.api.resources.models.responses import DownloadedModel
 from vi.api.resources.runs._async import AsyncRuns
 from vi.api.resources.sessions._async import AsyncSessions
 from vi.api.resources.training_projects._async import AsyncTrainingProjects
+from vi.api.resources.views._async import AsyncViews
 from vi.errors import ViConfigurationError
 
 
@@ -101,9 +103,11 @@ class AsyncClient:
         self.assets = AsyncAssets(self._http, found.organization_id)
         self.annotations = AsyncAnnotations(self._http, found.organization_id, self.datasets)
         self.training_projects = AsyncTrainingProjects(self._http, found.organization_id)
+        self.views = AsyncViews(self._http, found.organization_id)
         self.keys = AsyncKeys(self._http, found.organization_id)
         self.sessions = AsyncSessions(self._http, found.organization_id)
         self.audit = AsyncAudit(self._http, found.organization_id)
+        self.events = AsyncEvents(self._http, found.organization_id)
 
     @property
     def endpoint(self) -> str:

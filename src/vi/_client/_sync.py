@@ -19,6 +19,7 @@ from vi.api.resources.annotations._sync import Annotations
 from vi.api.resources.assets._sync import Assets
 from vi.api.resources.audit._sync import Audit
 from vi.api.resources.datasets._sync import Datasets
+from vi.api.resources.events._sync import Events
 from vi.api.resources.flows._sync import Flows
 from vi.api.resources.keys._sync import Keys
 from vi.api.resources.models._sync import Models
@@ -26,6 +27,7 @@ from vi.api.resources.models.responses import DownloadedModel
 from vi.api.resources.runs._sync import Runs
 from vi.api.resources.sessions._sync import Sessions
 from vi.api.resources.training_projects._sync import TrainingProjects
+from vi.api.resources.views._sync import Views
 from vi.errors import ViConfigurationError
 
 
@@ -102,9 +104,11 @@ class Client:
         self.assets = Assets(self._http, found.organization_id)
         self.annotations = Annotations(self._http, found.organization_id, self.datasets)
         self.training_projects = TrainingProjects(self._http, found.organization_id)
+        self.views = Views(self._http, found.organization_id)
         self.keys = Keys(self._http, found.organization_id)
         self.sessions = Sessions(self._http, found.organization_id)
         self.audit = Audit(self._http, found.organization_id)
+        self.events = Events(self._http, found.organization_id)
 
     @property
     def endpoint(self) -> str:

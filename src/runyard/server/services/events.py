@@ -21,7 +21,7 @@ from runyard.store import events as rows
 from runyard.store.tables import AnyRow
 from vi.api.resources.events.responses import Event, EventPage
 
-KINDS = ("run", "dataset", "import", "flow", "trainingProject")
+KINDS = ("run", "dataset", "import", "flow", "trainingProject", "view")
 LONGEST_WAIT_S = 30.0
 # Another server on the same database does not notify this one.
 POLL_S = 5.0

@@ -21,7 +21,7 @@ from runyard.server.services import etags
 from runyard.server.services.context import Services
 from runyard.server.services.errors import Refusal
 from runyard.server.services.machines import ReportedMachine
-from runyard.server.services.runs import flows, placement, references
+from runyard.server.services.runs import flows, listing, placement, references
 from runyard.server.services.runs.runs import decode_run
 from runyard.store import runs as rows
 from runyard.store.lists.run_filter import RunFilter
@@ -209,33 +209,29 @@ def _iter_predicted(
 
     Runs without a prediction do not count, however many there are.
     """
-    after: tuple[int, str] | None = None
-    while page := rows.page(tx, org=org, filter=requested, after=after, limit=PAGE):
-        for row in page:
-            if b'"memory"' not in row.document:
-                continue  # most have none, and need not be decoded
-            run = decode_run(row.document)
-            plan = run.status.plan or {}
-            peak, size, parameters = (
-                _get_planned_number(plan, name)
-                for name in ("memory", "microBatchSize", "parameters")
+    for row in listing.iter_newest(tx, org, requested, size=PAGE):
+        if b'"memory"' not in row.document:
+            continue  # most have none, and need not be decoded
+        run = decode_run(row.document)
+        plan = run.status.plan or {}
+        peak, size, parameters = (
+            _get_planned_number(plan, name) for name in ("memory", "microBatchSize", "parameters")
+        )
+        if peak and size and parameters:
+            is_cpu = _get_planned(plan, "device") == CPU
+            yield (
+                run,
+                MeasuredPeak(
+                    peak_bytes=peak,
+                    run_id=run.run_id,
+                    is_cpu=is_cpu,
+                    micro_batch_size=size,
+                    parameters=parameters,
+                ),
             )
-            if peak and size and parameters:
-                is_cpu = _get_planned(plan, "device") == CPU
-                yield (
-                    run,
-                    MeasuredPeak(
-                        peak_bytes=peak,
-                        run_id=run.run_id,
-                        is_cpu=is_cpu,
-                        micro_batch_size=size,
-                        parameters=parameters,
-                    ),
-                )
-                most -= 1
-                if most == 0:
-                    return
-        after = (page[-1].time_created, page[-1].id)
+            most -= 1
+            if most == 0:
+                return
 
 
 def _is_alike(run: Run, resolved: ResolvedFlow) -> bool:

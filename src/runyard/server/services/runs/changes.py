@@ -9,14 +9,27 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
+import msgspec
 from sqlalchemy import Connection
 
 from runyard.server.services import events
-from vi.api.resources.runs.responses import Run, RunAttempt
-from vi.api.responses import ResourceCondition
+from vi.api.resources.runs.responses import Run, RunAttempt, RunSpec
+from vi.api.responses import ResourceCondition, ResourceMetadata
 
 MOST_NOTES = 100  # of one shipment of lines; its log has all of them
 Change = tuple[str, Mapping[str, Any]]  # what has changed, and the details
+# Fields whose change is no update by a user: fixed at creation, written by the platform, or a kill.
+_OTHER_FIELDS = {
+    *("flow", "killed_at", "grace_seconds", "resume_from"),
+    *("time_created", "last_updated", "generation"),
+}
+# Part of the run, field, and its name on the wire.
+_USER_FIELDS = [
+    (part, field.name, field.encode_name)
+    for part, kind in (("spec", RunSpec), ("metadata", ResourceMetadata))
+    for field in msgspec.structs.fields(kind)
+    if field.name not in _OTHER_FIELDS
+]
 
 
 class StoredRun(Run, dict=True):
@@ -27,14 +40,14 @@ class StoredRun(Run, dict=True):
 class _Stored:
     """The state of a run in the store, as far as its changes are events, and what was noted.
 
-    The lists of conditions and attributes are replaced, never changed, so they need no copy.
+    Conditions and attributes are replaced, never changed, so they need no copy. ``fields`` are
+    those of ``_USER_FIELDS``.
     """
 
     conditions: list[ResourceCondition]
     attempt_ends: tuple[int | None, ...]
     killed_at: int | None
-    training_project: str | None
-    attributes: dict[str, str]
+    fields: list[Any]
     notes: list[tuple[int, Change]]
 
 
@@ -44,8 +57,7 @@ def remember(run: StoredRun) -> None:
         conditions=run.status.conditions,
         attempt_ends=tuple(attempt.time_ended for attempt in run.status.attempts),
         killed_at=run.spec.killed_at,
-        training_project=run.spec.training_project,
-        attributes=run.metadata.attributes,
+        fields=_list_user_values(run),
         notes=[],
     )
 
@@ -80,6 +92,10 @@ def record_changes(tx: Connection, run: StoredRun, *, actor: str = "") -> None:
     remember(run)
 
 
+def _list_user_values(run: Run) -> list[Any]:
+    return [getattr(getattr(run, part), name) for part, name, _ in _USER_FIELDS]
+
+
 def _get_stored(run: StoredRun) -> _Stored:
     return cast(_Stored, run.__dict__["stored"])
 
@@ -99,11 +115,13 @@ def _record(tx: Connection, run: Run, now_ms: int, change: Change, actor: str) -
 
 
 def _find_updates(stored: _Stored, run: Run) -> Iterator[Change]:
-    changed = []
-    if stored.attributes != run.metadata.attributes:
-        changed.append("attributes")
-    if stored.training_project != run.spec.training_project:
-        changed.append("trainingProject")
+    changed = [
+        name
+        for (_, _, name), before, now in zip(
+            _USER_FIELDS, stored.fields, _list_user_values(run), strict=True
+        )
+        if before != now
+    ]
     if changed:
         yield "updated", {"changed": changed}
     if stored.killed_at != run.spec.killed_at:
