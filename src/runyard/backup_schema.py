@@ -4,7 +4,7 @@ A column is ``name:type(length)``. ``*`` marks the primary key, ``?`` a value th
 ``=`` a column that older files may lack.
 """
 
-REVISION = "0009"
+REVISION = "0013"
 TABLES = {
     "assets": (
         "*org:str(64) *dataset_id:str(255) *id:str(64) filename:str(1024) content:str(64) "
@@ -45,6 +45,11 @@ TABLES = {
         "generation:int32 time_created:int64 last_updated:int64 deleted:bool asset_count:int64 "
         "annotated_count:int64 record_count:int64 size_bytes:int64 next_number:int64 "
         "revision:int64 version:str(32)?= version_revision:int64 version_count:int32 "
+    ),
+    "event_counters": ("*org:str(64) number:int64 kept_after:int64 "),
+    "events": (
+        "*org:str(64) *number:int64 time:int64 kind:str(32) target:str(255) what:str(32) actor:str "
+        "details:bytes "
     ),
     "flows": (
         "*org:str(64) *id:str(255) document:bytes etag:str(32) generation:int32 body_sha256:bytes "
@@ -99,6 +104,16 @@ TABLES = {
         "flow_id:str(255)?= training_project:str(255)?= priority:int32 time_created:int64 "
         "killed:bool deleted:bool log_count:int64 metric_count:int64 log_bytes:int64= "
         "log_left_out:int64= requirements:str(512)?= waits:str(32)= duration:int64= "
+    ),
+    "session_codes": ("*secret_mac:bytes org:str(64) key_id:str(16) expires:int64 "),
+    "sessions": (
+        "*id:str(16) secret_mac:bytes org:str(64) key_id:str(16) time_created:int64 expires:int64 "
+        "last_used:int64 address:str agent:str "
+    ),
+    "session_codes": ("*secret_mac:bytes org:str(64) key_id:str(16) expires:int64 "),
+    "sessions": (
+        "*id:str(16) secret_mac:bytes org:str(64) key_id:str(16) time_created:int64 expires:int64 "
+        "last_used:int64 address:str agent:str "
     ),
     "stream_offsets": (
         "*org:str(64) *run_id:str(255) *attempt:int32 *stream:str(16) offset:int64 "

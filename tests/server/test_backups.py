@@ -27,7 +27,7 @@ from tests.support import attempts
 from tests.support.server import TestServer, open_server
 
 # Tables that a restore does not simply replace; see runyard.store.backup.
-OWN = {"meta", "pulse", "keys", "audit", "attempts"}
+OWN = {"meta", "pulse", "keys", "audit", "attempts", "event_counters"}
 
 
 async def take_backup(server: TestServer) -> bytes:

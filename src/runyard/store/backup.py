@@ -1,10 +1,10 @@
 """Export of the whole store as rows of plain values, and import into another one.
 
 It iterates over ``metadata``, so a new table is included by default. Tables whose rows follow from
-others are not: they are rebuilt. Rows are JSON arrays in the
-order of the table's columns, bytes as base64, sorted by primary key. Four tables are not simply
-replaced: ``meta`` gets the new store id, the lease clock never goes back, open attempts get a whole
-lease, and ``keys`` stay those of the instance.
+others are not: they are rebuilt. Rows are JSON arrays in the order of the table's columns, bytes as
+base64, sorted by primary key. Five tables are not simply replaced: ``meta`` gets the new store id,
+the lease clock and the counters of events never go back, open attempts get a whole lease, and
+``keys`` stay those of the instance.
 """
 
 import textwrap
@@ -29,7 +29,7 @@ from sqlalchemy.exc import OperationalError, StatementError
 
 from runyard import backup_rows
 from runyard.backup_rows import InvalidRows
-from runyard.store import organizations, requirements
+from runyard.store import events, organizations, requirements
 from runyard.store.engines.postgresql import is_value_too_large
 from runyard.store.lists import run_list, run_metrics, triggers
 from runyard.store.migrate import HEAD
@@ -183,6 +183,8 @@ def replace_all(
     own_operator = next(iter(organizations.list_ids(connection)), None)
     own_clock = connection.execute(select(lease_clock)).one_or_none()
     own_pepper = organizations.get_meta(connection, organizations.PEPPER)
+    own_counters = events.list_counters(connection)
+    events.replace_recorded(connection, ())  # what these are about is replaced in this transaction
     triggers.drop(connection)  # they would fire for every row
     for table in reversed(metadata.sorted_tables):
         connection.execute(delete(table))
@@ -216,6 +218,7 @@ def replace_all(
     if own_pepper is not None:
         organizations.set_meta(connection, organizations.PEPPER, own_pepper)
     _advance_clock(connection, own_clock, lease_ms=lease_ms)
+    events.skip_numbers(connection, own_counters, organizations.list_ids(connection))
     _restore_own_keys(connection, own_keys, own_operator=own_operator, operator=operator)
 
 

@@ -79,6 +79,32 @@ keys = Table(
     Index("keys_by_time", "org", "time_created", "id"),
 )
 
+# Browsers that are signed in. The cookie's value is a secret, of which only the hash is stored.
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("id", String(16), primary_key=True),
+    Column("secret_mac", LargeBinary(32), nullable=False, unique=True),
+    Column("org", String(64), nullable=False),
+    Column("key_id", String(16), nullable=False),
+    Column("time_created", BigInteger, nullable=False),
+    Column("expires", BigInteger, nullable=False),
+    Column("last_used", BigInteger, nullable=False),
+    Column("address", Text, nullable=False),
+    Column("agent", Text, nullable=False),
+    Index("sessions_by_time", "org", "time_created", "id"),
+)
+
+# One-time codes, each of which begins one session. A used one is removed.
+session_codes = Table(
+    "session_codes",
+    metadata,
+    Column("secret_mac", LargeBinary(32), primary_key=True),
+    Column("org", String(64), nullable=False),
+    Column("key_id", String(16), nullable=False),
+    Column("expires", BigInteger, nullable=False),
+)
+
 flows = Table(
     "flows",
     metadata,
@@ -365,6 +391,30 @@ audit = Table(
     # listed.
     Column("count", BigInteger, nullable=False, server_default="1"),
     Index("audit_by_time", "org", "time"),
+)
+
+# What happened, for those who watch; see ``runyard.store.events``. ``details`` is JSON.
+events = Table(
+    "events",
+    metadata,
+    Column("org", String(64), primary_key=True),
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("time", BigInteger, nullable=False),
+    Column("kind", String(32), nullable=False),
+    Column("target", String(255), nullable=False),
+    Column("what", String(32), nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("details", LargeBinary, nullable=False),
+    Index("events_by_target", "org", "target", "number"),
+    sqlite_with_rowid=False,
+)
+
+event_counters = Table(
+    "event_counters",
+    metadata,
+    Column("org", String(64), primary_key=True),
+    Column("number", BigInteger, nullable=False),
+    Column("kept_after", BigInteger, nullable=False),
 )
 
 # Datasets. A column ``sha256`` names a blob, as everywhere; ``content`` is the hash of an image.

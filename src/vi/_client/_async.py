@@ -18,6 +18,7 @@ from vi.api.resources.annotations._async import AsyncAnnotations
 from vi.api.resources.assets._async import AsyncAssets
 from vi.api.resources.audit._async import AsyncAudit
 from vi.api.resources.datasets._async import AsyncDatasets
+from vi.api.resources.events._async import AsyncEvents
 from vi.api.resources.flows._async import AsyncFlows
 from vi.api.resources.keys._async import AsyncKeys
 from vi.api.resources.models._async import AsyncModels
@@ -102,6 +103,7 @@ class AsyncClient:
         self.training_projects = AsyncTrainingProjects(self._http, found.organization_id)
         self.keys = AsyncKeys(self._http, found.organization_id)
         self.audit = AsyncAudit(self._http, found.organization_id)
+        self.events = AsyncEvents(self._http, found.organization_id)
 
     @property
     def endpoint(self) -> str:

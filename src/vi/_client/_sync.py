@@ -19,6 +19,7 @@ from vi.api.resources.annotations._sync import Annotations
 from vi.api.resources.assets._sync import Assets
 from vi.api.resources.audit._sync import Audit
 from vi.api.resources.datasets._sync import Datasets
+from vi.api.resources.events._sync import Events
 from vi.api.resources.flows._sync import Flows
 from vi.api.resources.keys._sync import Keys
 from vi.api.resources.models._sync import Models
@@ -103,6 +104,7 @@ class Client:
         self.training_projects = TrainingProjects(self._http, found.organization_id)
         self.keys = Keys(self._http, found.organization_id)
         self.audit = Audit(self._http, found.organization_id)
+        self.events = Events(self._http, found.organization_id)
 
     @property
     def endpoint(self) -> str:

@@ -10,7 +10,7 @@ import functools
 import itertools
 import logging
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Any
 
 from litestar import Litestar
@@ -18,14 +18,16 @@ from litestar.datastructures import State
 from litestar.handlers import HTTPRouteHandler
 
 from runyard.server.clock import AsyncClock
-from runyard.server.http import access, downloads, problems, uploads
+from runyard.server.http import access, browser, downloads, problems, uploads
 from runyard.server.http.capacity import Capacity
 from runyard.server.http.gateway import Gateway
 from runyard.server.http.openapi import encode_document
 from runyard.server.http.proxies import Proxies
 from runyard.server.http.request import Request
 from runyard.server.http.responses import Response
+from runyard.server.http.route import Route
 from runyard.server.http.routes import ROUTES, list_methods
+from runyard.server.services import events
 from runyard.server.services.access import bootstrap, key_lifecycle
 from runyard.server.services.access.keys import Keyring
 from runyard.server.services.access.secrets import open_secrets
@@ -54,12 +56,46 @@ def create_app(settings: Settings) -> Gateway:
 
 
 async def _links_and_routes(scope: Any, receive: Any, send: Any) -> None:
-    if scope["path"].startswith(downloads.PREFIX):
+    path = scope["path"]
+    if path.startswith(downloads.PREFIX):
         await downloads.serve_download(scope, receive, send)
-    elif scope["path"].startswith(uploads.PREFIX):
+    elif path.startswith(uploads.PREFIX):
         await uploads.receive_upload(scope, receive, send)
+    elif browser.is_page_path(path):
+        if not build_pages.cache_info().currsize:
+            await asyncio.to_thread(build_pages)
+        await build_pages()(scope, receive, send)
     else:
         await build_api()(scope, receive, send)
+
+
+@functools.cache
+def build_pages() -> Any:
+    """Build what answers the pages, and their static files.
+
+    Their modules are imported here, on a thread when the first page is asked for: the server starts
+    as fast as without them.
+    """
+    from runyard.server.pages import assets
+    from runyard.server.pages.problems import show_problems
+    from runyard.server.pages.routes import PAGES
+
+    methods = functools.partial(list_methods, routes=PAGES)
+    pages = Litestar(
+        route_handlers=_build_route_handlers(PAGES),
+        openapi_config=None,
+        logging_config=None,
+        request_max_body_size=None,
+        exception_handlers=show_problems(problems.build_exception_handlers(methods)),
+    )
+
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"].startswith(assets.PREFIX):
+            await assets.serve(scope, receive, send)
+        else:
+            await pages(scope, receive, send)
+
+    return answer
 
 
 @functools.cache
@@ -69,7 +105,9 @@ def build_api() -> Litestar:
     Building takes a tenth of a second, since the framework looks through all routes for each.
     """
     return Litestar(
-        route_handlers=_build_route_handlers(),
+        # OPTIONS first: the framework's own response would list the methods of a path's first
+        # route alone.
+        route_handlers=_build_options() + _build_route_handlers(ROUTES),
         state=State({"encode_openapi": encode_document}),
         openapi_config=None,
         logging_config=None,
@@ -78,20 +116,20 @@ def build_api() -> Litestar:
     )
 
 
-def _build_route_handlers() -> list[HTTPRouteHandler]:
-    # OPTIONS first: the framework's own response would list the methods of a path's first route
-    # alone.
-    options = [
-        HTTPRouteHandler(path, http_method="OPTIONS", status_code=200)(_get_options)
-        for path in dict.fromkeys(route.path for route in ROUTES)
-    ]
-    endpoints = [
+def _build_route_handlers(routes: Sequence[Route]) -> list[HTTPRouteHandler]:
+    return [
         HTTPRouteHandler(route.path, http_method=route.method, status_code=200)(
             access.require_authorization(route)
         )
-        for route in ROUTES
+        for route in routes
     ]
-    return options + endpoints
+
+
+def _build_options() -> list[HTTPRouteHandler]:
+    return [
+        HTTPRouteHandler(path, http_method="OPTIONS", status_code=200)(_get_options)
+        for path in dict.fromkeys(route.path for route in ROUTES)
+    ]
 
 
 async def _get_options(request: Request) -> Response:
@@ -122,6 +160,7 @@ async def open_services(
             signer=Signer(secrets),
             pepper=secrets.pepper,
         )
+        _announce_events(services)
         backups.remove_leftovers(services)
         await key_lifecycle.refresh(services)
         await legacy_ids.rename_invalid(services)
@@ -139,6 +178,18 @@ async def open_services(
         store.close()
 
 
+def _announce_events(services: Services) -> None:
+    """Wake listeners whenever the store has committed events."""
+    loop = asyncio.get_running_loop()
+
+    def announce(orgs: Collection[str]) -> None:
+        if orgs:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(services.notifier.announce_events, orgs)
+
+    services.store.announce_events = announce
+
+
 async def _run_ticker(services: Services) -> None:
     """Once a second, advance the lease clock and update why runs wait; once a minute, sweep."""
     last_s = services.clock.monotonic_s()
@@ -153,6 +204,7 @@ async def _run_ticker(services: Services) -> None:
             if tick % TICKS_PER_SWEEP == 0:
                 await key_lifecycle.write_usage(services)
                 await audit.sweep(services)
+                await events.sweep(services)
                 await deletion.sweep(services)
                 await sweep.sweep(services)
                 housekeeping.start(services)

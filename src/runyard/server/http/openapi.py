@@ -14,11 +14,12 @@ import msgspec
 
 from runyard import limits
 from runyard.limits import Limit
-from runyard.server.http.endpoints import assets, imports, runs
+from runyard.server.http.endpoints import assets, events, imports, runs
 from runyard.server.http.problems import ProblemDocument
 from runyard.server.http.route import Route
 from runyard.server.http.routes import IF_MATCH, ROUTES
 from runyard.server.services.errors import CODES
+from runyard.server.services.events import KINDS
 from runyard.server.services.imports import exports
 from runyard.server.services.runs import telemetry
 from runyard.server.services.runs.conditions import REASONS
@@ -57,6 +58,7 @@ QUERY: dict[str, dict[str, Any]] = {
     },
     "createdAfter": TIME,
     "createdBefore": TIME,
+    "after": {"anyOf": [TIME, _enum_schema(events.LATEST)]},
     "since": TIME,
     "until": TIME,
     "limit": _integer_schema(1, telemetry.MOST),
@@ -74,6 +76,8 @@ QUERY: dict[str, dict[str, Any]] = {
     "count": _integer_schema(1, exports.MOST_SHOWN),
     "seed": _integer_schema(0, 2**31),
     "version": _text_schema(limits.ID),
+    "run": {"type": "string", "pattern": f"^{ID_PATTERN}$"},
+    "kind": _enum_schema(*KINDS),
 }
 PATH: dict[str, dict[str, Any]] = {
     "org": {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"},

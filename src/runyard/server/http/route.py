@@ -14,6 +14,8 @@ Role = Literal["viewer", "member", "admin"]
 
 # The only routes without a key. The OpenAPI document is not one of them: it need not be public.
 PUBLIC = ("/health",)
+# The pages with which a session begins.
+SIGN_IN = ("/ui/enter", "/ui/sessions")
 ATTEMPT_PREFIX = "/internal/v1/attempt/"
 SMALL_BODY_BYTES, LARGE_BODY_BYTES = limits.BODY.value, limits.LIST_BODY.value
 BACKUP_BODY_BYTES = 2**63
@@ -60,7 +62,7 @@ class Route:
 
     @cached_property
     def access(self) -> Access:
-        if self.path in PUBLIC:
+        if self.path in PUBLIC or self.path in SIGN_IN:
             return "public"
         if self.path.startswith(ATTEMPT_PREFIX):
             return "attempt"

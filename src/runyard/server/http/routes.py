@@ -18,6 +18,7 @@ from runyard.server.http.endpoints import (
     backups,
     bodies,
     datasets,
+    events,
     flows,
     health,
     imports,
@@ -50,6 +51,7 @@ from vi.api.resources.datasets.responses import (
     Finding,
     ImportReport,
 )
+from vi.api.resources.events.responses import EventPage
 from vi.api.resources.flows.responses import Flow, FlowAcceleratorList
 from vi.api.resources.keys.responses import IssuedKey, Key
 from vi.api.resources.models.responses import Model
@@ -280,6 +282,11 @@ ROUTES = (
           returns=AuditEntry, is_page=True, query=(*PAGE, "actor", "action", "since", "until"),
           role="admin"),
 
+    Route("GET", ORG + "/events", events.list_events,
+          "Get events in order; a stream of them for `Accept: text/event-stream`",
+          returns=EventPage, query=("after", "wait", "limit", "run", "kind"), may_wait=True,
+          media_types=("text/event-stream",)),
+
     Route("GET", ORG + "/storage", storage.get_storage, "Compare the database with the disk",
           returns=StorageReport),
     Route("POST", ORG + "/storage/collections", storage.post_collection,
@@ -338,16 +345,16 @@ ROUTES = (
 
 
 @functools.cache
-def _compile_patterns() -> dict[re.Pattern[str], list[str]]:
+def _compile_patterns(routes: tuple[Route, ...]) -> dict[re.Pattern[str], list[str]]:
     methods: dict[re.Pattern[str], list[str]] = {}
-    for route in ROUTES:
+    for route in routes:
         pattern = re.compile(re.sub(r"\\\{\w+:str\\\}", "[^/]+", re.escape(route.path)))
         methods.setdefault(pattern, []).append(route.method)
     return methods
 
 
-def list_methods(path: str) -> list[str]:
+def list_methods(path: str, *, routes: tuple[Route, ...] = ROUTES) -> list[str]:
     """Return the methods that a path accepts."""
-    patterns = _compile_patterns().items()
+    patterns = _compile_patterns(routes).items()
     methods = {method for pattern, found in patterns if pattern.fullmatch(path) for method in found}
     return sorted({*methods, "OPTIONS"})

@@ -26,6 +26,7 @@ CODES: dict[str, tuple[int, str]] = {
     "InvalidQuery": (400, "A query parameter has a value it cannot have"),
     "UnknownTrainingProject": (400, "The training project does not exist"),
     "Unauthorized": (401, "The key is missing or wrong"),
+    "InvalidCode": (401, "The link to sign in is not valid"),
     "OriginRefused": (403, "Requests from other web sites are refused"),
     "RoleForbidden": (403, "The key's role does not allow this"),
     "NotFound": (404, "The resource does not exist"),

@@ -23,7 +23,8 @@ from runyard.server.services.context import Actor, Services
 from runyard.server.services.documents import merge_attributes
 from runyard.server.services.errors import Refusal, not_found
 from runyard.server.services.notifications import run_topic
-from runyard.server.services.runs import conditions, placement, references
+from runyard.server.services.runs import changes, conditions, placement, references
+from runyard.server.services.runs.changes import StoredRun
 from runyard.server.services.runs.conditions import Transition
 from runyard.server.services.validation import check_id
 from runyard.store import attempts as attempt_rows
@@ -102,6 +103,7 @@ async def create(
         )
     )
     services.notifier.notify(notifications.QUEUE)
+    services.notifier.notify(run_topic(org, run_id))
     return answer
 
 
@@ -151,6 +153,7 @@ def _insert_run(
         name=run.metadata.name,
         flow_name=flow.name,
     )
+    changes.record_creation(tx, run, actor=actor.name)
     services.audit(actor, "create run", run_id)(tx)
     return encoded, etag, True
 
@@ -242,7 +245,7 @@ def apply_update(
         return row.document, row.etag
     run.metadata.last_updated = now_ms
     services.audit(actor, "kill run" if kill else "update run", run_id)(tx)
-    return save(tx, run, columns)
+    return save(tx, run, columns, actor=actor.name)
 
 
 def _describe(
@@ -269,16 +272,25 @@ def _describe(
     return True
 
 
-def decode_run(document: bytes) -> Run:
-    """Decode a stored run."""
-    return msgspec.json.decode(document, type=Run)
+def decode_run(document: bytes) -> StoredRun:
+    """Decode a stored run, and remember its state for ``save``."""
+    run = _decode_run(document)
+    changes.remember(run)
+    return run
 
 
-def save(tx: Connection, run: Run, columns: Mapping[str, Any] | None = None) -> tuple[bytes, str]:
+_decode_run = msgspec.json.Decoder(StoredRun).decode
+
+
+def save(
+    tx: Connection, run: StoredRun, columns: Mapping[str, Any] | None = None, *, actor: str = ""
+) -> tuple[bytes, str]:
     """Write a changed run back, with its condition in the column that lists filter by.
 
-    Return (JSON, etag).
+    Record events of what has changed, by ``actor``; without one, by the platform. Return (JSON,
+    etag).
     """
+    changes.record_changes(tx, run, actor=actor)
     encoded, etag = etags.seal(run)
     newest = run.status.conditions[-1]
     values = {

@@ -31,6 +31,7 @@ from runyard.server.services.access.signing import AttemptToken
 from runyard.server.services.context import Services
 from runyard.server.services.notifications import run_topic
 from runyard.server.services.runs import conditions, leases
+from runyard.server.services.runs.changes import StoredRun, note, record_changes
 from runyard.server.services.runs.conditions import Transition
 from runyard.server.services.runs.runs import decode_run, save, transition
 from runyard.server.services.runs.runs import get as get_run
@@ -78,6 +79,7 @@ def _insert_lines(
     if shipped.offset != offset or shipped.next_offset <= offset:
         return LinesAccepted(offset=offset), row.id
     changes = _apply_lines(services, shipped, decode_run(row.document), row, attempt.number)
+    record_changes(tx, changes.run)
     rows.add_log_lines(tx, changes.log_rows)
     rows.add_metrics(tx, changes.metric_rows)
     run_metrics.record(tx, org=token.org, run_id=row.id, points=changes.points)
@@ -228,7 +230,9 @@ def _has_ended(services: Services, org: str, run_id: str) -> bool:
 class _RunChanges:
     """The changes that a shipment of lines makes to a run."""
 
-    def __init__(self, run: Run, row: Any, attempt: int, now_ms: int, *, limit_bytes: int) -> None:
+    def __init__(
+        self, run: StoredRun, row: Any, attempt: int, now_ms: int, *, limit_bytes: int
+    ) -> None:
         self.run = run
         self.log_rows: list[dict[str, Any]] = []
         self.metric_rows: list[dict[str, Any]] = []
@@ -286,7 +290,7 @@ class _RunChanges:
 
 
 def _apply_lines(
-    services: Services, shipped: Lines, run: Run, row: Any, attempt: int
+    services: Services, shipped: Lines, run: StoredRun, row: Any, attempt: int
 ) -> _RunChanges:
     now_ms = services.clock.now_ms()
     changes = _RunChanges(
@@ -322,8 +326,13 @@ def _apply_event(changes: _RunChanges, event: dict[str, Any], time_ms: int) -> s
     if name == "checkpoint":
         return f"checkpoint {event.get('checkpoint')} saved at step {event.get('step')}"
     if name == "warning":
+        _note(changes, "warning", {"message": clean_text(str(event.get("message")))})
         return f"warning: {event.get('message')}"
     return json.dumps(event, ensure_ascii=False)
+
+
+def _note(changes: _RunChanges, what: str, details: dict[str, Any]) -> None:
+    note(changes.run, what, {"attempt": changes.attempt, **details}, now_ms=changes.now_ms)
 
 
 def _apply_phase(changes: _RunChanges, phase: str, message: str | None) -> None:
@@ -389,6 +398,7 @@ def _apply_step(changes: _RunChanges, event: dict[str, Any], time_ms: int) -> st
 def _apply_evaluation(changes: _RunChanges, event: dict[str, Any], time_ms: int) -> str:
     values = _parse_values(event)
     changes.measure(event, time_ms, values)
+    _note(changes, "evaluation", {"step": _parse_integer(event.get("step")), "values": values})
     name = event.get("metricName")
     if isinstance(name, str):
         progress = changes.run.status.progress or RunProgress()

@@ -19,15 +19,20 @@ from vi._http._sync import Http
 from vi._http.retry import NO_RETRY
 from vi.api._arguments import (
     build_if_match_headers,
+    check_event_number,
     check_id,
     check_seconds,
+    check_text,
     encode_flow,
     encode_metadata,
     encode_resume_from,
     encode_spec,
 )
+from vi.api._availability._sync import UNAVAILABLE_ERRORS, retry_while_unavailable
 from vi.api._pages._sync import PaginatedResponse, fetch_page
 from vi.api._progress import run_progress
+from vi.api.resources.events._sync import Events
+from vi.api.resources.events.responses import Event
 from vi.api.resources.flows.responses import FlowSpec
 from vi.api.resources.runs._outcome import (
     is_finished,
@@ -42,22 +47,25 @@ from vi.api.resources.runs._selection import (
     encode_selection,
     to_query_parameters,
 )
-from vi.api.resources.runs.responses import LogLine, MetricPoint, Run, RunOutcomes, RunSpec
+from vi.api.resources.runs.responses import (
+    LogLine,
+    MetricPoint,
+    Run,
+    RunChange,
+    RunOutcomes,
+    RunSpec,
+)
+from vi.api.resources.runs.watch._sync import RunWatch
 from vi.api.responses import ConditionKind, DeletedResource
 from vi.api.types import PaginationParams
 from vi.errors import (
     PaginationError,
-    ViNetworkError,
+    ViInvalidParameterError,
     ViNotFoundError,
-    ViRateLimitError,
-    ViServerError,
-    ViTimeoutError,
 )
 
 T = TypeVar("T")
 
-_UNAVAILABLE_ERRORS = (ViNetworkError, ViTimeoutError, ViServerError, ViRateLimitError)
-_UNAVAILABLE_TIMEOUT_S = 120.0
 _FIRST_PAUSE_S = 0.1
 _MAX_PAUSE_S = 1.0
 _LONG_POLL_S = 15
@@ -73,6 +81,8 @@ class Runs:
         self._http = http
         self._base = f"/workspaces/{organization_id}/runs"
         self._clock = clock
+        self._watch = RunWatch(http, organization_id, clock=clock)
+        self._events = Events(http, organization_id, clock=clock)
 
     def list(
         self,
@@ -336,10 +346,59 @@ class Runs:
                     )
                 except ViNotFoundError as error:
                     raise run_vanished_error(run_id, error) from error
-                except _UNAVAILABLE_ERRORS as error:
+                except UNAVAILABLE_ERRORS as error:
                     if self._clock() < deadline_s:
                         raise
                     raise wait_timeout_error(run_id, run, timeout_s=timeout or 0) from error
+
+    def watch(
+        self,
+        run_id: str | None = None,
+        *,
+        filter: str | None = None,
+        after: int | None = None,
+    ) -> Iterator[RunChange]:
+        """Iterate over the changes of runs as they happen, each once and in order.
+
+        The watch of one run begins with its current state and ends when the run has ended or is
+        deleted. That of several runs has no end. A server that is unavailable for up to two minutes
+        is waited for.
+
+        Args:
+            run_id: Id of the run; None watches all runs, or those that ``filter`` matches.
+            filter: Filter text, such as ``"condition:Running owner=kim"``. A change after which a
+                run is not matched any more is the last one of that run.
+            after: ``number`` of the last change that was processed; the watch continues there.
+
+        Raises:
+            ViNotFoundError: No run has this id.
+            ViInvalidParameterError: An argument is malformed.
+        """
+        number = check_event_number(after, name="after")
+        if run_id is None:
+            return self._watch.watch_all(check_text(filter, name="filter"), number)
+        if filter is not None:
+            raise ViInvalidParameterError(
+                "run_id and filter were both given, expected: one of them",
+                suggestion="try: run_id to watch one run, filter to watch several",
+            )
+        return self._watch.watch_one(check_id(run_id, name="run_id"), number)
+
+    def events(
+        self, run_id: str | None = None, *, after: int | None = None, follow: bool = False
+    ) -> Iterator[Event]:
+        """Iterate over the events of a run, or of all runs, oldest first.
+
+        Args:
+            run_id: Id of the run; None for all runs.
+            after: Number of the last event to skip; None begins with the oldest that is kept.
+            follow: Keep yielding new events, without end; see ``client.events.iterate``.
+
+        Raises:
+            ViInvalidParameterError: An argument is malformed.
+        """
+        number = check_event_number(after, name="after")
+        return self._events.iterate(number, run_id=run_id, kind="run", follow=follow)
 
     def logs(
         self,
@@ -440,14 +499,9 @@ class Runs:
         self, request: Callable[[], T], *, deadline_s: float = float("inf")
     ) -> T:
         """Repeat a request until it succeeds, or the server was unavailable for too long."""
-        give_up_s = min(self._clock() + _UNAVAILABLE_TIMEOUT_S, deadline_s)
-        while True:
-            try:
-                return request()
-            except _UNAVAILABLE_ERRORS:
-                if self._clock() >= give_up_s:
-                    raise
-            self._http.sleep(_MAX_PAUSE_S)
+        return retry_while_unavailable(
+            self._http, request, clock=self._clock, deadline_s=deadline_s
+        )
 
     def _path(self, run_id: str) -> str:
         return f"{self._base}/{check_id(run_id, name='run_id')}"

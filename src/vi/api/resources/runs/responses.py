@@ -9,6 +9,7 @@ from typing import Any, Literal
 import msgspec
 
 from vi.api._display import format_duration, format_local_time, print_fields
+from vi.api.resources.events.responses import Event
 from vi.api.resources.flows.responses import FlowSpec
 from vi.api.responses import ConditionKind, Document, ResourceCondition, ResourceMetadata
 
@@ -128,6 +129,21 @@ class Run(Document):
             f"Run {self.run_id}",
             [(name, value, style if name == "Status" else "") for name, value in fields],
         )
+
+
+class RunChange(Document):
+    """One change of a watched run: the event, and the state of the run when it was received.
+
+    ``run`` is None if the run was deleted, or is not matched by the filter any more. ``event`` is
+    None in the first change of a watch, which is the state at its begin. ``number`` is where a
+    later watch continues, as its ``after``. ``is_reset`` is True if events before it are lost, as
+    after the restore of a backup.
+    """
+
+    run: Run | None = None
+    event: Event | None = None
+    number: int = 0
+    is_reset: bool = False
 
 
 class RunOutcome(Document):

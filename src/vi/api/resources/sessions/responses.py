@@ -1,0 +1,26 @@
+"""Session documents: browsers that are signed in."""
+
+from typing import Literal
+
+import msgspec
+
+from vi.api.responses import Document, ResourceMetadata
+
+
+class BrowserSession(Document):
+    """A browser that is signed in, and acts as the key with which it signed in.
+
+    ``expires`` and ``last_used`` are epoch milliseconds; ``last_used`` is accurate to about a
+    minute. ``agent`` is what the browser calls itself.
+    """
+
+    kind: Literal["Session"] = "Session"
+    organization_id: str = msgspec.field(name="workspaceId", default="")
+    session_id: str = ""
+    key_id: str = ""
+    expires: int = 0
+    last_used: int = 0
+    address: str = ""
+    agent: str = ""
+    metadata: ResourceMetadata = msgspec.field(default_factory=ResourceMetadata)
+    self_link: str = ""
