@@ -110,11 +110,6 @@ TABLES = {
         "*id:str(16) secret_mac:bytes org:str(64) key_id:str(16) time_created:int64 expires:int64 "
         "last_used:int64 address:str agent:str "
     ),
-    "session_codes": ("*secret_mac:bytes org:str(64) key_id:str(16) expires:int64 "),
-    "sessions": (
-        "*id:str(16) secret_mac:bytes org:str(64) key_id:str(16) time_created:int64 expires:int64 "
-        "last_used:int64 address:str agent:str "
-    ),
     "stream_offsets": (
         "*org:str(64) *run_id:str(255) *attempt:int32 *stream:str(16) offset:int64 "
     ),
