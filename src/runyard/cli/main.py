@@ -77,6 +77,11 @@ COMMANDS = {
     "restore": CommandEntry(
         "resources.backup", "restore", "Replace all data of the server with a backup."
     ),
+    "events": CommandEntry(
+        "resources.events",
+        "events",
+        "Show what has happened to runs, datasets, imports and flows, oldest first.",
+    ),
     "keys": CommandEntry("resources.keys", "keys", "Create, list, revoke and rotate API keys."),
     "sessions": CommandEntry(
         "resources.sessions", "sessions", "List browsers that are signed in, and sign them out."
