@@ -60,13 +60,13 @@ def test_ten_tabs_share_one_connection(page_of: PageOf, site: Site) -> None:
         tab.goto(f"{site.endpoint}/ui/runs")
     for tab in tabs:
         expect(tab.locator("#live-text")).to_have_text("live")
-        tab.evaluate("() => document.addEventListener('live', () => (document.title = 'told'))")
+        tab.evaluate("() => document.addEventListener('live', () => (document.title = 'heard'))")
     with site.client() as client:
         client.flows.create({"name": "x", "schema": "v1", "blocks": []})
     for tab in tabs:
-        # Those in the background are told when they are shown.
+        # Those in the background notice it when they are shown.
         tab.bring_to_front()
-        expect(tab).to_have_title("told")
+        expect(tab).to_have_title("heard")
     first.context.close()
 
     def count_streams() -> int:
