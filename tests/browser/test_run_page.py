@@ -159,7 +159,7 @@ def open_run(page_of: PageOf, trainer: FakeTrainer, trainers: Trainers, path: st
 
 
 IS_DRAWN = """() => {
-  const canvas = document.querySelector("ry-picture").shadowRoot.firstChild;
+  const canvas = document.querySelector(".sample > :first-child").shadowRoot.firstChild;
   const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
   return data.some((value) => value > 0);
 }"""
