@@ -53,12 +53,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @dataclass
 class Site:
-    """A server and the key of its admin; its process can be stopped and started again."""
+    """A server, alone or with a controller, and the key of its admin.
+
+    Its process can be stopped and started again.
+    """
 
     data_dir: Path
     environ: dict[str, str]
     process: subprocess.Popen[bytes] | None = None
     cookies: list[dict[str, Any]] = field(default_factory=list)
+    program: tuple[str, ...] = ("runyard.server",)  # module and arguments
 
     @property
     def log(self) -> Path:
@@ -91,7 +95,7 @@ class Site:
         environ = {**self.environ, "RUNYARD_PORT": str(port)}
         with open(self.log, "ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "runyard.server", "--end-with-stdin"],
+                [sys.executable, "-P", "-m", *self.program, "--end-with-stdin"],
                 env=environ,
                 stdin=subprocess.PIPE,
                 stdout=output,
@@ -138,6 +142,23 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     yield site
     if site.process is not None:
         site.stop()
+
+
+@pytest.fixture(scope="package")
+def training_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """``runyard up``: runs really train."""
+    data_dir = tmp_path_factory.mktemp("training") / "data"
+    environ = {
+        **os.environ,
+        "HOME": str(data_dir.parent),
+        "RUNYARD_DATA_DIR": str(data_dir),
+        "RUNYARD_GRACE_S": "5",
+        "RUNYARD_THREADS": "1",
+    }
+    site = Site(data_dir, environ, program=("runyard.cli", "up"))
+    site.start()
+    yield site
+    site.stop()
 
 
 @dataclass
