@@ -34,6 +34,11 @@ for (const run of runs) {
   });
 }
 
+/** Load what draws an image once there is one. */
+function loadImages() { if (document.querySelector("ry-picture")) import("./ry-picture.js"); }
+loadImages();
+document.addEventListener("htmx:after:swap", loadImages);
+
 document.addEventListener("submit", (event) => {
   const dialog = event.target instanceof Element ? event.target.closest("dialog") : null;
   dialog?.close();
