@@ -465,7 +465,9 @@ def fill_run(trainers: Trainers, *texts: str) -> FakeTrainer:
     trainer.save("step-60", step=60, file=texts[0][:40].replace("/", "_") if texts else "a")
     trainer.report("warning", message=texts[1] if texts else "slow")
     trainer.write("stdout", *(texts or ("training",)))
-    trainer.write("system", json.dumps({"t": 1_796_000_000_000, "values": {"system/cpuPercent": 50.0}}))
+    trainer.write(
+        "system", json.dumps({"t": 1_796_000_000_000, "values": {"system/cpuPercent": 50.0}})
+    )
     return trainer
 
 

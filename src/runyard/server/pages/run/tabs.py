@@ -187,14 +187,15 @@ async def get_log(request: Request, run_id: Id) -> Response:
 async def get_timeline(request: Request, run_id: Id) -> Response:
     """Show the timeline; for htmx the timeline alone."""
     loaded = await facts.load_run(request, run_id)
+    found = await facts.load_events(loaded.services, loaded.org, run_id)
     page = TimelinePage(
         head=loaded.head,
         tabs=list_tabs(loaded.head.base, "timeline"),
         timeline=build_timeline(
             loaded.run,
             models=loaded.models,
-            events=await facts.load_events(loaded.services, loaded.org, run_id),
-            evaluations=await facts.load_evaluations(loaded.services, loaded.org, loaded.run),
+            events=found,
+            evaluations=facts.list_evaluations(found),
             base=loaded.head.base,
             now_ms=loaded.now_ms,
         ),
@@ -244,10 +245,14 @@ def _find_deleted(request: Request, run_id: str) -> GonePage | None:
 
 
 async def _build_checkpoints(loaded: LoadedRun) -> Checkpoints:
+    found = await facts.load_events(loaded.services, loaded.org, loaded.run.run_id)
     return overview.build_checkpoints(
         loaded.run,
         loaded.models,
-        evaluations=await facts.load_evaluations(loaded.services, loaded.org, loaded.run),
+        evaluations=facts.list_evaluations(found),
+        saved=len(
+            {event.details.get("checkpoint") for event in found if event.what == "checkpoint"}
+        ),
         base=loaded.head.base,
         now_ms=loaded.now_ms,
     )
