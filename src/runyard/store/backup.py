@@ -1,10 +1,10 @@
 """Export of the whole store as rows of plain values, and import into another one.
 
 It iterates over ``metadata``, so a new table is included by default. Tables whose rows follow from
-others are not: they are rebuilt. Rows are JSON arrays in the order of the table's columns, bytes as
-base64, sorted by primary key. Five tables are not simply replaced: ``meta`` gets the new store id,
-the lease clock and the counters of events never go back, open attempts get a whole lease, and
-``keys`` stay those of the instance.
+others are not: they are rebuilt; neither are sessions of browsers. Rows are JSON arrays in the
+order of the table's columns, bytes as base64, sorted by primary key. Five tables are not simply
+replaced: ``meta`` gets the new store id, the lease clock and the counters of events never go back,
+open attempts get a whole lease, and ``keys`` stay those of the instance.
 """
 
 import textwrap
@@ -42,15 +42,21 @@ from runyard.store.tables import (
     meta,
     metadata,
     runs,
+    session_codes,
+    sessions,
     unneeded_blobs,
 )
 from runyard.store.tables import organizations as organization_rows
-from runyard.store.telemetry import count_log_bytes
+from runyard.store.telemetry.logs import count_log_bytes
 
 BATCH_ROWS, BATCH_BYTES = 500, 4 << 20
 SCHEMA_REVISION = HEAD
+# Browsers sign in again after a restore: a backup would bring sessions back that have ended.
+_LEFT_OUT = (sessions, session_codes)
 TABLES: Mapping[str, Table] = {
-    str(table.name): table for table in metadata.sorted_tables if table.info != IS_DERIVED
+    str(table.name): table
+    for table in metadata.sorted_tables
+    if table.info != IS_DERIVED and table not in _LEFT_OUT
 }
 # A table that needs a blob names it in its columns ``org`` and ``sha256``; one table lists blobs
 # that nothing needs.

@@ -10,7 +10,13 @@ from runyard.store.lists import run_list as run_list_rows
 from runyard.store.requirements import NOTHING
 from runyard.store.tables import (
     AnyRow,
+    evaluations,
+    log_blocks,
     log_lines,
+    metric_buckets,
+    metric_chunks,
+    metric_keys,
+    metric_values,
     metrics,
     output_files,
     outputs,
@@ -20,6 +26,8 @@ from runyard.store.tables import (
     run_list,
     run_metrics,
     runs,
+    sample_images,
+    samples,
     stream_offsets,
     weight_files,
 )
@@ -27,7 +35,9 @@ from runyard.store.tables import attempts as attempts_table
 
 # Every table whose rows name the run they belong to.
 CHILD_TABLES = (
-    *(run_attributes, attempts_table, stream_offsets, log_lines, metrics),
+    *(run_attributes, attempts_table, stream_offsets, log_lines, log_blocks, metrics),
+    *(evaluations, samples, sample_images),
+    *(metric_keys, metric_chunks, metric_values, metric_buckets),
     *(output_files, outputs, resume_files, weight_files, run_datasets),
     *(run_list, run_metrics),
 )

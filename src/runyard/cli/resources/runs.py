@@ -1,5 +1,6 @@
 """``runyard runs``: create, find, follow, compare, tag, kill and delete training runs."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -16,6 +17,9 @@ from runyard.cli.failures import (
     CommandFailed,
     to_command_failure,
 )
+from runyard.cli.global_options import get_global_options
+from runyard.cli.groups import NounGroup
+from runyard.cli.live.watch import watch_run
 from runyard.cli.output import (
     colorize,
     format_age,
@@ -30,6 +34,7 @@ from runyard.cli.output import (
 )
 from runyard.cli.progress import ProgressLine
 from runyard.cli.resources.flow_files import resolve_flow_argument, set_option
+from runyard.cli.resources.run_output import print_logs, print_samples
 from runyard.cli.resources.selection import (
     CONDITIONS,
     RunSelection,
@@ -46,12 +51,17 @@ if TYPE_CHECKING:
     from runyard.cli.resources.reproduce import Comparison, Evidence, Weights
     from vi.api.resources.runs.responses import Run
 
-STREAMS = ("events", "stdout", "stderr")
+
+RUN_COLUMNS = ("RUN", "NAME", "CONDITION", "REASON", "AGE", "STEP", "METRIC", "FLOW")
 
 
-@click.group()
+@click.group(cls=NounGroup)
 def runs() -> None:
     """Create, follow, compare, kill and delete training runs."""
+
+
+runs.add_command(print_logs)
+runs.add_command(print_samples)
 
 
 @runs.command("list")
@@ -115,7 +125,7 @@ def list_runs(
         print_json({"items": found})
     else:
         print_table(
-            ("RUN", "NAME", "CONDITION", "REASON", "AGE", "STEP", "METRIC", "FLOW"),
+            RUN_COLUMNS,
             [_row(run) for run in found],
         )
 
@@ -138,12 +148,18 @@ def count_runs(filter_text: str | None, data_dir: Path | None, as_json: bool) ->
 
 @runs.command("get")
 @click.argument("run_id")
+@click.option("-w", "--web", "opens_page", is_flag=True, help="Open its page in a browser.")
 @data_dir_option
 @json_option
-def get_run(run_id: str, data_dir: Path | None, as_json: bool) -> None:
-    """Show a run: its state, progress and history."""
+def get_run(run_id: str, opens_page: bool, data_dir: Path | None, as_json: bool) -> None:
+    """Show a run: its state, progress and history; with --web, on its page."""
     with connect(data_dir) as client:
         run = client.runs.get(run_id)
+        if opens_page:
+            from runyard.cli.resources.sessions import open_page
+
+            open_page(client, f"/ui/runs/{run.run_id}", as_json=as_json)
+            return
     if as_json:
         print_json(run)
     else:
@@ -221,7 +237,7 @@ def create_run(
 
 
 @runs.command("wait")
-@click.argument("run_id")
+@click.argument("run_ids", nargs=-1, required=True, metavar="RUN_ID...")
 @click.option(
     "--timeout",
     "timeout_s",
@@ -231,13 +247,22 @@ def create_run(
 )
 @data_dir_option
 @json_option
-def wait_for_run(
-    run_id: str, timeout_s: float | None, data_dir: Path | None, as_json: bool
+def wait_for_runs(
+    run_ids: tuple[str, ...], timeout_s: float | None, data_dir: Path | None, as_json: bool
 ) -> None:
-    """Follow a run until it has ended.
+    """Follow runs until they have ended.
 
-    Exit code 0 if it succeeded, 3 if not, 4 if it was deleted.
+    Exit code 0 if all succeeded, 3 if one did not, 4 if one was deleted.
+
+    \b
+    Examples:
+      runyard runs wait RUN_ID
+      runyard runs wait RUN_ID RUN_ID --timeout 3600
     """
+    if len(run_ids) > 1:
+        _wait_for_many(run_ids, timeout_s, data_dir, as_json)
+        return
+    run_id = run_ids[0]
     with connect(data_dir, is_patient=True) as client, _report_interrupt(run_id, data_dir):
         run = follow_run(client, run_id, timeout_s=timeout_s)
     if as_json:
@@ -245,6 +270,34 @@ def wait_for_run(
     else:
         _print_run(run)
 
+
+def _wait_for_many(
+    run_ids: tuple[str, ...], timeout_s: float | None, data_dir: Path | None, as_json: bool
+) -> None:
+    """Wait for runs one after another, and print them; exit with 3 if one did not succeed."""
+    from vi import ViRunFailedError
+
+    deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+    ended = []
+    with connect(data_dir, is_patient=True) as client:
+        for run_id in dict.fromkeys(run_ids):
+            left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
+            with _report_interrupt(run_id, data_dir):
+                try:
+                    ended.append(follow_run(client, run_id, timeout_s=left_s))
+                except ViRunFailedError as error:
+                    if error.run is None:
+                        raise
+                    ended.append(error.run)
+    if as_json:
+        print_json({"items": ended})
+    else:
+        print_table(RUN_COLUMNS, [_row(run) for run in ended])
+    if any(_condition(run) != "Succeeded" for run in ended):
+        raise click.exceptions.Exit(EXIT_RUN_FAILED)
+
+
+runs.add_command(watch_run)
 
 tolerance_option = click.option(
     "--tolerance",
@@ -315,36 +368,6 @@ def compare_runs(
     with connect(data_dir) as client:
         found = _compare_runs(client, run_id, other_run_id, tolerance)
     _print_comparison(found, as_json)
-
-
-@runs.command("logs")
-@click.argument("run_id")
-@click.option(
-    "--follow", "-f", "follows", is_flag=True, help="Print new lines until the run has ended."
-)
-@click.option(
-    "--stream",
-    "streams",
-    type=click.Choice(STREAMS),
-    multiple=True,
-    help="Stream to print. Repeatable.",
-)
-@data_dir_option
-@json_option
-def print_logs(
-    run_id: str, follows: bool, streams: tuple[str, ...], data_dir: Path | None, as_json: bool
-) -> None:
-    """Print the log of the trainer: events, standard output and standard error."""
-    with connect(data_dir) as client:
-        for line in client.runs.logs(run_id, follow=follows):
-            if streams and line.stream not in streams:
-                continue
-            if as_json:
-                print_json(line)
-            else:
-                click.echo(
-                    f"{format_time(line.time)}  {line.stream:<6}  {to_single_line(line.text)}"
-                )
 
 
 @runs.command("metrics")
@@ -738,6 +761,8 @@ def _print_run(run: "Run") -> None:
             ),
         ]
     )
+    if get_global_options().format in ("agent", "quiet"):
+        return
     for condition in run.status.conditions:
         words = " ".join(
             filter(None, [condition.reason, condition.message and f"({condition.message})"])

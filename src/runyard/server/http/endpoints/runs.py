@@ -7,7 +7,6 @@ from msgspec import UNSET
 
 from runyard import limits
 from runyard.server.http import compat
-from runyard.server.http.capacity import hold_wait_slot
 from runyard.server.http.endpoints import bodies
 from runyard.server.http.request import (
     Id,
@@ -22,16 +21,17 @@ from runyard.server.http.request import (
 )
 from runyard.server.http.responses import Response, empty_response, encode_response, json_response
 from runyard.server.services.errors import Refusal
-from runyard.server.services.runs import bulk_runs, deletion, listing, runs, telemetry
+from runyard.server.services.runs import bulk_runs, deletion, listing, runs
 from runyard.server.services.runs.filters import CONDITIONS, parse_filter
+from runyard.server.services.runs.telemetry import series
 from runyard.server.services.validation import check_id
 from runyard.store.lists.run_filter import RunFilter
+from runyard.store.telemetry.series import Window
 
 _EMPTY_FILTER = (
     'the filter is empty or combines "all" with others; try: one condition, or {"all": true} for '
     "every run"
 )
-STREAMS = ("events", "stdout", "stderr")
 
 
 async def list_runs(request: Request, org: Id) -> Response:
@@ -143,36 +143,68 @@ async def tag_runs(request: Request, org: Id) -> Response:
     return encode_response(outcomes)
 
 
-async def get_logs(request: Request, org: Id, run_id: Id) -> Response:
-    query = Query(request)
-    wait_s = query.seconds("wait")
-    async with hold_wait_slot(request.scope, wait_s) as disconnect:
-        page = await telemetry.read_log_page(
-            get_services(request),
-            org=org,
-            run_id=run_id,
-            since=query.integer("since", 0) or 0,
-            until=query.integer("until"),
-            stream=query.one_of("block", STREAMS),
-            limit=query.integer("limit", telemetry.MOST, minimum=1, maximum=telemetry.MOST)
-            or telemetry.MOST,
-            wait_s=wait_s,
-            gone=disconnect,
-        )
-    return json_response(page)
-
-
 async def get_metrics(request: Request, org: Id, run_id: Id) -> Response:
     query = Query(request)
-    page = await telemetry.read_metric_page(
+    page = await series.read_metric_page(
         get_services(request),
         org=org,
         run_id=run_id,
         since=query.integer("since", 0) or 0,
-        limit=query.integer("limit", telemetry.MOST, minimum=1, maximum=10 * telemetry.MOST)
-        or telemetry.MOST,
+        limit=query.integer("limit", series.MOST, minimum=1, maximum=10 * series.MOST)
+        or series.MOST,
     )
     return json_response(page)
+
+
+async def get_metric_series(request: Request, org: Id, run_id: Id) -> Response:
+    return await _respond_with_series(request, org, [run_id], Query(request))
+
+
+async def get_metric_series_of_runs(request: Request, org: Id) -> Response:
+    query = Query(request)
+    ids = list(dict.fromkeys(query.all("id")))
+    if not 1 <= len(ids) <= series.MOST_RUNS:
+        raise invalid_query("id", f"{len(ids)} ids", f"given 1 to {series.MOST_RUNS} times")
+    for run_id in ids:
+        check_id("run", run_id)
+    return await _respond_with_series(request, org, ids, query)
+
+
+async def _respond_with_series(
+    request: Request, org: str, run_ids: list[str], query: Query
+) -> Response:
+    given = query.text("keys")
+    keys = None if given is None else list(dict.fromkeys(given.split(",")))
+    if keys is not None and len(keys) > series.MOST_KEYS:
+        allowed = f"at most {series.MOST_KEYS} names, separated by commas"
+        raise invalid_query("keys", f"{len(keys)} names", allowed)
+    page = await series.read_series(
+        get_services(request),
+        org=org,
+        run_ids=run_ids,
+        keys=keys,
+        window=Window(
+            first=query.integer("from"),
+            last=query.integer("to"),
+            points=query.integer(
+                "points", series.DEFAULT_POINTS, minimum=1, maximum=series.MOST_POINTS
+            )
+            or series.DEFAULT_POINTS,
+            bits=_parse_bucket_bits(query),
+            since=query.integer("since"),
+        ),
+    )
+    return json_response(page)
+
+
+def _parse_bucket_bits(query: Query) -> int | None:
+    """Return the logarithm of ``bucketSteps``, a power of two."""
+    steps = query.integer("bucketSteps", minimum=1)
+    if steps is None:
+        return None
+    if steps & (steps - 1):
+        raise invalid_query("bucketSteps", str(steps), "a power of two, such as 1, 64 or 4096")
+    return steps.bit_length() - 1
 
 
 def _parse_filter(query: Query) -> RunFilter:

@@ -76,6 +76,13 @@ async def list_for_flow(services: Services, *, org: str, flow_id: str) -> FlowAc
     document, _ = flows.get(services, org=org, flow_id=flow_id)
     flow = msgspec.json.decode(document, type=Flow)
     resolved = _resolve_flow(services, org, flow.spec)
+    return await list_for_resolved(services, org, resolved, flow)
+
+
+async def list_for_resolved(
+    services: Services, org: str, resolved: ResolvedFlow, flow: Flow
+) -> FlowAcceleratorList:
+    """Return the verdict on each kind of accelerator; the id of ``flow`` is empty if not saved."""
 
     def read_measurements(tx: Connection) -> tuple[MeasuredPeak | None, int | None]:
         measured = _find_measured(tx, org, flow, resolved)
@@ -98,7 +105,7 @@ async def list_for_flow(services: Services, *, org: str, flow_id: str) -> FlowAc
     if needed:
         requirements.minimum_single_unit_resources = {"memoryGiB": round(min(needed) / GIB, 2)}
     return FlowAcceleratorList(
-        organization_id=org, flow_id=flow_id, flow_requirements=requirements, items=items
+        organization_id=org, flow_id=flow.flow_id, flow_requirements=requirements, items=items
     )
 
 
@@ -184,7 +191,8 @@ def _find_measured(
     If it has none, return that of a run with the same model and data under any name.
     """
     origin = {"id": flow.flow_id, "generation": flow.metadata.generation}
-    of_flow = _iter_predicted(tx, org, RunFilter(flow_id=flow.flow_id), most=MOST_OF_FLOW)
+    saved = RunFilter(flow_id=flow.flow_id)
+    of_flow = _iter_predicted(tx, org, saved, most=MOST_OF_FLOW) if flow.flow_id else ()
     for run, measured in of_flow:
         if run.spec.flow.settings.get("flow") == origin:
             return measured

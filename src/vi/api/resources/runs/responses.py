@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from vi._text import to_single_line
 from vi.api._display import format_duration, format_local_time, print_fields
 from vi.api.resources.events.responses import Event
 from vi.api.resources.flows.responses import FlowSpec
@@ -75,7 +76,8 @@ class RunStatus(Document):
 
     ``micro_batch_limit`` is set once an attempt ran out of memory and the flow allows a smaller
     micro-batch; later attempts do not exceed it. ``log_lines_left_out`` counts the lines that were
-    dropped because the log had reached the server's limit; metrics are never dropped.
+    dropped because the log had reached the server's limit; metrics are never dropped for that.
+    ``metric_values_left_out`` counts values of metrics beyond the number that a run may have.
     """
 
     log: str = ""
@@ -86,6 +88,7 @@ class RunStatus(Document):
     attempts: list[RunAttempt] = []
     micro_batch_limit: int | None = None
     log_lines_left_out: int | None = None
+    metric_values_left_out: int | None = None
 
 
 class RunMetadata(ResourceMetadata):
@@ -120,6 +123,27 @@ class Run(Document):
     def condition(self) -> ConditionKind | None:
         """Current state of the run; None if it has no history yet."""
         return self.status.conditions[-1].condition if self.status.conditions else None
+
+    def __repr__(self) -> str:
+        facts = [f"Run({self.run_id!r}", f"name={self.name!r}", describe_state(self)]
+        if self.status.progress is not None:
+            facts.append(describe_progress(self.status.progress))
+        return to_single_line(", ".join(facts)) + ")"
+
+    def _repr_html_(self) -> str:
+        from vi.api.resources.runs._cards import render_run_card
+
+        return render_run_card(self)
+
+    def _to_record(self) -> dict[str, Any]:
+        from vi.api.resources.runs._cards import build_run_record
+
+        return build_run_record(self)
+
+    def _to_table_row(self) -> dict[str, Any]:
+        from vi.api.resources.runs._cards import build_run_row
+
+        return build_run_row(self)
 
     def info(self) -> None:
         """Print a summary of the run."""
@@ -191,13 +215,67 @@ class RunCount(Document):
 
 
 class LogLine(Document):
-    """One log line of a run's trainer. ``number`` increases by one per line over all attempts."""
+    """One log line of a run's trainer. ``number`` increases by one per line over all attempts.
+
+    ``level`` is derived from the line: from the prefix of its text, or the kind of event.
+    """
 
     number: int
     time: int
     attempt: int
     stream: Literal["events", "stdout", "stderr"]
     text: str
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class SampleBox(Document):
+    """A box ``[left, top, right, bottom]`` from 0 to 1, and the phrase it belongs to."""
+
+    box: tuple[float, float, float, float]
+    phrase: str
+
+
+class SampleAnswer(Document):
+    """A true or predicted answer: its text, and its boxes if any."""
+
+    text: str
+    boxes: list[SampleBox] = []
+
+
+class SampleImage(Document):
+    """The image of a sample: its size in pixels, and where it is.
+
+    ``sha256`` and ``filename`` are those of an uploaded image's file; None for built-in datasets.
+    ``href`` is the path of its bytes on the server; ``client.runs.sample_image`` fetches them.
+    """
+
+    width: int
+    height: int
+    href: str = ""
+    sha256: str | None = None
+    filename: str | None = None
+
+
+class Sample(Document):
+    """A prediction of one evaluation for one held-out sample.
+
+    ``index`` is the sample's place in the held-out data, the same in every evaluation. ``score`` is
+    what samples are sorted by: the run's metric if it scores single samples, otherwise the first of
+    ``scores`` that does. ``parse`` is ``ok`` if the model's answer has the expected form, otherwise
+    why not; ``raw`` is what it generated. ``is_cut``: texts or boxes are not complete.
+    """
+
+    index: int
+    step: int
+    image: SampleImage
+    question: str
+    truth: SampleAnswer
+    predicted: SampleAnswer
+    scores: dict[str, float]
+    parse: str
+    score: float | None = None
+    raw: str = ""
+    is_cut: bool = False
 
 
 class MetricPoint(Document):
@@ -211,6 +289,18 @@ class MetricPoint(Document):
     time: int
     attempt: int
     values: dict[str, float]
+
+    def __repr__(self) -> str:
+        values = ", ".join(f"{name}={value:.6g}" for name, value in self.values.items())
+        values = to_single_line(values)
+        return f"MetricPoint(step={self.step}, epoch={self.epoch:g}, {values})"
+
+    def _repr_html_(self) -> str:
+        from vi.api._html import render_card
+
+        title = f"Step {self.step:,}, epoch {self.epoch:.4g}"
+        values = [(name, f"{value:.6g}") for name, value in self.values.items()]
+        return render_card(title, "", values)
 
 
 _CONDITION_STYLES = {
