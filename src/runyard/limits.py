@@ -95,7 +95,11 @@ METRICS = Limit(
     256, "items", "values of one metric point and of one checkpoint; further ones are left out"
 )
 METRIC_NAME = Limit(255, "bytes", "name of a metric; longer ones are cut")
+METRIC_KEYS = Limit(1_000, "items", "metrics of one run; values of further ones are left out")
 PLAN = Limit(64 * KIB, "bytes", "plan of a run, as JSON; a larger one is left out")
+SAMPLES = Limit(
+    64 * MIB, "bytes", "sample predictions of one run; those of further evaluations are left out"
+)
 CHECKPOINT_FILES = Limit(10_000, "items", "files of one checkpoint")
 
 # Limits of imports. Longer record ids are shortened and stay unique; longer categories are cut.

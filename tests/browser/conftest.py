@@ -1,11 +1,12 @@
 """Chromium, a server in its own process, and pages that fail a test on any error in their console.
 
-One browser and one server serve all tests of the session. Without Chromium these tests are skipped.
+One browser and one server serve all tests of this folder. They are not kept for the whole session:
+Playwright's synchronous API occupies the event loop of its thread, which other tests need. Without
+Chromium these tests are skipped.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import re
@@ -112,41 +113,18 @@ class Site:
         return port
 
 
-@dataclass
-class Chromium:
-    """The browser, and the event loop in which Playwright runs in this thread."""
-
-    browser: Browser
-    loop: asyncio.AbstractEventLoop
-
-
-@pytest.fixture(scope="session")
-def running_chromium() -> Iterator[Chromium]:
+@pytest.fixture(scope="package")
+def chromium() -> Iterator[Browser]:
     """The browser, one for all tests."""
     if not CHROMIUM:
         pytest.skip(SKIPPED)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        loop = asyncio.get_running_loop()
-        asyncio._set_running_loop(None)
-        yield Chromium(browser, loop)
-        asyncio._set_running_loop(loop)
+        yield browser
         browser.close()
 
 
-@pytest.fixture
-def chromium(running_chromium: Chromium) -> Iterator[Browser]:
-    """The browser, for one test.
-
-    Playwright leaves its loop running between calls, which would keep every asynchronous test of
-    this process from running one of its own.
-    """
-    asyncio._set_running_loop(running_chromium.loop)
-    yield running_chromium.browser
-    asyncio._set_running_loop(None)
-
-
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """A server without a controller: its runs stay Pending."""
     data_dir = tmp_path_factory.mktemp("site") / "data"

@@ -79,6 +79,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         "test_deletion",
         "test_key_lifecycle",
         "test_leases",
+        "test_metric_series",
         "test_telemetry",
         "test_resume",
         "test_retention",

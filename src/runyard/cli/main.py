@@ -25,6 +25,9 @@ COMMANDS = {
     "up": CommandEntry(
         "instance.up", "up", "Start and supervise server and controller on this machine."
     ),
+    "open": CommandEntry(
+        "resources.sessions", "open_pages", "Open the pages in a browser, or print a link to them."
+    ),
     "down": CommandEntry(
         "instance.down",
         "down",
@@ -41,6 +44,9 @@ COMMANDS = {
     ),
     "flows": CommandEntry(
         "resources.flows", "flows", "Save, validate and inspect flows (training configurations)."
+    ),
+    "views": CommandEntry(
+        "resources.views", "views", "Save, list and delete views: named filters of runs."
     ),
     "datasets": CommandEntry(
         "resources.datasets", "datasets", "Import, check, preview and export datasets."
@@ -62,6 +68,9 @@ COMMANDS = {
         "Show what has happened to runs, datasets, imports and flows, oldest first.",
     ),
     "keys": CommandEntry("resources.keys", "keys", "Create, list, revoke and rotate API keys."),
+    "sessions": CommandEntry(
+        "resources.sessions", "sessions", "List browsers that are signed in, and sign them out."
+    ),
     "audit": CommandEntry(
         "resources.audit", "audit", "Show the audit log of actions and rejected keys, newest first."
     ),

@@ -138,6 +138,18 @@ class Store:
         """Run a slower read on a reader thread, so that it does not block the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, self.read, query)
 
+    async def read_snapshot_in_thread(self, query: TransactionFunction[T]) -> T:
+        """Run reads on a reader thread that all see the database as of the first of them."""
+
+        def read(connection: Connection) -> T:
+            connection.exec_driver_sql(self._kind.BEGIN_SNAPSHOT)
+            try:
+                return query(connection)
+            finally:
+                connection.exec_driver_sql("ROLLBACK")
+
+        return await self.read_in_thread(read)
+
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[Connection]:
         """Yield a separate connection that sees the database as of its first read.

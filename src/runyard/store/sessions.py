@@ -86,6 +86,15 @@ def remove(connection: Connection, *, org: str, session_id: str) -> bool:
     return connection.execute(delete(sessions).where(where)).rowcount == 1
 
 
+def has_ended(connection: Connection, *, now_ms: int) -> bool:
+    """Return whether ``remove_ended`` would remove anything."""
+    queries = (
+        select(sessions.c.id).where(or_(sessions.c.expires <= now_ms, ~_has_valid_key(now_ms))),
+        select(session_codes.c.key_id).where(session_codes.c.expires <= now_ms),
+    )
+    return any(connection.execute(query.limit(1)).first() is not None for query in queries)
+
+
 def remove_ended(connection: Connection, *, now_ms: int) -> None:
     """Remove sessions and codes that have expired, or whose key has ended."""
     connection.execute(

@@ -24,7 +24,9 @@ from vi.api.resources.keys._async import AsyncKeys
 from vi.api.resources.models._async import AsyncModels
 from vi.api.resources.models.responses import DownloadedModel
 from vi.api.resources.runs._async import AsyncRuns
+from vi.api.resources.sessions._async import AsyncSessions
 from vi.api.resources.training_projects._async import AsyncTrainingProjects
+from vi.api.resources.views._async import AsyncViews
 from vi.errors import ViConfigurationError
 
 
@@ -101,7 +103,9 @@ class AsyncClient:
         self.assets = AsyncAssets(self._http, found.organization_id)
         self.annotations = AsyncAnnotations(self._http, found.organization_id, self.datasets)
         self.training_projects = AsyncTrainingProjects(self._http, found.organization_id)
+        self.views = AsyncViews(self._http, found.organization_id)
         self.keys = AsyncKeys(self._http, found.organization_id)
+        self.sessions = AsyncSessions(self._http, found.organization_id)
         self.audit = AsyncAudit(self._http, found.organization_id)
         self.events = AsyncEvents(self._http, found.organization_id)
 

@@ -25,7 +25,9 @@ from vi.api.resources.keys._sync import Keys
 from vi.api.resources.models._sync import Models
 from vi.api.resources.models.responses import DownloadedModel
 from vi.api.resources.runs._sync import Runs
+from vi.api.resources.sessions._sync import Sessions
 from vi.api.resources.training_projects._sync import TrainingProjects
+from vi.api.resources.views._sync import Views
 from vi.errors import ViConfigurationError
 
 
@@ -102,7 +104,9 @@ class Client:
         self.assets = Assets(self._http, found.organization_id)
         self.annotations = Annotations(self._http, found.organization_id, self.datasets)
         self.training_projects = TrainingProjects(self._http, found.organization_id)
+        self.views = Views(self._http, found.organization_id)
         self.keys = Keys(self._http, found.organization_id)
+        self.sessions = Sessions(self._http, found.organization_id)
         self.audit = Audit(self._http, found.organization_id)
         self.events = Events(self._http, found.organization_id)
 

@@ -10,6 +10,7 @@ import functools
 import itertools
 import logging
 import signal
+import threading
 from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Any
 
@@ -28,7 +29,7 @@ from runyard.server.http.responses import Response
 from runyard.server.http.route import Route
 from runyard.server.http.routes import ROUTES, list_methods
 from runyard.server.services import events
-from runyard.server.services.access import bootstrap, key_lifecycle
+from runyard.server.services.access import bootstrap, key_lifecycle, session_lifecycle
 from runyard.server.services.access.keys import Keyring
 from runyard.server.services.access.secrets import open_secrets
 from runyard.server.services.access.signing import Signer
@@ -43,6 +44,7 @@ from runyard.store import keys as key_rows
 log = logging.getLogger(__name__)
 
 TICKS_PER_SWEEP = 60
+_building_pages = threading.Lock()
 
 
 def create_app(settings: Settings) -> Gateway:
@@ -62,21 +64,27 @@ async def _links_and_routes(scope: Any, receive: Any, send: Any) -> None:
     elif path.startswith(uploads.PREFIX):
         await uploads.receive_upload(scope, receive, send)
     elif browser.is_page_path(path):
-        if not build_pages.cache_info().currsize:
+        if not _build_pages.cache_info().currsize:
             await asyncio.to_thread(build_pages)
         await build_pages()(scope, receive, send)
     else:
         await build_api()(scope, receive, send)
 
 
-@functools.cache
 def build_pages() -> Any:
+    """Return what answers the pages; several threads may ask at once."""
+    with _building_pages:
+        return _build_pages()
+
+
+@functools.cache
+def _build_pages() -> Any:
     """Build what answers the pages, and their static files.
 
     Their modules are imported here, on a thread when the first page is asked for: the server starts
     as fast as without them.
     """
-    from runyard.server.pages import assets
+    from runyard.server.pages import assets, templates
     from runyard.server.pages.problems import show_problems
     from runyard.server.pages.routes import PAGES
 
@@ -93,6 +101,7 @@ def build_pages() -> Any:
         if scope["path"].startswith(assets.PREFIX):
             await assets.serve(scope, receive, send)
         else:
+            templates.note_event_number(scope)
             await pages(scope, receive, send)
 
     return answer
@@ -203,6 +212,7 @@ async def _run_ticker(services: Services) -> None:
                 await key_lifecycle.refresh(services)
             if tick % TICKS_PER_SWEEP == 0:
                 await key_lifecycle.write_usage(services)
+                await session_lifecycle.sweep(services)
                 await audit.sweep(services)
                 await events.sweep(services)
                 await deletion.sweep(services)
@@ -216,6 +226,7 @@ async def _run_ticker(services: Services) -> None:
 async def _write_usage(services: Services) -> None:
     try:
         await key_lifecycle.write_usage(services)
+        await session_lifecycle.write_usage(services)
     except StoreUnavailable as error:
         log.error("the last uses of keys could not be written: %s", error)
 

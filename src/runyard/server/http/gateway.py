@@ -29,7 +29,7 @@ from runyard.server.http.access import authenticate, check_path, has_key_ended, 
 from runyard.server.http.capacity import Capacity, Exchange, drain_body
 from runyard.server.http.problems import problem_response
 from runyard.server.http.proxies import FORWARDED_FOR, Proxies
-from runyard.server.http.request import ACTOR, ADDRESS, HEADERS, ORIGIN, SERVICES, TOKEN
+from runyard.server.http.request import ACTOR, ADDRESS, HEADERS, ORIGIN, SERVICES, SESSION, TOKEN
 from runyard.server.http.route import PUBLIC, SIGN_IN
 from runyard.server.services.context import Services
 from runyard.server.services.errors import Refusal
@@ -184,7 +184,8 @@ class Gateway:
         elif not path.startswith(PUBLIC_PREFIXES):
             await _authenticate(services, scope)
         actor = scope.get(ACTOR)
-        key = scope.get(TOKEN) or (actor and (actor.org, actor.name))
+        session = scope.get(SESSION)  # several browsers may use the same key
+        key = scope.get(TOKEN) or (session and session.id) or (actor and (actor.org, actor.name))
         exchange.admit(address=caller.address, key=key, may_wait=b"wait=" in scope["query_string"])
         if path.startswith(UPLOADS):
             exchange.limit_body(MAX_UPLOAD_BYTES)

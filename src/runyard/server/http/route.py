@@ -36,6 +36,7 @@ class Route:
     ``actions``: the words that may follow the last id of the path after a colon.
     ``max_body_bytes``: None leaves the limit to the endpoint.
     ``may_wait``: a long poll, which may be canceled without harm.
+    ``is_endless``: a stream, which ends with the connection.
     """
 
     method: Method
@@ -53,6 +54,7 @@ class Route:
     media_types: tuple[str, ...] = ()
     role: Role | None = None
     may_wait: bool = False
+    is_endless: bool = False
 
     def __post_init__(self) -> None:
         if self.role is None and self.path.startswith("/workspaces/"):

@@ -24,6 +24,7 @@ from runyard.server.pages import templates
 from runyard.server.services.access import session_lifecycle
 from runyard.server.services.access.sessions import Session, name_cookie
 from runyard.server.services.errors import Refusal
+from vi.api.resources.sessions.responses import SignInCode
 
 ENTER = "/ui/enter"
 
@@ -33,14 +34,6 @@ class SignIn(msgspec.Struct, forbid_unknown_fields=True):
 
     code: str = ""
     key: str = ""
-
-
-class Code(msgspec.Struct, rename="camel"):
-    """A one-time code, and the path that uses it."""
-
-    code: str
-    path: str
-    expires: int
 
 
 class SignedIn(msgspec.Struct, rename="camel"):
@@ -65,7 +58,9 @@ async def post_code(request: Request) -> Response:
     code, expires = await session_lifecycle.create_code(
         get_services(request), get_actor(request), key_id
     )
-    return encode_response(Code(code, f"{ENTER}#{code}", expires), status=201)
+    return encode_response(
+        SignInCode(code=code, path=f"{ENTER}#{code}", expires=expires), status=201
+    )
 
 
 async def get_session(request: Request) -> Response:

@@ -13,13 +13,15 @@ from typing import Any
 
 import msgspec
 
-from runyard.server.http.request import Request, get_actor, get_services
+from runyard.server.http.request import ACTOR, SERVICES, Request, get_actor, get_services
 from runyard.server.http.responses import Headers, Response
 from runyard.server.pages import assets
 from runyard.server.pages.views import Me
+from runyard.server.services import events
 from runyard.server.version import VERSION
 
 FOLDER = Path(__file__).parent / "templates"
+EVENT = "runyard.event"  # of a page's scope: the newest event before it was read
 HTML = b"text/html; charset=utf-8"
 MIN_COMPRESSED_BYTES = 1024
 MISSING = (
@@ -86,11 +88,18 @@ def is_fragment(request: Request) -> bool:
     return "hx-request" in request.headers and "hx-history-restore-request" not in request.headers
 
 
+def note_event_number(scope: Any) -> None:
+    """Note the newest event before a page is read: what changes later, the page fetches anew."""
+    if ACTOR in scope:
+        services, actor = scope[SERVICES], scope[ACTOR]
+        scope[EVENT] = events.read_newest_number(services, org=actor.org)
+
+
 def describe_caller(request: Request) -> Me:
     """Return who looks, and where; a public page has nobody."""
     parts = request.scope["path"].split("/")
     section = parts[2] if len(parts) > 2 else ""
-    if "runyard.actor" not in request.scope:
+    if ACTOR not in request.scope:
         return Me(section=section)
     actor, services = get_actor(request), get_services(request)
     return Me(
@@ -99,6 +108,7 @@ def describe_caller(request: Request) -> Me:
         name=actor.name,
         role=actor.role,
         now_ms=services.clock.now_ms(),
+        event=request.scope.get(EVENT, 0),  # type: ignore[arg-type]
         is_signed_in=True,
     )
 

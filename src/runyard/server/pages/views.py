@@ -14,13 +14,15 @@ SHAPES = {
     "Cancelled": "⊘",
 }
 DASH = "\N{EN DASH}"
+NOTHING = "\N{EN DASH}"  # instead of a value
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"))
 
 
 class Me(msgspec.Struct, frozen=True, kw_only=True):
     """Who looks at a page, and where.
 
-    ``section`` is the second part of the path: ``runs``, ``flows``, ...
+    ``section`` is the second part of the path: ``runs``, ``flows``, ... ``event`` is the number of
+    the newest event before the page was read.
     """
 
     section: str = ""
@@ -28,6 +30,7 @@ class Me(msgspec.Struct, frozen=True, kw_only=True):
     name: str = ""
     role: str = ""
     now_ms: int = 0
+    event: int = 0
     is_signed_in: bool = False
 
     @property
@@ -106,10 +109,3 @@ def split_words(name: str) -> str:
     """Return a name such as ``OutOfMemory`` as words: ``Out of memory``."""
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name)
     return words[:1] + words[1:].lower() if " " in words else words
-
-
-class RunPage(msgspec.Struct, frozen=True, kw_only=True):
-    """The page of a run."""
-
-    id: str
-    name: str

@@ -54,6 +54,7 @@ MEANINGS: dict[str, dict[str, str]] = {
     },
     "flow": _DOCUMENT,
     "trainingProject": _DOCUMENT,
+    "view": _DOCUMENT,
 }
 KINDS = tuple(MEANINGS)
 LONGEST_WAIT_S = 30.0

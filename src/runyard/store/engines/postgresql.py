@@ -41,6 +41,7 @@ def is_value_too_large(error: DBAPIError) -> bool:
 class PostgreSql:
     """A database behind ``postgresql+psycopg://…``."""
 
+    BEGIN_SNAPSHOT = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
     max_tries = 5
 
     def __init__(self, url: str) -> None:

@@ -36,6 +36,7 @@ NEEDS_ACCESS = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE
 class Sqlite:
     """A database in a file."""
 
+    BEGIN_SNAPSHOT = "BEGIN"
     # One writer at a time: transactions cannot conflict, so none is repeated.
     max_tries = 1
 

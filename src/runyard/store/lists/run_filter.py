@@ -6,7 +6,7 @@ from typing import Literal
 
 Field = Literal[
     "condition", "flow", "flow id", "project", "name", "id", "text", "attribute", "metric",
-    "created", "duration",
+    "created", "duration", "killed",
 ]  # fmt: skip
 Operator = Literal["=", "<", "<=", ">", ">="]
 

@@ -1,7 +1,7 @@
 // @ts-check
 // A connection to /ui/stream that is opened again whenever it ends.
 
-/** @typedef {{ type: "state", state: "waiting" | "live" | "away" | "out", version?: string, assets?: string }} State */
+/** @typedef {{ type: "state", state: "waiting" | "live" | "away" | "out", version?: string, assets?: string, number?: number }} State */
 /** @typedef {{ number: number, kind: string, target: string, what: string, details?: any }} Change */
 /** @typedef {{ run: string }} Hint */
 /** @typedef {State | { type: "change", change: Change } | { type: "hint", hint: Hint } | { type: "alive" } | { type: "reset" }} Message */
@@ -26,7 +26,11 @@ export class Stream {
     const source = (this.#source = new EventSource("/ui/stream"));
     this.#listen();
     source.addEventListener("hello", ({ data }) => this.#set({ state: "live", ...JSON.parse(data) }));
-    source.addEventListener("change", ({ data }) => this.#pass({ type: "change", change: JSON.parse(data) }));
+    source.addEventListener("change", ({ data }) => {
+      const change = JSON.parse(data);
+      this.state.number = change.number;
+      this.#pass({ type: "change", change });
+    });
     source.addEventListener("hint", ({ data }) => this.#pass({ type: "hint", hint: JSON.parse(data) }));
     source.addEventListener("reset", () => this.#pass({ type: "reset" }));
     source.addEventListener("alive", () => this.#pass({ type: "alive" }));

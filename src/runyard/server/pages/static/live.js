@@ -124,7 +124,8 @@ function showState(message) {
   }
   if (message.state === "live") {
     heard = Date.now();
-    if (state === "away") document.hidden ? (isStale = true) : refresh();
+    const isBehind = (message.number ?? 0) > Number(document.body.dataset.event ?? 0);
+    if (state === "away" || (state === "waiting" && isBehind)) document.hidden ? (isStale = true) : refresh();
     showVersion(message);
   }
   if (message.state === "away" && state !== "away") lostAt = new Date(heard).toLocaleTimeString();

@@ -98,23 +98,38 @@ async def begin_with_code(
 
 async def find(services: Services, secret: str) -> Session | None:
     """Return the session of a cookie's value if it is valid now; None if not."""
-    mac = secret_mac(services.pepper, "session", secret)
-    clock = services.clock
-    session, is_fresh = services.sessions.get(mac, now_s=clock.monotonic_s())
-    if not is_fresh:
-        row = await services.store.read_in_thread(lambda tx: rows.find(tx, secret_mac=mac))
-        session = None if row is None else from_row(row)
-        services.sessions.put(mac, session, now_s=clock.monotonic_s())
+    session = await _read(services, secret_mac(services.pepper, "session", secret))
     if session is None or not is_valid(services, session):
         return None
-    services.sessions.note_use(session, clock.now_ms())
+    services.sessions.note_use(session, services.clock.now_ms())
     return session
 
 
 def is_valid(services: Services, session: Session) -> bool:
-    """Return whether a session that was read has neither expired nor lost its key."""
+    """Return whether a session has neither ended nor expired, and its key is valid.
+
+    What another server ended counts after the next ``recheck``.
+    """
     now_ms = services.clock.now_ms()
-    return now_ms < session.expires and services.keyring.is_valid(session.key_id, now_ms=now_ms)
+    return (
+        now_ms < session.expires
+        and not services.sessions.has_ended(session.id)
+        and services.keyring.is_valid(session.key_id, now_ms=now_ms)
+    )
+
+
+async def recheck(services: Services, session: Session) -> bool:
+    """Return whether a session is still valid, by the store if that was not read lately."""
+    return await _read(services, session.mac) is not None and is_valid(services, session)
+
+
+async def _read(services: Services, mac: bytes) -> Session | None:
+    session, is_fresh = services.sessions.get(mac, now_s=services.clock.monotonic_s())
+    if not is_fresh:
+        row = await services.store.read_in_thread(lambda tx: rows.find(tx, secret_mac=mac))
+        session = None if row is None else from_row(row)
+        services.sessions.put(mac, session, now_s=services.clock.monotonic_s())
+    return session
 
 
 async def page(services: Services, *, org: str, page_request: PageRequest) -> bytes:
@@ -155,9 +170,11 @@ async def write_usage(services: Services) -> None:
 
 
 async def sweep(services: Services) -> None:
-    """Remove what has expired."""
+    """Store when sessions were last used, and remove what has expired."""
+    await write_usage(services)
     now_ms = services.clock.now_ms()
-    await services.store.write(lambda tx: rows.remove_ended(tx, now_ms=now_ms))
+    if await services.store.read_in_thread(lambda tx: rows.has_ended(tx, now_ms=now_ms)):
+        await services.store.write(lambda tx: rows.remove_ended(tx, now_ms=now_ms))
 
 
 async def _begin(
@@ -168,6 +185,7 @@ async def _begin(
     mac = secret_mac(services.pepper, "session", secret)
     session = Session(
         id="".join(secrets.choice(BASE62) for _ in range(16)),
+        mac=mac,
         org=key.org,
         key_id=key.id,
         expires=min(now_ms + SESSION_MS, key.expires or 2**62),

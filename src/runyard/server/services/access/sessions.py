@@ -28,6 +28,7 @@ class Session:
     """A browser that is signed in."""
 
     id: str
+    mac: bytes
     org: str
     key_id: str
     expires: int
@@ -74,9 +75,14 @@ class SessionCache:
     def __init__(self) -> None:
         self._known: OrderedDict[bytes, tuple[Session | None, float]] = OrderedDict()
         self._used_ms: dict[str, int] = {}
+        # Those that ended while requests of theirs were in progress.
+        self._ended: OrderedDict[str, None] = OrderedDict()
 
     def put(self, mac: bytes, session: Session | None, *, now_s: float) -> None:
         """Remember what the store says of a secret; None for one that is unknown."""
+        known, _ = self._known.get(mac, (None, 0.0))
+        if known is not None and session is None:
+            self._end(known.id)
         self._known[mac] = (session, now_s)
         self._known.move_to_end(mac)
         if len(self._known) > MOST_REMEMBERED:
@@ -92,12 +98,18 @@ class SessionCache:
         for mac, (session, _) in list(self._known.items()):
             if session is not None and session.id == session_id:
                 del self._known[mac]
-        self._used_ms.pop(session_id, None)
+        self._end(session_id)
 
     def clear(self) -> None:
-        """Forget all: the store was replaced."""
+        """End all: the store was replaced, and a restore brings no sessions."""
+        for session, _ in self._known.values():
+            if session is not None:
+                self._end(session.id)
         self._known.clear()
-        self._used_ms.clear()
+
+    def has_ended(self, session_id: str) -> bool:
+        """Return whether a session that was found earlier was ended."""
+        return session_id in self._ended
 
     def note_use(self, session: Session, now_ms: int) -> None:
         self._used_ms[session.id] = now_ms
@@ -107,6 +119,18 @@ class SessionCache:
         used, self._used_ms = self._used_ms, {}
         return used
 
+    def _end(self, session_id: str) -> None:
+        self._used_ms.pop(session_id, None)
+        self._ended[session_id] = None
+        if len(self._ended) > MOST_REMEMBERED:
+            self._ended.popitem(last=False)
+
 
 def from_row(row: Any) -> Session:
-    return Session(id=row.id, org=row.org, key_id=row.key_id, expires=row.expires)
+    return Session(
+        id=row.id,
+        mac=bytes(row.secret_mac),
+        org=row.org,
+        key_id=row.key_id,
+        expires=row.expires,
+    )

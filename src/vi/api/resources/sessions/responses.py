@@ -24,3 +24,24 @@ class BrowserSession(Document):
     agent: str = ""
     metadata: ResourceMetadata = msgspec.field(default_factory=ResourceMetadata)
     self_link: str = ""
+
+
+class SignInCode(Document):
+    """One-time code as the server makes it."""
+
+    code: str = ""
+    path: str = ""
+    expires: int = 0
+
+    def __repr__(self) -> str:
+        return f"SignInCode(code=<hidden>, expires={self.expires})"
+
+
+class SignInLink(Document):
+    """Link that signs one browser in, once; ``expires`` is epoch milliseconds."""
+
+    url: str = ""
+    expires: int = 0
+
+    def __repr__(self) -> str:
+        return f"SignInLink(url=<hidden>, expires={self.expires})"
