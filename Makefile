@@ -120,6 +120,9 @@ bench-train: setup ## Compare training steps with other loops: ARGS="--cases tin
 bench-tiny: setup ## Train the tiny model on each built-in dataset, three splits; about 12 minutes
 	@.venv/bin/python benchmarks/tiny_learns.py $(if $(JSON),--json $(JSON))
 
+bench-sdk-start: setup ## Compare the start of the SDK with the published client's: ARGS="--rounds 15"
+	@scripts/setup-vi-sdk && .venv/bin/python benchmarks/sdk_start.py $(ARGS)
+
 bench-saving: setup ## Measure how long a checkpoint pauses training: ARGS="--cases medium --rounds 5"
 	@.venv/bin/python benchmarks/saving_pause.py $(ARGS)
 
