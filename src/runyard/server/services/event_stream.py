@@ -134,14 +134,14 @@ class _Progress(msgspec.Struct, rename="camel"):
     total_steps: int = 0
 
 
-class _Status(msgspec.Struct):
+class _StatusOutline(msgspec.Struct):
     progress: _Progress | None = None
 
 
 class _RunOutline(msgspec.Struct):
     """The part of a run's document that a hint needs."""
 
-    status: _Status
+    status: _StatusOutline
 
 
 _decode_outline = msgspec.json.Decoder(_RunOutline).decode
