@@ -10,10 +10,11 @@ from typing import Literal
 
 from runyard.protocol import DesiredState
 
-Stream = Literal["events", "stdout", "stderr"]
+Stream = Literal["events", "stdout", "stderr", "system"]
 Lane = Literal["lease", "reports", "transfers"]
 StopReason = Literal["kill", "leave", "refused", "unreachable"]
-STREAMS: tuple[Stream, ...] = ("events", "stdout", "stderr")
+STREAMS: tuple[Stream, ...] = ("events", "stdout", "stderr", "system")
+JSON_STREAMS: tuple[Stream, ...] = ("events", "system")  # a torn last line of them means nothing
 REPORT = "the report"
 
 

@@ -35,6 +35,7 @@ from typing import Literal
 
 from runyard.protocol import OUT_OF_MEMORY, DesiredState
 from runyard.supervisor.messages import (
+    JSON_STREAMS,
     REPORT,
     STREAMS,
     AcquireLock,
@@ -525,7 +526,7 @@ def _is_ready_to_report(state: State) -> bool:
 def _list_reads(state: State) -> list[Action]:
     is_final = state.phase == "reporting"
     return [
-        ReadLines(stream, offset, is_final and stream != "events")
+        ReadLines(stream, offset, is_final and stream not in JSON_STREAMS)
         for stream in _list_open_streams(state)
         if (offset := state.offsets[stream]) is not None
     ]
