@@ -59,9 +59,8 @@ def test_a_sample_has_cpu_and_memory_of_the_processes_below(
     assert set(values) == {sampling.CPU, sampling.MEMORY, sampling.DISK}
     assert values[sampling.CPU] >= 10
     assert values[sampling.MEMORY] > 64 << 20
-    assert (
-        0 < values[sampling.DISK] <= os.statvfs(tmp_path).f_blocks * os.statvfs(tmp_path).f_frsize
-    )
+    disk = os.statvfs(tmp_path)
+    assert 0 < values[sampling.DISK] <= disk.f_blocks * disk.f_frsize
 
 
 def test_a_process_that_has_ended_uses_nothing(busy: subprocess.Popen[bytes]) -> None:
