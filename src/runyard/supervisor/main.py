@@ -386,9 +386,11 @@ class Supervisor:
             "events": self._dir.events,
             "stdout": self._dir.stdout,
             "stderr": self._dir.stderr,
+            "samples": self._dir.samples,
             "system": self._dir.system,
         }[stream]
-        if stream != "events" and (skipped := count_excess_bytes(path, offset, self._spool_bytes)):
+        is_bounded = stream in ("stdout", "stderr", "system")
+        if is_bounded and (skipped := count_excess_bytes(path, offset, self._spool_bytes)):
             note = (
                 f"[{skipped} bytes of this log were dropped: more than spool_mib of it was waiting "
                 "for the server]"

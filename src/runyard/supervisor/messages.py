@@ -10,11 +10,10 @@ from typing import Literal
 
 from runyard.protocol import DesiredState
 
-Stream = Literal["events", "stdout", "stderr", "system"]
+Stream = Literal["events", "stdout", "stderr", "samples", "system"]
 Lane = Literal["lease", "reports", "transfers"]
 StopReason = Literal["kill", "leave", "refused", "unreachable"]
-STREAMS: tuple[Stream, ...] = ("events", "stdout", "stderr", "system")
-JSON_STREAMS: tuple[Stream, ...] = ("events", "system")  # a torn last line of them means nothing
+STREAMS: tuple[Stream, ...] = ("events", "stdout", "stderr", "samples", "system")
 REPORT = "the report"
 
 

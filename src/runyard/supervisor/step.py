@@ -35,7 +35,6 @@ from typing import Literal
 
 from runyard.protocol import OUT_OF_MEMORY, DesiredState
 from runyard.supervisor.messages import (
-    JSON_STREAMS,
     REPORT,
     STREAMS,
     AcquireLock,
@@ -526,7 +525,8 @@ def _is_ready_to_report(state: State) -> bool:
 def _list_reads(state: State) -> list[Action]:
     is_final = state.phase == "reporting"
     return [
-        ReadLines(stream, offset, is_final and stream not in JSON_STREAMS)
+        # The last line of these two may be text without an end; of the others it is torn.
+        ReadLines(stream, offset, is_final and stream in ("stdout", "stderr"))
         for stream in _list_open_streams(state)
         if (offset := state.offsets[stream]) is not None
     ]

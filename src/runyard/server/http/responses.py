@@ -11,7 +11,7 @@ import asyncio
 import logging
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -142,3 +142,24 @@ class StreamedResponse(Response):
     async def _send_chunks(self, send: Any) -> None:
         while (chunk := await asyncio.to_thread(next, self.chunks, None)) is not None:
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
+
+
+class ChunkedResponse(Response):
+    """A response of unknown length, whose parts are sent as they are made.
+
+    When making a part fails, the connection is closed before the end, which every client notices.
+    """
+
+    __slots__ = ("parts",)
+
+    def __init__(self, parts: AsyncIterator[bytes], *, headers: Headers = ()) -> None:
+        super().__init__(headers=headers)
+        del self.headers[-1]  # the length
+        self.parts = parts
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
+        if scope["method"] != "HEAD":
+            async for part in self.parts:
+                await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})

@@ -74,6 +74,14 @@ class PostgreSql:
         connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED").close()
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})").close()
 
+    def lock_writers(self, connection: Connection) -> None:
+        """Let no other server commit events until the transaction ends.
+
+        Must be its first statement: it takes no snapshot, so the transaction sees what the servers
+        that it waited for have committed, and does not conflict with them again.
+        """
+        connection.exec_driver_sql("LOCK TABLE event_counters IN SHARE ROW EXCLUSIVE MODE").close()
+
     def prepare_upgrade(self, connection: Connection, version: str, head: str) -> None:
         """Log that no copy is made before the upgrade: only the operator can do that."""
         log.warning(

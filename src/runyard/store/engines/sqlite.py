@@ -96,6 +96,9 @@ class Sqlite:
     def lock_migrations(self, connection: Connection) -> None:
         """Do nothing: ``BEGIN IMMEDIATE`` has locked the whole database already."""
 
+    def lock_writers(self, connection: Connection) -> None:
+        """Do nothing, for the same reason."""
+
     def prepare_upgrade(self, connection: Connection, version: str, head: str) -> None:
         """Check the database and copy it before its upgrade.
 

@@ -1,16 +1,31 @@
 """Log lines, numbered per run from 1."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, delete, func, insert, or_, select, update
 
-from runyard.store.tables import AnyRow, log_lines, runs
+from runyard.store.tables import AnyRow, log_blocks, log_lines, runs
 
 LINE_BYTES = 100  # size of a line in the database besides its text
 
 # Built once: building a statement costs more than running it.
 _ADD_LOG_LINES = insert(log_lines)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LineFilter:
+    """What the database checks of a line; times in epoch milliseconds, both inclusive.
+
+    ``literals``: the text contains one of them, ignoring the case of ASCII letters.
+    """
+
+    stream: str | None = None
+    attempt: int | None = None
+    time_from: int | None = None
+    time_to: int | None = None
+    literals: tuple[str, ...] = ()
 
 
 def add_log_lines(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -43,28 +58,57 @@ def count_log_bytes(connection: Connection) -> None:
 
 
 def remove_log(connection: Connection, *, org: str, run_id: str) -> None:
-    """Remove every line of a run."""
-    connection.execute(
-        delete(log_lines).where(log_lines.c.org == org, log_lines.c.run_id == run_id)
-    )
+    """Remove every line of a run, with the summaries of its blocks."""
+    for table in (log_lines, log_blocks):
+        connection.execute(delete(table).where(table.c.org == org, table.c.run_id == run_id))
 
 
-def log_page(
+def get_bounds(connection: Connection, *, org: str, run_id: str) -> tuple[int, int]:
+    """Return the numbers of the first and the last line; (0, 0) without lines."""
+    of_run = (log_lines.c.org == org, log_lines.c.run_id == run_id)
+    # Two queries, each of which the primary key answers at once; one with both would read the log.
+    first = connection.execute(select(func.min(log_lines.c.number)).where(*of_run)).scalar()
+    last = connection.execute(select(func.max(log_lines.c.number)).where(*of_run)).scalar()
+    return first or 0, last or 0
+
+
+def list_lines(
     connection: Connection,
     *,
     org: str,
     run_id: str,
-    since: int,
-    until: int | None,
-    stream: str | None,
+    above: int,
+    up_to: int,
+    filter: LineFilter,
+    newest_first: bool,
     limit: int,
 ) -> Sequence[AnyRow]:
-    """Return lines with a number above ``since``."""
+    """Return lines with numbers in (above, up_to] that pass a filter."""
     query = select(log_lines).where(
-        log_lines.c.org == org, log_lines.c.run_id == run_id, log_lines.c.number > since
+        log_lines.c.org == org,
+        log_lines.c.run_id == run_id,
+        log_lines.c.number > above,
+        log_lines.c.number <= up_to,
     )
-    if until is not None:
-        query = query.where(log_lines.c.number <= until)
-    if stream is not None:
-        query = query.where(log_lines.c.stream == stream)
-    return connection.execute(query.order_by(log_lines.c.number).limit(limit)).all()
+    for column, value in (
+        (log_lines.c.stream, filter.stream),
+        (log_lines.c.attempt, filter.attempt),
+    ):
+        if value is not None:
+            query = query.where(column == value)
+    if filter.time_from is not None:
+        query = query.where(log_lines.c.time >= filter.time_from)
+    if filter.time_to is not None:
+        query = query.where(log_lines.c.time <= filter.time_to)
+    if filter.literals:
+        query = query.where(or_(*(_contains(connection, text) for text in filter.literals)))
+    number = log_lines.c.number
+    query = query.order_by(number.desc() if newest_first else number).limit(limit)
+    return connection.execute(query).all()
+
+
+def _contains(connection: Connection, literal: str) -> ColumnElement[bool]:
+    """Return the condition that a text contains a literal, ignoring the case of ASCII letters."""
+    if connection.dialect.name == "sqlite":  # whose LIKE ignores that case
+        return log_lines.c.text.contains(literal, autoescape=True)
+    return log_lines.c.text.icontains(literal, autoescape=True)

@@ -7,7 +7,6 @@ from msgspec import UNSET
 
 from runyard import limits
 from runyard.server.http import compat
-from runyard.server.http.capacity import hold_wait_slot
 from runyard.server.http.endpoints import bodies
 from runyard.server.http.request import (
     Id,
@@ -22,24 +21,36 @@ from runyard.server.http.request import (
 )
 from runyard.server.http.responses import Response, empty_response, encode_response, json_response
 from runyard.server.services.errors import Refusal
-from runyard.server.services.runs import bulk_runs, deletion, runs
-from runyard.server.services.runs.conditions import REASONS
-from runyard.server.services.runs.telemetry import logs, series
+from runyard.server.services.runs import bulk_runs, deletion, listing, runs
+from runyard.server.services.runs.filters import CONDITIONS, parse_filter
+from runyard.server.services.runs.telemetry import series
 from runyard.server.services.validation import check_id
-from runyard.store.runs import RunFilter
+from runyard.store.lists.run_filter import RunFilter
 from runyard.store.telemetry.series import Window
 
-CONDITIONS = tuple(kind.value for kind in REASONS)
-STREAMS = ("events", "stdout", "stderr")
+_EMPTY_FILTER = (
+    'the filter is empty or combines "all" with others; try: one condition, or {"all": true} for '
+    "every run"
+)
 
 
 async def list_runs(request: Request, org: Id) -> Response:
     query = Query(request)
     filter = _parse_filter(query)
-    page_request = query.page(f"runs {filter}")
-    return json_response(
-        await runs.page(get_services(request), org=org, filter=filter, page_request=page_request)
+    order_by = query.text("orderBy") or listing.DEFAULT_ORDER
+    page = await listing.read_page(
+        get_services(request),
+        org=org,
+        filter=filter,
+        order_by=order_by,
+        page_request=query.page(listing.describe_list(filter, order_by)),
     )
+    return json_response(page)
+
+
+async def count_runs(request: Request, org: Id) -> Response:
+    filter = _parse_filter(Query(request))
+    return encode_response(await listing.count_runs(get_services(request), org=org, filter=filter))
 
 
 async def get_run(request: Request, org: Id, run_id: Id) -> Response:
@@ -61,6 +72,7 @@ async def put_run(request: Request, org: Id, run_id: Id) -> Response:
         training_project=given.spec.training_project,
         resume_from=None if origin is None else (origin.run_id, origin.checkpoint),
         attributes=bodies.get_attributes(given.metadata),
+        name=None if given.metadata is None else given.metadata.name,
     )
     return json_response(document, etag=etag, status=201 if is_new else 200)
 
@@ -77,6 +89,7 @@ async def patch_run(request: Request, org: Id, run_id: Id) -> Response:
         grace_s=spec.grace_seconds or (0.0 if spec.grace_seconds == 0 else None),
         training_project=spec.training_project,
         attributes=bodies.get_attributes(given.metadata),
+        name=UNSET if given.metadata is None else given.metadata.name,
         if_match=get_if_match(request),
     )
     return json_response(document, etag=etag)
@@ -115,22 +128,19 @@ async def delete_runs(request: Request, org: Id) -> Response:
     return encode_response(outcomes)
 
 
-async def get_logs(request: Request, org: Id, run_id: Id) -> Response:
-    query = Query(request)
-    wait_s = query.seconds("wait")
-    async with hold_wait_slot(request.scope, wait_s) as disconnect:
-        page = await logs.read_log_page(
-            get_services(request),
-            org=org,
-            run_id=run_id,
-            since=query.integer("since", 0) or 0,
-            until=query.integer("until"),
-            stream=query.one_of("block", STREAMS),
-            limit=query.integer("limit", logs.MOST, minimum=1, maximum=logs.MOST) or logs.MOST,
-            wait_s=wait_s,
-            gone=disconnect,
-        )
-    return json_response(page)
+async def tag_runs(request: Request, org: Id) -> Response:
+    _, value = await parse_json_body(request)
+    given = convert_body(value, bodies.TaggedRuns)
+    ids, filter = _parse_named_runs(given)
+    outcomes = await bulk_runs.tag(
+        get_services(request),
+        get_actor(request),
+        ids=ids,
+        filter=filter,
+        attributes=given.set,
+        dry_run=given.dry_run,
+    )
+    return encode_response(outcomes)
 
 
 async def get_metrics(request: Request, org: Id, run_id: Id) -> Response:
@@ -205,6 +215,7 @@ def _parse_filter(query: Query) -> RunFilter:
         attributes=_parse_attributes(query.all("attribute")),
         created_after=query.integer("createdAfter"),
         created_before=query.integer("createdBefore"),
+        terms=parse_filter(query.text("filter") or "").terms,
     )
 
 
@@ -233,6 +244,11 @@ def _parse_named_runs(given: bodies.DeletedRuns) -> tuple[list[str] | None, RunF
             check_id("run", run_id)
         return given.ids, None
     named = given.filter
+    if isinstance(named, str):
+        filter = parse_filter(named)
+        if filter.is_empty:
+            raise Refusal("InvalidBody", _EMPTY_FILTER)
+        return None, filter
     if named.condition is not None and named.condition not in CONDITIONS:
         message = (
             f"/filter/condition is {named.condition[:80]!r}; it must be one of "
@@ -248,11 +264,7 @@ def _parse_named_runs(given: bodies.DeletedRuns) -> tuple[list[str] | None, RunF
         created_before=named.created_before,
     )
     if (filter == RunFilter()) is not (named.all is True):
-        raise Refusal(
-            "InvalidBody",
-            'the filter is empty or combines "all" with others; try: one condition, or {"all": '
-            "true} for every run",
-        )
+        raise Refusal("InvalidBody", _EMPTY_FILTER)
     return None, filter
 
 

@@ -21,7 +21,7 @@ from sqlalchemy import Connection
 from runyard.blobs import BlobError, BlobHeld
 from runyard.ids import PathEscapes, resolve_folder
 from runyard.rundir import weights_name
-from runyard.server.services import etags, notifications, retention
+from runyard.server.services import etags, events, notifications, retention
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.errors import not_found
 from runyard.server.services.notifications import run_topic
@@ -65,6 +65,7 @@ def mark_deleted(
     rows.change(tx, org=actor.org, run_id=run_id, values={"deleted": True})
     attempts.reopen_unproven(tx, org=actor.org, run_id=run_id)
     tombstones.add(tx, org=actor.org, kind="run", id=run_id, time_ms=now_ms)
+    events.record_by(tx, actor, now_ms=now_ms, kind="run", target=run_id, what="deleted")
     services.audit(actor, "delete run", run_id)(tx)
 
 

@@ -27,8 +27,10 @@ from runyard.server.services.access.signing import AttemptToken
 from runyard.server.services.context import Services
 from runyard.server.services.notifications import run_topic
 from runyard.server.services.runs import conditions, leases
+from runyard.server.services.runs.changes import StoredRun, note, record_changes
 from runyard.server.services.runs.conditions import Transition
 from runyard.server.services.runs.runs import decode_run, save, transition
+from runyard.server.services.runs.telemetry import log_index, samples
 from runyard.server.services.runs.telemetry.measurements import (
     KINDS,
     MOST_INTEGER,
@@ -44,6 +46,7 @@ from runyard.server.services.runs.telemetry.measurements import (
 )
 from runyard.server.services.validation import check_count
 from runyard.store import runs as run_rows
+from runyard.store.lists import run_metrics
 from runyard.store.tables import AnyRow
 from runyard.store.telemetry import logs, metrics, offsets, packing
 from runyard.store.telemetry.chunks import Point
@@ -88,8 +91,22 @@ def _insert_lines(
     if shipped.offset != offset or shipped.next_offset <= offset:
         return LinesAccepted(offset=offset), row.id
     changes = _apply_lines(services, shipped, decode_run(row.document), row, attempt.number)
+    if shipped.stream == "samples":
+        found = samples.insert_lines(
+            tx, shipped.lines, org=token.org, run_id=row.id, attempt=attempt.number
+        )
+        for warning in found:
+            changes.log("events", changes.now_ms, f"warning: {warning}")
+    record_changes(tx, changes.run)
     point_counts = _add_points(tx, changes, row)
     logs.add_log_lines(tx, changes.log_rows)
+    log_index.add_complete_blocks(
+        tx,
+        org=token.org,
+        run_id=row.id,
+        count_before=row.log_count,
+        count=row.log_count + len(changes.log_rows),
+    )
     counts = {
         "log_count": row.log_count + len(changes.log_rows),
         "log_bytes": changes.log_bytes,
@@ -107,7 +124,9 @@ def _insert_lines(
 class _RunChanges:
     """The changes that a shipment of lines makes to a run."""
 
-    def __init__(self, run: Run, row: Any, attempt: int, now_ms: int, *, limit_bytes: int) -> None:
+    def __init__(
+        self, run: StoredRun, row: Any, attempt: int, now_ms: int, *, limit_bytes: int
+    ) -> None:
         self.run = run
         self.log_rows: list[dict[str, Any]] = []
         self.points: list[Point] = []
@@ -178,7 +197,7 @@ class _RunChanges:
 
 
 def _apply_lines(
-    services: Services, shipped: Lines, run: Run, row: Any, attempt: int
+    services: Services, shipped: Lines, run: StoredRun, row: Any, attempt: int
 ) -> _RunChanges:
     now_ms = services.clock.now_ms()
     changes = _RunChanges(
@@ -190,7 +209,7 @@ def _apply_lines(
         for line in shipped.lines:
             if sample := parse_system_sample(line):
                 changes.measure_system(sample)
-    else:
+    elif shipped.stream != "samples":
         for line in shipped.lines:
             changes.log(shipped.stream, now_ms, line)
     return changes
@@ -277,8 +296,13 @@ def _apply_event(changes: _RunChanges, event: dict[str, Any]) -> str:
     if name == "checkpoint":
         return f"checkpoint {event.get('checkpoint')} saved at step {event.get('step')}"
     if name == "warning":
+        _note(changes, "warning", {"message": clean_text(str(event.get("message")))})
         return f"warning: {event.get('message')}"
     return json.dumps(event, ensure_ascii=False)
+
+
+def _note(changes: _RunChanges, what: str, details: dict[str, Any]) -> None:
+    note(changes.run, what, {"attempt": changes.attempt, **details}, now_ms=changes.now_ms)
 
 
 def _apply_phase(changes: _RunChanges, phase: str, message: str | None) -> None:
@@ -317,6 +341,7 @@ def _apply_plan(changes: _RunChanges, plan: dict[str, Any]) -> str:
 
 
 def _apply_evaluation(changes: _RunChanges, found: Measurement) -> None:
+    _note(changes, "evaluation", {"step": found.step, "values": found.values})
     if found.metric_name is None:
         return
     progress = changes.run.status.progress or RunProgress()
@@ -358,6 +383,7 @@ def _add_points(tx: Connection, changes: _RunChanges, row: AnyRow) -> dict[str, 
     metrics.add_keys(tx, metrics.number_keys({key: axes[key] for key in new}, known.values()), **at)
     for number, point in enumerate(points, row.metric_count + 1):
         point.number = number
+    run_metrics.record(tx, **at, points=[point.values for point in points])
     packed = packing.add(
         tx, points, **at, packed=row.metric_packed, repeats=_has_repeats(points, known)
     )
