@@ -524,7 +524,7 @@ def tag_runs(
 
     Select runs by ids, or by filters: runs that match all of them.
     """
-    tags = {**parse_attributes(assignments), **dict.fromkeys(removed)}
+    tags = {**parse_attributes(assignments, option="--set"), **dict.fromkeys(removed)}
     if not tags:
         raise CommandFailed("expected: --set KEY=VALUE or --remove KEY", exit_code=EXIT_USAGE)
     with connect(data_dir, is_patient=True) as client:
