@@ -29,7 +29,7 @@ from runyard.server.services import documents
 from runyard.server.services.errors import Refusal
 from runyard.server.services.runs import bulk_runs, runs
 from runyard.server.services.runs.filters import parse_filter
-from runyard.server.services.runs.views import VIEW, check_spec
+from runyard.server.services.saved_views import VIEW, check_spec
 from runyard.server.services.validation import check_id
 from vi.api.resources.runs.responses import Run, RunOutcome, RunOutcomes
 from vi.api.resources.views.responses import ViewSpec

@@ -18,6 +18,7 @@ from runyard.server.pages.runs import summaries
 from runyard.server.pages.runs.rows import (
     NO_COLUMNS,
     PATH,
+    FilterProblem,
     ListState,
     RunsPage,
     RunsTable,
@@ -34,7 +35,6 @@ from runyard.server.pages.runs.rows import (
     write_list_snippet,
     write_start_snippet,
 )
-from runyard.server.pages.runs.rows import Problem as FilterProblem
 from runyard.server.pages.views import SHAPES
 from runyard.server.services import documents
 from runyard.server.services.context import Services
@@ -42,7 +42,7 @@ from runyard.server.services.errors import Refusal
 from runyard.server.services.paging import PageRequest
 from runyard.server.services.runs import listing, runs
 from runyard.server.services.runs.filters import parse_filter
-from runyard.server.services.runs.views import VIEW
+from runyard.server.services.saved_views import VIEW
 from vi.api.resources.runs.responses import Run, RunCount
 from vi.api.resources.views.responses import View
 
