@@ -203,7 +203,8 @@ async def build_table(
     counts = total = RunCount()
     if is_counted:
         counts, total = await count_matching(request, state, filter)
-    found = await summaries.read(services, org=actor.org, runs=rows)
+    columns = state.list_columns()
+    found = await summaries.read(services, org=actor.org, runs=rows, has_curves="loss" in columns)
     now_ms = services.clock.now_ms()
     metrics = [name for run in rows if (name := find_key_metric(run)[0])]
     metric = max(set(metrics), key=metrics.count, default="")
@@ -212,7 +213,7 @@ async def build_table(
         rows=tuple(
             build_row(run, now_ms=now_ms, summary=found[run.run_id], q=state.q) for run in rows
         ),
-        columns=state.list_columns(),
+        columns=columns,
         headings=build_headings(state, metric),
         chips=build_chips(state, counts.conditions, more=counts.more),
         total=total.total,
