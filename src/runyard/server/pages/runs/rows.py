@@ -513,7 +513,7 @@ def write_list_snippet(state: ListState) -> Snippet:
     given = ", ".join(f"{name}={quote_python(value)}" for name, value in arguments.items() if value)
     return Snippet(
         python=f"client.runs.list({given})",
-        command=join_command("runs", "list", filter=state.q, order_by=state.sort),
+        command=join_command("runs", "list", filter=state.q, sort=state.sort),
     )
 
 
@@ -530,9 +530,10 @@ def write_action_snippet(
         runs = quote_python(ids[0]) if len(ids) == 1 else f"[{', '.join(map(quote_python, ids))}]"
     else:
         runs = f"filter={quote_python(q or 'all')}"
+    selected = ids if q is None else () if q else ("--all",)
     return Snippet(
         python=f"client.runs.{verb}({', '.join([runs, *python])})",
-        command=join_command("runs", verb, *(() if q is not None else ids), filter=q, **options),
+        command=join_command("runs", verb, *selected, filter=q, **options),
     )
 
 
