@@ -1,5 +1,6 @@
 """``runyard runs``: create, find, follow, compare, tag, kill and delete training runs."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -16,6 +17,9 @@ from runyard.cli.failures import (
     CommandFailed,
     to_command_failure,
 )
+from runyard.cli.global_options import get_global_options
+from runyard.cli.groups import NounGroup
+from runyard.cli.live.watch import watch_run
 from runyard.cli.output import (
     colorize,
     format_age,
@@ -48,7 +52,10 @@ if TYPE_CHECKING:
     from vi.api.resources.runs.responses import Run
 
 
-@click.group()
+RUN_COLUMNS = ("RUN", "NAME", "CONDITION", "REASON", "AGE", "STEP", "METRIC", "FLOW")
+
+
+@click.group(cls=NounGroup)
 def runs() -> None:
     """Create, follow, compare, kill and delete training runs."""
 
@@ -118,7 +125,7 @@ def list_runs(
         print_json({"items": found})
     else:
         print_table(
-            ("RUN", "NAME", "CONDITION", "REASON", "AGE", "STEP", "METRIC", "FLOW"),
+            RUN_COLUMNS,
             [_row(run) for run in found],
         )
 
@@ -230,7 +237,7 @@ def create_run(
 
 
 @runs.command("wait")
-@click.argument("run_id")
+@click.argument("run_ids", nargs=-1, required=True, metavar="RUN_ID...")
 @click.option(
     "--timeout",
     "timeout_s",
@@ -240,13 +247,22 @@ def create_run(
 )
 @data_dir_option
 @json_option
-def wait_for_run(
-    run_id: str, timeout_s: float | None, data_dir: Path | None, as_json: bool
+def wait_for_runs(
+    run_ids: tuple[str, ...], timeout_s: float | None, data_dir: Path | None, as_json: bool
 ) -> None:
-    """Follow a run until it has ended.
+    """Follow runs until they have ended.
 
-    Exit code 0 if it succeeded, 3 if not, 4 if it was deleted.
+    Exit code 0 if all succeeded, 3 if one did not, 4 if one was deleted.
+
+    \b
+    Examples:
+      runyard runs wait RUN_ID
+      runyard runs wait RUN_ID RUN_ID --timeout 3600
     """
+    if len(run_ids) > 1:
+        _wait_for_many(run_ids, timeout_s, data_dir, as_json)
+        return
+    run_id = run_ids[0]
     with connect(data_dir, is_patient=True) as client, _report_interrupt(run_id, data_dir):
         run = follow_run(client, run_id, timeout_s=timeout_s)
     if as_json:
@@ -254,6 +270,34 @@ def wait_for_run(
     else:
         _print_run(run)
 
+
+def _wait_for_many(
+    run_ids: tuple[str, ...], timeout_s: float | None, data_dir: Path | None, as_json: bool
+) -> None:
+    """Wait for runs one after another, and print them; exit with 3 if one did not succeed."""
+    from vi import ViRunFailedError
+
+    deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+    ended = []
+    with connect(data_dir, is_patient=True) as client:
+        for run_id in dict.fromkeys(run_ids):
+            left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
+            with _report_interrupt(run_id, data_dir):
+                try:
+                    ended.append(follow_run(client, run_id, timeout_s=left_s))
+                except ViRunFailedError as error:
+                    if error.run is None:
+                        raise
+                    ended.append(error.run)
+    if as_json:
+        print_json({"items": ended})
+    else:
+        print_table(RUN_COLUMNS, [_row(run) for run in ended])
+    if any(_condition(run) != "Succeeded" for run in ended):
+        raise click.exceptions.Exit(EXIT_RUN_FAILED)
+
+
+runs.add_command(watch_run)
 
 tolerance_option = click.option(
     "--tolerance",
@@ -717,6 +761,8 @@ def _print_run(run: "Run") -> None:
             ),
         ]
     )
+    if get_global_options().format in ("agent", "quiet"):
+        return
     for condition in run.status.conditions:
         words = " ".join(
             filter(None, [condition.reason, condition.message and f"({condition.message})"])

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from runyard.cli.failures import EXIT_ERROR, EXIT_USAGE, CommandFailed
+from runyard.cli.global_options import get_global_options
 from runyard.cli.output import print_json, print_table, to_single_line
 
 if TYPE_CHECKING:
@@ -197,8 +198,8 @@ def confirm(question: str) -> None:
 
 
 def has_terminal() -> bool:
-    """Return True if standard input is a terminal."""
-    return sys.stdin is not None and sys.stdin.isatty()
+    """Return True if there is a person at a terminal to answer questions."""
+    return get_global_options().is_interactive and sys.stdin is not None and sys.stdin.isatty()
 
 
 def print_outcomes(outcomes: "RunOutcomes", *, as_json: bool) -> None:

@@ -181,7 +181,7 @@ class NewFlow(RequestBody):
 
 
 class CheckedFlow(RequestBody):
-    """A flow to check; ``trainingProject`` is the one that a run would name beside it."""
+    """A flow to check; ``trainingProject`` is the one that a run would name outside the flow."""
 
     spec: dict[str, Any]
     training_project: str | None = None
