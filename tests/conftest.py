@@ -51,9 +51,12 @@ USE_THE_INSTANCE = (
 )
 # Modules whose fixture costs more than their tests, so that one process makes it.
 # Their fixtures take seconds, and would be made on each worker.
-TOGETHER = tuple(
-    f"tests/trainer/test_{name}.py"
-    for name in ("warm", "export", "replay", "quantization", "continue")
+TOGETHER = (
+    *(
+        f"tests/trainer/test_{name}.py"
+        for name in ("warm", "export", "replay", "quantization", "continue")
+    ),
+    "tests/server/test_event_streams.py",
 )
 # Started first: started last, one of these would keep a single core busy at the end.
 LONGEST = (
@@ -82,6 +85,8 @@ class OneInstanceScheduling(LoadScopeScheduling):  # type: ignore[misc]
     def _split_scope(self, nodeid: str) -> str:
         if nodeid.startswith(USE_THE_INSTANCE):
             return "instance"
+        if nodeid.startswith("tests/browser/"):
+            return "browser"
         return next((module for module in TOGETHER if nodeid.startswith(module)), nodeid)
 
 

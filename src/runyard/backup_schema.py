@@ -4,7 +4,7 @@ A column is ``name:type(length)``. ``*`` marks the primary key, ``?`` a value th
 ``=`` a column that older files may lack.
 """
 
-REVISION = "0008"
+REVISION = "0013"
 TABLES = {
     "assets": (
         "*org:str(64) *dataset_id:str(255) *id:str(64) filename:str(1024) content:str(64) "
@@ -46,6 +46,15 @@ TABLES = {
         "annotated_count:int64 record_count:int64 size_bytes:int64 next_number:int64 "
         "revision:int64 version:str(32)?= version_revision:int64 version_count:int32 "
     ),
+    "evaluations": (
+        "*org:str(64) *run_id:str(255) *step:int64 attempt:int32 time:int64 sample_count:int32 "
+        "total:int64 size_bytes:int64 is_left_out:bool "
+    ),
+    "event_counters": ("*org:str(64) number:int64 kept_after:int64 "),
+    "events": (
+        "*org:str(64) *number:int64 time:int64 kind:str(32) target:str(255) what:str(32) actor:str "
+        "details:bytes "
+    ),
     "flows": (
         "*org:str(64) *id:str(255) document:bytes etag:str(32) generation:int32 body_sha256:bytes "
         "time_created:int64 "
@@ -64,14 +73,32 @@ TABLES = {
         "*id:str(16) org:str(64)?= role:str(16) secret_mac:bytes name:str time_created:int64 "
         "expires:int64?= revoked:int64?= created_by:str?= last_used:int64?= replaced_by:str(16)?= "
     ),
+    "log_blocks": (
+        "*org:str(64) *run_id:str(255) *block:int64 time_min:int64 time_max:int64 levels:int32 "
+        "signature:bytes "
+    ),
     "log_lines": (
         "*org:str(64) *run_id:str(255) *number:int64 time:int64 attempt:int32 stream:str(16) "
         "text:str "
     ),
     "meta": ("*key:str(64) value:str "),
+    "metric_buckets": (
+        "*org:str(64) *run_id:str(255) *key_number:int32 *level:int32 *page:int64 buckets:bytes "
+    ),
+    "metric_chunks": (
+        "*org:str(64) *run_id:str(255) *first_number:int64 last_number:int64 axis:int32 size:int32 "
+        "min_step:int64 max_step:int64 points:bytes "
+    ),
+    "metric_keys": (
+        "*org:str(64) *run_id:str(255) *key:str number:int32 axis:int32 total:int64 "
+        "first_step:int64?= last_step:int64?= "
+    ),
+    "metric_values": (
+        "*org:str(64) *run_id:str(255) *first_number:int64 *key_number:int32 measured:bytes "
+    ),
     "metrics": (
         "*org:str(64) *run_id:str(255) *number:int64 step:int64 epoch:float time:int64 "
-        "attempt:int32 measured:bytes "
+        "attempt:int32 measured:bytes axis:int32= "
     ),
     "organizations": ("*id:str(64) name:str time_created:int64 "),
     "output_files": (
@@ -91,13 +118,19 @@ TABLES = {
     "resume_files": (
         "*org:str(64) *run_id:str(255) *path:str(1024) size_bytes:int64 sha256:str(64) "
     ),
-    "run_attributes": ("*org:str(64) *run_id:str(255) *key:str value:str "),
+    "run_attributes": ("*org:str(64) *run_id:str(255) *key:str value:str number:int64= "),
     "run_datasets": ("*org:str(64) *run_id:str(255) dataset_id:str(255) version:str(32) "),
+    "run_metrics": ("*org:str(64) *run_id:str(255) *key:str value:float last:float number:int64 "),
     "runs": (
         "*org:str(64) *id:str(255) document:bytes etag:str(32) body_sha256:bytes condition:str(32) "
         "flow_id:str(255)?= training_project:str(255)?= priority:int32 time_created:int64 "
-        "killed:bool deleted:bool log_count:int64 metric_count:int64 log_bytes:int64= "
-        "log_left_out:int64= requirements:str(512)?= waits:str(32)= "
+        "killed:bool deleted:bool log_count:int64 metric_count:int64 metric_packed:int64= "
+        "log_bytes:int64= log_left_out:int64= requirements:str(512)?= waits:str(32)= "
+        "duration:int64= "
+    ),
+    "sample_images": ("*org:str(64) *run_id:str(255) *number:int64 png:bytes "),
+    "samples": (
+        "*org:str(64) *run_id:str(255) *step:int64 *number:int64 score:float?= document:bytes "
     ),
     "stream_offsets": (
         "*org:str(64) *run_id:str(255) *attempt:int32 *stream:str(16) offset:int64 "

@@ -79,6 +79,8 @@ FLOW_STYLE = Limit(16 * KIB, "bytes", "`style` of one block of a flow, as JSON")
 FLOW = Limit(256 * KIB, "bytes", "a flow as a whole, as JSON")
 QUERY_TEXT = Limit(4 * KIB, "bytes", "a query parameter, page tokens included")
 ATTRIBUTE_FILTERS = Limit(16, "items", "`attribute` filters of one list request")
+FILTER_TERMS = Limit(32, "items", "terms of the filter of one list request")
+RUN_NAME = Limit(255, "bytes", "name of a run")
 
 # Limits of messages of controllers and supervisors. Longer free texts are cut, so that they never
 # make a report fail.
@@ -93,7 +95,11 @@ METRICS = Limit(
     256, "items", "values of one metric point and of one checkpoint; further ones are left out"
 )
 METRIC_NAME = Limit(255, "bytes", "name of a metric; longer ones are cut")
+METRIC_KEYS = Limit(1_000, "items", "metrics of one run; values of further ones are left out")
 PLAN = Limit(64 * KIB, "bytes", "plan of a run, as JSON; a larger one is left out")
+SAMPLES = Limit(
+    64 * MIB, "bytes", "sample predictions of one run; those of further evaluations are left out"
+)
 CHECKPOINT_FILES = Limit(10_000, "items", "files of one checkpoint")
 
 # Limits of imports. Longer record ids are shortened and stay unique; longer categories are cut.

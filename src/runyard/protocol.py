@@ -173,7 +173,7 @@ class Lines(Message):
     The server accepts them only if ``offset`` is its own, so a repeat changes nothing.
     """
 
-    stream: Literal["events", "stdout", "stderr"]
+    stream: Literal["events", "stdout", "stderr", "system", "samples"]
     offset: Integer
     next_offset: Integer
     lines: list[str]

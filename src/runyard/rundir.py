@@ -19,6 +19,8 @@ Files are the only protocol between supervisor and trainer.
         events.jsonl    trainer      numbered lines, see ``EVENTS``
         logs/           trainer      stdout.log and stderr.log, its own output: files, never pipes
         checkpoints/    trainer      epoch-3/manifest.json, ...: complete once the manifest exists
+        samples.jsonl   trainer      some predictions of each evaluation, for people; shipped like
+                                     events
         predictions/    trainer      step-400.jsonl, ...: each answer of an evaluation, with its
                                      reference answer
         resume/         supervisor   checkpoints/epoch-2/manifest.json, ...: fetched to resume from
@@ -56,6 +58,7 @@ EXIT = "exit.json"
 CLOSED = "closed.json"
 RESULT = "result.json"
 EVENTS_FILE = "events.jsonl"
+SAMPLES = "samples.jsonl"
 STDOUT = "logs/stdout.log"
 STDERR = "logs/stderr.log"
 SUPERVISOR_LOG = "logs/supervisor.log"
@@ -178,6 +181,10 @@ class AttemptDir:
     @property
     def events(self) -> Path:
         return self.path / EVENTS_FILE
+
+    @property
+    def samples(self) -> Path:
+        return self.path / SAMPLES
 
     @property
     def logs(self) -> Path:

@@ -253,3 +253,45 @@ def test_durations_and_times_are_parsed(monkeypatch: pytest.MonkeyPatch) -> None
         time_arguments.Moment(is_past=True).convert("2027-01-31T00:00+00:00", None, None)
         == 1_801_353_600_000
     )
+
+
+def test_browsers_are_signed_in_by_a_link_and_out_by_a_command(server: Path, runyard: Any) -> None:
+    where = ("--data-dir", str(server))
+    link = runyard("open", "/ui/runs/r1", "--print", *where).stdout.strip()
+    address, _, code = link.partition("#")
+    assert address.endswith("/ui/enter?next=%2Fui%2Fruns%2Fr1")
+    with httpx2.Client(base_url=credentials(server)["endpoint"]) as browser:
+        headers = {"sec-fetch-site": "same-origin", "user-agent": "a browser"}
+        assert browser.post("/ui/sessions", json={"code": code}, headers=headers).status_code == 201
+        runs = f"/workspaces/{credentials(server)['organization_id']}/runs"
+        assert browser.get(runs).status_code == 200
+        [session] = json.loads(runyard("sessions", "list", "--json", *where).stdout)["items"]
+        assert "a browser" in runyard("sessions", "list", *where).stdout
+        gone = runyard("sessions", "revoke", session["sessionId"], *where)
+        assert gone.stdout == f"signed out {session['sessionId']}\n"
+        assert browser.get(runs).status_code == 401
+    assert runyard("sessions", "revoke", session["sessionId"], *where).exit_code == 4
+
+
+def test_the_page_of_a_run_opens_in_a_browser_where_there_is_one(
+    server: Path, runyard: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = ("--data-dir", str(server))
+    opened: list[str] = []
+
+    def open_browser(url: str) -> bool:
+        opened.append(url)
+        return True
+
+    monkeypatch.setattr("webbrowser.open", open_browser)
+    monkeypatch.setenv("DISPLAY", ":0")
+    with vi.Client(config_file=server / "credentials.json") as client:
+        run = client.runs.create(flow={"name": "x", "schema": "v1", "blocks": []})
+    shown = runyard("runs", "get", run.run_id, "--web", *where)
+    assert f"/ui/runs/{run.run_id} in a browser" in shown.stdout
+    assert "#" not in shown.stdout
+    assert f"next=%2Fui%2Fruns%2F{run.run_id}#" in opened[0]
+    monkeypatch.delenv("DISPLAY")
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    assert "/ui/enter?next=" in runyard("open", *where).stdout
+    assert len(opened) == 1

@@ -225,6 +225,7 @@ def test_an_instance_ends_completely_when_its_terminal_closes(tmp_path: Path) ->
     settings = read_settings({}, data_dir=tmp_path / "data")
     with in_a_terminal(settings.data_dir) as (terminal, process):
         read_until(terminal, b"Ctrl-C stops it.")
+        read_until(terminal, b"/ui/enter?next=%2Fui%2Fruns#")
         noted = read_processes(settings)
         assert set(noted) == {"up", "server", "controller"}
         os.close(terminal)  # the kernel sends SIGHUP, and every write fails from now on

@@ -71,6 +71,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run every test of these modules on both stores."""
     is_about_the_store = metafunc.module.__name__.rpartition(".")[2] in (
         "test_audit",
+        "test_reconnects",
         "test_backups",
         "test_bulk_runs",
         "test_conversations",
@@ -78,6 +79,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         "test_deletion",
         "test_key_lifecycle",
         "test_leases",
+        "test_metric_series",
         "test_telemetry",
         "test_resume",
         "test_retention",

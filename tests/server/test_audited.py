@@ -19,6 +19,7 @@ SESSIONS = "/assetIngestionSessions"
 
 # Routes with another method than GET that change nothing.
 CHANGES_NOTHING = {
+    ("POST", "flows:check"),
     ("POST", DATASET + "/aggregationStatistics:generate"),  # counts
     ("POST", SOURCE + "/multipartUploads/{}/parts/{}"),  # signs a URL
     (
@@ -179,6 +180,21 @@ async def send_annotations(watch: AuditWatch, data: Data, dataset_id: str) -> No
         await watch("PATCH", sessions + "/{}/status", *ids, json=report)
 
 
+async def use_sessions(watch: AuditWatch) -> None:
+    """Sign in and out; the pages leave the same rows as routes."""
+    server, before = watch.server, len(watch.rows())
+    own = {"sec-fetch-site": "same-origin"}
+    code = await watch.api.post("/ui/codes")
+    browser = await server.client(None, **own)
+    for given in ({"code": code.json()["code"]}, {"key": server.key}):
+        assert (await browser.post("/ui/sessions", json=given)).status_code == 201
+    assert (await browser.post("/ui/leave")).status_code == 303
+    actions = [row.action for row in watch.rows()[before:]]
+    assert actions == ["create sign-in code", "begin session", "begin session", "end session"]
+    listed = (await watch.api.get(server.path("sessions"))).json()["items"]
+    await watch("DELETE", "sessions/{}", listed[0]["sessionId"])
+
+
 async def change_everything(server: TestServer) -> set[tuple[str, str]]:
     """Use every mutating route, successfully; return those that were used."""
     watch = AuditWatch(server, await server.api())
@@ -186,6 +202,7 @@ async def change_everything(server: TestServer) -> set[tuple[str, str]]:
     await change_documents(watch)
     await change_many_runs(watch)
     await change_keys(watch)
+    await use_sessions(watch)
     dataset_id = (
         await watch("POST", "datasets", json={"name": "shelves", "type": "phrase-grounding"})
     )["datasetId"]
@@ -194,6 +211,7 @@ async def change_everything(server: TestServer) -> set[tuple[str, str]]:
         await server.services.jobs.wait_until_idle()
     await watch("DELETE", DATASET, dataset_id)
     await server.services.jobs.wait_until_idle()
+    await watch("POST", "flows:check", json={"spec": {}}, rows=0)
     await watch("POST", "storage/collections")
     await watch("POST", "storage/restores", content=await watch("POST", "storage/backups"))
     return watch.seen

@@ -30,7 +30,8 @@ from tests.support.server import TestServer, open_server
 EXAMPLES = os.environ.get("RUNYARD_BACKUP_EXAMPLES")
 # the longer form shrinks failures, which takes minutes.
 SHORT = (Phase.explicit, Phase.generate)
-OWN = {"meta", "pulse", "keys", "audit", "attempts"}  # a restore does not simply replace these
+# A restore does not simply replace these.
+OWN = {"meta", "pulse", "keys", "audit", "attempts", "event_counters"}
 KEPT_CHECKPOINTS = {"blocks": [{"block": "vi-model", "settings": {"checkpoint": {"keep": 3}}}]}
 
 # Values

@@ -123,16 +123,11 @@ async def four_runs(server: TestServer) -> None:
     api = await server.api()
     await api.put(server.path("flows/f1"), json={"spec": {}})
     await api.put(server.path("trainingProjects/p1"), json={"spec": {}})
-    await create(server, "r1")
-    await create(server, "r2", flowId="f1")
-    await create(server, "r3", trainingProject="p1")
-    await create(server, "ended")
+    specs = {"ended": {}, "r1": {}, "r2": {"flowId": "f1"}, "r3": {"trainingProject": "p1"}}
+    for time_ms, (run_id, spec) in enumerate(specs.items()):
+        server.clock.epoch_ms = 1_700_000_000_000 + time_ms
+        await create(server, run_id, **spec)
     await api.patch(server.path("runs/ended"), json={"spec": {"killedAt": 1}})
-    for run_id, time_ms in (("r1", 1), ("r2", 2), ("r3", 3), ("ended", 0)):
-        values = {"time_created": 1_700_000_000_000 + time_ms}
-        await server.services.store.write(
-            partial(run_rows.change, org=server.org, run_id=run_id, values=values)
-        )
 
 
 async def test_a_filter_finds_what_the_list_finds(server: TestServer) -> None:

@@ -19,7 +19,7 @@ from runyard.server.services.runs import deletion
 from runyard.settings import Settings
 from runyard.store import Store, StoreUnavailable, migrate
 from runyard.store.engines import sqlite
-from runyard.store.telemetry import LINE_BYTES, count_log_bytes
+from runyard.store.telemetry.logs import LINE_BYTES, count_log_bytes
 from tests.support import attempts
 from tests.support.server import TestServer
 

@@ -12,6 +12,7 @@ from runyard import ids
 from runyard.protocol import CheckpointFile, CheckpointReport, Claim, ProcessReport
 from runyard.server.http.route import Route
 from runyard.server.http.routes import ROUTES
+from runyard.server.pages.routes import PAGES
 from runyard.server.services.context import Actor
 from runyard.server.services.errors import Refusal
 from runyard.server.services.operations import legacy_ids
@@ -56,7 +57,7 @@ def params(route: Route) -> list[str]:
     return [name for name in re.findall(r"\{([a-z_0-9]+):str\}", route.path) if name != "org"]
 
 
-NAMING = [(route, name) for route in ROUTES for name in params(route)]
+NAMING = [(route, name) for route in ROUTES + PAGES for name in params(route)]
 
 
 async def test_a_hostile_id_in_a_path_does_nothing(server: TestServer, tmp_path: Path) -> None:

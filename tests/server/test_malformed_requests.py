@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import pytest
 
 from runyard.server.http.routes import ROUTES
+from runyard.server.pages.routes import PAGES
 from tests.server.processes import ServerProcess, exchange, running_server
 
 FAILURES = ("Traceback", "panicked", "Exception", '"status":500', "internal server error")
@@ -71,6 +72,10 @@ def assert_serves(server: ServerProcess) -> None:
     assert not [failure for failure in FAILURES if failure in server.log()], server.log()[-4000:]
 
 
+# Streams do not end.
+EVERYTHING = [route for route in ROUTES + PAGES if not route.is_endless]
+
+
 def list_hostile_paths(server: ServerProcess) -> list[str]:
     """Return paths of every route, with a hostile value in each parameter."""
     hostile = (
@@ -86,7 +91,7 @@ def list_hostile_paths(server: ServerProcess) -> list[str]:
         "a;b",
         "%0d%0aX: y",
     )
-    return [fill_path(route.path, server.org, value) for route in ROUTES for value in hostile]
+    return [fill_path(route.path, server.org, value) for route in EVERYTHING for value in hostile]
 
 
 def fill_path(path: str, org: str, value: str) -> str:
@@ -106,7 +111,7 @@ def test_hostile_values_in_every_parameter_of_every_route(server: ServerProcess)
             content_length="2",
         )
         + b"{}"
-        for route in ROUTES
+        for route in EVERYTHING
         if not route.path.endswith(("/storage/restores", "/storage/backups"))
     ]
     assert_answers(server, heads)

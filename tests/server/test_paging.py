@@ -24,6 +24,7 @@ from tests.support import attempts
 from tests.support.server import TestServer
 
 COUNT = 3
+OWN_PAGE = {"sec-fetch-site": "same-origin"}
 LISTS = [route for route in ROUTES if route.is_page and not route.path.endswith("/collaborators")]
 
 
@@ -76,6 +77,8 @@ async def fill_every_list(server: TestServer) -> dict[str, str]:
     await server.services.store.write(partial(_fill_dataset, org=server.org, dataset=dataset))
     for number in range(COUNT):
         await api.post(server.path("keys"), json={"spec": {"name": str(number)}})
+        signed_in = await api.post("/ui/sessions", json={"key": server.key}, headers=OWN_PAGE)
+        assert signed_in.status_code == 201, signed_in.text
     return ids
 
 

@@ -22,7 +22,7 @@ from tests.support.server import open_server
 START_TIMEOUT_S = 60.0
 # A restore issues a store id and records who did it. The data is created with a clock far in the
 # past, so a server with the real clock forgets what was deleted then.
-OWN = {"meta", "audit", "attempts", "pulse", "tombstones"}
+OWN = {"meta", "audit", "attempts", "pulse", "tombstones", "events", "event_counters"}
 
 pytestmark = pytest.mark.e2e
 

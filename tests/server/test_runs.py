@@ -21,6 +21,7 @@ async def test_an_empty_flow_creates_a_pending_run(server: TestServer) -> None:
         "lastUpdated": server.clock.epoch_ms,
         "generation": 1,
         "attributes": {},
+        "name": "Quick Training",
     }
     assert [entry["condition"] for entry in run["status"]["conditions"]] == ["Pending"]
     assert (await api.get(server.path("runs/r1"))).json() == run
@@ -210,7 +211,9 @@ async def test_only_writable_fields_of_a_response_can_be_sent_back(
         {"spec": {"name": "x"}},
     ]
     sent += [
-        {"metadata": {key: value}} for key, value in run["metadata"].items() if key != "attributes"
+        {"metadata": {key: value}}
+        for key, value in run["metadata"].items()
+        if key not in ("attributes", "name")
     ]
     for body in sent:
         answer = await api.patch(server.path("runs/r1"), json=body)

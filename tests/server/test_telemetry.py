@@ -37,7 +37,9 @@ async def test_lines_count_once_no_matter_how_often_they_are_sent(server: TestSe
     assert (await attempt.ship(step(3), offset=stands)).status_code == 200
     points = await get(server, "/metrics")
     assert [point["step"] for point in points["items"]] == [1, 2, 3]
-    assert [line["number"] for line in (await get(server, "/logs"))["items"]] == [1, 2, 3]
+    await attempt.event("warning", message="slow disk")
+    lines = (await get(server, "/logs"))["items"]
+    assert [(line["number"], line["text"]) for line in lines] == [(1, "warning: slow disk")]
 
 
 async def test_each_stream_has_its_own_offset(server: TestServer) -> None:
@@ -109,6 +111,7 @@ async def test_invalid_events_are_stored_as_text(server: TestServer) -> None:
     assert (await attempt.ship(*nonsense)).status_code == 200
     lines = (await get(server, "/logs"))["items"]
     assert len(lines) == len(nonsense)
+    assert lines[4]["text"] == "step 0: not finite numbers, left out: loss, x, b"
     assert max(len(line["text"]) for line in lines) <= 16 * 1024
     assert (await get(server, "/metrics"))["items"] == []
     assert (await attempts.read_condition(server))[0] == "Running"
@@ -131,6 +134,7 @@ async def test_keys_that_a_trainer_prints_are_masked(server: TestServer) -> None
 async def test_logs_and_metrics_are_read_in_pages(server: TestServer) -> None:
     attempt = await attempts.start(server)
     await attempt.ship(*(step(number) for number in range(1, 8)))
+    await attempt.ship(*(f"line {number}" for number in range(1, 8)), stream="stdout")
     seen: list[int] = []
     since = 0
     while (page := await get(server, "/logs", since=since, limit=3))["items"]:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -19,11 +20,17 @@ from runyard.store.migrate import StoreTooNew
 from runyard.store.tables import metadata
 
 
+def is_of_metadata(_object: Any, name: str, *_: Any) -> bool:
+    """Return False for the search index of texts, which each database makes in its own way."""
+    return not name.startswith(("run_search", "run_list_trigrams"))
+
+
 def test_the_migrations_make_exactly_the_tables_that_the_code_knows(tmp_path: Path) -> None:
     Store(tmp_path / "a.db").close()
     engine = create_engine(f"sqlite:///{tmp_path / 'a.db'}")
     with engine.connect() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+        context = MigrationContext.configure(connection, opts={"include_object": is_of_metadata})
+        assert compare_metadata(context, metadata) == []
     engine.dispose()
 
 

@@ -31,6 +31,10 @@ from runyard.store.tables import metadata
 FREE_TEXTS = {
     "run_attributes.key": limits.ATTRIBUTE_KEY,
     "run_attributes.value": limits.ATTRIBUTE_VALUE,
+    "run_list.name_key": limits.RUN_NAME,
+    "run_list.flow_name": limits.RUN_NAME,
+    "run_metrics.key": limits.METRIC_NAME,
+    "metric_keys.key": limits.METRIC_NAME,
     "assets.filename": limits.FILE_NAME,
     "output_files.path": limits.FILE_NAME,
     "resume_files.path": limits.FILE_NAME,

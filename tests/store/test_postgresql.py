@@ -35,11 +35,17 @@ def add(name: str) -> Any:
     return partial(organizations.add, org=name, name="n", time_ms=len(name))
 
 
+def is_of_metadata(_object: Any, name: str, *_: Any) -> bool:
+    """Return False for the search index of texts, which each database makes in its own way."""
+    return not name.startswith(("run_search", "run_list_trigrams"))
+
+
 def test_the_migrations_make_exactly_the_tables_that_the_code_knows(url: str) -> None:
     Store(url).close()
     engine = create_engine(url)
     with engine.connect() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+        context = MigrationContext.configure(connection, opts={"include_object": is_of_metadata})
+        assert compare_metadata(context, metadata) == []
     engine.dispose()
 
 

@@ -213,7 +213,7 @@ def test_the_report_follows_all_lines_and_checkpoints() -> None:
 
 
 def test_lines_continue_from_the_servers_offset() -> None:
-    state = make_training_state(offsets={"events": 0, "stdout": 0, "stderr": 0})
+    state = make_training_state(offsets=dict.fromkeys(msg.STREAMS, 0))
     state, _ = apply_events(state, msg.LinesRead("events", 0, 10, ("a", "b")))
     state, _ = apply_events(state, msg.LinesShipped("events", 4))
     assert msg.ReadLines("events", 4, is_final=False) in apply_events(state, msg.TimePassed())[1]
@@ -233,7 +233,7 @@ def test_a_server_whose_offset_does_not_move_is_not_called_without_a_pause() -> 
     assert msg.ReadLines not in list_types(st.step(state, msg.TimePassed(), 100.02)[1])
 
 
-def test_the_torn_last_line_of_the_events_is_never_shipped() -> None:
+def test_a_torn_last_line_is_only_shipped_of_plain_text() -> None:
     _, actions = apply_events(make_reporting_state(), msg.TimePassed())
     assert {
         (action.stream, action.is_final) for action in actions if isinstance(action, msg.ReadLines)
@@ -241,6 +241,7 @@ def test_the_torn_last_line_of_the_events_is_never_shipped() -> None:
         ("events", False),
         ("stdout", True),
         ("stderr", True),
+        ("samples", False),
     }
 
 

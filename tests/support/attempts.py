@@ -18,7 +18,8 @@ class Attempt:
         self, server: TestServer, client: httpx2.AsyncClient, assignment: dict[str, Any]
     ) -> None:
         self.server, self.client, self.assignment = server, client, assignment
-        self.offsets = {"events": 0, "stdout": 0, "stderr": 0}
+        streams = ("events", "stdout", "stderr", "system", "samples")
+        self.offsets = dict.fromkeys(streams, 0)
 
     async def post(self, name: str, **message: Any) -> httpx2.Response:
         return await self.client.post(f"/internal/v1/attempt/{name}", json=message)

@@ -161,6 +161,17 @@ def test_predicted_boxes_are_stored_with_the_true_ones(
         assert each["truthBoxes"] == [{"phrase": "a box", "box": [102, 205, 614, 922]}]
         assert each["boxes"] == [{"phrase": "A box", "box": [102, 205, 614, 922]}]
     assert (line["scores"]["iou"], line["scores"]["f1At50"]) == (1, 1)
+    # The same for people, with boxes as fractions and the image that the server has.
+    written = lines_of(folder / "samples.jsonl")
+    assert {each["kind"] for each in written} == {"evaluation", "sample"}
+    assert [each["step"] for each in written if each["kind"] == "evaluation"] == [1, 2, 3]
+    sample = next(each for each in written if (each.get("step"), each.get("index")) == (3, 1))
+    for side, text in (("truth", "a box"), ("predicted", "A box")):
+        box = [round(value / 1024, 5) for value in (102, 205, 614, 922)]
+        assert sample[side]["boxes"] == [{"phrase": text, "box": box}]
+    assert (sample["score"], sample["parse"]) == (1, "ok")
+    assert (sample["image"]["width"], sample["image"]["height"]) == (24, 16)
+    assert len(sample["image"]["sha256"]) == 64
     right = event["values"]["validation/precisionAt50"]
     assert 0 < right < 1
     assert (

@@ -37,6 +37,9 @@ COMMANDS = {
     "up": CommandEntry(
         "instance.up", "up", "Start and supervise server and controller on this machine."
     ),
+    "open": CommandEntry(
+        "resources.sessions", "open_pages", "Open the pages in a browser, or print a link to them."
+    ),
     "down": CommandEntry(
         "instance.down",
         "down",
@@ -72,6 +75,9 @@ COMMANDS = {
         "resources.backup", "restore", "Replace all data of the server with a backup."
     ),
     "keys": CommandEntry("resources.keys", "keys", "Create, list, revoke and rotate API keys."),
+    "sessions": CommandEntry(
+        "resources.sessions", "sessions", "List browsers that are signed in, and sign them out."
+    ),
     "audit": CommandEntry(
         "resources.audit", "audit", "Show the audit log of actions and rejected keys, newest first."
     ),

@@ -1,9 +1,10 @@
 """Export of the whole store as rows of plain values, and import into another one.
 
-It iterates over ``metadata``, so a new table is included by default. Rows are JSON arrays in the
-order of the table's columns, bytes as base64, sorted by primary key. Four tables are not simply
-replaced: ``meta`` gets the new store id, the lease clock never goes back, open attempts get a whole
-lease, and ``keys`` stay those of the instance.
+It iterates over ``metadata``, so a new table is included by default. Tables whose rows follow from
+others are not: they are rebuilt; neither are sessions of browsers. Rows are JSON arrays in the
+order of the table's columns, bytes as base64, sorted by primary key. Five tables are not simply
+replaced: ``meta`` gets the new store id, the lease clock and the counters of events never go back,
+open attempts get a whole lease, and ``keys`` stay those of the instance.
 """
 
 import textwrap
@@ -28,10 +29,12 @@ from sqlalchemy.exc import OperationalError, StatementError
 
 from runyard import backup_rows
 from runyard.backup_rows import InvalidRows
-from runyard.store import organizations, requirements
+from runyard.store import events, organizations, requirements
 from runyard.store.engines.postgresql import is_value_too_large
+from runyard.store.lists import run_list, run_metrics, triggers
 from runyard.store.migrate import HEAD
 from runyard.store.tables import (
+    IS_DERIVED,
     AnyRow,
     attempts,
     keys,
@@ -39,14 +42,22 @@ from runyard.store.tables import (
     meta,
     metadata,
     runs,
+    session_codes,
+    sessions,
     unneeded_blobs,
 )
 from runyard.store.tables import organizations as organization_rows
-from runyard.store.telemetry import count_log_bytes
+from runyard.store.telemetry.logs import count_log_bytes
 
 BATCH_ROWS, BATCH_BYTES = 500, 4 << 20
 SCHEMA_REVISION = HEAD
-TABLES: Mapping[str, Table] = {str(table.name): table for table in metadata.sorted_tables}
+# Browsers sign in again after a restore: a backup would bring sessions back that have ended.
+_LEFT_OUT = (sessions, session_codes)
+TABLES: Mapping[str, Table] = {
+    str(table.name): table
+    for table in metadata.sorted_tables
+    if table.info != IS_DERIVED and table not in _LEFT_OUT
+}
 # A table that needs a blob names it in its columns ``org`` and ``sha256``; one table lists blobs
 # that nothing needs.
 _TABLES_WITH_BLOBS = [
@@ -178,6 +189,9 @@ def replace_all(
     own_operator = next(iter(organizations.list_ids(connection)), None)
     own_clock = connection.execute(select(lease_clock)).one_or_none()
     own_pepper = organizations.get_meta(connection, organizations.PEPPER)
+    own_counters = events.list_counters(connection)
+    events.replace_recorded(connection, ())  # what these are about is replaced in this transaction
+    triggers.drop(connection)  # they would fire for every row
     for table in reversed(metadata.sorted_tables):
         connection.execute(delete(table))
     lacks_log_bytes = False
@@ -193,6 +207,8 @@ def replace_all(
                     f"the rows of the backup's table {name!r} do not fit together"
                 ) from error
     requirements.fill(connection)  # an older backup has no requirement keys
+    run_list.rebuild(connection)
+    run_metrics.rebuild(connection)  # an older backup has no values
     if next(iter(organizations.list_ids(connection)), None) != operator:
         raise InvalidRows(
             f"the backup names {operator!r} as its first organization, but its rows begin with "
@@ -208,6 +224,7 @@ def replace_all(
     if own_pepper is not None:
         organizations.set_meta(connection, organizations.PEPPER, own_pepper)
     _advance_clock(connection, own_clock, lease_ms=lease_ms)
+    events.skip_numbers(connection, own_counters, organizations.list_ids(connection))
     _restore_own_keys(connection, own_keys, own_operator=own_operator, operator=operator)
 
 

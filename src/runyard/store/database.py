@@ -14,7 +14,7 @@ import logging
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection
 from sqlalchemy.exc import DatabaseError, DBAPIError, OperationalError
 
+from runyard.store import events
 from runyard.store.engines.postgresql import PostgreSql, is_value_too_large
 from runyard.store.engines.sqlite import Sqlite
 from runyard.store.migrate import CannotUpgrade, migrate
@@ -65,6 +66,8 @@ class Store:
             StoreTooNew: a newer Runyard wrote it.
         """
         self._kind = PostgreSql(database) if isinstance(database, str) else Sqlite(database)
+        # Called on the writer's thread with the organizations that have new events, after a commit.
+        self.announce_events: Callable[[Collection[str]], None] = lambda orgs: None
         self._queue: queue.SimpleQueue[_QueuedTransaction | None] = queue.SimpleQueue()
         self._local = threading.local()
         self._writing_engine = self._kind.create_writing_engine()
@@ -135,6 +138,18 @@ class Store:
         """Run a slower read on a reader thread, so that it does not block the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, self.read, query)
 
+    async def read_snapshot_in_thread(self, query: TransactionFunction[T]) -> T:
+        """Run reads on a reader thread that all see the database as of the first of them."""
+
+        def read(connection: Connection) -> T:
+            connection.exec_driver_sql(self._kind.BEGIN_SNAPSHOT)
+            try:
+                return query(connection)
+            finally:
+                connection.exec_driver_sql("ROLLBACK")
+
+        return await self.read_in_thread(read)
+
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[Connection]:
         """Yield a separate connection that sees the database as of its first read.
@@ -202,7 +217,7 @@ class Store:
         with self._writing_connection as connection:
             while queued := self._take_queued():
                 if together := [each for each in queued if not each.is_alone]:
-                    _commit_together(connection, together, self._kind)
+                    self.announce_events(_commit_together(connection, together, self._kind))
                 for each in queued:
                     if each.is_alone:
                         _run_outside_transaction(connection, each)
@@ -253,12 +268,14 @@ class _QueuedTransaction:
 
 def _commit_together(
     connection: Connection, queued: list[_QueuedTransaction], kind: Sqlite | PostgreSql
-) -> None:
+) -> Collection[str]:
+    """Commit all, and set their results; return the organizations that have new events."""
     try:
-        _commit_with_retries(connection, queued, kind)
+        return _commit_with_retries(connection, queued, kind)
     except DatabaseError as error:
         # The transaction as a whole did not reach the disk, so none of its parts did.
         _fail_all(queued, StoreUnavailable(str(error.orig)))
+        return ()
     except BaseException as error:
         # A bug that ends the writer: without an error the callers would wait forever.
         _fail_all(queued, StoreUnavailable(f"the writer failed: {error!r}"))
@@ -281,20 +298,26 @@ def _run_outside_transaction(connection: Connection, queued: _QueuedTransaction)
 
 def _commit_with_retries(
     connection: Connection, queued: list[_QueuedTransaction], kind: Sqlite | PostgreSql
-) -> None:
+) -> Collection[str]:
     """Run all in one transaction.
 
-    Repeat it when the database aborted it in favor of another one.
+    Repeat it when the database aborted it in favor of another one, which usually has advanced the
+    counter of the same events; then let that one's server wait.
     """
     for tries_left in reversed(range(kind.max_tries)):
         try:
             with connection.begin():
+                if tries_left + 1 < kind.max_tries:
+                    kind.lock_writers(connection)
+                events.replace_recorded(connection, ())
                 for each in queued:
                     _run_in_savepoint(connection, each, kind)
-            return
+                orgs = events.write_recorded(connection)
+            return orgs
         except DBAPIError as error:
             if tries_left == 0 or not kind.is_retryable(error):
                 raise
+    return ()
 
 
 def _fail_all(queued: list[_QueuedTransaction], error: StoreUnavailable) -> None:
@@ -313,6 +336,7 @@ def _run_in_savepoint(
     connection: Connection, queued: _QueuedTransaction, kind: Sqlite | PostgreSql
 ) -> None:
     queued.result = queued.error = None
+    recorded = events.list_recorded(connection)
     savepoint = connection.begin_nested()
     try:
         queued.result = queued.function(connection)
@@ -323,6 +347,7 @@ def _run_in_savepoint(
         if isinstance(error, DatabaseError) and kind.is_damage(error):
             raise
         savepoint.rollback()
+        events.replace_recorded(connection, recorded)
         queued.error = error
     else:
         savepoint.commit()

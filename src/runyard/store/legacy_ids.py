@@ -7,11 +7,15 @@ from sqlalchemy import Connection, select, update
 from runyard import ids
 from runyard.store import attempts
 from runyard.store.runs import CHILD_TABLES
-from runyard.store.tables import flows, output_files, outputs, runs, training_projects
+from runyard.store.tables import flows, output_files, outputs, run_list, runs, training_projects
 
 _TABLES = {"run": runs, "flow": flows, "training project": training_projects}
 # Columns outside of documents that refer to one: lists are filtered by them.
-_NAMED_BY = {"run": (), "flow": (runs.c.flow_id,), "training project": (runs.c.training_project,)}
+_NAMED_BY = {
+    "run": (),
+    "flow": (runs.c.flow_id, run_list.c.flow_id),
+    "training project": (runs.c.training_project,),
+}
 
 
 def list_invalid(connection: Connection) -> Sequence[tuple[str, str, str | None, str]]:

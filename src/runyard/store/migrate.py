@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine, inspect, text
 
 log = logging.getLogger(__name__)
 
-HEAD = "0008"
+HEAD = "0013"
 
 
 class StoreTooNew(Exception):

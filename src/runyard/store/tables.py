@@ -28,6 +28,10 @@ from sqlalchemy import (
 
 AnyRow = Row[*tuple[Any, ...]]
 metadata = MetaData()
+# Of a table whose rows follow from other tables: not part of a backup, rebuilt after a restore.
+IS_DERIVED = {"is_derived": True}
+# SQLite stores a table in the order of its primary key only if that is an INTEGER.
+LongKey = BigInteger().with_variant(Integer(), "sqlite")
 
 # Facts about the store itself: ``epoch`` is the id of the store incarnation (``STORE_ID``), new
 # after each restore, and the first half of every fencing token.
@@ -72,6 +76,32 @@ keys = Table(
     Column("last_used", BigInteger),
     # The key with which a rotation replaced this one.
     Column("replaced_by", String(16)),
+)
+
+# Browsers that are signed in. The cookie's value is a secret, of which only the hash is stored.
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("id", String(16), primary_key=True),
+    Column("secret_mac", LargeBinary(32), nullable=False, unique=True),
+    Column("org", String(64), nullable=False),
+    Column("key_id", String(16), nullable=False),
+    Column("time_created", BigInteger, nullable=False),
+    Column("expires", BigInteger, nullable=False),
+    Column("last_used", BigInteger, nullable=False),
+    Column("address", Text, nullable=False),
+    Column("agent", Text, nullable=False),
+    Index("sessions_by_time", "org", "time_created", "id"),
+)
+
+# One-time codes, each of which begins one session. A used one is removed.
+session_codes = Table(
+    "session_codes",
+    metadata,
+    Column("secret_mac", LargeBinary(32), primary_key=True),
+    Column("org", String(64), nullable=False),
+    Column("key_id", String(16), nullable=False),
+    Column("expires", BigInteger, nullable=False),
 )
 
 flows = Table(
@@ -119,6 +149,8 @@ runs = Table(
     Column("deleted", Boolean, nullable=False),
     Column("log_count", BigInteger, nullable=False),
     Column("metric_count", BigInteger, nullable=False),
+    # The number of the last metric point that is packed; those after it are rows of ``metrics``.
+    Column("metric_packed", BigInteger, nullable=False, server_default="0"),
     # Size of the log lines in the database, and how many were omitted beyond the limit.
     Column("log_bytes", BigInteger, nullable=False, server_default="0"),
     Column("log_left_out", BigInteger, nullable=False, server_default="0"),
@@ -127,10 +159,8 @@ runs = Table(
     Column("requirements", String(512)),
     # A code for reason and message, while these depend on the connected machines; else empty.
     Column("waits", String(32), nullable=False, server_default=""),
-    Index("runs_by_time", "org", "deleted", "time_created", "id"),
-    Index("runs_by_condition", "org", "condition", "deleted", "time_created", "id"),
-    Index("runs_by_flow", "org", "flow_id", "deleted", "time_created", "id"),
-    Index("runs_by_training_project", "org", "training_project", "deleted", "time_created", "id"),
+    # See ``runyard.store.lists.duration``.
+    Column("duration", BigInteger, nullable=False, server_default="0"),
     Index("runs_waits", "condition", "deleted", "killed", "requirements", "waits"),
 )
 Index(
@@ -146,7 +176,69 @@ run_attributes = Table(
     Column("run_id", String(255), primary_key=True),
     Column("key", Text, primary_key=True),
     Column("value", Text, nullable=False),
-    Index("run_attributes_by_value", "org", "key", "value", "run_id"),
+    # The run's number in ``run_list``.
+    Column("number", LongKey, nullable=False, server_default="0"),
+    Index("run_attributes_by_number", "org", "key", "value", "number"),
+)
+
+# What lists of runs filter and sort by, apart from the long documents; see
+# ``runyard.store.lists``. A run that is deleted has no row. Numbers grow with the time of creation,
+# so their order is the order of the list. Triggers keep it equal to ``runs``.
+run_list = Table(
+    "run_list",
+    metadata,
+    Column("number", LongKey, primary_key=True, autoincrement=False),
+    Column("org", String(64), nullable=False),
+    Column("run_id", String(255), nullable=False),
+    Column("condition", String(32), nullable=False),
+    Column("flow_id", String(255)),
+    Column("flow_name", Text, nullable=False),
+    Column("training_project", String(255)),
+    Column("name_key", Text, nullable=False),
+    Column("duration", BigInteger, nullable=False),
+    # What a search finds, in the form that ``runyard.store.lists.texts`` describes.
+    Column("name_text", Text, nullable=False),
+    Column("text", Text, nullable=False),
+    # Whether the search index of SQLite has the texts.
+    Column("is_indexed", Boolean, nullable=False),
+    UniqueConstraint("org", "run_id", name="run_list_run_once"),
+    Index("run_list_by_time", "org", "number"),
+    Index("run_list_by_condition", "org", "condition", "number"),
+    Index("run_list_by_flow", "org", "flow_id", "number"),
+    Index("run_list_by_flow_name", "org", "flow_name", "number"),
+    Index("run_list_by_training_project", "org", "training_project", "number"),
+    Index("run_list_by_name", "org", "name_key", "number"),
+    Index("run_list_by_duration", "org", "duration", "number"),
+    info=IS_DERIVED,
+)
+Index(
+    "run_list_unindexed",
+    run_list.c.number,
+    sqlite_where=run_list.c.is_indexed.is_(False),
+    postgresql_where=run_list.c.is_indexed.is_(False),
+)
+
+# How many runs ``run_list`` has of each condition; triggers count.
+run_counts = Table(
+    "run_counts",
+    metadata,
+    Column("org", String(64), primary_key=True),
+    Column("condition", String(32), primary_key=True),
+    Column("runs", BigInteger, nullable=False),
+    info=IS_DERIVED,
+)
+
+# One value of each metric of a run: the best of an evaluation metric, the newest of any other one.
+run_metrics = Table(
+    "run_metrics",
+    metadata,
+    Column("org", String(64), primary_key=True),
+    Column("run_id", String(255), primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("value", Float, nullable=False),
+    Column("last", Float, nullable=False),
+    Column("number", LongKey, nullable=False),
+    Index("run_metrics_by_value", "org", "key", "value", "number"),
 )
 
 attempts = Table(
@@ -200,6 +292,63 @@ log_lines = Table(
     Column("text", Text, nullable=False),
 )
 
+# Summaries of complete blocks of log lines, see ``runyard.store.telemetry.log_blocks``: the times
+# and levels (a bit for each) of the lines, and a signature of their texts.
+log_blocks = Table(
+    "log_blocks",
+    metadata,
+    Column("org", String(64), primary_key=True),
+    Column("run_id", String(255), primary_key=True),
+    Column("block", BigInteger, primary_key=True),
+    Column("time_min", BigInteger, nullable=False),
+    Column("time_max", BigInteger, nullable=False),
+    Column("levels", Integer, nullable=False),
+    Column("signature", LargeBinary, nullable=False),
+)
+
+# Evaluations whose sample predictions were sent. ``size_bytes`` is that of the samples; those of an
+# evaluation beyond a run's limit are left out, which ``is_left_out`` says.
+evaluations = Table(
+    "evaluations",
+    metadata,
+    Column("org", String(64), primary_key=True),
+    Column("run_id", String(255), primary_key=True),
+    Column("step", BigInteger, primary_key=True),
+    Column("attempt", Integer, nullable=False),
+    Column("time", BigInteger, nullable=False),
+    Column("sample_count", Integer, nullable=False),
+    Column("total", BigInteger, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("is_left_out", Boolean, nullable=False),
+)
+
+# Sample predictions. ``number`` is the index of the held-out sample; ``score`` is what samples are
+# sorted by, null where no metric scores a single sample.
+samples = Table(
+    "samples",
+    metadata,
+    Column("org", String(64), primary_key=True),
+    Column("run_id", String(255), primary_key=True),
+    Column("step", BigInteger, primary_key=True),
+    Column("number", BigInteger, primary_key=True),
+    Column("score", Float),
+    Column("document", LargeBinary, nullable=False),
+    Index("samples_by_number", "org", "run_id", "number", "step"),
+)
+
+# Images of samples of built-in datasets, as PNG. Those of uploaded datasets are in the dataset.
+sample_images = Table(
+    "sample_images",
+    metadata,
+    Column("org", String(64), primary_key=True),
+    Column("run_id", String(255), primary_key=True),
+    Column("number", BigInteger, primary_key=True),
+    Column("png", LargeBinary, nullable=False),
+)
+
+# Metric points, see ``runyard.store.telemetry``: the newest are rows of ``metrics``, the others are
+# packed. ``axis`` is what ``step`` counts: optimizer steps (0), or seconds since the run's creation
+# (1).
 metrics = Table(
     "metrics",
     metadata,
@@ -211,6 +360,60 @@ metrics = Table(
     Column("time", BigInteger, nullable=False),
     Column("attempt", Integer, nullable=False),
     Column("measured", LargeBinary, nullable=False),
+    Column("axis", Integer, nullable=False, server_default="0"),
+)
+
+# The keys of a run, numbered from 1, and how many steps of each are packed.
+metric_keys = Table(
+    "metric_keys",
+    metadata,
+    Column("org", String(64), primary_key=True),
+    Column("run_id", String(255), primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("number", Integer, nullable=False),
+    Column("axis", Integer, nullable=False),
+    Column("total", BigInteger, nullable=False),
+    Column("first_step", BigInteger),
+    Column("last_step", BigInteger),
+)
+
+# Points of one axis in the order of their arrival: all that they have in common.
+metric_chunks = Table(
+    "metric_chunks",
+    metadata,
+    Column("org", String(64), primary_key=True),
+    Column("run_id", String(255), primary_key=True),
+    Column("first_number", BigInteger, primary_key=True),
+    Column("last_number", BigInteger, nullable=False),
+    Column("axis", Integer, nullable=False),
+    Column("size", Integer, nullable=False),
+    Column("min_step", BigInteger, nullable=False),
+    Column("max_step", BigInteger, nullable=False),
+    Column("points", LargeBinary, nullable=False),
+    Index("metric_chunks_by_step", "org", "run_id", "axis", "max_step", "min_step"),
+)
+
+# The values that one key has in the points of a chunk.
+metric_values = Table(
+    "metric_values",
+    metadata,
+    Column("org", String(64), primary_key=True),
+    Column("run_id", String(255), primary_key=True),
+    Column("first_number", BigInteger, primary_key=True),
+    Column("key_number", Integer, primary_key=True),
+    Column("measured", LargeBinary, nullable=False),
+)
+
+# Buckets of 2**level steps of one key, as many in a row as a page holds.
+metric_buckets = Table(
+    "metric_buckets",
+    metadata,
+    Column("org", String(64), primary_key=True),
+    Column("run_id", String(255), primary_key=True),
+    Column("key_number", Integer, primary_key=True),
+    Column("level", Integer, primary_key=True),
+    Column("page", BigInteger, primary_key=True),
+    Column("buckets", LargeBinary, nullable=False),
 )
 
 outputs = Table(
@@ -300,6 +503,30 @@ audit = Table(
     # listed.
     Column("count", BigInteger, nullable=False, server_default="1"),
     Index("audit_by_time", "org", "time"),
+)
+
+# What happened, for those who watch; see ``runyard.store.events``. ``details`` is JSON.
+events = Table(
+    "events",
+    metadata,
+    Column("org", String(64), primary_key=True),
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("time", BigInteger, nullable=False),
+    Column("kind", String(32), nullable=False),
+    Column("target", String(255), nullable=False),
+    Column("what", String(32), nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("details", LargeBinary, nullable=False),
+    Index("events_by_target", "org", "target", "number"),
+    sqlite_with_rowid=False,
+)
+
+event_counters = Table(
+    "event_counters",
+    metadata,
+    Column("org", String(64), primary_key=True),
+    Column("number", BigInteger, nullable=False),
+    Column("kept_after", BigInteger, nullable=False),
 )
 
 # Datasets. A column ``sha256`` names a blob, as everywhere; ``content`` is the hash of an image.

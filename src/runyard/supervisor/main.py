@@ -377,10 +377,14 @@ class Supervisor:
         return outcome
 
     def _read_lines(self, stream: msg.Stream, offset: int, *, is_final: bool) -> None:
-        path = {"events": self._dir.events, "stdout": self._dir.stdout, "stderr": self._dir.stderr}[
-            stream
-        ]
-        if stream != "events" and (skipped := count_excess_bytes(path, offset, self._spool_bytes)):
+        path = {
+            "events": self._dir.events,
+            "stdout": self._dir.stdout,
+            "stderr": self._dir.stderr,
+            "samples": self._dir.samples,
+        }[stream]
+        is_log = stream in ("stdout", "stderr")
+        if is_log and (skipped := count_excess_bytes(path, offset, self._spool_bytes)):
             note = (
                 f"[{skipped} bytes of this log were dropped: more than spool_mib of it was waiting "
                 "for the server]"

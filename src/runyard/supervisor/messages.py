@@ -10,10 +10,10 @@ from typing import Literal
 
 from runyard.protocol import DesiredState
 
-Stream = Literal["events", "stdout", "stderr"]
+Stream = Literal["events", "stdout", "stderr", "samples"]
 Lane = Literal["lease", "reports", "transfers"]
 StopReason = Literal["kill", "leave", "refused", "unreachable"]
-STREAMS: tuple[Stream, ...] = ("events", "stdout", "stderr")
+STREAMS: tuple[Stream, ...] = ("events", "stdout", "stderr", "samples")
 REPORT = "the report"
 
 

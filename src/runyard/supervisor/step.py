@@ -525,7 +525,8 @@ def _is_ready_to_report(state: State) -> bool:
 def _list_reads(state: State) -> list[Action]:
     is_final = state.phase == "reporting"
     return [
-        ReadLines(stream, offset, is_final and stream != "events")
+        # The last line of these two may be text without an end; of the others it is torn.
+        ReadLines(stream, offset, is_final and stream in ("stdout", "stderr"))
         for stream in _list_open_streams(state)
         if (offset := state.offsets[stream]) is not None
     ]

@@ -112,6 +112,23 @@ def read_answer(raw: str) -> Answer:
     return Answer(text=raw.strip(), raw=raw, is_well_formed=False)
 
 
+def describe_form(raw: str) -> str | None:
+    """Return why generated text is no well-formed answer; None if it is one."""
+    try:
+        parsed = json.loads(raw)
+    except ValueError:
+        return "not JSON"
+    except RecursionError:
+        return "nested too deeply"
+    match parsed:
+        case {"vqa": {"answer": str()}} | {"freeform": {"caption": str()}}:
+            return None
+        case {"phrase_grounding": {"sentence": str(), "groundings": list(items)}}:
+            broken = sum(_read_grounding(item) is None for item in items)
+            return f"{broken} of {len(items)} groundings cannot be read" if broken else None
+    return "JSON of another form"
+
+
 def iou(a: Box, b: Box) -> float:
     """Return the intersection over union of two boxes; 0 for boxes without area."""
     width = max(0, min(a[2], b[2]) - max(a[0], b[0]))

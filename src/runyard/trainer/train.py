@@ -38,6 +38,7 @@ from runyard.trainer.data.encode import epoch_batches
 from runyard.trainer.errors import Diverged, OutOfMemory, StopRequested
 from runyard.trainer.evaluation.evaluation import evaluate
 from runyard.trainer.evaluation.predictions import prune_predictions, write_predictions
+from runyard.trainer.evaluation.samples import SampleWriter
 from runyard.trainer.plan import Hardware, format_plan, is_due, with_micro_batch
 from runyard.trainer.prepare import Job, TrainState, prepare
 from runyard.trainer.steps.memory import format_bytes, is_out_of_memory
@@ -156,6 +157,7 @@ class TrainLoop:
         self.slow_steps, self.loss_spikes = SlowStepDetector(hooks.on_warning), LossSpikeDetector()
         self.batches: list[list[int]] = []  # sample indices, of the current epoch
         self.saved: list[SavedCheckpoint] = []
+        self.samples = SampleWriter(job.folder)
         self.evaluated_step: int | None = None
         self.predictions: Path | None = None  # of the last evaluation
         self.is_phase_stale = False  # whether the last phase event was not "Training"
@@ -326,6 +328,7 @@ class TrainLoop:
                 check_cancelled=self.hooks.check_cancelled,
             )
         self.record_evaluation(found.values, found.previews)
+        self.write_samples(found.predictions)
         steps = [item.step for item in self.saved]
         if self.checkpointer.pending_step is not None:
             steps.append(self.checkpointer.pending_step)
@@ -336,6 +339,21 @@ class TrainLoop:
             message = f"the predictions of step {progress.step} could not be written: {reason}"
             self.events.write("warning", message=message)
             return None
+
+    def write_samples(self, predictions: list[dict[str, Any]]) -> None:
+        """Write the samples that people look at; training continues without them."""
+        progress = self.progress
+        try:
+            self.samples.write(
+                progress.step,
+                predictions,
+                self.state.data.validation,
+                metric=self.state.plan.metric,
+            )
+        except OSError as error:
+            reason = error.strerror or error
+            message = f"the samples of step {progress.step} could not be written: {reason}"
+            self.events.write("warning", message=message)
 
     def record_evaluation(self, values: dict[str, float], previews: list[dict[str, Any]]) -> None:
         """Write the event, and note whether the metric has improved."""

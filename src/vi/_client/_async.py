@@ -26,11 +26,13 @@ if TYPE_CHECKING:
     from vi.api.resources.assets._async import AsyncAssets
     from vi.api.resources.audit._async import AsyncAudit
     from vi.api.resources.datasets._async import AsyncDatasets
+    from vi.api.resources.events._async import AsyncEvents
     from vi.api.resources.flows._async import AsyncFlows
     from vi.api.resources.keys._async import AsyncKeys
     from vi.api.resources.models._async import AsyncModels
     from vi.api.resources.models.responses import DownloadedModel
     from vi.api.resources.runs._async import AsyncRuns
+    from vi.api.resources.sessions._async import AsyncSessions
     from vi.api.resources.training_projects._async import AsyncTrainingProjects
 
 
@@ -163,6 +165,20 @@ class AsyncClient:
         from vi.api.resources.audit._async import AsyncAudit
 
         return AsyncAudit(self._http, self.organization_id)
+
+    @cached_property
+    def events(self) -> "AsyncEvents":
+        """Events: numbered changes of runs, datasets, imports and flows."""
+        from vi.api.resources.events._async import AsyncEvents
+
+        return AsyncEvents(self._http, self.organization_id)
+
+    @cached_property
+    def sessions(self) -> "AsyncSessions":
+        """Sessions of browsers."""
+        from vi.api.resources.sessions._async import AsyncSessions
+
+        return AsyncSessions(self._http, self.organization_id)
 
     @property
     def endpoint(self) -> str:

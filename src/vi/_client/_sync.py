@@ -27,11 +27,13 @@ if TYPE_CHECKING:
     from vi.api.resources.assets._sync import Assets
     from vi.api.resources.audit._sync import Audit
     from vi.api.resources.datasets._sync import Datasets
+    from vi.api.resources.events._sync import Events
     from vi.api.resources.flows._sync import Flows
     from vi.api.resources.keys._sync import Keys
     from vi.api.resources.models._sync import Models
     from vi.api.resources.models.responses import DownloadedModel
     from vi.api.resources.runs._sync import Runs
+    from vi.api.resources.sessions._sync import Sessions
     from vi.api.resources.training_projects._sync import TrainingProjects
 
 
@@ -164,6 +166,20 @@ class Client:
         from vi.api.resources.audit._sync import Audit
 
         return Audit(self._http, self.organization_id)
+
+    @cached_property
+    def events(self) -> "Events":
+        """Events: numbered changes of runs, datasets, imports and flows."""
+        from vi.api.resources.events._sync import Events
+
+        return Events(self._http, self.organization_id)
+
+    @cached_property
+    def sessions(self) -> "Sessions":
+        """Sessions of browsers."""
+        from vi.api.resources.sessions._sync import Sessions
+
+        return Sessions(self._http, self.organization_id)
 
     @property
     def endpoint(self) -> str:

@@ -196,6 +196,21 @@ def build_if_match_headers(etag: object) -> dict[str, str] | None:
     return {"If-Match": etag}
 
 
+def check_event_number(value: object, *, name: str) -> int | None:
+    """Return the number of an event, or None.
+
+    Raises:
+        ViInvalidParameterError: The value is something else.
+    """
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
+        return value
+    raise ViInvalidParameterError(
+        f"{name} is {shorten_repr(value)}, expected: the number of an event",
+        suggestion="try: the number of the last event that was processed, or omit the argument",
+        details={"parameter": name},
+    )
+
+
 def check_seconds(value: object, *, name: str, minimum: float = 0.0) -> None:
     """Check that a duration is None or a number of seconds of at least ``minimum``.
 

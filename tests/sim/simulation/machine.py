@@ -29,8 +29,9 @@ from runyard.rundir import PERMIT_EVERY_S, PERMIT_S
 from runyard.server.services.access.signing import AttemptToken
 from runyard.server.services.context import Actor
 from runyard.server.services.errors import Refusal
-from runyard.server.services.runs import leases, models, telemetry
+from runyard.server.services.runs import leases, models
 from runyard.server.services.runs import resume as resuming
+from runyard.server.services.runs.telemetry import ingest
 from runyard.supervisor import messages as msg
 from runyard.supervisor import step as st
 from tests.sim.simulation.server import Server
@@ -645,7 +646,7 @@ class Supervisor(Program):
         self._call_server(
             "reports",
             action.stream,
-            lambda s: telemetry.accept(s, self.token, body),
+            lambda s: ingest.accept(s, self.token, body),
             lambda accepted: msg.LinesShipped(action.stream, accepted.offset),
         )
 

@@ -19,9 +19,9 @@ from runyard.controller.decide import ADOPT_EVERY_S, AttemptKey
 from runyard.server.services.context import Actor
 from runyard.server.services.errors import Refusal
 from runyard.server.services.paging import PageRequest
-from runyard.server.services.runs import leases, runs
+from runyard.server.services.runs import leases, listing, runs
 from runyard.store import attempts, tombstones
-from runyard.store.runs import RunFilter
+from runyard.store.lists.run_filter import RunFilter
 from tests.sim.simulation.machine import MAX_UNREACHABLE_S, Machine, Program, Supervisor, Trainer
 from tests.sim.simulation.server import (
     ORGS,
@@ -542,7 +542,9 @@ class Client(Process):
                         )
 
         self._send(
-            lambda s: runs.page(s, org=self.org, filter=RunFilter(), page_request=page_request),
+            lambda s: listing.read_page(
+                s, org=self.org, filter=RunFilter(), page_request=page_request
+            ),
             on_answer,
         )
 

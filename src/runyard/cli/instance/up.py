@@ -89,6 +89,7 @@ def up(
                 ]
             )
         )
+        _say_link(settings)
         return
     with lock_data_dir(settings), _catch_stop_requests(end_with_stdin) as stops:
         instance = Instance(settings, say=say, is_stop_requested=lambda: stops.wait(0))
@@ -106,6 +107,7 @@ def up(
                         ]
                     )
                 )
+                _say_link(settings)
             while not stops.wait(POLL_INTERVAL_S):
                 instance.watch()
             say("Stopping the controller, then the server.")
@@ -127,6 +129,24 @@ def say(text: str) -> None:
         nothing = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nothing, 1)  # otherwise flushing the buffer fails again at exit
         os.close(nothing)
+
+
+def _say_link(settings: Settings) -> None:
+    """Print a link that signs a browser in, to a terminal only: it is worth as much as the key.
+
+    It comes after everything else, since it takes the SDK, which the start does not.
+    """
+    if not sys.stdout.isatty():
+        return
+    import vi
+
+    try:
+        with vi.Client(config_file=settings.credentials_file, max_retries=0, timeout=5) as client:
+            link = client.sessions.create_link()
+    except vi.ViError as error:
+        say(f"No link to the pages could be made ({error.message}); try: runyard open")
+        return
+    say(f"\nOpen the pages (this link works once, within ten minutes):\n\n  {link.url}\n")
 
 
 def _start_detached(settings: Settings) -> str:
@@ -196,6 +216,7 @@ def format_introduction(settings: Settings, endpoint: str, *, shows_key: bool) -
         "Runyard is up.",
         "",
         f"  endpoint      {endpoint}",
+        f"  pages         {endpoint}ui  (`runyard open` signs a browser in)",
         f"  organization  {known.get('organization_id', 'unknown')}",
         f"  credentials   {file}",
         f"  logs          {settings.logs_dir}",

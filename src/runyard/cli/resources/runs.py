@@ -33,6 +33,7 @@ from runyard.cli.output import (
 )
 from runyard.cli.progress import ProgressLine
 from runyard.cli.resources.flow_files import resolve_flow_argument, set_option
+from runyard.cli.resources.run_output import print_logs, print_samples
 from runyard.cli.resources.selection import (
     CONDITIONS,
     RunSelection,
@@ -50,12 +51,15 @@ if TYPE_CHECKING:
     from vi.api.resources.runs.responses import Run
 
 RUN_COLUMNS = ("RUN", "CONDITION", "REASON", "AGE", "STEP", "METRIC", "FLOW")
-STREAMS = ("events", "stdout", "stderr")
 
 
 @click.group(cls=NounGroup)
 def runs() -> None:
     """Create, follow, compare, kill and delete training runs."""
+
+
+runs.add_command(print_logs)
+runs.add_command(print_samples)
 
 
 @runs.command("list")
@@ -107,12 +111,18 @@ def list_runs(
 
 @runs.command("get")
 @click.argument("run_id")
+@click.option("-w", "--web", "opens_page", is_flag=True, help="Open its page in a browser.")
 @data_dir_option
 @json_option
-def get_run(run_id: str, data_dir: Path | None, as_json: bool) -> None:
-    """Show a run: its state, progress and history."""
+def get_run(run_id: str, opens_page: bool, data_dir: Path | None, as_json: bool) -> None:
+    """Show a run: its state, progress and history; with --web, on its page."""
     with connect(data_dir) as client:
         run = client.runs.get(run_id)
+        if opens_page:
+            from runyard.cli.resources.sessions import open_page
+
+            open_page(client, f"/ui/runs/{run.run_id}", as_json=as_json)
+            return
     if as_json:
         print_json(run)
     else:
@@ -318,36 +328,6 @@ def compare_runs(
     with connect(data_dir) as client:
         found = _compare_runs(client, run_id, other_run_id, tolerance)
     _print_comparison(found, as_json)
-
-
-@runs.command("logs")
-@click.argument("run_id")
-@click.option(
-    "--follow", "-f", "follows", is_flag=True, help="Print new lines until the run has ended."
-)
-@click.option(
-    "--stream",
-    "streams",
-    type=click.Choice(STREAMS),
-    multiple=True,
-    help="Stream to print. Repeatable.",
-)
-@data_dir_option
-@json_option
-def print_logs(
-    run_id: str, follows: bool, streams: tuple[str, ...], data_dir: Path | None, as_json: bool
-) -> None:
-    """Print the log of the trainer: events, standard output and standard error."""
-    with connect(data_dir) as client:
-        for line in client.runs.logs(run_id, follow=follows):
-            if streams and line.stream not in streams:
-                continue
-            if as_json:
-                print_json(line)
-            else:
-                click.echo(
-                    f"{format_time(line.time)}  {line.stream:<6}  {to_single_line(line.text)}"
-                )
 
 
 @runs.command("metrics")

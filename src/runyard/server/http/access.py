@@ -17,9 +17,19 @@ from typing import Any, TypeVar
 
 from runyard.ids import is_id
 from runyard.server.http.capacity import EXCHANGE, Exchange
-from runyard.server.http.request import ACTOR, ADDRESS, HEADERS, SERVICES, TOKEN, Request
+from runyard.server.http.request import (
+    ACTOR,
+    ADDRESS,
+    HEADERS,
+    KEY_ID,
+    SERVICES,
+    SESSION,
+    TOKEN,
+    Request,
+)
 from runyard.server.http.responses import Response
 from runyard.server.http.route import Route
+from runyard.server.services.access import session_lifecycle
 from runyard.server.services.access.keys import Rejection, role_allows
 from runyard.server.services.access.signing import ATTEMPT_TOKEN_PREFIX
 from runyard.server.services.context import Actor, Services
@@ -34,7 +44,6 @@ FREE_PARAMETERS = frozenset({"org", "filename", "sha256"})
 CANONICAL_PATH = re.compile(r"/|(?:/(?!\.{1,2}(?:/|\Z))[^/\\\x00-\x1f\x7f]+)+")
 # A slash, a backslash or NUL that becomes part of a segment by decoding.
 ENCODED_SEPARATOR = re.compile(rb"%2f|%5c|%00", re.IGNORECASE)
-KEY_ID = "runyard.key_id"  # key of a request's scope: the id of its key
 
 
 def check_path(scope: Any) -> None:
@@ -88,8 +97,10 @@ def authenticate(services: Services, scope: Any, credential: str) -> None:
 
 
 def has_key_ended(scope: Any) -> bool:
-    """Return whether the key of an admitted request is no longer valid."""
+    """Return whether the key or the session of an admitted request is no longer valid."""
     key_id, services = scope.get(KEY_ID), scope[SERVICES]
+    if (session := scope.get(SESSION)) is not None:
+        return not session_lifecycle.is_valid(services, session)
     return key_id is not None and not services.keyring.is_valid(
         key_id, now_ms=services.clock.now_ms()
     )

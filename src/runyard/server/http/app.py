@@ -10,7 +10,8 @@ import functools
 import itertools
 import logging
 import signal
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Any
 
 from litestar import Litestar
@@ -18,15 +19,17 @@ from litestar.datastructures import State
 from litestar.handlers import HTTPRouteHandler
 
 from runyard.server.clock import AsyncClock
-from runyard.server.http import access, downloads, problems, uploads
+from runyard.server.http import access, browser, downloads, problems, uploads
 from runyard.server.http.capacity import Capacity
 from runyard.server.http.gateway import Gateway
 from runyard.server.http.openapi import encode_document
 from runyard.server.http.proxies import Proxies
 from runyard.server.http.request import Request
 from runyard.server.http.responses import Response
+from runyard.server.http.route import Route
 from runyard.server.http.routes import ROUTES, list_methods
-from runyard.server.services.access import bootstrap, key_lifecycle
+from runyard.server.services import events
+from runyard.server.services.access import bootstrap, key_lifecycle, session_lifecycle
 from runyard.server.services.access.keys import Keyring
 from runyard.server.services.access.secrets import open_secrets
 from runyard.server.services.access.signing import Signer
@@ -41,6 +44,7 @@ from runyard.store import keys as key_rows
 log = logging.getLogger(__name__)
 
 TICKS_PER_SWEEP = 60
+_building_pages = threading.Lock()
 
 
 def create_app(settings: Settings) -> Gateway:
@@ -54,12 +58,53 @@ def create_app(settings: Settings) -> Gateway:
 
 
 async def _links_and_routes(scope: Any, receive: Any, send: Any) -> None:
-    if scope["path"].startswith(downloads.PREFIX):
+    path = scope["path"]
+    if path.startswith(downloads.PREFIX):
         await downloads.serve_download(scope, receive, send)
-    elif scope["path"].startswith(uploads.PREFIX):
+    elif path.startswith(uploads.PREFIX):
         await uploads.receive_upload(scope, receive, send)
+    elif browser.is_page_path(path):
+        if not _build_pages.cache_info().currsize:
+            await asyncio.to_thread(build_pages)
+        await build_pages()(scope, receive, send)
     else:
         await build_api()(scope, receive, send)
+
+
+def build_pages() -> Any:
+    """Return what answers the pages; several threads may ask at once."""
+    with _building_pages:
+        return _build_pages()
+
+
+@functools.cache
+def _build_pages() -> Any:
+    """Build what answers the pages, and their static files.
+
+    Their modules are imported here, on a thread when the first page is asked for: the server starts
+    as fast as without them.
+    """
+    from runyard.server.pages import assets, templates
+    from runyard.server.pages.problems import show_problems
+    from runyard.server.pages.routes import PAGES
+
+    methods = functools.partial(list_methods, routes=PAGES)
+    pages = Litestar(
+        route_handlers=_build_route_handlers(PAGES),
+        openapi_config=None,
+        logging_config=None,
+        request_max_body_size=None,
+        exception_handlers=show_problems(problems.build_exception_handlers(methods)),
+    )
+
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"].startswith(assets.PREFIX):
+            await assets.serve(scope, receive, send)
+        else:
+            templates.note_event_number(scope)
+            await pages(scope, receive, send)
+
+    return answer
 
 
 @functools.cache
@@ -69,7 +114,9 @@ def build_api() -> Litestar:
     Building takes a tenth of a second, since the framework looks through all routes for each.
     """
     return Litestar(
-        route_handlers=_build_route_handlers(),
+        # OPTIONS first: the framework's own response would list the methods of a path's first
+        # route alone.
+        route_handlers=_build_options() + _build_route_handlers(ROUTES),
         state=State({"encode_openapi": encode_document}),
         openapi_config=None,
         logging_config=None,
@@ -78,20 +125,20 @@ def build_api() -> Litestar:
     )
 
 
-def _build_route_handlers() -> list[HTTPRouteHandler]:
-    # OPTIONS first: the framework's own response would list the methods of a path's first route
-    # alone.
-    options = [
-        HTTPRouteHandler(path, http_method="OPTIONS", status_code=200)(_get_options)
-        for path in dict.fromkeys(route.path for route in ROUTES)
-    ]
-    endpoints = [
+def _build_route_handlers(routes: Sequence[Route]) -> list[HTTPRouteHandler]:
+    return [
         HTTPRouteHandler(route.path, http_method=route.method, status_code=200)(
             access.require_authorization(route)
         )
-        for route in ROUTES
+        for route in routes
     ]
-    return options + endpoints
+
+
+def _build_options() -> list[HTTPRouteHandler]:
+    return [
+        HTTPRouteHandler(path, http_method="OPTIONS", status_code=200)(_get_options)
+        for path in dict.fromkeys(route.path for route in ROUTES)
+    ]
 
 
 async def _get_options(request: Request) -> Response:
@@ -122,6 +169,7 @@ async def open_services(
             signer=Signer(secrets),
             pepper=secrets.pepper,
         )
+        _announce_events(services)
         backups.remove_leftovers(services)
         await key_lifecycle.refresh(services)
         await legacy_ids.rename_invalid(services)
@@ -139,6 +187,18 @@ async def open_services(
         store.close()
 
 
+def _announce_events(services: Services) -> None:
+    """Wake listeners whenever the store has committed events."""
+    loop = asyncio.get_running_loop()
+
+    def announce(orgs: Collection[str]) -> None:
+        if orgs:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(services.notifier.announce_events, orgs)
+
+    services.store.announce_events = announce
+
+
 async def _run_ticker(services: Services) -> None:
     """Once a second, advance the lease clock and update why runs wait; once a minute, sweep."""
     last_s = services.clock.monotonic_s()
@@ -152,7 +212,9 @@ async def _run_ticker(services: Services) -> None:
                 await key_lifecycle.refresh(services)
             if tick % TICKS_PER_SWEEP == 0:
                 await key_lifecycle.write_usage(services)
+                await session_lifecycle.sweep(services)
                 await audit.sweep(services)
+                await events.sweep(services)
                 await deletion.sweep(services)
                 await sweep.sweep(services)
                 housekeeping.start(services)
@@ -164,6 +226,7 @@ async def _run_ticker(services: Services) -> None:
 async def _write_usage(services: Services) -> None:
     try:
         await key_lifecycle.write_usage(services)
+        await session_lifecycle.write_usage(services)
     except StoreUnavailable as error:
         log.error("the last uses of keys could not be written: %s", error)
 

@@ -1,16 +1,18 @@
-"""Limits on what one client uses at once: requests, waiting requests, and time per byte.
+"""Limits on what one client uses at once: requests, waiting requests, streams, and time per byte.
 
 Requests count by key and by address; waiting requests (long polls) count by key and in total.
 Beyond a cap the response is ``TooManyRequests`` at once: a queue would hold memory for the client
-that sends most. ``Exchange`` is one request in progress. It releases its slots when the request
-ends, enforces the pace of both bodies, and notices a client that has disconnected.
+that sends most. Streams count by key as well, but a new one ends the oldest: a client that lost its
+connection may connect again before the server has noticed. ``Exchange`` is one request in progress.
+It releases its slots when the request ends, enforces the pace of both bodies, and notices a client
+that has disconnected.
 """
 
 import asyncio
 import contextlib
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -28,6 +30,7 @@ RETRY_AFTER_S = 2
 # request.
 CHUNK_BYTES = 64 * 1024
 MAX_DRAINED_BYTES, DRAIN_TIMEOUT_S = 32 * 1024 * 1024, 5.0
+STREAMS_PER_KEY = 8
 EMPTY_BODY: Message = {"type": "http.request", "body": b"", "more_body": False}
 
 
@@ -68,6 +71,39 @@ class Slots:
             del self._taken[owner]  # owners come and go
 
 
+class Streams:
+    """Responses that never end by themselves, at most ``per_owner`` for each owner.
+
+    One more ends the owner's oldest.
+    """
+
+    def __init__(self, per_owner: int, total: int) -> None:
+        self._max_per_owner, self._slots = per_owner, Slots("streams", total, total)
+        self._ends: dict[Hashable, deque[asyncio.Future[None]]] = {}
+
+    @contextlib.contextmanager
+    def hold(self, owner: Hashable) -> Iterator["asyncio.Future[None]"]:
+        """Count as a stream; yield a future that is done when the stream must end.
+
+        Raises:
+            Refusal: TooManyRequests; all owners together have too many.
+        """
+        self._slots.acquire(owner)
+        ends = self._ends.setdefault(owner, deque())
+        end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        ends.append(end)
+        running = [each for each in ends if not each.done()]
+        for oldest in running[: -self._max_per_owner]:
+            oldest.set_result(None)
+        try:
+            yield end
+        finally:
+            ends.remove(end)
+            if not ends:
+                del self._ends[owner]
+            self._slots.release(owner)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Capacity:
     """The caps of one server.
@@ -78,6 +114,7 @@ class Capacity:
     per_key: Slots
     per_address: Slots
     waits: Slots
+    streams: Streams
     transfer_timeout_s: float
     min_bytes_per_s: float
     is_exempt: Callable[[str], bool] = lambda address: False
@@ -90,6 +127,7 @@ class Capacity:
             per_key=Slots("requests of this key", settings.requests_per_key),
             per_address=Slots("requests of this address", settings.requests_per_address),
             waits=Slots("waiting requests of this key", settings.waits_per_key, settings.max_waits),
+            streams=Streams(STREAMS_PER_KEY, settings.max_waits),
             transfer_timeout_s=settings.transfer_timeout_s,
             min_bytes_per_s=settings.min_kib_per_s * 1024,
             is_exempt=is_exempt,
@@ -154,6 +192,7 @@ class Exchange:
         self._disconnect: asyncio.Task[None] | None = None
         self._receive_pace: Pace | None = None
         self._send_pace: Pace | None = None
+        self._is_stream = False
         self.abandoned: str | None = None  # why a response was not sent whole
         scope[EXCHANGE] = self
 
@@ -200,6 +239,18 @@ class Exchange:
             yield self.watch_disconnect()
         finally:
             waits.release(self._key)
+
+    @contextlib.contextmanager
+    def hold_stream(self) -> Iterator["asyncio.Future[None]"]:
+        """Count as a stream instead of a request; yield a future that is done when it must end.
+
+        Raises:
+            Refusal: TooManyRequests.
+        """
+        with self._capacity.streams.hold(self._key) as end:
+            self._release_slots()
+            self._is_stream = True
+            yield end
 
     def watch_disconnect(self) -> "asyncio.Future[None]":
         """Return a future that is done when the client has disconnected.
@@ -301,7 +352,8 @@ class Exchange:
         return cast(Message, message)
 
     async def _send_chunk(self, message: Message, size: int) -> None:
-        if self._send_pace is None:
+        # A stream sends little for long: each of its chunks has the whole time.
+        if self._send_pace is None or self._is_stream:
             self._send_pace = self._new_pace()
         if self._has_ended and self.watch_disconnect().done():
             raise self.abandon("the client has disconnected")

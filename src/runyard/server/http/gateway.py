@@ -24,12 +24,13 @@ from typing import Any
 import msgspec
 
 from runyard import limits
+from runyard.server.http import browser
 from runyard.server.http.access import authenticate, check_path, has_key_ended, key_ended
 from runyard.server.http.capacity import Capacity, Exchange, drain_body
 from runyard.server.http.problems import problem_response
 from runyard.server.http.proxies import FORWARDED_FOR, Proxies
-from runyard.server.http.request import ACTOR, ADDRESS, HEADERS, ORIGIN, SERVICES, TOKEN
-from runyard.server.http.route import PUBLIC
+from runyard.server.http.request import ACTOR, ADDRESS, HEADERS, ORIGIN, SERVICES, SESSION, TOKEN
+from runyard.server.http.route import PUBLIC, SIGN_IN
 from runyard.server.services.context import Services
 from runyard.server.services.errors import Refusal
 from runyard.store import StoreUnavailable
@@ -37,7 +38,8 @@ from runyard.store import StoreUnavailable
 access_log = logging.getLogger("runyard.access")
 log = logging.getLogger(__name__)
 
-PUBLIC_PREFIXES = ("/downloads/", "/uploads/")
+SECRET_PREFIXES = ("/downloads/", "/uploads/")
+PUBLIC_PREFIXES = (*SECRET_PREFIXES, "/ui/static/")
 UPLOADS = "/uploads/"
 # After these the rest of the request body is not read. The web server may still wait for it, so we
 # close the connection.
@@ -48,7 +50,8 @@ MAX_UPLOAD_BYTES = 64 << 30
 # Of two values, one layer might read the first and another the last.
 SINGLE_HEADERS = frozenset({
     *(b"host", b"authorization", b"organization-id", b"content-length", b"transfer-encoding"),
-    *(b"origin", b"if-match", b"range", b"content-type", b"x-forwarded-proto"),
+    *(b"origin", b"if-match", b"range", b"content-type", b"x-forwarded-proto", b"sec-fetch-site"),
+    b"cookie",
 })  # fmt: skip
 
 RESPONSE_HEADERS = [
@@ -98,7 +101,13 @@ class Gateway:
                 status = message["status"]
                 if status == 413:
                     await drain_body(receive)
-                message = {**message, "headers": [*message.get("headers", ()), *RESPONSE_HEADERS]}
+                given = message.get("headers", ())
+                further = (
+                    browser.list_page_headers(given)
+                    if browser.is_page_path(scope["path"])
+                    else RESPONSE_HEADERS
+                )
+                message = {**message, "headers": [*given, *further]}
             elif message.get("more_body") and has_key_ended(scope):
                 raise exchange.abandon("the key of this request was revoked or has expired")
             await exchange.send(message)
@@ -111,12 +120,15 @@ class Gateway:
 
         self._busy[client] += 1
         try:
-            self._admit(services, scope, exchange)
+            await self._admit(services, scope, exchange)
             await self._app(scope, receive_checked, send_marked)
         except (Refusal, StoreUnavailable) as error:
             if status:
                 raise
-            await problem_response(error)(scope, receive, send_marked)
+            response: Any = problem_response(error)
+            if isinstance(error, Refusal) and error.code == "Unauthorized":
+                response = browser.redirect_to_sign_in(scope) or response
+            await response(scope, receive, send_marked)
         except Exception:
             if exchange.abandoned is None:
                 raise
@@ -141,7 +153,7 @@ class Gateway:
             return None
         return partial(self.drop_connection, (client[0], int(client[1])), keep_unsent=keep_unsent)
 
-    def _admit(self, services: Services, scope: Any, exchange: Exchange) -> None:
+    async def _admit(self, services: Services, scope: Any, exchange: Exchange) -> None:
         """Admit a request and write its caller into the scope, or raise Refusal."""
         path, given = scope["path"], scope["headers"]
         headers = scope[HEADERS]
@@ -167,13 +179,28 @@ class Gateway:
         scope[ADDRESS], scope[ORIGIN] = caller.address, caller.origin
         if path in PUBLIC:
             return  # health checks are answered whatever else a client does
-        if not path.startswith(PUBLIC_PREFIXES):
-            authenticate(services, scope, _parse_bearer(headers.get(b"authorization", b"")))
+        if path in SIGN_IN:
+            browser.check_site(scope)
+        elif not path.startswith(PUBLIC_PREFIXES):
+            await _authenticate(services, scope)
         actor = scope.get(ACTOR)
-        key = scope.get(TOKEN) or (actor and (actor.org, actor.name))
+        session = scope.get(SESSION)  # several browsers may use the same key
+        key = scope.get(TOKEN) or (session and session.id) or (actor and (actor.org, actor.name))
         exchange.admit(address=caller.address, key=key, may_wait=b"wait=" in scope["query_string"])
         if path.startswith(UPLOADS):
             exchange.limit_body(MAX_UPLOAD_BYTES)
+
+
+async def _authenticate(services: Services, scope: Any) -> None:
+    """Write the caller into the scope: that of the key, or else that of a browser's session."""
+    headers = scope[HEADERS]
+    is_browser = b"authorization" not in headers and (
+        browser.has_cookie(headers) or browser.is_page_path(scope["path"])
+    )
+    if is_browser:
+        await browser.admit_session(services, scope)
+    else:
+        authenticate(services, scope, _parse_bearer(headers.get(b"authorization", b"")))
 
 
 def _check_single_headers(headers: Any) -> None:
@@ -198,7 +225,7 @@ def _log_access(services: Services, scope: Any, status: int, begun_s: float) -> 
         "method": scope["method"],
         # The rest of a signed link is a secret.
         "path": next(
-            (f"{prefix}..." for prefix in PUBLIC_PREFIXES if path.startswith(prefix)), path[:500]
+            (f"{prefix}..." for prefix in SECRET_PREFIXES if path.startswith(prefix)), path[:500]
         ),
         "status": status,
         "ms": round((services.clock.monotonic_s() - begun_s) * 1000, 2),

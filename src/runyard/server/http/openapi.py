@@ -14,16 +14,22 @@ import msgspec
 
 from runyard import limits
 from runyard.limits import Limit
-from runyard.server.http.endpoints import assets, imports, runs
+from runyard.server.http.endpoints import assets, events, imports, run_logs
 from runyard.server.http.problems import ProblemDocument
 from runyard.server.http.route import Route
 from runyard.server.http.routes import IF_MATCH, ROUTES
+from runyard.server.services.datasets.thumbnails import SIZES
 from runyard.server.services.errors import CODES
+from runyard.server.services.events import KINDS
 from runyard.server.services.imports import exports
-from runyard.server.services.runs import telemetry
 from runyard.server.services.runs.conditions import REASONS
+from runyard.server.services.runs.telemetry import logs, series
+from runyard.server.services.runs.telemetry.levels import LEVELS
+from runyard.server.services.runs.telemetry.log_search import MAX_PATTERN
+from runyard.server.services.runs.telemetry.samples import ORDERS
 from runyard.server.version import VERSION
 from runyard.store.datasets.assets import SORTINGS
+from runyard.store.telemetry.series import MOST_BITS
 
 REF = "#/components/schemas/{name}"
 ID_PATTERN = "[A-Za-z0-9_-]{1,255}"
@@ -57,27 +63,59 @@ QUERY: dict[str, dict[str, Any]] = {
     },
     "createdAfter": TIME,
     "createdBefore": TIME,
+    "after": {"anyOf": [TIME, _enum_schema(events.LATEST)]},
     "since": TIME,
     "until": TIME,
-    "limit": _integer_schema(1, telemetry.MOST),
+    "limit": _integer_schema(1, logs.MOST),
+    "keys": _text_schema(limits.QUERY_TEXT),
+    "from": TIME,
+    "to": TIME,
+    "points": _integer_schema(1, series.MOST_POINTS),
+    "bucketSteps": {"type": "integer", "enum": [1 << bits for bits in range(MOST_BITS)]},
+    "id": {
+        "type": "array",
+        "items": {"type": "string", "pattern": f"^{ID_PATTERN}$"},
+        "minItems": 1,
+        "maxItems": series.MOST_RUNS,
+    },
     "actor": _text_schema(limits.ID, pattern="^[ -~]+$"),
     "action": _text_schema(limits.ID, pattern="^[ -~]+$"),
-    "block": _enum_schema(*runs.STREAMS),
+    "block": _enum_schema(*run_logs.STREAMS),
+    "before": TIME,
+    "tail": _integer_schema(1, limits.MAX_INTEGER),
+    "attempt": _integer_schema(0, limits.MAX_COLUMN),
+    "search": {"type": "string", "minLength": 1, "maxLength": MAX_PATTERN},
+    "regex": _enum_schema(*run_logs.BOOLEANS),
+    "case": _enum_schema(*run_logs.BOOLEANS),
+    "level": _enum_schema(*LEVELS),
+    "evaluation": {"type": "string", "pattern": "^(latest|[0-9]{1,16})$"},
+    "index": TIME,
+    "size": _enum_schema(*map(str, SIZES)),
     "wait": {"type": "number", "minimum": 0, "maximum": 999_999},
     "contents": _enum_schema("y", "n"),
     "sortBy": _enum_schema(*SORTINGS),
     "o": _enum_schema(*assets.ORDERS),
-    "filter": _text_schema(limits.FILE_NAME),
+    "filter": _text_schema(limits.QUERY_TEXT),
+    "orderBy": _text_schema(limits.QUERY_TEXT, pattern="^-?(created|name|duration|metric\\..+)$"),
     "severity": _enum_schema(*imports.SEVERITIES),
     "code": _text_schema(limits.ID),
     "count": _integer_schema(1, exports.MOST_SHOWN),
     "seed": _integer_schema(0, 2**31),
     "version": _text_schema(limits.ID),
+    "run": {"type": "string", "pattern": f"^{ID_PATTERN}$"},
+    "kind": _enum_schema(*KINDS),
+}
+# Where a route's parameter differs from that of the same name elsewhere: by the end of the path.
+QUERY_OF: dict[tuple[str, str], dict[str, Any]] = {
+    ("/metrics", "limit"): _integer_schema(1, 10 * series.MOST),
+    ("/samples", "orderBy"): _enum_schema(*ORDERS),
+    ("/logs", "after"): TIME,
 }
 PATH: dict[str, dict[str, Any]] = {
     "org": {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"},
     "filename": _text_schema(limits.FILE_NAME, minLength=1, pattern="^[^/\\\\\\x00]+$"),
     "part": {"type": "string", "pattern": "^[0-9]{1,6}$"},
+    "index": {"type": "string", "pattern": "^[0-9]{1,9}$"},
     "sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
 }
 
@@ -167,9 +205,7 @@ def _list_parameters(route: Route, path: str) -> list[dict[str, Any]]:
         for name in names
     ]
     for name in route.query:
-        schema = QUERY[name]
-        if name == "limit" and path.endswith("/metrics"):
-            schema = _integer_schema(1, 10 * telemetry.MOST)
+        schema = QUERY_OF.get(("/" + path.rpartition("/")[2], name), QUERY[name])
         found.append({"name": name, "in": "query", "schema": schema})
     if (route.method, route.path) in IF_MATCH:
         found.append(

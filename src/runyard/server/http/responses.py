@@ -2,18 +2,32 @@
 
 The framework's own class supports cookies, background tasks and encoders. Nothing here uses them,
 and every request would pay for them.
+
+JSON of 1 KiB or more is compressed for clients that accept gzip. Its entity tag stays: a tag names
+what users may change (see ``services.etags``), and serves ``If-Match`` alone.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Iterator
+import re
+import zlib
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any
 
 import msgspec
 
 from runyard.blobs import BlobError
+from runyard.server.http.request import HEADERS
 
 Headers = Iterable[tuple[bytes, bytes]]
+
+JSON_TYPES = (b"application/json", b"application/problem+json")
+MIN_GZIP_BYTES, MIN_THREAD_BYTES = 1024, 64 * 1024
+GZIP_LEVEL = 4  # half the time of the default, and 2 % more bytes
+GZIP_WINDOW = 31  # of zlib: the largest one, with the header and trailer of gzip
+ACCEPTS_GZIP = re.compile(
+    rb"(?:^|[,\s])(?:gzip|\*)(?=[\s,;]|$)(?!\s*;\s*q=0(?:\.0*)?(?:[,\s]|$))", re.IGNORECASE
+)
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +38,7 @@ class Response:
     ``media_type`` is that of the body; an empty body has none.
     """
 
-    __slots__ = ("body", "headers", "status")
+    __slots__ = ("body", "headers", "is_json", "status")
 
     def __init__(
         self,
@@ -35,20 +49,40 @@ class Response:
         headers: Headers = (),
     ) -> None:
         self.body, self.status, self.headers = body, status, list(headers)
+        self.is_json = media_type in JSON_TYPES
         if media_type:
             self.headers.append((b"content-type", media_type))
         if status != 204:  # RFC 9110, section 8.6
             self.headers.append((b"content-length", b"%d" % len(body)))
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if self.is_json and len(self.body) >= MIN_GZIP_BYTES:
+            await self._compress(scope)
         await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
         await send(
             {"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else self.body}
         )
 
+    async def _compress(self, scope: Any) -> None:
+        """Compress the body if the client accepts that; a large one on a thread."""
+        self.headers.append((b"vary", b"accept-encoding"))
+        if not ACCEPTS_GZIP.search(scope[HEADERS].get(b"accept-encoding", b"")):
+            return
+        is_large = len(self.body) >= MIN_THREAD_BYTES
+        body = self.body
+        self.body = await asyncio.to_thread(_gzip, body) if is_large else _gzip(body)
+        lengths = {b"content-length": b"%d" % len(self.body)}
+        self.headers = [(name, lengths.get(name, value)) for name, value in self.headers]
+        self.headers.append((b"content-encoding", b"gzip"))
+
     def to_asgi_response(self, **_: Any) -> "Response":
         """Return this response: the framework calls it on what an exception handler returns."""
         return self
+
+
+def _gzip(body: bytes) -> bytes:
+    compressor = zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, GZIP_WINDOW)
+    return compressor.compress(body) + compressor.flush()
 
 
 def json_response(body: bytes, *, etag: str | None = None, status: int = 200) -> Response:
@@ -108,3 +142,24 @@ class StreamedResponse(Response):
     async def _send_chunks(self, send: Any) -> None:
         while (chunk := await asyncio.to_thread(next, self.chunks, None)) is not None:
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
+
+
+class ChunkedResponse(Response):
+    """A response of unknown length, whose parts are sent as they are made.
+
+    When making a part fails, the connection is closed before the end, which every client notices.
+    """
+
+    __slots__ = ("parts",)
+
+    def __init__(self, parts: AsyncIterator[bytes], *, headers: Headers = ()) -> None:
+        super().__init__(headers=headers)
+        del self.headers[-1]  # the length
+        self.parts = parts
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
+        if scope["method"] != "HEAD":
+            async for part in self.parts:
+                await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})

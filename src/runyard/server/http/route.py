@@ -14,6 +14,8 @@ Role = Literal["viewer", "member", "admin"]
 
 # The only routes without a key. The OpenAPI document is not one of them: it need not be public.
 PUBLIC = ("/health",)
+# The pages with which a session begins.
+SIGN_IN = ("/ui/enter", "/ui/sessions")
 ATTEMPT_PREFIX = "/internal/v1/attempt/"
 SMALL_BODY_BYTES, LARGE_BODY_BYTES = limits.BODY.value, limits.LIST_BODY.value
 BACKUP_BODY_BYTES = 2**63
@@ -34,6 +36,7 @@ class Route:
     ``actions``: the words that may follow the last id of the path after a colon.
     ``max_body_bytes``: None leaves the limit to the endpoint.
     ``may_wait``: a long poll, which may be canceled without harm.
+    ``is_endless``: a stream, which ends with the connection.
     """
 
     method: Method
@@ -51,6 +54,7 @@ class Route:
     media_types: tuple[str, ...] = ()
     role: Role | None = None
     may_wait: bool = False
+    is_endless: bool = False
 
     def __post_init__(self) -> None:
         if self.role is None and self.path.startswith("/workspaces/"):
@@ -60,7 +64,7 @@ class Route:
 
     @cached_property
     def access(self) -> Access:
-        if self.path in PUBLIC:
+        if self.path in PUBLIC or self.path in SIGN_IN:
             return "public"
         if self.path.startswith(ATTEMPT_PREFIX):
             return "attempt"

@@ -18,19 +18,25 @@ from runyard.server.http.endpoints import (
     backups,
     bodies,
     datasets,
+    events,
     flows,
     health,
     imports,
     keys,
     models,
+    run_logs,
     runs,
+    samples,
+    sessions,
     storage,
     training_projects,
 )
 from runyard.server.http.route import BACKUP_BODY_BYTES, LARGE_BODY_BYTES, Route
 from runyard.server.services.operations.backups import Restored, StoreContents
 from runyard.server.services.operations.storage import StorageReport
-from runyard.server.services.runs.telemetry import LogPage, MetricPage
+from runyard.server.services.runs.telemetry.logs import LogPage
+from runyard.server.services.runs.telemetry.samples import SamplePage
+from runyard.server.services.runs.telemetry.series import MetricPage, MetricSeriesList
 from vi.api.resources.annotations.responses import Annotation, AnnotationImportSession, FileUploads
 from vi.api.resources.assets.responses import (
     Asset,
@@ -50,14 +56,25 @@ from vi.api.resources.datasets.responses import (
     Finding,
     ImportReport,
 )
-from vi.api.resources.flows.responses import Flow, FlowAcceleratorList
+from vi.api.resources.events.responses import EventPage
+from vi.api.resources.flows.responses import Flow, FlowAcceleratorList, FlowCheck
 from vi.api.resources.keys.responses import IssuedKey, Key
 from vi.api.resources.models.responses import Model
-from vi.api.resources.runs.responses import Run, RunOutcomes
+from vi.api.resources.runs.responses import Run, RunCount, RunOutcomes
+from vi.api.resources.sessions.responses import BrowserSession
 from vi.api.resources.training_projects.responses import TrainingProject
 
 PAGE = ("s", "p")
-FILTERS = ("condition", "flow", "trainingProject", "attribute", "createdAfter", "createdBefore")
+FILTERS = (
+    "filter",
+    "condition",
+    "flow",
+    "trainingProject",
+    "attribute",
+    "createdAfter",
+    "createdBefore",
+)
+SERIES = ("keys", "from", "to", "points", "bucketSteps", "since")
 ORG = "/workspaces/{org:str}"
 RUN = ORG + "/runs/{run_id:str}"
 FLOW = ORG + "/flows/{flow_id:str}"
@@ -84,9 +101,11 @@ ROUTES = (
     Route("GET", "/openapi.json", health.get_openapi, "Get this document", returns=dict[str, Any]),
 
     Route("GET", ORG + "/runs", runs.list_runs, "List runs, newest first", returns=Run,
-          is_page=True, query=PAGE + FILTERS),
+          is_page=True, query=(*PAGE, *FILTERS, "orderBy")),
     Route("GET", ORG + "/simpleRuns", runs.list_runs, "List runs, newest first", returns=Run,
-          is_page=True, query=PAGE + FILTERS),
+          is_page=True, query=(*PAGE, *FILTERS, "orderBy")),
+    Route("GET", ORG + "/runs:count", runs.count_runs, "Count runs by condition",
+          returns=RunCount, query=FILTERS),
     Route("GET", RUN, runs.get_run, "Get a run", returns=Run),
     Route("PUT", RUN, runs.put_run, "Create a run; may be repeated", body=bodies.NewRun,
           returns=Run, statuses=(200, 201)),
@@ -99,10 +118,27 @@ ROUTES = (
     Route("POST", ORG + "/runs:delete", runs.delete_runs,
           "Delete several runs, by ids or by a filter", body=bodies.DeletedRuns,
           returns=RunOutcomes),
-    Route("GET", RUN + "/logs", runs.get_logs, "Get log lines", returns=LogPage,
-          query=("since", "until", "limit", "block", "wait"), may_wait=True),
+    Route("POST", ORG + "/runs:tag", runs.tag_runs,
+          "Set or remove attributes of several runs, by ids or by a filter",
+          body=bodies.TaggedRuns, returns=RunOutcomes),
+    Route("GET", RUN + "/logs", run_logs.get_logs,
+          "Get log lines: after a number, before one, or the newest; filtered and searched",
+          returns=LogPage, query=run_logs.LOG_QUERY, may_wait=True),
+    Route("GET", RUN + "/logs/file", run_logs.get_log_file,
+          "Download the whole log as text; compressed for `Accept-Encoding: gzip`", returns=bytes,
+          media_types=("text/plain",)),
+    Route("GET", RUN + "/samples", samples.list_samples,
+          "List sample predictions of an evaluation, or of one image (`index`) in all of them",
+          returns=SamplePage, query=(*PAGE, "evaluation", "orderBy", "index")),
+    Route("GET", RUN + "/samples/{index:str}/image", samples.get_sample_image,
+          "Get the image of a sample, or a thumbnail of it", returns=bytes, query=("size",),
+          media_types=("image/png", "image/webp", "image/jpeg")),
     Route("GET", RUN + "/metrics", runs.get_metrics, "Get metric points", returns=MetricPage,
           query=("since", "limit")),
+    Route("GET", RUN + "/metrics:series", runs.get_metric_series,
+          "Get metric series as buckets for charts", returns=MetricSeriesList, query=SERIES),
+    Route("GET", ORG + "/runs:series", runs.get_metric_series_of_runs,
+          "Get metric series of several runs", returns=MetricSeriesList, query=("id", *SERIES)),
     Route("GET", RUN + "/outputs", models.list_models, "List a run's models, newest last",
           returns=Model, is_page=True, query=(*PAGE, "contents")),
     Route("GET", RUN + "/outputs/{checkpoint:str}", models.get_model,
@@ -112,6 +148,9 @@ ROUTES = (
           is_page=True, query=PAGE),
     Route("GET", ORG + "/simpleFlows", flows.list_flows, "List flows, newest first", returns=Flow,
           is_page=True, query=PAGE),
+    Route("POST", ORG + "/flows:check", flows.check_flow,
+          "Check a flow without saving it: problems, plan, memory", body=bodies.CheckedFlow,
+          returns=FlowCheck),
     Route("GET", FLOW, flows.get_flow, "Get a flow", returns=Flow),
     Route("PUT", FLOW, flows.put_flow, "Create or replace a flow", body=bodies.NewFlow,
           returns=Flow, statuses=(200, 201)),
@@ -263,9 +302,19 @@ ROUTES = (
     Route("POST", KEY + "/rotations", keys.post_rotation,
           "Rotate a key; only this response holds the new secret", body=bodies.NewRotation,
           returns=IssuedKey, role="admin", statuses=(201,)),
+    Route("GET", ORG + "/sessions", sessions.list_sessions,
+          "List the browsers that are signed in, newest first", returns=BrowserSession,
+          is_page=True, query=PAGE, role="admin"),
+    Route("DELETE", ORG + "/sessions/{session_id:str}", sessions.delete_session,
+          "End the session of a browser", statuses=(204,), role="admin"),
     Route("GET", ORG + "/audit", audit.list_audit, "List audit log entries, newest first",
           returns=AuditEntry, is_page=True, query=(*PAGE, "actor", "action", "since", "until"),
           role="admin"),
+
+    Route("GET", ORG + "/events", events.list_events,
+          "Get events in order; a stream of them for `Accept: text/event-stream`",
+          returns=EventPage, query=("after", "wait", "limit", "run", "kind"), may_wait=True,
+          media_types=("text/event-stream",)),
 
     Route("GET", ORG + "/storage", storage.get_storage, "Compare the database with the disk",
           returns=StorageReport),
@@ -325,16 +374,16 @@ ROUTES = (
 
 
 @functools.cache
-def _compile_patterns() -> dict[re.Pattern[str], list[str]]:
+def _compile_patterns(routes: tuple[Route, ...]) -> dict[re.Pattern[str], list[str]]:
     methods: dict[re.Pattern[str], list[str]] = {}
-    for route in ROUTES:
+    for route in routes:
         pattern = re.compile(re.sub(r"\\\{\w+:str\\\}", "[^/]+", re.escape(route.path)))
         methods.setdefault(pattern, []).append(route.method)
     return methods
 
 
-def list_methods(path: str) -> list[str]:
+def list_methods(path: str, *, routes: tuple[Route, ...] = ROUTES) -> list[str]:
     """Return the methods that a path accepts."""
-    patterns = _compile_patterns().items()
+    patterns = _compile_patterns(routes).items()
     methods = {method for pattern, found in patterns if pattern.fullmatch(path) for method in found}
     return sorted({*methods, "OPTIONS"})

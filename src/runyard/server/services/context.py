@@ -11,6 +11,7 @@ from runyard.blobs import FolderBlobs, Holds
 from runyard.ids import resolve_folder
 from runyard.server.clock import AsyncClock
 from runyard.server.services.access.keys import Keyring
+from runyard.server.services.access.sessions import SessionCache
 from runyard.server.services.access.signing import Signer
 from runyard.server.services.access.wrong_keys import WrongKeys
 from runyard.server.services.jobs import Jobs
@@ -42,6 +43,7 @@ class Services:
     signer: Signer
     pepper: bytes
     wrong_keys: WrongKeys = field(default_factory=WrongKeys)
+    sessions: SessionCache = field(default_factory=SessionCache)
     notifier: Notifier = field(default_factory=Notifier)
     # Held while blobs are checked and referenced, and while unreferenced ones are removed.
     # Once the server has reported to a supervisor that it has a hash, nothing may delete the bytes

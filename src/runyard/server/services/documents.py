@@ -14,7 +14,7 @@ import msgspec
 from sqlalchemy import Connection, Table
 
 from runyard import limits
-from runyard.server.services import etags, paging
+from runyard.server.services import etags, events, paging
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.errors import Problem, Refusal, not_found
 from runyard.server.services.paging import PageRequest
@@ -29,10 +29,11 @@ from vi.api.responses import ResourceMetadata
 class DocumentKind:
     """The differences between flows and training projects.
 
-    They are the name, table, wire type, and constructor.
+    They are the name, the kind of their events, the path, table, wire type, and constructor.
     """
 
     name: str
+    event_kind: str
     path: str
     table: Table
     document: type[Any]
@@ -119,6 +120,7 @@ async def put(
             body_sha256=body_sha256,
             time_ms=now_ms,
         )
+        _record(tx, kind, actor, id, "created", now_ms)
         services.audit(actor, f"create {kind.name}", id)(tx)
         return encoded, etag, True
 
@@ -172,6 +174,7 @@ async def delete(
         etags.check(if_match, row.etag)
         rows.remove(tx, kind.table, org=actor.org, id=id)
         tombstones.add(tx, org=actor.org, kind=kind.name, id=id, time_ms=now_ms)
+        _record(tx, kind, actor, id, "deleted", now_ms)
         services.audit(actor, f"delete {kind.name}", id)(tx)
 
     await services.store.write(delete_document)
@@ -235,5 +238,12 @@ def _change_document(
     rows.replace(
         tx, kind.table, org=actor.org, id=id, document=encoded, etag=etag, generation=generation
     )
+    _record(tx, kind, actor, id, "updated", now_ms)
     services.audit(actor, f"update {kind.name}", id)(tx)
     return encoded, etag
+
+
+def _record(
+    tx: Connection, kind: DocumentKind, actor: Actor, id: str, what: str, now_ms: int
+) -> None:
+    events.record_by(tx, actor, now_ms=now_ms, kind=kind.event_kind, target=id, what=what)

@@ -1,27 +1,69 @@
-"""Wake those who wait for a change: controllers for runs, readers for log lines.
+"""Wake those who wait for a change: controllers for runs, readers for log lines and events.
 
 A waiter takes its event *before* it reads the store, so that a change between the read and the wait
 is not missed. Only waiters keep events alive; a change nobody waits for costs a dictionary lookup.
+A listener follows one organization: its events, and if it wants to, which runs have changed.
 """
 
 import asyncio
+import contextlib
+from collections.abc import Collection, Iterator
 from typing import Any
 from weakref import WeakValueDictionary
 
 QUEUE = "queue"
+RUN_PREFIX = "run:"
+MOST_RUNS = 1000  # that a listener remembers; it loses hints of further ones
 
 
 def run_topic(org: str, run_id: str) -> str:
     """Return the topic of a run's state, lines and metrics."""
-    return f"run:{org}/{run_id}"
+    return f"{RUN_PREFIX}{org}/{run_id}"
+
+
+class Listener:
+    """What is new in an organization since its reader has looked.
+
+    ``runs`` are those with new lines, metrics or progress, oldest first; it stays empty for a
+    reader of events only.
+    """
+
+    def __init__(self, *, with_runs: bool) -> None:
+        self.changed = asyncio.Event()
+        self.runs: dict[str, None] = {}
+        self._with_runs = with_runs
+
+    def add_run(self, run_id: str) -> None:
+        if self._with_runs and len(self.runs) < MOST_RUNS:
+            self.runs[run_id] = None
+            self.changed.set()
 
 
 class Notifier:
-    """Events by topic; belongs to the event loop's thread."""
+    """Events by topic, and listeners by organization; belongs to the event loop's thread."""
 
     def __init__(self) -> None:
         self._events: WeakValueDictionary[str, asyncio.Event] = WeakValueDictionary()
+        self._listeners: dict[str, set[Listener]] = {}
         self.is_closed = False
+
+    @contextlib.contextmanager
+    def listen(self, org: str, *, with_runs: bool = False) -> Iterator[Listener]:
+        """Follow an organization while the block runs."""
+        listener = Listener(with_runs=with_runs)
+        self._listeners.setdefault(org, set()).add(listener)
+        try:
+            yield listener
+        finally:
+            self._listeners[org].discard(listener)
+            if not self._listeners[org]:
+                del self._listeners[org]
+
+    def announce_events(self, orgs: Collection[str]) -> None:
+        """Wake the listeners of organizations that have new events."""
+        for org in orgs:
+            for listener in self._listeners.get(org, ()):
+                listener.changed.set()
 
     def watch(self, topic: str) -> asyncio.Event:
         """Return the event that the next change of ``topic`` sets."""
@@ -37,17 +79,23 @@ class Notifier:
         event = self._events.pop(topic, None)
         if event is not None:
             event.set()
+        if self._listeners and topic.startswith(RUN_PREFIX):
+            org, _, run_id = topic.removeprefix(RUN_PREFIX).partition("/")
+            for listener in self._listeners.get(org, ()):
+                listener.add_run(run_id)
 
     def notify_all(self) -> None:
         """Wake everyone: everything may have changed."""
         for topic in list(self._events):
             self.notify(topic)
+        self.announce_events(self._listeners)
 
     def close(self) -> None:
         """Wake every waiter, now and from now on: the server stops."""
         self.is_closed = True
         for event in list(self._events.values()):
             event.set()
+        self.announce_events(self._listeners)
 
     @staticmethod
     async def wait(

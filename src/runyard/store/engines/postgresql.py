@@ -41,6 +41,7 @@ def is_value_too_large(error: DBAPIError) -> bool:
 class PostgreSql:
     """A database behind ``postgresql+psycopg://…``."""
 
+    BEGIN_SNAPSHOT = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
     max_tries = 5
 
     def __init__(self, url: str) -> None:
@@ -72,6 +73,14 @@ class PostgreSql:
         """
         connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED").close()
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})").close()
+
+    def lock_writers(self, connection: Connection) -> None:
+        """Let no other server commit events until the transaction ends.
+
+        Must be its first statement: it takes no snapshot, so the transaction sees what the servers
+        that it waited for have committed, and does not conflict with them again.
+        """
+        connection.exec_driver_sql("LOCK TABLE event_counters IN SHARE ROW EXCLUSIVE MODE").close()
 
     def prepare_upgrade(self, connection: Connection, version: str, head: str) -> None:
         """Log that no copy is made before the upgrade: only the operator can do that."""

@@ -36,6 +36,7 @@ NEEDS_ACCESS = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE
 class Sqlite:
     """A database in a file."""
 
+    BEGIN_SNAPSHOT = "BEGIN"
     # One writer at a time: transactions cannot conflict, so none is repeated.
     max_tries = 1
 
@@ -94,6 +95,9 @@ class Sqlite:
 
     def lock_migrations(self, connection: Connection) -> None:
         """Do nothing: ``BEGIN IMMEDIATE`` has locked the whole database already."""
+
+    def lock_writers(self, connection: Connection) -> None:
+        """Do nothing, for the same reason."""
 
     def prepare_upgrade(self, connection: Connection, version: str, head: str) -> None:
         """Check the database and copy it before its upgrade.

@@ -61,6 +61,11 @@ class Sample:
     filename: str = ""
     task: str | None = None
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Width and height of the image in pixels."""
+        return self.image.size
+
 
 @dataclass(frozen=True)
 class Dataset:

@@ -63,6 +63,7 @@ class StoredSample(Sample):
         object.__setattr__(self, "truth", truth)
         object.__setattr__(self, "image_sha256", item.sha256)
         object.__setattr__(self, "filename", item.filename)
+        object.__setattr__(self, "_size", (item.width, item.height))
         object.__setattr__(self, "_read_image", read_image)
 
     @property
@@ -70,6 +71,12 @@ class StoredSample(Sample):
         """Raises BrokenImage, OSError."""
         image: Image.Image = self._read_image()  # type: ignore[attr-defined]
         return image
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Width and height as recorded: the image is not decoded."""
+        size: tuple[int, int] = self._size  # type: ignore[attr-defined]
+        return size
 
 
 class UploadedSamples:

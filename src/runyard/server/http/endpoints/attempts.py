@@ -25,8 +25,8 @@ from runyard.server.services.runs import (
     leases,
     models,
     resume,
-    telemetry,
 )
+from runyard.server.services.runs.telemetry import ingest
 from runyard.server.services.validation import LONGEST_HOST, check_id, check_text
 
 CHUNK_BYTES = 1 << 20
@@ -72,9 +72,7 @@ async def post_renewal(request: Request) -> Response:
 
 async def post_lines(request: Request) -> Response:
     shipped = await _parse_message(request, protocol.Lines)
-    return encode_response(
-        await telemetry.accept(get_services(request), _get_token(request), shipped)
-    )
+    return encode_response(await ingest.accept(get_services(request), _get_token(request), shipped))
 
 
 async def head_blob(request: Request, sha256: Id) -> Response:

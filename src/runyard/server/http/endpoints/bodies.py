@@ -17,6 +17,8 @@ Id = Annotated[str, within(limits.ID)]
 Name = Annotated[str, within(limits.NAME)]
 Text = Annotated[str, within(limits.TEXT)]
 Word = Annotated[str, within(limits.WORD)]
+RunName = Annotated[str, within(limits.RUN_NAME, at_least=1)]
+FilterText = Annotated[str, within(limits.QUERY_TEXT, at_least=1)]
 FormatName = Annotated[str, within(limits.WORD, at_least=1)]
 FileName = Annotated[str, within(limits.FILE_NAME, at_least=1)]
 AttributeKey = Annotated[str, within(limits.ATTRIBUTE_KEY, at_least=1)]
@@ -86,9 +88,19 @@ class NewRunSpec(RequestBody):
     resume_from: NewResumeFrom | None = None
 
 
+class NewRunMetadata(NewMetadata):
+    """Without a ``name`` a run has that of its flow."""
+
+    name: RunName | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        limits.check_fields(self)
+
+
 class NewRun(RequestBody):
     spec: NewRunSpec = msgspec.field(default_factory=NewRunSpec)
-    metadata: NewMetadata | None = None
+    metadata: NewRunMetadata | None = None
 
 
 class ChangedRunSpec(RequestBody):
@@ -97,9 +109,19 @@ class ChangedRunSpec(RequestBody):
     grace_seconds: Annotated[float, msgspec.Meta(ge=0, le=86_400)] | UnsetType | None = UNSET
 
 
+class ChangedRunMetadata(ChangedMetadata):
+    """Null as a ``name`` is that of the flow."""
+
+    name: RunName | UnsetType | None = UNSET
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        limits.check_fields(self)
+
+
 class ChangedRun(RequestBody):
     spec: ChangedRunSpec | None = None
-    metadata: ChangedMetadata | None = None
+    metadata: ChangedRunMetadata | None = None
 
 
 class RunsFilter(RequestBody):
@@ -122,10 +144,13 @@ class RunsFilter(RequestBody):
 
 
 class DeletedRuns(RequestBody):
-    """Either ``ids`` or ``filter``. ``dryRun`` only reports what would be done."""
+    """Either ``ids`` or ``filter``, a text or single filters.
+
+    ``dryRun`` only reports what would be done.
+    """
 
     ids: Annotated[list[Id], msgspec.Meta(min_length=1, max_length=1000)] | None = None
-    filter: RunsFilter | None = None
+    filter: RunsFilter | FilterText | None = None
     dry_run: bool = False
 
 
@@ -135,11 +160,31 @@ class KilledRuns(DeletedRuns):
     grace_seconds: Annotated[float, msgspec.Meta(ge=0, le=86_400)] | None = None
 
 
+class TaggedRuns(DeletedRuns, kw_only=True):
+    """A given attribute replaces the old value, null removes it."""
+
+    set: Annotated[
+        dict[AttributeKey, AttributeValue | None],
+        msgspec.Meta(min_length=1, max_length=limits.ATTRIBUTES.value),
+    ]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_attributes(self.set)
+
+
 class NewFlow(RequestBody):
     """``spec`` is validated by ``runyard.flows``, which reports every problem in it."""
 
     spec: dict[str, Any]
     metadata: NewMetadata | None = None
+
+
+class CheckedFlow(RequestBody):
+    """A flow to check; ``trainingProject`` is the one that a run would name beside it."""
+
+    spec: dict[str, Any]
+    training_project: str | None = None
 
 
 class ChangedFlow(RequestBody):

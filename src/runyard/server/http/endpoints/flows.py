@@ -16,7 +16,7 @@ from runyard.server.http.request import (
 from runyard.server.http.responses import Response, empty_response, encode_response, json_response
 from runyard.server.services import documents
 from runyard.server.services.errors import not_found
-from runyard.server.services.runs import accelerators, flows
+from runyard.server.services.runs import accelerators, flow_checks, flows
 from runyard.server.services.runs.flows import FLOW
 
 
@@ -66,6 +66,15 @@ async def delete_flow(request: Request, org: Id, flow_id: Id) -> Response:
         get_services(request), FLOW, get_actor(request), flow_id, if_match=get_if_match(request)
     )
     return empty_response()
+
+
+async def check_flow(request: Request, org: Id) -> Response:
+    _, value = await parse_json_body(request)
+    given = convert_body(compat.normalize_spec_keys(value), bodies.CheckedFlow)
+    found = await flow_checks.check(
+        get_services(request), org=org, flow=given.spec, training_project=given.training_project
+    )
+    return encode_response(found)
 
 
 async def get_accelerators(request: Request, org: Id, flow_id: Id) -> Response:

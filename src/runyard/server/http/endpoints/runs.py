@@ -7,7 +7,6 @@ from msgspec import UNSET
 
 from runyard import limits
 from runyard.server.http import compat
-from runyard.server.http.capacity import hold_wait_slot
 from runyard.server.http.endpoints import bodies
 from runyard.server.http.request import (
     Id,
@@ -22,22 +21,36 @@ from runyard.server.http.request import (
 )
 from runyard.server.http.responses import Response, empty_response, encode_response, json_response
 from runyard.server.services.errors import Refusal
-from runyard.server.services.runs import bulk_runs, deletion, runs, telemetry
-from runyard.server.services.runs.conditions import REASONS
+from runyard.server.services.runs import bulk_runs, deletion, listing, runs
+from runyard.server.services.runs.filters import CONDITIONS, parse_filter
+from runyard.server.services.runs.telemetry import series
 from runyard.server.services.validation import check_id
-from runyard.store.runs import RunFilter
+from runyard.store.lists.run_filter import RunFilter
+from runyard.store.telemetry.series import Window
 
-CONDITIONS = tuple(kind.value for kind in REASONS)
-STREAMS = ("events", "stdout", "stderr")
+_EMPTY_FILTER = (
+    'the filter is empty or combines "all" with others; try: one condition, or {"all": true} for '
+    "every run"
+)
 
 
 async def list_runs(request: Request, org: Id) -> Response:
     query = Query(request)
     filter = _parse_filter(query)
-    page_request = query.page(f"runs {filter}")
-    return json_response(
-        await runs.page(get_services(request), org=org, filter=filter, page_request=page_request)
+    order_by = query.text("orderBy") or listing.DEFAULT_ORDER
+    page = await listing.read_page(
+        get_services(request),
+        org=org,
+        filter=filter,
+        order_by=order_by,
+        page_request=query.page(listing.describe_list(filter, order_by)),
     )
+    return json_response(page)
+
+
+async def count_runs(request: Request, org: Id) -> Response:
+    filter = _parse_filter(Query(request))
+    return encode_response(await listing.count_runs(get_services(request), org=org, filter=filter))
 
 
 async def get_run(request: Request, org: Id, run_id: Id) -> Response:
@@ -59,6 +72,7 @@ async def put_run(request: Request, org: Id, run_id: Id) -> Response:
         training_project=given.spec.training_project,
         resume_from=None if origin is None else (origin.run_id, origin.checkpoint),
         attributes=bodies.get_attributes(given.metadata),
+        name=None if given.metadata is None else given.metadata.name,
     )
     return json_response(document, etag=etag, status=201 if is_new else 200)
 
@@ -75,6 +89,7 @@ async def patch_run(request: Request, org: Id, run_id: Id) -> Response:
         grace_s=spec.grace_seconds or (0.0 if spec.grace_seconds == 0 else None),
         training_project=spec.training_project,
         attributes=bodies.get_attributes(given.metadata),
+        name=UNSET if given.metadata is None else given.metadata.name,
         if_match=get_if_match(request),
     )
     return json_response(document, etag=etag)
@@ -113,36 +128,83 @@ async def delete_runs(request: Request, org: Id) -> Response:
     return encode_response(outcomes)
 
 
-async def get_logs(request: Request, org: Id, run_id: Id) -> Response:
-    query = Query(request)
-    wait_s = query.seconds("wait")
-    async with hold_wait_slot(request.scope, wait_s) as disconnect:
-        page = await telemetry.read_log_page(
-            get_services(request),
-            org=org,
-            run_id=run_id,
-            since=query.integer("since", 0) or 0,
-            until=query.integer("until"),
-            stream=query.one_of("block", STREAMS),
-            limit=query.integer("limit", telemetry.MOST, minimum=1, maximum=telemetry.MOST)
-            or telemetry.MOST,
-            wait_s=wait_s,
-            gone=disconnect,
-        )
-    return json_response(page)
+async def tag_runs(request: Request, org: Id) -> Response:
+    _, value = await parse_json_body(request)
+    given = convert_body(value, bodies.TaggedRuns)
+    ids, filter = _parse_named_runs(given)
+    outcomes = await bulk_runs.tag(
+        get_services(request),
+        get_actor(request),
+        ids=ids,
+        filter=filter,
+        attributes=given.set,
+        dry_run=given.dry_run,
+    )
+    return encode_response(outcomes)
 
 
 async def get_metrics(request: Request, org: Id, run_id: Id) -> Response:
     query = Query(request)
-    page = await telemetry.read_metric_page(
+    page = await series.read_metric_page(
         get_services(request),
         org=org,
         run_id=run_id,
         since=query.integer("since", 0) or 0,
-        limit=query.integer("limit", telemetry.MOST, minimum=1, maximum=10 * telemetry.MOST)
-        or telemetry.MOST,
+        limit=query.integer("limit", series.MOST, minimum=1, maximum=10 * series.MOST)
+        or series.MOST,
     )
     return json_response(page)
+
+
+async def get_metric_series(request: Request, org: Id, run_id: Id) -> Response:
+    return await _respond_with_series(request, org, [run_id], Query(request))
+
+
+async def get_metric_series_of_runs(request: Request, org: Id) -> Response:
+    query = Query(request)
+    ids = list(dict.fromkeys(query.all("id")))
+    if not 1 <= len(ids) <= series.MOST_RUNS:
+        raise invalid_query("id", f"{len(ids)} ids", f"given 1 to {series.MOST_RUNS} times")
+    for run_id in ids:
+        check_id("run", run_id)
+    return await _respond_with_series(request, org, ids, query)
+
+
+async def _respond_with_series(
+    request: Request, org: str, run_ids: list[str], query: Query
+) -> Response:
+    given = query.text("keys")
+    keys = None if given is None else list(dict.fromkeys(given.split(",")))
+    if keys is not None and len(keys) > series.MOST_KEYS:
+        allowed = f"at most {series.MOST_KEYS} names, separated by commas"
+        raise invalid_query("keys", f"{len(keys)} names", allowed)
+    page = await series.read_series(
+        get_services(request),
+        org=org,
+        run_ids=run_ids,
+        keys=keys,
+        window=Window(
+            first=query.integer("from"),
+            last=query.integer("to"),
+            points=query.integer(
+                "points", series.DEFAULT_POINTS, minimum=1, maximum=series.MOST_POINTS
+            )
+            or series.DEFAULT_POINTS,
+            bits=_parse_bucket_bits(query),
+            since=query.integer("since"),
+        ),
+    )
+    return json_response(page)
+
+
+def _parse_bucket_bits(query: Query) -> int | None:
+    """Return the logarithm of ``bucketSteps``, a power of two."""
+    steps = query.integer("bucketSteps", minimum=1)
+    if steps is None:
+        return None
+    if steps & (steps - 1):
+        raise invalid_query("bucketSteps", str(steps), "a power of two, such as 1, 64 or 4096")
+    return steps.bit_length() - 1
 
 
 def _parse_filter(query: Query) -> RunFilter:
@@ -153,6 +215,7 @@ def _parse_filter(query: Query) -> RunFilter:
         attributes=_parse_attributes(query.all("attribute")),
         created_after=query.integer("createdAfter"),
         created_before=query.integer("createdBefore"),
+        terms=parse_filter(query.text("filter") or "").terms,
     )
 
 
@@ -181,6 +244,11 @@ def _parse_named_runs(given: bodies.DeletedRuns) -> tuple[list[str] | None, RunF
             check_id("run", run_id)
         return given.ids, None
     named = given.filter
+    if isinstance(named, str):
+        filter = parse_filter(named)
+        if filter.is_empty:
+            raise Refusal("InvalidBody", _EMPTY_FILTER)
+        return None, filter
     if named.condition is not None and named.condition not in CONDITIONS:
         message = (
             f"/filter/condition is {named.condition[:80]!r}; it must be one of "
@@ -196,11 +264,7 @@ def _parse_named_runs(given: bodies.DeletedRuns) -> tuple[list[str] | None, RunF
         created_before=named.created_before,
     )
     if (filter == RunFilter()) is not (named.all is True):
-        raise Refusal(
-            "InvalidBody",
-            'the filter is empty or combines "all" with others; try: one condition, or {"all": '
-            "true} for every run",
-        )
+        raise Refusal("InvalidBody", _EMPTY_FILTER)
     return None, filter
 
 

@@ -144,6 +144,11 @@ class Keyring:
         key = self._keys.get(key_id)
         return key is not None and key.is_valid(now_ms)
 
+    def get(self, key_id: str, *, now_ms: int) -> StoredKey | None:
+        """Return a key by its id if it is still valid."""
+        key = self._keys.get(key_id)
+        return key if key is not None and key.is_valid(now_ms) else None
+
     def explain(self, text: str) -> Rejection:
         """Return why ``find`` found nothing, for the audit log; never shown to the sender."""
         if not text:

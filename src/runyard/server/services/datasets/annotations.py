@@ -171,6 +171,7 @@ async def delete(
         rows.add_record_counts(tx, **key, more={asset_id: -1}, time_ms=now_ms)
         is_last = asset.record_count == 1
         dataset_rows.adjust_counts(tx, **key, time_ms=now_ms, records=-1, annotated=-int(is_last))
+        datasets.record_change(services, tx, actor, dataset_id, changed=["annotations"])
         services.audit(actor, "delete annotation", f"{dataset_id}/{asset_id}/{annotation_id}")(tx)
 
     await services.store.write(delete_record)
@@ -206,6 +207,7 @@ async def _edit(
         changes = [(record.number, {**values, "last_updated": now_ms})]
         rows.change_records(tx, **key, changes=changes)
         dataset_rows.adjust_counts(tx, **key, time_ms=now_ms)
+        datasets.record_change(services, tx, actor, dataset_id, changed=["annotations"])
         services.audit(actor, "change annotation", f"{dataset_id}/{asset_id}/{annotation_id}")(tx)
         changed, _ = _get_record(tx, actor.org, dataset_id, asset_id, annotation_id)
         return _get_part(changed, str(record.number) if is_removal else annotation_id)

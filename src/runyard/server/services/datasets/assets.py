@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 
 from runyard import limits
 from runyard.datasets.packs import is_safe
-from runyard.server.services import etags, paging, retention
+from runyard.server.services import etags, events, paging, retention
 from runyard.server.services.access.signing import FileLink, Position, link_expiry
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.datasets import conversations, datasets
@@ -166,6 +166,7 @@ async def rename(
             rows.change(tx, **key, asset_id=row.id, values=values)
             conversations.rename_in_records(tx, **key, names={row.filename: new}, time_ms=now_ms)
             dataset_rows.adjust_counts(tx, **key, time_ms=now_ms)
+            datasets.record_change(services, tx, actor, dataset_id, changed=["assets"])
             services.audit(actor, "rename asset", f"{dataset_id}/{row.id}")(tx)
         return get_row(tx, **key, asset_id=row.id)
 
@@ -198,6 +199,7 @@ async def delete(services: Services, actor: Actor, dataset_id: str, asset_id: st
         row = get_row(tx, **key, asset_id=asset_id)
         _check_unused(tx, key, row)
         _delete_rows(services, tx, key, [asset_id])
+        datasets.record_change(services, tx, actor, dataset_id, changed=["assets"])
         services.audit(actor, "delete asset", f"{dataset_id}/{asset_id}")(tx)
 
     await services.store.write(delete_asset)
@@ -349,6 +351,15 @@ async def _run_bulk_deletion(services: Services, row: AnyRow) -> None:
         }
         if is_last and not ids:
             values |= {"state": "Done", "why": _describe_lost(conversations_lost)}
+            events.record(
+                tx,
+                org=row.org,
+                now_ms=values["last_updated"],
+                kind="dataset",
+                target=row.dataset_id,
+                what="updated",
+                document={"changed": ["assets"], "deletedAssets": values["deleted_count"]},
+            )
         job_rows.change_job(tx, bulk_deletions, org=row.org, id=row.id, values=values)
         return len(ids)
 

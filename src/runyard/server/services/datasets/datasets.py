@@ -17,7 +17,7 @@ from msgspec import UNSET, UnsetType
 from sqlalchemy import Connection
 
 from runyard.ids import resolve_folder
-from runyard.server.services import etags, paging, retention
+from runyard.server.services import etags, events, paging, retention
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.documents import merge_attributes
 from runyard.server.services.errors import Refusal, not_found
@@ -118,6 +118,7 @@ async def create(
 
     def insert_dataset(tx: Connection) -> AnyRow:
         rows.add(tx, values)
+        record_change(services, tx, actor, dataset_id, what="created")
         services.audit(actor, "create dataset", dataset_id)(tx)
         return get_row(tx, org=actor.org, dataset_id=dataset_id)
 
@@ -154,6 +155,8 @@ async def update(
         if changes:
             changes |= {"last_updated": services.clock.now_ms(), "generation": row.generation + 1}
             rows.change(tx, org=actor.org, dataset_id=dataset_id, values=changes)
+            changed = [field for field in changes if field in ("name", "description", "attributes")]
+            record_change(services, tx, actor, dataset_id, changed=changed)
             services.audit(actor, "update dataset", dataset_id)(tx)
         return get_row(tx, org=actor.org, dataset_id=dataset_id)
 
@@ -184,11 +187,33 @@ async def delete(
             tx, org=org, dataset_id=dataset_id, values={"deleted": True, "last_updated": now_ms}
         )
         rows.add_deletion(tx, org=org, dataset_id=dataset_id, user=actor.name, time_ms=now_ms)
+        record_change(services, tx, actor, dataset_id, what="deleted")
         services.audit(actor, "delete dataset", dataset_id)(tx)
 
     await services.store.write(mark_dataset_deleted)
     start_removal(services, org=org, dataset_id=dataset_id)
     return get_deletion(services, org=org, dataset_id=dataset_id)
+
+
+def record_change(
+    services: Services,
+    tx: Connection,
+    actor: Actor,
+    dataset_id: str,
+    *,
+    what: str = "updated",
+    changed: Sequence[str] = (),
+) -> None:
+    """Record the event of a change of a dataset, with the names of what was updated in it."""
+    events.record_by(
+        tx,
+        actor,
+        now_ms=services.clock.now_ms(),
+        kind="dataset",
+        target=dataset_id,
+        what=what,
+        document={"changed": changed} if changed else None,
+    )
 
 
 def get_deletion(services: Services, *, org: str, dataset_id: str) -> DeletedDataset:
@@ -234,9 +259,7 @@ async def _remove_dataset(services: Services, org: str, dataset_id: str) -> None
     for import_id in services.store.read(lambda tx: import_rows.list_active_ids(tx, **key)):
         await services.jobs.stop(("import", org, import_id))
         await _remove_folder(services, org, import_id)
-        await services.store.write(
-            partial(import_rows.change, org=org, import_id=import_id, values={"state": "Cancelled"})
-        )
+        await services.store.write(partial(_cancel_import, services, import_id=import_id, **key))
     for kind, id in services.store.read(partial(rows.list_active_jobs, **key)):
         await services.jobs.stop((kind, org, id))
         await _remove_folder(services, org, EXPORT_FOLDER + id)
@@ -254,6 +277,21 @@ async def _remove_dataset(services: Services, org: str, dataset_id: str) -> None
     await retention.remove_unneeded_images(services, org=org)
     await services.store.write(
         partial(rows.complete_deletion, **key, time_ms=services.clock.now_ms())
+    )
+
+
+def _cancel_import(
+    services: Services, tx: Connection, *, org: str, dataset_id: str, import_id: str
+) -> None:
+    import_rows.change(tx, org=org, import_id=import_id, values={"state": "Cancelled"})
+    events.record(
+        tx,
+        org=org,
+        now_ms=services.clock.now_ms(),
+        kind="import",
+        target=import_id,
+        what="ended",
+        document={"datasetId": dataset_id, "state": "Cancelled"},
     )
 
 

@@ -22,7 +22,7 @@ from typing import IO, Any
 import msgspec
 from sqlalchemy import Connection
 
-from runyard.server.services import etags, paging
+from runyard.server.services import etags, events, paging
 from runyard.server.services.access.signing import Position
 from runyard.server.services.context import Services
 from runyard.server.services.datasets import conversations, datasets
@@ -285,6 +285,15 @@ async def _store_version(
                     "size_bytes": written.size_bytes,
                     "time_created": now_ms,
                 },
+            )
+            events.record(
+                tx,
+                org=dataset.org,
+                now_ms=now_ms,
+                kind="dataset",
+                target=dataset.id,
+                what="version-created",
+                document={"version": version, "number": now.version_count + 1},
             )
         dataset_rows.change(tx, **key, values=changes)
         return rows.get(tx, **key, version=version)

@@ -15,7 +15,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -27,7 +27,7 @@ from sqlalchemy import Connection
 from runyard.ids import resolve_folder
 from runyard.limits import clean_text
 from runyard.rundir import read_json, write_json
-from runyard.server.services import retention
+from runyard.server.services import events, retention
 from runyard.server.services.context import Services
 from runyard.server.services.datasets import datasets, versions
 from runyard.server.services.imports.commit import (
@@ -439,10 +439,30 @@ async def _end_import(
             ):
                 blobs = rows.remove_files(tx, org=row.org, import_id=row.id)
                 blob_rows.mark_unneeded(tx, org=row.org, hashes=blobs)
+                _record_end(tx, row, values)
 
         await services.store.write(end_import)
     await run_in_thread(shutil.rmtree, folder, ignore_errors=True)
     await retention.remove_unneeded_blobs(services, org=row.org)
+
+
+def _record_end(tx: Connection, row: AnyRow, values: Mapping[str, Any]) -> None:
+    """Record the event of an import that ends with these values of its row."""
+    events.record(
+        tx,
+        org=row.org,
+        now_ms=values["last_updated"],
+        kind="import",
+        target=row.id,
+        what="ended",
+        document={
+            "datasetId": row.dataset_id,
+            "kind": row.kind,
+            "state": values["state"],
+            "why": values["why"],
+            "version": values["version"],
+        },
+    )
 
 
 def _summarize(

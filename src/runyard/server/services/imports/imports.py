@@ -30,7 +30,7 @@ from sqlalchemy import Connection
 from runyard.blobs import BlobMismatch
 from runyard.ids import resolve_folder
 from runyard.rundir import free_bytes, fsync_dir
-from runyard.server.services import paging
+from runyard.server.services import events, paging
 from runyard.server.services.access.signing import UploadLink
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.datasets import datasets
@@ -100,6 +100,15 @@ async def create(
             },
         )
         announce_files(tx, org=org, import_id=import_id, files=files)
+        events.record_by(
+            tx,
+            actor,
+            now_ms=now_ms,
+            kind="import",
+            target=import_id,
+            what="started",
+            document={"datasetId": dataset_id, "kind": kind},
+        )
         services.audit(actor, "begin import", f"{dataset_id}/{import_id}")(tx)
         return _get_row(tx, org=org, dataset_id=dataset_id, import_id=import_id)
 

@@ -418,6 +418,7 @@ def _refresh(services: Services) -> None:
     The next start repeats it after a crash.
     """
     services.keyring.replace_all(services.store.read(key_rows.list_all))
+    services.sessions.clear()
     services.wrong_keys.forget_rows()
     bootstrap.name_organization(services.settings, services.store)
     services.notifier.notify_all()

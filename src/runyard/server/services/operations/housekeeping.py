@@ -14,8 +14,9 @@ from sqlalchemy import Connection
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.runs.deletion import thin_out_log
 from runyard.server.services.runs.runs import decode_run
-from runyard.store import StoreUnavailable, telemetry
+from runyard.store import StoreUnavailable
 from runyard.store import runs as rows
+from runyard.store.telemetry import logs
 from vi.api.responses import ConditionKind
 
 log = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ async def _remove_log(services: Services, org: str, run_id: str, days: float) ->
         row = rows.get(tx, **key)
         if row is None or not row.log_bytes:
             return
-        telemetry.remove_log(tx, **key)
+        logs.remove_log(tx, **key)
         number = row.log_count + 1
         line = {
             **key,
@@ -73,7 +74,7 @@ async def _remove_log(services: Services, org: str, run_id: str, days: float) ->
             "text": f"The log was removed {days:g} days after the end of the run "
             "(RUNYARD_KEEP_LOGS_DAYS).",
         }
-        telemetry.add_log_lines(tx, [line])
+        logs.add_log_lines(tx, [line])
         rows.change(tx, **key, values={"log_bytes": 0, "log_count": number})
         actor = Actor(org=org, name=RETENTION, role="", address="")
         services.audit(actor, "remove log", run_id)(tx)

@@ -21,10 +21,10 @@ from runyard.server.services import etags
 from runyard.server.services.context import Services
 from runyard.server.services.errors import Refusal
 from runyard.server.services.machines import ReportedMachine
-from runyard.server.services.runs import flows, placement, references
+from runyard.server.services.runs import flows, listing, placement, references
 from runyard.server.services.runs.runs import decode_run
 from runyard.store import runs as rows
-from runyard.store.runs import RunFilter
+from runyard.store.lists.run_filter import RunFilter
 from vi.api.resources.flows.responses import (
     AcceleratorConfiguration,
     Flow,
@@ -76,6 +76,13 @@ async def list_for_flow(services: Services, *, org: str, flow_id: str) -> FlowAc
     document, _ = flows.get(services, org=org, flow_id=flow_id)
     flow = msgspec.json.decode(document, type=Flow)
     resolved = _resolve_flow(services, org, flow.spec)
+    return await list_for_resolved(services, org, resolved, flow)
+
+
+async def list_for_resolved(
+    services: Services, org: str, resolved: ResolvedFlow, flow: Flow
+) -> FlowAcceleratorList:
+    """Return the verdict on each kind of accelerator; the id of ``flow`` is empty if not saved."""
 
     def read_measurements(tx: Connection) -> tuple[MeasuredPeak | None, int | None]:
         measured = _find_measured(tx, org, flow, resolved)
@@ -98,7 +105,7 @@ async def list_for_flow(services: Services, *, org: str, flow_id: str) -> FlowAc
     if needed:
         requirements.minimum_single_unit_resources = {"memoryGiB": round(min(needed) / GIB, 2)}
     return FlowAcceleratorList(
-        organization_id=org, flow_id=flow_id, flow_requirements=requirements, items=items
+        organization_id=org, flow_id=flow.flow_id, flow_requirements=requirements, items=items
     )
 
 
@@ -184,7 +191,8 @@ def _find_measured(
     If it has none, return that of a run with the same model and data under any name.
     """
     origin = {"id": flow.flow_id, "generation": flow.metadata.generation}
-    of_flow = _iter_predicted(tx, org, RunFilter(flow_id=flow.flow_id), most=MOST_OF_FLOW)
+    saved = RunFilter(flow_id=flow.flow_id)
+    of_flow = _iter_predicted(tx, org, saved, most=MOST_OF_FLOW) if flow.flow_id else ()
     for run, measured in of_flow:
         if run.spec.flow.settings.get("flow") == origin:
             return measured
@@ -201,33 +209,29 @@ def _iter_predicted(
 
     Runs without a prediction do not count, however many there are.
     """
-    after: tuple[int, str] | None = None
-    while page := rows.page(tx, org=org, filter=requested, after=after, limit=PAGE):
-        for row in page:
-            if b'"memory"' not in row.document:
-                continue  # most have none, and need not be decoded
-            run = decode_run(row.document)
-            plan = run.status.plan or {}
-            peak, size, parameters = (
-                _get_planned_number(plan, name)
-                for name in ("memory", "microBatchSize", "parameters")
+    for row in listing.iter_newest(tx, org, requested, size=PAGE):
+        if b'"memory"' not in row.document:
+            continue  # most have none, and need not be decoded
+        run = decode_run(row.document)
+        plan = run.status.plan or {}
+        peak, size, parameters = (
+            _get_planned_number(plan, name) for name in ("memory", "microBatchSize", "parameters")
+        )
+        if peak and size and parameters:
+            is_cpu = _get_planned(plan, "device") == CPU
+            yield (
+                run,
+                MeasuredPeak(
+                    peak_bytes=peak,
+                    run_id=run.run_id,
+                    is_cpu=is_cpu,
+                    micro_batch_size=size,
+                    parameters=parameters,
+                ),
             )
-            if peak and size and parameters:
-                is_cpu = _get_planned(plan, "device") == CPU
-                yield (
-                    run,
-                    MeasuredPeak(
-                        peak_bytes=peak,
-                        run_id=run.run_id,
-                        is_cpu=is_cpu,
-                        micro_batch_size=size,
-                        parameters=parameters,
-                    ),
-                )
-                most -= 1
-                if most == 0:
-                    return
-        after = (page[-1].time_created, page[-1].id)
+            most -= 1
+            if most == 0:
+                return
 
 
 def _is_alike(run: Run, resolved: ResolvedFlow) -> bool:

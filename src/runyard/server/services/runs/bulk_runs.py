@@ -1,4 +1,4 @@
-"""Kill or delete many runs with one request, with one outcome for each run.
+"""Kill, delete or tag many runs with one request, with one outcome for each run.
 
 The runs are named by their ids, or by the filters of the list. A filter finds at most ``MOST``
 runs, newest first, and only those on which there is something to do. ``more`` says that a repeat
@@ -7,7 +7,8 @@ their turn. Every outcome in the response is on disk.
 """
 
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 from sqlalchemy import Connection
 
@@ -18,7 +19,8 @@ from runyard.server.services.notifications import run_topic
 from runyard.server.services.runs import deletion, runs
 from runyard.store import runs as rows
 from runyard.store import tombstones
-from runyard.store.runs import RunFilter
+from runyard.store.lists import run_query
+from runyard.store.lists.run_filter import RunFilter
 from vi.api.resources.runs.responses import RunOutcome, RunOutcomes
 from vi.api.responses import ConditionKind
 
@@ -55,7 +57,7 @@ async def kill(
         )
 
     answer = await _apply_to_each(
-        services, actor, kill_one, ids=ids, filter=filter, is_kill=True, dry_run=dry_run
+        services, actor, kill_one, ids=ids, filter=filter, dry_run=dry_run, only_killable=True
     )
     if not dry_run:
         for outcome in answer.items:
@@ -86,7 +88,7 @@ async def delete(
         return RunOutcome(run_id=run_id, outcome="WouldDelete" if dry_run else "Deleted")
 
     answer = await _apply_to_each(
-        services, actor, delete_one, ids=ids, filter=filter, is_kill=False, dry_run=dry_run
+        services, actor, delete_one, ids=ids, filter=filter, dry_run=dry_run
     )
     gone = [outcome.run_id for outcome in answer.items if outcome.outcome == "Deleted"]
     for run_id in gone:
@@ -100,6 +102,35 @@ async def delete(
     return answer
 
 
+async def tag(
+    services: Services,
+    actor: Actor,
+    *,
+    ids: Sequence[str] | None,
+    filter: RunFilter | None,
+    attributes: Mapping[str, str | None],
+    dry_run: bool,
+) -> RunOutcomes:
+    """Set attributes of runs, or remove those with None."""
+    now_ms = services.clock.now_ms()
+
+    def tag_one(tx: Connection, run_id: str) -> RunOutcome:
+        row = rows.get(tx, org=actor.org, run_id=run_id)
+        if row is None or row.deleted:
+            raise not_found("run", run_id)
+        if not dry_run:
+            runs.apply_update(services, tx, actor, run_id, attributes=attributes, now_ms=now_ms)
+        return RunOutcome(run_id=run_id, outcome="WouldTag" if dry_run else "Tagged")
+
+    answer = await _apply_to_each(
+        services, actor, tag_one, ids=ids, filter=filter, dry_run=dry_run, untagged=attributes
+    )
+    for outcome in answer.items:
+        if outcome.outcome == "Tagged":
+            services.notifier.notify(run_topic(actor.org, outcome.run_id))
+    return answer
+
+
 async def _apply_to_each(
     services: Services,
     actor: Actor,
@@ -107,8 +138,9 @@ async def _apply_to_each(
     *,
     ids: Sequence[str] | None,
     filter: RunFilter | None,
-    is_kill: bool,
     dry_run: bool,
+    only_killable: bool = False,
+    untagged: Mapping[str, str | None] = MappingProxyType({}),
 ) -> RunOutcomes:
     """Apply an action to each run, several in one transaction.
 
@@ -117,8 +149,14 @@ async def _apply_to_each(
     more = False
     if filter is not None:
         found = await services.store.read_in_thread(
-            lambda tx: rows.list_matching_ids(
-                tx, org=actor.org, filter=filter, only_killable=is_kill, limit=MOST + 1
+            lambda tx: run_query.list_ids(
+                tx,
+                org=actor.org,
+                filter=filter,
+                only_killable=only_killable,
+                untagged=untagged,
+                limit=MOST + 1,
+                now_ms=services.clock.now_ms(),
             )
         )
         ids, more = found[:MOST], len(found) > MOST

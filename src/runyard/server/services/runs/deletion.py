@@ -21,15 +21,16 @@ from sqlalchemy import Connection
 from runyard.blobs import BlobError, BlobHeld
 from runyard.ids import PathEscapes, resolve_folder
 from runyard.rundir import weights_name
-from runyard.server.services import etags, notifications, retention
+from runyard.server.services import etags, events, notifications, retention
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.errors import not_found
 from runyard.server.services.notifications import run_topic
-from runyard.store import StoreUnavailable, attempts, organizations, telemetry, tombstones
+from runyard.store import StoreUnavailable, attempts, organizations, tombstones
 from runyard.store import blobs as blob_rows
 from runyard.store import runs as rows
 from runyard.store.datasets import datasets, versions
 from runyard.store.tables import AnyRow
+from runyard.store.telemetry import logs
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ def mark_deleted(
     rows.change(tx, org=actor.org, run_id=run_id, values={"deleted": True})
     attempts.reopen_unproven(tx, org=actor.org, run_id=run_id)
     tombstones.add(tx, org=actor.org, kind="run", id=run_id, time_ms=now_ms)
+    events.record_by(tx, actor, now_ms=now_ms, kind="run", target=run_id, what="deleted")
     services.audit(actor, "delete run", run_id)(tx)
 
 
@@ -114,7 +116,7 @@ async def thin_out_log(services: Services, *, org: str, run_id: str) -> None:
     No other write waits until all of it is gone.
     """
     while await services.store.write(
-        partial(telemetry.trim_log, org=org, run_id=run_id, limit=LINES_AT_ONCE)
+        partial(logs.trim_log, org=org, run_id=run_id, limit=LINES_AT_ONCE)
     ):
         pass
 

@@ -14,6 +14,7 @@ from vi.api.resources.flows.responses import Flow
 
 FLOW = DocumentKind(
     "flow",
+    "flow",
     "flows",
     flows,
     Flow,

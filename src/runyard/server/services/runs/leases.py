@@ -43,6 +43,7 @@ from runyard.server.services.context import Actor, Services
 from runyard.server.services.errors import Refusal
 from runyard.server.services.notifications import run_topic
 from runyard.server.services.runs import conditions, deletion, placement, waiting_reasons
+from runyard.server.services.runs.changes import StoredRun
 from runyard.server.services.runs.conditions import AttemptEnd, Transition
 from runyard.server.services.runs.runs import decode_run, save, transition
 from runyard.server.services.validation import LONGEST_HOST, check_count, check_id, check_text
@@ -433,7 +434,7 @@ def _lock_candidate(services: Services, tx: Connection, offer: Claim, candidate:
 
 
 def _insert_attempt(
-    services: Services, tx: Connection, actor: Actor, offer: Claim, row: Any, run: Run
+    services: Services, tx: Connection, actor: Actor, offer: Claim, row: Any, run: StoredRun
 ) -> Assignment | None:
     past = rows.list_by_run(tx, org=row.org, run_id=row.id)
     values = {
@@ -490,7 +491,9 @@ def _read_store_id(tx: Connection) -> str:
     return organizations.get_meta(tx, organizations.STORE_ID) or ""
 
 
-def _mark_started(services: Services, tx: Connection, attempt: Any, row: Any, run: Run) -> None:
+def _mark_started(
+    services: Services, tx: Connection, attempt: Any, row: Any, run: StoredRun
+) -> None:
     """Mark an attempt as started.
 
     There is a process, so from now on only proof closes the attempt.
@@ -522,7 +525,9 @@ def _begin_attempt(services: Services, run: Run, attempt: Any) -> None:
     )
 
 
-def _answer_supervisor(services: Services, tx: Connection, row: Any, run: Run) -> DesiredState:
+def _answer_supervisor(
+    services: Services, tx: Connection, row: Any, run: StoredRun
+) -> DesiredState:
     is_unwanted = row.killed or row.deleted
     if is_unwanted and run.status.observed_generation != run.metadata.generation:
         run.status.observed_generation = run.metadata.generation

@@ -7,7 +7,7 @@ row.
 
 import asyncio
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -20,7 +20,7 @@ from runyard.blobs import Archive, ArchiveFile, BlobMismatch, BlobMissing, Blobs
 from runyard.limits import clean_text
 from runyard.protocol import CheckpointFile, CheckpointReport, CheckpointsKept, KeptCheckpoint
 from runyard.rundir import TRAINING_STATE
-from runyard.server.services import paging, retention
+from runyard.server.services import events, paging, retention
 from runyard.server.services.access.signing import AttemptToken, Link, Position, link_expiry
 from runyard.server.services.context import Services
 from runyard.server.services.errors import Refusal, not_found
@@ -194,6 +194,7 @@ async def register(
                 or known.attempt != attempt.number
             ):
                 rows.add(tx, values, files=files)
+                _record_checkpoint(services, tx, values)
             flow = decode_run(run_row.document).spec.flow
             kept = retention.prune_checkpoints(tx, org=token.org, run_id=run_row.id, flow=flow)
             return CheckpointsKept(
@@ -232,6 +233,25 @@ def _clean_metrics(metrics: dict[str, float]) -> dict[str, float]:
         clean_text(name, limits.METRIC_NAME): value
         for name, value in islice(metrics.items(), limits.METRICS.value)
     }
+
+
+def _record_checkpoint(services: Services, tx: Connection, values: Mapping[str, Any]) -> None:
+    events.record(
+        tx,
+        org=values["org"],
+        now_ms=services.clock.now_ms(),
+        kind="run",
+        target=values["run_id"],
+        what="checkpoint",
+        document={
+            "checkpoint": values["id"],
+            "step": values["step"],
+            "epoch": values["epoch"],
+            "attempt": values["attempt"],
+            "isBest": values["is_best"],
+            "metrics": msgspec.Raw(values["measured"]),
+        },
+    )
 
 
 def _is_superseded(tx: Connection, values: dict[str, Any]) -> bool:

@@ -288,13 +288,41 @@ async def resolve_dataset_version(services: Services, org: str, flow: FlowSpec) 
         Refusal: InvalidFlow (there is no such version, the dataset has no records, or it is for
             another task).
     """
+    used = check_dataset(services, org, flow)
+    if used is None:
+        return None
+    dataset_id, requested = used.row.id, used.settings.get("datasetVersion")
+    if requested is None:
+        version = await versions.ensure_current(services, org=org, dataset_id=dataset_id)
+        if version is None:
+            raise _build_empty(used)
+        requested = used.settings["datasetVersion"] = version.id
+    return Pin(dataset_id, requested)
+
+
+@dataclass(frozen=True)
+class UsedDataset:
+    """The uploaded dataset of a flow: the block that names it, its settings, and its row."""
+
+    index: int
+    settings: dict[str, Any]
+    row: AnyRow
+
+
+def check_dataset(services: Services, org: str, flow: FlowSpec) -> UsedDataset | None:
+    """Return the uploaded dataset that a flow names; None for built-in data.
+
+    ``projectKind`` is written into the flow.
+
+    Raises:
+        Refusal: InvalidFlow (there is no such dataset or version, it has no records, or it is for
+            another task).
+    """
     found = _find_dataset_block(flow)
-    if found is None:
+    if found is None or found[1]["datasetId"] in BUILT_IN_DATASETS:
         return None
     index, settings = found
     dataset_id, requested = settings["datasetId"], settings.get("datasetVersion")
-    if dataset_id in BUILT_IN_DATASETS:
-        return None
     key: Any = {"org": org, "dataset_id": dataset_id}
     row = services.store.read(partial(datasets.get, **key))
     if row is None or row.deleted:
@@ -311,20 +339,18 @@ async def resolve_dataset_version(services: Services, org: str, flow: FlowSpec) 
         sentences = "; ".join(problem.message for problem in error.problems[:5])
         message = f"the flow does not fit its dataset: {sentences}"
         raise Refusal("InvalidFlow", message, problems=error.problems) from error
-    if requested is None:
-        version = await versions.ensure_current(services, **key)
-        if version is None:
-            allowed = "a dataset with records; try: import some first"
-            raise _build_invalid(
-                f"/blocks/{index}/settings/datasetId", dataset_id, allowed, "has no records"
-            )
-        requested = settings["datasetVersion"] = version.id
-    elif services.store.read(partial(version_rows.get, **key, version=requested)) is None:
+    used = UsedDataset(index, settings, row)
+    if requested is None and not row.record_count:
+        raise _build_empty(used)
+    if (
+        requested is not None
+        and services.store.read(partial(version_rows.get, **key, version=requested)) is None
+    ):
         allowed = f"a version of dataset {dataset_id}, or null for the newest"
         raise _build_invalid(
             f"/blocks/{index}/settings/datasetVersion", requested, allowed, "does not exist"
         )
-    return Pin(dataset_id, requested)
+    return used
 
 
 def pin_version(tx: Connection, *, org: str, run_id: str, to: Pin) -> None:
@@ -350,6 +376,12 @@ def _find_dataset_block(flow: FlowSpec) -> tuple[int, dict[str, Any]] | None:
         if "dataset" in block.block and isinstance(block.settings.get("datasetId"), str):
             return index, block.settings
     return None
+
+
+def _build_empty(used: UsedDataset) -> Refusal:
+    allowed = "a dataset with records; try: import some first"
+    path = f"/blocks/{used.index}/settings/datasetId"
+    return _build_invalid(path, used.row.id, allowed, "has no records")
 
 
 def _build_invalid(path: str, given: str, allowed: str, what: str) -> Refusal:

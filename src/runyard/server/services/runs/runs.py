@@ -10,7 +10,7 @@ same transaction; one that trains becomes so when its attempt is proven closed (
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -18,13 +18,13 @@ import msgspec
 from msgspec import UNSET, UnsetType
 from sqlalchemy import Connection
 
-from runyard.server.services import etags, notifications, paging
+from runyard.server.services import etags, notifications
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.documents import merge_attributes
 from runyard.server.services.errors import Refusal, not_found
 from runyard.server.services.notifications import run_topic
-from runyard.server.services.paging import PageRequest
-from runyard.server.services.runs import conditions, placement, references
+from runyard.server.services.runs import changes, conditions, placement, references
+from runyard.server.services.runs.changes import StoredRun
 from runyard.server.services.runs.conditions import Transition
 from runyard.server.services.validation import check_id
 from runyard.store import attempts as attempt_rows
@@ -32,12 +32,12 @@ from runyard.store import blobs as blob_rows
 from runyard.store import documents as document_rows
 from runyard.store import requirements, tombstones
 from runyard.store import runs as rows
-from runyard.store.runs import RunFilter
-from runyard.store.tables import AnyRow
+from runyard.store.lists import run_list
+from runyard.store.lists.duration import encode_duration
 from runyard.store.tables import flows as flows_table
 from vi.api.resources.flows.responses import Flow, FlowSpec
-from vi.api.resources.runs.responses import Run, RunSpec, RunStatus
-from vi.api.responses import ConditionKind, ResourceMetadata
+from vi.api.resources.runs.responses import Run, RunMetadata, RunSpec, RunStatus
+from vi.api.responses import ConditionKind
 
 NO_FLOW: dict[str, object] = {}
 
@@ -54,17 +54,6 @@ def get(services: Services, *, org: str, run_id: str) -> tuple[bytes, str]:
     return row.document, row.etag
 
 
-async def page(
-    services: Services, *, org: str, filter: RunFilter, page_request: PageRequest
-) -> bytes:
-    """Return a page of runs as JSON, newest first."""
-
-    def fetch(tx: Connection, after: Any, limit: int) -> Sequence[AnyRow]:
-        return rows.page(tx, org=org, filter=filter, after=after, limit=limit)
-
-    return await paging.read(services, page_request, org=org, fetch=fetch)
-
-
 async def create(
     services: Services,
     actor: Actor,
@@ -76,12 +65,14 @@ async def create(
     training_project: str | None = None,
     resume_from: tuple[str, str] | None = None,
     attributes: Mapping[str, str],
+    name: str | None = None,
 ) -> tuple[bytes, str, bool]:
     """Create a run, or return the one that the same body created; (JSON, etag, whether it is new).
 
     Weights of another run are frozen as well: the checkpoint's id is written into the flow, and its
     files are kept. ``resume_from`` is a run and a checkpoint of it, by id, ``latest`` or ``best``.
-    The transaction that inserts the run resolves the checkpoint and keeps its files.
+    The transaction that inserts the run resolves the checkpoint and keeps its files. Without a name
+    the run has that of its flow.
 
     Raises:
         Refusal: InvalidId, RunExists, IdDeleted, InvalidFlow with all problems, NotFound for an
@@ -97,7 +88,7 @@ async def create(
         services, org, NO_FLOW if flow is None else flow, training_project=training_project
     )
     reason = placement.explain_new_run(services, resolved.flow.tolerations)
-    run = _build_run(org, run_id, resolved, attributes, now_ms)
+    run = _build_run(org, run_id, resolved, attributes, now_ms, name=name)
 
     answer = await services.store.write(
         lambda tx: _insert_run(
@@ -112,6 +103,7 @@ async def create(
         )
     )
     services.notifier.notify(notifications.QUEUE)
+    services.notifier.notify(run_topic(org, run_id))
     return answer
 
 
@@ -154,7 +146,14 @@ def _insert_run(
         "requirements": requirements.build_key(flow.tolerations),
         "waits": placement.hash_reason(reason),
     }
-    rows.add(tx, values, attributes=run.metadata.attributes)
+    rows.add(
+        tx,
+        values,
+        attributes=run.metadata.attributes,
+        name=run.metadata.name,
+        flow_name=flow.name,
+    )
+    changes.record_creation(tx, run, actor=actor.name)
     services.audit(actor, "create run", run_id)(tx)
     return encoded, etag, True
 
@@ -168,9 +167,12 @@ async def update(
     grace_s: float | None = None,
     training_project: str | UnsetType | None,
     attributes: Mapping[str, str | None],
+    name: str | UnsetType | None = UNSET,
     if_match: str | None,
 ) -> tuple[bytes, str]:
-    """Change the training project or attributes of a run, or kill it.
+    """Change the name, training project or attributes of a run, or kill it.
+
+    Without its own name (None) a run has that of its flow.
 
     Raises:
         Refusal: NotFound, EtagMismatch, RunFinished (kill of a run that has ended by itself),
@@ -196,6 +198,7 @@ async def update(
             grace_s=grace_s,
             training_project=training_project,
             attributes=attributes,
+            name=name,
             if_match=if_match,
             now_ms=now_ms,
         )
@@ -216,6 +219,7 @@ def apply_update(
     grace_s: float | None = None,
     training_project: str | UnsetType | None = UNSET,
     attributes: Mapping[str, str | None] = MappingProxyType({}),
+    name: str | UnsetType | None = UNSET,
     if_match: str | None = None,
 ) -> tuple[bytes, str]:
     """Change a run within a transaction.
@@ -234,40 +238,81 @@ def apply_update(
         run.metadata.generation += 1
         # No process acts on a run's project, so the change is observed at once.
         run.status.observed_generation += 1
-    merged = merge_attributes(run.metadata.attributes, attributes)
-    if merged != run.metadata.attributes:
-        run.metadata.attributes = merged
-        rows.set_attributes(tx, org=org, run_id=run_id, attributes=merged)
-        columns["attributes_changed"] = True
+    is_described = _describe(tx, run, name=name, attributes=attributes)
     if kill:
         columns |= _mark_killed(tx, run, now_ms, grace_s=grace_s)
-    if not columns:
+    if not columns and not is_described:
         return row.document, row.etag
-    columns.pop("attributes_changed", None)
     run.metadata.last_updated = now_ms
     services.audit(actor, "kill run" if kill else "update run", run_id)(tx)
-    return save(tx, run, columns)
+    return save(tx, run, columns, actor=actor.name)
 
 
-def decode_run(document: bytes) -> Run:
-    """Decode a stored run."""
-    return msgspec.json.decode(document, type=Run)
+def _describe(
+    tx: Connection,
+    run: Run,
+    *,
+    name: str | UnsetType | None,
+    attributes: Mapping[str, str | None],
+) -> bool:
+    """Change name and attributes of a run, and its row in the list; return whether any differs."""
+    new_name = run.metadata.name if name is UNSET else name or run.spec.flow.name
+    merged = merge_attributes(run.metadata.attributes, attributes)
+    if merged == run.metadata.attributes and new_name == run.metadata.name:
+        return False
+    run.metadata.attributes, run.metadata.name = merged, new_name
+    run_list.describe(
+        tx,
+        org=run.organization_id,
+        run_id=run.run_id,
+        name=new_name,
+        flow_name=run.spec.flow.name,
+        attributes=merged,
+    )
+    return True
 
 
-def save(tx: Connection, run: Run, columns: Mapping[str, Any] | None = None) -> tuple[bytes, str]:
+def decode_run(document: bytes) -> StoredRun:
+    """Decode a stored run, and remember its state for ``save``."""
+    run = _decode_run(document)
+    changes.remember(run)
+    return run
+
+
+_decode_run = msgspec.json.Decoder(StoredRun).decode
+
+
+def save(
+    tx: Connection, run: StoredRun, columns: Mapping[str, Any] | None = None, *, actor: str = ""
+) -> tuple[bytes, str]:
     """Write a changed run back, with its condition in the column that lists filter by.
 
-    Return (JSON, etag).
+    Record events of what has changed, by ``actor``; without one, by the platform. Return (JSON,
+    etag).
     """
+    changes.record_changes(tx, run, actor=actor)
     encoded, etag = etags.seal(run)
     newest = run.status.conditions[-1]
-    values = {"document": encoded, "etag": etag, "condition": newest.condition.value}
+    values = {
+        "document": encoded,
+        "etag": etag,
+        "condition": newest.condition.value,
+        "duration": _measure_duration(run),
+    }
     if newest.reason not in conditions.WAITING:
         values["waits"] = ""
     rows.change(
         tx, org=run.organization_id, run_id=run.run_id, values={**values, **(columns or {})}
     )
     return encoded, etag
+
+
+def _measure_duration(run: Run) -> int:
+    attempts, newest = run.status.attempts, run.status.conditions[-1]
+    return encode_duration(
+        started_ms=attempts[0].time_started if attempts else None,
+        ended_ms=newest.last_transition_time if newest.condition.is_final else None,
+    )
 
 
 def transition(run: Run, to: Transition, *, now_ms: int) -> None:
@@ -375,6 +420,8 @@ def _build_run(
     resolved: references.ResolvedRun,
     attributes: Mapping[str, str],
     now_ms: int,
+    *,
+    name: str | None,
 ) -> Run:
     link = f"/workspaces/{org}/runs/{run_id}"
     return Run(
@@ -382,8 +429,12 @@ def _build_run(
         run_id=run_id,
         spec=RunSpec(flow=resolved.flow, training_project=resolved.training_project),
         status=RunStatus(log=f"{link}/logs"),
-        metadata=ResourceMetadata(
-            time_created=now_ms, last_updated=now_ms, generation=1, attributes=dict(attributes)
+        metadata=RunMetadata(
+            time_created=now_ms,
+            last_updated=now_ms,
+            generation=1,
+            attributes=dict(attributes),
+            name=name or resolved.flow.name,
         ),
         self_link=link,
     )

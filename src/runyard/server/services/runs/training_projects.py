@@ -12,6 +12,7 @@ TYPES = ("vqa", "phrase-grounding", "freeform")
 
 TRAINING_PROJECT = DocumentKind(
     "training project",
+    "trainingProject",
     "trainingProjects",
     training_projects,
     TrainingProject,

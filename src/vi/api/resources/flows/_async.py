@@ -13,7 +13,7 @@ from vi.api._arguments import (
     encode_spec,
 )
 from vi.api._pages._async import AsyncPaginatedResponse, fetch_page
-from vi.api.resources.flows.responses import Flow, FlowAcceleratorList, FlowSpec
+from vi.api.resources.flows.responses import Flow, FlowAcceleratorList, FlowCheck, FlowSpec
 from vi.api.responses import DeletedResource
 from vi.api.types import PaginationParams
 
@@ -99,6 +99,24 @@ class AsyncFlows:
         """
         await self._http.call("DELETE", self._path(flow_id))
         return DeletedResource(id=flow_id)
+
+    async def check(
+        self, spec: FlowSpec | Mapping[str, Any], *, training_project: str | None = None
+    ) -> FlowCheck:
+        """Check a flow without saving it or starting a run.
+
+        Args:
+            spec: Content of the flow.
+            training_project: Training project or dataset that a run would belong to.
+
+        Returns:
+            Problems with their paths; or, without problems, the plan of a run and whether it fits
+            into the memory of each accelerator.
+        """
+        body: dict[str, Any] = {"spec": encode_flow(spec)}
+        if training_project is not None:
+            body["trainingProject"] = training_project
+        return await self._http.call("POST", f"{self._base}:check", body=body, decode_as=FlowCheck)
 
     async def get_accelerators(self, flow_id: str) -> FlowAcceleratorList:
         """Return whether a run of the flow fits into the memory of each available accelerator.

@@ -88,6 +88,29 @@ class FlowAcceleratorList(Document):
     items: list[FlowAccelerator] = []
 
 
+class FlowProblem(Document):
+    """Problem of a flow: where it is (a JSON pointer), what was given, and what is allowed."""
+
+    path: str = ""
+    given: Any = None
+    allowed: str = ""
+    message: str = ""
+
+
+class FlowCheck(Document):
+    """What a run of a flow would do, or what is wrong with it.
+
+    ``plan`` maps names such as ``totalSteps`` to ``value`` and ``reason``, as far as the server
+    knows them before a machine has opened data and model. ``memory`` has the verdict for each
+    accelerator that is connected now. Both are None if there are ``problems``.
+    """
+
+    kind: Literal["FlowCheck"] = "FlowCheck"
+    problems: list[FlowProblem] = []
+    plan: dict[str, Any] | None = None
+    memory: FlowAcceleratorList | None = None
+
+
 class Flow(Document):
     """Saved training configuration."""
 

@@ -15,52 +15,69 @@ from typing import Any, Literal, TypeVar, overload
 
 from vi._concurrency import asynchronous as concurrency
 from vi._http._async import AsyncHttp
+from vi._http.requests import QueryValue
 from vi._http.retry import NO_RETRY
 from vi.api._arguments import (
     build_if_match_headers,
+    check_event_number,
     check_id,
     check_seconds,
+    check_text,
     encode_flow,
     encode_metadata,
     encode_resume_from,
     encode_spec,
 )
+from vi.api._availability._async import UNAVAILABLE_ERRORS, retry_while_unavailable
 from vi.api._pages._async import AsyncPaginatedResponse, fetch_page
 from vi.api._progress import run_progress
+from vi.api.resources.events._async import AsyncEvents
+from vi.api.resources.events.responses import Event
 from vi.api.resources.flows.responses import FlowSpec
+from vi.api.resources.runs._logs import (
+    MAX_LINES,
+    Level,
+    LogRequest,
+    Point,
+    Stream,
+    make_log_request,
+)
 from vi.api.resources.runs._outcome import (
     is_finished,
     require_success,
     run_vanished_error,
     wait_timeout_error,
 )
-from vi.api.resources.runs._pages import LogSlice, MetricSlice
+from vi.api.resources.runs._pages import LogSlice, MetricSlice, SampleSteps
 from vi.api.resources.runs._selection import (
     RunIds,
     encode_filters,
     encode_selection,
     to_query_parameters,
 )
-from vi.api.resources.runs.responses import LogLine, MetricPoint, Run, RunOutcomes, RunSpec
+from vi.api.resources.runs.responses import (
+    LogLine,
+    MetricPoint,
+    Run,
+    RunChange,
+    RunOutcomes,
+    RunSpec,
+    Sample,
+)
+from vi.api.resources.runs.watch._async import AsyncRunWatch
 from vi.api.responses import ConditionKind, DeletedResource
 from vi.api.types import PaginationParams
 from vi.errors import (
     PaginationError,
-    ViNetworkError,
+    ViInvalidParameterError,
     ViNotFoundError,
-    ViRateLimitError,
-    ViServerError,
-    ViTimeoutError,
 )
 
 T = TypeVar("T")
 
-_UNAVAILABLE_ERRORS = (ViNetworkError, ViTimeoutError, ViServerError, ViRateLimitError)
-_UNAVAILABLE_TIMEOUT_S = 120.0
 _FIRST_PAUSE_S = 0.1
 _MAX_PAUSE_S = 1.0
 _LONG_POLL_S = 15
-_MAX_LINES = 1000
 
 
 class AsyncRuns:
@@ -72,6 +89,8 @@ class AsyncRuns:
         self._http = http
         self._base = f"/workspaces/{organization_id}/runs"
         self._clock = clock
+        self._watch = AsyncRunWatch(http, organization_id, clock=clock)
+        self._events = AsyncEvents(http, organization_id, clock=clock)
 
     async def list(
         self,
@@ -337,35 +356,168 @@ class AsyncRuns:
                     )
                 except ViNotFoundError as error:
                     raise run_vanished_error(run_id, error) from error
-                except _UNAVAILABLE_ERRORS as error:
+                except UNAVAILABLE_ERRORS as error:
                     if self._clock() < deadline_s:
                         raise
                     raise wait_timeout_error(run_id, run, timeout_s=timeout or 0) from error
+
+    def watch(
+        self,
+        run_id: str | None = None,
+        *,
+        filter: str | None = None,
+        after: int | None = None,
+    ) -> AsyncIterator[RunChange]:
+        """Iterate over the changes of runs as they happen, each once and in order.
+
+        The watch of one run begins with its current state and ends when the run has ended or is
+        deleted. That of several runs has no end. A server that is unavailable for up to two minutes
+        is waited for.
+
+        Args:
+            run_id: Id of the run; None watches all runs, or those that ``filter`` matches.
+            filter: Filter text, such as ``"condition:Running owner=kim"``. A change after which a
+                run is not matched any more is the last one of that run.
+            after: ``number`` of the last change that was processed; the watch continues there.
+
+        Raises:
+            ViNotFoundError: No run has this id.
+            ViInvalidParameterError: An argument is malformed.
+        """
+        number = check_event_number(after, name="after")
+        if run_id is None:
+            return self._watch.watch_all(check_text(filter, name="filter"), number)
+        if filter is not None:
+            raise ViInvalidParameterError(
+                "run_id and filter were both given, expected: one of them",
+                suggestion="try: run_id to watch one run, filter to watch several",
+            )
+        return self._watch.watch_one(check_id(run_id, name="run_id"), number)
+
+    def events(
+        self, run_id: str | None = None, *, after: int | None = None, follow: bool = False
+    ) -> AsyncIterator[Event]:
+        """Iterate over the events of a run, or of all runs, oldest first.
+
+        Args:
+            run_id: Id of the run; None for all runs.
+            after: Number of the last event to skip; None begins with the oldest that is kept.
+            follow: Keep yielding new events, without end; see ``client.events.iterate``.
+
+        Raises:
+            ViInvalidParameterError: An argument is malformed.
+        """
+        number = check_event_number(after, name="after")
+        return self._events.iterate(number, run_id=run_id, kind="run", follow=follow)
 
     def logs(
         self,
         run_id: str,
         follow: bool = False,
         *,
-        since: int = 0,
+        since: Point = 0,
         limit: int | None = None,
-        stream: Literal["events", "stdout", "stderr"] | None = None,
+        stream: Stream | None = None,
+        until: Point | None = None,
+        tail: int | None = None,
+        search: str | None = None,
+        regex: bool = False,
+        case_sensitive: bool = False,
+        level: Level | None = None,
+        attempt: int | None = None,
     ) -> AsyncIterator[LogLine]:
         """Iterate over the log lines of a run's trainer, oldest first.
 
         Args:
             run_id: Id of the run.
             follow: Keep yielding new lines until the run has ended.
-            since: Number of the last line to skip.
+            since: Where to begin: the number of the last line to skip, a datetime, or a timedelta
+                before now.
             limit: Maximum number of lines.
             stream: Yield lines of this stream only.
+            until: Last line, in the same forms as ``since``.
+            tail: Begin with this many of the newest lines, counted after all filters.
+            search: Text that a line contains.
+            regex: ``search`` is a regular expression of RE2: no lookaround, no backreferences.
+            case_sensitive: Distinguish upper and lower case in ``search``.
+            level: Least level of a line: debug, info, warning or error.
+            attempt: Yield lines of this attempt only.
+
+        Raises:
+            ViNotFoundError: No run has this id.
+            ViInvalidParameterError: An argument is malformed.
+        """
+        request = make_log_request(
+            since=since,
+            until=until,
+            limit=limit,
+            tail=tail,
+            stream=stream,
+            search=search,
+            regex=regex,
+            case_sensitive=case_sensitive,
+            level=level,
+            attempt=attempt,
+        )
+        return self._iterate_lines(self._path(run_id) + "/logs", request, follow=follow)
+
+    async def samples(
+        self,
+        run_id: str,
+        evaluation: int | Literal["latest"] = "latest",
+        order_by: Literal["score", "index"] = "score",
+        *,
+        index: int | None = None,
+        pagination: PaginationParams | dict[str, Any] = PaginationParams(),
+    ) -> AsyncPaginatedResponse[Sample]:
+        """Return a page of the sample predictions of an evaluation, or of one image in all of them.
+
+        Of each evaluation the first 64 held-out samples are kept, and the 64 others with the lowest
+        score.
+
+        Args:
+            run_id: Id of the run.
+            evaluation: Step of the evaluation, see ``evaluations``; ``"latest"`` is the newest.
+            order_by: ``"score"``: worst first; ``"index"``: by place in the held-out data.
+            index: Return this sample in every evaluation, by step; ``evaluation`` is ignored.
+            pagination: Page size and page token.
+
+        Raises:
+            ViNotFoundError: No run has this id, or no evaluation was made at this step.
+        """
+        filters: builtins.list[tuple[str, QueryValue]] = [("orderBy", order_by)]
+        filters.append(("evaluation", evaluation) if index is None else ("index", index))
+        path = self._path(run_id) + "/samples"
+        return await fetch_page(
+            self._http, path, item=Sample, pagination=pagination, filters=filters
+        )
+
+    async def evaluations(self, run_id: str) -> builtins.list[int]:
+        """Return the steps of the evaluations whose samples can be read, in order.
 
         Raises:
             ViNotFoundError: No run has this id.
         """
-        return self._iterate_lines(
-            self._path(run_id) + "/logs", follow=follow, since=since, limit=limit, stream=stream
-        )
+        path = self._path(run_id) + "/samples"
+        found = await self._http.call("GET", path, params={"s": 1}, decode_as=SampleSteps)
+        return found.evaluations
+
+    async def sample_image(self, run_id: str, index: int, size: int | None = None) -> bytes:
+        """Return the image of a sample: the file itself, or a thumbnail.
+
+        Args:
+            run_id: Id of the run.
+            index: Index of the sample.
+            size: 160, 320 or 640: return a WebP at most this many pixels wide and high, or a PNG
+                that is as small.
+
+        Raises:
+            ViNotFoundError: No run has this id or no sample this index, or its dataset was deleted.
+        """
+        path = f"{self._path(run_id)}/samples/{int(index)}/image"
+        headers = {"Accept": "image/*"}
+        answer = await self._http.send("GET", path, params={"size": size}, headers=headers)
+        return answer.body
 
     async def metrics(self, run_id: str, *, since: int = 0) -> builtins.list[MetricPoint]:
         """Return the metric points recorded so far, oldest first.
@@ -420,40 +572,67 @@ class AsyncRuns:
         )
 
     async def _iterate_lines(
-        self, path: str, *, follow: bool, since: int, limit: int | None, stream: str | None
+        self, path: str, request: LogRequest, *, follow: bool
     ) -> AsyncIterator[LogLine]:
-        number, left = since, limit
+        number, left = request.since, request.limit
+        if request.tail is not None:
+            lines, number = await self._fetch_tail(path, request, tail=request.tail)
+            for line in lines[:left]:
+                yield line
+            left = None if left is None else max(0, left - len(lines))
+            if not follow:
+                return
         while left is None or left > 0:
             params = {
                 "since": number,
-                "limit": None if left is None else min(left, _MAX_LINES),
-                "block": stream,
+                "limit": None if left is None else min(left, MAX_LINES),
                 "wait": _LONG_POLL_S if follow else None,
+                **request.filters,
             }
-            request = partial(self._http.call, "GET", path, params=params, decode_as=LogSlice)
-            slice_ = await (self._retry_while_unavailable(request) if follow else request())
+            call = partial(self._http.call, "GET", path, params=params, decode_as=LogSlice)
+            slice_ = await (self._retry_while_unavailable(call) if follow else call())
             for line in slice_.items[:left]:
                 yield line
             left = None if left is None else left - len(slice_.items)
-            if slice_.items and slice_.next is not None:
+            if (slice_.items or slice_.has_more) and slice_.next is not None:
                 number = _check_advances(slice_.next, than=number)
             elif slice_.ended or not follow:
                 return
             else:
+                # A search may have advanced without a match.
+                number = max(number, slice_.next or 0)
                 await self._http.sleep(_FIRST_PAUSE_S)  # for servers that ignore the long poll
+
+    async def _fetch_tail(
+        self, path: str, request: LogRequest, *, tail: int
+    ) -> tuple[builtins.list[LogLine], int]:
+        """Return the newest lines, and the number after which newer ones follow."""
+        pages: builtins.list[builtins.list[LogLine]] = []
+        number = before = None
+        while tail > 0:
+            position = {"tail": min(tail, MAX_LINES)} if before is None else {"before": before}
+            params = {**position, "limit": min(tail, MAX_LINES), **request.filters}
+            if request.since:
+                params["since"] = request.since
+            slice_ = await self._http.call("GET", path, params=params, decode_as=LogSlice)
+            number = slice_.next if number is None else number
+            pages.append(slice_.items)
+            tail -= len(slice_.items)
+            if slice_.previous is None:
+                break
+            if before is not None:
+                _check_advances(before, than=slice_.previous)
+            before = slice_.previous
+        lines = [line for page in reversed(pages) for line in page]
+        return lines, number or 0
 
     async def _retry_while_unavailable(
         self, request: Callable[[], Awaitable[T]], *, deadline_s: float = float("inf")
     ) -> T:
         """Repeat a request until it succeeds, or the server was unavailable for too long."""
-        give_up_s = min(self._clock() + _UNAVAILABLE_TIMEOUT_S, deadline_s)
-        while True:
-            try:
-                return await request()
-            except _UNAVAILABLE_ERRORS:
-                if self._clock() >= give_up_s:
-                    raise
-            await self._http.sleep(_MAX_PAUSE_S)
+        return await retry_while_unavailable(
+            self._http, request, clock=self._clock, deadline_s=deadline_s
+        )
 
     def _path(self, run_id: str) -> str:
         return f"{self._base}/{check_id(run_id, name='run_id')}"

@@ -10,6 +10,7 @@ import msgspec
 
 from vi._text import to_single_line
 from vi.api._display import format_duration, format_local_time, print_fields
+from vi.api.resources.events.responses import Event
 from vi.api.resources.flows.responses import FlowSpec
 from vi.api.responses import ConditionKind, Document, ResourceCondition, ResourceMetadata
 
@@ -75,7 +76,8 @@ class RunStatus(Document):
 
     ``micro_batch_limit`` is set once an attempt ran out of memory and the flow allows a smaller
     micro-batch; later attempts do not exceed it. ``log_lines_left_out`` counts the lines that were
-    dropped because the log had reached the server's limit; metrics are never dropped.
+    dropped because the log had reached the server's limit; metrics are never dropped for that.
+    ``metric_values_left_out`` counts values of metrics beyond the number that a run may have.
     """
 
     log: str = ""
@@ -86,6 +88,13 @@ class RunStatus(Document):
     attempts: list[RunAttempt] = []
     micro_batch_limit: int | None = None
     log_lines_left_out: int | None = None
+    metric_values_left_out: int | None = None
+
+
+class RunMetadata(ResourceMetadata):
+    """Metadata of a run. ``name`` is the name of its flow unless another one was given."""
+
+    name: str = ""
 
 
 class Run(Document):
@@ -96,19 +105,24 @@ class Run(Document):
     run_id: str = ""
     spec: RunSpec = msgspec.field(default_factory=RunSpec)
     status: RunStatus = msgspec.field(default_factory=RunStatus)
-    metadata: ResourceMetadata = msgspec.field(default_factory=ResourceMetadata)
+    metadata: RunMetadata = msgspec.field(default_factory=RunMetadata)
     self_link: str = ""
     etag: str = ""
+
+    def __post_init__(self) -> None:
+        # A document from before runs had names; another server has none.
+        if not self.metadata.name:
+            self.metadata.name = self.spec.flow.name
+
+    @property
+    def name(self) -> str:
+        """Name of the run: that of its flow unless another one was given."""
+        return self.metadata.name or self.spec.flow.name
 
     @property
     def condition(self) -> ConditionKind | None:
         """Current state of the run; None if it has no history yet."""
         return self.status.conditions[-1].condition if self.status.conditions else None
-
-    @property
-    def name(self) -> str:
-        """Name of the run: that of its flow."""
-        return self.spec.flow.name
 
     def __repr__(self) -> str:
         facts = [f"Run({self.run_id!r}", f"name={self.name!r}", describe_state(self)]
@@ -139,6 +153,21 @@ class Run(Document):
             f"Run {self.run_id}",
             [(name, value, style if name == "Status" else "") for name, value in fields],
         )
+
+
+class RunChange(Document):
+    """One change of a watched run: the event, and the state of the run when it was received.
+
+    ``run`` is None if the run was deleted, or is not matched by the filter any more. ``event`` is
+    None in the first change of a watch, which is the state at its begin. ``number`` is where a
+    later watch continues, as its ``after``. ``is_reset`` is True if events before it are lost, as
+    after the restore of a backup.
+    """
+
+    run: Run | None = None
+    event: Event | None = None
+    number: int = 0
+    is_reset: bool = False
 
 
 class RunOutcome(Document):
@@ -174,14 +203,99 @@ class RunOutcomes(Document):
         return [item.run_id for item in self.items if item.outcome != "Refused"]
 
 
+class RunCount(Document):
+    """Number of runs that match a filter, in total and by condition.
+
+    ``more`` is True if counting stopped at the server's limit, so that there may be further runs.
+    """
+
+    total: int = 0
+    conditions: dict[str, int] = {}
+    more: bool = False
+
+
 class LogLine(Document):
-    """One log line of a run's trainer. ``number`` increases by one per line over all attempts."""
+    """One log line of a run's trainer. ``number`` increases by one per line over all attempts.
+
+    ``level`` is derived from the line: from the prefix of its text, or the kind of event.
+    """
 
     number: int
     time: int
     attempt: int
     stream: Literal["events", "stdout", "stderr"]
     text: str
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class SampleBox(Document):
+    """A box ``[left, top, right, bottom]`` from 0 to 1, and the phrase it belongs to."""
+
+    box: tuple[float, float, float, float]
+    phrase: str
+
+
+class SampleAnswer(Document):
+    """A true or predicted answer: its text, and its boxes if any."""
+
+    text: str
+    boxes: list[SampleBox] = []
+
+
+class SampleImage(Document):
+    """The image of a sample: its size in pixels, and where it is.
+
+    ``sha256`` and ``filename`` are those of an uploaded image's file; None for built-in datasets.
+    ``href`` is the path of its bytes on the server; ``client.runs.sample_image`` fetches them.
+    """
+
+    width: int
+    height: int
+    href: str = ""
+    sha256: str | None = None
+    filename: str | None = None
+
+
+class Sample(Document):
+    """A prediction of one evaluation for one held-out sample.
+
+    ``index`` is the sample's place in the held-out data, the same in every evaluation. ``score`` is
+    what samples are sorted by: the run's metric if it scores single samples, otherwise the first of
+    ``scores`` that does. ``parse`` is ``ok`` if the model's answer has the expected form, otherwise
+    why not; ``raw`` is what it generated. ``is_cut``: texts or boxes are not complete.
+    """
+
+    index: int
+    step: int
+    image: SampleImage
+    question: str
+    truth: SampleAnswer
+    predicted: SampleAnswer
+    scores: dict[str, float]
+    parse: str
+    score: float | None = None
+    raw: str = ""
+    is_cut: bool = False
+
+    def __repr__(self) -> str:
+        score = "" if self.score is None else f", score={self.score:.4g}"
+        answers = f"truth={self.truth.text[:60]!r}, predicted={self.predicted.text[:60]!r}"
+        return f"Sample({self.index}, step={self.step}{score}, {answers})"
+
+    def _repr_html_(self) -> str:
+        from vi.api.resources.runs._cards import render_sample_card
+
+        return render_sample_card(self)
+
+    def _to_table_row(self) -> dict[str, Any]:
+        return {
+            "sample": self.index,
+            "step": self.step,
+            "score": "" if self.score is None else f"{self.score:.4g}",
+            "question": self.question,
+            "truth": self.truth.text,
+            "predicted": self.predicted.text,
+        }
 
 
 class MetricPoint(Document):
@@ -246,7 +360,7 @@ def describe_progress(progress: RunProgress) -> str:
 def summarize_run(run: Run) -> list[tuple[str, str]]:
     """Return the fields that ``Run.info`` prints; times are local."""
     flow = run.spec.flow
-    fields = [("Status", describe_state(run))]
+    fields = [("Name", run.name), ("Status", describe_state(run))]
     if run.status.conditions and run.status.conditions[-1].message:
         fields.append(("Message", run.status.conditions[-1].message))
     if run.status.progress is not None:

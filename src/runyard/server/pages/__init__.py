@@ -1,0 +1,1 @@
+"""The pages: HTML that the server renders from its services, for browsers."""

@@ -1,0 +1,98 @@
+"""Static files, below an address that has the hash of all of them, so that browsers keep them.
+
+One hash for the folder, since modules import each other by relative names. An address with another
+hash gets the newest bytes, uncached: a page that was opened before an upgrade still loads what it
+asks for later. The browser libraries below ``vendor`` are installed by ``scripts/assets`` and are
+part of the wheel.
+"""
+
+import functools
+import gzip
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runyard.server.http.responses import Response
+
+FOLDER = Path(__file__).parent / "static"
+PREFIX = "/ui/static/"
+REQUIRED = ("vendor/htmx.js", "vendor/uplot.js", "vendor/inter.woff2")
+MEDIA_TYPES = {
+    ".css": b"text/css; charset=utf-8",
+    ".js": b"text/javascript; charset=utf-8",
+    ".svg": b"image/svg+xml",
+    ".txt": b"text/plain; charset=utf-8",
+    ".woff2": b"font/woff2",
+}
+CACHED = b"public, max-age=31536000, immutable"
+
+
+@dataclass(frozen=True)
+class Asset:
+    """A file in memory, as it is and compressed."""
+
+    body: bytes
+    gzipped: bytes | None
+    media_type: bytes
+
+
+@dataclass(frozen=True)
+class Assets:
+    """All static files and the hash of their contents."""
+
+    hash: str
+    files: dict[str, Asset]
+
+    @property
+    def are_complete(self) -> bool:
+        """Return whether the browser libraries are installed."""
+        return all(name in self.files for name in REQUIRED)
+
+
+@functools.cache
+def load() -> Assets:
+    """Read all files, once for the process."""
+    total = hashlib.sha256()
+    files = {}
+    for path in sorted(FOLDER.rglob("*")):
+        if path.suffix not in MEDIA_TYPES or not path.is_file():
+            continue
+        name, body = path.relative_to(FOLDER).as_posix(), path.read_bytes()
+        total.update(f"{name}\0{len(body)}\0".encode() + body)
+        gzipped = None if path.suffix == ".woff2" else gzip.compress(body, 9, mtime=0)
+        files[name] = Asset(body, gzipped, MEDIA_TYPES[path.suffix])
+    return Assets(total.hexdigest()[:12], files)
+
+
+def build_url(name: str) -> str:
+    """Return the address of a file; raise KeyError for one that does not exist."""
+    assets = load()
+    if name not in assets.files:
+        raise KeyError(f"there is no static file {name!r}")
+    return f"{PREFIX}{assets.hash}/{name}"
+
+
+async def serve(scope: Any, receive: Any, send: Any) -> None:
+    """Send the file that the path names. Anybody may read it."""
+    await _find(scope)(scope, receive, send)
+
+
+def _find(scope: Any) -> Response:
+    if scope["method"] not in ("GET", "HEAD"):
+        return Response(status=405, headers=[(b"allow", b"GET, HEAD")])
+    assets = load()
+    given_hash, _, name = scope["path"].removeprefix(PREFIX).partition("/")
+    asset = assets.files.get(name)
+    if asset is None:
+        return Response(b"there is no such file\n", media_type=b"text/plain", status=404)
+    headers = [
+        (b"cache-control", CACHED if given_hash == assets.hash else b"no-cache"),
+        (b"vary", b"accept-encoding"),
+    ]
+    body = asset.body
+    accepted = dict(scope["headers"]).get(b"accept-encoding", b"")
+    if asset.gzipped is not None and b"gzip" in accepted:
+        body = asset.gzipped
+        headers.append((b"content-encoding", b"gzip"))
+    return Response(body, media_type=asset.media_type, headers=headers)

@@ -1,0 +1,59 @@
+"""``/ui/stream``: the events and hints of the organization; one connection per browser.
+
+It is the stream of ``/workspaces/{org}/events`` with two events more: ``hello`` says which version
+serves it, ``alive`` that it is still there. It carries no state: pages fetch anew what they show.
+"""
+
+import contextlib
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import msgspec
+
+from runyard.server.http.event_streams import EventStream
+from runyard.server.http.request import HEADERS, SESSION, Request, get_actor, get_services
+from runyard.server.http.responses import Response
+from runyard.server.pages import assets
+from runyard.server.services import event_stream, events
+from runyard.server.services.access import session_lifecycle
+from runyard.server.services.access.sessions import Session
+from runyard.server.services.context import Services
+from runyard.server.version import VERSION
+
+ALIVE = b"event: alive\ndata: {}\n\n"
+
+
+class Hello(msgspec.Struct, rename="camel"):
+    """The first event: the server's version, its static files, and the newest event's number."""
+
+    version: str
+    assets: str
+    number: int
+
+
+async def get_stream(request: Request) -> Response:
+    """Stream what changes in the organization, from the last event that the browser has seen."""
+    services, org = get_services(request), get_actor(request).org
+    headers = request.scope[HEADERS]  # type: ignore[literal-required]
+    last = headers.get(b"last-event-id", b"").decode("latin-1")
+    after = int(last) if last.isascii() and last.isdigit() and len(last) <= 16 else None
+    session: Session | None = request.scope.get(SESSION)  # type: ignore[assignment]
+    return EventStream(_iterate(services, org, after, session))
+
+
+async def _iterate(
+    services: Services, org: str, after: int | None, session: Session | None
+) -> AsyncGenerator[bytes]:
+    newest = events.read_newest_number(services, org=org)
+    yield encode_event("hello", Hello(VERSION, assets.load().hash, newest))
+    after = newest if after is None else after
+    async with contextlib.aclosing(event_stream.iterate(services, org, after)) as chunks:
+        async for chunk in chunks:
+            if session is not None and not await session_lifecycle.recheck(services, session):
+                return  # another server ended it
+            yield ALIVE if chunk == event_stream.HEARTBEAT else chunk
+
+
+def encode_event(name: str, value: Any) -> bytes:
+    """Return an event of the stream."""
+    return b"event: %b\ndata: %b\n\n" % (name.encode(), msgspec.json.encode(value))

@@ -1,0 +1,93 @@
+"""Check a flow without saving it: every problem, or what a run of it would do.
+
+The problems are those that the creation of a run reports. The plan has what the server knows before
+a machine has opened data and model, in the form of the run's own plan. Nothing is written.
+"""
+
+import math
+from typing import Any
+
+from runyard.flows import FlowProblems, Problem, ResolvedFlow, resolve
+from runyard.flows.memory import choose_micro_batch, count_parameters, uses_gradient_checkpointing
+from runyard.server.services.context import Services
+from runyard.server.services.errors import Refusal
+from runyard.server.services.runs import accelerators, references
+from runyard.server.services.runs.references import UsedDataset
+from vi.api.resources.flows.responses import Flow, FlowCheck, FlowProblem
+
+# Samples that a model trains on, by built-in dataset, before any are held out.
+BUILT_IN_SAMPLES = {"digits": 1797}
+
+
+async def check(
+    services: Services, *, org: str, flow: object, training_project: str | None = None
+) -> FlowCheck:
+    """Return the problems of a flow; if there are none, its plan and whether it fits in memory."""
+    try:
+        spec = references.check_flow(services, org, flow, training_project=training_project)
+        project = training_project or spec.training_project
+        spec = references.fill_in_dataset(spec, references.find_dataset(services, org, project))
+        used = references.check_dataset(services, org, spec)
+        resolved = resolve(spec, dataset_kind=None if used is None else used.row.type)
+    except (FlowProblems, Refusal) as error:
+        if isinstance(error, Refusal) and error.code != "InvalidFlow":
+            raise
+        return FlowCheck(problems=[_to_document(problem) for problem in error.problems])
+    memory = await accelerators.list_for_resolved(services, org, resolved, Flow(spec=spec))
+    return FlowCheck(plan=build_plan(resolved, used), memory=memory)
+
+
+def build_plan(flow: ResolvedFlow, used: UsedDataset | None) -> dict[str, dict[str, Any]]:
+    """Return what a run would do, each number with its reason."""
+    plan: dict[str, dict[str, Any]] = {}
+    numbers = flow.model.hyperparameters
+
+    def note(name: str, value: Any, reason: str) -> None:
+        plan[name] = {"value": value, "reason": reason}
+
+    if used is None:
+        note("dataset", flow.dataset.dataset_id, "built in")
+    else:
+        note("dataset", used.row.name, f"{used.row.asset_count:,} images")
+    note("task", flow.task, "of the dataset" if used is not None else "of the built-in dataset")
+    weights = flow.model.architecture.weights
+    note("weights", weights or ("tiny" if flow.is_tiny else "the family's usual weights"), "flow")
+    note("trainingMode", flow.model.training.mode, "flow")
+    parameters = count_parameters(flow)
+    if parameters is not None:
+        note("parameters", parameters, "by the name or size of the model")
+        note(
+            "gradientCheckpointing",
+            uses_gradient_checkpointing(flow, parameters),
+            f"{parameters:,} parameters",
+        )
+    note("epochs", numbers.epochs, "flow")
+    note("batchSize", numbers.batch_size, "samples per optimizer step")
+    note("microBatchSize", *choose_micro_batch(flow, on_cpu=False))
+    samples = _count_training_samples(flow, used)
+    if samples is not None:
+        note("trainingSamples", samples, f"about {1 - flow.dataset.validation_fraction:.0%} of all")
+        steps = math.ceil(samples / numbers.batch_size) * numbers.epochs
+        reason = f"about: {numbers.epochs} epochs of {samples:,} samples"
+        if numbers.max_steps is not None and numbers.max_steps < steps:
+            steps, reason = numbers.max_steps, "maxSteps"
+        note("totalSteps", steps, reason)
+    schedule = numbers.schedule
+    note("learningRate", numbers.learning_rate, f"{schedule.name} to {schedule.min_factor:g} of it")
+    note("optimizer", numbers.optimizer.name, "flow")
+    note("seed", flow.settings.seed, "flow")
+    return plan
+
+
+def _count_training_samples(flow: ResolvedFlow, used: UsedDataset | None) -> int | None:
+    if used is not None:
+        total = int(used.row.record_count)
+    else:
+        total = BUILT_IN_SAMPLES.get(flow.dataset.dataset_id, 0)
+    return round(total * (1 - flow.dataset.validation_fraction)) or None
+
+
+def _to_document(problem: Problem) -> FlowProblem:
+    return FlowProblem(
+        path=problem.path, given=problem.given, allowed=problem.allowed, message=problem.message
+    )

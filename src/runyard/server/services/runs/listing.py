@@ -1,0 +1,203 @@
+"""Lists and counts of runs: filtered, sorted, page by page."""
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar, cast
+
+from sqlalchemy import Connection
+
+from runyard import limits
+from runyard.server.services import paging
+from runyard.server.services.access.signing import Position
+from runyard.server.services.context import Services
+from runyard.server.services.errors import Problem, Refusal
+from runyard.server.services.paging import PageRequest
+from runyard.server.services.runs.conditions import REASONS
+from runyard.server.services.runs.runs import decode_run
+from runyard.store.lists import run_list, run_query
+from runyard.store.lists.run_filter import RunFilter
+from runyard.store.lists.run_query import OrderField, RunOrder
+from runyard.store.tables import AnyRow
+from vi.api.resources.runs.responses import Run, RunCount
+
+T = TypeVar("T")
+
+DEFAULT_ORDER = "-created"
+ORDERS = ("created", "name", "duration", "metric.KEY")
+INDEXED_AT_ONCE = 500
+MOST_UNINDEXED = 1_000  # a search reads their texts one by one
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPage:
+    """A page of runs; ``next_page`` is the token of the next one, None on the last."""
+
+    items: list[Run]
+    next_page: str | None
+
+
+def parse_order(text: str) -> RunOrder:
+    """Return the order that a text such as ``-created`` or ``metric.loss`` describes.
+
+    Raises:
+        Refusal: InvalidQuery.
+    """
+    field = text.removeprefix("-")
+    is_descending = text.startswith("-")
+    if field.startswith("metric."):
+        metric = field.removeprefix("metric.")
+        if metric and limits.METRIC_NAME.find_problem(metric) is None:
+            return RunOrder(field="metric", is_descending=is_descending, metric=metric)
+    elif field in ORDERS:
+        return RunOrder(field=cast(OrderField, field), is_descending=is_descending)
+    allowed = f"one of {', '.join(ORDERS)}, with - in front for descending order"
+    message = f"query parameter 'orderBy' is {text[:80]!r}; it must be {allowed}"
+    problem = Problem(path="?orderBy", given=text[:80], allowed=allowed, message=message)
+    raise Refusal("InvalidQuery", message, problems=[problem])
+
+
+def describe_list(filter: RunFilter, order_by: str) -> str:
+    """Return what the tokens of a list are valid for."""
+    return f"runs {filter} {order_by}"
+
+
+async def list_runs(
+    services: Services,
+    *,
+    org: str,
+    filter: RunFilter,
+    order_by: str = DEFAULT_ORDER,
+    size: int = paging.DEFAULT_SIZE,
+    token: str | None = None,
+) -> RunPage:
+    """Return a page of the runs that match a filter, in the given order.
+
+    Raises:
+        Refusal: InvalidQuery (an unknown order), InvalidPageToken.
+    """
+    page_request = PageRequest(
+        size=max(1, min(size, paging.MOST)),
+        token=token,
+        question=describe_list(filter, order_by),
+    )
+
+    def decode_page(items: list[bytes], next_page: str | None) -> RunPage:
+        return RunPage(items=[decode_run(item) for item in items], next_page=next_page)
+
+    return await _read_items(services, org, filter, order_by, page_request, decode_page)
+
+
+async def read_page(
+    services: Services,
+    *,
+    org: str,
+    filter: RunFilter,
+    order_by: str = DEFAULT_ORDER,
+    page_request: PageRequest,
+) -> bytes:
+    """Return what ``list_runs`` returns as JSON, from the stored documents."""
+    return await _read_items(services, org, filter, order_by, page_request, paging.join)
+
+
+async def _read_items(
+    services: Services,
+    org: str,
+    filter: RunFilter,
+    order_by: str,
+    page_request: PageRequest,
+    build_page: Callable[[list[bytes], str | None], T],
+) -> T:
+    """Return what a function makes of the documents of a page and the token of the next one.
+
+    It runs on a reader's thread, as everything else here.
+    """
+    order = parse_order(order_by)
+    after = _parse_position(services, org, order, page_request)
+
+    def read_documents(tx: Connection) -> T:
+        items, last, has_more = paging.gather(
+            partial(_fetch, tx, services.clock.now_ms(), org, filter, order),
+            after=after,
+            size=page_request.size,
+            most_bytes=page_request.most_bytes,
+            encode=paging.encode_stored,
+            get_position=_get_position,
+        )
+        next_page = _sign_position(services, org, last, page_request) if has_more else None
+        return build_page(items, next_page)
+
+    return await services.store.read_in_thread(read_documents)
+
+
+def iter_newest(tx: Connection, org: str, filter: RunFilter, *, size: int) -> Iterator[AnyRow]:
+    """Yield the rows of every matching run, newest first, in pages of ``size``."""
+    after = None
+    while rows := _fetch(tx, 0, org, filter, run_query.NEWEST_FIRST, after, size):
+        yield from rows
+        after = _get_position(rows[-1])
+
+
+async def count_runs(services: Services, *, org: str, filter: RunFilter) -> RunCount:
+    """Count the runs that match a filter, in total and by condition.
+
+    With other terms than conditions counting stops at a limit, see ``more``.
+    """
+    counts, more = await services.store.read_in_thread(
+        lambda tx: run_query.count(tx, org=org, filter=filter, now_ms=services.clock.now_ms())
+    )
+    conditions = {kind.value: counts.get(kind.value, 0) for kind in REASONS}
+    return RunCount(total=sum(counts.values()), conditions=conditions, more=more)
+
+
+async def index_texts(services: Services) -> None:
+    """Add the texts of new runs to the search index, once there are many."""
+    waiting = services.store.read(lambda tx: run_list.count_unindexed(tx, limit=MOST_UNINDEXED))
+    is_left = waiting >= MOST_UNINDEXED
+    while is_left:
+        is_left = await services.store.write(
+            lambda tx: run_list.index_texts(tx, limit=INDEXED_AT_ONCE)
+        )
+        await asyncio.sleep(0)
+
+
+def _fetch(
+    tx: Connection,
+    now_ms: int,
+    org: str,
+    filter: RunFilter,
+    order: RunOrder,
+    after: tuple[Any, int] | None,
+    limit: int,
+) -> Sequence[AnyRow]:
+    return run_query.read_page(
+        tx, org=org, filter=filter, order=order, after=after, limit=limit, now_ms=now_ms
+    )
+
+
+def _get_position(row: AnyRow) -> tuple[Any, int]:
+    return row.sort_value, row.number
+
+
+def _sign_position(services: Services, org: str, last: AnyRow, page_request: PageRequest) -> str:
+    position = Position(last.number, str(last.sort_value))
+    return paging.page_token(services, position, org=org, page_request=page_request)
+
+
+def _parse_position(
+    services: Services, org: str, order: RunOrder, page_request: PageRequest
+) -> tuple[Any, int] | None:
+    found = paging.parse_position(services, org=org, page_request=page_request)
+    if found is None:
+        return None
+    number, value = found
+    return _SORT_VALUES[order.field](value), number
+
+
+_SORT_VALUES: dict[OrderField, Any] = {
+    "created": int,
+    "duration": int,
+    "metric": float,
+    "name": str,
+}

@@ -1,0 +1,1 @@
+"""Patience with a server that is unavailable for a while."""

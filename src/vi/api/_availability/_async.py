@@ -1,0 +1,31 @@
+"""Repetition of a request while the server is unavailable, as during its restart."""
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from vi._http._async import AsyncHttp
+from vi.errors import ViNetworkError, ViRateLimitError, ViServerError, ViTimeoutError
+
+T = TypeVar("T")
+
+UNAVAILABLE_ERRORS = (ViNetworkError, ViTimeoutError, ViServerError, ViRateLimitError)
+UNAVAILABLE_TIMEOUT_S = 120.0
+PAUSE_S = 1.0
+
+
+async def retry_while_unavailable(
+    http: AsyncHttp,
+    request: Callable[[], Awaitable[T]],
+    *,
+    clock: Callable[[], float],
+    deadline_s: float = float("inf"),
+) -> T:
+    """Repeat a request until it succeeds, or the server was unavailable for too long."""
+    give_up_s = min(clock() + UNAVAILABLE_TIMEOUT_S, deadline_s)
+    while True:
+        try:
+            return await request()
+        except UNAVAILABLE_ERRORS:
+            if clock() >= give_up_s:
+                raise
+        await http.sleep(PAUSE_S)

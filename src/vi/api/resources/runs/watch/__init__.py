@@ -1,0 +1,1 @@
+"""Watching runs: their state after each event."""
