@@ -156,12 +156,13 @@ def _render_boxes(sample: Sample) -> Html:
     ]
     drawn = []
     for one, color, dashes in shapes:
+        phrase = render_text(one.phrase, longest=30)
         left, top, right, bottom = (min(1.0, max(0.0, side)) for side in one.box)
         drawn.append(
             f'<rect x="{left * width:.1f}" y="{top * height:.1f}" '
             f'width="{max(0.0, right - left) * width:.1f}" '
             f'height="{max(0.0, bottom - top) * height:.1f}" fill="none" stroke="{color}" '
-            f'stroke-width="1.5"{dashes}><title>{render_text(one.phrase, longest=30)}</title></rect>'
+            f'stroke-width="1.5"{dashes}><title>{phrase}</title></rect>'
         )
     label = f"{len(sample.truth.boxes)} true, {len(sample.predicted.boxes)} predicted (dashed)"
     frame = f'<rect x="0" y="0" width="{width}" height="{height}" fill="rgba(128,128,128,.12)"/>'
