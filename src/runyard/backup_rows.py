@@ -24,6 +24,7 @@ _KINDS: Mapping[tuple[str | None, str], str] = {
     ("runs", "id"): "run",
     ("flows", "id"): "flow",
     ("training_projects", "id"): "training project",
+    ("saved_views", "id"): "view",
     ("outputs", "id"): "checkpoint",
     ("datasets", "id"): "dataset",
     ("assets", "id"): "asset",

@@ -4,7 +4,7 @@ A column is ``name:type(length)``. ``*`` marks the primary key, ``?`` a value th
 ``=`` a column that older files may lack.
 """
 
-REVISION = "0013"
+REVISION = "0014"
 TABLES = {
     "assets": (
         "*org:str(64) *dataset_id:str(255) *id:str(64) filename:str(1024) content:str(64) "
@@ -131,6 +131,10 @@ TABLES = {
     "sample_images": ("*org:str(64) *run_id:str(255) *number:int64 png:bytes "),
     "samples": (
         "*org:str(64) *run_id:str(255) *step:int64 *number:int64 score:float?= document:bytes "
+    ),
+    "saved_views": (
+        "*org:str(64) *id:str(255) document:bytes etag:str(32) generation:int32 body_sha256:bytes "
+        "time_created:int64 "
     ),
     "stream_offsets": (
         "*org:str(64) *run_id:str(255) *attempt:int32 *stream:str(16) offset:int64 "

@@ -15,7 +15,7 @@ from pathlib import Path
 _PLAIN = r"[A-Za-z0-9_-]{1,255}"
 _PLAIN_KINDS = (
     *("run", "flow", "training project", "dataset", "import", "export", "bulk deletion"),
-    *("machine", "claim"),
+    *("machine", "claim", "view"),
 )
 # Aliases in requests for the checkpoint that it is at that time.
 RESERVED_CHECKPOINTS = ("latest", "best")

@@ -7,7 +7,6 @@ Chromium these tests are skipped.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import re
@@ -26,6 +25,8 @@ from playwright.sync_api import Browser, Page, sync_playwright
 import vi
 from tests.support.waiting import eventually
 
+ROOT = Path(__file__).parents[2]
+AXE = ROOT / "node_modules" / "axe-core" / "axe.min.js"
 CHROMIUM = shutil.which("chromium") or ""
 SKIPPED = "needs Chromium: apt-get install chromium"
 ARGUMENTS = [
@@ -60,6 +61,10 @@ class Site:
     cookies: list[dict[str, Any]] = field(default_factory=list)
 
     @property
+    def log(self) -> Path:
+        return self.data_dir.parent / "server.log"
+
+    @property
     def credentials(self) -> dict[str, str]:
         document: dict[str, str] = json.loads((self.data_dir / "credentials.json").read_text())
         return document
@@ -83,9 +88,8 @@ class Site:
 
     def start(self, port: int = 0) -> None:
         """Start the server, and wait until it answers."""
-        log = self.data_dir.parent / "server.log"
         environ = {**self.environ, "RUNYARD_PORT": str(port)}
-        with open(log, "ab") as output:
+        with open(self.log, "ab") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "runyard.server", "--end-with-stdin"],
                 env=environ,
@@ -97,7 +101,7 @@ class Site:
         process = self.process
 
         def is_up() -> bool:
-            assert process.poll() is None, log.read_text()
+            assert process.poll() is None, self.log.read_text()
             return server_file.exists()
 
         eventually(is_up, timeout_s=START_TIMEOUT_S, what="the server is up")
@@ -121,10 +125,7 @@ def chromium() -> Iterator[Browser]:
         pytest.skip(SKIPPED)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        loop = asyncio.get_running_loop()
-        asyncio._set_running_loop(None)
-        yield Chromium(browser, loop)
-        asyncio._set_running_loop(loop)
+        yield browser
         browser.close()
 
 
@@ -200,6 +201,19 @@ def page_of(chromium: Browser, console: Console) -> Iterator[PageOf]:
             return page
 
         yield open_page
+
+
+def find_violations(page: Page) -> list[str]:
+    """Return what axe finds on a page, of any level."""
+    if not AXE.exists():
+        pytest.skip("needs axe-core: run scripts/assets")
+    page.evaluate(AXE.read_text())
+    found = page.evaluate("() => axe.run(document, { resultTypes: ['violations'] })")
+    return [
+        f"{item['id']} ({item['impact']}): {node['target']} {node['failureSummary']}"
+        for item in found["violations"]
+        for node in item["nodes"]
+    ]
 
 
 @pytest.fixture

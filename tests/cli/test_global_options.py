@@ -18,8 +18,8 @@ from runyard.cli.fields import list_fields, select_fields
 from runyard.cli.global_options import GlobalOptions, choose_color, split_global_options
 from runyard.cli.progress import ProgressLine
 from tests.support.commands import Runyard
-from vi.api.resources.runs.responses import Run, RunProgress, RunStatus
-from vi.api.responses import ConditionKind, ResourceCondition, ResourceMetadata
+from vi.api.resources.runs.responses import Run, RunMetadata, RunProgress, RunStatus
+from vi.api.responses import ConditionKind, ResourceCondition
 
 KEY = "dtvi_" + "k" * 98
 
@@ -77,7 +77,7 @@ def make_run() -> Run:
             conditions=[ResourceCondition(condition=ConditionKind.RUNNING, reason="Training")],
             progress=RunProgress(step=3, total_steps=9, metric_name="iou", metric=0.5),
         ),
-        metadata=ResourceMetadata(attributes={"owner": "kim"}),
+        metadata=RunMetadata(attributes={"owner": "kim"}),
     )
 
 

@@ -86,6 +86,10 @@ async def change_documents(watch: AuditWatch) -> None:
         await watch("PATCH", noun + "/{}", id, json=attributes)
         await watch("PATCH", noun + "/{}", id, json=attributes, rows=0)
         await watch("DELETE", noun + "/{}", id)
+    view = {"spec": {"name": "failed", "filter": "condition:Failed"}}
+    await watch("PUT", "views/{}", "v1", json=view)
+    await watch("PUT", "views/{}", "v1", json=view, rows=0)
+    await watch("DELETE", "views/{}", "v1")
 
 
 async def change_many_runs(watch: AuditWatch) -> None:

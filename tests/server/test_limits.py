@@ -112,6 +112,7 @@ def url_of(route: Route, server: TestServer, dataset: str, number: int) -> str:
         "import_id": "none:finish",
         "flow_id": "f1",
         "project_id": "p1",
+        "view_id": f"v{number}",
     }
     ids |= {"run_id": f"n{number}" if route.method == "PUT" else "r1"}
     return re.sub(r"\{(\w+):str\}", lambda found: ids.get(found[1], "none"), route.path)

@@ -121,6 +121,9 @@ class Lab:
             return {"keyId": "k-1", "secretKey": "dtvi_" + "s" * 98}
         if "/flows/" in path:
             return {"flowId": "f-1"}
+        if "/views" in path:
+            view = {"viewId": "v-1", "spec": {"name": "Failed", "filter": "condition:Failed"}}
+            return {"items": [view]} if path.endswith("/views") else view
         return {"trainingProjectId": "p-1"} if "/trainingProjects/" in path else self.run
 
 

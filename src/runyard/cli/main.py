@@ -60,6 +60,9 @@ COMMANDS = {
     "flows": CommandEntry(
         "resources.flows", "flows", "Save, validate and inspect flows (training configurations)."
     ),
+    "views": CommandEntry(
+        "resources.views", "views", "Save, list and delete views: named filters of runs."
+    ),
     "datasets": CommandEntry(
         "resources.datasets", "datasets", "Import, check, preview and export datasets."
     ),
@@ -73,6 +76,11 @@ COMMANDS = {
     ),
     "restore": CommandEntry(
         "resources.backup", "restore", "Replace all data of the server with a backup."
+    ),
+    "events": CommandEntry(
+        "resources.events",
+        "events",
+        "Show what has happened to runs, datasets, imports and flows, oldest first.",
     ),
     "keys": CommandEntry("resources.keys", "keys", "Create, list, revoke and rotate API keys."),
     "sessions": CommandEntry(

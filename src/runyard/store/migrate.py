@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine, inspect, text
 
 log = logging.getLogger(__name__)
 
-HEAD = "0013"
+HEAD = "0014"
 
 
 class StoreTooNew(Exception):

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from vi.api.resources.runs._async import AsyncRuns
     from vi.api.resources.sessions._async import AsyncSessions
     from vi.api.resources.training_projects._async import AsyncTrainingProjects
+    from vi.api.resources.views._async import AsyncViews
 
 
 class AsyncClient:
@@ -167,18 +168,25 @@ class AsyncClient:
         return AsyncAudit(self._http, self.organization_id)
 
     @cached_property
-    def events(self) -> "AsyncEvents":
-        """Events: numbered changes of runs, datasets, imports and flows."""
-        from vi.api.resources.events._async import AsyncEvents
+    def views(self) -> "AsyncViews":
+        """Saved views of the list of runs."""
+        from vi.api.resources.views._async import AsyncViews
 
-        return AsyncEvents(self._http, self.organization_id)
+        return AsyncViews(self._http, self.organization_id)
 
     @cached_property
     def sessions(self) -> "AsyncSessions":
-        """Sessions of browsers."""
+        """Browsers that are signed in."""
         from vi.api.resources.sessions._async import AsyncSessions
 
         return AsyncSessions(self._http, self.organization_id)
+
+    @cached_property
+    def events(self) -> "AsyncEvents":
+        """What has changed, in order."""
+        from vi.api.resources.events._async import AsyncEvents
+
+        return AsyncEvents(self._http, self.organization_id)
 
     @property
     def endpoint(self) -> str:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from vi.api.resources.runs._sync import Runs
     from vi.api.resources.sessions._sync import Sessions
     from vi.api.resources.training_projects._sync import TrainingProjects
+    from vi.api.resources.views._sync import Views
 
 
 class Client:
@@ -168,18 +169,25 @@ class Client:
         return Audit(self._http, self.organization_id)
 
     @cached_property
-    def events(self) -> "Events":
-        """Events: numbered changes of runs, datasets, imports and flows."""
-        from vi.api.resources.events._sync import Events
+    def views(self) -> "Views":
+        """Saved views of the list of runs."""
+        from vi.api.resources.views._sync import Views
 
-        return Events(self._http, self.organization_id)
+        return Views(self._http, self.organization_id)
 
     @cached_property
     def sessions(self) -> "Sessions":
-        """Sessions of browsers."""
+        """Browsers that are signed in."""
         from vi.api.resources.sessions._sync import Sessions
 
         return Sessions(self._http, self.organization_id)
+
+    @cached_property
+    def events(self) -> "Events":
+        """What has changed, in order."""
+        from vi.api.resources.events._sync import Events
+
+        return Events(self._http, self.organization_id)
 
     @property
     def endpoint(self) -> str:

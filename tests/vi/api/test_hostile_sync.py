@@ -102,6 +102,7 @@ GOOD = {
     "asset_id": "a1",
     "annotation_id": "n1",
     "training_project_id": "p1",
+    "view_id": "v1",
     "spec": {},
     "body": {},
     "name": "n",
@@ -115,7 +116,9 @@ GOOD = {
     "imported": None,
     "files": [],
 }
-NOUNS = ("runs", "flows", "models", "datasets", "assets", "annotations", "training_projects")
+NOUNS = (
+    *("runs", "flows", "models", "datasets", "assets", "annotations", "training_projects", "views"),
+)
 INNER = ("datasets.imports", "datasets.versions")
 
 

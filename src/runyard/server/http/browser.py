@@ -1,7 +1,7 @@
 """What the gateway does for browsers: admit cookies, refuse foreign pages, set the pages' headers.
 
-A cookie is sent by the browser whoever asks for the request, so a request with one must come from
-our own pages. Browsers tell by ``Sec-Fetch-Site``; one that does not (an old one, or plain HTTP to
+A browser sends its cookies with requests of any page, so a request with one must come from our own
+pages. Browsers state that in ``Sec-Fetch-Site``; one that does not (an old one, or plain HTTP to
 another machine) names the site in ``Origin`` when the method is unsafe, and ``proxies`` compares
 it. Cookies never admit to ``/internal/``.
 """

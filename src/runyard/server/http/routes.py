@@ -30,6 +30,7 @@ from runyard.server.http.endpoints import (
     sessions,
     storage,
     training_projects,
+    views,
 )
 from runyard.server.http.route import BACKUP_BODY_BYTES, LARGE_BODY_BYTES, Route
 from runyard.server.services.operations.backups import Restored, StoreContents
@@ -63,6 +64,7 @@ from vi.api.resources.models.responses import Model
 from vi.api.resources.runs.responses import Run, RunCount, RunOutcomes
 from vi.api.resources.sessions.responses import BrowserSession
 from vi.api.resources.training_projects.responses import TrainingProject
+from vi.api.resources.views.responses import View
 
 PAGE = ("s", "p")
 FILTERS = (
@@ -79,6 +81,7 @@ ORG = "/workspaces/{org:str}"
 RUN = ORG + "/runs/{run_id:str}"
 FLOW = ORG + "/flows/{flow_id:str}"
 PROJECT = ORG + "/trainingProjects/{project_id:str}"
+VIEW = ORG + "/views/{view_id:str}"
 DATASET = ORG + "/datasets/{dataset:str}"
 ASSET = DATASET + "/assets/{asset_id:str}"
 ANNOTATION = ASSET + "/annotations/{annotation_id:str}"
@@ -91,7 +94,8 @@ ATTEMPT = "/internal/v1/attempt"
 IF_MATCH = {
     *(("PATCH", path) for path in (RUN, FLOW, PROJECT, DATASET)),
     *(("DELETE", path) for path in (RUN, FLOW, PROJECT, DATASET)),
-    *(("PUT", path) for path in (FLOW, PROJECT)),
+    *(("PUT", path) for path in (FLOW, PROJECT, VIEW)),
+    ("DELETE", VIEW),
 }
 
 # fmt: off
@@ -160,6 +164,13 @@ ROUTES = (
           "Check whether a flow fits the available accelerators", returns=FlowAcceleratorList),
     Route("GET", ORG + "/flowSchemas/{version:str}", flows.get_flow_schema,
           "Get the JSON Schema of flows", returns=dict[str, Any]),
+
+    Route("GET", ORG + "/views", views.list_views, "List saved views of runs, newest first",
+          returns=View, is_page=True, query=PAGE),
+    Route("GET", VIEW, views.get_view, "Get a saved view", returns=View),
+    Route("PUT", VIEW, views.put_view, "Create or replace a saved view", body=bodies.NewView,
+          returns=View, statuses=(200, 201)),
+    Route("DELETE", VIEW, views.delete_view, "Delete a saved view", statuses=(204,)),
 
     Route("GET", ORG + "/trainingProjects", training_projects.list_projects,
           "List training projects, newest first", returns=TrainingProject, is_page=True,

@@ -1,4 +1,4 @@
-"""Errors of pages: a page for whoever opened one, the problem document for scripts."""
+"""Errors of pages: a page where a browser opened one, the problem document for scripts."""
 
 from collections.abc import Callable
 from typing import Any

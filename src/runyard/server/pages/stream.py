@@ -1,7 +1,7 @@
-"""``/ui/stream``: the events and hints of the organization; one connection per browser.
+"""``/ui/stream``: what has changed, as server-sent events; one connection per browser.
 
 It is the stream of ``/workspaces/{org}/events`` with two events more: ``hello`` says which version
-serves it, ``alive`` that it is still there. It carries no state: pages fetch anew what they show.
+serves it, ``alive`` that it is still there. It carries no state: pages fetch again what they show.
 """
 
 import contextlib

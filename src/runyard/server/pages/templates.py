@@ -5,7 +5,6 @@ looks, and where). A name that a template uses and nobody passes is an error, an
 escaped. Jinja2 is imported with the first page, not with the server.
 """
 
-import asyncio
 import functools
 import gzip
 from pathlib import Path
@@ -89,7 +88,7 @@ def is_fragment(request: Request) -> bool:
 
 
 def note_event_number(scope: Any) -> None:
-    """Note the newest event before a page is read: what changes later, the page fetches anew."""
+    """Note the newest event before a page is read: what changes later, the page fetches again."""
     if ACTOR in scope:
         services, actor = scope[SERVICES], scope[ACTOR]
         scope[EVENT] = events.read_newest_number(services, org=actor.org)
@@ -111,8 +110,3 @@ def describe_caller(request: Request) -> Me:
         event=request.scope.get(EVENT, 0),  # type: ignore[arg-type]
         is_signed_in=True,
     )
-
-
-async def warm_up() -> None:
-    """Read files and templates before the first page is asked for."""
-    await asyncio.to_thread(lambda: (assets.load(), get_environment().get_template("base.html")))

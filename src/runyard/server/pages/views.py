@@ -14,6 +14,7 @@ SHAPES = {
     "Cancelled": "⊘",
 }
 DASH = "\N{EN DASH}"
+NOTHING = "\N{EN DASH}"  # instead of a value
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"))
 
 
@@ -108,10 +109,3 @@ def split_words(name: str) -> str:
     """Return a name such as ``OutOfMemory`` as words: ``Out of memory``."""
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name)
     return words[:1] + words[1:].lower() if " " in words else words
-
-
-class RunPage(msgspec.Struct, frozen=True, kw_only=True):
-    """The page of a run."""
-
-    id: str
-    name: str

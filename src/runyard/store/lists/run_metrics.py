@@ -5,7 +5,7 @@ any other, and the newest one of everything else. Written in the transaction tha
 metrics.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -69,6 +69,17 @@ def _build_rows(
         }
         for key, (value, last) in found.items()
     ]
+
+
+def read_values(
+    connection: Connection, *, org: str, run_ids: Sequence[str], keys: Collection[str]
+) -> Sequence[tuple[str, str, float]]:
+    """Return (run id, key, value) of some runs' metrics."""
+    table = run_metrics.c
+    query = select(table.run_id, table.key, table.value).where(
+        table.org == org, table.run_id.in_(run_ids), table.key.in_(keys)
+    )
+    return [(row.run_id, row.key, row.value) for row in connection.execute(query)]
 
 
 def rebuild(connection: Connection) -> None:

@@ -181,7 +181,7 @@ class NewFlow(RequestBody):
 
 
 class CheckedFlow(RequestBody):
-    """A flow to check; ``trainingProject`` is the one that a run would name beside it."""
+    """A flow to check; ``trainingProject`` is the one that a run would name outside the flow."""
 
     spec: dict[str, Any]
     training_project: str | None = None
@@ -216,6 +216,23 @@ class ChangedProjectSpec(RequestBody):
 class ChangedProject(RequestBody):
     spec: ChangedProjectSpec | None = None
     metadata: ChangedMetadata | None = None
+
+
+ColumnName = Annotated[str, within(limits.METRIC_NAME, at_least=1)]
+
+
+class NewViewSpec(RequestBody):
+    """``filter`` and ``orderBy`` are those of the list of runs."""
+
+    name: Annotated[str, within(limits.NAME, at_least=1)] = "Untitled"
+    filter: Annotated[str, within(limits.QUERY_TEXT)] = ""
+    order_by: Annotated[str, within(limits.METRIC_NAME)] = ""
+    columns: Annotated[list[ColumnName], msgspec.Meta(max_length=50)] = []
+
+
+class NewView(RequestBody):
+    spec: NewViewSpec = msgspec.field(default_factory=NewViewSpec)
+    metadata: NewMetadata | None = None
 
 
 class NewDataset(RequestBody):

@@ -1,6 +1,8 @@
 // @ts-check
 // Sign in: with the code in the fragment of a link, with an earlier session, or with a key.
 
+export {}; // a module
+
 const form = /** @type {HTMLFormElement} */ (document.querySelector("#enter"));
 const problem = /** @type {HTMLElement} */ (document.querySelector("#problem"));
 

@@ -1,7 +1,7 @@
 """Lifecycle of browser sessions: one-time codes, sign-in, lookup, list, revocation.
 
-Whoever has a key may make a code with it; whoever has the code begins one session, within
-``CODE_MS``. Both are rows, so that they survive a restart.
+A key makes codes, and each code begins one session, within ``CODE_MS``. Both are rows, so that they
+survive a restart.
 """
 
 import secrets

@@ -115,7 +115,7 @@ class SessionCache:
         self._used_ms[session.id] = now_ms
 
     def take_used(self) -> dict[str, int]:
-        """Return when sessions were last used, by id, and begin anew."""
+        """Return when sessions were last used, by id, and forget it."""
         used, self._used_ms = self._used_ms, {}
         return used
 

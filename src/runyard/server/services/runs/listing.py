@@ -1,9 +1,8 @@
 """Lists and counts of runs: filtered, sorted, page by page."""
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, TypeVar, cast
 
 from sqlalchemy import Connection
@@ -16,7 +15,7 @@ from runyard.server.services.errors import Problem, Refusal
 from runyard.server.services.paging import PageRequest
 from runyard.server.services.runs.conditions import REASONS
 from runyard.server.services.runs.runs import decode_run
-from runyard.store.lists import run_list, run_query
+from runyard.store.lists import run_list, run_metrics, run_query
 from runyard.store.lists.run_filter import RunFilter
 from runyard.store.lists.run_query import OrderField, RunOrder
 from runyard.store.tables import AnyRow
@@ -32,10 +31,15 @@ MOST_UNINDEXED = 1_000  # a search reads their texts one by one
 
 @dataclass(frozen=True, kw_only=True)
 class RunPage:
-    """A page of runs; ``next_page`` is the token of the next one, None on the last."""
+    """A page of runs; ``next_page`` is the token of the next one, None on the last.
+
+    ``way_back`` is the token of the runs before this page, nearest first: of the list in the
+    opposite order, see ``reverse_order``. It is None on the first page.
+    """
 
     items: list[Run]
     next_page: str | None
+    way_back: str | None = None
 
 
 def parse_order(text: str) -> RunOrder:
@@ -56,6 +60,11 @@ def parse_order(text: str) -> RunOrder:
     message = f"query parameter 'orderBy' is {text[:80]!r}; it must be {allowed}"
     problem = Problem(path="?orderBy", given=text[:80], allowed=allowed, message=message)
     raise Refusal("InvalidQuery", message, problems=[problem])
+
+
+def reverse_order(text: str) -> str:
+    """Return the opposite of an order."""
+    return text[1:] if text.startswith("-") else f"-{text}"
 
 
 def describe_list(filter: RunFilter, order_by: str) -> str:
@@ -82,9 +91,14 @@ async def list_runs(
         token=token,
         question=describe_list(filter, order_by),
     )
+    back = PageRequest(question=describe_list(filter, reverse_order(order_by)))
 
-    def decode_page(items: list[bytes], next_page: str | None) -> RunPage:
-        return RunPage(items=[decode_run(item) for item in items], next_page=next_page)
+    def decode_page(items: list[bytes], next_page: str | None, first: AnyRow | None) -> RunPage:
+        return RunPage(
+            items=[decode_run(item) for item in items],
+            next_page=next_page,
+            way_back=_sign_position(services, org, first, back) if first and token else None,
+        )
 
     return await _read_items(services, org, filter, order_by, page_request, decode_page)
 
@@ -98,7 +112,25 @@ async def read_page(
     page_request: PageRequest,
 ) -> bytes:
     """Return what ``list_runs`` returns as JSON, from the stored documents."""
-    return await _read_items(services, org, filter, order_by, page_request, paging.join)
+
+    def join_page(items: list[bytes], next_page: str | None, _: AnyRow | None) -> bytes:
+        return paging.join(items, next_page)
+
+    return await _read_items(services, org, filter, order_by, page_request, join_page)
+
+
+async def read_best_values(
+    services: Services, *, org: str, metrics: Mapping[str, str]
+) -> dict[str, float]:
+    """Return the best value of one metric of each run; ``metrics`` has the metric by run id."""
+    if not metrics:
+        return {}
+    found = await services.store.read_in_thread(
+        lambda tx: run_metrics.read_values(
+            tx, org=org, run_ids=list(metrics), keys=set(metrics.values())
+        )
+    )
+    return {run_id: value for run_id, key, value in found if metrics[run_id] == key}
 
 
 async def _read_items(
@@ -107,9 +139,9 @@ async def _read_items(
     filter: RunFilter,
     order_by: str,
     page_request: PageRequest,
-    build_page: Callable[[list[bytes], str | None], T],
+    build_page: Callable[[list[bytes], str | None, AnyRow | None], T],
 ) -> T:
-    """Return what a function makes of the documents of a page and the token of the next one.
+    """Return what a function makes of a page: documents, token of the next one, first row.
 
     It runs on a reader's thread, as everything else here.
     """
@@ -117,8 +149,15 @@ async def _read_items(
     after = _parse_position(services, org, order, page_request)
 
     def read_documents(tx: Connection) -> T:
+        first: list[AnyRow] = []
+
+        def fetch(position: tuple[Any, int] | None, limit: int) -> Sequence[AnyRow]:
+            found = _fetch(tx, services.clock.now_ms(), org, filter, order, position, limit)
+            first.extend(found[: 1 - len(first)])
+            return found
+
         items, last, has_more = paging.gather(
-            partial(_fetch, tx, services.clock.now_ms(), org, filter, order),
+            fetch,
             after=after,
             size=page_request.size,
             most_bytes=page_request.most_bytes,
@@ -126,7 +165,7 @@ async def _read_items(
             get_position=_get_position,
         )
         next_page = _sign_position(services, org, last, page_request) if has_more else None
-        return build_page(items, next_page)
+        return build_page(items, next_page, first[0] if first else None)
 
     return await services.store.read_in_thread(read_documents)
 

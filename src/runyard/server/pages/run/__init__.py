@@ -1,0 +1,1 @@
+"""The page *Run*: one module per tab, ``tabs`` and ``actions`` with what the routes call."""

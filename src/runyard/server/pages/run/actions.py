@@ -1,0 +1,254 @@
+"""What can be done to a run: each form calls the one service that the API's route calls."""
+
+import uuid
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import UNSET
+
+from runyard.server.http.endpoints import bodies
+from runyard.server.http.request import (
+    Id,
+    Query,
+    Request,
+    convert_body,
+    get_actor,
+    get_services,
+)
+from runyard.server.http.responses import Response
+from runyard.server.pages import templates
+from runyard.server.pages.forms import parse_form
+from runyard.server.pages.run import facts, start, tabs
+from runyard.server.pages.run.causes import build_base
+from runyard.server.pages.run.start import Draft, How
+from runyard.server.pages.views import format_bytes, format_clock
+from runyard.server.services.errors import Problem, Refusal
+from runyard.server.services.runs import contents, deletion, references, runs
+
+T = TypeVar("T")
+
+
+class Receipt(msgspec.Struct, frozen=True, kw_only=True):
+    """What was deleted with a run."""
+
+    id: str
+    name: str
+    condition: str
+    time: str
+    actor: str
+    checkpoints: str
+    log_lines: str
+    points: str
+    is_removed: bool
+
+
+async def kill_run(request: Request, run_id: Id) -> Response:
+    """Kill a run; return its head, or go back to the page."""
+    form = await parse_form(request)
+    grace = form.text("grace").strip()
+    await runs.update(
+        get_services(request),
+        get_actor(request),
+        run_id,
+        kill=True,
+        grace_s=_parse_seconds(grace) if grace else None,
+        training_project=UNSET,
+        attributes={},
+        if_match=None,
+    )
+    return await _answer_change(request, run_id)
+
+
+async def rename_run(request: Request, run_id: Id) -> Response:
+    """Give a run another name; an empty one is that of the flow."""
+    form = await parse_form(request)
+    given = _check_metadata(bodies.ChangedRunMetadata, name=form.text("name").strip() or None)
+    await runs.update(
+        get_services(request),
+        get_actor(request),
+        run_id,
+        kill=False,
+        training_project=UNSET,
+        attributes={},
+        name=given.name,
+        if_match=None,
+    )
+    return await _answer_change(request, run_id)
+
+
+async def tag_run(request: Request, run_id: Id) -> Response:
+    """Replace the tags of a run by those of the form, one ``key=value`` per line."""
+    form = await parse_form(request)
+    services, actor = get_services(request), get_actor(request)
+    run = runs.decode_run(runs.get(services, org=actor.org, run_id=run_id)[0])
+    tags = _parse_tags(form.text("tags"))
+    given = _check_metadata(bodies.ChangedRunMetadata, attributes=tags).attributes
+    removed = dict.fromkeys(key for key in run.metadata.attributes if key not in given)
+    await runs.update(
+        services,
+        actor,
+        run_id,
+        kill=False,
+        training_project=UNSET,
+        attributes={**removed, **given},
+        if_match=None,
+    )
+    return await _answer_change(request, run_id)
+
+
+async def delete_run(request: Request, run_id: Id) -> Response:
+    """Delete a run and show the receipt."""
+    services, actor = get_services(request), get_actor(request)
+    loaded = await facts.load_run(request, run_id)
+    found = await contents.read(services, org=actor.org, run_id=run_id)
+    await deletion.delete(services, actor, run_id, if_match=None)
+    receipt = Receipt(
+        id=run_id,
+        name=loaded.head.name,
+        condition=loaded.head.kind,
+        time=format_clock(services.clock.now_ms()),
+        actor=actor.name,
+        checkpoints=f"{len(found.checkpoints)}, {format_bytes(found.checkpoint_bytes)}",
+        log_lines=f"{found.log_lines:,}",
+        points=f"{found.metric_points:,}",
+        is_removed=contents.is_removed(services, org=actor.org, run_id=run_id),
+    )
+    name = "parts/_run_receipt.html" if templates.is_fragment(request) else "run_receipt.html"
+    return templates.render_fragment(request, name, receipt)
+
+
+async def get_start(request: Request, run_id: Id) -> Response:
+    """Show the form that starts another run."""
+    query, loaded = Query(request), await facts.load_run(request, run_id)
+    how = query.one_of("how", start.WAYS) or "again"
+    draft = start.build_draft(loaded.run, _check_way(how), query.all("set"))
+    return _render_form(request, loaded, draft, how=_check_way(how))
+
+
+async def check_start(request: Request, run_id: Id) -> Response:
+    """Return what the form would start: differences and problems."""
+    form, loaded = await parse_form(request), await facts.load_run(request, run_id)
+    draft = start.parse_draft(loaded.run, form)
+    preview = start.build_preview(
+        loaded.run, draft, base=loaded.head.base, refusal=_find_refusal(loaded, draft)
+    )
+    page = PreviewPart(preview=preview)
+    return templates.render_fragment(request, "parts/_run_preview.html", page)
+
+
+class PreviewPart(msgspec.Struct, frozen=True, kw_only=True):
+    """The preview alone."""
+
+    preview: start.Preview
+
+
+async def post_start(request: Request, run_id: Id) -> Response:
+    """Start the run of the form and go to its page; with problems, show the form again."""
+    form, loaded = await parse_form(request), await facts.load_run(request, run_id)
+    draft, how = start.parse_draft(loaded.run, form), _check_way(form.text("how", "again"))
+    if draft.problems:
+        return _render_form(request, loaded, draft, how=how, status=400)
+    new_id = form.text("id") or str(uuid.uuid4())
+    resume_from = (run_id, draft.checkpoint) if draft.checkpoint else None
+    body = msgspec.json.encode([draft.flow, draft.tags, draft.name, resume_from])
+    try:
+        given = _check_metadata(
+            bodies.NewRunMetadata, attributes=draft.tags, name=draft.name or None
+        )
+        await runs.create(
+            loaded.services,
+            get_actor(request),
+            new_id,
+            body=body,
+            flow=draft.flow,
+            training_project=loaded.run.spec.training_project,
+            resume_from=resume_from,
+            attributes=given.attributes,
+            name=given.name,
+        )
+    except Refusal as refusal:
+        return _render_form(request, loaded, draft, how=how, refusal=refusal, status=refusal.status)
+    return Response(status=303, headers=[(b"location", build_base(new_id).encode())])
+
+
+def _render_form(
+    request: Request,
+    loaded: facts.LoadedRun,
+    draft: Draft,
+    *,
+    how: How,
+    refusal: Refusal | None = None,
+    status: int = 200,
+) -> Response:
+    page = start.build_form(
+        loaded.run,
+        loaded.head,
+        draft,
+        how=how,
+        models=loaded.models,
+        refusal=refusal or _find_refusal(loaded, draft),
+        new_id=str(uuid.uuid4()),
+    )
+    return templates.render_page(request, "run_start.html", page, status=status)
+
+
+def _find_refusal(loaded: facts.LoadedRun, draft: Draft) -> Refusal | None:
+    """Return why the server would not start the flow of a draft."""
+    try:
+        references.check_flow(
+            loaded.services,
+            loaded.org,
+            draft.flow,
+            training_project=loaded.run.spec.training_project,
+        )
+    except Refusal as refusal:
+        return refusal
+    return None
+
+
+def _check_way(how: str) -> How:
+    found = next((way for way in start.WAYS if way == how), None)
+    if found is None:
+        allowed = ", ".join(start.WAYS)
+        message = f"field 'how' is {how[:40]!r}; it must be one of {allowed}"
+        problem = Problem(path="/how", given=how[:40], allowed=allowed, message=message)
+        raise Refusal("InvalidBody", message, problems=[problem])
+    return found
+
+
+def _check_metadata(kind: type[T], **fields: Any) -> T:
+    """Return name and tags of a form within the limits that the API has for them."""
+    return convert_body(fields, kind)
+
+
+def _parse_seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= 3600:
+        message = f"field 'grace' is {text[:40]!r}; it must be a number of seconds up to 3600"
+        problem = Problem(path="/grace", given=text[:40], allowed="0 to 3600", message=message)
+        raise Refusal("InvalidBody", message, problems=[problem])
+    return seconds
+
+
+def _parse_tags(text: str) -> dict[str, str]:
+    tags = {}
+    for line in text.splitlines():
+        key, equals, value = line.partition("=")
+        if not line.strip():
+            continue
+        if not equals or not key.strip():
+            message = f"tag {line[:40]!r} is no key=value; try: owner=kim"
+            problem = Problem(path="/tags", given=line[:40], allowed="key=value", message=message)
+            raise Refusal("InvalidBody", message, problems=[problem])
+        tags[key.strip()] = value.strip()
+    return tags
+
+
+async def _answer_change(request: Request, run_id: str) -> Response:
+    """Return the changed head for htmx; send a browser back to the page."""
+    if templates.is_fragment(request):
+        return tabs.render_head(request, await facts.load_run(request, run_id))
+    return Response(status=303, headers=[(b"location", build_base(run_id).encode())])

@@ -1,0 +1,28 @@
+// @ts-check
+// What all tabs of a run share: parts that refetch themselves on certain changes, and dialogs that
+// close when their form is sent.
+//
+// <section data-refresh="RUN" data-refresh-on="checkpoint evaluation" hx-get=… hx-trigger="refresh">
+// gets the event "refresh" when one of these changes is reported; `any` means all changes, and what
+// was missed while disconnected counts as each of them. Hints come every second and do not count.
+import { watch } from "./live.js";
+
+/** @param {HTMLElement} element @param {any} detail */
+function isMeant(element, detail) {
+  const wanted = (element.dataset.refreshOn ?? "").split(" ");
+  return detail.kind === "all" || (detail.kind === "change" && (wanted.includes("any") || wanted.includes(detail.change.what)));
+}
+
+const runs = new Set([...document.querySelectorAll("[data-refresh]")].map((element) => /** @type {HTMLElement} */ (element).dataset.refresh ?? ""));
+for (const run of runs) {
+  watch(run, (detail) => {
+    for (const element of document.querySelectorAll(`[data-refresh="${CSS.escape(run)}"]`)) {
+      if (isMeant(/** @type {HTMLElement} */ (element), detail)) element.dispatchEvent(new CustomEvent("refresh"));
+    }
+  });
+}
+
+document.addEventListener("submit", (event) => {
+  const dialog = event.target instanceof Element ? event.target.closest("dialog") : null;
+  dialog?.close();
+});

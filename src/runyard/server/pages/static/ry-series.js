@@ -1,0 +1,156 @@
+// @ts-check
+// Metric series of a run: decoding packed columns, adding live points, smoothing, and one loader for
+// all charts of a page. A bucket covers a power of two of steps and begins at a multiple of it, so
+// what arrives later changes the last buckets or adds some, and never moves a boundary.
+
+/** One key of a run. `time` is seconds since `origin`, which is epoch milliseconds; `next` is what to
+ * ask for to get what is new.
+ * @typedef {{ key: string, bucketSteps: number, total: number, firstStep: number, lastStep: number,
+ *   fromStep: number, next: number, step: Float64Array, time: Float64Array, epoch: Float64Array,
+ *   min: Float64Array, max: Float64Array, last: Float64Array }} Series
+ * @typedef {Omit<Series, "step" | "time" | "epoch" | "min" | "max" | "last"> & { timeStart: number,
+ *   columns: Record<string, string> }} Packed
+ * @typedef {{ from: number, to: number }} Range */
+
+export const POINTS = 500;
+const COLUMNS = /** @type {const} */ (["step", "time", "epoch", "min", "max", "last"]);
+
+/** Decode base64 of little-endian numbers.
+ * @param {string} text @param {boolean} isDouble */
+function decodeColumn(text, isDouble) {
+  const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+  return Float64Array.from(isDouble ? new Float64Array(bytes.buffer) : new Float32Array(bytes.buffer));
+}
+
+/** @param {Packed} item @param {number} origin @returns {Series} */
+export function decode(item, origin) {
+  const columns = /** @type {any} */ ({});
+  for (const name of COLUMNS) columns[name] = decodeColumn(item.columns[name] ?? "", name === "step");
+  const shift = (item.timeStart - origin) / 1000;
+  columns.time = columns.time.map((/** @type {number} */ seconds) => seconds + shift);
+  const { timeStart, columns: _, ...rest } = item;
+  return { ...rest, ...columns };
+}
+
+/** Return a series with newer buckets of the same size, which replace all from their `fromStep` on.
+ * @param {Series} series @param {Series} newer @returns {Series} */
+export function append(series, newer) {
+  if (!newer.step.length) return { ...series, next: newer.next };
+  let kept = series.step.length;
+  while (kept && series.step[kept - 1] >= newer.fromStep) kept--;
+  const joined = { ...newer };
+  for (const name of COLUMNS) {
+    joined[name] = new Float64Array(kept + newer.step.length);
+    joined[name].set(series[name].subarray(0, kept));
+    joined[name].set(newer[name], kept);
+  }
+  return joined;
+}
+
+/** Return the size of buckets that the server chooses for a whole series: the smallest power of two
+ * of which there are at most POINTS.
+ * @param {{ total: number, firstStep: number, lastStep: number }} series */
+export function chooseBucketSteps({ total, firstStep, lastStep }) {
+  if (total <= POINTS) return 1;
+  let size = 1;
+  while (Math.floor(lastStep / size) - Math.floor(firstStep / size) >= POINTS) size *= 2;
+  return size;
+}
+
+/** Exponential moving average, corrected for its start; 0 returns the values.
+ * @param {ArrayLike<number>} values @param {number} weight */
+export function smooth(values, weight) {
+  const result = new Float64Array(values.length);
+  let average = 0, share = 0;
+  for (let i = 0; i < values.length; i++) {
+    average = weight * average + (1 - weight) * values[i];
+    share = weight * share + (1 - weight);
+    result[i] = average / share;
+  }
+  return result;
+}
+
+/** Return every key that a pattern such as `validation/*` or `loss` names, except those listed.
+ * @param {string[]} known @param {string[]} patterns @param {string[]} except */
+export function match(known, patterns, except) {
+  const found = patterns.flatMap((pattern) => known.filter((key) =>
+    pattern.endsWith("*") ? key.startsWith(pattern.slice(0, -1)) : key === pattern));
+  return [...new Set(found)].filter((key) => !except.includes(key));
+}
+
+/** All series of one run. Charts say which keys they show; one request brings all that are missing. */
+export class Source {
+  /** @param {string} url @param {number} origin */
+  constructor(url, origin) { this.url = url; this.origin = origin; }
+  /** @type {Map<string, Series>} */ whole = new Map();
+  /** @type {Map<string, Series>} */ zoomed = new Map();
+  /** @type {string[]} */ keys = [];
+  hasAnswer = false;
+  zoom = "";
+  /** @type {Set<string>} */ wanted = new Set();
+  /** @type {Promise<void> | null} */ pending = null;
+
+  /** @param {string} query @returns {Promise<Series[]>} */
+  async request(query) {
+    const answer = await fetch(`${this.url}?points=${POINTS}${query}`);
+    if (!answer.ok) throw new Error(`metrics: ${answer.status}`);
+    const page = await answer.json();
+    this.keys = page.keys;
+    this.hasAnswer = true;
+    return page.items.map((/** @type {Packed} */ item) => decode(item, this.origin));
+  }
+
+  /** Fetch what is missing of these keys. Calls within the same task become one request.
+   * @param {string[]} keys */
+  load(keys) {
+    for (const key of keys) if (!this.whole.has(key)) this.wanted.add(key);
+    if (!this.wanted.size && this.hasAnswer) return this.pending ?? Promise.resolve();
+    this.pending ??= (async () => {
+      await Promise.resolve();
+      const batch = [...this.wanted];
+      this.wanted.clear();
+      try {
+        for (const series of await this.request(list(batch))) this.whole.set(series.key, series);
+      } finally { this.pending = null; }
+    })();
+    return this.pending;
+  }
+
+  /** Fetch these keys between two positions, in finer buckets; live again if the run is still there.
+   * @param {string[]} keys @param {Range} range @param {boolean} isLive */
+  async loadRange(keys, range, isLive) {
+    const zoom = `&from=${range.from}&to=${range.to}`;
+    if (zoom !== this.zoom) { this.zoom = zoom; this.zoomed.clear(); }
+    const isOpen = (/** @type {string} */ key) => (this.zoomed.get(key)?.lastStep ?? 0) <= range.to;
+    const missing = keys.filter((key) => !this.zoomed.has(key) || (isLive && isOpen(key)));
+    if (!missing.length) return;
+    const found = await this.request(list(missing) + zoom);
+    if (zoom === this.zoom) for (const series of found) this.zoomed.set(series.key, series);
+  }
+
+  /** Fetch what is new of these keys, and anew those whose buckets have become too many.
+   * @param {string[]} keys */
+  async extend(keys) {
+    /** @type {Map<string, Series[]>} */
+    const groups = new Map();
+    for (const series of keys.flatMap((key) => this.whole.get(key) ?? [])) {
+      const group = `&bucketSteps=${series.bucketSteps}&since=${series.next}`;
+      groups.set(group, [...(groups.get(group) ?? []), series]);
+    }
+    for (const [query, group] of groups) {
+      for (const newer of await this.request(list(group.map(({ key }) => key)) + query)) {
+        const series = this.whole.get(newer.key);
+        if (!series) continue;
+        if (chooseBucketSteps(newer) === series.bucketSteps) this.whole.set(newer.key, append(series, newer));
+        else this.whole.delete(newer.key);
+      }
+    }
+    await this.load(keys.filter((key) => this.keys.includes(key)));
+  }
+
+  /** Fetch everything anew, after a later attempt has repeated steps. */
+  forget() { this.whole.clear(); this.zoomed.clear(); this.zoom = ""; }
+}
+
+/** @param {string[]} keys */
+const list = (keys) => `&keys=${keys.map(encodeURIComponent).join(",")}`;

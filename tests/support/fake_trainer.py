@@ -1,0 +1,71 @@
+"""Attempts of a server in another process: claimed as by a controller, reported as by a supervisor.
+
+Nothing trains; a test says what the trainer reports, so that it decides what a page shows when.
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+
+class FakeTrainer:
+    """One attempt of one run."""
+
+    def __init__(self, endpoint: str, assignment: dict[str, Any]) -> None:
+        headers = {"authorization": f"Bearer {assignment['token']}"}
+        self._http = httpx2.Client(base_url=endpoint, headers=headers, trust_env=False)
+        self._offset = 0
+        self.run_id: str = assignment["run_id"]
+        self._post("process", machine_id="m1", boot_id="b", pid=7, start_ticks=8)
+
+    def report(self, event: str, **fields: Any) -> None:
+        """Report an event of the trainer, such as ``step`` or ``evaluation``."""
+        self.report_many([{"ev": event, **fields}])
+
+    def report_many(self, events: list[dict[str, Any]]) -> None:
+        """Report several events at once."""
+        now_ms = time.time_ns() // 1_000_000
+        lines = [json.dumps({"n": 1, "t": now_ms, **event}) for event in events]
+        end = self._offset + sum(len(line.encode()) + 1 for line in lines)
+        self._post("lines", stream="events", offset=self._offset, next_offset=end, lines=lines)
+        self._offset = end
+
+    def step(self, step: int, total: int, *, loss: float, seconds_left: float = 0.0) -> None:
+        """Report an optimizer step."""
+        self.report(
+            "step", step=step, totalSteps=total, epoch=step / total, secondsLeft=seconds_left,
+            values={"loss": loss},
+        )  # fmt: skip
+
+    def finish(self, code: int = 0, **result: Any) -> None:
+        """Report that the attempt has ended."""
+        self._post(
+            "finish", exit_code=code, signal=None, group_empty=True, cause=f"exit code {code}",
+            time=5, result=result or None,
+        )  # fmt: skip
+
+    def close(self) -> None:
+        self._http.close()
+
+    def _post(self, name: str, **message: Any) -> None:
+        answer = self._http.post(f"/internal/v1/attempt/{name}", json=message)
+        assert answer.status_code < 300, answer.text
+
+
+def claim_run(endpoint: str, data_dir: Path) -> FakeTrainer:
+    """Claim the next waiting run and start its attempt."""
+    controller = json.loads((data_dir / "secrets" / "controller.json").read_text())
+    headers = {"authorization": f"Bearer {controller['key']}"}
+    offer = {
+        "claim_id": f"c{time.time_ns()}", "machine_id": "m1", "host": "here", "slots": 1000,
+        "wait_s": 0,
+    }  # fmt: skip
+    with httpx2.Client(base_url=endpoint, headers=headers, trust_env=False) as http:
+        answer = http.post("/internal/v1/claims", json=offer)
+    assert answer.status_code == 200, answer.text
+    assignment = answer.json()["assignment"]
+    assert assignment is not None, "there was nothing to claim"
+    return FakeTrainer(endpoint, assignment)
