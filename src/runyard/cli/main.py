@@ -19,7 +19,7 @@ from runyard.cli.failures import (
     is_handled_by_click,
     to_command_failure,
 )
-from runyard.cli.global_options import FORMATS, choose_color, get_global_options
+from runyard.cli.global_options import FORMATS, GlobalOptions, choose_color, get_global_options
 from runyard.cli.global_options import split_global_options as split_options
 from runyard.cli.groups import describe_unexpected, raise_unknown_command
 from runyard.vi_package import describe_conflict
@@ -138,7 +138,12 @@ class LazyGroup(click.Group):
         parent: click.Context | None = None,
         **extra: Any,
     ) -> click.Context:
-        options, others = split_options(args)
+        try:
+            options, others = split_options(args)
+        except click.UsageError:
+            if not extra.get("resilient_parsing"):
+                raise
+            options, others = GlobalOptions(), args  # a line that is still being typed
         color = choose_color(os.environ)
         return super().make_context(info_name, others, parent, obj=options, color=color, **extra)
 
