@@ -8,7 +8,6 @@ import importlib
 import os
 import signal
 import threading
-import traceback
 from typing import Any, NamedTuple
 
 import click
@@ -162,6 +161,8 @@ class LazyGroup(click.Group):
             failure = to_command_failure(error)
             is_debug = get_global_options().is_debug
             if is_debug and (failure is not None or isinstance(error, CommandFailed)):
+                import traceback
+
                 traceback.print_exception(error)
             if failure is not None:
                 raise failure from error
