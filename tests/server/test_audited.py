@@ -97,6 +97,10 @@ async def change_many_runs(watch: AuditWatch) -> None:
         await watch("PUT", "runs/{}", word, json={"spec": {}})
         await watch("POST", f"runs:{word}", json={"ids": [word]})
         await watch("POST", f"runs:{word}", json={"ids": [word]}, rows=0)
+    await watch("PUT", "runs/{}", "tagged", json={"spec": {}})
+    tags = {"ids": ["tagged"], "set": {"owner": "kim"}}
+    await watch("POST", "runs:tag", json=tags)
+    await watch("POST", "runs:tag", json=tags, rows=0)
 
 
 async def change_keys(watch: AuditWatch) -> None:

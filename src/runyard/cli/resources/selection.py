@@ -127,7 +127,7 @@ def build_filters(
     return {name: value for name, value in filters.items() if value is not None}
 
 
-def parse_attributes(given: Iterable[str]) -> dict[str, str]:
+def parse_attributes(given: Iterable[str], *, option: str = "--attribute") -> dict[str, str]:
     """Return attributes from ``KEY=VALUE`` texts.
 
     Raises:
@@ -138,7 +138,7 @@ def parse_attributes(given: Iterable[str]) -> dict[str, str]:
         key, equals, value = text.partition("=")
         if not equals or not key:
             raise CommandFailed(
-                f"--attribute {text!r} is malformed, expected: KEY=VALUE", exit_code=EXIT_USAGE
+                f"{option} {text!r} is malformed, expected: KEY=VALUE", exit_code=EXIT_USAGE
             )
         attributes[key] = value
     return attributes
