@@ -88,7 +88,7 @@ HOSTILE = [
 ]
 WRAPS = ("{}", "x{}", "{}\n", "'{}", '"{}', "/{}", "&{}", " {} ", '="{}', "\\{}")
 # Fields that hold addresses, which views build from quoted parts.
-URL_NAME = re.compile(r"url$|href$|^image$|^api$|^base$|query")
+URL_NAME = re.compile(r"url$|href$|^image$|^api$|^base$|query|^orders$")
 
 
 def list_templates() -> list[str]:
