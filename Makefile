@@ -6,7 +6,7 @@ export PYTHON
 .PHONY: help setup demo check test bench format style stubborn chaos chaos-postgresql kill-server power-cuts \
   checkpoint-cuts notice starve faults-nth fuzz-api fuzz-datasets backup-property defects formats families \
   vi-inference howtos bench-import bench-requests bench-train bench-tiny bench-memory bench-saving sim sim-kept \
-  sim-rules sim-postgresql availability
+  sim-rules sim-postgresql availability reconnects
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ SHARE ?= 1
 faults-nth: setup ## Fail every n-th fsync, rename, open and write; SHARE=0.1 takes a tenth
 	@scripts/chaos --nth $(SHARE) --seed $(SEED)
 
+reconnects: setup ## Cut the connection of watchers 1,000 times while runs change, on both stores
+	@RUNYARD_RECONNECTS=1000 scripts/test tests/server/test_reconnects.py -n 0
+
 availability: setup ## Keep the server available against silent sockets, long polls and slow bodies
 	@RUNYARD_AVAILABILITY=1 scripts/test tests/server/test_availability.py -n 0 -s -k block_no_other_client
 
@@ -116,6 +119,9 @@ bench-train: setup ## Compare training steps with other loops: ARGS="--cases tin
 
 bench-tiny: setup ## Train the tiny model on each built-in dataset, three splits; about 12 minutes
 	@.venv/bin/python benchmarks/tiny_learns.py $(if $(JSON),--json $(JSON))
+
+bench-sdk-start: setup ## Compare the start of the SDK with the published client's: ARGS="--rounds 15"
+	@scripts/setup-vi-sdk && .venv/bin/python benchmarks/sdk_start.py $(ARGS)
 
 bench-saving: setup ## Measure how long a checkpoint pauses training: ARGS="--cases medium --rounds 5"
 	@.venv/bin/python benchmarks/saving_pause.py $(ARGS)

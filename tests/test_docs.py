@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from runyard import rundir
+from runyard.server.services.events import MEANINGS as EVENT_MEANINGS
 from runyard.server.services.runs.conditions import MEANINGS, REASONS
 from runyard.settings import PREFIX, Settings
 from runyard.supervisor import main as supervisor
@@ -81,6 +82,19 @@ def test_every_listed_reason_exists() -> None:
 @pytest.mark.parametrize(("event", "names"), list(rundir.EVENTS.items()))
 def test_each_event_is_listed_with_its_fields(event: str, names: tuple[str, ...]) -> None:
     assert f"| `{event}` | {', '.join(f'`{name}`' for name in names)} |" in LIFECYCLE
+
+
+@pytest.mark.parametrize(
+    ("kind", "what", "meaning"),
+    [
+        (kind, what, text)
+        for kind, events in EVENT_MEANINGS.items()
+        for what, text in events.items()
+    ],
+)
+def test_each_event_of_an_organization_is_listed(kind: str, what: str, meaning: str) -> None:
+    page = (ROOT / "docs/events.md").read_text()
+    assert f"\n| `{kind}` | `{what}` | {meaning} |\n" in page
 
 
 @pytest.mark.parametrize(

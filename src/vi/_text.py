@@ -1,4 +1,4 @@
-"""Formatting of caller-supplied values for messages: short and printable."""
+"""Formatting of values of callers and servers: short and printable."""
 
 
 def shorten_repr(value: object, *, longest: int = 300) -> str:
@@ -13,3 +13,8 @@ def shorten_repr(value: object, *, longest: int = 300) -> str:
 def printable(text: str) -> str:
     """Return text that can be encoded; lone surrogates become escapes."""
     return text if text.isascii() else text.encode(errors="backslashreplace").decode()
+
+
+def to_single_line(text: str) -> str:
+    """Return text with a space for each control character, which could control a terminal."""
+    return "".join(character if character.isprintable() else " " for character in text)

@@ -150,7 +150,7 @@ def test_flows_are_saved_listed_shown_and_deleted(runyard: Runyard, data_dir: st
         runyard("flows", "check", flow_id, "--data-dir", data_dir).stdout == "shelf: no problems\n"
     )
 
-    assert runyard("flows", "delete", flow_id, "--data-dir", data_dir).exit_code == 0
+    assert runyard("flows", "rm", flow_id, "--yes", "--data-dir", data_dir).exit_code == 0
     assert runyard("flows", "get", flow_id, "--data-dir", data_dir).exit_code == 4
 
 
@@ -252,6 +252,26 @@ def test_logs_metrics_and_models_of_a_finished_run(
     run_id = finished_run.run_id
     logs = runyard("runs", "logs", run_id, "--json", "--data-dir", data_dir).stdout.splitlines()
     assert [json.loads(line)["number"] for line in logs] == list(range(1, len(logs) + 1))
+    tail = runyard("runs", "logs", run_id, "--tail", "2", "--data-dir", data_dir).stdout
+    assert len(tail.splitlines()) == 2
+    search = ("--search", "^plan (resolved|made)", "--json", "--data-dir", data_dir)
+    (line,) = runyard("runs", "logs", run_id, *search).stdout.splitlines()
+    assert json.loads(line)["text"].startswith("plan resolved")
+    late = ("--since", "2030-01-01", "--data-dir", data_dir)
+    assert runyard("runs", "logs", run_id, *late).stdout == ""
+    failed = runyard("runs", "logs", run_id, "--failed", "--data-dir", data_dir)
+    assert (failed.exit_code, "no attempt of run" in failed.stderr) == (1, True)
+
+    arguments = ("runs", "samples", run_id, "--data-dir", data_dir)
+    samples = [json.loads(line) for line in runyard(*arguments, "--json").stdout.splitlines()]
+    assert len(samples) == 20
+    scores = [sample["score"] for sample in samples]
+    assert scores == sorted(scores)
+    table = runyard(*arguments, "--limit", "3").stdout.splitlines()
+    assert (table[0].split()[:3], len(table)) == (["STEP", "INDEX", "SCORE"], 4)
+    index = str(samples[0]["index"])
+    runyard(*arguments, "--index", index, "--image", "sample.png")
+    assert Path("sample.png").read_bytes().startswith(b"\x89PNG")
 
     points = runyard(
         "runs", "metrics", run_id, "--json", "--data-dir", data_dir

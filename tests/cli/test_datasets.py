@@ -112,7 +112,9 @@ def test_versions_are_listed_and_a_deleted_dataset_is_gone(
     assert (version["assets"], version["records"]) == (3, 3)
     assert version["datasetVersionId"] in runyard("datasets", "list", "--data-dir", data_dir).stdout
     kept = runyard("datasets", "delete", imported, "--data-dir", data_dir)
-    assert kept.exit_code == 1
+    assert kept.exit_code == 2 and "try: --yes" in kept.stderr
+    shown = runyard("datasets", "delete", imported, "--dry-run", "--data-dir", data_dir)
+    assert "would delete" in shown.stdout and "3 images" in shown.stdout
     deleted = runyard("datasets", "delete", imported, "--yes", "--data-dir", data_dir)
     assert deleted.stdout == f"deleted {imported}\n"
     assert runyard("datasets", "get", imported, "--data-dir", data_dir).exit_code == 4

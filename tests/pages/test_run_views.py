@@ -16,6 +16,7 @@ from vi.api.resources.models.responses import Model, ModelSpec
 from vi.api.resources.runs.responses import (
     Run,
     RunAttempt,
+    RunMetadata,
     RunProgress,
     RunSpec,
     RunStatus,
@@ -62,7 +63,7 @@ def make_run(kind: str, reason: str, message: str = "", **changes: Any) -> Run:
             attempts=[attempt],
             **changes,
         ),
-        metadata=ResourceMetadata(time_created=CREATED, attributes={"owner": "kim"}),
+        metadata=RunMetadata(name="shelf", time_created=CREATED, attributes={"owner": "kim"}),
     )
 
 

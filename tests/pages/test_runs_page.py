@@ -102,9 +102,13 @@ async def test_new_runs_are_counted_if_the_filter_matches_them(
 ) -> None:
     await add_run(server, "r1", owner="kim")
     await add_run(server, "r2", owner="noor")
-    query = {"q": "owner=kim", "new": ["r1", "r2"]}
-    assert ">1 new · show<" in (await api.get("/ui/runs:rows", params=query)).text
-    assert ">2 new · show<" in (await api.get("/ui/runs:rows", params={"new": ["r1", "r2"]})).text
+    new = {"count": "true", "new": ["r1", "r2"]}
+    assert ">2 new · show<" in (await api.get("/ui/runs:rows", params=new)).text
+    matching = (await api.get("/ui/runs:rows", params={"q": "owner=kim", **new})).text
+    assert ">1 new · show<" in matching
+    assert "Pending <b>1</b>" in matching
+    uncounted = (await api.get("/ui/runs:rows", params={"id": "r1"})).text
+    assert "chips" not in uncounted
 
 
 async def test_pages_lead_to_older_runs_and_back(

@@ -22,7 +22,6 @@ from runyard.store import backup as rows
 from runyard.store import blobs as blob_rows
 from runyard.store import keys as key_rows
 from runyard.store import lease_clock, organizations
-from runyard.store.tables import metadata
 from tests.server.datasets import Data, make_vqa_files
 from tests.support import attempts
 from tests.support.server import TestServer, open_server
@@ -156,9 +155,7 @@ async def test_every_table_is_in_a_backup(server: TestServer) -> None:
         names = tar.getnames()
         manifest = json.load(tar.extractfile("manifest.json"))  # type: ignore[arg-type]
     tables = [part["name"] for part in manifest["tables"]]
-    # Browsers sign in again after a restore.
-    kept = [table.name for table in metadata.sorted_tables if "session" not in table.name]
-    assert tables == kept
+    assert tables == list(rows.TABLES)
     assert [name for name in names if name.startswith("tables/")] == [
         f"tables/{name}.jsonl" for name in tables
     ]

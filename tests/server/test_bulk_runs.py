@@ -124,9 +124,9 @@ async def four_runs(server: TestServer) -> None:
     await api.put(server.path("flows/f1"), json={"spec": {}})
     await api.put(server.path("trainingProjects/p1"), json={"spec": {}})
     specs = {"ended": {}, "r1": {}, "r2": {"flowId": "f1"}, "r3": {"trainingProject": "p1"}}
-    for time_ms, (run_id, spec) in enumerate(specs.items()):
-        server.clock.epoch_ms = 1_700_000_000_000 + time_ms
-        await create(server, run_id, **spec)
+    server.clock.epoch_ms = 1_700_000_000_000 - 1
+    for run_id, spec in specs.items():
+        await create(server, run_id, **spec)  # a millisecond later than the one before
     await api.patch(server.path("runs/ended"), json={"spec": {"killedAt": 1}})
 
 

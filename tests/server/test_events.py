@@ -75,6 +75,14 @@ async def test_a_run_from_creation_to_deletion_leaves_its_events_in_order(
     assert by_what["checkpoint"]["details"]["checkpoint"] == "epoch-1"
     assert by_what["warning"]["details"]["message"] == "the learning rate is high"
     assert {event["kind"] for event in page["items"]} == {"run"}
+    check_meanings(page)
+
+
+def check_meanings(page: dict[str, Any]) -> None:
+    """Check that every event is one of the documented ones."""
+    assert {(event["kind"], event["what"]) for event in page["items"]} <= {
+        (kind, what) for kind, meanings in events.MEANINGS.items() for what in meanings
+    }
 
 
 CHANGES_NO_RESOURCE = {
@@ -114,6 +122,7 @@ async def test_every_mutating_route_leaves_an_event(
 ) -> None:
     monkeypatch.setattr(test_audited, "AuditWatch", EventWatch)
     seen = await test_audited.change_everything(server)
+    check_meanings(await read_events(server))
     assert seen - test_audited.CHANGES_NOTHING == MUTATING
     assert MUTATING >= CHANGES_NO_RESOURCE
     assert {get_shape(route.path) for route in ROUTES} >= {"events"}

@@ -6,14 +6,17 @@ import random
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pytest
 
 from runyard import limits
+from runyard.server.services.operations import housekeeping
 from runyard.server.services.runs.telemetry import series
-from runyard.store.tables import metrics, runs
-from runyard.store.telemetry import packing
+from runyard.store.tables import metrics as metric_rows
+from runyard.store.tables import runs
+from runyard.store.telemetry import metrics, packing
 from tests.support import attempts
 from tests.support.attempts import Attempt
 from tests.support.server import TestServer
@@ -332,7 +335,9 @@ async def test_metrics_beyond_the_limit_are_counted_and_reported_once(
     assert [line["stream"] for line in lines] == ["events"]
 
 
-async def test_rows_of_an_older_server_are_read_and_then_packed(server: TestServer) -> None:
+async def test_rows_of_an_older_server_are_read_and_then_packed(
+    server: TestServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     attempt = await attempts.start(server)
     events = [make_event(step, loss=float(step)) for step in range(2000)]
     # What resumes at step 1500 repeats the steps after it, with other values.
@@ -343,13 +348,15 @@ async def test_rows_of_an_older_server_are_read_and_then_packed(server: TestServ
     await add_old_rows(server, events)
     expected = reference.draw("loss", 64, 0, 2099)
     assert (await read_curve(server, bucketSteps=64)).columns == expected
-
-    def pack(tx: Any) -> int:
-        return packing.pack_rows(tx, org=server.org, run_id="r1", packed=0, limit=1700)
-
-    assert await server.services.store.write(pack) == 1700
-    assert (await read_curve(server, bucketSteps=64)).columns == expected
+    monkeypatch.setattr(packing, "MOST_ROWS", 1700)  # less than there are
     await ship(attempt, [make_event(2100, loss=7.0)])
+    curve = await read_curve(server, bucketSteps=64, to=2047)
+    assert curve.columns == reference.draw("loss", 64, 0, 2047)
+    await housekeeping.sweep(server.services)
+    rest = await server.services.store.read_in_thread(
+        partial(metrics.list_rows, org=server.org, run_id="r1", after=0, limit=9999)
+    )
+    assert len(rest) < 512
     curve = await read_curve(server, bucketSteps=64)
     assert curve.columns["last"][-1] == 7.0
     assert curve.total == 2101
@@ -373,7 +380,7 @@ async def add_old_rows(server: TestServer, events: list[dict[str, Any]]) -> None
     ]
 
     def add(tx: Any) -> None:
-        tx.execute(metrics.insert(), rows)
+        tx.execute(metric_rows.insert(), rows)
         tx.execute(runs.update().values(metric_count=len(rows)))
 
     await server.services.store.write(add)

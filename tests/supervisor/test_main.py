@@ -242,6 +242,44 @@ def test_a_result_left_by_a_lost_attempt_is_reported(
     assert list_steps(server) == list(range(30))
 
 
+EVALUATES = """
+import os, time
+def train(folder):
+    for number in range(200):
+        with open(folder / "samples.jsonl", "ab", buffering=0) as file:
+            file.write(b'{"kind":"sample","step":1,"index":%d}\\n' % number)
+    (folder / "ready").touch()
+    while not (folder / "go").exists():
+        time.sleep(0.01)
+    with open(folder / "samples.jsonl", "ab", buffering=0) as file:
+        file.write(b'{"kind":"sample","step":2,"index":0}\\n{"kind":"sam')
+    os.abort()
+"""
+
+
+def test_each_sample_arrives_once_although_two_supervisors_are_killed(
+    folder: Path, server: Any, start: Start
+) -> None:
+    placed = read_json(folder / "placed.json")
+    (folder / "placed.json").write_text(json.dumps({**placed, "spoolBytes": 100}))
+    server.fail = lambda path, times: "lose" if path.endswith("/lines") and times % 2 else None
+    first = start(folder, EVALUATES)
+    server.wait_for(lambda: len(server.lines["samples"]) == 200)
+    server.fail = lambda path, times: "503" if path.endswith(("/finish", "/lines")) else None
+    (folder / "go").touch()
+    server.wait_for((folder / "exit.json").exists)
+    for supervisor in (first, start(folder, EVALUATES)):
+        supervisor.kill()
+        supervisor.wait()
+    server.fail = lambda path, times: "lose" if path.endswith("/lines") and times % 2 else None
+    assert wait_for_exit(start(folder, EVALUATES)) == 0
+    found = [json.loads(line) for line in server.lines["samples"]]  # the torn line is not sent
+    assert [(line["step"], line["index"]) for line in found] == [
+        *((1, number) for number in range(200)),
+        (2, 0),
+    ]
+
+
 def test_a_second_supervisor_leaves_the_folder_alone(
     folder: Path, server: Any, start: Start
 ) -> None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -99,6 +100,31 @@ def test_catching_an_error_loads_nothing_heavy() -> None:
 def test_the_client_loads_neither_rich_nor_an_event_loop() -> None:
     loaded = loaded_by("import vi; vi.Client('dtvi_' + 'k' * 98, 'lab')")
     assert not loaded & {"rich", "asyncio", "tarfile", "vi._client._async", "vi._http._async"}
+
+
+@pytest.mark.parametrize("kind", ["Client", "AsyncClient"])
+def test_creating_a_client_loads_no_http_library_and_no_resource(kind: str) -> None:
+    loaded = loaded_by(f"import vi; vi.{kind}('dtvi_' + 'k' * 98, 'lab')")
+    assert not loaded & {"httpx2", "httpcore2", "rich", "urllib.request", "email", "tarfile"}
+    assert not {name for name in loaded if name.startswith("vi.api")}
+
+
+def test_a_resource_loads_neither_the_others_nor_an_http_library() -> None:
+    loaded = loaded_by("import vi; vi.Client('dtvi_' + 'k' * 98, 'lab').runs")
+    assert "vi.api.resources.runs._sync" in loaded
+    assert not loaded & {"httpx2", "rich", "asyncio", "tarfile", "zipfile"}
+    resources = {name.split(".")[3] for name in loaded if name.startswith("vi.api.resources.")}
+    assert not resources & {"assets", "annotations", "audit", "keys", "models"}
+
+
+@pytest.mark.parametrize("kind", [vi.Client, vi.AsyncClient])
+def test_every_resource_is_listed_by_dir_and_created_once(kind: Any) -> None:
+    client = kind("dtvi_" + "k" * 98, "lab")
+    names = [name for name in dir(client) if not name.startswith("_")]
+    assert {"runs", "flows", "models", "datasets", "assets", "annotations"} <= set(names)
+    assert {"training_projects", "keys", "audit"} <= set(names)
+    for name in names:
+        assert getattr(client, name) == getattr(client, name)
 
 
 def test_wire_documents_load_no_http_stack() -> None:

@@ -5,8 +5,15 @@ from typing import NamedTuple
 
 import click
 
-from runyard.cli.connection import data_dir_option
+from runyard.cli.connection import data_dir_option, list_connection_sources
+from runyard.cli.groups import NounGroup
 from runyard.cli.output import json_option, print_json, print_table
+
+CONNECTION_HELP = {
+    "endpoint": "address of the server that commands use",
+    "organization_id": "organization that commands act for",
+    "secret_key": "key that commands use",
+}
 
 
 class ShownSetting(NamedTuple):
@@ -18,21 +25,32 @@ class ShownSetting(NamedTuple):
     help: str
 
 
-@click.group()
+@click.group(cls=NounGroup)
 def config() -> None:
     """Show every setting, its value and its source."""
 
 
 @config.command("show")
+@click.option(
+    "--origin",
+    is_flag=True,
+    help="Show only what is not a default, and the server, organization and key of commands.",
+)
 @data_dir_option
 @json_option
-def show_config(data_dir: Path | None, as_json: bool) -> None:
+def show_config(origin: bool, data_dir: Path | None, as_json: bool) -> None:
     """Show every setting, its value and its source.
 
     Each setting can be set by an environment variable RUNYARD_<NAME>; options of `runyard up` take
-    precedence.
+    precedence. The key is never printed.
     """
     settings = list_settings(data_dir)
+    if origin:
+        settings = [setting for setting in settings if setting.source != "default"]
+        settings += [
+            ShownSetting(name, value, source, CONNECTION_HELP[name])
+            for name, value, source in list_connection_sources(data_dir)
+        ]
     if as_json:
         print_json({"settings": [setting._asdict() for setting in settings]})
     else:

@@ -20,6 +20,9 @@ EXIT_UNREACHABLE = 5
 EXIT_REFUSED = 6
 EXIT_TIME_UP = 7
 EXIT_CANNOT_START = 8  # starting the instance again would fail again
+EXIT_WATCHED_FAILED = 10  # only of `runyard runs watch --exit-status`, with the next two
+EXIT_WATCHED_ERROR = 11
+EXIT_WATCHED_CANCELLED = 12
 EXIT_DOWN = 3  # only of `runyard status`, as service managers expect
 EXIT_INTERRUPTED = 130
 
@@ -51,9 +54,7 @@ def to_command_failure(error: Exception) -> CommandFailed | None:
 
     None if click handles it or it is unexpected.
     """
-    if isinstance(
-        error, (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError)
-    ):
+    if is_handled_by_click(error):
         return None
     if message := explain_missing_extra(error):
         return CommandFailed(message, exit_code=EXIT_USAGE)
@@ -73,10 +74,21 @@ def to_command_failure(error: Exception) -> CommandFailed | None:
         exit_code = next(
             code for name, code in _EXIT_BY_ERROR if isinstance(error, getattr(errors, name))
         )
-        return CommandFailed(_format_sdk_error(error), exit_code=exit_code)
+        message = _format_sdk_error(error)
+        if error.trace_id:
+            code = error.details.get("code")
+            message += f"\n({f'code {code}, ' if code else ''}request {error.trace_id})"
+        return CommandFailed(message, exit_code=exit_code)
     if isinstance(error, OSError):
         return CommandFailed(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "))
     return None
+
+
+def is_handled_by_click(error: Exception) -> bool:
+    """Return True for exceptions that click turns into messages and exit codes."""
+    return isinstance(
+        error, (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError)
+    )
 
 
 def _format_sdk_error(error: Any) -> str:

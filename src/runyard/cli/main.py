@@ -5,11 +5,23 @@ for the overview, and the docstring of the command has the details.
 """
 
 import importlib
+import os
+import signal
+import threading
+import traceback
 from typing import Any, NamedTuple
 
 import click
 
-from runyard.cli.failures import EXIT_INTERRUPTED, CommandFailed, to_command_failure
+from runyard.cli.failures import (
+    EXIT_INTERRUPTED,
+    CommandFailed,
+    is_handled_by_click,
+    to_command_failure,
+)
+from runyard.cli.global_options import FORMATS, choose_color, get_global_options
+from runyard.cli.global_options import split_global_options as split_options
+from runyard.cli.groups import describe_unexpected, raise_unknown_command
 from runyard.vi_package import describe_conflict
 
 
@@ -42,6 +54,9 @@ COMMANDS = {
     "runs": CommandEntry(
         "resources.runs", "runs", "Create, follow, compare, kill and delete training runs."
     ),
+    "top": CommandEntry(
+        "live.top", "top", "Show running and waiting runs and the use of machines, live."
+    ),
     "flows": CommandEntry(
         "resources.flows", "flows", "Save, validate and inspect flows (training configurations)."
     ),
@@ -62,6 +77,11 @@ COMMANDS = {
     "restore": CommandEntry(
         "resources.backup", "restore", "Replace all data of the server with a backup."
     ),
+    "events": CommandEntry(
+        "resources.events",
+        "events",
+        "Show what has happened to runs, datasets, imports and flows, oldest first.",
+    ),
     "keys": CommandEntry("resources.keys", "keys", "Create, list, revoke and rotate API keys."),
     "sessions": CommandEntry(
         "resources.sessions", "sessions", "List browsers that are signed in, and sign them out."
@@ -73,6 +93,10 @@ COMMANDS = {
         "resources.gc", "gc", "Compare database and disk, and delete unreferenced data."
     ),
     "config": CommandEntry("config", "config", "Show every setting, its value and its source."),
+    "profiles": CommandEntry(
+        "profiles", "profiles", "Name servers and keys, to choose one with --profile."
+    ),
+    "env": CommandEntry("environment", "show_environment", "Print versions, for bug reports."),
     "doctor": CommandEntry(
         "instance.doctor", "doctor", "Check the installation and suggest fixes."
     ),
@@ -100,6 +124,24 @@ class LazyGroup(click.Group):
         )
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            raise_unknown_command(self, ctx, args[0])
+        return super().resolve_command(ctx, args)
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        options, others = split_options(args)
+        color = choose_color(os.environ)
+        return super().make_context(info_name, others, parent, obj=options, color=color, **extra)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, entry.help) for name, entry in COMMANDS.items()])
@@ -113,9 +155,14 @@ class LazyGroup(click.Group):
             raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
         except Exception as error:
             failure = to_command_failure(error)
-            if failure is None:
+            is_debug = get_global_options().is_debug
+            if is_debug and (failure is not None or isinstance(error, CommandFailed)):
+                traceback.print_exception(error)
+            if failure is not None:
+                raise failure from error
+            if is_debug or is_handled_by_click(error):
                 raise
-            raise failure from error
+            raise CommandFailed(describe_unexpected(error)) from error
 
 
 def _print_version(ctx: click.Context, _parameter: click.Parameter, is_asked: bool) -> None:
@@ -135,6 +182,21 @@ def _print_version(ctx: click.Context, _parameter: click.Parameter, is_asked: bo
     callback=_print_version,
     help="Print the version.",
 )
+@click.option(
+    "--format",
+    type=click.Choice(FORMATS),
+    expose_value=False,
+    help="Output of tables: agent is tab-separated without questions and progress, quiet is ids "
+    "alone. Accepted anywhere, like the next three.",
+)
+@click.option("-q", "--quiet", is_flag=True, expose_value=False, help="Print ids alone.")
+@click.option(
+    "--profile",
+    metavar="NAME",
+    expose_value=False,
+    help="Server and key to use; see `runyard profiles`. [default: RUNYARD_PROFILE]",
+)
+@click.option("--debug", is_flag=True, expose_value=False, help="Print the traceback of an error.")
 def cli() -> None:
     """Train vision-language models on your own machines.
 
@@ -143,10 +205,21 @@ def cli() -> None:
 
     Exit codes: 0 success; 1 error; 2 invalid usage or setting; 3 run did not succeed; 4 not found;
     5 server unreachable; 6 key rejected; 7 timeout; 8 instance cannot start; 130 interrupted.
+    With `runyard runs watch --exit-status`: 10 Failed; 11 Error; 12 Cancelled.
     `runyard status` exits with 0 if an instance is up and with 3 if none is.
     """
 
 
+def _interrupt_once(_number: int, _frame: object) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    raise KeyboardInterrupt
+
+
 def main() -> None:
-    """Run the ``runyard`` command."""
+    """Run the ``runyard`` command.
+
+    The first Ctrl-C interrupts, which tidies up; a second one ends the process at once.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, _interrupt_once)
     cli(prog_name="runyard")

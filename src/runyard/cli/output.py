@@ -12,8 +12,20 @@ from typing import Any
 
 import click
 
+from runyard.cli.global_options import get_global_options
+
+
+def _wants_json(ctx: click.Context, _parameter: click.Parameter, is_given: bool) -> bool:
+    return is_given or get_global_options().format == "json"
+
+
 json_option = click.option(
-    "--json", "as_json", is_flag=True, help="Print the API response as JSON."
+    "--json",
+    "as_json",
+    is_flag=True,
+    callback=_wants_json,
+    help="Print the API response as JSON; --json=FIELD,FIELD prints these fields, --json= lists "
+    "them.",
 )
 
 _COLORS = {
@@ -26,17 +38,38 @@ _COLORS = {
 
 
 def print_json(value: Any) -> None:
-    """Print a document as one line of JSON, with its names on the wire."""
+    """Print a document as one line of JSON, with its names on the wire.
+
+    With ``--json=FIELDS`` only these fields, of each document in a list.
+    """
     import msgspec
 
+    fields = get_global_options().fields
+    if fields is not None:
+        from runyard.cli.fields import list_fields, select_fields
+
+        if not fields:
+            click.echo("\n".join(list_fields(value)))
+            return
+        value = select_fields(value, fields)
     click.echo(msgspec.json.encode(value, enc_hook=_encode_path).decode())
 
 
 def print_table(
     headings: Sequence[str], rows: Sequence[Sequence[object]], *, err: bool = False
 ) -> None:
-    """Print aligned columns, with colored conditions on a terminal."""
+    """Print aligned columns, with colored conditions on a terminal.
+
+    The format ``agent`` prints tab-separated columns, ``quiet`` the first column, which is the id.
+    """
     cells = [[_cell(value) for value in row] for row in rows]
+    format = "auto" if err else get_global_options().format
+    if format == "quiet":
+        click.echo("".join(f"{row[0]}\n" for row in cells), nl=False)
+        return
+    if format == "agent":
+        click.echo("".join("\t".join(row) + "\n" for row in [list(headings), *cells]), nl=False)
+        return
     widths = [
         max(len(line[index]) for line in [list(headings), *cells]) for index in range(len(headings))
     ]
@@ -48,6 +81,11 @@ def print_table(
 def print_fields(fields: Sequence[tuple[str, object]]) -> None:
     """Print one field per line; fields whose value is None or empty are omitted."""
     shown = [(name, _cell(value)) for name, value in fields if value not in (None, "", [], {})]
+    format = get_global_options().format
+    if format in ("quiet", "agent"):
+        lines = [shown[0][1]] if format == "quiet" else ["\t".join(each) for each in shown]
+        click.echo("\n".join(lines))
+        return
     width = max((len(name) for name, _ in shown), default=0)
     for name, value in shown:
         click.echo(f"{name:<{width}}  {colorize(value)}")

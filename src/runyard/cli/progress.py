@@ -2,6 +2,7 @@
 
 On a terminal, one line is updated in place. Elsewhere, a plain line is printed on each change of
 condition and every few seconds, so that build logs remain readable. stdout is reserved for results.
+RUNYARD_NO_PROGRESS and ``--format agent`` disable all of them.
 """
 
 import shutil
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
+from runyard.cli.global_options import get_global_options
 from runyard.cli.output import format_duration, format_number, to_single_line
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ class ProgressLine:
         self._stream = stream or sys.stderr
         self._now = now
         self._is_live = self._stream.isatty()
+        self._is_shown = get_global_options().shows_progress
         self._last_condition: ConditionKind | None = None
         self._last_text = ""
         self._printed_s = float("-inf")
@@ -59,7 +62,7 @@ class ProgressLine:
     def update(self, run: "Run") -> None:
         """Show the current state of a run."""
         condition, text = run.condition, format_progress(run)
-        if text == self._last_text:
+        if text == self._last_text or not self._is_shown:
             return
         if self._is_live:
             # A line that wraps could not be rewritten in place.
@@ -92,6 +95,8 @@ class PhaseLines:
         from vi.api._progress import describe_import
 
         phase = imported.status.progress.phase
+        if not get_global_options().shows_progress:
+            return
         if phase == self._last_phase and self._now() - self._printed_s < PLAIN_LINE_EVERY_S:
             return
         self._last_phase, self._printed_s = phase, self._now()
@@ -124,6 +129,8 @@ class WorkLine:
 
     def update(self, doing: str, done: int, total: int) -> None:
         """Show the current activity and how much of it is done."""
+        if not get_global_options().shows_progress:
+            return
         text = to_single_line(f"{bar(done / total)}  {doing} {done}/{total}" if total else doing)
         if self._is_live:
             self._stream.write(f"\r\x1b[2K{text[: shutil.get_terminal_size().columns - 1]}")

@@ -6,8 +6,9 @@ connection.
 
 from collections.abc import Sequence
 
-from sqlalchemy import Connection, Table, and_, delete, insert, or_, select, update
+from sqlalchemy import Connection, Table, delete, insert, select, update
 
+from runyard.store.lists import keyset
 from runyard.store.tables import AnyRow
 
 
@@ -82,14 +83,6 @@ def page(
     Columns document, time_created, id.
     """
     query = select(table.c.document, table.c.time_created, table.c.id).where(table.c.org == org)
-    if after is not None:
-        time_ms, last_id = after
-        query = query.where(
-            or_(
-                table.c.time_created < time_ms,
-                and_(table.c.time_created == time_ms, table.c.id < last_id),
-            )
-        )
-    return connection.execute(
-        query.order_by(table.c.time_created.desc(), table.c.id.desc()).limit(limit)
-    ).all()
+    return keyset.read_page(
+        connection, query, (table.c.time_created, table.c.id), after=after, limit=limit
+    )

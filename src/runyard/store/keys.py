@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, func, insert, or_, select, update
+from sqlalchemy import Connection, bindparam, func, insert, select, update
 
+from runyard.store.lists import keyset
 from runyard.store.tables import AnyRow, keys
 
 _SET_LAST_USED = (
@@ -54,17 +55,9 @@ def page(
 ) -> Sequence[AnyRow]:
     """Return a page, newest first, after the position (time, id)."""
     query = select(keys).where(keys.c.org == org)
-    if after is not None:
-        time_ms, last_id = after
-        query = query.where(
-            or_(
-                keys.c.time_created < time_ms,
-                and_(keys.c.time_created == time_ms, keys.c.id < last_id),
-            )
-        )
-    return connection.execute(
-        query.order_by(keys.c.time_created.desc(), keys.c.id.desc()).limit(limit)
-    ).all()
+    return keyset.read_page(
+        connection, query, (keys.c.time_created, keys.c.id), after=after, limit=limit
+    )
 
 
 def change(connection: Connection, *, org: str, key_id: str, values: Mapping[str, Any]) -> None:

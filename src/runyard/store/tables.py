@@ -76,6 +76,7 @@ keys = Table(
     Column("last_used", BigInteger),
     # The key with which a rotation replaced this one.
     Column("replaced_by", String(16)),
+    Index("keys_by_time", "org", "time_created", "id"),
 )
 
 # Browsers that are signed in. The cookie's value is a secret, of which only the hash is stored.
@@ -704,6 +705,7 @@ dataset_versions = Table(
     Column("size_bytes", BigInteger, nullable=False),
     Column("time_created", BigInteger, nullable=False),
     Index("dataset_versions_by_hash", "org", "sha256"),
+    Index("dataset_versions_by_number", "org", "dataset_id", "number", "id"),
 )
 
 # The dataset version that a run is pinned to; removed with the run.
@@ -749,6 +751,7 @@ bulk_deletions = Table(
     Column("time_created", BigInteger, nullable=False),
     Column("last_updated", BigInteger, nullable=False),
     Index("bulk_deletions_by_state", "state"),
+    Index("bulk_deletions_by_time", "org", "dataset_id", "time_created", "id"),
 )
 
 # The deletion of a dataset; kept when everything else of it is removed.

@@ -1,10 +1,13 @@
-"""The client: credentials, and one attribute for each kind of resource."""
+"""The client: credentials, and one attribute for each kind of resource.
 
+Resources and the HTTP stack are loaded on first use: a script that uses ``runs`` pays for neither
+datasets nor models, and a script that sends no request does not load an HTTP library.
+"""
+
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
-
-import httpx2
+from typing import TYPE_CHECKING, Any, Self
 
 from vi._client.credentials import (
     Credentials,
@@ -14,20 +17,24 @@ from vi._client.credentials import (
 )
 from vi._http._async import AsyncHttp
 from vi._http.retry import NO_RETRY, RetryPolicy
-from vi.api.resources.annotations._async import AsyncAnnotations
-from vi.api.resources.assets._async import AsyncAssets
-from vi.api.resources.audit._async import AsyncAudit
-from vi.api.resources.datasets._async import AsyncDatasets
-from vi.api.resources.events._async import AsyncEvents
-from vi.api.resources.flows._async import AsyncFlows
-from vi.api.resources.keys._async import AsyncKeys
-from vi.api.resources.models._async import AsyncModels
-from vi.api.resources.models.responses import DownloadedModel
-from vi.api.resources.runs._async import AsyncRuns
-from vi.api.resources.sessions._async import AsyncSessions
-from vi.api.resources.training_projects._async import AsyncTrainingProjects
-from vi.api.resources.views._async import AsyncViews
 from vi.errors import ViConfigurationError
+
+if TYPE_CHECKING:
+    import httpx2
+
+    from vi.api.resources.annotations._async import AsyncAnnotations
+    from vi.api.resources.assets._async import AsyncAssets
+    from vi.api.resources.audit._async import AsyncAudit
+    from vi.api.resources.datasets._async import AsyncDatasets
+    from vi.api.resources.events._async import AsyncEvents
+    from vi.api.resources.flows._async import AsyncFlows
+    from vi.api.resources.keys._async import AsyncKeys
+    from vi.api.resources.models._async import AsyncModels
+    from vi.api.resources.models.responses import DownloadedModel
+    from vi.api.resources.runs._async import AsyncRuns
+    from vi.api.resources.sessions._async import AsyncSessions
+    from vi.api.resources.training_projects._async import AsyncTrainingProjects
+    from vi.api.resources.views._async import AsyncViews
 
 
 class AsyncClient:
@@ -64,7 +71,7 @@ class AsyncClient:
         *,
         timeout: float = 60.0,
         max_retries: int = 3,
-        transport: httpx2.AsyncBaseTransport | None = None,
+        transport: "httpx2.AsyncBaseTransport | None" = None,
     ) -> None:
         check_connection(timeout=timeout, max_retries=max_retries)
         found = find_credentials(
@@ -81,7 +88,7 @@ class AsyncClient:
         *,
         timeout: float,
         max_retries: int,
-        transport: httpx2.AsyncBaseTransport | None,
+        transport: "httpx2.AsyncBaseTransport | None",
     ) -> None:
         self._credentials, self._transport = found, transport
         self._options = {"timeout": timeout, "max_retries": max_retries}
@@ -96,18 +103,90 @@ class AsyncClient:
             transport=transport,
         )
         self.organization_id = found.organization_id
-        self.runs = AsyncRuns(self._http, found.organization_id)
-        self.flows = AsyncFlows(self._http, found.organization_id)
-        self.models = AsyncModels(self._http, found.organization_id)
-        self.datasets = AsyncDatasets(self._http, found.organization_id)
-        self.assets = AsyncAssets(self._http, found.organization_id)
-        self.annotations = AsyncAnnotations(self._http, found.organization_id, self.datasets)
-        self.training_projects = AsyncTrainingProjects(self._http, found.organization_id)
-        self.views = AsyncViews(self._http, found.organization_id)
-        self.keys = AsyncKeys(self._http, found.organization_id)
-        self.sessions = AsyncSessions(self._http, found.organization_id)
-        self.audit = AsyncAudit(self._http, found.organization_id)
-        self.events = AsyncEvents(self._http, found.organization_id)
+
+    @cached_property
+    def runs(self) -> "AsyncRuns":
+        """Training runs."""
+        from vi.api.resources.runs._async import AsyncRuns
+
+        return AsyncRuns(self._http, self.organization_id)
+
+    @cached_property
+    def flows(self) -> "AsyncFlows":
+        """Saved flows."""
+        from vi.api.resources.flows._async import AsyncFlows
+
+        return AsyncFlows(self._http, self.organization_id)
+
+    @cached_property
+    def models(self) -> "AsyncModels":
+        """Checkpoints of runs."""
+        from vi.api.resources.models._async import AsyncModels
+
+        return AsyncModels(self._http, self.organization_id)
+
+    @cached_property
+    def datasets(self) -> "AsyncDatasets":
+        """Datasets, with their imports and versions."""
+        from vi.api.resources.datasets._async import AsyncDatasets
+
+        return AsyncDatasets(self._http, self.organization_id)
+
+    @cached_property
+    def assets(self) -> "AsyncAssets":
+        """Images of datasets."""
+        from vi.api.resources.assets._async import AsyncAssets
+
+        return AsyncAssets(self._http, self.organization_id)
+
+    @cached_property
+    def annotations(self) -> "AsyncAnnotations":
+        """Annotations of images."""
+        from vi.api.resources.annotations._async import AsyncAnnotations
+
+        return AsyncAnnotations(self._http, self.organization_id, self.datasets)
+
+    @cached_property
+    def training_projects(self) -> "AsyncTrainingProjects":
+        """Training projects."""
+        from vi.api.resources.training_projects._async import AsyncTrainingProjects
+
+        return AsyncTrainingProjects(self._http, self.organization_id)
+
+    @cached_property
+    def keys(self) -> "AsyncKeys":
+        """API keys."""
+        from vi.api.resources.keys._async import AsyncKeys
+
+        return AsyncKeys(self._http, self.organization_id)
+
+    @cached_property
+    def audit(self) -> "AsyncAudit":
+        """Audit log."""
+        from vi.api.resources.audit._async import AsyncAudit
+
+        return AsyncAudit(self._http, self.organization_id)
+
+    @cached_property
+    def views(self) -> "AsyncViews":
+        """Saved views of the list of runs."""
+        from vi.api.resources.views._async import AsyncViews
+
+        return AsyncViews(self._http, self.organization_id)
+
+    @cached_property
+    def sessions(self) -> "AsyncSessions":
+        """Browsers that are signed in."""
+        from vi.api.resources.sessions._async import AsyncSessions
+
+        return AsyncSessions(self._http, self.organization_id)
+
+    @cached_property
+    def events(self) -> "AsyncEvents":
+        """What has changed, in order."""
+        from vi.api.resources.events._async import AsyncEvents
+
+        return AsyncEvents(self._http, self.organization_id)
 
     @property
     def endpoint(self) -> str:
@@ -126,7 +205,7 @@ class AsyncClient:
         save_path: str | Path | None = None,
         overwrite: bool = False,
         show_progress: bool = True,
-    ) -> DownloadedModel:
+    ) -> "DownloadedModel":
         """Download a checkpoint of a run and return its paths; see ``models.download``."""
         return await self.models.download(
             run_id, ckpt, save_dir=save_path, overwrite=overwrite, show_progress=show_progress

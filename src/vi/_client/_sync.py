@@ -1,11 +1,14 @@
 # Generated from _async.py by scripts/unasync: change that file, then run the script.
-"""The client: credentials, and one attribute for each kind of resource."""
+"""The client: credentials, and one attribute for each kind of resource.
 
+Resources and the HTTP stack are loaded on first use: a script that uses ``runs`` pays for neither
+datasets nor models, and a script that sends no request does not load an HTTP library.
+"""
+
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
-
-import httpx2
+from typing import TYPE_CHECKING, Any, Self
 
 from vi._client.credentials import (
     Credentials,
@@ -15,20 +18,24 @@ from vi._client.credentials import (
 )
 from vi._http._sync import Http
 from vi._http.retry import NO_RETRY, RetryPolicy
-from vi.api.resources.annotations._sync import Annotations
-from vi.api.resources.assets._sync import Assets
-from vi.api.resources.audit._sync import Audit
-from vi.api.resources.datasets._sync import Datasets
-from vi.api.resources.events._sync import Events
-from vi.api.resources.flows._sync import Flows
-from vi.api.resources.keys._sync import Keys
-from vi.api.resources.models._sync import Models
-from vi.api.resources.models.responses import DownloadedModel
-from vi.api.resources.runs._sync import Runs
-from vi.api.resources.sessions._sync import Sessions
-from vi.api.resources.training_projects._sync import TrainingProjects
-from vi.api.resources.views._sync import Views
 from vi.errors import ViConfigurationError
+
+if TYPE_CHECKING:
+    import httpx2
+
+    from vi.api.resources.annotations._sync import Annotations
+    from vi.api.resources.assets._sync import Assets
+    from vi.api.resources.audit._sync import Audit
+    from vi.api.resources.datasets._sync import Datasets
+    from vi.api.resources.events._sync import Events
+    from vi.api.resources.flows._sync import Flows
+    from vi.api.resources.keys._sync import Keys
+    from vi.api.resources.models._sync import Models
+    from vi.api.resources.models.responses import DownloadedModel
+    from vi.api.resources.runs._sync import Runs
+    from vi.api.resources.sessions._sync import Sessions
+    from vi.api.resources.training_projects._sync import TrainingProjects
+    from vi.api.resources.views._sync import Views
 
 
 class Client:
@@ -65,7 +72,7 @@ class Client:
         *,
         timeout: float = 60.0,
         max_retries: int = 3,
-        transport: httpx2.BaseTransport | None = None,
+        transport: "httpx2.BaseTransport | None" = None,
     ) -> None:
         check_connection(timeout=timeout, max_retries=max_retries)
         found = find_credentials(
@@ -82,7 +89,7 @@ class Client:
         *,
         timeout: float,
         max_retries: int,
-        transport: httpx2.BaseTransport | None,
+        transport: "httpx2.BaseTransport | None",
     ) -> None:
         self._credentials, self._transport = found, transport
         self._options = {"timeout": timeout, "max_retries": max_retries}
@@ -97,18 +104,90 @@ class Client:
             transport=transport,
         )
         self.organization_id = found.organization_id
-        self.runs = Runs(self._http, found.organization_id)
-        self.flows = Flows(self._http, found.organization_id)
-        self.models = Models(self._http, found.organization_id)
-        self.datasets = Datasets(self._http, found.organization_id)
-        self.assets = Assets(self._http, found.organization_id)
-        self.annotations = Annotations(self._http, found.organization_id, self.datasets)
-        self.training_projects = TrainingProjects(self._http, found.organization_id)
-        self.views = Views(self._http, found.organization_id)
-        self.keys = Keys(self._http, found.organization_id)
-        self.sessions = Sessions(self._http, found.organization_id)
-        self.audit = Audit(self._http, found.organization_id)
-        self.events = Events(self._http, found.organization_id)
+
+    @cached_property
+    def runs(self) -> "Runs":
+        """Training runs."""
+        from vi.api.resources.runs._sync import Runs
+
+        return Runs(self._http, self.organization_id)
+
+    @cached_property
+    def flows(self) -> "Flows":
+        """Saved flows."""
+        from vi.api.resources.flows._sync import Flows
+
+        return Flows(self._http, self.organization_id)
+
+    @cached_property
+    def models(self) -> "Models":
+        """Checkpoints of runs."""
+        from vi.api.resources.models._sync import Models
+
+        return Models(self._http, self.organization_id)
+
+    @cached_property
+    def datasets(self) -> "Datasets":
+        """Datasets, with their imports and versions."""
+        from vi.api.resources.datasets._sync import Datasets
+
+        return Datasets(self._http, self.organization_id)
+
+    @cached_property
+    def assets(self) -> "Assets":
+        """Images of datasets."""
+        from vi.api.resources.assets._sync import Assets
+
+        return Assets(self._http, self.organization_id)
+
+    @cached_property
+    def annotations(self) -> "Annotations":
+        """Annotations of images."""
+        from vi.api.resources.annotations._sync import Annotations
+
+        return Annotations(self._http, self.organization_id, self.datasets)
+
+    @cached_property
+    def training_projects(self) -> "TrainingProjects":
+        """Training projects."""
+        from vi.api.resources.training_projects._sync import TrainingProjects
+
+        return TrainingProjects(self._http, self.organization_id)
+
+    @cached_property
+    def keys(self) -> "Keys":
+        """API keys."""
+        from vi.api.resources.keys._sync import Keys
+
+        return Keys(self._http, self.organization_id)
+
+    @cached_property
+    def audit(self) -> "Audit":
+        """Audit log."""
+        from vi.api.resources.audit._sync import Audit
+
+        return Audit(self._http, self.organization_id)
+
+    @cached_property
+    def views(self) -> "Views":
+        """Saved views of the list of runs."""
+        from vi.api.resources.views._sync import Views
+
+        return Views(self._http, self.organization_id)
+
+    @cached_property
+    def sessions(self) -> "Sessions":
+        """Browsers that are signed in."""
+        from vi.api.resources.sessions._sync import Sessions
+
+        return Sessions(self._http, self.organization_id)
+
+    @cached_property
+    def events(self) -> "Events":
+        """What has changed, in order."""
+        from vi.api.resources.events._sync import Events
+
+        return Events(self._http, self.organization_id)
 
     @property
     def endpoint(self) -> str:
@@ -127,7 +206,7 @@ class Client:
         save_path: str | Path | None = None,
         overwrite: bool = False,
         show_progress: bool = True,
-    ) -> DownloadedModel:
+    ) -> "DownloadedModel":
         """Download a checkpoint of a run and return its paths; see ``models.download``."""
         return self.models.download(
             run_id, ckpt, save_dir=save_path, overwrite=overwrite, show_progress=show_progress

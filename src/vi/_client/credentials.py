@@ -20,7 +20,7 @@ DEFAULT_CONFIG_FILE = "~/.runyard/credentials.json"
 KEY_PREFIX = "dtvi_"
 KEY_LENGTH = 103
 
-_VARIABLES = {
+VARIABLES = {
     "secret_key": "DATATURE_VI_SECRET_KEY",
     "organization_id": "DATATURE_VI_ORGANIZATION_ID",
     "endpoint": "DATATURE_VI_API_ENDPOINT",
@@ -47,7 +47,7 @@ class Credentials:
             raise ViConfigurationError(
                 "a client whose secret_key was passed as an argument cannot be pickled: "
                 "the pickle would contain the key",
-                suggestion=f"try: set {_VARIABLES['secret_key']}, or pass config_file=..., in both "
+                suggestion=f"try: set {VARIABLES['secret_key']}, or pass config_file=..., in both "
                 "processes",
             )
         return {
@@ -82,7 +82,7 @@ def find_credentials(
     organization, organization_source = _require("organization_id", found)
     _check_key(key, source=key_source)
     _check_organization(organization, source=organization_source)
-    in_environment = environ.get(_VARIABLES["secret_key"])
+    in_environment = environ.get(VARIABLES["secret_key"])
     return Credentials(
         secret_key=key,
         organization_id=organization,
@@ -102,7 +102,7 @@ def restore_credentials(reference: Mapping[str, str]) -> Credentials:
     Raises:
         ViConfigurationError: The source no longer has the key.
     """
-    variable = _VARIABLES["secret_key"]
+    variable = VARIABLES["secret_key"]
     is_in_file = reference["key_source"] == "file"
     if not is_in_file and not os.environ.get(variable):
         raise ViConfigurationError(
@@ -208,7 +208,7 @@ def _find_value(
                 suggestion=f"try: {name}='...'",
             )
         return argument, f"argument {name}"
-    variable = _VARIABLES[name]
+    variable = VARIABLES[name]
     if environ.get(variable):
         return environ[variable], f"environment variable {variable}"
     return file.get(name), str(file.path)
@@ -220,7 +220,7 @@ def _require(name: str, found: Mapping[str, tuple[str | None, str]]) -> tuple[st
         raise ViConfigurationError(
             f"{name} is missing" if value is None else f"{name} is empty ({source})",
             error_code=ViErrorCode.MISSING_REQUIRED_FIELD,
-            suggestion=f"try: {name}=..., or set {_VARIABLES[name]}, or config_file=... with the "
+            suggestion=f"try: {name}=..., or set {VARIABLES[name]}, or config_file=... with the "
             "file that `runyard up` writes",
         )
     return value, source

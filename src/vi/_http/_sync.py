@@ -3,18 +3,16 @@
 
 It uses the transport of httpx2 directly. A full httpx2 client would add cookies, redirects and a
 log line with the whole URL, which would expose signed links. Redirects are not followed, so that a
-key is never sent to another host.
+key is never sent to another host. httpx2 takes longer to import than everything else together and
+is imported when the first request is sent.
 """
 
-import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, overload
-
-import httpx2
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
 from vi._concurrency import synchronous as concurrency
 from vi._http.encoding import encode_body
@@ -32,13 +30,22 @@ from vi._http.requests import (
     find_proxy,
 )
 from vi._http.response import Response, decode, error_from_response
-from vi._http.retry import REPEATABLE_METHODS, Failure, RetryPolicy, classify_status
+from vi._http.retry import (
+    REPEATABLE_METHODS,
+    Failure,
+    RetryPolicy,
+    classify_status,
+    draw_random,
+)
 from vi.errors import (
     ViConfigurationError,
     ViInvalidParameterError,
     ViNotFoundError,
     ViOperationError,
 )
+
+if TYPE_CHECKING:
+    import httpx2
 
 T = TypeVar("T")
 
@@ -53,9 +60,9 @@ class Http:
         headers: Mapping[str, str] | None = None,
         timeout_s: float = 60.0,
         retry: RetryPolicy | None = None,
-        transport: httpx2.BaseTransport | None = None,
+        transport: "httpx2.BaseTransport | None" = None,
         sleep: Callable[[float], Any] = concurrency.sleep,
-        random: Callable[[], float] = random.random,
+        random: Callable[[], float] = draw_random,
     ) -> None:
         self.endpoint = check_endpoint(endpoint)
         self.sleep = sleep
@@ -153,6 +160,8 @@ class Http:
         request in error messages, because the path of a signed link is a secret. ``on_sent`` is
         called with the number of body bytes sent so far.
         """
+        import httpx2
+
         policy, timeout_s, request_name = (
             retry or self.retry,
             timeout_s or self.timeout_s,
@@ -225,6 +234,8 @@ class Http:
         Raises:
             ViError: The server rejected the request, or the connection was lost.
         """
+        import httpx2
+
         timeout_s, request_name = timeout_s or self.timeout_s, f"{method} {path}"
         try:
             with self.stream(method, self.endpoint + path, timeout_s=timeout_s) as response:
@@ -251,7 +262,7 @@ class Http:
         *,
         headers: Mapping[str, str] | None = None,
         timeout_s: float | None = None,
-    ) -> Iterator[httpx2.Response]:
+    ) -> "Iterator[httpx2.Response]":
         """Send one request and yield the unread response; the caller checks its status."""
         request = self._request(
             method, url, content=None, headers=headers, timeout_s=timeout_s or self.timeout_s
@@ -299,7 +310,9 @@ class Http:
         headers: Mapping[str, str] | None,
         timeout_s: float,
         on_sent: Callable[[int], None] | None = None,
-    ) -> httpx2.Request:
+    ) -> "httpx2.Request":
+        import httpx2
+
         all_headers = {**self._headers, **(headers or {})}
         if isinstance(content, bytes):
             all_headers["Content-Type"] = "application/json"
@@ -324,7 +337,7 @@ class Http:
                 cause=error,
             ) from error
 
-    def _transport(self) -> httpx2.BaseTransport:
+    def _transport(self) -> "httpx2.BaseTransport":
         if self.is_closed:
             raise ViOperationError("this client is closed", suggestion="try: create a new client")
         if self._given_transport is not None:
@@ -345,7 +358,9 @@ class Http:
             suggestion="try: pickle the client itself, which looks up its key again",
         )
 
-    def _open(self) -> httpx2.BaseTransport:
+    def _open(self) -> "httpx2.BaseTransport":
+        import httpx2
+
         return httpx2.HTTPTransport(
             verify=build_ssl_context(self.endpoint), proxy=find_proxy(self.endpoint)
         )

@@ -2,19 +2,15 @@
 
 Loopback addresses never use a proxy, whatever the environment says. The certificate authorities are
 slow to load and are loaded only for ``https``; for ``http`` an empty list is used, so that no
-encrypted connection could be trusted by mistake.
+encrypted connection could be trusted by mistake. Modules that only a request needs are imported by
+the functions that use them.
 """
 
-import ipaddress
-import ssl
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 from urllib.parse import urlencode, urlsplit
-from urllib.request import getproxies, proxy_bypass
-
-import httpx2
 
 from vi import __version__
 from vi._http.encoding import to_json_value
@@ -26,6 +22,11 @@ from vi.errors import (
     ViNetworkError,
     ViTimeoutError,
 )
+
+if TYPE_CHECKING:
+    import ssl
+
+    import httpx2
 
 QueryValue: TypeAlias = str | int | float | bool | None
 Params: TypeAlias = Mapping[str, QueryValue] | Iterable[tuple[str, QueryValue]]
@@ -122,15 +123,21 @@ def build_timeouts(timeout_s: float) -> dict[str, float]:
     }
 
 
-def build_ssl_context(endpoint: str) -> ssl.SSLContext:
+def build_ssl_context(endpoint: str) -> "ssl.SSLContext":
     """Return the TLS context for an endpoint; without authorities unless it is https."""
+    import ssl
+
     if endpoint.startswith("https:"):
+        import httpx2
+
         return httpx2.create_ssl_context()
     return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 def find_proxy(endpoint: str) -> str | None:
     """Return the URL of the proxy that the environment sets for an endpoint; None without one."""
+    from urllib.request import getproxies, proxy_bypass
+
     parts = urlsplit(endpoint)
     host = parts.hostname or ""
     if is_loopback(host) or proxy_bypass(host):
@@ -142,14 +149,18 @@ def find_proxy(endpoint: str) -> str | None:
 
 def is_loopback(host: str) -> bool:
     """Return True if the host is this machine."""
+    import ipaddress
+
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost" or host.endswith(".localhost")
 
 
-def classify_transport_error(cause: httpx2.RequestError) -> Failure:
+def classify_transport_error(cause: "httpx2.RequestError") -> Failure:
     """Return how far a request without a response may have got."""
+    import httpx2
+
     if isinstance(
         cause, (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.ProxyError)
     ):
@@ -160,9 +171,11 @@ def classify_transport_error(cause: httpx2.RequestError) -> Failure:
 
 
 def error_from_transport(
-    cause: httpx2.RequestError, *, request_name: str, endpoint: str, timeout_s: float
+    cause: "httpx2.RequestError", *, request_name: str, endpoint: str, timeout_s: float
 ) -> ViError:
     """Return the exception for a request without a response."""
+    import httpx2
+
     if isinstance(cause, httpx2.TimeoutException):
         return ViTimeoutError(
             f"{request_name} to {endpoint} got no response within {timeout_s:g} s",

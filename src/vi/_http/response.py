@@ -8,7 +8,6 @@ the message is the ``message`` or ``error`` of a JSON object, else the text of t
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
 import msgspec
@@ -125,6 +124,8 @@ def retry_after_s(headers: Mapping[str, str], *, now_s: float) -> float | None:
         return max(0.0, float(value))
     except ValueError:
         pass
+    from email.utils import parsedate_to_datetime
+
     try:
         return max(0.0, parsedate_to_datetime(value).timestamp() - now_s)
     except (ValueError, OverflowError):

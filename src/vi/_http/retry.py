@@ -31,6 +31,13 @@ def classify_status(status: int) -> Failure:
     return Failure.UNKNOWN if status >= 500 or status == 408 else Failure.REFUSED
 
 
+def draw_random() -> float:
+    """Return a random number from 0 to 1; the module is loaded only when a delay is needed."""
+    import random
+
+    return random.random()  # noqa: S311 - spreads retries, protects nothing
+
+
 @dataclass(frozen=True, kw_only=True)
 class RetryPolicy:
     """Limits and delays of retries.

@@ -6,6 +6,16 @@ rich is loaded only when something is printed.
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
+# Shown with the word, so that color never stands alone.
+CONDITION_SHAPES = {
+    "Pending": "◷",
+    "Running": "●",
+    "Succeeded": "✓",
+    "Failed": "✗",
+    "Error": "!",
+    "Cancelled": "⊘",
+}
+
 
 def format_duration(duration_s: float) -> str:
     """Return a duration as ``42 s``, ``3 min 20 s`` or ``2 h 5 min``."""

@@ -1,20 +1,26 @@
 """Progress bars on standard error, drawn only if it is a terminal.
 
+The environment variable RUNYARD_NO_PROGRESS, set to anything but an empty text, disables them.
+
 rich is loaded only when a bar is drawn. Each function is a context manager that yields one
 function, which updates the bar; without a terminal that function does nothing.
 """
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from vi.api._display import format_count, format_duration
-from vi.api.resources.datasets.responses import DatasetImport
 from vi.api.resources.runs.responses import Run, RunProgress, describe_progress, describe_state
 
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
+
+    from vi.api.resources.datasets.responses import DatasetImport
+
+NO_PROGRESS_VARIABLE = "RUNYARD_NO_PROGRESS"
 
 
 @contextmanager
@@ -43,7 +49,7 @@ def run_progress(show: bool) -> Iterator[Callable[[Run], None]]:
 
 
 @contextmanager
-def import_progress(show: bool) -> Iterator[Callable[[DatasetImport], None]]:
+def import_progress(show: bool) -> "Iterator[Callable[[DatasetImport], None]]":
     """Yield a function that shows an import in a bar: phase, progress, rate, time left."""
     if not (show and _has_terminal()):
         yield lambda imported: None
@@ -55,7 +61,7 @@ def import_progress(show: bool) -> Iterator[Callable[[DatasetImport], None]]:
     ) as bar:
         task = bar.add_task("Sending", total=None, facts="")
 
-        def draw(imported: DatasetImport) -> None:
+        def draw(imported: "DatasetImport") -> None:
             done, total = _measure_phase(imported)
             facts = describe_import(imported)
             bar.update(
@@ -98,7 +104,7 @@ def byte_progress(
         yield lambda arrived_bytes: bar.update(task, completed=arrived_bytes)
 
 
-def _measure_phase(imported: DatasetImport) -> tuple[int, int | None]:
+def _measure_phase(imported: "DatasetImport") -> tuple[int, int | None]:
     """Return how much of the phase is done, and the total, or None if it is unknown."""
     progress = imported.status.progress
     if progress.phase == "Sending":
@@ -108,7 +114,7 @@ def _measure_phase(imported: DatasetImport) -> tuple[int, int | None]:
     return (1, 1) if progress.phase == "Done" else (0, None)
 
 
-def describe_import(imported: DatasetImport) -> str:
+def describe_import(imported: "DatasetImport") -> str:
     """Return files, bytes, images, rows, findings, rate and time left, as far as known."""
     progress, found = imported.status.progress, imported.status.findings
     facts = []
@@ -133,6 +139,8 @@ def describe_import(imported: DatasetImport) -> str:
 
 
 def _has_terminal() -> bool:
+    if os.environ.get(NO_PROGRESS_VARIABLE):
+        return False
     return sys.stderr is not None and sys.stderr.isatty()
 
 

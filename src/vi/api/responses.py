@@ -8,13 +8,32 @@ and snake_case in Python; times are integer epoch milliseconds.
 """
 
 import enum
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
 
 class Document(msgspec.Struct, rename="camel", kw_only=True):
     """Base class of API documents: camelCase on the wire, keyword-only in Python."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the document as on the wire: camelCase names, and values that JSON has."""
+        document: dict[str, Any] = msgspec.to_builtins(self, enc_hook=str)
+        return document
+
+    def _to_record(self) -> dict[str, Any]:
+        """Return the document as one row of a data frame."""
+        from vi.api._frames import flatten_document
+
+        return flatten_document(self)
+
+    def _to_table_row(self) -> dict[str, Any]:
+        """Return the document as one row of a table in a notebook."""
+        return {
+            name: value
+            for name, value in self._to_record().items()
+            if not isinstance(value, list | dict)
+        }
 
 
 class OpenEnum(enum.StrEnum):

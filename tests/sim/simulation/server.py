@@ -23,7 +23,7 @@ from runyard.server.services.context import Services
 from runyard.server.services.errors import Refusal
 from runyard.server.services.runs import deletion, leases, models, waiting_reasons
 from runyard.settings import Settings
-from runyard.store import StoreUnavailable, backup, lease_clock, organizations
+from runyard.store import StoreUnavailable, backup, events, lease_clock, organizations
 from runyard.store.engines.postgresql import PostgreSql
 from runyard.store.migrate import migrate
 from runyard.store.tables import metadata
@@ -98,7 +98,9 @@ class DirectStore:
         crash, self.crash = self.crash, None
         self._raw.execute(self.begin)
         try:
+            events.replace_recorded(self._connection, ())
             result = work(self._connection)
+            events.write_recorded(self._connection)
             if crash == "before":
                 raise Crash
         except BaseException:

@@ -95,6 +95,7 @@ class GroundTruth:
     deleted: set[RunKey] = field(default_factory=set)
     documents: dict[RunKey, bytes] = field(default_factory=dict)
     histories: dict[RunKey, list[tuple[str, str]]] = field(default_factory=dict)
+    event_numbers: Counter[str] = field(default_factory=Counter)
     conditions: dict[RunKey, tuple[str, str]] = field(default_factory=dict)
     changed_ms: dict[RunKey, int] = field(default_factory=dict)
     idle_since: dict[RunKey, int] = field(default_factory=dict)
@@ -252,6 +253,15 @@ class GroundTruth:
         for run in self.running:
             self._check_idle(run)
         self._check_attempts()
+        self._check_event_numbers()
+
+    def _check_event_numbers(self) -> None:
+        for org, number in self._query("SELECT org, number FROM event_counters"):
+            if number < self.event_numbers[org]:
+                raise InvariantViolation(
+                    13, f"events of {org} went back from {self.event_numbers[org]} to {number}"
+                )
+            self.event_numbers[org] = number
 
     def _check_row(self, row: tuple[Any, ...]) -> None:
         assert self.server is not None
@@ -278,6 +288,7 @@ class GroundTruth:
         self.changed_ms[run] = self.world.now_ms
         self.conditions[run] = (latest.condition.value, latest.reason or "")
         history = [(c.condition.value, c.reason or "") for c in status.conditions]
+        self._check_events(run, history)
         before = self.histories.get(run, [])
         if [c.condition.value for c in status.conditions[: len(before)]] != [
             kind for kind, _ in before
@@ -298,6 +309,23 @@ class GroundTruth:
         if finals and not was_final:
             self.counts[latest.condition.value] += 1
             self._check_end(run, latest.condition.value)
+
+    def _check_events(self, run: RunKey, history: list[tuple[str, str]]) -> None:
+        """Check that who replays the events of a run ends up with its history."""
+        assert self.server is not None
+        query = (
+            "SELECT what, details FROM events WHERE org = ? AND target = ? AND kind = 'run' "
+            "ORDER BY number"
+        )
+        replayed: list[tuple[str, str]] = []
+        for what, encoded in self.server.store.query(query, run):
+            if what in ("created", "condition", "reason"):
+                details = msgspec.json.decode(encoded)
+                if what == "reason":
+                    replayed.pop()
+                replayed.append((details["condition"], details["reason"] or ""))
+        if replayed != history:
+            raise InvariantViolation(13, f"events of {run} tell {replayed}, it has {history}")
 
     def _check_end(self, run: RunKey, condition: str) -> None:
         assert self.server is not None

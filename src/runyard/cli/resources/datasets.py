@@ -12,6 +12,7 @@ import click
 
 from runyard.cli.connection import connect, data_dir_option
 from runyard.cli.failures import EXIT_ERROR, EXIT_NOT_FOUND, EXIT_USAGE, CommandFailed
+from runyard.cli.groups import NounGroup
 from runyard.cli.output import (
     format_age,
     format_size,
@@ -22,6 +23,7 @@ from runyard.cli.output import (
     print_table,
     to_single_line,
 )
+from runyard.cli.resources.selection import confirm
 from runyard.datasets.options import (
     BOX_FORMS,
     BOX_UNITS,
@@ -93,7 +95,7 @@ split_option = click.option(
 )
 
 
-@click.group()
+@click.group(cls=NounGroup)
 def datasets() -> None:
     """Import, check, preview and export datasets."""
 
@@ -494,20 +496,25 @@ def export_data(
 @datasets.command("delete")
 @click.argument("dataset_ids", nargs=-1, required=True, metavar="DATASET_ID...")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask for confirmation.")
+@click.option("--dry-run", is_flag=True, help="Print the datasets without deleting them.")
 @data_dir_option
-def delete_datasets(dataset_ids: tuple[str, ...], yes: bool, data_dir: Path | None) -> None:
+def delete_datasets(
+    dataset_ids: tuple[str, ...], yes: bool, dry_run: bool, data_dir: Path | None
+) -> None:
     """Delete datasets with their images, records and versions permanently."""
     with connect(data_dir, is_patient=True) as client:
         for dataset_id in dataset_ids:
-            if not yes:
+            if dry_run or not yes:
                 found = client.datasets.get(dataset_id)
-                counts = (
-                    f"{found.statistic.asset_total} images, {found.statistic.annotation_total} "
-                    "records"
+                described = to_single_line(
+                    f"{found.name} ({dataset_id}) with {found.statistic.asset_total} images, "
+                    f"{found.statistic.annotation_total} records"
                 )
-                click.confirm(
-                    f"Delete {to_single_line(found.name)} ({dataset_id}) with {counts}?", abort=True
-                )
+            if dry_run:
+                click.echo(f"would delete {described}")
+                continue
+            if not yes:
+                confirm(f"Delete {described}?")
             client.datasets.delete(dataset_id)
             click.echo(f"deleted {dataset_id}")
 

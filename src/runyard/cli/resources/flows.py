@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from runyard.cli.connection import connect, data_dir_option
+from runyard.cli.groups import NounGroup
 from runyard.cli.output import (
     format_age,
     format_time,
@@ -18,6 +19,7 @@ from runyard.cli.output import (
     print_fields,
     print_json,
     print_table,
+    to_single_line,
 )
 from runyard.cli.resources.flow_files import (
     apply_assignments,
@@ -26,9 +28,10 @@ from runyard.cli.resources.flow_files import (
     read_flow_file,
     set_option,
 )
+from runyard.cli.resources.selection import confirm
 
 
-@click.group()
+@click.group(cls=NounGroup)
 def flows() -> None:
     """Save, validate and inspect flows (training configurations)."""
 
@@ -135,11 +138,22 @@ def create_flow(
 
 @flows.command("delete")
 @click.argument("flow_ids", nargs=-1, required=True, metavar="FLOW_ID...")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask for confirmation.")
+@click.option("--dry-run", is_flag=True, help="Print the flows without deleting them.")
 @data_dir_option
-def delete_flows(flow_ids: tuple[str, ...], data_dir: Path | None) -> None:
+def delete_flows(
+    flow_ids: tuple[str, ...], yes: bool, dry_run: bool, data_dir: Path | None
+) -> None:
     """Delete flows. Runs created from them keep their own copy."""
     with connect(data_dir) as client:
         for flow_id in flow_ids:
+            if dry_run or not yes:
+                name = to_single_line(client.flows.get(flow_id).spec.name)
+            if dry_run:
+                click.echo(f"would delete {flow_id} {name}")
+                continue
+            if not yes:
+                confirm(f"Delete the flow {name} ({flow_id})?")
             click.echo(f"deleted {client.flows.delete(flow_id).id}")
 
 

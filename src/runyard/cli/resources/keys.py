@@ -17,6 +17,7 @@ import click
 
 from runyard.cli.connection import connect, data_dir_option, find_key
 from runyard.cli.failures import EXIT_UNREACHABLE, EXIT_USAGE, CommandFailed
+from runyard.cli.groups import NounGroup
 from runyard.cli.output import (
     format_age,
     format_time,
@@ -53,7 +54,7 @@ expires_option = click.option(
 )
 
 
-@click.group()
+@click.group(cls=NounGroup)
 def keys() -> None:
     """Create, list, revoke and rotate API keys.
 

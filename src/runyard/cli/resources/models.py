@@ -9,6 +9,7 @@ import click
 
 from runyard.cli.connection import connect, data_dir_option
 from runyard.cli.failures import EXIT_NOT_FOUND, CommandFailed
+from runyard.cli.groups import NounGroup
 from runyard.cli.output import (
     format_age,
     format_number,
@@ -20,6 +21,7 @@ from runyard.cli.output import (
     to_single_line,
 )
 from runyard.cli.progress import WorkLine
+from runyard.cli.resources.selection import confirm
 from runyard.rundir import CheckpointDir
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ DOWNLOADS = Path("models")
 FORMS, DTYPES = ("merged", "adapter", "full"), ("float32", "bfloat16", "float16")
 
 
-@click.group()
+@click.group(cls=NounGroup)
 def models() -> None:
     """List, download, export and query checkpoints; add base models."""
 
@@ -85,9 +87,7 @@ def remove_model(name: str, yes: bool, data_dir: Path | None) -> None:
     from runyard.settings import read_settings
 
     if not yes:
-        click.confirm(
-            f"Delete {name}? Runs that use it and have not started will fail.", abort=True
-        )
+        confirm(f"Delete {name}? Runs that use it and have not started will fail.")
     base_models.remove(read_settings(data_dir=data_dir).models, name.removeprefix("base:"))
     click.echo(f"removed base:{name.removeprefix('base:')}")
 

@@ -20,6 +20,7 @@ from runyard.cli.output import (
     to_single_line,
 )
 from runyard.cli.time_arguments import Moment
+from runyard.rundir import EXIT_DONE, EXIT_STOPPED
 
 if TYPE_CHECKING:
     from vi.api.resources.runs.responses import LogLine, Run, Sample
@@ -207,7 +208,8 @@ def _find_failed_attempt(run: "Run") -> int:
         CommandFailed: None has.
     """
     for attempt in reversed(run.status.attempts):
-        if attempt.signal or attempt.exit_code not in (None, 0):
+        was_lost = attempt.exit_code is None and attempt.cause
+        if attempt.signal or was_lost or attempt.exit_code not in (None, EXIT_DONE, EXIT_STOPPED):
             return attempt.attempt
     raise CommandFailed(
         f"no attempt of run {run.run_id} has failed; try: runyard runs logs {run.run_id}"

@@ -1,5 +1,6 @@
-"""``runyard runs``: create, follow, compare, kill and delete training runs."""
+"""``runyard runs``: create, find, follow, compare, tag, kill and delete training runs."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -12,9 +13,13 @@ from runyard.cli.connection import connect, data_dir_option
 from runyard.cli.failures import (
     EXIT_INTERRUPTED,
     EXIT_RUN_FAILED,
+    EXIT_USAGE,
     CommandFailed,
     to_command_failure,
 )
+from runyard.cli.global_options import get_global_options
+from runyard.cli.groups import NounGroup
+from runyard.cli.live.watch import watch_run
 from runyard.cli.output import (
     colorize,
     format_age,
@@ -47,7 +52,10 @@ if TYPE_CHECKING:
     from vi.api.resources.runs.responses import Run
 
 
-@click.group()
+RUN_COLUMNS = ("RUN", "NAME", "CONDITION", "REASON", "AGE", "STEP", "METRIC", "FLOW")
+
+
+@click.group(cls=NounGroup)
 def runs() -> None:
     """Create, follow, compare, kill and delete training runs."""
 
@@ -73,6 +81,18 @@ runs.add_command(print_samples)
     "--since", "since_hours", type=float, metavar="HOURS", help="Maximum age of the runs in hours."
 )
 @click.option(
+    "--filter",
+    "filter_text",
+    metavar="TEXT",
+    help="Runs that match a filter such as 'condition:Failed metric.iou>0.6'.",
+)
+@click.option(
+    "--sort",
+    metavar="FIELD",
+    help="created, name, duration or metric.KEY, with - in front for descending. "
+    "[default: -created]",
+)
+@click.option(
     "--limit", default=20, show_default=True, type=click.IntRange(1), help="Maximum number of runs."
 )
 @data_dir_option
@@ -83,6 +103,8 @@ def list_runs(
     training_project: str | None,
     attributes: tuple[str, ...],
     since_hours: float | None,
+    filter_text: str | None,
+    sort: str | None,
     limit: int,
     data_dir: Path | None,
     as_json: bool,
@@ -92,15 +114,36 @@ def list_runs(
 
     given = build_filters(condition, flow, training_project, attributes, since_hours)
     with connect(data_dir) as client:
-        page = client.runs.list(pagination=PaginationParams(page_size=min(limit, 1000)), **given)
+        page = client.runs.list(
+            pagination=PaginationParams(page_size=min(limit, 1000)),
+            filter=filter_text,
+            order_by=sort,
+            **given,
+        )
         found = list(islice(page.all_items(), limit))
     if as_json:
         print_json({"items": found})
     else:
         print_table(
-            ("RUN", "CONDITION", "REASON", "AGE", "STEP", "METRIC", "FLOW"),
+            RUN_COLUMNS,
             [_row(run) for run in found],
         )
+
+
+@runs.command("count")
+@click.option("--filter", "filter_text", metavar="TEXT", help="Runs that match a filter.")
+@data_dir_option
+@json_option
+def count_runs(filter_text: str | None, data_dir: Path | None, as_json: bool) -> None:
+    """Count runs by condition."""
+    with connect(data_dir) as client:
+        found = client.runs.count(filter=filter_text)
+    if as_json:
+        print_json(found)
+        return
+    rows = [(name, number) for name, number in found.conditions.items() if number]
+    total = f"{found.total} or more" if found.more else found.total
+    print_table(("CONDITION", "RUNS"), [*rows, ("total", total)])
 
 
 @runs.command("get")
@@ -138,6 +181,7 @@ def get_run(run_id: str, opens_page: bool, data_dir: Path | None, as_json: bool)
     multiple=True,
     help="Attribute of the run. Repeatable.",
 )
+@click.option("--name", help="Name of the run. [default: the name of the flow]")
 @click.option(
     "--run-id", help="Id of the run. Repeating the command with the same id creates no second run."
 )
@@ -158,6 +202,7 @@ def create_run(
     assignments: tuple[str, ...],
     training_project: str | None,
     attributes: tuple[str, ...],
+    name: str | None,
     run_id: str | None,
     resume_from: str | None,
     wait: bool,
@@ -176,6 +221,7 @@ def create_run(
             metadata=parse_attributes(attributes) or None,
             run_id=run_id,
             resume_from=None if resume_from is None else parse_resume_from(resume_from),
+            name=name,
         )
         if wait:
             if not as_json:
@@ -191,7 +237,7 @@ def create_run(
 
 
 @runs.command("wait")
-@click.argument("run_id")
+@click.argument("run_ids", nargs=-1, required=True, metavar="RUN_ID...")
 @click.option(
     "--timeout",
     "timeout_s",
@@ -201,13 +247,22 @@ def create_run(
 )
 @data_dir_option
 @json_option
-def wait_for_run(
-    run_id: str, timeout_s: float | None, data_dir: Path | None, as_json: bool
+def wait_for_runs(
+    run_ids: tuple[str, ...], timeout_s: float | None, data_dir: Path | None, as_json: bool
 ) -> None:
-    """Follow a run until it has ended.
+    """Follow runs until they have ended.
 
-    Exit code 0 if it succeeded, 3 if not, 4 if it was deleted.
+    Exit code 0 if all succeeded, 3 if one did not, 4 if one was deleted.
+
+    \b
+    Examples:
+      runyard runs wait RUN_ID
+      runyard runs wait RUN_ID RUN_ID --timeout 3600
     """
+    if len(run_ids) > 1:
+        _wait_for_many(run_ids, timeout_s, data_dir, as_json)
+        return
+    run_id = run_ids[0]
     with connect(data_dir, is_patient=True) as client, _report_interrupt(run_id, data_dir):
         run = follow_run(client, run_id, timeout_s=timeout_s)
     if as_json:
@@ -215,6 +270,34 @@ def wait_for_run(
     else:
         _print_run(run)
 
+
+def _wait_for_many(
+    run_ids: tuple[str, ...], timeout_s: float | None, data_dir: Path | None, as_json: bool
+) -> None:
+    """Wait for runs one after another, and print them; exit with 3 if one did not succeed."""
+    from vi import ViRunFailedError
+
+    deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+    ended = []
+    with connect(data_dir, is_patient=True) as client:
+        for run_id in dict.fromkeys(run_ids):
+            left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
+            with _report_interrupt(run_id, data_dir):
+                try:
+                    ended.append(follow_run(client, run_id, timeout_s=left_s))
+                except ViRunFailedError as error:
+                    if error.run is None:
+                        raise
+                    ended.append(error.run)
+    if as_json:
+        print_json({"items": ended})
+    else:
+        print_table(RUN_COLUMNS, [_row(run) for run in ended])
+    if any(_condition(run) != "Succeeded" for run in ended):
+        raise click.exceptions.Exit(EXIT_RUN_FAILED)
+
+
+runs.add_command(watch_run)
 
 tolerance_option = click.option(
     "--tolerance",
@@ -359,7 +442,8 @@ def kill_runs(
             )
         return
     with connect(data_dir, is_patient=True) as client:
-        outcomes = apply_to_many(client, "kill", selection, grace_s=grace_s)
+        options = {} if grace_s is None else {"grace_s": grace_s}
+        outcomes = apply_to_many(client, "kill", selection, **options)
         if wait and not selection.dry_run:
             for item in outcomes.items:
                 if item.outcome == "Killed":
@@ -389,6 +473,53 @@ def delete_runs(selection: RunSelection, data_dir: Path | None, as_json: bool) -
             return
         outcomes = apply_to_many(client, "delete", selection)
     print_outcomes(outcomes, as_json=as_json)
+
+
+@runs.command("tag")
+@selection_options
+@click.option(
+    "--set", "assignments", metavar="KEY=VALUE", multiple=True, help="Attribute to set. Repeatable."
+)
+@click.option(
+    "--remove", "removed", metavar="KEY", multiple=True, help="Attribute to remove. Repeatable."
+)
+@data_dir_option
+@json_option
+def tag_runs(
+    selection: RunSelection,
+    assignments: tuple[str, ...],
+    removed: tuple[str, ...],
+    data_dir: Path | None,
+    as_json: bool,
+) -> None:
+    """Set or remove attributes of runs.
+
+    Select runs by ids, or by filters: runs that match all of them.
+    """
+    tags = {**parse_attributes(assignments), **dict.fromkeys(removed)}
+    if not tags:
+        raise CommandFailed("expected: --set KEY=VALUE or --remove KEY", exit_code=EXIT_USAGE)
+    with connect(data_dir, is_patient=True) as client:
+        if selection.is_one_run:
+            outcomes = client.runs.tag(list(selection.run_ids), tags)
+        else:
+            outcomes = apply_to_many(client, "tag", selection, set=tags)
+    print_outcomes(outcomes, as_json=as_json)
+
+
+@runs.command("rename")
+@click.argument("run_id")
+@click.argument("name")
+@data_dir_option
+@json_option
+def rename_run(run_id: str, name: str, data_dir: Path | None, as_json: bool) -> None:
+    """Give a run another name. An empty one is replaced by the name of the flow."""
+    with connect(data_dir) as client:
+        run = client.runs.update(run_id, name=name)
+    if as_json:
+        print_json(run)
+    else:
+        click.echo(f"{run.run_id} is now named {to_single_line(run.name)}")
 
 
 def follow_run(client: "vi.Client", run_id: str, *, timeout_s: float | None = None) -> "Run":
@@ -586,6 +717,7 @@ def _row(run: "Run") -> tuple[object, ...]:
     progress = run.status.progress
     return (
         run.run_id,
+        to_single_line(run.name),
         _condition(run),
         (run.status.conditions[-1].reason or "") if run.status.conditions else "",
         format_age(run.metadata.time_created),
@@ -602,6 +734,7 @@ def _print_run(run: "Run") -> None:
     print_fields(
         [
             ("Run", run.run_id),
+            ("Name", run.name),
             ("Condition", _condition(run)),
             ("Flow", run.spec.flow.name),
             ("Training project", run.spec.training_project),
@@ -628,6 +761,8 @@ def _print_run(run: "Run") -> None:
             ),
         ]
     )
+    if get_global_options().format in ("agent", "quiet"):
+        return
     for condition in run.status.conditions:
         words = " ".join(
             filter(None, [condition.reason, condition.message and f"({condition.message})"])

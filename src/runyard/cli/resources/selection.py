@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from runyard.cli.failures import EXIT_ERROR, EXIT_USAGE, CommandFailed
+from runyard.cli.global_options import get_global_options
 from runyard.cli.output import print_json, print_table, to_single_line
 
 if TYPE_CHECKING:
@@ -46,6 +47,12 @@ _OPTIONS = (
         metavar="HOURS",
         help="Maximum age of the runs in hours.",
     ),
+    click.option(
+        "--filter",
+        "filter_text",
+        metavar="TEXT",
+        help="Runs that match a filter such as 'condition:Failed owner=kim'.",
+    ),
     click.option("--all", "every", is_flag=True, help="Every run."),
     click.option("--yes", "-y", is_flag=True, help="Do not ask for confirmation."),
     click.option("--dry-run", is_flag=True, help="Print the selected runs without changing them."),
@@ -54,10 +61,10 @@ _OPTIONS = (
 
 @dataclass(frozen=True)
 class RunSelection:
-    """Selected runs: ids, filters of ``client.runs.list``, or all."""
+    """Selected runs: ids, filters of ``client.runs.list``, a filter text, or all."""
 
     run_ids: tuple[str, ...]
-    filter: dict[str, Any] | Literal["all"] | None
+    filter: dict[str, Any] | str | None
     yes: bool
     dry_run: bool
 
@@ -78,19 +85,20 @@ def selection_options(command: Callable[..., None]) -> Callable[..., None]:
         training_project: str | None,
         attributes: tuple[str, ...],
         since_hours: float | None,
+        filter_text: str | None,
         every: bool,
         yes: bool,
         dry_run: bool,
         **others: Any,
     ) -> None:
         filters = build_filters(condition, flow, training_project, attributes, since_hours)
-        if sum((bool(run_ids), bool(filters), every)) != 1:
+        if sum((bool(run_ids), bool(filters), bool(filter_text), every)) != 1:
             raise CommandFailed(
-                "expected: exactly one of run ids, filters such as --condition and --attribute, or "
-                "--all",
+                "expected: exactly one of run ids, --filter, filters such as --condition and "
+                "--attribute, or --all",
                 exit_code=EXIT_USAGE,
             )
-        filter: Any = None if run_ids else "all" if every else filters
+        filter: Any = None if run_ids else "all" if every else filter_text or filters
         command(selection=RunSelection(run_ids, filter, yes, dry_run), **others)
 
     for option in reversed(_OPTIONS):
@@ -137,17 +145,15 @@ def parse_attributes(given: Iterable[str]) -> dict[str, str]:
 
 def apply_to_many(
     client: "vi.Client",
-    verb: Literal["kill", "delete"],
+    verb: Literal["kill", "delete", "tag"],
     selection: RunSelection,
-    *,
-    grace_s: float | None = None,
+    **options: Any,
 ) -> "RunOutcomes":
-    """Kill or delete the selected runs after a confirmation; return one outcome per run.
+    """Kill, delete or tag the selected runs after a confirmation; return one outcome per run.
 
     Raises:
         CommandFailed: There is no terminal for the confirmation, or the answer was no.
     """
-    options: dict[str, Any] = {} if grace_s is None else {"grace_s": grace_s}
     change: Callable[..., RunOutcomes] = getattr(client.runs, verb)
     selected: dict[str, Any] = (
         {"run_id": list(selection.run_ids)} if selection.run_ids else {"filter": selection.filter}
@@ -192,8 +198,8 @@ def confirm(question: str) -> None:
 
 
 def has_terminal() -> bool:
-    """Return True if standard input is a terminal."""
-    return sys.stdin is not None and sys.stdin.isatty()
+    """Return True if there is a person at a terminal to answer questions."""
+    return get_global_options().is_interactive and sys.stdin is not None and sys.stdin.isatty()
 
 
 def print_outcomes(outcomes: "RunOutcomes", *, as_json: bool) -> None:

@@ -21,7 +21,42 @@ from runyard.store import events as rows
 from runyard.store.tables import AnyRow
 from vi.api.resources.events.responses import Event, EventPage
 
-KINDS = ("run", "dataset", "import", "flow", "trainingProject", "view")
+# Every event by the kind of what has changed; docs/events.md has the same table.
+_DOCUMENT = {
+    "created": "was created",
+    "updated": "was changed",
+    "deleted": "was deleted",
+}
+MEANINGS: dict[str, dict[str, str]] = {
+    "run": {
+        "created": "was created, with its first condition",
+        "condition": "entered another condition",
+        "reason": "has another reason in the same condition; new messages alone are no events",
+        "attempt-started": "has a supervisor, on the machine named",
+        "attempt-ended": "has an attempt less, with its cause, exit code and signal",
+        "attempt-reopened": "has heard again of an attempt that was considered lost",
+        "checkpoint": "has another checkpoint that can be downloaded",
+        "evaluation": "was evaluated, with the step and the values",
+        "warning": "has a warning of the trainer",
+        "updated": "was renamed, tagged or assigned; `changed` names the fields",
+        "kill": "is to end, with the grace period requested",
+        "deleted": "was deleted",
+    },
+    "dataset": {
+        "created": "was created",
+        "updated": "was changed; `changed` names the fields, or `assets` or `annotations`",
+        "version-created": "has another version, which runs can be pinned to",
+        "deleted": "was deleted",
+    },
+    "import": {
+        "started": "waits for its files",
+        "ended": "is over, with its state, the reason of a failure, and the version it made",
+    },
+    "flow": _DOCUMENT,
+    "trainingProject": _DOCUMENT,
+    "view": _DOCUMENT,
+}
+KINDS = tuple(MEANINGS)
 LONGEST_WAIT_S = 30.0
 # Another server on the same database does not notify this one.
 POLL_S = 5.0

@@ -20,6 +20,7 @@ from sqlalchemy import (
 )
 
 from runyard.store.engines.bulk_insert import insert_many
+from runyard.store.lists import keyset
 from runyard.store.tables import AnyRow, assets, contents, records
 
 BATCH_SIZE = 500  # values in one query: databases limit their number
@@ -88,16 +89,11 @@ def page(
     """
     column = _SORT_COLUMNS[sorting]
     query = select(assets).where(*_match_filenames(org, dataset_id, like))
-    if after is not None:
-        value, last_id = after
-        further = (
-            (column < value, assets.c.id < last_id)
-            if descending
-            else (column > value, assets.c.id > last_id)
-        )
-        query = query.where(or_(further[0], and_(column == value, further[1])))
-    order = (column.desc(), assets.c.id.desc()) if descending else (column, assets.c.id)
-    return connection.execute(query.order_by(*order).limit(limit)).all()
+    order = (column,) if column is assets.c.id else (column, assets.c.id)
+    position = None if after is None else (after[1],) if len(order) == 1 else after
+    return keyset.read_page(
+        connection, query, order, after=position, limit=limit, is_descending=descending
+    )
 
 
 def get_sort_value(row: AnyRow, sorting: str) -> Any:

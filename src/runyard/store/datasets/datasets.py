@@ -6,8 +6,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, delete, exists, insert, or_, select, update
+from sqlalchemy import Connection, and_, bindparam, delete, exists, insert, select, update
 
+from runyard.store.lists import keyset
 from runyard.store.tables import (
     AnyRow,
     assets,
@@ -92,17 +93,9 @@ def page(
 ) -> Sequence[AnyRow]:
     """Return a page, newest first, after the position (time, id)."""
     query = select(datasets).where(datasets.c.org == org, datasets.c.deleted.is_(False))
-    if after is not None:
-        time_ms, last_id = after
-        query = query.where(
-            or_(
-                datasets.c.time_created < time_ms,
-                and_(datasets.c.time_created == time_ms, datasets.c.id < last_id),
-            )
-        )
-    return connection.execute(
-        query.order_by(datasets.c.time_created.desc(), datasets.c.id.desc()).limit(limit)
-    ).all()
+    return keyset.read_page(
+        connection, query, (datasets.c.time_created, datasets.c.id), after=after, limit=limit
+    )
 
 
 def list_deleted(connection: Connection) -> Sequence[AnyRow]:

@@ -3,8 +3,9 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, and_, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, delete, func, insert, select, update
 
+from runyard.store.lists import keyset
 from runyard.store.tables import AnyRow, import_files, imports
 
 # Receiving: files arrive. Sealed: all have arrived and are checked. Committing: accepted rows are
@@ -56,17 +57,9 @@ def page(
     query = select(imports).where(
         imports.c.org == org, imports.c.dataset_id == dataset_id, imports.c.kind == kind
     )
-    if after is not None:
-        time_ms, last_id = after
-        query = query.where(
-            or_(
-                imports.c.time_created < time_ms,
-                and_(imports.c.time_created == time_ms, imports.c.id < last_id),
-            )
-        )
-    return connection.execute(
-        query.order_by(imports.c.time_created.desc(), imports.c.id.desc()).limit(limit)
-    ).all()
+    return keyset.read_page(
+        connection, query, (imports.c.time_created, imports.c.id), after=after, limit=limit
+    )
 
 
 def list_active(connection: Connection) -> Sequence[AnyRow]:

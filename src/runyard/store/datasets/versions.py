@@ -3,8 +3,9 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Table, and_, delete, insert, or_, select, update
+from sqlalchemy import Connection, Table, delete, insert, select, update
 
+from runyard.store.lists import keyset
 from runyard.store.tables import (
     AnyRow,
     bulk_deletions,
@@ -35,13 +36,7 @@ def page(
     """Return a page, newest first, after the position (number, id)."""
     table = dataset_versions.c
     query = select(dataset_versions).where(table.org == org, table.dataset_id == dataset_id)
-    if after is not None:
-        query = query.where(
-            or_(table.number < after[0], and_(table.number == after[0], table.id < after[1]))
-        )
-    return connection.execute(
-        query.order_by(table.number.desc(), table.id.desc()).limit(limit)
-    ).all()
+    return keyset.read_page(connection, query, (table.number, table.id), after=after, limit=limit)
 
 
 def list_all(connection: Connection, *, org: str) -> Sequence[AnyRow]:
@@ -127,17 +122,9 @@ def job_page(
 ) -> Sequence[AnyRow]:
     """Return a page, newest first, after the position (time, id)."""
     query = select(table).where(table.c.org == org, table.c.dataset_id == dataset_id)
-    if after is not None:
-        time_ms, last_id = after
-        query = query.where(
-            or_(
-                table.c.time_created < time_ms,
-                and_(table.c.time_created == time_ms, table.c.id < last_id),
-            )
-        )
-    return connection.execute(
-        query.order_by(table.c.time_created.desc(), table.c.id.desc()).limit(limit)
-    ).all()
+    return keyset.read_page(
+        connection, query, (table.c.time_created, table.c.id), after=after, limit=limit
+    )
 
 
 def list_old_exports(connection: Connection, *, before_ms: int) -> Sequence[AnyRow]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, bindparam, delete, func, insert, select
+from sqlalchemy import Connection, bindparam, delete, insert, select, tuple_
 
 from runyard.store.tables import AnyRow, metric_keys, metrics, runs
 from runyard.store.telemetry import chunks
@@ -34,6 +34,14 @@ _KEYS = select(metric_keys).where(
 _ADD_KEYS = insert(metric_keys)
 _COUNTS = select(runs.c.metric_packed, runs.c.metric_count, runs.c.time_created).where(
     runs.c.org == bindparam("of_org"), runs.c.id == bindparam("of_run")
+)
+_NEXT_RUN = (
+    select(metrics.c.org, metrics.c.run_id)
+    .where(
+        tuple_(metrics.c.org, metrics.c.run_id) > tuple_(bindparam("of_org"), bindparam("of_run"))
+    )
+    .order_by(metrics.c.org, metrics.c.run_id)
+    .limit(1)
 )
 _DECODER = msgspec.json.Decoder(dict[str, float])
 
@@ -132,20 +140,15 @@ def list_points(
     return points[:limit]
 
 
-def find_unpacked(connection: Connection, *, after: tuple[str, str]) -> tuple[str, str] | None:
-    """Return the (organization, run) that has rows of points and follows ``after``."""
-    org, run_id = after
-    query = (
-        select(metrics.c.org, metrics.c.run_id)
-        .where((metrics.c.org > org) | ((metrics.c.org == org) & (metrics.c.run_id > run_id)))
-        .order_by(metrics.c.org, metrics.c.run_id)
-        .limit(1)
-    )
-    row = connection.execute(query).one_or_none()
-    return None if row is None else (row.org, row.run_id)
-
-
-def count_rows(connection: Connection, *, org: str, run_id: str) -> int:
-    """Count the points of a run that are not packed."""
-    query = select(func.count()).select_from(metrics).where(*_OF_RUN)
-    return int(connection.execute(query, {"of_org": org, "of_run": run_id}).scalar_one())
+def find_unpacked(
+    connection: Connection, *, after: tuple[str, str], limit: int
+) -> list[tuple[str, str]]:
+    """Return (organization, run) of runs that have rows of points, in order, after one of them."""
+    found: list[tuple[str, str]] = []
+    while len(found) < limit:
+        org, run_id = found[-1] if found else after
+        row = connection.execute(_NEXT_RUN, {"of_org": org, "of_run": run_id}).one_or_none()
+        if row is None:
+            break
+        found.append((row.org, row.run_id))
+    return found

@@ -89,11 +89,9 @@ def add(
     return points[-1].number
 
 
-def pack_rows(
-    connection: Connection, *, org: str, run_id: str, packed: int, limit: int = MOST_ROWS
-) -> int:
+def pack_rows(connection: Connection, *, org: str, run_id: str, packed: int) -> int:
     """Pack the oldest rows of a run; return the number of the last one packed."""
-    rows = metrics.list_rows(connection, org=org, run_id=run_id, after=packed, limit=limit)
+    rows = metrics.list_rows(connection, org=org, run_id=run_id, after=packed, limit=MOST_ROWS)
     if not rows:
         return packed
     _pack(connection, rows, org=org, run_id=run_id)

@@ -8,9 +8,8 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
-
-import httpx2
 
 from vi._http._async import AsyncHttp
 from vi._http.downloads.part_file import PartFile
@@ -18,6 +17,9 @@ from vi._http.requests import classify_transport_error, error_from_transport
 from vi._http.response import Response, error_from_response
 from vi._http.retry import Failure, classify_status
 from vi.errors import ViDownloadError, ViError
+
+if TYPE_CHECKING:
+    import httpx2
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 _REQUEST_NAME = "the download"
@@ -117,6 +119,8 @@ async def _fetch_once(
 
     Return why the response ended, which matters only if incomplete.
     """
+    import httpx2
+
     headers = {"Range": f"bytes={part.offset}-", "Accept-Encoding": "identity"}
     try:
         async with source.stream("GET", url, headers=headers) as response:
@@ -135,7 +139,7 @@ async def _fetch_once(
 
 
 async def _classify_error_response(
-    response: httpx2.Response, part: PartFile
+    response: "httpx2.Response", part: PartFile
 ) -> tuple[Failure, ViError]:
     body = await response.aread()
     refused = Response(status=response.status_code, headers=dict(response.headers), body=body)
@@ -147,7 +151,7 @@ async def _classify_error_response(
     )
 
 
-def _check_range(response: httpx2.Response, part: PartFile) -> None:
+def _check_range(response: "httpx2.Response", part: PartFile) -> None:
     """Check that the response starts where the partial file ends.
 
     Restart it if ranges are unsupported.

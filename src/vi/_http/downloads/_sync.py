@@ -9,9 +9,8 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
-
-import httpx2
 
 from vi._http._sync import Http
 from vi._http.downloads.part_file import PartFile
@@ -19,6 +18,9 @@ from vi._http.requests import classify_transport_error, error_from_transport
 from vi._http.response import Response, error_from_response
 from vi._http.retry import Failure, classify_status
 from vi.errors import ViDownloadError, ViError
+
+if TYPE_CHECKING:
+    import httpx2
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 _REQUEST_NAME = "the download"
@@ -118,6 +120,8 @@ def _fetch_once(
 
     Return why the response ended, which matters only if incomplete.
     """
+    import httpx2
+
     headers = {"Range": f"bytes={part.offset}-", "Accept-Encoding": "identity"}
     try:
         with source.stream("GET", url, headers=headers) as response:
@@ -135,7 +139,9 @@ def _fetch_once(
     return Failure.UNKNOWN, ViDownloadError("the server ended the download early")
 
 
-def _classify_error_response(response: httpx2.Response, part: PartFile) -> tuple[Failure, ViError]:
+def _classify_error_response(
+    response: "httpx2.Response", part: PartFile
+) -> tuple[Failure, ViError]:
     body = response.read()
     refused = Response(status=response.status_code, headers=dict(response.headers), body=body)
     if response.status_code == 416:
@@ -146,7 +152,7 @@ def _classify_error_response(response: httpx2.Response, part: PartFile) -> tuple
     )
 
 
-def _check_range(response: httpx2.Response, part: PartFile) -> None:
+def _check_range(response: "httpx2.Response", part: PartFile) -> None:
     """Check that the response starts where the partial file ends.
 
     Restart it if ranges are unsupported.

@@ -2,14 +2,19 @@
 """Paginated list that fetches further pages on demand."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, Generic, NoReturn, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, overload
 
 from vi._http._sync import Http
 from vi._http.requests import QueryValue
 from vi.api._arguments import check_pagination
 from vi.api._pages.page import Page
+from vi.api.responses import Document
 from vi.api.types import PaginationParams
 from vi.errors import PaginationError, ViConfigurationError
+
+if TYPE_CHECKING:
+    import pandas
+    import polars
 
 T = TypeVar("T")
 
@@ -68,6 +73,34 @@ class PaginatedResponse(Generic[T]):
 
     def __getitem__(self, index: int | slice) -> T | list[T]:
         return self.items[index]
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """Return the items of this page as a pandas data frame with one row per item.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        from vi.api._frames import to_pandas_frame
+
+        return to_pandas_frame(self.items)
+
+    def to_polars(self) -> "polars.DataFrame":
+        """Return the items of this page as a polars data frame with one row per item.
+
+        Raises:
+            ImportError: polars is not installed.
+        """
+        from vi.api._frames import to_polars_frame
+
+        return to_polars_frame(self.items)
+
+    def _repr_html_(self) -> str:
+        from vi.api._html import render_table
+
+        more = ", and further pages" if self.next_page is not None else ""
+        count = "1 item" if len(self.items) == 1 else f"{len(self.items):,} items"
+        rows = [item._to_table_row() for item in self.items if isinstance(item, Document)]
+        return render_table(rows, title=f"{count}{more}")
 
     def __reduce__(self) -> NoReturn:
         raise ViConfigurationError(

@@ -1,11 +1,20 @@
 """What can be done to a run: each form calls the one service that the API's route calls."""
 
 import uuid
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import UNSET
 
-from runyard.server.http.request import Id, Query, Request, get_actor, get_services
+from runyard.server.http.endpoints import bodies
+from runyard.server.http.request import (
+    Id,
+    Query,
+    Request,
+    convert_body,
+    get_actor,
+    get_services,
+)
 from runyard.server.http.responses import Response
 from runyard.server.pages import templates
 from runyard.server.pages.forms import parse_form
@@ -15,6 +24,8 @@ from runyard.server.pages.run.start import Draft, How
 from runyard.server.pages.views import format_bytes, format_clock
 from runyard.server.services.errors import Problem, Refusal
 from runyard.server.services.runs import contents, deletion, references, runs
+
+T = TypeVar("T")
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,8 +60,9 @@ async def kill_run(request: Request, run_id: Id) -> Response:
 
 
 async def rename_run(request: Request, run_id: Id) -> Response:
-    """Give a run another name."""
+    """Give a run another name; an empty one is that of the flow."""
     form = await parse_form(request)
+    given = _check_metadata(bodies.ChangedRunMetadata, name=form.text("name").strip() or None)
     await runs.update(
         get_services(request),
         get_actor(request),
@@ -58,6 +70,7 @@ async def rename_run(request: Request, run_id: Id) -> Response:
         kill=False,
         training_project=UNSET,
         attributes={},
+        name=given.name,
         if_match=None,
     )
     return await _answer_change(request, run_id)
@@ -68,7 +81,8 @@ async def tag_run(request: Request, run_id: Id) -> Response:
     form = await parse_form(request)
     services, actor = get_services(request), get_actor(request)
     run = runs.decode_run(runs.get(services, org=actor.org, run_id=run_id)[0])
-    given = _parse_tags(form.text("tags"))
+    tags = _parse_tags(form.text("tags"))
+    given = _check_metadata(bodies.ChangedRunMetadata, attributes=tags).attributes
     removed = dict.fromkeys(key for key in run.metadata.attributes if key not in given)
     await runs.update(
         services,
@@ -138,6 +152,9 @@ async def post_start(request: Request, run_id: Id) -> Response:
     resume_from = (run_id, draft.checkpoint) if draft.checkpoint else None
     body = msgspec.json.encode([draft.flow, draft.tags, draft.name, resume_from])
     try:
+        given = _check_metadata(
+            bodies.NewRunMetadata, attributes=draft.tags, name=draft.name or None
+        )
         await runs.create(
             loaded.services,
             get_actor(request),
@@ -146,7 +163,8 @@ async def post_start(request: Request, run_id: Id) -> Response:
             flow=draft.flow,
             training_project=loaded.run.spec.training_project,
             resume_from=resume_from,
-            attributes=draft.tags,
+            attributes=given.attributes,
+            name=given.name,
         )
     except Refusal as refusal:
         return _render_form(request, loaded, draft, how=how, refusal=refusal, status=refusal.status)
@@ -196,6 +214,11 @@ def _check_way(how: str) -> How:
         problem = Problem(path="/how", given=how[:40], allowed=allowed, message=message)
         raise Refusal("InvalidBody", message, problems=[problem])
     return found
+
+
+def _check_metadata(kind: type[T], **fields: Any) -> T:
+    """Return name and tags of a form within the limits that the API has for them."""
+    return convert_body(fields, kind)
 
 
 def _parse_seconds(text: str) -> float:

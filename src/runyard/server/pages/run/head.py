@@ -150,8 +150,8 @@ def build_head(run: Run, *, now_ms: int, recent: Recent, has_checkpoint: bool) -
 
 
 def get_name(run: Run) -> str:
-    """Return the display name of a run: its own, else the flow's."""
-    return getattr(run.metadata, "name", "") or run.spec.flow.name or run.run_id
+    """Return the display name of a run."""
+    return run.metadata.name or run.run_id
 
 
 def list_tabs(base: str, current: str) -> list[Tab]:
@@ -183,7 +183,7 @@ def list_commands(run_id: str) -> list[Command]:
         Command(
             action="tag",
             python=f'client.runs.update("{run_id}", metadata={{"owner": "kim"}})',
-            command=f"runyard runs tag {run_id} owner=kim",
+            command=f"runyard runs tag {run_id} --set owner=kim",
         ),
     ]
 

@@ -353,6 +353,8 @@ def format_command(run: Run, draft: Draft, differences: Sequence[Difference]) ->
         for difference in differences
         if difference.after != NOTHING
     ]
+    if draft.name:
+        parts.append(f"--name {shlex.quote(draft.name)}")
     if draft.checkpoint:
         parts.append(f"--resume-from {run.run_id}/{draft.checkpoint}")
     parts += [f"--attribute {shlex.quote(f'{key}={value}')}" for key, value in draft.tags.items()]

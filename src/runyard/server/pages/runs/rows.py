@@ -456,8 +456,13 @@ def format_total(total: int, *, more: bool) -> str:
     return f"{format_count(total)}{'+' if more else ''}"
 
 
-def build_chips(state: ListState, counts: Mapping[str, int]) -> tuple[Chip, ...]:
-    """Return one chip for all runs that match the rest of the filter, and one per condition."""
+def build_chips(
+    state: ListState, counts: Mapping[str, int], *, more: bool = False
+) -> tuple[Chip, ...]:
+    """Return one chip for all runs that match the rest of the filter, and one per condition.
+
+    ``more``: counting stopped, so that there may be more of each.
+    """
     current = find_condition(state.q)
     everything = replace_condition(state.q, "")
     chips = [
@@ -465,7 +470,7 @@ def build_chips(state: ListState, counts: Mapping[str, int]) -> tuple[Chip, ...]
             name="All",
             kind="all",
             shape="",
-            count=format_count(sum(counts.values())),
+            count=format_total(sum(counts.values()), more=more),
             url=state.get_url(q=everything),
             is_current=split_terms(everything) == split_terms(state.q),
         )
@@ -476,7 +481,7 @@ def build_chips(state: ListState, counts: Mapping[str, int]) -> tuple[Chip, ...]
                 name=name,
                 kind=name.lower(),
                 shape=shape,
-                count=format_count(counts.get(name, 0)),
+                count=format_total(counts.get(name, 0), more=more),
                 url=state.get_url(q=replace_condition(state.q, name)),
                 is_current=name == current,
             )

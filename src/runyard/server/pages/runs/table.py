@@ -89,10 +89,14 @@ class FreshRows(msgspec.Struct, frozen=True, kw_only=True):
     table: RunsTable
     gone: tuple[str, ...]
     width: int
+    is_counted: bool
 
 
 async def renew_rows(request: Request) -> Response:
-    """Return the rows of the runs that are named, the chips, and how many new runs match."""
+    """Return the rows of the runs that are named; with ``count`` also how many runs match.
+
+    Of the runs that are named as new, those count that the filter matches.
+    """
     query = Query(request)
     state = read_state(query)
     problem, filter = find_problem(state.q)
@@ -100,13 +104,17 @@ async def renew_rows(request: Request) -> Response:
         return Response(status=204)
     ids = list(dict.fromkeys(query.all("id")))[:MOST_FRESH]
     found = read_runs(request, ids)
-    new = 0 if query.text("new") is None else await count_new(request, state, query.all("new"))
-    table = await build_table(request, state, filter, rows=found, new_count=new)
+    is_counted = query.text("count") == "true"
+    new = await count_new(request, state, query.all("new")) if is_counted else 0
+    table = await build_table(
+        request, state, filter, rows=found, new_count=new, is_counted=is_counted
+    )
     known = {run.run_id for run in found}
     page = FreshRows(
         table=table,
         gone=tuple(run_id for run_id in ids if run_id not in known and run_id.isascii()),
         width=len(table.headings) + 1,
+        is_counted=is_counted,
     )
     return templates.render_fragment(request, "parts/_runs_fresh.html", page)
 
@@ -185,13 +193,16 @@ async def build_table(
     *,
     rows: Sequence[Run] | None = None,
     new_count: int = 0,
+    is_counted: bool = True,
 ) -> RunsTable:
     """Return the table; ``rows`` are given where only these are shown."""
     services, actor = get_services(request), get_actor(request)
     newer = older = None
     if rows is None:
         rows, newer, older = await read_page(services, actor.org, state, filter)
-    counts, total = await count_matching(request, state, filter)
+    counts = total = RunCount()
+    if is_counted:
+        counts, total = await count_matching(request, state, filter)
     found = await summaries.read(services, org=actor.org, runs=rows)
     now_ms = services.clock.now_ms()
     metrics = [name for run in rows if (name := find_key_metric(run)[0])]
@@ -203,7 +214,7 @@ async def build_table(
         ),
         columns=state.list_columns(),
         headings=build_headings(state, metric),
-        chips=build_chips(state, counts.conditions),
+        chips=build_chips(state, counts.conditions, more=counts.more),
         total=total.total,
         total_text=format_total(total.total, more=total.more),
         new_count=new_count,

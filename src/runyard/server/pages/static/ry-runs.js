@@ -7,16 +7,18 @@ const find = (selector) => document.querySelector(selector);
 /** @returns {HTMLInputElement[]} */
 const boxes = () => [...document.querySelectorAll(/** @type {"input"} */ ("#rows input[name=run]"))];
 
-// Renewing rows. A change is shown at once, hints of a training run every two seconds. New runs are
-// counted, and listed when the user asks for them, so that no row moves.
+// Renewing rows. A change is shown at once; hints of a training run, and counts, every two seconds.
+// New runs are counted, and listed when the user asks for them, so that no row moves.
 
 const CHANGE_MS = 150;
 const HINT_MS = 2000;
+const COUNT_MS = 2000;
 /** @type {Set<string>} */
 const changed = new Set();
 /** @type {Set<string>} */
 const created = new Set();
-let isCounting = false;
+let isCountDue = false;
+let counted = 0;
 let isBusy = false;
 let due = Infinity;
 let timer = 0;
@@ -36,11 +38,21 @@ async function renew() {
   if (!list || isBusy) return schedule(CHANGE_MS);
   const shown = [...changed].filter((id) => document.getElementById(`run-${id}`));
   changed.clear();
-  if (!shown.length && !isCounting) return;
-  isCounting = false;
+  const wait = isCountDue ? counted + COUNT_MS - Date.now() : Infinity;
+  if (shown.length || wait <= 0) await fetchRows(list, shown, wait <= 0);
+  if (isCountDue) schedule(Math.max(0, counted + COUNT_MS - Date.now()));
+}
+
+/** @param {HTMLElement} list @param {string[]} ids @param {boolean} isCounting */
+async function fetchRows(list, ids, isCounting) {
   const query = new URLSearchParams(list.dataset.state);
-  for (const id of shown.slice(0, 200)) query.append("id", id);
-  if (created.size) for (const id of [...created].slice(0, 200)) query.append("new", id);
+  for (const id of ids.slice(0, 200)) query.append("id", id);
+  if (isCounting) {
+    isCountDue = false;
+    counted = Date.now();
+    query.append("count", "true");
+    for (const id of [...created].slice(0, 200)) query.append("new", id);
+  }
   isBusy = true;
   try {
     await htmx.ajax("GET", `/ui/runs:rows?${query}`, { source: list, swap: "none" });
@@ -57,7 +69,7 @@ document.addEventListener("live", (event) => {
     return;
   }
   if (kind === "change" && change.kind !== "run") return;
-  isCounting = true;
+  isCountDue = true;
   if (kind === "all") {
     for (const row of document.querySelectorAll("#rows [data-run]")) changed.add(row.id.slice(4));
   } else {
@@ -79,7 +91,8 @@ document.addEventListener("htmx:after:swap", (event) => {
 });
 document.addEventListener("acted", () => {
   for (const box of boxes()) if (box.checked) changed.add(box.value);
-  isCounting = true;
+  isCountDue = true;
+  counted = 0;
   unselect();
   schedule(0);
 });

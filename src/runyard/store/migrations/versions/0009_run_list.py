@@ -13,6 +13,7 @@ NUMBER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 def upgrade() -> None:
     _change_runs()
+    _create_missing_indexes()
     _create_tables()
     connection = op.get_bind()
     triggers.create(connection)
@@ -31,6 +32,17 @@ def _change_runs() -> None:
     op.add_column("run_attributes", sa.Column("number", NUMBER, nullable=False, server_default="0"))
     op.drop_index("run_attributes_by_value", table_name="run_attributes")
     op.create_index("run_attributes_by_number", "run_attributes", ["org", "key", "value", "number"])
+
+
+def _create_missing_indexes() -> None:
+    """Create the indexes of lists that were sorted for each page."""
+    op.create_index(
+        "dataset_versions_by_number", "dataset_versions", ["org", "dataset_id", "number", "id"]
+    )
+    op.create_index(
+        "bulk_deletions_by_time", "bulk_deletions", ["org", "dataset_id", "time_created", "id"]
+    )
+    op.create_index("keys_by_time", "keys", ["org", "time_created", "id"])
 
 
 def _create_tables() -> None:

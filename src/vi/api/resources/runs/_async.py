@@ -24,7 +24,6 @@ from vi.api._arguments import (
     check_seconds,
     check_text,
     encode_flow,
-    encode_metadata,
     encode_resume_from,
     encode_spec,
 )
@@ -51,7 +50,9 @@ from vi.api.resources.runs._outcome import (
 from vi.api.resources.runs._pages import LogSlice, MetricSlice, SampleSteps
 from vi.api.resources.runs._selection import (
     RunIds,
+    check_tags,
     encode_filters,
+    encode_run_metadata,
     encode_selection,
     to_query_parameters,
 )
@@ -60,6 +61,7 @@ from vi.api.resources.runs.responses import (
     MetricPoint,
     Run,
     RunChange,
+    RunCount,
     RunOutcomes,
     RunSpec,
     Sample,
@@ -102,6 +104,8 @@ class AsyncRuns:
         attribute: Mapping[str, str] | None = None,
         created_after: datetime | int | None = None,
         created_before: datetime | int | None = None,
+        filter: str | None = None,
+        order_by: str | None = None,
     ) -> AsyncPaginatedResponse[Run]:
         """Return a page of the runs that match every given filter, newest first.
 
@@ -113,9 +117,13 @@ class AsyncRuns:
             attribute: Attributes that the runs must all have.
             created_after: Earliest creation time, as a datetime or epoch milliseconds.
             created_before: Latest creation time, as a datetime or epoch milliseconds.
+            filter: Filter text, such as ``"condition:Failed metric.iou>0.6 owner=kim"``.
+            order_by: ``"created"``, ``"name"``, ``"duration"`` or ``"metric.KEY"``, with ``-`` in
+                front for descending order. Default: ``"-created"``.
 
         Raises:
             ViInvalidParameterError: An argument is malformed.
+            ViValidationError: The server cannot parse the filter; the message has the position.
         """
         filters = to_query_parameters(
             encode_filters(
@@ -125,10 +133,26 @@ class AsyncRuns:
                 attribute=attribute,
                 created_after=created_after,
                 created_before=created_before,
-            )
+            ),
+            filter=filter,
+            order_by=order_by,
         )
         return await fetch_page(
             self._http, self._base, item=Run, pagination=pagination, filters=filters
+        )
+
+    async def count(self, filter: str | None = None) -> RunCount:
+        """Return the number of runs that match a filter text, in total and by condition.
+
+        Args:
+            filter: Filter text as for ``list``; None counts every run.
+
+        Raises:
+            ViValidationError: The server cannot parse the filter; the message has the position.
+        """
+        params = to_query_parameters({}, filter=filter)
+        return await self._http.call(
+            "GET", f"{self._base}:count", params=params, decode_as=RunCount
         )
 
     async def get(self, run_id: str) -> Run:
@@ -146,6 +170,8 @@ class AsyncRuns:
         metadata: Mapping[str, str] | None = None,
         run_id: str | None = None,
         resume_from: str | tuple[str, str] | None = None,
+        *,
+        name: str | None = None,
     ) -> Run:
         """Create a run; it starts as soon as a machine is free.
 
@@ -158,6 +184,7 @@ class AsyncRuns:
             resume_from: Id of a run to resume, or ``(run_id, checkpoint)``, where the checkpoint is
                 an id, ``"latest"`` or ``"best"``. Weights, optimizer, step and random states are
                 restored. The new run copies the checkpoint, so the other run may be deleted.
+            name: Name of the run. Default: the name of the flow.
 
         Raises:
             ViValidationError: The flow is invalid; ``details["problems"]`` lists each problem and
@@ -177,7 +204,7 @@ class AsyncRuns:
         if resume_from is not None:
             spec["resumeFrom"] = encode_resume_from(resume_from)
         return await self._http.call(
-            "PUT", path, body={"spec": spec, **encode_metadata(metadata)}, decode_as=Run
+            "PUT", path, body={"spec": spec, **encode_run_metadata(metadata, name)}, decode_as=Run
         )
 
     start = create
@@ -188,6 +215,7 @@ class AsyncRuns:
         spec: RunSpec | Mapping[str, Any] | None = None,
         metadata: Mapping[str, str | None] | None = None,
         *,
+        name: str | None = None,
         if_match: str | None = None,
     ) -> Run:
         """Change only the given fields and attributes of a run.
@@ -196,6 +224,7 @@ class AsyncRuns:
             run_id: Id of the run.
             spec: Fields of the spec to change.
             metadata: Attributes to set; None as a value removes an attribute.
+            name: New name of the run; an empty one is replaced by the name of the flow.
             if_match: Etag; the change fails if the run has changed since.
 
         Raises:
@@ -204,7 +233,7 @@ class AsyncRuns:
         """
         body = {
             **({} if spec is None else {"spec": encode_spec(spec)}),
-            **encode_metadata(metadata, removable=True),
+            **encode_run_metadata(metadata, name, removable=True),
         }
         headers = build_if_match_headers(if_match)
         return await self._http.call(
@@ -225,7 +254,7 @@ class AsyncRuns:
         run_id: RunIds | None = None,
         grace_s: float | None = None,
         *,
-        filter: Mapping[str, Any] | Literal["all"] | None = None,
+        filter: Mapping[str, Any] | str | None = None,
         dry_run: bool = False,
     ) -> RunOutcomes: ...
 
@@ -234,7 +263,7 @@ class AsyncRuns:
         run_id: str | RunIds | None = None,
         grace_s: float | None = None,
         *,
-        filter: Mapping[str, Any] | Literal["all"] | None = None,
+        filter: Mapping[str, Any] | str | None = None,
         dry_run: bool = False,
     ) -> Run | RunOutcomes:
         """Request the end of one or many runs; each saves a checkpoint and stops.
@@ -246,9 +275,9 @@ class AsyncRuns:
             run_id: Id of a run, or up to 1,000 ids for one bulk request with one outcome per run.
             grace_s: Seconds for each run to save and stop. Default: ``settings.gracePeriodSeconds``
                 of the flow, else the value of the platform.
-            filter: Filters of ``list``, such as ``{"attribute": {"sweep": "3"}}``, or ``"all"``, to
-                select pending and running runs. At most 1,000 per call; ``more`` is True if
-                further runs match.
+            filter: Filters of ``list``, such as ``{"attribute": {"sweep": "3"}}``, a text such as
+                ``"sweep=3"``, or ``"all"``, to select pending and running runs. At most 1,000
+                per call; ``more`` is True if further runs match.
             dry_run: Return the runs that would be killed, without killing them.
 
         Raises:
@@ -276,7 +305,7 @@ class AsyncRuns:
         self,
         run_id: RunIds | None = None,
         *,
-        filter: Mapping[str, Any] | Literal["all"] | None = None,
+        filter: Mapping[str, Any] | str | None = None,
         dry_run: bool = False,
     ) -> RunOutcomes: ...
 
@@ -284,7 +313,7 @@ class AsyncRuns:
         self,
         run_id: str | RunIds | None = None,
         *,
-        filter: Mapping[str, Any] | Literal["all"] | None = None,
+        filter: Mapping[str, Any] | str | None = None,
         dry_run: bool = False,
     ) -> DeletedResource | RunOutcomes:
         """Delete one or many runs permanently, with logs, metrics and checkpoints.
@@ -293,8 +322,8 @@ class AsyncRuns:
 
         Args:
             run_id: Id of a run, or up to 1,000 ids for one bulk request with one outcome per run.
-            filter: Filters of ``list``, or ``"all"``. At most 1,000 runs per call; ``more`` is True
-                if further runs match.
+            filter: Filters of ``list``, a filter text, or ``"all"``. At most 1,000 runs per call;
+                ``more`` is True if further runs match.
             dry_run: Return the runs that would be deleted, without deleting them.
 
         Raises:
@@ -304,6 +333,29 @@ class AsyncRuns:
             return await self._change_many("delete", run_id, filter, dry_run=dry_run)
         await self._http.call("DELETE", self._path(run_id))
         return DeletedResource(id=run_id)
+
+    async def tag(
+        self,
+        run_id: str | RunIds | None = None,
+        set: Mapping[str, str | None] | None = None,
+        *,
+        filter: Mapping[str, Any] | str | None = None,
+        dry_run: bool = False,
+    ) -> RunOutcomes:
+        """Set or remove attributes of one or many runs.
+
+        Args:
+            run_id: Id of a run, or up to 1,000 ids.
+            set: Attributes to set; None as a value removes an attribute.
+            filter: Filters of ``list``, a filter text, or ``"all"``. At most 1,000 runs that differ
+                from ``set`` per call; ``more`` is True if further runs match.
+            dry_run: Return the runs that would be changed, without changing them.
+
+        Raises:
+            ViInvalidParameterError: An argument is malformed.
+            ViValidationError: The server cannot parse the filter; the message has the position.
+        """
+        return await self._change_many("tag", run_id, filter, dry_run=dry_run, set=check_tags(set))
 
     async def wait(
         self,
@@ -549,7 +601,7 @@ class AsyncRuns:
             yield run
 
     async def _change_many(
-        self, verb: str, run_ids: object, filter: object, *, dry_run: bool, **options: float
+        self, verb: str, run_ids: object, filter: object, *, dry_run: bool, **options: Any
     ) -> RunOutcomes:
         """Send one bulk request.
 

@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 from vi._http.requests import QueryValue
 from vi._text import shorten_repr
-from vi.api._arguments import check_id, check_text, to_epoch_ms
+from vi.api._arguments import check_id, check_text, encode_metadata, to_epoch_ms
 from vi.api.responses import ConditionKind
 from vi.errors import ViInvalidParameterError
 
@@ -37,13 +37,53 @@ def encode_filters(
     return {name: value for name, value in filters.items() if value is not None}
 
 
-def to_query_parameters(filters: Mapping[str, Any]) -> list[tuple[str, QueryValue]]:
-    """Return the filters as query parameters of the list endpoint."""
+def to_query_parameters(
+    filters: Mapping[str, Any], *, filter: str | None = None, order_by: str | None = None
+) -> list[tuple[str, QueryValue]]:
+    """Return the filters, a filter text and the order as query parameters of the list endpoint."""
     attributes = filters.get("attributes") or {}
+    texts = {
+        "filter": check_text(filter, name="filter"),
+        "orderBy": check_text(order_by, name="order_by"),
+    }
     return [
         *((name, value) for name, value in filters.items() if name != "attributes"),
         *(("attribute", f"{key}:{value}") for key, value in attributes.items()),
+        *((name, value) for name, value in texts.items() if value),
     ]
+
+
+def encode_run_metadata(
+    attributes: Mapping[str, Any] | None, name: str | None, *, removable: bool = False
+) -> dict[str, Any]:
+    """Return the part of a body that carries attributes and the name of a run.
+
+    ``removable``: None as an attribute removes it, and an empty name restores the flow's.
+
+    Raises:
+        ViInvalidParameterError: A name or value is not a string.
+    """
+    encoded = encode_metadata(attributes, removable=removable)
+    if check_text(name, name="name") is None or (not name and not removable):
+        return encoded
+    return {"metadata": {**encoded.get("metadata", {}), "name": name or None}}
+
+
+def check_tags(tags: object) -> dict[str, str | None]:
+    """Return the attributes to set and to remove.
+
+    Raises:
+        ViInvalidParameterError: There is none, or a name or value is not a string.
+    """
+    if not isinstance(tags, Mapping) or not tags:
+        raise ViInvalidParameterError(
+            f"set is {shorten_repr(tags)}, expected: a dict with at least one attribute",
+            suggestion="try: {'owner': 'kim'}, or {'owner': None} to remove it",
+        )
+    attributes: dict[str, str | None] = encode_metadata(tags, removable=True)["metadata"][
+        "attributes"
+    ]
+    return attributes
 
 
 def encode_selection(run_ids: object, filter: object) -> dict[str, Any]:
@@ -60,6 +100,8 @@ def encode_selection(run_ids: object, filter: object) -> dict[str, Any]:
         )
     if filter == "all":
         return {"filter": {"all": True}}
+    if isinstance(filter, str) and filter.strip():
+        return {"filter": filter}
     unknown = set(filter) - set(FILTERS) if isinstance(filter, Mapping) else set()
     if not isinstance(filter, Mapping) or unknown or not filter:
         what = (
@@ -68,7 +110,8 @@ def encode_selection(run_ids: object, filter: object) -> dict[str, Any]:
             else f"is {shorten_repr(filter)}"
         )
         raise ViInvalidParameterError(
-            f"filter {what}, expected: a dict with some of {', '.join(FILTERS)}, or 'all'",
+            f"filter {what}, expected: a filter text, 'all', or a dict with some of "
+            f"{', '.join(FILTERS)}",
             suggestion="try: filter={'condition': 'Running'}",
         )
     document = encode_filters(**filter)

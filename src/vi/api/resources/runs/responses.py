@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from vi._text import to_single_line
 from vi.api._display import format_duration, format_local_time, print_fields
 from vi.api.resources.events.responses import Event
 from vi.api.resources.flows.responses import FlowSpec
@@ -122,6 +123,27 @@ class Run(Document):
     def condition(self) -> ConditionKind | None:
         """Current state of the run; None if it has no history yet."""
         return self.status.conditions[-1].condition if self.status.conditions else None
+
+    def __repr__(self) -> str:
+        facts = [f"Run({self.run_id!r}", f"name={self.name!r}", describe_state(self)]
+        if self.status.progress is not None:
+            facts.append(describe_progress(self.status.progress))
+        return to_single_line(", ".join(facts)) + ")"
+
+    def _repr_html_(self) -> str:
+        from vi.api.resources.runs._cards import render_run_card
+
+        return render_run_card(self)
+
+    def _to_record(self) -> dict[str, Any]:
+        from vi.api.resources.runs._cards import build_run_record
+
+        return build_run_record(self)
+
+    def _to_table_row(self) -> dict[str, Any]:
+        from vi.api.resources.runs._cards import build_run_row
+
+        return build_run_row(self)
 
     def info(self) -> None:
         """Print a summary of the run."""
@@ -267,6 +289,18 @@ class MetricPoint(Document):
     time: int
     attempt: int
     values: dict[str, float]
+
+    def __repr__(self) -> str:
+        values = ", ".join(f"{name}={value:.6g}" for name, value in self.values.items())
+        values = to_single_line(values)
+        return f"MetricPoint(step={self.step}, epoch={self.epoch:g}, {values})"
+
+    def _repr_html_(self) -> str:
+        from vi.api._html import render_card
+
+        title = f"Step {self.step:,}, epoch {self.epoch:.4g}"
+        values = [(name, f"{value:.6g}") for name, value in self.values.items()]
+        return render_card(title, "", values)
 
 
 _CONDITION_STYLES = {
