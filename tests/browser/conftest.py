@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
 import vi
 from tests.support.waiting import eventually
@@ -173,8 +173,11 @@ class Console:
         self.expected.append(pattern)
 
     def watch(self, page: Page) -> None:
-        page.on("console", lambda message: self._note(message.type, message.text))
+        page.on("console", self._hear)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
+
+    def _hear(self, message: ConsoleMessage) -> None:
+        self._note(message.type, f"{message.text} {message.location['url']}".strip())
 
     def _note(self, kind: str, text: str) -> None:
         if kind == "error" or "Content Security Policy" in text:

@@ -38,8 +38,10 @@ function takeChange(element, what) {
 
 const runs = new Set([...document.querySelectorAll("[data-refresh]")].map((element) => /** @type {HTMLElement} */ (element).dataset.refresh ?? ""));
 for (const run of runs) {
+  let isDeleted = false; // then only what says so is left to fetch
   watch(run, (/** @type {any} */ detail) => {
-    for (const element of document.querySelectorAll(`[data-refresh="${CSS.escape(run)}"]`)) {
+    isDeleted ||= detail.change?.what === "deleted";
+    for (const element of document.querySelectorAll(`[data-refresh="${CSS.escape(run)}"]${isDeleted ? "[data-refresh-on~=deleted]" : ""}`)) {
       if (detail.kind === "hint") takeHint(/** @type {HTMLElement} */ (element));
       else takeChange(/** @type {HTMLElement} */ (element), detail.change?.what);
     }
