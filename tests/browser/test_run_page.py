@@ -21,7 +21,7 @@ from tests.support.fake_trainer import FakeTrainer, claim_run
 from tests.support.waiting import eventually
 
 SPIKE_STEP, SPIKE = 777, 42.0
-REAL_TIMEOUT_MS = 60_000
+REAL_TIMEOUT_MS = 120_000
 THEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 TABS = ("", "/predictions", "/log", "/timeline", "/flow", "/files")
 FLOW: dict[str, Any] = {
