@@ -352,7 +352,12 @@ def _list_drivers(shapes: Sequence[_Shape], values: Mapping[str, Any]) -> list[_
             kind = "attribute" if shape.values else "tag"
             drivers.append(_Driver((_Source(kind, index, is_ordered=bool(shape.values)),)))
         elif shape.field == "metric":
-            drivers.append(_Driver((_Source("metric", index, is_ordered=False),)))
+            is_of_order = values[f"k{index}"] == values.get("order_metric")
+            kind = "metric of order" if is_of_order else "metric"
+            drivers.append(_Driver((_Source(kind, index, is_ordered=False),)))
+        elif shape.field == "duration":
+            kinds = ("duration ended", "duration running")
+            drivers.append(_Driver(tuple(_Source(each, index, is_ordered=False) for each in kinds)))
     return drivers
 
 
@@ -522,6 +527,7 @@ class _Builder:
             "attribute": run_attributes.c.number,
             "tag": run_attributes.c.number,
             "metric": _driving_metrics.c.number,
+            "metric of order": _driving_metrics.c.number,
         }
         self.number: ColumnElement[Any] = numbers.get(source.kind, run_list.c.number)
         if self.is_metric_order:
@@ -529,6 +535,8 @@ class _Builder:
         self.sort_value: ColumnElement[Any] = (
             self.number if order == "created" else _SORT_COLUMNS[order]
         )
+        if source.kind == "metric of order" and order == "metric":
+            self.sort_value = _driving_metrics.c.value
 
     def hide(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
         """Return a column as an expression, which SQLite does not look up in an index."""
@@ -540,13 +548,14 @@ class _Builder:
     def select(self, *columns: ColumnElement[Any]) -> Select[Any]:
         """Return the query over the source, the list, and the metric of the order."""
         is_from_list = self.number is run_list.c.number
+        is_joined = not self.is_metric_order
         query = select(*columns)
         if is_from_list:
             query = query.select_from(run_list)
         else:
             other: Any = self.number.table
             query = query.select_from(other).join(run_list, run_list.c.number == self.number)
-        if self.order == "metric" and not self.is_metric_order:
+        if self.order == "metric" and self.sort_value is run_metrics.c.value and is_joined:
             query = query.join(
                 run_metrics,
                 and_(
@@ -605,10 +614,12 @@ class _Builder:
             attributes = run_attributes.c
             of_key = [attributes.org == org, attributes.key == key]
             return [*of_key, attributes.value == value] if kind == "attribute" else of_key
-        if kind == "metric":
+        if kind in ("metric", "metric of order"):
             metric = _driving_metrics.c
             compared = _apply_operator(metric.value, self.shapes[term].operator, value)
             return [metric.org == org, metric.key == key, compared]
+        if kind.startswith("duration "):
+            return [of_list, *self._list_duration_conditions(kind, term)]
         if kind.startswith("condition "):
             number = kind.rpartition(" ")[2]
             return [of_list, run_list.c.condition == bindparam(f"v{term}_{number}")]
@@ -620,6 +631,13 @@ class _Builder:
         }
         column, prefix = columns[kind]
         return [of_list, column == bindparam(f"{prefix}{term}")]
+
+    def _list_duration_conditions(self, kind: str, term: int) -> list[ColumnElement[bool]]:
+        duration, operator = run_list.c.duration, self.shapes[term].operator
+        if kind == "duration running":
+            return [duration > SPLIT, _apply_operator(duration, operator, _bind_name(f"r{term}"))]
+        ended = _apply_operator(duration, operator, _bind_name(f"v{term}"))
+        return [duration > 0, duration < SPLIT, ended]
 
     def _is_flow(self, term: int) -> bool:
         return self.shapes[term].field == "flow"
@@ -692,7 +710,8 @@ def _is_in_order(source: _Source, order: str) -> bool:
     return (
         source.kind == "order"
         or (order == "name" and source.kind.startswith("flow "))
-        or (order == "duration" and source.kind.startswith("condition "))
+        or (order == "duration" and source.kind.startswith(("condition ", "duration ")))
+        or (order == "metric" and source.kind == "metric of order")
     )
 
 
