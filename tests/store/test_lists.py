@@ -142,7 +142,7 @@ FILTERS = [
     "condition:Failed owner=kim", "detect condition:Failed", "-lora", "duration>9h", "created>1h",
 ]  # fmt: skip
 ORDERS = [
-    RunOrder(field=field, is_descending=is_descending, metric="iou")  # type: ignore[arg-type]
+    RunOrder(field=field, is_descending=is_descending, metric="iou")
     for field in ("created", "name", "duration", "metric")
     for is_descending in (True, False)
 ]

@@ -634,10 +634,15 @@ class _Builder:
 
     def _list_duration_conditions(self, kind: str, term: int) -> list[ColumnElement[bool]]:
         duration, operator = run_list.c.duration, self.shapes[term].operator
-        if kind == "duration running":
-            return [duration > SPLIT, _apply_operator(duration, operator, _bind_name(f"r{term}"))]
-        ended = _apply_operator(duration, operator, _bind_name(f"v{term}"))
-        return [duration > 0, duration < SPLIT, ended]
+        is_running, is_lower_bound = kind == "duration running", operator.startswith(">")
+        value = _bind_name(f"{'r' if is_running else 'v'}{term}")
+        conditions = [_apply_operator(duration, operator, value)]
+        # One bound on each side: of two, SQLite may use the one farther away.
+        if is_running and not is_lower_bound:
+            conditions.append(duration > SPLIT)
+        elif not is_running:
+            conditions.append(duration < SPLIT if is_lower_bound else duration > 0)
+        return conditions
 
     def _is_flow(self, term: int) -> bool:
         return self.shapes[term].field == "flow"
