@@ -236,10 +236,14 @@ def _make_plan(
     has_low, has_high = low > 0, high < get_first_number(MAX_TIME_MS)
     values |= {"low": low} if has_low else {}
     values |= {"high": high} if has_high else {}
+    drivers = _list_drivers(shapes, values)
+    if order.field != "created" and (has_low or has_high):
+        kind = f"created{' low' if has_low else ''}{' high' if has_high else ''}"
+        drivers.append(_Driver((_Source(kind),)))
     return _Plan(
         shapes=tuple(shapes),
         values=values,
-        drivers=tuple(_list_drivers(shapes, values)) if is_sqlite else (),
+        drivers=tuple(drivers) if is_sqlite else (),
         has_low=has_low,
         has_high=has_high,
         is_sqlite=is_sqlite,
@@ -282,6 +286,7 @@ def _bind(
         count = _find_flow(connection, org, values[name], values[f"n{index}"])
     elif term.field == "duration":
         assert isinstance(value, int)  # noqa: S101 - the parser makes no other
+        value = max(value, 1)  # a run that never started has none
         values[name], values[f"r{index}"] = value, encode_running(value, now_ms=now_ms)
     elif term.field == "metric":
         values[name], values[f"k{index}"] = value, _find_metric(connection, org, term.key)
@@ -579,6 +584,8 @@ class _Builder:
 
     def list_bounds(self, has_low: bool, has_high: bool) -> list[ColumnElement[bool]]:
         """Return the conditions of the time of creation."""
+        if self.source.kind.startswith("created"):
+            return []
         is_sought = self.source.is_ordered and self.order == "created"
         number = self.number if is_sought else self.hide(self.number)
         bounds = []
@@ -606,6 +613,13 @@ class _Builder:
             if not self.is_metric_order:
                 return [of_list]
             return [run_metrics.c.org == org, run_metrics.c.key == bindparam("order_metric")]
+        if kind.startswith("created"):
+            low, high = run_list.c.number >= bindparam("low"), run_list.c.number < bindparam("high")
+            return [
+                of_list,
+                *([low] if " low" in kind else []),
+                *([high] if " high" in kind else []),
+            ]
         if kind == "search":
             return [_search.c.run_search.op("MATCH")(bindparam(f"m{term}"))]
         if kind == "unindexed":
