@@ -282,6 +282,16 @@ def test_logs_metrics_and_models_of_a_finished_run(
     ).stdout
     assert table.splitlines()[0].split() == ["STEP", "EPOCH", "loss"]
     assert len(table.splitlines()) == 4
+    here = ("--keys", "loss", "--points", "3", "--data-dir", data_dir)
+    [series] = runyard("runs", "metrics", run_id, *here, "--json").stdout.splitlines()
+    course = json.loads(series)
+    assert course["key"] == "loss"
+    assert course["count"] == len(course["columns"]["last"]) <= 3
+    rows = runyard("runs", "metrics", run_id, *here).stdout.splitlines()
+    assert rows[1].split() == ["STEP", "EPOCH", "MIN", "MAX", "LAST"]
+    assert len(rows) == 2 + course["count"]
+    curve = runyard("runs", "metrics", run_id, "--keys", "loss", "--plot", "--data-dir", data_dir)
+    assert len(curve.stdout.splitlines()) == 13
 
     checkpoints = document(runyard("models", "list", run_id, "--json", "--data-dir", data_dir))[
         "items"

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import json
 import re
 from typing import Any
 
@@ -349,6 +350,17 @@ async def test_every_response_has_the_security_headers(server: TestServer) -> No
         assert headers["x-content-type-options"] == "nosniff"
         assert headers["referrer-policy"] == "no-referrer"
         assert "frame-ancestors 'none'" in headers["content-security-policy"]
+
+
+async def test_each_response_has_an_id_that_the_access_log_names(
+    server: TestServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "runyard.access")
+    api = await server.api()
+    answers = [await api.get(path) for path in ("/health", server.path("runs/none"), "/nowhere")]
+    ids = [answer.headers["x-request-id"] for answer in answers]
+    assert len(set(ids)) == 3
+    assert [json.loads(line)["request"] for line in caplog.messages] == ids
 
 
 async def test_the_access_log_names_the_key_and_contains_no_secret(

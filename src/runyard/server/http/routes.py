@@ -36,7 +36,7 @@ from runyard.server.services.operations.backups import Restored, StoreContents
 from runyard.server.services.operations.storage import StorageReport
 from runyard.server.services.runs.telemetry.logs import LogPage
 from runyard.server.services.runs.telemetry.samples import SamplePage
-from runyard.server.services.runs.telemetry.series import MetricPage, MetricSeriesList
+from runyard.server.services.runs.telemetry.series import MetricPage, MetricSeriesPage
 from vi.api.resources.annotations.responses import Annotation, AnnotationImportSession, FileUploads
 from vi.api.resources.assets.responses import (
     Asset,
@@ -139,9 +139,9 @@ ROUTES = (
     Route("GET", RUN + "/metrics", runs.get_metrics, "Get metric points", returns=MetricPage,
           query=("since", "limit")),
     Route("GET", RUN + "/metrics:series", runs.get_metric_series,
-          "Get metric series as buckets for charts", returns=MetricSeriesList, query=SERIES),
+          "Get metric series as buckets for charts", returns=MetricSeriesPage, query=SERIES),
     Route("GET", ORG + "/runs:series", runs.get_metric_series_of_runs,
-          "Get metric series of several runs", returns=MetricSeriesList, query=("id", *SERIES)),
+          "Get metric series of several runs", returns=MetricSeriesPage, query=("id", *SERIES)),
     Route("GET", RUN + "/outputs", models.list_models, "List a run's models, newest last",
           returns=Model, is_page=True, query=(*PAGE, "contents")),
     Route("GET", RUN + "/outputs/{checkpoint:str}", models.get_model,
