@@ -16,9 +16,12 @@ from vi.api._html import (
     render_card,
     render_condition,
     render_progress,
+    render_sparkline,
+    render_table,
     render_text,
 )
 from vi.api.resources.runs.responses import Run, Sample, describe_progress
+from vi.api.resources.runs.series import MetricSeries
 from vi.api.responses import ConditionKind
 
 _MAX_ATTRIBUTES = 20
@@ -66,6 +69,27 @@ def render_sample_card(sample: Sample) -> str:
         fields.append(("File", sample.image.filename))
     score = "" if sample.score is None else f"score {sample.score:.4g}"
     return render_card(f"Sample {sample.index}, step {sample.step:,}", score, fields)
+
+
+def build_series_row(series: MetricSeries) -> dict[str, Any]:
+    """Return a series as a row of a table of HTML, with its curve."""
+    last = f"{series.last[-1]:.6g}" if series.count else ""
+    label = f"{series.key}, {series.total:,} steps, last value {last}"
+    # Minimum and maximum of each bucket, so that no peak is lost.
+    ends = [value for pair in zip(series.min, series.max, strict=True) for value in pair]
+    values = list(series.last) if series.bucket_steps == 1 else ends
+    return {
+        "metric": series.key,
+        "run": series.run_id,
+        "steps": f"{series.first_step:,} to {series.last_step:,}",
+        "last": last,
+        "curve": render_sparkline(values, label=label),
+    }
+
+
+def render_rows(rows: list[dict[str, Any]], *, noun: str) -> str:
+    """Return a table of HTML with the number of rows above it."""
+    return render_table(rows, title=f"{len(rows):,} {noun}")
 
 
 def build_run_row(run: Run) -> dict[str, Any]:

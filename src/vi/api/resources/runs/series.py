@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from vi._http.requests import QueryValue
-from vi._text import shorten_repr
+from vi._text import shorten_repr, to_single_line
 from vi.api._arguments import check_id
 from vi.api._frames import import_library, to_datetime
 from vi.api.responses import Document
@@ -104,6 +104,14 @@ class MetricSeries(Document, dict=True):
     def __len__(self) -> int:
         return self.count
 
+    def __repr__(self) -> str:
+        text = f"MetricSeries({self.key!r}, run_id={self.run_id!r}, {self.total:,} steps"
+        text += f", last={self.last[-1]:.6g})" if self.count else ")"
+        return to_single_line(text)
+
+    def _repr_html_(self) -> str:
+        return MetricSeriesList([self], [self.key])._repr_html_()
+
     def to_dict(self) -> dict[str, list[float]]:
         """Return the columns as lists: step, time, epoch, min, max, last."""
         return {name: getattr(self, name).tolist() for name in COLUMNS}
@@ -165,6 +173,14 @@ class MetricSeriesList(Sequence[MetricSeries]):
         if found is None:
             raise KeyError(f"no series {index!r}; the runs have {', '.join(self.keys) or 'none'}")
         return found
+
+    def __repr__(self) -> str:
+        return to_single_line(f"MetricSeriesList({', '.join(map(repr, self.items[:20]))})")
+
+    def _repr_html_(self) -> str:
+        from vi.api.resources.runs._cards import build_series_row, render_rows
+
+        return render_rows([build_series_row(item) for item in self.items], noun="series")
 
     def to_dict(self) -> dict[str, dict[str, dict[str, list[float]]]]:
         """Return the columns of each series as lists, by run id and key."""
