@@ -45,14 +45,14 @@ class RunView:
         self.is_left = False
         self.notice = ""
         self._kill, self._select, self._is_plain = kill, select, is_plain
-        self._is_asking = False
+        self._is_confirming = False
         self._metric: str | None = None
 
     def press_key(self, key: str, state: RunState | None) -> None:
         """Handle a key."""
         self.notice = ""
-        if self._is_asking:
-            self._is_asking = False
+        if self._is_confirming:
+            self._is_confirming = False
             if key in ("y", "Y"):
                 self._kill(self.run_id)
                 self.notice = "kill requested: the run saves a checkpoint and stops"
@@ -66,13 +66,13 @@ class RunView:
             if state is not None and is_ended(state.run):
                 self.notice = "the run has ended"
             else:
-                self._is_asking = True
+                self._is_confirming = True
 
     def build_lines(
         self, state: RunState | None, *, problem: str, width: int, height: int
     ) -> list[Line]:
         """Return the lines of the screen, at most ``height``."""
-        footer = Line(self._footer(problem), "bold" if self._is_asking else "dim")
+        footer = Line(self._footer(problem), "bold" if self._is_confirming else "dim")
         if state is None:
             return fit_lines([Line(f"run {self.run_id}: reading…")], footer, height=height)
         head = build_head(state.run, is_plain=self._is_plain)
@@ -106,7 +106,7 @@ class RunView:
         self.notice = f"reading {to_single_line(self._metric)}"
 
     def _footer(self, problem: str) -> str:
-        if self._is_asking:
+        if self._is_confirming:
             return f"kill run {self.run_id}? y/N   It saves a checkpoint and stops."
         return "   ".join(filter(None, [to_single_line(problem), self.notice, HELP]))
 

@@ -48,15 +48,15 @@ class RunsView:
         self.notice = ""
         self._kill, self._is_plain = kill, is_plain
         self._selected: str | None = None
-        self._asking: str | None = None
+        self._to_confirm: str | None = None
 
     def press_key(self, key: str, state: RunsState | None) -> None:
         """Handle a key."""
         self.notice = ""
         runs = state.runs if state is not None else ()
         index = self._find_selected(runs)
-        if self._asking is not None:
-            run_id, self._asking = self._asking, None
+        if self._to_confirm is not None:
+            run_id, self._to_confirm = self._to_confirm, None
             if key in ("y", "Y"):
                 self._kill(run_id)
                 self.notice = f"kill requested: {run_id}"
@@ -71,7 +71,7 @@ class RunsView:
         self, state: RunsState | None, *, problem: str, width: int, height: int
     ) -> list[Line]:
         """Return the lines of the screen, at most ``height``."""
-        footer = Line(self._footer(problem), "bold" if self._asking else "dim")
+        footer = Line(self._footer(problem), "bold" if self._to_confirm else "dim")
         if state is None:
             return fit_lines([Line("reading runs…")], footer, height=height)
         head = [Line(text, "bold") for text in build_summary(state)]
@@ -104,7 +104,7 @@ class RunsView:
             index = min(len(runs) - 1, max(0, moves[key]))
         self._selected = runs[index].run_id
         if key == "x":
-            self._asking = self._selected
+            self._to_confirm = self._selected
         elif key == "enter":
             self.opened = self._selected
             self.is_left = True
@@ -113,8 +113,8 @@ class RunsView:
         return next((number for number, run in enumerate(runs) if run.run_id == self._selected), 0)
 
     def _footer(self, problem: str) -> str:
-        if self._asking is not None:
-            return f"kill run {self._asking}? y/N   It saves a checkpoint and stops."
+        if self._to_confirm is not None:
+            return f"kill run {self._to_confirm}? y/N   It saves a checkpoint and stops."
         return "   ".join(filter(None, [to_single_line(problem), self.notice, HELP]))
 
 

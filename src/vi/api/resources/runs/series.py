@@ -178,9 +178,10 @@ class MetricSeriesList(Sequence[MetricSeries]):
         return to_single_line(f"MetricSeriesList({', '.join(map(repr, self.items[:20]))})")
 
     def _repr_html_(self) -> str:
-        from vi.api.resources.runs._cards import build_series_row, render_rows
+        from vi.api._html import render_table
 
-        return render_rows([build_series_row(item) for item in self.items], noun="series")
+        rows = [_build_html_row(item) for item in self.items]
+        return render_table(rows, title=f"{len(rows):,} series")
 
     def to_dict(self) -> dict[str, dict[str, dict[str, list[float]]]]:
         """Return the columns of each series as lists, by run id and key."""
@@ -307,6 +308,24 @@ def _build_rows(items: Sequence[MetricSeries]) -> dict[str, list[Any]]:
         for name in ("epoch", "min", "max", "last"):
             columns[name] += getattr(item, name)
     return columns
+
+
+def _build_html_row(series: MetricSeries) -> dict[str, Any]:
+    """Return a series as a row of a table of HTML, with its curve."""
+    from vi.api._html import render_sparkline
+
+    last = f"{series.last[-1]:.6g}" if series.count else ""
+    label = f"{series.key}, {series.total:,} steps, last value {last}"
+    # Minimum and maximum of each bucket, so that no peak is lost.
+    ends = [value for pair in zip(series.min, series.max, strict=True) for value in pair]
+    values = list(series.last) if series.bucket_steps == 1 else ends
+    return {
+        "metric": series.key,
+        "run": series.run_id,
+        "steps": f"{series.first_step:,} to {series.last_step:,}",
+        "last": last,
+        "curve": render_sparkline(values, label=label),
+    }
 
 
 def _plot(items: Sequence[MetricSeries], ax: "Axes | None", x: Axis) -> "Axes":
