@@ -267,8 +267,8 @@ def test_logs_metrics_and_models_of_a_finished_run(
     assert len(samples) == 20
     scores = [sample["score"] for sample in samples]
     assert scores == sorted(scores)
-    table = runyard(*arguments, "--limit", "3").stdout.splitlines()
-    assert (table[0].split()[:3], len(table)) == (["STEP", "INDEX", "SCORE"], 4)
+    rows = runyard(*arguments, "--limit", "3").stdout.splitlines()
+    assert (rows[0].split()[:3], len(rows)) == (["STEP", "INDEX", "SCORE"], 4)
     index = str(samples[0]["index"])
     runyard(*arguments, "--index", index, "--image", "sample.png")
     assert Path("sample.png").read_bytes().startswith(b"\x89PNG")
