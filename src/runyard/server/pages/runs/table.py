@@ -44,7 +44,7 @@ from runyard.server.services.runs import listing, runs
 from runyard.server.services.runs.filters import parse_filter
 from runyard.server.services.saved_views import VIEW
 from vi.api.resources.runs.responses import Run, RunCount
-from vi.api.resources.views.responses import View
+from vi.api.resources.views.responses import SavedView
 
 SIZE = 50
 MOST_FRESH = 200  # rows that one request renews, and new runs that it counts
@@ -287,10 +287,10 @@ async def list_views(request: Request, state: ListState) -> tuple[ViewLink, ...]
 class ViewList(msgspec.Struct, frozen=True):
     """A page of saved views."""
 
-    items: list[View]
+    items: list[SavedView]
 
 
-def _build_view_link(view: View, state: ListState) -> ViewLink:
+def _build_view_link(view: SavedView, state: ListState) -> ViewLink:
     spec = view.spec
     shown = ListState(q=spec.filter, sort=spec.order_by, columns=normalize_columns(spec.columns))
     return ViewLink(
