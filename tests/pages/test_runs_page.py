@@ -107,6 +107,8 @@ async def test_new_runs_are_counted_if_the_filter_matches_them(
     matching = (await api.get("/ui/runs:rows", params={"q": "owner=kim", **new})).text
     assert ">1 new · show<" in matching
     assert "Pending <b>1</b>" in matching
+    missed = {"count": "true", "shown": "0", "q": "owner=noor"}
+    assert ">1 new · show<" in (await api.get("/ui/runs:rows", params=missed)).text
     uncounted = (await api.get("/ui/runs:rows", params={"id": "r1"})).text
     assert "chips" not in uncounted
 

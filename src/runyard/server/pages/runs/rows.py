@@ -383,6 +383,7 @@ class RunsTable(msgspec.Struct, frozen=True, kw_only=True):
     headings: tuple[Heading, ...]
     chips: tuple[Chip, ...]
     total: int
+    is_total_open: bool
     total_text: str
     has_filter: bool
     all_url: str

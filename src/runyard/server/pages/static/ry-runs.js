@@ -51,6 +51,7 @@ async function fetchRows(list, ids, isCounting) {
     isCountDue = false;
     counted = Date.now();
     query.append("count", "true");
+    query.append("shown", list.dataset.total ?? "");
     for (const id of [...created].slice(0, 200)) query.append("new", id);
   }
   isBusy = true;
