@@ -56,7 +56,7 @@ async function fetchRows(list, ids, isCounting) {
   }
   isBusy = true;
   try {
-    await htmx.ajax("GET", `/ui/runs:rows?${query}`, { source: list, swap: "none" });
+    await htmx.ajax("GET", `/ui/runs:rows?${query}`, { swap: "none" });
   } finally {
     isBusy = false;
   }
