@@ -44,6 +44,7 @@ STRUCTS = {
     "parts/_runs_problem.html": "runs.table:RunsProblem",
     "parts/_runs_result.html": "runs.actions:Action",
     "parts/_runs_saved.html": "runs.actions:ViewsMenu",
+    "parts/_status.html": "status:StatusLine",
     "problem.html": "problems:ProblemPage",
     "run_files.html": "run.tabs:FilesPage",
     "run_flow.html": "run.tabs:FlowPage",
