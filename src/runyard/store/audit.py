@@ -4,9 +4,13 @@ from collections.abc import Collection, Sequence
 
 from sqlalchemy import Connection, String, cast, delete, insert, or_, select, update
 
+from runyard.store.engines.prepared import Prepared
 from runyard.store.tables import AnyRow, audit
 
-_ADD = insert(audit)
+_ADD = Prepared(
+    insert(audit).returning(audit.c.number),
+    ("org", "time", "actor", "address", "action", "target", "count"),
+)
 
 
 def add(
@@ -29,9 +33,7 @@ def add(
         "action": action,
         "target": target,
     }
-    inserted = connection.execute(_ADD, row | {"count": count})
-    # An insert of one row always has one.
-    return int(inserted.inserted_primary_key[0])  # type: ignore[index]
+    return int(_ADD.find(connection, row | {"count": count})[0])
 
 
 def set_count(connection: Connection, *, number: int, count: int) -> None:

@@ -337,7 +337,7 @@ def _run_in_savepoint(
 ) -> None:
     queued.result = queued.error = None
     recorded = events.list_recorded(connection)
-    savepoint = connection.begin_nested()
+    savepoint = kind.begin_savepoint(connection)
     try:
         queued.result = queued.function(connection)
     except Exception as error:

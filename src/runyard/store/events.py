@@ -148,7 +148,7 @@ def _find_last_beyond(connection: Connection, org: str, most: int) -> int:
 def skip_numbers(connection: Connection, own: Sequence[AnyRow], orgs: Collection[str]) -> None:
     """Let the numbers continue above those of a backup and of the store that it replaced.
 
-    ``own`` are the counters of that store. Whoever has read up to a number from before the restore
+    ``own`` are the counters of that store. A reader at a number from before the restore
     is below ``kept_after``, so is asked to begin again.
     """
     restored = {row.org: row.number for row in list_counters(connection)}

@@ -5,6 +5,7 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
+from runyard.store.engines.prepared import Prepared
 from runyard.store.lists import run_list as run_list_rows
 from runyard.store.requirements import NOTHING
 from runyard.store.tables import (
@@ -46,14 +47,23 @@ CHILD_TABLES = (
 _IS_IT = (runs.c.org == bindparam("of_org"), runs.c.id == bindparam("of_run"))
 _DOCUMENT = select(runs.c.document, runs.c.etag).where(*_IS_IT, runs.c.deleted.is_(False))
 _GET = select(runs).where(*_IS_IT)
-_ADD, _CHANGE = insert(runs), update(runs).where(*_IS_IT)
+_ADD, _CHANGE = Prepared(insert(runs)), update(runs).where(*_IS_IT)
+_FIND_ORIGIN = Prepared(
+    select(runs.c.document, runs.c.etag, runs.c.body_sha256, runs.c.deleted).where(*_IS_IT)
+)
 _NEW = {
     "deleted": False,
     "killed": False,
     "log_count": 0,
     "metric_count": 0,
+    "metric_packed": 0,
     "duration": 0,
     "requirements": NOTHING,
+    "log_bytes": 0,
+    "log_left_out": 0,
+    "flow_id": None,
+    "training_project": None,
+    "waits": "",
 }
 
 
@@ -83,12 +93,23 @@ def add(
     values: Mapping[str, Any],
     *,
     attributes: Mapping[str, str],
-    name: str = "",
-    flow_name: str = "",
+    listed: Mapping[str, Any] | None = None,
 ) -> None:
-    """Insert a run and list it."""
-    connection.execute(_ADD, {**_NEW, **values})
-    run_list_rows.add(connection, values, name=name, flow_name=flow_name, attributes=attributes)
+    """Insert a run and list it; ``listed`` is what ``run_list.build_row`` returned for it."""
+    if listed is None:
+        listed = run_list_rows.build_row(values, name="", flow_name="", attributes=attributes)
+    _ADD.run(connection, {**_NEW, **values})
+    run_list_rows.add(
+        connection, listed, time_created=values["time_created"], attributes=attributes
+    )
+
+
+def find_origin(
+    connection: Connection, *, org: str, run_id: str
+) -> tuple[bytes, str, bytes, bool] | None:
+    """Return document, etag, hash of the body that created it, and whether it is deleted."""
+    found = _FIND_ORIGIN.find(connection, {"of_org": org, "of_run": run_id})
+    return None if found is None else (found[0], found[1], found[2], bool(found[3]))
 
 
 def change(connection: Connection, *, org: str, run_id: str, values: Mapping[str, Any]) -> None:

@@ -224,6 +224,11 @@ run_list = Table(
     Index("run_list_by_training_project", "org", "training_project", "number"),
     Index("run_list_by_name", "org", "name_key", "number"),
     Index("run_list_by_duration", "org", "duration", "number"),
+    # Names often begin with that of the flow, and the condition decides about the duration: with a
+    # filter, the order alone would read most of the list in vain.
+    Index("run_list_by_flow_and_name", "org", "flow_id", "name_key", "number"),
+    Index("run_list_by_flow_name_and_name", "org", "flow_name", "name_key", "number"),
+    Index("run_list_by_condition_and_duration", "org", "condition", "duration", "number"),
     info=IS_DERIVED,
 )
 Index(

@@ -2,18 +2,22 @@
 
 from sqlalchemy import ColumnElement, Connection, bindparam, delete, insert, select
 
+from runyard.store.engines.prepared import Prepared
 from runyard.store.tables import tombstones
 
 RETENTION_MS = 30 * 24 * 3600 * 1000
-_FIND = select(tombstones.c.id).where(
-    tombstones.c.org == bindparam("of_org"),
-    tombstones.c.kind == bindparam("of_kind"),
-    tombstones.c.id == bindparam("of_id"),
+_FIND = Prepared(
+    select(tombstones.c.id).where(
+        tombstones.c.org == bindparam("of_org"),
+        tombstones.c.kind == bindparam("of_kind"),
+        tombstones.c.id == bindparam("of_id"),
+    )
 )
+_ADD = Prepared(insert(tombstones))
 
 
 def add(connection: Connection, *, org: str, kind: str, id: str, time_ms: int) -> None:
-    connection.execute(insert(tombstones).values(org=org, kind=kind, id=id, time=time_ms))
+    _ADD.run(connection, {"org": org, "kind": kind, "id": id, "time": time_ms})
 
 
 def has_expired(connection: Connection, *, now_ms: int) -> bool:
@@ -30,9 +34,7 @@ def remove_expired(connection: Connection, *, now_ms: int) -> None:
 
 
 def exists(connection: Connection, *, org: str, kind: str, id: str) -> bool:
-    return (
-        connection.execute(_FIND, {"of_org": org, "of_kind": kind, "of_id": id}).first() is not None
-    )
+    return _FIND.find(connection, {"of_org": org, "of_kind": kind, "of_id": id}) is not None
 
 
 def _is_due(now_ms: int) -> ColumnElement[bool]:

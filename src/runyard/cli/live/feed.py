@@ -132,7 +132,8 @@ class RunReader:
             if len(points) > MAX_POINTS:
                 self._curves[name] = points[: -MAX_POINTS // 2 : 2] + points[-MAX_POINTS // 2 :]
         since = self._lines[-1].number if self._lines else 0
-        self._lines.extend(self._client.runs.logs(self._run_id, since=since))
+        tail = None if self._lines else MAX_LINES
+        self._lines.extend(self._client.runs.logs(self._run_id, since=since, tail=tail))
         del self._lines[:-MAX_LINES]
         curves = {name: list(points) for name, points in sorted(self._curves.items())}
         return RunState(run=run, curves=curves, lines=tuple(self._lines))

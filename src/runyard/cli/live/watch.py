@@ -12,6 +12,7 @@ from runyard.cli.failures import (
     EXIT_WATCHED_ERROR,
     EXIT_WATCHED_FAILED,
 )
+from runyard.cli.ids import complete_runs
 from runyard.cli.output import colorize, json_option, print_json, to_single_line
 from runyard.cli.progress import PLAIN_LINE_EVERY_S, format_progress
 
@@ -30,7 +31,7 @@ _PAUSE_S = 0.2
 
 
 @click.command("watch")
-@click.argument("run_id")
+@click.argument("run_id", shell_complete=complete_runs)
 @click.option(
     "--exit-status",
     "reports_condition",

@@ -16,6 +16,7 @@ import click
 
 from runyard.cli.failures import EXIT_ERROR, EXIT_USAGE, CommandFailed
 from runyard.cli.global_options import get_global_options
+from runyard.cli.ids import complete_runs
 from runyard.cli.output import print_json, print_table, to_single_line
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 CONDITIONS = ("Pending", "Running", "Succeeded", "Failed", "Error", "Cancelled")
 
 _OPTIONS = (
-    click.argument("run_ids", nargs=-1, metavar="[RUN_ID]..."),
+    click.argument("run_ids", shell_complete=complete_runs, nargs=-1, metavar="[RUN_ID]..."),
     click.option(
         "--condition",
         type=click.Choice(CONDITIONS, case_sensitive=False),
@@ -126,7 +127,7 @@ def build_filters(
     return {name: value for name, value in filters.items() if value is not None}
 
 
-def parse_attributes(given: Iterable[str]) -> dict[str, str]:
+def parse_attributes(given: Iterable[str], *, option: str = "--attribute") -> dict[str, str]:
     """Return attributes from ``KEY=VALUE`` texts.
 
     Raises:
@@ -137,7 +138,7 @@ def parse_attributes(given: Iterable[str]) -> dict[str, str]:
         key, equals, value = text.partition("=")
         if not equals or not key:
             raise CommandFailed(
-                f"--attribute {text!r} is malformed, expected: KEY=VALUE", exit_code=EXIT_USAGE
+                f"{option} {text!r} is malformed, expected: KEY=VALUE", exit_code=EXIT_USAGE
             )
         attributes[key] = value
     return attributes

@@ -9,7 +9,7 @@ gets an error and repeats its request, which is safe for every request.
 import logging
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, func, make_url, select
+from sqlalchemy import Connection, Engine, NestedTransaction, create_engine, func, make_url, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
@@ -65,6 +65,10 @@ class PostgreSql:
                 highest = select(func.coalesce(func.max(column), 0) + 1).scalar_subquery()
                 sequence = func.pg_get_serial_sequence(table.name, column.name)
                 connection.execute(select(func.setval(sequence, highest, False))).close()
+
+    def begin_savepoint(self, connection: Connection) -> NestedTransaction:
+        """Begin a part of a transaction that can be rolled back alone."""
+        return connection.begin_nested()
 
     def lock_migrations(self, connection: Connection) -> None:
         """Wait for any other server that migrates; the lock ends with the transaction.

@@ -18,6 +18,7 @@ from sqlalchemy import (
 
 from runyard import limits
 from runyard.limits import clean_text
+from runyard.store.engines.prepared import Prepared
 from runyard.store.lists import triggers
 from runyard.store.lists.duration import encode_duration
 from runyard.store.lists.texts import build_sort_key, build_texts
@@ -37,18 +38,19 @@ BATCH_ROWS = 500
 FINAL = ("Succeeded", "Failed", "Error", "Cancelled")
 
 _COLUMNS = tuple(column.name for column in run_list.columns if column.name != "number")
-_ADD = text(
+_ADD_STATEMENT = text(
     f"INSERT INTO run_list (number, {', '.join(_COLUMNS)}) VALUES (coalesce((SELECT "  # noqa: S608
     "max(number) + 1 FROM run_list WHERE number >= :low AND number < :high), :low), "
     f"{', '.join(':' + name for name in _COLUMNS)}) RETURNING number"
 )
+_ADD = Prepared(_ADD_STATEMENT)
 _OF_RUN = (run_list.c.org == bindparam("of_org"), run_list.c.run_id == bindparam("of_run"))
 _NUMBER = select(run_list.c.number).where(*_OF_RUN)
 _DESCRIBE = update(run_list).where(*_OF_RUN)
 _REMOVE_ATTRIBUTES = delete(run_attributes).where(
     run_attributes.c.org == bindparam("of_org"), run_attributes.c.run_id == bindparam("of_run")
 )
-_ADD_ATTRIBUTES = insert(run_attributes)
+_ADD_ATTRIBUTES = Prepared(insert(run_attributes))
 _UNINDEXED = select(run_list.c.number).where(run_list.c.is_indexed.is_(False))
 _INDEX_SOME = (
     update(run_list)
@@ -64,18 +66,15 @@ def get_first_number(time_ms: int) -> int:
 
 def add(
     connection: Connection,
-    run: Mapping[str, Any],
+    row: Mapping[str, Any],
     *,
-    name: str,
-    flow_name: str,
+    time_created: int,
     attributes: Mapping[str, str],
 ) -> None:
-    """Add a run to the list; ``run`` has the columns of its row in ``runs``."""
-    low = get_first_number(run["time_created"])
-    row = build_row(run, name=name, flow_name=flow_name, attributes=attributes)
-    added = connection.execute(_ADD, {**row, "low": low, "high": low + FIRST_OF_TIME})
-    number = added.scalar_one()
-    _add_attributes(connection, run["org"], run["id"], attributes, number=number)
+    """Add a run to the list; ``row`` comes from ``build_row``."""
+    low = get_first_number(time_created)
+    number = _ADD.find(connection, {**row, "low": low, "high": low + FIRST_OF_TIME})[0]
+    _add_attributes(connection, row["org"], row["run_id"], attributes, number=number)
 
 
 def describe(
@@ -129,7 +128,7 @@ def _add_attributes(
             {"org": org, "run_id": run_id, "key": key, "value": value, "number": number}
             for key, value in attributes.items()
         ]
-        connection.execute(_ADD_ATTRIBUTES, rows)
+        _ADD_ATTRIBUTES.run_many(connection, rows)
 
 
 def count_unindexed(connection: Connection, *, limit: int) -> int:

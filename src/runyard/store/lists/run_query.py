@@ -98,6 +98,10 @@ class _Driver:
 
     sources: tuple[_Source, ...]
 
+    def is_in_order(self, order: RunOrder) -> bool:
+        """Return whether the indexes have the order of the list."""
+        return all(_is_in_order(source, order.field) for source in self.sources)
+
 
 @dataclass(frozen=True)
 class _Plan:
@@ -126,7 +130,7 @@ def read_page(
     Columns document, time_created, id, number, sort_value.
     """
     plan = _make_plan(connection, org, filter, order, now_ms)
-    driver = _choose_driver(connection, plan, order, after)
+    driver = _choose_driver(connection, plan, order)
     found = _run(connection, plan, driver, order, after, limit, is_document=True)
     return found
 
@@ -158,7 +162,7 @@ def list_ids(
     plan = _make_plan(
         connection, org, filter, NEWEST_FIRST, now_ms, more=more, alternatives=len(untagged)
     )
-    driver = _choose_driver(connection, plan, NEWEST_FIRST, None)
+    driver = _choose_driver(connection, plan, NEWEST_FIRST)
     found = _run(connection, plan, driver, NEWEST_FIRST, None, limit, is_document=False)
     return [row.run_id for row in found]
 
@@ -182,7 +186,7 @@ def count(
         }
         return matching, False
     plan = _make_plan(connection, org, filter, NEWEST_FIRST, now_ms)
-    driver = _choose_driver(connection, plan, NEWEST_FIRST, None)
+    driver = _choose_driver(connection, plan, NEWEST_FIRST)
     statement = _build_count(driver, plan.shapes, plan.has_low, plan.has_high, plan.is_sqlite)
     values = {**plan.values, "max_rows": MOST_COUNTED + 1, "max_scanned": SCANNED}
     rows = connection.execute(statement, values).all()
@@ -356,25 +360,19 @@ def _is_indexed_text(shape: _Shape) -> bool:
     return shape.field in ("text", "name") and not shape.is_negated and shape.values == 1
 
 
-def _choose_driver(
-    connection: Connection, plan: _Plan, order: RunOrder, after: tuple[Any, int] | None
-) -> _Driver:
+def _choose_driver(connection: Connection, plan: _Plan, order: RunOrder) -> _Driver:
     """Return a driver with few matches, or else one whose matches come in the order of the list."""
-    is_by_number = order.field == "created"
     default = _Driver((_Source("order"),))
     if not plan.drivers:
         return default
-    if len(plan.drivers) == 1 and is_by_number:
-        only = plan.drivers[0]
-        if all(source.is_ordered for source in only.sources):
-            return only
+    if len(plan.drivers) == 1 and plan.drivers[0].is_in_order(order):
+        return plan.drivers[0]
     best, farthest = default, -1
     for driver in plan.drivers:
         reach = _probe(connection, plan, driver)
         if reach is None:
             return driver
-        is_ordered = all(source.is_ordered for source in driver.sources)
-        if is_by_number and is_ordered and (farthest < 0 or reach < farthest):
+        if driver.is_in_order(order) and (farthest < 0 or reach < farthest):
             best, farthest = driver, reach
     return best
 
@@ -518,7 +516,7 @@ class _Builder:
         self.source, self.shapes, self.order, self.is_sqlite = source, shapes, order, is_sqlite
         self.is_metric_order = order == "metric" and source.kind == "order"
         # Whether the source yields rows in the order of the list.
-        self.is_in_order = source.kind == "order" or (order == "created" and source.is_ordered)
+        self.is_in_order = _is_in_order(source, order)
         numbers: Mapping[str, ColumnElement[Any]] = {
             "search": _search.c.rowid,
             "attribute": run_attributes.c.number,
@@ -685,6 +683,17 @@ class _Builder:
         elif shape.values:
             conditions.append(self.hide(other.c.value) == value)
         return exists().where(*conditions)
+
+
+def _is_in_order(source: _Source, order: str) -> bool:
+    """Return whether the index of a source has the order of the list."""
+    if order == "created":
+        return source.is_ordered
+    return (
+        source.kind == "order"
+        or (order == "name" and source.kind.startswith("flow "))
+        or (order == "duration" and source.kind.startswith("condition "))
+    )
 
 
 def _bind_name(name: str) -> ColumnElement[Any]:

@@ -23,7 +23,8 @@ from runyard.server.pages.run.causes import build_base
 from runyard.server.pages.run.start import Draft, How
 from runyard.server.pages.views import format_bytes, format_clock
 from runyard.server.services.errors import Problem, Refusal
-from runyard.server.services.runs import contents, deletion, references, runs
+from runyard.server.services.runs import contents, deletion, flow_checks, runs
+from vi.api.resources.flows.responses import FlowCheck, FlowProblem
 
 T = TypeVar("T")
 
@@ -122,16 +123,15 @@ async def get_start(request: Request, run_id: Id) -> Response:
     query, loaded = Query(request), await facts.load_run(request, run_id)
     how = query.one_of("how", start.WAYS) or "again"
     draft = start.build_draft(loaded.run, _check_way(how), query.all("set"))
-    return _render_form(request, loaded, draft, how=_check_way(how))
+    return await _render_form(request, loaded, draft, how=_check_way(how))
 
 
 async def check_start(request: Request, run_id: Id) -> Response:
     """Return what the form would start: differences and problems."""
     form, loaded = await parse_form(request), await facts.load_run(request, run_id)
     draft = start.parse_draft(loaded.run, form)
-    preview = start.build_preview(
-        loaded.run, draft, base=loaded.head.base, refusal=_find_refusal(loaded, draft)
-    )
+    check = await _check(loaded, draft)
+    preview = start.build_preview(loaded.run, draft, base=loaded.head.base, check=check)
     page = PreviewPart(preview=preview)
     return templates.render_fragment(request, "parts/_run_preview.html", page)
 
@@ -147,7 +147,7 @@ async def post_start(request: Request, run_id: Id) -> Response:
     form, loaded = await parse_form(request), await facts.load_run(request, run_id)
     draft, how = start.parse_draft(loaded.run, form), _check_way(form.text("how", "again"))
     if draft.problems:
-        return _render_form(request, loaded, draft, how=how, status=400)
+        return await _render_form(request, loaded, draft, how=how, status=400)
     new_id = form.text("id") or str(uuid.uuid4())
     resume_from = (run_id, draft.checkpoint) if draft.checkpoint else None
     body = msgspec.json.encode([draft.flow, draft.tags, draft.name, resume_from])
@@ -167,11 +167,13 @@ async def post_start(request: Request, run_id: Id) -> Response:
             name=given.name,
         )
     except Refusal as refusal:
-        return _render_form(request, loaded, draft, how=how, refusal=refusal, status=refusal.status)
+        return await _render_form(
+            request, loaded, draft, how=how, refusal=refusal, status=refusal.status
+        )
     return Response(status=303, headers=[(b"location", build_base(new_id).encode())])
 
 
-def _render_form(
+async def _render_form(
     request: Request,
     loaded: facts.LoadedRun,
     draft: Draft,
@@ -186,24 +188,33 @@ def _render_form(
         draft,
         how=how,
         models=loaded.models,
-        refusal=refusal or _find_refusal(loaded, draft),
+        check=_to_check(refusal) if refusal else await _check(loaded, draft),
         new_id=str(uuid.uuid4()),
     )
     return templates.render_page(request, "run_start.html", page, status=status)
 
 
-def _find_refusal(loaded: facts.LoadedRun, draft: Draft) -> Refusal | None:
-    """Return why the server would not start the flow of a draft."""
+async def _check(loaded: facts.LoadedRun, draft: Draft) -> FlowCheck:
+    """Return what the server would say to the flow of a draft, and whether it fits."""
+    project = loaded.run.spec.training_project
     try:
-        references.check_flow(
-            loaded.services,
-            loaded.org,
-            draft.flow,
-            training_project=loaded.run.spec.training_project,
+        return await flow_checks.check(
+            loaded.services, org=loaded.org, flow=draft.flow, training_project=project
         )
     except Refusal as refusal:
-        return refusal
-    return None
+        return _to_check(refusal)
+
+
+def _to_check(refusal: Refusal) -> FlowCheck:
+    problems = refusal.problems or [
+        Problem(path="", given=None, allowed="", message=refusal.message)
+    ]
+    return FlowCheck(
+        problems=[
+            FlowProblem(path=one.path, given=one.given, allowed=one.allowed, message=one.message)
+            for one in problems
+        ]
+    )
 
 
 def _check_way(how: str) -> How:

@@ -102,9 +102,9 @@ def _list_links(run: Run, reason: str, *, base: str, has_checkpoint: bool) -> li
     links = []
     kind = run.condition
     if (fix := suggest_fix(run)) is not None:
-        text, settings = fix
-        query = urlencode([("set", f"{name}={value}") for name, value in settings.items()])
-        links.append(Link(text=text, href=f"{base}/start?how=again&{query}"))
+        how = "resume" if fix.resumes and has_checkpoint else "again"
+        query = urlencode({"how": how, "set": f"{fix.setting}={fix.value}"})
+        links.append(Link(text=fix.text, href=f"{base}/start?{query}"))
     elif kind is not None and kind.is_final and has_checkpoint:
         links.append(Link(text="Resume…", href=f"{base}/start?how=resume"))
     elif kind is not None and kind.is_final:
@@ -120,7 +120,16 @@ def _list_links(run: Run, reason: str, *, base: str, has_checkpoint: bool) -> li
     return links
 
 
-def suggest_fix(run: Run) -> tuple[str, dict[str, str]] | None:
+class Fix(msgspec.Struct, frozen=True, kw_only=True):
+    """A setting to change, by its name in the form, and the text of the link to that form."""
+
+    text: str
+    setting: str
+    value: str
+    resumes: bool = False
+
+
+def suggest_fix(run: Run) -> Fix | None:
     """Return what to change so that a failed run would not fail again; None where that is unknown.
 
     The settings are fields of the form that starts a run.
@@ -129,22 +138,19 @@ def suggest_fix(run: Run) -> tuple[str, dict[str, str]] | None:
     if reason == "OutOfMemory":
         size = find_micro_batch(run)
         if size is not None and size > 1:
-            half = size // 2
-            return f"Run again with micro-batch {half}…", {"microBatchSize": str(half)}
+            text = f"Run again with micro-batch {size // 2}…"
+            return Fix(text=text, setting="microBatchSize", value=str(size // 2))
     if reason == "Diverged":
         rate = get_plan_value(run, "learningRate")
         if isinstance(rate, int | float) and rate > 0:
-            return f"Run again with learning rate {rate / 10:.2g}…", {
-                "learningRate": f"{rate / 10:.2g}"
-            }
-    if reason == "TimeLimit":
-        return "Resume with twice the time…", {"timeLimitMinutes": _double_time_limit(run)}
-    return None
-
-
-def _double_time_limit(run: Run) -> str:
+            lower = f"{rate / 10:.2g}"
+            text = f"Run again with learning rate {lower}…"
+            return Fix(text=text, setting="learningRate", value=lower)
     limit = run.spec.flow.settings.get("timeLimitMinutes")
-    return f"{float(limit) * 2:g}" if isinstance(limit, int | float) else ""
+    if reason == "TimeLimit" and isinstance(limit, int | float):
+        text = "Resume with twice the time…"
+        return Fix(text=text, setting="timeLimitMinutes", value=f"{limit * 2:g}", resumes=True)
+    return None
 
 
 def find_micro_batch(run: Run) -> int | None:

@@ -55,7 +55,7 @@ NEXT_STEPS: Mapping[str, str] = {
 }
 
 
-class Tag(msgspec.Struct, frozen=True):
+class TagLink(msgspec.Struct, frozen=True):
     """An attribute of a run, and the list of all runs that have it."""
 
     text: str
@@ -92,7 +92,7 @@ class RunRow(msgspec.Struct, frozen=True, kw_only=True):
     metric_name: str
     took: str
     started: TimeText
-    tags: tuple[Tag, ...]
+    tags: tuple[TagLink, ...]
     more_tags: int
     all_tags: str
 
@@ -139,7 +139,7 @@ def build_row(run: Run, *, now_ms: int, summary: Summary = Summary(), q: str = "
         took=format_duration(max(0, ended - created) / 1000),
         started=describe_moment(created, now_ms),
         tags=tuple(
-            Tag(f"{key}={value}", build_url(q=add_term(q, format_tag(key, value))))
+            TagLink(f"{key}={value}", build_url(q=add_term(q, format_tag(key, value))))
             for key, value in attributes[:MAX_TAGS]
         ),
         more_tags=max(0, len(attributes) - MAX_TAGS),
@@ -358,7 +358,7 @@ class ViewLink(msgspec.Struct, frozen=True, kw_only=True):
     is_current: bool
 
 
-class Problem(msgspec.Struct, frozen=True, kw_only=True):
+class FilterProblem(msgspec.Struct, frozen=True, kw_only=True):
     """What is wrong with the filter: the text before it, the wrong part, and the rest."""
 
     message: str
@@ -403,7 +403,7 @@ class RunsPage(msgspec.Struct, frozen=True, kw_only=True):
     """The whole page; ``problem`` is set if the filter of the address is not valid."""
 
     table: RunsTable
-    problem: Problem | None
+    problem: FilterProblem | None
     views: tuple[ViewLink, ...]
     is_fragment: bool
 
@@ -489,11 +489,11 @@ def build_chips(
     return tuple(chips)
 
 
-def mark_problem(q: str, message: str, position: int, given: str) -> Problem:
+def mark_problem(q: str, message: str, position: int, given: str) -> FilterProblem:
     """Return the filter with its wrong part marked; ``position`` counts from 1."""
     start = max(0, min(len(q), position - 1))
     end = min(len(q), start + max(1, len(given)))
-    return Problem(message=message, head=q[:start], wrong=q[start:end], tail=q[end:])
+    return FilterProblem(message=message, head=q[:start], wrong=q[start:end], tail=q[end:])
 
 
 # The same in Python and as a command.
@@ -513,7 +513,7 @@ def write_list_snippet(state: ListState) -> Snippet:
     given = ", ".join(f"{name}={quote_python(value)}" for name, value in arguments.items() if value)
     return Snippet(
         python=f"client.runs.list({given})",
-        command=join_command("runs", "list", filter=state.q, order_by=state.sort),
+        command=join_command("runs", "list", filter=state.q, sort=state.sort),
     )
 
 
@@ -530,9 +530,10 @@ def write_action_snippet(
         runs = quote_python(ids[0]) if len(ids) == 1 else f"[{', '.join(map(quote_python, ids))}]"
     else:
         runs = f"filter={quote_python(q or 'all')}"
+    selected = ids if q is None else () if q else ("--all",)
     return Snippet(
         python=f"client.runs.{verb}({', '.join([runs, *python])})",
-        command=join_command("runs", verb, *(() if q is not None else ids), filter=q, **options),
+        command=join_command("runs", verb, *selected, filter=q, **options),
     )
 
 

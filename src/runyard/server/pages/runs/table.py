@@ -18,6 +18,7 @@ from runyard.server.pages.runs import summaries
 from runyard.server.pages.runs.rows import (
     NO_COLUMNS,
     PATH,
+    FilterProblem,
     ListState,
     RunsPage,
     RunsTable,
@@ -34,7 +35,6 @@ from runyard.server.pages.runs.rows import (
     write_list_snippet,
     write_start_snippet,
 )
-from runyard.server.pages.runs.rows import Problem as FilterProblem
 from runyard.server.pages.views import SHAPES
 from runyard.server.services import documents
 from runyard.server.services.context import Services
@@ -42,7 +42,7 @@ from runyard.server.services.errors import Refusal
 from runyard.server.services.paging import PageRequest
 from runyard.server.services.runs import listing, runs
 from runyard.server.services.runs.filters import parse_filter
-from runyard.server.services.runs.views import VIEW
+from runyard.server.services.saved_views import VIEW
 from vi.api.resources.runs.responses import Run, RunCount
 from vi.api.resources.views.responses import View
 
@@ -203,7 +203,8 @@ async def build_table(
     counts = total = RunCount()
     if is_counted:
         counts, total = await count_matching(request, state, filter)
-    found = await summaries.read(services, org=actor.org, runs=rows)
+    columns = state.list_columns()
+    found = await summaries.read(services, org=actor.org, runs=rows, has_curves="loss" in columns)
     now_ms = services.clock.now_ms()
     metrics = [name for run in rows if (name := find_key_metric(run)[0])]
     metric = max(set(metrics), key=metrics.count, default="")
@@ -212,7 +213,7 @@ async def build_table(
         rows=tuple(
             build_row(run, now_ms=now_ms, summary=found[run.run_id], q=state.q) for run in rows
         ),
-        columns=state.list_columns(),
+        columns=columns,
         headings=build_headings(state, metric),
         chips=build_chips(state, counts.conditions, more=counts.more),
         total=total.total,

@@ -4,13 +4,25 @@
 //
 // <section data-refresh="RUN" data-refresh-on="checkpoint evaluation" hx-get=… hx-trigger="refresh">
 // gets the event "refresh" when one of these changes is reported; `any` means all changes, and what
-// was missed while disconnected counts as each of them. Hints come every second and do not count.
+// was missed while disconnected counts as each of them.
 import { watch } from "./live.js";
+
+// What an evaluation has predicted arrives after the evaluation: it is fetched with the hints that follow.
+const HINTS_AFTER = 2;
+/** @type {WeakMap<Element, number>} */
+const expecting = new WeakMap();
 
 /** @param {HTMLElement} element @param {any} detail */
 function isMeant(element, detail) {
-  const wanted = (element.dataset.refreshOn ?? "").split(" ");
-  return detail.kind === "all" || (detail.kind === "change" && (wanted.includes("any") || wanted.includes(detail.change.what)));
+  const wanted = (element.dataset.refreshOn ?? "").split(" "), what = detail.change?.what;
+  if (what === "deleted") return false;
+  const left = expecting.get(element) ?? 0;
+  if (detail.kind === "hint" && left) {
+    expecting.set(element, left - 1);
+    return true;
+  }
+  if (what === "evaluation" && wanted.includes("evaluation")) expecting.set(element, HINTS_AFTER);
+  return detail.kind === "all" || (detail.kind === "change" && (wanted.includes("any") || wanted.includes(what)));
 }
 
 const runs = new Set([...document.querySelectorAll("[data-refresh]")].map((element) => /** @type {HTMLElement} */ (element).dataset.refresh ?? ""));

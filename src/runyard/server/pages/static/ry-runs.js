@@ -196,7 +196,7 @@ const keys = {
 document.addEventListener("keydown", (event) => {
   const { target, key } = event;
   if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
-  if (document.querySelector("dialog[open]") || !Object.hasOwn(keys, key)) return;
+  if (document.querySelector("dialog[open], :popover-open") || !Object.hasOwn(keys, key)) return;
   if (target instanceof HTMLElement && target.matches("input:not([type=checkbox]), select, textarea")) {
     if (key === "Escape") target.blur();
     return;

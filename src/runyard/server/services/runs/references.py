@@ -213,8 +213,10 @@ def get_weights(flow: FlowSpec) -> str | None:
     return None if architecture is None else architecture["weights"]
 
 
-def pin_weights(tx: Connection, *, org: str, run_id: str, flow: FlowSpec) -> None:
+def pin_weights(tx: Connection, *, org: str, run_id: str, flow: FlowSpec) -> bool:
     """Resolve and keep the checkpoint that a new run starts from, in the run's transaction.
+
+    Return whether it starts from one; then its id is written into the flow.
 
     Raises:
         Refusal: InvalidFlow (the checkpoint does not exist, or no longer).
@@ -222,7 +224,7 @@ def pin_weights(tx: Connection, *, org: str, run_id: str, flow: FlowSpec) -> Non
     named = MODEL_REFERENCE.fullmatch(get_weights(flow) or "")
     architecture = _get_architecture(flow)
     if named is None or architecture is None:
-        return
+        return False
     found = _find_source(tx, org, named[1], named[2])
     if found is None:
         at = next(index for index, block in enumerate(flow.blocks) if "model" in block.block)
@@ -233,6 +235,7 @@ def pin_weights(tx: Connection, *, org: str, run_id: str, flow: FlowSpec) -> Non
     files = outputs.list_files(tx, org=org, run_id=named[1], output_id=found.id)
     blob_rows.keep_weights(tx, org=org, run_id=run_id, files=select_weight_files(files))
     architecture["weights"] = f"run:{named[1]}/{found.id}"
+    return True
 
 
 def select_weight_files(files: Sequence[AnyRow]) -> list[AnyRow]:

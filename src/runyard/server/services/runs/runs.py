@@ -11,6 +11,7 @@ same transaction; one that trains becomes so when its attempt is proven closed (
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -18,13 +19,13 @@ import msgspec
 from msgspec import UNSET, UnsetType
 from sqlalchemy import Connection
 
-from runyard.server.services import etags, notifications
+from runyard.server.services import etags, notifications, run_changes
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.documents import merge_attributes
 from runyard.server.services.errors import Refusal, not_found
 from runyard.server.services.notifications import run_topic
-from runyard.server.services.runs import changes, conditions, placement, references
-from runyard.server.services.runs.changes import StoredRun
+from runyard.server.services.run_changes import StoredRun
+from runyard.server.services.runs import conditions, placement, references
 from runyard.server.services.runs.conditions import Transition
 from runyard.server.services.validation import check_id
 from runyard.store import attempts as attempt_rows
@@ -80,7 +81,7 @@ async def create(
     """
     check_id("run", run_id)
     org, body_sha256, now_ms = actor.org, hashlib.sha256(body).digest(), services.clock.now_ms()
-    if row := services.store.read(lambda tx: rows.get(tx, org=org, run_id=run_id)):
+    if row := services.store.read(lambda tx: rows.find_origin(tx, org=org, run_id=run_id)):
         return *_check_repeat(row, run_id, body_sha256), False
     if flow_id is not None:
         flow = _load_flow(services, org, flow_id)
@@ -89,6 +90,7 @@ async def create(
     )
     reason = placement.explain_new_run(services, resolved.flow.tolerations)
     run = _build_run(org, run_id, resolved, attributes, now_ms, name=name)
+    new = _build_rows(run, body_sha256, reason)  # here, since the writer has more to do
 
     answer = await services.store.write(
         lambda tx: _insert_run(
@@ -96,10 +98,9 @@ async def create(
             tx,
             actor,
             run,
-            body_sha256,
+            new,
             pin=resolved.pin,
             resume_from=resume_from,
-            reason=reason,
         )
     )
     services.notifier.notify(notifications.QUEUE)
@@ -112,29 +113,49 @@ def _insert_run(
     tx: Connection,
     actor: Actor,
     run: Run,
-    body_sha256: bytes,
+    new: "_NewRows",
     *,
     pin: references.Pin | None,
     resume_from: tuple[str, str] | None,
-    reason: Transition,
 ) -> tuple[bytes, str, bool]:
     """Insert a run with everything it keeps, unless the same body has already created it."""
     org, run_id, flow = run.organization_id, run.run_id, run.spec.flow
-    if row := rows.get(tx, org=org, run_id=run_id):
-        return *_check_repeat(row, run_id, body_sha256), False
+    if row := rows.find_origin(tx, org=org, run_id=run_id):
+        return *_check_repeat(row, run_id, new.body_sha256), False
     if tombstones.exists(tx, org=org, kind="run", id=run_id):
         raise _id_deleted(run_id)
-    references.pin_weights(tx, org=org, run_id=run_id, flow=flow)
+    is_changed = references.pin_weights(tx, org=org, run_id=run_id, flow=flow)
     if resume_from is not None:
         run.spec.resume_from, files = references.resolve_checkpoint(tx, org, *resume_from)
         blob_rows.keep_for_resume(tx, org=org, run_id=run_id, files=files)
+        is_changed = True
     if pin is not None:
         references.pin_version(tx, org=org, run_id=run_id, to=pin)
+    if is_changed:
+        new = _build_rows(run, new.body_sha256, new.reason)
+    rows.add(tx, new.values, attributes=run.metadata.attributes, listed=new.listed)
+    run_changes.record_creation(tx, run, actor=actor.name)
+    services.audit(actor, "create run", run_id)(tx)
+    return new.values["document"], new.values["etag"], True
+
+
+@dataclass(frozen=True)
+class _NewRows:
+    """The rows of a new run: in the table of runs, and in the list."""
+
+    body_sha256: bytes
+    reason: Transition
+    values: Mapping[str, Any]
+    listed: Mapping[str, Any]
+
+
+def _build_rows(run: Run, body_sha256: bytes, reason: Transition) -> _NewRows:
+    flow = run.spec.flow
     set_waiting_reason(run, reason, now_ms=run.metadata.time_created)
     encoded, etag = etags.seal(run)
     values = {
-        "org": org,
-        "id": run_id,
+        "org": run.organization_id,
+        "id": run.run_id,
         "document": encoded,
         "etag": etag,
         "body_sha256": body_sha256,
@@ -146,16 +167,13 @@ def _insert_run(
         "requirements": requirements.build_key(flow.tolerations),
         "waits": placement.hash_reason(reason),
     }
-    rows.add(
-        tx,
+    listed = run_list.build_row(
         values,
-        attributes=run.metadata.attributes,
         name=run.metadata.name,
         flow_name=flow.name,
+        attributes=run.metadata.attributes,
     )
-    changes.record_creation(tx, run, actor=actor.name)
-    services.audit(actor, "create run", run_id)(tx)
-    return encoded, etag, True
+    return _NewRows(body_sha256, reason, values, listed)
 
 
 async def update(
@@ -275,7 +293,7 @@ def _describe(
 def decode_run(document: bytes) -> StoredRun:
     """Decode a stored run, and remember its state for ``save``."""
     run = _decode_run(document)
-    changes.remember(run)
+    run_changes.remember(run)
     return run
 
 
@@ -290,7 +308,7 @@ def save(
     Record events of what has changed, by ``actor``; without one, by the platform. Return (JSON,
     etag).
     """
-    changes.record_changes(tx, run, actor=actor)
+    run_changes.record_changes(tx, run, actor=actor)
     encoded, etag = etags.seal(run)
     newest = run.status.conditions[-1]
     values = {
@@ -370,21 +388,24 @@ def run_finished(run_id: str, condition: str) -> Refusal:
     )
 
 
-def _check_repeat(row: Any, run_id: str, body_sha256: bytes) -> tuple[bytes, str]:
+def _check_repeat(
+    row: tuple[bytes, str, bytes, bool], run_id: str, body_sha256: bytes
+) -> tuple[bytes, str]:
     """Return the existing run, if the same body created it.
 
     Raises:
         Refusal: IdDeleted, RunExists.
     """
-    if row.deleted:
+    document, etag, created_by, is_deleted = row
+    if is_deleted:
         raise _id_deleted(run_id)
-    if row.body_sha256 != body_sha256:
+    if created_by != body_sha256:
         raise Refusal(
             "RunExists",
             f"run {run_id!r} exists and was created from another body; a run's flow cannot be "
             "replaced; try: create a run with a new id, or PATCH this one",
         )
-    return row.document, row.etag
+    return document, etag
 
 
 def _id_deleted(run_id: str) -> Refusal:

@@ -73,6 +73,12 @@ def _create_tables() -> None:
         ("duration", "duration"),
     ):
         op.create_index(f"run_list_by_{name}", "run_list", ["org", column, "number"])
+    for name, columns in (
+        ("flow_and_name", ["flow_id", "name_key"]),
+        ("flow_name_and_name", ["flow_name", "name_key"]),
+        ("condition_and_duration", ["condition", "duration"]),
+    ):
+        op.create_index(f"run_list_by_{name}", "run_list", ["org", *columns, "number"])
     op.create_index(
         "run_list_unindexed",
         "run_list",

@@ -1,7 +1,8 @@
-"""Runs in notebooks and data frames: a card, a row of a table, and a record.
+"""Runs and samples in notebooks and data frames: a card, a row of a table, and a record.
 
-The card has what one asks of a run: its condition with the reason, its progress and time left, and
-how long it spent in each condition.
+The card of a run has its condition with the reason, its progress and time left, and how long it
+spent in each condition. The card of a sample draws the true boxes with solid and the
+predicted ones with dashed lines; it does not contain the image, which would exceed the limit.
 """
 
 import time
@@ -17,11 +18,13 @@ from vi.api._html import (
     render_progress,
     render_text,
 )
-from vi.api.resources.runs.responses import Run, describe_progress
+from vi.api.resources.runs.responses import Run, Sample, describe_progress
 from vi.api.responses import ConditionKind
 
 _MAX_ATTRIBUTES = 20
 _TIMELINE_WIDTH = 300
+_BOXES_SIZE = 200
+_MAX_BOXES = 20
 
 
 def render_run_card(run: Run, *, now_ms: int | None = None) -> str:
@@ -45,6 +48,24 @@ def render_run_card(run: Run, *, now_ms: int | None = None) -> str:
     if len(attributes) > _MAX_ATTRIBUTES:
         fields.append(("", f"and {len(attributes) - _MAX_ATTRIBUTES} attributes more"))
     return render_card(run.name or run.run_id, _render_condition(run), fields)
+
+
+def render_sample_card(sample: Sample) -> str:
+    """Return a sample as a card of HTML: question, answers, scores and boxes."""
+    fields: list[tuple[str, object]] = [
+        ("Question", sample.question),
+        ("Truth", sample.truth.text),
+        ("Predicted", sample.predicted.text),
+    ]
+    if sample.parse != "ok":
+        fields.append(("Not parsed", sample.parse))
+    if sample.truth.boxes or sample.predicted.boxes:
+        fields.append(("Boxes", _render_boxes(sample)))
+    fields += [(name, f"{value:.4g}") for name, value in sample.scores.items()]
+    if sample.image.filename:
+        fields.append(("File", sample.image.filename))
+    score = "" if sample.score is None else f"score {sample.score:.4g}"
+    return render_card(f"Sample {sample.index}, step {sample.step:,}", score, fields)
 
 
 def build_run_row(run: Run) -> dict[str, Any]:
@@ -120,6 +141,34 @@ def _render_timeline(run: Run, now_ms: int) -> Html:
     return Html(
         f'<svg width="{_TIMELINE_WIDTH}" height="8" role="img" aria-label="{label}">'
         f"<title>{label}</title>{''.join(segments[-40:])}</svg><br>{label}"
+    )
+
+
+def _render_boxes(sample: Sample) -> Html:
+    image = sample.image
+    scale = _BOXES_SIZE / max(1, image.width, image.height)
+    width, height = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    shapes = [
+        (box, CONDITION_COLORS["Succeeded"], "") for box in sample.truth.boxes[:_MAX_BOXES]
+    ] + [
+        (box, CONDITION_COLORS["Error"], ' stroke-dasharray="4 2"')
+        for box in sample.predicted.boxes[:_MAX_BOXES]
+    ]
+    drawn = []
+    for one, color, dashes in shapes:
+        phrase = render_text(one.phrase, longest=30)
+        left, top, right, bottom = (min(1.0, max(0.0, side)) for side in one.box)
+        drawn.append(
+            f'<rect x="{left * width:.1f}" y="{top * height:.1f}" '
+            f'width="{max(0.0, right - left) * width:.1f}" '
+            f'height="{max(0.0, bottom - top) * height:.1f}" fill="none" stroke="{color}" '
+            f'stroke-width="1.5"{dashes}><title>{phrase}</title></rect>'
+        )
+    label = f"{len(sample.truth.boxes)} true, {len(sample.predicted.boxes)} predicted (dashed)"
+    frame = f'<rect x="0" y="0" width="{width}" height="{height}" fill="rgba(128,128,128,.12)"/>'
+    return Html(
+        f'<svg width="{width}" height="{height}" role="img" aria-label="{label}">{frame}'
+        f"{''.join(drawn)}</svg><br>{label}"
     )
 
 

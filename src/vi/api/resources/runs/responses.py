@@ -117,7 +117,7 @@ class Run(Document):
     @property
     def name(self) -> str:
         """Name of the run: that of its flow unless another one was given."""
-        return self.metadata.name
+        return self.metadata.name or self.spec.flow.name
 
     @property
     def condition(self) -> ConditionKind | None:
@@ -276,6 +276,26 @@ class Sample(Document):
     score: float | None = None
     raw: str = ""
     is_cut: bool = False
+
+    def __repr__(self) -> str:
+        score = "" if self.score is None else f", score={self.score:.4g}"
+        answers = f"truth={self.truth.text[:60]!r}, predicted={self.predicted.text[:60]!r}"
+        return f"Sample({self.index}, step={self.step}{score}, {answers})"
+
+    def _repr_html_(self) -> str:
+        from vi.api.resources.runs._cards import render_sample_card
+
+        return render_sample_card(self)
+
+    def _to_table_row(self) -> dict[str, Any]:
+        return {
+            "sample": self.index,
+            "step": self.step,
+            "score": "" if self.score is None else f"{self.score:.4g}",
+            "question": self.question,
+            "truth": self.truth.text,
+            "predicted": self.predicted.text,
+        }
 
 
 class MetricPoint(Document):

@@ -16,6 +16,7 @@ from vi.api.types import PaginationParams
 from vi.errors import ViNotFoundError
 
 _LONG_POLL_S = 15
+_PAUSE_S = 0.1
 
 
 class AsyncRunWatch:
@@ -65,6 +66,8 @@ class AsyncRunWatch:
                     matching.add(run_id)
                 if run_id in matching or filter is None:
                     yield RunChange(run=run, event=event, number=event.number)
+            if not page.items and not page.reset:
+                await self._http.sleep(_PAUSE_S)  # for servers that ignore the long poll
             matching -= {run_id for run_id, run in runs.items() if run is None}
             number = page.next
 

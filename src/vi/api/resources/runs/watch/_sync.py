@@ -17,6 +17,7 @@ from vi.api.types import PaginationParams
 from vi.errors import ViNotFoundError
 
 _LONG_POLL_S = 15
+_PAUSE_S = 0.1
 
 
 class RunWatch:
@@ -63,6 +64,8 @@ class RunWatch:
                     matching.add(run_id)
                 if run_id in matching or filter is None:
                     yield RunChange(run=run, event=event, number=event.number)
+            if not page.items and not page.reset:
+                self._http.sleep(_PAUSE_S)  # for servers that ignore the long poll
             matching -= {run_id for run_id, run in runs.items() if run is None}
             number = page.next
 

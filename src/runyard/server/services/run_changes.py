@@ -13,8 +13,8 @@ import msgspec
 from sqlalchemy import Connection
 
 from runyard.server.services import events
-from vi.api.resources.runs.responses import Run, RunAttempt, RunSpec
-from vi.api.responses import ResourceCondition, ResourceMetadata
+from vi.api.resources.runs.responses import Run, RunAttempt, RunMetadata, RunSpec
+from vi.api.responses import ResourceCondition
 
 MOST_NOTES = 100  # of one shipment of lines; its log has all of them
 Change = tuple[str, Mapping[str, Any]]  # what has changed, and the details
@@ -26,7 +26,7 @@ _OTHER_FIELDS = {
 # Part of the run, field, and its name on the wire.
 _USER_FIELDS = [
     (part, field.name, field.encode_name)
-    for part, kind in (("spec", RunSpec), ("metadata", ResourceMetadata))
+    for part, kind in (("spec", RunSpec), ("metadata", RunMetadata))
     for field in msgspec.structs.fields(kind)
     if field.name not in _OTHER_FIELDS
 ]
@@ -72,6 +72,7 @@ def note(run: StoredRun, what: str, details: Mapping[str, Any], *, now_ms: int) 
 def record_creation(tx: Connection, run: Run, *, actor: str) -> None:
     """Record that a run was created."""
     details = {
+        "name": run.name,
         "flow": run.spec.flow.name,
         "trainingProject": run.spec.training_project,
         **_describe_condition(run.status.conditions[-1]),

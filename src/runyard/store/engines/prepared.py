@@ -1,0 +1,70 @@
+"""Statements of the hot path: on SQLite compiled once and run by the driver.
+
+What SQLAlchemy does for each execution takes twenty times as long as SQLite itself (24 us against
+1.1 us for a look-up by primary key). Values must be of types that the driver accepts directly:
+text, integers, floats, bytes, booleans and None; and rows are plain tuples, in which SQLite has
+integers for booleans. On PostgreSQL the statements are executed as any other.
+"""
+
+import sqlite3
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from sqlalchemy import Connection, Executable
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.exc import DBAPIError
+
+
+class Prepared:
+    """One statement; its parameters are named."""
+
+    def __init__(self, statement: Executable, columns: Sequence[str] | None = None) -> None:
+        """Prepare a statement; an insert or update takes values for these columns."""
+        self._statement = statement
+        self._columns = None if columns is None else list(columns)
+        self._compiled: tuple[str, list[str], Mapping[str, Any]] | None = None
+
+    def run(self, connection: Connection, values: Mapping[str, Any]) -> int:
+        """Run the statement; return the number of rows that it changed."""
+        if connection.dialect.name != "sqlite":
+            return connection.execute(self._statement, dict(values)).rowcount
+        return self._execute(connection, values).rowcount
+
+    def run_many(self, connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Run the statement for each row."""
+        if not rows:
+            return
+        if connection.dialect.name != "sqlite":
+            connection.execute(self._statement, [dict(row) for row in rows])
+            return
+        for row in rows:
+            self._execute(connection, row)
+
+    def find(self, connection: Connection, values: Mapping[str, Any]) -> Any:
+        """Return the first row, None if there is none."""
+        if connection.dialect.name != "sqlite":
+            return connection.execute(self._statement, dict(values)).first()
+        cursor = self._execute(connection, values)
+        row = cursor.fetchone()
+        cursor.close()  # an open cursor would keep a transaction of the reader
+        return row
+
+    def _execute(self, connection: Connection, values: Mapping[str, Any]) -> sqlite3.Cursor:
+        text, names, defaults = self._compiled or self._compile()
+        driver = cast(sqlite3.Connection, connection.connection.driver_connection)
+        given = [values[name] if name in values else defaults[name] for name in names]
+        try:
+            return driver.execute(text, given)
+        except sqlite3.Error as error:
+            raise DBAPIError.instance(
+                text, given, error, sqlite3.Error, dialect=connection.dialect
+            ) from error
+
+    def _compile(self) -> tuple[str, list[str], Mapping[str, Any]]:
+        compiled: Any = cast(Any, self._statement).compile(
+            dialect=sqlite.dialect(),
+            column_keys=self._columns,
+            compile_kwargs={"render_postcompile": True},
+        )
+        self._compiled = (str(compiled), list(compiled.positiontup or ()), compiled.params)
+        return self._compiled
