@@ -191,7 +191,12 @@ async def test_text_in_queries_is_validated_before_the_lookup(
                 assert answer.status_code in (400, 404), (url, name, given, answer.text)
                 if route.path.endswith(("/runs", "/assets", "/flows")):
                     code = answer.json()["code"]
-                    assert code in ("InvalidQuery", "InvalidFilter"), (url, name, given, answer.text)
+                    assert code in ("InvalidQuery", "InvalidFilter"), (
+                        url,
+                        name,
+                        given,
+                        answer.text,
+                    )
 
 
 @pytest.mark.parametrize("store_kind", ["sqlite", "postgresql"])
