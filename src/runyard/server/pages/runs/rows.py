@@ -10,7 +10,7 @@ import msgspec
 
 from runyard.server.pages.views import (
     SHAPES,
-    Moment,
+    TimeText,
     describe_moment,
     format_count,
     format_duration,
@@ -91,7 +91,7 @@ class RunRow(msgspec.Struct, frozen=True, kw_only=True):
     metric: str
     metric_name: str
     took: str
-    started: Moment
+    started: TimeText
     tags: tuple[TagLink, ...]
     more_tags: int
     all_tags: str
