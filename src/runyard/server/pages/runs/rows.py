@@ -147,7 +147,7 @@ def build_row(run: Run, *, now_ms: int, summary: Summary = Summary(), q: str = "
     )
 
 
-def shorten_moment(moment: Moment) -> Moment:
+def shorten_moment(moment: TimeText) -> TimeText:
     """Return a time whose age has one unit, so that it fits its column."""
     words = moment.text.split()
     short = " ".join([*words[:2], "ago"]) if len(words) > 3 else moment.text
