@@ -15,7 +15,7 @@ from runyard.server.pages.run.causes import (
 )
 from runyard.server.pages.views import (
     SHAPES,
-    Moment,
+    TimeText,
     describe_moment,
     format_bytes,
     format_duration,
@@ -108,7 +108,7 @@ class RunHead(msgspec.Struct, frozen=True, kw_only=True):
     facts: list[Fact]
     tags: list[RunTag]
     banner: Banner | None
-    created: Moment
+    created: TimeText
     origin_ms: int
     grace: str
     kill_effect: str

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import msgspec
 
 from runyard.server.pages.run.causes import get_plan_value
-from runyard.server.pages.views import Moment, describe_moment, format_bytes, format_number
+from runyard.server.pages.views import TimeText, describe_moment, format_bytes, format_number
 from vi.api.resources.models.responses import Model
 from vi.api.resources.runs.responses import Run
 
@@ -48,7 +48,7 @@ class CheckpointRow(msgspec.Struct, frozen=True, kw_only=True):
     metrics: list[tuple[str, str]]
     size: str
     href: str
-    time: Moment
+    time: TimeText
     python: str
     command: str
 
