@@ -36,7 +36,7 @@ from runyard.server.services.access.signing import Signer
 from runyard.server.services.context import Services
 from runyard.server.services.imports import sweep
 from runyard.server.services.operations import audit, backups, housekeeping, legacy_ids
-from runyard.server.services.runs import deletion, leases, waiting_reasons
+from runyard.server.services.runs import deletion, leases, listing, waiting_reasons
 from runyard.settings import Settings
 from runyard.store import Store, StoreUnavailable
 from runyard.store import keys as key_rows
@@ -220,6 +220,7 @@ async def _run_ticker(services: Services) -> None:
         try:
             await leases.tick(services, now_s - last_s)
             await waiting_reasons.refresh(services)
+            await listing.index_texts(services)
             if tick % key_lifecycle.REFRESH_BEATS == 0:
                 await key_lifecycle.refresh(services)
             if tick % TICKS_PER_SWEEP == 0:

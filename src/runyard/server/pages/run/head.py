@@ -54,7 +54,7 @@ class Fact(msgspec.Struct, frozen=True, kw_only=True):
     is_wide: bool
 
 
-class Tag(msgspec.Struct, frozen=True, kw_only=True):
+class RunTag(msgspec.Struct, frozen=True, kw_only=True):
     """An attribute of a run; ``href`` lists the runs that have it too."""
 
     key: str
@@ -106,7 +106,7 @@ class RunHead(msgspec.Struct, frozen=True, kw_only=True):
     total_steps: int
     percent: int
     facts: list[Fact]
-    tags: list[Tag]
+    tags: list[RunTag]
     banner: Banner | None
     created: TimeText
     origin_ms: int
@@ -313,5 +313,5 @@ def _compute_percent(progress: RunProgress) -> int:
     return round(100 * progress.step / progress.total_steps) if progress.total_steps else 0
 
 
-def _build_tag(key: str, value: str) -> Tag:
-    return Tag(key=key, value=value, href="/ui/runs?" + urlencode({"q": f"{key}={value}"}))
+def _build_tag(key: str, value: str) -> RunTag:
+    return RunTag(key=key, value=value, href="/ui/runs?" + urlencode({"q": f"{key}={value}"}))
