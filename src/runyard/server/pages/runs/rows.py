@@ -10,7 +10,7 @@ import msgspec
 
 from runyard.server.pages.views import (
     SHAPES,
-    Moment,
+    TimeText,
     describe_moment,
     format_count,
     format_duration,
@@ -91,7 +91,7 @@ class RunRow(msgspec.Struct, frozen=True, kw_only=True):
     metric: str
     metric_name: str
     took: str
-    started: Moment
+    started: TimeText
     tags: tuple[TagLink, ...]
     more_tags: int
     all_tags: str
@@ -147,7 +147,7 @@ def build_row(run: Run, *, now_ms: int, summary: Summary = Summary(), q: str = "
     )
 
 
-def shorten_moment(moment: Moment) -> Moment:
+def shorten_moment(moment: TimeText) -> TimeText:
     """Return a time whose age has one unit, so that it fits its column."""
     words = moment.text.split()
     short = " ".join([*words[:2], "ago"]) if len(words) > 3 else moment.text
