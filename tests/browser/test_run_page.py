@@ -78,7 +78,7 @@ class Trainers:
     def start(self, name: str = "shelf", **attributes: str) -> FakeTrainer:
         """Create a run, claim it, and report its plan."""
         run_id = self.client.runs.create({**FLOW, "name": name}, metadata=attributes).run_id
-        while not self._trainers or self._trainers[-1].run_id != run_id:
+        while not self._trainers or self._trainers[-1].run_id != run_id:  # other tests' runs wait
             self._trainers.append(claim_run(self.site.endpoint, self.site.data_dir))
         trainer = self._trainers[-1]
         trainer.report("phase", phase="Training", message="")
@@ -86,13 +86,14 @@ class Trainers:
         return trainer
 
     def end(self) -> None:
+        self.client.runs.delete([trainer.run_id for trainer in self._trainers])
         for trainer in self._trainers:
             trainer.close()
-            self.client.runs.delete([trainer.run_id])
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def trainers(site: Site, client: vi.Client) -> Iterator[Trainers]:
+    """The runs of all tests; they are deleted when no page shows one any more."""
     trainers = Trainers(site, client)
     yield trainers
     trainers.end()
