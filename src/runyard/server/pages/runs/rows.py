@@ -209,10 +209,12 @@ def describe_progress(run: Run) -> tuple[str, str]:
         parts = [f"{compute_percent(progress)} %"] if progress and progress.total_steps else []
         if progress is not None and progress.seconds_left:
             parts.append(f"{format_duration(progress.seconds_left)} left")
+        if not parts:
+            return split_words(reason), steps
         note = " · ".join(
             filter(None, ["" if reason == "Training" else split_words(reason), steps])
         )
-        return " · ".join(parts) or split_words(reason), note
+        return " · ".join(parts), note
     if latest.condition is ConditionKind.SUCCEEDED:
         return steps, "" if reason == "Completed" else split_words(reason)
     if latest.condition is ConditionKind.CANCELLED:

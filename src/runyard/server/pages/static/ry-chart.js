@@ -228,7 +228,7 @@ class Chart extends HTMLElement {
       if (isBand) bands.push({ series: [first + 1, first], fill: faint.replace("0.32", "0.22") });
     }
     this.plot = new Plot({
-      ...this.size(), series, bands, legend: { show: false }, padding: [8, 8, 0, 0],
+      ...this.size(), series, bands, legend: { show: false }, padding: [8, 14, 0, 0],
       cursor: {
         sync: { key: `${this.getAttribute("src")} ${this.axis()}`, scales: ["x", null] },
         drag: { x: true, y: false, setScale: false }, points: { size: 7 },
