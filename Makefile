@@ -6,7 +6,7 @@ export PYTHON
 .PHONY: help setup demo check test bench format style stubborn chaos chaos-postgresql kill-server power-cuts \
   checkpoint-cuts notice starve faults-nth fuzz-api fuzz-datasets backup-property defects formats families \
   vi-inference howtos bench-import bench-requests bench-train bench-tiny bench-memory bench-saving bench-sdk-start bench-server sim sim-kept \
-  sim-rules sim-postgresql availability reconnects
+  sim-rules sim-postgresql availability reconnects screenshots
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -144,3 +144,6 @@ sim-rules: setup ## Leave out each rule in turn and report which seeds notice
 
 sim-postgresql: setup ## Simulate the run protocol on PostgreSQL
 	@.venv/bin/python -m tests.sim.simulate --postgresql --events 200000 --first $(FIRST)
+
+screenshots: setup ## Write the images of the pages in docs/images; trains for some minutes, needs Chromium
+	@scripts/test -n 0 tests/browser/screenshots.py

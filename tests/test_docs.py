@@ -1,13 +1,19 @@
 """Check that the docs list every setting, reason, event and exit code, and that links resolve."""
 
+import ast
+import inspect
 import re
+import shlex
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
+import vi
 from runyard import rundir
+from runyard.cli.main import cli
 from runyard.server.services.events import MEANINGS as EVENT_MEANINGS
 from runyard.server.services.runs.conditions import MEANINGS, REASONS
 from runyard.settings import PREFIX, Settings
@@ -194,3 +200,33 @@ def test_each_target_of_the_makefile_selects_tests_that_exist() -> None:
         if selected := re.search(r"-k (\w+)", line):
             names = re.findall(r"def (test_\w+)", "".join(module.read_text() for module in modules))
             assert any(selected[1] in name for name in names), line
+
+
+TOUR = re.findall(
+    r"^\| .+ \| (?:`(client\..+)`)? ?\| `(runyard .+)` \|$",
+    (ROOT / "docs/tour.md").read_text(),
+    re.M,
+)
+
+
+@pytest.mark.parametrize("line", [command for _, command in TOUR])
+def test_each_command_of_the_tour_exists(line: str) -> None:
+    words = shlex.split(line)[1:]
+    command: click.Command = cli
+    context = click.Context(command)
+    while isinstance(command, click.Group):
+        found = command.get_command(context, words.pop(0))
+        assert found is not None, line
+        command = found
+        context = click.Context(command, parent=context)
+    command.make_parser(context).parse_args(words)
+
+
+@pytest.mark.parametrize("line", [python for python, _ in TOUR if python])
+def test_each_call_of_the_tour_has_these_arguments(line: str) -> None:
+    call = ast.parse(line, mode="eval").body
+    assert isinstance(call, ast.Call)
+    with vi.Client("dtvi_" + "a" * 98, "org", endpoint="http://127.0.0.1:9") as client:
+        method = eval(ast.unparse(call.func), {"client": client})  # noqa: S307 - our own page
+    named = {str(keyword.arg): None for keyword in call.keywords}
+    inspect.signature(method).bind_partial(*call.args, **named)

@@ -47,7 +47,7 @@ class Setting:
 
 SETTINGS = (
     Setting("epochs", "Epochs", "vi-model.hyperparameters.epochs"),
-    Setting("maxSteps", "Most steps", "vi-model.hyperparameters.maxSteps"),
+    Setting("maxSteps", "Max steps", "vi-model.hyperparameters.maxSteps"),
     Setting(
         "learningRate", "Learning rate", "vi-model.hyperparameters.learningRate", "learningRate"
     ),
