@@ -24,8 +24,7 @@ def test_a_new_user_starts_watches_kills_and_deletes_a_run(
 
         # Few samples: an evaluation comes soon. Many epochs: it still trains when it is killed.
         page.get_by_role("link", name="New run").first.click()
-        page.get_by_label("Name of the run").fill("my first run")
-        fill_form(page, epochs=10_000, samples=64)
+        fill_form(page, "my first run", epochs=10_000, samples=64)
         page.get_by_role("button", name="Start run").click()
         expect(page).to_have_url(re.compile(r"/ui/runs/[0-9a-f]{32}$"))
         address, run_id = page.url, page.url.rpartition("/")[2]

@@ -3,7 +3,7 @@
 import json
 import re
 
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.browser.conftest import PageOf, Site
 
@@ -51,6 +51,19 @@ def test_problems_are_shown_at_their_fields(page_of: PageOf, site: Site) -> None
     expect(problem).to_be_empty()
     page.get_by_label("Base model").select_option("")
     expect(page.get_by_role("button", name="Start run")).to_be_enabled()
+
+
+def test_what_is_typed_before_the_form_is_complete_counts(page_of: PageOf, site: Site) -> None:
+    page = page_of(site)
+    held: list[Route] = []
+    page.route("**/flowSchemas/v1", lambda route: held.append(route))
+    with page.expect_request("**/flowSchemas/v1"):
+        page.goto(f"{site.endpoint}/ui/runs/new")
+    page.get_by_label("Name of the run").fill("early")
+    page.get_by_label("Dataset").select_option("digits-both")
+    held[0].continue_()
+    expect(page.locator("#plan-rows")).to_contain_text("digits-both")
+    expect(page.locator("#as-python")).to_contain_text("early")
 
 
 def test_the_same_is_offered_as_python_and_as_a_command(page_of: PageOf, site: Site) -> None:

@@ -238,8 +238,10 @@ function nameRun() {
 }
 
 await form.open({ parts: PARTS, first: FIRST, without: WITHOUT, value: split(given) });
-name.value = given.name ?? "";
-goal.value = form.get("dataset/projectKind") ?? "";
+// What was typed and chosen before the form was complete is kept.
+name.value ||= given.name ?? "";
+if (goal.value) form.set("dataset/projectKind", goal.value);
+else goal.value = form.get("dataset/projectKind") ?? "";
 form.addEventListener("changed", changed);
 dataset.addEventListener("change", () => {
   form.set("dataset/datasetVersion", undefined);
@@ -256,6 +258,10 @@ for (const field of [model, weights]) {
   });
 }
 name.addEventListener("input", changed);
+/** @param {HTMLSelectElement} field */
+const isTouched = (field) => field.querySelector("[selected]") && !field.selectedOptions[0]?.defaultSelected;
+if (isTouched(dataset)) form.set("dataset/datasetId", dataset.value);
+if (isTouched(model)) chooseModel();
 if (model.value === "other") find("#weights-field").toggleAttribute("hidden", false);
 nameRun();
 changed();
