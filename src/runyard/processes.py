@@ -26,6 +26,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -153,6 +154,31 @@ def list_descendants(pid: int) -> list[Identity]:
         found += below
         next_up += [identity.pid for identity in below]
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What a process uses: CPU time since its start, and resident memory.
+
+    Memory that processes share counts in each.
+    """
+
+    cpu_s: float
+    memory_bytes: int
+
+
+def read_use(pid: int) -> Use | None:
+    """Return what a process uses; None if it has ended, or where there is no ``/proc``."""
+    try:
+        line = (_PROC / str(pid) / "stat").read_text()
+    except OSError:
+        return None
+    fields = line[line.rindex(")") + 2 :].split()
+    ticks = int(fields[11]) + int(fields[12])  # in user and in system mode
+    return Use(
+        cpu_s=ticks / os.sysconf("SC_CLK_TCK"),
+        memory_bytes=int(fields[21]) * os.sysconf("SC_PAGE_SIZE"),
+    )
 
 
 def list_holders(path: Path) -> list[Identity]:

@@ -61,6 +61,7 @@ EVENTS_FILE = "events.jsonl"
 SAMPLES = "samples.jsonl"
 STDOUT = "logs/stdout.log"
 STDERR = "logs/stderr.log"
+SYSTEM = "system.jsonl"
 SUPERVISOR_LOG = "logs/supervisor.log"
 CHECKPOINTS = "checkpoints"
 PREDICTIONS = "predictions"
@@ -197,6 +198,10 @@ class AttemptDir:
     @property
     def stderr(self) -> Path:
         return self.path / STDERR
+
+    @property
+    def system(self) -> Path:
+        return self.path / SYSTEM
 
     @property
     def supervisor_log(self) -> Path:
@@ -420,6 +425,22 @@ class EventWriter:
         with contextlib.suppress(OSError):
             self.flush()
         self._file.close()
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """Append a line to a file, all of it or nothing.
+
+    Raises:
+        OSError: the disk is full or failing.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    try:
+        size = os.fstat(descriptor).st_size
+        if os.write(descriptor, line) != len(line):
+            os.ftruncate(descriptor, size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    finally:
+        os.close(descriptor)
 
 
 def read_lines(

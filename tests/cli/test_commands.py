@@ -296,8 +296,8 @@ def test_logs_metrics_and_models_of_a_finished_run(
     assert len(samples) == 20
     scores = [sample["score"] for sample in samples]
     assert scores == sorted(scores)
-    table = runyard(*arguments, "--limit", "3").stdout.splitlines()
-    assert (table[0].split()[:3], len(table)) == (["STEP", "INDEX", "SCORE"], 4)
+    rows = runyard(*arguments, "--limit", "3").stdout.splitlines()
+    assert (rows[0].split()[:3], len(rows)) == (["STEP", "INDEX", "SCORE"], 4)
     index = str(samples[0]["index"])
     runyard(*arguments, "--index", index, "--image", "sample.png")
     assert Path("sample.png").read_bytes().startswith(b"\x89PNG")
@@ -311,6 +311,16 @@ def test_logs_metrics_and_models_of_a_finished_run(
     ).stdout
     assert table.splitlines()[0].split() == ["STEP", "EPOCH", "loss"]
     assert len(table.splitlines()) == 4
+    here = ("--keys", "loss", "--points", "3", "--data-dir", data_dir)
+    [series] = runyard("runs", "metrics", run_id, *here, "--json").stdout.splitlines()
+    course = json.loads(series)
+    assert course["key"] == "loss"
+    assert course["count"] == len(course["columns"]["last"]) <= 3
+    rows = runyard("runs", "metrics", run_id, *here).stdout.splitlines()
+    assert rows[1].split() == ["STEP", "EPOCH", "MIN", "MAX", "LAST"]
+    assert len(rows) == 2 + course["count"]
+    curve = runyard("runs", "metrics", run_id, "--keys", "loss", "--plot", "--data-dir", data_dir)
+    assert len(curve.stdout.splitlines()) == 13
 
     checkpoints = document(runyard("models", "list", run_id, "--json", "--data-dir", data_dir))[
         "items"

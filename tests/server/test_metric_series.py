@@ -299,6 +299,30 @@ async def test_too_many_buckets_are_refused_with_a_remedy(
     assert "fewer points" in answer.json()["detail"]
 
 
+async def test_samples_of_the_machine_are_series_by_seconds_and_nothing_else(
+    server: TestServer,
+) -> None:
+    attempt = await attempts.start(server)
+    api = await server.api()
+    created = (await api.get(server.path("runs/r1"))).json()["metadata"]["timeCreated"]
+    samples = [
+        json.dumps({"t": created + 5000 * number + 1, "values": {"system/cpuPercent": number}})
+        for number in range(1, 400)
+    ]
+    torn = ["", "[dropped]", '{"t": 5, "values": {"loss": 1}}', '{"t": -1, "values": {}}']
+    await ship(attempt, [make_event(step, loss=step) for step in range(300)])
+    answer = await attempt.ship(*samples[:100], *torn, *samples[100:], stream="system")
+    assert answer.status_code == 200
+    await ship(attempt, [make_event(1000, loss=3, **{"system/cpuPercent": 7.0})])
+    curve = await read_curve(server, "system/cpuPercent", bucketSteps=1)
+    assert curve.columns["step"] == list(range(5, 2000, 5))
+    assert curve.columns["last"] == list(range(1, 400))
+    keys = (await read(server))["keys"]
+    assert keys == ["loss", "system/cpuPercent", "trainer/system/cpuPercent"]
+    assert [point["step"] for point in await read_points(server)] == [*range(300), 1000]
+    assert (await api.get(server.path("runs/r1/logs"))).json()["items"] == []
+
+
 async def test_a_run_without_metrics_has_an_empty_answer(server: TestServer) -> None:
     await attempts.start(server)
     assert await read(server) == {"items": [], "keys": []}

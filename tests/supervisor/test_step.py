@@ -242,6 +242,7 @@ def test_a_torn_last_line_is_only_shipped_of_plain_text() -> None:
         ("stdout", True),
         ("stderr", True),
         ("samples", False),
+        ("system", False),
     }
 
 

@@ -56,6 +56,7 @@ _NEW = {
     "killed": False,
     "log_count": 0,
     "metric_count": 0,
+    "metric_packed": 0,
     "duration": 0,
     "requirements": NOTHING,
     "flow_id": None,

@@ -33,6 +33,7 @@ from runyard.supervisor.api_client import AttemptClient
 from runyard.supervisor.group import ProcessGroup
 from runyard.supervisor.launch import RunLock, Train, Trainer, fork_trainer
 from runyard.supervisor.resume import prune_checkpoints
+from runyard.supervisor.sampling import Sampler
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +100,7 @@ class Supervisor:
         os.set_blocking(self._wakeup_writer, False)
         os.set_blocking(self._wakeup_reader, False)
         self._lane_queues: dict[msg.Lane, SimpleQueue[Callable[[], msg.Event]]] = {}
+        self._sampler = Sampler(folder, self._clock)
         self._trainer: Trainer | None = None
         self._lock: RunLock | None = None
         self._spool_bytes = int(placed.get("spoolBytes", DEFAULT_SPOOL_BYTES))
@@ -113,6 +115,8 @@ class Supervisor:
         if self._state.phase == "announcing":
             self._fork_trainer()
         self._start_lanes()
+        if self._trainer is not None:
+            self._sampler.start()
         while self._state.phase != "ended" or self._pending_writes:
             self._renew_permit()
             self._retry_writes()
@@ -273,6 +277,7 @@ class Supervisor:
     def _reap_children(self) -> None:
         for pid, status in self._group.reap():
             if self._trainer is not None and pid == self._trainer.pid:
+                self._sampler.stop()
                 kills = self._processes.count_memory_kills() - self._memory_kills_before
                 phase = read_last_phase(self._folder, self._files)
                 self._handle_event(make_exit_event(status, memory_kills=kills, trainer_phase=phase))
@@ -382,9 +387,10 @@ class Supervisor:
             "stdout": self._dir.stdout,
             "stderr": self._dir.stderr,
             "samples": self._dir.samples,
+            "system": self._dir.system,
         }[stream]
-        is_log = stream in ("stdout", "stderr")
-        if is_log and (skipped := count_excess_bytes(path, offset, self._spool_bytes)):
+        is_bounded = stream in ("stdout", "stderr", "system")
+        if is_bounded and (skipped := count_excess_bytes(path, offset, self._spool_bytes)):
             note = (
                 f"[{skipped} bytes of this log were dropped: more than spool_mib of it was waiting "
                 "for the server]"

@@ -10,10 +10,10 @@ from typing import Literal
 
 from runyard.protocol import DesiredState
 
-Stream = Literal["events", "stdout", "stderr", "samples"]
+Stream = Literal["events", "stdout", "stderr", "samples", "system"]
 Lane = Literal["lease", "reports", "transfers"]
 StopReason = Literal["kill", "leave", "refused", "unreachable"]
-STREAMS: tuple[Stream, ...] = ("events", "stdout", "stderr", "samples")
+STREAMS: tuple[Stream, ...] = ("events", "stdout", "stderr", "samples", "system")
 REPORT = "the report"
 
 

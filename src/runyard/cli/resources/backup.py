@@ -39,7 +39,7 @@ SHOWN = (
     ("training projects", "training_projects"),
     ("checkpoints", "outputs"),
     ("log lines", "log_lines"),
-    ("metric points", "metrics"),
+    ("metrics", "metric_keys"),
 )
 
 

@@ -19,6 +19,7 @@ from runyard.cli.failures import (
 )
 from runyard.cli.global_options import get_global_options
 from runyard.cli.groups import NounGroup
+from runyard.cli.ids import complete_runs
 from runyard.cli.live.watch import watch_run
 from runyard.cli.output import (
     colorize,
@@ -147,7 +148,7 @@ def count_runs(filter_text: str | None, data_dir: Path | None, as_json: bool) ->
 
 
 @runs.command("get")
-@click.argument("run_id")
+@click.argument("run_id", shell_complete=complete_runs)
 @click.option("-w", "--web", "opens_page", is_flag=True, help="Open its page in a browser.")
 @data_dir_option
 @json_option
@@ -237,7 +238,9 @@ def create_run(
 
 
 @runs.command("wait")
-@click.argument("run_ids", nargs=-1, required=True, metavar="RUN_ID...")
+@click.argument(
+    "run_ids", shell_complete=complete_runs, nargs=-1, required=True, metavar="RUN_ID..."
+)
 @click.option(
     "--timeout",
     "timeout_s",
@@ -307,7 +310,7 @@ tolerance_option = click.option(
 
 
 @runs.command("reproduce")
-@click.argument("run_id")
+@click.argument("run_id", shell_complete=complete_runs)
 @click.option(
     "--wait/--no-wait",
     default=True,
@@ -353,8 +356,8 @@ def reproduce_run(
 
 
 @runs.command("compare")
-@click.argument("run_id")
-@click.argument("other_run_id")
+@click.argument("run_id", shell_complete=complete_runs)
+@click.argument("other_run_id", shell_complete=complete_runs)
 @tolerance_option
 @data_dir_option
 @json_option
@@ -371,9 +374,14 @@ def compare_runs(
 
 
 @runs.command("metrics")
-@click.argument("run_id")
+@click.argument("run_id", shell_complete=complete_runs)
 @click.option(
-    "--name", "names", multiple=True, help="Metric to print, such as validation/loss. Repeatable."
+    "--keys",
+    "--name",
+    "names",
+    metavar="KEY,...",
+    multiple=True,
+    help="Metrics to print, such as validation/loss. Repeatable.",
 )
 @click.option(
     "--last",
@@ -382,31 +390,54 @@ def compare_runs(
     type=click.IntRange(1),
     help="Maximum number of newest steps.",
 )
+@click.option(
+    "--points",
+    type=click.IntRange(1, 5000),
+    help="Print the whole course of each metric with at most as many rows.",
+)
+@click.option("--from", "from_step", type=click.IntRange(0), help="First step, with --points.")
+@click.option("--to", "to_step", type=click.IntRange(0), help="Last step, with --points.")
+@click.option("--plot", "plots", is_flag=True, help="Draw the course of each metric.")
 @data_dir_option
 @json_option
 def print_metrics(
-    run_id: str, names: tuple[str, ...], last: int, data_dir: Path | None, as_json: bool
+    run_id: str,
+    names: tuple[str, ...],
+    last: int,
+    points: int | None,
+    from_step: int | None,
+    to_step: int | None,
+    plots: bool,
+    data_dir: Path | None,
+    as_json: bool,
 ) -> None:
-    """Print the metrics of a run. With --json, every point, one per line."""
+    """Print the metrics of a run: its newest steps, or with --points or --plot the whole course.
+
+    With --json, every point, one per line; with --points every metric, one per line.
+    """
+    from runyard.cli.resources import series
+
+    keys = [key for given in names for key in given.split(",") if key]
     with connect(data_dir) as client:
-        points = list(client.runs.metrics(run_id))
+        if points is None and not plots and from_step is None and to_step is None:
+            recorded = client.runs.metrics(run_id)
+            if as_json:
+                for point in recorded:
+                    print_json(point)
+            else:
+                series.print_points(recorded, keys, last=last)
+            return
+        found = client.runs.series(
+            run_id,
+            points=points or series.PLOTTED_POINTS,
+            keys=keys or None,
+            from_step=from_step,
+            to_step=to_step,
+        )
     if as_json:
-        for point in points:
-            print_json(point)
-        return
-    shown = [point for point in points if not names or any(name in point.values for name in names)][
-        -last:
-    ]
-    columns = list(names) or sorted({name for point in shown for name in point.values})
-    rows = [
-        [
-            point.step,
-            format_number(point.epoch),
-            *(format_number(point.values.get(name)) for name in columns),
-        ]
-        for point in shown
-    ]
-    print_table(["STEP", "EPOCH", *columns], rows)
+        series.print_series_json(found.items)
+    else:
+        series.print_series(found.items, plots=plots)
 
 
 @runs.command("kill")
@@ -508,7 +539,7 @@ def tag_runs(
 
 
 @runs.command("rename")
-@click.argument("run_id")
+@click.argument("run_id", shell_complete=complete_runs)
 @click.argument("name")
 @data_dir_option
 @json_option

@@ -24,9 +24,8 @@ from runyard.server.http.endpoints import (
     imports,
     keys,
     models,
-    run_logs,
+    run_output,
     runs,
-    samples,
     sessions,
     storage,
     training_projects,
@@ -37,7 +36,7 @@ from runyard.server.services.operations.backups import Restored, StoreContents
 from runyard.server.services.operations.storage import StorageReport
 from runyard.server.services.runs.telemetry.logs import LogPage
 from runyard.server.services.runs.telemetry.samples import SamplePage
-from runyard.server.services.runs.telemetry.series import MetricPage, MetricSeriesList
+from runyard.server.services.runs.telemetry.series import MetricPage, MetricSeriesPage
 from vi.api.resources.annotations.responses import Annotation, AnnotationImportSession, FileUploads
 from vi.api.resources.assets.responses import (
     Asset,
@@ -64,7 +63,7 @@ from vi.api.resources.models.responses import Model
 from vi.api.resources.runs.responses import Run, RunCount, RunOutcomes
 from vi.api.resources.sessions.responses import BrowserSession
 from vi.api.resources.training_projects.responses import TrainingProject
-from vi.api.resources.views.responses import View
+from vi.api.resources.views.responses import SavedView
 
 PAGE = ("s", "p")
 FILTERS = (
@@ -125,24 +124,24 @@ ROUTES = (
     Route("POST", ORG + "/runs:tag", runs.tag_runs,
           "Set or remove attributes of several runs, by ids or by a filter",
           body=bodies.TaggedRuns, returns=RunOutcomes),
-    Route("GET", RUN + "/logs", run_logs.get_logs,
+    Route("GET", RUN + "/logs", run_output.get_logs,
           "Get log lines: after a number, before one, or the newest; filtered and searched",
-          returns=LogPage, query=run_logs.LOG_QUERY, may_wait=True),
-    Route("GET", RUN + "/logs/file", run_logs.get_log_file,
+          returns=LogPage, query=run_output.LOG_QUERY, may_wait=True),
+    Route("GET", RUN + "/logs/file", run_output.get_log_file,
           "Download the whole log as text; compressed for `Accept-Encoding: gzip`", returns=bytes,
           media_types=("text/plain",)),
-    Route("GET", RUN + "/samples", samples.list_samples,
+    Route("GET", RUN + "/samples", run_output.list_samples,
           "List sample predictions of an evaluation, or of one image (`index`) in all of them",
           returns=SamplePage, query=(*PAGE, "evaluation", "orderBy", "index")),
-    Route("GET", RUN + "/samples/{index:str}/image", samples.get_sample_image,
+    Route("GET", RUN + "/samples/{index:str}/image", run_output.get_sample_image,
           "Get the image of a sample, or a thumbnail of it", returns=bytes, query=("size",),
           media_types=("image/png", "image/webp", "image/jpeg")),
     Route("GET", RUN + "/metrics", runs.get_metrics, "Get metric points", returns=MetricPage,
           query=("since", "limit")),
     Route("GET", RUN + "/metrics:series", runs.get_metric_series,
-          "Get metric series as buckets for charts", returns=MetricSeriesList, query=SERIES),
+          "Get metric series as buckets for charts", returns=MetricSeriesPage, query=SERIES),
     Route("GET", ORG + "/runs:series", runs.get_metric_series_of_runs,
-          "Get metric series of several runs", returns=MetricSeriesList, query=("id", *SERIES)),
+          "Get metric series of several runs", returns=MetricSeriesPage, query=("id", *SERIES)),
     Route("GET", RUN + "/outputs", models.list_models, "List a run's models, newest last",
           returns=Model, is_page=True, query=(*PAGE, "contents")),
     Route("GET", RUN + "/outputs/{checkpoint:str}", models.get_model,
@@ -166,10 +165,10 @@ ROUTES = (
           "Get the JSON Schema of flows", returns=dict[str, Any]),
 
     Route("GET", ORG + "/views", views.list_views, "List saved views of runs, newest first",
-          returns=View, is_page=True, query=PAGE),
-    Route("GET", VIEW, views.get_view, "Get a saved view", returns=View),
+          returns=SavedView, is_page=True, query=PAGE),
+    Route("GET", VIEW, views.get_view, "Get a saved view", returns=SavedView),
     Route("PUT", VIEW, views.put_view, "Create or replace a saved view", body=bodies.NewView,
-          returns=View, statuses=(200, 201)),
+          returns=SavedView, statuses=(200, 201)),
     Route("DELETE", VIEW, views.delete_view, "Delete a saved view", statuses=(204,)),
 
     Route("GET", ORG + "/trainingProjects", training_projects.list_projects,

@@ -9,7 +9,7 @@ because training continues without it. A missing run ends them at once.
 import builtins
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any, Literal, TypeVar, overload
@@ -66,6 +66,12 @@ from vi.api.resources.runs.responses import (
     RunOutcomes,
     RunSpec,
     Sample,
+)
+from vi.api.resources.runs.series import (
+    MetricSeriesList,
+    SeriesAnswer,
+    build_series_query,
+    list_run_ids,
 )
 from vi.api.resources.runs.watch._sync import RunWatch
 from vi.api.responses import ConditionKind, DeletedResource
@@ -566,16 +572,128 @@ class Runs:
         answer = self._http.send("GET", path, params={"size": size}, headers=headers)
         return answer.body
 
-    def metrics(self, run_id: str, *, since: int = 0) -> builtins.list[MetricPoint]:
-        """Return the metric points recorded so far, oldest first.
+    @overload
+    def metrics(self, run_id: str, *, since: int = 0) -> builtins.list[MetricPoint]: ...
+    @overload
+    def metrics(
+        self,
+        run_id: str | None = None,
+        *,
+        points: int,
+        keys: str | Sequence[str] | None = None,
+        ids: Sequence[str] | None = None,
+        from_step: int | None = None,
+        to_step: int | None = None,
+    ) -> MetricSeriesList: ...
+    @overload
+    def metrics(
+        self,
+        run_id: str | None = None,
+        *,
+        keys: str | Sequence[str],
+        ids: Sequence[str] | None = None,
+        from_step: int | None = None,
+        to_step: int | None = None,
+    ) -> MetricSeriesList: ...
+    @overload
+    def metrics(
+        self,
+        *,
+        ids: Sequence[str],
+        from_step: int | None = None,
+        to_step: int | None = None,
+    ) -> MetricSeriesList: ...
+    def metrics(
+        self,
+        run_id: str | None = None,
+        *,
+        since: int = 0,
+        points: int | None = None,
+        keys: str | Sequence[str] | None = None,
+        ids: Sequence[str] | None = None,
+        from_step: int | None = None,
+        to_step: int | None = None,
+    ) -> builtins.list[MetricPoint] | MetricSeriesList:
+        """Return every metric point of a run, or with ``points`` or ``keys`` series of one or more.
+
+        Without any of the other arguments these are all points recorded so far, oldest first. With
+        one of them, the server reduces each series to at most ``points`` buckets of steps, however
+        long it is; see ``series``.
 
         Args:
             run_id: Id of the run.
             since: Number of points to skip.
+            points: Maximum number of points of each series; 500 by default.
+            keys: Metrics, such as ``["loss", "validation/loss"]``; all by default.
+            ids: Ids of up to 20 runs, in place of ``run_id``.
+            from_step: First step.
+            to_step: Last step.
 
         Raises:
             ViNotFoundError: No run has this id.
+            ViInvalidParameterError: An argument is malformed.
         """
+        if run_id is None or any(
+            value is not None for value in (points, keys, ids, from_step, to_step)
+        ):
+            return self.series(
+                run_id, points=points, keys=keys, ids=ids, from_step=from_step, to_step=to_step
+            )
+        return self._fetch_points(run_id, since)
+
+    def series(
+        self,
+        run_id: str | None = None,
+        *,
+        points: int | None = None,
+        keys: str | Sequence[str] | None = None,
+        ids: Sequence[str] | None = None,
+        from_step: int | None = None,
+        to_step: int | None = None,
+        bucket_steps: int | None = None,
+        since: int | None = None,
+    ) -> MetricSeriesList:
+        """Return metric series of one or several runs, reduced by the server, in one request.
+
+        A point of a series is a bucket of steps with the minimum, the maximum and the last of its
+        values. ``bucket_steps`` of the answer is the smallest power of two with which a series has
+        at most ``points`` buckets; 1 means that these are all points.
+
+        Args:
+            run_id: Id of the run.
+            points: Maximum number of buckets of each series, up to 5,000; 500 by default.
+            keys: Metrics, such as ``["loss", "validation/loss"]``; all by default.
+            ids: Ids of up to 20 runs, in place of ``run_id``.
+            from_step: First step; the bucket that contains it is the first one.
+            to_step: Last step.
+            bucket_steps: Steps of a bucket, a power of two, in place of ``points``.
+            since: ``next`` of an earlier answer: return only buckets that are new or have changed
+                since, and those after them.
+
+        Returns:
+            The series, by run and key.
+
+        Raises:
+            ViNotFoundError: No run has this id.
+            ViInvalidParameterError: An argument is malformed.
+        """
+        wanted = list_run_ids(run_id, ids)
+        query = build_series_query(
+            points=points,
+            keys=keys,
+            from_step=from_step,
+            to_step=to_step,
+            bucket_steps=bucket_steps,
+            since=since,
+        )
+        if ids is None:
+            path = f"{self._path(wanted[0])}/metrics:series"
+        else:
+            path, query = f"{self._base}:series", [*(("id", one) for one in wanted), *query]
+        answer = self._http.call("GET", path, params=query, decode_as=SeriesAnswer)
+        return MetricSeriesList(answer.items, answer.keys)
+
+    def _fetch_points(self, run_id: str, since: int) -> builtins.list[MetricPoint]:
         path, points, number = self._path(run_id) + "/metrics", [], since
         while True:
             slice_ = self._http.call("GET", path, params={"since": number}, decode_as=MetricSlice)

@@ -19,6 +19,7 @@ from runyard.store.telemetry.chunks import Point
 from runyard.store.telemetry.columns import to_little_endian
 from runyard.store.telemetry.series import RunSeries, Series, TooManyBuckets, Window
 from vi.api.resources.runs.responses import MetricPoint
+from vi.api.resources.runs.series import MetricSeries, SeriesColumns
 
 MOST = 1000
 MOST_RUNS, MOST_KEYS = 20, 100
@@ -34,44 +35,7 @@ class MetricPage(msgspec.Struct):
     next: int
 
 
-class SeriesColumns(msgspec.Struct):
-    """Columns of a series: each is base64 of little-endian numbers, one for each bucket.
-
-    ``step`` (float64) is the last step in the bucket; ``time`` (float32) is in seconds after
-    ``timeStart``; ``epoch``, ``min``, ``max`` and ``last`` are float32.
-    """
-
-    step: str
-    time: str
-    epoch: str
-    min: str
-    max: str
-    last: str
-
-
-class MetricSeries(msgspec.Struct, rename="camel"):
-    """One metric of one run as buckets.
-
-    Buckets begin at multiples of ``bucket_steps``, which is a power of two; with 1 they are points.
-    ``count`` is the number of buckets; ``total``, ``first_step`` and ``last_step`` are those of the
-    whole series. The buckets replace all that a reader has from ``from_step`` on. ``next`` is the
-    number to pass as ``since`` for what is new or has changed.
-    """
-
-    run_id: str
-    key: str
-    bucket_steps: int
-    count: int
-    total: int
-    first_step: int
-    last_step: int
-    from_step: int
-    next: int
-    time_start: int
-    columns: SeriesColumns
-
-
-class MetricSeriesList(msgspec.Struct):
+class MetricSeriesPage(msgspec.Struct):
     """Series of one or several runs, and every key of these runs."""
 
     items: list[MetricSeries]
@@ -116,7 +80,7 @@ async def read_series(
     keys: Collection[str] | None,
     window: Window,
 ) -> bytes:
-    """Return a ``MetricSeriesList`` as JSON.
+    """Return a ``MetricSeriesPage`` as JSON.
 
     Raises:
         Refusal: NotFound, InvalidQuery (an answer with too many buckets).
@@ -141,7 +105,7 @@ async def read_series(
                 if remaining < 0:
                     raise _too_many_buckets()
                 found.append(_encode_series(series, run_id=run_id, next=run.count))
-        return msgspec.json.encode(MetricSeriesList(items=found, keys=sorted(known)))
+        return msgspec.json.encode(MetricSeriesPage(items=found, keys=sorted(known)))
 
     return await services.store.read_snapshot_in_thread(read)
 
