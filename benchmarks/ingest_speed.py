@@ -30,6 +30,7 @@ from urllib.parse import urlsplit
 ROOT = Path(__file__).parent.parent
 MLFLOW = ROOT / ".venv-mlflow/bin/mlflow"
 START_TIMEOUT_S = 300
+MOST_IDLE_S = 1.0  # servers close connections that are idle longer
 KEYS = ("loss", "learningRate", "gradientNorm", "samplesPerSecond", "tokensPerSecond")
 MLFLOW_BATCH = 1000  # values of one request, the most that MLflow takes
 START_MS = 1_767_225_600_000
@@ -43,17 +44,21 @@ class Recorder(Protocol):
 
 
 class Connection:
-    """One connection to a server, which stays open."""
+    """One connection to a server, which stays open while it is in use."""
 
     def __init__(self, endpoint: str, headers: dict[str, str]) -> None:
         self._connection = http.client.HTTPConnection(urlsplit(endpoint).netloc, timeout=60)
         self._headers = {"Content-Type": "application/json", **headers}
+        self._used_s = 0.0
 
     def send(self, method: str, path: str, document: Any) -> Any:
         body = json.dumps(document).encode()
+        if time.monotonic() - self._used_s > MOST_IDLE_S:
+            self._connection.close()  # the next request opens it again
         self._connection.request(method, path, body, self._headers)
         response = self._connection.getresponse()
         answer = response.read()
+        self._used_s = time.monotonic()
         if response.status not in (200, 201, 204):
             raise OSError(f"{method} {path} ended with {response.status}: {answer[:500]!r}")
         return json.loads(answer) if answer else None
@@ -133,8 +138,8 @@ def main() -> None:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         recorders: dict[str, Recorder] = {
-            "ours": stack.enter_context(serve_ours(folder / "ours")),
             "mlflow": stack.enter_context(serve_mlflow(folder / "mlflow")),
+            "ours": stack.enter_context(serve_ours(folder / "ours")),
         }
         steps = dict.fromkeys(recorders, 1)
         for number in range(arguments.rounds):
