@@ -55,13 +55,20 @@ class Connection:
         body = json.dumps(document).encode()
         if time.monotonic() - self._used_s > MOST_IDLE_S:
             self._connection.close()  # the next request opens it again
-        self._connection.request(method, path, body, self._headers)
-        response = self._connection.getresponse()
+        try:
+            response = self._request(method, path, body)
+        except (http.client.RemoteDisconnected, BrokenPipeError):
+            self._connection.close()  # it was idle for too long; both servers take a repeat
+            response = self._request(method, path, body)
         answer = response.read()
         self._used_s = time.monotonic()
         if response.status not in (200, 201, 204):
             raise OSError(f"{method} {path} ended with {response.status}: {answer[:500]!r}")
         return json.loads(answer) if answer else None
+
+    def _request(self, method: str, path: str, body: bytes) -> http.client.HTTPResponse:
+        self._connection.request(method, path, body, self._headers)
+        return self._connection.getresponse()
 
 
 def compute_values(step: int) -> dict[str, float]:
