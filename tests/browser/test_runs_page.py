@@ -253,8 +253,9 @@ def test_hostile_texts_stay_texts(page_of: PageOf, runs: Runs, console: Console)
     page.locator("#q").fill(f"test={runs.tag}")
     expect(page.locator("#rows tr")).to_have_count(50)
     page.locator("#all-rows").check()
+    page.get_by_label("all 100 matching").check()
     page.get_by_role("button", name="Tag…").click()
-    expect(page.locator("#action")).to_contain_text("Tag 50 runs")
+    expect(page.locator("#action")).to_contain_text("Tag 100 runs")
     found = page.evaluate(
         """() => [...document.querySelectorAll("main *, dialog *")].filter((element) =>
           ["IMG", "SCRIPT", "IFRAME", "STYLE", "OBJECT", "B2", "X"].includes(element.tagName)

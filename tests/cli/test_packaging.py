@@ -1,5 +1,6 @@
 """The wheel without extras: the SDK works, and every command names the extra that it lacks."""
 
+import json
 import os
 import re
 import subprocess
@@ -15,6 +16,7 @@ from packaging.utils import canonicalize_name
 
 from runyard import extras
 from runyard.cli.main import COMMANDS
+from runyard.server.pages import assets
 from tests.support.commands import Runyard
 
 ROOT = Path(__file__).parents[2]
@@ -162,3 +164,20 @@ def test_a_missing_library_of_any_extra_is_a_sentence_and_not_a_traceback(
 def test_a_missing_module_of_the_project_keeps_its_traceback() -> None:
     assert extras.explain_missing_extra(ModuleNotFoundError("no", name="runyard.nothing")) is None
     assert extras.explain_missing_extra(ImportError("no", name="torch")) is None
+
+
+def test_the_wheel_has_the_pages_with_their_libraries_and_licenses(site: Path) -> None:
+    static = site / "runyard" / "server" / "pages" / "static"
+    found = {path.relative_to(static).as_posix() for path in static.rglob("*") if path.is_file()}
+    assert set(assets.REQUIRED) <= found, "run scripts/assets"
+    packages = json.loads((ROOT / "package.json").read_text())["dependencies"]
+    licenses = {f"vendor/licenses/{name.rpartition('/')[2]}.txt" for name in packages}
+    assert licenses <= found
+    assert (static.parent / "templates" / "base.html").exists()
+
+
+def test_the_lock_file_of_the_libraries_names_no_registry() -> None:
+    lock = json.loads((ROOT / "package-lock.json").read_text())
+    assert not [name for name, entry in lock["packages"].items() if "resolved" in entry]
+    hashed = [entry for name, entry in lock["packages"].items() if name]
+    assert all("integrity" in entry for entry in hashed)

@@ -11,7 +11,7 @@ from runyard.server.pages.run.flow import build_flow, flatten, format_yaml
 from runyard.server.pages.run.head import Recent, Step
 from runyard.server.services.runs.conditions import MEANINGS
 from runyard.server.services.runs.telemetry.samples import SamplePage
-from vi.api.resources.flows.responses import FlowBlock, FlowSpec
+from vi.api.resources.flows.responses import FlowBlock, FlowCheck, FlowSpec
 from vi.api.resources.models.responses import Model, ModelSpec
 from vi.api.resources.runs.responses import (
     Run,
@@ -223,14 +223,14 @@ def test_fields_of_the_form_change_only_what_differs_from_the_original() -> None
 def test_a_flow_that_is_no_flow_is_a_problem_and_no_error(flow: str) -> None:
     run = make_run("Succeeded", "Completed")
     draft = start.parse_draft(run, Form([("flow", flow), ("epochs", "9")]))
-    preview = start.build_preview(run, draft, base=BASE, refusal=None)
+    preview = start.build_preview(run, draft, base=BASE, check=FlowCheck())
     assert preview.command
 
 
 def test_the_same_start_is_shown_in_python_and_as_a_command() -> None:
     run = make_run("Succeeded", "Completed")
     draft = start.build_draft(run, "resume", ["epochs=9"])
-    preview = start.build_preview(run, draft, base=BASE, refusal=None)
+    preview = start.build_preview(run, draft, base=BASE, check=FlowCheck())
     assert 'resume_from=("run-1", "latest")' in preview.python
     compile(preview.python, "shown", "exec")
     assert "--set vi-model.hyperparameters.epochs=9" in preview.command
@@ -249,10 +249,11 @@ def test_the_main_metric_comes_first_in_charts_and_checkpoints() -> None:
         metadata=ResourceMetadata(time_created=CREATED),
     )
     shown = overview.build_checkpoints(
-        run, [model], evaluations=[(20, CREATED)], base=BASE, now_ms=CREATED
+        run, [model], evaluations=[(20, CREATED)], saved=7, base=BASE, now_ms=CREATED
     )
     assert shown.rows[0].metrics == [("iou", "0.71"), ("loss", "0.2")]
     assert shown.marks == "c20 e20"
+    assert shown.policy == "The newest 3 and the best are kept: 1 of 7."
 
 
 @pytest.mark.parametrize("smooth", ["x", "-1", "9", "1e9", "0.5;", ""])

@@ -1,13 +1,18 @@
 """What the page Runs shows: words, filters, addresses, and the same as Python or command."""
 
+import inspect
 import shlex
+from typing import Any
 
 import pytest
 
+from runyard.cli.resources.runs import runs as runs_command
 from runyard.server.pages.runs import rows as views
+from runyard.server.pages.runs.actions import Selection, write_tag_snippet
 from runyard.server.pages.runs.rows import ListState
 from runyard.server.services.runs.filters import parse_filter
 from vi.api.resources.flows.responses import FlowBlock, FlowSpec
+from vi.api.resources.runs._sync import Runs
 from vi.api.resources.runs.responses import Run, RunMetadata, RunProgress, RunSpec, RunStatus
 from vi.api.responses import ConditionKind, ResourceCondition
 
@@ -152,29 +157,52 @@ def test_columns_are_chosen_by_the_address() -> None:
     assert ListState(columns=views.NO_COLUMNS).list_columns() == ()
 
 
-def test_snippets_hold_real_values_that_python_and_a_shell_read_back() -> None:
-    hostile = 'it\'s "$(rm)" ; owner=kim'
-    listed = views.write_list_snippet(ListState(q=hostile, sort="-created"))
-    assert eval(listed.python, {"client": Recorder()}) == {  # noqa: S307
-        "filter": hostile,
-        "order_by": "-created",
-    }
-    assert shlex.split(listed.command)[3:] == ["--filter", hostile, "--order-by=-created"]
-    by_ids = views.write_action_snippet("kill", ["r1", "r2"], None, ["grace_s=5"], grace="5")
-    assert by_ids.python == 'client.runs.kill(["r1", "r2"], grace_s=5)'
-    assert by_ids.command == "runyard runs kill r1 r2 --grace 5"
-    every = views.write_action_snippet("delete", [], "")
-    assert every.python == 'client.runs.delete(filter="all")'
+HOSTILE = 'it\'s "$(rm)" ; owner=kim -x'
+
+
+@pytest.mark.parametrize(
+    "snippet",
+    [
+        views.write_start_snippet(),
+        views.write_list_snippet(ListState()),
+        views.write_list_snippet(ListState(q=HOSTILE, sort="-created")),
+        views.write_action_snippet("kill", ["r1"], None),
+        views.write_action_snippet("kill", ["r1", "r2"], None, ["grace_s=5"], grace="5"),
+        views.write_action_snippet("kill", [], HOSTILE),
+        views.write_action_snippet("delete", [], ""),
+        write_tag_snippet(Selection(("r1", "r2"), "", False), {HOSTILE: HOSTILE}),
+        write_tag_snippet(Selection((), HOSTILE, True), {HOSTILE: None}),
+    ],
+    ids=lambda snippet: snippet.command.split("--")[0],
+)
+def test_the_sdk_and_the_command_line_take_what_the_page_shows(snippet: views.Snippet) -> None:
+    name, arguments, keywords = eval(snippet.python, {"client": Recorder()})  # noqa: S307
+    method = getattr(Runs, name)
+    inspect.signature(method).bind(None, *arguments, **keywords)
+    command, group, verb, *given = shlex.split(snippet.command)
+    assert (command, group, verb) == ("runyard", "runs", name)
+    runs_command.commands[verb].make_context(verb, given)
+    if HOSTILE in str(keywords):
+        assert any(HOSTILE in word for word in given)
 
 
 class Recorder:
-    """Returns the keyword arguments of any method."""
+    """Returns the method, the arguments and the keyword arguments of a call."""
+
+    def __init__(self, name: str = "") -> None:
+        self.name = name
 
     def __getattr__(self, name: str) -> "Recorder":
-        return self
+        return Recorder(name)
 
-    def __call__(self, **arguments: str) -> dict[str, str]:
-        return arguments
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        return self.name, arguments, keywords
+
+
+def test_snippets_have_real_ids() -> None:
+    by_ids = views.write_action_snippet("kill", ["r1", "r2"], None, ["grace_s=5"], grace="5")
+    assert by_ids.python == 'client.runs.kill(["r1", "r2"], grace_s=5)'
+    assert by_ids.command == "runyard runs kill r1 r2 --grace 5"
 
 
 def test_a_wrong_term_is_marked_where_it_is() -> None:

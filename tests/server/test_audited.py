@@ -93,14 +93,10 @@ async def change_documents(watch: AuditWatch) -> None:
 
 
 async def change_many_runs(watch: AuditWatch) -> None:
-    for word in ("kill", "delete"):
+    for word, more in (("kill", {}), ("delete", {}), ("tag", {"set": {"owner": "kim"}})):
         await watch("PUT", "runs/{}", word, json={"spec": {}})
-        await watch("POST", f"runs:{word}", json={"ids": [word]})
-        await watch("POST", f"runs:{word}", json={"ids": [word]}, rows=0)
-    await watch("PUT", "runs/{}", "tagged", json={"spec": {}})
-    tags = {"ids": ["tagged"], "set": {"owner": "kim"}}
-    await watch("POST", "runs:tag", json=tags)
-    await watch("POST", "runs:tag", json=tags, rows=0)
+        await watch("POST", f"runs:{word}", json={"ids": [word], **more})
+        await watch("POST", f"runs:{word}", json={"ids": [word], **more}, rows=0)
 
 
 async def change_keys(watch: AuditWatch) -> None:

@@ -23,6 +23,7 @@ from runyard.store import blobs as blob_rows
 from runyard.store import keys as key_rows
 from runyard.store import lease_clock, organizations
 from tests.server.datasets import Data, make_vqa_files
+from tests.server.test_samples import evaluation, make_png, sample
 from tests.support import attempts
 from tests.support.server import TestServer, open_server
 
@@ -96,7 +97,16 @@ async def fill_store(server: TestServer) -> Any:
     points = [{"ev": "step", "step": number, "values": {"loss": 1.0}} for number in range(1, 130)]
     await done.ship(*map(json.dumps, points))
     await done.event("step", step=130, epoch=0.1, totalSteps=9, values={"loss": 0.1 + 0.2})
-    await done.ship("hello", "wörld", stream="stdout")
+    # So many lines that a block of them is complete
+    await done.ship(
+        "hello", "wörld", *(f"line {number}" for number in range(1024)), stream="stdout"
+    )
+    await done.ship(
+        evaluation(9, 1),
+        json.dumps({"kind": "image", "index": 0, "png": make_png().hex()}),
+        sample(9, 0),
+        stream="samples",
+    )
     await done.checkpoint(content=b"weights" * 20_000)
     await done.finish(
         0, outcome="Succeeded", reason="Completed", message="done", checkpoint="epoch-1"

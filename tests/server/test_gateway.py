@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import json
 import re
 from typing import Any
 
@@ -24,7 +25,7 @@ PLACES = {
     "run_id": "r1", "flow_id": "f1", "project_id": "p1", "checkpoint": "epoch-1", "version": "v1",
     "dataset": "d1", "import_id": "i1", "asset_id": "a1", "annotation_id": "n1", "session_id": "s1",
     "export_id": "e1", "upload_id": "m1", "part": "1", "filename": "a.png",
-    "key_id": "k1", "view_id": "v1",
+    "key_id": "k1", "view_id": "v1", "index": "0",
 }  # fmt: skip
 
 
@@ -349,6 +350,17 @@ async def test_every_response_has_the_security_headers(server: TestServer) -> No
         assert headers["x-content-type-options"] == "nosniff"
         assert headers["referrer-policy"] == "no-referrer"
         assert "frame-ancestors 'none'" in headers["content-security-policy"]
+
+
+async def test_each_response_has_an_id_that_the_access_log_names(
+    server: TestServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "runyard.access")
+    api = await server.api()
+    answers = [await api.get(path) for path in ("/health", server.path("runs/none"), "/nowhere")]
+    ids = [answer.headers["x-request-id"] for answer in answers]
+    assert len(set(ids)) == 3
+    assert [json.loads(line)["request"] for line in caplog.messages] == ids
 
 
 async def test_the_access_log_names_the_key_and_contains_no_secret(

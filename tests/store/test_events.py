@@ -1,4 +1,4 @@
-"""Rows of events: numbers follow the order of commits, whoever writes, and never go back."""
+"""Rows of events: numbers follow the order of commits, with several writers, and never go back."""
 
 import asyncio
 import threading

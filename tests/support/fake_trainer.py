@@ -3,6 +3,7 @@
 Nothing trains; a test says what the trainer reports, so that it decides what a page shows when.
 """
 
+import hashlib
 import json
 import time
 from pathlib import Path
@@ -17,7 +18,7 @@ class FakeTrainer:
     def __init__(self, endpoint: str, assignment: dict[str, Any]) -> None:
         headers = {"authorization": f"Bearer {assignment['token']}"}
         self._http = httpx2.Client(base_url=endpoint, headers=headers, trust_env=False)
-        self._offset = 0
+        self._offsets: dict[str, int] = {}
         self.run_id: str = assignment["run_id"]
         self._post("process", machine_id="m1", boot_id="b", pid=7, start_ticks=8)
 
@@ -28,10 +29,26 @@ class FakeTrainer:
     def report_many(self, events: list[dict[str, Any]]) -> None:
         """Report several events at once."""
         now_ms = time.time_ns() // 1_000_000
-        lines = [json.dumps({"n": 1, "t": now_ms, **event}) for event in events]
-        end = self._offset + sum(len(line.encode()) + 1 for line in lines)
-        self._post("lines", stream="events", offset=self._offset, next_offset=end, lines=lines)
-        self._offset = end
+        self.write("events", *[json.dumps({"n": 1, "t": now_ms, **event}) for event in events])
+
+    def write(self, stream: str, *lines: str) -> None:
+        """Write lines of a stream: ``stdout``, ``stderr``, ``samples``, ``system``, ``events``."""
+        offset = self._offsets.get(stream, 0)
+        end = offset + sum(len(line.encode()) + 1 for line in lines)
+        self._post("lines", stream=stream, offset=offset, next_offset=end, lines=list(lines))
+        self._offsets[stream] = end
+
+    def save(self, checkpoint: str, *, step: int, file: str = "model.safetensors") -> None:
+        """Upload a checkpoint of one file and register it."""
+        content = f"{self.run_id} {checkpoint}".encode()
+        sha256 = hashlib.sha256(content).hexdigest()
+        answer = self._http.put(f"/internal/v1/attempt/blobs/{sha256}", content=content)
+        assert answer.status_code == 201, answer.text
+        self._post(
+            "checkpoints", checkpoint_id=checkpoint, step=step, epoch=1, is_best=True, time=5,
+            metrics={"validation/iou": 0.5, "validation/loss": 0.25},
+            files=[{"path": f"model_full/{file}", "size_bytes": len(content), "sha256": sha256}],
+        )  # fmt: skip
 
     def step(self, step: int, total: int, *, loss: float, seconds_left: float = 0.0) -> None:
         """Report an optimizer step."""

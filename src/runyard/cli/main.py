@@ -8,7 +8,6 @@ import importlib
 import os
 import signal
 import threading
-import traceback
 from typing import Any, NamedTuple
 
 import click
@@ -19,7 +18,7 @@ from runyard.cli.failures import (
     is_handled_by_click,
     to_command_failure,
 )
-from runyard.cli.global_options import FORMATS, choose_color, get_global_options
+from runyard.cli.global_options import FORMATS, GlobalOptions, choose_color, get_global_options
 from runyard.cli.global_options import split_global_options as split_options
 from runyard.cli.groups import describe_unexpected, raise_unknown_command
 from runyard.vi_package import describe_conflict
@@ -138,7 +137,12 @@ class LazyGroup(click.Group):
         parent: click.Context | None = None,
         **extra: Any,
     ) -> click.Context:
-        options, others = split_options(args)
+        try:
+            options, others = split_options(args)
+        except click.UsageError:
+            if not extra.get("resilient_parsing"):
+                raise
+            options, others = GlobalOptions(), args  # a line that is still being typed
         color = choose_color(os.environ)
         return super().make_context(info_name, others, parent, obj=options, color=color, **extra)
 
@@ -157,6 +161,8 @@ class LazyGroup(click.Group):
             failure = to_command_failure(error)
             is_debug = get_global_options().is_debug
             if is_debug and (failure is not None or isinstance(error, CommandFailed)):
+                import traceback
+
                 traceback.print_exception(error)
             if failure is not None:
                 raise failure from error

@@ -1,8 +1,10 @@
 """Documents in notebooks and data frames: cards, tables, one line in a shell, rows."""
 
 import math
+import struct
 import sys
 import types
+from base64 import b64encode
 from collections.abc import Callable
 from html.parser import HTMLParser
 from typing import Any
@@ -15,13 +17,23 @@ from vi._text import to_single_line
 from vi.api import _html
 from vi.api._display import CONDITION_SHAPES
 from vi.api.resources.datasets.responses import Dataset
-from vi.api.resources.runs.responses import MetricPoint, Run
+from vi.api.resources.runs.responses import MetricPoint, Run, Sample
+from vi.api.resources.runs.series import MetricSeries, MetricSeriesList, SeriesColumns
 
 RunDocument = Callable[..., dict[str, Any]]
 
 TAGS = {"div", "table", "tr", "td", "th", "b", "br", "span", "svg", "title", "rect", "path"}
 ATTRIBUTES = {"style", "role", "aria-label", "aria-hidden", "colspan", "width", "height", "x"}
-ATTRIBUTES |= {"fill", "d", "stroke", "stroke-width", "stroke-linecap", "viewbox"}
+ATTRIBUTES |= {
+    "y",
+    "stroke-dasharray",
+    "fill",
+    "d",
+    "stroke",
+    "stroke-width",
+    "stroke-linecap",
+    "viewbox",
+}
 HOSTILE = [
     "<script>alert(1)</script>",
     "<img src=x onerror=alert(1)>",
@@ -50,11 +62,12 @@ class MarkupCheck(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         assert tag in TAGS, tag
         assert {name for name, _ in attrs} <= ATTRIBUTES, attrs
-        if tag not in ("br", "rect", "path"):
+        if tag != "br":
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.handle_starttag(tag, attrs)
+        self.handle_endtag(tag)
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
@@ -189,6 +202,59 @@ def test_a_metric_point_names_its_values() -> None:
     point = MetricPoint(step=10, epoch=0.5, time=1, attempt=1, values={"validation/iou": 1 / 3})
     assert repr(point) == "MetricPoint(step=10, epoch=0.5, validation/iou=0.333333)"
     assert "0.333333" in check_markup(point._repr_html_())
+
+
+@pytest.mark.parametrize("text", ["a cat", *HOSTILE])
+def test_a_sample_shows_both_answers_and_their_boxes(text: str) -> None:
+    boxes = [{"box": [0.1, 0.2, 0.5, 9.0], "phrase": text}] * 100
+    answer = {"text": text, "boxes": boxes}
+    document = {
+        "index": 3,
+        "step": 100,
+        "image": {"width": 640, "height": 480, "filename": text},
+        "question": text,
+        "truth": answer,
+        "predicted": answer,
+        "scores": {"iou": 0.5},
+        "parse": text,
+        "score": 0.5,
+    }
+    sample = msgspec.convert(document, Sample)
+    shown = check_markup(sample._repr_html_())
+    assert "Sample 3, step 100" in shown
+    assert "100 true, 100 predicted (dashed)" in shown
+    assert repr(sample).isprintable()
+    check_markup(_html.render_table([sample._to_table_row()], title="samples"))
+
+
+@pytest.mark.parametrize("key", ["loss", *HOSTILE])
+def test_series_are_curves_with_their_last_value(key: str) -> None:
+    def encode(kind: str, values: list[float]) -> str:
+        return b64encode(struct.pack(f"<{len(values)}{kind}", *values)).decode()
+
+    steps, values = [float(step) for step in range(500)], [1 / (step + 1) for step in range(500)]
+    column = encode("f", values)
+    series = MetricSeries(
+        run_id="r-1",
+        key=key,
+        bucket_steps=2,
+        count=500,
+        total=1000,
+        first_step=0,
+        last_step=999,
+        from_step=0,
+        next=9,
+        time_start=0,
+        columns=SeriesColumns(
+            step=encode("d", steps), time=column, epoch=column, min=column, max=column, last=column
+        ),
+    )
+    shown = check_markup(series._repr_html_())
+    assert "1 series" in shown and "0.002" in shown and "0 to 999" in shown
+    assert repr(series).isprintable() and "1,000 steps, last=0.002" in repr(series)
+    many = MetricSeriesList([series] * 40, ["loss"])
+    assert "rows more" in check_markup(many._repr_html_())
+    assert repr(many).isprintable()
 
 
 def test_a_sparkline_has_gaps_and_keeps_the_peak() -> None:

@@ -13,6 +13,7 @@ import click
 from runyard.cli.connection import connect, data_dir_option
 from runyard.cli.failures import EXIT_ERROR, EXIT_NOT_FOUND, EXIT_USAGE, CommandFailed
 from runyard.cli.groups import NounGroup
+from runyard.cli.ids import complete_datasets
 from runyard.cli.output import (
     format_age,
     format_size,
@@ -303,7 +304,7 @@ def list_datasets(limit: int, data_dir: Path | None, as_json: bool) -> None:
 
 
 @datasets.command("get")
-@click.argument("dataset_id")
+@click.argument("dataset_id", shell_complete=complete_datasets)
 @data_dir_option
 @json_option
 def get_dataset(dataset_id: str, data_dir: Path | None, as_json: bool) -> None:
@@ -342,7 +343,7 @@ def get_dataset(dataset_id: str, data_dir: Path | None, as_json: bool) -> None:
 
 
 @datasets.command("versions")
-@click.argument("dataset_id")
+@click.argument("dataset_id", shell_complete=complete_datasets)
 @data_dir_option
 @json_option
 def list_versions(dataset_id: str, data_dir: Path | None, as_json: bool) -> None:
@@ -367,7 +368,7 @@ def list_versions(dataset_id: str, data_dir: Path | None, as_json: bool) -> None
 
 
 @datasets.command("report")
-@click.argument("dataset_id")
+@click.argument("dataset_id", shell_complete=complete_datasets)
 @click.argument("import_id", required=False)
 @click.option(
     "--html",
@@ -409,7 +410,7 @@ def print_report(
 
 
 @datasets.command("preview")
-@click.argument("dataset_id")
+@click.argument("dataset_id", shell_complete=complete_datasets)
 @click.option(
     "--out",
     "-o",
@@ -435,7 +436,7 @@ def preview(
 
 
 @datasets.command("export")
-@click.argument("dataset_id")
+@click.argument("dataset_id", shell_complete=complete_datasets)
 @click.option(
     "--format",
     type=click.Choice(FORMATS_OUT, case_sensitive=False),
@@ -494,7 +495,13 @@ def export_data(
 
 
 @datasets.command("delete")
-@click.argument("dataset_ids", nargs=-1, required=True, metavar="DATASET_ID...")
+@click.argument(
+    "dataset_ids",
+    shell_complete=complete_datasets,
+    nargs=-1,
+    required=True,
+    metavar="DATASET_ID...",
+)
 @click.option("--yes", "-y", is_flag=True, help="Do not ask for confirmation.")
 @click.option("--dry-run", is_flag=True, help="Print the datasets without deleting them.")
 @data_dir_option

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vi import Client
     from vi.api.resources.events.responses import Event
 
-KINDS = ("run", "dataset", "import", "flow", "trainingProject")
+KINDS = ("run", "dataset", "import", "flow", "trainingProject", "view")
 LAST = 50
 
 

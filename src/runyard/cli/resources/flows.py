@@ -12,6 +12,7 @@ import click
 
 from runyard.cli.connection import connect, data_dir_option
 from runyard.cli.groups import NounGroup
+from runyard.cli.ids import complete_flows
 from runyard.cli.output import (
     format_age,
     format_time,
@@ -71,7 +72,7 @@ def list_flows(limit: int, data_dir: Path | None, as_json: bool) -> None:
 
 
 @flows.command("get")
-@click.argument("flow_id")
+@click.argument("flow_id", shell_complete=complete_flows)
 @data_dir_option
 @json_option
 def get_flow(flow_id: str, data_dir: Path | None, as_json: bool) -> None:
@@ -94,7 +95,7 @@ def get_flow(flow_id: str, data_dir: Path | None, as_json: bool) -> None:
 
 
 @flows.command("accelerators")
-@click.argument("flow_id")
+@click.argument("flow_id", shell_complete=complete_flows)
 @data_dir_option
 @json_option
 def list_accelerators(flow_id: str, data_dir: Path | None, as_json: bool) -> None:
@@ -137,7 +138,9 @@ def create_flow(
 
 
 @flows.command("delete")
-@click.argument("flow_ids", nargs=-1, required=True, metavar="FLOW_ID...")
+@click.argument(
+    "flow_ids", shell_complete=complete_flows, nargs=-1, required=True, metavar="FLOW_ID..."
+)
 @click.option("--yes", "-y", is_flag=True, help="Do not ask for confirmation.")
 @click.option("--dry-run", is_flag=True, help="Print the flows without deleting them.")
 @data_dir_option

@@ -10,6 +10,7 @@ import click
 from runyard.cli.connection import connect, data_dir_option
 from runyard.cli.failures import EXIT_NOT_FOUND, CommandFailed
 from runyard.cli.groups import NounGroup
+from runyard.cli.ids import complete_runs
 from runyard.cli.output import (
     format_age,
     format_number,
@@ -93,7 +94,7 @@ def remove_model(name: str, yes: bool, data_dir: Path | None) -> None:
 
 
 @models.command("list")
-@click.argument("run_id", required=False)
+@click.argument("run_id", shell_complete=complete_runs, required=False)
 @click.option("--base", is_flag=True, help="List the base models of this machine.")
 @data_dir_option
 @json_option
@@ -116,7 +117,7 @@ def list_models(run_id: str | None, base: bool, data_dir: Path | None, as_json: 
 
 
 @models.command("download")
-@click.argument("run_id")
+@click.argument("run_id", shell_complete=complete_runs)
 @click.argument("checkpoint", default="latest")
 @click.option(
     "--out",

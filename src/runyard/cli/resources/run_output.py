@@ -11,6 +11,7 @@ import click
 
 from runyard.cli.connection import connect, data_dir_option
 from runyard.cli.failures import CommandFailed
+from runyard.cli.ids import complete_runs
 from runyard.cli.output import (
     format_number,
     format_time,
@@ -34,7 +35,7 @@ MAX_CELL = 40
 
 
 @click.command("logs")
-@click.argument("run_id")
+@click.argument("run_id", shell_complete=complete_runs)
 @click.option(
     "--follow", "-f", "follows", is_flag=True, help="Print new lines until the run has ended."
 )
@@ -131,7 +132,7 @@ def print_logs(
 
 
 @click.command("samples")
-@click.argument("run_id")
+@click.argument("run_id", shell_complete=complete_runs)
 @click.option(
     "--evaluation",
     default="latest",

@@ -19,6 +19,7 @@ from runyard.cli.failures import (
 )
 from runyard.cli.global_options import get_global_options
 from runyard.cli.groups import NounGroup
+from runyard.cli.ids import complete_runs
 from runyard.cli.live.watch import watch_run
 from runyard.cli.output import (
     colorize,
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
     from vi.api.resources.runs.responses import Run
 
 
-RUN_COLUMNS = ("RUN", "NAME", "CONDITION", "REASON", "AGE", "STEP", "METRIC", "FLOW")
+RUN_COLUMNS = ("RUN", "CONDITION", "REASON", "AGE", "STEP", "METRIC", "NAME", "FLOW")
 
 
 @click.group(cls=NounGroup)
@@ -147,7 +148,7 @@ def count_runs(filter_text: str | None, data_dir: Path | None, as_json: bool) ->
 
 
 @runs.command("get")
-@click.argument("run_id")
+@click.argument("run_id", shell_complete=complete_runs)
 @click.option("-w", "--web", "opens_page", is_flag=True, help="Open its page in a browser.")
 @data_dir_option
 @json_option
@@ -237,7 +238,9 @@ def create_run(
 
 
 @runs.command("wait")
-@click.argument("run_ids", nargs=-1, required=True, metavar="RUN_ID...")
+@click.argument(
+    "run_ids", shell_complete=complete_runs, nargs=-1, required=True, metavar="RUN_ID..."
+)
 @click.option(
     "--timeout",
     "timeout_s",
@@ -307,7 +310,7 @@ tolerance_option = click.option(
 
 
 @runs.command("reproduce")
-@click.argument("run_id")
+@click.argument("run_id", shell_complete=complete_runs)
 @click.option(
     "--wait/--no-wait",
     default=True,
@@ -353,8 +356,8 @@ def reproduce_run(
 
 
 @runs.command("compare")
-@click.argument("run_id")
-@click.argument("other_run_id")
+@click.argument("run_id", shell_complete=complete_runs)
+@click.argument("other_run_id", shell_complete=complete_runs)
 @tolerance_option
 @data_dir_option
 @json_option
@@ -371,7 +374,7 @@ def compare_runs(
 
 
 @runs.command("metrics")
-@click.argument("run_id")
+@click.argument("run_id", shell_complete=complete_runs)
 @click.option(
     "--keys",
     "--name",
@@ -536,7 +539,7 @@ def tag_runs(
 
 
 @runs.command("rename")
-@click.argument("run_id")
+@click.argument("run_id", shell_complete=complete_runs)
 @click.argument("name")
 @data_dir_option
 @json_option
@@ -745,7 +748,6 @@ def _row(run: "Run") -> tuple[object, ...]:
     progress = run.status.progress
     return (
         run.run_id,
-        to_single_line(run.name),
         _condition(run),
         (run.status.conditions[-1].reason or "") if run.status.conditions else "",
         format_age(run.metadata.time_created),
@@ -753,6 +755,7 @@ def _row(run: "Run") -> tuple[object, ...]:
         f"{progress.metric_name} {format_number(progress.metric)}"
         if progress and progress.metric_name
         else "",
+        to_single_line(run.name),
         run.spec.flow.name,
     )
 

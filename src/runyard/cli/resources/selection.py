@@ -16,6 +16,7 @@ import click
 
 from runyard.cli.failures import EXIT_ERROR, EXIT_USAGE, CommandFailed
 from runyard.cli.global_options import get_global_options
+from runyard.cli.ids import complete_runs
 from runyard.cli.output import print_json, print_table, to_single_line
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 CONDITIONS = ("Pending", "Running", "Succeeded", "Failed", "Error", "Cancelled")
 
 _OPTIONS = (
-    click.argument("run_ids", nargs=-1, metavar="[RUN_ID]..."),
+    click.argument("run_ids", shell_complete=complete_runs, nargs=-1, metavar="[RUN_ID]..."),
     click.option(
         "--condition",
         type=click.Choice(CONDITIONS, case_sensitive=False),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from runyard.cli.connection import connect, data_dir_option
+from runyard.cli.groups import NounGroup
 from runyard.cli.output import format_age, json_option, print_json, print_table
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def open_pages(path: str, only_prints: bool, data_dir: Path | None, as_json: boo
         open_page(client, path, only_prints=only_prints, as_json=as_json)
 
 
-@click.group()
+@click.group(cls=NounGroup)
 def sessions() -> None:
     """List browsers that are signed in, and sign them out.
 

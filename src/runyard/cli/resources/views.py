@@ -64,7 +64,7 @@ def get_view(view_id: str, data_dir: Path | None, as_json: bool) -> None:
 @views.command("save")
 @click.argument("name")
 @click.option("--filter", "filter_text", default="", help="Filter, such as 'condition:Failed'.")
-@click.option("--order-by", default="", help="Order, such as -metric.iou.")
+@click.option("--sort", default="", metavar="FIELD", help="Order, such as -metric.iou.")
 @click.option(
     "--column", "columns", multiple=True, help="Column of the Runs page; may be repeated."
 )
@@ -74,7 +74,7 @@ def get_view(view_id: str, data_dir: Path | None, as_json: bool) -> None:
 def save_view(
     name: str,
     filter_text: str,
-    order_by: str,
+    sort: str,
     columns: tuple[str, ...],
     view_id: str | None,
     data_dir: Path | None,
@@ -84,7 +84,7 @@ def save_view(
 
     Example: `runyard views save "Failed this week" --filter "condition:Failed"`
     """
-    spec = {"name": name, "filter": filter_text, "order_by": order_by, "columns": list(columns)}
+    spec = {"name": name, "filter": filter_text, "order_by": sort, "columns": list(columns)}
     with connect(data_dir) as client:
         view = client.views.save(spec, view_id=view_id)
     if as_json:

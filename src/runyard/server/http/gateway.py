@@ -11,11 +11,13 @@ A key that ends during a request ends the request too: a long poll within ``acce
 body in either direction with its next chunk. ``services.wrong_keys`` counts and limits requests
 without a valid key.
 
-Each request is one line of the access log, without query, headers and links, so without secrets.
+Each request has an id, which its response returns as ``X-Request-Id``, and is one line of the
+access log, without query, headers and links, so without secrets.
 """
 
 import asyncio
 import logging
+import secrets
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -29,7 +31,16 @@ from runyard.server.http.access import authenticate, check_path, has_key_ended, 
 from runyard.server.http.capacity import Capacity, Exchange, drain_body
 from runyard.server.http.problems import problem_response
 from runyard.server.http.proxies import FORWARDED_FOR, Proxies
-from runyard.server.http.request import ACTOR, ADDRESS, HEADERS, ORIGIN, SERVICES, SESSION, TOKEN
+from runyard.server.http.request import (
+    ACTOR,
+    ADDRESS,
+    HEADERS,
+    ORIGIN,
+    REQUEST_ID,
+    SERVICES,
+    SESSION,
+    TOKEN,
+)
 from runyard.server.http.route import PUBLIC, SIGN_IN
 from runyard.server.services.context import Services
 from runyard.server.services.errors import Refusal
@@ -91,6 +102,7 @@ class Gateway:
         status = 0
         client = scope.get("client")
         scope[HEADERS] = dict(scope["headers"])
+        scope[REQUEST_ID] = request_id = secrets.token_hex(8)
         exchange = Exchange(
             self._capacity, scope, receive, send, drop_connection=self._bind_drop(client)
         )
@@ -107,7 +119,8 @@ class Gateway:
                     if browser.is_page_path(scope["path"])
                     else RESPONSE_HEADERS
                 )
-                message = {**message, "headers": [*given, *further]}
+                own = (b"x-request-id", request_id.encode())
+                message = {**message, "headers": [*given, *further, own]}
             elif message.get("more_body") and has_key_ended(scope):
                 raise exchange.abandon("the key of this request was revoked or has expired")
             await exchange.send(message)
@@ -231,5 +244,6 @@ def _log_access(services: Services, scope: Any, status: int, begun_s: float) -> 
         "ms": round((services.clock.monotonic_s() - begun_s) * 1000, 2),
         "actor": actor.name if actor else "",
         "address": scope.get(ADDRESS, ""),
+        "request": scope[REQUEST_ID],
     }
     access_log.info(msgspec.json.encode(line).decode())

@@ -14,7 +14,7 @@ import msgspec
 
 from runyard import limits
 from runyard.limits import Limit
-from runyard.server.http.endpoints import assets, events, imports, run_logs
+from runyard.server.http.endpoints import assets, events, imports, run_output
 from runyard.server.http.problems import ProblemDocument
 from runyard.server.http.route import Route
 from runyard.server.http.routes import IF_MATCH, ROUTES
@@ -80,13 +80,13 @@ QUERY: dict[str, dict[str, Any]] = {
     },
     "actor": _text_schema(limits.ID, pattern="^[ -~]+$"),
     "action": _text_schema(limits.ID, pattern="^[ -~]+$"),
-    "block": _enum_schema(*run_logs.STREAMS),
+    "block": _enum_schema(*run_output.STREAMS),
     "before": TIME,
     "tail": _integer_schema(1, limits.MAX_INTEGER),
     "attempt": _integer_schema(0, limits.MAX_COLUMN),
     "search": {"type": "string", "minLength": 1, "maxLength": MAX_PATTERN},
-    "regex": _enum_schema(*run_logs.BOOLEANS),
-    "case": _enum_schema(*run_logs.BOOLEANS),
+    "regex": _enum_schema(*run_output.BOOLEANS),
+    "case": _enum_schema(*run_output.BOOLEANS),
     "level": _enum_schema(*LEVELS),
     "evaluation": {"type": "string", "pattern": "^(latest|[0-9]{1,16})$"},
     "index": TIME,

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 from litestar.exceptions import HTTPException
 
-from runyard.server.http.request import Request
+from runyard.server.http.request import REQUEST_ID, Request
 from runyard.server.http.responses import Headers, Response
 from runyard.server.services.errors import Problem, Refusal
 from runyard.store import StoreUnavailable
@@ -96,7 +96,11 @@ def handle_http_error(
 
 
 def handle_unexpected_error(request: Request, error: Exception) -> Response:
-    log.error("%s %s failed", request.scope["method"], request.scope["path"], exc_info=error)
+    scope: Any = request.scope
+    request_id = scope.get(REQUEST_ID)
+    log.error(
+        "%s %s failed (request %s)", scope["method"], scope["path"], request_id, exc_info=error
+    )
     message = "internal server error; try: repeat the request, and look into the server's log"
     return problem_response(Refusal("Internal", message))
 

@@ -27,6 +27,7 @@ Id = str  # from the path, checked by ``access.authorize``
 SERVICES, ACTOR, TOKEN = "runyard.services", "runyard.actor", "runyard.token"
 KEY_ID = "runyard.key_id"  # of the key that the request sent
 SESSION = "runyard.session"  # of the browser that sent the request
+REQUEST_ID = "runyard.request_id"  # of the response and the access log
 ADDRESS, HEADERS, ORIGIN = "runyard.address", "runyard.headers", "runyard.origin"
 
 MAX_LEVELS, MAX_ITEMS = limits.BODY_LEVELS.value, limits.BODY_ITEMS.value

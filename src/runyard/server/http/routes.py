@@ -24,9 +24,8 @@ from runyard.server.http.endpoints import (
     imports,
     keys,
     models,
-    run_logs,
+    run_output,
     runs,
-    samples,
     sessions,
     storage,
     training_projects,
@@ -64,7 +63,7 @@ from vi.api.resources.models.responses import Model
 from vi.api.resources.runs.responses import Run, RunCount, RunOutcomes
 from vi.api.resources.sessions.responses import BrowserSession
 from vi.api.resources.training_projects.responses import TrainingProject
-from vi.api.resources.views.responses import View
+from vi.api.resources.views.responses import SavedView
 
 PAGE = ("s", "p")
 FILTERS = (
@@ -125,16 +124,16 @@ ROUTES = (
     Route("POST", ORG + "/runs:tag", runs.tag_runs,
           "Set or remove attributes of several runs, by ids or by a filter",
           body=bodies.TaggedRuns, returns=RunOutcomes),
-    Route("GET", RUN + "/logs", run_logs.get_logs,
+    Route("GET", RUN + "/logs", run_output.get_logs,
           "Get log lines: after a number, before one, or the newest; filtered and searched",
-          returns=LogPage, query=run_logs.LOG_QUERY, may_wait=True),
-    Route("GET", RUN + "/logs/file", run_logs.get_log_file,
+          returns=LogPage, query=run_output.LOG_QUERY, may_wait=True),
+    Route("GET", RUN + "/logs/file", run_output.get_log_file,
           "Download the whole log as text; compressed for `Accept-Encoding: gzip`", returns=bytes,
           media_types=("text/plain",)),
-    Route("GET", RUN + "/samples", samples.list_samples,
+    Route("GET", RUN + "/samples", run_output.list_samples,
           "List sample predictions of an evaluation, or of one image (`index`) in all of them",
           returns=SamplePage, query=(*PAGE, "evaluation", "orderBy", "index")),
-    Route("GET", RUN + "/samples/{index:str}/image", samples.get_sample_image,
+    Route("GET", RUN + "/samples/{index:str}/image", run_output.get_sample_image,
           "Get the image of a sample, or a thumbnail of it", returns=bytes, query=("size",),
           media_types=("image/png", "image/webp", "image/jpeg")),
     Route("GET", RUN + "/metrics", runs.get_metrics, "Get metric points", returns=MetricPage,
@@ -166,10 +165,10 @@ ROUTES = (
           "Get the JSON Schema of flows", returns=dict[str, Any]),
 
     Route("GET", ORG + "/views", views.list_views, "List saved views of runs, newest first",
-          returns=View, is_page=True, query=PAGE),
-    Route("GET", VIEW, views.get_view, "Get a saved view", returns=View),
+          returns=SavedView, is_page=True, query=PAGE),
+    Route("GET", VIEW, views.get_view, "Get a saved view", returns=SavedView),
     Route("PUT", VIEW, views.put_view, "Create or replace a saved view", body=bodies.NewView,
-          returns=View, statuses=(200, 201)),
+          returns=SavedView, statuses=(200, 201)),
     Route("DELETE", VIEW, views.delete_view, "Delete a saved view", statuses=(204,)),
 
     Route("GET", ORG + "/trainingProjects", training_projects.list_projects,

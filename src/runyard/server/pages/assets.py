@@ -29,7 +29,7 @@ CACHED = b"public, max-age=31536000, immutable"
 
 
 @dataclass(frozen=True)
-class Asset:
+class StaticFile:
     """A file in memory, as it is and compressed."""
 
     body: bytes
@@ -42,7 +42,7 @@ class Assets:
     """All static files and the hash of their contents."""
 
     hash: str
-    files: dict[str, Asset]
+    files: dict[str, StaticFile]
 
     @property
     def are_complete(self) -> bool:
@@ -61,7 +61,7 @@ def load() -> Assets:
         name, body = path.relative_to(FOLDER).as_posix(), path.read_bytes()
         total.update(f"{name}\0{len(body)}\0".encode() + body)
         gzipped = None if path.suffix == ".woff2" else gzip.compress(body, 9, mtime=0)
-        files[name] = Asset(body, gzipped, MEDIA_TYPES[path.suffix])
+        files[name] = StaticFile(body, gzipped, MEDIA_TYPES[path.suffix])
     return Assets(total.hexdigest()[:12], files)
 
 

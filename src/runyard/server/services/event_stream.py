@@ -44,33 +44,37 @@ async def iterate(
     """
     with services.notifier.listen(org, with_runs=filter.kind in (None, "run")) as listener:
         if after is None and not from_oldest:
-            after = await asyncio.to_thread(events.read_newest_number, services, org=org)
+            after = events.read_newest_number(services, org=org)
         yield b"retry: %d\n\n" % RETRY_MS if after is None else _start(after)
         hints = _Hints(services, org, listener, filter.run_id)
         loop = asyncio.get_running_loop()
-        last_sent_s = loop.time()
+        last_sent_s = last_read_s = loop.time()
         while not services.notifier.is_closed:
             listener.changed.clear()
-            found = await services.store.read_in_thread(
-                partial(
-                    events.find,
-                    org=org,
-                    after=after,
-                    limit=EVENTS_AT_ONCE,
-                    filter=filter,
-                    encode=_encode_event,
+            chunk = b""
+            if listener.has_events or loop.time() - last_read_s >= events.POLL_S:
+                listener.has_events, last_read_s = False, loop.time()
+                found = await services.store.read_in_thread(
+                    partial(
+                        events.find,
+                        org=org,
+                        after=after,
+                        limit=EVENTS_AT_ONCE,
+                        filter=filter,
+                        encode=_encode_event,
+                    )
                 )
-            )
-            chunk = b"".join((*_format(found), *await hints.take(loop.time())))
-            after = found.next
+                chunk, after = _format(found), found.next
+                listener.has_events |= found.has_more
+            chunk += b"".join(await hints.take(loop.time()))
             if not chunk and loop.time() - last_sent_s >= HEARTBEAT_S:
                 chunk = HEARTBEAT
             if chunk:
                 yield chunk
                 last_sent_s = loop.time()
-            if not found.has_more:
-                until_s = min(hints.due_s, last_sent_s + HEARTBEAT_S, loop.time() + events.POLL_S)
-                await _wait(listener, until_s - loop.time())
+            if not listener.has_events:
+                due_s = (hints.due_s, last_sent_s + HEARTBEAT_S, last_read_s + events.POLL_S)
+                await _wait(listener, min(due_s) - loop.time())
 
 
 def _start(after: int) -> bytes:
@@ -78,10 +82,10 @@ def _start(after: int) -> bytes:
     return b"retry: %d\nid: %d\n\n" % (RETRY_MS, after)
 
 
-def _format(found: FoundEvents) -> Sequence[bytes]:
+def _format(found: FoundEvents) -> bytes:
     if found.is_reset:
-        return (b'id: %d\nevent: reset\ndata: {"next":%d}\n\n' % (found.next, found.next),)
-    return found.items
+        return b'id: %d\nevent: reset\ndata: {"next":%d}\n\n' % (found.next, found.next)
+    return b"".join(found.items)
 
 
 def _encode_event(row: AnyRow) -> bytes:
@@ -134,14 +138,14 @@ class _Progress(msgspec.Struct, rename="camel"):
     total_steps: int = 0
 
 
-class _Status(msgspec.Struct):
+class _StatusOutline(msgspec.Struct):
     progress: _Progress | None = None
 
 
 class _RunOutline(msgspec.Struct):
     """The part of a run's document that a hint needs."""
 
-    status: _Status
+    status: _StatusOutline
 
 
 _decode_outline = msgspec.json.Decoder(_RunOutline).decode

@@ -1,7 +1,7 @@
 """Events: what happened in an organization, recorded with the change, read in order.
 
 A change and its event are one transaction, and the numbers have the order of the commits. So
-whoever reads events by number sees each change once and in order, whatever was interrupted in
+a reader of events by number sees each change once and in order, whatever was interrupted in
 between; notifications only say when to look. A reader whose next events are no longer kept gets
 ``reset``: it must read again what it follows.
 """

@@ -24,17 +24,23 @@ def run_topic(org: str, run_id: str) -> str:
 class Listener:
     """What is new in an organization since its reader has looked.
 
-    ``runs`` are those with new lines, metrics or progress, oldest first; it stays empty for a
-    reader of events only.
+    ``has_events`` says that there may be new events. ``runs`` are those with new lines, metrics or
+    progress, oldest first; it stays empty for a reader of events only.
     """
 
     def __init__(self, *, with_runs: bool) -> None:
         self.changed = asyncio.Event()
+        self.has_events = True
         self.runs: dict[str, None] = {}
         self._with_runs = with_runs
 
+    def add_events(self) -> None:
+        self.has_events = True
+        self.changed.set()
+
     def add_run(self, run_id: str) -> None:
-        if self._with_runs and len(self.runs) < MOST_RUNS:
+        """Add a run; a reader that has not taken it yet is not woken again."""
+        if self._with_runs and run_id not in self.runs and len(self.runs) < MOST_RUNS:
             self.runs[run_id] = None
             self.changed.set()
 
@@ -63,7 +69,7 @@ class Notifier:
         """Wake the listeners of organizations that have new events."""
         for org in orgs:
             for listener in self._listeners.get(org, ()):
-                listener.changed.set()
+                listener.add_events()
 
     def watch(self, topic: str) -> asyncio.Event:
         """Return the event that the next change of ``topic`` sets."""

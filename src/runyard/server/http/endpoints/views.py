@@ -15,7 +15,7 @@ from runyard.server.http.request import (
 )
 from runyard.server.http.responses import Response, empty_response, json_response
 from runyard.server.services import documents
-from runyard.server.services.runs.views import VIEW, check_spec
+from runyard.server.services.saved_views import VIEW, check_spec
 from vi.api.resources.views.responses import ViewSpec
 
 

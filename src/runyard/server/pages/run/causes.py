@@ -24,14 +24,14 @@ _ADVICE = {
     "OutOfMemory": "A smaller micro-batch needs less memory at the same batch size.",
     "Diverged": "A lower learning rate usually prevents this.",
     "TrainerError": "Read the log at the failure. The same flow would fail the same way.",
-    "WorkerLost": "The flow is not at fault: resume from the newest checkpoint.",
+    "WorkerLost": "The flow is not the cause: resume from the newest checkpoint.",
     "StorageUnavailable": "Check the server's disk, then resume.",
     "TimeLimit": "Resume with a longer time limit to train on.",
     "KilledByUser": "Resume from the newest checkpoint to train on.",
 }
 
 
-class Link(msgspec.Struct, frozen=True, kw_only=True):
+class NextStep(msgspec.Struct, frozen=True, kw_only=True):
     """A link with its text; the first of several is the one to take."""
 
     text: str
@@ -49,7 +49,7 @@ class Banner(msgspec.Struct, frozen=True, kw_only=True):
     text: str
     place: str
     advice: str
-    links: list[Link]
+    links: list[NextStep]
     proofs: list[str]
 
 
@@ -98,29 +98,38 @@ def _describe_place(run: Run) -> str:
     return ", ".join(facts)
 
 
-def _list_links(run: Run, reason: str, *, base: str, has_checkpoint: bool) -> list[Link]:
+def _list_links(run: Run, reason: str, *, base: str, has_checkpoint: bool) -> list[NextStep]:
     links = []
     kind = run.condition
     if (fix := suggest_fix(run)) is not None:
-        text, settings = fix
-        query = urlencode([("set", f"{name}={value}") for name, value in settings.items()])
-        links.append(Link(text=text, href=f"{base}/start?how=again&{query}"))
+        how = "resume" if fix.resumes and has_checkpoint else "again"
+        query = urlencode({"how": how, "set": f"{fix.setting}={fix.value}"})
+        links.append(NextStep(text=fix.text, href=f"{base}/start?{query}"))
     elif kind is not None and kind.is_final and has_checkpoint:
-        links.append(Link(text="Resume…", href=f"{base}/start?how=resume"))
+        links.append(NextStep(text="Resume…", href=f"{base}/start?how=resume"))
     elif kind is not None and kind.is_final:
-        links.append(Link(text="Run again…", href=f"{base}/start?how=again"))
+        links.append(NextStep(text="Run again…", href=f"{base}/start?how=again"))
     if run.status.attempts and kind is not None and kind.is_final:
         end = run.status.attempts[-1].time_ended or run.status.conditions[-1].last_transition_time
         links.append(
-            Link(text="Log at the end", href=f"{base}/log?at={max(end - 5000, 0)}&follow=0")
+            NextStep(text="Log at the end", href=f"{base}/log?at={max(end - 5000, 0)}&follow=0")
         )
     if len(run.status.attempts) > 1:
         count = len(run.status.attempts)
-        links.append(Link(text=f"All {count} attempts", href=f"{base}/timeline#attempts"))
+        links.append(NextStep(text=f"All {count} attempts", href=f"{base}/timeline#attempts"))
     return links
 
 
-def suggest_fix(run: Run) -> tuple[str, dict[str, str]] | None:
+class Fix(msgspec.Struct, frozen=True, kw_only=True):
+    """A setting to change, by its name in the form, and the text of the link to that form."""
+
+    text: str
+    setting: str
+    value: str
+    resumes: bool = False
+
+
+def suggest_fix(run: Run) -> Fix | None:
     """Return what to change so that a failed run would not fail again; None where that is unknown.
 
     The settings are fields of the form that starts a run.
@@ -129,22 +138,19 @@ def suggest_fix(run: Run) -> tuple[str, dict[str, str]] | None:
     if reason == "OutOfMemory":
         size = find_micro_batch(run)
         if size is not None and size > 1:
-            half = size // 2
-            return f"Run again with micro-batch {half}…", {"microBatchSize": str(half)}
+            text = f"Run again with micro-batch {size // 2}…"
+            return Fix(text=text, setting="microBatchSize", value=str(size // 2))
     if reason == "Diverged":
         rate = get_plan_value(run, "learningRate")
         if isinstance(rate, int | float) and rate > 0:
-            return f"Run again with learning rate {rate / 10:.2g}…", {
-                "learningRate": f"{rate / 10:.2g}"
-            }
-    if reason == "TimeLimit":
-        return "Resume with twice the time…", {"timeLimitMinutes": _double_time_limit(run)}
-    return None
-
-
-def _double_time_limit(run: Run) -> str:
+            lower = f"{rate / 10:.2g}"
+            text = f"Run again with learning rate {lower}…"
+            return Fix(text=text, setting="learningRate", value=lower)
     limit = run.spec.flow.settings.get("timeLimitMinutes")
-    return f"{float(limit) * 2:g}" if isinstance(limit, int | float) else ""
+    if reason == "TimeLimit" and isinstance(limit, int | float):
+        text = "Resume with twice the time…"
+        return Fix(text=text, setting="timeLimitMinutes", value=f"{limit * 2:g}", resumes=True)
+    return None
 
 
 def find_micro_batch(run: Run) -> int | None:

@@ -79,6 +79,7 @@ class Predictions(msgspec.Struct, frozen=True, kw_only=True):
     """The gallery of an evaluation. ``position`` counts the evaluations from 0."""
 
     base: str
+    href: str
     step: int
     position: int
     evaluations: list[EvaluationLink]
@@ -110,6 +111,7 @@ def build_predictions(
     index = None if shown is None else shown.index
     return Predictions(
         base=base,
+        href=link(index=index) if steps else f"{base}/predictions",
         step=step,
         position=steps.index(step) if step in steps else 0,
         evaluations=[

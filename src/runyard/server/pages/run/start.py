@@ -18,7 +18,8 @@ from runyard.server.pages.forms import Form
 from runyard.server.pages.run.flow import flatten
 from runyard.server.pages.run.head import RunHead, get_name
 from runyard.server.pages.views import NOTHING
-from runyard.server.services.errors import Problem, Refusal
+from runyard.server.services.errors import Problem
+from vi.api.resources.flows.responses import FlowCheck
 from vi.api.resources.models.responses import Model
 from vi.api.resources.runs.responses import Run
 
@@ -80,7 +81,7 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
     after: str
 
 
-class Choice(msgspec.Struct, frozen=True, kw_only=True):
+class FormOption(msgspec.Struct, frozen=True, kw_only=True):
     """A checkpoint to start from; an empty value is the beginning."""
 
     value: str
@@ -94,6 +95,7 @@ class Preview(msgspec.Struct, frozen=True, kw_only=True):
     base: str
     differences: list[Difference]
     problems: list[str]
+    effects: list[str]
     start: str
     python: str
     command: str
@@ -106,11 +108,11 @@ class StartForm(msgspec.Struct, frozen=True, kw_only=True):
     how: str
     title: str
     lead: str
-    ways: list[Choice]
+    ways: list[FormOption]
     new_id: str
     name: str
     tags: str
-    checkpoints: list[Choice]
+    checkpoints: list[FormOption]
     fields: list[Field]
     flow: str
     preview: Preview
@@ -143,7 +145,7 @@ def build_draft(run: Run, how: How, changes: Sequence[str]) -> Draft:
 
 
 def suggest_name(run: Run, how: How) -> str:
-    """Return a name that tells the new run from the original."""
+    """Return a name that differs from the original's."""
     suffix = {"again": "again", "resume": "resumed", "branch": "branch"}[how]
     return f"{get_name(run)} {suffix}"[:200]
 
@@ -307,21 +309,35 @@ def _show(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def build_preview(run: Run, draft: Draft, *, base: str, refusal: Refusal | None) -> Preview:
+def build_preview(run: Run, draft: Draft, *, base: str, check: FlowCheck) -> Preview:
     """Return what would start, with the server's problems."""
     problems = [problem.message for problem in draft.problems]
-    if refusal is not None:
-        problems += [problem.message for problem in refusal.problems] or [refusal.message]
+    problems += [problem.message for problem in check.problems]
     differences = list_differences(encode_flow(run), draft.flow)
     start = f"from checkpoint {draft.checkpoint} of this run" if draft.checkpoint else ""
     return Preview(
         base=base,
         differences=differences,
         problems=problems,
+        effects=_list_effects(check),
         start=start or "from the beginning",
         python=format_python(run, draft, differences),
         command=format_command(run, draft, differences),
     )
+
+
+def _list_effects(check: FlowCheck) -> list[str]:
+    """Return how long the run would be, and where it would not fit into memory."""
+    effects = []
+    plan = check.plan or {}
+    steps = plan.get("totalSteps")
+    if isinstance(steps, dict):
+        effects.append(f"{steps['value']:,} steps ({steps['reason']})")
+    for item in check.memory.items if check.memory else ():
+        for verdict in item.configurations:
+            if verdict.action != "Allow" and verdict.reason:
+                effects.append(verdict.reason)
+    return list(dict.fromkeys(effects))
 
 
 def format_python(run: Run, draft: Draft, differences: Sequence[Difference]) -> str:
@@ -368,7 +384,7 @@ def build_form(
     *,
     how: How,
     models: Sequence[Model],
-    refusal: Refusal | None,
+    check: FlowCheck,
     new_id: str,
 ) -> StartForm:
     """Return the page of a draft."""
@@ -376,7 +392,7 @@ def build_form(
         name: value for name, value in draft.values.items() if draft.problems
     }
     original, plan = read_values(encode_flow(run)), run.status.plan or {}
-    by_path = _group_problems(draft, refusal)
+    by_path = _group_problems(draft, check)
     fields = []
     for setting in SETTINGS:
         entry = plan.get(setting.plan) if setting.plan else None
@@ -396,29 +412,32 @@ def build_form(
         how=how,
         title=TITLES[how],
         lead=LEADS[how],
-        ways=[Choice(value=way, text=TITLES[way], is_chosen=way == how) for way in WAYS],
+        ways=[FormOption(value=way, text=TITLES[way], is_chosen=way == how) for way in WAYS],
         new_id=new_id,
         name=draft.name,
         tags="\n".join(f"{key}={value}" for key, value in draft.tags.items()),
         checkpoints=_list_checkpoints(draft, models, is_needed=how == "resume"),
         fields=fields,
         flow=json.dumps(draft.flow, indent=2, ensure_ascii=False),
-        preview=build_preview(run, draft, base=head.base, refusal=refusal),
+        preview=build_preview(run, draft, base=head.base, check=check),
     )
 
 
-def _group_problems(draft: Draft, refusal: Refusal | None) -> dict[str, str]:
+def _group_problems(draft: Draft, check: FlowCheck) -> dict[str, str]:
     """Return messages by the end of their path, without the block that they begin with."""
-    problems = [*draft.problems, *(refusal.problems if refusal else ())]
+    messages = [(problem.path, problem.message) for problem in draft.problems]
+    messages += [(problem.path, problem.message) for problem in check.problems]
     found = {}
-    for problem in problems:
-        path = problem.path.replace(".", "/").strip("/")
+    for given, message in messages:
+        path = given.replace(".", "/").strip("/")
         _, _, inner = path.partition("settings/")
-        found[inner or path.partition("/")[2]] = problem.message
+        found[inner or path.partition("/")[2]] = message
     return found
 
 
-def _list_checkpoints(draft: Draft, models: Sequence[Model], *, is_needed: bool) -> list[Choice]:
+def _list_checkpoints(
+    draft: Draft, models: Sequence[Model], *, is_needed: bool
+) -> list[FormOption]:
     choices = [] if is_needed else [("", "none: from the beginning")]
     if models:
         choices += [("latest", "latest"), ("best", "best")]
@@ -427,6 +446,6 @@ def _list_checkpoints(draft: Draft, models: Sequence[Model], *, is_needed: bool)
             for model in reversed(models)
         ]
     return [
-        Choice(value=value, text=text, is_chosen=value == draft.checkpoint)
+        FormOption(value=value, text=text, is_chosen=value == draft.checkpoint)
         for value, text in choices
     ]

@@ -6,7 +6,7 @@ happen, then with it. Both ask the same service, the first time for a dry run.
 
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ from runyard.server.services import documents
 from runyard.server.services.errors import Refusal
 from runyard.server.services.runs import bulk_runs, runs
 from runyard.server.services.runs.filters import parse_filter
-from runyard.server.services.runs.views import VIEW, check_spec
+from runyard.server.services.saved_views import VIEW, check_spec
 from runyard.server.services.validation import check_id
 from vi.api.resources.runs.responses import Run, RunOutcome, RunOutcomes
 from vi.api.resources.views.responses import ViewSpec
@@ -209,15 +209,7 @@ async def tag_runs(request: Request) -> Response:
         dry_run=not is_confirmed,
         **selection.get_arguments(),
     )
-    shown = change or {"owner": "kim"}
-    snippet = selection.write_snippet(
-        "tag",
-        [f"{{{', '.join(f'{quote_python(k)}: {quote_python(v)}' for k, v in shown.items())}}}"],
-        **{
-            "remove" if v is None else "set": k if v is None else f"{k}={v}"
-            for k, v in shown.items()
-        },
-    )
+    snippet = write_tag_snippet(selection, change or {"owner": "kim"})
     accepted = list_accepted(outcomes)
     if is_confirmed:
         done = "removed from" if is_set(form, "remove") else f"= {value or '(empty)'} set on"
@@ -230,6 +222,14 @@ async def tag_runs(request: Request) -> Response:
     return confirm(
         request, "tag", selection, outcomes, snippet, title=title, lines=lines, keys=tuple(keys)
     )
+
+
+def write_tag_snippet(selection: Selection, change: Mapping[str, str | None]) -> Snippet:
+    """Return how one tag is set or removed elsewhere."""
+    ((key, value),) = change.items()
+    python = f"set={{{quote_python(key)}: {quote_python(value)}}}"
+    option = {"remove": key} if value is None else {"set": f"{key}={value}"}
+    return selection.write_snippet("tag", [python], **option)
 
 
 def confirm(

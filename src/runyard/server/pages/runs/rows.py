@@ -10,7 +10,7 @@ import msgspec
 
 from runyard.server.pages.views import (
     SHAPES,
-    Moment,
+    TimeText,
     describe_moment,
     format_count,
     format_duration,
@@ -55,7 +55,7 @@ NEXT_STEPS: Mapping[str, str] = {
 }
 
 
-class Tag(msgspec.Struct, frozen=True):
+class TagLink(msgspec.Struct, frozen=True):
     """An attribute of a run, and the list of all runs that have it."""
 
     text: str
@@ -91,8 +91,8 @@ class RunRow(msgspec.Struct, frozen=True, kw_only=True):
     metric: str
     metric_name: str
     took: str
-    started: Moment
-    tags: tuple[Tag, ...]
+    started: TimeText
+    tags: tuple[TagLink, ...]
     more_tags: int
     all_tags: str
 
@@ -137,14 +137,21 @@ def build_row(run: Run, *, now_ms: int, summary: Summary = Summary(), q: str = "
         metric=format_number(progress.metric if summary.best is None else summary.best),
         metric_name=progress.metric_name or "",
         took=format_duration(max(0, ended - created) / 1000),
-        started=describe_moment(created, now_ms),
+        started=shorten_moment(describe_moment(created, now_ms)),
         tags=tuple(
-            Tag(f"{key}={value}", build_url(q=add_term(q, format_tag(key, value))))
+            TagLink(f"{key}={value}", build_url(q=add_term(q, format_tag(key, value))))
             for key, value in attributes[:MAX_TAGS]
         ),
         more_tags=max(0, len(attributes) - MAX_TAGS),
         all_tags=", ".join(f"{key}={value}" for key, value in attributes),
     )
+
+
+def shorten_moment(moment: TimeText) -> TimeText:
+    """Return a time whose age has one unit, so that it fits its column."""
+    words = moment.text.split()
+    short = " ".join([*words[:2], "ago"]) if len(words) > 3 else moment.text
+    return msgspec.structs.replace(moment, text=short)
 
 
 def shorten_id(run_id: str) -> str:
@@ -358,7 +365,7 @@ class ViewLink(msgspec.Struct, frozen=True, kw_only=True):
     is_current: bool
 
 
-class Problem(msgspec.Struct, frozen=True, kw_only=True):
+class FilterProblem(msgspec.Struct, frozen=True, kw_only=True):
     """What is wrong with the filter: the text before it, the wrong part, and the rest."""
 
     message: str
@@ -383,6 +390,7 @@ class RunsTable(msgspec.Struct, frozen=True, kw_only=True):
     headings: tuple[Heading, ...]
     chips: tuple[Chip, ...]
     total: int
+    is_total_open: bool
     total_text: str
     has_filter: bool
     all_url: str
@@ -403,7 +411,7 @@ class RunsPage(msgspec.Struct, frozen=True, kw_only=True):
     """The whole page; ``problem`` is set if the filter of the address is not valid."""
 
     table: RunsTable
-    problem: Problem | None
+    problem: FilterProblem | None
     views: tuple[ViewLink, ...]
     is_fragment: bool
 
@@ -489,11 +497,11 @@ def build_chips(
     return tuple(chips)
 
 
-def mark_problem(q: str, message: str, position: int, given: str) -> Problem:
+def mark_problem(q: str, message: str, position: int, given: str) -> FilterProblem:
     """Return the filter with its wrong part marked; ``position`` counts from 1."""
     start = max(0, min(len(q), position - 1))
     end = min(len(q), start + max(1, len(given)))
-    return Problem(message=message, head=q[:start], wrong=q[start:end], tail=q[end:])
+    return FilterProblem(message=message, head=q[:start], wrong=q[start:end], tail=q[end:])
 
 
 # The same in Python and as a command.
@@ -513,7 +521,7 @@ def write_list_snippet(state: ListState) -> Snippet:
     given = ", ".join(f"{name}={quote_python(value)}" for name, value in arguments.items() if value)
     return Snippet(
         python=f"client.runs.list({given})",
-        command=join_command("runs", "list", filter=state.q, order_by=state.sort),
+        command=join_command("runs", "list", filter=state.q, sort=state.sort),
     )
 
 
@@ -530,9 +538,10 @@ def write_action_snippet(
         runs = quote_python(ids[0]) if len(ids) == 1 else f"[{', '.join(map(quote_python, ids))}]"
     else:
         runs = f"filter={quote_python(q or 'all')}"
+    selected = ids if q is None else () if q else ("--all",)
     return Snippet(
         python=f"client.runs.{verb}({', '.join([runs, *python])})",
-        command=join_command("runs", verb, *(() if q is not None else ids), filter=q, **options),
+        command=join_command("runs", verb, *selected, filter=q, **options),
     )
 
 

@@ -125,15 +125,16 @@ class Chart extends HTMLElement {
   isSmoothed(key) { return settings().weight > 0 && !key.startsWith("validation/") && !this.hasAttribute("exact"); }
   isSystem() { return (this.getAttribute("keys") ?? "").startsWith("system/"); }
   keys() {
-    const words = (/** @type {string} */ name) => (this.getAttribute(name) ?? "").split(" ").filter(Boolean);
-    const patterns = words("keys"), known = this.source?.hasAnswer ? this.source.keys : patterns.filter((key) => !key.endsWith("*"));
-    return match(known, patterns, words("except")).slice(0, COLORS);
+    return match(this.source?.keys ?? [], this.words("keys"), this.words("except")).slice(0, COLORS);
   }
+  /** @param {string} name */
+  words(name) { return (this.getAttribute(name) ?? "").split(" ").filter(Boolean); }
 
   /** @param {any} detail */
   onChange(detail) {
+    if (detail.change?.what === "deleted") for (const end of this.ends.splice(0)) end();
     if (detail.kind === "all" || detail.change?.what === "attempt-started") this.source?.forget();
-    this.refresh(true);
+    if (this.ends.length) this.refresh(true);
   }
 
   /** Fetch what is missing, then draw. Nothing happens while the chart is out of view.
@@ -143,9 +144,10 @@ class Chart extends HTMLElement {
     if (!this.isVisible || !source || this.isBusy || document.hidden) return;
     this.isBusy = true;
     try {
-      if (!source.hasAnswer) await source.load(this.keys());
+      if (!source.hasAnswer) await source.load(this.words("keys"));
+      else if (isLive) await source.extend(this.keys());
       const keys = this.keys();
-      await (isLive ? source.extend(keys) : source.load(keys));
+      await source.load(keys);
       this.draw();
       const range = this.steps();
       if (range) { await source.loadRange(keys, range, isLive); this.draw(); }

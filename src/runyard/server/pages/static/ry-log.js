@@ -72,7 +72,7 @@ class Log extends HTMLElement {
     resized.observe(this.box);
     this.box.addEventListener("scroll", () => this.onScroll());
     this.box.addEventListener("keydown", (event) => this.onKey(event));
-    this.end = watch(this.getAttribute("run") ?? "", () => this.onChange());
+    this.end = watch(this.getAttribute("run") ?? "", (/** @type {any} */ detail) => { if (detail.change?.what === "deleted") this.end(); else this.onChange(); });
     const visible = () => { if (!document.hidden && this.isStale) this.onChange(); };
     document.addEventListener("visibilitychange", visible);
     const hash = () => { const number = this.lineOfHash(); if (number) this.jump(number); };

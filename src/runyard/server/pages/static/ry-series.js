@@ -12,7 +12,7 @@
  *   columns: Record<string, string> }} Packed
  * @typedef {{ from: number, to: number }} Range */
 
-export const POINTS = 500;
+export const POINTS = 360; // at most, of each curve
 const COLUMNS = /** @type {const} */ (["step", "time", "epoch", "min", "max", "last"]);
 
 /** Decode base64 of little-endian numbers.
@@ -89,6 +89,8 @@ export class Source {
   zoom = "";
   /** @type {Set<string>} */ wanted = new Set();
   /** @type {Promise<void> | null} */ pending = null;
+  /** @type {Set<string>} */ grown = new Set();
+  /** @type {Promise<void> | null} */ extending = null;
 
   /** @param {string} query @returns {Promise<Series[]>} */
   async request(query) {
@@ -100,20 +102,21 @@ export class Source {
     return page.items.map((/** @type {Packed} */ item) => decode(item, this.origin));
   }
 
-  /** Fetch what is missing of these keys. Calls within the same task become one request.
+  /** Fetch what is missing of these keys. Calls at about the same time become one request.
    * @param {string[]} keys */
-  load(keys) {
+  async load(keys) {
     for (const key of keys) if (!this.whole.has(key)) this.wanted.add(key);
-    if (!this.wanted.size && this.hasAnswer) return this.pending ?? Promise.resolve();
-    this.pending ??= (async () => {
-      await Promise.resolve();
-      const batch = [...this.wanted];
-      this.wanted.clear();
-      try {
-        for (const series of await this.request(list(batch))) this.whole.set(series.key, series);
-      } finally { this.pending = null; }
-    })();
-    return this.pending;
+    while (this.wanted.size || this.pending) {
+      this.pending ??= (async () => {
+        await pause();
+        const batch = [...this.wanted];
+        this.wanted.clear();
+        try {
+          for (const series of await this.request(list(batch))) this.whole.set(series.key, series);
+        } finally { this.pending = null; }
+      })();
+      await this.pending;
+    }
   }
 
   /** Fetch these keys between two positions, in finer buckets; live again if the run is still there.
@@ -128,29 +131,44 @@ export class Source {
     if (zoom === this.zoom) for (const series of found) this.zoomed.set(series.key, series);
   }
 
-  /** Fetch what is new of these keys, and anew those whose buckets have become too many.
+  /** Fetch what is new of these keys. Calls at about the same time become one request per bucket size.
    * @param {string[]} keys */
-  async extend(keys) {
+  extend(keys) {
+    for (const key of keys) this.grown.add(key);
+    this.extending ??= (async () => {
+      await pause();
+      const batch = [...this.grown];
+      this.grown.clear();
+      try { await this.extendAll(batch); } finally { this.extending = null; }
+    })();
+    return this.extending;
+  }
+
+  /** @param {string[]} keys */
+  async extendAll(keys) {
     /** @type {Map<string, Series[]>} */
     const groups = new Map();
     for (const series of keys.flatMap((key) => this.whole.get(key) ?? [])) {
       const group = `&bucketSteps=${series.bucketSteps}&since=${series.next}`;
       groups.set(group, [...(groups.get(group) ?? []), series]);
     }
+    if (!groups.size) await this.request(list(["-"])); // only to learn which keys there are now
     for (const [query, group] of groups) {
       for (const newer of await this.request(list(group.map(({ key }) => key)) + query)) {
         const series = this.whole.get(newer.key);
         if (!series) continue;
+        // Buckets that have become too many are fetched anew.
         if (chooseBucketSteps(newer) === series.bucketSteps) this.whole.set(newer.key, append(series, newer));
         else this.whole.delete(newer.key);
       }
     }
-    await this.load(keys.filter((key) => this.keys.includes(key)));
   }
 
   /** Fetch everything anew, after a later attempt has repeated steps. */
   forget() { this.whole.clear(); this.zoomed.clear(); this.zoom = ""; }
 }
 
+/** Wait until the other charts of the page have asked, too. */
+const pause = () => new Promise((resolve) => setTimeout(resolve));
 /** @param {string[]} keys */
 const list = (keys) => `&keys=${keys.map(encodeURIComponent).join(",")}`;

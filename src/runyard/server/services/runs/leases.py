@@ -42,8 +42,8 @@ from runyard.server.services.access.signing import AttemptToken
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.errors import Refusal
 from runyard.server.services.notifications import run_topic
+from runyard.server.services.run_changes import StoredRun
 from runyard.server.services.runs import conditions, deletion, placement, waiting_reasons
-from runyard.server.services.runs.changes import StoredRun
 from runyard.server.services.runs.conditions import AttemptEnd, Transition
 from runyard.server.services.runs.runs import decode_run, save, transition
 from runyard.server.services.validation import LONGEST_HOST, check_count, check_id, check_text

@@ -19,13 +19,13 @@ import msgspec
 from msgspec import UNSET, UnsetType
 from sqlalchemy import Connection
 
-from runyard.server.services import etags, notifications
+from runyard.server.services import etags, notifications, run_changes
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.documents import merge_attributes
 from runyard.server.services.errors import Refusal, not_found
 from runyard.server.services.notifications import run_topic
-from runyard.server.services.runs import changes, conditions, placement, references
-from runyard.server.services.runs.changes import StoredRun
+from runyard.server.services.run_changes import StoredRun
+from runyard.server.services.runs import conditions, placement, references
 from runyard.server.services.runs.conditions import Transition
 from runyard.server.services.validation import check_id
 from runyard.store import attempts as attempt_rows
@@ -134,7 +134,7 @@ def _insert_run(
     if is_changed:
         new = _build_rows(run, new.body_sha256, new.reason)
     rows.add(tx, new.values, attributes=run.metadata.attributes, listed=new.listed)
-    changes.record_creation(tx, run, actor=actor.name)
+    run_changes.record_creation(tx, run, actor=actor.name)
     services.audit(actor, "create run", run_id)(tx)
     return new.values["document"], new.values["etag"], True
 
@@ -293,7 +293,7 @@ def _describe(
 def decode_run(document: bytes) -> StoredRun:
     """Decode a stored run, and remember its state for ``save``."""
     run = _decode_run(document)
-    changes.remember(run)
+    run_changes.remember(run)
     return run
 
 
@@ -308,7 +308,7 @@ def save(
     Record events of what has changed, by ``actor``; without one, by the platform. Return (JSON,
     etag).
     """
-    changes.record_changes(tx, run, actor=actor)
+    run_changes.record_changes(tx, run, actor=actor)
     encoded, etag = etags.seal(run)
     newest = run.status.conditions[-1]
     values = {

@@ -18,6 +18,7 @@ from vi.api._availability._async import retry_while_unavailable
 from vi.api.resources.events.responses import Event, EventPage
 from vi.errors import PaginationError
 
+_PAUSE_S = 0.1
 _LONG_POLL_S = 15
 RESET = "reset"
 LATEST = "latest"
@@ -101,8 +102,10 @@ class AsyncEvents:
                 check_page(page, after=after)
             for event in page.items:
                 yield event
-            if not page.items and not page.reset and not follow:
-                return
+            if not page.items and not page.reset:
+                if not follow:
+                    return
+                await self._http.sleep(_PAUSE_S)  # for servers that ignore the long poll
             after = page.next
 
     async def _read_page(

@@ -19,6 +19,7 @@ from vi.api._availability._sync import retry_while_unavailable
 from vi.api.resources.events.responses import Event, EventPage
 from vi.errors import PaginationError
 
+_PAUSE_S = 0.1
 _LONG_POLL_S = 15
 RESET = "reset"
 LATEST = "latest"
@@ -101,8 +102,10 @@ class Events:
             elif isinstance(after, int):
                 check_page(page, after=after)
             yield from page.items
-            if not page.items and not page.reset and not follow:
-                return
+            if not page.items and not page.reset:
+                if not follow:
+                    return
+                self._http.sleep(_PAUSE_S)  # for servers that ignore the long poll
             after = page.next
 
     def _read_page(

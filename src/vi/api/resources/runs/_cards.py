@@ -1,11 +1,12 @@
-"""Runs in notebooks and data frames: a card, a row of a table, and a record.
+"""Runs and samples in notebooks and data frames: a card, a row of a table, and a record.
 
-The card has what one asks of a run: its condition with the reason, its progress and time left, and
-how long it spent in each condition.
+The card of a run has its condition with the reason, its progress and time left, and how long it
+spent in each condition. The card of a sample draws the true boxes with solid and the
+predicted ones with dashed lines; it does not contain the image, which would exceed the limit.
 """
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vi.api._display import format_duration, format_local_time
 from vi.api._frames import to_datetime
@@ -17,14 +18,19 @@ from vi.api._html import (
     render_progress,
     render_text,
 )
-from vi.api.resources.runs.responses import Run, describe_progress
+from vi.api.resources.runs._summary import describe_progress
 from vi.api.responses import ConditionKind
+
+if TYPE_CHECKING:
+    from vi.api.resources.runs.responses import Run, Sample
 
 _MAX_ATTRIBUTES = 20
 _TIMELINE_WIDTH = 300
+_BOXES_SIZE = 200
+_MAX_BOXES = 20
 
 
-def render_run_card(run: Run, *, now_ms: int | None = None) -> str:
+def render_run_card(run: "Run", *, now_ms: int | None = None) -> str:
     """Return a run as a card of HTML."""
     last = run.status.conditions[-1] if run.status.conditions else None
     fields: list[tuple[str, object]] = [("Run", run.run_id)]
@@ -47,7 +53,25 @@ def render_run_card(run: Run, *, now_ms: int | None = None) -> str:
     return render_card(run.name or run.run_id, _render_condition(run), fields)
 
 
-def build_run_row(run: Run) -> dict[str, Any]:
+def render_sample_card(sample: "Sample") -> str:
+    """Return a sample as a card of HTML: question, answers, scores and boxes."""
+    fields: list[tuple[str, object]] = [
+        ("Question", sample.question),
+        ("Truth", sample.truth.text),
+        ("Predicted", sample.predicted.text),
+    ]
+    if sample.parse != "ok":
+        fields.append(("Not parsed", sample.parse))
+    if sample.truth.boxes or sample.predicted.boxes:
+        fields.append(("Boxes", _render_boxes(sample)))
+    fields += [(name, f"{value:.4g}") for name, value in sample.scores.items()]
+    if sample.image.filename:
+        fields.append(("File", sample.image.filename))
+    score = "" if sample.score is None else f"score {sample.score:.4g}"
+    return render_card(f"Sample {sample.index}, step {sample.step:,}", score, fields)
+
+
+def build_run_row(run: "Run") -> dict[str, Any]:
     """Return a run as a row of a table of HTML."""
     progress = run.status.progress
     return {
@@ -63,7 +87,7 @@ def build_run_row(run: Run) -> dict[str, Any]:
     }
 
 
-def build_run_record(run: Run) -> dict[str, Any]:
+def build_run_record(run: "Run") -> dict[str, Any]:
     """Return a run as a row of a data frame; attributes are columns of their own."""
     last = run.status.conditions[-1] if run.status.conditions else None
     progress = run.status.progress
@@ -84,14 +108,14 @@ def build_run_record(run: Run) -> dict[str, Any]:
     }
 
 
-def _render_condition(run: Run) -> Html:
+def _render_condition(run: "Run") -> Html:
     if not run.status.conditions:
         return render_condition(None)
     last = run.status.conditions[-1]
     return render_condition(last.condition.value, last.reason)
 
 
-def _render_progress(run: Run, *, is_short: bool = False) -> Html:
+def _render_progress(run: "Run", *, is_short: bool = False) -> Html:
     progress = run.status.progress
     if progress is None:
         return Html("")
@@ -100,7 +124,7 @@ def _render_progress(run: Run, *, is_short: bool = False) -> Html:
     return render_progress(progress.step, progress.total_steps, text=text)
 
 
-def _render_timeline(run: Run, now_ms: int) -> Html:
+def _render_timeline(run: "Run", now_ms: int) -> Html:
     """Return the conditions as segments whose lengths are the time spent in each."""
     conditions = run.status.conditions
     starts_ms = [condition.last_transition_time for condition in conditions]
@@ -123,5 +147,33 @@ def _render_timeline(run: Run, now_ms: int) -> Html:
     )
 
 
-def _is_final(run: Run) -> bool:
+def _render_boxes(sample: "Sample") -> Html:
+    image = sample.image
+    scale = _BOXES_SIZE / max(1, image.width, image.height)
+    width, height = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    shapes = [
+        (box, CONDITION_COLORS["Succeeded"], "") for box in sample.truth.boxes[:_MAX_BOXES]
+    ] + [
+        (box, CONDITION_COLORS["Error"], ' stroke-dasharray="4 2"')
+        for box in sample.predicted.boxes[:_MAX_BOXES]
+    ]
+    drawn = []
+    for one, color, dashes in shapes:
+        phrase = render_text(one.phrase, longest=30)
+        left, top, right, bottom = (min(1.0, max(0.0, side)) for side in one.box)
+        drawn.append(
+            f'<rect x="{left * width:.1f}" y="{top * height:.1f}" '
+            f'width="{max(0.0, right - left) * width:.1f}" '
+            f'height="{max(0.0, bottom - top) * height:.1f}" fill="none" stroke="{color}" '
+            f'stroke-width="1.5"{dashes}><title>{phrase}</title></rect>'
+        )
+    label = f"{len(sample.truth.boxes)} true, {len(sample.predicted.boxes)} predicted (dashed)"
+    frame = f'<rect x="0" y="0" width="{width}" height="{height}" fill="rgba(128,128,128,.12)"/>'
+    return Html(
+        f'<svg width="{width}" height="{height}" role="img" aria-label="{label}">{frame}'
+        f"{''.join(drawn)}</svg><br>{label}"
+    )
+
+
+def _is_final(run: "Run") -> bool:
     return isinstance(run.condition, ConditionKind) and run.condition.is_final

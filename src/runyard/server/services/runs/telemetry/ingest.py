@@ -26,8 +26,8 @@ from runyard.protocol import Lines, LinesAccepted
 from runyard.server.services.access.signing import AttemptToken
 from runyard.server.services.context import Services
 from runyard.server.services.notifications import run_topic
+from runyard.server.services.run_changes import StoredRun, note, record_changes
 from runyard.server.services.runs import conditions, leases
-from runyard.server.services.runs.changes import StoredRun, note, record_changes
 from runyard.server.services.runs.conditions import Transition
 from runyard.server.services.runs.runs import decode_run, save, transition
 from runyard.server.services.runs.telemetry import log_index, samples

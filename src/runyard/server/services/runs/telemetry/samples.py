@@ -36,23 +36,23 @@ _Count = Annotated[int, Meta(ge=0, le=limits.MAX_COLUMN)]
 _Step = Annotated[int, Meta(ge=0, le=limits.MAX_INTEGER)]
 
 
-class _Line(msgspec.Struct, rename="camel", tag_field="kind", kw_only=True):
+class _SamplesLine(msgspec.Struct, rename="camel", tag_field="kind", kw_only=True):
     """A line of ``samples.jsonl``; fields that this version does not know are ignored."""
 
 
-class _EvaluationLine(_Line, tag="evaluation"):
+class _EvaluationLine(_SamplesLine, tag="evaluation"):
     step: _Step
     time: _Step
     total: _Step
     samples: _Count
 
 
-class _ImageLine(_Line, tag="image"):
+class _ImageLine(_SamplesLine, tag="image"):
     index: _Count
     png: str
 
 
-class _SampleLine(_Line, tag="sample"):
+class _SampleLine(_SamplesLine, tag="sample"):
     step: _Step
     index: _Count
     image: SampleImage

@@ -72,6 +72,7 @@ def note(run: StoredRun, what: str, details: Mapping[str, Any], *, now_ms: int) 
 def record_creation(tx: Connection, run: Run, *, actor: str) -> None:
     """Record that a run was created."""
     details = {
+        "name": run.name,
         "flow": run.spec.flow.name,
         "trainingProject": run.spec.training_project,
         **_describe_condition(run.status.conditions[-1]),
