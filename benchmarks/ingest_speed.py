@@ -224,6 +224,8 @@ def serve_mlflow(data_dir: Path) -> Iterator[Mlflow]:
         port = free.getsockname()[1]
     store = f"sqlite:///{data_dir}/mlflow.db"
     command = [str(MLFLOW), "server", "--backend-store-uri", store, "--port", str(port)]
+    # One connection uses one worker. Of several, those that answer late are replaced under load.
+    command += ["--workers", "1"]
     environ = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
     process = subprocess.Popen(
         command,
