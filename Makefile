@@ -5,7 +5,7 @@ export PYTHON
 .DEFAULT_GOAL := help
 .PHONY: help setup demo check test bench format style stubborn chaos chaos-postgresql kill-server power-cuts \
   checkpoint-cuts notice starve faults-nth fuzz-api fuzz-datasets backup-property defects formats families \
-  vi-inference howtos bench-import bench-requests bench-train bench-tiny bench-memory bench-saving sim sim-kept \
+  vi-inference howtos bench-import bench-requests bench-train bench-tiny bench-memory bench-saving bench-sdk-start bench-server sim sim-kept \
   sim-rules sim-postgresql availability reconnects
 
 help: ## List the targets
@@ -122,6 +122,9 @@ bench-tiny: setup ## Train the tiny model on each built-in dataset, three splits
 
 bench-sdk-start: setup ## Compare the start of the SDK with the published client's: ARGS="--rounds 15"
 	@scripts/setup-vi-sdk && .venv/bin/python benchmarks/sdk_start.py $(ARGS)
+
+bench-server: setup ## Compare requests a second with MLflow's server; needs wrk: ARGS="--rounds 3"
+	@scripts/setup-mlflow && .venv/bin/python benchmarks/server_vs_mlflow.py $(ARGS)
 
 bench-saving: setup ## Measure how long a checkpoint pauses training: ARGS="--cases medium --rounds 5"
 	@.venv/bin/python benchmarks/saving_pause.py $(ARGS)

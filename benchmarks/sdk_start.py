@@ -1,8 +1,8 @@
-"""Measure how long ``import vi`` and a client take beside the published client of the same name.
+"""Measure how long ``import vi`` and a client take, and the published client of the same name.
 
 Every step runs in a process of its own, all steps in turn in each round, and in changing order. A
 bare interpreter of the same environment is a step as well; *over bare* is the difference of the
-medians. The ratio is our client over the name of theirs: ``vi.Client(...)`` beside ``vi.Client``,
+medians. The ratio is our client over the name of theirs: ``vi.Client(...)`` over ``vi.Client``,
 to their advantage.
 """
 

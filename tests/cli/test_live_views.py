@@ -5,8 +5,8 @@ import math
 import pytest
 
 from runyard.cli.live.curve import draw_curve
-from runyard.cli.live.feed import Feed, RunsState, RunState
-from runyard.cli.live.run_view import RunView, choose_metric
+from runyard.cli.live.feed import Feed, RunsState, RunState, choose_metric
+from runyard.cli.live.run_view import RunView
 from runyard.cli.live.runs_view import RunsView
 from vi.api.resources.runs.responses import LogLine, Run, RunAttempt, RunProgress, RunStatus
 from vi.api.responses import ConditionKind, ResourceCondition
@@ -27,16 +27,25 @@ def make_run(run_id: str = "r-1", *, kind: str = "Running", machine: str = "box"
     )
 
 
-def make_state(run: Run, *, lines: int = 100) -> RunState:
-    curves = {
-        "loss": [(float(step), 1 / step) for step in range(1, 301)],
-        "validation/iou": [(100.0, 0.5), (200.0, 0.7)],
-    }
+def make_state(run: Run, *, lines: int = 100, metric: str = "loss") -> RunState:
     log = [
         LogLine(number=number, time=0, attempt=1, stream="stdout", text=f"line {number}\x1b[2J")
         for number in range(1, lines + 1)
     ]
-    return RunState(run=run, curves=curves, lines=log)
+    return RunState(
+        run=run,
+        metric=metric,
+        curve=[(float(step), 1 / step) for step in range(1, 301)],
+        metrics=["loss", "validation/iou"],
+        lines=log,
+        usage={"cpuPercent": 123.4, "memoryBytes": 3 << 30, "acceleratorPercent/0": 80.0},
+    )
+
+
+def make_view(killed: list[str] | None = None, selected: list[str] | None = None) -> RunView:
+    kill = [] if killed is None else killed
+    select = [] if selected is None else selected
+    return RunView("r-1", kill=kill.append, select=select.append)
 
 
 def render(view: RunView | RunsView, state: RunState | RunsState | None, height: int = 30) -> str:
@@ -75,8 +84,18 @@ def test_a_plain_curve_needs_no_unicode() -> None:
 
 
 def test_a_run_shows_progress_time_left_curve_and_the_end_of_the_log() -> None:
-    shown = render(RunView("r-1", kill=print), make_state(make_run()))
-    for words in ("● Running", "Training", "step 300/1,000", "30%", "3m 20s left", "iou 0.71"):
+    shown = render(make_view(), make_state(make_run()))
+    for words in (
+        "CPU 123 %",
+        "memory 3.0 GiB",
+        "GPU 0 80 %",
+        "● Running",
+        "Training",
+        "step 300/1,000",
+        "30%",
+        "3m 20s left",
+        "iou 0.71",
+    ):
         assert words in shown
     assert "loss  0.003333  step 300" in shown
     assert "line 100" in shown and "line 50\n" not in shown
@@ -85,24 +104,40 @@ def test_a_run_shows_progress_time_left_curve_and_the_end_of_the_log() -> None:
 
 @pytest.mark.parametrize("height", [1, 4, 8, 12, 60])
 def test_a_run_fits_into_every_height(height: int) -> None:
-    shown = render(RunView("r-1", kill=print), make_state(make_run()), height=height)
+    shown = render(make_view(), make_state(make_run()), height=height)
     assert "q leave" in shown.splitlines()[-1]
 
 
-def test_the_next_metric_is_shown_by_a_key() -> None:
-    view, state = RunView("r-1", kill=print), make_state(make_run())
+def test_the_next_metric_is_read_by_a_key() -> None:
+    selected: list[str] = []
+    view, state = make_view(selected=selected), make_state(make_run())
     assert "loss  " in render(view, state)
-    view.press_key("m", state)
-    assert "validation/iou  0.7" in render(view, state)
-    view.press_key("m", state)
-    assert "validation/iou  0.7" not in render(view, state)
-    assert choose_metric(["learningRate", "training/loss"]) == "training/loss"
-    assert choose_metric([]) is None
+    for _ in range(3):
+        view.press_key("m", state)
+    assert selected == ["validation/iou", "loss", "validation/iou"]
+    assert "reading validation/iou" in render(view, state)
+    shown = render(view, make_state(make_run(), metric="validation/iou"))
+    assert "validation/iou  0.003333" in shown
+    make_view().press_key("m", None)
+
+
+@pytest.mark.parametrize(
+    ("names", "first"),
+    [
+        (["learningRate", "loss"], "loss"),
+        (["learningRate", "training/loss"], "training/loss"),
+        (["system/cpuPercent", "iou"], "iou"),
+        (["system/cpuPercent"], "system/cpuPercent"),
+        ([], None),
+    ],
+)
+def test_the_first_metric_is_the_loss_if_there_is_one(names: list[str], first: str | None) -> None:
+    assert choose_metric(names) == first
 
 
 def test_a_run_is_killed_only_after_yes() -> None:
     killed: list[str] = []
-    view, state = RunView("r-1", kill=killed.append), make_state(make_run())
+    view, state = make_view(killed), make_state(make_run())
     view.press_key("k", state)
     assert "kill run r-1?" in render(view, state).splitlines()[-1]
     view.press_key("n", state)
@@ -118,21 +153,24 @@ def test_a_run_is_killed_only_after_yes() -> None:
 
 
 def test_a_run_that_has_ended_is_not_killed() -> None:
-    view, state = RunView("r-1", kill=print), make_state(make_run(kind="Succeeded"))
+    view, state = make_view(), make_state(make_run(kind="Succeeded"))
     view.press_key("k", state)
     assert "the run has ended" in render(view, state)
 
 
 def test_before_the_first_reading_the_views_say_so() -> None:
-    assert "reading" in render(RunView("r-1", kill=print), None)
+    assert "reading" in render(make_view(), None)
     assert "reading" in render(RunsView(kill=print), None)
 
 
 def test_all_runs_are_rows_with_the_runs_of_each_machine() -> None:
-    runs = (make_run("a"), make_run("b", machine="gpu-1"), make_run("c", kind="Pending"))
-    shown = render(RunsView(kill=print), RunsState(runs=runs))
-    assert "2 running   1 waiting" in shown
-    assert "box: 1 run   gpu-1: 1 run" in shown
+    runs = [make_run("a"), make_run("b"), make_run("c", machine="gpu-1")]
+    runs.append(make_run("d", kind="Pending"))
+    usage = {name: {"cpuPercent": 75.0, "memoryBytes": 1536.0} for name in "ab"}
+    shown = render(RunsView(kill=print), RunsState(runs=runs, usage=usage))
+    assert "3 running   1 waiting" in shown
+    assert "box: 2 runs   CPU 150 %   memory 3.0 KiB" in shown
+    assert "gpu-1: 1 run\n" in shown
     assert "300/1,000 30%" in shown
     assert "runyard runs create" in render(RunsView(kill=print), RunsState(runs=()))
 

@@ -91,7 +91,7 @@ def test_with_json_each_change_is_one_document(
         finished_run.run_id
     ]
     listed = runyard("top", "--once", "--json", "--data-dir", data_dir)
-    assert set(json.loads(listed.stdout)) == {"time", "items"}
+    assert set(json.loads(listed.stdout)) == {"time", "items", "usage"}
 
 
 @pytest.mark.parametrize("arguments", [[], ["--json"]])

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from vi.api.responses import Document
-
 if TYPE_CHECKING:
     import pandas
     import polars
@@ -38,19 +36,19 @@ def import_library(name: str) -> Any:
         ) from error
 
 
-def to_pandas_frame(documents: Sequence[object]) -> "pandas.DataFrame":
+def to_pandas_frame(documents: Sequence[Any]) -> "pandas.DataFrame":
     """Return a pandas data frame with one row per document."""
     return import_library("pandas").DataFrame(build_columns(documents))
 
 
-def to_polars_frame(documents: Sequence[object]) -> "polars.DataFrame":
+def to_polars_frame(documents: Sequence[Any]) -> "polars.DataFrame":
     """Return a polars data frame with one row per document."""
     return import_library("polars").DataFrame(build_columns(documents), strict=False)
 
 
-def build_columns(documents: Sequence[object]) -> dict[str, list[Any]]:
+def build_columns(documents: Sequence[Any]) -> dict[str, list[Any]]:
     """Return the columns of all documents; None where one lacks a field."""
-    records = [item._to_record() for item in documents if isinstance(item, Document)]
+    records = [item._to_record() for item in documents]
     names = dict.fromkeys(name for record in records for name in record)
     return {name: [record.get(name) for record in records] for name in names}
 

@@ -107,7 +107,7 @@ def render_sparkline(
 
 
 def render_card(title: str, badge: object, fields: Iterable[tuple[str, object]]) -> str:
-    """Return a card: a title, the condition beside it, and named values.
+    """Return a card: a title, the condition after it, and named values.
 
     Fields that do not fit into the limit are counted instead of shown.
     """

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from vi.api._display import format_count, format_duration
-from vi.api.resources.runs.responses import Run, RunProgress, describe_progress, describe_state
+from vi.api.resources.runs._summary import describe_progress, describe_state
+from vi.api.resources.runs.responses import Run, RunProgress
 
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn

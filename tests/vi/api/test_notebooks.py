@@ -1,8 +1,10 @@
 """Documents in notebooks and data frames: cards, tables, one line in a shell, rows."""
 
 import math
+import struct
 import sys
 import types
+from base64 import b64encode
 from collections.abc import Callable
 from html.parser import HTMLParser
 from typing import Any
@@ -16,6 +18,7 @@ from vi.api import _html
 from vi.api._display import CONDITION_SHAPES
 from vi.api.resources.datasets.responses import Dataset
 from vi.api.resources.runs.responses import MetricPoint, Run, Sample
+from vi.api.resources.runs.series import MetricSeries, MetricSeriesList, SeriesColumns
 
 RunDocument = Callable[..., dict[str, Any]]
 
@@ -222,6 +225,36 @@ def test_a_sample_shows_both_answers_and_their_boxes(text: str) -> None:
     assert "100 true, 100 predicted (dashed)" in shown
     assert repr(sample).isprintable()
     check_markup(_html.render_table([sample._to_table_row()], title="samples"))
+
+
+@pytest.mark.parametrize("key", ["loss", *HOSTILE])
+def test_series_are_curves_with_their_last_value(key: str) -> None:
+    def encode(kind: str, values: list[float]) -> str:
+        return b64encode(struct.pack(f"<{len(values)}{kind}", *values)).decode()
+
+    steps, values = [float(step) for step in range(500)], [1 / (step + 1) for step in range(500)]
+    column = encode("f", values)
+    series = MetricSeries(
+        run_id="r-1",
+        key=key,
+        bucket_steps=2,
+        count=500,
+        total=1000,
+        first_step=0,
+        last_step=999,
+        from_step=0,
+        next=9,
+        time_start=0,
+        columns=SeriesColumns(
+            step=encode("d", steps), time=column, epoch=column, min=column, max=column, last=column
+        ),
+    )
+    shown = check_markup(series._repr_html_())
+    assert "1 series" in shown and "0.002" in shown and "0 to 999" in shown
+    assert repr(series).isprintable() and "1,000 steps, last=0.002" in repr(series)
+    many = MetricSeriesList([series] * 40, ["loss"])
+    assert "rows more" in check_markup(many._repr_html_())
+    assert repr(many).isprintable()
 
 
 def test_a_sparkline_has_gaps_and_keeps_the_peak() -> None:

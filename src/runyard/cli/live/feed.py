@@ -4,7 +4,7 @@ A server that is unavailable for a while is reported and asked again: training c
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Generic, TypeVar, cast
@@ -19,25 +19,41 @@ T = TypeVar("T")
 
 INTERVAL_S = 1.0
 MAX_LINES = 500
-MAX_POINTS = 20_000  # per metric; older ones are thinned out
+MAX_POINTS = 240  # of a curve; more than a terminal has columns of dots
 MAX_RUNS = 200
+MAX_USAGES = 20  # runs in one request for series
+USAGE_EVERY_READS = 5  # machines are measured every 5 s
+FIRST_METRICS = ("loss", "training/loss", "train/loss")
+SYSTEM = "system/"
+USAGE_KEYS = tuple(
+    SYSTEM + name
+    for name in ("cpuPercent", "memoryBytes", "acceleratorPercent", "acceleratorPercent/0")
+)
+Usage = dict[str, float]
 _JOIN_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
 class RunState:
-    """A run with its curves and the end of its log, as read at one time."""
+    """A run with one of its curves and the end of its log, as read at one time.
+
+    ``metrics`` are the names of all its metrics, ``usage`` what it uses of its machine.
+    """
 
     run: "Run"
-    curves: dict[str, list[Point]] = field(default_factory=dict)
+    metric: str | None = None
+    curve: Sequence[Point] = ()
+    metrics: Sequence[str] = ()
     lines: "Sequence[LogLine]" = ()
+    usage: Usage = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class RunsState:
-    """The running runs, then the pending ones, each oldest first."""
+    """The running runs, then the pending ones, each oldest first, and what each run uses."""
 
     runs: "Sequence[Run]"
+    usage: Mapping[str, Usage] = field(default_factory=dict)
 
 
 class Feed(Generic[T]):
@@ -109,13 +125,19 @@ class Feed(Generic[T]):
 
 
 class RunReader:
-    """Reads one run; metrics and log lines that were read before are not requested again."""
+    """Reads one run: of its metrics the selected one, at first the loss, of its log what is new."""
 
     def __init__(self, client: "vi.Client", run_id: str) -> None:
-        self._client, self._run_id = client, run_id
-        self._points_read = 0
-        self._curves: dict[str, list[Point]] = {}
+        self.run_id = run_id
+        self._client = client
+        self._metric: str | None = None
         self._lines: list[LogLine] = []
+        self._usage: Usage = {}
+        self._reads = 0
+
+    def select(self, metric: str) -> None:
+        """Read this metric from now on."""
+        self._metric = metric
 
     def read(self) -> RunState:
         """Return the current state.
@@ -123,20 +145,44 @@ class RunReader:
         Raises:
             ViNotFoundError: The run was deleted.
         """
-        run = self._client.runs.get(self._run_id)
-        for point in self._client.runs.metrics(self._run_id, since=self._points_read):
-            self._points_read += 1
-            for name, value in point.values.items():
-                self._curves.setdefault(name, []).append((point.step, value))
-        for name, points in self._curves.items():
-            if len(points) > MAX_POINTS:
-                self._curves[name] = points[: -MAX_POINTS // 2 : 2] + points[-MAX_POINTS // 2 :]
+        run = self._client.runs.get(self.run_id)
+        metrics, metric, curve = self._read_curve()
+        if self._reads % USAGE_EVERY_READS == 0:
+            self._usage = read_usage(self._client, [self.run_id], metrics).get(self.run_id, {})
+        self._reads += 1
         since = self._lines[-1].number if self._lines else 0
         tail = None if self._lines else MAX_LINES
-        self._lines.extend(self._client.runs.logs(self._run_id, since=since, tail=tail))
+        self._lines.extend(self._client.runs.logs(self.run_id, since=since, tail=tail))
         del self._lines[:-MAX_LINES]
-        curves = {name: list(points) for name, points in sorted(self._curves.items())}
-        return RunState(run=run, curves=curves, lines=tuple(self._lines))
+        return RunState(
+            run=run,
+            metric=metric,
+            curve=curve,
+            metrics=metrics,
+            lines=tuple(self._lines),
+            usage=self._usage,
+        )
+
+    def _read_curve(self) -> tuple[list[str], str | None, list[Point]]:
+        """Return the names of all metrics, the one to show, and its curve."""
+        asked = self._metric or FIRST_METRICS[0]
+        found = self._client.runs.series(self.run_id, keys=[asked], points=MAX_POINTS)
+        if not found.items:
+            asked = choose_metric(found.keys) or asked
+            found = self._client.runs.series(self.run_id, keys=[asked], points=MAX_POINTS)
+        curve: list[Point] = []
+        for one in found.items[:1]:
+            for step, low, high, last in zip(one.step, one.min, one.max, one.last, strict=True):
+                # The last value comes last, since the view shows it as the current one.
+                curve += [(step, low), (step, high), (step, last)]
+        return found.keys, asked if found.items else None, curve
+
+
+def choose_metric(names: Sequence[str]) -> str | None:
+    """Return the metric to show first: a loss, else any; None without metrics."""
+    own = [name for name in names if not name.startswith(SYSTEM)]
+    losses = [name for name in own if name.endswith("loss")]
+    return next((name for name in (*FIRST_METRICS, *losses, *own, *names) if name in names), None)
 
 
 def read_runs(client: "vi.Client") -> RunsState:
@@ -148,4 +194,28 @@ def read_runs(client: "vi.Client") -> RunsState:
     for condition in ("Running", "Pending"):
         runs = client.runs.list(page, condition=condition).items
         found += [run for run in reversed(runs) if run.run_id not in {it.run_id for it in found}]
-    return RunsState(runs=tuple(found))
+    running = [run.run_id for run in found if run.status.attempts][:MAX_USAGES]
+    return RunsState(runs=tuple(found), usage=read_usage(client, running, USAGE_KEYS))
+
+
+def read_usage(
+    client: "vi.Client", run_ids: Sequence[str], metrics: Sequence[str]
+) -> dict[str, Usage]:
+    """Return the newest ``system/`` values of runs, without the prefix.
+
+    ``metrics`` are the names that the runs may have. A run that was deleted meanwhile has none.
+    """
+    import vi
+
+    keys = [name for name in metrics if name.startswith(SYSTEM)]
+    if not keys or not run_ids:
+        return {}
+    try:
+        found = client.runs.series(ids=list(run_ids), keys=keys, points=1)
+    except vi.ViNotFoundError:
+        return {}
+    usage: dict[str, Usage] = {}
+    for one in found.items:
+        if one.count:
+            usage.setdefault(one.run_id, {})[one.key.removeprefix(SYSTEM)] = one.last[-1]
+    return usage

@@ -1,8 +1,9 @@
 """Lines of a screen: text with one style, and the words both screens share. Pure functions."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from runyard.cli.output import format_duration
+from runyard.cli.output import format_duration, format_size
 
 if TYPE_CHECKING:
     from vi.api.resources.runs.responses import Run
@@ -51,6 +52,21 @@ def describe_left(run: "Run") -> str:
     if run.condition is not None and run.condition.is_final:
         return ""
     return f"{format_duration(progress.seconds_left)} left"
+
+
+def describe_usage(usage: Mapping[str, float]) -> str:
+    """Return processors, memory and accelerators in use, as far as they were measured."""
+    facts = []
+    if "cpuPercent" in usage:
+        facts.append(f"CPU {usage['cpuPercent']:.0f} %")
+    if "memoryBytes" in usage:
+        facts.append(f"memory {format_size(int(usage['memoryBytes']))}")
+    for name, value in sorted(usage.items()):
+        if name.startswith("acceleratorPercent"):
+            facts.append(
+                f"GPU{name.removeprefix('acceleratorPercent').replace('/', ' ')} {value:.0f} %"
+            )
+    return "   ".join(facts)
 
 
 def fit_lines(lines: list[Line], footer: Line, *, height: int) -> list[Line]:

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 
 from runyard.cli.live.curve import draw_curve
 from runyard.cli.live.feed import RunState
-from runyard.cli.live.lines import Line, choose_shape, describe_left, fit_lines, style_condition
+from runyard.cli.live.lines import (
+    Line,
+    choose_shape,
+    describe_left,
+    describe_usage,
+    fit_lines,
+    style_condition,
+)
 from runyard.cli.output import format_duration, format_number, to_single_line
 from runyard.cli.progress import bar
 
@@ -16,27 +23,36 @@ if TYPE_CHECKING:
     from vi.api.resources.runs.responses import Run
 
 HELP = "k kill   m next metric   q leave"
-_FIRST_METRICS = ("loss", "training/loss", "train/loss")
 _MIN_CURVE_HEIGHT = 3
 
 
 class RunView:
-    """Screen of one run. ``kill`` is called after the question was answered with yes."""
+    """Screen of one run.
 
-    def __init__(self, run_id: str, *, kill: Callable[[str], None], is_plain: bool = False) -> None:
+    ``kill`` is called after the question was answered with yes, ``select`` with the name of the
+    metric to read next.
+    """
+
+    def __init__(
+        self,
+        run_id: str,
+        *,
+        kill: Callable[[str], None],
+        select: Callable[[str], None],
+        is_plain: bool = False,
+    ) -> None:
         self.run_id = run_id
         self.is_left = False
         self.notice = ""
-        self._kill, self._is_plain = kill, is_plain
-        self._is_asking = False
+        self._kill, self._select, self._is_plain = kill, select, is_plain
+        self._is_confirming = False
         self._metric: str | None = None
-        self._metrics: list[str] = []
 
     def press_key(self, key: str, state: RunState | None) -> None:
         """Handle a key."""
         self.notice = ""
-        if self._is_asking:
-            self._is_asking = False
+        if self._is_confirming:
+            self._is_confirming = False
             if key in ("y", "Y"):
                 self._kill(self.run_id)
                 self.notice = "kill requested: the run saves a checkpoint and stops"
@@ -45,22 +61,24 @@ class RunView:
         elif key in ("q", "escape"):
             self.is_left = True
         elif key == "m":
-            self._metric = self._find_next_metric()
+            self._select_next(state)
         elif key == "k":
             if state is not None and is_ended(state.run):
                 self.notice = "the run has ended"
             else:
-                self._is_asking = True
+                self._is_confirming = True
 
     def build_lines(
         self, state: RunState | None, *, problem: str, width: int, height: int
     ) -> list[Line]:
         """Return the lines of the screen, at most ``height``."""
-        footer = Line(self._footer(problem), "bold" if self._is_asking else "dim")
+        footer = Line(self._footer(problem), "bold" if self._is_confirming else "dim")
         if state is None:
             return fit_lines([Line(f"run {self.run_id}: reading…")], footer, height=height)
-        self._metrics = list(state.curves)
-        head = [*build_head(state.run, is_plain=self._is_plain), Line("")]
+        head = build_head(state.run, is_plain=self._is_plain)
+        if state.usage:
+            head.append(Line(describe_usage(state.usage), "dim"))
+        head.append(Line(""))
         left = height - len(head) - 1
         curve_height = max(_MIN_CURVE_HEIGHT, min(14, left // 2))
         curve = self._build_curve(state, width=width, height=curve_height)
@@ -70,25 +88,25 @@ class RunView:
         return fit_lines([*body, *(lines if log_height else [])], footer, height=height)
 
     def _build_curve(self, state: RunState, *, width: int, height: int) -> list[Line]:
-        name = self._metric if self._metric in state.curves else choose_metric(list(state.curves))
-        self._metric = name
-        if name is None:
+        if state.metric is None:
             return [Line("no metrics yet", "dim"), Line("")]
-        points = state.curves[name]
-        value = format_number(points[-1][1]) if points else ""
-        title = Line(f"{to_single_line(name)}  {value}  step {points[-1][0]:,.0f}", "bold")
-        drawn = draw_curve(points, width=width, height=height, is_plain=self._is_plain)
-        return [title, *(Line(text, "cyan") for text in drawn), Line("")]
+        step, value = state.curve[-1]
+        title = f"{to_single_line(state.metric)}  {format_number(value)}  step {step:,.0f}"
+        drawn = draw_curve(state.curve, width=width, height=height, is_plain=self._is_plain)
+        return [Line(title, "bold"), *(Line(text, "cyan") for text in drawn), Line("")]
 
-    def _find_next_metric(self) -> str | None:
-        if not self._metrics:
-            return None
-        if self._metric not in self._metrics:
-            return self._metrics[0]
-        return self._metrics[(self._metrics.index(self._metric) + 1) % len(self._metrics)]
+    def _select_next(self, state: RunState | None) -> None:
+        if state is None or not state.metrics:
+            return
+        names = list(state.metrics)
+        shown = self._metric or state.metric
+        index = names.index(shown) + 1 if shown in names else 0
+        self._metric = names[index % len(names)]
+        self._select(self._metric)
+        self.notice = f"reading {to_single_line(self._metric)}"
 
     def _footer(self, problem: str) -> str:
-        if self._is_asking:
+        if self._is_confirming:
             return f"kill run {self.run_id}? y/N   It saves a checkpoint and stops."
         return "   ".join(filter(None, [to_single_line(problem), self.notice, HELP]))
 
@@ -126,14 +144,6 @@ def build_head(run: "Run", *, is_plain: bool = False) -> list[Line]:
     if left := describe_left(run):
         facts.append(left)
     return [*lines, Line(to_single_line("  ".join(facts)))]
-
-
-def choose_metric(names: list[str]) -> str | None:
-    """Return the metric to show first: the loss, else any; None without metrics."""
-    for name in (*_FIRST_METRICS, *(name for name in names if name.endswith("loss"))):
-        if name in names:
-            return name
-    return names[0] if names else None
 
 
 def is_ended(run: "Run") -> bool:

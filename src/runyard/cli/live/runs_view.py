@@ -9,14 +9,33 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from runyard.cli.live.feed import RunsState
-from runyard.cli.live.lines import Line, choose_shape, describe_left, fit_lines, style_condition
+from runyard.cli.live.lines import (
+    Line,
+    choose_shape,
+    describe_left,
+    describe_usage,
+    fit_lines,
+    style_condition,
+)
 from runyard.cli.output import format_age, format_number, to_single_line
 
 if TYPE_CHECKING:
     from vi.api.resources.runs.responses import Run
 
 HELP = "↑↓ move   Enter watch   x kill   q quit"
-COLUMNS = ("", "NAME", "RUN", "CONDITION", "PROGRESS", "LOSS", "METRIC", "LEFT", "AGE", "MACHINE")
+COLUMNS = (
+    "",
+    "NAME",
+    "RUN",
+    "CONDITION",
+    "PROGRESS",
+    "LOSS",
+    "METRIC",
+    "LEFT",
+    "AGE",
+    "MACHINE",
+    "USE",
+)
 _MAX_NAME = 28
 
 
@@ -29,15 +48,15 @@ class RunsView:
         self.notice = ""
         self._kill, self._is_plain = kill, is_plain
         self._selected: str | None = None
-        self._asking: str | None = None
+        self._to_confirm: str | None = None
 
     def press_key(self, key: str, state: RunsState | None) -> None:
         """Handle a key."""
         self.notice = ""
         runs = state.runs if state is not None else ()
         index = self._find_selected(runs)
-        if self._asking is not None:
-            run_id, self._asking = self._asking, None
+        if self._to_confirm is not None:
+            run_id, self._to_confirm = self._to_confirm, None
             if key in ("y", "Y"):
                 self._kill(run_id)
                 self.notice = f"kill requested: {run_id}"
@@ -52,14 +71,14 @@ class RunsView:
         self, state: RunsState | None, *, problem: str, width: int, height: int
     ) -> list[Line]:
         """Return the lines of the screen, at most ``height``."""
-        footer = Line(self._footer(problem), "bold" if self._asking else "dim")
+        footer = Line(self._footer(problem), "bold" if self._to_confirm else "dim")
         if state is None:
             return fit_lines([Line("reading runs…")], footer, height=height)
-        head = [Line(text, "bold") for text in build_summary(state.runs)]
+        head = [Line(text, "bold") for text in build_summary(state)]
         if not state.runs:
             empty = Line("no run is running or waiting. try: runyard runs create")
             return fit_lines([*head, Line(""), empty], footer, height=height)
-        rows = build_rows(state.runs, is_plain=self._is_plain)
+        rows = build_rows(state, is_plain=self._is_plain)
         index = self._find_selected(state.runs)
         self._selected = state.runs[index].run_id
         visible = max(1, height - len(head) - 3)
@@ -85,7 +104,7 @@ class RunsView:
             index = min(len(runs) - 1, max(0, moves[key]))
         self._selected = runs[index].run_id
         if key == "x":
-            self._asking = self._selected
+            self._to_confirm = self._selected
         elif key == "enter":
             self.opened = self._selected
             self.is_left = True
@@ -94,31 +113,37 @@ class RunsView:
         return next((number for number, run in enumerate(runs) if run.run_id == self._selected), 0)
 
     def _footer(self, problem: str) -> str:
-        if self._asking is not None:
-            return f"kill run {self._asking}? y/N   It saves a checkpoint and stops."
+        if self._to_confirm is not None:
+            return f"kill run {self._to_confirm}? y/N   It saves a checkpoint and stops."
         return "   ".join(filter(None, [to_single_line(problem), self.notice, HELP]))
 
 
-def build_summary(runs: "Sequence[Run]") -> list[str]:
-    """Return the number of runs in each condition, and the runs on each machine."""
-    counts = Counter(describe_condition(run) for run in runs)
-    machines = Counter(
-        machine
-        for run in runs
-        if describe_condition(run) == "Running" and (machine := find_machine(run))
-    )
+def build_summary(state: RunsState) -> list[str]:
+    """Return the number of runs in each condition, and what the runs of each machine use."""
+    counts = Counter(describe_condition(run) for run in state.runs)
+    machines: dict[str, Counter[str]] = {}
+    for run in state.runs:
+        if describe_condition(run) == "Running" and (machine := find_machine(run)):
+            used = machines.setdefault(machine, Counter())
+            used["runs"] += 1
+            used.update(state.usage.get(run.run_id, {}))  # adds the values
     text = f"{counts['Running']} running   {counts['Pending']} waiting"
-    used = "   ".join(
-        f"{to_single_line(name)}: {count} run{'' if count == 1 else 's'}"
-        for name, count in sorted(machines.items())
-    )
-    return [text, used] if used else [text]
+    parts = [
+        to_single_line(f"{name}: {format_runs(used['runs'])}   {describe_usage(used)}".rstrip())
+        for name, used in sorted(machines.items())
+    ]
+    return [text, *parts]
 
 
-def build_rows(runs: "Sequence[Run]", *, is_plain: bool) -> list[tuple[str, ...]]:
+def format_runs(count: int) -> str:
+    """Return a number of runs with its noun."""
+    return f"{count} run{'' if count == 1 else 's'}"
+
+
+def build_rows(state: RunsState, *, is_plain: bool) -> list[tuple[str, ...]]:
     """Return one row per run, with the columns of ``COLUMNS``."""
     rows = []
-    for run in runs:
+    for run in state.runs:
         condition, progress = describe_condition(run), run.status.progress
         reason = run.status.conditions[-1].reason if run.status.conditions else None
         share = (
@@ -142,6 +167,7 @@ def build_rows(runs: "Sequence[Run]", *, is_plain: bool) -> list[tuple[str, ...]
             describe_left(run).removesuffix(" left"),
             format_age(run.metadata.time_created),
             find_machine(run),
+            describe_usage(state.usage.get(run.run_id, {})),
         )
         rows.append(tuple(to_single_line(cell) for cell in row))
     return rows

@@ -24,7 +24,7 @@ T_contra = TypeVar("T_contra", contravariant=True)
 _KEY_TIMEOUT_S = 0.2
 
 
-class View(Protocol[T_contra]):
+class ScreenView(Protocol[T_contra]):
     """Contents of a screen."""
 
     is_left: bool
@@ -72,7 +72,7 @@ class Screen:
         self._shown: tuple[object, ...] = ()
 
     def show(
-        self, view: View[T], feed: Feed[T], *, until_ended: "EndCheck[T] | None" = None
+        self, view: ScreenView[T], feed: Feed[T], *, until_ended: "EndCheck[T] | None" = None
     ) -> None:
         """Show a view until it is left, or until its state has ended.
 
@@ -92,7 +92,7 @@ class Screen:
                 view.press_key(key, feed.latest)
                 feed.refresh()
 
-    def _draw(self, view: View[T], state: T | None, *, problem: str) -> None:
+    def _draw(self, view: ScreenView[T], state: T | None, *, problem: str) -> None:
         from rich.text import Text
 
         width, height = self._console.size

@@ -61,8 +61,9 @@ def show_runs(client: "vi.Client") -> None:
             if view.opened is None:
                 return
             run_id, view.opened, view.is_left = view.opened, None, False
-            with Feed(RunReader(client, run_id).read) as run_feed:
-                show_run(screen, client, run_feed, run_id, stays=True)
+            reader = RunReader(client, run_id)
+            with Feed(reader.read) as run_feed:
+                show_run(screen, client, run_feed, reader, stays=True)
 
 
 def print_runs(state: "RunsState", *, as_json: bool) -> None:
@@ -70,12 +71,16 @@ def print_runs(state: "RunsState", *, as_json: bool) -> None:
     from runyard.cli.live.runs_view import COLUMNS, align_columns, build_rows, build_summary
 
     if as_json:
-        document: dict[str, Any] = {"time": time.time_ns() // 1_000_000, "items": state.runs}
+        document: dict[str, Any] = {
+            "time": time.time_ns() // 1_000_000,
+            "items": state.runs,
+            "usage": state.usage,
+        }
         print_json(document)
         return
     for text in [
-        *build_summary(state.runs),
-        *align_columns([COLUMNS, *build_rows(state.runs, is_plain=True)]),
+        *build_summary(state),
+        *align_columns([COLUMNS, *build_rows(state, is_plain=True)]),
     ]:
         click.echo(text)
     click.echo()

@@ -18,7 +18,7 @@ from runyard.cli.progress import PLAIN_LINE_EVERY_S, format_progress
 
 if TYPE_CHECKING:
     import vi
-    from runyard.cli.live.feed import Feed, RunState
+    from runyard.cli.live.feed import Feed, RunReader, RunState
     from runyard.cli.live.screen import Screen
     from vi.api.resources.runs.responses import Run
 
@@ -57,13 +57,14 @@ def watch_run(run_id: str, reports_condition: bool, data_dir: Path | None, as_js
 
     with connect(data_dir) as client:
         client.runs.get(run_id)  # an unknown run is an error before the screen is cleared
-        with Feed(RunReader(client, run_id).read) as feed:
+        reader = RunReader(client, run_id)
+        with Feed(reader.read) as feed:
             run: Run | None
             if as_json:
                 run = print_documents(feed)
             elif can_draw_screens():
                 with open_screen() as screen:
-                    run = show_run(screen, client, feed, run_id)
+                    run = show_run(screen, client, feed, reader)
                 _print_end(run, run_id)
             else:
                 run = print_lines(feed)
@@ -75,7 +76,7 @@ def show_run(
     screen: "Screen",
     client: "vi.Client",
     feed: "Feed[RunState]",
-    run_id: str,
+    reader: "RunReader",
     *,
     stays: bool = False,
 ) -> "Run | None":
@@ -87,7 +88,10 @@ def show_run(
     from runyard.cli.live.screen import has_plain_encoding
 
     view = RunView(
-        run_id, kill=lambda one: kill_quietly(client, one), is_plain=has_plain_encoding()
+        reader.run_id,
+        kill=lambda one: kill_quietly(client, one),
+        select=reader.select,
+        is_plain=has_plain_encoding(),
     )
     screen.show(view, feed, until_ended=None if stays else lambda state: is_ended(state.run))
     return feed.latest.run if feed.latest is not None else None

@@ -6,7 +6,7 @@ predicted ones with dashed lines; it does not contain the image, which would exc
 """
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vi.api._display import format_duration, format_local_time
 from vi.api._frames import to_datetime
@@ -18,8 +18,11 @@ from vi.api._html import (
     render_progress,
     render_text,
 )
-from vi.api.resources.runs.responses import Run, Sample, describe_progress
+from vi.api.resources.runs._summary import describe_progress
 from vi.api.responses import ConditionKind
+
+if TYPE_CHECKING:
+    from vi.api.resources.runs.responses import Run, Sample
 
 _MAX_ATTRIBUTES = 20
 _TIMELINE_WIDTH = 300
@@ -27,7 +30,7 @@ _BOXES_SIZE = 200
 _MAX_BOXES = 20
 
 
-def render_run_card(run: Run, *, now_ms: int | None = None) -> str:
+def render_run_card(run: "Run", *, now_ms: int | None = None) -> str:
     """Return a run as a card of HTML."""
     last = run.status.conditions[-1] if run.status.conditions else None
     fields: list[tuple[str, object]] = [("Run", run.run_id)]
@@ -50,7 +53,7 @@ def render_run_card(run: Run, *, now_ms: int | None = None) -> str:
     return render_card(run.name or run.run_id, _render_condition(run), fields)
 
 
-def render_sample_card(sample: Sample) -> str:
+def render_sample_card(sample: "Sample") -> str:
     """Return a sample as a card of HTML: question, answers, scores and boxes."""
     fields: list[tuple[str, object]] = [
         ("Question", sample.question),
@@ -68,7 +71,7 @@ def render_sample_card(sample: Sample) -> str:
     return render_card(f"Sample {sample.index}, step {sample.step:,}", score, fields)
 
 
-def build_run_row(run: Run) -> dict[str, Any]:
+def build_run_row(run: "Run") -> dict[str, Any]:
     """Return a run as a row of a table of HTML."""
     progress = run.status.progress
     return {
@@ -84,7 +87,7 @@ def build_run_row(run: Run) -> dict[str, Any]:
     }
 
 
-def build_run_record(run: Run) -> dict[str, Any]:
+def build_run_record(run: "Run") -> dict[str, Any]:
     """Return a run as a row of a data frame; attributes are columns of their own."""
     last = run.status.conditions[-1] if run.status.conditions else None
     progress = run.status.progress
@@ -105,14 +108,14 @@ def build_run_record(run: Run) -> dict[str, Any]:
     }
 
 
-def _render_condition(run: Run) -> Html:
+def _render_condition(run: "Run") -> Html:
     if not run.status.conditions:
         return render_condition(None)
     last = run.status.conditions[-1]
     return render_condition(last.condition.value, last.reason)
 
 
-def _render_progress(run: Run, *, is_short: bool = False) -> Html:
+def _render_progress(run: "Run", *, is_short: bool = False) -> Html:
     progress = run.status.progress
     if progress is None:
         return Html("")
@@ -121,7 +124,7 @@ def _render_progress(run: Run, *, is_short: bool = False) -> Html:
     return render_progress(progress.step, progress.total_steps, text=text)
 
 
-def _render_timeline(run: Run, now_ms: int) -> Html:
+def _render_timeline(run: "Run", now_ms: int) -> Html:
     """Return the conditions as segments whose lengths are the time spent in each."""
     conditions = run.status.conditions
     starts_ms = [condition.last_transition_time for condition in conditions]
@@ -144,7 +147,7 @@ def _render_timeline(run: Run, now_ms: int) -> Html:
     )
 
 
-def _render_boxes(sample: Sample) -> Html:
+def _render_boxes(sample: "Sample") -> Html:
     image = sample.image
     scale = _BOXES_SIZE / max(1, image.width, image.height)
     width, height = max(1, round(image.width * scale)), max(1, round(image.height * scale))
@@ -172,5 +175,5 @@ def _render_boxes(sample: Sample) -> Html:
     )
 
 
-def _is_final(run: Run) -> bool:
+def _is_final(run: "Run") -> bool:
     return isinstance(run.condition, ConditionKind) and run.condition.is_final

@@ -12,6 +12,7 @@ from vi._text import to_single_line
 from vi.api._display import format_duration, format_local_time, print_fields
 from vi.api.resources.events.responses import Event
 from vi.api.resources.flows.responses import FlowSpec
+from vi.api.resources.runs._summary import describe_progress, describe_state
 from vi.api.responses import ConditionKind, Document, ResourceCondition, ResourceMetadata
 
 
@@ -331,30 +332,6 @@ _CONDITION_STYLES = {
     ConditionKind.ERROR: "red",
     ConditionKind.CANCELLED: "magenta",
 }
-
-
-def describe_state(run: Run) -> str:
-    """Return the condition and its reason."""
-    if not run.status.conditions:
-        return "no condition yet"
-    last = run.status.conditions[-1]
-    return f"{last.condition.value} ({last.reason})" if last.reason else last.condition.value
-
-
-def describe_progress(progress: RunProgress) -> str:
-    """Return steps, loss, metric and time left, as far as they are known."""
-    facts = [
-        f"step {progress.step}/{progress.total_steps}"
-        if progress.total_steps
-        else f"step {progress.step}"
-    ]
-    if progress.loss is not None:
-        facts.append(f"loss {progress.loss:.4f}")
-    if progress.metric is not None:
-        facts.append(f"{progress.metric_name or 'metric'} {progress.metric:.4f}")
-    if progress.seconds_left is not None:
-        facts.append(f"{format_duration(progress.seconds_left)} left")
-    return ", ".join(facts)
 
 
 def summarize_run(run: Run) -> list[tuple[str, str]]:

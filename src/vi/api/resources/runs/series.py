@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from vi._http.requests import QueryValue
-from vi._text import shorten_repr
+from vi._text import shorten_repr, to_single_line
 from vi.api._arguments import check_id
 from vi.api._frames import import_library, to_datetime
 from vi.api.responses import Document
@@ -104,6 +104,14 @@ class MetricSeries(Document, dict=True):
     def __len__(self) -> int:
         return self.count
 
+    def __repr__(self) -> str:
+        text = f"MetricSeries({self.key!r}, run_id={self.run_id!r}, {self.total:,} steps"
+        text += f", last={self.last[-1]:.6g})" if self.count else ")"
+        return to_single_line(text)
+
+    def _repr_html_(self) -> str:
+        return MetricSeriesList([self], [self.key])._repr_html_()
+
     def to_dict(self) -> dict[str, list[float]]:
         """Return the columns as lists: step, time, epoch, min, max, last."""
         return {name: getattr(self, name).tolist() for name in COLUMNS}
@@ -165,6 +173,15 @@ class MetricSeriesList(Sequence[MetricSeries]):
         if found is None:
             raise KeyError(f"no series {index!r}; the runs have {', '.join(self.keys) or 'none'}")
         return found
+
+    def __repr__(self) -> str:
+        return to_single_line(f"MetricSeriesList({', '.join(map(repr, self.items[:20]))})")
+
+    def _repr_html_(self) -> str:
+        from vi.api._html import render_table
+
+        rows = [_build_html_row(item) for item in self.items]
+        return render_table(rows, title=f"{len(rows):,} series")
 
     def to_dict(self) -> dict[str, dict[str, dict[str, list[float]]]]:
         """Return the columns of each series as lists, by run id and key."""
@@ -291,6 +308,24 @@ def _build_rows(items: Sequence[MetricSeries]) -> dict[str, list[Any]]:
         for name in ("epoch", "min", "max", "last"):
             columns[name] += getattr(item, name)
     return columns
+
+
+def _build_html_row(series: MetricSeries) -> dict[str, Any]:
+    """Return a series as a row of a table of HTML, with its curve."""
+    from vi.api._html import render_sparkline
+
+    last = f"{series.last[-1]:.6g}" if series.count else ""
+    label = f"{series.key}, {series.total:,} steps, last value {last}"
+    # Minimum and maximum of each bucket, so that no peak is lost.
+    ends = [value for pair in zip(series.min, series.max, strict=True) for value in pair]
+    values = list(series.last) if series.bucket_steps == 1 else ends
+    return {
+        "metric": series.key,
+        "run": series.run_id,
+        "steps": f"{series.first_step:,} to {series.last_step:,}",
+        "last": last,
+        "curve": render_sparkline(values, label=label),
+    }
 
 
 def _plot(items: Sequence[MetricSeries], ax: "Axes | None", x: Axis) -> "Axes":

@@ -97,7 +97,7 @@ def build_signature(texts: Iterable[str]) -> bytes:
     """Return the hashed trigrams of these texts, and the five digits in a row, as bits.
 
     Logs count and measure, so every block has nearly every group of three digits; five in a row
-    tell numbers apart.
+    distinguish numbers.
     """
     import pyarrow as pa
 

@@ -1,0 +1,32 @@
+"""State and progress of a run in a few words: pure functions."""
+
+from typing import TYPE_CHECKING
+
+from vi.api._display import format_duration
+
+if TYPE_CHECKING:
+    from vi.api.resources.runs.responses import Run, RunProgress
+
+
+def describe_state(run: "Run") -> str:
+    """Return the condition and its reason."""
+    if not run.status.conditions:
+        return "no condition yet"
+    last = run.status.conditions[-1]
+    return f"{last.condition.value} ({last.reason})" if last.reason else last.condition.value
+
+
+def describe_progress(progress: "RunProgress") -> str:
+    """Return steps, loss, metric and time left, as far as they are known."""
+    facts = [
+        f"step {progress.step}/{progress.total_steps}"
+        if progress.total_steps
+        else f"step {progress.step}"
+    ]
+    if progress.loss is not None:
+        facts.append(f"loss {progress.loss:.4f}")
+    if progress.metric is not None:
+        facts.append(f"{progress.metric_name or 'metric'} {progress.metric:.4f}")
+    if progress.seconds_left is not None:
+        facts.append(f"{format_duration(progress.seconds_left)} left")
+    return ", ".join(facts)
