@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
 import vi
 from tests.support.waiting import eventually
@@ -53,12 +53,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @dataclass
 class Site:
-    """A server and the key of its admin; its process can be stopped and started again."""
+    """A server, alone or with a controller, and the key of its admin.
+
+    Its process can be stopped and started again.
+    """
 
     data_dir: Path
     environ: dict[str, str]
     process: subprocess.Popen[bytes] | None = None
     cookies: list[dict[str, Any]] = field(default_factory=list)
+    program: tuple[str, ...] = ("runyard.server",)  # module and arguments
 
     @property
     def log(self) -> Path:
@@ -91,7 +95,7 @@ class Site:
         environ = {**self.environ, "RUNYARD_PORT": str(port)}
         with open(self.log, "ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "runyard.server", "--end-with-stdin"],
+                [sys.executable, "-P", "-m", *self.program, "--end-with-stdin"],
                 env=environ,
                 stdin=subprocess.PIPE,
                 stdout=output,
@@ -140,6 +144,23 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         site.stop()
 
 
+@pytest.fixture(scope="package")
+def training_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """``runyard up``: runs really train."""
+    data_dir = tmp_path_factory.mktemp("training") / "data"
+    environ = {
+        **os.environ,
+        "HOME": str(data_dir.parent),
+        "RUNYARD_DATA_DIR": str(data_dir),
+        "RUNYARD_GRACE_S": "5",
+        "RUNYARD_THREADS": "1",
+    }
+    site = Site(data_dir, environ, program=("runyard.cli", "up"))
+    site.start()
+    yield site
+    site.stop()
+
+
 @dataclass
 class Console:
     """What pages wrote to their console as errors, and what a test expects of that."""
@@ -152,8 +173,11 @@ class Console:
         self.expected.append(pattern)
 
     def watch(self, page: Page) -> None:
-        page.on("console", lambda message: self._note(message.type, message.text))
+        page.on("console", self._hear)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
+
+    def _hear(self, message: ConsoleMessage) -> None:
+        self._note(message.type, f"{message.text} {message.location['url']}".strip())
 
     def _note(self, kind: str, text: str) -> None:
         if kind == "error" or "Content Security Policy" in text:

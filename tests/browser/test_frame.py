@@ -101,4 +101,4 @@ def test_a_page_of_an_older_version_offers_to_reload(page_of: PageOf, site: Site
 
     page.route("**/ui/runs", pretend)
     page.goto(f"{site.endpoint}/ui/runs")
-    expect(page.get_by_role("alert")).to_contain_text("is running now")
+    expect(page.locator("#toasts")).to_contain_text("is running now")

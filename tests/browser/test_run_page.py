@@ -15,11 +15,13 @@ from PIL import Image
 from playwright.sync_api import Page, expect
 
 import vi
+from runyard.processes import ATTEMPT_MARK, find_marked
 from tests.browser.conftest import Console, PageOf, Site, find_violations
 from tests.support.fake_trainer import FakeTrainer, claim_run
 from tests.support.waiting import eventually
 
 SPIKE_STEP, SPIKE = 777, 42.0
+REAL_TIMEOUT_MS = 120_000
 THEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 TABS = ("", "/predictions", "/log", "/timeline", "/flow", "/files")
 FLOW: dict[str, Any] = {
@@ -159,7 +161,7 @@ def open_run(page_of: PageOf, trainer: FakeTrainer, trainers: Trainers, path: st
 
 
 IS_DRAWN = """() => {
-  const canvas = document.querySelector("ry-picture").shadowRoot.firstChild;
+  const canvas = document.querySelector(".sample > :first-child").shadowRoot.firstChild;
   const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
   return data.some((value) => value > 0);
 }"""
@@ -463,7 +465,9 @@ def fill_run(trainers: Trainers, *texts: str) -> FakeTrainer:
     trainer.save("step-60", step=60, file=texts[0][:40].replace("/", "_") if texts else "a")
     trainer.report("warning", message=texts[1] if texts else "slow")
     trainer.write("stdout", *(texts or ("training",)))
-    trainer.write("system", json.dumps({"t": 1_796_000_000_000, "values": {"cpuPercent": 50.0}}))
+    trainer.write(
+        "system", json.dumps({"t": 1_796_000_000_000, "values": {"system/cpuPercent": 50.0}})
+    )
     return trainer
 
 
@@ -512,3 +516,34 @@ def test_no_tab_has_an_accessibility_violation_or_scrolls_sideways(
         page.get_by_role("button", name=name).click()
         assert find_violations(page) == [], name
         page.keyboard.press("Escape")
+
+
+def test_a_real_training_is_watched_and_killed(page_of: PageOf, training_site: Site) -> None:
+    settings = {
+        "hyperparameters": {"epochs": 10_000, "batchSize": 16},
+        "validation": {"every": {"steps": 10}, "maxSamples": 8},
+        "checkpoint": {"every": {"steps": 20}},
+    }
+    flow = {
+        "name": "real",
+        "blocks": [
+            {"block": "vi-dataset", "settings": {"datasetId": "digits", "maxSamples": 64}},
+            {"block": "vi-model", "settings": settings},
+        ],
+    }
+    with training_site.client() as client:
+        run_id = client.runs.create(flow).run_id
+        page = page_of(training_site, f"/ui/runs/{run_id}")
+        head = page.locator("#run-head")
+        expect(page.locator("#now .answers")).to_be_visible(timeout=REAL_TIMEOUT_MS)
+        expect(page.locator("#checkpoints")).to_contain_text("epoch-", timeout=REAL_TIMEOUT_MS)
+        expect(head.locator(".facts")).to_contain_text("±", timeout=REAL_TIMEOUT_MS)
+        curve = page.evaluate(CURVE, "loss")
+        assert len(curve["columns"][0]) >= 20
+
+        page.get_by_role("button", name="Kill…").click()
+        page.get_by_role("button", name="Kill it").click()
+        expect(head.locator(".badge")).to_contain_text("Cancelled", timeout=REAL_TIMEOUT_MS)
+        expect(head).to_contain_text("No process of this run is left.")
+        assert find_marked(ATTEMPT_MARK, lambda mark: f"/{run_id}/" in mark) == []
+        expect(page.locator("#live-text")).to_have_text("live")

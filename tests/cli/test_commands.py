@@ -72,6 +72,35 @@ def test_a_created_run_is_listed_shown_killed_and_deleted(
     assert runyard("runs", "get", run_id, "--data-dir", data_dir).exit_code == 4
 
 
+def test_runs_are_named_tagged_filtered_sorted_and_counted(
+    runyard: Runyard, data_dir: str, long_runs: LongRuns
+) -> None:
+    long_runs.running()  # holds the only slot
+    here = ("--data-dir", data_dir)
+    made = [
+        runyard("runs", "create", "--name", name, *here).stdout.strip()
+        for name in ("named b", "named a")
+    ]
+    mine = ("--filter", 'name:"named "')
+    tagged = document(runyard("runs", "tag", *mine, "--set", "group=cli", "--yes", "--json", *here))
+    assert {item["outcome"] for item in tagged["items"]} == {"Tagged"}
+    chosen = ("--filter", "group=cli condition:pending")
+    listed = document(runyard("runs", "list", *chosen, "--sort", "name", "--json", *here))
+    assert [run["runId"] for run in listed["items"]] == made[::-1]
+    counted = document(runyard("runs", "count", *chosen, "--json", *here))
+    assert (counted["total"], counted["conditions"]["Pending"]) == (2, 2)
+    assert "total      2" in runyard("runs", "count", *chosen, *here).stdout
+    renamed = runyard("runs", "rename", made[0], "named c", *here).stdout
+    assert renamed == f"{made[0]} is now named named c\n"
+    removed = runyard("runs", "tag", made[0], "--remove", "group", *here)
+    assert "Tagged" in removed.stdout
+    assert document(runyard("runs", "count", *chosen, "--json", *here))["total"] == 1
+    wrong = runyard("runs", "list", "--filter", "conditon:Failed", *here)
+    assert wrong.exit_code != 0 and "did you mean condition?" in wrong.stderr
+    assert runyard("runs", "tag", made[0], *here).exit_code == 2
+    assert runyard("runs", "delete", *mine, "--yes", *here).exit_code == 0
+
+
 def test_a_run_with_an_explicit_id_is_started_once(
     runyard: Runyard, data_dir: str, long_runs: LongRuns
 ) -> None:

@@ -249,10 +249,11 @@ def test_the_main_metric_comes_first_in_charts_and_checkpoints() -> None:
         metadata=ResourceMetadata(time_created=CREATED),
     )
     shown = overview.build_checkpoints(
-        run, [model], evaluations=[(20, CREATED)], base=BASE, now_ms=CREATED
+        run, [model], evaluations=[(20, CREATED)], saved=7, base=BASE, now_ms=CREATED
     )
     assert shown.rows[0].metrics == [("iou", "0.71"), ("loss", "0.2")]
     assert shown.marks == "c20 e20"
+    assert shown.policy == "The newest 3 and the best are kept: 1 of 7."
 
 
 @pytest.mark.parametrize("smooth", ["x", "-1", "9", "1e9", "0.5;", ""])

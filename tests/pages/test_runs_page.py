@@ -91,6 +91,28 @@ async def test_htmx_gets_the_parts_and_a_browser_the_page(
     assert "This run was deleted." in find_row(fresh.text, "gone")
 
 
+async def test_a_row_follows_the_training_of_its_run(
+    api: httpx2.AsyncClient, server: TestServer
+) -> None:
+    await add_run(server, "r1")
+    attempt = await attempts.claim(server)
+    await attempt.start()
+    curves = []
+    for step in range(1, 5):
+        await attempt.event("step", step=step, totalSteps=8, values={"loss": 1.0 / step})
+        row = find_row((await api.get("/ui/runs:rows", params={"id": "r1"})).text, "r1")
+        assert f"step {step} of 8" in row
+        curves.append(re.findall(r'<path d="([^"]+)"', row))
+    assert [len(found) for found in curves] == [0, 1, 1, 1]
+    assert len({found[0] for found in curves[1:]}) == 3
+    for value in (0.5, 0.9, 0.7):
+        await attempt.event(
+            "evaluation", step=4, metricName="iou", values={"validation/iou": value}
+        )
+    row = find_row((await api.get("/ui/runs")).text, "r1")
+    assert re.search(r'<td class="c-metric">0.9<span class="note">iou</span>', row)
+
+
 def find_row(page: str, run_id: str) -> str:
     found = re.search(rf'<tr id="run-{run_id}".*?</tr>', page, re.DOTALL)
     assert found is not None
@@ -107,6 +129,8 @@ async def test_new_runs_are_counted_if_the_filter_matches_them(
     matching = (await api.get("/ui/runs:rows", params={"q": "owner=kim", **new})).text
     assert ">1 new · show<" in matching
     assert "Pending <b>1</b>" in matching
+    missed = {"count": "true", "shown": "0", "q": "owner=noor"}
+    assert ">1 new · show<" in (await api.get("/ui/runs:rows", params=missed)).text
     uncounted = (await api.get("/ui/runs:rows", params={"id": "r1"})).text
     assert "chips" not in uncounted
 

@@ -11,9 +11,9 @@ from tests.support.server import TestServer
 pytestmark = pytest.mark.anyio
 
 
-async def read_curve(server: TestServer, etag: str) -> list[float]:
+async def read_curve(server: TestServer, version: str) -> list[float]:
     found = await curves.read_curves(
-        server.services, org=server.org, etags={"r1": etag}, key="loss"
+        server.services, org=server.org, versions={"r1": version}, key="loss"
     )
     return list(found["r1"])
 
@@ -28,7 +28,7 @@ async def test_a_curve_has_few_points_and_ends_with_the_newest(
         for step in range(1, count + 1)
     ]
     await attempt.ship(*lines)
-    curve = await read_curve(server, "e1")
+    curve = await read_curve(server, "v1")
     assert len(curve) == min(count, len(curve)) <= curves.POINTS
     assert curve == sorted(curve, reverse=True)
     if count:
@@ -40,8 +40,8 @@ async def test_a_curve_has_few_points_and_ends_with_the_newest(
 async def test_a_curve_is_kept_until_the_run_changes(server: TestServer) -> None:
     attempt = await attempts.start(server)
     await attempt.event("step", step=1, totalSteps=9, values={"loss": 2.0})
-    assert await read_curve(server, "e1") == [2.0]
+    assert await read_curve(server, "v1") == [2.0]
     await attempt.event("step", step=2, totalSteps=9, values={"loss": 1.0})
-    assert await read_curve(server, "e1") == [2.0]
-    assert await read_curve(server, "e2") == [2.0, 1.0]
+    assert await read_curve(server, "v1") == [2.0]
+    assert await read_curve(server, "v2") == [2.0, 1.0]
     assert len(server.services.curves) == 1

@@ -25,7 +25,7 @@ PLACES = {
     "run_id": "r1", "flow_id": "f1", "project_id": "p1", "checkpoint": "epoch-1", "version": "v1",
     "dataset": "d1", "import_id": "i1", "asset_id": "a1", "annotation_id": "n1", "session_id": "s1",
     "export_id": "e1", "upload_id": "m1", "part": "1", "filename": "a.png",
-    "key_id": "k1", "view_id": "v1",
+    "key_id": "k1", "view_id": "v1", "index": "0",
 }  # fmt: skip
 
 

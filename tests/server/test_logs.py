@@ -224,6 +224,24 @@ def test_every_match_contains_a_literal_and_passes_the_signature(pattern: str) -
         assert not literals or may_match(build_signature([text]), bits), text
 
 
+def test_a_number_is_told_apart_in_a_block_of_many_numbers() -> None:
+    numbers = [chance.randrange(10**7, 2 * 10**7) for _ in range(1024)]
+    signature = build_signature(f"image {number}.jpg took {number % 97} ms" for number in numbers)
+    assert all(may_match(signature, [list_bits(f" {number}.jpg")]) for number in numbers)
+    others = [chance.randrange(2 * 10**7, 3 * 10**7) for _ in numbers]
+    hits = sum(may_match(signature, [list_bits(f" {number}.jpg")]) for number in others)
+    assert hits < 20
+
+
+def test_a_signature_of_long_texts_misses_nothing_at_its_seams() -> None:
+    text = "".join(chance.choices("abcdefgh 0123456789", k=600_000))
+    signature = build_signature([text])
+    for start in (0, *range(262_130, 262_150), 599_980):
+        assert may_match(signature, [list_bits(text[start : start + 12])])
+    for short in ("", "a", "ab", "abc", "1234", "12345"):
+        assert may_match(build_signature([short]), [list_bits(short)])
+
+
 @pytest.mark.parametrize(
     ("text", "level"),
     [

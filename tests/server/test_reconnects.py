@@ -17,6 +17,7 @@ import pytest
 
 from runyard.server.services import events
 from runyard.store import events as rows
+from tests.support import attempts
 from tests.support.server import BASE_URL, TestServer
 from vi import AsyncClient
 from vi.api.resources.runs.responses import RunChange
@@ -130,6 +131,11 @@ async def test_a_stream_that_is_cut_again_and_again_has_every_event_once_in_orde
     assert [event["number"] for event in seen] == list(range(1, len(seen) + 1))
     outline = [(event["number"], event["target"], event["what"]) for event in seen]
     assert outline == list_stored(server)[: len(seen)]
+    assert not server.services.notifier._listeners, "a stream that has ended still listens"
+
+
+def connect(server: TestServer, transport: httpx2.AsyncBaseTransport) -> AsyncClient:
+    return AsyncClient(server.key, server.org, endpoint=BASE_URL, transport=transport)
 
 
 class Unreliable(httpx2.AsyncBaseTransport):
@@ -157,7 +163,7 @@ async def test_a_watcher_of_the_sdk_survives_lost_requests_and_responses(
         await asyncio.sleep(0)
 
     transport = Unreliable(httpx2.ASGITransport(app=server.gateway))
-    client = AsyncClient(server.key, server.org, endpoint=BASE_URL, transport=transport)
+    client = connect(server, transport)
     monkeypatch.setattr(client._http, "sleep", pause)
     seen: list[RunChange] = []
     first = events.read_newest_number(server.services, org=server.org)
@@ -177,3 +183,54 @@ async def test_a_watcher_of_the_sdk_survives_lost_requests_and_responses(
         assert change.event is not None
         assert (change.number, change.event.target, change.event.what) == (number, target, what)
         assert change.run is None or change.run.run_id == target
+
+
+async def test_a_watch_of_one_run_begins_with_its_state_and_ends_with_it(
+    server: TestServer,
+) -> None:
+    attempt = await attempts.start(server)
+    client, seen = connect(server, httpx2.ASGITransport(app=server.gateway)), list[RunChange]()
+
+    async def watch() -> None:
+        async for change in client.runs.watch("r1"):
+            seen.append(change)
+
+    watching = asyncio.create_task(watch())
+    while not seen:
+        await asyncio.sleep(0.01)
+    await attempt.event("phase", phase="Training")
+    await attempt.checkpoint()
+    await attempt.finish(0, outcome="Succeeded", reason="Completed")
+    async with asyncio.timeout(PATIENCE_S):
+        await watching
+    assert seen[0].event is None
+    assert [change.event.what for change in seen if change.event] == [
+        "reason", "checkpoint", "attempt-ended", "condition",
+    ]  # fmt: skip
+    assert [run.condition for run in (seen[0].run, seen[-1].run) if run] == ["Running", "Succeeded"]
+    # A watch that continues there yields nothing twice.
+    assert [change async for change in client.runs.watch("r1", after=seen[-1].number)] == []
+
+
+async def test_a_watch_with_a_filter_has_the_last_change_of_a_run_that_leaves_it(
+    server: TestServer,
+) -> None:
+    api = await server.api()
+    for run_id, owner in (("r1", "kim"), ("r2", "lee")):
+        body = {"spec": {}, "metadata": {"attributes": {"owner": owner}}}
+        await api.put(server.path(f"runs/{run_id}"), json=body)
+    client, seen = connect(server, httpx2.ASGITransport(app=server.gateway)), list[RunChange]()
+    changes = client.runs.watch(filter="owner=kim")
+    next_change = asyncio.ensure_future(anext(changes))
+    await asyncio.sleep(0.1)
+    for run_id, owner in (("r2", "max"), ("r1", "kim"), ("r1", "lee"), ("r1", "max")):
+        changed = {"metadata": {"attributes": {"owner": owner, "seen": owner}}}
+        await api.patch(server.path(f"runs/{run_id}"), json=changed)
+        if run_id == "r1" and owner != "max":
+            async with asyncio.timeout(PATIENCE_S):
+                seen.append(await next_change)
+            next_change = asyncio.ensure_future(anext(changes))
+    await asyncio.sleep(0.05)
+    assert not next_change.done(), "a run that was not matched before is of no interest"
+    next_change.cancel()
+    assert [change.run and change.run.run_id for change in seen] == ["r1", None]

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from runyard.store import Store, migrate, queue, runs
 from runyard.store.requirements import MAX_KEY_LENGTH, NOTHING, build_key, fill, parse_labels
 from runyard.store.tables import attempts
 from runyard.store.tables import runs as runs_table
+from tests.support.vm_steps import count_steps
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -140,26 +141,6 @@ def test_runs_with_an_open_or_unsettled_attempt_here_are_skipped(store: Store) -
     assert in_turn(store, ["a"]) == ["silent"]
 
 
-def steps(store: Store, work: Callable[[Connection], Any]) -> int:
-    """Return the number of SQLite's virtual machine instructions for some work, in hundreds."""
-    count = 0
-
-    def counted() -> None:
-        nonlocal count
-        count += 1
-
-    def work_counted(connection: Connection) -> None:
-        driver: Any = connection.connection.driver_connection
-        driver.set_progress_handler(counted, 100)
-        try:
-            work(connection)
-        finally:
-            driver.set_progress_handler(None, 0)
-
-    store.read(work_counted)
-    return count
-
-
 def test_runs_that_fit_no_machine_do_not_slow_down_a_claim(tmp_path: Path) -> None:
     store = Store(tmp_path / "server.db")
 
@@ -175,7 +156,7 @@ def test_runs_that_fit_no_machine_do_not_slow_down_a_claim(tmp_path: Path) -> No
         run_row("fit", "fit", time_created=10**9),
         run_row("u", "unfit", priority=5) | {"waits": "code"},
     )
-    few = steps(store, read_state)
+    few = count_steps(store, read_state)
     add(
         store,
         *(
@@ -183,7 +164,7 @@ def test_runs_that_fit_no_machine_do_not_slow_down_a_claim(tmp_path: Path) -> No
             for n in range(20_000)
         ),
     )
-    assert steps(store, read_state) <= 2 * few + 2
+    assert count_steps(store, read_state) <= 2 * few + 2
     store.close()
 
 

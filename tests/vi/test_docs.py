@@ -5,6 +5,8 @@ import io
 import json
 import re
 import tarfile
+from array import array
+from base64 import b64encode
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -25,6 +27,26 @@ def archive() -> bytes:
         member.size = 2
         tar.addfile(member, io.BytesIO(b"{}"))
     return buffer.getvalue()
+
+
+CURVE = {
+    "runId": "r-1",
+    "key": "loss",
+    "bucketSteps": 4,
+    "count": 1,
+    "total": 3,
+    "firstStep": 1,
+    "lastStep": 3,
+    "fromStep": 0,
+    "next": 3,
+    "timeStart": 0,
+    "columns": {
+        "step": b64encode(array("d", [3]).tobytes()).decode(),
+        **dict.fromkeys(
+            ("time", "epoch", "min", "max", "last"), b64encode(array("f", [1]).tobytes()).decode()
+        ),
+    },
+}
 
 
 class Lab:
@@ -105,6 +127,8 @@ class Lab:
             return {"items": [], "ended": True}
         if path.endswith("/metrics"):
             return {"items": []}
+        if path.endswith(":series"):
+            return {"items": [CURVE], "keys": ["loss"]}
         if path.endswith("/outputs"):
             return {"items": [output]}
         if "/outputs/" in path:

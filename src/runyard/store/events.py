@@ -15,6 +15,7 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, text, update
 
+from runyard.store.engines.prepared import Prepared
 from runyard.store.tables import AnyRow, event_counters, events
 
 # A restore skips this many numbers: more than a store can assign between a backup and its loss, so
@@ -22,11 +23,13 @@ from runyard.store.tables import AnyRow, event_counters, events
 RESTORE_GAP = 2**32
 _RECORDED = "runyard.events"
 
-_ADD = insert(events)
-_ASSIGN = text(
-    "INSERT INTO event_counters (org, number, kept_after) VALUES (:org, :count, 0) "
-    "ON CONFLICT (org) DO UPDATE SET number = event_counters.number + excluded.number "
-    "RETURNING number"
+_ADD = Prepared(insert(events))
+_ASSIGN = Prepared(
+    text(
+        "INSERT INTO event_counters (org, number, kept_after) VALUES (:org, :count, 0) "
+        "ON CONFLICT (org) DO UPDATE SET number = event_counters.number + excluded.number "
+        "RETURNING number"
+    )
 )
 _COUNTER = select(event_counters.c.number, event_counters.c.kept_after).where(
     event_counters.c.org == bindparam("of_org")
@@ -64,13 +67,13 @@ def write_recorded(connection: Connection) -> Collection[str]:
     numbers = {org: _assign_numbers(connection, org, counts[org]) for org in sorted(counts)}
     for event in recorded:
         event["number"] = numbers[event["org"]] = numbers[event["org"]] + 1
-    connection.execute(_ADD, recorded)
+    _ADD.run_many(connection, recorded)
     return counts.keys()
 
 
 def _assign_numbers(connection: Connection, org: str, count: int) -> int:
     """Advance the counter of an organization; return its value before."""
-    return int(connection.execute(_ASSIGN, {"org": org, "count": count}).scalar_one()) - count
+    return int(_ASSIGN.find(connection, {"org": org, "count": count})[0]) - count
 
 
 def get_counter(connection: Connection, *, org: str) -> tuple[int, int]:

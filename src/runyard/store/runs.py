@@ -47,7 +47,7 @@ CHILD_TABLES = (
 _IS_IT = (runs.c.org == bindparam("of_org"), runs.c.id == bindparam("of_run"))
 _DOCUMENT = select(runs.c.document, runs.c.etag).where(*_IS_IT, runs.c.deleted.is_(False))
 _GET = select(runs).where(*_IS_IT)
-_ADD, _CHANGE = Prepared(insert(runs)), update(runs).where(*_IS_IT)
+_CHANGE = update(runs).where(*_IS_IT)
 _FIND_ORIGIN = Prepared(
     select(runs.c.document, runs.c.etag, runs.c.body_sha256, runs.c.deleted).where(*_IS_IT)
 )
@@ -59,14 +59,21 @@ _NEW = {
     "metric_packed": 0,
     "duration": 0,
     "requirements": NOTHING,
-    "log_bytes": 0,
-    "log_left_out": 0,
     "flow_id": None,
     "training_project": None,
     "waits": "",
 }
 
 
+# Other columns have a default in the database.
+_ADD = Prepared(
+    insert(runs),
+    [
+        column.name
+        for column in runs.columns
+        if column.server_default is None or column.name in _NEW
+    ],
+)
 _REMOVE = (
     *(
         delete(table).where(

@@ -142,7 +142,7 @@ def _load_library() -> Any:
 def _parse_visible(value: str | None) -> list[int] | None:
     """Return the indices that ``CUDA_VISIBLE_DEVICES`` names; None for all devices.
 
-    Devices that it names by other ids (``GPU-…``, ``MIG-…``) are not told apart, so all count.
+    Devices that it names by other ids (``GPU-…``, ``MIG-…``) cannot be distinguished, so all count.
     """
     if value is None:
         return None

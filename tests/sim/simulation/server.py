@@ -80,7 +80,7 @@ class DirectStore:
                 backup.list_columns(table),
                 list(backup.iter_rows(self._connection, table)),
             )
-            for table in metadata.sorted_tables
+            for table in backup.TABLES.values()
         ]
         self._raw.execute("COMMIT")
         return rows

@@ -325,7 +325,9 @@ class GroundTruth:
                     replayed.pop()
                 replayed.append((details["condition"], details["reason"] or ""))
         if replayed != history:
-            raise InvariantViolation(13, f"events of {run} tell {replayed}, it has {history}")
+            raise InvariantViolation(
+                13, f"events of {run} yield {replayed}, its history is {history}"
+            )
 
     def _check_end(self, run: RunKey, condition: str) -> None:
         assert self.server is not None

@@ -125,7 +125,6 @@ async def test_a_run_that_does_not_exist_cannot_be_watched(
 ) -> None:
     server.answers(page(next=5))
     server.answers(status=404)
-    server.answers(status=404)
     with pytest.raises(vi.ViNotFoundError):
         async for _ in client.runs.watch("r-1"):
             pass

@@ -118,7 +118,6 @@ def test_a_watch_that_continues_repeats_nothing_and_ends_when_the_run_is_deleted
 def test_a_run_that_does_not_exist_cannot_be_watched(client: vi.Client, server: Any) -> None:
     server.answers(page(next=5))
     server.answers(status=404)
-    server.answers(status=404)
     with pytest.raises(vi.ViNotFoundError):
         for _ in client.runs.watch("r-1"):
             pass

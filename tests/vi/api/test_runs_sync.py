@@ -298,7 +298,8 @@ NO_SELECTION: list[dict[str, Any]] = [
     {"run_id": b"abc"},
     {"run_id": "a", "filter": {"flow": "f"}},
     {"filter": {}},
-    {"filter": "everything"},
+    {"filter": " "},
+    {"run_id": "a", "filter": "flow:f"},
     {"filter": {"flow": None}},
     {"filter": {"flows": "f"}},
     {"filter": {"flow": 3}},
@@ -350,6 +351,67 @@ def test_list_sends_every_filter(client: vi.Client, server: Any) -> None:
         "createdBefore": "1767229200000",
     }
     assert server.requests[0].url.params.get_list("attribute") == ["experiment:baseline", "who:a:b"]
+
+
+def test_a_filter_text_and_an_order_are_sent_with_every_page(
+    client: vi.Client, server: Any, run_document: RunDocument
+) -> None:
+    server.answers({"items": [run_document(run_id="r-1")], "nextPage": "t1"})
+    server.answers({"items": [run_document(run_id="r-2")]})
+    page = client.runs.list(filter='metric.iou>0.6 "a b"', order_by="-metric.iou")
+    assert [run.run_id for run in page.all_items()] == ["r-1", "r-2"]
+    for request in server.requests:
+        sent = dict(request.url.params)
+        assert (sent["filter"], sent["orderBy"]) == ('metric.iou>0.6 "a b"', "-metric.iou")
+    with pytest.raises(vi.ViInvalidParameterError, match="filter is 5"):
+        client.runs.list(filter=5)  # type: ignore[arg-type]
+
+
+def test_count_returns_the_number_of_each_condition(client: vi.Client, server: Any) -> None:
+    server.answers({"total": 3, "conditions": {"Failed": 3}, "more": True})
+    found = client.runs.count(filter="owner=kim")
+    assert (found.total, found.conditions, found.more) == (3, {"Failed": 3}, True)
+    assert server.asked == ["GET /workspaces/lab/runs:count?filter=owner%3Dkim"]
+    server.answers({"total": 0, "conditions": {}})
+    assert (client.runs.count()).total == 0
+
+
+def test_tag_sends_attributes_to_set_and_to_remove(client: vi.Client, server: Any) -> None:
+    server.answers({"items": [{"runId": "r-1", "outcome": "Tagged"}]})
+    outcomes = client.runs.tag("r-1", {"owner": "kim", "old": None})
+    assert (server.asked, outcomes.run_ids) == (["POST /workspaces/lab/runs:tag"], ["r-1"])
+    assert server.body() == {"ids": ["r-1"], "set": {"owner": "kim", "old": None}}
+    server.answers({"items": []})
+    client.runs.tag(filter="sweep=3", set={"a": "b"}, dry_run=True)
+    assert server.body() == {"filter": "sweep=3", "set": {"a": "b"}, "dryRun": True}
+    for tags in (None, {}, {"a": 1}, "a=b"):
+        with pytest.raises(vi.ViInvalidParameterError):
+            client.runs.tag("r-1", tags)  # type: ignore[arg-type]
+
+
+def test_a_run_is_named_when_created_and_renamed(
+    client: vi.Client, server: Any, run_document: RunDocument
+) -> None:
+    for _ in range(4):
+        server.answers(run_document())
+    client.runs.create("f-1", name="first", metadata={"a": "b"})
+    assert server.body()["metadata"] == {"attributes": {"a": "b"}, "name": "first"}
+    client.runs.create("f-1", name="")
+    assert "metadata" not in server.body()
+    client.runs.update("r-1", name="second")
+    assert server.body() == {"metadata": {"name": "second"}}
+    client.runs.update("r-1", name="")
+    assert server.body() == {"metadata": {"name": None}}
+
+
+def test_a_run_of_a_server_without_names_has_that_of_its_flow(
+    client: vi.Client, server: Any, run_document: RunDocument
+) -> None:
+    document = run_document()
+    document["spec"]["flow"] = {"name": "Quick"}
+    document["metadata"].pop("name", None)
+    server.answers(document)
+    assert (client.runs.get("r-1")).name == "Quick"
 
 
 def test_filters_are_sent_with_every_page(

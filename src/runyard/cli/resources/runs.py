@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from vi.api.resources.runs.responses import Run
 
 
-RUN_COLUMNS = ("RUN", "NAME", "CONDITION", "REASON", "AGE", "STEP", "METRIC", "FLOW")
+RUN_COLUMNS = ("RUN", "CONDITION", "REASON", "AGE", "STEP", "METRIC", "NAME", "FLOW")
 
 
 @click.group(cls=NounGroup)
@@ -748,7 +748,6 @@ def _row(run: "Run") -> tuple[object, ...]:
     progress = run.status.progress
     return (
         run.run_id,
-        to_single_line(run.name),
         _condition(run),
         (run.status.conditions[-1].reason or "") if run.status.conditions else "",
         format_age(run.metadata.time_created),
@@ -756,6 +755,7 @@ def _row(run: "Run") -> tuple[object, ...]:
         f"{progress.metric_name} {format_number(progress.metric)}"
         if progress and progress.metric_name
         else "",
+        to_single_line(run.name),
         run.spec.flow.name,
     )
 

@@ -36,7 +36,7 @@ from runyard.server.services.access.signing import Signer
 from runyard.server.services.context import Services
 from runyard.server.services.imports import sweep
 from runyard.server.services.operations import audit, backups, housekeeping, legacy_ids
-from runyard.server.services.runs import deletion, leases, waiting_reasons
+from runyard.server.services.runs import deletion, leases, listing, waiting_reasons
 from runyard.settings import Settings
 from runyard.store import Store, StoreUnavailable
 from runyard.store import keys as key_rows
@@ -89,7 +89,7 @@ def _build_pages() -> Any:
     from runyard.server.pages.routes import PAGES
 
     methods = functools.partial(list_methods, routes=PAGES)
-    pages = Litestar(
+    pages = _Application(
         route_handlers=_build_route_handlers(PAGES),
         openapi_config=None,
         logging_config=None,
@@ -107,13 +107,25 @@ def _build_pages() -> Any:
     return answer
 
 
+class _Application(Litestar):
+    """The framework without its default plugins.
+
+    They import pydantic and others where these are installed, for endpoints that declare such
+    types. Ours take a request and return a response, so the start need not wait for that.
+    """
+
+    @staticmethod
+    def _get_default_plugins(plugins: list[Any]) -> list[Any]:
+        return plugins
+
+
 @functools.cache
 def build_api() -> Litestar:
     """Build what answers the routes. It keeps nothing of a request, so one serves a process.
 
     Building takes a tenth of a second, since the framework looks through all routes for each.
     """
-    return Litestar(
+    return _Application(
         # OPTIONS first: the framework's own response would list the methods of a path's first
         # route alone.
         route_handlers=_build_options() + _build_route_handlers(ROUTES),
@@ -208,6 +220,7 @@ async def _run_ticker(services: Services) -> None:
         try:
             await leases.tick(services, now_s - last_s)
             await waiting_reasons.refresh(services)
+            await listing.index_texts(services)
             if tick % key_lifecycle.REFRESH_BEATS == 0:
                 await key_lifecycle.refresh(services)
             if tick % TICKS_PER_SWEEP == 0:

@@ -63,7 +63,7 @@ from vi.api.resources.models.responses import Model
 from vi.api.resources.runs.responses import Run, RunCount, RunOutcomes
 from vi.api.resources.sessions.responses import BrowserSession
 from vi.api.resources.training_projects.responses import TrainingProject
-from vi.api.resources.views.responses import View
+from vi.api.resources.views.responses import SavedView
 
 PAGE = ("s", "p")
 FILTERS = (
@@ -165,10 +165,10 @@ ROUTES = (
           "Get the JSON Schema of flows", returns=dict[str, Any]),
 
     Route("GET", ORG + "/views", views.list_views, "List saved views of runs, newest first",
-          returns=View, is_page=True, query=PAGE),
-    Route("GET", VIEW, views.get_view, "Get a saved view", returns=View),
+          returns=SavedView, is_page=True, query=PAGE),
+    Route("GET", VIEW, views.get_view, "Get a saved view", returns=SavedView),
     Route("PUT", VIEW, views.put_view, "Create or replace a saved view", body=bodies.NewView,
-          returns=View, statuses=(200, 201)),
+          returns=SavedView, statuses=(200, 201)),
     Route("DELETE", VIEW, views.delete_view, "Delete a saved view", statuses=(204,)),
 
     Route("GET", ORG + "/trainingProjects", training_projects.list_projects,

@@ -5,7 +5,7 @@ that a route of the API also calls.
 """
 
 from runyard.server.http.route import Route
-from runyard.server.pages import new_run, sessions, stream
+from runyard.server.pages import new_run, sessions, status, stream
 from runyard.server.pages.run.routes import ROUTES as RUN_ROUTES
 from runyard.server.pages.runs import actions, export, table
 
@@ -19,6 +19,7 @@ PAGES = (
     Route("POST", "/ui/codes", sessions.post_code, "Create a one-time code; needs a key",
           role="viewer", statuses=(201,)),
     Route("POST", "/ui/leave", sessions.leave, "Sign out", role="viewer", statuses=(303,)),
+    Route("GET", "/ui/status", status.get_status, "Get the line at the bottom", role="viewer"),
     Route("GET", "/ui/stream", stream.get_stream, "Stream what changes", role="viewer",
           is_endless=True),
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from runyard.server.http.request import ACTOR, SERVICES, Request, get_actor, get_services
+from runyard.server.http.request import ACTOR, HEADERS, SERVICES, Request, get_actor, get_services
 from runyard.server.http.responses import Headers, Response
 from runyard.server.pages import assets
 from runyard.server.pages.views import Me
@@ -89,7 +89,7 @@ def is_fragment(request: Request) -> bool:
 
 def note_event_number(scope: Any) -> None:
     """Note the newest event before a page is read: what changes later, the page fetches again."""
-    if ACTOR in scope:
+    if ACTOR in scope and scope["method"] == "GET" and b"hx-request" not in scope[HEADERS]:
         services, actor = scope[SERVICES], scope[ACTOR]
         scope[EVENT] = events.read_newest_number(services, org=actor.org)
 

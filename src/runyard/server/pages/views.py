@@ -43,7 +43,7 @@ class Me(msgspec.Struct, frozen=True, kw_only=True):
         return self.role == "admin"
 
 
-class Moment(msgspec.Struct, frozen=True):
+class TimeText(msgspec.Struct, frozen=True):
     """A time as ``<time>`` shows it: its age as text, the exact time in attribute and tooltip."""
 
     iso: str
@@ -51,10 +51,10 @@ class Moment(msgspec.Struct, frozen=True):
     title: str
 
 
-def describe_moment(time_ms: int, now_ms: int) -> Moment:
+def describe_moment(time_ms: int, now_ms: int) -> TimeText:
     """Return a time as text relative to now."""
     iso = format_iso(time_ms)
-    return Moment(iso=iso, text=format_age(now_ms - time_ms), title=iso.replace("T", " ")[:19])
+    return TimeText(iso=iso, text=format_age(now_ms - time_ms), title=iso.replace("T", " ")[:19])
 
 
 def format_iso(time_ms: int) -> str:

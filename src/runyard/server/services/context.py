@@ -56,7 +56,7 @@ class Services:
     machines: Machines = field(default_factory=Machines)
     boot_id: str = field(default_factory=processes.boot_id)
     waiting_reasons: WaitingReasonsState = field(default_factory=WaitingReasonsState)
-    # Small curves of runs by organization and run, each with the etag of the run it is of.
+    # Small curves of runs by organization and run, each with the version of the run.
     curves: dict[tuple[str, str], tuple[str, list[float]]] = field(default_factory=dict)
     # Blobs that hold a version's images, by organization and version; reloaded when one is missing.
     packs_of_versions: dict[tuple[str, str], set[str]] = field(default_factory=dict)

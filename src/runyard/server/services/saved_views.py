@@ -4,15 +4,15 @@ from runyard.server.services.documents import DocumentKind
 from runyard.server.services.runs.filters import parse_filter
 from runyard.server.services.runs.listing import parse_order
 from runyard.store.tables import saved_views
-from vi.api.resources.views.responses import View, ViewSpec
+from vi.api.resources.views.responses import SavedView, ViewSpec
 
 VIEW = DocumentKind(
     "view",
     "view",
     "views",
     saved_views,
-    View,
-    lambda org, id: View(
+    SavedView,
+    lambda org, id: SavedView(
         organization_id=org, view_id=id, self_link=f"/workspaces/{org}/views/{id}"
     ),
 )

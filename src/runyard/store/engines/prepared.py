@@ -66,5 +66,10 @@ class Prepared:
             column_keys=self._columns,
             compile_kwargs={"render_postcompile": True},
         )
-        self._compiled = (str(compiled), list(compiled.positiontup or ()), compiled.params)
+        # Values that are part of the statement; any other must be given.
+        plain = (str, int, float, bytes)
+        defaults = {
+            name: value for name, value in compiled.params.items() if isinstance(value, plain)
+        }
+        self._compiled = (str(compiled), list(compiled.positiontup or ()), defaults)
         return self._compiled

@@ -221,7 +221,7 @@ _SET_DURATION = update(runs).where(
 
 
 def recount(connection: Connection) -> None:
-    """Count all runs anew, for rows that were inserted without triggers."""
+    """Recount all runs, for rows that were inserted without triggers."""
     connection.execute(delete(run_counts))
     counts = select(run_list.c.org, run_list.c.condition, func.count()).group_by(
         run_list.c.org, run_list.c.condition

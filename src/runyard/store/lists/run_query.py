@@ -236,10 +236,14 @@ def _make_plan(
     has_low, has_high = low > 0, high < get_first_number(MAX_TIME_MS)
     values |= {"low": low} if has_low else {}
     values |= {"high": high} if has_high else {}
+    drivers = _list_drivers(shapes, values)
+    if order.field != "created" and (has_low or has_high):
+        kind = f"created{' low' if has_low else ''}{' high' if has_high else ''}"
+        drivers.append(_Driver((_Source(kind),)))
     return _Plan(
         shapes=tuple(shapes),
         values=values,
-        drivers=tuple(_list_drivers(shapes, values)) if is_sqlite else (),
+        drivers=tuple(drivers) if is_sqlite else (),
         has_low=has_low,
         has_high=has_high,
         is_sqlite=is_sqlite,
@@ -282,6 +286,7 @@ def _bind(
         count = _find_flow(connection, org, values[name], values[f"n{index}"])
     elif term.field == "duration":
         assert isinstance(value, int)  # noqa: S101 - the parser makes no other
+        value = max(value, 1)  # a run that never started has none
         values[name], values[f"r{index}"] = value, encode_running(value, now_ms=now_ms)
     elif term.field == "metric":
         values[name], values[f"k{index}"] = value, _find_metric(connection, org, term.key)
@@ -352,7 +357,12 @@ def _list_drivers(shapes: Sequence[_Shape], values: Mapping[str, Any]) -> list[_
             kind = "attribute" if shape.values else "tag"
             drivers.append(_Driver((_Source(kind, index, is_ordered=bool(shape.values)),)))
         elif shape.field == "metric":
-            drivers.append(_Driver((_Source("metric", index, is_ordered=False),)))
+            is_of_order = values[f"k{index}"] == values.get("order_metric")
+            kind = "metric of order" if is_of_order else "metric"
+            drivers.append(_Driver((_Source(kind, index, is_ordered=False),)))
+        elif shape.field == "duration":
+            kinds = ("duration ended", "duration running")
+            drivers.append(_Driver(tuple(_Source(each, index, is_ordered=False) for each in kinds)))
     return drivers
 
 
@@ -522,6 +532,7 @@ class _Builder:
             "attribute": run_attributes.c.number,
             "tag": run_attributes.c.number,
             "metric": _driving_metrics.c.number,
+            "metric of order": _driving_metrics.c.number,
         }
         self.number: ColumnElement[Any] = numbers.get(source.kind, run_list.c.number)
         if self.is_metric_order:
@@ -529,6 +540,8 @@ class _Builder:
         self.sort_value: ColumnElement[Any] = (
             self.number if order == "created" else _SORT_COLUMNS[order]
         )
+        if source.kind == "metric of order" and order == "metric":
+            self.sort_value = _driving_metrics.c.value
 
     def hide(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
         """Return a column as an expression, which SQLite does not look up in an index."""
@@ -540,13 +553,14 @@ class _Builder:
     def select(self, *columns: ColumnElement[Any]) -> Select[Any]:
         """Return the query over the source, the list, and the metric of the order."""
         is_from_list = self.number is run_list.c.number
+        is_joined = not self.is_metric_order
         query = select(*columns)
         if is_from_list:
             query = query.select_from(run_list)
         else:
             other: Any = self.number.table
             query = query.select_from(other).join(run_list, run_list.c.number == self.number)
-        if self.order == "metric" and not self.is_metric_order:
+        if self.order == "metric" and self.sort_value is run_metrics.c.value and is_joined:
             query = query.join(
                 run_metrics,
                 and_(
@@ -570,6 +584,8 @@ class _Builder:
 
     def list_bounds(self, has_low: bool, has_high: bool) -> list[ColumnElement[bool]]:
         """Return the conditions of the time of creation."""
+        if self.source.kind.startswith("created"):
+            return []
         is_sought = self.source.is_ordered and self.order == "created"
         number = self.number if is_sought else self.hide(self.number)
         bounds = []
@@ -597,6 +613,13 @@ class _Builder:
             if not self.is_metric_order:
                 return [of_list]
             return [run_metrics.c.org == org, run_metrics.c.key == bindparam("order_metric")]
+        if kind.startswith("created"):
+            low, high = run_list.c.number >= bindparam("low"), run_list.c.number < bindparam("high")
+            return [
+                of_list,
+                *([low] if " low" in kind else []),
+                *([high] if " high" in kind else []),
+            ]
         if kind == "search":
             return [_search.c.run_search.op("MATCH")(bindparam(f"m{term}"))]
         if kind == "unindexed":
@@ -605,10 +628,12 @@ class _Builder:
             attributes = run_attributes.c
             of_key = [attributes.org == org, attributes.key == key]
             return [*of_key, attributes.value == value] if kind == "attribute" else of_key
-        if kind == "metric":
+        if kind in ("metric", "metric of order"):
             metric = _driving_metrics.c
             compared = _apply_operator(metric.value, self.shapes[term].operator, value)
             return [metric.org == org, metric.key == key, compared]
+        if kind.startswith("duration "):
+            return [of_list, *self._list_duration_conditions(kind, term)]
         if kind.startswith("condition "):
             number = kind.rpartition(" ")[2]
             return [of_list, run_list.c.condition == bindparam(f"v{term}_{number}")]
@@ -620,6 +645,18 @@ class _Builder:
         }
         column, prefix = columns[kind]
         return [of_list, column == bindparam(f"{prefix}{term}")]
+
+    def _list_duration_conditions(self, kind: str, term: int) -> list[ColumnElement[bool]]:
+        duration, operator = run_list.c.duration, self.shapes[term].operator
+        is_running, is_lower_bound = kind == "duration running", operator.startswith(">")
+        value = _bind_name(f"{'r' if is_running else 'v'}{term}")
+        conditions = [_apply_operator(duration, operator, value)]
+        # One bound on each side: of two, SQLite may use the one farther away.
+        if is_running and not is_lower_bound:
+            conditions.append(duration > SPLIT)
+        elif not is_running:
+            conditions.append(duration < SPLIT if is_lower_bound else duration > 0)
+        return conditions
 
     def _is_flow(self, term: int) -> bool:
         return self.shapes[term].field == "flow"
@@ -692,7 +729,8 @@ def _is_in_order(source: _Source, order: str) -> bool:
     return (
         source.kind == "order"
         or (order == "name" and source.kind.startswith("flow "))
-        or (order == "duration" and source.kind.startswith("condition "))
+        or (order == "duration" and source.kind.startswith(("condition ", "duration ")))
+        or (order == "metric" and source.kind == "metric of order")
     )
 
 

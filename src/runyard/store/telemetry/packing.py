@@ -1,7 +1,7 @@
 """Packing of metric points: from rows to chunks and buckets, within the transaction of ingest.
 
 Points that come after everything packed before are appended to the newest buckets. Where a later
-attempt repeats steps, or a trainer goes back, the buckets of these steps are made anew from the
+attempt repeats steps, or a trainer goes back, the buckets of these steps are rebuilt from the
 chunks, so that the value that arrived last counts once.
 """
 

@@ -11,7 +11,7 @@ from runyard.server.http.request import (
     get_services,
     invalid_query,
 )
-from runyard.server.http.responses import ChunkedResponse, Response, json_response
+from runyard.server.http.responses import ACCEPTS_GZIP, ChunkedResponse, Response, json_response
 from runyard.server.services.datasets.thumbnails import SIZES
 from runyard.server.services.errors import not_found
 from runyard.server.services.runs.telemetry import logs, samples
@@ -61,7 +61,8 @@ async def get_logs(request: Request, org: Id, run_id: Id) -> Response:
 
 
 async def get_log_file(request: Request, org: Id, run_id: Id) -> Response:
-    is_compressed = _accepts_gzip(request.scope[HEADERS])  # type: ignore[literal-required]
+    given: dict[bytes, bytes] = request.scope[HEADERS]  # type: ignore[literal-required]
+    is_compressed = ACCEPTS_GZIP.search(given.get(b"accept-encoding", b"")) is not None
     parts = await logs.iterate_log_file(
         get_services(request), org=org, run_id=run_id, is_compressed=is_compressed
     )
@@ -119,14 +120,6 @@ def _parse_search(query: Query) -> Search | None:
         is_regex=query.one_of("regex", BOOLEANS) == "true",
         is_case_sensitive=query.one_of("case", BOOLEANS) == "true",
     )
-
-
-def _accepts_gzip(headers: dict[bytes, bytes]) -> bool:
-    for given in headers.get(b"accept-encoding", b"").lower().split(b","):
-        name, _, parameters = given.partition(b";")
-        if name.strip() == b"gzip":
-            return parameters.replace(b" ", b"") not in (b"q=0", b"q=0.0")
-    return False
 
 
 def _parse_evaluation(query: Query) -> int | None:

@@ -1,17 +1,15 @@
 """What can be done to a run: each form calls the one service that the API's route calls."""
 
 import uuid
-from typing import Any, TypeVar
 
 import msgspec
 from msgspec import UNSET
 
-from runyard.server.http.endpoints import bodies
+from runyard import limits
 from runyard.server.http.request import (
     Id,
     Query,
     Request,
-    convert_body,
     get_actor,
     get_services,
 )
@@ -23,10 +21,8 @@ from runyard.server.pages.run.causes import build_base
 from runyard.server.pages.run.start import Draft, How
 from runyard.server.pages.views import format_bytes, format_clock
 from runyard.server.services.errors import Problem, Refusal
-from runyard.server.services.runs import contents, deletion, flow_checks, runs
+from runyard.server.services.runs import deletion, flow_checks, runs
 from vi.api.resources.flows.responses import FlowCheck, FlowProblem
-
-T = TypeVar("T")
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,7 +59,8 @@ async def kill_run(request: Request, run_id: Id) -> Response:
 async def rename_run(request: Request, run_id: Id) -> Response:
     """Give a run another name; an empty one is that of the flow."""
     form = await parse_form(request)
-    given = _check_metadata(bodies.ChangedRunMetadata, name=form.text("name").strip() or None)
+    name = form.text("name").strip()
+    _check_texts(name, {})
     await runs.update(
         get_services(request),
         get_actor(request),
@@ -71,7 +68,7 @@ async def rename_run(request: Request, run_id: Id) -> Response:
         kill=False,
         training_project=UNSET,
         attributes={},
-        name=given.name,
+        name=name or None,
         if_match=None,
     )
     return await _answer_change(request, run_id)
@@ -83,15 +80,15 @@ async def tag_run(request: Request, run_id: Id) -> Response:
     services, actor = get_services(request), get_actor(request)
     run = runs.decode_run(runs.get(services, org=actor.org, run_id=run_id)[0])
     tags = _parse_tags(form.text("tags"))
-    given = _check_metadata(bodies.ChangedRunMetadata, attributes=tags).attributes
-    removed = dict.fromkeys(key for key in run.metadata.attributes if key not in given)
+    _check_texts("", tags)
+    removed = dict.fromkeys(key for key in run.metadata.attributes if key not in tags)
     await runs.update(
         services,
         actor,
         run_id,
         kill=False,
         training_project=UNSET,
-        attributes={**removed, **given},
+        attributes={**removed, **tags},
         if_match=None,
     )
     return await _answer_change(request, run_id)
@@ -101,7 +98,7 @@ async def delete_run(request: Request, run_id: Id) -> Response:
     """Delete a run and show the receipt."""
     services, actor = get_services(request), get_actor(request)
     loaded = await facts.load_run(request, run_id)
-    found = await contents.read(services, org=actor.org, run_id=run_id)
+    found = await deletion.read_contents(services, org=actor.org, run_id=run_id)
     await deletion.delete(services, actor, run_id, if_match=None)
     receipt = Receipt(
         id=run_id,
@@ -112,7 +109,7 @@ async def delete_run(request: Request, run_id: Id) -> Response:
         checkpoints=f"{len(found.checkpoints)}, {format_bytes(found.checkpoint_bytes)}",
         log_lines=f"{found.log_lines:,}",
         points=f"{found.metric_points:,}",
-        is_removed=contents.is_removed(services, org=actor.org, run_id=run_id),
+        is_removed=deletion.is_removed(services, org=actor.org, run_id=run_id),
     )
     name = "parts/_run_receipt.html" if templates.is_fragment(request) else "run_receipt.html"
     return templates.render_fragment(request, name, receipt)
@@ -152,9 +149,7 @@ async def post_start(request: Request, run_id: Id) -> Response:
     resume_from = (run_id, draft.checkpoint) if draft.checkpoint else None
     body = msgspec.json.encode([draft.flow, draft.tags, draft.name, resume_from])
     try:
-        given = _check_metadata(
-            bodies.NewRunMetadata, attributes=draft.tags, name=draft.name or None
-        )
+        _check_texts(draft.name, draft.tags)
         await runs.create(
             loaded.services,
             get_actor(request),
@@ -163,8 +158,8 @@ async def post_start(request: Request, run_id: Id) -> Response:
             flow=draft.flow,
             training_project=loaded.run.spec.training_project,
             resume_from=resume_from,
-            attributes=given.attributes,
-            name=given.name,
+            attributes=draft.tags,
+            name=draft.name or None,
         )
     except Refusal as refusal:
         return await _render_form(
@@ -227,9 +222,27 @@ def _check_way(how: str) -> How:
     return found
 
 
-def _check_metadata(kind: type[T], **fields: Any) -> T:
-    """Return name and tags of a form within the limits that the API has for them."""
-    return convert_body(fields, kind)
+def _check_texts(name: str, tags: dict[str, str]) -> None:
+    """Raise Refusal unless a name and tags are within the limits that the API has for them."""
+    checked = [("name", limits.RUN_NAME, name)]
+    checked += [("tags", limits.ATTRIBUTE_KEY, key) for key in tags]
+    checked += [("tags", limits.ATTRIBUTE_VALUE, value) for value in tags.values()]
+    for field, limit, text in checked:
+        if problem := limit.find_problem(text):
+            raise _invalid_field(field, text, f"{text[:40]!r} {problem}")
+    total = sum(len(key.encode()) + len(value.encode()) for key, value in tags.items())
+    if len(tags) > limits.ATTRIBUTES.value or total > limits.ATTRIBUTES_TOTAL.value:
+        raise _invalid_field(
+            "tags",
+            f"{len(tags)} tags",
+            f"there are {len(tags)} tags of {total:,} bytes; at most {limits.ATTRIBUTES.value} of "
+            f"{limits.ATTRIBUTES_TOTAL.value:,} bytes are allowed; try: fewer",
+        )
+
+
+def _invalid_field(name: str, given: str, message: str) -> Refusal:
+    problem = Problem(path=f"/{name}", given=given[:40], allowed="see docs", message=message)
+    return Refusal("InvalidBody", f"field {name!r}: {message}", problems=[problem])
 
 
 def _parse_seconds(text: str) -> float:
@@ -238,9 +251,8 @@ def _parse_seconds(text: str) -> float:
     except ValueError:
         seconds = -1.0
     if not 0 <= seconds <= 3600:
-        message = f"field 'grace' is {text[:40]!r}; it must be a number of seconds up to 3600"
-        problem = Problem(path="/grace", given=text[:40], allowed="0 to 3600", message=message)
-        raise Refusal("InvalidBody", message, problems=[problem])
+        message = f"{text[:40]!r} must be a number of seconds up to 3600"
+        raise _invalid_field("grace", text, message)
     return seconds
 
 
@@ -251,9 +263,7 @@ def _parse_tags(text: str) -> dict[str, str]:
         if not line.strip():
             continue
         if not equals or not key.strip():
-            message = f"tag {line[:40]!r} is no key=value; try: owner=kim"
-            problem = Problem(path="/tags", given=line[:40], allowed="key=value", message=message)
-            raise Refusal("InvalidBody", message, problems=[problem])
+            raise _invalid_field("tags", line, f"{line[:40]!r} is no key=value; try: owner=kim")
         tags[key.strip()] = value.strip()
     return tags
 

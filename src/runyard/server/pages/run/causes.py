@@ -24,14 +24,14 @@ _ADVICE = {
     "OutOfMemory": "A smaller micro-batch needs less memory at the same batch size.",
     "Diverged": "A lower learning rate usually prevents this.",
     "TrainerError": "Read the log at the failure. The same flow would fail the same way.",
-    "WorkerLost": "The flow is not at fault: resume from the newest checkpoint.",
+    "WorkerLost": "The flow is not the cause: resume from the newest checkpoint.",
     "StorageUnavailable": "Check the server's disk, then resume.",
     "TimeLimit": "Resume with a longer time limit to train on.",
     "KilledByUser": "Resume from the newest checkpoint to train on.",
 }
 
 
-class Link(msgspec.Struct, frozen=True, kw_only=True):
+class NextStep(msgspec.Struct, frozen=True, kw_only=True):
     """A link with its text; the first of several is the one to take."""
 
     text: str
@@ -49,7 +49,7 @@ class Banner(msgspec.Struct, frozen=True, kw_only=True):
     text: str
     place: str
     advice: str
-    links: list[Link]
+    links: list[NextStep]
     proofs: list[str]
 
 
@@ -98,25 +98,25 @@ def _describe_place(run: Run) -> str:
     return ", ".join(facts)
 
 
-def _list_links(run: Run, reason: str, *, base: str, has_checkpoint: bool) -> list[Link]:
+def _list_links(run: Run, reason: str, *, base: str, has_checkpoint: bool) -> list[NextStep]:
     links = []
     kind = run.condition
     if (fix := suggest_fix(run)) is not None:
         how = "resume" if fix.resumes and has_checkpoint else "again"
         query = urlencode({"how": how, "set": f"{fix.setting}={fix.value}"})
-        links.append(Link(text=fix.text, href=f"{base}/start?{query}"))
+        links.append(NextStep(text=fix.text, href=f"{base}/start?{query}"))
     elif kind is not None and kind.is_final and has_checkpoint:
-        links.append(Link(text="Resume…", href=f"{base}/start?how=resume"))
+        links.append(NextStep(text="Resume…", href=f"{base}/start?how=resume"))
     elif kind is not None and kind.is_final:
-        links.append(Link(text="Run again…", href=f"{base}/start?how=again"))
+        links.append(NextStep(text="Run again…", href=f"{base}/start?how=again"))
     if run.status.attempts and kind is not None and kind.is_final:
         end = run.status.attempts[-1].time_ended or run.status.conditions[-1].last_transition_time
         links.append(
-            Link(text="Log at the end", href=f"{base}/log?at={max(end - 5000, 0)}&follow=0")
+            NextStep(text="Log at the end", href=f"{base}/log?at={max(end - 5000, 0)}&follow=0")
         )
     if len(run.status.attempts) > 1:
         count = len(run.status.attempts)
-        links.append(Link(text=f"All {count} attempts", href=f"{base}/timeline#attempts"))
+        links.append(NextStep(text=f"All {count} attempts", href=f"{base}/timeline#attempts"))
     return links
 
 

@@ -89,15 +89,19 @@ def _get_total_memory(run: Run) -> float | None:
     return sum(numbers) * 2**30 if numbers else None
 
 
-async def load_evaluations(services: Services, org: str, run: Run) -> list[tuple[int, int]]:
+def list_evaluations(found: Sequence[Event]) -> list[tuple[int, int]]:
     """Return the steps of all evaluations and their times, oldest first."""
-    found = await load_events(services, org, run.run_id)
     times = {
         step: event.time
         for event in found
         if event.what == "evaluation" and isinstance(step := event.details.get("step"), int)
     }
     return sorted(times.items())
+
+
+def list_saved(found: Sequence[Event]) -> set[str]:
+    """Return the ids of all checkpoints that were saved, whether or not they are kept."""
+    return {str(event.details.get("checkpoint")) for event in found if event.what == "checkpoint"}
 
 
 async def load_events(services: Services, org: str, run_id: str) -> Sequence[Event]:

@@ -6,7 +6,7 @@ import msgspec
 
 from runyard.rundir import TRAINING_STATE
 from runyard.server.pages.views import format_bytes
-from runyard.server.services.runs.contents import RunContents
+from runyard.server.services.runs.deletion import RunContents
 from vi.api.resources.models.responses import Model
 
 

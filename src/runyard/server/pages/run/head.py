@@ -15,7 +15,7 @@ from runyard.server.pages.run.causes import (
 )
 from runyard.server.pages.views import (
     SHAPES,
-    Moment,
+    TimeText,
     describe_moment,
     format_bytes,
     format_duration,
@@ -54,7 +54,7 @@ class Fact(msgspec.Struct, frozen=True, kw_only=True):
     is_wide: bool
 
 
-class Tag(msgspec.Struct, frozen=True, kw_only=True):
+class RunTag(msgspec.Struct, frozen=True, kw_only=True):
     """An attribute of a run; ``href`` lists the runs that have it too."""
 
     key: str
@@ -106,9 +106,9 @@ class RunHead(msgspec.Struct, frozen=True, kw_only=True):
     total_steps: int
     percent: int
     facts: list[Fact]
-    tags: list[Tag]
+    tags: list[RunTag]
     banner: Banner | None
-    created: Moment
+    created: TimeText
     origin_ms: int
     grace: str
     kill_effect: str
@@ -313,5 +313,5 @@ def _compute_percent(progress: RunProgress) -> int:
     return round(100 * progress.step / progress.total_steps) if progress.total_steps else 0
 
 
-def _build_tag(key: str, value: str) -> Tag:
-    return Tag(key=key, value=value, href="/ui/runs?" + urlencode({"q": f"{key}={value}"}))
+def _build_tag(key: str, value: str) -> RunTag:
+    return RunTag(key=key, value=value, href="/ui/runs?" + urlencode({"q": f"{key}={value}"}))

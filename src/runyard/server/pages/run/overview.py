@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import msgspec
 
 from runyard.server.pages.run.causes import get_plan_value
-from runyard.server.pages.views import Moment, describe_moment, format_bytes, format_number
+from runyard.server.pages.views import TimeText, describe_moment, format_bytes, format_number
 from vi.api.resources.models.responses import Model
 from vi.api.resources.runs.responses import Run
 
@@ -48,7 +48,7 @@ class CheckpointRow(msgspec.Struct, frozen=True, kw_only=True):
     metrics: list[tuple[str, str]]
     size: str
     href: str
-    time: Moment
+    time: TimeText
     python: str
     command: str
 
@@ -141,10 +141,11 @@ def build_checkpoints(
     models: Sequence[Model],
     *,
     evaluations: Sequence[tuple[int, int]],
+    saved: int,
     base: str,
     now_ms: int,
 ) -> Checkpoints:
-    """Return the checkpoints, newest first, and the marks for the charts."""
+    """Return the checkpoints, newest first; ``saved`` counts those that were ever saved."""
     marks = [f"c{model.spec.step}" for model in models] + [f"e{step}" for step, _ in evaluations]
     is_final = run.condition is not None and run.condition.is_final
     return Checkpoints(
@@ -155,7 +156,7 @@ def build_checkpoints(
         empty="No checkpoint was saved."
         if is_final
         else "No checkpoint yet. The first is saved after an epoch, or as the flow says.",
-        policy=_describe_policy(run),
+        policy=_describe_policy(run, kept=len(models), saved=saved),
     )
 
 
@@ -181,7 +182,7 @@ def _build_row(run: Run, model: Model, *, now_ms: int) -> CheckpointRow:
     )
 
 
-def _describe_policy(run: Run) -> str:
+def _describe_policy(run: Run, *, kept: int, saved: int) -> str:
     """Return which checkpoints are kept."""
     settings = next(
         (block.settings for block in run.spec.flow.blocks if "model" in block.block.lower()), {}
@@ -189,4 +190,5 @@ def _describe_policy(run: Run) -> str:
     checkpoint = settings.get("checkpoint")
     given = checkpoint if isinstance(checkpoint, dict) else {}
     keep, keep_best = given.get("keep", 3), given.get("keepBest", True)
-    return f"The newest {keep}{' and the best' if keep_best else ''} are kept."
+    policy = f"The newest {keep}{' and the best' if keep_best else ''} are kept"
+    return f"{policy}: {kept} of {saved}." if saved > kept else f"{policy}."

@@ -1,4 +1,4 @@
-"""The routes of a run's pages: tabs, the parts of them that are fetched anew, and forms."""
+"""The routes of a run's pages: tabs, the parts of them that are fetched again, and forms."""
 
 from runyard.server.http.route import Route
 from runyard.server.pages.run import actions, tabs

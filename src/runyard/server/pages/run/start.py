@@ -81,7 +81,7 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
     after: str
 
 
-class Choice(msgspec.Struct, frozen=True, kw_only=True):
+class FormOption(msgspec.Struct, frozen=True, kw_only=True):
     """A checkpoint to start from; an empty value is the beginning."""
 
     value: str
@@ -108,11 +108,11 @@ class StartForm(msgspec.Struct, frozen=True, kw_only=True):
     how: str
     title: str
     lead: str
-    ways: list[Choice]
+    ways: list[FormOption]
     new_id: str
     name: str
     tags: str
-    checkpoints: list[Choice]
+    checkpoints: list[FormOption]
     fields: list[Field]
     flow: str
     preview: Preview
@@ -145,7 +145,7 @@ def build_draft(run: Run, how: How, changes: Sequence[str]) -> Draft:
 
 
 def suggest_name(run: Run, how: How) -> str:
-    """Return a name that tells the new run from the original."""
+    """Return a name that differs from the original's."""
     suffix = {"again": "again", "resume": "resumed", "branch": "branch"}[how]
     return f"{get_name(run)} {suffix}"[:200]
 
@@ -412,7 +412,7 @@ def build_form(
         how=how,
         title=TITLES[how],
         lead=LEADS[how],
-        ways=[Choice(value=way, text=TITLES[way], is_chosen=way == how) for way in WAYS],
+        ways=[FormOption(value=way, text=TITLES[way], is_chosen=way == how) for way in WAYS],
         new_id=new_id,
         name=draft.name,
         tags="\n".join(f"{key}={value}" for key, value in draft.tags.items()),
@@ -435,7 +435,9 @@ def _group_problems(draft: Draft, check: FlowCheck) -> dict[str, str]:
     return found
 
 
-def _list_checkpoints(draft: Draft, models: Sequence[Model], *, is_needed: bool) -> list[Choice]:
+def _list_checkpoints(
+    draft: Draft, models: Sequence[Model], *, is_needed: bool
+) -> list[FormOption]:
     choices = [] if is_needed else [("", "none: from the beginning")]
     if models:
         choices += [("latest", "latest"), ("best", "best")]
@@ -444,6 +446,6 @@ def _list_checkpoints(draft: Draft, models: Sequence[Model], *, is_needed: bool)
             for model in reversed(models)
         ]
     return [
-        Choice(value=value, text=text, is_chosen=value == draft.checkpoint)
+        FormOption(value=value, text=text, is_chosen=value == draft.checkpoint)
         for value, text in choices
     ]

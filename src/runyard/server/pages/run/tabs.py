@@ -1,4 +1,4 @@
-"""The tabs of a run, each with its own address, and the parts of them that are fetched anew."""
+"""The tabs of a run, each with its own address, and the parts of them that are fetched again."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +17,7 @@ from runyard.server.pages.run.overview import Chart, ChartSettings, Checkpoints
 from runyard.server.pages.run.predictions import Predictions
 from runyard.server.pages.run.timeline import Timeline, build_timeline
 from runyard.server.services.errors import Refusal
-from runyard.server.services.runs import contents
+from runyard.server.services.runs import deletion
 from runyard.server.services.runs.telemetry.samples import Order, SampleQuery
 from vi.api.resources.runs.responses import Sample
 
@@ -25,14 +25,14 @@ MOST_EVALUATIONS = 100
 LEVELS = (("", "all levels"), ("info", "info"), ("warning", "warning"), ("error", "error"))
 
 
-class RunPage(msgspec.Struct, frozen=True, kw_only=True):
+class TabPage(msgspec.Struct, frozen=True, kw_only=True):
     """What every tab has."""
 
     head: RunHead
     tabs: list[Tab]
 
 
-class OverviewPage(RunPage, frozen=True, kw_only=True):
+class OverviewPage(TabPage, frozen=True, kw_only=True):
     """Charts, checkpoints, and a sample of the newest evaluation."""
 
     charts: list[Chart]
@@ -41,7 +41,7 @@ class OverviewPage(RunPage, frozen=True, kw_only=True):
     predictions: Predictions
 
 
-class PredictionsPage(RunPage, frozen=True, kw_only=True):
+class PredictionsPage(TabPage, frozen=True, kw_only=True):
     """The gallery of an evaluation."""
 
     predictions: Predictions
@@ -62,25 +62,25 @@ class LogForm(msgspec.Struct, frozen=True, kw_only=True):
     empty: str
 
 
-class LogPage(RunPage, frozen=True, kw_only=True):
+class LogTabPage(TabPage, frozen=True, kw_only=True):
     """The log."""
 
     log: LogForm
 
 
-class TimelinePage(RunPage, frozen=True, kw_only=True):
+class TimelinePage(TabPage, frozen=True, kw_only=True):
     """The timeline."""
 
     timeline: Timeline
 
 
-class FlowPage(RunPage, frozen=True, kw_only=True):
+class FlowPage(TabPage, frozen=True, kw_only=True):
     """Flow, plan and environment."""
 
     flow: FlowTab
 
 
-class FilesPage(RunPage, frozen=True, kw_only=True):
+class FilesPage(TabPage, frozen=True, kw_only=True):
     """The files of a run."""
 
     files: FilesTab
@@ -123,7 +123,7 @@ async def get_head(request: Request, run_id: Id) -> Response:
 
 def render_head(request: Request, loaded: LoadedRun) -> Response:
     """Return the head as a part of a page."""
-    page = RunPage(head=loaded.head, tabs=[])
+    page = TabPage(head=loaded.head, tabs=[])
     return templates.render_fragment(request, "parts/_run_head.html", page)
 
 
@@ -180,21 +180,22 @@ async def get_log(request: Request, run_id: Id) -> Response:
         if is_final
         else "No lines yet. They appear when the trainer starts.",
     )
-    page = LogPage(head=loaded.head, tabs=list_tabs(loaded.head.base, "log"), log=form)
+    page = LogTabPage(head=loaded.head, tabs=list_tabs(loaded.head.base, "log"), log=form)
     return templates.render_page(request, "run_log.html", page)
 
 
 async def get_timeline(request: Request, run_id: Id) -> Response:
     """Show the timeline; for htmx the timeline alone."""
     loaded = await facts.load_run(request, run_id)
+    found = await facts.load_events(loaded.services, loaded.org, run_id)
     page = TimelinePage(
         head=loaded.head,
         tabs=list_tabs(loaded.head.base, "timeline"),
         timeline=build_timeline(
             loaded.run,
             models=loaded.models,
-            events=await facts.load_events(loaded.services, loaded.org, run_id),
-            evaluations=await facts.load_evaluations(loaded.services, loaded.org, loaded.run),
+            events=found,
+            evaluations=facts.list_evaluations(found),
             base=loaded.head.base,
             now_ms=loaded.now_ms,
         ),
@@ -218,7 +219,7 @@ async def get_flow(request: Request, run_id: Id) -> Response:
 async def get_files(request: Request, run_id: Id) -> Response:
     """Show what the server holds of a run."""
     loaded = await facts.load_run(request, run_id)
-    found = await contents.read(loaded.services, org=loaded.org, run_id=run_id)
+    found = await deletion.read_contents(loaded.services, org=loaded.org, run_id=run_id)
     page = FilesPage(
         head=loaded.head,
         tabs=list_tabs(loaded.head.base, "files"),
@@ -237,17 +238,21 @@ async def get_removal(request: Request, run_id: Id) -> Response:
 
 def _find_deleted(request: Request, run_id: str) -> GonePage | None:
     services, org = get_services(request), get_actor(request).org
-    if not contents.is_deleted(services, org=org, run_id=run_id):
+    if not deletion.is_deleted(services, org=org, run_id=run_id):
         return None
-    is_removed = contents.is_removed(services, org=org, run_id=run_id)
+    is_removed = deletion.is_removed(services, org=org, run_id=run_id)
     return GonePage(id=run_id, is_removed=is_removed)
 
 
 async def _build_checkpoints(loaded: LoadedRun) -> Checkpoints:
+    found = await facts.load_events(loaded.services, loaded.org, loaded.run.run_id)
     return overview.build_checkpoints(
         loaded.run,
         loaded.models,
-        evaluations=await facts.load_evaluations(loaded.services, loaded.org, loaded.run),
+        evaluations=facts.list_evaluations(found),
+        saved=len(
+            {event.details.get("checkpoint") for event in found if event.what == "checkpoint"}
+        ),
         base=loaded.head.base,
         now_ms=loaded.now_ms,
     )

@@ -10,7 +10,7 @@ import msgspec
 
 from runyard.server.pages.views import (
     SHAPES,
-    Moment,
+    TimeText,
     describe_moment,
     format_count,
     format_duration,
@@ -91,7 +91,7 @@ class RunRow(msgspec.Struct, frozen=True, kw_only=True):
     metric: str
     metric_name: str
     took: str
-    started: Moment
+    started: TimeText
     tags: tuple[TagLink, ...]
     more_tags: int
     all_tags: str
@@ -137,7 +137,7 @@ def build_row(run: Run, *, now_ms: int, summary: Summary = Summary(), q: str = "
         metric=format_number(progress.metric if summary.best is None else summary.best),
         metric_name=progress.metric_name or "",
         took=format_duration(max(0, ended - created) / 1000),
-        started=describe_moment(created, now_ms),
+        started=shorten_moment(describe_moment(created, now_ms)),
         tags=tuple(
             TagLink(f"{key}={value}", build_url(q=add_term(q, format_tag(key, value))))
             for key, value in attributes[:MAX_TAGS]
@@ -145,6 +145,13 @@ def build_row(run: Run, *, now_ms: int, summary: Summary = Summary(), q: str = "
         more_tags=max(0, len(attributes) - MAX_TAGS),
         all_tags=", ".join(f"{key}={value}" for key, value in attributes),
     )
+
+
+def shorten_moment(moment: TimeText) -> TimeText:
+    """Return a time whose age has one unit, so that it fits its column."""
+    words = moment.text.split()
+    short = " ".join([*words[:2], "ago"]) if len(words) > 3 else moment.text
+    return msgspec.structs.replace(moment, text=short)
 
 
 def shorten_id(run_id: str) -> str:
@@ -383,6 +390,7 @@ class RunsTable(msgspec.Struct, frozen=True, kw_only=True):
     headings: tuple[Heading, ...]
     chips: tuple[Chip, ...]
     total: int
+    is_total_open: bool
     total_text: str
     has_filter: bool
     all_url: str

@@ -19,8 +19,13 @@ async def read(
         run.run_id: f"validation/{name}" for run in runs if (name := find_key_metric(run)[0])
     }
     best = await listing.read_best_values(services, org=org, metrics=metrics)
-    etags = {run.run_id: run.etag for run in runs if has_curves and run.status.progress}
-    found = await curves.read_curves(services, org=org, etags=etags, key=CURVE)
+    # The etag does not change while a run trains.
+    versions = {
+        run.run_id: f"{run.metadata.last_updated} {run.status.progress.step}"
+        for run in runs
+        if has_curves and run.status.progress is not None
+    }
+    found = await curves.read_curves(services, org=org, versions=versions, key=CURVE)
     return {
         run.run_id: Summary(best=best.get(run.run_id), spark=draw_spark(found.get(run.run_id, ())))
         for run in runs

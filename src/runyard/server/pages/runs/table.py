@@ -44,7 +44,7 @@ from runyard.server.services.runs import listing, runs
 from runyard.server.services.runs.filters import parse_filter
 from runyard.server.services.saved_views import VIEW
 from vi.api.resources.runs.responses import Run, RunCount
-from vi.api.resources.views.responses import View
+from vi.api.resources.views.responses import SavedView
 
 SIZE = 50
 MOST_FRESH = 200  # rows that one request renews, and new runs that it counts
@@ -95,7 +95,8 @@ class FreshRows(msgspec.Struct, frozen=True, kw_only=True):
 async def renew_rows(request: Request) -> Response:
     """Return the rows of the runs that are named; with ``count`` also how many runs match.
 
-    Of the runs that are named as new, those count that the filter matches.
+    Of the runs that are named as new, those count that the filter matches. More match than were
+    ``shown`` if the page has missed some, or if they match only now.
     """
     query = Query(request)
     state = read_state(query)
@@ -110,6 +111,9 @@ async def renew_rows(request: Request) -> Response:
         request, state, filter, rows=found, new_count=new, is_counted=is_counted
     )
     known = {run.run_id for run in found}
+    if is_counted and not table.is_total_open:
+        missed = table.total - (query.integer("shown", table.total) or 0)
+        table = msgspec.structs.replace(table, new_count=max(new, missed))
     page = FreshRows(
         table=table,
         gone=tuple(run_id for run_id in ids if run_id not in known and run_id.isascii()),
@@ -217,6 +221,7 @@ async def build_table(
         headings=build_headings(state, metric),
         chips=build_chips(state, counts.conditions, more=counts.more),
         total=total.total,
+        is_total_open=total.more,
         total_text=format_total(total.total, more=total.more),
         new_count=new_count,
         has_filter=bool(state.q),
@@ -287,10 +292,10 @@ async def list_views(request: Request, state: ListState) -> tuple[ViewLink, ...]
 class ViewList(msgspec.Struct, frozen=True):
     """A page of saved views."""
 
-    items: list[View]
+    items: list[SavedView]
 
 
-def _build_view_link(view: View, state: ListState) -> ViewLink:
+def _build_view_link(view: SavedView, state: ListState) -> ViewLink:
     spec = view.spec
     shown = ListState(q=spec.filter, sort=spec.order_by, columns=normalize_columns(spec.columns))
     return ViewLink(

@@ -109,6 +109,17 @@ function receive(message) {
 
 // The line at the bottom.
 
+const LOAD_EVERY_MS = 2000;
+let loadTimer = 0;
+document.addEventListener("live", (event) => {
+  const { kind, change } = /** @type {CustomEvent} */ (event).detail;
+  if (loadTimer || (kind === "change" && change.kind !== "run") || kind === "hint") return;
+  loadTimer = window.setTimeout(() => {
+    loadTimer = 0;
+    document.querySelector("#load")?.dispatchEvent(new CustomEvent("changed"));
+  }, LOAD_EVERY_MS);
+});
+
 let heard = Date.now();
 let state = "waiting";
 let lostAt = "";

@@ -3,8 +3,9 @@
 // close when their form is sent.
 //
 // <section data-refresh="RUN" data-refresh-on="checkpoint evaluation" hx-get=… hx-trigger="refresh">
-// gets the event "refresh" when one of these changes is reported; `any` means all changes, and what
-// was missed while disconnected counts as each of them.
+// gets the event "refresh" when one of these changes is reported; `any` means all changes but the
+// run's deletion, and what was missed while disconnected counts as each of them. With
+// data-refresh-ms, hints count too, but are collected for that long.
 import { watch } from "./live.js";
 
 // What an evaluation has predicted arrives after the evaluation: it is fetched with the hints that follow.
@@ -12,27 +13,45 @@ const HINTS_AFTER = 2;
 /** @type {WeakMap<Element, number>} */
 const expecting = new WeakMap();
 
-/** @param {HTMLElement} element @param {any} detail */
-function isMeant(element, detail) {
-  const wanted = (element.dataset.refreshOn ?? "").split(" "), what = detail.change?.what;
-  if (what === "deleted") return false;
-  const left = expecting.get(element) ?? 0;
-  if (detail.kind === "hint" && left) {
+/** @type {WeakMap<Element, number>} */
+const timers = new WeakMap();
+/** @param {Element} element */
+const refresh = (element) => element.dispatchEvent(new CustomEvent("refresh"));
+
+/** @param {HTMLElement} element */
+function takeHint(element) {
+  const left = expecting.get(element) ?? 0, waitMs = Number(element.dataset.refreshMs);
+  if (left) {
     expecting.set(element, left - 1);
-    return true;
+    refresh(element);
+  } else if (waitMs && !timers.has(element)) {
+    timers.set(element, setTimeout(() => { timers.delete(element); refresh(element); }, waitMs));
   }
-  if (what === "evaluation" && wanted.includes("evaluation")) expecting.set(element, HINTS_AFTER);
-  return detail.kind === "all" || (detail.kind === "change" && (wanted.includes("any") || wanted.includes(what)));
+}
+
+/** @param {HTMLElement} element @param {string | undefined} what */
+function takeChange(element, what) {
+  const wanted = (element.dataset.refreshOn ?? "").split(" ");
+  if (what === "evaluation" && wanted.includes(what)) expecting.set(element, HINTS_AFTER);
+  if (!what || wanted.includes(what) || (wanted.includes("any") && what !== "deleted")) refresh(element);
 }
 
 const runs = new Set([...document.querySelectorAll("[data-refresh]")].map((element) => /** @type {HTMLElement} */ (element).dataset.refresh ?? ""));
 for (const run of runs) {
-  watch(run, (detail) => {
-    for (const element of document.querySelectorAll(`[data-refresh="${CSS.escape(run)}"]`)) {
-      if (isMeant(/** @type {HTMLElement} */ (element), detail)) element.dispatchEvent(new CustomEvent("refresh"));
+  let isDeleted = false; // then only what says so is left to fetch
+  watch(run, (/** @type {any} */ detail) => {
+    isDeleted ||= detail.change?.what === "deleted";
+    for (const element of document.querySelectorAll(`[data-refresh="${CSS.escape(run)}"]${isDeleted ? "[data-refresh-on~=deleted]" : ""}`)) {
+      if (detail.kind === "hint") takeHint(/** @type {HTMLElement} */ (element));
+      else takeChange(/** @type {HTMLElement} */ (element), detail.change?.what);
     }
   });
 }
+
+/** Load what draws an image once there is one. */
+function loadImages() { if (document.querySelector("ry-picture")) import("./ry-picture.js"); }
+loadImages();
+document.addEventListener("htmx:after:swap", loadImages);
 
 document.addEventListener("submit", (event) => {
   const dialog = event.target instanceof Element ? event.target.closest("dialog") : null;

@@ -51,11 +51,12 @@ async function fetchRows(list, ids, isCounting) {
     isCountDue = false;
     counted = Date.now();
     query.append("count", "true");
+    query.append("shown", list.dataset.total ?? "");
     for (const id of [...created].slice(0, 200)) query.append("new", id);
   }
   isBusy = true;
   try {
-    await htmx.ajax("GET", `/ui/runs:rows?${query}`, { source: list, swap: "none" });
+    await htmx.ajax("GET", `/ui/runs:rows?${query}`, { swap: "none" });
   } finally {
     isBusy = false;
   }
@@ -100,14 +101,10 @@ document.addEventListener("acted", () => {
 // Ages grow by themselves; rows that do not change are not fetched for that.
 
 const UNITS = /** @type {const} */ ([[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]]);
-/** @param {number} seconds the same words as in views.py */
+/** @param {number} seconds */
 function formatAge(seconds) {
-  if (seconds < 5) return "now";
-  const index = UNITS.findIndex(([size]) => seconds >= size);
-  const [size, unit] = UNITS[index];
-  const whole = Math.floor(seconds / size);
-  const part = index < 3 && whole < 10 ? Math.floor((seconds % size) / UNITS[index + 1][0]) : 0;
-  return `${whole} ${unit}${part ? ` ${part} ${UNITS[index + 1][1]}` : ""} ago`;
+  const [size, unit] = UNITS.find(([size]) => seconds >= size) ?? UNITS[3];
+  return seconds < 5 ? "now" : `${Math.floor(seconds / size)} ${unit} ago`;
 }
 setInterval(() => {
   if (document.hidden) return;

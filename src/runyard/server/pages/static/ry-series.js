@@ -12,7 +12,7 @@
  *   columns: Record<string, string> }} Packed
  * @typedef {{ from: number, to: number }} Range */
 
-export const POINTS = 500;
+export const POINTS = 360; // at most, of each curve
 const COLUMNS = /** @type {const} */ (["step", "time", "epoch", "min", "max", "last"]);
 
 /** Decode base64 of little-endian numbers.

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 DEFAULT_ORDER = "-created"
 ORDERS = ("created", "name", "duration", "metric.KEY")
-INDEXED_AT_ONCE = 500
+INDEXED_AT_ONCE = 250  # other writes wait for them
 MOST_UNINDEXED = 1_000  # a search reads their texts one by one
 
 

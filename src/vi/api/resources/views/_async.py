@@ -7,7 +7,7 @@ from typing import Any
 from vi._http._async import AsyncHttp
 from vi.api._arguments import build_if_match_headers, check_id, encode_spec
 from vi.api._pages._async import AsyncPaginatedResponse, fetch_page
-from vi.api.resources.views.responses import View, ViewSpec
+from vi.api.resources.views.responses import SavedView, ViewSpec
 from vi.api.responses import DeletedResource
 from vi.api.types import PaginationParams
 
@@ -21,17 +21,17 @@ class AsyncViews:
 
     async def list(
         self, pagination: PaginationParams | dict[str, Any] = PaginationParams()
-    ) -> AsyncPaginatedResponse[View]:
+    ) -> AsyncPaginatedResponse[SavedView]:
         """Return a page of views, newest first."""
-        return await fetch_page(self._http, self._base, item=View, pagination=pagination)
+        return await fetch_page(self._http, self._base, item=SavedView, pagination=pagination)
 
-    async def get(self, view_id: str) -> View:
+    async def get(self, view_id: str) -> SavedView:
         """Return a view; its ``spec.filter`` and ``spec.order_by`` are those of ``runs.list``.
 
         Raises:
             ViNotFoundError: No view has this id.
         """
-        return await self._http.call("GET", self._path(view_id), decode_as=View)
+        return await self._http.call("GET", self._path(view_id), decode_as=SavedView)
 
     async def save(
         self,
@@ -39,7 +39,7 @@ class AsyncViews:
         *,
         view_id: str | None = None,
         if_match: str | None = None,
-    ) -> View:
+    ) -> SavedView:
         """Create a view, or replace the one with this id.
 
         Args:
@@ -54,7 +54,7 @@ class AsyncViews:
         path = self._path(str(uuid.uuid4()) if view_id is None else view_id)
         headers = build_if_match_headers(if_match)
         return await self._http.call(
-            "PUT", path, body={"spec": encode_spec(spec)}, headers=headers, decode_as=View
+            "PUT", path, body={"spec": encode_spec(spec)}, headers=headers, decode_as=SavedView
         )
 
     async def delete(self, view_id: str) -> DeletedResource:
@@ -66,11 +66,11 @@ class AsyncViews:
         await self._http.call("DELETE", self._path(view_id))
         return DeletedResource(id=view_id)
 
-    async def __aiter__(self) -> AsyncIterator[View]:
+    async def __aiter__(self) -> AsyncIterator[SavedView]:
         async for view in (await self.list(PaginationParams(page_size=100))).all_items():
             yield view
 
-    def __call__(self) -> AsyncIterator[View]:
+    def __call__(self) -> AsyncIterator[SavedView]:
         return self.__aiter__()
 
     def _path(self, view_id: str) -> str:

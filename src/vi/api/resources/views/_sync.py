@@ -8,7 +8,7 @@ from typing import Any
 from vi._http._sync import Http
 from vi.api._arguments import build_if_match_headers, check_id, encode_spec
 from vi.api._pages._sync import PaginatedResponse, fetch_page
-from vi.api.resources.views.responses import View, ViewSpec
+from vi.api.resources.views.responses import SavedView, ViewSpec
 from vi.api.responses import DeletedResource
 from vi.api.types import PaginationParams
 
@@ -22,17 +22,17 @@ class Views:
 
     def list(
         self, pagination: PaginationParams | dict[str, Any] = PaginationParams()
-    ) -> PaginatedResponse[View]:
+    ) -> PaginatedResponse[SavedView]:
         """Return a page of views, newest first."""
-        return fetch_page(self._http, self._base, item=View, pagination=pagination)
+        return fetch_page(self._http, self._base, item=SavedView, pagination=pagination)
 
-    def get(self, view_id: str) -> View:
+    def get(self, view_id: str) -> SavedView:
         """Return a view; its ``spec.filter`` and ``spec.order_by`` are those of ``runs.list``.
 
         Raises:
             ViNotFoundError: No view has this id.
         """
-        return self._http.call("GET", self._path(view_id), decode_as=View)
+        return self._http.call("GET", self._path(view_id), decode_as=SavedView)
 
     def save(
         self,
@@ -40,7 +40,7 @@ class Views:
         *,
         view_id: str | None = None,
         if_match: str | None = None,
-    ) -> View:
+    ) -> SavedView:
         """Create a view, or replace the one with this id.
 
         Args:
@@ -55,7 +55,7 @@ class Views:
         path = self._path(str(uuid.uuid4()) if view_id is None else view_id)
         headers = build_if_match_headers(if_match)
         return self._http.call(
-            "PUT", path, body={"spec": encode_spec(spec)}, headers=headers, decode_as=View
+            "PUT", path, body={"spec": encode_spec(spec)}, headers=headers, decode_as=SavedView
         )
 
     def delete(self, view_id: str) -> DeletedResource:
@@ -67,10 +67,10 @@ class Views:
         self._http.call("DELETE", self._path(view_id))
         return DeletedResource(id=view_id)
 
-    def __iter__(self) -> Iterator[View]:
+    def __iter__(self) -> Iterator[SavedView]:
         yield from (self.list(PaginationParams(page_size=100))).all_items()
 
-    def __call__(self) -> Iterator[View]:
+    def __call__(self) -> Iterator[SavedView]:
         return self.__iter__()
 
     def _path(self, view_id: str) -> str:

@@ -20,7 +20,7 @@ class ViewSpec(Document):
     columns: list[str] = []
 
 
-class View(Document):
+class SavedView(Document):
     """Named filter, order and choice of columns of the list of runs."""
 
     kind: Literal["View"] = "View"

@@ -12,14 +12,17 @@ MOST_KEPT = 5_000
 
 
 async def read_curves(
-    services: Services, *, org: str, etags: Mapping[str, str], key: str
+    services: Services, *, org: str, versions: Mapping[str, str], key: str
 ) -> dict[str, Sequence[float]]:
-    """Return the curve of one metric of each run, at most ``POINTS`` values; ``etags`` by run id.
+    """Return the curve of one metric of each run, at most ``POINTS`` values.
 
-    Only runs that have changed since they were last asked for are read.
+    ``versions`` has a text by run id that changes with the curve. Only runs whose text is another
+    one than when they were last asked for are read.
     """
     kept = services.curves
-    missing = [run_id for run_id, etag in etags.items() if not _is_kept(kept, org, run_id, etag)]
+    missing = [
+        run_id for run_id, version in versions.items() if not _is_kept(kept, org, run_id, version)
+    ]
     if missing:
 
         def read(tx: Connection) -> dict[str, list[float]]:
@@ -27,18 +30,18 @@ async def read_curves(
 
         for run_id, values in (await services.store.read_snapshot_in_thread(read)).items():
             kept.pop((org, run_id), None)
-            kept[org, run_id] = (etags[run_id], values)
-    found: dict[str, Sequence[float]] = {run_id: kept[org, run_id][1] for run_id in etags}
+            kept[org, run_id] = (versions[run_id], values)
+    found: dict[str, Sequence[float]] = {run_id: kept[org, run_id][1] for run_id in versions}
     while len(kept) > MOST_KEPT:
         del kept[next(iter(kept))]
     return found
 
 
 def _is_kept(
-    kept: Mapping[tuple[str, str], tuple[str, list[float]]], org: str, run_id: str, etag: str
+    kept: Mapping[tuple[str, str], tuple[str, list[float]]], org: str, run_id: str, version: str
 ) -> bool:
     found = kept.get((org, run_id))
-    return found is not None and found[0] == etag
+    return found is not None and found[0] == version
 
 
 def _read_curve(tx: Connection, org: str, run_id: str, key: str) -> list[float]:

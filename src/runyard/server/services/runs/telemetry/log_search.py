@@ -6,8 +6,8 @@ backreferences.
 
 A search is prepared for two faster checks that every match passes. ``literals`` are texts of which
 a matching line contains at least one, ignoring the case of ASCII letters; the database checks them.
-A ``signature`` is a set of hashed trigrams of a block of lines, by which blocks without a match are
-skipped unread.
+A ``signature`` is a set of hashed trigrams and numbers of a block of lines, by which blocks
+without a match are skipped unread.
 """
 
 import re
@@ -21,7 +21,9 @@ MAX_PATTERN = 1000  # characters
 MIN_LITERAL = 3  # a shorter one has no trigram
 MAX_LITERALS = 8
 SIGNATURE_BITS = 1 << 15
+DIGITS = 5
 SLICE_BYTES = 256 << 10  # matched, and signed, at once
+_NUMBERS_BEGIN = 1 << 24  # above every trigram
 _HASH_FACTOR, _HASH_SHIFT = 0x9E3779B1, 17  # 32 bits, of which the upper 15 are used
 
 
@@ -92,26 +94,65 @@ def find_literals(pattern: str) -> tuple[str, ...]:
 
 
 def build_signature(texts: Iterable[str]) -> bytes:
-    """Return the hashed trigrams of these texts as bits."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
+    """Return the hashed trigrams of these texts, and the five digits in a row, as bits.
 
-    def number(value: int) -> Any:
-        return pa.scalar(value, pa.uint32())  # a plain one would widen every array
+    Logs count and measure, so every block has nearly every group of three digits; five in a row
+    distinguish numbers.
+    """
+    import pyarrow as pa
 
     data = fold_case("\n".join(texts)).encode()
     bits = bytearray(SIGNATURE_BITS // 8)
     for start in range(0, max(0, len(data) - 2), SLICE_BYTES):
-        part = data[start : start + SLICE_BYTES + 2]
+        part = data[start : start + SLICE_BYTES + DIGITS - 1]
         letters = pa.Array.from_buffers(pa.uint8(), len(part), [None, pa.py_buffer(part)])
-        wide, count = letters.cast(pa.uint32()), len(part) - 2
-        first = pc.shift_left(wide[:count], number(16))
-        second = pc.shift_left(wide[1 : count + 1], number(8))
-        trigrams = pc.unique(pc.bit_wise_or(pc.bit_wise_or(first, second), wide[2:]))
-        products = pc.multiply(trigrams, number(_HASH_FACTOR))  # modulo 2**32
-        for bit in pc.unique(pc.shift_right(products, number(_HASH_SHIFT))).to_pylist():
-            bits[bit >> 3] |= 1 << (bit & 7)
+        for found in (_list_trigrams(letters), _list_numbers(letters)):
+            for bit in _hash_all(found):
+                bits[bit >> 3] |= 1 << (bit & 7)
     return bytes(bits)
+
+
+def _list_trigrams(letters: Any) -> Any:
+    """Return the distinct trigrams of an array of bytes, each as a number of 24 bits."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    wide, count = letters.cast(pa.uint32()), len(letters) - 2
+    first = pc.shift_left(wide[:count], pa.scalar(16, pa.uint32()))
+    second = pc.shift_left(wide[1 : count + 1], pa.scalar(8, pa.uint32()))
+    return pc.unique(pc.bit_wise_or(pc.bit_wise_or(first, second), wide[2:]))
+
+
+def _list_numbers(letters: Any) -> Any:
+    """Return the distinct groups of ``DIGITS`` digits in a row, each as a number beyond 24 bits."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    digits = pc.subtract(letters, pa.scalar(ord("0"), pa.uint8()))  # others wrap above 9
+    are_digits = pc.less_equal(digits, pa.scalar(9, pa.uint8()))
+    count = max(0, len(letters) - DIGITS + 1)
+    begins = are_digits[:count]
+    for shift in range(1, DIGITS):
+        begins = pc.and_(begins, are_digits[shift : count + shift])
+    at = pc.indices_nonzero(begins)
+    numbers = pa.array([0] * len(at), pa.uint32())
+    for shift in range(DIGITS):
+        digit = digits[shift:].take(at).cast(pa.uint32())
+        numbers = pc.add(pc.multiply(numbers, pa.scalar(10, pa.uint32())), digit)
+    return pc.add(pc.unique(numbers), pa.scalar(_NUMBERS_BEGIN, pa.uint32()))
+
+
+def _hash_all(values: Any) -> list[int]:
+    """Return the bits of these numbers."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    # A plain number would widen the array; these products are modulo 2**32.
+    products = pc.multiply(values, pa.scalar(_HASH_FACTOR, pa.uint32()))
+    found: list[int] = pc.unique(
+        pc.shift_right(products, pa.scalar(_HASH_SHIFT, pa.uint32()))
+    ).to_pylist()
+    return found
 
 
 def may_match(signature: bytes, literal_bits: Sequence[Sequence[int]]) -> bool:
@@ -122,8 +163,12 @@ def may_match(signature: bytes, literal_bits: Sequence[Sequence[int]]) -> bool:
 def list_bits(literal: str) -> list[int]:
     """Return the bits of a signature that a text with this literal has set."""
     data = fold_case(literal).encode()
-    trigrams = {data[i] << 16 | data[i + 1] << 8 | data[i + 2] for i in range(len(data) - 2)}
-    return sorted({(gram * _HASH_FACTOR & 0xFFFFFFFF) >> _HASH_SHIFT for gram in trigrams})
+    values = {data[i] << 16 | data[i + 1] << 8 | data[i + 2] for i in range(len(data) - 2)}
+    for i in range(len(data) - DIGITS + 1):
+        group = data[i : i + DIGITS]
+        if group.isdigit():
+            values.add(_NUMBERS_BEGIN + int(group))
+    return sorted({(value * _HASH_FACTOR & 0xFFFFFFFF) >> _HASH_SHIFT for value in values})
 
 
 def _match_regex(pattern: str, texts: Sequence[str], *, ignore_case: bool) -> list[bool]:

@@ -32,16 +32,17 @@ class AsyncRunWatch:
     async def watch_one(self, run_id: str, after: int | None) -> AsyncIterator[RunChange]:
         """Yield the changes of a run until it has ended or is deleted."""
         number = await self._get_newest_number() if after is None else after
-        run = await self._read_run(run_id)
-        if run is None and after is None:
-            await self._http.call("GET", f"{self._runs}/{run_id}")  # raises ViNotFoundError
+        run: Run | None
         if after is None:
+            run = await self._get_run(run_id)
             yield RunChange(run=run, number=number)
+        else:
+            run = await self._find_run(run_id)
         while True:
             is_over = run is None or is_finished(run)
             page = await self._read_page(number, run_id, wait=not is_over)
             if page.items or page.reset:
-                run = await self._read_run(run_id)
+                run = await self._find_run(run_id)
             for change in _to_changes(page, run):
                 yield change
             number = page.next
@@ -60,7 +61,7 @@ class AsyncRunWatch:
             for event in page.items:
                 run_id = event.target
                 if run_id not in runs:
-                    runs[run_id] = await self._read_matching(run_id, filter)
+                    runs[run_id] = await self._find_matching(run_id, filter)
                 run = runs[run_id]
                 if run is not None:
                     matching.add(run_id)
@@ -98,22 +99,30 @@ class AsyncRunWatch:
         page = await retry_while_unavailable(self._http, request, clock=self._clock)
         return check_page(page, after=after)
 
-    async def _read_run(self, run_id: str) -> Run | None:
-        """Return a run; None if it does not exist any more."""
+    async def _get_run(self, run_id: str) -> Run:
+        """Return a run.
+
+        Raises:
+            ViNotFoundError: It does not exist.
+        """
         path = f"{self._runs}/{run_id}"
+        return await retry_while_unavailable(
+            self._http,
+            lambda: self._http.call("GET", path, decode_as=Run, retry=NO_RETRY),
+            clock=self._clock,
+        )
+
+    async def _find_run(self, run_id: str) -> Run | None:
+        """Return a run; None if it does not exist any more."""
         try:
-            return await retry_while_unavailable(
-                self._http,
-                lambda: self._http.call("GET", path, decode_as=Run, retry=NO_RETRY),
-                clock=self._clock,
-            )
+            return await self._get_run(run_id)
         except ViNotFoundError:
             return None
 
-    async def _read_matching(self, run_id: str, filter: str | None) -> Run | None:
+    async def _find_matching(self, run_id: str, filter: str | None) -> Run | None:
         """Return a run if it exists and the filter matches it."""
         if filter is None:
-            return await self._read_run(run_id)
+            return await self._find_run(run_id)
         request = partial(
             self._http.call,
             "GET",

@@ -31,16 +31,17 @@ class RunWatch:
     def watch_one(self, run_id: str, after: int | None) -> Iterator[RunChange]:
         """Yield the changes of a run until it has ended or is deleted."""
         number = self._get_newest_number() if after is None else after
-        run = self._read_run(run_id)
-        if run is None and after is None:
-            self._http.call("GET", f"{self._runs}/{run_id}")  # raises ViNotFoundError
+        run: Run | None
         if after is None:
+            run = self._get_run(run_id)
             yield RunChange(run=run, number=number)
+        else:
+            run = self._find_run(run_id)
         while True:
             is_over = run is None or is_finished(run)
             page = self._read_page(number, run_id, wait=not is_over)
             if page.items or page.reset:
-                run = self._read_run(run_id)
+                run = self._find_run(run_id)
             yield from _to_changes(page, run)
             number = page.next
             if is_over and not page.items:
@@ -58,7 +59,7 @@ class RunWatch:
             for event in page.items:
                 run_id = event.target
                 if run_id not in runs:
-                    runs[run_id] = self._read_matching(run_id, filter)
+                    runs[run_id] = self._find_matching(run_id, filter)
                 run = runs[run_id]
                 if run is not None:
                     matching.add(run_id)
@@ -96,22 +97,30 @@ class RunWatch:
         page = retry_while_unavailable(self._http, request, clock=self._clock)
         return check_page(page, after=after)
 
-    def _read_run(self, run_id: str) -> Run | None:
-        """Return a run; None if it does not exist any more."""
+    def _get_run(self, run_id: str) -> Run:
+        """Return a run.
+
+        Raises:
+            ViNotFoundError: It does not exist.
+        """
         path = f"{self._runs}/{run_id}"
+        return retry_while_unavailable(
+            self._http,
+            lambda: self._http.call("GET", path, decode_as=Run, retry=NO_RETRY),
+            clock=self._clock,
+        )
+
+    def _find_run(self, run_id: str) -> Run | None:
+        """Return a run; None if it does not exist any more."""
         try:
-            return retry_while_unavailable(
-                self._http,
-                lambda: self._http.call("GET", path, decode_as=Run, retry=NO_RETRY),
-                clock=self._clock,
-            )
+            return self._get_run(run_id)
         except ViNotFoundError:
             return None
 
-    def _read_matching(self, run_id: str, filter: str | None) -> Run | None:
+    def _find_matching(self, run_id: str, filter: str | None) -> Run | None:
         """Return a run if it exists and the filter matches it."""
         if filter is None:
-            return self._read_run(run_id)
+            return self._find_run(run_id)
         request = partial(
             self._http.call,
             "GET",
