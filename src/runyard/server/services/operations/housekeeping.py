@@ -83,7 +83,7 @@ async def _pack_old_metrics(services: Services) -> None:
 
 
 def _pack_some(tx: Connection, *, org: str, run_id: str) -> bool:
-    """Pack the oldest points of a run, if there are enough; return whether to go on."""
+    """Pack the oldest points of a run, if there are enough; return whether to continue."""
     counts = metrics.get_counts(tx, org=org, run_id=run_id)
     if counts is None or counts.metric_count - counts.metric_packed < CHUNK_POINTS:
         return False
