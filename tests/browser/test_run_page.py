@@ -268,7 +268,7 @@ def test_only_charts_in_view_are_fetched(page_of: PageOf, trainers: Trainers) ->
     page.on("request", lambda request: asked.append(request.url))
     page.goto(f"{trainers.site.endpoint}/ui/runs/{trainer.run_id}")
     read_curve(page, "loss", last_step=20)
-    assert any("keys=loss" in url for url in asked)
+    assert any("metrics:series" in url and "loss" in url for url in asked)
     assert not any("gradNorm" in url for url in asked)
     with page.expect_request(lambda request: "gradNorm" in request.url):
         page.locator("figure").nth(3).scroll_into_view_if_needed()
