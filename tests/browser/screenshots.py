@@ -25,7 +25,7 @@ from tests.support.first_run import (
 )
 
 FOLDER = Path(__file__).parents[2] / "docs" / "images"
-MOST_BYTES, COLORS = 150 << 10, 128
+MOST_BYTES, COLORS = 150 << 10, 256
 DESKTOP: ViewportSize = {"width": 1440, "height": 900}
 PHONE: ViewportSize = {"width": 360, "height": 740}
 THEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
@@ -74,7 +74,7 @@ def write_image(page: Page, name: str) -> None:
     page.mouse.move(0, 0)
     page.wait_for_timeout(600)  # charts, fonts and transitions
     image = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-    few = image.quantize(COLORS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    few = image.quantize(COLORS, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     path = FOLDER / f"{name}.png"
     few.save(path, optimize=True)
     assert path.stat().st_size <= MOST_BYTES, f"{path} has {path.stat().st_size} bytes"
@@ -132,6 +132,7 @@ def show_run(page: Page, client: vi.Client) -> None:
     evaluations = page.locator("[data-evaluation]")
     evaluations.last.click()
     page.locator("[data-tile]").nth(3).click()
+    page.evaluate("() => scrollTo(0, 320)")
     write_image(page, "pages-predictions")
     page.goto(address)
     expect(page.locator("ry-chart .u-over").first).to_be_visible()

@@ -311,6 +311,7 @@ class Chart extends HTMLElement {
     for (const { key, index, text, isShown } of entries) {
       const button = /** @type {HTMLButtonElement} */ (this.legend.children[index] ?? this.legend.appendChild(this.makeEntry()));
       button.dataset.key = key;
+      button.title = `Show or hide ${key}`;
       button.className = `curve-${index + 1}`;
       button.setAttribute("aria-pressed", String(isShown));
       const [name, value] = /** @type {any} */ (button.children);
@@ -324,7 +325,6 @@ class Chart extends HTMLElement {
   makeEntry() {
     const button = document.createElement("button");
     button.type = "button";
-    button.title = "Show or hide this curve";
     button.append(document.createElement("span"), document.createElement("b"));
     button.addEventListener("click", () => {
       const { hidden } = settings(), key = button.dataset.key ?? "", address = new URL(location.href);
