@@ -5,6 +5,7 @@ everything shown was really trained; the default suite does not collect it.
 """
 
 import io
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +32,7 @@ PHONE: ViewportSize = {"width": 360, "height": 740}
 THEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 TRAIN_TIMEOUT_S = 600
 # What to train to, so that some boxes fit and others do not; a slow machine is not waited for.
-IOU, LONGEST_S = 0.3, 420
+IOU, LONGEST_S = 0.3, 300
 
 
 def build_flow(dataset: str, model: dict[str, Any], **settings: Any) -> dict[str, Any]:
@@ -70,19 +71,17 @@ def create_runs(client: vi.Client) -> None:
 
 
 def write_image(page: Page, name: str) -> None:
-    """Write what the page shows, with few colors; an image that is too large fails."""
+    """Write what the page shows; an image that would be too large gets fewer colors."""
     page.mouse.move(0, 0)
     page.wait_for_timeout(600)  # charts, fonts and transitions
     image = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-    few = image.quantize(COLORS, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     path = FOLDER / f"{name}.png"
-    few.save(path, optimize=True)
+    image.save(path, optimize=True)
+    if path.stat().st_size > MOST_BYTES:
+        image.quantize(COLORS, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
+            path, optimize=True
+        )
     assert path.stat().st_size <= MOST_BYTES, f"{path} has {path.stat().st_size} bytes"
-
-
-def read_metric(client: vi.Client, run_id: str) -> float:
-    progress = client.runs.get(run_id).status.progress
-    return 0.0 if progress is None else progress.metric or 0.0
 
 
 def write_both_themes(page: Page, name: str) -> None:
@@ -121,6 +120,7 @@ def show_run(page: Page, client: vi.Client) -> None:
     page.mouse.wheel(0, -5000)
     write_image(page, "pages-start")
     page.get_by_role("button", name="Start run").click()
+    expect(page).to_have_url(re.compile(r"/ui/runs/[0-9a-f]{32}$"))
     wait_for_curve(page, "loss", points=3)
     address, run_id = page.url, page.url.rpartition("/")[2]
     client.runs.update(run_id, metadata={"owner": "kim"})

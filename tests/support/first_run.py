@@ -82,7 +82,7 @@ def fill_form(page: Page, name: str, *, epochs: int, samples: int, dataset: str 
 
 CURVE = """(key) => {
   for (const chart of document.querySelectorAll("ry-chart")) {
-    const curve = chart.curves.find((one) => one.key === key);
+    const curve = chart.curves?.find((one) => one.key === key);
     if (curve) return [...curve.series.step];
   }
   return [];
