@@ -84,6 +84,11 @@ def write_image(page: Page, name: str) -> None:
     assert path.stat().st_size <= MOST_BYTES, f"{path} has {path.stat().st_size} bytes"
 
 
+def read_metric(client: vi.Client, run_id: str) -> float:
+    progress = client.runs.get(run_id).status.progress
+    return 0.0 if progress is None else progress.metric or 0.0
+
+
 def write_both_themes(page: Page, name: str) -> None:
     for theme in THEMES:
         page.emulate_media(color_scheme=theme)
