@@ -333,7 +333,7 @@ def training(request: pytest.FixtureRequest) -> Iterator[Training]:
         client.runs.kill(filter={"condition": "Pending"})
         run_id = client.runs.create({"name": "real", "blocks": blocks}).run_id
         eventually(
-            lambda: [point for point in client.runs.metrics(run_id).items if point.step >= 100],
+            lambda: [point for point in client.runs.metrics(run_id) if point.step >= 100],
             timeout_s=WAIT_MS / 1000,
             what="the training takes steps",
         )
@@ -370,7 +370,7 @@ def test_nothing_moves_while_a_run_trains(page_of: PageOf, training: Training) -
     open_dialog.get_by_label("Seconds to save and stop").fill("17")
     last_step = "() => document.querySelector('ry-chart').curves[0]?.series.step.at(-1)"
     for page in (open_dialog, reading):
-        eventually(lambda page=page: page.evaluate(last_step), timeout_s=10, what="a chart")
+        page.wait_for_function(last_step)
     reading.evaluate(
         """() => {
           scrollTo(0, 220);
@@ -422,7 +422,7 @@ def test_back_and_a_copied_address_show_the_same_view(
     for _ in range(2):
         address = page.url
         page.locator(".pager a[rel=next]").click()
-        page.wait_for_url(lambda url, address=address: url != address)
+        expect(page).not_to_have_url(address)
     view, address = read_view(page), page.url
     assert len(address) <= 2000
     page.locator("#rows .c-name a").nth(3).click()
