@@ -30,6 +30,7 @@ from urllib.parse import urlsplit
 ROOT = Path(__file__).parent.parent
 MLFLOW = ROOT / ".venv-mlflow/bin/mlflow"
 START_TIMEOUT_S = 300
+MOST_IDLE_S = 1.0  # servers close connections that are idle longer
 KEYS = ("loss", "learningRate", "gradientNorm", "samplesPerSecond", "tokensPerSecond")
 MLFLOW_BATCH = 1000  # values of one request, the most that MLflow takes
 START_MS = 1_767_225_600_000
@@ -43,20 +44,31 @@ class Recorder(Protocol):
 
 
 class Connection:
-    """One connection to a server, which stays open."""
+    """One connection to a server, which stays open while it is in use."""
 
     def __init__(self, endpoint: str, headers: dict[str, str]) -> None:
         self._connection = http.client.HTTPConnection(urlsplit(endpoint).netloc, timeout=60)
         self._headers = {"Content-Type": "application/json", **headers}
+        self._used_s = 0.0
 
     def send(self, method: str, path: str, document: Any) -> Any:
         body = json.dumps(document).encode()
-        self._connection.request(method, path, body, self._headers)
-        response = self._connection.getresponse()
+        if time.monotonic() - self._used_s > MOST_IDLE_S:
+            self._connection.close()  # the next request opens it again
+        try:
+            response = self._request(method, path, body)
+        except (http.client.RemoteDisconnected, BrokenPipeError):
+            self._connection.close()  # it was idle for too long; both servers take a repeat
+            response = self._request(method, path, body)
         answer = response.read()
+        self._used_s = time.monotonic()
         if response.status not in (200, 201, 204):
             raise OSError(f"{method} {path} ended with {response.status}: {answer[:500]!r}")
         return json.loads(answer) if answer else None
+
+    def _request(self, method: str, path: str, body: bytes) -> http.client.HTTPResponse:
+        self._connection.request(method, path, body, self._headers)
+        return self._connection.getresponse()
 
 
 def compute_values(step: int) -> dict[str, float]:
@@ -133,8 +145,8 @@ def main() -> None:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         recorders: dict[str, Recorder] = {
-            "ours": stack.enter_context(serve_ours(folder / "ours")),
             "mlflow": stack.enter_context(serve_mlflow(folder / "mlflow")),
+            "ours": stack.enter_context(serve_ours(folder / "ours")),
         }
         steps = dict.fromkeys(recorders, 1)
         for number in range(arguments.rounds):
@@ -212,6 +224,8 @@ def serve_mlflow(data_dir: Path) -> Iterator[Mlflow]:
         port = free.getsockname()[1]
     store = f"sqlite:///{data_dir}/mlflow.db"
     command = [str(MLFLOW), "server", "--backend-store-uri", store, "--port", str(port)]
+    # One connection uses one worker. Of several, those that answer late are replaced under load.
+    command += ["--workers", "1"]
     environ = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
     process = subprocess.Popen(
         command,

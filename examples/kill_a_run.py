@@ -1,5 +1,4 @@
-"""Kill a run that trains too long: follow its log, kill it, and wait until its processes have
-exited.
+"""Kill a run that trains too long: watch it, kill it, and wait until its processes have exited.
 
 `kill` requests a stop: the run saves a checkpoint and ends. It becomes `Cancelled` once all of its
 processes exited.
@@ -11,9 +10,9 @@ ENDLESS = {"blocks": [{"block": "vi-model", "settings": {"hyperparameters": {"ep
 
 with vi.Client() as client:
     run = client.runs.create(flow=ENDLESS, metadata={"example": "kill"})
-    for line in client.runs.logs(run.run_id, follow=True):
-        print(line.text)
-        if line.text.startswith("step "):
+    for change in client.runs.watch(run.run_id):
+        newest = change.run.status.conditions[-1] if change.run else None
+        if newest is not None and newest.reason == "Training":
             break
 
     print(f"killed at {client.runs.kill(run.run_id).spec.killed_at}")

@@ -44,7 +44,6 @@ USE_THE_INSTANCE = (
     "tests/test_examples.py",
     "tests/test_howtos.py::test_a_reader_who_follows_the_page_succeeds",
     "tests/cli/test_commands.py",
-    "tests/cli/test_watch.py",
     "tests/cli/test_datasets.py",
     "tests/cli/test_export.py",
     "tests/cli/test_formats.py",

@@ -78,7 +78,7 @@ class Trainers:
     def start(self, name: str = "shelf", **attributes: str) -> FakeTrainer:
         """Create a run, claim it, and report its plan."""
         run_id = self.client.runs.create({**FLOW, "name": name}, metadata=attributes).run_id
-        while not self._trainers or self._trainers[-1].run_id != run_id:
+        while not self._trainers or self._trainers[-1].run_id != run_id:  # other tests' runs wait
             self._trainers.append(claim_run(self.site.endpoint, self.site.data_dir))
         trainer = self._trainers[-1]
         trainer.report("phase", phase="Training", message="")
@@ -86,13 +86,14 @@ class Trainers:
         return trainer
 
     def end(self) -> None:
+        self.client.runs.delete([trainer.run_id for trainer in self._trainers])
         for trainer in self._trainers:
             trainer.close()
-            self.client.runs.delete([trainer.run_id])
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def trainers(site: Site, client: vi.Client) -> Iterator[Trainers]:
+    """The runs of all tests; they are deleted when no page shows one any more."""
     trainers = Trainers(site, client)
     yield trainers
     trainers.end()
@@ -251,8 +252,12 @@ def test_a_live_curve_equals_the_reloaded_one_and_a_zoom_shows_single_steps(
     expect(page.locator("ry-chart .stage").first).to_have_attribute(
         "aria-label", re.compile(r"Loss: loss from 4\.9.* to .*, highest 42, up to step 1299")
     )
+    page.locator("ry-chart .stage").first.press("ArrowLeft")
+    expect(legends.first).to_have_attribute("data-at", re.compile(r"epoch 2\.\d+"))
     page.get_by_text("Values as a table").first.click()
     expect(page.locator(".chart-table table").first.locator("tr")).to_have_count(13)
+    page.locator("ry-chart .stage").first.press("l")
+    page.wait_for_url(f"**/{trainer.run_id}/log**")
 
 
 def test_only_charts_in_view_are_fetched(page_of: PageOf, trainers: Trainers) -> None:
@@ -263,7 +268,7 @@ def test_only_charts_in_view_are_fetched(page_of: PageOf, trainers: Trainers) ->
     page.on("request", lambda request: asked.append(request.url))
     page.goto(f"{trainers.site.endpoint}/ui/runs/{trainer.run_id}")
     read_curve(page, "loss", last_step=20)
-    assert any("keys=loss" in url for url in asked)
+    assert any("metrics:series" in url and "loss" in url for url in asked)
     assert not any("gradNorm" in url for url in asked)
     with page.expect_request(lambda request: "gradNorm" in request.url):
         page.locator("figure").nth(3).scroll_into_view_if_needed()
@@ -362,9 +367,11 @@ def test_a_killed_run_becomes_cancelled_and_shows_that_nothing_is_left(
     page_of: PageOf, trainers: Trainers
 ) -> None:
     trainer = trainers.start()
-    report_steps(trainer, 1, 30)
     page = open_run(page_of, trainer, trainers)
+    report_steps(trainer, 1, 30)
+    trainer.save("step-30", step=30)
     head = page.locator("#run-head")
+    expect(page.locator("#checkpoints")).to_contain_text("step-30")
     page.get_by_role("button", name="Rename the run").click()
     page.get_by_role("textbox", name="Name").fill("shelf <b>2</b>")
     page.get_by_role("button", name="Rename", exact=True).click()
@@ -377,6 +384,7 @@ def test_a_killed_run_becomes_cancelled_and_shows_that_nothing_is_left(
     page.get_by_role("button", name="Kill…").click()
     dialog = page.locator("#kill")
     expect(dialog).to_contain_text("saves a checkpoint and stops")
+    expect(dialog).to_contain_text("Checkpoints that exist are kept.")
     dialog.get_by_text("as Python").click()
     expect(dialog).to_contain_text(f'client.runs.kill("{trainer.run_id}")')
     expect(dialog).to_contain_text(f"runyard runs kill {trainer.run_id}")

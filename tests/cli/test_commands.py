@@ -319,6 +319,10 @@ def test_logs_metrics_and_models_of_a_finished_run(
     rows = runyard("runs", "metrics", run_id, *here).stdout.splitlines()
     assert rows[1].split() == ["STEP", "EPOCH", "MIN", "MAX", "LAST"]
     assert len(rows) == 2 + course["count"]
+    used = ("--keys", "system/memoryBytes", "--points", "9", "--data-dir", data_dir)
+    [series] = runyard("runs", "metrics", run_id, *used, "--json").stdout.splitlines()
+    assert min(json.loads(series)["columns"]["last"]) > 1 << 20
+    assert not [line for line in logs if json.loads(line)["text"].startswith("step ")]
     curve = runyard("runs", "metrics", run_id, "--keys", "loss", "--plot", "--data-dir", data_dir)
     assert len(curve.stdout.splitlines()) == 13
 

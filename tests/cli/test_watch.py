@@ -1,116 +1,205 @@
-"""``runyard runs watch`` and ``runyard top`` in a real terminal, against a real server."""
+"""``runyard runs watch`` and ``runyard top`` in a real terminal, against a real server.
+
+Nothing trains: the tests say what the trainer reports.
+"""
 
 import json
 import os
 import subprocess
 import sys
 import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
+import vi
 from tests.support.commands import Runyard
-from tests.support.instance import Instance, LongRuns
+from tests.support.fake_trainer import FakeTrainer, claim_run
 from tests.support.terminal import open_terminal
-from vi import Client
-from vi.api.resources.runs.responses import Run
+from tests.support.waiting import eventually
+
+START_TIMEOUT_S = 60
 
 
-def test_a_run_is_watched_killed_after_a_question_and_reported(
-    instance: Instance, long_runs: LongRuns
-) -> None:
-    run_id = long_runs.running().run_id
+@dataclass(frozen=True)
+class LoneServer:
+    """A server without a controller, in its own process."""
+
+    data_dir: Path
+    client: vi.Client
+
+    @property
+    def environ(self) -> dict[str, str]:
+        return {"RUNYARD_DATA_DIR": str(self.data_dir), "HOME": str(self.data_dir.parent)}
+
+    def train(self, name: str, *, steps: int = 50) -> FakeTrainer:
+        """Start a run that has made these steps."""
+        self.client.runs.create(flow={"name": name})
+        trainer = claim_run(self.client.endpoint, self.data_dir)
+        steps_made = range(1, steps + 1)
+        for number in steps_made:
+            trainer.step(number, 100, loss=2 / number, seconds_left=90.0)
+        trainer.write("stdout", "epoch begins", "\x1b[2Jsmuggled")
+        return trainer
+
+
+@pytest.fixture(scope="module")
+def lone_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoneServer]:
+    data_dir = tmp_path_factory.mktemp("watched") / "data"
+    environ = {**os.environ, "RUNYARD_DATA_DIR": str(data_dir), "RUNYARD_PORT": "0"}
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "runyard.server", "--end-with-stdin"],
+        env=environ,
+        stdin=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+
+    def is_up() -> bool:
+        assert process.poll() is None
+        return (data_dir / "server.json").exists()
+
+    try:
+        eventually(is_up, timeout_s=START_TIMEOUT_S, what="the server is up")
+        with vi.Client(config_file=data_dir / "credentials.json") as client:
+            yield LoneServer(data_dir, client)
+    finally:
+        process.terminate()
+        process.communicate(timeout=START_TIMEOUT_S)
+
+
+def test_a_run_is_watched_killed_after_a_question_and_reported(lone_server: LoneServer) -> None:
+    trainer = lone_server.train("shelf")
+    run_id = trainer.run_id
     with open_terminal(
-        "runs", "watch", run_id, "--exit-status", environ=instance.environ
+        "runs", "watch", run_id, "--exit-status", environ=lone_server.environ
     ) as terminal:
-        terminal.expect("Running", run_id, "q leave")
-        terminal.expect("loss", "│")
+        terminal.expect("● Running", "shelf", "step 50/100", "1m 30s left", "loss", "│", "smuggled")
+        trainer.step(51, 100, loss=0.01)
+        terminal.expect("step 51/100")
         terminal.resize(80, 20)
         terminal.press("k")
-        terminal.expect(f"kill run {run_id}?")
+        terminal.expect(f"kill run {run_id}? y/N")
         terminal.press("n")
         terminal.expect("not killed")
         terminal.press("k")
         terminal.expect("y/N")
         terminal.press("y")
+        terminal.expect("kill requested")
+        trainer.finish(143)
         terminal.expect("Cancelled after")
         assert terminal.finish() == 12
-        assert terminal.raw.rstrip().rpartition(b"\x1b[?1049l")[1]  # the screen was restored
+    assert terminal.raw.count(b"\x1b[?1049h") == terminal.raw.count(b"\x1b[?1049l") == 1
+    assert b"\x1b[2Jsmuggled" not in terminal.raw
+    trainer.close()
 
 
-def test_leaving_the_view_does_not_touch_the_run(
-    instance: Instance, client: Client, long_runs: LongRuns
-) -> None:
-    run_id = long_runs.pending().run_id
+def test_leaving_the_view_does_not_touch_the_run(lone_server: LoneServer) -> None:
+    run_id = lone_server.client.runs.create(flow={"name": "waits"}).run_id
     for key, exit_code in (("q", 0), ("\x03", 130)):
-        with open_terminal("runs", "watch", run_id, environ=instance.environ) as terminal:
-            terminal.expect("Pending", "q leave")
+        with open_terminal("runs", "watch", run_id, environ=lone_server.environ) as terminal:
+            terminal.expect("◷ Pending", "no metrics yet", "q leave")
             terminal.press(key)
             assert terminal.finish() == exit_code
-    assert client.runs.get(run_id).spec.killed_at is None
+    assert lone_server.client.runs.get(run_id).spec.killed_at is None
+    lone_server.client.runs.delete(run_id)
 
 
-def test_all_runs_are_shown_one_is_opened_and_another_killed(
-    instance: Instance, client: Client, long_runs: LongRuns
-) -> None:
-    running, pending = long_runs.running().run_id, long_runs.pending().run_id
-    with open_terminal("top", environ=instance.environ, columns=200) as terminal:
-        terminal.expect("1 running", running, pending, "x kill")
+def test_all_runs_are_shown_one_is_opened_and_another_killed(lone_server: LoneServer) -> None:
+    trainer = lone_server.train("trains")
+    pending = lone_server.client.runs.create(flow={"name": "waits"}).run_id
+    with open_terminal("top", environ=lone_server.environ, columns=200) as terminal:
+        terminal.expect("1 running   1 waiting", trainer.run_id, pending, "x kill", "50%")
         terminal.press("\r")
-        terminal.expect("m next metric")
+        terminal.expect("m next metric", "step 50/100")
         terminal.press("q")
         terminal.expect("x kill")
         terminal.press("\x1b[B")
         terminal.press("x")
-        terminal.expect(f"kill run {pending}?")
+        terminal.expect(f"kill run {pending}? y/N")
         terminal.press("y")
-        terminal.expect("kill requested", "0 waiting")
+        terminal.expect("0 waiting")
         terminal.press("q")
         assert terminal.finish() == 0
-    condition = client.runs.get(pending).condition
+    condition = lone_server.client.runs.get(pending).condition
     assert condition is not None and condition.value == "Cancelled"
+    trainer.finish(64, outcome="Failed", reason="TrainerError", message="diverged")
+    trainer.close()
+
+
+@pytest.fixture
+def ended_run(lone_server: LoneServer) -> str:
+    trainer = lone_server.train("ended", steps=3)
+    trainer.finish(64, outcome="Failed", reason="TrainerError", message="diverged")
+    trainer.close()
+    return trainer.run_id
 
 
 def test_without_a_terminal_the_log_and_the_state_are_lines(
-    runyard: Runyard, instance: Instance, finished_run: Run
+    runyard: Runyard, lone_server: LoneServer, ended_run: str
 ) -> None:
-    data_dir = str(instance.data_dir)
-    result = runyard("runs", "watch", finished_run.run_id, "--exit-status", "--data-dir", data_dir)
-    assert result.exit_code == 0
-    assert "Succeeded" in result.stdout.splitlines()[-1]
+    where = ("--data-dir", str(lone_server.data_dir))
+    result = runyard("runs", "watch", ended_run, "--exit-status", *where)
+    assert result.exit_code == 10
+    assert "epoch begins" in result.stdout.splitlines()
+    assert "Failed, TrainerError" in result.stdout.splitlines()[-1]
     assert "\x1b" not in result.stdout
-    listed = runyard("top", "--once", "--data-dir", data_dir)
+    assert runyard("runs", "watch", ended_run, *where).exit_code == 0
+    listed = runyard("top", "--once", *where)
     assert "running" in listed.stdout and "MACHINE" in listed.stdout
 
 
 def test_with_json_each_change_is_one_document(
-    runyard: Runyard, instance: Instance, finished_run: Run
+    runyard: Runyard, lone_server: LoneServer, ended_run: str
 ) -> None:
-    data_dir = str(instance.data_dir)
-    result = runyard("runs", "watch", finished_run.run_id, "--json", "--data-dir", data_dir)
-    assert [json.loads(line)["runId"] for line in result.stdout.splitlines()] == [
-        finished_run.run_id
-    ]
-    listed = runyard("top", "--once", "--json", "--data-dir", data_dir)
+    where = ("--data-dir", str(lone_server.data_dir))
+    result = runyard("runs", "watch", ended_run, "--json=id,condition", *where)
+    assert [json.loads(line)["id"] for line in result.stdout.splitlines()] == [ended_run]
+    listed = runyard("top", "--once", "--json", *where)
     assert set(json.loads(listed.stdout)) == {"time", "items", "usage"}
 
 
 @pytest.mark.parametrize("arguments", [[], ["--json"]])
 def test_watching_a_run_that_does_not_exist_is_not_found(
-    runyard: Runyard, instance: Instance, arguments: list[str]
+    runyard: Runyard, lone_server: LoneServer, arguments: list[str]
 ) -> None:
     missing = str(uuid.uuid4())
-    result = runyard("runs", "watch", missing, *arguments, "--data-dir", str(instance.data_dir))
+    where = ("--data-dir", str(lone_server.data_dir))
+    result = runyard("runs", "watch", missing, *arguments, *where)
     assert result.exit_code == 4
     assert missing in result.stderr
+    assert "request " in result.stderr  # the id that the server's log names
 
 
-def test_a_dumb_terminal_gets_lines(instance: Instance, finished_run: Run) -> None:
-    environ = {**os.environ, **instance.environ, "TERM": "dumb"}
-    done = subprocess.run(
-        [sys.executable, "-m", "runyard.cli", "runs", "watch", finished_run.run_id],
-        env=environ,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Succeeded" in done.stdout
+def test_a_terminal_that_cannot_be_drawn_on_gets_lines(
+    lone_server: LoneServer, ended_run: str
+) -> None:
+    environ = {**lone_server.environ, "TERM": "dumb"}
+    with open_terminal("runs", "watch", ended_run, environ=environ) as terminal:
+        assert terminal.finish() == 0
+    assert "epoch begins" in terminal.text
+    assert b"\x1b[?1049h" not in terminal.raw
+
+
+def test_several_runs_are_waited_for(
+    runyard: Runyard, lone_server: LoneServer, ended_run: str
+) -> None:
+    trainer = lone_server.train("good", steps=1)
+    trainer.finish(0, outcome="Succeeded", reason="Completed", message="")
+    trainer.close()
+    where = ("--data-dir", str(lone_server.data_dir))
+    result = runyard("runs", "wait", trainer.run_id, ended_run, "-q", *where)
+    assert result.exit_code == 3
+    assert result.stdout.splitlines() == [trainer.run_id, ended_run]
+
+
+def test_flows_are_shown_before_they_are_deleted(runyard: Runyard, lone_server: LoneServer) -> None:
+    flow = lone_server.client.flows.create({"name": "kept"})
+    where = ("--data-dir", str(lone_server.data_dir))
+    shown = runyard("flows", "rm", flow.flow_id, "--dry-run", *where)
+    assert shown.stdout == f"would delete {flow.flow_id} kept\n"
+    asked = runyard("flows", "rm", flow.flow_id, *where)
+    assert asked.exit_code == 2 and "--yes" in asked.stderr
+    assert lone_server.client.flows.get(flow.flow_id).flow_id == flow.flow_id
+    assert runyard("flows", "rm", flow.flow_id, "--yes", *where).exit_code == 0

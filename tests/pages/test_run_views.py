@@ -137,6 +137,11 @@ def test_facts_say_measuring_until_the_time_left_is_known() -> None:
     assert facts["Samples/s"] == "412"
     assert facts["Memory"] == "1.0 GiB"
     assert shown.may_kill
+    assert "saves a checkpoint" not in shown.kill_effect  # its attempt has ended
+    run.status.attempts[0].time_ended = None
+    shown = head.build_head(run, now_ms=CREATED + 90_000, recent=recent, has_checkpoint=True)
+    assert "saves a checkpoint and stops" in shown.kill_effect
+    assert "it is killed first" in shown.delete_effect
     assert [(tag.key, tag.value) for tag in shown.tags] == [("owner", "kim")]
 
 

@@ -79,10 +79,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         "test_deletion",
         "test_key_lifecycle",
         "test_leases",
+        "test_logs",
         "test_metric_series",
         "test_telemetry",
         "test_resume",
         "test_retention",
+        "test_samples",
     )
     if is_about_the_store and "store_kind" in metafunc.fixturenames:
         is_sqlite_only = metafunc.definition.get_closest_marker("sqlite_only") is not None

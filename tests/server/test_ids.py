@@ -19,7 +19,7 @@ from runyard.server.services.operations import legacy_ids
 from runyard.server.services.runs import flows, leases, models, runs
 from runyard.store import attempts as attempt_rows
 from runyard.store import backup as rows
-from runyard.store.tables import output_files, outputs
+from runyard.store.tables import metadata, output_files, outputs
 from runyard.store.tables import runs as run_table
 from tests.server.datasets import Data, make_vqa_files
 from tests.server.raw import send_raw
@@ -287,7 +287,7 @@ async def rename_run(server: TestServer, old: str, new: str) -> None:
 
     def work(connection: Any) -> None:
         connection.execute(run_table.update().where(run_table.c.id == old).values(id=new))
-        for table in rows.TABLES.values():
+        for table in metadata.sorted_tables:
             if "run_id" in table.c:
                 connection.execute(table.update().where(table.c.run_id == old).values(run_id=new))
 

@@ -180,3 +180,24 @@ async def test_texts_are_indexed_once_there_are_many(
     await api.patch(server.path("runs/r0"), json={"metadata": {"name": "other"}})
     assert await list_ids(server, filter="name:other") == ["r0"]
     assert await list_ids(server, filter="name:run") == ["r4", "r3", "r2", "r1"]
+
+
+async def test_lists_and_counts_are_rebuilt_by_a_restore(server: TestServer) -> None:
+    api = await server.api()
+    attempt = await attempts.start(server, "r1")
+    event = {"ev": "evaluation", "step": 1, "values": {"validation/iou": 0.7}}
+    await attempt.ship(json.dumps(event), stream="events")
+    await create(server, "r2", metadata={"name": "kept", "attributes": {"owner": "kim"}})
+    saved = await api.post(server.path("storage/backups"))
+    await create(server, "r3")
+    await api.delete(server.path("runs/r2"))
+    restored = await api.post(server.path("storage/restores"), content=saved.content)
+    assert restored.status_code == 200, restored.text
+    assert await list_ids(server) == ["r2", "r1"]
+    for filter, run_id in (("kept", "r2"), ("owner=kim", "r2"), ("metric.iou>0.6", "r1")):
+        assert await list_ids(server, filter=filter) == [run_id]
+    counted = (await api.get(server.path("runs:count"))).json()
+    assert (counted["total"], counted["conditions"]["Pending"]) == (2, 1)
+    await api.patch(server.path("runs/r2"), json={"spec": {"killedAt": 1}})
+    counted = (await api.get(server.path("runs:count"))).json()
+    assert (counted["conditions"]["Pending"], counted["conditions"]["Cancelled"]) == (0, 1)

@@ -174,6 +174,7 @@ async def test_times_levels_and_attempts_filter_lines(server: TestServer) -> Non
     assert len((await get(server, attempt=1))["items"]) == 9
 
 
+@pytest.mark.sqlite_only
 @pytest.mark.parametrize(
     ("query", "part"),
     [

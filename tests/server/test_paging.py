@@ -40,7 +40,8 @@ async def fill_every_list(server: TestServer) -> dict[str, str]:
     attempt = await attempts.start(server, "r0")
     for number in range(COUNT):
         await attempt.checkpoint(f"epoch-{number + 1}")
-        for path in (f"runs/r{number + 1}", f"flows/f{number}", f"trainingProjects/p{number}"):
+        documents = (f"flows/f{number}", f"trainingProjects/p{number}", f"views/v{number}")
+        for path in (f"runs/r{number + 1}", *documents):
             assert (await api.put(server.path(path), json={"spec": {}})).status_code == 201
         made = await api.post(server.path("datasets"), json={"name": f"d{number}"})
     dataset = made.json()["datasetId"]

@@ -11,10 +11,13 @@ from typing import Any
 
 import msgspec
 import pytest
-from sqlalchemy import Connection
+from alembic.command import upgrade
+from alembic.config import Config
+from sqlalchemy import Connection, create_engine
+from sqlalchemy import text as sql
 
 from runyard.server.services.runs.filters import parse_filter
-from runyard.store import Store, runs
+from runyard.store import Store, migrate, runs
 from runyard.store.lists import run_list, run_metrics, run_query
 from runyard.store.lists.duration import UNENDED, encode_duration
 from runyard.store.lists.run_query import RunOrder
@@ -322,3 +325,64 @@ def test_a_count_stops_at_its_limit(store: Store, monkeypatch: pytest.MonkeyPatc
     assert count("flow:f1") == (10, True)
     assert count("") == (60, False)
     assert count("id:r01") == (1, False)
+
+
+def test_runs_of_an_older_database_are_listed_with_their_names_and_metrics(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    for database in (tmp_path / "a.db", request.getfixturevalue("postgresql").new_database()):
+        url = database if isinstance(database, str) else f"sqlite:///{database}"
+        engine, config = create_engine(url), Config()
+        config.set_main_option("script_location", str(migrate._migrations_dir()).replace("%", "%%"))
+        with engine.begin() as connection:
+            config.attributes["connection"] = connection
+            upgrade(config, "0008")
+            insert_older_runs(connection)
+        engine.dispose()
+        store = Store(database)
+        check_older_runs(store)
+        store.close()
+
+
+def insert_older_runs(connection: Connection) -> None:
+    status = {
+        "attempts": [{"attempt": 1, "timeStarted": 1_000}],
+        "conditions": [{"condition": "Failed", "lastTransitionTime": 5_000}],
+    }
+    metadata = {"timeCreated": 1, "attributes": {"owner": "kim"}}
+    for run_id, document in (
+        ("named", {"spec": {"flow": {"name": "Old"}}, "status": status, "metadata": metadata}),
+        ("odd", {"spec": {"flow": {"name": None}}}),
+        ("gone", {}),
+    ):
+        connection.execute(
+            sql(
+                "INSERT INTO runs (org, id, document, etag, body_sha256, condition, priority, "
+                "time_created, killed, deleted, log_count, metric_count) VALUES ('o', :id, "
+                ":document, 'e', :document, 'Failed', 0, 1, false, :gone, 0, 0)"
+            ),
+            {"id": run_id, "document": msgspec.json.encode(document), "gone": run_id == "gone"},
+        )
+    connection.execute(sql("INSERT INTO run_attributes VALUES ('o', 'named', 'owner', 'kim')"))
+    for number, measured in enumerate(({"validation/iou": 0.9, "loss": 2.0}, {"loss": 1.5})):
+        connection.execute(
+            sql("INSERT INTO metrics VALUES ('o', 'named', :number, 1, 1.0, 1, 1, :measured)"),
+            {"number": number + 1, "measured": msgspec.json.encode(measured)},
+        )
+
+
+def check_older_runs(store: Store) -> None:
+    newest_first = RunOrder()
+    assert read_all(store, "", newest_first, 5) == ["odd", "named"]
+    for filter in (
+        "name:old",
+        "owner=kim",
+        "metric.iou>0.8",
+        "metric.loss=1.5",
+        "duration>3s duration<5s",
+    ):
+        assert read_all(store, filter, newest_first, 5) == ["named"], filter
+    counts, _ = store.read(
+        partial(run_query.count, org="o", filter=parse_filter(""), now_ms=NOW_MS)
+    )
+    assert counts == {"Failed": 2}

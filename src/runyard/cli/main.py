@@ -37,7 +37,7 @@ COMMANDS = {
         "instance.up", "up", "Start and supervise server and controller on this machine."
     ),
     "open": CommandEntry(
-        "resources.sessions", "open_pages", "Open the pages in a browser, or print a link to them."
+        "resources.sessions", "open_pages", "Open the pages in a browser, signed in with this key."
     ),
     "down": CommandEntry(
         "instance.down",

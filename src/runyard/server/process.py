@@ -9,6 +9,7 @@ queued writes are committed, files are removed.
 import asyncio
 import contextlib
 import fcntl
+import gc
 import json
 import logging
 import os
@@ -97,6 +98,8 @@ async def _serve(settings: Settings, services: Services, bound: socket.socket) -
     gateway = create_app(settings)
     gateway.services = services
     build_api()  # now, and not while the first request waits
+    gc.freeze()  # what exists now lives as long as the server
+    gc.enable()
     max_connections = raise_file_limit(settings.max_connections)
     guard = ConnectionGuard(
         bound,

@@ -107,7 +107,7 @@ class Sampler:
             log.exception("sampling of %s has ended", self._folder)
 
     def measure(self) -> dict[str, float]:
-        """Return what the attempt uses now, by key."""
+        """Return what the attempt uses now, by key; nothing if it has no process."""
         now_s = self._clock.monotonic()
         cpu_s: dict[Identity, float] = {}
         memory_bytes = 0
@@ -115,6 +115,8 @@ class Sampler:
             if (use := processes.read_use(identity.pid)) is not None:
                 cpu_s[identity] = use.cpu_s
                 memory_bytes += use.memory_bytes
+        if not cpu_s:
+            return {}  # the trainer has ended
         elapsed_s = now_s - self._measured_at_s
         used_s = sum(value - self._cpu_s.get(identity, 0.0) for identity, value in cpu_s.items())
         self._cpu_s, self._measured_at_s = cpu_s, now_s
@@ -126,7 +128,9 @@ class Sampler:
         return values | (self._accelerators.measure() if self._accelerators is not None else {})
 
     def write(self, values: Mapping[str, float]) -> None:
-        """Append a line; a full or failing disk drops it."""
+        """Append a line, if there are values; a full or failing disk drops it."""
+        if not values:
+            return
         line = json.dumps({"t": self._clock.now_ms(), "values": values}).encode() + b"\n"
         with contextlib.suppress(OSError):
             rundir.append_line(rundir.AttemptDir(self._folder).system, line)

@@ -38,6 +38,21 @@ def check_id(value: object, *, name: str) -> str:
     )
 
 
+def check_index(value: object, *, name: str) -> int:
+    """Return a whole number of at least 0.
+
+    Raises:
+        ViInvalidParameterError: The value is something else.
+    """
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    raise ViInvalidParameterError(
+        f"{name} is {shorten_repr(value)}, expected: a whole number of at least 0",
+        suggestion="try: the index as the server returned it",
+        details={"parameter": name},
+    )
+
+
 def check_pagination(value: PaginationParams | Mapping[str, Any] | None) -> PaginationParams:
     """Return valid pagination parameters; None gives the defaults.
 

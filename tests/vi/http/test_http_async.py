@@ -35,10 +35,8 @@ async def test_a_body_is_sent_as_json_and_the_response_is_decoded(
     request = server.requests[0]
     assert answer == {"number": 5}
     assert str(request.url) == "http://server.test:1/lines?a=1&c=true"
-    assert (
-        request.content
-        == '{"number":1,"time":2,"attempt":1,"stream":"stdout","text":"Zeile ü"}'.encode()
-    )
+    sent = '{"number":1,"time":2,"attempt":1,"stream":"stdout","text":"Zeile ü","level":"info"}'
+    assert request.content == sent.encode()
     assert request.headers["content-type"] == "application/json"
     assert request.headers["authorization"] == "Bearer k"
     assert request.headers["user-agent"].startswith(f"vi/{vi.__version__} (Python/")

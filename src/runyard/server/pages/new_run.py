@@ -36,7 +36,7 @@ GOALS = {
 }
 
 
-class FormOption(msgspec.Struct, frozen=True, kw_only=True):
+class NamedOption(msgspec.Struct, frozen=True, kw_only=True):
     """An option of a selection: its value, its text, and what names of runs contain of it."""
 
     value: str
@@ -48,11 +48,11 @@ class FormOption(msgspec.Struct, frozen=True, kw_only=True):
 class NewRunPage(msgspec.Struct, frozen=True, kw_only=True):
     """The page that starts a run; ``flow`` is JSON. ``weights`` are those typed in, if any."""
 
-    built_in: list[FormOption]
-    datasets: list[FormOption]
+    built_in: list[NamedOption]
+    datasets: list[NamedOption]
     has_more_datasets: bool
-    models: list[FormOption]
-    goals: list[FormOption]
+    models: list[NamedOption]
+    goals: list[NamedOption]
     weights: str
     flow: str
     origin: str
@@ -79,7 +79,7 @@ async def get_new_run(request: Request) -> Response:
     )
     page = NewRunPage(
         built_in=[
-            FormOption(
+            NamedOption(
                 value=id,
                 text=f"{BUILT_IN_TITLES.get(id, id)}: {GOALS[task].lower()}",
                 name=id,
@@ -91,8 +91,8 @@ async def get_new_run(request: Request) -> Response:
         has_more_datasets=found.next_page is not None,
         models=_list_models(services, weights),
         goals=[
-            FormOption(value="", text="The dataset's own", name=""),
-            *(FormOption(value=task, text=text, name=task) for task, text in GOALS.items()),
+            NamedOption(value="", text="The dataset's own", name=""),
+            *(NamedOption(value=task, text=text, name=task) for task, text in GOALS.items()),
         ],
         weights=weights if not weights.startswith(BASE_PREFIX) else "",
         flow=_encode_flow(flow, chosen, weights),
@@ -137,10 +137,10 @@ def _get_weights(flow: FlowSpec) -> str | None:
     return architecture.get("weights") if isinstance(architecture, dict) else None
 
 
-def _describe_dataset(dataset: Dataset, chosen: str) -> FormOption:
+def _describe_dataset(dataset: Dataset, chosen: str) -> NamedOption:
     total = dataset.statistic.asset_total
     images = "1 image" if total == 1 else f"{format_count(total)} images"
-    return FormOption(
+    return NamedOption(
         value=dataset.dataset_id,
         text=f"{dataset.name} · {images}, {GOALS.get(dataset.type, dataset.type).lower()}",
         name=dataset.name,
@@ -148,16 +148,16 @@ def _describe_dataset(dataset: Dataset, chosen: str) -> FormOption:
     )
 
 
-def _list_models(services: Services, weights: str) -> list[FormOption]:
+def _list_models(services: Services, weights: str) -> list[NamedOption]:
     """Return the built-in model, those of this server's folders, and a field for all others."""
     names = services.settings.models.list_names()
     values = ["", *(f"{BASE_PREFIX}{name}" for name in names)]
     texts = ["Tiny model, built in: learns in about a minute", *names]
     found = [
-        FormOption(value=value, text=text, name=name, is_chosen=value == weights)
+        NamedOption(value=value, text=text, name=name, is_chosen=value == weights)
         for value, text, name in zip(values, texts, ["tiny", *names], strict=True)
     ]
-    other = FormOption(
+    other = NamedOption(
         value="other",
         text="Another: a hub id, or a checkpoint of a run",
         name="",

@@ -456,10 +456,11 @@ def _build_page(
     number, value = builder.number, builder.sort_value
     query = builder.select(value.label("sort_value"), number.label("number"), run_list.c.run_id)
     query = query.where(*builder.list_conditions(has_low=has_low, has_high=has_high))
-    by = (number,) if order[0] == "created" else (value, number)
+    by: tuple[ColumnElement[Any], ...] = (number,) if order[0] == "created" else (value, number)
+    if not builder.is_in_order:  # else SQLite might read the index of the order
+        by = tuple(map(builder.hide, by))
     if is_after:
-        compared = by if builder.is_in_order else tuple(map(builder.hide, by))
-        query = query.where(_compare(compared, is_descending=order[1]))
+        query = query.where(_compare(by, is_descending=order[1]))
     query = query.order_by(*(each.desc() if order[1] else each for each in by))
     page = query.limit(bindparam("max_rows"))
     if not is_document:
@@ -564,8 +565,8 @@ class _Builder:
             query = query.join(
                 run_metrics,
                 and_(
-                    run_metrics.c.org == bindparam("org"),
-                    run_metrics.c.run_id == run_list.c.run_id,
+                    run_metrics.c.org == self.hide(run_list.c.org),
+                    run_metrics.c.run_id == self.hide(run_list.c.run_id),
                     run_metrics.c.key == bindparam("order_metric"),
                 ),
             )

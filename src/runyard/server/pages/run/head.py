@@ -112,6 +112,7 @@ class RunHead(msgspec.Struct, frozen=True, kw_only=True):
     origin_ms: int
     grace: str
     kill_effect: str
+    delete_effect: str
     commands: list[Command]
 
 
@@ -145,6 +146,7 @@ def build_head(run: Run, *, now_ms: int, recent: Recent, has_checkpoint: bool) -
         origin_ms=run.metadata.time_created,
         grace=f"{float(grace_s):g} s" if isinstance(grace_s, int | float) else "",
         kill_effect=_describe_kill(run, has_checkpoint=has_checkpoint),
+        delete_effect=_describe_deletion(is_final=is_final),
         commands=list_commands(run.run_id),
     )
 
@@ -306,6 +308,15 @@ def _describe_kill(run: Run, *, has_checkpoint: bool) -> str:
         "The trainer finishes its step, saves a checkpoint and stops. If it takes longer than the "
         f"grace period, its processes are ended without saving.{kept} The log and the metrics "
         "are kept. The run becomes Cancelled when no process of it is left."
+    )
+
+
+def _describe_deletion(*, is_final: bool) -> str:
+    """Return what a deletion would do to this run now."""
+    first = "" if is_final else "It has not ended: it is killed first, without saving. "
+    return (
+        f"{first}Its log, metrics, predictions and checkpoints are removed, on the server and on "
+        "this machine, and cannot be restored. Its id is never used again."
     )
 
 

@@ -81,7 +81,7 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
     after: str
 
 
-class FormOption(msgspec.Struct, frozen=True, kw_only=True):
+class StartOption(msgspec.Struct, frozen=True, kw_only=True):
     """A checkpoint to start from; an empty value is the beginning."""
 
     value: str
@@ -108,11 +108,11 @@ class StartForm(msgspec.Struct, frozen=True, kw_only=True):
     how: str
     title: str
     lead: str
-    ways: list[FormOption]
+    ways: list[StartOption]
     new_id: str
     name: str
     tags: str
-    checkpoints: list[FormOption]
+    checkpoints: list[StartOption]
     fields: list[Field]
     flow: str
     preview: Preview
@@ -412,7 +412,7 @@ def build_form(
         how=how,
         title=TITLES[how],
         lead=LEADS[how],
-        ways=[FormOption(value=way, text=TITLES[way], is_chosen=way == how) for way in WAYS],
+        ways=[StartOption(value=way, text=TITLES[way], is_chosen=way == how) for way in WAYS],
         new_id=new_id,
         name=draft.name,
         tags="\n".join(f"{key}={value}" for key, value in draft.tags.items()),
@@ -437,7 +437,7 @@ def _group_problems(draft: Draft, check: FlowCheck) -> dict[str, str]:
 
 def _list_checkpoints(
     draft: Draft, models: Sequence[Model], *, is_needed: bool
-) -> list[FormOption]:
+) -> list[StartOption]:
     choices = [] if is_needed else [("", "none: from the beginning")]
     if models:
         choices += [("latest", "latest"), ("best", "best")]
@@ -446,6 +446,6 @@ def _list_checkpoints(
             for model in reversed(models)
         ]
     return [
-        FormOption(value=value, text=text, is_chosen=value == draft.checkpoint)
+        StartOption(value=value, text=text, is_chosen=value == draft.checkpoint)
         for value, text in choices
     ]

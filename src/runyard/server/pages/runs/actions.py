@@ -1,4 +1,4 @@
-"""What the page *Runs* does: kill, tag and delete selected runs, save views, start the first run.
+"""Actions of the page *Runs*: kill, tag and delete selected runs, save views, start the first run.
 
 Each action on runs is asked twice: first without ``confirmed``, for a dialog that says what will
 happen, then with it. Both ask the same service, the first time for a dry run.
@@ -59,7 +59,7 @@ class Selection:
             return {"ids": None, "filter": parse_filter(self.q)}
         return {"ids": list(self.ids), "filter": None}
 
-    def keep(self, outcomes: RunOutcomes) -> "Selection":
+    def keep_accepted(self, outcomes: RunOutcomes) -> "Selection":
         """Return the selection without the runs that an action does not apply to."""
         ids = tuple(item.run_id for item in list_accepted(outcomes))
         return Selection(() if self.is_all else ids, self.q, self.is_all)
@@ -116,11 +116,13 @@ async def kill_runs(request: Request) -> Response:
     if is_confirmed:
         snippet = selection.write_snippet("kill", python, **grace)
         title, lines = describe_killed(count_conditions(outcomes))
-        return finish(request, "kill", selection, outcomes, snippet, title=title, lines=lines)
+        return show_result(request, "kill", selection, outcomes, snippet, title=title, lines=lines)
     outcomes = refuse_ended(outcomes)
-    snippet = selection.keep(outcomes).write_snippet("kill", python, **grace)
+    snippet = selection.keep_accepted(outcomes).write_snippet("kill", python, **grace)
     title, lines = describe_kill(count_conditions(outcomes))
-    return confirm(request, "kill", selection, outcomes, snippet, title=title, lines=lines)
+    return show_confirmation(
+        request, "kill", selection, outcomes, snippet, title=title, lines=lines
+    )
 
 
 def refuse_ended(outcomes: RunOutcomes) -> RunOutcomes:
@@ -145,11 +147,11 @@ def describe_kill(counts: Counter[str]) -> tuple[str, list[str]]:
     """Return what a kill would do, as a title and further sentences."""
     running, pending, lines = counts["Running"], counts["Pending"], []
     if running:
-        saves = pick(running, "saves a checkpoint, then stops", "save checkpoints, then stop")
-        are = pick(running, "is", "are")
+        saves = pick_word(running, "saves a checkpoint, then stops", "save checkpoints, then stop")
+        are = pick_word(running, "is", "are")
         lines.append(f"{count_runs(running)} {are} running: {saves} within the time below.")
     if pending:
-        waits = pick(pending, "waits and is", "wait and are")
+        waits = pick_word(pending, "waits and is", "wait and are")
         lines.append(f"{count_runs(pending)} {waits} canceled at once.")
     total = counts.total()
     return f"Kill {count_runs(total)}?" if total else "Nothing to kill", lines
@@ -161,7 +163,7 @@ def describe_killed(counts: Counter[str]) -> tuple[str, list[str]]:
     if ended:
         lines.append(f"{count_runs(ended)} had not started and ended at once.")
     if stopping := total - ended:
-        saves = pick(stopping, "saves and stops", "save and stop")
+        saves = pick_word(stopping, "saves and stops", "save and stop")
         lines.append(f"{count_runs(stopping)} {saves} now; the table shows when.")
     return f"{count_runs(total)} killed" if total else "No run was killed", lines
 
@@ -181,7 +183,7 @@ async def delete_runs(request: Request) -> Response:
         lines = ["They are gone from every list; the disk space is free within a minute."]
         now = format_iso(services.clock.now_ms())
         receipt = "\n".join([f"deleted {now} by {actor.name}", *(item.run_id for item in accepted)])
-        return finish(
+        return show_result(
             request, "delete", selection, outcomes, snippet, title=title, lines=lines,
             receipt=receipt if accepted else "",
         )  # fmt: skip
@@ -189,10 +191,12 @@ async def delete_runs(request: Request) -> Response:
     open_runs = sum(not is_final(run) for run in table.read_runs(request, ids))
     lines = ["Logs, metrics, checkpoints and downloads of these runs are removed for good."]
     if open_runs:
-        have = pick(open_runs, "has not ended and is", "have not ended and are")
+        have = pick_word(open_runs, "has not ended and is", "have not ended and are")
         lines.append(f"{count_runs(open_runs)} of them {have} killed without saving.")
     title = f"Delete {count_runs(len(accepted))}?" if accepted else "Nothing to delete"
-    return confirm(request, "delete", selection, outcomes, snippet, title=title, lines=lines)
+    return show_confirmation(
+        request, "delete", selection, outcomes, snippet, title=title, lines=lines
+    )
 
 
 async def tag_runs(request: Request) -> Response:
@@ -214,12 +218,12 @@ async def tag_runs(request: Request) -> Response:
     if is_confirmed:
         done = "removed from" if is_set(form, "remove") else f"= {value or '(empty)'} set on"
         title = f"{key} {done} {count_runs(len(accepted))}" if accepted else "No run was changed"
-        return finish(request, "tag", selection, outcomes, snippet, title=title, lines=[])
+        return show_result(request, "tag", selection, outcomes, snippet, title=title, lines=[])
     found = table.read_runs(request, [item.run_id for item in accepted[:MOST_SHOWN]])
     keys = sorted({name for run in found for name in run.metadata.attributes})
     title = f"Tag {count_runs(len(accepted))}" if accepted else "Nothing to tag"
     lines = ["A tag that a run has already gets the new value; its other tags stay."]
-    return confirm(
+    return show_confirmation(
         request, "tag", selection, outcomes, snippet, title=title, lines=lines, keys=tuple(keys)
     )
 
@@ -232,7 +236,7 @@ def write_tag_snippet(selection: Selection, change: Mapping[str, str | None]) ->
     return selection.write_snippet("tag", [python], **option)
 
 
-def confirm(
+def show_confirmation(
     request: Request,
     verb: str,
     selection: Selection,
@@ -263,7 +267,7 @@ def confirm(
     return templates.render_fragment(request, "parts/_runs_action.html", page)
 
 
-def finish(
+def show_result(
     request: Request,
     verb: str,
     selection: Selection,
@@ -304,9 +308,11 @@ def describe_refused(outcomes: RunOutcomes) -> str:
     ended = sum(item.code == "RunFinished" for item in refused)
     texts = []
     if ended:
-        texts.append(f"{count_runs(ended)} already ended and {pick(ended, 'stays', 'stay')} so")
+        texts.append(
+            f"{count_runs(ended)} already ended and {pick_word(ended, 'stays', 'stay')} so"
+        )
     if rest := len(refused) - ended:
-        texts.append(f"{count_runs(rest)} {pick(rest, 'is', 'are')} refused")
+        texts.append(f"{count_runs(rest)} {pick_word(rest, 'is', 'are')} refused")
     return "; ".join(texts)
 
 
@@ -325,14 +331,14 @@ def is_final(run: Run) -> bool:
     return run.condition is not None and run.condition.is_final
 
 
-def pick(number: int, one: str, many: str) -> str:
+def pick_word(number: int, one: str, many: str) -> str:
     """Return the word that fits a number."""
     return one if number == 1 else many
 
 
 def count_runs(number: int) -> str:
     """Return a number of runs as text."""
-    return f"{format_count(number)} {pick(number, 'run', 'runs')}"
+    return f"{format_count(number)} {pick_word(number, 'run', 'runs')}"
 
 
 # Forms.

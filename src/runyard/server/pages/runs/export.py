@@ -38,7 +38,7 @@ async def export_runs(request: Request) -> Response:
         raise Refusal("InvalidFilter", problem.message)
     services, org = get_services(request), get_actor(request).org
 
-    async def iterate() -> AsyncIterator[bytes]:
+    async def iterate_lines() -> AsyncIterator[bytes]:
         yield write_lines([HEADER])
         token = None
         while True:
@@ -56,7 +56,7 @@ async def export_runs(request: Request) -> Response:
             if token is None:
                 return
 
-    return FileResponse(iterate())
+    return FileResponse(iterate_lines())
 
 
 class FileResponse(Response):
@@ -106,10 +106,10 @@ def list_values(run: Run, now_ms: int) -> list[object]:
 def write_lines(rows: Sequence[Sequence[object]]) -> bytes:
     """Return rows as CSV."""
     text = io.StringIO()
-    csv.writer(text).writerows([[defuse(value) for value in row] for row in rows])
+    csv.writer(text).writerows([[escape_formula(value) for value in row] for row in rows])
     return text.getvalue().encode()
 
 
-def defuse(value: object) -> object:
+def escape_formula(value: object) -> object:
     """Return a text that no spreadsheet runs as a formula."""
     return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value

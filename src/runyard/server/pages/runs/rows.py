@@ -1,4 +1,4 @@
-"""What the page *Runs* shows: rows, columns, chips, views and dialogs, with all words chosen."""
+"""Rows, columns, chips, views and dialogs of the page *Runs*, with all words chosen."""
 
 import re
 import shlex
@@ -98,7 +98,7 @@ class RunRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Summary(msgspec.Struct, frozen=True):
-    """What the metric series of a run come down to: best value of its metric, curve of its loss."""
+    """Best value of a run's metric, and the curve of its loss."""
 
     best: float | None = None
     spark: str = ""
@@ -366,7 +366,7 @@ class ViewLink(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FilterProblem(msgspec.Struct, frozen=True, kw_only=True):
-    """What is wrong with the filter: the text before it, the wrong part, and the rest."""
+    """Mistake in a filter: the text before it, the wrong part, and the rest."""
 
     message: str
     head: str = ""

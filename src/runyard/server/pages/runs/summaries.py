@@ -11,7 +11,7 @@ from vi.api.resources.runs.responses import Run
 CURVE = "loss"
 
 
-async def read(
+async def read_summaries(
     services: Services, *, org: str, runs: Sequence[Run], has_curves: bool
 ) -> Mapping[str, Summary]:
     """Return the summary of each run; without curves if the list does not show them."""

@@ -77,7 +77,7 @@ async def list_runs(request: Request) -> Response:
 
 
 class RunsProblem(msgspec.Struct, frozen=True, kw_only=True):
-    """What is wrong with a filter, for the line below it."""
+    """Mistake in a filter, for the line below it."""
 
     problem: FilterProblem
     is_fragment: bool
@@ -208,7 +208,9 @@ async def build_table(
     if is_counted:
         counts, total = await count_matching(request, state, filter)
     columns = state.list_columns()
-    found = await summaries.read(services, org=actor.org, runs=rows, has_curves="loss" in columns)
+    found = await summaries.read_summaries(
+        services, org=actor.org, runs=rows, has_curves="loss" in columns
+    )
     now_ms = services.clock.now_ms()
     metrics = [name for run in rows if (name := find_key_metric(run)[0])]
     metric = max(set(metrics), key=metrics.count, default="")

@@ -53,6 +53,13 @@ function loadImages() { if (document.querySelector("ry-picture")) import("./ry-p
 loadImages();
 document.addEventListener("htmx:after:swap", loadImages);
 
+// A dialog says what would happen now, not when the page was opened.
+document.addEventListener("beforetoggle", (event) => {
+  const text = event.target instanceof Element ? event.target.querySelector("[data-effect]") : null;
+  const effect = document.getElementById("run-head")?.dataset[/** @type {HTMLElement | null} */ (text)?.dataset.effect ?? ""];
+  if (text && effect) text.textContent = effect;
+}, true);
+
 document.addEventListener("submit", (event) => {
   const dialog = event.target instanceof Element ? event.target.closest("dialog") : null;
   dialog?.close();

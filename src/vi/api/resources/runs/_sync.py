@@ -22,6 +22,7 @@ from vi.api._arguments import (
     build_if_match_headers,
     check_event_number,
     check_id,
+    check_index,
     check_seconds,
     check_text,
     encode_flow,
@@ -566,8 +567,9 @@ class Runs:
 
         Raises:
             ViNotFoundError: No run has this id or no sample this index, or its dataset was deleted.
+            ViInvalidParameterError: The index is not a whole number.
         """
-        path = f"{self._path(run_id)}/samples/{int(index)}/image"
+        path = f"{self._path(run_id)}/samples/{check_index(index, name='index')}/image"
         headers = {"Accept": "image/*"}
         answer = self._http.send("GET", path, params={"size": size}, headers=headers)
         return answer.body
