@@ -33,6 +33,8 @@ from tests.support.fake_trainer import FakeTrainer, claim_run
 
 VIEWPORT: Any = {"width": 1440, "height": 900}
 TIMEOUT_MS = 60_000
+METRICS = ("loss", "learningRate", "gradNorm", "samplesPerSecond")
+SETTLE_MS = 2000
 REQUESTS = 20  # of each page in each round
 LIVE = "() => document.querySelector('#live-text').textContent === 'live'"
 SHOWN_MS = """() => Math.max(
@@ -117,12 +119,19 @@ def train(site: Site) -> Iterator[FakeTrainer]:
     def report() -> None:
         step = 0
         while not is_over.wait(1):
+            steps = [
+                {
+                    "ev": "step", "step": number, "totalSteps": 100_000, "epoch": number / 1000,
+                    "secondsLeft": 60.0,
+                    "values": dict.fromkeys(METRICS, 1 / number),
+                }
+                for number in range(step + 1, step + 11)
+            ]  # fmt: skip
             try:
-                for _ in range(10):
-                    step += 1
-                    trainer.step(step, 100_000, loss=1 / step, seconds_left=60)
+                trainer.report_many(steps)
             except httpx2.TransportError:
                 continue  # the server is restarted meanwhile
+            step += 10
 
     trainer.report("phase", phase="Training", message="")
     thread = threading.Thread(target=report)
@@ -202,7 +211,7 @@ class Measurement:
             ("ten Run pages", [self.paths["Run"]] * 10),
         ):
             with self.open(*paths) as pages:
-                pages[0].wait_for_timeout(1000)
+                pages[0].wait_for_timeout(SETTLE_MS)
                 received = 0
                 session = pages[0].context.new_cdp_session(pages[0])
 
