@@ -5,8 +5,8 @@ export PYTHON
 .DEFAULT_GOAL := help
 .PHONY: help setup demo check test bench format style stubborn chaos chaos-postgresql kill-server power-cuts \
   checkpoint-cuts notice starve faults-nth fuzz-api fuzz-datasets backup-property defects formats families \
-  vi-inference howtos bench-import bench-requests bench-train bench-tiny bench-memory bench-saving bench-sdk-start bench-server sim sim-kept \
-  sim-rules sim-postgresql availability reconnects screenshots
+  vi-inference howtos bench-import bench-requests bench-train bench-tiny bench-memory bench-saving bench-sdk-start \
+  bench-server bench-pages sim sim-kept sim-rules sim-postgresql availability reconnects screenshots budgets
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ faults-nth: setup ## Fail every n-th fsync, rename, open and write; SHARE=0.1 ta
 
 reconnects: setup ## Cut the connection of watchers 1,000 times while runs change, on both stores
 	@RUNYARD_RECONNECTS=1000 scripts/test tests/server/test_reconnects.py -n 0
+
+budgets: setup ## Hold the pages to their budgets: 100,000 runs, a minute of training, 1,000 reconnects
+	@RUNYARD_BUDGETS=1 scripts/test tests/browser/test_budgets.py -n 0
 
 availability: setup ## Keep the server available against silent sockets, long polls and slow bodies
 	@RUNYARD_AVAILABILITY=1 scripts/test tests/server/test_availability.py -n 0 -s -k block_no_other_client
@@ -125,6 +128,9 @@ bench-sdk-start: setup ## Compare the start of the SDK with the published client
 
 bench-server: setup ## Compare requests a second with MLflow's server; needs wrk: ARGS="--rounds 3"
 	@scripts/setup-mlflow && .venv/bin/python benchmarks/server_vs_mlflow.py $(ARGS)
+
+bench-pages: setup ## Measure what the pages cost with 100,000 runs, in Chromium: ARGS="--rounds 3"
+	@.venv/bin/python benchmarks/pages_cost.py $(ARGS)
 
 bench-saving: setup ## Measure how long a checkpoint pauses training: ARGS="--cases medium --rounds 5"
 	@.venv/bin/python benchmarks/saving_pause.py $(ARGS)
