@@ -8,6 +8,7 @@ import io
 import re
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,7 +68,8 @@ def create_runs(client: vi.Client) -> None:
         )
     ]
     for run_id in run_ids:
-        client.runs.wait(run_id, timeout=TRAIN_TIMEOUT_S, show_progress=False)
+        with suppress(vi.ViRunFailedError):  # the last one diverges
+            client.runs.wait(run_id, timeout=TRAIN_TIMEOUT_S, show_progress=False)
 
 
 def write_image(page: Page, name: str) -> None:

@@ -105,6 +105,10 @@ let timer = 0;
 
 function changed() {
   showCode();
+  if (page.dataset.mayStart !== "true") { // a check needs the role of a start
+    find("#verdict").textContent = "Read only";
+    return;
+  }
   find("#verdict").textContent = "Checking…";
   clearTimeout(timer);
   timer = window.setTimeout(check, CHECK_AFTER_MS);
