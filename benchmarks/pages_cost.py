@@ -3,7 +3,7 @@
     python benchmarks/pages_cost.py [--runs 100000] [--rounds 7] [--seconds 3]
 
 A real server with many runs in its store, and Chromium; a run reports steps every second meanwhile.
-Everything is measured in turn in each round, and the medians are printed beside the targets, with
+Everything is measured in turn in each round, and the medians are printed with the targets and
 the load of the machine before and after. Processor time is that of the server and includes what the
 reported steps cost it only as far as it differs from the same time without a page.
 """

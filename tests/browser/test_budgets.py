@@ -1,7 +1,7 @@
 """The budgets of the pages, in a browser, with a store full of runs.
 
 Times are not asserted, since they depend on the machine: ``make bench-pages`` measures them
-(``benchmarks/pages_cost.py``) and prints them beside their targets. The other files of this folder
+(``benchmarks/pages_cost.py``) and prints them with their targets. The other files of this folder
 test the rest of what a page does.
 
 | budget | where |
@@ -29,7 +29,7 @@ statements: ``tests/pages/test_statements.py`` |
 | G14 every event once | ``test_a_page_that_reconnects_has_every_event_once``; \
 ``tests/server/test_reconnects.py`` |
 
-``make budgets`` (RUNYARD_BUDGETS=1) is the long form: 100,000 runs, a minute beside a real
+``make budgets`` (RUNYARD_BUDGETS=1) is the long form: 100,000 runs, a minute of a real
 training, 1,000 reconnects, every tab.
 """
 
