@@ -114,7 +114,7 @@ def test_versions_are_listed_and_a_deleted_dataset_is_gone(
     kept = runyard("datasets", "delete", imported, "--data-dir", data_dir)
     assert kept.exit_code == 2 and "try: --yes" in kept.stderr
     shown = runyard("datasets", "delete", imported, "--dry-run", "--data-dir", data_dir)
-    assert "would delete" in shown.stdout and "3 images" in shown.stdout
+    assert "would delete" in shown.stdout and "4 images" in shown.stdout
     deleted = runyard("datasets", "delete", imported, "--yes", "--data-dir", data_dir)
     assert deleted.stdout == f"deleted {imported}\n"
     assert runyard("datasets", "get", imported, "--data-dir", data_dir).exit_code == 4

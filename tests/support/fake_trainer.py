@@ -3,8 +3,10 @@
 Nothing trains; a test says what the trainer reports, so that it decides what a page shows when.
 """
 
+import contextlib
 import hashlib
 import json
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,11 @@ from typing import Any
 import httpx2
 
 
+RENEW_EVERY_S = 3.0
+
+
 class FakeTrainer:
-    """One attempt of one run."""
+    """One attempt of one run, whose lease is renewed until it is closed."""
 
     def __init__(self, endpoint: str, assignment: dict[str, Any]) -> None:
         headers = {"authorization": f"Bearer {assignment['token']}"}
@@ -21,6 +26,8 @@ class FakeTrainer:
         self._offsets: dict[str, int] = {}
         self.run_id: str = assignment["run_id"]
         self._post("process", machine_id="m1", boot_id="b", pid=7, start_ticks=8)
+        self._has_ended = threading.Event()
+        threading.Thread(target=self._renew_lease, daemon=True).start()
 
     def report(self, event: str, **fields: Any) -> None:
         """Report an event of the trainer, such as ``step`` or ``evaluation``."""
@@ -59,13 +66,20 @@ class FakeTrainer:
 
     def finish(self, code: int = 0, **result: Any) -> None:
         """Report that the attempt has ended."""
+        self._has_ended.set()
         self._post(
             "finish", exit_code=code, signal=None, group_empty=True, cause=f"exit code {code}",
             time=5, result=result or None,
         )  # fmt: skip
 
     def close(self) -> None:
+        self._has_ended.set()
         self._http.close()
+
+    def _renew_lease(self) -> None:
+        while not self._has_ended.wait(RENEW_EVERY_S):
+            with contextlib.suppress(httpx2.HTTPError, RuntimeError):  # down, or closed meanwhile
+                self._http.post("/internal/v1/attempt/renew", json={})
 
     def _post(self, name: str, **message: Any) -> None:
         answer = self._http.post(f"/internal/v1/attempt/{name}", json=message)

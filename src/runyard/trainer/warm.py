@@ -203,6 +203,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--child", required=True, help="module:function that a child calls")
     given = parser.parse_args(arguments)
     parent = os.getppid()
+    # scikit-learn imports pandas where it is installed, and pandas pyarrow, whose allocator starts
+    # a thread; a process that forks must have only one.
+    os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")
     from runyard.trainer.main import preload, train_attempt
 
     module, _, function = given.child.partition(":")

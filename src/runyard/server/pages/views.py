@@ -13,7 +13,6 @@ SHAPES = {
     "Error": "!",
     "Cancelled": "⊘",
 }
-DASH = "\N{EN DASH}"
 NOTHING = "\N{EN DASH}"  # instead of a value
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"))
 
@@ -102,7 +101,7 @@ def format_bytes(size_bytes: float) -> str:
 
 def format_number(value: float | None) -> str:
     """Return a metric's value in four significant digits; a dash for none."""
-    return DASH if value is None else f"{value:.4g}"
+    return NOTHING if value is None else f"{value:.4g}"
 
 
 def split_words(name: str) -> str:

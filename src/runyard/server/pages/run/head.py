@@ -14,6 +14,7 @@ from runyard.server.pages.run.causes import (
     get_plan_value,
 )
 from runyard.server.pages.views import (
+    NOTHING,
     SHAPES,
     TimeText,
     describe_moment,
@@ -211,37 +212,40 @@ def estimate_time_left(steps: Sequence[Step], total_steps: int) -> tuple[float, 
     return left * mean, deviation * math.sqrt(left + left * left / count)
 
 
+_WIDE_FACTS = ("Step", "Time left", "Memory", "Dataset")
+
+
 def _list_facts(run: Run, progress: RunProgress, recent: Recent, *, now_ms: int) -> list[Fact]:
     is_running = run.status.conditions[-1].condition.value == "Running"
     epochs = _count_epochs(run)
     facts = []
 
     def add(label: str, value: str, title: str = "") -> None:
-        if value:
+        # A running run has a place for what is not known yet, so that nothing below moves later.
+        if value or is_running:
             facts.append(
-                Fact(
-                    label=label, value=value, title=title, is_wide=label in ("Time left", "Dataset")
-                )
+                Fact(label=label, value=value or NOTHING, title=title, is_wide=label in _WIDE_FACTS)
             )
 
-    if progress.total_steps:
-        add("Step", f"{progress.step:,} / {progress.total_steps:,}", "optimizer steps")
-        add("Epoch", f"{progress.epoch:.2g}{f' / {epochs}' if epochs else ''}", "passes over data")
+    step = f"{progress.step:,} / {progress.total_steps:,}" if progress.total_steps else ""
+    add("Step", step, "optimizer steps")
+    epoch = f"{progress.epoch:.2g}{f' / {epochs}' if epochs else ''}" if step else ""
+    add("Epoch", epoch, "passes over data")
     if is_running:
         add("Time left", *_describe_time_left(run, progress, recent))
     add("Took" if not is_running else "Running for", *_describe_duration(run, now_ms))
-    if recent.samples_per_second is not None:
-        add("Samples/s", f"{recent.samples_per_second:.3g}", "of the newest step")
+    rate = recent.samples_per_second
+    add("Samples/s", "" if rate is None else f"{rate:.3g}", "of the newest step")
     add("Memory", *_describe_memory(recent))
     if run.status.attempts:
         add("Attempt", str(run.status.attempts[-1].attempt), run.status.attempts[-1].machine)
     add("Dataset", *_describe_dataset(run))
     seed = get_plan_value(run, "seed")
     add("Seed", "" if seed is None else str(seed), "of the split, the order and new weights")
-    if progress.loss is not None:
-        add("Loss", format_number(progress.loss), "of the newest step")
-    if progress.metric is not None:
-        add(progress.metric_name or "Metric", format_number(progress.metric), "newest evaluation")
+    loss, metric = progress.loss, progress.metric
+    add("Loss", "" if loss is None else format_number(loss), "of the newest step")
+    value = "" if metric is None else format_number(metric)
+    add(progress.metric_name or "Metric", value, "newest evaluation")
     return facts
 
 
