@@ -13,7 +13,6 @@ from typing import Any
 
 import httpx2
 
-
 RENEW_EVERY_S = 3.0
 
 
