@@ -307,11 +307,10 @@ def test_a_run_waits_for_a_full_disk_and_nothing_is_lost_or_truncated(
         time.sleep(0.05)
     assert trainer.poll() is None
     assert not list((folder / "checkpoints").glob("*/manifest.json"))
-    with open(filler, "ab") as file:  # now not a byte is free
+    with open(filler, "ab", buffering=0) as file:  # now not a byte is free
         while free := rundir.free_bytes(small_disk):
             try:
                 file.write(b"x" * free)
-                file.flush()
             except OSError:
                 break
     time.sleep(1)
