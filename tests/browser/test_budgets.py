@@ -612,7 +612,7 @@ RECORD = """
 def test_a_page_that_reconnects_has_every_event_once(
     page_of: PageOf, trainers: Trainers, console: Console
 ) -> None:
-    """What a connection has missed is fetched anew by the next one."""
+    """What a connection has missed is fetched again by the next one."""
     console.expect("ERR_|favicon")
     trainer = trainers.start()
     site, path = trainers.site, f"/ui/runs/{trainer.run_id}"
@@ -646,7 +646,7 @@ def test_a_page_that_reconnects_has_every_event_once(
         if each == "all":
             last = -1  # everything is fetched
         elif each != "hint":
-            assert last in (-1, each - 1), f"{each} follows {last}, and nothing was fetched anew"
+            assert last in (-1, each - 1), f"{each} follows {last}, and nothing was fetched again"
             last = each
     page.reload()
     expect(head).to_have_text(f"third {RECONNECTS - 1}")
