@@ -27,6 +27,8 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+from server_vs_mlflow import stopping, wait_until
+
 ROOT = Path(__file__).parent.parent
 MLFLOW = ROOT / ".venv-mlflow/bin/mlflow"
 START_TIMEOUT_S = 300
@@ -252,31 +254,6 @@ def serve_mlflow(data_dir: Path) -> Iterator[Mlflow]:
 
         wait_until(is_up, process, "MLflow")
         yield Mlflow(Connection(endpoint, {}), run_ids[0])
-
-
-def wait_until(is_ready: Any, process: "subprocess.Popen[bytes]", what: str) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while not is_ready():
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise SystemExit(f"{what} did not start")
-        time.sleep(0.1)
-
-
-@contextmanager
-def stopping(process: "subprocess.Popen[bytes]", *, is_group: bool = False) -> Iterator[None]:
-    """Stop a server and, with ``is_group``, the workers that it started."""
-    try:
-        yield
-    finally:
-        if is_group:
-            os.killpg(process.pid, signal.SIGTERM)
-        else:
-            process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 Each test has runs of its own, which it finds by a tag, so that one server serves all of them.
 """
 
-import json
 import re
 import uuid
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 import vi
-from tests.browser.conftest import Console, PageOf, Site
+from tests.browser.conftest import Console, PageOf, Site, find_violations
 from tests.support.fake_trainer import FakeTrainer, claim_run
 
 WIDTHS = (360, 768, 1440)
@@ -296,40 +295,25 @@ def make_hostile_texts(number: int) -> list[str]:
 
 
 @pytest.mark.parametrize("theme", THEMES)
-def test_no_accessibility_rule_is_violated(
-    page_of: PageOf, runs: Runs, theme: Any, repository: Any
-) -> None:
-    axe = repository / "node_modules" / "axe-core" / "axe.min.js"
-    if not axe.exists():
-        pytest.skip("needs axe-core: run scripts/assets")
+def test_no_accessibility_rule_is_violated(page_of: PageOf, runs: Runs, theme: Any) -> None:
     trainer = runs.train("trains")
     trainer.step(40, 100, loss=0.5, seconds_left=60)
     failed = runs.train("fails")
     failed.finish(2, outcome="Failed", reason="OutOfMemory", message="no memory; try: less")
     runs.add("waits", owner="kim")
     page = page_of(runs.site, runs.path, color_scheme=theme, reduced_motion="reduce")
-    page.evaluate(axe.read_text())
     for width in WIDTHS:
         page.set_viewport_size({"width": width, "height": 900})
-        assert run_axe(page) == []
+        assert find_violations(page) == []
         assert page.evaluate("() => document.documentElement.scrollWidth") <= width
     page.locator("#all-rows").check()
     page.get_by_role("button", name="Kill…").click()
     expect(page.locator("#action")).to_contain_text("Kill 2 runs?")
-    assert run_axe(page) == []
+    assert find_violations(page) == []
     page.locator("#action").get_by_role("button", name="Keep them").click()
     page.locator("#views-button").click()
-    assert run_axe(page) == []
+    assert find_violations(page) == []
     page.keyboard.press("Escape")
     page.locator("#q").fill(f"test={runs.tag} condition:Succeeded")
     expect(page.locator(".empty")).to_be_visible()
-    assert run_axe(page) == []
-
-
-def run_axe(page: Page) -> list[str]:
-    """Return what axe finds, of any level."""
-    found = page.evaluate("async () => (await axe.run(document)).violations")
-    return [
-        f"{rule['id']}: {json.dumps([node['target'] for node in rule['nodes'][:3]])}"
-        for rule in found
-    ]
+    assert find_violations(page) == []

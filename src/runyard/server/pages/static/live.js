@@ -1,5 +1,5 @@
 // @ts-check
-// What makes a page live. The stream reports what has changed; what shows it fetches itself anew.
+// What makes a page live. The stream reports what has changed; what shows it fetches itself again.
 //
 // - An element with data-run="ID" (or data-dataset, data-import, data-flow) gets the event "changed";
 //   with hx-get and hx-trigger="changed" it then replaces itself.
@@ -15,7 +15,7 @@ import { Stream } from "./live-stream.js";
 const watchers = new Map();
 
 /**
- * Call back whenever a run has changed, and when everything shown is to be fetched anew.
+ * Call back whenever a run has changed, and when everything shown is to be fetched again.
  * @param {string} runId @param {(detail: Detail) => void} callback
  * @returns {() => void} a function that ends it
  */

@@ -157,14 +157,14 @@ export class Source {
       for (const newer of await this.request(list(group.map(({ key }) => key)) + query)) {
         const series = this.whole.get(newer.key);
         if (!series) continue;
-        // Buckets that have become too many are fetched anew.
+        // Buckets that have become too many are fetched again.
         if (chooseBucketSteps(newer) === series.bucketSteps) this.whole.set(newer.key, append(series, newer));
         else this.whole.delete(newer.key);
       }
     }
   }
 
-  /** Fetch everything anew, after a later attempt has repeated steps. */
+  /** Fetch everything again, after a later attempt has repeated steps. */
   forget() { this.whole.clear(); this.zoomed.clear(); this.zoom = ""; }
 }
 
