@@ -48,8 +48,13 @@ for (const run of runs) {
   });
 }
 
-/** Load what draws an image once there is one. */
-function loadImages() { if (document.querySelector("ry-picture")) import("./ry-picture.js"); }
+/** Load what draws an image once there is one in view. */
+const seen = new IntersectionObserver((entries) => {
+  if (!entries.some(({ isIntersecting }) => isIntersecting)) return;
+  seen.disconnect();
+  import("./ry-picture.js");
+}, { rootMargin: "200px" });
+function loadImages() { for (const picture of document.querySelectorAll("ry-picture:not(:defined)")) seen.observe(picture); }
 loadImages();
 document.addEventListener("htmx:after:swap", loadImages);
 
