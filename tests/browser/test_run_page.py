@@ -15,13 +15,11 @@ from PIL import Image
 from playwright.sync_api import Page, expect
 
 import vi
-from runyard.processes import ATTEMPT_MARK, find_marked
 from tests.browser.conftest import Console, PageOf, Site, find_violations
 from tests.support.fake_trainer import FakeTrainer, claim_run
 from tests.support.waiting import eventually
 
 SPIKE_STEP, SPIKE = 777, 42.0
-REAL_TIMEOUT_MS = 120_000
 THEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 TABS = ("", "/predictions", "/log", "/timeline", "/flow", "/files")
 FLOW: dict[str, Any] = {
