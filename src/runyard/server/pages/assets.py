@@ -40,7 +40,8 @@ class StaticFile:
 
     def encode_for(self, accepted: bytes) -> tuple[bytes, bytes]:
         """Return the smallest body for an ``Accept-Encoding``, and its encoding."""
-        given = accepted.lower().replace(b" ", b"").split(b",")  # one with a weight is not taken
+        parts = (part.partition(b";") for part in accepted.lower().replace(b" ", b"").split(b","))
+        given = {name for name, _, weight in parts if not weight or weight.strip(b"q=0.")}
         if self.brotli is not None and b"br" in given:
             return self.brotli, b"br"
         if self.gzipped is not None and b"gzip" in given:
