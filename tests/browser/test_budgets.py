@@ -378,7 +378,7 @@ def test_nothing_moves_while_a_run_trains(page_of: PageOf, training: Training) -
         """() => {
           scrollTo(0, 220);
           document.querySelector("select[name=y]").focus({ preventScroll: true });
-          getSelection().selectAllChildren(document.querySelector("#checkpoints"));
+          getSelection().selectAllChildren(document.querySelector("#checkpoints h2"));
         }"""
     )
     state = """() => ({

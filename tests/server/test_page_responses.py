@@ -69,7 +69,7 @@ async def test_static_files_are_kept_for_a_year_under_their_hash(server: TestSer
 
 async def test_static_files_are_compressed_as_browsers_accept(server: TestServer) -> None:
     anybody = await server.client(None)
-    sizes = {}
+    sizes: dict[str | None, int] = {}
     for accepted in ("identity", "gzip", "gzip, deflate, br, zstd", "br;q=0, gzip"):
         headers = {"accept-encoding": accepted}
         found = await anybody.head(assets.build_url("vendor/uplot.js"), headers=headers)
