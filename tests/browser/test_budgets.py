@@ -432,7 +432,7 @@ def test_back_and_a_copied_address_show_the_same_view(
     page.get_by_role("link", name="Log", exact=True).click()
     expect(page).to_have_url(re.compile("/log"))
     for _ in range(2):
-        wait_until_quiet(page)  # a page that the browser kept loads itself anew
+        wait_until_quiet(page)  # a page that the browser kept reloads itself
         page.go_back()
     expect(page).to_have_url(address)
     assert read_view(page) == view
