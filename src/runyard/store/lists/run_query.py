@@ -36,6 +36,7 @@ from sqlalchemy import (
 
 from runyard import limits
 from runyard.limits import clean_text
+from runyard.store.engines.prepared import Prepared
 from runyard.store.lists.duration import SPLIT, encode_running
 from runyard.store.lists.run_filter import RunFilter, Term
 from runyard.store.lists.run_list import MAX_TIME_MS, get_first_number
@@ -414,13 +415,13 @@ def _run(
     limit: int,
     *,
     is_document: bool,
-) -> list[AnyRow]:
+) -> Sequence[AnyRow]:
     values = {**plan.values, "max_rows": limit}
     if after is not None:
         values |= {"after_value": after[0], "after_number": after[1]}
     found: dict[int, AnyRow] = {}
     for source in driver.sources:
-        statement = _build_page(
+        statement = _prepare_page(
             source,
             plan.shapes,
             (order.field, order.is_descending),
@@ -430,9 +431,9 @@ def _run(
             is_document=is_document,
             is_sqlite=plan.is_sqlite,
         )
-        rows = connection.execute(statement, values).all()
+        rows = statement.list_rows(connection, values)
         if len(driver.sources) == 1:
-            return list(rows)
+            return rows
         found |= {row.number: row for row in rows}
     ordered = sorted(
         found.values(), key=lambda row: (row.sort_value, row.number), reverse=order.is_descending
@@ -441,6 +442,12 @@ def _run(
 
 
 @functools.lru_cache(maxsize=512)
+def _prepare_page(
+    source: _Source, shapes: tuple[_Shape, ...], order: tuple[str, bool], **variant: bool
+) -> Prepared:
+    return Prepared(_build_page(source, shapes, order, **variant))
+
+
 def _build_page(
     source: _Source,
     shapes: tuple[_Shape, ...],
