@@ -2,12 +2,14 @@
 
 A page ends at its size or at ``limits.PAGE`` bytes, whichever comes first. It is read and encoded
 on a reader's thread, since a page of megabytes on the event loop would delay every other request.
+A short page is read on the event loop, since handing it to a thread takes longer (see ``run``).
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from sqlalchemy import Connection
@@ -20,7 +22,10 @@ from runyard.store.tables import AnyRow
 
 DEFAULT_SIZE, MOST = 10, limits.PAGE_ITEMS.value
 FIRST_CHUNK = 32
+# A short page: its most items, and what the first of them may have together.
+SHORT_SIZE, SHORT_CHUNK, SHORT_CHUNK_BYTES = 100, 8, 64 * 1024
 
+T = TypeVar("T")
 # Rows of a page: (transaction, position after which it begins, how many) -> rows.
 Fetch = Callable[[Connection, Any, int], Sequence[AnyRow]]
 
@@ -37,6 +42,10 @@ class PageRequest:
     token: str | None = None
     question: str = ""
     most_bytes: int = limits.PAGE.value
+
+
+class NotShort(Exception):
+    """A page that was begun on the event loop has large items."""
 
 
 def encode_stored(row: AnyRow) -> bytes:
@@ -71,6 +80,20 @@ def parse_position(
     return found.time_ms, found.id
 
 
+async def run(
+    services: Services, page_request: PageRequest, read: Callable[[Connection, bool], T]
+) -> T:
+    """Return what a function reads whose rows come from an index in the order of the page.
+
+    It is called on the event loop if the page is short, and on a reader's thread otherwise, or if
+    it raises ``NotShort``. Its second argument is whether the page is short.
+    """
+    if page_request.size <= SHORT_SIZE and services.store.is_local:
+        with contextlib.suppress(NotShort):
+            return services.store.read(lambda tx: read(tx, True))
+    return await services.store.read_in_thread(lambda tx: read(tx, False))
+
+
 async def read(
     services: Services,
     page_request: PageRequest,
@@ -79,15 +102,18 @@ async def read(
     fetch: Fetch,
     encode: Callable[[AnyRow], bytes] = encode_stored,
     get_position: Callable[[AnyRow], Position] = position_by_time,
+    is_indexed: bool = False,
 ) -> bytes:
-    """Return a page as JSON, read and encoded on a reader's thread.
+    """Return a page as JSON.
+
+    ``is_indexed``: the rows come from an index in the order of the page, see ``run``.
 
     Raises:
         Refusal: InvalidPageToken.
     """
     after = parse_position(services, org=org, page_request=page_request)
 
-    def read_items(tx: Connection) -> bytes:
+    def read_items(tx: Connection, is_short: bool) -> bytes:
         items, last, has_more = gather(
             partial(fetch, tx),
             after=after,
@@ -95,6 +121,7 @@ async def read(
             most_bytes=page_request.most_bytes,
             encode=encode,
             get_position=lambda row: msgspec.structs.astuple(get_position(row)),
+            is_short=is_short,
         )
         further = (
             page_token(services, get_position(last), org=org, page_request=page_request)
@@ -103,7 +130,9 @@ async def read(
         )
         return join(items, further)
 
-    return await services.store.read_in_thread(read_items)
+    if is_indexed:
+        return await run(services, page_request, read_items)
+    return await services.store.read_in_thread(lambda tx: read_items(tx, False))
 
 
 def gather(
@@ -114,15 +143,19 @@ def gather(
     encode: Callable[[Any], bytes],
     get_position: Callable[[Any], Any],
     most_bytes: int = limits.PAGE.value,
+    is_short: bool = False,
 ) -> tuple[list[bytes], Any, bool]:
     """Return encoded items, the last row, and whether there are more rows after it.
 
     A page has up to ``size`` items and ``most_bytes``, and at least one item, however large. Rows
     are fetched in chunks whose length follows from the size of the items so far. So a page of large
     documents is not read many times over only to be cut.
+
+    Raises:
+        NotShort: ``is_short``, and the first items are large.
     """
     items: list[bytes] = []
-    total, chunk = 0, FIRST_CHUNK
+    total, chunk = 0, SHORT_CHUNK if is_short else FIRST_CHUNK
     last = None
     while True:
         limit = min(chunk, size + 1 - len(items))
@@ -135,6 +168,8 @@ def gather(
                 return items, last, True
             items.append(item)
             total, last = total + len(item) + 1, row
+        if is_short and total > SHORT_CHUNK_BYTES and len(items) <= SHORT_CHUNK:
+            raise NotShort
         if len(rows) < limit or last is None:
             return items, last, False
         after = get_position(last)
