@@ -90,7 +90,7 @@ class Router:
             child = node.literals.get(segment)
             if child is None:
                 child = node.parameter
-                if child is None:
+                if child is None or not segment:
                     return _NOWHERE, []
                 values.append(segment)
             node = child

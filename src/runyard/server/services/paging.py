@@ -5,7 +5,6 @@ on a reader's thread, since a page of megabytes on the event loop would delay ev
 A short page is read on the event loop, since handing it to a thread takes longer (see ``run``).
 """
 
-import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,8 +21,7 @@ from runyard.store.tables import AnyRow
 
 DEFAULT_SIZE, MOST = 10, limits.PAGE_ITEMS.value
 FIRST_CHUNK = 32
-# A short page: its most items, and what the first of them may have together.
-SHORT_SIZE, SHORT_CHUNK, SHORT_CHUNK_BYTES = 100, 8, 64 * 1024
+SHORT_SIZE, SHORT_BYTES = 100, 1 << 20  # of a page that is read on the event loop
 
 T = TypeVar("T")
 # Rows of a page: (transaction, position after which it begins, how many) -> rows.
@@ -45,7 +43,7 @@ class PageRequest:
 
 
 class NotShort(Exception):
-    """A page that was begun on the event loop has large items."""
+    """A page of few items turned out to be large."""
 
 
 def encode_stored(row: AnyRow) -> bytes:
@@ -81,16 +79,24 @@ def parse_position(
 
 
 async def run(
-    services: Services, page_request: PageRequest, read: Callable[[Connection, bool], T]
+    services: Services,
+    page_request: PageRequest,
+    read: Callable[[Connection, bool], T],
+    *,
+    org: str,
 ) -> T:
     """Return what a function reads whose rows come from an index in the order of the page.
 
-    It is called on the event loop if the page is short, and on a reader's thread otherwise, or if
-    it raises ``NotShort``. Its second argument is whether the page is short.
+    It is called on the event loop if the page is short, and on a reader's thread otherwise. Its
+    second argument is whether the page is short. An organization for which it once raised
+    ``NotShort`` has large items, so later pages of it are not tried again.
     """
-    if page_request.size <= SHORT_SIZE and services.store.is_local:
-        with contextlib.suppress(NotShort):
+    is_short = page_request.size <= SHORT_SIZE and org not in services.orgs_with_large_items
+    if is_short and services.store.is_local:
+        try:
             return services.store.read(lambda tx: read(tx, True))
+        except NotShort:
+            services.orgs_with_large_items.add(org)
     return await services.store.read_in_thread(lambda tx: read(tx, False))
 
 
@@ -131,7 +137,7 @@ async def read(
         return join(items, further)
 
     if is_indexed:
-        return await run(services, page_request, read_items)
+        return await run(services, page_request, read_items, org=org)
     return await services.store.read_in_thread(lambda tx: read_items(tx, False))
 
 
@@ -149,13 +155,15 @@ def gather(
 
     A page has up to ``size`` items and ``most_bytes``, and at least one item, however large. Rows
     are fetched in chunks whose length follows from the size of the items so far. So a page of large
-    documents is not read many times over only to be cut.
+    documents is not read many times over only to be cut. A short page is one chunk.
 
     Raises:
-        NotShort: ``is_short``, and the first items are large.
+        NotShort: ``is_short``, and the items have more than ``SHORT_BYTES``.
     """
+    if is_short:
+        return _gather_short(fetch(after, size + 1), size, encode, min(most_bytes, SHORT_BYTES))
     items: list[bytes] = []
-    total, chunk = 0, SHORT_CHUNK if is_short else FIRST_CHUNK
+    total, chunk = 0, FIRST_CHUNK
     last = None
     while True:
         limit = min(chunk, size + 1 - len(items))
@@ -168,12 +176,19 @@ def gather(
                 return items, last, True
             items.append(item)
             total, last = total + len(item) + 1, row
-        if is_short and total > SHORT_CHUNK_BYTES and len(items) <= SHORT_CHUNK:
-            raise NotShort
         if len(rows) < limit or last is None:
             return items, last, False
         after = get_position(last)
         chunk = max(1, (most_bytes - total) // (total // len(items)) + 1)
+
+
+def _gather_short(
+    rows: Sequence[Any], size: int, encode: Callable[[Any], bytes], most_bytes: int
+) -> tuple[list[bytes], Any, bool]:
+    items = list(map(encode, rows[:size]))
+    if sum(map(len, items)) + len(items) > most_bytes:
+        raise NotShort
+    return items, rows[len(items) - 1] if items else None, len(rows) > size
 
 
 def join(items: Sequence[bytes], next_page: str | None) -> bytes:

@@ -119,7 +119,7 @@ async def read_page(
 
     read = _build_read(services, org, filter, order_by, page_request, join_page)
     if filter == RunFilter() and order_by.endswith("created"):
-        return await paging.run(services, page_request, read)
+        return await paging.run(services, page_request, read, org=org)
     return await services.store.read_in_thread(lambda tx: read(tx, False))
 
 
