@@ -53,8 +53,8 @@ from runyard.store.lists.texts import (
 from runyard.store.tables import AnyRow, run_attributes, run_counts, run_list, run_metrics, runs
 
 RARE = 5_000  # runs that a term may match to be the best driver
-READ_IN_ORDER = 5_000  # runs of the order before the matches of a frequent term are sorted instead
-SEARCHED_IN_ORDER = 1_000  # of the order of names, with a text
+READ_IN_ORDER = 20_000  # runs of the order before the matches of a frequent term are sorted instead
+SEARCHED_IN_ORDER = 500  # of the order of names, with a text
 MOST_COUNTED = 10_000
 SCANNED = 20_000  # runs of the driver that a count examines
 
@@ -547,10 +547,10 @@ def _search_by_name(
     if others is None:
         return _run(connection, plan, among_names, order, after, limit)
     other_plan = dataclasses.replace(plan, values={**plan.values, f"m{found.term}": others})
-    numbers = _list_numbers(connection, other_plan, found, limit=RARE + 1)
-    if len(numbers) > RARE:
+    other_count = _count_others(connection, plan, found, text)
+    if other_count > RARE:
         return _run(connection, plan, among_names, order, after, limit)
-    rest = search if numbers else _Driver((unindexed,))
+    rest = search if other_count else _Driver((unindexed,))
     rows = _run(connection, other_plan, rest, order, after, limit)
     first, last = (text, -1), (text + AFTER_TEXTS, -1)
     if order.is_descending:
@@ -563,6 +563,21 @@ def _search_by_name(
         ends = [end] * len(driver.sources)
         rows += _run(connection, plan, driver, order, begin, limit, ends=ends)
     return _sort({row.number: row for row in rows}.values(), order)[:limit]
+
+
+def _count_others(connection: Connection, plan: _Plan, found: _Source, text: str) -> int:
+    """Count what the search index finds besides names that begin with the text.
+
+    All of those are found, so numbers suffice. More than ``RARE`` are not counted.
+    """
+    values = {"org": plan.values["org"], "first": text, "last": text + AFTER_TEXTS}
+    names, unindexed = (
+        int(connection.execute(statement, values).scalar_one())
+        for statement in (_COUNT_NAMES, _COUNT_UNINDEXED_NAMES)
+    )
+    most = names - unindexed + RARE + 1
+    matches = {"match": plan.values[f"m{found.term}"], "most": most}
+    return int(connection.execute(_COUNT_FOUND, matches).scalar_one()) - (names - unindexed)
 
 
 @functools.lru_cache(maxsize=512)
@@ -693,11 +708,8 @@ class _Builder:
             self.sort_value = _driving_metrics.c.value
 
     def hide(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
-        """Return a column as an expression, which SQLite does not look up in an index."""
-        if not self.is_sqlite:
-            return column
-        is_text = column.type.python_type is str
-        return column.op("||")(literal_column("''")) if is_text else column + literal_column("0")
+        """Return a column so that SQLite does not look it up in an index."""
+        return _hide(column) if self.is_sqlite else column
 
     def select(self, *columns: ColumnElement[Any]) -> Select[Any]:
         """Return the query over the source, the list, and the metric of the order."""
@@ -889,6 +901,12 @@ def _is_in_order(source: _Source, order: str) -> bool:
     )
 
 
+def _hide(column: ColumnElement[Any]) -> ColumnElement[Any]:
+    """Return a column as an expression, which SQLite does not look up in an index."""
+    is_text = column.type.python_type is str
+    return column.op("||")(literal_column("''")) if is_text else column + literal_column("0")
+
+
 def _bind_name(name: str) -> ColumnElement[Any]:
     return bindparam(name)
 
@@ -911,3 +929,22 @@ def _apply_operator(
         ">=": column >= value,
     }
     return compared[operator]
+
+
+_COUNT_NAMES = select(func.count()).where(
+    run_list.c.org == bindparam("org"),
+    run_list.c.name_key >= bindparam("first"),
+    run_list.c.name_key < bindparam("last"),
+)
+_COUNT_UNINDEXED_NAMES = select(func.count()).where(
+    run_list.c.is_indexed.is_(False),
+    _hide(run_list.c.org) == bindparam("org"),
+    _hide(run_list.c.name_key) >= bindparam("first"),
+    _hide(run_list.c.name_key) < bindparam("last"),
+)
+_COUNT_FOUND = select(func.count()).select_from(
+    select(_search.c.rowid)
+    .where(_search.c.run_search.op("MATCH")(bindparam("match")))
+    .limit(bindparam("most"))
+    .subquery()
+)

@@ -41,7 +41,7 @@ class Search:
 
     @property
     def is_for_blocks(self) -> bool:
-        """Return whether only ``may_match`` can tell that lines need not be read."""
+        """Return whether nothing but ``may_match`` can skip lines."""
         return self.is_regex and not self.literals and not _ABOUT_TEXT.search(self.pattern)
 
     def may_match(self, lines: str) -> bool:
