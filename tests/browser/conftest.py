@@ -144,23 +144,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         site.stop()
 
 
-@pytest.fixture(scope="package")
-def training_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """``runyard up``: runs really train."""
-    data_dir = tmp_path_factory.mktemp("training") / "data"
-    environ = {
-        **os.environ,
-        "HOME": str(data_dir.parent),
-        "RUNYARD_DATA_DIR": str(data_dir),
-        "RUNYARD_GRACE_S": "5",
-        "RUNYARD_THREADS": "1",
-    }
-    site = Site(data_dir, environ, program=("runyard.cli", "up"))
-    site.start()
-    yield site
-    site.stop()
-
-
 @dataclass
 class Console:
     """What pages wrote to their console as errors, and what a test expects of that."""

@@ -80,7 +80,7 @@ def write_image(page: Page, name: str) -> None:
     path = FOLDER / f"{name}.png"
     image.save(path, optimize=True)
     if path.stat().st_size > MOST_BYTES:
-        image.quantize(COLORS, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
+        image.quantize(COLORS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(
             path, optimize=True
         )
     assert path.stat().st_size <= MOST_BYTES, f"{path} has {path.stat().st_size} bytes"

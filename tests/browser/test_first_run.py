@@ -41,9 +41,11 @@ def test_a_new_user_starts_watches_kills_and_deletes_a_run(
         # Nothing is loaded again from here to the receipt.
         page.goto(address)
         page.evaluate("() => { window.isSamePage = true; }")
+        head = page.locator("#run-head")
+        expect(head.locator(".facts")).to_contain_text("±", timeout=REAL_TIMEOUT_MS)
+        expect(page.locator("#checkpoints")).to_contain_text("epoch-", timeout=REAL_TIMEOUT_MS)
         page.get_by_role("button", name="Kill…").click()
         page.get_by_role("button", name="Kill it").click()
-        head = page.locator("#run-head")
         expect(head.locator(".badge")).to_contain_text("Cancelled", timeout=REAL_TIMEOUT_MS)
         expect(head).to_contain_text("No process of this run is left.")
         assert find_marked(ATTEMPT_MARK, lambda mark: f"/{run_id}/" in mark) == []

@@ -15,13 +15,11 @@ from PIL import Image
 from playwright.sync_api import Page, expect
 
 import vi
-from runyard.processes import ATTEMPT_MARK, find_marked
 from tests.browser.conftest import Console, PageOf, Site, find_violations
 from tests.support.fake_trainer import FakeTrainer, claim_run
 from tests.support.waiting import eventually
 
 SPIKE_STEP, SPIKE = 777, 42.0
-REAL_TIMEOUT_MS = 120_000
 THEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 TABS = ("", "/predictions", "/log", "/timeline", "/flow", "/files")
 FLOW: dict[str, Any] = {
@@ -530,34 +528,3 @@ def test_no_tab_has_an_accessibility_violation_or_scrolls_sideways(
         page.get_by_role("button", name=name).click()
         assert find_violations(page) == [], name
         page.keyboard.press("Escape")
-
-
-def test_a_real_training_is_watched_and_killed(page_of: PageOf, training_site: Site) -> None:
-    settings = {
-        "hyperparameters": {"epochs": 10_000, "batchSize": 16},
-        "validation": {"every": {"steps": 10}, "maxSamples": 8},
-        "checkpoint": {"every": {"steps": 20}},
-    }
-    flow = {
-        "name": "real",
-        "blocks": [
-            {"block": "vi-dataset", "settings": {"datasetId": "digits", "maxSamples": 64}},
-            {"block": "vi-model", "settings": settings},
-        ],
-    }
-    with training_site.client() as client:
-        run_id = client.runs.create(flow).run_id
-        page = page_of(training_site, f"/ui/runs/{run_id}")
-        head = page.locator("#run-head")
-        expect(page.locator("#now .answers")).to_be_visible(timeout=REAL_TIMEOUT_MS)
-        expect(page.locator("#checkpoints")).to_contain_text("epoch-", timeout=REAL_TIMEOUT_MS)
-        expect(head.locator(".facts")).to_contain_text("±", timeout=REAL_TIMEOUT_MS)
-        curve = page.evaluate(CURVE, "loss")
-        assert len(curve["columns"][0]) >= 20
-
-        page.get_by_role("button", name="Kill…").click()
-        page.get_by_role("button", name="Kill it").click()
-        expect(head.locator(".badge")).to_contain_text("Cancelled", timeout=REAL_TIMEOUT_MS)
-        expect(head).to_contain_text("No process of this run is left.")
-        assert find_marked(ATTEMPT_MARK, lambda mark: f"/{run_id}/" in mark) == []
-        expect(page.locator("#live-text")).to_have_text("live")

@@ -161,10 +161,10 @@ def test_bars_of_the_timeline_cover_the_time_from_creation_to_the_end() -> None:
         now_ms=CREATED + 10**7,
     )
     lanes = {lane.name: lane for lane in view.lanes}
-    assert [(bar.left, bar.text) for bar in lanes["Condition"].bars] == [
-        ("0.000%", "Pending"),
-        ("99.600%", "Failed"),
-    ]
+    conditions = lanes["Condition"].bars
+    assert [bar.left for bar in conditions] == ["0.000%", "99.600%"]
+    assert [bar.text for bar in conditions] == ["Pending", ""]  # the last one has no room
+    assert conditions[-1].title.startswith("Failed")
     assert lanes["Checkpoints"].marks[0].left == "49.600%" or lanes["Checkpoints"].marks[0].left
     assert lanes["Evaluations"].marks[0].href == f"{BASE}/predictions?evaluation=20"
     times = [entry.time_ms for entry in view.entries]

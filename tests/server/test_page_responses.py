@@ -19,16 +19,21 @@ HTML = {"accept": "text/html"}
 
 async def test_pages_have_the_headers_of_pages_and_the_api_its_own(server: TestServer) -> None:
     api = await server.api()
-    static = assets.build_url("app.css")
-    for path in ("/ui/runs", "/ui/enter", "/ui/nothing", "/ui", static, "/ui/static/x/none.js"):
+    worker, icon = assets.build_url("live-worker.js"), assets.build_url("icon.svg")
+    for path in ("/ui/runs", "/ui/enter", "/ui/nothing", "/ui", worker, icon):
         headers = (await api.get(path, headers=HTML)).headers
         assert headers["content-security-policy"] == POLICY, path
         assert headers["referrer-policy"] == "same-origin"
         assert headers["cross-origin-opener-policy"] == "same-origin"
         assert headers["cross-origin-resource-policy"] == "same-origin"
         assert headers["x-content-type-options"] == "nosniff"
-        if path not in (static, "/ui/static/x/none.js"):
+        if path not in (worker, icon):
             assert headers["cache-control"] == "no-store", path
+    for path in (assets.build_url("app.css"), "/ui/static/x/none.js"):
+        headers = (await api.get(path)).headers
+        assert headers["cross-origin-resource-policy"] == "same-origin", path
+        assert headers["x-content-type-options"] == "nosniff", path
+        assert "content-security-policy" not in headers, path
     for path in ("/uix", server.path("runs"), "/health"):
         headers = (await api.get(path)).headers
         assert headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'"
@@ -60,6 +65,18 @@ async def test_static_files_are_kept_for_a_year_under_their_hash(server: TestSer
     assert (await anybody.post(url)).status_code == 405
     head = await anybody.head(url)
     assert (head.status_code, head.content) == (200, b"")
+
+
+async def test_static_files_are_compressed_as_browsers_accept(server: TestServer) -> None:
+    anybody = await server.client(None)
+    sizes = {}
+    for accepted in ("identity", "gzip", "gzip, deflate, br, zstd", "br;q=0, gzip"):
+        headers = {"accept-encoding": accepted}
+        found = await anybody.head(assets.build_url("vendor/uplot.js"), headers=headers)
+        encoding = found.headers.get("content-encoding")
+        sizes.setdefault(encoding, int(found.headers["content-length"]))
+    assert list(sizes) == [None, "gzip", "br"]
+    assert sizes[None] > 2 * sizes["gzip"] > 2 * sizes["br"]
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,17 @@ from runyard.server.services.access.sessions import COOKIE_PREFIX, Session, pars
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.errors import Refusal, unauthorized
 
-PREFIX, PREFIX_OF_PARTS = "/ui", "/ui/"
+PREFIX, PREFIX_OF_PARTS, STATIC_PREFIX = "/ui", "/ui/", "/ui/static/"
+DOCUMENTS = (".svg", "-worker.js")  # static files that a policy of their own governs
 MOST_COOKIES = 8  # of other organizations on the same host
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 
-PAGE_HEADERS = [
+FILE_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+]
+PAGE_HEADERS = [
+    *FILE_HEADERS,
     # Not no-referrer: with it Chromium sends ``Origin: null`` with our own forms.
     (b"referrer-policy", b"same-origin"),
     (
@@ -32,7 +37,6 @@ PAGE_HEADERS = [
         b"base-uri 'none'; frame-ancestors 'none'",
     ),
     (b"cross-origin-opener-policy", b"same-origin"),
-    (b"cross-origin-resource-policy", b"same-origin"),
 ]
 NO_STORE = (b"cache-control", b"no-store")
 
@@ -47,10 +51,15 @@ def has_cookie(headers: dict[bytes, bytes]) -> bool:
     return COOKIE_PREFIX.encode() in headers.get(b"cookie", b"")
 
 
-def list_page_headers(given: Any) -> list[tuple[bytes, bytes]]:
-    """Return the headers of a page's response besides those that it has."""
+def list_page_headers(path: str, given: Any) -> list[tuple[bytes, bytes]]:
+    """Return the headers of a page's response besides those that it has.
+
+    Files that a page loads have few: the page's policy governs them.
+    """
+    is_file = path.startswith(STATIC_PREFIX) and not path.endswith(DOCUMENTS)
+    headers = FILE_HEADERS if is_file else PAGE_HEADERS
     is_cached = any(name == b"cache-control" for name, _ in given)
-    return PAGE_HEADERS if is_cached else [*PAGE_HEADERS, NO_STORE]
+    return headers if is_cached else [*headers, NO_STORE]
 
 
 def check_site(scope: Any) -> None:

@@ -115,7 +115,7 @@ class Gateway:
                     await drain_body(receive)
                 given = message.get("headers", ())
                 further = (
-                    browser.list_page_headers(given)
+                    browser.list_page_headers(scope["path"], given)
                     if browser.is_page_path(scope["path"])
                     else RESPONSE_HEADERS
                 )

@@ -2,8 +2,8 @@
 
 One hash for the folder, since modules import each other by relative names. An address with another
 hash gets the newest bytes, uncached: a page that was opened before an upgrade still loads what it
-asks for later. The browser libraries below ``vendor`` are installed by ``scripts/assets`` and are
-part of the wheel.
+asks for later. The browser libraries below ``vendor`` are installed by ``scripts/assets``, which
+compresses them with Brotli, and are part of the wheel. Our own files are sent without comments.
 """
 
 import functools
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from runyard.server.http.responses import Response
+from runyard.server.pages import comments
 
 FOLDER = Path(__file__).parent / "static"
 PREFIX = "/ui/static/"
@@ -30,11 +31,22 @@ CACHED = b"public, max-age=31536000, immutable"
 
 @dataclass(frozen=True)
 class StaticFile:
-    """A file in memory, as it is and compressed."""
+    """A file in memory, as it is sent, and compressed."""
 
     body: bytes
     gzipped: bytes | None
     media_type: bytes
+    brotli: bytes | None = None
+
+    def encode_for(self, accepted: bytes) -> tuple[bytes, bytes]:
+        """Return the smallest body for an ``Accept-Encoding``, and its encoding."""
+        parts = (part.partition(b";") for part in accepted.lower().replace(b" ", b"").split(b","))
+        given = {name for name, _, weight in parts if not weight or weight.strip(b"q=0.")}
+        if self.brotli is not None and b"br" in given:
+            return self.brotli, b"br"
+        if self.gzipped is not None and b"gzip" in given:
+            return self.gzipped, b"gzip"
+        return self.body, b""
 
 
 @dataclass(frozen=True)
@@ -60,9 +72,22 @@ def load() -> Assets:
             continue
         name, body = path.relative_to(FOLDER).as_posix(), path.read_bytes()
         total.update(f"{name}\0{len(body)}\0".encode() + body)
-        gzipped = None if path.suffix == ".woff2" else gzip.compress(body, 9, mtime=0)
-        files[name] = StaticFile(body, gzipped, MEDIA_TYPES[path.suffix])
+        files[name] = _build_file(path, name, body)
     return Assets(total.hexdigest()[:12], files)
+
+
+def _build_file(path: Path, name: str, body: bytes) -> StaticFile:
+    if not name.startswith("vendor/") and path.suffix in (".js", ".css"):
+        remove = comments.remove_from_script if path.suffix == ".js" else comments.remove_from_style
+        body = remove(body.decode()).encode()
+    gzipped = None if path.suffix == ".woff2" else gzip.compress(body, 9, mtime=0)
+    brotli = path.with_name(f"{path.name}.br")
+    return StaticFile(
+        body,
+        gzipped,
+        MEDIA_TYPES[path.suffix],
+        brotli=brotli.read_bytes() if brotli.is_file() else None,
+    )
 
 
 def build_url(name: str) -> str:
@@ -90,9 +115,8 @@ def _find(scope: Any) -> Response:
         (b"cache-control", CACHED if given_hash == assets.hash else b"no-cache"),
         (b"vary", b"accept-encoding"),
     ]
-    body = asset.body
     accepted = dict(scope["headers"]).get(b"accept-encoding", b"")
-    if asset.gzipped is not None and b"gzip" in accepted:
-        body = asset.gzipped
-        headers.append((b"content-encoding", b"gzip"))
+    body, encoding = asset.encode_for(accepted)
+    if encoding:
+        headers.append((b"content-encoding", encoding))
     return Response(body, media_type=asset.media_type, headers=headers)

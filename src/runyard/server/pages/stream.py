@@ -20,6 +20,7 @@ from runyard.server.services.access.sessions import Session
 from runyard.server.services.context import Services
 from runyard.server.version import VERSION
 
+HINT_EVERY_S = 2.0  # what each page then fetches costs more than the hint
 ALIVE = b"event: alive\ndata: {}\n\n"
 
 
@@ -47,7 +48,8 @@ async def _iterate(
     newest = events.read_newest_number(services, org=org)
     yield encode_event("hello", Hello(VERSION, assets.load().hash, newest))
     after = newest if after is None else after
-    async with contextlib.aclosing(event_stream.iterate(services, org, after)) as chunks:
+    stream = event_stream.iterate(services, org, after, hint_every_s=HINT_EVERY_S)
+    async with contextlib.aclosing(stream) as chunks:
         async for chunk in chunks:
             if session is not None and not await session_lifecycle.recheck(services, session):
                 return  # another server ended it

@@ -1,8 +1,9 @@
 """The stream of an organization as server-sent events: events, and hints in between.
 
 Events come from the store by number, so a slow or interrupted reader misses none. Hints say that a
-run has new lines, metrics or progress, at most once a second for each run; those that a reader
-cannot take in time are merged. Nothing here waits for a reader but its own stream.
+run has new lines, metrics or progress, at most once a second for each run unless the reader wants
+fewer; those that it cannot take in time are merged. Nothing here waits for a reader but its own
+stream.
 """
 
 import asyncio
@@ -35,6 +36,7 @@ async def iterate(
     *,
     filter: EventFilter = EVERYTHING,
     from_oldest: bool = False,
+    hint_every_s: float = HINT_EVERY_S,
 ) -> AsyncGenerator[bytes]:
     """Yield an organization's events above a number, then those that follow.
 
@@ -46,7 +48,7 @@ async def iterate(
         if after is None and not from_oldest:
             after = events.read_newest_number(services, org=org)
         yield b"retry: %d\n\n" % RETRY_MS if after is None else _start(after)
-        hints = _Hints(services, org, listener, filter.run_id)
+        hints = _Hints(services, org, listener, filter.run_id, every_s=hint_every_s)
         loop = asyncio.get_running_loop()
         last_sent_s = last_read_s = loop.time()
         while not services.notifier.is_closed:
@@ -102,9 +104,16 @@ class _Hints:
     """The hints of one stream. ``due_s`` is when the next one may be sent, if one is waiting."""
 
     def __init__(
-        self, services: Services, org: str, listener: Listener, run_id: str | None
+        self,
+        services: Services,
+        org: str,
+        listener: Listener,
+        run_id: str | None,
+        *,
+        every_s: float,
     ) -> None:
         self._services, self._org, self._listener, self._run_id = services, org, listener, run_id
+        self._every_s = every_s
         self._sent_s: dict[str, float] = {}
         self.due_s = float("inf")
 
@@ -113,7 +122,7 @@ class _Hints:
         self._sent_s = {
             run_id: sent_s
             for run_id, sent_s in self._sent_s.items()
-            if now_s - sent_s < HINT_EVERY_S
+            if now_s - sent_s < self._every_s
         }
         waiting = self._listener.runs
         if self._run_id is not None:
@@ -124,7 +133,7 @@ class _Hints:
             del waiting[run_id]
             self._sent_s[run_id] = now_s
         self.due_s = min((self._sent_s[run_id] for run_id in waiting), default=float("inf"))
-        self.due_s += HINT_EVERY_S
+        self.due_s += self._every_s
         if not due:
             return ()
         return await self._services.store.read_in_thread(partial(self._read, due))

@@ -39,8 +39,9 @@ _FIRST_CHANGED = select(func.min(metric_chunks.c.min_step)).where(
 class Window:
     """What to read of each series: steps from ``first`` to ``last``, whole buckets.
 
-    ``bits``: buckets of 2**bits steps; None: the smallest of which there are at most ``points``.
-    ``since``: only buckets with points numbered above it, and those after them.
+    ``bits``: buckets of 2**bits steps; None: the smallest of which there are at most ``points``,
+    those left out by ``since`` included. ``since``: only buckets with points numbered above it,
+    and those after them.
     """
 
     first: int | None = None
@@ -140,11 +141,11 @@ class RunSeries:
         first, last = min(steps), max(steps)
         total = len(waiting) + (0 if row is None else row.total)
         begin = max(first, first if window.first is None else window.first)
+        end = min(last, last if window.last is None else window.last)
+        bits = _choose_bits(begin, end, window, total)
         if window.since is not None:
             changed = self._find_first_changed(key, window.since)
             begin = last + 1 if changed is None else max(begin, changed)
-        end = min(last, last if window.last is None else window.last)
-        bits = _choose_bits(begin, end, window, total)
         if min(total, (end >> bits) - (begin >> bits)) > most * _MOST_READ:
             raise TooManyBuckets(key, bits)
 
@@ -152,7 +153,8 @@ class RunSeries:
             return self._collect(row, waiting, begin, end, bits)
 
         buckets = collect(bits)
-        if window.bits is None and bits and sum(buckets.count) <= window.points:
+        is_free = window.bits is None and window.since is None
+        if is_free and bits and sum(buckets.count) <= window.points:
             bits, buckets = 0, collect(0)
         if len(buckets) > most:
             raise TooManyBuckets(key, bits)

@@ -264,7 +264,7 @@ def _describe_time_left(run: Run, progress: RunProgress, recent: Recent) -> tupl
     if progress.seconds_left is not None:
         # The trainer's own estimate also counts evaluations, saving and the time limit.
         seconds = progress.seconds_left
-    text = format_duration(seconds)
+    text = format_duration(max(seconds, 0))
     if spread >= 1:
         text = f"{text} ± {_round_duration(spread)}"
     return text, f"spread of the last {min(len(recent.steps) - 1, TIMED_STEPS)} steps"
@@ -325,7 +325,7 @@ def _describe_deletion(*, is_final: bool) -> str:
 
 
 def _compute_percent(progress: RunProgress) -> int:
-    return round(100 * progress.step / progress.total_steps) if progress.total_steps else 0
+    return min(round(100 * progress.step / (progress.total_steps or math.inf)), 100)
 
 
 def _build_tag(key: str, value: str) -> RunTag:

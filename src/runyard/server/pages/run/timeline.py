@@ -16,17 +16,23 @@ from vi.api.resources.runs.responses import Run
 _MIN_WIDTH = 0.4
 _TICKS = 5
 _MOST_ENTRIES = 400
+# Pixels of a letter and of the space around a text, and of the narrowest lanes.
+_LETTER, _AROUND, _LANE, _LANE_ON_PHONE = 7.5, 14, 560, 270
 # Events that have a bar or a mark of their own, or repeat what a condition says.
 _HIDDEN = {"checkpoint", "condition", "evaluation", "attempt-started", "attempt-ended"}
 
 
 class Bar(msgspec.Struct, frozen=True, kw_only=True):
-    """A span or a mark in a lane: percentages of the lane, and what it says."""
+    """A span or a mark in a lane: percentages of the lane, and what it says.
+
+    A text that does not fit is left out; ``is_wide_text`` says that it does not fit on a phone.
+    """
 
     left: str
     width: str
     style: str
     text: str
+    is_wide_text: bool
     title: str
     href: str
 
@@ -101,11 +107,11 @@ def build_timeline(
     ]
     entries = sorted(
         [
+            *_list_events(run, events, base),  # what happened, before what it led to
             *_list_conditions(run, base),
             *_list_attempts(run, base),
             *_list_checkpoints(models, base),
             *_list_evaluations(evaluations, base),
-            *_list_events(run, events, base),
         ],
         key=lambda entry: entry.time_ms,
     )
@@ -138,9 +144,15 @@ def _build_bar(
 ) -> Bar:
     left, right = axis.place(start), axis.place(end)
     width = max(right - left, _MIN_WIDTH)
-    left = min(left, 100 - width)
+    left, needed = min(left, 100 - width), 100 * (_LETTER * len(text) + _AROUND)
     return Bar(
-        left=f"{left:.3f}%", width=f"{width:.3f}%", style=style, text=text, title=title, href=href
+        left=f"{left:.3f}%",
+        width=f"{width:.3f}%",
+        style=style,
+        text=text if width >= needed / _LANE else "",
+        is_wide_text=width < needed / _LANE_ON_PHONE,
+        title=title,
+        href=href,
     )
 
 

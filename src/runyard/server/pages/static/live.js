@@ -26,6 +26,21 @@ export function watch(runId, callback) {
 }
 
 /**
+ * Return a function that calls back at once, or as soon as the last call is so long ago.
+ * @param {() => void} callback @param {() => number} everyMs
+ */
+export function throttle(callback, everyMs) {
+  let timer = 0, last = -Infinity;
+  return () => {
+    if (timer) return;
+    timer = window.setTimeout(() => {
+      [timer, last] = [0, performance.now()];
+      callback();
+    }, Math.max(0, last + everyMs() - performance.now()));
+  };
+}
+
+/**
  * Show a message for some seconds; with an action, until it is dismissed.
  * @param {string} text @param {{ label: string, run: () => void }} [action]
  */

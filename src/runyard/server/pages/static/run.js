@@ -5,16 +5,16 @@
 // <section data-refresh="RUN" data-refresh-on="checkpoint evaluation" hx-get=… hx-trigger="refresh">
 // gets the event "refresh" when one of these changes is reported; `any` means all changes but the
 // run's deletion, and what was missed while disconnected counts as each of them. With
-// data-refresh-ms, hints count too, but are collected for that long.
-import { watch } from "./live.js";
+// data-refresh-ms, hints count too, but no more often than that.
+import { throttle, watch } from "./live.js";
 
 // What an evaluation has predicted arrives after the evaluation: it is fetched with the hints that follow.
 const HINTS_AFTER = 2;
 /** @type {WeakMap<Element, number>} */
 const expecting = new WeakMap();
 
-/** @type {WeakMap<Element, number>} */
-const timers = new WeakMap();
+/** @type {WeakMap<Element, () => void>} */
+const throttled = new WeakMap();
 /** @param {Element} element */
 const refresh = (element) => element.dispatchEvent(new CustomEvent("refresh"));
 
@@ -24,8 +24,9 @@ function takeHint(element) {
   if (left) {
     expecting.set(element, left - 1);
     refresh(element);
-  } else if (waitMs && !timers.has(element)) {
-    timers.set(element, setTimeout(() => { timers.delete(element); refresh(element); }, waitMs));
+  } else if (waitMs) {
+    if (!throttled.has(element)) throttled.set(element, throttle(() => refresh(element), () => waitMs));
+    throttled.get(element)?.();
   }
 }
 
@@ -48,8 +49,13 @@ for (const run of runs) {
   });
 }
 
-/** Load what draws an image once there is one. */
-function loadImages() { if (document.querySelector("ry-picture")) import("./ry-picture.js"); }
+/** Load what draws an image once there is one in view. */
+const seen = new IntersectionObserver((entries) => {
+  if (!entries.some(({ isIntersecting }) => isIntersecting)) return;
+  seen.disconnect();
+  import("./ry-picture.js");
+}, { rootMargin: "200px" });
+function loadImages() { for (const picture of document.querySelectorAll("ry-picture:not(:defined)")) seen.observe(picture); }
 loadImages();
 document.addEventListener("htmx:after:swap", loadImages);
 

@@ -87,6 +87,8 @@ class Chart extends HTMLElement {
     sources.set(url, this.source);
     this.build();
     const refresh = () => this.refresh();
+    const source = this.source, grow = () => this.refresh(true);
+    source.growing.add(grow);
     const seen = new IntersectionObserver(([entry]) => { this.isVisible = entry.isIntersecting; refresh(); }, { rootMargin: "80px" });
     seen.observe(this);
     const resized = new ResizeObserver(() => this.plot?.setSize(this.size()));
@@ -98,7 +100,7 @@ class Chart extends HTMLElement {
     addEventListener("chart-settings", refresh);
     this.ends = [
       watch(this.getAttribute("run") ?? "", (/** @type {any} */ detail) => this.onChange(detail)),
-      () => seen.disconnect(), () => resized.disconnect(), () => theme.disconnect(),
+      () => source.growing.delete(grow), () => seen.disconnect(), () => resized.disconnect(), () => theme.disconnect(),
       () => dark.removeEventListener("change", redraw), () => removeEventListener("chart-settings", refresh),
     ];
   }
@@ -134,7 +136,8 @@ class Chart extends HTMLElement {
   onChange(detail) {
     if (detail.change?.what === "deleted") for (const end of this.ends.splice(0)) end();
     if (detail.kind === "all" || detail.change?.what === "attempt-started") this.source?.forget();
-    if (this.ends.length) this.refresh(true);
+    if (!this.ends.length) return;
+    if (detail.kind === "hint") this.source?.grow(); else this.refresh(true);
   }
 
   /** Fetch what is missing, then draw. Nothing happens while the chart is out of view.

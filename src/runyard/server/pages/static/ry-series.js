@@ -2,6 +2,7 @@
 // Metric series of a run: decoding packed columns, adding live points, smoothing, and one loader for
 // all charts of a page. A bucket covers a power of two of steps and begins at a multiple of it, so
 // what arrives later changes the last buckets or adds some, and never moves a boundary.
+import { throttle } from "./live.js";
 
 /** One key of a run. `time` is seconds since `origin`, which is epoch milliseconds; `next` is what to
  * ask for to get what is new.
@@ -13,6 +14,7 @@
  * @typedef {{ from: number, to: number }} Range */
 
 export const POINTS = 360; // at most, of each curve
+const LIVE_MS = { least: 2000, most: 10_000 }; // between requests for what is new
 const COLUMNS = /** @type {const} */ (["step", "time", "epoch", "min", "max", "last"]);
 
 /** Decode base64 of little-endian numbers.
@@ -45,16 +47,6 @@ export function append(series, newer) {
     joined[name].set(newer[name], kept);
   }
   return joined;
-}
-
-/** Return the size of buckets that the server chooses for a whole series: the smallest power of two
- * of which there are at most POINTS.
- * @param {{ total: number, firstStep: number, lastStep: number }} series */
-export function chooseBucketSteps({ total, firstStep, lastStep }) {
-  if (total <= POINTS) return 1;
-  let size = 1;
-  while (Math.floor(lastStep / size) - Math.floor(firstStep / size) >= POINTS) size *= 2;
-  return size;
 }
 
 /** Exponential moving average, corrected for its start; 0 returns the values.
@@ -131,7 +123,17 @@ export class Source {
     if (zoom === this.zoom) for (const series of found) this.zoomed.set(series.key, series);
   }
 
-  /** Fetch what is new of these keys. Calls at about the same time become one request per bucket size.
+  /** @type {Set<() => void>} */ growing = new Set();
+  /** Tell those who show this that there may be more. */
+  grow = throttle(() => { for (const callback of this.growing) callback(); }, () => this.liveMs());
+
+  /** After how long to ask for what is new: no sooner than a point more can be seen. */
+  liveMs() {
+    const ends = [...this.whole.values()].map(({ time }) => time.at(-1) ?? 0);
+    return Math.min(Math.max((Math.max(0, ...ends) * 1000) / POINTS, LIVE_MS.least), LIVE_MS.most);
+  }
+
+  /** Fetch what is new of these keys. Calls at about the same time become one request.
    * @param {string[]} keys */
   extend(keys) {
     for (const key of keys) this.grown.add(key);
@@ -146,21 +148,18 @@ export class Source {
 
   /** @param {string[]} keys */
   async extendAll(keys) {
-    /** @type {Map<string, Series[]>} */
-    const groups = new Map();
-    for (const series of keys.flatMap((key) => this.whole.get(key) ?? [])) {
-      const group = `&bucketSteps=${series.bucketSteps}&since=${series.next}`;
-      groups.set(group, [...(groups.get(group) ?? []), series]);
+    const known = keys.flatMap((key) => this.whole.get(key) ?? []);
+    if (!known.length) {
+      await this.request(list(["-"])); // only to learn which keys there are now
+      return;
     }
-    if (!groups.size) await this.request(list(["-"])); // only to learn which keys there are now
-    for (const [query, group] of groups) {
-      for (const newer of await this.request(list(group.map(({ key }) => key)) + query)) {
-        const series = this.whole.get(newer.key);
-        if (!series) continue;
-        // Buckets that have become too many are fetched again.
-        if (chooseBucketSteps(newer) === series.bucketSteps) this.whole.set(newer.key, append(series, newer));
-        else this.whole.delete(newer.key);
-      }
+    const since = Math.min(...known.map(({ next }) => next));
+    for (const newer of await this.request(`${list(known.map(({ key }) => key))}&since=${since}`)) {
+      const series = this.whole.get(newer.key);
+      if (!series) continue;
+      // When buckets have become too many, the answer has larger ones.
+      if (newer.bucketSteps === series.bucketSteps) this.whole.set(newer.key, append(series, newer));
+      else this.whole.delete(newer.key);
     }
   }
 
