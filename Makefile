@@ -3,7 +3,7 @@ PYTHON ?= python3
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test bench format style stubborn chaos chaos-postgresql kill-server power-cuts \
+.PHONY: help setup demo check test test-slow bench format style stubborn chaos chaos-postgresql kill-server power-cuts \
   checkpoint-cuts notice starve faults-nth fuzz-api fuzz-datasets backup-property defects formats families \
   vi-inference howtos bench-import bench-requests bench-train bench-tiny bench-memory bench-saving bench-sdk-start \
   bench-server bench-pages sim sim-kept sim-rules sim-postgresql availability reconnects screenshots budgets
@@ -22,6 +22,9 @@ check: setup ## Check formatting, lints, types, import contracts and style limit
 
 test: check ## Run the checks, then the test suite
 	@scripts/test
+
+test-slow: setup ## Run the tests that make test leaves out
+	@scripts/test -m slow
 
 format: setup ## Format the code and apply safe lint fixes
 	@.venv/bin/ruff format --quiet . && .venv/bin/ruff check --quiet --fix .
@@ -78,7 +81,7 @@ fuzz-datasets: setup ## Read randomly broken files of every format: EXAMPLES=200
 	@RUNYARD_FUZZ_EXAMPLES=$(EXAMPLES) scripts/test tests/datasets/test_fuzz.py tests/datasets/test_accounting.py
 
 backup-property: setup ## Verify and restore backups after generated requests, on both stores: EXAMPLES=500
-	@RUNYARD_BACKUP_EXAMPLES=$(EXAMPLES) scripts/test tests/server/test_backup_property.py -n 2
+	@RUNYARD_BACKUP_EXAMPLES=$(EXAMPLES) scripts/test tests/server/test_backup_property.py -n 2 -m "slow or not slow"
 
 REQUESTS ?= 5000
 fuzz-api: setup ## Send requests made from the OpenAPI document and validate the responses: REQUESTS=5000

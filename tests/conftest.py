@@ -68,6 +68,7 @@ LONGEST = (
     "tests/trainer/test_disk_space.py",
 )
 REPOSITORY = Path(__file__).parent.parent
+LEFT_OUT = pytest.StashKey[int]()
 GARBAGE_THRESHOLDS = (20_000, 20, 20)
 START_TIMEOUT_S = 60
 TRAIN_TIMEOUT_S = 240
@@ -106,8 +107,17 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker(pytest.mark.train)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order the slowest first, and tests of the finished training last, while it trains."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out slow tests, and order the rest: the longest first, and tests of the finished
+    training last, while it trains.
+    """
+    is_chosen = config.option.markexpr or any("::" in argument for argument in config.args)
+    slow = [item for item in items if item.get_closest_marker("slow") and not is_chosen]
+    if slow:
+        config.hook.pytest_deselected(items=slow)
+        left_out = set(slow)
+        items[:] = [item for item in items if item not in left_out]
+    config.stash[LEFT_OUT] = len(slow)
 
     def place(item: pytest.Item) -> tuple[bool, int]:
         rank = next(
@@ -117,6 +127,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return "finished_run" in getattr(item, "fixturenames", ()), rank
 
     items.sort(key=place)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Tell the process that prints the summary how many tests were left out."""
+    if hasattr(session.config, "workeroutput"):  # a worker of xdist; each has collected the same
+        session.config.workeroutput["left_out"] = session.config.stash.get(LEFT_OUT, 0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    if left_out := getattr(node, "workeroutput", {}).get("left_out"):
+        node.config.stash[LEFT_OUT] = left_out
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print how many tests were left out, and what runs them."""
+    if count := terminalreporter.config.stash.get(LEFT_OUT, 0):
+        terminalreporter.write_line(f"{count} slow tests were left out; make test-slow runs them")
 
 
 def pytest_collection_finish() -> None:

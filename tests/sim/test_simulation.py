@@ -19,9 +19,11 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 FIRST_SEED = 10_000
 # In parts, so that several test processes can share them.
-PARTS, EVENTS_A_PART = 4, 50_000
+PARTS, EVENTS_A_PART, FEW_EVENTS = 4, 50_000, 12_000
 EVENTS_ON_POSTGRESQL, CHAOS_ON_POSTGRESQL_MS = 4_000, 60_000
-HISTORIES, STEPS_A_HISTORY, MIN_STEPS = 112, 50, 5_000
+STEPS_A_HISTORY = 50
+# Histories, and the number of steps that they have at least.
+FEW, MANY = (12, 300), (112, 5_000)
 KEPT_SEEDS = [
     int(line.split()[0])
     for line in (HERE / "seeds.txt").read_text().splitlines()
@@ -42,8 +44,13 @@ def simulate_events(first: int, *, events: int, **world: Any) -> None:
     assert happened >= events
 
 
+def test_every_invariant_holds_under_all_faults() -> None:
+    simulate_events(FIRST_SEED, events=FEW_EVENTS)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("part", range(PARTS))
-def test_every_invariant_holds_under_all_faults(part: int) -> None:
+def test_every_invariant_holds_under_all_faults_for_long(part: int) -> None:
     simulate_events(FIRST_SEED + 1_000 * part, events=EVENTS_A_PART)
 
 
@@ -146,9 +153,11 @@ class GeneratedHistory(RuleBasedStateMachine):
                 self.deployment.close()
 
 
-def test_no_generated_history_violates_an_invariant() -> None:
+@pytest.mark.parametrize(("histories", "steps"), [FEW, pytest.param(*MANY, marks=pytest.mark.slow)])
+def test_no_generated_history_violates_an_invariant(histories: int, steps: int) -> None:
+    GeneratedHistory.steps = 0
     chosen = settings(
-        max_examples=HISTORIES,
+        max_examples=histories,
         stateful_step_count=STEPS_A_HISTORY,
         deadline=None,
         database=None,
@@ -156,4 +165,4 @@ def test_no_generated_history_violates_an_invariant() -> None:
         suppress_health_check=list(HealthCheck),
     )
     run_state_machine_as_test(GeneratedHistory, settings=chosen)
-    assert GeneratedHistory.steps >= MIN_STEPS
+    assert GeneratedHistory.steps >= steps
