@@ -67,6 +67,8 @@ LONGEST = (
     "tests/supervisor/test_fetching.py",
     "tests/trainer/test_disk_space.py",
 )
+# Left out by default, like tests with the mark slow: the asynchronous twins make the same calls.
+SLOW = ("tests/e2e/test_assets_sync.py", "tests/e2e/test_datasets_sync.py")
 REPOSITORY = Path(__file__).parent.parent
 LEFT_OUT = pytest.StashKey[int]()
 GARBAGE_THRESHOLDS = (20_000, 20, 20)
@@ -105,6 +107,8 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker(pytest.mark.e2e)
     if "finished_run" in fixtures:
         item.add_marker(pytest.mark.train)
+    if item.nodeid.startswith(SLOW):
+        item.add_marker(pytest.mark.slow)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
