@@ -93,11 +93,11 @@ defects: setup ## Find seventy defects in many rows, and nothing else: ROWS=1000
 	@RUNYARD_DEFECT_ROWS=$(ROWS) scripts/test tests/datasets/test_defects.py -n 0 -s
 
 formats: setup ## Import and export every dataset format by SDK and command line
-	@RUNYARD_ALL_FORMATS=1 scripts/test tests/cli/test_formats.py
+	@RUNYARD_ALL_FORMATS=1 scripts/test tests/cli/test_formats.py -m "slow or not slow"
 
 families: setup ## Freeze each part of every model family in turn
 	@RUNYARD_ALL_FAMILIES=1 scripts/test tests/trainer/test_miniatures.py tests/trainer/test_families.py \
-	  tests/trainer/test_reference_step.py tests/trainer/test_export.py
+	  tests/trainer/test_reference_step.py tests/trainer/test_export.py -m "slow or not slow"
 
 howtos: setup ## Follow every page that has commands as a reader would, the README with its trainings
 	@RUNYARD_HOWTOS=1 scripts/test tests/test_howtos.py

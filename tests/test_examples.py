@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from runyard.trainer.data.datasets import BUILT_IN
+from tests.support.slow import mark_slow
 
 FOLDER = Path(__file__).parents[1] / "examples"
 # Output of each example after success.
@@ -74,10 +75,7 @@ def test_the_quick_training_example_trains_a_good_model(quick_training: str) -> 
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=pytest.mark.slow if name in TRAINING else ())
-        for name in sorted(set(SHOWS) - {"quick_training.py"})
-    ],
+    mark_slow(sorted(set(SHOWS) - {"quick_training.py"}), unless=lambda name: name not in TRAINING),
 )
 def test_an_example_prints_what_it_documents(
     name: str, instance: Any, quick_training: str, tmp_path: Path

@@ -15,6 +15,7 @@ import pytest
 
 import vi
 from runyard.datasets.writers.registry import WRITERS
+from tests.support.slow import mark_slow
 
 SAMPLES = Path(__file__).parent.parent / "samples"
 # The type of each sample.
@@ -44,11 +45,6 @@ KEEPS_EVERYTHING = ("ViJsonl", "ViFull", "Parquet")
 Said = dict[str, list[Any]]
 
 
-def mark_slow(is_quick: bool) -> Any:
-    """Mark all but the quick ones, unless ``make formats`` chooses all."""
-    return () if is_quick or os.environ.get("RUNYARD_ALL_FORMATS") else pytest.mark.slow
-
-
 def grid() -> list[Any]:
     """Sample and format out."""
     pairs = []
@@ -57,7 +53,7 @@ def grid() -> list[Any]:
         if not os.environ.get("RUNYARD_ALL_FORMATS"):
             fitting = [fitting[2 * place % len(fitting)]]
         pairs += [(sample, writer.name) for sample in fitting]
-    return [pytest.param(*pair, marks=mark_slow(pair in QUICK.items())) for pair in pairs]
+    return mark_slow(pairs, unless=lambda pair: pair in QUICK.items())
 
 
 @pytest.fixture(scope="module")
@@ -139,9 +135,7 @@ def assert_carried(before: Said, after: Said, format: str) -> None:
                 assert again["caption"] == contents["caption"]
 
 
-@pytest.mark.parametrize(
-    "sample", [pytest.param(name, marks=mark_slow(name in QUICK)) for name in FORMATS]
-)
+@pytest.mark.parametrize("sample", mark_slow(FORMATS, unless=lambda sample: sample in QUICK))
 def test_sdk_and_command_line_import_the_same_rows_of_a_sample(
     runyard: Callable[..., Any],
     instance: Any,
