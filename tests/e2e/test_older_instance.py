@@ -32,6 +32,7 @@ def running_instance(data_dir: Path, eventually: Callable[..., Any]) -> Iterator
         "RUNYARD_DATA_DIR": str(data_dir),
         "RUNYARD_THREADS": "1",
         "RUNYARD_GRACE_S": "5",
+        "RUNYARD_WARM": "0",
     }
     command = [sys.executable, "-P", "-m", "runyard.cli", "up", "--port", "0", "--end-with-stdin"]
     log = data_dir.with_suffix(".log")
