@@ -67,8 +67,13 @@ LONGEST = (
     "tests/supervisor/test_fetching.py",
     "tests/trainer/test_disk_space.py",
 )
-# Left out by default, like tests with the mark slow: the asynchronous twins make the same calls.
-SLOW = ("tests/e2e/test_assets_sync.py", "tests/e2e/test_datasets_sync.py")
+# Left out by default, like tests with the mark slow.
+SLOW = (
+    "tests/e2e/test_assets_sync.py",
+    "tests/e2e/test_datasets_sync.py",
+    # One real training in a browser is enough: tests/browser/test_first_run.py.
+    "tests/browser/test_run_page.py::test_a_real_training_is_watched_and_killed",
+)
 REPOSITORY = Path(__file__).parent.parent
 LEFT_OUT = pytest.StashKey[int]()
 GARBAGE_THRESHOLDS = (20_000, 20, 20)
