@@ -56,14 +56,22 @@ TOGETHER = (
         for name in ("warm", "export", "replay", "quantization", "continue")
     ),
     "tests/server/test_event_streams.py",
+    "tests/server/test_starting.py",
+    "tests/store/test_lists.py",
+)
+# These make models of every family; in one process each is made once.
+FAMILIES = tuple(
+    f"tests/trainer/test_{name}.py"
+    for name in ("reference_step", "families", "features", "image_resolution", "packing")
 )
 # Started first: started last, one of these would keep a single core busy at the end.
 LONGEST = (
     "tests/chaos/test_chaos.py",
-    "tests/sim/test_simulation.py::test_no_generated_history_violates_an_invariant",
-    "tests/chaos/test_replays.py",
+    "tests/sim/test_simulation.py",
+    "tests/server/test_imports_killed.py",
+    "tests/server/test_restore_killed.py",
     "tests/server/test_backup_property.py",
-    "tests/sim/test_simulation.py::test_every_invariant",
+    "tests/chaos/test_replays.py",
     "tests/supervisor/test_fetching.py",
     "tests/trainer/test_disk_space.py",
 )
@@ -94,6 +102,8 @@ class OneInstanceScheduling(LoadScopeScheduling):  # type: ignore[misc]
             return "instance"
         if nodeid.startswith("tests/browser/"):
             return "browser"
+        if nodeid.startswith(FAMILIES):
+            return "families"
         return next((module for module in TOGETHER if nodeid.startswith(module)), nodeid)
 
 
