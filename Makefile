@@ -43,7 +43,7 @@ N ?= 100
 chaos: setup ## Inject real faults into training instances: FAULTS=1000 SEED=1
 	@scripts/chaos --faults $(FAULTS) --seed $(SEED)
 
-chaos-postgresql: setup ## Inject the default suite's faults on PostgreSQL, which is killed as well
+chaos-postgresql: setup ## Inject the faults of make test-slow on PostgreSQL, which is killed as well
 	@scripts/chaos --short --postgresql --seed $(SEED)
 
 kill-server: setup ## Kill the server N=100 times during training
