@@ -290,6 +290,12 @@ def test_the_log_follows_until_one_scrolls_and_finds_what_is_searched(
     expect(rows.last).to_contain_text("more 400")
     expect(rows.last).to_be_in_viewport()
     assert rows.count() <= 300
+    # Sizes that change scroll the box, too, and a reader who did nothing still follows.
+    box.evaluate("(box) => { box.scrollTop -= 400; }")
+    trainer.write("stdout", "after a change of size")
+    expect(rows.last).to_contain_text("after a change of size")
+    expect(rows.last).to_be_in_viewport()
+    expect(follow).to_be_checked()
 
     box.hover()
     page.mouse.wheel(0, -400)

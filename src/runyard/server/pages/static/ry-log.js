@@ -8,6 +8,7 @@ import { watch } from "./live.js";
  * @typedef {{ items: Line[], next: number, previous: number | null, ended: boolean, hasMore: boolean, searchedTo: number | null, last: number }} Page */
 
 const ROWS = 300, PAGE = 100, MOST_MATCHES = 2000, EDGE = 240;
+const SCROLLING_MS = 1000; // a wheel or a key scrolls for as long, at most
 const ESCAPE = /\x1b\[([0-9;]*)m|\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07/g;
 
 /** Split a line at its color codes.
@@ -46,7 +47,8 @@ class Log extends HTMLElement {
   isBusy = false;
   isStale = false;
   search = 0;
-  seen = { top: 0, height: 0, total: 0 }; // where the box was when it was last looked at
+  top = 0; // where the box last was
+  usedAt = -Infinity; // when the reader last used the box: wheel, touch, pointer or key
   /** @type {() => void} */ end = () => {};
 
   get form() { return /** @type {HTMLFormElement} */ (this.querySelector("form")); }
@@ -71,6 +73,9 @@ class Log extends HTMLElement {
     const resized = new ResizeObserver(() => { if (this.isOn("follow")) this.toEnd(); });
     resized.observe(this.box);
     this.box.addEventListener("scroll", () => this.onScroll());
+    for (const type of ["wheel", "touchmove", "keydown", "pointerdown", "pointermove", "pointerup"]) {
+      this.box.addEventListener(type, (event) => this.onUse(/** @type {PointerEvent} */ (event)), { passive: true });
+    }
     this.box.addEventListener("keydown", (event) => this.onKey(event));
     this.end = watch(this.getAttribute("run") ?? "", (/** @type {any} */ detail) => { if (detail.change?.what === "deleted") this.end(); else this.onChange(); });
     const visible = () => { if (!document.hidden && this.isStale) this.onChange(); };
@@ -127,11 +132,14 @@ class Log extends HTMLElement {
     this.isBusy = true;
     try { await work(); this.box.removeAttribute("data-error"); } catch (error) {
       this.box.dataset.error = error instanceof Error ? error.message : String(error);
+      return;
     } finally { this.isBusy = false; }
+    if (this.isStale) this.onChange();
   }
 
   async loadEnd() {
     await this.exclusively(async () => {
+      this.isStale = false;
       const page = await this.request({ tail: PAGE });
       this.replace(page, true);
       this.toEnd();
@@ -158,7 +166,6 @@ class Log extends HTMLElement {
     const row = this.row(number);
     row?.setAttribute("aria-current", "true");
     if (row) this.box.scrollTop = row.offsetTop - this.box.clientHeight / 2;
-    this.look();
   }
 
   /** @param {Page} page @param {boolean} isEnd */
@@ -197,9 +204,8 @@ class Log extends HTMLElement {
         this.box.firstElementChild?.remove();
         this.above = this.lines[0].number;
       }
-      if (!this.isOn("follow")) this.box.scrollTop -= before - this.box.scrollHeight;
+      if (this.isOn("follow")) this.toEnd(); else this.box.scrollTop -= before - this.box.scrollHeight;
     }
-    this.look();
     this.show();
     this.paint();
   }
@@ -231,8 +237,7 @@ class Log extends HTMLElement {
   /** @param {number} number */
   row(number) { return /** @type {HTMLElement | null} */ (this.box.querySelector(`#L${number}`)); }
 
-  look() { this.seen = { top: this.box.scrollTop, height: this.box.clientHeight, total: this.box.scrollHeight }; }
-  toEnd() { this.box.scrollTop = this.box.scrollHeight; this.look(); }
+  toEnd() { this.box.scrollTop = this.box.scrollHeight; this.top = this.box.scrollTop; }
 
   /** Show the state of the form. */
   show() {
@@ -250,11 +255,18 @@ class Log extends HTMLElement {
     if (isOn) this.loadEnd();
   }
 
+  /** Note when the reader uses the box; a pressed button, as on the scroll bar, is in use until it is released.
+   * @param {PointerEvent} event */
+  onUse(event) {
+    if (event.type === "pointerdown") this.usedAt = Infinity;
+    else if (event.type !== "pointermove" || (this.usedAt === Infinity && !event.buttons)) this.usedAt = event.timeStamp;
+  }
+
   onScroll() {
-    const { scrollTop, scrollHeight, clientHeight } = this.box, { top, height, total } = this.seen;
-    // Lines or sizes that change scroll the box, too; only a reader scrolls up within the same lines.
-    const isUp = scrollTop < top - 2 && height === clientHeight && total === scrollHeight;
-    this.look();
+    const { scrollTop, scrollHeight, clientHeight } = this.box;
+    // Lines and sizes that change scroll the box, too; only a reader scrolls it right after using it.
+    const isUp = scrollTop < this.top - 2 && performance.now() - this.usedAt < SCROLLING_MS;
+    this.top = scrollTop;
     if (isUp && this.isOn("follow")) this.follow(false);
     if (scrollTop < EDGE && this.above !== null) {
       const before = this.above;
@@ -267,22 +279,19 @@ class Log extends HTMLElement {
   }
 
   async loadNext() {
+    this.isStale = false;
     const page = await this.request({ since: this.below, limit: PAGE });
     this.isEnd = !page.hasMore;
     this.below = page.next;
     this.hasEnded = page.ended;
-    this.isStale = false;
     this.add(page.items, false);
   }
 
   async onChange() {
     this.isStale = true;
-    if (document.hidden || this.isBusy) return;
+    if (document.hidden || this.isBusy) return; // the request that keeps it busy calls this again
     if (!this.isOn("follow") || !this.isEnd) { this.show(); return; }
-    await this.exclusively(async () => {
-      do await this.loadNext(); while (!this.isEnd);
-      if (this.isOn("follow")) this.toEnd();
-    });
+    await this.exclusively(async () => { do await this.loadNext(); while (!this.isEnd); });
   }
 
   /** @param {KeyboardEvent} event */
