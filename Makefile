@@ -3,7 +3,7 @@ PYTHON ?= python3
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test bench format style stubborn chaos chaos-postgresql kill-server power-cuts \
+.PHONY: help setup demo check test test-slow bench format style stubborn chaos chaos-postgresql kill-server power-cuts \
   checkpoint-cuts notice starve faults-nth fuzz-api fuzz-datasets backup-property defects formats families \
   vi-inference howtos bench-import bench-requests bench-train bench-tiny bench-memory bench-saving bench-sdk-start \
   bench-server bench-pages sim sim-kept sim-rules sim-postgresql availability reconnects screenshots budgets
@@ -23,6 +23,9 @@ check: setup ## Check formatting, lints, types, import contracts and style limit
 test: check ## Run the checks, then the test suite
 	@scripts/test
 
+test-slow: setup ## Run the tests that make test leaves out
+	@scripts/test -m slow
+
 format: setup ## Format the code and apply safe lint fixes
 	@.venv/bin/ruff format --quiet . && .venv/bin/ruff check --quiet --fix .
 
@@ -40,7 +43,7 @@ N ?= 100
 chaos: setup ## Inject real faults into training instances: FAULTS=1000 SEED=1
 	@scripts/chaos --faults $(FAULTS) --seed $(SEED)
 
-chaos-postgresql: setup ## Inject the default suite's faults on PostgreSQL, which is killed as well
+chaos-postgresql: setup ## Inject the faults of make test-slow on PostgreSQL, which is killed as well
 	@scripts/chaos --short --postgresql --seed $(SEED)
 
 kill-server: setup ## Kill the server N=100 times during training
@@ -78,7 +81,7 @@ fuzz-datasets: setup ## Read randomly broken files of every format: EXAMPLES=200
 	@RUNYARD_FUZZ_EXAMPLES=$(EXAMPLES) scripts/test tests/datasets/test_fuzz.py tests/datasets/test_accounting.py
 
 backup-property: setup ## Verify and restore backups after generated requests, on both stores: EXAMPLES=500
-	@RUNYARD_BACKUP_EXAMPLES=$(EXAMPLES) scripts/test tests/server/test_backup_property.py -n 2
+	@RUNYARD_BACKUP_EXAMPLES=$(EXAMPLES) scripts/test tests/server/test_backup_property.py -n 2 -m "slow or not slow"
 
 REQUESTS ?= 5000
 fuzz-api: setup ## Send requests made from the OpenAPI document and validate the responses: REQUESTS=5000
@@ -90,11 +93,11 @@ defects: setup ## Find seventy defects in many rows, and nothing else: ROWS=1000
 	@RUNYARD_DEFECT_ROWS=$(ROWS) scripts/test tests/datasets/test_defects.py -n 0 -s
 
 formats: setup ## Import and export every dataset format by SDK and command line
-	@RUNYARD_ALL_FORMATS=1 scripts/test tests/cli/test_formats.py
+	@RUNYARD_ALL_FORMATS=1 scripts/test tests/cli/test_formats.py -m "slow or not slow"
 
 families: setup ## Freeze each part of every model family in turn
 	@RUNYARD_ALL_FAMILIES=1 scripts/test tests/trainer/test_miniatures.py tests/trainer/test_families.py \
-	  tests/trainer/test_reference_step.py tests/trainer/test_export.py
+	  tests/trainer/test_reference_step.py tests/trainer/test_export.py -m "slow or not slow"
 
 howtos: setup ## Follow every page that has commands as a reader would, the README with its trainings
 	@RUNYARD_HOWTOS=1 scripts/test tests/test_howtos.py

@@ -4,7 +4,8 @@
 
 Each number is the processor time of the thread that reads and decodes one page of 50 runs, or
 counts; at the first page and deep in the list. Stores are made in a temporary folder, a million
-runs in some minutes. The result is a table for RESULTS.md.
+runs in some minutes, or in the folder after ``--stores``, where the next run finds them. The
+result is a table for RESULTS.md; its last column compares the largest store with the smallest.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,20 +39,25 @@ ORDERS = ("-created", "name", "-duration", "-metric.iou")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("counts", nargs="*", type=int, default=[1_000, 100_000, 1_000_000])
+    parser.add_argument("--stores", type=Path, help="folder of the stores")
     arguments = parser.parse_args()
-    results = {count: measure_store(count) for count in arguments.counts}
+    with ExitStack() as stack:
+        folder = arguments.stores or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        results = {count: measure_store(folder, count) for count in arguments.counts}
     print_table(results)
 
 
-def measure_store(count: int) -> dict[str, list[float]]:
+def measure_store(folder: Path, count: int) -> dict[str, list[float]]:
     """Return the milliseconds of each request."""
-    with tempfile.TemporaryDirectory() as folder:
-        store = Store(Path(folder, "server.db"))
-        try:
+    path = folder / str(count) / "server.db"
+    is_new = not path.exists()
+    store = Store(path)
+    try:
+        if is_new:
             insert_runs(store, count, org=ORG)
-            return measure_requests(store.read, count)
-        finally:
-            store.close()
+        return measure_requests(store.read, count)
+    finally:
+        store.close()
 
 
 def measure_requests(
@@ -123,17 +130,14 @@ def time_request(read: Any, request: Callable[[Any], Any]) -> list[float]:
 
 def print_table(results: dict[int, dict[str, list[float]]]) -> None:
     counts = list(results)
-    print(
-        "| request | " + " | ".join(f"{count:,} runs: p50 / slowest, ms" for count in counts) + " |"
-    )
-    print("|---|" + "---|" * len(counts))
+    heads = [f"{count:,} runs: p50 / slowest, ms" for count in counts]
+    print(f"| request | {' | '.join(heads)} | x |")
+    print("|---|" + "---|" * (len(counts) + 1))
     for label in results[counts[0]]:
-        cells = (summarize(results[count][label]) for count in counts)
-        print(f"| {label} | " + " | ".join(cells) + " |")
-
-
-def summarize(taken: list[float]) -> str:
-    return f"{statistics.median(taken):.2f} / {max(taken):.2f}"
+        taken = [results[count][label] for count in counts]
+        cells = [f"{statistics.median(each):.2f} / {max(each):.2f}" for each in taken]
+        ratio = statistics.median(taken[-1]) / statistics.median(taken[0])
+        print(f"| {label} | {' | '.join(cells)} | {ratio:.2f} |")
 
 
 if __name__ == "__main__":

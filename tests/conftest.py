@@ -48,26 +48,34 @@ USE_THE_INSTANCE = (
     "tests/cli/test_export.py",
     "tests/cli/test_formats.py",
 )
-# Modules whose fixture costs more than their tests, so that one process makes it.
-# Their fixtures take seconds, and would be made on each worker.
-TOGETHER = (
-    *(
-        f"tests/trainer/test_{name}.py"
-        for name in ("warm", "export", "replay", "quantization", "continue")
-    ),
-    "tests/server/test_event_streams.py",
+# These make models of every family; in one process each is made once.
+FAMILIES = tuple(
+    f"tests/trainer/test_{name}.py"
+    for name in ("reference_step", "families", "features", "image_resolution", "packing")
 )
-# Started first: started last, one of these would keep a single core busy at the end.
+# Started first, in this order: a long module at the end would keep a single core busy.
 LONGEST = (
-    "tests/chaos/test_chaos.py",
-    "tests/sim/test_simulation.py::test_no_generated_history_violates_an_invariant",
-    "tests/chaos/test_replays.py",
-    "tests/server/test_backup_property.py",
-    "tests/sim/test_simulation.py::test_every_invariant",
-    "tests/supervisor/test_fetching.py",
-    "tests/trainer/test_disk_space.py",
+    *FAMILIES,
+    "tests/trainer/",
+    "tests/chaos/",
+    "tests/sim/",
+    "tests/server/",
+    "tests/supervisor/",
+    "tests/store/",
+    "tests/cli/",
+    "tests/controller/",
+    "tests/test_vi_package.py",
+    "tests/blobs/",
+)
+# Left out by default, like tests with the mark slow.
+SLOW = (
+    "tests/e2e/test_assets_sync.py",
+    "tests/e2e/test_datasets_sync.py",
+    # One real training in a browser is enough: tests/browser/test_first_run.py.
+    "tests/browser/test_run_page.py::test_a_real_training_is_watched_and_killed",
 )
 REPOSITORY = Path(__file__).parent.parent
+LEFT_OUT = pytest.StashKey[int]()
 GARBAGE_THRESHOLDS = (20_000, 20, 20)
 START_TIMEOUT_S = 60
 TRAIN_TIMEOUT_S = 240
@@ -75,22 +83,30 @@ END_TIMEOUT_S = 30
 
 
 class OneInstanceScheduling(LoadScopeScheduling):  # type: ignore[misc]
-    """Assign tests of the instance and each module of TOGETHER to one worker; spread the rest.
+    """Assign tests of the instance to one worker, and those of each module, with its fixtures.
 
     ``--dist loadgroup`` is made for this, but reads a private attribute that the newest pytest no
     longer has.
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        if nodeid.startswith(USE_THE_INSTANCE):
-            return "instance"
-        if nodeid.startswith("tests/browser/"):
-            return "browser"
-        return next((module for module in TOGETHER if nodeid.startswith(module)), nodeid)
+        return find_scope(nodeid)
+
+
+def find_scope(nodeid: str) -> str:
+    """Return the name of the group of tests that one worker runs in order."""
+    if nodeid.startswith(USE_THE_INSTANCE):
+        return "instance"
+    if nodeid.startswith("tests/browser/"):
+        return "browser"
+    if nodeid.startswith(FAMILIES):
+        return "families"
+    return nodeid.partition("::")[0]
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneInstanceScheduling:
+    config.option.loadscopereorder = False  # the order is that of pytest_collection_modifyitems
     return OneInstanceScheduling(config, log)
 
 
@@ -104,19 +120,50 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker(pytest.mark.e2e)
     if "finished_run" in fixtures:
         item.add_marker(pytest.mark.train)
+    if item.nodeid.startswith(SLOW):
+        item.add_marker(pytest.mark.slow)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order the slowest first, and tests of the finished training last, while it trains."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out slow tests, and order the rest: the instance and the longest first, and tests of
+    the finished training after others of the instance, while it trains.
+    """
+    is_chosen = config.option.markexpr or any("::" in argument for argument in config.args)
+    slow = [item for item in items if item.get_closest_marker("slow") and not is_chosen]
+    if slow:
+        config.hook.pytest_deselected(items=slow)
+        left_out = set(slow)
+        items[:] = [item for item in items if item not in left_out]
+    config.stash[LEFT_OUT] = len(slow)
 
-    def place(item: pytest.Item) -> tuple[bool, int]:
+    def place(item: pytest.Item) -> tuple[bool, bool, int, bool]:
+        scope = find_scope(item.nodeid)
         rank = next(
             (rank for rank, name in enumerate(LONGEST) if item.nodeid.startswith(name)),
             len(LONGEST),
         )
-        return "finished_run" in getattr(item, "fixturenames", ()), rank
+        needs_training = "finished_run" in getattr(item, "fixturenames", ())
+        return scope != "instance", scope != "browser", rank, needs_training
 
     items.sort(key=place)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Tell the process that prints the summary how many tests were left out."""
+    if hasattr(session.config, "workeroutput"):  # a worker of xdist; each has collected the same
+        session.config.workeroutput["left_out"] = session.config.stash.get(LEFT_OUT, 0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    if left_out := getattr(node, "workeroutput", {}).get("left_out"):
+        node.config.stash[LEFT_OUT] = left_out
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print how many tests were left out, and what runs them."""
+    if count := terminalreporter.config.stash.get(LEFT_OUT, 0):
+        terminalreporter.write_line(f"{count} slow tests were left out; make test-slow runs them")
 
 
 def pytest_collection_finish() -> None:

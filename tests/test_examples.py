@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from runyard.trainer.data.datasets import BUILT_IN
+from tests.support.slow import mark_slow
 
 FOLDER = Path(__file__).parents[1] / "examples"
 # Output of each example after success.
@@ -28,6 +29,14 @@ SHOWS = {
     r"its boxes are drawn in answer\.png",
     "custom_flow.py": r"seed 1: exactMatch \d\.\d{3}\nseed 2: exactMatch \d\.\d{3}\n",
     "quick_training.py": r"exactMatch on held-out data: (0\.9[5-9]\d|1\.000)\nThe model is in \S+",
+}
+# These train models of their own.
+TRAINING = {
+    "async_runs.py",
+    "custom_flow.py",
+    "find_the_boxes.py",
+    "own_images.py",
+    "resume_a_run.py",
 }
 
 
@@ -64,7 +73,10 @@ def test_the_quick_training_example_trains_a_good_model(quick_training: str) -> 
     assert re.search(SHOWS["quick_training.py"], quick_training), quick_training
 
 
-@pytest.mark.parametrize("name", sorted(set(SHOWS) - {"quick_training.py"}))
+@pytest.mark.parametrize(
+    "name",
+    mark_slow(sorted(set(SHOWS) - {"quick_training.py"}), unless=lambda name: name not in TRAINING),
+)
 def test_an_example_prints_what_it_documents(
     name: str, instance: Any, quick_training: str, tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 The conflict is reported.
 """
 
+import itertools
 import json
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from runyard.starting import EXIT_CANNOT_START
+from tests.support.slow import mark_slow
 
 ROOT = Path(__file__).resolve().parents[1]
 VI_SDK_FILES = {
@@ -92,27 +94,33 @@ def test_runyard_installed_over_vi_sdk_warns_on_import_and_works(site: Path, whe
     assert "pip uninstall -y vi-sdk" in finding["remedy"]
 
 
-@pytest.mark.parametrize(
-    "program",
-    [
-        ("-m", "runyard.cli", "runs", "list"),
-        ("-m", "runyard.cli", "flows", "plan"),
-        ("-m", "runyard.cli", "up"),
-        ("-m", "runyard.server"),
-        ("-m", "runyard.controller"),
-    ],
-    ids=lambda program: " ".join(program[1:]),
+PROGRAMS = (
+    "runyard.cli runs list",
+    "runyard.cli flows plan",
+    "runyard.cli up",
+    "runyard.server",
+    "runyard.controller",
 )
-@pytest.mark.parametrize("is_removed", [False, True], ids=["overwritten", "removed again"])
+
+
+def is_quick(case: tuple[str, bool]) -> bool:
+    """Take each program with one of both faults by default, in turn."""
+    return bool(PROGRAMS.index(case[0]) % 2) == case[1]
+
+
+@pytest.mark.parametrize(
+    ("program", "is_removed"),
+    mark_slow(itertools.product(PROGRAMS, (False, True)), unless=is_quick),
+)
 def test_each_program_reports_vi_sdk_installed_over_runyard(
-    site: Path, program: tuple[str, ...], is_removed: bool
+    site: Path, program: str, is_removed: bool
 ) -> None:
     install_vi_sdk(site)
     if is_removed:
         uninstall_vi_sdk(site)
-    done = python(site, *program)
+    done = python(site, "-m", *program.split())
     assert done.returncode == (
-        EXIT_CANNOT_START if program[1] in ("runyard.server", "runyard.controller") else 1
+        EXIT_CANNOT_START if program in ("runyard.server", "runyard.controller") else 1
     )
     assert ("is missing or incomplete" if is_removed else "is not Runyard's") in done.stderr
     assert (

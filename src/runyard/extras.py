@@ -12,7 +12,6 @@ IMPORTS = {
         "click",
         "google_crc32c",
         "granian",
-        "litestar",
         "PIL",
         "pyarrow",
         "sqlalchemy",

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PROGRAM = Path(__file__).parents[2] / "benchmarks" / "train_speed.py"
 PAGE = """# Results of the benchmarks
 
@@ -20,6 +22,7 @@ an older table
 """
 
 
+@pytest.mark.slow
 def test_the_short_form_has_the_same_losses_and_replaces_only_its_own_results(
     tmp_path: Path,
 ) -> None:

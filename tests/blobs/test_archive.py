@@ -56,11 +56,7 @@ def made_by_tarfile(files: dict[str, bytes]) -> bytes:
     return whole.getvalue()
 
 
-@settings(max_examples=150, deadline=None)
-@given(files=FILES, data=st.data())
-def test_any_range_equals_the_slice_of_the_tar_that_tarfile_makes(
-    blobs: FolderBlobs, files: dict[str, bytes], data: st.DataObject
-) -> None:
+def compare_any_range(blobs: FolderBlobs, files: dict[str, bytes], data: st.DataObject) -> None:
     whole = made_by_tarfile(files)
     archive = archive_of(files, blobs)
     assert archive.size_bytes == len(whole)
@@ -68,6 +64,23 @@ def test_any_range_equals_the_slice_of_the_tar_that_tarfile_makes(
     end = data.draw(st.integers(start, len(whole)))
     assert b"".join(archive.read(blobs, start, end)) == whole[start:end]
     assert archive.sha256(blobs) == hashlib.sha256(whole).hexdigest()
+
+
+@settings(max_examples=25, deadline=None)
+@given(files=FILES, data=st.data())
+def test_any_range_equals_the_slice_of_the_tar_that_tarfile_makes(
+    blobs: FolderBlobs, files: dict[str, bytes], data: st.DataObject
+) -> None:
+    compare_any_range(blobs, files, data)
+
+
+@pytest.mark.slow
+@settings(max_examples=150, deadline=None)
+@given(files=FILES, data=st.data())
+def test_any_range_of_many_archives_equals_the_slice_of_the_tar(
+    blobs: FolderBlobs, files: dict[str, bytes], data: st.DataObject
+) -> None:
+    compare_any_range(blobs, files, data)
 
 
 def test_every_byte_position_can_begin_and_end_a_range(blobs: FolderBlobs) -> None:

@@ -109,4 +109,12 @@ class BlobStates(RuleBasedStateMachine):
 
 
 TestBlobStates = BlobStates.TestCase
-TestBlobStates.settings = settings(max_examples=30, stateful_step_count=25, deadline=None)
+TestBlobStates.settings = settings(max_examples=8, stateful_step_count=25, deadline=None)
+
+
+@pytest.mark.slow
+class TestManyBlobStates(BlobStates.TestCase):  # type: ignore[misc,valid-type]
+    """The same for more histories."""
+
+
+TestManyBlobStates.settings = settings(max_examples=30, stateful_step_count=25, deadline=None)

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[2]
 FAULTS, KINDS = 12, 6
 
 
+@pytest.mark.slow
 @pytest.mark.e2e
 @pytest.mark.usefixtures("memory_kills")
 def test_every_run_survives_a_dozen_real_faults() -> None:

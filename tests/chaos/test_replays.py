@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_repeating_a_create_whose_answers_are_lost_creates_one_run() -> None:
-    command = [sys.executable, "-m", "tests.chaos.chaos", "--replays", "100", "--threads", "10"]
+    command = [sys.executable, "-m", "tests.chaos.chaos", "--replays", "30", "--threads", "10"]
     ended = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
     )

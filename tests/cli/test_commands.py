@@ -265,7 +265,7 @@ def test_reading_runs_loads_no_rich_and_no_torch(instance: Instance) -> None:
     script = (
         "import sys; from runyard.cli.main import cli; cli(['runs', 'list'], "
         "standalone_mode=False)\n"
-        "print('loaded', *[n for n in ('rich', 'torch', 'PIL', 'yaml', 'litestar') if n in "
+        "print('loaded', *[n for n in ('rich', 'torch', 'PIL', 'yaml', 'granian') if n in "
         "sys.modules])"
     )
     environ = {**os.environ, **instance.environ}

@@ -1,7 +1,7 @@
 """Round trips of a small sample of every format: import, export to every format, import again.
 
-``make formats`` writes each sample in each format that can carry it; the default suite writes each
-format once.
+``make formats`` writes each sample in each format that can carry it, ``make test-slow`` each format
+once, and the default suite one format for each type of dataset.
 """
 
 import hashlib
@@ -15,6 +15,7 @@ import pytest
 
 import vi
 from runyard.datasets.writers.registry import WRITERS
+from tests.support.slow import mark_slow
 
 SAMPLES = Path(__file__).parent.parent / "samples"
 # The type of each sample.
@@ -38,11 +39,13 @@ FORMATS = {
     "yolo-darknet": ("YoloDarknet", "phrase-grounding"),
     "yolo-ultralytics": ("YoloKerasPytorch", "phrase-grounding"),
 }
+# One sample for each type of dataset, and a format to write it in.
+QUICK = {"captions": "ViFull", "csv-width-height": "Coco", "vi-jsonl-vqa": "Conversations"}
 KEEPS_EVERYTHING = ("ViJsonl", "ViFull", "Parquet")
 Said = dict[str, list[Any]]
 
 
-def grid() -> list[tuple[str, str]]:
+def grid() -> list[Any]:
     """Sample and format out."""
     pairs = []
     for place, writer in enumerate(WRITERS):
@@ -50,7 +53,7 @@ def grid() -> list[tuple[str, str]]:
         if not os.environ.get("RUNYARD_ALL_FORMATS"):
             fitting = [fitting[2 * place % len(fitting)]]
         pairs += [(sample, writer.name) for sample in fitting]
-    return pairs
+    return mark_slow(pairs, unless=lambda pair: pair in QUICK.items())
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +135,7 @@ def assert_carried(before: Said, after: Said, format: str) -> None:
                 assert again["caption"] == contents["caption"]
 
 
-@pytest.mark.parametrize("sample", FORMATS)
+@pytest.mark.parametrize("sample", mark_slow(FORMATS, unless=lambda sample: sample in QUICK))
 def test_sdk_and_command_line_import_the_same_rows_of_a_sample(
     runyard: Callable[..., Any],
     instance: Any,

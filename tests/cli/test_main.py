@@ -18,7 +18,7 @@ SLOW_TO_IMPORT = (
     "PIL",
     "vi.client",
     "yaml",
-    "litestar",
+    "granian",
     "sqlalchemy",
 )
 LOADED = """

@@ -49,6 +49,7 @@ def held_out(run: Run) -> list[Sample]:
     return list(dataset.validation)
 
 
+@pytest.mark.slow
 def test_plain_transformers_answers_as_well_as_the_run_reported(
     client: vi.Client,
     finished_run: Run,

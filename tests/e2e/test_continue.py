@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 import vi
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 
 def make_flow(epochs: int) -> dict[str, Any]:

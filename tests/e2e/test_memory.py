@@ -56,6 +56,7 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("memory_kills")
 def test_a_run_resumes_with_half_the_micro_batch_after_an_out_of_memory_kill(
     client: vi.Client,

@@ -6,6 +6,7 @@ user, a saved flow, and a backup.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 
 import vi
+from tests.support.server import open_server
 
 SAMPLE = "tests/samples/instance-8e25313.tar.xz"
 TIMEOUT_S = 120
@@ -30,6 +32,7 @@ def running_instance(data_dir: Path, eventually: Callable[..., Any]) -> Iterator
         "RUNYARD_DATA_DIR": str(data_dir),
         "RUNYARD_THREADS": "1",
         "RUNYARD_GRACE_S": "5",
+        "RUNYARD_WARM": "0",
     }
     command = [sys.executable, "-P", "-m", "runyard.cli", "up", "--port", "0", "--end-with-stdin"]
     log = data_dir.with_suffix(".log")
@@ -64,6 +67,19 @@ def find_run(client: vi.Client, sample: str) -> Any:
     return run
 
 
+async def test_a_database_of_an_earlier_revision_is_migrated_and_listed(
+    older: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(older / "data", tmp_path / "data")
+    async with open_server(tmp_path / "data") as server:
+        answer = await (await server.api()).get(server.path("runs"))
+    runs = {run["metadata"]["attributes"]["sample"]: run for run in answer.json()["items"]}
+    conditions = {name: run["status"]["conditions"][-1] for name, run in runs.items()}
+    assert conditions["killed"]["condition"] == "Cancelled"
+    assert conditions["interrupted"]["condition"] == "Running"
+
+
+@pytest.mark.slow
 @pytest.mark.e2e
 def test_a_killed_instance_of_an_earlier_revision_resumes_its_run(
     older: Path, eventually: Callable[..., Any], tmp_path: Path

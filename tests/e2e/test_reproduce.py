@@ -31,6 +31,7 @@ def runyard(instance: Any, *arguments: str) -> Result:
     return CliRunner().invoke(cli, [*arguments, "--data-dir", str(instance.data_dir)])
 
 
+@pytest.mark.slow
 def test_a_reproduced_run_is_identical_and_a_changed_one_is_reported(
     client: vi.Client, instance: Any, finished_run: Any
 ) -> None:

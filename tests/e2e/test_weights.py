@@ -7,7 +7,7 @@ import pytest
 
 import vi
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 
 def make_flow(epochs: int, **architecture: str) -> dict[str, Any]:

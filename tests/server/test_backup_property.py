@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
@@ -588,9 +589,10 @@ def check(instances: Instances, *, examples: int) -> None:
 
 def test_a_backup_after_any_accepted_requests_can_be_restored(tmp_path: Path) -> None:
     with open_instances(tmp_path, ("", "")) as instances:
-        check(instances, examples=12)
+        check(instances, examples=6)
 
 
+@pytest.mark.slow
 def test_a_backup_after_any_accepted_requests_can_be_restored_on_postgresql(
     tmp_path: Path, postgresql: Any
 ) -> None:

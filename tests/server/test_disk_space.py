@@ -56,10 +56,10 @@ async def test_a_deleted_runs_rows_are_erased_from_the_database_file(
     monkeypatch.setattr(deletion, "LINES_AT_ONCE", 300)
     attempt = await attempts.start(server)
     before = stored_bytes(server)
-    for _ in range(22):
+    for _ in range(8):
         assert (await attempt.ship(*LINES, stream="stdout")).status_code == 200
     await housekeeping.sweep(server.services)
-    assert stored_bytes(server) - before > 20 * MIB
+    assert stored_bytes(server) - before > 7 * MIB
     await attempt.finish(64, outcome="Failed", reason="InvalidData", message="bad")
     assert (await (await server.api()).delete(server.path("runs/r1"))).status_code == 204
     await deletion.sweep(server.services)

@@ -94,6 +94,11 @@ SEARCHES: tuple[tuple[dict[str, str], str], ...] = (
     ({"search": "^nan|ALPHA 20", "regex": "true"}, "(?i)^nan|alpha 20"),
     ({"search": "^nan|alpha 20", "regex": "true", "case": "true"}, "^nan|alpha 20"),
     ({"search": "sla/sh 2047", "regex": "true"}, "sla/sh 2047"),
+    (
+        {"search": r"^[a-z]+ [^ ]+ nan 2\d+$", "regex": "true", "case": "true"},
+        "^[a-z]+ [^ ]+ nan 2",
+    ),
+    ({"search": r"\An.n .* 1\d*7\z", "regex": "true"}, r"\Anan .* 1\d*7$"),
 )
 
 
@@ -143,6 +148,10 @@ async def test_blocks_that_cannot_match_are_not_read(
     page = await get(server, search="the needle", tail=5)
     assert [line["number"] for line in page["items"]] == [2 * 1024 + 501]
     assert read == [(2048, 3072)]
+    page = await get(server, search="^h.{3} i", regex="true", tail=5)  # nothing for a summary
+    assert [line["number"] for line in page["items"]] == [2 * 1024 + 501]
+    assert read.count((2048, 3072)) == len(read) == 2
+    read.pop()
     assert (await get(server, level="warning"))["items"] == []
     begin = 1_700_000_000_000 + 3_600_000
     page = await get(server, after=begin + 1, to=begin + 3_600_000, limit=1, tail=1)
@@ -208,7 +217,7 @@ PATTERNS = (
     "loss", "lo+ss", "l?oss", "(loss|nan) 7", "a{2,3}bc", "[xyz]abc", "abc|xyz", r"\bloss\b",
     r"100\%", r"a\.bcd", "^start.*end$", "(?i)LOSS", "abc*def", "abc(x(y))?def", r"\d+ samples",
     r"\x61bcdef", "[]abc]xyz", "[^]]end", "a|", "under_score/x", "tr(ai|ie)n", "x+?yzw",
-    "foo{,3}bar",
+    "foo{,3}bar", "^.$", r"\b7$|^ ", r"\A7|\w\z", r"^[^\n]{2}$", "(?-m)^7", r"[ab]\B",
 )  # fmt: skip
 
 
@@ -223,6 +232,7 @@ def test_every_match_contains_a_literal_and_passes_the_signature(pattern: str) -
     for text in matching:
         assert not literals or any(each.lower() in text.lower() for each in literals), text
         assert not literals or may_match(build_signature([text]), bits), text
+        assert not search.is_for_blocks or search.may_match(f"of\n{text}\na block"), text
 
 
 def test_a_number_is_told_apart_in_a_block_of_many_numbers() -> None:

@@ -133,15 +133,8 @@ async def read_all_pages(api: Any, url: str, **query: Any) -> tuple[list[Any], l
 async def test_every_list_is_cut_by_bytes_and_continues_at_the_cut(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain, threads = Query.page, set[str]()
-    join = paging.join
-
-    def watched(*args: Any) -> bytes:
-        threads.add(threading.current_thread().name)
-        return join(*args)
-
+    plain, threads, of_long_pages = Query.page, watch_threads(monkeypatch), set[str]()
     monkeypatch.setattr(exports, "start", lambda *_: None)  # so that no process writes a file
-    monkeypatch.setattr(paging, "join", watched)
     ids, api = await fill_every_list(server), await server.api()
     for route in LISTS:
         url = re.sub(r"\{(\w+):str\}", lambda found: ids[found[1]], route.path)
@@ -149,14 +142,60 @@ async def test_every_list_is_cut_by_bytes_and_continues_at_the_cut(
         whole, sizes = await read_all_pages(api, url, s=1000)
         assert len(whole) >= COUNT, url
         assert sizes == [len(whole)], url
+        of_long_pages |= threads
         assert (await read_all_pages(api, url, s=2))[0] == whole, url
+        threads.clear()
         monkeypatch.setattr(
             Query, "page", lambda self, question: replace(plain(self, question), most_bytes=1)
         )
         assert await read_all_pages(api, url, s=1000) == (whole, [1] * len(whole)), url
-    # Everything was encoded outside the event loop.
+        of_long_pages |= threads
+        threads.clear()
+    # They were encoded outside the event loop.
+    assert threading.current_thread().name not in of_long_pages
+    assert of_long_pages
+
+
+@pytest.mark.parametrize("kind", ["runs", "flows", "trainingProjects", "views"])
+async def test_a_short_page_is_read_on_the_event_loop_unless_its_items_are_large(
+    server: TestServer, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    api, here = await server.api(), threading.current_thread().name
+    for number in range(COUNT):
+        created = await api.put(server.path(f"{kind}/x{number}"), json={"spec": {}})
+        assert created.status_code == 201
+    threads, pages = watch_threads(monkeypatch), []
+    for most_bytes in (paging.SHORT_BYTES, 300, paging.SHORT_BYTES):
+        monkeypatch.setattr(paging, "SHORT_BYTES", most_bytes)
+        threads.clear()
+        pages.append((await api.get(server.path(kind), params={"s": 2})).json())
+        # Once items were large, later pages go to a thread at once.
+        assert (threads == {here}) is (len(pages) == 1)
+    assert pages[0] == pages[1] == pages[2]
+    assert len(pages[0]["items"]) == 2
+    assert pages[0]["nextPage"]
+
+
+async def test_a_short_page_with_a_filter_is_read_on_a_thread(
+    server: TestServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api, threads = await server.api(), watch_threads(monkeypatch)
+    for query in ({"filter": "x"}, {"condition": "Failed"}, {"orderBy": "name"}):
+        assert (await api.get(server.path("runs"), params=query)).json()["items"] == []
     assert threading.current_thread().name not in threads
     assert threads
+
+
+def watch_threads(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Return the names of the threads that encode pages from now on."""
+    threads, join = set[str](), paging.join
+
+    def watched(*args: Any) -> bytes:
+        threads.add(threading.current_thread().name)
+        return join(*args)
+
+    monkeypatch.setattr(paging, "join", watched)
+    return threads
 
 
 async def test_a_bulk_deletion_takes_more_names_than_one_query_may_have(

@@ -122,9 +122,18 @@ class Restoring:
         self._connection.close()
 
 
+@pytest.mark.parametrize(
+    ("sent", "late"),
+    [
+        ((0.5,), (0.5,)),
+        pytest.param((0.1, 0.5, 0.999), (0.2, 0.5, 0.8, 1.0), marks=pytest.mark.slow),
+    ],
+    ids=["few", "many"],
+)
 def test_a_killed_restore_leaves_either_the_old_data_or_the_new(
-    restore_case: Any, tmp_path: Path
+    restore_case: Any, tmp_path: Path, sent: tuple[float, ...], late: tuple[float, ...]
 ) -> None:
+    """Kills after shares of the data are sent, and after shares of the time of the transaction."""
     made, data, old, new = restore_case
     assert old != new
 
@@ -162,9 +171,9 @@ def test_a_killed_restore_leaves_either_the_old_data_or_the_new(
 
     took_s: list[float] = []
     assert outcome("whole", 1.0, None) == "new"
-    for share in (0.1, 0.5, 0.999):
+    for share in sent:
         assert outcome(f"sent-{share}", share, 0.0) == "old"
     # All data was sent: from here on the transaction decides, so kills are spread over the time
     # that it took without a kill.
-    outcomes = [outcome(f"late-{part}", 1.0, took_s[0] * part) for part in (0.2, 0.5, 0.8, 1.0)]
+    outcomes = [outcome(f"late-{part}", 1.0, took_s[0] * part) for part in late]
     assert set(outcomes) <= {"old", "new"}

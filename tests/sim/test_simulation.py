@@ -19,9 +19,12 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 FIRST_SEED = 10_000
 # In parts, so that several test processes can share them.
-PARTS, EVENTS_A_PART = 4, 50_000
-EVENTS_ON_POSTGRESQL, CHAOS_ON_POSTGRESQL_MS = 4_000, 60_000
-HISTORIES, STEPS_A_HISTORY, MIN_STEPS = 112, 50, 5_000
+PARTS, EVENTS_A_PART, FEW_EVENTS = 4, 50_000, 12_000
+# Events on PostgreSQL, and how long faults are injected.
+FEW_ON_POSTGRESQL, MANY_ON_POSTGRESQL = (1, 5_000), (4_000, 60_000)
+STEPS_A_HISTORY, SHORT_CHAOS_MS = 50, 30_000
+# Histories, and the number of steps that they have at least.
+FEW, MANY = (24, 700), (112, 5_000)
 KEPT_SEEDS = [
     int(line.split()[0])
     for line in (HERE / "seeds.txt").read_text().splitlines()
@@ -42,16 +45,23 @@ def simulate_events(first: int, *, events: int, **world: Any) -> None:
     assert happened >= events
 
 
+def test_every_invariant_holds_under_all_faults() -> None:
+    simulate_events(FIRST_SEED, events=FEW_EVENTS)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("part", range(PARTS))
-def test_every_invariant_holds_under_all_faults(part: int) -> None:
+def test_every_invariant_holds_under_all_faults_for_long(part: int) -> None:
     simulate_events(FIRST_SEED + 1_000 * part, events=EVENTS_A_PART)
 
 
-def test_every_invariant_holds_on_postgresql(postgresql: Any) -> None:
+@pytest.mark.parametrize(
+    ("events", "chaos_ms"),
+    [FEW_ON_POSTGRESQL, pytest.param(*MANY_ON_POSTGRESQL, marks=pytest.mark.slow)],
+)
+def test_every_invariant_holds_on_postgresql(postgresql: Any, events: int, chaos_ms: int) -> None:
     url = postgresql.new_database()
-    simulate_events(
-        FIRST_SEED, events=EVENTS_ON_POSTGRESQL, postgresql=url, chaos_ms=CHAOS_ON_POSTGRESQL_MS
-    )
+    simulate_events(FIRST_SEED, events=events, postgresql=url, chaos_ms=chaos_ms)
 
 
 @pytest.mark.skipif(
@@ -69,7 +79,10 @@ def test_every_run_ends_without_error_when_there_are_no_faults() -> None:
 
 
 def test_the_same_seed_is_the_same_history_in_another_process() -> None:
-    code = "from tests.sim.simulation.simulation import simulate; print(simulate(5).trace)"
+    code = (
+        "from tests.sim.simulation.simulation import simulate; "
+        f"print(simulate(5, chaos_ms={SHORT_CHAOS_MS}).trace)"
+    )
     environment = {**os.environ, "PYTHONHASHSEED": "77"}
     printed = subprocess.run(
         [sys.executable, "-c", code],
@@ -79,7 +92,7 @@ def test_the_same_seed_is_the_same_history_in_another_process() -> None:
         text=True,
         check=True,
     )
-    assert printed.stdout.strip() == simulate(5).trace
+    assert printed.stdout.strip() == simulate(5, chaos_ms=SHORT_CHAOS_MS).trace
 
 
 @pytest.mark.parametrize("rule", sorted(DETECTING_SEED))
@@ -146,9 +159,11 @@ class GeneratedHistory(RuleBasedStateMachine):
                 self.deployment.close()
 
 
-def test_no_generated_history_violates_an_invariant() -> None:
+@pytest.mark.parametrize(("histories", "steps"), [FEW, pytest.param(*MANY, marks=pytest.mark.slow)])
+def test_no_generated_history_violates_an_invariant(histories: int, steps: int) -> None:
+    GeneratedHistory.steps = 0
     chosen = settings(
-        max_examples=HISTORIES,
+        max_examples=histories,
         stateful_step_count=STEPS_A_HISTORY,
         deadline=None,
         database=None,
@@ -156,4 +171,4 @@ def test_no_generated_history_violates_an_invariant() -> None:
         suppress_health_check=list(HealthCheck),
     )
     run_state_machine_as_test(GeneratedHistory, settings=chosen)
-    assert GeneratedHistory.steps >= MIN_STEPS
+    assert GeneratedHistory.steps >= steps

@@ -55,9 +55,12 @@ def make_runs(count: int = 60) -> list[dict[str, Any]]:
                 "condition": condition,
                 "flow": f"f{number % 3}",
                 "flow name": f"Flow {number % 3}",
-                "name": chance.choice(("Alpha run", "beta-run", "Gamma_%", "日本語 x")),
+                "name": chance.choice(
+                    ("Alpha run", "beta-run", "Gamma_%", "日本語 x", " alpha\t\ttwo")
+                ),
                 "attributes": {"owner": chance.choice(OWNERS)}
-                | ({"baseline": ""} if number % 7 == 0 else {}),
+                | ({"baseline": ""} if number % 7 == 0 else {})
+                | ({"note": "not alpha"} if number % 20 == 0 else {}),
                 "metrics": {"loss": round(chance.random(), 1), "validation/iou": chance.random()}
                 if number % 5
                 else {},
@@ -141,6 +144,10 @@ TESTS: dict[str, Test] = {
     "be condition:Succeeded": lambda run: (
         run["name"].startswith("beta") and run["condition"] == "Succeeded"
     ),
+    '"alpha two" -tag:note': lambda run: "two" in run["name"] and "note" not in run["attributes"],
+    "alpha condition:Failed,Succeeded": lambda run: (
+        contains(run, "alpha") and run["condition"] in ("Failed", "Succeeded")
+    ),
     "-alpha": lambda run: not contains(run, "alpha"),
     "id:r07": lambda run: run["id"] == "r07",
     "created>40h": lambda run: run["created"] > NOW_MS - 40 * HOUR_MS,
@@ -179,6 +186,8 @@ def test_each_filter_and_order_finds_what_a_search_of_all_runs_finds(
     if rare != 3 and not store.is_indexed:  # type: ignore[attr-defined]
         pytest.skip("one kind of store suffices")
     monkeypatch.setattr(run_query, "RARE", rare)
+    monkeypatch.setattr(run_query, "READ_IN_ORDER", rare + 1)
+    monkeypatch.setattr(run_query, "SEARCHED_IN_ORDER", rare)
     made = make_runs()
     asyncio.run(store.write(lambda connection: insert_runs(connection, made)))
     if store.is_indexed:  # type: ignore[attr-defined]

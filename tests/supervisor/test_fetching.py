@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from runyard import processes, rundir
+from tests.support.slow import mark_slow
 
 pytestmark = pytest.mark.skipif(not processes.IS_LINUX, reason="the proofs need /proc")
 
@@ -67,7 +68,9 @@ def read_seen(folder: Path) -> dict[str, Any]:
     return document
 
 
-@pytest.mark.parametrize("failure", [None, "503", "lose", "cut"])
+@pytest.mark.parametrize(
+    "failure", mark_slow([None, "503", "lose", "cut"], unless=(None, "cut").__contains__)
+)
 def test_the_checkpoint_of_an_attempt_on_another_machine_comes_from_the_server(
     folder: Path, server: Any, start: Start, failure: str | None
 ) -> None:

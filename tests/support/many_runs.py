@@ -26,6 +26,7 @@ from vi.api.resources.runs.responses import (
 from vi.api.responses import ConditionKind, ResourceCondition
 
 BATCH = 5_000
+CACHE_KIB, LARGE_CACHE_KIB = 2_000, 4_000_000  # the default of SQLite, and an upper limit
 FLOWS = ("detect", "caption", "answer", "ground", "baseline", "ablation", "sweep", "tiny")
 WORDS = ("lora", "full", "warm", "cold", "small", "large", "early", "late", "plain", "mixed")
 OWNERS = ("kim", "lee", "maria", "omar", "zoe")
@@ -55,6 +56,7 @@ async def insert_runs_async(
 
 def _insert_all(tx: Connection, count: int, org: str, first: int, newest_ms: int) -> None:
     triggers.drop(tx)  # for each row they would cost more than the row
+    set_cache(tx, LARGE_CACHE_KIB)
     rows = _build_rows(org, count, first, newest_ms, random.Random(first))  # noqa: S311
     while batch := list(islice(rows, BATCH)):
         insert_many(tx, runs, [row["run"] for row in batch])
@@ -64,6 +66,13 @@ def _insert_all(tx: Connection, count: int, org: str, first: int, newest_ms: int
     run_list.recount(tx)
     triggers.create(tx)
     triggers.fill_search(tx)
+    set_cache(tx, CACHE_KIB)
+
+
+def set_cache(tx: Connection, kib: int) -> None:
+    """Set the cache of SQLite: pages of indexes that do not fit are written again and again."""
+    if tx.dialect.name == "sqlite":
+        tx.exec_driver_sql(f"PRAGMA cache_size=-{kib}").close()
 
 
 def _build_rows(

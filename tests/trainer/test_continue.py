@@ -163,6 +163,7 @@ def test_a_model_of_another_shape_is_refused(
     assert result is not None and "architecture.weights is" in result["message"]
 
 
+@pytest.mark.slow
 def test_an_adapter_resumes_bit_for_bit_and_its_base_may_be_removed(
     make_attempt: MakeAttempt, miniature: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -176,6 +176,7 @@ def test_a_run_short_of_space_waits_and_ends_bit_for_bit_the_same(
     assert is_equal(uninterrupted, folder)
 
 
+@pytest.mark.slow
 def test_a_stop_ends_the_waiting_and_keeps_the_older_checkpoint(
     uninterrupted: Path, make_attempt: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,7 +198,7 @@ def test_a_stop_ends_the_waiting_and_keeps_the_older_checkpoint(
     assert is_equal(uninterrupted, again)
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize("number", [errno.ENOSPC, pytest.param(errno.EIO, marks=pytest.mark.slow)])
 def test_a_refused_save_leaves_nothing_and_is_repeated_from_the_start(
     number: int,
     uninterrupted: Path,
@@ -283,7 +284,13 @@ def train_with(reserve: int, folder: Path) -> int:
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("reserve", [1 << 20, -(1 << 40)], ids=["checked", "hit while writing"])
+@pytest.mark.parametrize(
+    "reserve",
+    [
+        pytest.param(1 << 20, id="checked", marks=pytest.mark.slow),
+        pytest.param(-(1 << 40), id="hit while writing"),
+    ],
+)
 def test_a_run_waits_for_a_full_disk_and_nothing_is_lost_or_truncated(
     reserve: int,
     small_disk: Path,

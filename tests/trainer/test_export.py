@@ -24,6 +24,7 @@ from runyard.trainer.export import export as export_module
 from runyard.trainer.export.export import Form, export_model
 from runyard.trainer.main import train_attempt
 from runyard.trainer.models.model_folder import check_adapter_folder, check_model_folder
+from tests.support.slow import mark_slow
 
 PROGRAM = Path(__file__).with_name("plain_answers.py")
 TRAINING: dict[str, dict[str, Any]] = {
@@ -47,6 +48,8 @@ EXPORTS: dict[str, tuple[Form, ...]] = {
     "dora": ("merged", "adapter"),
 }
 EXPORTS |= {"qlora": ("adapter",), "qdora": ("adapter",)}
+# Those of the default suite: each mode once, and weights in 4 bits.
+QUICK = {("idefics3", "full"), ("llava", "lora"), ("idefics3", "qlora"), ("llava", "dora")}
 EXPORTED = [(family, mode, form) for family, mode in CASES for form in EXPORTS[mode]]
 Said = dict[str, Any]
 
@@ -80,11 +83,17 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def train_cases(
-    miniature: Callable[[str], Path], write_attempt: Callable[..., Path], home: Path
+    request: pytest.FixtureRequest,
+    miniature: Callable[[str], Path],
+    write_attempt: Callable[..., Path],
+    home: Path,
 ) -> dict[tuple[str, str], Path]:
-    """Train each case, and return the attempts' folders."""
+    """Train each case that a test of this run needs, and return the attempts' folders."""
+    is_slow = any(item.get_closest_marker("slow") for item in request.session.items)
     folders = {}
     for family, mode in CASES:
+        if not is_slow and (family, mode) not in QUICK:
+            continue
         # The tiny preset is an Idefics3; the others begin with a folder.
         architecture = (
             {} if family == "idefics3" else {"name": "auto", "weights": str(miniature(family))}
@@ -143,10 +152,10 @@ def answers(
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout.splitlines()[-1])
     assert not answer["runyard"]
-    return dict(zip(CASES, zip(answer["found"], measured, strict=True), strict=True))
+    return dict(zip(train_cases, zip(answer["found"], measured, strict=True), strict=True))
 
 
-@pytest.mark.parametrize(("family", "mode"), CASES)
+@pytest.mark.parametrize(("family", "mode"), mark_slow(CASES, unless=QUICK.__contains__))
 def test_plain_transformers_and_peft_reproduce_the_measured_answers(
     family: str, mode: str, answers: Any
 ) -> None:
@@ -158,7 +167,9 @@ def test_plain_transformers_and_peft_reproduce_the_measured_answers(
         assert fresh["base"] != measured
 
 
-@pytest.mark.parametrize(("family", "mode", "form"), EXPORTED)
+@pytest.mark.parametrize(
+    ("family", "mode", "form"), mark_slow(EXPORTED, unless=lambda case: case[:2] in QUICK)
+)
 def test_plain_transformers_and_peft_reproduce_the_exported_models_answers(
     family: str, mode: str, form: str, answers: Any, home: Path
 ) -> None:

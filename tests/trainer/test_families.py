@@ -1,5 +1,6 @@
 """Models of every family from a local folder: full, partial and adapter training, save, load."""
 
+import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +13,11 @@ from runyard.trainer.export.predict import Predictor
 from runyard.trainer.families import PARTS, find_part
 from runyard.trainer.main import train_attempt
 from runyard.trainer.models.model import load_model
+from tests.support.slow import mark_slow
 from tests.trainer import miniatures
 
 EventsOf = Callable[[Path, str], list[dict[str, Any]]]
-FULL, LORA = {"mode": "full"}, {"mode": "lora"}
+TRAINING = {"full": {"mode": "full"}, "lora": {"mode": "lora"}}
 # Frozen parts, and the parts that change.
 FREEZING: dict[str, tuple[list[str], set[str]]] = {
     "vision": (["vision"], {"projector", "language"}),
@@ -41,16 +43,23 @@ def make_blocks(
     }
 
 
-@pytest.mark.parametrize("training", [FULL, LORA], ids=["full", "lora"])
-@pytest.mark.parametrize("model_type", miniatures.MINIATURES)
+def is_quick(case: tuple[str, str]) -> bool:
+    """Take each family in one mode by default, in turn."""
+    return list(TRAINING)[list(miniatures.MINIATURES).index(case[0]) % 2] == case[1]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "training"),
+    mark_slow(itertools.product(miniatures.MINIATURES, TRAINING), unless=is_quick),
+)
 def test_a_model_of_the_family_is_trained_saved_and_answers(
     model_type: str,
-    training: dict[str, Any],
+    training: str,
     miniature: Any,
     make_attempt: Any,
     events_of: EventsOf,
 ) -> None:
-    folder = make_attempt(make_blocks(miniature(model_type), training, maxSteps=3))
+    folder = make_attempt(make_blocks(miniature(model_type), TRAINING[training], maxSteps=3))
 
     assert train_attempt(folder) == 0, (folder / "result.json").read_text()
 
@@ -58,7 +67,7 @@ def test_a_model_of_the_family_is_trained_saved_and_answers(
     assert len(losses) == 3
     assert losses[-1] < losses[0]
     checkpoint = folder / "checkpoints" / "epoch-1"
-    assert (checkpoint / "model_adapter").is_dir() == (training is LORA)
+    assert (checkpoint / "model_adapter").is_dir() == (training == "lora")
     (evaluation,) = events_of(folder, "evaluation")
     asked = [(_make_image(), preview["question"]) for preview in evaluation["previews"]]
     assert isinstance(Predictor(checkpoint).predict_all(asked, max_new_tokens=2)[0].raw, str)

@@ -1,5 +1,6 @@
 """Stored features of a frozen vision encoder: equal steps, shared by runs, used where faster."""
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from runyard.trainer.main import train_attempt
 from runyard.trainer.models.model import LoadedModel, freeze_parts, load_model
 from runyard.trainer.steps.features import FeatureEncoder, FeaturesNotReusable, FrozenTower
 from runyard.trainer.steps.losses import TokenLosses
+from tests.support.slow import mark_slow
 from tests.trainer.test_cache import BLOCKS, assign_version, images
 from tests.trainer.test_packing import loss_and_gradients, samples
 
@@ -28,12 +30,22 @@ def tower_of(model: LoadedModel) -> tuple[FrozenTower, TokenLosses]:
     return FrozenTower(model.module, model.parts, losses, cpu), losses
 
 
-@pytest.mark.parametrize("frozen", [("vision", "projector"), ("vision",)], ids=["whole", "tower"])
-# Which takes pixels only.
-@pytest.mark.parametrize("model_type", [name for name in PARTS if name != "florence2"])
+FROZEN = {"whole": ("vision", "projector"), "tower": ("vision",)}
+FAMILIES = [name for name in PARTS if name != "florence2"]  # which takes pixels only
+
+
+def is_quick(case: tuple[str, str]) -> bool:
+    """Take each family with one of both by default, in turn."""
+    return list(FROZEN)[FAMILIES.index(case[0]) % 2] == case[1]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "reach"), mark_slow(itertools.product(FAMILIES, FROZEN), unless=is_quick)
+)
 def test_a_step_with_stored_features_is_the_step_with_pixels(
-    model_type: str, frozen: tuple[str, ...], miniature: Callable[[str], Path]
+    model_type: str, reach: str, miniature: Callable[[str], Path]
 ) -> None:
+    frozen = FROZEN[reach]
     model = load_model(miniature(model_type), dtype=torch.float32)
     freeze_parts(model, frozen)
     module = model.module.train()

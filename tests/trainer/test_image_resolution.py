@@ -5,7 +5,7 @@ Samples that are too long are shrunk or left out.
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,12 +33,15 @@ from runyard.trainer.data.image_resolution import (
 from runyard.trainer.errors import InvalidFlow
 from runyard.trainer.families import get_family_parts
 from runyard.trainer.main import train_attempt
+from tests.support.slow import mark_slow
 from tests.trainer import miniatures
 
 MakeVersion = Callable[..., Path]
 Png = Callable[..., bytes]
 EventsOf = Callable[[Path, str], list[dict[str, Any]]]
 FIXED = sorted(miniatures.MINIATURES.keys() - RESOLUTION_SETTINGS.keys())
+# Those of the default suite: one for each way in which a processor takes a limit.
+QUICK = ("idefics3", "qwen3_vl", "internvl", "llava_next", "gemma4")
 SIZE = (200, 120)
 # Fewer and more pixels than the defaults of the miniatures below; all other limits depend on
 # tokens.
@@ -46,6 +49,10 @@ FEWER, MORE = (
     {"gemma4": 5000, "llava_next": 3000, "llava_onevision": 3000},
     {"llava_next": 5000, "llava_onevision": 5000},
 )
+
+
+def some_families(families: Iterable[str]) -> list[Any]:
+    return mark_slow(families, unless=QUICK.__contains__)
 
 
 def opened(model_type: str) -> tuple[Any, Any]:
@@ -103,7 +110,7 @@ def sample(answer: str = "seven", size: tuple[int, int] = SIZE) -> Sample:
     return Sample(Image.fromarray(pixels), "Which?", Answer(answer))
 
 
-@pytest.mark.parametrize("model_type", RESOLUTION_SETTINGS)
+@pytest.mark.parametrize("model_type", some_families(RESOLUTION_SETTINGS))
 def test_images_take_fewer_tokens_with_fewer_pixels_and_more_with_more(model_type: str) -> None:
     own = tokens(model_type, *opened(model_type))
     fewer = tokens(model_type, *limited(model_type, max_pixels=FEWER.get(model_type, 2100)))
@@ -168,7 +175,7 @@ def test_limits_that_leave_no_step_between_them_are_refused() -> None:
         limited("idefics3", min_pixels=1100, max_pixels=4000)
 
 
-@pytest.mark.parametrize("model_type", RESOLUTION_SETTINGS)
+@pytest.mark.parametrize("model_type", some_families(RESOLUTION_SETTINGS))
 def test_a_sample_that_is_too_long_gets_the_largest_image_that_fits(model_type: str) -> None:
     model, processor = opened(model_type)
     free = encoder_of(model_type, model, processor).encode(sample())
@@ -303,7 +310,7 @@ def test_every_family_with_variable_resolution_is_tested_below() -> None:
     assert TRAINED.keys() == RESOLUTION_SETTINGS.keys()
 
 
-@pytest.mark.parametrize("model_type", TRAINED)
+@pytest.mark.parametrize("model_type", some_families(TRAINED))
 def test_a_checkpoint_processes_images_in_plain_transformers_as_in_training(
     model_type: str, make_attempt: Any, events_of: EventsOf, tmp_path: Path
 ) -> None:

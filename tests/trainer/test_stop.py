@@ -19,6 +19,7 @@ import runyard.trainer.train as train_module
 from runyard.rundir import read_json
 from runyard.trainer.data.encode import Encoder
 from runyard.trainer.main import train_attempt
+from tests.support.slow import mark_slow
 
 EventsOf = Callable[[Path, str], list[dict[str, Any]]]
 # Two steps an epoch; evaluated and saved at their ends, and once more after the seventh and last
@@ -31,6 +32,9 @@ BLOCKS: dict[str, dict[str, Any]] = {
         "checkpoint": {"keep": 9},
     },
 }
+
+# The stops of the default suite, by function and call.
+QUICK = (("accumulate_gradients", 3), ("read_answer", 9), ("save_checkpoint", 2))
 
 
 @pytest.fixture(scope="module")
@@ -87,15 +91,18 @@ def values_by_step(events: list[dict[str, Any]]) -> list[tuple[int, dict[str, fl
 
 @pytest.mark.parametrize(
     ("phase", "module", "name", "call", "last_step", "checkpoint"),
-    [
-        ("Preparing", prepare_module, "make_plan", 1, 0, None),
-        ("Training", train_module, "accumulate_gradients", 3, 3, "step-3"),
-        ("Training", train_module, "accumulate_gradients", 4, 4, "epoch-2"),
-        ("Evaluating", evaluation_module, "mean_loss", 2, 4, "epoch-2"),
-        ("Evaluating", evaluation_module, "read_answer", 9, 4, "epoch-2"),
-        ("Saving", train_module, "save_checkpoint", 2, 4, "epoch-2"),
-        ("Evaluating", evaluation_module, "mean_loss", 4, 7, "step-7"),
-    ],
+    mark_slow(
+        [
+            ("Preparing", prepare_module, "make_plan", 1, 0, None),
+            ("Training", train_module, "accumulate_gradients", 3, 3, "step-3"),
+            ("Training", train_module, "accumulate_gradients", 4, 4, "epoch-2"),
+            ("Evaluating", evaluation_module, "mean_loss", 2, 4, "epoch-2"),
+            ("Evaluating", evaluation_module, "read_answer", 9, 4, "epoch-2"),
+            ("Saving", train_module, "save_checkpoint", 2, 4, "epoch-2"),
+            ("Evaluating", evaluation_module, "mean_loss", 4, 7, "step-7"),
+        ],
+        unless=lambda case: case[2:4] in QUICK,
+    ),
 )
 def test_a_stop_in_each_phase_loses_no_step_and_changes_no_later_result(
     phase: str,

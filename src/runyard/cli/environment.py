@@ -15,7 +15,6 @@ PACKAGES = (
     "msgspec",
     "rich",
     "click",
-    "litestar",
     "granian",
     "sqlalchemy",
     "psycopg",

@@ -134,6 +134,11 @@ class Store:
             connection.rollback()  # without it SQLAlchemy does not reconnect a broken connection
             raise
 
+    @property
+    def is_local(self) -> bool:
+        """Whether a read needs no network, so that a short one may block the event loop."""
+        return isinstance(self._kind, Sqlite)
+
     async def read_in_thread(self, query: TransactionFunction[T]) -> T:
         """Run a slower read on a reader thread, so that it does not block the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, self.read, query)

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine, inspect, text
 
 log = logging.getLogger(__name__)
 
-HEAD = "0014"
+HEAD = "0015"
 
 
 class StoreTooNew(Exception):

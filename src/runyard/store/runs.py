@@ -45,7 +45,7 @@ CHILD_TABLES = (
 
 # The statements of the hot path, built once: building one costs more than running it.
 _IS_IT = (runs.c.org == bindparam("of_org"), runs.c.id == bindparam("of_run"))
-_DOCUMENT = select(runs.c.document, runs.c.etag).where(*_IS_IT, runs.c.deleted.is_(False))
+_DOCUMENT = Prepared(select(runs.c.document, runs.c.etag).where(*_IS_IT, runs.c.deleted.is_(False)))
 _GET = select(runs).where(*_IS_IT)
 _CHANGE = update(runs).where(*_IS_IT)
 _FIND_ORIGIN = Prepared(
@@ -85,9 +85,9 @@ _REMOVE = (
 )
 
 
-def get_document(connection: Connection, *, org: str, run_id: str) -> AnyRow | None:
-    """Return document and etag of a run that is not deleted."""
-    return connection.execute(_DOCUMENT, {"of_org": org, "of_run": run_id}).one_or_none()
+def get_document(connection: Connection, *, org: str, run_id: str) -> Any:
+    """Return document and etag of a run that is not deleted; None if there is none."""
+    return _DOCUMENT.find(connection, {"of_org": org, "of_run": run_id})
 
 
 def get(connection: Connection, *, org: str, run_id: str) -> AnyRow | None:

@@ -229,6 +229,7 @@ run_list = Table(
     Index("run_list_by_flow_and_name", "org", "flow_id", "name_key", "number"),
     Index("run_list_by_flow_name_and_name", "org", "flow_name", "name_key", "number"),
     Index("run_list_by_condition_and_duration", "org", "condition", "duration", "number"),
+    Index("run_list_by_condition_and_name", "org", "condition", "name_key", "number"),
     info=IS_DERIVED,
 )
 Index(

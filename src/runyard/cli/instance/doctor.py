@@ -30,7 +30,7 @@ SQLITE_FLOORS: tuple[Version, ...] = ((3, 44, 6), (3, 50, 7), (3, 51, 3))
 
 REQUIRED = {
     "the SDK": ("httpx2", "msgspec", "rich"),
-    "the server": ("litestar", "granian", "sqlalchemy", "alembic", "pyyaml"),
+    "the server": ("granian", "sqlalchemy", "alembic", "pyyaml"),
     "the trainer": (
         "torch",
         "transformers",
@@ -46,7 +46,6 @@ PACKAGE_FLOORS: dict[str, Version] = {
     "pillow": (12, 2, 0),
     "torch": (2, 10),
     "transformers": (5, 16, 2),
-    "litestar": (2, 20, 1),
 }
 OPTIONAL = {
     "bitsandbytes": "4-bit base weights (quantization.enabled), and the optimizer adamw8bit on "

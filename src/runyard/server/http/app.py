@@ -1,7 +1,7 @@
 """The assembly of the server: store, secrets, services, and routes behind the gateway.
 
-What endpoints and exception handlers need of the list of routes (the OpenAPI document, the methods
-of a path) is handed to them here, so that neither imports ``routes``, which imports them.
+What endpoints need of the list of routes (the OpenAPI document) is handed to them here, so that
+they do not import ``routes``, which imports them.
 """
 
 import asyncio
@@ -11,12 +11,8 @@ import itertools
 import logging
 import signal
 import threading
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection
 from typing import Any
-
-from litestar import Litestar
-from litestar.datastructures import State
-from litestar.handlers import HTTPRouteHandler
 
 from runyard.server.clock import AsyncClock
 from runyard.server.http import access, browser, downloads, problems, uploads
@@ -24,10 +20,8 @@ from runyard.server.http.capacity import Capacity
 from runyard.server.http.gateway import Gateway
 from runyard.server.http.openapi import encode_document
 from runyard.server.http.proxies import Proxies
-from runyard.server.http.request import Request
-from runyard.server.http.responses import Response
-from runyard.server.http.route import Route
-from runyard.server.http.routes import ROUTES, list_methods
+from runyard.server.http.router import Router
+from runyard.server.http.routes import ROUTES
 from runyard.server.services import events
 from runyard.server.services.access import bootstrap, key_lifecycle, session_lifecycle
 from runyard.server.services.access.keys import Keyring
@@ -85,17 +79,10 @@ def _build_pages() -> Any:
     as fast as without them.
     """
     from runyard.server.pages import assets, templates
-    from runyard.server.pages.problems import show_problems
+    from runyard.server.pages.problems import answer_error
     from runyard.server.pages.routes import PAGES
 
-    methods = functools.partial(list_methods, routes=PAGES)
-    pages = _Application(
-        route_handlers=_build_route_handlers(PAGES),
-        openapi_config=None,
-        logging_config=None,
-        request_max_body_size=None,
-        exception_handlers=show_problems(problems.build_exception_handlers(methods)),
-    )
+    pages = Router(PAGES, wrap=access.require_authorization, answer_error=answer_error)
 
     async def answer(scope: Any, receive: Any, send: Any) -> None:
         if scope["path"].startswith(assets.PREFIX):
@@ -107,56 +94,15 @@ def _build_pages() -> Any:
     return answer
 
 
-class _Application(Litestar):
-    """The framework without its default plugins.
-
-    They import pydantic and others where these are installed, for endpoints that declare such
-    types. Ours take a request and return a response, so the start need not wait for that.
-    """
-
-    @staticmethod
-    def _get_default_plugins(plugins: list[Any]) -> list[Any]:
-        return plugins
-
-
 @functools.cache
-def build_api() -> Litestar:
-    """Build what answers the routes. It keeps nothing of a request, so one serves a process.
-
-    Building takes a tenth of a second, since the framework looks through all routes for each.
-    """
-    return _Application(
-        # OPTIONS first: the framework's own response would list the methods of a path's first
-        # route alone.
-        route_handlers=_build_options() + _build_route_handlers(ROUTES),
-        state=State({"encode_openapi": encode_document}),
-        openapi_config=None,
-        logging_config=None,
-        request_max_body_size=None,  # the gateway counts
-        exception_handlers=problems.build_exception_handlers(list_methods),
+def build_api() -> Router:
+    """Build what answers the routes. It keeps nothing of a request, so one serves a process."""
+    return Router(
+        ROUTES,
+        wrap=access.require_authorization,
+        answer_error=problems.answer_error,
+        state={"encode_openapi": encode_document},
     )
-
-
-def _build_route_handlers(routes: Sequence[Route]) -> list[HTTPRouteHandler]:
-    return [
-        HTTPRouteHandler(route.path, http_method=route.method, status_code=200)(
-            access.require_authorization(route)
-        )
-        for route in routes
-    ]
-
-
-def _build_options() -> list[HTTPRouteHandler]:
-    return [
-        HTTPRouteHandler(path, http_method="OPTIONS", status_code=200)(_get_options)
-        for path in dict.fromkeys(route.path for route in ROUTES)
-    ]
-
-
-async def _get_options(request: Request) -> Response:
-    """Return the methods that the path accepts."""
-    allow = ", ".join(list_methods(request.scope["path"]))
-    return Response(status=204, headers=[(b"allow", allow.encode())])
 
 
 @contextlib.asynccontextmanager

@@ -17,7 +17,7 @@ from runyard.server.services.access.sessions import COOKIE_PREFIX, Session, pars
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.errors import Refusal, unauthorized
 
-PREFIX, STATIC_PREFIX = "/ui", "/ui/static/"
+PREFIX, PREFIX_OF_PARTS, STATIC_PREFIX = "/ui", "/ui/", "/ui/static/"
 DOCUMENTS = (".svg", "-worker.js")  # static files that a policy of their own governs
 MOST_COOKIES = 8  # of other organizations on the same host
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
@@ -43,7 +43,7 @@ NO_STORE = (b"cache-control", b"no-store")
 
 def is_page_path(path: str) -> bool:
     """Return whether a path belongs to the pages."""
-    return path == PREFIX or path.startswith(f"{PREFIX}/")
+    return path == PREFIX or path.startswith(PREFIX_OF_PARTS)
 
 
 def has_cookie(headers: dict[bytes, bytes]) -> bool:

@@ -11,7 +11,7 @@ that has disconnected.
 import asyncio
 import contextlib
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -39,7 +39,7 @@ class Slots:
 
     def __init__(self, what: str, per_owner: int, total: int | None = None) -> None:
         self._what, self._max_per_owner, self._max_total = what, per_owner, total
-        self._taken: Counter[Hashable] = Counter()
+        self._taken: dict[Hashable, int] = {}
         self._total = 0
 
     def acquire(self, owner: Hashable) -> None:
@@ -48,12 +48,11 @@ class Slots:
         Raises:
             Refusal: TooManyRequests; all of them are taken.
         """
-        self.check(owner)
-        self._taken[owner] += 1
+        self._taken[owner] = self.check(owner) + 1
         self._total += 1
 
-    def check(self, owner: Hashable) -> None:
-        """Check that the owner could take a slot.
+    def check(self, owner: Hashable) -> int:
+        """Check that the owner could take a slot; return how many it has.
 
         Raises:
             Refusal: TooManyRequests.
@@ -63,12 +62,12 @@ class Slots:
             raise _too_many(f"{self._what} in progress: {taken}, the maximum")
         if self._max_total is not None and self._total >= self._max_total:
             raise _too_many(f"{self._what} in progress: {self._total} of all clients, the maximum")
+        return taken
 
     def release(self, owner: Hashable) -> None:
         self._total -= 1
-        self._taken[owner] -= 1
-        if not self._taken[owner]:
-            del self._taken[owner]  # owners come and go
+        if (others := self._taken.pop(owner) - 1) > 0:  # owners come and go
+            self._taken[owner] = others
 
 
 class Streams:

@@ -80,7 +80,7 @@ class Gateway:
         self._app = app
         self._proxies = proxies
         self._capacity = capacity
-        self._busy: Counter[tuple[str, str]] = Counter()
+        self._busy: dict[tuple[str, str], int] = {}
         self.services: Services | None = None
         # Closes the connection of a client. The process sets it, since it alone knows the sockets.
         self.drop_connection: Callable[..., None] | None = None
@@ -131,7 +131,7 @@ class Gateway:
                 raise key_ended()
             return message
 
-        self._busy[client] += 1
+        self._busy[client] = self._busy.get(client, 0) + 1
         try:
             await self._admit(services, scope, exchange)
             await self._app(scope, receive_checked, send_marked)
@@ -154,12 +154,12 @@ class Gateway:
 
     def _release(self, client: Any, status: int) -> None:
         """Count a request as finished; close its connection soon if its body was not read."""
-        self._busy[client] -= 1
-        if not self._busy[client]:
-            del self._busy[client]
-        drop = self._bind_drop(client, keep_unsent=True)
-        if status in UNREAD_STATUSES and drop is not None:
-            asyncio.get_running_loop().call_later(HANG_UP_AFTER_S, drop)
+        if (others := self._busy.pop(client) - 1) > 0:
+            self._busy[client] = others
+        if status in UNREAD_STATUSES:
+            drop = self._bind_drop(client, keep_unsent=True)
+            if drop is not None:
+                asyncio.get_running_loop().call_later(HANG_UP_AFTER_S, drop)
 
     def _bind_drop(self, client: Any, *, keep_unsent: bool = False) -> Callable[[], None] | None:
         if self.drop_connection is None or not client:

@@ -6,12 +6,8 @@ machine.
 """
 
 import logging
-from collections.abc import Callable
-from functools import partial
-from typing import Any
 
 import msgspec
-from litestar.exceptions import HTTPException
 
 from runyard.server.http.request import REQUEST_ID, Request
 from runyard.server.http.responses import Headers, Response
@@ -73,43 +69,14 @@ def _build_headers(refusal: Refusal) -> Headers:
         yield b"connection", b"close"
 
 
-def handle_refusal(request: Request, error: Refusal | StoreUnavailable) -> Response:
-    return problem_response(error)
-
-
-def handle_http_error(
-    request: Request, error: HTTPException, *, list_methods: Callable[[str], list[str]]
-) -> Response:
-    """Convert an error of the web framework; ``list_methods`` returns the methods of a path."""
-    path = request.scope["path"]
-    if error.status_code == 404:
-        message = f"there is no route {path[:200]!r}; try: a route of the OpenAPI document"
-        return problem_response(Refusal("NotFound", message))
-    if error.status_code == 405:
-        method, allow = request.scope["method"], list_methods(path)
-        message = f"{path[:200]!r} does not take {method}; try: {', '.join(allow)}"
-        return problem_response(Refusal("MethodNotAllowed", message, allow=allow))
-    if error.status_code < 500:
-        message = "the request could not be parsed; try: compare it with the docs"
-        return problem_response(Refusal("InvalidBody", message))
-    return handle_unexpected_error(request, error)
-
-
-def handle_unexpected_error(request: Request, error: Exception) -> Response:
-    scope: Any = request.scope
+def answer_error(request: Request, error: Exception) -> Response:
+    """Return the response for an error of an endpoint; one that nobody foresaw is logged."""
+    if isinstance(error, Refusal | StoreUnavailable):
+        return problem_response(error)
+    scope = request.scope
     request_id = scope.get(REQUEST_ID)
     log.error(
         "%s %s failed (request %s)", scope["method"], scope["path"], request_id, exc_info=error
     )
     message = "internal server error; try: repeat the request, and look into the server's log"
     return problem_response(Refusal("Internal", message))
-
-
-def build_exception_handlers(list_methods: Callable[[str], list[str]]) -> dict[Any, Any]:
-    """Return the exception handlers of the application, by exception class."""
-    return {
-        Refusal: handle_refusal,
-        StoreUnavailable: handle_refusal,
-        HTTPException: partial(handle_http_error, list_methods=list_methods),
-        Exception: handle_unexpected_error,
-    }

@@ -7,9 +7,9 @@ allowed fields.
 
 import asyncio
 import re
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, TypeVar, cast
 
-import litestar
 import msgspec
 
 from runyard import limits
@@ -21,7 +21,6 @@ from runyard.server.services.errors import Problem, Refusal
 from runyard.server.services.paging import PageRequest
 
 T = TypeVar("T")
-Request = litestar.Request[Any, Any, Any]
 Id = str  # from the path, checked by ``access.authorize``
 
 SERVICES, ACTOR, TOKEN = "runyard.services", "runyard.actor", "runyard.token"
@@ -38,12 +37,52 @@ FIELD = re.compile(r"`(\w+)` ha[sd] ")  # how a message of ``bodies.Body`` begin
 LARGE_BODY_BYTES = 128 * 1024  # larger ones are read on a thread
 
 
+class Request:
+    """One request, as an endpoint reads it.
+
+    ``path_params`` are the parameters of the matched route, ``state`` is what the router was given.
+    """
+
+    __slots__ = ("_body", "path_params", "receive", "scope", "state")
+
+    def __init__(self, scope: Any, receive: Any, state: Mapping[str, Any]) -> None:
+        self.scope, self.receive, self.state = scope, receive, state
+        self.path_params: dict[str, str] = {}
+        self._body: bytes | None = None
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The headers, by their names in lower case."""
+        given: dict[bytes, bytes] = self.scope[HEADERS]
+        return {name.decode("latin-1"): value.decode("latin-1") for name, value in given.items()}
+
+    @property
+    def content_length(self) -> int | None:
+        """The announced length of the body; None if there is none."""
+        given: bytes = self.scope[HEADERS].get(b"content-length", b"")
+        return int(given) if given.isdigit() else None
+
+    async def stream(self) -> AsyncIterator[bytes]:
+        """Yield the body in chunks, as they arrive."""
+        has_more = True
+        while has_more:
+            message = await self.receive()
+            has_more = message.get("more_body", False)
+            yield message.get("body", b"")
+
+    async def body(self) -> bytes:
+        """Return the whole body."""
+        if self._body is None:
+            self._body = b"".join([chunk async for chunk in self.stream()])
+        return self._body
+
+
 def get_services(request: Request) -> Services:
-    return cast(Services, request.scope[SERVICES])  # type: ignore[literal-required]
+    return cast(Services, request.scope[SERVICES])
 
 
 def get_actor(request: Request) -> Actor:
-    return cast(Actor, request.scope[ACTOR])  # type: ignore[literal-required]
+    return cast(Actor, request.scope[ACTOR])
 
 
 def get_if_match(request: Request) -> str | None:
@@ -55,7 +94,7 @@ def get_origin(request: Request) -> str:
 
     See ``proxies``.
     """
-    return cast(str, request.scope[ORIGIN])  # type: ignore[literal-required]
+    return cast(str, request.scope[ORIGIN])
 
 
 class Query:

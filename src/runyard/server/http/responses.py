@@ -1,8 +1,5 @@
 """Responses, each an ASGI application that sends itself.
 
-The framework's own class supports cookies, background tasks and encoders. Nothing here uses them,
-and every request would pay for them.
-
 JSON of 1 KiB or more is compressed for clients that accept gzip. Its entity tag stays: a tag names
 what users may change (see ``services.etags``), and serves ``If-Match`` alone.
 """
@@ -74,10 +71,6 @@ class Response:
         lengths = {b"content-length": b"%d" % len(self.body)}
         self.headers = [(name, lengths.get(name, value)) for name, value in self.headers]
         self.headers.append((b"content-encoding", b"gzip"))
-
-    def to_asgi_response(self, **_: Any) -> "Response":
-        """Return this response: the framework calls it on what an exception handler returns."""
-        return self
 
 
 def _gzip(body: bytes) -> bytes:

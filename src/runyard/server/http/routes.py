@@ -5,8 +5,6 @@ that is not listed here does not exist. The only other paths are ``/downloads/{l
 (``downloads``) and ``/uploads/{link}`` (``uploads``), whose links are signed.
 """
 
-import functools
-import re
 from typing import Any
 
 from runyard import protocol
@@ -381,19 +379,3 @@ ROUTES = (
           max_body_bytes=LARGE_BODY_BYTES, statuses=(204,)),
 )
 # fmt: on
-
-
-@functools.cache
-def _compile_patterns(routes: tuple[Route, ...]) -> dict[re.Pattern[str], list[str]]:
-    methods: dict[re.Pattern[str], list[str]] = {}
-    for route in routes:
-        pattern = re.compile(re.sub(r"\\\{\w+:str\\\}", "[^/]+", re.escape(route.path)))
-        methods.setdefault(pattern, []).append(route.method)
-    return methods
-
-
-def list_methods(path: str, *, routes: tuple[Route, ...] = ROUTES) -> list[str]:
-    """Return the methods that a path accepts."""
-    patterns = _compile_patterns(routes).items()
-    methods = {method for pattern, found in patterns if pattern.fullmatch(path) for method in found}
-    return sorted({*methods, "OPTIONS"})

@@ -35,10 +35,10 @@ class Hello(msgspec.Struct, rename="camel"):
 async def get_stream(request: Request) -> Response:
     """Stream what changes in the organization, from the last event that the browser has seen."""
     services, org = get_services(request), get_actor(request).org
-    headers = request.scope[HEADERS]  # type: ignore[literal-required]
+    headers = request.scope[HEADERS]
     last = headers.get(b"last-event-id", b"").decode("latin-1")
     after = int(last) if last.isascii() and last.isdigit() and len(last) <= 16 else None
-    session: Session | None = request.scope.get(SESSION)  # type: ignore[assignment]
+    session: Session | None = request.scope.get(SESSION)
     return EventStream(_iterate(services, org, after, session))
 
 

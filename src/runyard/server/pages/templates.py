@@ -107,6 +107,6 @@ def describe_caller(request: Request) -> Me:
         name=actor.name,
         role=actor.role,
         now_ms=services.clock.now_ms(),
-        event=request.scope.get(EVENT, 0),  # type: ignore[arg-type]
+        event=request.scope.get(EVENT, 0),
         is_signed_in=True,
     )

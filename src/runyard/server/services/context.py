@@ -56,6 +56,8 @@ class Services:
     machines: Machines = field(default_factory=Machines)
     boot_id: str = field(default_factory=processes.boot_id)
     waiting_reasons: WaitingReasonsState = field(default_factory=WaitingReasonsState)
+    # Those whose short pages are too large for the event loop, see ``paging``.
+    orgs_with_large_items: set[str] = field(default_factory=set)
     # Small curves of runs by organization and run, each with the version of the run.
     curves: dict[tuple[str, str], tuple[str, list[float]]] = field(default_factory=dict)
     # Blobs that hold a version's images, by organization and version; reloaded when one is missing.

@@ -60,7 +60,7 @@ async def page(
     def fetch(tx: Connection, after: Any, limit: int) -> Sequence[AnyRow]:
         return rows.page(tx, kind.table, org=org, after=after, limit=limit)
 
-    return await paging.read(services, page_request, org=org, fetch=fetch)
+    return await paging.read(services, page_request, org=org, fetch=fetch, is_indexed=True)
 
 
 async def put(

@@ -2,12 +2,13 @@
 
 A page ends at its size or at ``limits.PAGE`` bytes, whichever comes first. It is read and encoded
 on a reader's thread, since a page of megabytes on the event loop would delay every other request.
+A short page is read on the event loop, since handing it to a thread takes longer (see ``run``).
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from sqlalchemy import Connection
@@ -20,7 +21,9 @@ from runyard.store.tables import AnyRow
 
 DEFAULT_SIZE, MOST = 10, limits.PAGE_ITEMS.value
 FIRST_CHUNK = 32
+SHORT_SIZE, SHORT_BYTES = 100, 1 << 20  # of a page that is read on the event loop
 
+T = TypeVar("T")
 # Rows of a page: (transaction, position after which it begins, how many) -> rows.
 Fetch = Callable[[Connection, Any, int], Sequence[AnyRow]]
 
@@ -37,6 +40,10 @@ class PageRequest:
     token: str | None = None
     question: str = ""
     most_bytes: int = limits.PAGE.value
+
+
+class NotShort(Exception):
+    """A page of few items turned out to be large."""
 
 
 def encode_stored(row: AnyRow) -> bytes:
@@ -71,6 +78,28 @@ def parse_position(
     return found.time_ms, found.id
 
 
+async def run(
+    services: Services,
+    page_request: PageRequest,
+    read: Callable[[Connection, bool], T],
+    *,
+    org: str,
+) -> T:
+    """Return what a function reads whose rows come from an index in the order of the page.
+
+    It is called on the event loop if the page is short, and on a reader's thread otherwise. Its
+    second argument is whether the page is short. An organization for which it once raised
+    ``NotShort`` has large items, so later pages of it are not tried again.
+    """
+    is_short = page_request.size <= SHORT_SIZE and org not in services.orgs_with_large_items
+    if is_short and services.store.is_local:
+        try:
+            return services.store.read(lambda tx: read(tx, True))
+        except NotShort:
+            services.orgs_with_large_items.add(org)
+    return await services.store.read_in_thread(lambda tx: read(tx, False))
+
+
 async def read(
     services: Services,
     page_request: PageRequest,
@@ -79,15 +108,18 @@ async def read(
     fetch: Fetch,
     encode: Callable[[AnyRow], bytes] = encode_stored,
     get_position: Callable[[AnyRow], Position] = position_by_time,
+    is_indexed: bool = False,
 ) -> bytes:
-    """Return a page as JSON, read and encoded on a reader's thread.
+    """Return a page as JSON.
+
+    ``is_indexed``: the rows come from an index in the order of the page, see ``run``.
 
     Raises:
         Refusal: InvalidPageToken.
     """
     after = parse_position(services, org=org, page_request=page_request)
 
-    def read_items(tx: Connection) -> bytes:
+    def read_items(tx: Connection, is_short: bool) -> bytes:
         items, last, has_more = gather(
             partial(fetch, tx),
             after=after,
@@ -95,6 +127,7 @@ async def read(
             most_bytes=page_request.most_bytes,
             encode=encode,
             get_position=lambda row: msgspec.structs.astuple(get_position(row)),
+            is_short=is_short,
         )
         further = (
             page_token(services, get_position(last), org=org, page_request=page_request)
@@ -103,7 +136,9 @@ async def read(
         )
         return join(items, further)
 
-    return await services.store.read_in_thread(read_items)
+    if is_indexed:
+        return await run(services, page_request, read_items, org=org)
+    return await services.store.read_in_thread(lambda tx: read_items(tx, False))
 
 
 def gather(
@@ -114,13 +149,19 @@ def gather(
     encode: Callable[[Any], bytes],
     get_position: Callable[[Any], Any],
     most_bytes: int = limits.PAGE.value,
+    is_short: bool = False,
 ) -> tuple[list[bytes], Any, bool]:
     """Return encoded items, the last row, and whether there are more rows after it.
 
     A page has up to ``size`` items and ``most_bytes``, and at least one item, however large. Rows
     are fetched in chunks whose length follows from the size of the items so far. So a page of large
-    documents is not read many times over only to be cut.
+    documents is not read many times over only to be cut. A short page is one chunk.
+
+    Raises:
+        NotShort: ``is_short``, and the items have more than ``SHORT_BYTES``.
     """
+    if is_short:
+        return _gather_short(fetch(after, size + 1), size, encode, min(most_bytes, SHORT_BYTES))
     items: list[bytes] = []
     total, chunk = 0, FIRST_CHUNK
     last = None
@@ -139,6 +180,15 @@ def gather(
             return items, last, False
         after = get_position(last)
         chunk = max(1, (most_bytes - total) // (total // len(items)) + 1)
+
+
+def _gather_short(
+    rows: Sequence[Any], size: int, encode: Callable[[Any], bytes], most_bytes: int
+) -> tuple[list[bytes], Any, bool]:
+    items = list(map(encode, rows[:size]))
+    if sum(map(len, items)) + len(items) > most_bytes:
+        raise NotShort
+    return items, rows[len(items) - 1] if items else None, len(rows) > size
 
 
 def join(items: Sequence[bytes], next_page: str | None) -> bytes:

@@ -4,15 +4,17 @@ A query has one *driver*: the index that it reads rows from, either that of the 
 term. The other terms are checked for each of these rows. A term that at most ``RARE`` runs match is
 the best driver, and its matches are sorted. If every term is frequent, the index of the order soon
 fills a page; of the terms whose index has the same order, the one whose matches are farthest apart
-drives. SQLite keeps no statistics, so columns that may not drive are hidden from its planner.
-PostgreSQL has statistics and decides by itself.
+drives. An order that is correlated with the terms might not fill a page for long: after
+``READ_IN_ORDER`` runs of it, all matches of the rarest term are sorted. SQLite keeps no statistics,
+so columns that may not drive are hidden from its planner. PostgreSQL has statistics and decides by
+itself.
 
 Statements are cached by their shape, since building one costs more than running it.
 """
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
@@ -36,18 +38,29 @@ from sqlalchemy import (
 
 from runyard import limits
 from runyard.limits import clean_text
+from runyard.store.engines.prepared import Prepared
 from runyard.store.lists.duration import SPLIT, encode_running
 from runyard.store.lists.run_filter import RunFilter, Term
 from runyard.store.lists.run_list import MAX_TIME_MS, get_first_number
 from runyard.store.lists.run_metrics import EVALUATION
-from runyard.store.lists.texts import build_pattern, quote_like, quote_match
+from runyard.store.lists.texts import (
+    AFTER_TEXTS,
+    build_pattern,
+    fold,
+    quote_like,
+    quote_match,
+    quote_others,
+)
 from runyard.store.tables import AnyRow, run_attributes, run_counts, run_list, run_metrics, runs
 
 RARE = 5_000  # runs that a term may match to be the best driver
+READ_IN_ORDER = 20_000  # runs of the order before the matches of a frequent term are sorted instead
+SEARCHED_IN_ORDER = 500  # of the order of names, with a text
 MOST_COUNTED = 10_000
 SCANNED = 20_000  # runs of the driver that a count examines
 
 OrderField = Literal["created", "name", "duration", "metric"]
+_Position = tuple[Any, int]  # the value that a list is sorted by, and the number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +134,7 @@ def read_page(
     org: str,
     filter: RunFilter,
     order: RunOrder = NEWEST_FIRST,
-    after: tuple[Any, int] | None,
+    after: _Position | None,
     limit: int,
     now_ms: int,
 ) -> Sequence[AnyRow]:
@@ -130,9 +143,19 @@ def read_page(
     Columns document, time_created, id, number, sort_value.
     """
     plan = _make_plan(connection, org, filter, order, now_ms)
-    driver = _choose_driver(connection, plan, order)
-    found = _run(connection, plan, driver, order, after, limit, is_document=True)
-    return found
+    driver, other = _choose_driver(connection, plan, order)
+    if other is None:
+        return _run(connection, plan, driver, order, after, limit)
+    search = next((each for each in plan.drivers if each.sources[0].kind == "search"), None)
+    is_search = order.field == "name" and search is not None
+    skipped = SEARCHED_IN_ORDER if is_search else READ_IN_ORDER
+    ends = [_find_end(connection, plan, each, order, after, skipped) for each in driver.sources]
+    found = _run(connection, plan, driver, order, after, limit, ends=ends)
+    if _is_complete(found, ends, order, limit):
+        return found
+    if is_search and search is not None:
+        return _search_by_name(connection, plan, driver, search, order, after, limit)
+    return _run(connection, plan, other, order, after, limit)
 
 
 def list_ids(
@@ -162,7 +185,7 @@ def list_ids(
     plan = _make_plan(
         connection, org, filter, NEWEST_FIRST, now_ms, more=more, alternatives=len(untagged)
     )
-    driver = _choose_driver(connection, plan, NEWEST_FIRST)
+    driver, _ = _choose_driver(connection, plan, NEWEST_FIRST)
     found = _run(connection, plan, driver, NEWEST_FIRST, None, limit, is_document=False)
     return [row.run_id for row in found]
 
@@ -186,7 +209,7 @@ def count(
         }
         return matching, False
     plan = _make_plan(connection, org, filter, NEWEST_FIRST, now_ms)
-    driver = _choose_driver(connection, plan, NEWEST_FIRST)
+    driver, _ = _choose_driver(connection, plan, NEWEST_FIRST)
     statement = _build_count(driver, plan.shapes, plan.has_low, plan.has_high, plan.is_sqlite)
     values = {**plan.values, "max_rows": MOST_COUNTED + 1, "max_scanned": SCANNED}
     rows = connection.execute(statement, values).all()
@@ -279,7 +302,7 @@ def _bind(
         values[name] = quote_like(pattern)
         match = quote_match(pattern, column="name_text" if term.field == "name" else None)
         count = 0 if match is None else 1
-        values |= {} if match is None else {f"m{index}": match}
+        values |= {} if match is None else {f"m{index}": match, f"t{index}": fold(str(value))}
     elif term.field == "flow":
         values[name] = value
         values[f"n{index}"] = clean_text(str(value), limits.RUN_NAME)
@@ -370,21 +393,34 @@ def _is_indexed_text(shape: _Shape) -> bool:
     return shape.field in ("text", "name") and not shape.is_negated and shape.values == 1
 
 
-def _choose_driver(connection: Connection, plan: _Plan, order: RunOrder) -> _Driver:
-    """Return a driver with few matches, or else one whose matches come in the order of the list."""
+def _choose_driver(
+    connection: Connection, plan: _Plan, order: RunOrder
+) -> tuple[_Driver, _Driver | None]:
+    """Return a driver with few matches, or else one whose matches come in the order of the list.
+
+    If that order may be correlated with another term, the second one is the driver with the fewest
+    matches, which would have to be sorted.
+    """
     default = _Driver((_Source("order"),))
     if not plan.drivers:
-        return default
+        return default, None
     if len(plan.drivers) == 1 and plan.drivers[0].is_in_order(order):
-        return plan.drivers[0]
-    best, farthest = default, -1
+        return plan.drivers[0], None
+    in_order, others = list[tuple[int, _Driver]](), list[tuple[int, _Driver]]()
     for driver in plan.drivers:
         reach = _probe(connection, plan, driver)
         if reach is None:
-            return driver
-        if driver.is_in_order(order) and (farthest < 0 or reach < farthest):
-            best, farthest = driver, reach
-    return best
+            return driver, None
+        if driver.is_in_order(order):
+            in_order.append((reach, driver))
+        elif all(source.is_ordered for source in driver.sources):
+            others.append((reach, driver))
+    best = min(in_order, key=_get_reach)[1] if in_order else default
+    return best, min(others, key=_get_reach)[1] if others else None
+
+
+def _get_reach(probed: tuple[int, _Driver]) -> int:
+    return probed[0]
 
 
 def _probe(connection: Connection, plan: _Plan, driver: _Driver) -> int | None:
@@ -393,13 +429,18 @@ def _probe(connection: Connection, plan: _Plan, driver: _Driver) -> int | None:
     None if it has no more than that.
     """
     found = [
-        connection.execute(_build_probe(source, plan.shapes), {**plan.values, "skipped": RARE})
-        .scalars()
-        .first()
-        for source in driver.sources
+        _list_numbers(connection, plan, source, limit=1, skipped=RARE) for source in driver.sources
     ]
-    reached = [int(number) for number in found if number is not None]
+    reached = [numbers[0] for numbers in found if numbers]
     return max(reached) if reached else None
+
+
+def _list_numbers(
+    connection: Connection, plan: _Plan, source: _Source, *, limit: int, skipped: int = 0
+) -> Sequence[int]:
+    """Return the numbers of a source, newest first."""
+    values = {**plan.values, "skipped": skipped, "max_rows": limit}
+    return connection.execute(_build_numbers(source, plan.shapes), values).scalars().all()
 
 
 # Statements.
@@ -410,43 +451,150 @@ def _run(
     plan: _Plan,
     driver: _Driver,
     order: RunOrder,
-    after: tuple[Any, int] | None,
+    after: _Position | None,
     limit: int,
     *,
-    is_document: bool,
+    is_document: bool = True,
+    ends: Sequence[_Position | None] = (),
 ) -> list[AnyRow]:
-    values = {**plan.values, "max_rows": limit}
-    if after is not None:
-        values |= {"after_value": after[0], "after_number": after[1]}
+    """Return the first matches after a position, of each source only those up to its end."""
+    values = {**plan.values, "max_rows": limit, **_bind_position("after", after)}
     found: dict[int, AnyRow] = {}
-    for source in driver.sources:
-        statement = _build_page(
+    for index, source in enumerate(driver.sources):
+        end = ends[index] if ends else None
+        statement = _prepare_page(
             source,
             plan.shapes,
             (order.field, order.is_descending),
             is_after=after is not None,
+            is_until=end is not None,
             has_low=plan.has_low,
             has_high=plan.has_high,
             is_document=is_document,
             is_sqlite=plan.is_sqlite,
         )
-        rows = connection.execute(statement, values).all()
+        rows = statement.list_rows(connection, {**values, **_bind_position("until", end)})
         if len(driver.sources) == 1:
             return list(rows)
         found |= {row.number: row for row in rows}
-    ordered = sorted(
-        found.values(), key=lambda row: (row.sort_value, row.number), reverse=order.is_descending
+    return _sort(found.values(), order)[:limit]
+
+
+def _sort(rows: Iterable[AnyRow], order: RunOrder) -> list[AnyRow]:
+    return sorted(rows, key=_get_position, reverse=order.is_descending)
+
+
+def _get_position(row: AnyRow) -> _Position:
+    return row.sort_value, row.number
+
+
+def _bind_position(name: str, position: _Position | None) -> dict[str, Any]:
+    if position is None:
+        return {}
+    return {f"{name}_value": position[0], f"{name}_number": position[1]}
+
+
+def _find_end(
+    connection: Connection,
+    plan: _Plan,
+    source: _Source,
+    order: RunOrder,
+    after: _Position | None,
+    skipped: int,
+) -> _Position | None:
+    """Return the position of the run that many further, None if the source has fewer."""
+    statement = _build_end(
+        source,
+        plan.shapes if source.term >= 0 else (),
+        (order.field, order.is_descending),
+        is_after=after is not None,
     )
-    return ordered[:limit]
+    values = {**plan.values, "skipped": skipped, **_bind_position("after", after)}
+    row = connection.execute(statement, values).first()
+    return None if row is None else (row[0], row[1])
+
+
+def _is_complete(
+    found: Sequence[AnyRow], ends: Sequence[_Position | None], order: RunOrder, limit: int
+) -> bool:
+    """Return whether rows up to the ends of their sources are all that belong on the page."""
+    reached = [end for end in ends if end is not None]
+    if not reached:
+        return True
+    if len(found) < limit:
+        return False
+    last = _get_position(found[-1])
+    return last >= max(reached) if order.is_descending else last <= min(reached)
+
+
+def _search_by_name(
+    connection: Connection,
+    plan: _Plan,
+    driver: _Driver,
+    search: _Driver,
+    order: RunOrder,
+    after: _Position | None,
+    limit: int,
+) -> list[AnyRow]:
+    """Return a page of runs that contain a frequent text, in the order of names.
+
+    Names that begin with the text are together in this order. Before them, there may be nothing for
+    long, so the search index is asked for the others. If they are few, they are sorted.
+    """
+    found, unindexed = search.sources
+    text = plan.values[f"t{found.term}"]
+    others = quote_others(plan.values[f"m{found.term}"], text)
+    among_names = _Driver((_Source("order of found", found.term), unindexed))
+    if others is None:
+        return _run(connection, plan, among_names, order, after, limit)
+    other_plan = dataclasses.replace(plan, values={**plan.values, f"m{found.term}": others})
+    other_count = _count_others(connection, plan, found, text)
+    if other_count > RARE:
+        return _run(connection, plan, among_names, order, after, limit)
+    rest = search if other_count else _Driver((unindexed,))
+    rows = _run(connection, other_plan, rest, order, after, limit)
+    first, last = (text, -1), (text + AFTER_TEXTS, -1)
+    if order.is_descending:
+        begin = last if after is None else min(after, last)
+        end, is_left = first, begin > first
+    else:
+        begin = first if after is None else max(after, first)
+        end, is_left = last, begin < last
+    if is_left:
+        ends = [end] * len(driver.sources)
+        rows += _run(connection, plan, driver, order, begin, limit, ends=ends)
+    return _sort({row.number: row for row in rows}.values(), order)[:limit]
+
+
+def _count_others(connection: Connection, plan: _Plan, found: _Source, text: str) -> int:
+    """Count what the search index finds besides names that begin with the text.
+
+    All of those are found, so numbers suffice. More than ``RARE`` are not counted.
+    """
+    values = {"org": plan.values["org"], "first": text, "last": text + AFTER_TEXTS}
+    names, unindexed = (
+        int(connection.execute(statement, values).scalar_one())
+        for statement in (_COUNT_NAMES, _COUNT_UNINDEXED_NAMES)
+    )
+    most = names - unindexed + RARE + 1
+    matches = {"match": plan.values[f"m{found.term}"], "most": most}
+    return int(connection.execute(_COUNT_FOUND, matches).scalar_one()) - (names - unindexed)
 
 
 @functools.lru_cache(maxsize=512)
+def _prepare_page(
+    source: _Source, shapes: tuple[_Shape, ...], order: tuple[str, bool], **variant: bool
+) -> Prepared:
+    return Prepared(_build_page(source, shapes, order, **variant))
+
+
 def _build_page(
     source: _Source,
     shapes: tuple[_Shape, ...],
     order: tuple[str, bool],
     *,
     is_after: bool,
+    is_until: bool,
     has_low: bool,
     has_high: bool,
     is_document: bool,
@@ -460,7 +608,9 @@ def _build_page(
     if not builder.is_in_order:  # else SQLite might read the index of the order
         by = tuple(map(builder.hide, by))
     if is_after:
-        query = query.where(_compare(by, is_descending=order[1]))
+        query = query.where(_compare(by, "after", is_further=True, is_descending=order[1]))
+    if is_until:
+        query = query.where(_compare(by, "until", is_further=False, is_descending=order[1]))
     query = query.order_by(*(each.desc() if order[1] else each for each in by))
     page = query.limit(bindparam("max_rows"))
     if not is_document:
@@ -474,22 +624,40 @@ def _build_page(
     )
 
 
-def _compare(by: tuple[ColumnElement[Any], ...], *, is_descending: bool) -> ColumnElement[bool]:
-    """Return the condition of rows after the position, as a row value."""
-    number = _bind_name("after_number")
-    if len(by) == 1:
-        return by[0] < number if is_descending else by[0] > number
-    position = tuple_(bindparam("after_value"), number)
-    return tuple_(*by) < position if is_descending else tuple_(*by) > position
+def _compare(
+    by: tuple[ColumnElement[Any], ...], position: str, *, is_further: bool, is_descending: bool
+) -> ColumnElement[bool]:
+    """Return the condition of rows after a position, or of those up to it, as a row value."""
+    number = _bind_name(f"{position}_number")
+    row: Any = by[0] if len(by) == 1 else tuple_(*by)
+    given: Any = number if len(by) == 1 else tuple_(bindparam(f"{position}_value"), number)
+    if is_further:
+        found: ColumnElement[bool] = row < given if is_descending else row > given
+    else:
+        found = row >= given if is_descending else row <= given
+    return found
 
 
 @functools.lru_cache(maxsize=512)
-def _build_probe(source: _Source, shapes: tuple[_Shape, ...]) -> Select[Any]:
+def _build_end(
+    source: _Source, shapes: tuple[_Shape, ...], order: tuple[str, bool], *, is_after: bool
+) -> Select[Any]:
+    builder, is_descending = _Builder(source, shapes, order[0], is_sqlite=True), order[1]
+    by = (builder.sort_value, builder.number)
+    query = select(*by).where(*builder.list_source_conditions())
+    if is_after:
+        query = query.where(_compare(by, "after", is_further=True, is_descending=is_descending))
+    query = query.order_by(*(each.desc() if is_descending else each for each in by))
+    return query.limit(1).offset(bindparam("skipped"))
+
+
+@functools.lru_cache(maxsize=512)
+def _build_numbers(source: _Source, shapes: tuple[_Shape, ...]) -> Select[Any]:
     builder = _Builder(source, shapes, "created", is_sqlite=True)
     query = builder.select_source()
     if source.is_ordered:
         query = query.order_by(builder.number.desc())
-    return query.limit(1).offset(bindparam("skipped"))
+    return query.limit(bindparam("max_rows")).offset(bindparam("skipped"))
 
 
 @functools.lru_cache(maxsize=512)
@@ -505,6 +673,7 @@ def _build_count(
         parts.append(select(part.limit(bindparam("max_scanned")).subquery().c.number))
     scanned = (parts[0] if len(parts) == 1 else parts[0].union(*parts[1:])).cte("scanned")
     rest = _Builder(_Source("order"), shapes, "created", is_sqlite=is_sqlite)
+    rest.listed_number = scanned.c.number
     matching = (
         select(run_list.c.condition)
         .join_from(scanned, run_list, run_list.c.number == scanned.c.number)
@@ -538,6 +707,7 @@ class _Builder:
         self.number: ColumnElement[Any] = numbers.get(source.kind, run_list.c.number)
         if self.is_metric_order:
             self.number = run_metrics.c.number
+        self.listed_number = self.number  # equal to that of the list, and often read before it
         self.sort_value: ColumnElement[Any] = (
             self.number if order == "created" else _SORT_COLUMNS[order]
         )
@@ -545,11 +715,8 @@ class _Builder:
             self.sort_value = _driving_metrics.c.value
 
     def hide(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
-        """Return a column as an expression, which SQLite does not look up in an index."""
-        if not self.is_sqlite:
-            return column
-        is_text = column.type.python_type is str
-        return column.op("||")(literal_column("''")) if is_text else column + literal_column("0")
+        """Return a column so that SQLite does not look it up in an index."""
+        return _hide(column) if self.is_sqlite else column
 
     def select(self, *columns: ColumnElement[Any]) -> Select[Any]:
         """Return the query over the source, the list, and the metric of the order."""
@@ -574,11 +741,11 @@ class _Builder:
 
     def select_source(self) -> Select[Any]:
         """Return the numbers of the source alone."""
-        return select(self.number.label("number")).where(*self._list_source_conditions())
+        return select(self.number.label("number")).where(*self.list_source_conditions())
 
     def list_conditions(self, *, has_low: bool, has_high: bool) -> list[ColumnElement[bool]]:
         """Return every condition: those of the source, the times, and the other terms."""
-        conditions = self._list_source_conditions()
+        conditions = self.list_source_conditions()
         if self.number is not run_list.c.number:
             conditions.append(self.hide(run_list.c.org) == bindparam("org"))
         return [*conditions, *self.list_bounds(has_low, has_high), *self.list_terms()]
@@ -598,7 +765,7 @@ class _Builder:
 
     def list_terms(self) -> list[ColumnElement[bool]]:
         """Return the condition of each term that is not the source."""
-        is_exact = self.source.kind not in ("search", "unindexed")
+        is_exact = self.source.kind not in ("search", "unindexed", "order of found")
         terms, alternatives = list[ColumnElement[bool]](), list[ColumnElement[bool]]()
         for index, shape in enumerate(self.shapes):
             if not (is_exact and index == self.source.term):
@@ -606,7 +773,8 @@ class _Builder:
                 (alternatives if shape.is_alternative else terms).append(term)
         return [*terms, or_(*alternatives)] if alternatives else terms
 
-    def _list_source_conditions(self) -> list[ColumnElement[bool]]:
+    def list_source_conditions(self) -> list[ColumnElement[bool]]:
+        """Return what a row of the source fulfils."""
         kind, term = self.source.kind, self.source.term
         value, key, org = _bind_name(f"v{term}"), _bind_name(f"k{term}"), _bind_name("org")
         of_list = run_list.c.org == org
@@ -623,6 +791,9 @@ class _Builder:
             ]
         if kind == "search":
             return [_search.c.run_search.op("MATCH")(bindparam(f"m{term}"))]
+        if kind == "order of found":
+            is_found = _search.c.run_search.op("MATCH")(bindparam(f"m{term}"))
+            return [of_list, run_list.c.number.in_(select(_search.c.rowid).where(is_found))]
         if kind == "unindexed":
             return [run_list.c.is_indexed.is_(False), self.hide(run_list.c.org) == org]
         if kind in ("attribute", "tag"):
@@ -709,17 +880,19 @@ class _Builder:
     def _build_lookup(
         self, shape: _Shape, value: ColumnElement[Any], key: ColumnElement[Any]
     ) -> ColumnElement[bool]:
-        """Return the condition of an attribute or a metric: a look-up by primary key."""
+        """Return the condition of an attribute or a metric: a look-up in an index.
+
+        Numbers of runs that are listed together are near each other, other than their ids.
+        """
         other: Any = (run_attributes if shape.field == "attribute" else run_metrics).alias()
-        conditions = [
-            other.c.org == bindparam("org"),
-            other.c.run_id == run_list.c.run_id,
-            other.c.key == key,
-        ]
+        conditions = [other.c.org == bindparam("org"), other.c.key == key]
+        if shape.field == "attribute" and shape.values:
+            return exists().where(
+                *conditions, other.c.value == value, other.c.number == self.listed_number
+            )
+        conditions.append(other.c.run_id == run_list.c.run_id)
         if shape.field == "metric":
             conditions.append(_apply_operator(other.c.value, shape.operator, value))
-        elif shape.values:
-            conditions.append(self.hide(other.c.value) == value)
         return exists().where(*conditions)
 
 
@@ -728,11 +901,17 @@ def _is_in_order(source: _Source, order: str) -> bool:
     if order == "created":
         return source.is_ordered
     return (
-        source.kind == "order"
-        or (order == "name" and source.kind.startswith("flow "))
+        source.kind in ("order", "order of found")
+        or (order == "name" and source.kind.startswith(("flow ", "condition ")))
         or (order == "duration" and source.kind.startswith(("condition ", "duration ")))
         or (order == "metric" and source.kind == "metric of order")
     )
+
+
+def _hide(column: ColumnElement[Any]) -> ColumnElement[Any]:
+    """Return a column as an expression, which SQLite does not look up in an index."""
+    is_text = column.type.python_type is str
+    return column.op("||")(literal_column("''")) if is_text else column + literal_column("0")
 
 
 def _bind_name(name: str) -> ColumnElement[Any]:
@@ -757,3 +936,22 @@ def _apply_operator(
         ">=": column >= value,
     }
     return compared[operator]
+
+
+_COUNT_NAMES = select(func.count()).where(
+    run_list.c.org == bindparam("org"),
+    run_list.c.name_key >= bindparam("first"),
+    run_list.c.name_key < bindparam("last"),
+)
+_COUNT_UNINDEXED_NAMES = select(func.count()).where(
+    run_list.c.is_indexed.is_(False),
+    _hide(run_list.c.org) == bindparam("org"),
+    _hide(run_list.c.name_key) >= bindparam("first"),
+    _hide(run_list.c.name_key) < bindparam("last"),
+)
+_COUNT_FOUND = select(func.count()).select_from(
+    select(_search.c.rowid)
+    .where(_search.c.run_search.op("MATCH")(bindparam("match")))
+    .limit(bindparam("most"))
+    .subquery()
+)

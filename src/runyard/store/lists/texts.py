@@ -13,6 +13,9 @@ from runyard.limits import clean_text
 _MARKS = "\u0002\u0002"
 _WORD_START = re.compile(r"(?<![^\W_])(?=[^\W_])")
 _MIN_LENGTH = 3
+_MOST_OF_SORT_KEY = limits.RUN_NAME.value // 2
+# Added to a text, it is after every sort key that begins with the text.
+AFTER_TEXTS = "\U0010ffff" * limits.RUN_NAME.value
 
 
 def build_texts(
@@ -25,12 +28,17 @@ def build_texts(
 
 def build_sort_key(name: str) -> str:
     """Return what a name is sorted by: case does not count, nor what follows the limit."""
-    return clean_text(name.casefold(), limits.RUN_NAME)
+    return clean_text(fold(name), limits.RUN_NAME)
+
+
+def fold(text: str) -> str:
+    """Return a text without differences of case and blanks, as it is sorted and searched."""
+    return " ".join(text.casefold().split())
 
 
 def build_pattern(term: str) -> str:
     """Return the text that the searched text of a matching run contains."""
-    folded = " ".join(term.casefold().split())
+    folded = fold(term)
     marked = _mark_words(folded)
     # A longer text may begin inside a word.
     return marked if len(folded) < _MIN_LENGTH else marked.removeprefix(_MARKS)
@@ -49,5 +57,16 @@ def quote_match(pattern: str, *, column: str | None = None) -> str | None:
     return phrase if column is None else f"{column} : {phrase}"
 
 
+def quote_others(match: str, folded: str) -> str | None:
+    """Return the query for matches whose name does not begin with the folded text.
+
+    None if sort keys might be cut within the text.
+    """
+    if len(folded.encode()) > _MOST_OF_SORT_KEY:
+        return None
+    beginning = _mark_words(folded).replace('"', '""')
+    return f'({match}) NOT (name_text : ^ "{beginning}")'
+
+
 def _mark_words(text: str) -> str:
-    return _WORD_START.sub(_MARKS, " ".join(text.casefold().split()))
+    return _WORD_START.sub(_MARKS, fold(text))

@@ -4,7 +4,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, delete, func, insert, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    bindparam,
+    delete,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
 
 from runyard.store.tables import AnyRow, log_blocks, log_lines, runs
 
@@ -105,6 +115,20 @@ def list_lines(
     number = log_lines.c.number
     query = query.order_by(number.desc() if newest_first else number).limit(limit)
     return connection.execute(query).all()
+
+
+def join_texts(connection: Connection, *, org: str, run_id: str, above: int, up_to: int) -> str:
+    """Return the texts of lines with numbers in (above, up_to], separated by line ends."""
+    values = {"of_org": org, "of_run": run_id, "above": above, "up_to": up_to}
+    return connection.execute(_JOIN_TEXTS, values).scalar() or ""
+
+
+_JOIN_TEXTS = select(func.aggregate_strings(log_lines.c.text, "\n")).where(
+    log_lines.c.org == bindparam("of_org"),
+    log_lines.c.run_id == bindparam("of_run"),
+    log_lines.c.number > bindparam("above"),
+    log_lines.c.number <= bindparam("up_to"),
+)
 
 
 def _contains(connection: Connection, literal: str) -> ColumnElement[bool]:

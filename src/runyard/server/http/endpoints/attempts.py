@@ -174,7 +174,7 @@ def _reject_constant(name: str) -> None:
 
 
 def _get_token(request: Request) -> AttemptToken:
-    return cast(AttemptToken, request.scope[TOKEN])  # type: ignore[literal-required]
+    return cast(AttemptToken, request.scope[TOKEN])
 
 
 def _check_hash(sha256: str) -> str:

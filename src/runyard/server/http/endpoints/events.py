@@ -18,7 +18,7 @@ async def list_events(request: Request, org: Id) -> Response:
         run_id=None if run_id is None else check_id("run", run_id),
         kind=query.one_of("kind", events.KINDS),
     )
-    headers = request.scope[HEADERS]  # type: ignore[literal-required]
+    headers = request.scope[HEADERS]
     is_latest = query.text("after") == LATEST
     after = None if is_latest else query.integer("after")
     if is_stream_requested(headers):

@@ -20,4 +20,4 @@ async def get_health(request: Request) -> Response:
 
 async def get_openapi(request: Request) -> Response:
     """Return the document, which ``app`` hands in since it depends on ``routes``."""
-    return json_response(request.app.state.encode_openapi())
+    return json_response(request.state["encode_openapi"]())

@@ -61,7 +61,7 @@ async def get_logs(request: Request, org: Id, run_id: Id) -> Response:
 
 
 async def get_log_file(request: Request, org: Id, run_id: Id) -> Response:
-    given: dict[bytes, bytes] = request.scope[HEADERS]  # type: ignore[literal-required]
+    given: dict[bytes, bytes] = request.scope[HEADERS]
     is_compressed = ACCEPTS_GZIP.search(given.get(b"accept-encoding", b"")) is not None
     parts = await logs.iterate_log_file(
         get_services(request), org=org, run_id=run_id, is_compressed=is_compressed
@@ -106,7 +106,7 @@ async def get_sample_image(request: Request, org: Id, run_id: Id, index: str) ->
     )
     etag = f'"{image.tag}"'.encode()
     headers = [(b"etag", etag), (b"cache-control", IMMUTABLE)]
-    if request.scope[HEADERS].get(b"if-none-match") == etag:  # type: ignore[literal-required]
+    if request.scope[HEADERS].get(b"if-none-match") == etag:
         return Response(status=304, headers=headers)
     return Response(image.data, media_type=image.mime.encode(), headers=headers)
 

@@ -100,7 +100,8 @@ async def list_runs(
             way_back=_sign_position(services, org, first, back) if first and token else None,
         )
 
-    return await _read_items(services, org, filter, order_by, page_request, decode_page)
+    read = _build_read(services, org, filter, order_by, page_request, decode_page)
+    return await services.store.read_in_thread(lambda tx: read(tx, False))
 
 
 async def read_page(
@@ -116,7 +117,10 @@ async def read_page(
     def join_page(items: list[bytes], next_page: str | None, _: AnyRow | None) -> bytes:
         return paging.join(items, next_page)
 
-    return await _read_items(services, org, filter, order_by, page_request, join_page)
+    read = _build_read(services, org, filter, order_by, page_request, join_page)
+    if filter == RunFilter() and order_by.endswith("created"):
+        return await paging.run(services, page_request, read, org=org)
+    return await services.store.read_in_thread(lambda tx: read(tx, False))
 
 
 async def read_best_values(
@@ -133,22 +137,22 @@ async def read_best_values(
     return {run_id: value for run_id, key, value in found if metrics[run_id] == key}
 
 
-async def _read_items(
+def _build_read(
     services: Services,
     org: str,
     filter: RunFilter,
     order_by: str,
     page_request: PageRequest,
     build_page: Callable[[list[bytes], str | None, AnyRow | None], T],
-) -> T:
-    """Return what a function makes of a page: documents, token of the next one, first row.
+) -> Callable[[Connection, bool], T]:
+    """Return the function that reads a page, with whether it is short as its second argument.
 
-    It runs on a reader's thread, as everything else here.
+    It returns what ``build_page`` makes of documents, token of the next page, and first row.
     """
     order = parse_order(order_by)
     after = _parse_position(services, org, order, page_request)
 
-    def read_documents(tx: Connection) -> T:
+    def read_documents(tx: Connection, is_short: bool) -> T:
         first: list[AnyRow] = []
 
         def fetch(position: tuple[Any, int] | None, limit: int) -> Sequence[AnyRow]:
@@ -163,11 +167,12 @@ async def _read_items(
             most_bytes=page_request.most_bytes,
             encode=paging.encode_stored,
             get_position=_get_position,
+            is_short=is_short,
         )
         next_page = _sign_position(services, org, last, page_request) if has_more else None
         return build_page(items, next_page, first[0] if first else None)
 
-    return await services.store.read_in_thread(read_documents)
+    return read_documents
 
 
 def iter_newest(tx: Connection, org: str, filter: RunFilter, *, size: int) -> Iterator[AnyRow]:

@@ -7,7 +7,8 @@ backreferences.
 A search is prepared for two faster checks that every match passes. ``literals`` are texts of which
 a matching line contains at least one, ignoring the case of ASCII letters; the database checks them.
 A ``signature`` is a set of hashed trigrams and numbers of a block of lines, by which blocks
-without a match are skipped unread.
+without a match are skipped unread. An expression without literals is matched with all lines of a
+block at once before it is matched with each.
 """
 
 import re
@@ -24,6 +25,8 @@ SIGNATURE_BITS = 1 << 15
 DIGITS = 5
 SLICE_BYTES = 256 << 10  # matched, and signed, at once
 _NUMBERS_BEGIN = 1 << 24  # above every trigram
+# The beginning or the end of a whole text, and flags, which might change what they mean.
+_ABOUT_TEXT = re.compile(r"\\[AzZ]|\(\?(?!:)")
 _HASH_FACTOR, _HASH_SHIFT = 0x9E3779B1, 17  # 32 bits, of which the upper 15 are used
 
 
@@ -35,6 +38,17 @@ class Search:
     is_regex: bool
     is_case_sensitive: bool
     literals: tuple[str, ...]
+
+    @property
+    def is_for_blocks(self) -> bool:
+        """Return whether nothing but ``may_match`` can skip lines."""
+        return self.is_regex and not self.literals and not _ABOUT_TEXT.search(self.pattern)
+
+    def may_match(self, lines: str) -> bool:
+        """Return False only if none of the lines of a text matches."""
+        # Every line is at the end and the beginning of a line of the text, as it is of itself.
+        pattern = f"(?m){self.pattern}"
+        return _match_regex(pattern, [lines], ignore_case=not self.is_case_sensitive)[0]
 
     def match(self, texts: Sequence[str]) -> list[bool]:
         """Return which of these texts match."""

@@ -168,6 +168,7 @@ class _PageReader:
     ) -> None:
         self._query, self._org, self._run_id, self._now_s = query, org, run_id, now_s
         self._line_filter, self._block_filter = query.line_filter, query.block_filter
+        self._is_for_blocks = query.search is not None and query.search.is_for_blocks
         self._items: list[bytes] = []
         self._size_bytes = 0
         self._last_item = 0  # number of the last line taken
@@ -237,7 +238,8 @@ class _PageReader:
         found = self._block_filter.list_candidates(
             tx, org=self._org, run_id=self._run_id, above=above, up_to=up_to
         )
-        parts = order_ranges(found, most_lines=RANGE_LINES, newest_first=self._query.is_backward)
+        most_lines = LINES if self._is_for_blocks else RANGE_LINES
+        parts = order_ranges(found, most_lines=most_lines, newest_first=self._query.is_backward)
         self._parts.extend(parts)
         if not parts:
             self._advance(above, up_to)
@@ -246,6 +248,9 @@ class _PageReader:
     def _read_range(self, tx: Connection, above: int, up_to: int, *, until_s: float) -> None:
         """Read lines of a range; put back what is left of it when time or rows run out."""
         query = self._query
+        if self._is_for_blocks and not self._may_match(tx, above, up_to):
+            self._advance(above, up_to)
+            return
         limit = FETCHED_LINES
         if not query.is_filtered:
             limit = min(limit, query.size + 1 - len(self._items))
@@ -269,6 +274,10 @@ class _PageReader:
             self._put_back(above, up_to, found[-1].number)
         else:
             self._advance(above, up_to)
+
+    def _may_match(self, tx: Connection, above: int, up_to: int) -> bool:
+        lines = rows.join_texts(tx, org=self._org, run_id=self._run_id, above=above, up_to=up_to)
+        return self._query.search is None or self._query.search.may_match(lines)
 
     def _take(self, some: Sequence[AnyRow]) -> bool:
         """Take those of these lines that match; return whether the page has space for more."""
