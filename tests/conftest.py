@@ -149,7 +149,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Show the process that prints the summary how many tests were left out."""
+    """Report the number of tests left out to the process that prints the summary."""
     if hasattr(session.config, "workeroutput"):  # a worker of xdist; each has collected the same
         session.config.workeroutput["left_out"] = session.config.stash.get(LEFT_OUT, 0)
 
