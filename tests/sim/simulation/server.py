@@ -57,6 +57,7 @@ class DirectStore:
     """
 
     begin = "BEGIN"
+    is_local = True
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
