@@ -436,8 +436,6 @@ def choose_metric(flow: ResolvedFlow, tasks: set[str]) -> tuple[str, bool, str]:
 def check_machine(flow: ResolvedFlow, machine: Hardware) -> None:
     """Raise ``InvalidFlow`` for settings that this machine or trainer does not support."""
     model = flow.model
-    if model.hyperparameters.optimizer.name == "adamw8bit" and machine.device != "cuda":
-        raise InvalidFlow("optimizer 'adamw8bit' needs CUDA; try: 'adamw'")
     if model.compute.attention == "flash_attention_2" and machine.device != "cuda":
         raise InvalidFlow("attention 'flash_attention_2' needs CUDA; try: 'auto'")
     if flow.dataset.dataset_version is not None and flow.dataset.dataset_id in BUILT_IN_DATASETS:

@@ -187,9 +187,9 @@ def prepare(job: Job, machine: Hardware, *, hooks: Hooks) -> TrainState:
     encoded = encode(job, data, model, hooks)
     plan = make_plan(flow, machine, measure_sizes(flow, model, encoded))
     place_model(model, plan, device)
-    optimizers = build_optimizers(flow, model, device)
+    optimizers = build_optimizers(flow, model)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
-    progress = restore(job, plan, optimizers, scaler)
+    progress = restore(job, plan, model, optimizers, scaler)
     plan = limit_micro_batch(plan, progress, job.run.status.micro_batch_limit)
     make_losses = partial(TokenLosses, model.module, precision=precision, device=device)
     losses = make_losses(label_smoothing=flow.model.hyperparameters.loss.label_smoothing)
@@ -569,9 +569,7 @@ def place_model(model: LoadedModel, plan: Plan, device: torch.device) -> None:
         get_base_model(module).model.compile()
 
 
-def build_optimizers(
-    flow: ResolvedFlow, model: LoadedModel, device: torch.device
-) -> list[torch.optim.Optimizer]:
+def build_optimizers(flow: ResolvedFlow, model: LoadedModel) -> list[torch.optim.Optimizer]:
     """Return the flow's optimizers for all trained parameters."""
     numbers = flow.model.hyperparameters
     return make_optimizers(
@@ -580,18 +578,21 @@ def build_optimizers(
         learning_rate=numbers.learning_rate,
         rates=flow.model.training.learning_rates,
         parts=model.parts,
-        device=device,
     )
 
 
 def restore(
-    job: Job, plan: Plan, optimizers: list[torch.optim.Optimizer], scaler: torch.amp.GradScaler
+    job: Job,
+    plan: Plan,
+    model: LoadedModel,
+    optimizers: list[torch.optim.Optimizer],
+    scaler: torch.amp.GradScaler,
 ) -> TrainingProgress:
     """Restore optimizers, scaler and random states from the checkpoint; return the counters."""
     torch.manual_seed(job.flow.settings.seed)
     if job.resume is None:
         return TrainingProgress()
-    progress, scaler_state = load_state(job.resume, optimizers)
+    progress, scaler_state = load_state(job.resume, model, optimizers)
     if job.origin_run is not None:
         progress = restore_progress(progress, job.resume, total_steps=plan.total_steps)
     if scaler_state:

@@ -16,6 +16,7 @@ is faster and takes more (``retain_freed_memory``). Otherwise it is set to retur
 
 import contextlib
 import ctypes
+import math
 import os
 import weakref
 from collections.abc import Callable, Iterable, Sequence
@@ -33,6 +34,7 @@ from runyard.trainer.plan import Plan, with_memory, with_micro_batch
 
 WARN_SHARE = 0.85  # of the free memory: fragmentation takes some too
 FLOAT_BYTES = 4
+MIN_8BIT_NUMEL, BLOCK_8BIT_NUMEL = 4096, 256  # defaults of bitsandbytes
 NO_LIMIT = 1 << 62
 RETAINED_BYTES = 128 << 10  # where freed memory is returned, larger blocks go to the system at once
 AMPLE_FACTOR = 4  # times the need; a heap of freed blocks grew to 3.3 times the need (measured)
@@ -177,13 +179,14 @@ def estimate_optimizer_bytes(optimizers: Sequence[torch.optim.Optimizer]) -> int
 
 def count_optimizer_bytes(optimizers: Sequence[torch.optim.Optimizer]) -> int:
     """Return the bytes of optimizer state that exist now."""
-    return sum(
-        value.untyped_storage().nbytes()
+    storages = {
+        value.untyped_storage().data_ptr(): value.untyped_storage().nbytes()
         for optimizer in optimizers
         for state in optimizer.state.values()
         for value in state.values()
         if isinstance(value, torch.Tensor)
-    )
+    }
+    return sum(storages.values())
 
 
 def _estimate_state_bytes(
@@ -193,7 +196,7 @@ def _estimate_state_bytes(
 
     AdamW: two moments (Kingma & Ba 2015). SGD and Muon: one momentum. Adafactor: one row and one
     column of second moments per matrix (Shazeer & Stern 2018). AdamW8bit: two moments of one byte
-    (Dettmers et al. 2022).
+    with a scale per block, or of float32 for small parameters (Dettmers et al. 2022).
     """
     numel, size = int(parameter.numel()), int(parameter.element_size())
     whole = numel * size
@@ -208,7 +211,9 @@ def _estimate_state_bytes(
             rows, columns = parameter.shape[-2:]
             return numel // int(rows * columns) * int(rows + columns) * size + FLOAT_BYTES
         case "AdamW8bit":
-            return numel * 2
+            if numel < MIN_8BIT_NUMEL:
+                return 2 * numel * FLOAT_BYTES
+            return 2 * (numel + math.ceil(numel / BLOCK_8BIT_NUMEL) * FLOAT_BYTES)
     return 2 * whole + FLOAT_BYTES
 
 
