@@ -25,6 +25,7 @@ from runyard.trainer.steps.memory import (
     StepMemory,
     count_optimizer_bytes,
     estimate_optimizer_bytes,
+    is_out_of_memory,
     measure_step_memory,
     read_available_memory,
     read_host_memory,
@@ -40,6 +41,46 @@ needs_bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"
 )
 BATCH = 4
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("HIP out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"
+        ),
+        torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be reported"),
+        torch.AcceleratorError("HIP error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("CUDA error: HIPBLAS_STATUS_ALLOC_FAILED when calling `hipblasCreate`"),
+        RuntimeError("cudaErrorMemoryAllocation"),
+        RuntimeError("XPU out of memory. Tried to allocate 20.00 MiB"),
+        RuntimeError(
+            "level_zero backend failed with error: 39 (UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY)"
+        ),
+        RuntimeError("MPS backend out of memory (MPS allocated: 7.9 GB)"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+    ],
+    ids=lambda error: str(error)[:40],
+)
+def test_running_out_of_memory_is_recognized_on_every_device(error: Exception) -> None:
+    assert is_out_of_memory(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("out of resource: shared memory, Required: 131072, Hardware limit: 101376"),
+        ValueError("out of memory"),
+    ],
+    ids=lambda error: str(error)[:40],
+)
+def test_other_errors_do_not_count_as_out_of_memory(error: Exception) -> None:
+    assert not is_out_of_memory(error)
 
 
 def test_live_bytes_are_counted_once_per_storage_until_it_is_freed() -> None:

@@ -46,17 +46,31 @@ _DEFAULT_MAX_MAPS, _MAX_INT = (
     65_536,
     (1 << 31) - 1,
 )
+_MEMORY_WORDS = (
+    "can't allocate memory",  # torch's CPU allocator
+    "out of memory",  # CUDA, HIP, XPU, MPS and Triton, after the name of the library
+    "cudaerrormemoryallocation",
+    "hiperroroutofmemory",
+    "hiperrormemoryallocation",
+    "_status_alloc_failed",  # cuBLAS, cuBLASLt, cuDNN, cuSOLVER, cuSPARSE, hipBLAS
+    "rocblas_status_memory_error",
+    "miopenstatusallocfailed",
+    "out_of_device_memory",  # Level Zero, Unified Runtime and OpenCL, for Intel's devices
+    "out_of_host_memory",
+)
 Verdict = Literal["Allow", "Warn", "Deny"]
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether memory ran out.
+    """Return whether memory ran out, of the host or of an accelerator.
 
-    Torch's CPU allocator raises RuntimeError with a message only.
+    Only torch's caching allocators raise a class of their own. Its CPU allocator, drivers and
+    libraries of kernels are recognized by their messages.
     """
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    message = str(error).casefold()
+    return isinstance(error, RuntimeError) and any(words in message for words in _MEMORY_WORDS)
 
 
 class LiveBytesRecorder(TorchDispatchMode):  # type: ignore[misc]  # torch has no type for it
