@@ -129,13 +129,14 @@ def test_activations_grow_with_samples_and_tokens_and_shrink_with_checkpointing(
     assert large == pytest.approx(one * (4096 + 256) / (1024 + 256))
 
 
-def test_auto_precision_is_float32_without_fast_bfloat16() -> None:
+def test_auto_precision_has_16_bits_on_every_gpu() -> None:
     resolved = resolve_blocks(mode="lora")
     on = {
         name: estimate(resolved, parameters=SEVEN, accelerator=accelerator(80, name)).weights
         for name in ("a100", "t4", "cpu")
     }
-    assert on["t4"] == on["cpu"] > 1.9 * on["a100"]
+    assert on["cpu"] > 1.9 * on["a100"]
+    assert on["t4"] == on["a100"]  # in float16
 
 
 def test_the_tiny_model_fits_on_a_small_cpu() -> None:

@@ -304,7 +304,8 @@ class Compute(Shape, frozen=True):
     precision_type: Annotated[
         Literal["auto", "bfloat16", "float16", "float32"],
         help_text(
-            "number format of training; auto: bfloat16 if the device supports it well, else float32"
+            "number format of training; auto: bfloat16 if the device supports it well, else "
+            "float16 on GPUs and float32 on CPUs"
         ),
     ] = "auto"
     gradient_checkpointing: Annotated[

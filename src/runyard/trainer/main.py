@@ -303,7 +303,8 @@ def detect_machine(threads: int) -> Any:
     has_good_bfloat16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     if torch.cuda.is_available():
         device, name = "cuda", torch.cuda.get_device_name()
-        has_good_bfloat16 = torch.cuda.is_bf16_supported()
+        # Emulated, it is slower than float16 with a scaled loss.
+        has_good_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
     return Hardware(
         device=device,
         device_name=name,

@@ -135,12 +135,19 @@ def choose_precision(flow: ResolvedFlow, machine: Hardware) -> tuple[str, str]:
         raise InvalidFlow(
             "precisionType 'float16' needs CUDA; try: 'bfloat16', 'float32' or 'auto'"
         )
+    if requested == "bfloat16" and machine.device == "cuda" and not machine.has_good_bfloat16:
+        raise InvalidFlow(
+            f"precisionType 'bfloat16' is not supported by {machine.device_name}, which only "
+            "emulates it; try: 'float16', 'float32' or 'auto'"
+        )
     if requested != "auto":
         return requested, "flow"
     if flow.is_tiny:
         return "float32", "the tiny model is slower in bfloat16 (measured)"
     if machine.has_good_bfloat16:
         return "bfloat16", f"{machine.device_name} is fast at it"
+    if machine.device == "cuda":
+        return "float16", f"{machine.device_name} has no bfloat16; the loss is scaled"
     return "float32", f"{machine.device_name} has no fast bfloat16"
 
 

@@ -43,6 +43,12 @@ from runyard.trainer.plan import Hardware, format_plan, is_due, with_micro_batch
 from runyard.trainer.prepare import Job, TrainState, prepare
 from runyard.trainer.steps.memory import format_bytes, is_out_of_memory
 from runyard.trainer.steps.optim import rate_factor, set_rates
+from runyard.trainer.steps.scaling import (
+    MAX_SKIPPED_STEPS,
+    skip_step,
+    take_scaled_step,
+    unscale,
+)
 from runyard.trainer.watchdog import LossSpikeDetector, SlowStepDetector, format_names
 
 SECONDS_BETWEEN_LINES = 2.0  # on stdout; every step has an event
@@ -193,12 +199,39 @@ class TrainLoop:
                 suggestions = "hyperparameters.optimizer, training.mode 'lora', a smaller model"
                 with explain_out_of_memory("taking a step", suggestions):
                     self.checkpointer.wait_for_copies()
-                    norm = optimizer_step(state, numbers.optimizer.max_grad_norm)
+                    if math.isfinite(loss):
+                        norm = optimizer_step(state, numbers.optimizer.max_grad_norm)
+                    else:
+                        norm = skip_optimizer_step(state)
+                self.count_skipped_steps(loss, norm)
             except NotFinite as error:
                 raise self.describe_divergence(error, indices) from error
-        if warning := self.loss_spikes.update(step + 1, loss):
+        if math.isfinite(loss) and (warning := self.loss_spikes.update(step + 1, loss)):
             self.hooks.on_warning(warning)
         self.record_step(loss, norm, learning_rate, samples=len(indices))
+
+    def count_skipped_steps(self, loss: float, norm: float) -> None:
+        """Note whether a step with a scaled loss was skipped, and warn about it.
+
+        Raises:
+            NotFinite: too many in a row were.
+        """
+        progress = self.progress
+        if math.isfinite(loss) and math.isfinite(norm):
+            progress.skipped_steps = 0
+            return
+        progress.skipped_steps += 1
+        scale = self.state.scaler.get_scale()
+        problem = f"the gradient is {norm}" if math.isfinite(loss) else f"the loss is {loss}"
+        if progress.skipped_steps == MAX_SKIPPED_STEPS:
+            raise NotFinite(
+                f"{problem} in {MAX_SKIPPED_STEPS} steps in a row, although the loss scale was "
+                f"lowered to {scale:g}; float16 may not suffice (compute.precisionType 'float32')"
+            )
+        self.hooks.on_warning(
+            f"step {progress.step + 1} was skipped: {problem} in float16; the loss scale is now "
+            f"{scale:g}"
+        )
 
     def complete_step(self) -> None:
         """Evaluate, save and end after a step, as far as each is due."""
@@ -251,9 +284,9 @@ class TrainLoop:
             totalSteps=total,
             secondsLeft=seconds_left,
             values={
-                "loss": round(loss, 6),
+                **({"loss": round(loss, 6)} if math.isfinite(loss) else {}),
                 "learningRate": learning_rate,
-                "gradNorm": round(norm, 6),
+                **({"gradNorm": round(norm, 6)} if math.isfinite(norm) else {}),
                 "samplesPerSecond": round(samples / max(1e-6, now - self.last_step_at), 1),
             },
         )
@@ -611,7 +644,7 @@ def accumulate_gradients(
     """Run forward and backward for each micro-batch; return the mean loss per label token.
 
     Raises:
-        NotFinite: the loss is not a finite number.
+        NotFinite: the loss is not a finite number, and it is not scaled.
     """
     starts = range(0, len(indices), micro_batch_size)
     micro_batches = [indices[start : start + micro_batch_size] for start in starts]
@@ -624,7 +657,7 @@ def accumulate_gradients(
         loss = state.losses(batch.to(state.device)) / tokens  # ()
         state.scaler.scale(loss).backward()
         total += float(loss.detach())
-    if not math.isfinite(total):
+    if not math.isfinite(total) and not state.scaler.is_enabled():
         raise NotFinite(f"the loss is {total}")
     return total
 
@@ -632,26 +665,32 @@ def accumulate_gradients(
 def optimizer_step(state: TrainState, max_grad_norm: float | None) -> float:
     """Clip the gradients and let the optimizers take a step; return the norm before clipping.
 
+    With a scaled loss, the step is skipped if the norm is not finite.
+
     Raises:
-        NotFinite: the gradient is not finite, and there is no loss scaler to skip the step.
+        NotFinite: the gradient is not finite, and the loss is not scaled.
     """
     is_scaled = state.scaler.is_enabled()
     if is_scaled:
-        for optimizer in state.optimizers:
-            state.scaler.unscale_(optimizer)
+        unscale(state.scaler, state.optimizers)
     limit = math.inf if max_grad_norm is None else max_grad_norm
     norm = float(torch.nn.utils.clip_grad_norm_(state.parameters, limit))  # () over all parameters
     if not is_scaled and not math.isfinite(norm):
         raise NotFinite(f"the gradient is {norm}")
-    for optimizer in state.optimizers:
-        if is_scaled:  # skips a step whose gradients are not finite, and lowers the scale after it
-            state.scaler.step(optimizer)
-        else:
-            optimizer.step()
     if is_scaled:
-        state.scaler.update()
+        take_scaled_step(state.scaler, state.optimizers, norm=norm)
+    else:
+        for optimizer in state.optimizers:
+            optimizer.step()
     clear_gradients(state)
-    return norm if math.isfinite(norm) else 0.0
+    return norm
+
+
+def skip_optimizer_step(state: TrainState) -> float:
+    """Drop the gradients of a loss that is not finite and lower its scale; return the norm."""
+    skip_step(state.scaler)
+    clear_gradients(state)
+    return math.nan
 
 
 class NotFinite(Exception):
