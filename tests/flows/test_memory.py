@@ -110,7 +110,7 @@ def test_frozen_parts_have_no_gradients_and_an_adapter_few() -> None:
     assert adapted.weights == pytest.approx(2 * SEVEN + adapted.gradients)
     quantized = resolve_blocks(mode="lora", quantization={"enabled": True})
     whole = estimate(quantized, parameters=SEVEN, accelerator=accelerator(80))
-    assert whole.weights == pytest.approx(adapted.weights - SEVEN)
+    assert whole.weights == pytest.approx(adapted.weights - 0.87 * SEVEN)  # the language model
 
 
 def test_activations_grow_with_samples_and_tokens_and_shrink_with_checkpointing() -> None:
@@ -230,12 +230,12 @@ def test_an_unknown_memory_need_is_a_warning() -> None:
 
 
 def test_four_bits_are_recommended_where_an_adapter_alone_does_not_fit() -> None:
-    reason = predict_fit(resolve_blocks(), accelerator(14)).reason
+    reason = predict_fit(resolve_blocks(), accelerator(15)).reason
     assert (
         "training.mode lora and quantization.enabled true and microBatchSize 1 would fit" in reason
     )
     quantized = resolve_blocks(
         mode="lora", quantization={"enabled": True}, hyperparameters={"microBatchSize": 1}
     )
-    assert predict_fit(quantized, accelerator(14)).action == "Allow"
+    assert predict_fit(quantized, accelerator(15)).action == "Allow"
     assert "quantization" not in predict_fit(quantized, accelerator(4)).reason

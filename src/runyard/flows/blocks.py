@@ -291,11 +291,18 @@ class Training(Shape, frozen=True):
     ] = None
 
 
+DEFAULT_QUANTIZED_PARTS: tuple[Part, ...] = ("language",)
+
+
 class Quantization(Shape, frozen=True):
     """4-bit base weights; with lora this is QLoRA. Requires the package bitsandbytes."""
 
     enabled: Annotated[bool, help_text("load the base weights in 4 bits")] = False
     type: Annotated[Literal["nf4", "fp4"], help_text("4-bit number format")] = "nf4"
+    parts: Annotated[
+        Annotated[list[Part], Meta(min_length=1, max_length=3)],
+        help_text("parts in 4 bits; the others keep 16 bits", default="[language]"),
+    ] = msgspec.field(default_factory=lambda: [*DEFAULT_QUANTIZED_PARTS])
 
 
 class Compute(Shape, frozen=True):

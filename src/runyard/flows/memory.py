@@ -140,9 +140,10 @@ def estimate(flow: ResolvedFlow, *, parameters: int, accelerator: RunAccelerator
             number_bytes * trained if number_bytes < FLOAT_BYTES else 0
         )
     else:
-        weights = (
-            QUANTIZED_BYTES if model.quantization.enabled else number_bytes
-        ) * parameters + FLOAT_BYTES * trained
+        quantized = model.quantization.parts if model.quantization.enabled else ()
+        fraction = sum(PART_FRACTIONS[part] for part in set(quantized))
+        weight_bytes = QUANTIZED_BYTES * fraction + number_bytes * (1 - fraction)
+        weights = weight_bytes * parameters + FLOAT_BYTES * trained
     optimizer = model.hyperparameters.optimizer
     kept = (
         0.0

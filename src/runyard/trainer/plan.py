@@ -180,7 +180,8 @@ def make_plan(flow: ResolvedFlow, machine: Hardware, sizes: Sizes) -> Plan:
         note(
             "quantization",
             model.quantization.type,
-            "base weights in 4 bits while training; checkpoints keep full precision",
+            f"base weights of {' and '.join(model.quantization.parts)} in 4 bits while training; "
+            "checkpoints keep full precision",
         )
     note("parameters", sizes.parameters, "counted")
     note(

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from runyard.flows import ResolvedFlow, build_flow_document
-from runyard.flows.blocks import ModelSettings
+from runyard.flows.blocks import ModelSettings, Quantization
 from runyard.ids import resolve_folder
 from runyard.model_folders import ModelFolders
 from runyard.rundir import AttemptDir, CheckpointDir, read_json
@@ -50,6 +50,7 @@ from runyard.trainer.models.model import (
     freeze_parts,
     get_pad_id,
     load_model,
+    read_quantization,
 )
 from runyard.trainer.plan import (
     FAMILY_IMAGE_SETTINGS,
@@ -292,7 +293,7 @@ def load_weights(job: Job, data: Dataset, dtype: torch.dtype, source: Path | Non
             dtype=dtype,
             attention=get_attention(settings),
             # An adapter is merged into weights that are not quantized.
-            quantization=get_quantization(settings) if is_base(source) else None,
+            quantization=get_quantization(job) if is_base(source) else None,
             folders=job.folders if is_offered else None,
         )
     else:
@@ -317,7 +318,7 @@ def build_adapter(
         base = job.folder / BASE
         model.module.save_pretrained(base)
         model.processor.save_pretrained(base)
-        quantization = get_quantization(settings)
+        quantization = get_quantization(job)
         if quantization is not None:
             attention = get_attention(settings)
             model = load_model(base, dtype=dtype, attention=attention, quantization=quantization)
@@ -337,8 +338,14 @@ def get_attention(settings: ModelSettings) -> str | None:
     return None if attention == "auto" else attention
 
 
-def get_quantization(settings: ModelSettings) -> str | None:
-    return settings.quantization.type if settings.quantization.enabled else None
+def get_quantization(job: Job) -> Quantization | None:
+    """Return how base weights are quantized: as in the checkpoint that the run resumes from."""
+    settings = job.flow.model.quantization
+    if not settings.enabled:
+        return None
+    if job.resume is not None and job.origin_run is None:
+        return read_quantization(read_json(CheckpointDir(job.resume).run) or {}) or settings
+    return settings
 
 
 def encode(job: Job, data: Dataset, model: LoadedModel, hooks: Hooks) -> EncodedData:
