@@ -443,9 +443,6 @@ def choose_metric(flow: ResolvedFlow, tasks: set[str]) -> tuple[str, bool, str]:
 
 def check_machine(flow: ResolvedFlow, machine: Hardware) -> None:
     """Raise ``InvalidFlow`` for settings that this machine or trainer does not support."""
-    model = flow.model
-    if model.compute.attention == "flash_attention_2" and machine.device != "cuda":
-        raise InvalidFlow("attention 'flash_attention_2' needs CUDA; try: 'auto'")
     if flow.dataset.dataset_version is not None and flow.dataset.dataset_id in BUILT_IN_DATASETS:
         raise InvalidFlow(
             f"dataset {flow.dataset.dataset_id!r} has no versions; try: datasetVersion null"

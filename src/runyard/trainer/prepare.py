@@ -40,6 +40,7 @@ from runyard.trainer.data.image_resolution import (
 )
 from runyard.trainer.data.uploaded import SampleSelection, check_split, load_uploaded
 from runyard.trainer.errors import InvalidData, InvalidFlow
+from runyard.trainer.models.attention import check_attention
 from runyard.trainer.models.model import (
     DTYPES,
     LoadedModel,
@@ -181,9 +182,10 @@ def prepare(job: Job, machine: Hardware, *, hooks: Hooks) -> TrainState:
     flow, device = job.flow, torch.device(machine.device)
     check_origin(job)
     configure_heap(flow, device)
+    precision, _ = choose_precision(flow, machine)
+    check_attention(flow.model.compute.attention, precision=precision, machine=machine)
     data = load_data(job, hooks.check_cancelled)
     hooks.check_cancelled()
-    precision, _ = choose_precision(flow, machine)
     model = build_model(job, data, DTYPES[precision])
     encoded = encode(job, data, model, hooks)
     plan = make_plan(flow, machine, measure_sizes(flow, model, encoded))

@@ -181,7 +181,8 @@ def load_model(
     ``dtype``, everything else of these parts becomes float32, and only an adapter can be trained.
 
     Raises:
-        InvalidFlow: the folder is not allowed, or lacks weights; bitsandbytes is missing.
+        InvalidFlow: the folder is not allowed, or lacks weights; bitsandbytes is missing; the
+            model does not support ``attention``.
     """
     from transformers import AutoModelForImageTextToText
 
@@ -197,15 +198,23 @@ def load_model(
     options: dict[str, Any] = {"attn_implementation": attention} if attention else {}
     if quantization is not None:
         options["quantization_config"] = _make_4bit_config(quantization, parts, dtype)
-    module, report = AutoModelForImageTextToText.from_pretrained(
-        folder,
-        dtype=dtype,
-        local_files_only=True,
-        trust_remote_code=False,
-        use_safetensors=True,
-        output_loading_info=True,
-        **options,
-    )
+    try:
+        module, report = AutoModelForImageTextToText.from_pretrained(
+            folder,
+            dtype=dtype,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+        )
+    except (ImportError, ValueError) as error:  # of the classes, before the weights are read
+        if attention is None or attention.split("_")[0] not in str(error).casefold():
+            raise
+        raise InvalidFlow(
+            f"model type {model_type!r} does not support attention {attention!r}: "
+            f"{str(error).splitlines()[0]}; try: compute.attention 'auto'"
+        ) from error
     if missing := sorted(report["missing_keys"]):
         raise InvalidFlow(
             f"the weights in {folder.name} lack {len(missing)} tensors, such as {missing[0]}"
