@@ -186,7 +186,7 @@ def prepare(job: Job, machine: Hardware, *, hooks: Hooks) -> TrainState:
     check_attention(flow.model.compute.attention, precision=precision, machine=machine)
     data = load_data(job, hooks.check_cancelled)
     hooks.check_cancelled()
-    model = build_model(job, data, DTYPES[precision])
+    model = build_model(job, data, DTYPES[precision], device)
     encoded = encode(job, data, model, hooks)
     plan = make_plan(flow, machine, measure_sizes(flow, model, encoded))
     place_model(model, plan, device)
@@ -262,14 +262,15 @@ def load_data(job: Job, check_cancelled: Callable[[], None]) -> Dataset:
     return data
 
 
-def build_model(job: Job, data: Dataset, dtype: torch.dtype) -> LoadedModel:
+def build_model(job: Job, data: Dataset, dtype: torch.dtype, device: torch.device) -> LoadedModel:
     """Return the model as it is before the first step of this attempt."""
     training = job.flow.model.training
     source = find_weights(job)
     if training.mode == "lora":
-        return build_adapter(job, load_weights(job, data, dtype, source), dtype, source)
+        model = load_weights(job, data, dtype, source, device)
+        return build_adapter(job, model, dtype, source, device)
     # Trained weights are float32: small updates vanish in 16 bits.
-    model = load_weights(job, data, torch.float32, source)
+    model = load_weights(job, data, torch.float32, source, device)
     freeze_parts(model, training.freeze)
     if not model.trainable_parameters():
         raise InvalidFlow(
@@ -285,7 +286,9 @@ def find_weights(job: Job) -> Path | None:
     return find_weights_folder(job.flow.model.architecture, job.models, job.folders)
 
 
-def load_weights(job: Job, data: Dataset, dtype: torch.dtype, source: Path | None) -> LoadedModel:
+def load_weights(
+    job: Job, data: Dataset, dtype: torch.dtype, source: Path | None, device: torch.device
+) -> LoadedModel:
     """Load the weights in ``source``, or build the tiny model."""
     flow, settings = job.flow, job.flow.model
     if source is not None:
@@ -297,6 +300,7 @@ def load_weights(job: Job, data: Dataset, dtype: torch.dtype, source: Path | Non
             # An adapter is merged into weights that are not quantized.
             quantization=get_quantization(job) if is_base(source) else None,
             folders=job.folders if is_offered else None,
+            device=device,
         )
     else:
         model = build_tiny(
@@ -310,7 +314,7 @@ def load_weights(job: Job, data: Dataset, dtype: torch.dtype, source: Path | Non
 
 
 def build_adapter(
-    job: Job, model: LoadedModel, dtype: torch.dtype, source: Path | None
+    job: Job, model: LoadedModel, dtype: torch.dtype, source: Path | None, device: torch.device
 ) -> LoadedModel:
     """Add a new adapter, or the checkpoint's, to a base model that is a folder of its own."""
     settings = job.flow.model
@@ -322,8 +326,13 @@ def build_adapter(
         model.processor.save_pretrained(base)
         quantization = get_quantization(job)
         if quantization is not None:
-            attention = get_attention(settings)
-            model = load_model(base, dtype=dtype, attention=attention, quantization=quantization)
+            model = load_model(
+                base,
+                dtype=dtype,
+                attention=get_attention(settings),
+                quantization=quantization,
+                device=device,
+            )
     base = CheckpointDir(base).model
     adapter = CheckpointDir(job.resume).model_adapter if job.resume is not None else None
     torch.manual_seed(job.flow.settings.seed)  # a new adapter is initialized at random

@@ -173,12 +173,14 @@ def load_model(
     attention: str | None = None,
     quantization: Quantization | None = None,
     folders: ModelFolders | None = None,
+    device: torch.device | None = None,
 ) -> LoadedModel:
     """Return a model from a local folder or a checkpoint's tree, after the folder has been checked.
 
     With ``folders`` everything that is read must be inside them, links included, before and after
     reading. With ``quantization`` the matrices of its parts are stored in 4 bits and used in
     ``dtype``, everything else of these parts becomes float32, and only an adapter can be trained.
+    Weights are read straight to ``device``, without a copy of all of them in host memory.
 
     Raises:
         InvalidFlow: the folder is not allowed, or lacks weights; bitsandbytes is missing; the
@@ -196,6 +198,8 @@ def load_model(
     renderer = TemplateProcess(processor)
     renderer.check_tokenizer()
     options: dict[str, Any] = {"attn_implementation": attention} if attention else {}
+    if device is not None and device.type != "cpu":
+        options["device_map"] = {"": device}
     if quantization is not None:
         options["quantization_config"] = _make_4bit_config(quantization, parts, dtype)
     try:
