@@ -180,15 +180,22 @@ def prepare(job: Job, machine: Hardware, *, hooks: Hooks) -> TrainState:
     flow, device = job.flow, torch.device(machine.device)
     check_origin(job)
     configure_heap(flow, device)
+    hooks.on_activity("Reading the dataset")
     data = load_data(job, hooks.check_cancelled)
     hooks.check_cancelled()
     precision, _ = choose_precision(flow, machine)
+    hooks.on_activity("Loading weights")
     model = build_model(job, data, DTYPES[precision])
+    hooks.on_activity("Encoding samples")
     encoded = encode(job, data, model, hooks)
+    hooks.on_activity("Making the plan")
     plan = make_plan(flow, machine, measure_sizes(flow, model, encoded))
+    hooks.on_activity(f"Placing the model on {plan.device}")
     place_model(model, plan, device)
     optimizers = build_optimizers(flow, model, device)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
+    if job.resume is not None:
+        hooks.on_activity(f"Reading checkpoint {job.resume.name}")
     progress = restore(job, plan, optimizers, scaler)
     plan = limit_micro_batch(plan, progress, job.run.status.micro_batch_limit)
     make_losses = partial(TokenLosses, model.module, precision=precision, device=device)
@@ -211,6 +218,7 @@ def prepare(job: Job, machine: Hardware, *, hooks: Hooks) -> TrainState:
         progress=progress,
         device=device,
     )
+    hooks.on_activity("Measuring memory")
     fit_plan_to_memory(state, flow)
     state.run_document = build_run_document(job, model, state.plan)
     return state
@@ -451,12 +459,13 @@ def encode_in_memory(
     fit = FitReport()
 
     def encode_part(
-        samples: Sequence[Sample], *, with_images: bool = True
+        samples: Sequence[Sample], name: str, *, with_images: bool = True
     ) -> tuple[list[Sample], InMemoryEncodings]:
         kept, encoded = [], []
         for number, sample in enumerate(samples):
             if number % SAMPLES_BETWEEN_CHECKS == 0:
                 hooks.check_cancelled()
+                hooks.on_activity(f"Encoding images: {number:,} of {len(samples):,} {name} samples")
             try:
                 item = encoder.encode(sample, with_image=with_images)
             except TooLong as error:
@@ -468,8 +477,10 @@ def encode_in_memory(
         return kept, InMemoryEncodings(encoded, layout)
 
     # Augmented images are encoded again for every batch.
-    kept_train, train = encode_part(data.train, with_images=not flow.dataset.varies_images)
-    kept_validation, validation = encode_part(data.validation)
+    kept_train, train = encode_part(
+        data.train, "training", with_images=not flow.dataset.varies_images
+    )
+    kept_validation, validation = encode_part(data.validation, "validation")
     kept = replace(data, train=kept_train, validation=kept_validation) if fit.refused else data
     warn_about_refused(data, kept, fit, fitting, hooks)
     return EncodedData(

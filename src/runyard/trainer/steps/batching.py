@@ -105,6 +105,7 @@ class BatchBuilder:
             return pack(build_padded(indices, epoch), compute_positions)
 
         if plan.packing is None:
+            self.hooks.on_activity("Measuring packing")
             plan = self._choose_by_speedup(
                 plan,
                 "packing",
@@ -116,12 +117,14 @@ class BatchBuilder:
         return plan
 
     def _resolve_features(self, plan: Plan, choices: dict[str, bool]) -> Plan:
+        self.hooks.on_activity("Comparing image features with the model's own")
         tower = FrozenTower(self.model.module, self.model.parts, self.losses, self.device)
         encoder = FeatureEncoder(self.encoder, tower, check_cancelled=self.hooks.check_cancelled)
         try:
             tower.check(self.encoder.encode(self.data.train[0]).images)
             self.losses.expand_features = tower.expand
             if plan.feature_cache is None:
+                self.hooks.on_activity("Measuring the feature cache")
                 plan = self._choose_by_speedup(
                     plan,
                     "featureCache",
@@ -129,6 +132,7 @@ class BatchBuilder:
                     lambda: self._measure_feature_speedup(encoder, plan),
                 )
             if plan.feature_cache:
+                self.hooks.on_activity("Computing image features")
                 features = self._encode_features(encoder)
                 self.build = lambda indices, epoch: features.make_batch(indices)
         except FeaturesNotReusable as error:
