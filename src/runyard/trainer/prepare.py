@@ -30,10 +30,12 @@ from runyard.trainer.data.encode import (
     Layout,
 )
 from runyard.trainer.data.image_resolution import (
+    MaxPixels,
     ResolutionLimits,
     TokenBudget,
     TooLong,
     apply_resolution,
+    choose_max_pixels,
     get_context_length,
     get_resolution_settings,
     limit_resolution,
@@ -53,6 +55,7 @@ from runyard.trainer.models.model import (
 )
 from runyard.trainer.plan import (
     FAMILY_IMAGE_SETTINGS,
+    MAX_PIXELS,
     Hardware,
     ImageSizes,
     Plan,
@@ -79,6 +82,8 @@ from vi.api.resources.runs.responses import Run
 
 BASE = "base"  # below the attempt's folder: base weights of an adapter that came from no folder
 SAMPLES_BETWEEN_CHECKS = 16  # reading stop.json and the permit takes 54 µs (measured, busy core)
+# Of a checkpoint whose plan names no limit, because auto set none then.
+NO_MAX_PIXELS = {"value": None, "reason": "none when this training started"}
 MAX_LISTED_REFUSALS = 5  # samples that a warning names
 
 
@@ -158,7 +163,9 @@ class FitReport:
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedData:
-    """Both parts of the data, encoded for the model. ``uploaded`` is None for built-in data."""
+    """Both parts of the data, encoded for the model. ``uploaded`` is None for built-in data, and
+    ``max_pixels`` for the tiny model.
+    """
 
     data: Dataset
     encoder: Encoder
@@ -168,6 +175,7 @@ class EncodedData:
     validation: Encodings
     fit: FitReport
     uploaded: UploadedSizes | None = None
+    max_pixels: MaxPixels | None = None
 
 
 def prepare(job: Job, machine: Hardware, *, hooks: Hooks) -> TrainState:
@@ -352,7 +360,7 @@ def get_quantization(settings: ModelSettings) -> str | None:
 def encode(job: Job, data: Dataset, model: LoadedModel, hooks: Hooks) -> EncodedData:
     """Encode both parts of the data with the model's processor."""
     flow = job.flow
-    fitting = limit_images(job, model)
+    fitting, max_pixels = limit_images(job, model)
     layout = Layout(
         pad_id=get_pad_id(model.processor.tokenizer),
         image_token_id=model.image_token_id,
@@ -376,25 +384,34 @@ def encode(job: Job, data: Dataset, model: LoadedModel, hooks: Hooks) -> Encoded
     train, validation = data.train, data.validation
     if isinstance(train, SampleSelection) and isinstance(validation, SampleSelection):
         parts = train, validation
-        return encode_uploaded(job, data, parts, encoder, layout, fitting, hooks)
-    return encode_in_memory(flow, data, encoder, layout, fitting, hooks)
+        encoded = encode_uploaded(job, data, parts, encoder, layout, fitting, hooks)
+    else:
+        encoded = encode_in_memory(flow, data, encoder, layout, fitting, hooks)
+    return replace(encoded, max_pixels=max_pixels)
 
 
-def limit_images(job: Job, model: LoadedModel) -> TokenBudget:
-    """Apply the flow's image limits to the processor; return what samples have to fit into.
+def limit_images(job: Job, model: LoadedModel) -> tuple[TokenBudget, MaxPixels | None]:
+    """Apply the flow's image limits to the processor; return what samples have to fit into, and the
+    limit on pixels.
 
     When resuming, the checkpoint's processor has the limits of its own flow. The family's settings
-    are in its plan, and are restored first.
+    are in its plan, and are restored first. ``maxPixels`` auto keeps the limit in that plan.
     """
     module, images = get_base_model(model.module), job.flow.model.images
+    recorded = max_pixels = None
     if job.resume is not None:
         run = read_json(CheckpointDir(job.resume).run) or {}
-        family = (run.get("status", {}).get("plan") or {}).get(FAMILY_IMAGE_SETTINGS)
+        plan = run.get("status", {}).get("plan") or {}
+        family = plan.get(FAMILY_IMAGE_SETTINGS)
         if family is not None:
             apply_resolution(module, model.processor, family["value"])
+        recorded = MaxPixels(**plan.get(MAX_PIXELS, NO_MAX_PIXELS))
     family = get_resolution_settings(model.processor, model.model_type)
+    if not job.flow.is_tiny:
+        max_pixels = choose_max_pixels(model.processor, model.model_type, images, recorded=recorded)
+        images = msgspec.structs.replace(images, max_pixels=max_pixels.value)
     limit_resolution(module, model.processor, model.model_type, images, is_tiny=job.flow.is_tiny)
-    return TokenBudget(
+    budget = TokenBudget(
         context=get_context_length(module, model.processor.tokenizer)[0],
         image_token_id=model.image_token_id,
         model_type=model.model_type,
@@ -404,6 +421,7 @@ def limit_images(job: Job, model: LoadedModel) -> TokenBudget:
         if ResolutionLimits.from_images(images) == ResolutionLimits()
         else family,
     )
+    return budget, max_pixels
 
 
 def encode_uploaded(
@@ -561,6 +579,7 @@ def measure_sizes(flow: ResolvedFlow, model: LoadedModel, encoded: EncodedData) 
             )[1],
             shrunk=encoded.fit.shrunk,
             refused=len(encoded.fit.refused),
+            max_pixels=encoded.max_pixels,
         ),
     )
     if encoded.uploaded is not None:
