@@ -63,6 +63,7 @@ from runyard.trainer.plan import (
     UploadedSizes,
     choose_precision,
     make_plan,
+    with_memory,
     with_micro_batch,
 )
 from runyard.trainer.steps.autotune import BuildBatch
@@ -78,6 +79,7 @@ from runyard.trainer.steps.memory import (
     return_freed_memory,
 )
 from runyard.trainer.steps.optim import make_optimizers
+from runyard.trainer.steps.trial_budget import TrialBudget
 from vi.api.resources.runs.responses import Run
 
 BASE = "base"  # below the attempt's folder: base weights of an adapter that came from no folder
@@ -138,12 +140,18 @@ class TrainState:
     device: torch.device
     run_document: dict[str, Any] = field(default_factory=dict)
     memory_estimate: MemoryEstimate | None = None  # None where memory is not estimated
+    has_memory_trial: bool = False  # whether the largest micro-batch is tried before the first step
     parameters: list[torch.nn.Parameter] = field(init=False)  # all that the optimizers change
     longest_index: int = field(init=False)  # of the training sample with the most tokens
 
     def __post_init__(self) -> None:
         self.parameters = [parameter for _, parameter in self.model.trainable_parameters()]
         self.longest_index = int(np.argmax(self.lengths))
+
+    def count_samples_left(self) -> float:
+        """Return the samples still to train on, each counted by its share of the longest one."""
+        steps = max(0, self.plan.total_steps - self.progress.step)
+        return steps * self.plan.batch_size * float(self.lengths.mean() / self.lengths.max())
 
     @property
     def predicted_host_bytes(self) -> int:
@@ -226,8 +234,7 @@ def prepare(job: Job, machine: Hardware, *, hooks: Hooks) -> TrainState:
         progress=progress,
         device=device,
     )
-    hooks.on_activity("Measuring memory")
-    fit_plan_to_memory(state, flow)
+    fit_plan_to_memory(state, flow, hooks)
     state.run_document = build_run_document(job, model, state.plan)
     return state
 
@@ -668,9 +675,13 @@ def make_batching(
     )
 
 
-def fit_plan_to_memory(state: TrainState, flow: ResolvedFlow) -> None:
-    """Estimate the memory of a step, and shrink the micro-batch if the flow permits it."""
+def fit_plan_to_memory(state: TrainState, flow: ResolvedFlow, hooks: Hooks) -> None:
+    """Estimate the memory of a step, and shrink the micro-batch if the flow permits it.
+
+    Also decides on the trial of the largest micro-batch.
+    """
     device, before = state.device, state.plan.micro_batch_size
+    budget = TrialBudget(state.count_samples_left())
     measure = partial(
         measure_step_memory,
         state.build_batch,
@@ -679,6 +690,8 @@ def fit_plan_to_memory(state: TrainState, flow: ResolvedFlow) -> None:
         longest=state.longest_index,
         plan=state.plan,
         device=device,
+        budget=budget,
+        on_activity=hooks.on_activity,
     )
     state.plan, state.memory_estimate = estimate_memory(
         state.plan, flow, measure=measure, available=partial(read_available_memory, device)
@@ -688,6 +701,19 @@ def fit_plan_to_memory(state: TrainState, flow: ResolvedFlow) -> None:
         retain_freed_memory()
     if state.plan.micro_batch_size < before:
         state.progress.micro_batch_limit = state.plan.micro_batch_size
+    # With ample memory it needs no trial, and with equal samples the first step shows the same.
+    has_trial = (
+        estimate is not None
+        and estimate.verdict != "Deny"
+        and not estimate.is_ample
+        and state.lengths.min() != state.lengths.max()
+    )
+    state.has_memory_trial = has_trial and budget.permits(
+        state.plan.micro_batch_size, "a trial of the largest micro-batch"
+    )
+    if budget.skipped:
+        memory = state.plan.document["memory"]
+        state.plan = with_memory(state.plan, memory["value"], f"{memory['reason']}; {budget}")
 
 
 def build_generation_settings(

@@ -573,8 +573,8 @@ def enforce_memory_estimate(
         )
     if estimate.verdict == "Warn":
         warn(f"{format_bytes(estimate.peak_bytes)} of memory will be needed. {estimate.reason}")
-    if estimate.is_ample or state.lengths.min() == state.lengths.max():
-        return  # there is enough memory, or the first step shows the same
+    if not state.has_memory_trial:
+        return
     with torch.random.fork_rng(devices=[state.device] if state.device.type == "cuda" else []):
         largest = [state.longest_index] * state.plan.micro_batch_size
         compute_gradients(state, largest, 0, settings, events)
