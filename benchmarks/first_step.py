@@ -20,8 +20,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-
 from start_of_training import VERSION, make_version
 
 MAX_FIRST_STEP_S, MAX_SILENCE_S = 60.0, 5.0

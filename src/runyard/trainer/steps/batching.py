@@ -5,6 +5,7 @@ A measured choice is stored in every checkpoint, so that a resumed run makes the
 gets the same numbers.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,6 +41,7 @@ from runyard.trainer.steps.losses import TokenLosses, get_base_model
 
 MAX_LENGTHS_SAMPLED = 20_000  # enough to know the distribution of lengths
 MEASURED_BATCHES = 3
+SLOW_SAMPLE_S = 1.0  # features that take longer are measured with one sample
 MIN_SPEEDUP = 1.02  # less is noise, and not worth disk space or rows that are hard to inspect
 
 
@@ -145,10 +147,15 @@ class BatchBuilder:
         Raise FeaturesNotReusable if they do not fit.
         """
         batches = self._sample_batches(plan)
+        first, started_s = batches[0][0], time.perf_counter()
+        encoded = {first: encoder.encode(self.data.train[first])}
+        if time.perf_counter() - started_s > SLOW_SAMPLE_S:
+            batches = [[first]]
         numbers = sorted({index for batch in batches for index in batch})
-        some = InMemoryEncodings(
-            [encoder.encode(self.data.train[index]) for index in numbers], self.layout
-        )
+        for index in numbers:
+            if index != first:
+                encoded[index] = encoder.encode(self.data.train[index])
+        some = InMemoryEncodings([encoded[index] for index in numbers], self.layout)
         needed_bytes = some.size_bytes // len(numbers) * len(self.data.train)
         if isinstance(self.data.train, SampleSelection) and not self._has_space(needed_bytes):
             raise FeaturesNotReusable(
