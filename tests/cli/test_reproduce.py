@@ -106,6 +106,7 @@ def test_every_resolved_value_of_the_plan_is_pinned_in_the_flow() -> None:
             "gradientCheckpointing": False,
             "compile": False,
         },
+        "images": {"maxPixels": None},
     }
     assert flow["settings"]["seed"] == 3
     assert {name: PLAN[name] for name in pinned} == pinned
@@ -141,6 +142,30 @@ def test_a_micro_batch_that_does_not_divide_the_batch_cannot_be_pinned() -> None
     _, pinned = pin_flow(run_of(plan=plan_of(batchSize=15, microBatchSize=2)))
     assert "microBatchSize" not in pinned
     assert pinned["batchSize"] == 15
+
+
+@pytest.mark.parametrize(
+    ("given", "planned", "expected"),
+    [
+        (None, {}, None),  # auto set no limit then
+        ("auto", {"maxPixels": 1_200_000}, 1_200_000),
+        ("auto", {"maxPixels": None}, None),
+        (500_000, {"maxPixels": 500_000}, 500_000),
+        (500_000, {}, 500_000),
+    ],
+)
+def test_a_limit_on_pixels_is_the_one_of_the_plan(
+    given: Any, planned: dict[str, Any], expected: int | None
+) -> None:
+    images = {} if given is None else {"maxPixels": given}
+    flow, _ = pin_flow(
+        run_of(
+            flow={"blocks": [{"block": "vi-model", "settings": {"images": images}}]},
+            plan=plan_of(**planned),
+        )
+    )
+    assert model_settings(flow)["images"]["maxPixels"] == expected
+    assert validate(flow)
 
 
 def test_notes_list_obstacles_to_reproducing_a_run() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+import runyard.trainer.steps.batching as batching_module
 from runyard.trainer.data.encode import Encoder, InMemoryEncodings, Layout
 from runyard.trainer.data.packing import get_position_function, pack, use_packed_attention
 from runyard.trainer.families import PARTS
@@ -113,6 +114,33 @@ def test_runs_share_features_and_learn_what_they_would_learn_from_pixels(
     assert losses["features"] == pytest.approx(losses["pixels"], rel=1e-4)
     assert losses["again"] == losses["features"]
     assert built["pixels"] < built["features"] == built["again"]
+
+
+def test_slow_features_are_measured_with_one_sample(
+    miniature: Callable[[str], Path],
+    make_attempt: Any,
+    make_version: Any,
+    png: Any,
+    events_of: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    measured: list[list[list[int]]] = []
+    original = batching_module.BatchBuilder._measure_speedup
+
+    def record(builder: Any, new: Any, batches: list[list[int]]) -> float | None:
+        measured.append(batches)
+        return original(builder, new, batches)
+
+    monkeypatch.setattr(batching_module.BatchBuilder, "_measure_speedup", record)
+    monkeypatch.setattr(batching_module, "SLOW_SAMPLE_S", 0.0)
+    folder = assign_version(
+        make_attempt(make_blocks(miniature("llava")), cache_bytes=1 << 30),
+        make_version(images(png, range(30))),
+    )
+    assert train_attempt(folder) == 0
+    (plan,) = (event["plan"] for event in events_of(folder, "plan"))
+    assert "times as fast (measured)" in plan["featureCache"]["reason"]
+    assert [[len(batch) for batch in batches] for batches in measured] == [[1]]
 
 
 def test_auto_measures_once_and_a_resumed_run_makes_the_same_choice(

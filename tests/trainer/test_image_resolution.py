@@ -20,15 +20,21 @@ from runyard.datasets.splits import is_held_out
 from runyard.flows.blocks import Images
 from runyard.rundir import read_json
 from runyard.trainer.answers import Answer
+from runyard.trainer.data import image_resolution
 from runyard.trainer.data.cache import hash_settings
 from runyard.trainer.data.datasets import Sample
 from runyard.trainer.data.encode import AugmentedSamples, Encoder, InMemoryEncodings, Layout
 from runyard.trainer.data.image_resolution import (
+    AUTO_MAX_PIXELS,
     RESOLUTION_SETTINGS,
+    MaxPixels,
+    ResolutionLimits,
     TokenBudget,
     TooLong,
+    choose_max_pixels,
     get_resolution_settings,
     limit_resolution,
+    with_settings,
 )
 from runyard.trainer.errors import InvalidFlow
 from runyard.trainer.families import get_family_parts
@@ -125,6 +131,63 @@ def test_images_take_fewer_tokens_with_fewer_pixels_and_more_with_more(model_typ
             for made in (limited(model_type, min_pixels=MORE[model_type]), opened(model_type))
         )
     assert more > own
+
+
+@pytest.mark.parametrize("model_type", RESOLUTION_SETTINGS)
+def test_auto_limits_large_images_and_says_why(
+    model_type: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = FEWER.get(model_type, 2100)
+    monkeypatch.setattr(image_resolution, "AUTO_MAX_PIXELS", limit)
+    _, processor = opened(model_type)
+    chosen = choose_max_pixels(processor, model_type, Images())
+    assert chosen.value == limit
+    assert chosen.reason.startswith("auto: a photo of 4,000 x 3,000 takes ")
+    _, limited_processor = limited(model_type, max_pixels=limit)
+    setting = RESOLUTION_SETTINGS[model_type]
+    assert setting.get_max_pixels(limited_processor) <= limit < setting.get_max_pixels(processor)
+    monkeypatch.setattr(image_resolution, "AUTO_MAX_PIXELS", setting.get_max_pixels(processor))
+    assert choose_max_pixels(processor, model_type, Images()).value is None
+
+
+def test_a_twelve_megapixel_photo_takes_a_tenth_of_the_tokens() -> None:
+    import transformers
+
+    _, processor = opened("qwen2_5_vl")
+    processor.image_processor = transformers.Qwen2VLImageProcessorPil(
+        max_pixels=12_845_056, min_pixels=3136
+    )
+    setting = RESOLUTION_SETTINGS["qwen2_5_vl"]
+    assert setting.count_tokens(processor, 4000, 3000) == 15_301
+    chosen = choose_max_pixels(processor, "qwen2_5_vl", Images())
+    fitted = setting.fit_limits(processor, ResolutionLimits(max_pixels=chosen.value))
+    tokens = setting.count_tokens(with_settings(processor, fitted), 4000, 3000)
+    assert 1400 < tokens <= AUTO_MAX_PIXELS // 28**2
+    assert f"takes {tokens:,} tokens instead of 15,301" in chosen.reason
+
+
+def test_an_explicit_limit_replaces_auto_and_a_resumed_run_keeps_its_own() -> None:
+    _, processor = opened("qwen3_vl")
+    processor.image_processor.size = {"shortest_edge": 256, "longest_edge": 4_000_000}
+
+    def choose(recorded: MaxPixels | None = None, **images: Any) -> int | None:
+        return choose_max_pixels(processor, "qwen3_vl", Images(**images), recorded=recorded).value
+
+    assert choose() == AUTO_MAX_PIXELS
+    assert choose(max_pixels=3_000_000) == 3_000_000
+    assert choose(max_pixels=None) is None
+    assert choose(patch_budget=5000) is None
+    assert choose(min_pixels=2_000_000) is None
+    for value in (None, 900_000):
+        assert choose(MaxPixels(value=value, reason="as before")) == value
+    assert choose(MaxPixels(value=900_000, reason="flow")) == AUTO_MAX_PIXELS
+
+
+def test_auto_leaves_processors_that_do_not_split_images_alone() -> None:
+    _, processor = opened("smolvlm")
+    processor.image_processor.do_image_splitting = False
+    processor.image_processor.max_image_size = {"longest_edge": 1536}
+    assert choose_max_pixels(processor, "smolvlm", Images()).value is None
 
 
 @pytest.mark.parametrize("model_type", RESOLUTION_SETTINGS)
@@ -362,6 +425,26 @@ def test_a_resumed_run_has_the_same_images_and_the_same_plan(
     plan_fields = ("pictureSettings", "familyPictureSettings", "shrunkSamples", "refusedSamples")
     assert [one[name] for name in plan_fields] == [two[name] for name in plan_fields]
     assert one["shrunkSamples"] == 12
+    assert (
+        events_of(whole, "step")[1]["values"]["loss"] == events_of(cut, "step")[0]["values"]["loss"]
+    )
+
+
+def test_a_resumed_run_keeps_the_limit_that_auto_set(
+    make_attempt: Any, events_of: EventsOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = saved("qwen3_vl", tmp_path / "models" / "weights")
+    requested = make_blocks(weights, {}, "lora")
+    monkeypatch.setattr(image_resolution, "AUTO_MAX_PIXELS", 2100)
+    whole = make_attempt(requested, run="whole")
+    assert train_attempt(whole) == 0
+    monkeypatch.setattr(image_resolution, "AUTO_MAX_PIXELS", 800)
+    cut = make_attempt(requested, run="cut", resume=whole / "checkpoints" / "step-1")
+    assert train_attempt(cut) == 0
+    one, two = (events_of(folder, "plan")[-1]["plan"] for folder in (whole, cut))
+    assert one["maxPixels"]["value"] == 2100
+    names = ("maxPixels", "pictureSettings", "familyPictureSettings", "shrunkSamples")
+    assert [one[name] for name in names] == [two[name] for name in names]
     assert (
         events_of(whole, "step")[1]["values"]["loss"] == events_of(cut, "step")[0]["values"]["loss"]
     )

@@ -1,7 +1,9 @@
 """The memory estimate: its parts, its peak compared with the kernel's, and its consequences."""
 
 import importlib.util
+import itertools
 import multiprocessing
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,8 @@ import torch
 
 import runyard.trainer.prepare as prepare_module
 import runyard.trainer.steps.memory as memory_module
+import runyard.trainer.steps.trial_budget as trial_budget
+import runyard.trainer.train as train_module
 from runyard.flows.blocks import Optimizer
 from runyard.rundir import read_json
 from runyard.trainer.data.encode import Batch
@@ -33,6 +37,7 @@ from runyard.trainer.steps.memory import (
     trim_heap,
 )
 from runyard.trainer.steps.optim import make_optimizers
+from runyard.trainer.steps.trial_budget import NoTimeLeft, TrialBudget
 
 EventsOf = Callable[[Path, str], list[dict[str, Any]]]
 MIB = 1 << 20
@@ -322,6 +327,98 @@ def test_a_training_that_may_shrink_uses_a_micro_batch_that_fits(
     assert "would need" in plan["microBatchSize"]["reason"]
     state = read_json(folder / "checkpoints" / "step-1" / "training_state" / "state.json") or {}
     assert state["progress"]["microBatchLimit"] == plan["microBatchSize"]["value"]
+
+
+def make_budget(seconds_per_reading: float, samples_of_run: float) -> TrialBudget:
+    """Return a budget whose clock advances with every reading, so by that much in each trial."""
+    readings = itertools.count(step=seconds_per_reading)
+    return TrialBudget(samples_of_run, clock=lambda: next(readings))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "samples_of_run", "limit_s"),
+    [(0.1, 100, 10), (2, 400, 40), (2, 10_000, 60)],
+)
+def test_memory_trials_may_take_five_percent_of_a_run_between_ten_seconds_and_a_minute(
+    seconds: float, samples_of_run: float, limit_s: float
+) -> None:
+    budget = make_budget(seconds, samples_of_run)
+    assert budget.permits(1000, "the first")  # nobody knows yet what it costs
+    with budget.time(1):
+        pass
+    assert budget.limit_s == pytest.approx(limit_s)
+    fitting = int((limit_s - seconds) / seconds)
+    assert budget.permits(fitting, "a small one")
+    assert str(budget) == ""
+    assert not budget.permits(fitting + 2, "a large one")
+    assert str(budget).startswith(f"a large one (about {(fitting + 2) * seconds:.0f} s) skipped: ")
+
+
+@pytest.mark.parametrize(("seconds", "is_whole"), [(1.0, True), (2.5, False)])
+def test_slow_passes_leave_an_upper_bound_of_the_memory(seconds: float, is_whole: bool) -> None:
+    torch.manual_seed(0)
+    model = Wide()
+    plan: Any = PlanOf(4)
+    optimizers = [torch.optim.AdamW(model.parameters())]
+
+    def measure(budget: TrialBudget | None) -> StepMemory:
+        return measure_step_memory(
+            build_batch, model, optimizers, longest=0, plan=plan, device=CPU, budget=budget
+        )
+
+    budget = make_budget(seconds, samples_of_run=1)
+    found, exact = measure(budget), measure(None)
+    assert (found.whole_batch is not None) is is_whole
+    assert found.peak(4, 4) >= exact.peak(4, 4)
+    assert bool(budget.skipped) is not is_whole
+    with pytest.raises(NoTimeLeft):
+        measure(make_budget(9.0, samples_of_run=1))
+
+
+def test_a_plan_says_which_memory_trials_it_skipped(
+    attempt: Callable[..., Path], events_of: EventsOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial_budget, "MAX_S", 0.0)
+    folder = attempt()
+    assert train_attempt(folder) == 0
+    memory = memory_of(folder, events_of)["memory"]
+    assert memory["value"] is None
+    assert re.fullmatch(
+        r"not estimated; the measurement of memory \(about \d+ s\) skipped: "
+        r"trials may take 0 s and took \d+",
+        memory["reason"],
+    )
+
+
+def test_a_trial_of_the_largest_micro_batch_is_skipped_where_it_takes_too_long(
+    attempt: Callable[..., Path],
+    with_memory: Callable[..., None],
+    events_of: EventsOf,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried: list[int] = []
+    original = train_module.compute_gradients
+
+    def record(state: Any, indices: list[int], *others: Any) -> float:
+        tried.append(state.progress.step)
+        return original(state, indices, *others)
+
+    def permits(budget: TrialBudget, samples: int, name: str) -> bool:
+        if samples == 8:
+            budget.skipped.append(name)
+        return samples < 8
+
+    monkeypatch.setattr(train_module, "compute_gradients", record)
+    with_memory(free=MIB // 100, total=9000 * MIB)
+    folder = attempt(run="tried")
+    assert train_attempt(folder) == 0
+    assert tried == [0, 0]
+    monkeypatch.setattr(TrialBudget, "permits", permits)
+    folder = attempt(run="skipped")
+    assert train_attempt(folder) == 0
+    assert tried == [0, 0, 0]
+    reason = memory_of(folder, events_of)["memory"]["reason"]
+    assert "; a trial of the largest micro-batch skipped: trials may take " in reason
 
 
 def test_more_than_the_free_memory_is_a_warning(

@@ -340,7 +340,11 @@ class Images(Shape, frozen=True):
         Pixels | Auto, help_text("minimum pixels, smaller images are enlarged; auto: the family's")
     ] = "auto"
     max_pixels: Annotated[
-        Pixels | Auto, help_text("maximum pixels, larger images are reduced; auto: the family's")
+        Pixels | Auto | None,
+        help_text(
+            "maximum pixels, larger images are reduced; auto: 1.2 megapixels or the family's, the "
+            "smaller one; null: the family's"
+        ),
     ] = "auto"
     patch_budget: Annotated[
         Count | None,

@@ -425,8 +425,8 @@ def _count_tokens(flow: ResolvedFlow) -> int:
     images = flow.model.images
     if images.patch_budget is not None:
         return images.patch_budget + TOKENS_OF_TEXT
-    if images.max_pixels != "auto":
-        return int(images.max_pixels) // PIXELS_OF_TOKEN + TOKENS_OF_TEXT
+    if isinstance(images.max_pixels, int):
+        return images.max_pixels // PIXELS_OF_TOKEN + TOKENS_OF_TEXT
     return TOKENS_OF_IMAGE + TOKENS_OF_TEXT
 
 

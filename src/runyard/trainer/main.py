@@ -34,6 +34,7 @@ from runyard.rundir import (
     write_json,
 )
 from runyard.trainer import environment
+from runyard.trainer.activity import ActivityReporter
 from runyard.trainer.disk_space import POLL_INTERVAL_S, as_system_error
 from runyard.trainer.errors import InvalidFlow, LockHeld, TrainingFailed
 
@@ -72,8 +73,9 @@ def _run_attempt(
         stack.callback(os.close, lock)
         events = EventWriter(folder, _now_ms)
         stack.callback(events.close)
-        job, machine = _load_job(folder, events)
-        from runyard.trainer.train import train  # imports torch, so only after _load_job
+        with ActivityReporter(events, "Loading libraries"):
+            job, machine = _load_job(folder, events)
+            from runyard.trainer.train import train  # imports torch, so only after _load_job
 
         outcome = train(job, machine, events, should_stop=should_stop, say=_say)
         _write_when_space(events.flush, should_stop)

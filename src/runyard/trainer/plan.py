@@ -15,6 +15,7 @@ from runyard.flows import ResolvedFlow
 from runyard.flows.blocks import BUILT_IN_DATASETS, Every
 from runyard.flows.memory import choose_micro_batch, uses_gradient_checkpointing
 from runyard.trainer.answers import FREEFORM, METRICS, PHRASE_GROUNDING, VQA
+from runyard.trainer.data.image_resolution import MaxPixels
 from runyard.trainer.errors import InvalidFlow
 
 # The metric that decides which checkpoint is best, unless the flow names one. For long texts it is
@@ -24,6 +25,7 @@ DEFAULT_METRICS = {VQA: "exactMatch", PHRASE_GROUNDING: "iou", FREEFORM: "loss"}
 SPARE_ANSWER_TOKENS = 8
 Choice = Literal["packing", "featureCache"]
 FAMILY_IMAGE_SETTINGS = "familyPictureSettings"  # read again when resuming from a checkpoint
+MAX_PIXELS = "maxPixels"  # likewise
 MIN_EPOCHS_FOR_FEATURE_CACHE = 2
 MIN_PADDING_FOR_PACKING = 0.1  # with less padding, packing gains nothing
 
@@ -63,7 +65,7 @@ class ImageSizes:
 
     ``settings`` are the processor's settings of image size. ``family`` is the same before the flow
     limited them, or None if it did not. ``context`` is in tokens, and ``context_source`` says where
-    it comes from.
+    it comes from. ``max_pixels`` is the limit on pixels, None for the tiny model.
     """
 
     settings: dict[str, Any] | None
@@ -72,6 +74,7 @@ class ImageSizes:
     context_source: str
     shrunk: int
     refused: int
+    max_pixels: MaxPixels | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -359,6 +362,8 @@ def note_uploaded(sizes: UploadedSizes, note: Callable[[str, Any, str], Any]) ->
 
 
 def note_image_sizes(sizes: ImageSizes, note: Callable[[str, Any, str], Any]) -> None:
+    if sizes.max_pixels is not None:
+        note(MAX_PIXELS, sizes.max_pixels.value, sizes.max_pixels.reason)
     if sizes.family is not None:
         note(FAMILY_IMAGE_SETTINGS, sizes.family, "of the processor, before the flow limited them")
         note("pictureSettings", sizes.settings, "images of the flow; saved with the processor")

@@ -30,10 +30,12 @@ from runyard.trainer.data.encode import (
     Layout,
 )
 from runyard.trainer.data.image_resolution import (
+    MaxPixels,
     ResolutionLimits,
     TokenBudget,
     TooLong,
     apply_resolution,
+    choose_max_pixels,
     get_context_length,
     get_resolution_settings,
     limit_resolution,
@@ -55,6 +57,7 @@ from runyard.trainer.models.model import (
 )
 from runyard.trainer.plan import (
     FAMILY_IMAGE_SETTINGS,
+    MAX_PIXELS,
     Hardware,
     ImageSizes,
     Plan,
@@ -62,6 +65,7 @@ from runyard.trainer.plan import (
     UploadedSizes,
     choose_precision,
     make_plan,
+    with_memory,
     with_micro_batch,
 )
 from runyard.trainer.steps.autotune import BuildBatch
@@ -77,10 +81,13 @@ from runyard.trainer.steps.memory import (
     return_freed_memory,
 )
 from runyard.trainer.steps.optim import make_optimizers
+from runyard.trainer.steps.trial_budget import TrialBudget
 from vi.api.resources.runs.responses import Run
 
 BASE = "base"  # below the attempt's folder: base weights of an adapter that came from no folder
 SAMPLES_BETWEEN_CHECKS = 16  # reading stop.json and the permit takes 54 µs (measured, busy core)
+# Of a checkpoint whose plan names no limit, because auto set none then.
+NO_MAX_PIXELS = {"value": None, "reason": "none when this training started"}
 MAX_LISTED_REFUSALS = 5  # samples that a warning names
 
 
@@ -135,12 +142,18 @@ class TrainState:
     device: torch.device
     run_document: dict[str, Any] = field(default_factory=dict)
     memory_estimate: MemoryEstimate | None = None  # None where memory is not estimated
+    has_memory_trial: bool = False  # whether the largest micro-batch is tried before the first step
     parameters: list[torch.nn.Parameter] = field(init=False)  # all that the optimizers change
     longest_index: int = field(init=False)  # of the training sample with the most tokens
 
     def __post_init__(self) -> None:
         self.parameters = [parameter for _, parameter in self.model.trainable_parameters()]
         self.longest_index = int(np.argmax(self.lengths))
+
+    def count_samples_left(self) -> float:
+        """Return the samples still to train on, each counted by its share of the longest one."""
+        steps = max(0, self.plan.total_steps - self.progress.step)
+        return steps * self.plan.batch_size * float(self.lengths.mean() / self.lengths.max())
 
     @property
     def predicted_host_bytes(self) -> int:
@@ -160,7 +173,9 @@ class FitReport:
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedData:
-    """Both parts of the data, encoded for the model. ``uploaded`` is None for built-in data."""
+    """Both parts of the data, encoded for the model. ``uploaded`` is None for built-in data, and
+    ``max_pixels`` for the tiny model.
+    """
 
     data: Dataset
     encoder: Encoder
@@ -170,6 +185,7 @@ class EncodedData:
     validation: Encodings
     fit: FitReport
     uploaded: UploadedSizes | None = None
+    max_pixels: MaxPixels | None = None
 
 
 def prepare(job: Job, machine: Hardware, *, hooks: Hooks) -> TrainState:
@@ -184,14 +200,21 @@ def prepare(job: Job, machine: Hardware, *, hooks: Hooks) -> TrainState:
     configure_heap(flow, device)
     precision, _ = choose_precision(flow, machine)
     check_attention(flow.model.compute.attention, precision=precision, machine=machine)
+    hooks.on_activity("Reading the dataset")
     data = load_data(job, hooks.check_cancelled)
     hooks.check_cancelled()
+    hooks.on_activity("Loading weights")
     model = build_model(job, data, DTYPES[precision], device)
+    hooks.on_activity("Encoding samples")
     encoded = encode(job, data, model, hooks)
+    hooks.on_activity("Making the plan")
     plan = make_plan(flow, machine, measure_sizes(flow, model, encoded))
+    hooks.on_activity(f"Placing the model on {plan.device}")
     place_model(model, plan, device)
     optimizers = build_optimizers(flow, model)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
+    if job.resume is not None:
+        hooks.on_activity(f"Reading checkpoint {job.resume.name}")
     progress = restore(job, plan, model, optimizers, scaler)
     plan = limit_micro_batch(plan, progress, job.run.status.micro_batch_limit)
     make_losses = partial(TokenLosses, model.module, precision=precision, device=device)
@@ -214,7 +237,7 @@ def prepare(job: Job, machine: Hardware, *, hooks: Hooks) -> TrainState:
         progress=progress,
         device=device,
     )
-    fit_plan_to_memory(state, flow)
+    fit_plan_to_memory(state, flow, hooks)
     state.run_document = build_run_document(job, model, state.plan)
     return state
 
@@ -362,7 +385,7 @@ def get_quantization(job: Job) -> Quantization | None:
 def encode(job: Job, data: Dataset, model: LoadedModel, hooks: Hooks) -> EncodedData:
     """Encode both parts of the data with the model's processor."""
     flow = job.flow
-    fitting = limit_images(job, model)
+    fitting, max_pixels = limit_images(job, model)
     layout = Layout(
         pad_id=get_pad_id(model.processor.tokenizer),
         image_token_id=model.image_token_id,
@@ -386,25 +409,34 @@ def encode(job: Job, data: Dataset, model: LoadedModel, hooks: Hooks) -> Encoded
     train, validation = data.train, data.validation
     if isinstance(train, SampleSelection) and isinstance(validation, SampleSelection):
         parts = train, validation
-        return encode_uploaded(job, data, parts, encoder, layout, fitting, hooks)
-    return encode_in_memory(flow, data, encoder, layout, fitting, hooks)
+        encoded = encode_uploaded(job, data, parts, encoder, layout, fitting, hooks)
+    else:
+        encoded = encode_in_memory(flow, data, encoder, layout, fitting, hooks)
+    return replace(encoded, max_pixels=max_pixels)
 
 
-def limit_images(job: Job, model: LoadedModel) -> TokenBudget:
-    """Apply the flow's image limits to the processor; return what samples have to fit into.
+def limit_images(job: Job, model: LoadedModel) -> tuple[TokenBudget, MaxPixels | None]:
+    """Apply the flow's image limits to the processor; return what samples have to fit into, and the
+    limit on pixels.
 
     When resuming, the checkpoint's processor has the limits of its own flow. The family's settings
-    are in its plan, and are restored first.
+    are in its plan, and are restored first. ``maxPixels`` auto keeps the limit in that plan.
     """
     module, images = get_base_model(model.module), job.flow.model.images
+    recorded = max_pixels = None
     if job.resume is not None:
         run = read_json(CheckpointDir(job.resume).run) or {}
-        family = (run.get("status", {}).get("plan") or {}).get(FAMILY_IMAGE_SETTINGS)
+        plan = run.get("status", {}).get("plan") or {}
+        family = plan.get(FAMILY_IMAGE_SETTINGS)
         if family is not None:
             apply_resolution(module, model.processor, family["value"])
+        recorded = MaxPixels(**plan.get(MAX_PIXELS, NO_MAX_PIXELS))
     family = get_resolution_settings(model.processor, model.model_type)
+    if not job.flow.is_tiny:
+        max_pixels = choose_max_pixels(model.processor, model.model_type, images, recorded=recorded)
+        images = msgspec.structs.replace(images, max_pixels=max_pixels.value)
     limit_resolution(module, model.processor, model.model_type, images, is_tiny=job.flow.is_tiny)
-    return TokenBudget(
+    budget = TokenBudget(
         context=get_context_length(module, model.processor.tokenizer)[0],
         image_token_id=model.image_token_id,
         model_type=model.model_type,
@@ -414,6 +446,7 @@ def limit_images(job: Job, model: LoadedModel) -> TokenBudget:
         if ResolutionLimits.from_images(images) == ResolutionLimits()
         else family,
     )
+    return budget, max_pixels
 
 
 def encode_uploaded(
@@ -469,12 +502,13 @@ def encode_in_memory(
     fit = FitReport()
 
     def encode_part(
-        samples: Sequence[Sample], *, with_images: bool = True
+        samples: Sequence[Sample], name: str, *, with_images: bool = True
     ) -> tuple[list[Sample], InMemoryEncodings]:
         kept, encoded = [], []
         for number, sample in enumerate(samples):
             if number % SAMPLES_BETWEEN_CHECKS == 0:
                 hooks.check_cancelled()
+                hooks.on_activity(f"Encoding images: {number:,} of {len(samples):,} {name} samples")
             try:
                 item = encoder.encode(sample, with_image=with_images)
             except TooLong as error:
@@ -486,8 +520,10 @@ def encode_in_memory(
         return kept, InMemoryEncodings(encoded, layout)
 
     # Augmented images are encoded again for every batch.
-    kept_train, train = encode_part(data.train, with_images=not flow.dataset.varies_images)
-    kept_validation, validation = encode_part(data.validation)
+    kept_train, train = encode_part(
+        data.train, "training", with_images=not flow.dataset.varies_images
+    )
+    kept_validation, validation = encode_part(data.validation, "validation")
     kept = replace(data, train=kept_train, validation=kept_validation) if fit.refused else data
     warn_about_refused(data, kept, fit, fitting, hooks)
     return EncodedData(
@@ -568,6 +604,7 @@ def measure_sizes(flow: ResolvedFlow, model: LoadedModel, encoded: EncodedData) 
             )[1],
             shrunk=encoded.fit.shrunk,
             refused=len(encoded.fit.refused),
+            max_pixels=encoded.max_pixels,
         ),
     )
     if encoded.uploaded is not None:
@@ -657,9 +694,13 @@ def make_batching(
     )
 
 
-def fit_plan_to_memory(state: TrainState, flow: ResolvedFlow) -> None:
-    """Estimate the memory of a step, and shrink the micro-batch if the flow permits it."""
+def fit_plan_to_memory(state: TrainState, flow: ResolvedFlow, hooks: Hooks) -> None:
+    """Estimate the memory of a step, and shrink the micro-batch if the flow permits it.
+
+    Also decides on the trial of the largest micro-batch.
+    """
     device, before = state.device, state.plan.micro_batch_size
+    budget = TrialBudget(state.count_samples_left())
     measure = partial(
         measure_step_memory,
         state.build_batch,
@@ -668,6 +709,8 @@ def fit_plan_to_memory(state: TrainState, flow: ResolvedFlow) -> None:
         longest=state.longest_index,
         plan=state.plan,
         device=device,
+        budget=budget,
+        on_activity=hooks.on_activity,
     )
     state.plan, state.memory_estimate = estimate_memory(
         state.plan, flow, measure=measure, available=partial(read_available_memory, device)
@@ -677,6 +720,19 @@ def fit_plan_to_memory(state: TrainState, flow: ResolvedFlow) -> None:
         retain_freed_memory()
     if state.plan.micro_batch_size < before:
         state.progress.micro_batch_limit = state.plan.micro_batch_size
+    # With ample memory it needs no trial, and with equal samples the first step shows the same.
+    has_trial = (
+        estimate is not None
+        and estimate.verdict != "Deny"
+        and not estimate.is_ample
+        and state.lengths.min() != state.lengths.max()
+    )
+    state.has_memory_trial = has_trial and budget.permits(
+        state.plan.micro_batch_size, "a trial of the largest micro-batch"
+    )
+    if budget.skipped:
+        memory = state.plan.document["memory"]
+        state.plan = with_memory(state.plan, memory["value"], f"{memory['reason']}; {budget}")
 
 
 def build_generation_settings(

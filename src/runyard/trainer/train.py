@@ -23,6 +23,7 @@ import torch
 
 from runyard.flows.blocks import Every, ModelSettings
 from runyard.rundir import Ending, EventWriter, free_bytes
+from runyard.trainer.activity import ActivityReporter
 from runyard.trainer.checkpoints.async_checkpoint import AsyncCheckpointer
 from runyard.trainer.checkpoints.checkpoint import (
     CheckpointContents,
@@ -80,21 +81,23 @@ def train(
     Raises:
         TrainingFailed: the flow or the data cannot be trained.
     """
-    hooks = make_hooks(events, should_stop, say)
     # However the loop ends, the checkpoint that is being written is completed first.
     with AsyncCheckpointer(
         job.folder, events, should_stop=should_stop, say=say, free_bytes=free, sleep=sleep
     ) as checkpointer:
-        hooks.on_progress(job.start_message)
-        suggestions = "dataset.maxSamples, architecture.size, training.mode 'lora'"
-        try:
-            with explain_out_of_memory("preparing data and model", suggestions):
-                state = prepare(job, machine, hooks=hooks)
-        except StopRequested:
-            return Outcome("Stopped", "stopped while preparing, before another step", None, {})
-        events.write("plan", plan=state.plan.document)
-        say(format_plan(state.plan))
-        enforce_memory_estimate(state, job.flow.model, events, hooks.on_warning)
+        with ActivityReporter(events, job.start_message) as activity:
+            hooks = make_hooks(events, activity, should_stop, say)
+            hooks.on_progress(job.start_message)
+            suggestions = "dataset.maxSamples, architecture.size, training.mode 'lora'"
+            try:
+                with explain_out_of_memory("preparing data and model", suggestions):
+                    state = prepare(job, machine, hooks=hooks)
+            except StopRequested:
+                return Outcome("Stopped", "stopped while preparing, before another step", None, {})
+            events.write("plan", plan=state.plan.document)
+            say(format_plan(state.plan))
+            hooks.on_activity(f"Trying a micro-batch of {state.plan.micro_batch_size}")
+            enforce_memory_estimate(state, job.flow.model, events, hooks.on_warning)
         if state.progress.step:
             say(f"resuming after step {state.progress.step}")
         checkpointer.reserve(state.model.processor, peak_bytes=state.predicted_host_bytes)
@@ -105,7 +108,10 @@ def train(
 
 
 def make_hooks(
-    events: EventWriter, should_stop: Callable[[], bool], say: Callable[[str], None]
+    events: EventWriter,
+    activity: ActivityReporter,
+    should_stop: Callable[[], bool],
+    say: Callable[[str], None],
 ) -> Hooks:
     """Return how preparing and evaluating check for a stop, report progress and warn."""
 
@@ -113,14 +119,16 @@ def make_hooks(
         if should_stop():
             raise StopRequested
 
-    def report_progress(message: str) -> None:
-        events.write("phase", phase="Preparing", message=message)
-
     def warn(message: str) -> None:
         events.write("warning", message=message)
         say(f"warning: {message}")
 
-    return Hooks(check_cancelled=check_cancelled, on_progress=report_progress, on_warning=warn)
+    return Hooks(
+        check_cancelled=check_cancelled,
+        on_activity=activity.begin,
+        on_progress=activity.report,
+        on_warning=warn,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,10 +187,19 @@ class TrainLoop:
         if progress.owes_evaluation:  # a stop interrupted the evaluation of the step we resume from
             self.complete_step()
         while self.ending is None and progress.step < plan.total_steps:
-            self.run_step()
+            with self.report_first_step():
+                self.run_step()
             self.complete_step()
         newest = self.saved[-1].name if self.saved else None
         return Outcome(self.ending or "Completed", self.describe_ending(), newest, progress.metrics)
+
+    def report_first_step(self) -> contextlib.AbstractContextManager[object]:
+        """Return a context that reports the seconds of the first step, which may take minutes."""
+        step = self.progress.step
+        if step != self.first_step:
+            return contextlib.nullcontext()
+        activity = f"step {step + 1} of {self.state.plan.total_steps}"
+        return ActivityReporter(self.events, activity, phase="Training")
 
     def run_step(self) -> None:
         """Take one optimizer step, and write its event."""
@@ -589,8 +606,8 @@ def enforce_memory_estimate(
         )
     if estimate.verdict == "Warn":
         warn(f"{format_bytes(estimate.peak_bytes)} of memory will be needed. {estimate.reason}")
-    if estimate.is_ample or state.lengths.min() == state.lengths.max():
-        return  # there is enough memory, or the first step shows the same
+    if not state.has_memory_trial:
+        return
     with torch.random.fork_rng(devices=[state.device] if state.device.type == "cuda" else []):
         largest = [state.longest_index] * state.plan.micro_batch_size
         compute_gradients(state, largest, 0, settings, events)

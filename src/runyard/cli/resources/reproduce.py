@@ -21,6 +21,7 @@ VALIDATION = "validation/"
 CUT_BY_MEMORY = "too much for the memory"  # in the plan's reason
 Verdict = Literal["identical", "equal", "different"]
 
+MAX_PIXELS = ("images", "maxPixels")
 # Values of the plan, and their paths in a flow. They are pinned, so that nothing is measured again.
 PINNED = {
     "batchSize": ("hyperparameters", "batchSize"),
@@ -31,6 +32,7 @@ PINNED = {
     "featureCache": ("compute", "featureCache"),
     "gradientCheckpointing": ("compute", "gradientCheckpointing"),
     "compile": ("compute", "compile"),
+    "maxPixels": MAX_PIXELS,
 }
 
 
@@ -158,8 +160,9 @@ def pin_flow(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the frozen flow of a run with the values of its plan pinned, and the pinned values by
     name.
 
-    A micro-batch size that was reduced for lack of memory and does not divide the batch size is not
-    a valid setting, so it is not pinned.
+    Where the plan has no limit on pixels, auto set none, but might set one today. A micro-batch
+    size that was reduced for lack of memory and does not divide the batch size is not a valid
+    setting, so it is not pinned.
     """
     plan, flow = run.status.plan or {}, _copy_flow(run.spec.flow)
     settings = _settings_of_model(flow)
@@ -170,13 +173,20 @@ def pin_flow(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
             name == "microBatchSize" and (get_plan_value(plan, "batchSize") or 0) % value
         ):
             continue
-        target = settings
-        for part in path[:-1]:
-            target = target.setdefault(part, {})
-        target[path[-1]] = pinned[name] = value
+        _set_value(settings, path, value)
+        pinned[name] = value
+    requested = settings.get("images", {}).get("maxPixels", "auto")
+    if plan and "maxPixels" not in pinned and requested == "auto":
+        _set_value(settings, MAX_PIXELS, None)
     if (seed := get_plan_value(plan, "seed")) is not None:
         flow["settings"]["seed"] = pinned["seed"] = seed
     return flow, pinned
+
+
+def _set_value(settings: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    for part in path[:-1]:
+        settings = settings.setdefault(part, {})
+    settings[path[-1]] = value
 
 
 def list_notes(run: Run) -> list[str]:

@@ -88,10 +88,12 @@ class CacheDir:
 class Hooks:
     """Callbacks of long operations.
 
-    ``check_cancelled`` raises when the work was canceled.
+    ``check_cancelled`` raises when the work was canceled. ``on_activity`` names what follows, which
+    is reported if it takes a while; ``on_progress`` reports at once.
     """
 
     check_cancelled: Callable[[], None] = lambda: None
+    on_activity: Callable[[str], None] = lambda message: None
     on_progress: Callable[[str], None] = lambda message: None
     on_warning: Callable[[str], None] = lambda message: None
     clock: Callable[[], float] = time.monotonic

@@ -13,7 +13,7 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,9 @@ from runyard.trainer.errors import InvalidFlow
 
 CONFIG = "config.json"
 PINPOINTS = "image_grid_pinpoints"
+AUTO_MAX_PIXELS = 1_200_000  # near a megapixel; 1092 x 1092, three Idefics tiles, are below it
+PHOTO = (4000, 3000)  # the example in the reason of the limit
+FROM_FLOW = "flow"  # the reason of a limit that the flow names
 UNLIMITED = 10**9  # tokenizers without a maximum length report a number of thirty digits
 
 
@@ -41,7 +44,7 @@ class ResolutionLimits:
     @classmethod
     def from_images(cls, images: Images) -> "ResolutionLimits":
         low, high = (
-            None if value == "auto" else int(value)
+            int(value) if isinstance(value, int) else None
             for value in (images.min_pixels, images.max_pixels)
         )
         return cls(min_pixels=low, max_pixels=high, tokens=images.patch_budget)
@@ -82,6 +85,10 @@ class ResolutionSetting(ABC):
         """
 
     @abstractmethod
+    def get_max_pixels(self, processor: Any) -> int:
+        """Return the pixels of the largest resized image."""
+
+    @abstractmethod
     def count_tokens(self, processor: Any, width: int, height: int) -> int:
         """Return the number of image tokens of an image of this size."""
 
@@ -118,6 +125,9 @@ class Area(ResolutionSetting):
                 f"one token takes {unit:,} pixels, so at least {max(unit, low):,} are needed",
             )
         return {"size": {"shortest_edge": low, "longest_edge": high}}
+
+    def get_max_pixels(self, processor: Any) -> int:
+        return int(processor.image_processor.size["longest_edge"])
 
     def count_tokens(self, processor: Any, width: int, height: int) -> int:
         images = processor.image_processor
@@ -169,15 +179,24 @@ class LongestEdge(ResolutionSetting):
         )
         return {"size": {"longest_edge": own if side == math.ceil(own / tile) else side * tile}}
 
+    def get_max_pixels(self, processor: Any) -> int:
+        edge: int = self._count_sides(processor) * self._get_tile_edge(processor.image_processor)
+        return edge * edge
+
     def count_tokens(self, processor: Any, width: int, height: int) -> int:
         tiles, _, _ = processor.image_processor.get_number_of_image_patches(height, width)
         return max(1, int(tiles)) * int(processor.image_seq_len)
 
     def _list_smaller_settings(self, processor: Any) -> Iterator[dict[str, Any]]:
-        images = processor.image_processor
-        tile = self._get_tile_edge(images)
-        own = math.ceil(images.size["longest_edge"] / tile) if images.do_image_splitting else 1
+        tile, own = self._get_tile_edge(processor.image_processor), self._count_sides(processor)
         yield from ({"size": {"longest_edge": side * tile}} for side in range(own - 1, 0, -1))
+
+    def _count_sides(self, processor: Any) -> int:
+        """Return the number of tiles along the longer edge."""
+        images = processor.image_processor
+        if not images.do_image_splitting:
+            return 1
+        return math.ceil(int(images.size["longest_edge"]) / self._get_tile_edge(images))
 
     @staticmethod
     def _get_tile_edge(images: Any) -> int:
@@ -212,6 +231,10 @@ class Tiles(ResolutionSetting):
                 "thumbnail more",
             )
         return {"min_patches": low, "max_patches": high}
+
+    def get_max_pixels(self, processor: Any) -> int:
+        images = processor.image_processor
+        return int(images.max_patches * images.size["height"] * images.size["width"])
 
     def count_tokens(self, processor: Any, width: int, height: int) -> int:
         count = processor.image_processor.get_number_of_image_patches(
@@ -252,6 +275,10 @@ class Pinpoints(ResolutionSetting):
             )
         return {PINPOINTS: left}
 
+    def get_max_pixels(self, processor: Any) -> int:
+        sizes = processor.image_processor.image_grid_pinpoints
+        return max(int(height * width) for height, width in sizes)
+
     def count_tokens(self, processor: Any, width: int, height: int) -> int:
         (count,) = processor._get_num_multimodal_tokens(image_sizes=[(height, width)])[
             "num_image_tokens"
@@ -286,6 +313,11 @@ class SoftTokens(ResolutionSetting):
             steps, own, limits, f"{', '.join(map(str, self.steps))} tokens of {unit:,} pixels"
         )
         return {"max_soft_tokens": self.steps[at]}
+
+    def get_max_pixels(self, processor: Any) -> int:
+        images = processor.image_processor
+        unit = (images.patch_size * images.pooling_kernel_size) ** 2
+        return int(images.max_soft_tokens * unit)
 
     def count_tokens(self, processor: Any, width: int, height: int) -> int:
         (count,) = processor._get_num_multimodal_tokens(image_sizes=[(height, width)])[
@@ -327,10 +359,54 @@ def get_resolution_settings(processor: Any, model_type: str) -> dict[str, Any] |
     return {name: _to_json(getattr(processor.image_processor, name)) for name in setting.fields}
 
 
+@dataclass(frozen=True, kw_only=True)
+class MaxPixels:
+    """The limit on pixels, None for none, and why."""
+
+    value: int | None
+    reason: str
+
+
+def choose_max_pixels(
+    processor: Any, model_type: str, images: Images, *, recorded: MaxPixels | None = None
+) -> MaxPixels:
+    """Resolve ``images.maxPixels``; auto gets a limit that most images are worth.
+
+    ``recorded`` is the limit of the checkpoint to resume from; auto keeps it.
+    """
+    if images.max_pixels != "auto":
+        return MaxPixels(value=images.max_pixels, reason=FROM_FLOW)
+    setting = RESOLUTION_SETTINGS.get(model_type)
+    if setting is None:
+        return MaxPixels(value=None, reason="the family takes images of one size only")
+    if images.patch_budget is not None:
+        return MaxPixels(value=None, reason="images.patchBudget limits them")
+    if isinstance(images.min_pixels, int) and images.min_pixels > AUTO_MAX_PIXELS:
+        return MaxPixels(value=None, reason="images.minPixels is larger than auto would be")
+    if recorded is not None and recorded.reason != FROM_FLOW:
+        return recorded
+    own = setting.get_max_pixels(processor)
+    if own <= AUTO_MAX_PIXELS:
+        return MaxPixels(value=None, reason=f"the family's {own:,} are few enough")
+    limits = replace(ResolutionLimits.from_images(images), max_pixels=AUTO_MAX_PIXELS)
+    try:
+        limited = with_settings(processor, setting.fit_limits(processor, limits))
+    except InvalidFlow:
+        return MaxPixels(value=None, reason=f"the family has no size below {AUTO_MAX_PIXELS:,}")
+    before, after = (setting.count_tokens(item, *PHOTO) for item in (processor, limited))
+    return MaxPixels(
+        value=AUTO_MAX_PIXELS,
+        reason=f"auto: a photo of {PHOTO[0]:,} x {PHOTO[1]:,} takes {after:,} tokens instead of "
+        f"{before:,}; null takes the family's {own:,} pixels",
+    )
+
+
 def limit_resolution(
     module: Any, processor: Any, model_type: str, images: Images, *, is_tiny: bool
 ) -> None:
     """Set the processor, and the model's copy of the settings, to the flow's limits, if it has any.
+
+    An open ``maxPixels`` is no limit; ``choose_max_pixels`` resolves it.
 
     Raises:
         InvalidFlow: the family cannot meet them.

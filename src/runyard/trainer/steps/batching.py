@@ -5,6 +5,7 @@ A measured choice is stored in every checkpoint, so that a resumed run makes the
 gets the same numbers.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,6 +41,7 @@ from runyard.trainer.steps.losses import TokenLosses, get_base_model
 
 MAX_LENGTHS_SAMPLED = 20_000  # enough to know the distribution of lengths
 MEASURED_BATCHES = 3
+SLOW_SAMPLE_S = 1.0  # features that take longer are measured with one sample
 MIN_SPEEDUP = 1.02  # less is noise, and not worth disk space or rows that are hard to inspect
 
 
@@ -105,6 +107,7 @@ class BatchBuilder:
             return pack(build_padded(indices, epoch), compute_positions)
 
         if plan.packing is None:
+            self.hooks.on_activity("Measuring packing")
             plan = self._choose_by_speedup(
                 plan,
                 "packing",
@@ -116,12 +119,14 @@ class BatchBuilder:
         return plan
 
     def _resolve_features(self, plan: Plan, choices: dict[str, bool]) -> Plan:
+        self.hooks.on_activity("Comparing image features with the model's own")
         tower = FrozenTower(self.model.module, self.model.parts, self.losses, self.device)
         encoder = FeatureEncoder(self.encoder, tower, check_cancelled=self.hooks.check_cancelled)
         try:
             tower.check(self.encoder.encode(self.data.train[0]).images)
             self.losses.expand_features = tower.expand
             if plan.feature_cache is None:
+                self.hooks.on_activity("Measuring the feature cache")
                 plan = self._choose_by_speedup(
                     plan,
                     "featureCache",
@@ -129,6 +134,7 @@ class BatchBuilder:
                     lambda: self._measure_feature_speedup(encoder, plan),
                 )
             if plan.feature_cache:
+                self.hooks.on_activity("Computing image features")
                 features = self._encode_features(encoder)
                 self.build = lambda indices, epoch: features.make_batch(indices)
         except FeaturesNotReusable as error:
@@ -141,10 +147,15 @@ class BatchBuilder:
         Raise FeaturesNotReusable if they do not fit.
         """
         batches = self._sample_batches(plan)
+        first, started_s = batches[0][0], time.perf_counter()
+        encoded = {first: encoder.encode(self.data.train[first])}
+        if time.perf_counter() - started_s > SLOW_SAMPLE_S:
+            batches = [[first]]
         numbers = sorted({index for batch in batches for index in batch})
-        some = InMemoryEncodings(
-            [encoder.encode(self.data.train[index]) for index in numbers], self.layout
-        )
+        for index in numbers:
+            if index != first:
+                encoded[index] = encoder.encode(self.data.train[index])
+        some = InMemoryEncodings([encoded[index] for index in numbers], self.layout)
         needed_bytes = some.size_bytes // len(numbers) * len(self.data.train)
         if isinstance(self.data.train, SampleSelection) and not self._has_space(needed_bytes):
             raise FeaturesNotReusable(

@@ -31,6 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from runyard.flows import ResolvedFlow
 from runyard.trainer.data.encode import Batch
 from runyard.trainer.plan import Plan, with_memory, with_micro_batch
+from runyard.trainer.steps.trial_budget import NoTimeLeft, TrialBudget
 
 WARN_SHARE = 0.85  # of the free memory: fragmentation takes some too
 FLOAT_BYTES = 4
@@ -253,17 +254,29 @@ def measure_step_memory(
     longest: int,
     plan: Plan,
     device: torch.device,
+    budget: TrialBudget | None = None,
+    on_activity: Callable[[str], None] = lambda activity: None,
 ) -> StepMemory:
     """Run the sample with index ``longest`` and return what steps take; zeroes gradients, keeps the
     random state.
 
     Logits are computed in chunks of ``losses.max_rows`` positions, so each sample gets its share of
-    one chunk.
+    one chunk. Passes for which ``budget`` has no time left are skipped where the rest gives an
+    upper bound.
+
+    Raises:
+        NoTimeLeft: the rest gives none.
     """
+    budget = budget or TrialBudget(math.inf)
     max_labels = max(1, losses.max_rows // plan.micro_batch_size)
     inputs: list[int] = []
 
     def record(count: int) -> list[int]:
+        on_activity(f"Measuring memory: micro-batch of {count}")
+        with budget.time(count):
+            return run(count)
+
+    def run(count: int) -> list[int]:
         batch = build_batch([longest] * count, 0).to(device)
         inputs.append(sum(value.nbytes for value in batch.inputs.values()) // count)
         end = max_labels * count
@@ -272,6 +285,8 @@ def measure_step_memory(
         )
         with LiveBytesRecorder() as live:
             (losses(batch) / max(1, batch.label_count)).backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         timeline: list[int] = live.timeline
         return timeline
 
@@ -283,7 +298,8 @@ def measure_step_memory(
 
         timeline = MemoryTimeline(record_pass(1), record_pass(2))
         # A single sample takes other operations.
-        if not timeline.is_aligned and plan.micro_batch_size > 2:
+        is_bound = timeline.is_aligned or plan.micro_batch_size <= 2
+        if not is_bound and budget.permits(3, "a micro-batch of 3"):
             timeline = MemoryTimeline(timeline.more, record_pass(3), count=2)
         return timeline
 
@@ -292,10 +308,14 @@ def measure_step_memory(
             # The first pass allocates gradients and does one-time work, such as reading
             # memory-mapped weights.
             record(1)
-            accumulating = compare(is_first=False)
-            whole_batch = (
-                compare(is_first=True) if plan.micro_batch_size == plan.batch_size else None
-            )
+            if not budget.permits(3, "the measurement of memory"):
+                raise NoTimeLeft
+            accumulating, whole_batch = compare(is_first=False), None
+            # Without it, the gradients count as if all existed at the peak.
+            if plan.micro_batch_size == plan.batch_size and budget.permits(
+                3, "the measurement without earlier gradients"
+            ):
+                whole_batch = compare(is_first=True)
         finally:
             losses.zero_gradients()
     parameters = [
@@ -532,6 +552,8 @@ def estimate_memory(
             return with_memory(plan, None, reason), None
     try:
         step = measure()
+    except NoTimeLeft:
+        return with_memory(plan, None, "not estimated"), None
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error) or plan.micro_batch_size == 1:
             raise
