@@ -61,6 +61,7 @@ class TrainingProgress(msgspec.Struct, rename="camel", kw_only=True):
     owes_evaluation: bool = False  # a stop came before this step's evaluation was complete
     choices: dict[str, bool] = {}  # measured choices, which a resumed attempt keeps
     micro_batch_limit: int | None = None  # set once a larger micro-batch ran out of memory
+    evaluation_batch_limit: int | None = None  # the most samples evaluated at once so far
 
 
 @dataclass(frozen=True, kw_only=True)
