@@ -641,7 +641,6 @@ def test_out_of_memory_ends_the_run_if_it_may_not_or_cannot_shrink(
     [
         ("prepare", "preparing data and model"),
         ("optimizer_step", "taking a step"),
-        ("evaluate", "evaluating"),
         ("save_checkpoint", "saving"),
     ],
 )

@@ -37,7 +37,8 @@ from runyard.trainer.checkpoints.checkpoint import (
 from runyard.trainer.data.cache import Hooks
 from runyard.trainer.data.encode import epoch_batches
 from runyard.trainer.errors import Diverged, OutOfMemory, StopRequested
-from runyard.trainer.evaluation.evaluation import evaluate
+from runyard.trainer.evaluation.batches import MAX_BATCH, BatchLimit
+from runyard.trainer.evaluation.evaluation import EvaluationOutOfMemory, evaluate
 from runyard.trainer.evaluation.predictions import prune_predictions, write_predictions
 from runyard.trainer.evaluation.samples import SampleWriter
 from runyard.trainer.plan import Hardware, format_plan, is_due, with_micro_batch
@@ -172,6 +173,7 @@ class TrainLoop:
         self.batches: list[list[int]] = []  # sample indices, of the current epoch
         self.saved: list[SavedCheckpoint] = []
         self.samples = SampleWriter(job.folder)
+        self.batch_limit = limit_evaluation_batch(job, state, hooks.on_warning)
         self.evaluated_step: int | None = None
         self.predictions: Path | None = None  # of the last evaluation
         self.is_phase_stale = False  # whether the last phase event was not "Training"
@@ -337,9 +339,8 @@ class TrainLoop:
         if not progress.owes_evaluation:
             return
         with contextlib.suppress(StopRequested):
-            self.predictions = self.run_evaluation()
-            self.evaluated_step, self.last_evaluation_at = progress.step, self.clock()
-            self.is_phase_stale = True
+            self.evaluate_or_skip()
+            self.last_evaluation_at, self.is_phase_stale = self.clock(), True
             progress.owes_evaluation = False
             early_stopping = validation.early_stopping
             if (
@@ -349,6 +350,24 @@ class TrainLoop:
             ):
                 self.ending = "EarlyStopped"
 
+    def evaluate_or_skip(self) -> None:
+        """Evaluate; skip it with a warning if there is too little memory for a single sample.
+
+        Raises:
+            StopRequested: it was interrupted, and nothing has been recorded.
+        """
+        step = self.progress.step
+        try:
+            self.predictions = self.run_evaluation()
+            self.evaluated_step = step
+        except EvaluationOutOfMemory as error:
+            self.hooks.on_warning(
+                f"the evaluation of step {step} is skipped, because a single sample ran out of "
+                "memory; training continues; try: a smaller dataset.images.maxPixels, "
+                f"evaluation.max_new_tokens, a smaller model: {error}"
+            )
+        self.progress.evaluation_batch_limit = self.batch_limit.size
+
     def run_evaluation(self) -> Path | None:
         """Measure the held-out data and write the event; return the file of predictions.
 
@@ -356,27 +375,31 @@ class TrainLoop:
 
         Raises:
             StopRequested: it was interrupted, and nothing has been recorded.
+            EvaluationOutOfMemory: there is too little memory for a single sample.
         """
         self.hooks.check_cancelled()
         state, plan, progress = self.state, self.state.plan, self.progress
         message = f"{plan.validation_samples} held-out samples"
         self.events.write("phase", phase="Evaluating", message=message)
-        suggestions = "validation.maxSamples, evaluation.max_new_tokens, a smaller model"
-        with explain_out_of_memory("evaluating", suggestions):
-            found = evaluate(
-                state.model.module,
-                state.model.processor.tokenizer,
-                state.validation,
-                state.data.validation,
-                task=self.job.flow.task,
-                count=plan.validation_samples,
-                previews=self.settings.validation.previews,
-                losses=state.validation_losses,
-                generation=state.generation,
-                seed=self.settings.evaluation.seed,
-                device=state.device,
-                check_cancelled=self.hooks.check_cancelled,
-            )
+        found = evaluate(
+            state.model.module,
+            state.model.processor.tokenizer,
+            state.validation,
+            state.data.validation,
+            task=self.job.flow.task,
+            count=plan.validation_samples,
+            previews=self.settings.validation.previews,
+            losses=state.validation_losses,
+            generation=state.generation,
+            seed=self.settings.evaluation.seed,
+            device=state.device,
+            check_cancelled=self.hooks.check_cancelled,
+            limit=self.batch_limit,
+            # As in training, see ``estimate_memory``. Accelerators report that memory ran out.
+            measures_memory=state.device.type == "cpu"
+            and not self.job.flow.is_tiny
+            and not plan.compile,
+        )
         self.record_evaluation(found.values, found.previews)
         self.write_samples(found.predictions)
         steps = [item.step for item in self.saved]
@@ -581,6 +604,15 @@ class TrainLoop:
             f"{last_good or 'none yet'}; try: a lower hyperparameters.learningRate than "
             f"{self.settings.hyperparameters.learning_rate:g} or a smaller optimizer.maxGradNorm"
         )
+
+
+def limit_evaluation_batch(job: Job, state: TrainState, warn: Callable[[str], None]) -> BatchLimit:
+    """Return how many samples to evaluate at once, no more than found before.
+
+    After the kernel killed an attempt, an evaluation takes no more samples at once than a step.
+    """
+    limits = (state.progress.evaluation_batch_limit, job.run.status.micro_batch_limit)
+    return BatchLimit(min(limit for limit in (MAX_BATCH, *limits) if limit), warn)
 
 
 def name_checkpoint(step: int, steps_per_epoch: int) -> str:
