@@ -26,7 +26,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from runyard.trainer.errors import PeerLost
+from runyard.trainer.errors import InvalidFlow, PeerLost
 from runyard.trainer.steps.memory import is_out_of_memory
 
 STORE = "ranks.store"  # where ranks find each other, below the attempt's folder
@@ -152,12 +152,21 @@ def join(world: World, folder: Path, *, has_cuda: bool) -> None:
 
     They find each other through a file, which other users cannot read, and use the loopback
     interface.
+
+    Raises:
+        InvalidFlow: there are fewer accelerators than ranks.
+        PeerLost: another rank is gone.
     """
     if world.is_single:
         return
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     if has_cuda:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", world.rank)))
+        if world.size > torch.cuda.device_count():
+            raise InvalidFlow(
+                f"settings.resources.workers is {world.size}, but the run has "
+                f"{torch.cuda.device_count()} accelerators; try: as many workers, or fewer"
+            )
+        torch.cuda.set_device(world.rank)
     with _naming_lost_peers():
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if has_cuda else "gloo",
