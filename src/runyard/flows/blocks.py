@@ -77,8 +77,11 @@ class FlowReference(Shape, frozen=True):
     ]
 
 
+MOST_WORKERS = 64  # of one run, all on one machine
+
+
 class Resources(Shape, frozen=True):
-    """The resources a run needs. Not supported yet: only the defaults are accepted."""
+    """The resources a run needs. Not supported yet, except for workers."""
 
     accelerators: Annotated[
         Annotated[int, Meta(ge=0, le=1024)] | None,
@@ -94,8 +97,11 @@ class Resources(Shape, frozen=True):
     ] = msgspec.field(name="memoryGiB", default=None)
     workers: Annotated[
         int,
-        Meta(ge=1, le=1024),
-        help_text("processes that train one model together; not supported yet, must be 1"),
+        Meta(ge=1, le=MOST_WORKERS),
+        help_text(
+            "processes of one machine that train one model together, each with a share of every "
+            "batch; on accelerators at most as many as the run has"
+        ),
     ] = 1
 
 

@@ -33,7 +33,6 @@ UNSUPPORTED = {
         "leave it out, and set RUNYARD_SLOTS so that the machine's runs fit into its memory "
         "together",
     ),
-    "workers": ("1", "one process trains a run", "leave it out or set it to 1"),
 }
 
 
@@ -88,7 +87,6 @@ def check_supported(flow: ResolvedFlow, at: Mapping[str, str]) -> ProblemCollect
         ("accelerators", resources.accelerators),
         ("cpus", resources.cpus),
         ("memoryGiB", resources.memory_gib),
-        ("workers", resources.workers if resources.workers > 1 else None),
     ):
         if given is not None:
             place = f"/settings/resources/{name}"

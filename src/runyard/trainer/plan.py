@@ -177,6 +177,9 @@ def make_plan(flow: ResolvedFlow, machine: Hardware, sizes: Sizes) -> Plan:
         else "this attempt's share of the cores"
     )
     note("threads", machine.threads, f"{why}; changes results in the last bits")
+    if flow.settings.resources.workers > 1:
+        why = "flow; each computes a share of every batch"
+        note("workers", flow.settings.resources.workers, why)
     note("imageBackend", "pil", "needs no torchvision; use the same one for inference")
     note("seed", flow.settings.seed, "flow")
     if model.quantization.enabled:
@@ -452,5 +455,3 @@ def check_machine(flow: ResolvedFlow, machine: Hardware) -> None:
         raise InvalidFlow(
             f"dataset {flow.dataset.dataset_id!r} has no versions; try: datasetVersion null"
         )
-    if flow.settings.resources.workers > 1:
-        raise InvalidFlow("settings.resources.workers above 1 is not supported yet; try: 1")

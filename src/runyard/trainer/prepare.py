@@ -4,6 +4,7 @@ When resuming, weights, optimizer state, counters and random states come from th
 Everything else is made as the first time, from the flow and its seed, and so comes out the same.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -68,11 +69,13 @@ from runyard.trainer.plan import (
     with_memory,
     with_micro_batch,
 )
+from runyard.trainer.ranks import World
 from runyard.trainer.steps.autotune import BuildBatch
 from runyard.trainer.steps.batching import BatchBuilder, estimate_padding_share
 from runyard.trainer.steps.features import explain_not_frozen
 from runyard.trainer.steps.losses import TokenLosses, get_base_model
 from runyard.trainer.steps.memory import (
+    AvailableMemory,
     MemoryEstimate,
     estimate_memory,
     measure_step_memory,
@@ -99,6 +102,7 @@ class Job:
     weights may be read from. ``origin_run`` is the run of the checkpoint, if that is another one.
     Encoded samples of uploaded data are cached below ``cache``, up to ``cache_bytes``, as long as
     ``spare_bytes`` of the disk stay free.
+    ``world`` has the processes that train together.
     """
 
     folder: Path
@@ -111,6 +115,7 @@ class Job:
     cache: Path | None = None
     cache_bytes: int = 0
     spare_bytes: int = 0
+    world: World = World()
 
     @property
     def start_message(self) -> str:
@@ -140,6 +145,7 @@ class TrainState:
     generation: dict[str, Any]
     progress: TrainingProgress
     device: torch.device
+    world: World = World()
     run_document: dict[str, Any] = field(default_factory=dict)
     memory_estimate: MemoryEstimate | None = None  # None where memory is not estimated
     has_memory_trial: bool = False  # whether the largest micro-batch is tried before the first step
@@ -220,6 +226,9 @@ def prepare(job: Job, machine: Hardware, *, hooks: Hooks) -> TrainState:
     make_losses = partial(TokenLosses, model.module, precision=precision, device=device)
     losses = make_losses(label_smoothing=flow.model.hyperparameters.loss.label_smoothing)
     batching = make_batching(job, encoded, model, losses, device, hooks)
+    decisions = None if job.world.is_leader else job.world.share(None)  # waits for rank 0
+    if decisions is not None:
+        progress.choices = decisions["choices"]
     plan = batching.resolve_choices(plan, progress.choices)
     hooks.check_cancelled()
     state = TrainState(
@@ -236,8 +245,14 @@ def prepare(job: Job, machine: Hardware, *, hooks: Hooks) -> TrainState:
         generation=build_generation_settings(flow, model, plan.answer_tokens),
         progress=progress,
         device=device,
+        world=job.world,
     )
-    fit_plan_to_memory(state, flow, hooks)
+    if decisions is None:
+        fit_plan_to_memory(state, flow, hooks)
+        job.world.share(describe_decisions(state))
+    else:
+        follow_decisions(state, decisions)
+    job.world.share_weights(state.parameters)
     state.run_document = build_run_document(job, model, state.plan)
     return state
 
@@ -345,8 +360,10 @@ def build_adapter(
         base = source
     else:
         base = job.folder / BASE
-        model.module.save_pretrained(base)
-        model.processor.save_pretrained(base)
+        if job.world.is_leader:
+            model.module.save_pretrained(base)
+            model.processor.save_pretrained(base)
+        job.world.share(None)  # no rank reads them before they are complete
         quantization = get_quantization(job)
         if quantization is not None:
             model = load_model(
@@ -713,7 +730,7 @@ def fit_plan_to_memory(state: TrainState, flow: ResolvedFlow, hooks: Hooks) -> N
         on_activity=hooks.on_activity,
     )
     state.plan, state.memory_estimate = estimate_memory(
-        state.plan, flow, measure=measure, available=partial(read_available_memory, device)
+        state.plan, flow, measure=measure, available=partial(read_memory_share, state.world, device)
     )
     estimate = state.memory_estimate
     if device.type == "cpu" and estimate is not None and estimate.is_ample:
@@ -733,6 +750,35 @@ def fit_plan_to_memory(state: TrainState, flow: ResolvedFlow, hooks: Hooks) -> N
     if budget.skipped:
         memory = state.plan.document["memory"]
         state.plan = with_memory(state.plan, memory["value"], f"{memory['reason']}; {budget}")
+
+
+def read_memory_share(world: World, device: torch.device) -> AvailableMemory:
+    """Return the memory of this rank: of the host's, which all ranks use, an equal share."""
+    found = read_available_memory(device)
+    if world.is_single or device.type != "cpu":
+        return found
+    return replace(found, free=found.free // world.size)
+
+
+def describe_decisions(state: TrainState) -> dict[str, Any]:
+    """Return what rank 0 has measured, and what must be equal on every rank."""
+    return {
+        "choices": state.progress.choices,
+        "microBatchSize": state.plan.micro_batch_size,
+        "step": state.progress.step,
+        "samples": hashlib.sha256(np.asarray(state.lengths).tobytes()).hexdigest(),
+    }
+
+
+def follow_decisions(state: TrainState, decisions: dict[str, Any]) -> None:
+    """Take over the decisions of rank 0.
+
+    Raises:
+        RuntimeError: this rank has other samples, or begins at another step.
+    """
+    state.plan = with_micro_batch(state.plan, decisions["microBatchSize"], "as rank 0")
+    if (own := describe_decisions(state)) != decisions:
+        raise RuntimeError(f"rank {state.world.rank} has {own}, but rank 0 has {decisions}")
 
 
 def build_generation_settings(

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from runyard.flows import ResolvedFlow
 from runyard.flows.blocks import Every, ModelSettings
 from runyard.rundir import Ending, EventWriter, free_bytes
 from runyard.trainer.activity import ActivityReporter
@@ -105,7 +106,9 @@ def train(
         loop = TrainLoop(
             job, state, events, checkpointer, hooks, should_stop=should_stop, say=say, clock=clock
         )
-        return loop.run()
+        outcome = loop.run()
+        state.world.end(state.parameters)
+        return outcome
 
 
 def make_hooks(
@@ -170,7 +173,7 @@ class TrainLoop:
         self.started_at = self.last_step_at = self.last_line_at = clock()
         self.last_evaluation_at = self.last_save_at = self.started_at
         self.slow_steps, self.loss_spikes = SlowStepDetector(hooks.on_warning), LossSpikeDetector()
-        self.batches: list[list[int]] = []  # sample indices, of the current epoch
+        self.order = BatchOrder(job.flow, state)
         self.saved: list[SavedCheckpoint] = []
         self.samples = SampleWriter(job.folder)
         self.batch_limit = limit_evaluation_batch(job, state, hooks.on_warning)
@@ -207,7 +210,8 @@ class TrainLoop:
         """Take one optimizer step, and write its event."""
         state, plan, step = self.state, self.state.plan, self.progress.step
         numbers = self.settings.hyperparameters
-        epoch, indices = self.select_batch(step)
+        epoch, indices = self.order.select(step)
+        state.world.seed(self.job.flow.settings.seed, step)
         factor = rate_factor(
             step, total=plan.total_steps, warmup=plan.warmup_steps, schedule=numbers.schedule
         )
@@ -270,20 +274,6 @@ class TrainLoop:
             self.events.write("phase", phase="Training", message=message)
             self.is_phase_stale = False
         self.last_step_at = self.clock()
-
-    def select_batch(self, step: int) -> tuple[int, list[int]]:
-        """Return the epoch and the sample indices of a step: a function of seed and step."""
-        plan, flow = self.state.plan, self.job.flow
-        epoch, step_in_epoch = divmod(step, plan.steps_per_epoch)
-        if not self.batches or step_in_epoch == 0:
-            self.batches = epoch_batches(
-                self.state.lengths,
-                batch_size=plan.batch_size,
-                seed=flow.settings.seed,
-                epoch=epoch,
-                shuffle=flow.dataset.shuffle,
-            )
-        return epoch, self.batches[step_in_epoch]
 
     def record_step(self, loss: float, norm: float, learning_rate: float, *, samples: int) -> None:
         """Advance the counters by a step, and write its event and now and then a line."""
@@ -615,6 +605,28 @@ def limit_evaluation_batch(job: Job, state: TrainState, warn: Callable[[str], No
     return BatchLimit(min(limit for limit in (MAX_BATCH, *limits) if limit), warn)
 
 
+class BatchOrder:
+    """The samples of every step: a function of seed and step."""
+
+    def __init__(self, flow: ResolvedFlow, state: TrainState):
+        self.flow, self.state = flow, state
+        self.batches: list[list[int]] = []  # sample indices, of the current epoch
+
+    def select(self, step: int) -> tuple[int, list[int]]:
+        """Return the epoch and the sample indices of a step."""
+        plan = self.state.plan
+        epoch, step_in_epoch = divmod(step, plan.steps_per_epoch)
+        if not self.batches or step_in_epoch == 0:
+            self.batches = epoch_batches(
+                self.state.lengths,
+                batch_size=plan.batch_size,
+                seed=self.flow.settings.seed,
+                epoch=epoch,
+                shuffle=self.flow.dataset.shuffle,
+            )
+        return epoch, self.batches[step_in_epoch]
+
+
 def name_checkpoint(step: int, steps_per_epoch: int) -> str:
     """Return the name of the checkpoint after ``step``: by its epoch if that is complete."""
     epoch, remainder = divmod(step, steps_per_epoch)
@@ -638,7 +650,7 @@ def enforce_memory_estimate(
         )
     if estimate.verdict == "Warn":
         warn(f"{format_bytes(estimate.peak_bytes)} of memory will be needed. {estimate.reason}")
-    if not state.has_memory_trial:
+    if not state.has_memory_trial or not state.world.is_single:
         return
     with torch.random.fork_rng(devices=[state.device] if state.device.type == "cuda" else []):
         largest = [state.longest_index] * state.plan.micro_batch_size
@@ -690,25 +702,41 @@ def shrink_micro_batch(state: TrainState, size: int, events: EventWriter) -> Non
 def accumulate_gradients(
     state: TrainState, indices: list[int], epoch: int, micro_batch_size: int
 ) -> float:
-    """Run forward and backward for each micro-batch; return the mean loss per label token.
+    """Compute the gradients of the batch, with a share on each rank; return the mean loss.
 
     Raises:
         NotFinite: the loss is not a finite number, and it is not scaled.
+    """
+    share = state.world.select(indices)
+    work = partial(run_micro_batches, state, share, epoch, micro_batch_size)
+    loss = state.world.combine(work, state.parameters)
+    if not math.isfinite(loss) and not state.scaler.is_enabled():
+        raise NotFinite(f"the loss is {loss}")
+    return loss
+
+
+def run_micro_batches(
+    state: TrainState, indices: list[int], epoch: int, micro_batch_size: int
+) -> tuple[float, int]:
+    """Run forward and backward for each micro-batch.
+
+    Returns the mean loss per label token, and the number of these tokens.
     """
     starts = range(0, len(indices), micro_batch_size)
     micro_batches = [indices[start : start + micro_batch_size] for start in starts]
     # Padded rows are (B, T); packed, one row (1, T) holds all samples. Labels are (N,).
     batches = [state.build_batch(micro_batch, epoch) for micro_batch in micro_batches]
-    tokens = max(1, sum(batch.label_count for batch in batches))
+    if not batches:  # a rank may have no share of a short batch, and its scaler still takes a step
+        state.scaler.scale(torch.zeros((), device=state.device))
+    labels = sum(batch.label_count for batch in batches)
+    tokens = max(1, labels)
     total = 0.0
     for batch in batches:
         # Sums over label tokens, so that micro-batches add up to the mean over the whole batch.
         loss = state.losses(batch.to(state.device)) / tokens  # ()
         state.scaler.scale(loss).backward()
         total += float(loss.detach())
-    if not math.isfinite(total) and not state.scaler.is_enabled():
-        raise NotFinite(f"the loss is {total}")
-    return total
+    return total, labels
 
 
 def optimizer_step(state: TrainState, max_grad_norm: float | None) -> float:
