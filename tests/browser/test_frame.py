@@ -1,6 +1,8 @@
 """The frame of all pages: live state, theme, layout, accessibility."""
 
+import json
 import re
+import time
 from typing import Any, Literal
 
 import pytest
@@ -10,6 +12,7 @@ from tests.browser.conftest import Console, PageOf, Site, find_violations
 from tests.support.waiting import eventually
 
 PAGES = ("/ui/enter?stay", "/ui/runs/new", "/ui/runs/none")
+STREAM = '"/ui/stream"'  # in a line of the server's log
 WIDTHS = (360, 768, 1440)
 THEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 
@@ -53,7 +56,7 @@ def test_the_theme_is_kept(signed_in_page: Page) -> None:
 
 
 def test_ten_tabs_share_one_connection(page_of: PageOf, site: Site) -> None:
-    before = site.log.read_text().count('"/ui/stream"')
+    begun_ms = time.time() * 1000
     first = page_of(site)
     tabs = [first, *(first.context.new_page() for _ in range(9))]
     for tab in tabs[1:]:
@@ -70,8 +73,9 @@ def test_ten_tabs_share_one_connection(page_of: PageOf, site: Site) -> None:
     first.context.close()
 
     def count_streams() -> int:
-        """Return how many have ended, which is when they are logged."""
-        return site.log.read_text().count('"/ui/stream"') - before
+        """Return how many have begun here and ended, which is when they are logged."""
+        found = [json.loads(line) for line in site.log.read_text().splitlines() if STREAM in line]
+        return sum(line["time"] - line["ms"] >= begun_ms for line in found)
 
     eventually(count_streams, timeout_s=10, what="the stream ends with its tabs")
     assert count_streams() == 1
