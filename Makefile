@@ -69,7 +69,7 @@ reconnects: setup ## Cut the connection of watchers 1,000 times while runs chang
 	@RUNYARD_RECONNECTS=1000 scripts/test tests/server/test_reconnects.py -n 0
 
 budgets: setup ## Hold the pages to their budgets: 100,000 runs, a minute of training, 1,000 reconnects
-	@RUNYARD_BUDGETS=1 scripts/test tests/browser/test_budgets.py -n 0
+	@RUNYARD_BUDGETS=1 scripts/test tests/browser/test_budgets.py -n 0 -m slow
 
 availability: setup ## Keep the server available against silent sockets, long polls and slow bodies
 	@RUNYARD_AVAILABILITY=1 scripts/test tests/server/test_availability.py -n 0 -s -k block_no_other_client

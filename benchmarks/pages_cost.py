@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=3, help="of each processor measurement")
-    parser.add_argument("--only", default="", help="the budget to measure, such as G3")
+    parser.add_argument("--only", default="", help="the budgets to measure, such as G1,G5")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
     if not CHROMIUM:
@@ -167,7 +167,7 @@ class Measurement:
             "G5": self.measure_clicks,
             "G8": self.measure_outage,
         }
-        steps = [step for name, step in budgets.items() if only in ("", name)]
+        steps = [step for name, step in budgets.items() if not only or name in only.split(",")]
         for number in range(rounds + 1):
             for step in steps if number % 2 else reversed(steps):
                 step()

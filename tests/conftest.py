@@ -71,8 +71,9 @@ LONGEST = (
 SLOW = (
     "tests/e2e/test_assets_sync.py",
     "tests/e2e/test_datasets_sync.py",
-    # One real training in a browser is enough: tests/browser/test_first_run.py.
-    "tests/browser/test_run_page.py::test_a_real_training_is_watched_and_killed",
+    # Real training in a browser, and stores with many runs.
+    "tests/browser/test_first_run.py",
+    "tests/browser/test_budgets.py",
 )
 REPOSITORY = Path(__file__).parent.parent
 LEFT_OUT = pytest.StashKey[int]()

@@ -65,6 +65,7 @@ SYSTEM = "system.jsonl"
 SUPERVISOR_LOG = "logs/supervisor.log"
 CHECKPOINTS = "checkpoints"
 PREDICTIONS = "predictions"
+RANKS = "ranks"  # below it, a folder of each rank other than 0
 # Has the layout of an attempt's folder, so that the same readers find checkpoints in it
 FETCHED = "resume"
 MANIFEST = "manifest.json"
@@ -91,6 +92,7 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 EXIT_DONE = 0
 EXIT_CANNOT_RUN = 64  # the flow or the data is invalid: another attempt would fail too
 EXIT_STOPPED = 75  # stopped on request, after saving as far as disk space allowed
+EXIT_PEER_LOST = 76  # another rank of the attempt is gone
 
 # The reasons in the result.json of an attempt that did not fail.
 Ending = Literal["Completed", "TimeLimit", "EarlyStopped", "Stopped"]
@@ -190,6 +192,10 @@ class AttemptDir:
     @property
     def logs(self) -> Path:
         return self.stdout.parent
+
+    def rank(self, number: int) -> Path:
+        """Return the folder of a rank that does not lead."""
+        return self.path / RANKS / str(number)
 
     @property
     def stdout(self) -> Path:

@@ -29,8 +29,8 @@ statements: ``tests/pages/test_statements.py`` |
 | G14 every event once | ``test_a_page_that_reconnects_has_every_event_once``; \
 ``tests/server/test_reconnects.py`` |
 
-``make budgets`` (RUNYARD_BUDGETS=1) is the long form: 100,000 runs, a minute of a real
-training, 1,000 reconnects, every tab.
+``make test-slow`` runs these tests. ``make budgets`` (RUNYARD_BUDGETS=1) is the long form: 100,000
+runs, a minute of a real training, 1,000 reconnects, every tab.
 """
 
 import os

@@ -296,7 +296,7 @@ class SaveOperation(Operation):
 
         made = self._get_state(attempt)
         for path, manifest in rundir.list_checkpoints(attempt):
-            progress, _ = load_state(path, made.optimizers)
+            progress, _ = load_state(path, made.model, made.optimizers)
             if progress.step != manifest["step"]:
                 found.append(f"{path.name} loads as step {progress.step}")
         return found

@@ -124,16 +124,19 @@ def test_each_field_is_read_outside_of_flows() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [field.encode_name for field in msgspec.structs.fields(blocks.Resources)]
+    "name",
+    [
+        field.encode_name
+        for field in msgspec.structs.fields(blocks.Resources)
+        if field.name != "workers"
+    ],
 )
 @pytest.mark.parametrize("value", [1, 2, 0.5, 8])
 def test_unsupported_resources_are_rejected_with_reason_and_suggestion(
     name: str, value: Any
 ) -> None:
-    if (name, value) == ("workers", 1) or (
-        isinstance(value, float) and name in ("workers", "accelerators")
-    ):
-        return  # the default of every run; not an integer, which has its own message
+    if isinstance(value, float) and name == "accelerators":
+        return  # not an integer, which has its own message
     flow = {"settings": {"resources": {name: value}}}
     with pytest.raises(FlowProblems) as raised:
         validate(flow)
@@ -145,19 +148,26 @@ def test_unsupported_resources_are_rejected_with_reason_and_suggestion(
     )
 
 
+def test_a_run_may_have_several_workers_but_not_any_number() -> None:
+    assert validate({"settings": {"resources": {"workers": 2}}}).settings
+    with pytest.raises(FlowProblems) as raised:
+        validate({"settings": {"resources": {"workers": blocks.MOST_WORKERS + 1}}})
+    assert [problem.path for problem in raised.value.problems] == ["/settings/resources/workers"]
+
+
 def test_values_without_effect_are_accepted() -> None:
-    resources = {"accelerators": None, "cpus": None, "memoryGiB": None, "workers": 1}
+    resources = {"accelerators": None, "cpus": None, "memoryGiB": None}
     assert validate({"settings": {"resources": resources}}).settings
 
 
 def test_every_unsupported_field_is_reported_together_with_other_problems() -> None:
-    flow = {"settings": {"seed": -1, "resources": {"cpus": 4, "workers": 2}}}
+    flow = {"settings": {"seed": -1, "resources": {"cpus": 4, "accelerators": 2}}}
     with pytest.raises(FlowProblems) as raised:
         validate(flow)
     assert {problem.path for problem in raised.value.problems} == {
         "/settings/seed",
         "/settings/resources/cpus",
-        "/settings/resources/workers",
+        "/settings/resources/accelerators",
     }
 
 

@@ -110,7 +110,7 @@ def test_frozen_parts_have_no_gradients_and_an_adapter_few() -> None:
     assert adapted.weights == pytest.approx(2 * SEVEN + adapted.gradients)
     quantized = resolve_blocks(mode="lora", quantization={"enabled": True})
     whole = estimate(quantized, parameters=SEVEN, accelerator=accelerator(80))
-    assert whole.weights == pytest.approx(adapted.weights - SEVEN)
+    assert whole.weights == pytest.approx(adapted.weights - 0.87 * SEVEN)  # the language model
 
 
 def test_activations_grow_with_samples_and_tokens_and_shrink_with_checkpointing() -> None:
@@ -129,13 +129,14 @@ def test_activations_grow_with_samples_and_tokens_and_shrink_with_checkpointing(
     assert large == pytest.approx(one * (4096 + 256) / (1024 + 256))
 
 
-def test_auto_precision_is_float32_without_fast_bfloat16() -> None:
+def test_auto_precision_has_16_bits_on_every_gpu() -> None:
     resolved = resolve_blocks(mode="lora")
     on = {
         name: estimate(resolved, parameters=SEVEN, accelerator=accelerator(80, name)).weights
         for name in ("a100", "t4", "cpu")
     }
-    assert on["t4"] == on["cpu"] > 1.9 * on["a100"]
+    assert on["cpu"] > 1.9 * on["a100"]
+    assert on["t4"] == on["a100"]  # in float16
 
 
 def test_the_tiny_model_fits_on_a_small_cpu() -> None:
@@ -229,12 +230,12 @@ def test_an_unknown_memory_need_is_a_warning() -> None:
 
 
 def test_four_bits_are_recommended_where_an_adapter_alone_does_not_fit() -> None:
-    reason = predict_fit(resolve_blocks(), accelerator(14)).reason
+    reason = predict_fit(resolve_blocks(), accelerator(15)).reason
     assert (
         "training.mode lora and quantization.enabled true and microBatchSize 1 would fit" in reason
     )
     quantized = resolve_blocks(
         mode="lora", quantization={"enabled": True}, hyperparameters={"microBatchSize": 1}
     )
-    assert predict_fit(quantized, accelerator(14)).action == "Allow"
+    assert predict_fit(quantized, accelerator(15)).action == "Allow"
     assert "quantization" not in predict_fit(quantized, accelerator(4)).reason

@@ -191,7 +191,7 @@ def test_run_json_contains_what_the_published_client_reads() -> None:
     # Its loader opens what transformers' classes open.
     assert settings["architecture"]["name"] == "qwen25vl"
     assert settings["architecture"]["size"] == "tiny"
-    assert settings["quantization"] == {"enabled": False, "type": "nf4"}
+    assert settings["quantization"] == {"enabled": False, "type": "nf4", "parts": ["language"]}
     assert settings["evaluation"] == {
         "temperature": 1.0,
         "top_k": 50,

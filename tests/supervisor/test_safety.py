@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from runyard import processes, rundir
+from runyard.supervisor.launch import filter_environment
 from runyard.supervisor.main import count_excess_bytes
 from runyard.trainer.main import is_stop_requested
 
@@ -350,6 +351,7 @@ ANOTHER_PROCESS = """
 import os, signal, time
 from pathlib import Path
 from runyard import processes, rundir
+from runyard.supervisor.launch import filter_environment
 from runyard.supervisor.main import count_excess_bytes
 rundir.PERMIT_EVERY_S = 0.05
 others = Path("FOLDER", "others")
@@ -370,3 +372,26 @@ def test_an_earlier_out_of_memory_kill_is_attributed_to_another_process(
 ) -> None:
     assert start(folder, ANOTHER_PROCESS.replace("FOLDER", str(folder))).wait(30) == 0
     assert server.reports[0]["cause"] == "killed by SIGKILL"
+
+
+def test_a_trainer_sees_the_variables_of_its_libraries_and_no_secret() -> None:
+    kept = {
+        "CUDA_VISIBLE_DEVICES": "0",
+        "HIP_VISIBLE_DEVICES": "0",
+        "ROCR_VISIBLE_DEVICES": "0",
+        "HSA_OVERRIDE_GFX_VERSION": "11.0.0",
+        "MIOPEN_USER_DB_PATH": "/cache",
+        "ONEAPI_DEVICE_SELECTOR": "level_zero:0",
+        "ZE_AFFINITY_MASK": "0",
+        "PYTORCH_ENABLE_MPS_FALLBACK": "1",
+        "TRITON_CACHE_DIR": "/cache",
+        "TORCHINDUCTOR_CACHE_DIR": "/cache",
+    }
+    hidden = {
+        "RUNYARD_DATABASE": "x",
+        "AWS_PROFILE": "x",
+        "HF_TOKEN": "x",
+        "TRITON_API_KEY": "x",
+        "AMD_PASSWORD": "x",
+    }
+    assert filter_environment(kept | hidden) == kept

@@ -303,6 +303,18 @@ def test_copies_allocate_once_and_tied_weights_stay_tied() -> None:
     assert second.contents.weights["head"].tolist() == [[1, 2, 3], [4, 5, 6]]
 
 
+def test_pinned_copies_count_at_the_size_that_torch_allocates() -> None:
+    count = async_checkpoint_module.count_host_bytes
+    assert [count(size, is_pinned=True) for size in (0, 1, 4096, 4097, 5 << 30)] == [
+        0,
+        1,
+        4096,
+        8192,
+        8 << 30,
+    ]
+    assert count(4097, is_pinned=False) == 4097
+
+
 def test_buffers_are_copied_at_once_and_frozen_weights_are_not_copied() -> None:
     buffer, frozen = (
         torch.tensor([1.0]),

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from runyard.rundir import read_json
+from runyard.rundir import read_json, sha256_of
 from runyard.trainer.checkpoints.checkpoint import save_checkpoint
 from runyard.trainer.main import train_attempt
 
@@ -136,10 +136,6 @@ def test_the_best_checkpoint_of_the_other_run_is_not_kept(
             ["is of step 4", "ends after 4 steps", "hyperparameters.epochs or maxSteps"],
         ),
         (make_blocks(9, hyperparameters={"maxSteps": 3}), ["is of step 4", "ends after 3 steps"]),
-        (
-            make_blocks(4, hyperparameters={"optimizer": {"weightDecay": 0}}),
-            ["groups parameters differently"],
-        ),
     ],
 )
 def test_a_flow_that_does_not_fit_the_checkpoint_is_refused_with_the_differences(
@@ -151,6 +147,72 @@ def test_a_flow_that_does_not_fit_the_checkpoint_is_refused_with_the_differences
     assert result is not None
     assert (result["outcome"], result["reason"]) == ("Failed", "InvalidFlow")
     assert [word for word in words if word not in result["message"]] == []
+
+
+def test_optimizer_state_is_stored_by_name_and_fits_other_groups_of_parameters(
+    half: Path, make_attempt: MakeAttempt
+) -> None:
+    checkpoint = half / "checkpoints" / "epoch-2"
+    blocks = make_blocks(4, hyperparameters={"optimizer": {"weightDecay": 0}})
+    folder = resume_from(make_attempt(blocks, run="new"), checkpoint)
+    assert train_attempt(folder) == 0
+    state = json.loads((checkpoint / "training_state" / "state.json").read_text())
+    (saved,) = state["optimizers"]
+    model = load_file(checkpoint / "model_full" / "model.safetensors")
+    assert (state["format"], set(saved["values"])) == (2, set(saved["parameters"]))
+    assert set(saved["parameters"]) <= set(model)
+    stored = load_file(checkpoint / "training_state" / "state.safetensors")
+    for name, entries in saved["values"].items():
+        assert stored[entries["exp_avg"]["tensor"]].shape == model[name].shape
+
+
+def test_a_checkpoint_of_format_1_resumes_bit_for_bit(
+    whole: Path, half: Path, make_attempt: MakeAttempt, tmp_path: Path
+) -> None:
+    """Format 1 stored optimizer state by the parameter's index, beside the settings of groups."""
+    old = shutil.copytree(half / "checkpoints" / "epoch-2", tmp_path / "epoch-2")
+    state_file = old / "training_state" / "state.json"
+    state = json.loads(state_file.read_text())
+    tensors_file = old / "training_state" / "state.safetensors"
+    stored = load_file(tensors_file)
+    (saved,) = state["optimizers"]
+    model = load_file(old / "model_full" / "model.safetensors")
+    decay = {True: 0.01, False: 0.0}
+    groups: dict[bool, list[int]] = {}
+    renamed = {name: value for name, value in stored.items() if name.startswith("random.")}
+    for index, name in enumerate(saved["parameters"]):
+        groups.setdefault(model[name].dim() >= 2, []).append(index)
+        for key, place in saved["values"][name].items():
+            renamed[f"optimizer.0.{index}.{key}"] = stored[place["tensor"]]
+    state["optimizers"] = [
+        {
+            "values": {str(index): {} for index in range(len(saved["parameters"]))},
+            "groups": [
+                {"params": members, "weight_decay": decay[is_matrix], "betas": [0.9, 0.999]}
+                for is_matrix, members in groups.items()
+            ],
+        }
+    ]
+    del state["format"]
+    state_file.write_text(json.dumps(state))
+    save_file(renamed, tensors_file)
+    rewrite_manifest(old)
+    folder = resume_from(make_attempt(make_blocks(4), run="new"), old)
+    assert train_attempt(folder) == 0
+    assert differing(tensors(whole), tensors(folder)) == []
+
+
+def test_a_training_state_of_a_later_format_is_refused(
+    half: Path, make_attempt: MakeAttempt, tmp_path: Path
+) -> None:
+    later = shutil.copytree(half / "checkpoints" / "epoch-2", tmp_path / "epoch-2")
+    state_file = later / "training_state" / "state.json"
+    state_file.write_text(json.dumps(json.loads(state_file.read_text()) | {"format": 3}))
+    rewrite_manifest(later)
+    folder = resume_from(make_attempt(make_blocks(4), run="new"), later)
+    assert train_attempt(folder) == 64
+    result = read_json(folder / "result.json") or {}
+    assert "training state of format 3" in result["message"]
 
 
 def test_a_model_of_another_shape_is_refused(
@@ -221,10 +283,8 @@ def test_a_run_that_must_resume_never_starts_from_the_beginning(
 
 def rewrite_manifest(checkpoint: Path) -> None:
     """Write the manifest again after a change of the state."""
-    from runyard.rundir import sha256_of
-
     manifest = json.loads((checkpoint / "manifest.json").read_text())
-    for file in manifest["files"]:
-        path = checkpoint / file["path"]
-        file |= {"sizeBytes": path.stat().st_size, "sha256": sha256_of(path)}
+    for item in manifest["files"]:
+        file = checkpoint / item["path"]
+        item |= {"sizeBytes": file.stat().st_size, "sha256": sha256_of(file)}
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))

@@ -1,5 +1,6 @@
 """The memory estimate: its parts, its peak compared with the kernel's, and its consequences."""
 
+import importlib.util
 import itertools
 import multiprocessing
 import re
@@ -28,6 +29,7 @@ from runyard.trainer.steps.memory import (
     StepMemory,
     count_optimizer_bytes,
     estimate_optimizer_bytes,
+    is_out_of_memory,
     measure_step_memory,
     read_available_memory,
     read_host_memory,
@@ -40,7 +42,50 @@ from runyard.trainer.steps.trial_budget import NoTimeLeft, TrialBudget
 EventsOf = Callable[[Path, str], list[dict[str, Any]]]
 MIB = 1 << 20
 CPU = torch.device("cpu")
+needs_bitsandbytes = pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"
+)
 BATCH = 4
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("HIP out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"
+        ),
+        torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be reported"),
+        torch.AcceleratorError("HIP error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("CUDA error: HIPBLAS_STATUS_ALLOC_FAILED when calling `hipblasCreate`"),
+        RuntimeError("cudaErrorMemoryAllocation"),
+        RuntimeError("XPU out of memory. Tried to allocate 20.00 MiB"),
+        RuntimeError(
+            "level_zero backend failed with error: 39 (UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY)"
+        ),
+        RuntimeError("MPS backend out of memory (MPS allocated: 7.9 GB)"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+    ],
+    ids=lambda error: str(error)[:40],
+)
+def test_running_out_of_memory_is_recognized_on_every_device(error: Exception) -> None:
+    assert is_out_of_memory(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("out of resource: shared memory, Required: 131072, Hardware limit: 101376"),
+        ValueError("out of memory"),
+    ],
+    ids=lambda error: str(error)[:40],
+)
+def test_other_errors_do_not_count_as_out_of_memory(error: Exception) -> None:
+    assert not is_out_of_memory(error)
 
 
 def test_live_bytes_are_counted_once_per_storage_until_it_is_freed() -> None:
@@ -59,29 +104,28 @@ def test_live_bytes_are_counted_once_per_storage_until_it_is_freed() -> None:
     assert live._live == 4 * 100 * 50
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon", "sgd", "adafactor"])
+@pytest.mark.parametrize(
+    "name",
+    ["adamw", "muon", "sgd", "adafactor", pytest.param("adamw8bit", marks=needs_bitsandbytes)],
+)
 def test_the_estimated_optimizer_state_is_the_state_after_a_step(name: Any) -> None:
     shapes = {
-        "text.weight": (24, 40),
+        "text.weight": (90, 60),
         "embed.weight": (90, 24),
         "norm.weight": (24,),
         "patch.weight": (8, 3, 4, 4),
     }
     named = [(n, torch.nn.Parameter(torch.randn(shape))) for n, shape in shapes.items()]
     optimizers = make_optimizers(
-        named,
-        Optimizer(name=name),
-        learning_rate=1e-3,
-        rates=None,
-        parts=PARTS["llava"],
-        device=CPU,
+        named, Optimizer(name=name), learning_rate=1e-3, rates=None, parts=PARTS["llava"]
     )
     estimated = estimate_optimizer_bytes(optimizers)
     for _, parameter in named:
         parameter.grad = torch.randn_like(parameter)
     for optimizer in optimizers:
         optimizer.step()
-    assert count_optimizer_bytes(optimizers) == estimated
+    shared = 2 * 256 * 4 if name == "adamw8bit" else 0  # two tables of the values of a byte
+    assert count_optimizer_bytes(optimizers) == estimated + shared
     assert estimate_optimizer_bytes(optimizers) == 0  # as in a resumed training
 
 
@@ -150,7 +194,6 @@ def measured(micro_batch_size: int, name: Any, answer: Any) -> None:
         learning_rate=1e-3,
         rates=None,
         parts=PARTS["llava"],
-        device=CPU,
     )
     plan: Any = PlanOf(micro_batch_size)
     state = torch.get_rng_state()

@@ -1,5 +1,6 @@
 """Learning rates over a run, parameter groups, and that every optimizer learns."""
 
+import sys
 from typing import Literal
 
 import pytest
@@ -12,7 +13,6 @@ from runyard.trainer.families import get_family_parts
 from runyard.trainer.steps.optim import Named, make_optimizers, rate_factor, set_rates
 
 PARTS = get_family_parts("llava")
-CPU = torch.device("cpu")
 
 
 def factors(name: str, **more: float) -> list[float]:
@@ -50,12 +50,7 @@ def parameters() -> Named:
 def test_parameter_groups_have_their_own_rates_and_gains_do_not_decay() -> None:
     rates = LearningRates(vision=1e-4, projector=2e-4)
     (optimizer,) = make_optimizers(
-        parameters(),
-        Settings(weight_decay=0.1),
-        learning_rate=1e-3,
-        rates=rates,
-        parts=PARTS,
-        device=CPU,
+        parameters(), Settings(weight_decay=0.1), learning_rate=1e-3, rates=rates, parts=PARTS
     )
     groups = {(g["base_lr"], g["weight_decay"]): len(g["params"]) for g in optimizer.param_groups}
     assert groups == {(1e-4, 0.1): 1, (2e-4, 0.1): 1, (1e-3, 0.1): 2, (1e-3, 0.0): 1}
@@ -68,9 +63,7 @@ def test_every_optimizer_reduces_the_loss(
 ) -> None:
     named = parameters()
     settings = Settings(name=name, weight_decay=0.0)
-    optimizers = make_optimizers(
-        named, settings, learning_rate=0.01, rates=None, parts=PARTS, device=CPU
-    )
+    optimizers = make_optimizers(named, settings, learning_rate=0.01, rates=None, parts=PARTS)
 
     def loss() -> torch.Tensor:
         return sum((p.square().sum() for _, p in named), torch.zeros(()))
@@ -87,15 +80,16 @@ def test_every_optimizer_reduces_the_loss(
 def test_muon_takes_hidden_matrices_only() -> None:
     settings = Settings(name="muon")
     muon, rest = make_optimizers(
-        parameters(), settings, learning_rate=0.01, rates=None, parts=PARTS, device=CPU
+        parameters(), settings, learning_rate=0.01, rates=None, parts=PARTS
     )
     assert sum(len(group["params"]) for group in muon.param_groups) == 3
     assert sum(len(group["params"]) for group in rest.param_groups) == 2
 
 
-def test_an_optimizer_that_is_not_installed_is_refused_with_a_fix() -> None:
+def test_an_optimizer_that_is_not_installed_is_refused_with_a_fix(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     settings = Settings(name="adamw8bit")
     with pytest.raises(InvalidFlow, match="use 'adamw'"):
-        make_optimizers(
-            parameters(), settings, learning_rate=0.01, rates=None, parts=PARTS, device=CPU
-        )
+        make_optimizers(parameters(), settings, learning_rate=0.01, rates=None, parts=PARTS)

@@ -10,15 +10,23 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from runyard.flows.blocks import Part, Quantization
 from runyard.rundir import read_json, sha256_of
 from runyard.trainer.errors import ExportFailed
 from runyard.trainer.export.export import export_model
+from runyard.trainer.families import find_part
 from runyard.trainer.main import train_attempt
-from runyard.trainer.models.model import dequantize, load_model
+from runyard.trainer.models.model import (
+    LoadedModel,
+    dequantize,
+    load_model,
+    read_quantization,
+)
 
 needs_bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"
 )
+ALL: tuple[Part, ...] = ("vision", "projector", "language")
 STEPS, LAST = 6, "epoch-1"
 
 
@@ -72,7 +80,7 @@ def test_the_checkpoint_has_unquantized_base_weights(
     assert "quantization_config" not in (read_json(full / "config.json") or {})
     run = read_json(full / "run.json") or {}
     model = run["spec"]["flow"]["blocks"][-1]["settings"]
-    assert model["quantization"] == {"enabled": True, "type": "nf4"}
+    assert model["quantization"] == {"enabled": True, "type": "nf4", "parts": ["language"]}
     assert model["compute"]["precisionType"] == "float32"
     plan = run["status"]["plan"]
     assert plan["quantization"]["value"] == "nf4"
@@ -98,9 +106,58 @@ def test_an_evaluation_does_not_change_the_final_adapter(
     assert any(not torch.equal(one[name], first[name]) for name in one)
 
 
+def find_quantized(model: LoadedModel) -> set[str]:
+    return {
+        name for name, layer in model.module.named_modules() if type(layer).__name__ == "Linear4bit"
+    }
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("model_type", ["llava", "qwen2_5_vl", "idefics3"])
+@pytest.mark.parametrize(
+    "chosen", [("language",), ("projector", "language"), ("vision",), ("projector",)]
+)
+def test_only_the_named_parts_are_quantized(
+    chosen: tuple[Part, ...], model_type: str, miniature: Callable[[str], Path]
+) -> None:
+    def load(parts: tuple[Part, ...]) -> LoadedModel:
+        quantization = Quantization(enabled=True, parts=[*parts])
+        return load_model(miniature(model_type), dtype=torch.bfloat16, quantization=quantization)
+
+    model = load(chosen)
+    everything = find_quantized(load(ALL))
+    assert find_quantized(model) == {
+        name for name in everything if find_part(name, model.parts) in chosen
+    }
+    dtypes: dict[bool, set[str]] = {True: set(), False: set()}
+    for name, parameter in model.module.named_parameters():
+        dtypes[find_part(name, model.parts) in chosen].add(str(parameter.dtype))
+    assert "torch.uint8" in dtypes[True] or not find_quantized(model)
+    assert dtypes[True] <= {"torch.uint8", "torch.float32"}
+    assert dtypes[False] == {"torch.bfloat16"}
+
+
+def test_a_checkpoint_that_names_no_parts_had_all_of_them_in_4_bits() -> None:
+    def read(quantization: dict[str, Any]) -> Quantization | None:
+        block = {"block": "vi-model", "settings": {"quantization": quantization}}
+        return read_quantization({"spec": {"flow": {"blocks": [block]}}})
+
+    assert read({"enabled": True, "type": "fp4"}) == Quantization(
+        enabled=True, type="fp4", parts=[*ALL]
+    )
+    assert read({"enabled": True, "type": "nf4", "parts": ["language"]}) == Quantization(
+        enabled=True
+    )
+    assert read({"enabled": False, "type": "nf4"}) is None
+
+
 @needs_bitsandbytes
 def test_generation_leaves_4_bit_weights_unchanged(miniature: Callable[[str], Path]) -> None:
-    model = load_model(miniature("llava"), dtype=torch.bfloat16, quantization="fp4")
+    model = load_model(
+        miniature("llava"),
+        dtype=torch.bfloat16,
+        quantization=Quantization(enabled=True, type="fp4", parts=[*ALL]),
+    )
     assert {str(p.dtype) for p in model.module.parameters()} == {"torch.uint8", "torch.float32"}
     layer = next(layer for layer in model.module.modules() if type(layer).__name__ == "Linear4bit")
     before = dequantize(layer.weight).clone()

@@ -190,11 +190,13 @@ def train_with_a_slow_evaluation(folder: Path) -> int:
     """Train with an evaluation that takes a minute; called in a separate process."""
     mean_loss = evaluation_module.mean_loss
 
-    def slow(data: Any, count: Any, losses: Any, device: Any, look: Callable[[], None]) -> Any:
+    def slow(
+        data: Any, count: Any, losses: Any, device: Any, look: Callable[[], None], limit: Any
+    ) -> Any:
         for _ in range(6000):
             time.sleep(0.01)
             look()
-        return mean_loss(data, count, losses, device, look)
+        return mean_loss(data, count, losses, device, look, limit)
 
     evaluation_module.mean_loss = slow  # type: ignore[assignment]
     return train_attempt(folder)

@@ -98,3 +98,20 @@ def test_a_resumed_attempt_no_longer_needs_the_weights(
         make_blocks(NAME, "lora", 1e-5), run="resumed", attempt=2, weights=lost, resume=checkpoint
     )
     assert train_attempt(folder) == 0, (folder / "result.json").read_text()
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_weights_are_read_straight_to_the_accelerator(
+    device: str, miniature: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoModelForImageTextToText
+
+    read, places = AutoModelForImageTextToText.from_pretrained, []
+
+    def read_to_host(*arguments: Any, device_map: Any = None, **options: Any) -> Any:
+        places.append(device_map)
+        return read(*arguments, **options)
+
+    monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", read_to_host)
+    load_model(miniature("llava"), dtype=torch.float32, device=torch.device(device))
+    assert places == [{"": torch.device("cuda")} if device == "cuda" else None]

@@ -13,10 +13,12 @@ import msgspec
 from runyard import ids, processes, rundir
 from runyard.controller.decide import AttemptKey
 from runyard.controller.machine import count_threads_per_run
+from runyard.flows.blocks import MOST_WORKERS
 from runyard.ids import resolve_folder
 from runyard.protocol import Assignment
 from runyard.rundir import AttemptDir
 from runyard.settings import Settings
+from vi.api.resources.runs.responses import Run
 
 
 def make_attempt_key(assignment: Assignment) -> AttemptKey:
@@ -75,6 +77,7 @@ def place_attempt(
             "device": device,
             "leaseS": assignment.lease_s,
             "graceS": assignment.grace_s,
+            "workers": count_workers(assignment.run),
             "serverFile": str(settings.server_file),
             "maxUnreachableS": None
             if is_this_machine(assignment.server_boot_id)
@@ -150,6 +153,13 @@ def is_this_machine(server_boot_id: str) -> bool:
     return (
         server_boot_id not in ("", processes.UNKNOWN_BOOT) and server_boot_id == processes.boot_id()
     )
+
+
+def count_workers(run: Run) -> int:
+    """Return how many trainers the run's flow asks for; the trainer reports an invalid number."""
+    resources = run.spec.flow.settings.get("resources")
+    workers = resources.get("workers") if isinstance(resources, dict) else None
+    return workers if isinstance(workers, int) and 1 <= workers <= MOST_WORKERS else 1
 
 
 def build_run_document(assignment: Assignment, settings: Settings) -> dict[str, Any]:

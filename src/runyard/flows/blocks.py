@@ -77,8 +77,11 @@ class FlowReference(Shape, frozen=True):
     ]
 
 
+MOST_WORKERS = 64  # of one run, all on one machine
+
+
 class Resources(Shape, frozen=True):
-    """The resources a run needs. Not supported yet: only the defaults are accepted."""
+    """The resources a run needs. Not supported yet, except for workers."""
 
     accelerators: Annotated[
         Annotated[int, Meta(ge=0, le=1024)] | None,
@@ -94,8 +97,11 @@ class Resources(Shape, frozen=True):
     ] = msgspec.field(name="memoryGiB", default=None)
     workers: Annotated[
         int,
-        Meta(ge=1, le=1024),
-        help_text("processes that train one model together; not supported yet, must be 1"),
+        Meta(ge=1, le=MOST_WORKERS),
+        help_text(
+            "processes of one machine that train one model together, each with a share of every "
+            "batch; on accelerators at most as many as the run has"
+        ),
     ] = 1
 
 
@@ -291,11 +297,18 @@ class Training(Shape, frozen=True):
     ] = None
 
 
+DEFAULT_QUANTIZED_PARTS: tuple[Part, ...] = ("language",)
+
+
 class Quantization(Shape, frozen=True):
     """4-bit base weights; with lora this is QLoRA. Requires the package bitsandbytes."""
 
     enabled: Annotated[bool, help_text("load the base weights in 4 bits")] = False
     type: Annotated[Literal["nf4", "fp4"], help_text("4-bit number format")] = "nf4"
+    parts: Annotated[
+        Annotated[list[Part], Meta(min_length=1, max_length=3)],
+        help_text("parts in 4 bits; the others keep 16 bits", default="[language]"),
+    ] = msgspec.field(default_factory=lambda: [*DEFAULT_QUANTIZED_PARTS])
 
 
 class Compute(Shape, frozen=True):
@@ -304,7 +317,8 @@ class Compute(Shape, frozen=True):
     precision_type: Annotated[
         Literal["auto", "bfloat16", "float16", "float32"],
         help_text(
-            "number format of training; auto: bfloat16 if the device supports it well, else float32"
+            "number format of training; auto: bfloat16 if the device supports it well, else "
+            "float16 on GPUs and float32 on CPUs"
         ),
     ] = "auto"
     gradient_checkpointing: Annotated[

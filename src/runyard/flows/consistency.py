@@ -33,7 +33,6 @@ UNSUPPORTED = {
         "leave it out, and set RUNYARD_SLOTS so that the machine's runs fit into its memory "
         "together",
     ),
-    "workers": ("1", "one process trains a run", "leave it out or set it to 1"),
 }
 
 
@@ -76,9 +75,11 @@ def check_consistency(
     return problems
 
 
-def check_supported(flow: ResolvedFlow) -> ProblemCollector:
+def check_supported(flow: ResolvedFlow, at: Mapping[str, str]) -> ProblemCollector:
     """Return a problem for every setting that is not supported yet, which would otherwise be
-    ignored silently.
+    ignored silently, or which no machine supports.
+
+    ``at`` maps each block type to the path of its settings.
     """
     problems = ProblemCollector()
     resources = flow.settings.resources
@@ -86,13 +87,22 @@ def check_supported(flow: ResolvedFlow) -> ProblemCollector:
         ("accelerators", resources.accelerators),
         ("cpus", resources.cpus),
         ("memoryGiB", resources.memory_gib),
-        ("workers", resources.workers if resources.workers > 1 else None),
     ):
         if given is not None:
-            at = f"/settings/resources/{name}"
+            place = f"/settings/resources/{name}"
             allowed, reason, suggestion = UNSUPPORTED[name]
-            message = f"{at} is {given:g}, which is not supported yet: {reason}; try: {suggestion}."
-            problems.add(at, given, allowed, message=message)
+            problem = f"{place} is {given:g}, which is not supported yet: {reason}"
+            problems.add(place, given, allowed, message=f"{problem}; try: {suggestion}.")
+    compute = flow.model.compute
+    if compute.attention == "flash_attention_2" and compute.precision_type == "float32":
+        place = f"{at['vi-model']}/compute/attention"
+        problems.add(
+            place,
+            compute.attention,
+            "auto, sdpa or eager while precisionType is float32",
+            message=f"{place} is flash_attention_2, which computes in 16 bits, but precisionType "
+            "is float32; set precisionType to bfloat16, or attention to auto.",
+        )
     return problems
 
 

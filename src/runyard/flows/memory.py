@@ -61,8 +61,6 @@ WIDTH_OF_ROOT = 2
 START_BYTES = 768 << 20  # the libraries' code, the device's context
 # One chunk of the output layer's numbers, their gradient and intermediate values.
 LOGITS_BYTES = 768 << 20
-# Accelerators for which auto is float32; all newer ones do bfloat16 well.
-WITHOUT_BFLOAT16 = frozenset({"m60", "p4", "p40", "p100", "v100", "t4"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,9 +140,10 @@ def estimate(flow: ResolvedFlow, *, parameters: int, accelerator: RunAccelerator
             number_bytes * trained if number_bytes < FLOAT_BYTES else 0
         )
     else:
-        weights = (
-            QUANTIZED_BYTES if model.quantization.enabled else number_bytes
-        ) * parameters + FLOAT_BYTES * trained
+        quantized = model.quantization.parts if model.quantization.enabled else ()
+        fraction = sum(PART_FRACTIONS[part] for part in set(quantized))
+        weight_bytes = QUANTIZED_BYTES * fraction + number_bytes * (1 - fraction)
+        weights = weight_bytes * parameters + FLOAT_BYTES * trained
     optimizer = model.hyperparameters.optimizer
     kept = (
         0.0
@@ -385,8 +384,7 @@ def _choose_number_bytes(flow: ResolvedFlow, accelerator: RunAccelerator) -> int
     """Return the bytes per number of the arithmetic."""
     requested = flow.model.compute.precision_type
     if requested == AUTO:
-        is_whole = flow.is_tiny or accelerator.is_cpu or accelerator.name in WITHOUT_BFLOAT16
-        return FLOAT_BYTES if is_whole else 2
+        return FLOAT_BYTES if flow.is_tiny or accelerator.is_cpu else 2
     return FLOAT_BYTES if requested == "float32" else 2
 
 

@@ -87,7 +87,7 @@ def _read(
         kind: f"/blocks/{kinds[kind]}/settings" if kind in kinds else "/blocks" for kind in BLOCKS
     }
     inconsistent = check_consistency(resolved, at, problems, dataset_kind=dataset_kind)
-    unsupported = check_supported(resolved).to_list() if is_new else []
+    unsupported = check_supported(resolved, at).to_list() if is_new else []
     if problems or inconsistent or unsupported:
         raise FlowProblems(problems.to_list() + inconsistent.to_list() + unsupported)
     return checked, resolved

@@ -10,6 +10,8 @@ The run's lock is passed as an inherited descriptor. Supervisor and trainer shar
 supervisor acquires the lock and closes its copy when the gate opens. From then on the lock is held
 as long as the trainer, or a child it forked, has the file open. It belongs to the inode, not the
 name.
+
+A run with several workers has as many trainers, called ranks, which wait at the same gate.
 """
 
 import fcntl
@@ -42,10 +44,29 @@ _KEPT_PREFIXES = (
     "CUDA_",
     "TORCH_",
     "PYTORCH_",
+    "TORCHDYNAMO_",
+    "TORCHINDUCTOR_",
+    "TRITON_",
+    # AMD: ROCm, its runtime, HIP and their libraries of kernels.
+    "HIP_",
+    "HSA_",
+    "ROCR_",
+    "ROCM_",
+    "ROCBLAS_",
+    "HIPBLASLT_",
+    "MIOPEN_",
+    "AMD_",
+    "GPU_",
+    # Intel.
+    "ZE_",
+    "SYCL_",
+    "ONEAPI_",
+    "UR_",
+    "NCCL_",
+    "RCCL_",
     "OMP_",
     "MKL_",
     "OPENBLAS_",
-    "NCCL_",
     "XDG_",
 )
 _NEVER = ("TOKEN", "SECRET", "PASSWORD", "CREDENTIAL", "_KEY")
@@ -91,13 +112,17 @@ class RunLock:
 
 @dataclass(slots=True)
 class Trainer:
-    """A forked trainer and the gate it waits at."""
+    """A forked trainer and the gate it waits at, together with the other ranks of the attempt.
+
+    ``pid`` is rank 0, which leads; ``peers`` are the process ids of ranks 1, 2, ...
+    """
 
     pid: int
     gate: int
+    peers: tuple[int, ...] = ()
 
     def open_gate(self) -> None:
-        os.write(self.gate, _GATE_BYTE)
+        os.write(self.gate, _GATE_BYTE * (1 + len(self.peers)))  # each rank reads one
         self.close_gate()
 
     def close_gate(self) -> None:
@@ -107,31 +132,45 @@ class Trainer:
             self.gate = -1
 
 
-def fork_trainer(folder: Path, *, mark: str, lock: RunLock, train: Train | None) -> Trainer:
-    """Fork the trainer; ``train`` is called in it, or without one ``python -m runyard.trainer`` is
-    executed.
+def fork_trainer(
+    folder: Path, *, mark: str, lock: RunLock, train: Train | None, workers: int = 1
+) -> Trainer:
+    """Fork the trainer, with several workers one process for each rank.
+
+    ``train`` is called in it, or without one ``python -m runyard.trainer`` is executed.
     """
     AttemptDir(folder).stdout.parent.mkdir(exist_ok=True)
     gate_of_child, gate = os.pipe()
     supervisor_pid = os.getpid()
     sys.stdout.flush()
     sys.stderr.flush()
-    pid = os.fork()
-    if pid == 0:
-        _become_trainer(
-            folder,
-            mark=mark,
-            lock=lock,
-            train=train,
-            gate=gate_of_child,
-            supervisor_pid=supervisor_pid,
-        )
+    pids = []
+    for rank in range(workers):
+        pid = os.fork()
+        if pid == 0:
+            _become_trainer(
+                folder,
+                mark=mark,
+                lock=lock,
+                train=train,
+                gate=gate_of_child,
+                supervisor_pid=supervisor_pid,
+                place=(rank, workers),
+            )
+        pids.append(pid)
     os.close(gate_of_child)
-    return Trainer(pid, gate)
+    return Trainer(pids[0], gate, tuple(pids[1:]))
 
 
 def _become_trainer(
-    folder: Path, *, mark: str, lock: RunLock, train: Train | None, gate: int, supervisor_pid: int
+    folder: Path,
+    *,
+    mark: str,
+    lock: RunLock,
+    train: Train | None,
+    gate: int,
+    supervisor_pid: int,
+    place: tuple[int, int],
 ) -> NoReturn:
     code = 1
     try:
@@ -143,8 +182,9 @@ def _become_trainer(
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
         signal.set_wakeup_fd(-1)
-        _redirect_output(folder)
+        _redirect_output(folder, rank=place[0])
         _scrub_environment(mark)
+        os.environ |= describe_rank(*place)
         if os.read(gate, 1) != _GATE_BYTE:
             os._exit(rundir.EXIT_STOPPED)
         os.close(gate)
@@ -179,13 +219,23 @@ def _close_descriptors_except(*kept: int) -> None:
             os.closerange(below + 1, above)
 
 
-def _redirect_output(folder: Path) -> None:
+def describe_rank(rank: int, size: int) -> dict[str, str]:
+    """Return the variables that tell a trainer which of several ranks it is."""
+    if size == 1:
+        return {}
+    return {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
+
+
+def _redirect_output(folder: Path, *, rank: int) -> None:
     """Redirect output to files, never to a pipe that another process must read."""
+    stdout, stderr = AttemptDir(folder).stdout, AttemptDir(folder).stderr
+    if rank:  # only the log of rank 0 is shipped
+        stdout, stderr = (path.with_suffix(f".{rank}.log") for path in (stdout, stderr))
     append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     for descriptor, path, flags in (
         (0, Path(os.devnull), os.O_RDONLY),
-        (1, AttemptDir(folder).stdout, append),
-        (2, AttemptDir(folder).stderr, append),
+        (1, stdout, append),
+        (2, stderr, append),
     ):
         opened = os.open(path, flags, 0o600)
         os.dup2(opened, descriptor)

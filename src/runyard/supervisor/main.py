@@ -102,6 +102,7 @@ class Supervisor:
         self._lane_queues: dict[msg.Lane, SimpleQueue[Callable[[], msg.Event]]] = {}
         self._sampler = Sampler(folder, self._clock)
         self._trainer: Trainer | None = None
+        self._lost_rank: tuple[int, int] | None = None  # with its wait status
         self._lock: RunLock | None = None
         self._spool_bytes = int(placed.get("spoolBytes", DEFAULT_SPOOL_BYTES))
         self._permit_at_s = self._retry_writes_at_s = 0.0
@@ -217,7 +218,11 @@ class Supervisor:
     def _fork_trainer(self) -> None:
         self._lock = RunLock.open(self._folder)
         self._trainer = fork_trainer(
-            self._folder, mark=self._mark, lock=self._lock, train=self._train
+            self._folder,
+            mark=self._mark,
+            lock=self._lock,
+            train=self._train,
+            workers=int(self._placed.get("workers", 1)),
         )
         trainer = self._processes.identify(self._trainer.pid)
         myself = self._identify_self()
@@ -275,12 +280,37 @@ class Supervisor:
             os.read(self._wakeup_reader, 4096)
 
     def _reap_children(self) -> None:
-        for pid, status in self._group.reap():
-            if self._trainer is not None and pid == self._trainer.pid:
-                self._sampler.stop()
-                kills = self._processes.count_memory_kills() - self._memory_kills_before
-                phase = read_last_phase(self._folder, self._files)
-                self._handle_event(make_exit_event(status, memory_kills=kills, trainer_phase=phase))
+        trainer = self._trainer
+        ended = dict(self._group.reap())
+        if trainer is None:
+            return
+        for rank, pid in enumerate(trainer.peers, start=1):
+            if pid in ended:
+                self._end_with_rank(rank, ended[pid])
+        if trainer.pid in ended:
+            self._sampler.stop()
+            kills = self._processes.count_memory_kills() - self._memory_kills_before
+            phase = read_last_phase(self._folder, self._files)
+            lost = self._lost_rank
+            self._handle_event(
+                make_exit_event(
+                    ended[trainer.pid] if lost is None else lost[1],
+                    memory_kills=kills,
+                    trainer_phase=phase,
+                    rank=None if lost is None else lost[0],
+                )
+            )
+
+    def _end_with_rank(self, rank: int, status: int) -> None:
+        """End rank 0 after the first loss of another rank, whose status is then the attempt's.
+
+        A rank that ended as rank 0 told it, or because it missed another one, is not the cause.
+        """
+        followed = (rundir.EXIT_DONE, rundir.EXIT_CANNOT_RUN, rundir.EXIT_PEER_LOST)
+        is_lost = os.waitstatus_to_exitcode(status) not in followed
+        if self._lost_rank is None and is_lost and self._state.phase != "clearing":
+            self._lost_rank = rank, status
+            self._signal_trainer(signal.SIGKILL)
 
     def _handle_event(self, event: msg.Event) -> None:
         self._state, actions = st.step(self._state, event, self._clock.monotonic())
@@ -420,13 +450,18 @@ class Supervisor:
 
 
 def make_exit_event(
-    status: int, *, memory_kills: int, trainer_phase: str | None = None
+    status: int,
+    *,
+    memory_kills: int,
+    trainer_phase: str | None = None,
+    rank: int | None = None,
 ) -> msg.TrainerExited:
     """Return a wait status as an event of ``step``."""
     code = os.waitstatus_to_exitcode(status)
     if code < 0:
-        return msg.TrainerExited(None, signal.Signals(-code).name, memory_kills, trainer_phase)
-    return msg.TrainerExited(code, None, memory_kills, trainer_phase)
+        name = signal.Signals(-code).name
+        return msg.TrainerExited(None, name, memory_kills, trainer_phase, rank)
+    return msg.TrainerExited(code, None, memory_kills, trainer_phase, rank)
 
 
 def read_last_phase(folder: Path, files: Files = rundir) -> str | None:

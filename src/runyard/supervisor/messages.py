@@ -91,12 +91,14 @@ class TrainerExited:
 
     ``memory_kills`` counts the kernel's out-of-memory kills since the trainer started.
     ``trainer_phase`` is the phase the trainer reported last, which may be in a line not read yet.
+    ``rank`` is the rank that was lost first, where that is not rank 0; the status is then its own.
     """
 
     code: int | None
     signal: str | None
     memory_kills: int = 0
     trainer_phase: str | None = None
+    rank: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -343,6 +343,8 @@ def _on_exit(state: State, event: TrainerExited, now: float) -> tuple[State, lis
     cause = describe_cause(
         event, stop_reason=state.stop_reason, was_killed=was_killed, trainer_phase=trainer_phase
     )
+    if event.rank is not None:
+        cause = f"{cause} (rank {event.rank})"
     ended = ExitStatus(exit_code=event.code, signal=event.signal, cause=cause)
     return replace(
         state, phase="clearing", exit=ended, clearing_until=now + CLEARING_TIMEOUT_S, kill_at=None

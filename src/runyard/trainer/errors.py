@@ -7,6 +7,7 @@
         Diverged        the loss or the gradient is not finite
     StopRequested       a stop request interrupted work in progress; never leaves the trainer
     LockHeld            another trainer of the same run is alive (exit code 1: infrastructure)
+    PeerLost            another rank of the same attempt is gone (exit code 76: infrastructure)
     ExportFailed        exported files do not reproduce the checkpoint; none of them are kept
 
 The class names are the reasons that ``result.json`` carries. Every other error that escapes is a
@@ -44,6 +45,10 @@ class StopRequested(Exception):
 
 class LockHeld(Exception):
     """Another trainer of the same run is alive."""
+
+
+class PeerLost(Exception):
+    """Another rank of the same attempt is gone, so this one cannot train alone."""
 
 
 class ExportFailed(Exception):

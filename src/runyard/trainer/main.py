@@ -24,6 +24,7 @@ from runyard.model_folders import ModelFolders
 from runyard.rundir import (
     EXIT_CANNOT_RUN,
     EXIT_DONE,
+    EXIT_PEER_LOST,
     EXIT_STOPPED,
     NO_ROOM,
     RUN,
@@ -36,7 +37,7 @@ from runyard.rundir import (
 from runyard.trainer import environment
 from runyard.trainer.activity import ActivityReporter
 from runyard.trainer.disk_space import POLL_INTERVAL_S, as_system_error
-from runyard.trainer.errors import InvalidFlow, LockHeld, TrainingFailed
+from runyard.trainer.errors import InvalidFlow, LockHeld, PeerLost, TrainingFailed
 
 EXIT_FAILED = 1
 LOCK_WAIT_S = 10.0
@@ -50,8 +51,11 @@ def train_attempt(folder: Path) -> int:
     """Train the attempt in ``folder``; return the exit code (see ``runyard.rundir``).
 
     Runs in a separate process, started by ``python -m runyard.trainer`` or forked from the warm
-    parent. SIGTERM and ``stop.json`` both mean: save, then exit with ``EXIT_STOPPED``.
+    parent. SIGTERM and ``stop.json`` both mean: save, then exit with ``EXIT_STOPPED``. A process
+    whose RANK is not 0 leaves all of that to rank 0.
     """
+    if rank := int(os.environ.get("RANK", "0")):
+        return _follow_attempt(folder, rank)
     signals = _record_sigterm()
 
     def should_stop() -> bool:
@@ -83,9 +87,9 @@ def _run_attempt(
         _say(f"{error.reason}: {error}")
         failure = {"outcome": "Failed", "reason": error.reason, "message": str(error)}
         return EXIT_CANNOT_RUN, failure
-    except LockHeld as error:
+    except (LockHeld, PeerLost) as error:
         _say(str(error))
-        return EXIT_FAILED, None
+        return EXIT_PEER_LOST if isinstance(error, PeerLost) else EXIT_FAILED, None
     except Exception as error:
         with contextlib.suppress(OSError):
             traceback.print_exc()
@@ -103,6 +107,29 @@ def _run_attempt(
         "metrics": outcome.metrics,
     }
     return EXIT_STOPPED if is_stopped else EXIT_DONE, result
+
+
+def _follow_attempt(folder: Path, rank: int) -> int:
+    """Train as a rank that does not lead; return the exit code."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # rank 0 completes the step, saves and ends
+    own_folder = AttemptDir(folder).rank(rank)
+    own_folder.mkdir(parents=True, exist_ok=True)
+    events = EventWriter(own_folder, _now_ms)
+    try:
+        job, machine = _load_job(folder, events)
+        from runyard.trainer.follow import follow  # imports torch, so only after _load_job
+
+        follow(job, machine, events)
+    except (PeerLost, TrainingFailed) as error:
+        _say(f"rank {rank}: {error}")
+        return EXIT_PEER_LOST if isinstance(error, PeerLost) else EXIT_CANNOT_RUN
+    except Exception:
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
+        return EXIT_FAILED
+    finally:
+        events.close()
+    return EXIT_DONE
 
 
 def _write_when_space(write: Callable[[], None], should_stop: Callable[[], bool]) -> None:
@@ -210,16 +237,25 @@ def _load_job(folder: Path, events: EventWriter) -> tuple[Any, Any]:
 
     from runyard.trainer.plan import choose_threads
     from runyard.trainer.prepare import Job
+    from runyard.trainer.ranks import join, read_world
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     run, flow = parse_run(config)
-    threads = choose_threads(flow, offered=int(config.get("threads") or os.cpu_count() or 1))
+    world = read_world(os.environ)
+    if flow.settings.resources.workers != world.size:
+        raise InvalidFlow(
+            f"settings.resources.workers is {flow.settings.resources.workers}, but {world.size} "
+            "trainers were started; try: start the run with runyard, which starts all of them"
+        )
+    offered = int(config.get("threads") or os.cpu_count() or 1)
+    threads = choose_threads(flow, offered=offered // world.size)
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(not torch.cuda.is_available())
     # Otherwise every new tensor is filled before it is written, a twentieth of a short step.
     torch.utils.deterministic.fill_uninitialized_memory = False
     resume, origin_run = _find_checkpoint(folder, run, events)
+    join(world, folder, has_cuda=torch.cuda.is_available())
     job = Job(
         folder=folder,
         run=run,
@@ -231,6 +267,7 @@ def _load_job(folder: Path, events: EventWriter) -> tuple[Any, Any]:
         cache=Path(str(config["dataDir"])) / "cache" if config.get("dataDir") else None,
         cache_bytes=int(config.get("cacheBytes") or 0),
         spare_bytes=int(config.get("freeDiskBytes") or 0),
+        world=world,
     )
     return job, detect_machine(threads)
 
@@ -305,7 +342,8 @@ def detect_machine(threads: int) -> Any:
     has_good_bfloat16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     if torch.cuda.is_available():
         device, name = "cuda", torch.cuda.get_device_name()
-        has_good_bfloat16 = torch.cuda.is_bf16_supported()
+        # Emulated, it is slower than float16 with a scaled loss.
+        has_good_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
     return Hardware(
         device=device,
         device_name=name,

@@ -138,12 +138,19 @@ def choose_precision(flow: ResolvedFlow, machine: Hardware) -> tuple[str, str]:
         raise InvalidFlow(
             "precisionType 'float16' needs CUDA; try: 'bfloat16', 'float32' or 'auto'"
         )
+    if requested == "bfloat16" and machine.device == "cuda" and not machine.has_good_bfloat16:
+        raise InvalidFlow(
+            f"precisionType 'bfloat16' is not supported by {machine.device_name}, which only "
+            "emulates it; try: 'float16', 'float32' or 'auto'"
+        )
     if requested != "auto":
         return requested, "flow"
     if flow.is_tiny:
         return "float32", "the tiny model is slower in bfloat16 (measured)"
     if machine.has_good_bfloat16:
         return "bfloat16", f"{machine.device_name} is fast at it"
+    if machine.device == "cuda":
+        return "float16", f"{machine.device_name} has no bfloat16; the loss is scaled"
     return "float32", f"{machine.device_name} has no fast bfloat16"
 
 
@@ -170,13 +177,17 @@ def make_plan(flow: ResolvedFlow, machine: Hardware, sizes: Sizes) -> Plan:
         else "this attempt's share of the cores"
     )
     note("threads", machine.threads, f"{why}; changes results in the last bits")
+    if flow.settings.resources.workers > 1:
+        why = "flow; each computes a share of every batch"
+        note("workers", flow.settings.resources.workers, why)
     note("imageBackend", "pil", "needs no torchvision; use the same one for inference")
     note("seed", flow.settings.seed, "flow")
     if model.quantization.enabled:
         note(
             "quantization",
             model.quantization.type,
-            "base weights in 4 bits while training; checkpoints keep full precision",
+            f"base weights of {' and '.join(model.quantization.parts)} in 4 bits while training; "
+            "checkpoints keep full precision",
         )
     note("parameters", sizes.parameters, "counted")
     note(
@@ -440,14 +451,7 @@ def choose_metric(flow: ResolvedFlow, tasks: set[str]) -> tuple[str, bool, str]:
 
 def check_machine(flow: ResolvedFlow, machine: Hardware) -> None:
     """Raise ``InvalidFlow`` for settings that this machine or trainer does not support."""
-    model = flow.model
-    if model.hyperparameters.optimizer.name == "adamw8bit" and machine.device != "cuda":
-        raise InvalidFlow("optimizer 'adamw8bit' needs CUDA; try: 'adamw'")
-    if model.compute.attention == "flash_attention_2" and machine.device != "cuda":
-        raise InvalidFlow("attention 'flash_attention_2' needs CUDA; try: 'auto'")
     if flow.dataset.dataset_version is not None and flow.dataset.dataset_id in BUILT_IN_DATASETS:
         raise InvalidFlow(
             f"dataset {flow.dataset.dataset_id!r} has no versions; try: datasetVersion null"
         )
-    if flow.settings.resources.workers > 1:
-        raise InvalidFlow("settings.resources.workers above 1 is not supported yet; try: 1")

@@ -4,6 +4,7 @@ When resuming, weights, optimizer state, counters and random states come from th
 Everything else is made as the first time, from the flow and its seed, and so comes out the same.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 
 from runyard.flows import ResolvedFlow, build_flow_document
-from runyard.flows.blocks import ModelSettings
+from runyard.flows.blocks import ModelSettings, Quantization
 from runyard.ids import resolve_folder
 from runyard.model_folders import ModelFolders
 from runyard.rundir import AttemptDir, CheckpointDir, read_json
@@ -42,6 +43,7 @@ from runyard.trainer.data.image_resolution import (
 )
 from runyard.trainer.data.uploaded import SampleSelection, check_split, load_uploaded
 from runyard.trainer.errors import InvalidData, InvalidFlow
+from runyard.trainer.models.attention import check_attention
 from runyard.trainer.models.model import (
     DTYPES,
     LoadedModel,
@@ -52,6 +54,7 @@ from runyard.trainer.models.model import (
     freeze_parts,
     get_pad_id,
     load_model,
+    read_quantization,
 )
 from runyard.trainer.plan import (
     FAMILY_IMAGE_SETTINGS,
@@ -66,11 +69,13 @@ from runyard.trainer.plan import (
     with_memory,
     with_micro_batch,
 )
+from runyard.trainer.ranks import World
 from runyard.trainer.steps.autotune import BuildBatch
 from runyard.trainer.steps.batching import BatchBuilder, estimate_padding_share
 from runyard.trainer.steps.features import explain_not_frozen
 from runyard.trainer.steps.losses import TokenLosses, get_base_model
 from runyard.trainer.steps.memory import (
+    AvailableMemory,
     MemoryEstimate,
     estimate_memory,
     measure_step_memory,
@@ -97,6 +102,7 @@ class Job:
     weights may be read from. ``origin_run`` is the run of the checkpoint, if that is another one.
     Encoded samples of uploaded data are cached below ``cache``, up to ``cache_bytes``, as long as
     ``spare_bytes`` of the disk stay free.
+    ``world`` has the processes that train together.
     """
 
     folder: Path
@@ -109,6 +115,7 @@ class Job:
     cache: Path | None = None
     cache_bytes: int = 0
     spare_bytes: int = 0
+    world: World = World()
 
     @property
     def start_message(self) -> str:
@@ -138,6 +145,7 @@ class TrainState:
     generation: dict[str, Any]
     progress: TrainingProgress
     device: torch.device
+    world: World = World()
     run_document: dict[str, Any] = field(default_factory=dict)
     memory_estimate: MemoryEstimate | None = None  # None where memory is not estimated
     has_memory_trial: bool = False  # whether the largest micro-batch is tried before the first step
@@ -196,27 +204,31 @@ def prepare(job: Job, machine: Hardware, *, hooks: Hooks) -> TrainState:
     flow, device = job.flow, torch.device(machine.device)
     check_origin(job)
     configure_heap(flow, device)
+    precision, _ = choose_precision(flow, machine)
+    check_attention(flow.model.compute.attention, precision=precision, machine=machine)
     hooks.on_activity("Reading the dataset")
     data = load_data(job, hooks.check_cancelled)
     hooks.check_cancelled()
-    precision, _ = choose_precision(flow, machine)
     hooks.on_activity("Loading weights")
-    model = build_model(job, data, DTYPES[precision])
+    model = build_model(job, data, DTYPES[precision], device)
     hooks.on_activity("Encoding samples")
     encoded = encode(job, data, model, hooks)
     hooks.on_activity("Making the plan")
     plan = make_plan(flow, machine, measure_sizes(flow, model, encoded))
     hooks.on_activity(f"Placing the model on {plan.device}")
     place_model(model, plan, device)
-    optimizers = build_optimizers(flow, model, device)
+    optimizers = build_optimizers(flow, model)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
     if job.resume is not None:
         hooks.on_activity(f"Reading checkpoint {job.resume.name}")
-    progress = restore(job, plan, optimizers, scaler)
+    progress = restore(job, plan, model, optimizers, scaler)
     plan = limit_micro_batch(plan, progress, job.run.status.micro_batch_limit)
     make_losses = partial(TokenLosses, model.module, precision=precision, device=device)
     losses = make_losses(label_smoothing=flow.model.hyperparameters.loss.label_smoothing)
     batching = make_batching(job, encoded, model, losses, device, hooks)
+    decisions = None if job.world.is_leader else job.world.share(None)  # waits for rank 0
+    if decisions is not None:
+        progress.choices = decisions["choices"]
     plan = batching.resolve_choices(plan, progress.choices)
     hooks.check_cancelled()
     state = TrainState(
@@ -233,8 +245,14 @@ def prepare(job: Job, machine: Hardware, *, hooks: Hooks) -> TrainState:
         generation=build_generation_settings(flow, model, plan.answer_tokens),
         progress=progress,
         device=device,
+        world=job.world,
     )
-    fit_plan_to_memory(state, flow, hooks)
+    if decisions is None:
+        fit_plan_to_memory(state, flow, hooks)
+        job.world.share(describe_decisions(state))
+    else:
+        follow_decisions(state, decisions)
+    job.world.share_weights(state.parameters)
     state.run_document = build_run_document(job, model, state.plan)
     return state
 
@@ -282,14 +300,15 @@ def load_data(job: Job, check_cancelled: Callable[[], None]) -> Dataset:
     return data
 
 
-def build_model(job: Job, data: Dataset, dtype: torch.dtype) -> LoadedModel:
+def build_model(job: Job, data: Dataset, dtype: torch.dtype, device: torch.device) -> LoadedModel:
     """Return the model as it is before the first step of this attempt."""
     training = job.flow.model.training
     source = find_weights(job)
     if training.mode == "lora":
-        return build_adapter(job, load_weights(job, data, dtype, source), dtype, source)
+        model = load_weights(job, data, dtype, source, device)
+        return build_adapter(job, model, dtype, source, device)
     # Trained weights are float32: small updates vanish in 16 bits.
-    model = load_weights(job, data, torch.float32, source)
+    model = load_weights(job, data, torch.float32, source, device)
     freeze_parts(model, training.freeze)
     if not model.trainable_parameters():
         raise InvalidFlow(
@@ -305,7 +324,9 @@ def find_weights(job: Job) -> Path | None:
     return find_weights_folder(job.flow.model.architecture, job.models, job.folders)
 
 
-def load_weights(job: Job, data: Dataset, dtype: torch.dtype, source: Path | None) -> LoadedModel:
+def load_weights(
+    job: Job, data: Dataset, dtype: torch.dtype, source: Path | None, device: torch.device
+) -> LoadedModel:
     """Load the weights in ``source``, or build the tiny model."""
     flow, settings = job.flow, job.flow.model
     if source is not None:
@@ -315,8 +336,9 @@ def load_weights(job: Job, data: Dataset, dtype: torch.dtype, source: Path | Non
             dtype=dtype,
             attention=get_attention(settings),
             # An adapter is merged into weights that are not quantized.
-            quantization=get_quantization(settings) if is_base(source) else None,
+            quantization=get_quantization(job) if is_base(source) else None,
             folders=job.folders if is_offered else None,
+            device=device,
         )
     else:
         model = build_tiny(
@@ -330,7 +352,7 @@ def load_weights(job: Job, data: Dataset, dtype: torch.dtype, source: Path | Non
 
 
 def build_adapter(
-    job: Job, model: LoadedModel, dtype: torch.dtype, source: Path | None
+    job: Job, model: LoadedModel, dtype: torch.dtype, source: Path | None, device: torch.device
 ) -> LoadedModel:
     """Add a new adapter, or the checkpoint's, to a base model that is a folder of its own."""
     settings = job.flow.model
@@ -338,12 +360,19 @@ def build_adapter(
         base = source
     else:
         base = job.folder / BASE
-        model.module.save_pretrained(base)
-        model.processor.save_pretrained(base)
-        quantization = get_quantization(settings)
+        if job.world.is_leader:
+            model.module.save_pretrained(base)
+            model.processor.save_pretrained(base)
+        job.world.share(None)  # no rank reads them before they are complete
+        quantization = get_quantization(job)
         if quantization is not None:
-            attention = get_attention(settings)
-            model = load_model(base, dtype=dtype, attention=attention, quantization=quantization)
+            model = load_model(
+                base,
+                dtype=dtype,
+                attention=get_attention(settings),
+                quantization=quantization,
+                device=device,
+            )
     base = CheckpointDir(base).model
     adapter = CheckpointDir(job.resume).model_adapter if job.resume is not None else None
     torch.manual_seed(job.flow.settings.seed)  # a new adapter is initialized at random
@@ -360,8 +389,14 @@ def get_attention(settings: ModelSettings) -> str | None:
     return None if attention == "auto" else attention
 
 
-def get_quantization(settings: ModelSettings) -> str | None:
-    return settings.quantization.type if settings.quantization.enabled else None
+def get_quantization(job: Job) -> Quantization | None:
+    """Return how base weights are quantized: as in the checkpoint that the run resumes from."""
+    settings = job.flow.model.quantization
+    if not settings.enabled:
+        return None
+    if job.resume is not None and job.origin_run is None:
+        return read_quantization(read_json(CheckpointDir(job.resume).run) or {}) or settings
+    return settings
 
 
 def encode(job: Job, data: Dataset, model: LoadedModel, hooks: Hooks) -> EncodedData:
@@ -606,9 +641,7 @@ def place_model(model: LoadedModel, plan: Plan, device: torch.device) -> None:
         get_base_model(module).model.compile()
 
 
-def build_optimizers(
-    flow: ResolvedFlow, model: LoadedModel, device: torch.device
-) -> list[torch.optim.Optimizer]:
+def build_optimizers(flow: ResolvedFlow, model: LoadedModel) -> list[torch.optim.Optimizer]:
     """Return the flow's optimizers for all trained parameters."""
     numbers = flow.model.hyperparameters
     return make_optimizers(
@@ -617,18 +650,21 @@ def build_optimizers(
         learning_rate=numbers.learning_rate,
         rates=flow.model.training.learning_rates,
         parts=model.parts,
-        device=device,
     )
 
 
 def restore(
-    job: Job, plan: Plan, optimizers: list[torch.optim.Optimizer], scaler: torch.amp.GradScaler
+    job: Job,
+    plan: Plan,
+    model: LoadedModel,
+    optimizers: list[torch.optim.Optimizer],
+    scaler: torch.amp.GradScaler,
 ) -> TrainingProgress:
     """Restore optimizers, scaler and random states from the checkpoint; return the counters."""
     torch.manual_seed(job.flow.settings.seed)
     if job.resume is None:
         return TrainingProgress()
-    progress, scaler_state = load_state(job.resume, optimizers)
+    progress, scaler_state = load_state(job.resume, model, optimizers)
     if job.origin_run is not None:
         progress = restore_progress(progress, job.resume, total_steps=plan.total_steps)
     if scaler_state:
@@ -694,7 +730,7 @@ def fit_plan_to_memory(state: TrainState, flow: ResolvedFlow, hooks: Hooks) -> N
         on_activity=hooks.on_activity,
     )
     state.plan, state.memory_estimate = estimate_memory(
-        state.plan, flow, measure=measure, available=partial(read_available_memory, device)
+        state.plan, flow, measure=measure, available=partial(read_memory_share, state.world, device)
     )
     estimate = state.memory_estimate
     if device.type == "cpu" and estimate is not None and estimate.is_ample:
@@ -714,6 +750,35 @@ def fit_plan_to_memory(state: TrainState, flow: ResolvedFlow, hooks: Hooks) -> N
     if budget.skipped:
         memory = state.plan.document["memory"]
         state.plan = with_memory(state.plan, memory["value"], f"{memory['reason']}; {budget}")
+
+
+def read_memory_share(world: World, device: torch.device) -> AvailableMemory:
+    """Return the memory of this rank: of the host's, which all ranks use, an equal share."""
+    found = read_available_memory(device)
+    if world.is_single or device.type != "cpu":
+        return found
+    return replace(found, free=found.free // world.size)
+
+
+def describe_decisions(state: TrainState) -> dict[str, Any]:
+    """Return what rank 0 has measured, and what must be equal on every rank."""
+    return {
+        "choices": state.progress.choices,
+        "microBatchSize": state.plan.micro_batch_size,
+        "step": state.progress.step,
+        "samples": hashlib.sha256(np.asarray(state.lengths).tobytes()).hexdigest(),
+    }
+
+
+def follow_decisions(state: TrainState, decisions: dict[str, Any]) -> None:
+    """Take over the decisions of rank 0.
+
+    Raises:
+        RuntimeError: this rank has other samples, or begins at another step.
+    """
+    state.plan = with_micro_batch(state.plan, decisions["microBatchSize"], "as rank 0")
+    if (own := describe_decisions(state)) != decisions:
+        raise RuntimeError(f"rank {state.world.rank} has {own}, but rank 0 has {decisions}")
 
 
 def build_generation_settings(

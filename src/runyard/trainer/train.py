@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from runyard.flows import ResolvedFlow
 from runyard.flows.blocks import Every, ModelSettings
 from runyard.rundir import Ending, EventWriter, free_bytes
 from runyard.trainer.activity import ActivityReporter
@@ -37,13 +38,20 @@ from runyard.trainer.checkpoints.checkpoint import (
 from runyard.trainer.data.cache import Hooks
 from runyard.trainer.data.encode import epoch_batches
 from runyard.trainer.errors import Diverged, OutOfMemory, StopRequested
-from runyard.trainer.evaluation.evaluation import evaluate
+from runyard.trainer.evaluation.batches import MAX_BATCH, BatchLimit
+from runyard.trainer.evaluation.evaluation import EvaluationOutOfMemory, evaluate
 from runyard.trainer.evaluation.predictions import prune_predictions, write_predictions
 from runyard.trainer.evaluation.samples import SampleWriter
 from runyard.trainer.plan import Hardware, format_plan, is_due, with_micro_batch
 from runyard.trainer.prepare import Job, TrainState, prepare
 from runyard.trainer.steps.memory import format_bytes, is_out_of_memory
 from runyard.trainer.steps.optim import rate_factor, set_rates
+from runyard.trainer.steps.scaling import (
+    MAX_SKIPPED_STEPS,
+    skip_step,
+    take_scaled_step,
+    unscale,
+)
 from runyard.trainer.watchdog import LossSpikeDetector, SlowStepDetector, format_names
 
 SECONDS_BETWEEN_LINES = 2.0  # on stdout; every step has an event
@@ -98,7 +106,9 @@ def train(
         loop = TrainLoop(
             job, state, events, checkpointer, hooks, should_stop=should_stop, say=say, clock=clock
         )
-        return loop.run()
+        outcome = loop.run()
+        state.world.end(state.parameters)
+        return outcome
 
 
 def make_hooks(
@@ -163,9 +173,10 @@ class TrainLoop:
         self.started_at = self.last_step_at = self.last_line_at = clock()
         self.last_evaluation_at = self.last_save_at = self.started_at
         self.slow_steps, self.loss_spikes = SlowStepDetector(hooks.on_warning), LossSpikeDetector()
-        self.batches: list[list[int]] = []  # sample indices, of the current epoch
+        self.order = BatchOrder(job.flow, state)
         self.saved: list[SavedCheckpoint] = []
         self.samples = SampleWriter(job.folder)
+        self.batch_limit = limit_evaluation_batch(job, state, hooks.on_warning)
         self.evaluated_step: int | None = None
         self.predictions: Path | None = None  # of the last evaluation
         self.is_phase_stale = False  # whether the last phase event was not "Training"
@@ -199,7 +210,8 @@ class TrainLoop:
         """Take one optimizer step, and write its event."""
         state, plan, step = self.state, self.state.plan, self.progress.step
         numbers = self.settings.hyperparameters
-        epoch, indices = self.select_batch(step)
+        epoch, indices = self.order.select(step)
+        state.world.seed(self.job.flow.settings.seed, step)
         factor = rate_factor(
             step, total=plan.total_steps, warmup=plan.warmup_steps, schedule=numbers.schedule
         )
@@ -210,12 +222,39 @@ class TrainLoop:
                 suggestions = "hyperparameters.optimizer, training.mode 'lora', a smaller model"
                 with explain_out_of_memory("taking a step", suggestions):
                     self.checkpointer.wait_for_copies()
-                    norm = optimizer_step(state, numbers.optimizer.max_grad_norm)
+                    if math.isfinite(loss):
+                        norm = optimizer_step(state, numbers.optimizer.max_grad_norm)
+                    else:
+                        norm = skip_optimizer_step(state)
+                self.count_skipped_steps(loss, norm)
             except NotFinite as error:
                 raise self.describe_divergence(error, indices) from error
-        if warning := self.loss_spikes.update(step + 1, loss):
+        if math.isfinite(loss) and (warning := self.loss_spikes.update(step + 1, loss)):
             self.hooks.on_warning(warning)
         self.record_step(loss, norm, learning_rate, samples=len(indices))
+
+    def count_skipped_steps(self, loss: float, norm: float) -> None:
+        """Note whether a step with a scaled loss was skipped, and warn about it.
+
+        Raises:
+            NotFinite: too many in a row were.
+        """
+        progress = self.progress
+        if math.isfinite(loss) and math.isfinite(norm):
+            progress.skipped_steps = 0
+            return
+        progress.skipped_steps += 1
+        scale = self.state.scaler.get_scale()
+        problem = f"the gradient is {norm}" if math.isfinite(loss) else f"the loss is {loss}"
+        if progress.skipped_steps == MAX_SKIPPED_STEPS:
+            raise NotFinite(
+                f"{problem} in {MAX_SKIPPED_STEPS} steps in a row, although the loss scale was "
+                f"lowered to {scale:g}; float16 may not suffice (compute.precisionType 'float32')"
+            )
+        self.hooks.on_warning(
+            f"step {progress.step + 1} was skipped: {problem} in float16; the loss scale is now "
+            f"{scale:g}"
+        )
 
     def complete_step(self) -> None:
         """Evaluate, save and end after a step, as far as each is due."""
@@ -236,20 +275,6 @@ class TrainLoop:
             self.is_phase_stale = False
         self.last_step_at = self.clock()
 
-    def select_batch(self, step: int) -> tuple[int, list[int]]:
-        """Return the epoch and the sample indices of a step: a function of seed and step."""
-        plan, flow = self.state.plan, self.job.flow
-        epoch, step_in_epoch = divmod(step, plan.steps_per_epoch)
-        if not self.batches or step_in_epoch == 0:
-            self.batches = epoch_batches(
-                self.state.lengths,
-                batch_size=plan.batch_size,
-                seed=flow.settings.seed,
-                epoch=epoch,
-                shuffle=flow.dataset.shuffle,
-            )
-        return epoch, self.batches[step_in_epoch]
-
     def record_step(self, loss: float, norm: float, learning_rate: float, *, samples: int) -> None:
         """Advance the counters by a step, and write its event and now and then a line."""
         progress, total = self.progress, self.state.plan.total_steps
@@ -268,9 +293,9 @@ class TrainLoop:
             totalSteps=total,
             secondsLeft=seconds_left,
             values={
-                "loss": round(loss, 6),
+                **({"loss": round(loss, 6)} if math.isfinite(loss) else {}),
                 "learningRate": learning_rate,
-                "gradNorm": round(norm, 6),
+                **({"gradNorm": round(norm, 6)} if math.isfinite(norm) else {}),
                 "samplesPerSecond": round(samples / max(1e-6, now - self.last_step_at), 1),
             },
         )
@@ -304,9 +329,8 @@ class TrainLoop:
         if not progress.owes_evaluation:
             return
         with contextlib.suppress(StopRequested):
-            self.predictions = self.run_evaluation()
-            self.evaluated_step, self.last_evaluation_at = progress.step, self.clock()
-            self.is_phase_stale = True
+            self.evaluate_or_skip()
+            self.last_evaluation_at, self.is_phase_stale = self.clock(), True
             progress.owes_evaluation = False
             early_stopping = validation.early_stopping
             if (
@@ -316,6 +340,24 @@ class TrainLoop:
             ):
                 self.ending = "EarlyStopped"
 
+    def evaluate_or_skip(self) -> None:
+        """Evaluate; skip it with a warning if there is too little memory for a single sample.
+
+        Raises:
+            StopRequested: it was interrupted, and nothing has been recorded.
+        """
+        step = self.progress.step
+        try:
+            self.predictions = self.run_evaluation()
+            self.evaluated_step = step
+        except EvaluationOutOfMemory as error:
+            self.hooks.on_warning(
+                f"the evaluation of step {step} is skipped, because a single sample ran out of "
+                "memory; training continues; try: a smaller dataset.images.maxPixels, "
+                f"evaluation.max_new_tokens, a smaller model: {error}"
+            )
+        self.progress.evaluation_batch_limit = self.batch_limit.size
+
     def run_evaluation(self) -> Path | None:
         """Measure the held-out data and write the event; return the file of predictions.
 
@@ -323,27 +365,31 @@ class TrainLoop:
 
         Raises:
             StopRequested: it was interrupted, and nothing has been recorded.
+            EvaluationOutOfMemory: there is too little memory for a single sample.
         """
         self.hooks.check_cancelled()
         state, plan, progress = self.state, self.state.plan, self.progress
         message = f"{plan.validation_samples} held-out samples"
         self.events.write("phase", phase="Evaluating", message=message)
-        suggestions = "validation.maxSamples, evaluation.max_new_tokens, a smaller model"
-        with explain_out_of_memory("evaluating", suggestions):
-            found = evaluate(
-                state.model.module,
-                state.model.processor.tokenizer,
-                state.validation,
-                state.data.validation,
-                task=self.job.flow.task,
-                count=plan.validation_samples,
-                previews=self.settings.validation.previews,
-                losses=state.validation_losses,
-                generation=state.generation,
-                seed=self.settings.evaluation.seed,
-                device=state.device,
-                check_cancelled=self.hooks.check_cancelled,
-            )
+        found = evaluate(
+            state.model.module,
+            state.model.processor.tokenizer,
+            state.validation,
+            state.data.validation,
+            task=self.job.flow.task,
+            count=plan.validation_samples,
+            previews=self.settings.validation.previews,
+            losses=state.validation_losses,
+            generation=state.generation,
+            seed=self.settings.evaluation.seed,
+            device=state.device,
+            check_cancelled=self.hooks.check_cancelled,
+            limit=self.batch_limit,
+            # As in training, see ``estimate_memory``. Accelerators report that memory ran out.
+            measures_memory=state.device.type == "cpu"
+            and not self.job.flow.is_tiny
+            and not plan.compile,
+        )
         self.record_evaluation(found.values, found.previews)
         self.write_samples(found.predictions)
         steps = [item.step for item in self.saved]
@@ -550,6 +596,37 @@ class TrainLoop:
         )
 
 
+def limit_evaluation_batch(job: Job, state: TrainState, warn: Callable[[str], None]) -> BatchLimit:
+    """Return how many samples to evaluate at once, no more than found before.
+
+    After the kernel killed an attempt, an evaluation takes no more samples at once than a step.
+    """
+    limits = (state.progress.evaluation_batch_limit, job.run.status.micro_batch_limit)
+    return BatchLimit(min(limit for limit in (MAX_BATCH, *limits) if limit), warn)
+
+
+class BatchOrder:
+    """The samples of every step: a function of seed and step."""
+
+    def __init__(self, flow: ResolvedFlow, state: TrainState):
+        self.flow, self.state = flow, state
+        self.batches: list[list[int]] = []  # sample indices, of the current epoch
+
+    def select(self, step: int) -> tuple[int, list[int]]:
+        """Return the epoch and the sample indices of a step."""
+        plan = self.state.plan
+        epoch, step_in_epoch = divmod(step, plan.steps_per_epoch)
+        if not self.batches or step_in_epoch == 0:
+            self.batches = epoch_batches(
+                self.state.lengths,
+                batch_size=plan.batch_size,
+                seed=self.flow.settings.seed,
+                epoch=epoch,
+                shuffle=self.flow.dataset.shuffle,
+            )
+        return epoch, self.batches[step_in_epoch]
+
+
 def name_checkpoint(step: int, steps_per_epoch: int) -> str:
     """Return the name of the checkpoint after ``step``: by its epoch if that is complete."""
     epoch, remainder = divmod(step, steps_per_epoch)
@@ -573,7 +650,7 @@ def enforce_memory_estimate(
         )
     if estimate.verdict == "Warn":
         warn(f"{format_bytes(estimate.peak_bytes)} of memory will be needed. {estimate.reason}")
-    if not state.has_memory_trial:
+    if not state.has_memory_trial or not state.world.is_single:
         return
     with torch.random.fork_rng(devices=[state.device] if state.device.type == "cuda" else []):
         largest = [state.longest_index] * state.plan.micro_batch_size
@@ -625,50 +702,72 @@ def shrink_micro_batch(state: TrainState, size: int, events: EventWriter) -> Non
 def accumulate_gradients(
     state: TrainState, indices: list[int], epoch: int, micro_batch_size: int
 ) -> float:
-    """Run forward and backward for each micro-batch; return the mean loss per label token.
+    """Compute the gradients of the batch, with a share on each rank; return the mean loss.
 
     Raises:
-        NotFinite: the loss is not a finite number.
+        NotFinite: the loss is not a finite number, and it is not scaled.
+    """
+    share = state.world.select(indices)
+    work = partial(run_micro_batches, state, share, epoch, micro_batch_size)
+    loss = state.world.combine(work, state.parameters)
+    if not math.isfinite(loss) and not state.scaler.is_enabled():
+        raise NotFinite(f"the loss is {loss}")
+    return loss
+
+
+def run_micro_batches(
+    state: TrainState, indices: list[int], epoch: int, micro_batch_size: int
+) -> tuple[float, int]:
+    """Run forward and backward for each micro-batch.
+
+    Returns the mean loss per label token, and the number of these tokens.
     """
     starts = range(0, len(indices), micro_batch_size)
     micro_batches = [indices[start : start + micro_batch_size] for start in starts]
     # Padded rows are (B, T); packed, one row (1, T) holds all samples. Labels are (N,).
     batches = [state.build_batch(micro_batch, epoch) for micro_batch in micro_batches]
-    tokens = max(1, sum(batch.label_count for batch in batches))
+    if not batches:  # a rank may have no share of a short batch, and its scaler still takes a step
+        state.scaler.scale(torch.zeros((), device=state.device))
+    labels = sum(batch.label_count for batch in batches)
+    tokens = max(1, labels)
     total = 0.0
     for batch in batches:
         # Sums over label tokens, so that micro-batches add up to the mean over the whole batch.
         loss = state.losses(batch.to(state.device)) / tokens  # ()
         state.scaler.scale(loss).backward()
         total += float(loss.detach())
-    if not math.isfinite(total):
-        raise NotFinite(f"the loss is {total}")
-    return total
+    return total, labels
 
 
 def optimizer_step(state: TrainState, max_grad_norm: float | None) -> float:
     """Clip the gradients and let the optimizers take a step; return the norm before clipping.
 
+    With a scaled loss, the step is skipped if the norm is not finite.
+
     Raises:
-        NotFinite: the gradient is not finite, and there is no loss scaler to skip the step.
+        NotFinite: the gradient is not finite, and the loss is not scaled.
     """
     is_scaled = state.scaler.is_enabled()
     if is_scaled:
-        for optimizer in state.optimizers:
-            state.scaler.unscale_(optimizer)
+        unscale(state.scaler, state.optimizers)
     limit = math.inf if max_grad_norm is None else max_grad_norm
     norm = float(torch.nn.utils.clip_grad_norm_(state.parameters, limit))  # () over all parameters
     if not is_scaled and not math.isfinite(norm):
         raise NotFinite(f"the gradient is {norm}")
-    for optimizer in state.optimizers:
-        if is_scaled:  # skips a step whose gradients are not finite, and lowers the scale after it
-            state.scaler.step(optimizer)
-        else:
-            optimizer.step()
     if is_scaled:
-        state.scaler.update()
+        take_scaled_step(state.scaler, state.optimizers, norm=norm)
+    else:
+        for optimizer in state.optimizers:
+            optimizer.step()
     clear_gradients(state)
-    return norm if math.isfinite(norm) else 0.0
+    return norm
+
+
+def skip_optimizer_step(state: TrainState) -> float:
+    """Drop the gradients of a loss that is not finite and lower its scale; return the norm."""
+    skip_step(state.scaler)
+    clear_gradients(state)
+    return math.nan
 
 
 class NotFinite(Exception):

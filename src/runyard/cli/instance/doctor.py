@@ -48,8 +48,7 @@ PACKAGE_FLOORS: dict[str, Version] = {
     "transformers": (5, 16, 2),
 }
 OPTIONAL = {
-    "bitsandbytes": "4-bit base weights (quantization.enabled), and the optimizer adamw8bit on "
-    "CUDA",
+    "bitsandbytes": "4-bit base weights (quantization.enabled), and the optimizer adamw8bit",
     "ray": "more than one machine",
 }
 # Enough for the tiny preset and its checkpoints; real models need tens of GiB.

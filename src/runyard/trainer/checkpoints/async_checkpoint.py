@@ -356,15 +356,16 @@ class HostBuffers:
             and (tensor.shape, tensor.dtype) == (needed[name].shape, needed[name].dtype)
         }
         missing = {name: value for name, value in needed.items() if name not in buffers}
-        needed_bytes = sum(value.nbytes for value in missing.values())
+        is_pinned = device.type == "cuda"
+        needed_bytes = sum(
+            count_host_bytes(value.nbytes, is_pinned=is_pinned) for value in missing.values()
+        )
         available = available_bytes(self.peak_bytes) if needed_bytes else 0
         if needed_bytes and available < needed_bytes + needed_bytes // 10 + SPARE_MEMORY_BYTES:
             free = max(0, available) >> 20
             raise MemoryError(f"{needed_bytes >> 20:,} MiB are needed and {free:,} MiB are free")
         for name, value in missing.items():
-            buffers[name] = torch.empty(
-                value.shape, dtype=value.dtype, pin_memory=device.type == "cuda"
-            )
+            buffers[name] = torch.empty(value.shape, dtype=value.dtype, pin_memory=is_pinned)
         self._buffers = buffers
 
 
@@ -379,6 +380,11 @@ def _copy(target: torch.Tensor, source: torch.Tensor) -> None:
         target.view(-1).view(torch.uint8).numpy()[:] = source.reshape(-1).view(torch.uint8).numpy()
     else:
         target.copy_(source, non_blocking=True)
+
+
+def count_host_bytes(size_bytes: int, *, is_pinned: bool) -> int:
+    """Return what a buffer takes: torch rounds the size of pinned memory up to a power of two."""
+    return 1 << (size_bytes - 1).bit_length() if is_pinned and size_bytes else size_bytes
 
 
 def available_bytes(peak_bytes: int) -> int:

@@ -43,6 +43,8 @@ from runyard.trainer.models.model import LoadedModel
 
 STATE, TENSORS = "state.json", "state.safetensors"
 STAGING = ".staging"
+FORMAT = 2  # of the training state; format 1 stored optimizer state by index, and had no number
+TENSOR = "tensor"  # the key of a reference to a tensor
 # Upper bound of configuration, tokenizer and counters of built-in models.
 SMALL_FILES_BYTES = 1 << 20
 
@@ -60,7 +62,9 @@ class TrainingProgress(msgspec.Struct, rename="camel", kw_only=True):
     train_seconds: float = 0.0
     owes_evaluation: bool = False  # a stop came before this step's evaluation was complete
     choices: dict[str, bool] = {}  # measured choices, which a resumed attempt keeps
+    skipped_steps: int = 0  # in a row, by a scaled loss
     micro_batch_limit: int | None = None  # set once a larger micro-batch ran out of memory
+    evaluation_batch_limit: int | None = None  # the most samples evaluated at once so far
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,14 +106,20 @@ def collect_contents(
     tensors: dict[str, torch.Tensor] = {"random.cpu": torch.get_rng_state()}
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
+    names = _get_names(model)
     flat = [
-        _flatten(optimizer.state_dict(), tensors, f"optimizer.{i}")
-        for i, optimizer in enumerate(optimizers)
+        _flatten(optimizer, names, tensors, f"optimizer.{number}")
+        for number, optimizer in enumerate(optimizers)
     ]
     return CheckpointContents(
         weights=weights,
         tensors=tensors,
-        state={"progress": msgspec.to_builtins(progress), "optimizers": flat, "scaler": scaler},
+        state={
+            "format": FORMAT,
+            "progress": msgspec.to_builtins(progress),
+            "optimizers": flat,
+            "scaler": scaler,
+        },
         step=progress.step,
         epoch=progress.epoch,
         run_document=copy.deepcopy(run_document),
@@ -238,7 +248,7 @@ def is_proven(folder: Path) -> bool:
 
 
 def load_state(
-    folder: Path, optimizers: list[torch.optim.Optimizer]
+    folder: Path, model: LoadedModel, optimizers: list[torch.optim.Optimizer]
 ) -> tuple[TrainingProgress, dict[str, Any] | None]:
     """Restore optimizers and random states; return the counters and the loss scaler's state.
 
@@ -246,12 +256,19 @@ def load_state(
     checkpoint may have different ones.
 
     Raises:
-        InvalidFlow: the optimizers are of another kind, or group their parameters differently.
+        InvalidFlow: the optimizers are for other parameters, or the checkpoint is of a later
+            format.
     """
     from safetensors.torch import load_file
 
     saved_state = CheckpointDir(folder).training_state
     state, tensors = read_json(saved_state / STATE) or {}, load_file(saved_state / TENSORS)
+    found, names = state.get("format", 1), _get_names(model)
+    if found > FORMAT:
+        raise InvalidFlow(
+            f"checkpoint {folder.name} has a training state of format {found}, and this version of "
+            f"Runyard reads up to {FORMAT}; try: a later version"
+        )
     if len(optimizers) != len(state["optimizers"]):
         raise InvalidFlow(_describe_group_mismatch(folder))
     for number, (optimizer, saved) in enumerate(zip(optimizers, state["optimizers"], strict=True)):
@@ -260,7 +277,11 @@ def load_state(
             for group in optimizer.param_groups
         ]
         try:
-            optimizer.load_state_dict(_unflatten(saved, tensors, f"optimizer.{number}"))
+            optimizer.load_state_dict(
+                _unflatten(saved, optimizer, names, tensors)
+                if found == FORMAT
+                else _unflatten_indices(saved, tensors, f"optimizer.{number}")
+            )
         except ValueError as error:
             raise InvalidFlow(_describe_group_mismatch(folder)) from error
         for group, settings in zip(optimizer.param_groups, flow_settings, strict=True):
@@ -273,8 +294,9 @@ def load_state(
 
 def _describe_group_mismatch(folder: Path) -> str:
     return (
-        f"the flow's optimizer groups parameters differently from checkpoint {folder.name}; "
-        "try: the checkpoint's optimizer, freeze, learningRates and weightDecay (zero or not)"
+        f"the flow's optimizer does not fit the training state of checkpoint {folder.name}; "
+        "try: the checkpoint's optimizer and freeze, and for a checkpoint of an older version its "
+        "learningRates and weightDecay (zero or not)"
     )
 
 
@@ -351,31 +373,79 @@ def _write_state(folder: Path, contents: CheckpointContents) -> None:
 
 
 def _flatten(
-    state: dict[str, Any], tensors: dict[str, torch.Tensor], prefix: str
+    optimizer: torch.optim.Optimizer,
+    names: dict[int, str],
+    tensors: dict[str, torch.Tensor],
+    prefix: str,
 ) -> dict[str, Any]:
-    """Move the tensors of an optimizer's state into ``tensors``; return the rest, which is JSON."""
-    values: dict[str, dict[str, Any]] = {}
-    for parameter, entries in state["state"].items():
-        plain = values.setdefault(str(parameter), {})
-        for name, value in entries.items():
-            if isinstance(value, torch.Tensor):
-                tensors[f"{prefix}.{parameter}.{name}"] = value
-            else:
-                plain[name] = value
-    groups = [
-        {name: value for name, value in group.items() if isinstance(value, _PLAIN)}
-        for group in state["param_groups"]
+    """Move the tensors of an optimizer's state into ``tensors``; return the rest, which is JSON.
+
+    Everything is stored by the parameter's name. In the place of a tensor is ``{TENSOR: key}``; one
+    that several parameters share is stored once. Settings of groups are not stored, as they come
+    from the flow.
+    """
+    state = optimizer.state_dict()
+    parameters = [
+        names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]
     ]
-    return {"values": values, "groups": groups}
+    indices = [index for group in state["param_groups"] for index in group["params"]]
+    keys: dict[int, str] = {}
 
+    def take_out(value: Any, key: str) -> Any:
+        if isinstance(value, torch.Tensor):
+            stored = keys.setdefault(id(value), key)
+            tensors[stored] = value
+            return {TENSOR: stored}
+        if isinstance(value, dict):
+            return {name: take_out(item, f"{key}/{name}") for name, item in value.items()}
+        return value
 
-_PLAIN = (int, float, str, bool, list, tuple, type(None))
+    values = {
+        name: take_out(state["state"][index], f"{prefix}/{name}")
+        for name, index in zip(parameters, indices, strict=True)
+        if index in state["state"]
+    }
+    return {"parameters": parameters, "values": values}
 
 
 def _unflatten(
+    saved: dict[str, Any],
+    optimizer: torch.optim.Optimizer,
+    names: dict[int, str],
+    tensors: dict[str, torch.Tensor],
+) -> dict[str, Any]:
+    """Return the optimizer state that ``_flatten`` took apart, by the index of the parameter.
+
+    Raises:
+        ValueError: the optimizer is for other parameters.
+    """
+    members = optimizer.param_groups
+    parameters = [names[id(parameter)] for group in members for parameter in group["params"]]
+    if sorted(parameters) != sorted(saved["parameters"]):
+        raise ValueError("the optimizer is for other parameters")
+
+    def put_back(value: Any) -> Any:
+        if isinstance(value, dict):
+            if TENSOR in value:
+                return tensors[value[TENSOR]]
+            return {name: put_back(item) for name, item in value.items()}
+        return value
+
+    groups = optimizer.state_dict()["param_groups"]
+    indices = [index for group in groups for index in group["params"]]
+    values = saved["values"]
+    state = {
+        index: put_back(values[name])
+        for name, index in zip(parameters, indices, strict=True)
+        if name in values
+    }
+    return {"state": state, "param_groups": groups}
+
+
+def _unflatten_indices(
     saved: dict[str, Any], tensors: dict[str, torch.Tensor], prefix: str
 ) -> dict[str, Any]:
-    """Return the optimizer state that ``_flatten`` took apart."""
+    """Return the optimizer state of a checkpoint of format 1, which was stored by index."""
     state: dict[int, dict[str, Any]] = {
         int(name): dict(values) for name, values in saved["values"].items()
     }
@@ -388,6 +458,11 @@ def _unflatten(
         for group in saved["groups"]
     ]
     return {"state": state, "param_groups": groups}
+
+
+def _get_names(model: LoadedModel) -> dict[int, str]:
+    """Return the names of the trained parameters by identity."""
+    return {id(parameter): name for name, parameter in model.trainable_parameters()}
 
 
 def _fsync_file(path: Path) -> None:

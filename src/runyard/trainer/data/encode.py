@@ -531,20 +531,25 @@ class Encodings(ABC):
         """Return samples with their answers as a batch."""
         return collate([self._get_row(i) for i in indices], self._get_images(indices), self._layout)
 
-    def make_prompts(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
-        """Return prompts of one length without their answers, for ``generate``."""
-        return stack_prompts([self._get_row(i) for i in indices], self._get_images(indices))
+    def make_prompts(
+        self, indices: Sequence[int], *, pad_left: bool = True
+    ) -> dict[str, torch.Tensor]:
+        """Return prompts without their answers as a padded batch, for ``generate``.
 
-    def group_by_prompt_length(self, count: int, batch_size: int) -> list[list[int]]:
-        """Return the first ``count`` samples in batches without padding, for ``generate``."""
-        by_length: dict[int, list[int]] = {}
-        for index in range(min(count, len(self))):
-            by_length.setdefault(int(self.prompt_lengths[index]), []).append(index)
-        return [
-            group[start : start + batch_size]
-            for _, group in sorted(by_length.items())
-            for start in range(0, len(group), batch_size)
-        ]
+        A decoder continues at the right end of its rows, so they are padded on the left. The
+        encoder of an encoder-decoder model counts positions from the left end.
+        """
+        return pad_prompts(
+            [self._get_row(i) for i in indices],
+            self._get_images(indices),
+            pad_id=self._layout.pad_id,
+            pad_left=pad_left,
+        )
+
+    def sort_by_prompt_length(self, count: int) -> list[int]:
+        """Return the first ``count`` samples, the longest prompts first, for ``generate``."""
+        order: list[int] = np.argsort(-self.prompt_lengths[:count], kind="stable").tolist()
+        return order
 
 
 class InMemoryEncodings(Encodings):
@@ -609,15 +614,21 @@ class AugmentedSamples:
             return self._encoder.encode(sample)
 
 
-def stack_prompts(
-    rows: Sequence[EncodedSample], images: Mapping[str, _Array]
+def pad_prompts(
+    rows: Sequence[EncodedSample], images: Mapping[str, _Array], *, pad_id: int, pad_left: bool
 ) -> dict[str, torch.Tensor]:
-    """Return prompts of equal length as model inputs."""
-    ids = np.stack([row.prompt for row in rows])  # (B, T)
-    fields = {"input_ids": ids, "attention_mask": np.ones_like(ids), **images}
-    fields |= {
-        name: np.stack([row.token_fields[name] for row in rows]) for name in rows[0].token_fields
-    }
+    """Return prompts as model inputs, (B, T) each; the attention mask leaves the padding out."""
+    width = max(len(row.prompt) for row in rows)
+    ids = np.full((len(rows), width), pad_id, np.int64)
+    mask = np.zeros_like(ids)
+    types = {name: np.zeros_like(ids) for name in rows[0].token_fields}
+    for at, row in enumerate(rows):
+        length = len(row.prompt)
+        place = slice(width - length, width) if pad_left else slice(0, length)
+        ids[at, place], mask[at, place] = row.prompt, 1
+        for name, values in types.items():
+            values[at, place] = row.token_fields[name]
+    fields = {"input_ids": ids, "attention_mask": mask, **types, **images}
     return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in fields.items()}
 
 

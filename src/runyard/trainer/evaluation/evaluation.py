@@ -8,8 +8,9 @@ settings, so a metric is the one that a user would measure. They are scored as a
 Shapes: B samples of a batch, T tokens of the prompt, G generated tokens.
 """
 
+import contextlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +19,16 @@ import torch
 from runyard.trainer.answers import PHRASE_GROUNDING, Answer, Grounding, read_answer, write_answer
 from runyard.trainer.data.datasets import Sample
 from runyard.trainer.data.encode import Encodings
+from runyard.trainer.evaluation.batches import BatchLimit, measure_peak, run_in_batches
 from runyard.trainer.evaluation.metrics import MetricScores, compute_metrics
 from runyard.trainer.steps.losses import TokenLosses
+from runyard.trainer.steps.memory import is_out_of_memory, read_available_memory
 
-BATCH_SIZE = 64
+MAX_PADDING = 0.5  # of a row, when prompts form a batch
+
+
+class EvaluationOutOfMemory(Exception):
+    """There is too little memory to evaluate a single sample."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +54,18 @@ def evaluate(
     seed: int,
     device: torch.device,
     check_cancelled: Callable[[], None],
+    limit: BatchLimit,
+    measures_memory: bool = False,
 ) -> EvaluationResult:
     """Evaluate the first ``count`` held-out samples; restores the module's mode and the random
     state.
 
     ``check_cancelled`` is called before each batch and each generated token, and raises to abort
-    the evaluation.
+    the evaluation. ``limit`` is lowered when memory runs out, and before, with
+    ``measures_memory``, to what is measured to fit.
+
+    Raises:
+        EvaluationOutOfMemory: there is too little memory for a single sample.
     """
     was_training = module.training
     module.eval()
@@ -60,10 +73,14 @@ def evaluate(
         with (
             torch.inference_mode(),
             torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+            _explain_out_of_memory(),
         ):
+            if measures_memory and count > 1:
+                check_cancelled()
+                fit_to_memory(limit, module, data, count, losses, generation, device)
             if seed >= 0:
                 torch.manual_seed(seed)
-            values = {"loss": mean_loss(data, count, losses, device, check_cancelled)}
+            values = {"loss": mean_loss(data, count, losses, device, check_cancelled, limit)}
             with losses.autocast():
                 texts = generate_answers(
                     module,
@@ -73,6 +90,7 @@ def evaluate(
                     generation=generation,
                     device=device,
                     check_cancelled=check_cancelled,
+                    limit=limit,
                 )
     finally:
         module.train(was_training)
@@ -119,21 +137,80 @@ def _score_by_task(task: str, answers: Sequence[Answer], samples: Sequence[Sampl
     return MetricScores({name: sums[name] / counts[name] for name in sums}, scores)
 
 
+@contextlib.contextmanager
+def _explain_out_of_memory() -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise EvaluationOutOfMemory(first) from error
+
+
+def fit_to_memory(
+    limit: BatchLimit,
+    module: Any,
+    data: Encodings,
+    count: int,
+    losses: TokenLosses,
+    generation: dict[str, Any],
+    device: torch.device,
+) -> None:
+    """Lower ``limit`` to the number of samples that are measured to fit into the free memory.
+
+    The longest sample is measured once per attempt: the loss of its answer, and the first two
+    tokens after its prompt. The cache of the tokens after them is added in proportion.
+    """
+    if limit.estimate_peak is None:
+        first_tokens = {
+            name: value for name, value in generation.items() if not name.startswith("min_")
+        } | {"max_new_tokens": 2}
+        prompts, rows = data.prompt_lengths[:count], data.lengths[:count]
+
+        def answer(indices: list[int]) -> None:
+            inputs = make_inputs(module, data, indices, device)
+            with losses.autocast():
+                module.generate(**inputs, **first_tokens)
+
+        loss_peak = measure_peak(
+            lambda indices: losses(data.make_batch(indices).to(device)), int(rows.argmax())
+        )
+        answer_peak = measure_peak(answer, int(prompts.argmax()))
+        longest = int(prompts.max())
+        growth = (longest + int(generation.get("max_new_tokens", 0))) / longest
+        limit.estimate_peak = lambda size: max(loss_peak(size), int(growth * answer_peak(size)))
+    limit.fit(read_available_memory(device))
+
+
 def mean_loss(
     data: Encodings,
     count: int,
     losses: TokenLosses,
     device: torch.device,
     check_cancelled: Callable[[], None],
+    limit: BatchLimit,
 ) -> float:
     """Return the mean loss over all label tokens of the first ``count`` samples."""
-    total, tokens = 0.0, 0
-    for start in range(0, count, BATCH_SIZE):
+
+    def sum_losses(indices: list[int]) -> tuple[float, int]:
         check_cancelled()
-        batch = data.make_batch(list(range(start, min(start + BATCH_SIZE, count)))).to(device)
-        total += float(losses(batch))
-        tokens += batch.label_count
+        batch = data.make_batch(indices).to(device)
+        return float(losses(batch)), batch.label_count
+
+    total, tokens = 0.0, 0
+    for _, (loss, labels) in run_in_batches(range(count), limit, sum_losses):
+        total += loss
+        tokens += labels
     return total / max(1, tokens)
+
+
+def make_inputs(
+    module: Any, data: Encodings, indices: Sequence[int], device: torch.device
+) -> dict[str, torch.Tensor]:
+    """Return the prompts of these samples as ``generate`` takes them, (B, T)."""
+    inputs = data.make_prompts(indices, pad_left=not module.config.is_encoder_decoder)
+    return {name: value.to(device) for name, value in inputs.items()}
 
 
 def generate_answers(
@@ -146,10 +223,12 @@ def generate_answers(
     device: torch.device,
     check_cancelled: Callable[[], None] = lambda: None,
     on_answered: Callable[[int], None] = lambda answered: None,
+    limit: BatchLimit | None = None,
 ) -> list[str]:
     """Return the texts generated for the first ``count`` prompts, in their order.
 
-    ``on_answered`` is called with the number of answers so far.
+    The longest prompts come first, so that memory runs out at the start or never. No row of a batch
+    has more padding than prompt. ``on_answered`` is called with the number of answers so far.
     """
 
     def never_stop(tokens: torch.Tensor, _scores: Any, **_: Any) -> torch.Tensor:
@@ -157,21 +236,30 @@ def generate_answers(
         check_cancelled()
         return torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)  # (B,)
 
-    answers = [""] * count
-    answered = 0
-    for group in data.group_by_prompt_length(count, BATCH_SIZE):
-        # Tokens (B, T).
-        inputs = {name: value.to(device) for name, value in data.make_prompts(group).items()}
+    def answer(indices: list[int]) -> list[str]:
+        check_cancelled()
+        inputs = make_inputs(module, data, indices, device)
         # Where the answer starts: the decoder of an encoder-decoder model does not repeat the
         # prompt.
         width = 1 if module.config.is_encoder_decoder else inputs["input_ids"].shape[1]
-        check_cancelled()
         # (B, T + G).
         tokens = module.generate(**inputs, **generation, stopping_criteria=[never_stop])
-        texts = tokenizer.batch_decode(tokens[:, width:], skip_special_tokens=True)
-        for index, text in zip(group, texts, strict=True):
+        texts: list[str] = tokenizer.batch_decode(tokens[:, width:], skip_special_tokens=True)
+        return texts
+
+    def is_similar(first: int, other: int) -> bool:
+        lengths = data.prompt_lengths
+        return bool(lengths[other] >= (1 - MAX_PADDING) * lengths[first])
+
+    answers = [""] * count
+    answered = 0
+    order = data.sort_by_prompt_length(count)
+    for indices, texts in run_in_batches(
+        order, limit or BatchLimit(), answer, fits_with=is_similar
+    ):
+        for index, text in zip(indices, texts, strict=True):
             answers[index] = text
-        answered += len(group)
+        answered += len(indices)
         on_answered(answered)
     return answers
 

@@ -165,7 +165,7 @@ def _write_form(
         "replayed": 0,
     }
     if context.quantization is not None:
-        document["quantization"] = context.quantization
+        document["quantization"] = context.quantization.type
     try:
         if form == "merged":
             on_progress("Merging", 0, 0)
@@ -319,9 +319,8 @@ def _suggest_fix(
         )
     if form == "merged" and context.quantization is not None:
         return (
-            f"They were evaluated over base weights in 4 bits ({context.quantization}), and merged "
-            "weights are not "
-            "quantized; try: keep adapter and base separate (--form full)"
+            f"They were evaluated over base weights in 4 bits ({context.quantization.type}), and "
+            "merged weights are not quantized; try: keep adapter and base separate (--form full)"
         )
     if form == "merged" and context.precision == "float32" and document["dtype"] != "float32":
         return f"Merged weights are rounded to {document['dtype']}; try: --dtype float32"

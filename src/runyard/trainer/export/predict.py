@@ -60,7 +60,7 @@ class Predictor:
     ) -> list[Answer]:
         """Return the answers to pairs of image and question, in their order.
 
-        Prompts of equal length form batches.
+        Prompts of similar length form batches.
         """
         import torch
 

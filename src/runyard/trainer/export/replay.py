@@ -20,7 +20,7 @@ import torch
 
 from runyard.datasets.pixels import BrokenImage, decode_image
 from runyard.datasets.versions import CONTENTS, MANIFEST, VersionError, VersionFolder
-from runyard.flows.blocks import BUILT_IN_DATASETS
+from runyard.flows.blocks import BUILT_IN_DATASETS, Quantization
 from runyard.rundir import CheckpointDir, read_json
 from runyard.trainer.data.datasets import load_dataset
 from runyard.trainer.data.encode import Encoder, InMemoryEncodings, Layout
@@ -28,7 +28,7 @@ from runyard.trainer.data.image_resolution import TokenBudget, get_context_lengt
 from runyard.trainer.errors import ExportFailed
 from runyard.trainer.evaluation.evaluation import generate_answers
 from runyard.trainer.export.predict import read_block_settings
-from runyard.trainer.models.model import LoadedModel, get_pad_id
+from runyard.trainer.models.model import LoadedModel, get_pad_id, read_quantization
 from runyard.trainer.steps.losses import TokenLosses, get_base_model
 from vi.api.resources.runs.responses import Run
 
@@ -51,7 +51,7 @@ class ReplayContext:
     evaluation: dict[str, Any]
     task: str
     system_prompt: str
-    quantization: str | None  # of the base weights during the evaluation
+    quantization: Quantization | None  # of the base weights during the evaluation
     patch_budget: int | None
     plan: dict[str, Any]
     seed: int
@@ -105,7 +105,6 @@ def read_replay_context(checkpoint: Path) -> ReplayContext:
     document = read_json(CheckpointDir(checkpoint).run) or {}
     try:
         settings = read_block_settings(document)
-        quantized = settings["model"].get("quantization") or {}
         plan = {name: item["value"] for name, item in document["status"]["plan"].items()}
         return ReplayContext(
             run=msgspec.convert(document, Run),
@@ -114,7 +113,7 @@ def read_replay_context(checkpoint: Path) -> ReplayContext:
             evaluation=settings["model"]["evaluation"],
             task=settings["dataset"]["projectKind"],
             system_prompt=settings["system-prompt"]["systemPrompt"],
-            quantization=quantized.get("type", "nf4") if quantized.get("enabled") else None,
+            quantization=read_quantization(document),
             patch_budget=(settings["model"].get("images") or {}).get("patchBudget"),
             plan={"precision": "float32"} | plan,
             seed=int(document["spec"]["flow"]["settings"]["seed"]),

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from runyard.flows.blocks import Architecture, Lora, Training
+from runyard.flows.blocks import Architecture, Lora, Part, Quantization, Training
 from runyard.flows.families import FAMILIES, find_family
 from runyard.flows.weights import BASE_PREFIX, classify_weights
 from runyard.model_folders import SETTING, ModelFolders
@@ -171,17 +171,20 @@ def load_model(
     *,
     dtype: torch.dtype,
     attention: str | None = None,
-    quantization: str | None = None,
+    quantization: Quantization | None = None,
     folders: ModelFolders | None = None,
+    device: torch.device | None = None,
 ) -> LoadedModel:
     """Return a model from a local folder or a checkpoint's tree, after the folder has been checked.
 
     With ``folders`` everything that is read must be inside them, links included, before and after
-    reading. With ``quantization`` (``nf4`` or ``fp4``) matrices are stored in 4 bits and used in
-    ``dtype``, everything else becomes float32, and only an adapter can be trained.
+    reading. With ``quantization`` the matrices of its parts are stored in 4 bits and used in
+    ``dtype``, everything else of these parts becomes float32, and only an adapter can be trained.
+    Weights are read straight to ``device``, without a copy of all of them in host memory.
 
     Raises:
-        InvalidFlow: the folder is not allowed, or lacks weights; bitsandbytes is missing.
+        InvalidFlow: the folder is not allowed, or lacks weights; bitsandbytes is missing; the
+            model does not support ``attention``.
     """
     from transformers import AutoModelForImageTextToText
 
@@ -195,30 +198,33 @@ def load_model(
     renderer = TemplateProcess(processor)
     renderer.check_tokenizer()
     options: dict[str, Any] = {"attn_implementation": attention} if attention else {}
+    if device is not None and device.type != "cpu":
+        options["device_map"] = {"": device}
     if quantization is not None:
-        options["quantization_config"] = _make_4bit_config(quantization, dtype)
-    module, report = AutoModelForImageTextToText.from_pretrained(
-        folder,
-        dtype=dtype,
-        local_files_only=True,
-        trust_remote_code=False,
-        use_safetensors=True,
-        output_loading_info=True,
-        **options,
-    )
+        options["quantization_config"] = _make_4bit_config(quantization, parts, dtype)
+    try:
+        module, report = AutoModelForImageTextToText.from_pretrained(
+            folder,
+            dtype=dtype,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+        )
+    except (ImportError, ValueError) as error:  # of the classes, before the weights are read
+        if attention is None or attention.split("_")[0] not in str(error).casefold():
+            raise
+        raise InvalidFlow(
+            f"model type {model_type!r} does not support attention {attention!r}: "
+            f"{str(error).splitlines()[0]}; try: compute.attention 'auto'"
+        ) from error
     if missing := sorted(report["missing_keys"]):
         raise InvalidFlow(
             f"the weights in {folder.name} lack {len(missing)} tensors, such as {missing[0]}"
         )
     if quantization is not None:
-        from peft import prepare_model_for_kbit_training
-
-        module = prepare_model_for_kbit_training(module, use_gradient_checkpointing=False)
-        for layer in module.modules():
-            # On CPUs with bfloat16, bitsandbytes would repack the weights when first used outside
-            # of training, with scales rounded to bfloat16: an evaluation would change the model.
-            if hasattr(layer, "support_avx512bf16_for_cpu"):
-                layer.support_avx512bf16_for_cpu = False
+        _prepare_quantized(module, parts, quantization.parts)
     if CheckpointDir(root).has_adapter and root != folder:
         module = merge_adapter(module, CheckpointDir(root).model_adapter)
         module.requires_grad_(True)  # peft froze the layers it adapted
@@ -227,9 +233,65 @@ def load_model(
     return LoadedModel(module, processor, model_type, parts, renderer=renderer)
 
 
-def _make_4bit_config(kind: str, dtype: torch.dtype) -> Any:
+def _prepare_quantized(module: Any, parts: FamilyParts, quantized: Sequence[Part]) -> None:
+    """Freeze the model, and store in float32 what is not in 4 bits of the quantized parts."""
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(False)
+        if parameter.is_floating_point() and find_part(name, parts) in quantized:
+            parameter.data = parameter.data.float()
+    for layer in module.modules():
+        # On CPUs with bfloat16, bitsandbytes would repack the weights when first used outside of
+        # training, with scales rounded to bfloat16: an evaluation would change the model.
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
+
+
+def read_quantization(run: dict[str, Any]) -> Quantization | None:
+    """Return how the base weights of a checkpoint's ``run.json`` were quantized.
+
+    Checkpoints of older versions do not name parts: all of them were.
+    """
+    flow = run.get("spec", {}).get("flow", {})
+    blocks = {block["block"]: block["settings"] for block in flow.get("blocks", [])}
+    saved = blocks.get("vi-model", {}).get("quantization") or {}
+    if not saved.get("enabled"):
+        return None
+    return Quantization(
+        enabled=True,
+        type=saved.get("type", "nf4"),
+        parts=saved.get("parts") or ["vision", "projector", "language"],
+    )
+
+
+def _find_unquantized(parts: FamilyParts, quantized: Sequence[Part]) -> list[str] | None:
+    """Return patterns of modules that are not quantized, anchored at the beginning of their names.
+
+    None leaves them to transformers, which leaves out the output layer.
+    """
+    if len(set(quantized)) == 3:
+        return None
+    patterns = ["lm_head"]
+    if "projector" not in quantized:
+        patterns += map(re.escape, parts.projector)
+    if "language" not in quantized:
+        patterns += map(re.escape, parts.language)
+    if "vision" not in quantized:
+        for prefix in parts.vision:
+            nested = [
+                re.escape(name.removeprefix(prefix))
+                for name in parts.projector
+                if name.startswith(f"{prefix}.")
+            ]
+            # The projector, which some families nest inside the vision encoder, has its own line.
+            patterns.append(
+                re.escape(prefix) + (rf"(?!({'|'.join(nested)})(\.|$))" if nested else "")
+            )
+    return patterns
+
+
+def _make_4bit_config(quantization: Quantization, parts: FamilyParts, dtype: torch.dtype) -> Any:
     """Return the quantization that the published client uses too: QLoRA with double quantization
-    (Dettmers et al. 2023).
+    (Dettmers et al. 2023). The client quantizes all parts.
 
     Raises:
         InvalidFlow: bitsandbytes is not installed.
@@ -239,13 +301,14 @@ def _make_4bit_config(kind: str, dtype: torch.dtype) -> Any:
     _silence_bitsandbytes()
     if importlib.util.find_spec("bitsandbytes") is None:
         raise InvalidFlow(
-            f"quantization.enabled true (type {kind!r}) needs the package bitsandbytes, which is "
-            "not installed; "
-            "try: install runyard[quantization], or set quantization.enabled false"
+            f"quantization.enabled true (type {quantization.type!r}) needs the package "
+            "bitsandbytes, which is not installed; try: install runyard[quantization], or set "
+            "quantization.enabled false"
         )
     return BitsAndBytesConfig(
         load_in_4bit=True,
-        bnb_4bit_quant_type=kind,
+        bnb_4bit_quant_type=quantization.type,
+        llm_int8_skip_modules=_find_unquantized(parts, quantization.parts),
         bnb_4bit_compute_dtype=dtype,
         bnb_4bit_use_double_quant=True,
     )

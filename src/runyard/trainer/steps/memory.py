@@ -35,6 +35,7 @@ from runyard.trainer.steps.trial_budget import NoTimeLeft, TrialBudget
 
 WARN_SHARE = 0.85  # of the free memory: fragmentation takes some too
 FLOAT_BYTES = 4
+MIN_8BIT_NUMEL, BLOCK_8BIT_NUMEL = 4096, 256  # defaults of bitsandbytes
 NO_LIMIT = 1 << 62
 RETAINED_BYTES = 128 << 10  # where freed memory is returned, larger blocks go to the system at once
 AMPLE_FACTOR = 4  # times the need; a heap of freed blocks grew to 3.3 times the need (measured)
@@ -46,17 +47,31 @@ _DEFAULT_MAX_MAPS, _MAX_INT = (
     65_536,
     (1 << 31) - 1,
 )
+_MEMORY_WORDS = (
+    "can't allocate memory",  # torch's CPU allocator
+    "out of memory",  # CUDA, HIP, XPU, MPS and Triton, after the name of the library
+    "cudaerrormemoryallocation",
+    "hiperroroutofmemory",
+    "hiperrormemoryallocation",
+    "_status_alloc_failed",  # cuBLAS, cuBLASLt, cuDNN, cuSOLVER, cuSPARSE, hipBLAS
+    "rocblas_status_memory_error",
+    "miopenstatusallocfailed",
+    "out_of_device_memory",  # Level Zero, Unified Runtime and OpenCL, for Intel's devices
+    "out_of_host_memory",
+)
 Verdict = Literal["Allow", "Warn", "Deny"]
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether memory ran out.
+    """Return whether memory ran out, of the host or of an accelerator.
 
-    Torch's CPU allocator raises RuntimeError with a message only.
+    Only torch's caching allocators raise a class of their own. Its CPU allocator, drivers and
+    libraries of kernels are recognized by their messages.
     """
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    message = str(error).casefold()
+    return isinstance(error, RuntimeError) and any(words in message for words in _MEMORY_WORDS)
 
 
 class LiveBytesRecorder(TorchDispatchMode):  # type: ignore[misc]  # torch has no type for it
@@ -179,13 +194,14 @@ def estimate_optimizer_bytes(optimizers: Sequence[torch.optim.Optimizer]) -> int
 
 def count_optimizer_bytes(optimizers: Sequence[torch.optim.Optimizer]) -> int:
     """Return the bytes of optimizer state that exist now."""
-    return sum(
-        value.untyped_storage().nbytes()
+    storages = {
+        value.untyped_storage().data_ptr(): value.untyped_storage().nbytes()
         for optimizer in optimizers
         for state in optimizer.state.values()
         for value in state.values()
         if isinstance(value, torch.Tensor)
-    )
+    }
+    return sum(storages.values())
 
 
 def _estimate_state_bytes(
@@ -195,7 +211,7 @@ def _estimate_state_bytes(
 
     AdamW: two moments (Kingma & Ba 2015). SGD and Muon: one momentum. Adafactor: one row and one
     column of second moments per matrix (Shazeer & Stern 2018). AdamW8bit: two moments of one byte
-    (Dettmers et al. 2022).
+    with a scale per block, or of float32 for small parameters (Dettmers et al. 2022).
     """
     numel, size = int(parameter.numel()), int(parameter.element_size())
     whole = numel * size
@@ -210,7 +226,9 @@ def _estimate_state_bytes(
             rows, columns = parameter.shape[-2:]
             return numel // int(rows * columns) * int(rows + columns) * size + FLOAT_BYTES
         case "AdamW8bit":
-            return numel * 2
+            if numel < MIN_8BIT_NUMEL:
+                return 2 * numel * FLOAT_BYTES
+            return 2 * (numel + math.ceil(numel / BLOCK_8BIT_NUMEL) * FLOAT_BYTES)
     return 2 * whole + FLOAT_BYTES
 
 

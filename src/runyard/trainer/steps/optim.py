@@ -5,6 +5,7 @@ own learning rate, and by weight decay: matrices decay, biases and normalization
 schedule is a pure function of the step, so it has no state to save.
 """
 
+import logging
 import math
 from typing import Any
 
@@ -30,7 +31,6 @@ def make_optimizers(
     learning_rate: float,
     rates: LearningRates | None,
     parts: FamilyParts,
-    device: torch.device,
 ) -> list[torch.optim.Optimizer]:
     """Return one optimizer, or two with muon (for hidden matrices; AdamW takes the rest).
 
@@ -73,7 +73,7 @@ def make_optimizers(
                 optimizers.append(torch.optim.AdamW(groups(rest), betas=betas, fused=True))
             return optimizers
         case "adamw8bit":
-            return [_make_adamw8bit(groups(parameters), betas, device)]
+            return [_make_adamw8bit(groups(parameters), betas)]
     raise InvalidFlow(f"unknown optimizer {settings.name!r}")
 
 
@@ -136,9 +136,8 @@ def _is_embedding(name: str) -> bool:
     return "embed" in name or "lm_head" in name
 
 
-def _make_adamw8bit(
-    groups: list[dict[str, Any]], betas: tuple[float, float], device: torch.device
-) -> Any:
+def _make_adamw8bit(groups: list[dict[str, Any]], betas: tuple[float, float]) -> Any:
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it recommends other packages
     try:
         import bitsandbytes
     except ImportError as error:
@@ -146,6 +145,4 @@ def _make_adamw8bit(
             "optimizer 'adamw8bit' needs the package bitsandbytes; "
             f"{install_command('quantization')}, or use 'adamw'"
         ) from error
-    if device.type != "cuda":
-        raise InvalidFlow("optimizer 'adamw8bit' needs CUDA; use 'adamw'")
     return bitsandbytes.optim.AdamW8bit(groups, betas=betas)

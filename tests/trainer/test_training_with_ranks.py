@@ -1,0 +1,219 @@
+"""Complete attempts with two ranks, compared with those of one process."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import runyard.trainer.train as train_module
+from runyard.rundir import EXIT_CANNOT_RUN, EXIT_DONE, EXIT_PEER_LOST, EXIT_STOPPED, read_json
+from runyard.trainer.main import train_attempt
+
+EventsOf = Callable[[Path, str], list[dict[str, Any]]]
+WAIT_S = 120.0
+
+
+def blocks(*, steps: int, rate: float = 1e-4, **model: Any) -> dict[str, Any]:
+    """Return a flow of the tiny model; the last batch of an epoch has a single sample.
+
+    With high learning rates, differences in the last bits grow from step to step, as they do when
+    one process divides its batches differently.
+    """
+    numbers = {"maxSteps": steps, "epochs": 100, "batchSize": 4, "microBatchSize": 2}
+    numbers |= {"learningRate": rate} | model.pop("hyperparameters", {})
+    settings = {
+        "validation": {"maxSamples": 4, "every": {"steps": 1000}},
+        "checkpoint": {"every": {"steps": 1000}},
+        "hyperparameters": numbers,
+    }
+    return {"vi-dataset": {"maxSamples": 41}, "vi-model": settings | model}
+
+
+def start_trainers(
+    fork: Callable[..., Any], folder: Path, patch: Callable[[int], None]
+) -> list[Any]:
+    """Start a trainer for every rank of the attempt."""
+    run = json.loads((folder / "run.json").read_text())["run"]
+    size = run["spec"]["flow"]["settings"].get("resources", {}).get("workers", 1)
+
+    def begin(rank: int) -> int:
+        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size)}
+        patch(rank)
+        return train_attempt(folder)
+
+    return [
+        fork(lambda rank=rank: begin(rank), output=folder / f"output.{rank}")
+        for rank in range(size)
+    ]
+
+
+@pytest.fixture
+def train(
+    fork: Callable[..., Any], make_attempt: Callable[..., Path]
+) -> Callable[..., tuple[Path, list[int]]]:
+    """Return a function that trains with a number of workers.
+
+    Returns the attempt's folder and the exit code of every rank.
+    """
+
+    def complete(
+        flow: dict[str, Any],
+        *,
+        workers: int,
+        patch: Callable[[int], None] = lambda rank: None,
+        **attempt: Any,
+    ) -> tuple[Path, list[int]]:
+        settings = {"resources": {"workers": workers}} if workers > 1 else {}
+        folder = make_attempt(flow, settings=settings, **attempt)
+        codes = [process.wait(WAIT_S) for process in start_trainers(fork, folder, patch)]
+        return folder, codes
+
+    return complete
+
+
+def read_losses(events_of: EventsOf, folder: Path) -> list[float]:
+    return [event["values"]["loss"] for event in events_of(folder, "step")]
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    result = read_json(folder / "result.json")
+    assert result is not None
+    return result
+
+
+def read_weights(folder: Path, checkpoint: str) -> dict[str, torch.Tensor]:
+    path = folder / "checkpoints" / checkpoint / "model_full" / "model.safetensors"
+    weights: dict[str, torch.Tensor] = load_file(path)
+    return weights
+
+
+@pytest.mark.parametrize("steps", [30, pytest.param(200, marks=pytest.mark.slow)])
+def test_two_ranks_train_like_one(
+    train: Callable[..., Any], events_of: EventsOf, steps: int
+) -> None:
+    flow = blocks(steps=steps)
+    (one, codes_of_one), (two, codes_of_two) = (
+        train(flow, workers=1, run="one"),
+        train(flow, workers=2, run="two"),
+    )
+    assert (codes_of_one, codes_of_two) == ([EXIT_DONE], [EXIT_DONE, EXIT_DONE])
+    losses, expected = read_losses(events_of, two), read_losses(events_of, one)
+    assert len(losses) == steps
+    assert losses == pytest.approx(expected, abs=1e-5)
+
+
+def test_adapters_train_like_with_one_rank(train: Callable[..., Any], events_of: EventsOf) -> None:
+    flow = blocks(steps=3, training={"mode": "lora", "lora": {"dropout": 0}})
+    losses = [
+        read_losses(events_of, train(flow, workers=workers, run=str(workers))[0])
+        for workers in (1, 2)
+    ]
+    assert len(losses[0]) == 3
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+
+
+def test_a_run_resumes_on_any_number_of_ranks(
+    train: Callable[..., Any], events_of: EventsOf
+) -> None:
+    flow = blocks(steps=14, checkpoint={"every": {"steps": 7}, "keep": 3})
+    whole = {workers: train(flow, workers=workers, run=f"on-{workers}")[0] for workers in (1, 2)}
+    for before, after in ((2, 2), (2, 1), (1, 2)):
+        offered = whole[before] / "checkpoints" / "step-7"
+        resumed, codes = train(flow, workers=after, run=f"{before}-to-{after}", resume=offered)
+        assert codes == [EXIT_DONE] * after
+        expected = read_losses(events_of, whole[before])[7:]
+        assert read_losses(events_of, resumed) == pytest.approx(expected, abs=1e-5)
+        if before == after:
+            weights, same = read_weights(resumed, "step-14"), read_weights(whole[2], "step-14")
+            assert weights.keys() == same.keys()
+            assert all(torch.equal(weights[name], same[name]) for name in same)
+
+
+def test_all_ranks_shrink_when_one_runs_out_of_memory(
+    train: Callable[..., Any], events_of: EventsOf
+) -> None:
+    def limit_memory(rank: int) -> None:
+        run = train_module.run_micro_batches
+
+        def run_if_it_fits(state: Any, indices: list[int], epoch: int, size: int) -> Any:
+            if rank == 1 and size > 1 and state.progress.step == 2:
+                raise MemoryError("no memory for two samples")
+            return run(state, indices, epoch, size)
+
+        train_module.run_micro_batches = run_if_it_fits  # type: ignore[assignment]
+
+    flow = blocks(steps=5, onOutOfMemory="shrink")
+    whole, _ = train(flow, workers=2, run="whole")
+    shrunk, codes = train(flow, workers=2, run="shrunk", patch=limit_memory)
+    assert codes == [EXIT_DONE, EXIT_DONE]
+    (warning,) = events_of(shrunk, "warning")
+    assert warning["message"].startswith("out of memory with microBatchSize 2 at step 3")
+    expected = read_losses(events_of, whole)
+    assert read_losses(events_of, shrunk) == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_stop_request_ends_all_ranks_after_the_same_step(
+    train: Callable[..., Any], events_of: EventsOf
+) -> None:
+    def stop_at_step_3(rank: int) -> None:
+        take_step, taken = train_module.optimizer_step, []
+
+        def step_and_stop(state: Any, limit: float | None) -> float:
+            taken.append(limit)
+            if rank == 0 and len(taken) == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return take_step(state, limit)
+
+        train_module.optimizer_step = step_and_stop  # type: ignore[assignment]
+
+    folder, codes = train(blocks(steps=9), workers=2, patch=stop_at_step_3)
+    assert codes == [EXIT_STOPPED, EXIT_DONE]
+    assert [event["checkpoint"] for event in events_of(folder, "checkpoint")] == ["step-3"]
+    assert read_result(folder)["outcome"] == "Stopped"
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_rank_whose_peer_is_killed_exits_without_a_result(
+    train: Callable[..., Any], killed: int
+) -> None:
+    def die_at_step_3(rank: int) -> None:
+        run, calls = train_module.run_micro_batches, []
+
+        def run_or_die(*arguments: Any) -> Any:
+            calls.append(1)
+            if rank == killed and len(calls) == 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return run(*arguments)
+
+        train_module.run_micro_batches = run_or_die  # type: ignore[assignment]
+
+    folder, codes = train(blocks(steps=9), workers=2, patch=die_at_step_3)
+    assert (codes[killed], codes[1 - killed]) == (-signal.SIGKILL, EXIT_PEER_LOST)
+    assert not (folder / "result.json").exists()
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_fails_the_run(train: Callable[..., Any]) -> None:
+    def diverge(rank: int) -> None:
+        run = train_module.run_micro_batches
+
+        def run_or_diverge(state: Any, *arguments: Any) -> tuple[float, int]:
+            loss, tokens = run(state, *arguments)
+            is_time = rank == 1 and state.progress.step == 2
+            return (float("nan") if is_time else loss), tokens
+
+        train_module.run_micro_batches = run_or_diverge  # type: ignore[assignment]
+
+    folder, _ = train(blocks(steps=9), workers=2, patch=diverge)
+    assert read_result(folder)["reason"] == "Diverged"
+
+
+def test_one_trainer_alone_rejects_a_flow_of_two_workers(make_attempt: Callable[..., Path]) -> None:
+    folder = make_attempt(blocks(steps=2), settings={"resources": {"workers": 2}})
+    assert train_attempt(folder) == EXIT_CANNOT_RUN
+    assert "1 trainers were started" in read_result(folder)["message"]
