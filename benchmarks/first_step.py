@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -149,6 +150,7 @@ def main() -> int:
     given = parser.parse_args()
     width, _, height = given.side.partition("x")
     limit = given.max_pixels if given.max_pixels == "auto" else json.loads(given.max_pixels)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the training ends too
     root = Path(tempfile.mkdtemp(prefix="runyard-benchmark-"))
     try:
         make_version(root / "version", given.images, (int(width), int(height)))

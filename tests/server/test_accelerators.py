@@ -132,7 +132,7 @@ async def test_a_prediction_by_a_run_of_the_same_flow_outranks_any_estimate(
     await train_run(server, "r1", copy, memory=60 * GIB, **plan)
     action, reason = await verdict(server, "f1")
     assert (action, reason.startswith("60.0 GiB needed, predicted by run r1")) == ("Allow", True)
-    await make_flow(server, "f1", LARGE | {"onOutOfMemory": "shrink"})
+    await make_flow(server, "f1", LARGE | {"onOutOfMemory": "fail"})
     assert "estimated" in (await verdict(server, "f1"))[1], "another generation is another flow"
 
 

@@ -605,7 +605,7 @@ async def test_a_supervisors_note_is_the_conditions_message(server: TestServer) 
     assert (await attempts.read_condition(server))[2] == "the trainer has said nothing for 600 s"
 
 
-SHRINK = [{"block": "vi-model", "settings": {"onOutOfMemory": "shrink"}, "style": {}}]
+SHRINK = [{"block": "vi-model", "settings": {}, "style": {}}]  # the default
 
 
 def plan_with(size: int) -> dict[str, Any]:
@@ -664,7 +664,8 @@ async def test_without_a_plan_the_micro_batch_is_assumed_to_be_the_largest_possi
 
 
 async def test_without_shrink_an_out_of_memory_kill_is_final(server: TestServer) -> None:
-    attempt = await attempts.start(server)
+    fail = [{"block": "vi-model", "settings": {"onOutOfMemory": "fail"}, "style": {}}]
+    attempt = await attempts.start(server, flow={"blocks": fail})
     await attempt.event("plan", plan=plan_with(8))
     await attempt.out_of_memory()
     assert (await attempts.read_condition(server))[:2] == ("Failed", "OutOfMemory")

@@ -625,8 +625,8 @@ def test_out_of_memory_ends_the_run_if_it_may_not_or_cannot_shrink(
 ) -> None:
     too_little_memory(monkeypatch, fits=0)
     cases: list[tuple[str, dict[str, Any], int]] = [
-        ("fail", {}, 32),
-        ("shrink", {"onOutOfMemory": "shrink"}, 1),
+        ("fail", {"onOutOfMemory": "fail"}, 32),
+        ("shrink", {}, 1),
     ]
     for run, blocks, size in cases:
         folder = make_attempt(short(steps=1, **blocks), run=run)

@@ -574,9 +574,9 @@ class ModelSettings(Shape, frozen=True):
     on_out_of_memory: Annotated[
         Literal["fail", "shrink"],
         help_text(
-            "fail ends the run; shrink halves the micro-batch, keeps the batch size, and continues"
+            "shrink halves the micro-batch, keeps the batch size, and continues; fail ends the run"
         ),
-    ] = "fail"
+    ] = "shrink"
 
 
 # The block types. A fragment of the name decides the type, because the published client finds

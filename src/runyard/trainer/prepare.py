@@ -739,7 +739,8 @@ def fit_plan_to_memory(state: TrainState, flow: ResolvedFlow, hooks: Hooks) -> N
         state.progress.micro_batch_limit = state.plan.micro_batch_size
     # With ample memory it needs no trial, and with equal samples the first step shows the same.
     has_trial = (
-        estimate is not None
+        state.world.is_single
+        and estimate is not None
         and estimate.verdict != "Deny"
         and not estimate.is_ample
         and state.lengths.min() != state.lengths.max()

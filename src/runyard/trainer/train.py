@@ -650,7 +650,7 @@ def enforce_memory_estimate(
         )
     if estimate.verdict == "Warn":
         warn(f"{format_bytes(estimate.peak_bytes)} of memory will be needed. {estimate.reason}")
-    if not state.has_memory_trial or not state.world.is_single:
+    if not state.has_memory_trial:
         return
     with torch.random.fork_rng(devices=[state.device] if state.device.type == "cuda" else []):
         largest = [state.longest_index] * state.plan.micro_batch_size

@@ -49,7 +49,7 @@ def measure_speedup(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:
             warm_up = time_step(new, batches[0]), time_step(old, batches[0])
-            if clock() - started > MAX_S:  # beside such long steps, one-time work matters little
+            if clock() - started > MAX_S:  # next to such long steps, one-time work matters little
                 timings.append(warm_up)
             for number in range(0 if timings else ROUNDS):
                 indices = batches[number % len(batches)]
