@@ -220,7 +220,7 @@ def _close_descriptors_except(*kept: int) -> None:
 
 
 def describe_rank(rank: int, size: int) -> dict[str, str]:
-    """Return the variables that tell a trainer which of several ranks it is."""
+    """Return the variables that say which of several ranks a trainer is."""
     if size == 1:
         return {}
     return {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}

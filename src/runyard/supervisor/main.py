@@ -304,7 +304,7 @@ class Supervisor:
     def _end_with_rank(self, rank: int, status: int) -> None:
         """End rank 0 after the first loss of another rank, whose status is then the attempt's.
 
-        A rank that ended as rank 0 told it, or because it missed another one, is not the cause.
+        A rank that ended with rank 0, or because it missed another one, is not the cause.
         """
         followed = (rundir.EXIT_DONE, rundir.EXIT_CANNOT_RUN, rundir.EXIT_PEER_LOST)
         is_lost = os.waitstatus_to_exitcode(status) not in followed

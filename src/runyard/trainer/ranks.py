@@ -105,7 +105,7 @@ class World:
         return loss_sum / all_tokens
 
     def end(self, parameters: _Parameters) -> None:
-        """Tell the other ranks, which have begun the next step, that there is none."""
+        """Let the other ranks end, which have begun the next step."""
         if not self.is_single:
             self._sum([1.0, 0.0, 0.0, 0.0, *(0.0 for _ in parameters)])
 
