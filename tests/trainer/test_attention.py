@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,21 +17,10 @@ from runyard.trainer.main import train_attempt
 from runyard.trainer.models import attention as attention_module
 from runyard.trainer.models.attention import FLASH, check_attention
 from runyard.trainer.models.model import load_model
-from runyard.trainer.plan import Hardware
-
-CARD = Hardware(
-    device="cuda",
-    device_name="Tesla T4",
-    has_good_bfloat16=True,
-    threads=1,
-    versions={},
-    revision=None,
-    hardware={},
-)
 
 
-def check(machine: Hardware = CARD, *, precision: str = "bfloat16", name: str = FLASH) -> None:
-    check_attention(name, precision=precision, machine=machine)
+def check(device: str = "cuda", *, precision: str = "bfloat16", name: str = FLASH) -> None:
+    check_attention(name, precision=precision, device=device, device_name="Tesla T4")
 
 
 def test_flash_attention_needs_a_card_that_supports_it_and_16_bits(
@@ -41,12 +29,12 @@ def test_flash_attention_needs_a_card_that_supports_it_and_16_bits(
     capability = (7, 5)
     monkeypatch.setattr(attention_module, "get_capability", lambda: capability)
     with pytest.raises(InvalidFlow, match=r"needs CUDA; try: compute\.attention 'auto'"):
-        check(replace(CARD, device="cpu"))
+        check("cpu")
     with pytest.raises(InvalidFlow, match="the precision is float32"):
         check(precision="float32")
     with pytest.raises(InvalidFlow, match=r"needs compute capability 8\.0, and Tesla T4 has 7\.5"):
         check()
-    check(replace(CARD, device="cpu"), name="sdpa", precision="float32")
+    check("cpu", name="sdpa", precision="float32")
 
 
 def test_flash_attention_needs_a_package_that_fits_the_installed_torch(

@@ -169,7 +169,7 @@ def test_optimizer_state_is_stored_by_name_and_fits_other_groups_of_parameters(
 def test_a_checkpoint_of_format_1_resumes_bit_for_bit(
     whole: Path, half: Path, make_attempt: MakeAttempt, tmp_path: Path
 ) -> None:
-    """Format 1 stored optimizer state by the parameter's index, beside the settings of groups."""
+    """Format 1 stored optimizer state by the index of the parameter, and settings of groups."""
     old = shutil.copytree(half / "checkpoints" / "epoch-2", tmp_path / "epoch-2")
     state_file = old / "training_state" / "state.json"
     state = json.loads(state_file.read_text())

@@ -38,6 +38,7 @@ CASES = [
     (family, mode) for family in ("idefics3", "llava", "qwen3_vl") for mode in ("full", "lora")
 ]
 CASES.append(("llava", "dora"))
+ALL_PARTS = ["vision", "projector", "language"]
 QUANTIZATION = {"qlora": "nf4", "qdora": "fp4"}
 if importlib.util.find_spec("bitsandbytes"):
     CASES += [("idefics3", "qlora"), ("llava", "qdora")]
@@ -61,7 +62,8 @@ def make_blocks(architecture: dict[str, Any], mode: str) -> dict[str, dict[str, 
             "architecture": architecture,
             "training": TRAINING[mode],
             "quantization": {"enabled": mode in QUANTIZATION}
-            | ({"type": QUANTIZATION[mode]} if mode in QUANTIZATION else {}),
+            # All parts, as programs that load a checkpoint in 4 bits quantize them.
+            | ({"type": QUANTIZATION[mode], "parts": ALL_PARTS} if mode in QUANTIZATION else {}),
             "hyperparameters": {
                 "maxSteps": STEPS,
                 "epochs": STEPS,

@@ -205,7 +205,12 @@ def prepare(job: Job, machine: Hardware, *, hooks: Hooks) -> TrainState:
     check_origin(job)
     configure_heap(flow, device)
     precision, _ = choose_precision(flow, machine)
-    check_attention(flow.model.compute.attention, precision=precision, machine=machine)
+    check_attention(
+        flow.model.compute.attention,
+        precision=precision,
+        device=machine.device,
+        device_name=machine.device_name,
+    )
     hooks.on_activity("Reading the dataset")
     data = load_data(job, hooks.check_cancelled)
     hooks.check_cancelled()

@@ -7,14 +7,13 @@ an error of the library.
 import importlib
 
 from runyard.trainer.errors import InvalidFlow
-from runyard.trainer.plan import Hardware
 
 FLASH = "flash_attention_2"
 MIN_CAPABILITY = (8, 0)  # Ampere
 FIX = "try: compute.attention 'auto'"
 
 
-def check_attention(attention: str, *, precision: str, machine: Hardware) -> None:
+def check_attention(attention: str, *, precision: str, device: str, device_name: str) -> None:
     """Check that the attention implementation works here.
 
     Raises:
@@ -22,7 +21,7 @@ def check_attention(attention: str, *, precision: str, machine: Hardware) -> Non
     """
     if attention != FLASH:
         return
-    if machine.device != "cuda":
+    if device != "cuda":
         raise InvalidFlow(f"attention {FLASH!r} needs CUDA; {FIX}")
     if precision == "float32":
         raise InvalidFlow(
@@ -33,7 +32,7 @@ def check_attention(attention: str, *, precision: str, machine: Hardware) -> Non
     if capability is not None and capability < MIN_CAPABILITY:
         found = ".".join(map(str, capability))
         raise InvalidFlow(
-            f"attention {FLASH!r} needs compute capability 8.0, and {machine.device_name} has "
+            f"attention {FLASH!r} needs compute capability 8.0, and {device_name} has "
             f"{found}; {FIX}"
         )
     check_flash_package()
