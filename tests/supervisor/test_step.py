@@ -212,6 +212,18 @@ def test_the_report_follows_all_lines_and_checkpoints() -> None:
     ]
 
 
+def test_a_checkpoint_is_stored_after_its_evaluation_or_when_the_trainer_has_ended() -> None:
+    found = msg.CheckpointsFound(("epoch-1", "epoch-2"), frozenset({"epoch-2"}))
+    for make_state, expected in (
+        (make_training_state, ["epoch-1"]),
+        (make_reporting_state, ["epoch-1", "epoch-2"]),
+    ):
+        state, _ = apply_events(make_state(), found, msg.TimePassed())
+        state, actions = apply_events(state, msg.CheckpointStored("epoch-1"), msg.TimePassed())
+        stores = [action for action in actions if isinstance(action, msg.StoreCheckpoint)]
+        assert ["epoch-1", *(action.name for action in stores)] == expected
+
+
 def test_lines_continue_from_the_servers_offset() -> None:
     state = make_training_state(offsets=dict.fromkeys(msg.STREAMS, 0))
     state, _ = apply_events(state, msg.LinesRead("events", 0, 10, ("a", "b")))

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from runyard.rundir import read_json, sha256_of
-from runyard.trainer.checkpoints.checkpoint import save_checkpoint
+from runyard.trainer.checkpoints.checkpoint import read_progress, save_checkpoint
 from runyard.trainer.main import train_attempt
 
 EventsOf = Callable[[Path, str], list[dict[str, Any]]]
@@ -105,21 +105,21 @@ def test_the_best_checkpoint_of_the_other_run_is_not_kept(
     """The other run's metric cannot be beaten, yet this run's first checkpoint is its best."""
     source = make_attempt(make_blocks(2), run="source") / "checkpoints" / "epoch-2"
     shutil.copytree(half / "checkpoints" / "epoch-2", source)
-    state = json.loads((source / "training_state" / "state.json").read_text())
+    counters = source / "training_state" / "evaluated.json"
+    state = json.loads(counters.read_text())
     state["progress"] |= {
         "best": 99.0,
         "bestSeen": 99.0,
         "bestCheckpoint": "epoch-1",
         "evaluationsWithoutGain": 50,
     }
-    (source / "training_state" / "state.json").write_text(json.dumps(state))
+    counters.write_text(json.dumps(state))
     rewrite_manifest(source)
     blocks = make_blocks(3, validation={"maxSamples": 8, "earlyStopping": {"patience": 1}})
     folder = resume_from(make_attempt(blocks, run="new"), source)
     assert train_attempt(folder) == 0
     assert [event["isBest"] for event in events_of(folder, "checkpoint")] == [True]
-    saved = json.loads((folder / "checkpoints/epoch-3/training_state/state.json").read_text())
-    assert saved["progress"]["bestCheckpoint"] == "epoch-3"
+    assert read_progress(folder / "checkpoints" / "epoch-3").best_checkpoint == "epoch-3"
 
 
 @pytest.mark.parametrize(

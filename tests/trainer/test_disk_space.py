@@ -158,12 +158,12 @@ def test_a_run_short_of_space_waits_and_ends_bit_for_bit_the_same(
     assert phases == [
         "Preparing",
         "Training",
-        "Evaluating",
         "WaitingForDisk",
         "Saving",
-        "Training",
         "Evaluating",
+        "Training",
         "Saving",
+        "Evaluating",
     ]
     (waiting,) = [
         event["message"]

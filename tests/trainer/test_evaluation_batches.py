@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import runyard.trainer.evaluation.evaluation as evaluation_module
-from runyard.rundir import read_json
+from runyard.trainer.checkpoints.checkpoint import read_progress
 from runyard.trainer.data.encode import Encoder, InMemoryEncodings, Layout
 from runyard.trainer.evaluation.batches import BatchLimit, measure_peak, run_in_batches
 from runyard.trainer.evaluation.evaluation import fit_to_memory, generate_answers
@@ -21,7 +21,13 @@ from runyard.trainer.steps.memory import AvailableMemory
 from tests.trainer import miniatures
 
 EventsOf = Callable[[Path, str], list[dict[str, Any]]]
-QUESTIONS = ("which digit is this", "what", "locate the seven in this picture", "answer", "x y z")
+QUESTIONS = (
+    "which digit is this",
+    "what",
+    "locate the seven with one json object",
+    "answer",
+    "x y z",
+)
 SIZES = ((32, 32), (48, 32), (24, 40), (64, 32), (32, 20), (30, 31), (100, 40))
 CPU = torch.device("cpu")
 
@@ -90,7 +96,7 @@ def test_answers_in_padded_batches_equal_those_of_single_prompts(
 
     assert len(counted.sizes) <= 3
     assert together == answer_all(module, tokenizer, data, 1)
-    assert len(set(together)) > 4
+    assert len(set(together)) >= 3
 
 
 def make_answers_differ(module: Any) -> None:
@@ -174,13 +180,6 @@ def test_an_evaluation_measures_how_many_samples_fit(
     assert fit(0) == 1
 
 
-def read_progress(folder: Path) -> dict[str, Any]:
-    state = read_json(folder / "checkpoints" / "epoch-1" / "training_state" / "state.json")
-    assert state is not None
-    progress: dict[str, Any] = state["progress"]
-    return progress
-
-
 def let_losses_fail(monkeypatch: pytest.MonkeyPatch, *, fits: int) -> list[int]:
     """Let losses of more than ``fits`` samples run out of memory; return the sizes tried."""
     tried = []
@@ -213,7 +212,7 @@ def test_an_evaluation_out_of_memory_goes_on_with_half_and_resumed_attempts_as_w
         "out of memory while evaluating 8 samples at once; continuing with 4",
         "out of memory while evaluating 4 samples at once; continuing with 2",
     ]
-    assert read_progress(folder)["evaluationBatchLimit"] == 2
+    assert read_progress(folder / "checkpoints" / "epoch-1").evaluation_batch_limit == 2
     ((values,), (expected,)) = (
         [event["values"] for event in events_of(each, "evaluation")] for each in (folder, whole)
     )
@@ -239,4 +238,4 @@ def test_an_evaluation_without_memory_for_one_sample_is_skipped_and_the_run_succ
     assert message.endswith("can't allocate memory: you tried to ...")
     (saved,) = events_of(folder, "checkpoint")
     assert (saved["checkpoint"], saved["metrics"], saved["isBest"]) == ("epoch-1", {}, False)
-    assert read_progress(folder)["owesEvaluation"] is False
+    assert not read_progress(folder / "checkpoints" / "epoch-1").owes_evaluation

@@ -1,5 +1,6 @@
 """Stop requests in each phase lose no step; a resumed run equals an uninterrupted one."""
 
+import errno
 import json
 import os
 import signal
@@ -8,15 +9,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import runyard.trainer.checkpoints.async_checkpoint as saving_module
+import runyard.trainer.checkpoints.checkpoint as checkpoint_module
 import runyard.trainer.evaluation.evaluation as evaluation_module
 import runyard.trainer.prepare as prepare_module
 import runyard.trainer.train as train_module
-from runyard.rundir import read_json
+from runyard.rundir import list_checkpoints, read_json, write_json
+from runyard.trainer.checkpoints.checkpoint import is_proven, read_progress
 from runyard.trainer.data.encode import Encoder
 from runyard.trainer.main import train_attempt
 from tests.support.slow import mark_slow
@@ -74,9 +78,8 @@ def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def counters_of(folder: Path) -> dict[str, Any]:
-    state = read_json(folder / "checkpoints" / "step-7" / "training_state" / "state.json")
-    assert state is not None
-    return {name: value for name, value in state["progress"].items() if name != "trainSeconds"}
+    progress = msgspec.to_builtins(read_progress(folder / "checkpoints" / "step-7"))
+    return {name: value for name, value in progress.items() if name != "trainSeconds"}
 
 
 def values_by_step(events: list[dict[str, Any]]) -> list[tuple[int, dict[str, float]]]:
@@ -180,10 +183,9 @@ def test_an_evaluation_is_interrupted_within_an_answer(
     assert train_attempt(folder) == 75
     assert left == [(4, True, True)]
     assert events_of(folder, "evaluation") == []
-    state = read_json(folder / "checkpoints" / "epoch-1" / "training_state" / "state.json")
-    assert state is not None
-    assert state["progress"]["owesEvaluation"] is True
-    assert state["progress"]["bestSeen"] is None
+    progress = read_progress(folder / "checkpoints" / "epoch-1")
+    assert progress.owes_evaluation
+    assert progress.best_seen is None
 
 
 def train_with_a_slow_evaluation(folder: Path) -> int:
@@ -226,6 +228,71 @@ def test_a_real_trainer_in_a_long_evaluation_saves_and_ends_at_sigterm(
     )
     one, two = tensors_of(uninterrupted), tensors_of(again)
     assert [name for name in one if not torch.equal(one[name], two[name])] == []
+
+
+@pytest.mark.e2e
+def test_a_kill_during_an_evaluation_loses_no_step(
+    uninterrupted: Path,
+    make_attempt: Callable[..., Path],
+    events_of: EventsOf,
+    fork: Callable[..., Any],
+) -> None:
+    first = make_attempt(BLOCKS)
+    trainer = fork(lambda: train_with_a_slow_evaluation(first))
+    while trainer.poll() is None:
+        text = (first / "events.jsonl").read_text() if (first / "events.jsonl").exists() else ""
+        if "Evaluating" in text:
+            break
+        time.sleep(0.02)
+    trainer.end()
+    ((saved, manifest),) = list_checkpoints(first)
+    assert (manifest["step"], manifest["metrics"], manifest["isBest"]) == (2, {}, False)
+    assert manifest["isUnevaluated"] is True
+    again = make_attempt(BLOCKS, attempt=2, resume=saved)
+    assert train_attempt(again) == 0
+    steps = [*events_of(first, "step"), *events_of(again, "step")]
+    assert values_by_step(steps) == values_by_step(events_of(uninterrupted, "step"))
+    assert values_by_step(events_of(again, "evaluation")) == values_by_step(
+        events_of(uninterrupted, "evaluation")
+    )
+    one, two = tensors_of(uninterrupted), tensors_of(again)
+    assert [name for name in one if not torch.equal(one[name], two[name])] == []
+    assert counters_of(again) == counters_of(uninterrupted)
+
+
+def test_a_checkpoint_is_proven_whenever_its_evaluation_is_added_and_has_it_in_the_end(
+    make_attempt: Callable[..., Path], events_of: EventsOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk refuses to replace the manifest once; then the checkpoint is saved again."""
+    refused: list[Path] = []
+
+    def refuse_once(path: Path, value: Any, **named: Any) -> None:
+        if path.name == "manifest.json" and path.exists():
+            assert is_proven(path.parent)
+            assert read_progress(path.parent).owes_evaluation
+            if not refused:
+                refused.append(path)
+                raise OSError(errno.ENOSPC, "No space left on device")
+        write_json(path, value, **named)
+
+    monkeypatch.setattr(checkpoint_module, "write_json", refuse_once)
+    folder = make_attempt(BLOCKS)
+
+    assert train_attempt(folder) == 0
+
+    warnings = [event["message"] for event in events_of(folder, "warning")]
+    assert "epoch-1 is saved again: No space left on device" in warnings
+    evaluations = {event["step"]: event["values"] for event in events_of(folder, "evaluation")}
+    reported = events_of(folder, "checkpoint")
+    assert [event["step"] for event in reported] == [2, 4, 6, 7]
+    for event, (saved, manifest) in zip(reported, list_checkpoints(folder), strict=True):
+        assert is_proven(saved)
+        assert manifest["metrics"] == event["metrics"] == evaluations[event["step"]]
+        assert manifest["isBest"] == event["isBest"]
+        assert "isUnevaluated" not in manifest
+        assert (saved / "predictions.jsonl").is_file()
+        assert not read_progress(saved).owes_evaluation
+    assert reported[0]["isBest"] is True
 
 
 def test_reading_data_is_interrupted_between_samples(

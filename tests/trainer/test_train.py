@@ -67,7 +67,7 @@ def test_every_step_evaluation_and_checkpoint_has_an_event(
     assert [line["n"] for line in lines] == list(range(1, len(lines) + 1))
     assert {line["ev"] for line in lines} <= set(EVENTS)
     phases = [line["phase"] for line in lines if line["ev"] == "phase"]
-    assert phases[:4] == ["Preparing", "Training", "Evaluating", "Saving"]
+    assert phases[:4] == ["Preparing", "Training", "Saving", "Evaluating"]
 
 
 def test_the_plan_gives_every_number_a_reason(finished: Path, events_of: EventsOf) -> None:

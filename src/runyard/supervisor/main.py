@@ -343,7 +343,9 @@ class Supervisor:
                 self._read_lines(stream, offset, is_final=is_final)
             case msg.FindCheckpoints():
                 found = self._files.list_checkpoints(self._folder)
-                self._inbox.put(msg.CheckpointsFound(tuple(path.name for path, _ in found)))
+                unevaluated = {path.name for path, item in found if item.get("isUnevaluated")}
+                names = tuple(path.name for path, _ in found)
+                self._inbox.put(msg.CheckpointsFound(names, frozenset(unevaluated)))
             case _:
                 self._perform_trainer_action(action)
 

@@ -126,9 +126,13 @@ class LinesShipped:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointsFound:
-    """The complete checkpoints in the attempt's folder were listed, oldest first."""
+    """The complete checkpoints in the attempt's folder were listed, oldest first.
+
+    The trainer is still evaluating those in ``unevaluated``, unless it has ended.
+    """
 
     names: tuple[str, ...]
+    unevaluated: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

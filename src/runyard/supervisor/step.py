@@ -180,10 +180,11 @@ def step(state: State, event: Event, now: float) -> tuple[State, list[Action]]:
             return _on_processes_ended(state)
         case LinesRead():
             return _on_lines_read(state, event, now)
-        case CheckpointsFound(names):
-            return replace(
-                state, found_checkpoints=names, has_final_listing=state.phase == "reporting"
-            ), []
+        case CheckpointsFound(names, unevaluated):
+            is_final = state.phase == "reporting"
+            # Once stored, a checkpoint is not stored again; its measured values are to come.
+            found = tuple(name for name in names if is_final or name not in unevaluated)
+            return replace(state, found_checkpoints=found, has_final_listing=is_final), []
         case _:
             return _on_answer(state, event, now)
 

@@ -29,6 +29,7 @@ from runyard.trainer.checkpoints.async_checkpoint import AsyncCheckpointer
 from runyard.trainer.checkpoints.checkpoint import (
     CheckpointContents,
     SavedCheckpoint,
+    add_evaluation,
     collect_contents,
     estimate_bytes,
     remove_checkpoints,
@@ -144,6 +145,7 @@ class PendingCheckpoint:
     metrics: dict[str, float]
     is_best: bool
     predictions: Path | None
+    is_unevaluated: bool
 
 
 class TrainLoop:
@@ -175,6 +177,8 @@ class TrainLoop:
         self.slow_steps, self.loss_spikes = SlowStepDetector(hooks.on_warning), LossSpikeDetector()
         self.order = BatchOrder(job.flow, state)
         self.saved: list[SavedCheckpoint] = []
+        # Saved before the evaluation at its step, which has yet to be added.
+        self.unevaluated: tuple[PendingCheckpoint, SavedCheckpoint] | None = None
         self.samples = SampleWriter(job.folder)
         self.batch_limit = limit_evaluation_batch(job, state, hooks.on_warning)
         self.evaluated_step: int | None = None
@@ -260,7 +264,11 @@ class TrainLoop:
         """Evaluate, save and end after a step, as far as each is due."""
         self.checkpointer.poll()
         self.ending = self.check_limits()
-        self.maybe_evaluate()
+        self.progress.owes_evaluation = self.is_evaluation_due()
+        if self.progress.owes_evaluation and self.is_save_due():
+            self.save_before_evaluation()
+        if not self.checkpointer.is_refused:
+            self.maybe_evaluate()
         # An evaluation still owed was interrupted by a stop. The run then counts as stopped, even
         # after its last step, so that a resumed attempt completes the evaluation.
         if self.progress.owes_evaluation or (
@@ -318,14 +326,36 @@ class TrainLoop:
             seconds_since_last=self.clock() - last_at,
         )
 
-    def maybe_evaluate(self) -> None:
-        """Evaluate if due, owed or last; end the run if it has not improved for too long."""
-        progress, validation = self.progress, self.settings.validation
-        progress.owes_evaluation = self.state.plan.validation_samples > 0 and (
-            progress.owes_evaluation
+    def is_evaluation_due(self) -> bool:
+        """Return whether to evaluate after this step: it is due, owed or the last one."""
+        return self.state.plan.validation_samples > 0 and (
+            self.progress.owes_evaluation
             or self.ending is not None
-            or self.is_due(validation.every, self.last_evaluation_at)
+            or self.is_due(self.settings.validation.every, self.last_evaluation_at)
         )
+
+    def is_save_due(self) -> bool:
+        every = self.settings.checkpoint.every
+        return self.ending is not None or self.is_due(every, self.last_save_at)
+
+    def save_before_evaluation(self) -> None:
+        """Save a checkpoint, so that whatever happens in the evaluation loses no step.
+
+        The step that an attempt resumes from has been saved.
+        """
+        if self.progress.step == self.first_step:
+            return
+
+        def keep(pending: PendingCheckpoint, saved: SavedCheckpoint) -> None:
+            self.unevaluated = pending, saved
+
+        self.checkpointer.wait()
+        self.save(keep)
+        self.checkpointer.wait()
+
+    def maybe_evaluate(self) -> None:
+        """Evaluate if it is owed; end the run if it has not improved for too long."""
+        progress, validation = self.progress, self.settings.validation
         if not progress.owes_evaluation:
             return
         with contextlib.suppress(StopRequested):
@@ -447,12 +477,14 @@ class TrainLoop:
 
     def maybe_save(self) -> None:
         """Save a checkpoint if it is due or the run ends; a stop may come meanwhile."""
-        every = self.settings.checkpoint.every
-        if self.ending is None and not self.is_due(every, self.last_save_at):
+        if self.unevaluated is not None:
+            self.complete_unevaluated(*self.unevaluated)
+        elif not self.is_save_due():
             return
-        # The order of checkpoints decides which one is best and which ones are removed.
-        self.checkpointer.wait()
-        self.save()
+        else:
+            # The order of checkpoints decides which one is best and which ones are removed.
+            self.checkpointer.wait()
+            self.save(self.complete_save)
         self.is_phase_stale, self.last_save_at = True, self.clock()
         if self.ending is None and self.should_stop():
             self.ending = "Stopped"
@@ -461,7 +493,36 @@ class TrainLoop:
         if self.checkpointer.is_refused:
             self.ending = "Stopped"
 
-    def save(self) -> None:
+    def complete_unevaluated(self, pending: PendingCheckpoint, saved: SavedCheckpoint) -> None:
+        """Add the evaluation to the checkpoint that was saved before it."""
+        self.unevaluated = None
+        if self.progress.owes_evaluation:  # a stop interrupted it
+            self.complete_save(pending, saved)
+            return
+        progress, is_evaluated = self.progress, self.evaluated_step == self.progress.step
+        best_before = progress.best, progress.best_checkpoint
+        pending = replace(
+            pending,
+            is_best=self.update_best(pending.name, is_evaluated=is_evaluated),
+            metrics=progress.metrics if is_evaluated else {},
+            predictions=self.predictions if is_evaluated else None,
+        )
+        try:
+            saved = add_evaluation(
+                saved,
+                progress,
+                metrics=pending.metrics,
+                is_best=pending.is_best,
+                predictions=pending.predictions,
+            )
+        except OSError as error:
+            progress.best, progress.best_checkpoint = best_before
+            self.hooks.on_warning(f"{pending.name} is saved again: {error.strerror or error}")
+            self.save(self.complete_save)  # which waits for disk space
+            return
+        self.complete_save(pending, saved)
+
+    def save(self, on_saved: Callable[[PendingCheckpoint, SavedCheckpoint], None]) -> None:
         """Submit a checkpoint of this step to the checkpointer."""
         state, progress, checkpointer = self.state, self.progress, self.checkpointer
         best_before = progress.best, progress.best_checkpoint
@@ -479,7 +540,7 @@ class TrainLoop:
             if saved is None:
                 progress.best, progress.best_checkpoint = best_before
             else:
-                self.complete_save(pending, saved)
+                on_saved(pending, saved)
 
         write = partial(
             checkpointer.write_when_space,
@@ -510,6 +571,7 @@ class TrainLoop:
             metrics=progress.metrics if is_evaluated else {},
             is_best=is_best,
             predictions=self.predictions if is_evaluated else None,
+            is_unevaluated=progress.owes_evaluation,
         )
 
     def write_checkpoint(
@@ -529,6 +591,7 @@ class TrainLoop:
                 is_best=pending.is_best,
                 previous=previous,
                 predictions=pending.predictions,
+                is_unevaluated=pending.is_unevaluated,
             )
 
     def update_best(self, name: str, *, is_evaluated: bool) -> bool:

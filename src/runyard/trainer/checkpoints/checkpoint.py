@@ -10,15 +10,21 @@
 A checkpoint is written into a staging folder, every file is fsynced and hashed, the manifest is
 written last, the folder is renamed, and the folders above it are fsynced. After loss of power it is
 complete or absent. If the disk refuses anything, above all an fsync, the whole staging folder is
-removed and the next save starts from nothing. Nothing is pickled: tensors are stored as
-safetensors, everything else as JSON.
+removed and the next save starts from nothing.
+
+A checkpoint is saved before the model is evaluated at the same step, with ``isUnevaluated`` in its
+manifest. After the evaluation its predictions and counters are added, and the manifest is replaced
+last. Until then it is the checkpoint of a run whose evaluation was interrupted.
+
+Nothing is pickled: tensors are stored as safetensors, everything else as JSON.
 """
 
 import copy
+import errno
 import os
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +48,7 @@ from runyard.trainer.errors import InvalidFlow
 from runyard.trainer.models.model import LoadedModel
 
 STATE, TENSORS = "state.json", "state.safetensors"
+EVALUATED = "evaluated.json"  # the counters after an evaluation that followed the save
 STAGING = ".staging"
 FORMAT = 2  # of the training state; format 1 stored optimizer state by index, and had no number
 TENSOR = "tensor"  # the key of a reference to a tensor
@@ -147,6 +154,7 @@ def save_checkpoint(
     is_best: bool,
     previous: SavedCheckpoint | None = None,
     predictions: Path | None = None,
+    is_unevaluated: bool = False,
 ) -> SavedCheckpoint:
     """Write a complete checkpoint.
 
@@ -171,9 +179,7 @@ def save_checkpoint(
         files: list[dict[str, Any]] = []
         for path, full in files_below(staged):
             _fsync_file(full)
-            files.append(
-                {"path": path, "sizeBytes": full.stat().st_size, "sha256": sha256_of(full)}
-            )
+            files.append(_describe_file(path, full))
         for folder in sorted(item for item in staged.rglob("*") if item.is_dir()):
             fsync_dir(folder)
         manifest = {
@@ -182,6 +188,7 @@ def save_checkpoint(
             "epoch": int(contents.epoch),
             "metrics": metrics,
             "isBest": is_best,
+            **({"isUnevaluated": True} if is_unevaluated else {}),
             "time": time.time_ns() // 1_000_000,
             "files": files,
         }
@@ -201,6 +208,56 @@ def save_checkpoint(
         int(file["sizeBytes"]) for file in files if not _is_hard_linked(file["path"], model)
     )
     return SavedCheckpoint(name, final, next_bytes, contents.step)
+
+
+def add_evaluation(
+    saved: SavedCheckpoint,
+    progress: TrainingProgress,
+    *,
+    metrics: dict[str, float],
+    is_best: bool,
+    predictions: Path | None,
+) -> SavedCheckpoint:
+    """Complete a checkpoint that was saved before the evaluation at its step.
+
+    Raises:
+        OSError: the disk refused it; the checkpoint is as before.
+    """
+    parts = CheckpointDir(saved.folder)
+    manifest = read_json(parts.manifest)
+    if manifest is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(parts.manifest))
+    added = [parts.training_state / EVALUATED]
+    write_json(added[0], {"progress": msgspec.to_builtins(progress)})
+    if predictions is not None:
+        parts.predictions.unlink(missing_ok=True)
+        _link_or_copy(predictions, parts.predictions, may_link=True)
+        _fsync_file(parts.predictions)
+        added.append(parts.predictions)
+    for folder in (parts.training_state, saved.folder):
+        fsync_dir(folder)
+    more = [_describe_file(path.relative_to(saved.folder).as_posix(), path) for path in added]
+    files = manifest.pop("files") + more
+    manifest.pop("isUnevaluated", None)
+    write_json(parts.manifest, {**manifest, "metrics": metrics, "isBest": is_best, "files": files})
+    fsync_dir(saved.folder)
+    added_bytes = sum(int(file["sizeBytes"]) for file in more)
+    return replace(saved, next_bytes=saved.next_bytes + added_bytes)
+
+
+def _describe_file(path: str, full: Path) -> dict[str, Any]:
+    return {"path": path, "sizeBytes": full.stat().st_size, "sha256": sha256_of(full)}
+
+
+def read_progress(folder: Path) -> TrainingProgress:
+    """Return the counters of a checkpoint; those after its evaluation, once it is complete."""
+    parts = CheckpointDir(folder)
+    manifest = read_json(parts.manifest) or {}
+    listed = {file["path"] for file in manifest.get("files", [])}
+    path = parts.training_state / EVALUATED
+    is_evaluated = path.relative_to(folder).as_posix() in listed
+    state = read_json(path if is_evaluated else parts.training_state / STATE) or {}
+    return msgspec.convert(state["progress"], TrainingProgress)
 
 
 def estimate_bytes(
@@ -289,7 +346,7 @@ def load_state(
     torch.set_rng_state(tensors["random.cpu"])
     if "random.cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["random.cuda"])
-    return msgspec.convert(state["progress"], TrainingProgress), state.get("scaler")
+    return read_progress(folder), state.get("scaler")
 
 
 def _describe_group_mismatch(folder: Path) -> str:
