@@ -41,7 +41,7 @@ class Listener:
             self._stack.enter_context(client)
             self._stack.enter_context(self.bound.accept()[0])
             clients.append(client)
-            time.sleep(0.005)
+            time.sleep(0.012)  # what the kernel reports has a resolution of some milliseconds
         return clients
 
     def list_open(self, clients: list[socket.socket]) -> list[int]:
