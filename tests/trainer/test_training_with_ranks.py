@@ -1,6 +1,7 @@
 """Complete attempts with two ranks, compared with those of one process."""
 
 import json
+import math
 import os
 import signal
 from collections.abc import Callable
@@ -9,8 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+import runyard.trainer.prepare as prepare_module
 import runyard.trainer.train as train_module
 from runyard.rundir import EXIT_CANNOT_RUN, EXIT_DONE, EXIT_PEER_LOST, EXIT_STOPPED, read_json
 from runyard.trainer.main import train_attempt
@@ -133,6 +135,38 @@ def test_a_run_resumes_on_any_number_of_ranks(
             weights, same = read_weights(resumed, "step-14"), read_weights(whole[2], "step-14")
             assert weights.keys() == same.keys()
             assert all(torch.equal(weights[name], same[name]) for name in same)
+
+
+def test_all_ranks_skip_a_step_whose_scaled_loss_is_not_finite(
+    train: Callable[..., Any], events_of: EventsOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare_module, "choose_precision", lambda *_: ("float16", "test"))
+
+    def break_a_loss(rank: int) -> None:
+        run = train_module.run_micro_batches
+
+        def run_broken(state: Any, *arguments: Any) -> Any:
+            loss, tokens = run(state, *arguments)
+            weights = torch.cat([parameter.detach().flatten() for parameter in state.parameters])
+            step = state.progress.step
+            save_file({"weights": weights}, tmp_path / f"rank-{rank}-step-{step}.safetensors")
+            return (
+                math.inf if (rank, step) == (1, 1) else loss
+            ), tokens  # the gradients are finite
+
+        train_module.run_micro_batches = run_broken  # type: ignore[assignment]
+
+    def read(rank: int, step: int) -> torch.Tensor:
+        return load_file(tmp_path / f"rank-{rank}-step-{step}.safetensors")["weights"]
+
+    folder, codes = train(blocks(steps=4), workers=2, patch=break_a_loss)
+    assert codes == [EXIT_DONE, EXIT_DONE]
+    (warning,) = events_of(folder, "warning")
+    assert warning["message"].startswith("step 2 was skipped: the loss is inf in float16")
+    for step in range(4):
+        assert torch.equal(read(0, step), read(1, step)), step
+    assert torch.equal(read(1, 1), read(1, 2))
+    assert not torch.equal(read(1, 2), read(1, 3))
 
 
 def test_all_ranks_shrink_when_one_runs_out_of_memory(

@@ -113,7 +113,7 @@ def read_answer(raw: str) -> Answer:
 
 
 def describe_form(raw: str) -> str | None:
-    """Return why generated text is no well-formed answer; None if it is one."""
+    """Return why generated text is not a well-formed answer; None if it is one."""
     try:
         parsed = json.loads(raw)
     except ValueError:

@@ -9,8 +9,13 @@ from runyard.trainer.data.cache import Hooks
 from runyard.trainer.plan import Hardware
 from runyard.trainer.prepare import Job, prepare
 from runyard.trainer.ranks import TrainingEnded
-from runyard.trainer.steps.optim import rate_factor, set_rates
-from runyard.trainer.train import BatchOrder, NotFinite, compute_gradients, optimizer_step
+from runyard.trainer.train import (
+    BatchOrder,
+    NotFinite,
+    begin_step,
+    compute_gradients,
+    update_weights,
+)
 
 
 def follow(job: Job, machine: Hardware, events: EventWriter) -> None:
@@ -21,18 +26,13 @@ def follow(job: Job, machine: Hardware, events: EventWriter) -> None:
         TrainingFailed: the flow or the data cannot be trained, which rank 0 reports.
     """
     state, settings = prepare(job, machine, hooks=Hooks()), job.flow.model
-    order, plan, numbers = BatchOrder(job.flow, state), state.plan, settings.hyperparameters
+    max_grad_norm = settings.hyperparameters.optimizer.max_grad_norm
+    order = BatchOrder(job.flow, state)
     try:
-        while state.progress.step < plan.total_steps:
-            step = state.progress.step
-            epoch, indices = order.select(step)
-            state.world.seed(job.flow.settings.seed, step)
-            factor = rate_factor(
-                step, total=plan.total_steps, warmup=plan.warmup_steps, schedule=numbers.schedule
-            )
-            set_rates(state.optimizers, factor)
-            compute_gradients(state, indices, epoch, settings, events)
-            optimizer_step(state, numbers.optimizer.max_grad_norm)
+        while state.progress.step < state.plan.total_steps:
+            epoch, indices, _ = begin_step(job.flow, state, order)
+            loss = compute_gradients(state, indices, epoch, settings, events)
+            update_weights(state, loss, max_grad_norm)
             state.progress.step += 1
         state.world.combine(lambda: (0.0, 0), state.parameters)
     except (TrainingEnded, NotFinite):  # rank 0 has found the same number, and reports it

@@ -212,24 +212,16 @@ class TrainLoop:
 
     def run_step(self) -> None:
         """Take one optimizer step, and write its event."""
-        state, plan, step = self.state, self.state.plan, self.progress.step
-        numbers = self.settings.hyperparameters
-        epoch, indices = self.order.select(step)
-        state.world.seed(self.job.flow.settings.seed, step)
-        factor = rate_factor(
-            step, total=plan.total_steps, warmup=plan.warmup_steps, schedule=numbers.schedule
-        )
-        learning_rate = set_rates(state.optimizers, factor)
+        state, step = self.state, self.progress.step
+        max_grad_norm = self.settings.hyperparameters.optimizer.max_grad_norm
+        epoch, indices, learning_rate = begin_step(self.job.flow, state, self.order)
         with self.slow_steps.watch(step + 1, partial(name_samples, state, indices)):
             try:
                 loss = compute_gradients(state, indices, epoch, self.settings, self.events)
                 suggestions = "hyperparameters.optimizer, training.mode 'lora', a smaller model"
                 with explain_out_of_memory("taking a step", suggestions):
                     self.checkpointer.wait_for_copies()
-                    if math.isfinite(loss):
-                        norm = optimizer_step(state, numbers.optimizer.max_grad_norm)
-                    else:
-                        norm = skip_optimizer_step(state)
+                    norm = update_weights(state, loss, max_grad_norm)
                 self.count_skipped_steps(loss, norm)
             except NotFinite as error:
                 raise self.describe_divergence(error, indices) from error
@@ -383,7 +375,7 @@ class TrainLoop:
         except EvaluationOutOfMemory as error:
             self.hooks.on_warning(
                 f"the evaluation of step {step} is skipped, because a single sample ran out of "
-                "memory; training continues; try: a smaller dataset.images.maxPixels, "
+                "memory; training continues; try: a smaller images.maxPixels, "
                 f"evaluation.max_new_tokens, a smaller model: {error}"
             )
         self.progress.evaluation_batch_limit = self.batch_limit.size
@@ -802,6 +794,34 @@ def run_micro_batches(
     return total, labels
 
 
+def begin_step(
+    flow: ResolvedFlow, state: TrainState, order: BatchOrder
+) -> tuple[int, list[int], float]:
+    """Seed dropout and set the learning rates for the next step.
+
+    Returns its epoch, the sample indices of its batch, and the learning rate.
+    """
+    step, plan = state.progress.step, state.plan
+    epoch, indices = order.select(step)
+    state.world.seed(flow.settings.seed, step)
+    schedule = flow.model.hyperparameters.schedule
+    factor = rate_factor(step, total=plan.total_steps, warmup=plan.warmup_steps, schedule=schedule)
+    return epoch, indices, set_rates(state.optimizers, factor)
+
+
+def update_weights(state: TrainState, loss: float, max_grad_norm: float | None) -> float:
+    """Take the optimizer step, or skip it after a scaled loss that is not finite; return the norm.
+
+    Raises:
+        NotFinite: the gradient is not finite, and the loss is not scaled.
+    """
+    if math.isfinite(loss):
+        return optimizer_step(state, max_grad_norm)
+    skip_step(state.scaler)
+    clear_gradients(state)
+    return math.nan
+
+
 def optimizer_step(state: TrainState, max_grad_norm: float | None) -> float:
     """Clip the gradients and let the optimizers take a step; return the norm before clipping.
 
@@ -824,13 +844,6 @@ def optimizer_step(state: TrainState, max_grad_norm: float | None) -> float:
             optimizer.step()
     clear_gradients(state)
     return norm
-
-
-def skip_optimizer_step(state: TrainState) -> float:
-    """Drop the gradients of a loss that is not finite and lower its scale; return the norm."""
-    skip_step(state.scaler)
-    clear_gradients(state)
-    return math.nan
 
 
 class NotFinite(Exception):

@@ -31,7 +31,7 @@ MEANINGS: dict[str, dict[str, str]] = {
     "run": {
         "created": "was created, with its first condition",
         "condition": "entered another condition",
-        "reason": "has another reason in the same condition; new messages alone are no events",
+        "reason": "has another reason in the same condition; a new message alone makes no event",
         "attempt-started": "has a supervisor, on the machine named",
         "attempt-ended": "has an attempt less, with its cause, exit code and signal",
         "attempt-reopened": "has heard again of an attempt that was considered lost",

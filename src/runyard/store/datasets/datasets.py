@@ -6,7 +6,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, delete, exists, insert, select, update
+from sqlalchemy import Connection, and_, bindparam, delete, insert, select, update
 
 from runyard.store.lists import keyset
 from runyard.store.tables import (
@@ -125,20 +125,6 @@ def list_active_runs(connection: Connection, *, org: str, dataset_id: str, limit
         .limit(limit)
     )
     return list(connection.execute(query).scalars())
-
-
-def has_open_runs(connection: Connection, *, org: str, dataset_id: str) -> bool:
-    """Return whether an active run, also a deleted one, is pinned to the dataset."""
-    query = select(run_datasets.c.run_id).where(
-        run_datasets.c.org == org,
-        run_datasets.c.dataset_id == dataset_id,
-        exists().where(
-            runs.c.org == run_datasets.c.org,
-            runs.c.id == run_datasets.c.run_id,
-            runs.c.condition.in_(("Pending", "Running")),
-        ),
-    )
-    return connection.execute(query.limit(1)).first() is not None
 
 
 def add_deletion(

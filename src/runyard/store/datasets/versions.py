@@ -144,12 +144,6 @@ def remove_export(connection: Connection, *, org: str, id: str) -> None:
 # The bytes of images: which contents nothing needs, and where a blob's contents are.
 
 
-def list_orgs_with_unneeded(connection: Connection) -> list[str]:
-    """Return organizations with contents that wait for a check."""
-    query = select(unneeded.c.org).where(unneeded.c.is_held.is_(False)).distinct()
-    return sorted(connection.execute(query).scalars())
-
-
 def list_unneeded_contents(connection: Connection, *, org: str) -> set[str]:
     """Return the contents that wait for a check."""
     query = select(unneeded.c.content).where(unneeded.c.org == org, unneeded.c.is_held.is_(False))

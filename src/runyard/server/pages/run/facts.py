@@ -99,11 +99,6 @@ def list_evaluations(found: Sequence[Event]) -> list[tuple[int, int]]:
     return sorted(times.items())
 
 
-def list_saved(found: Sequence[Event]) -> set[str]:
-    """Return the ids of all checkpoints that were saved, whether or not they are kept."""
-    return {str(event.details.get("checkpoint")) for event in found if event.what == "checkpoint"}
-
-
 async def load_events(services: Services, org: str, run_id: str) -> Sequence[Event]:
     """Return the events of a run that are kept, oldest first."""
     find = partial(

@@ -218,7 +218,7 @@ class _PageReader:
         ends = (last, query.until, None if query.before is None else query.before - 1)
         self._up_to = min(end for end in ends if end is not None)
         since = query.since or 0
-        # Numbers below the first line are no lines; ``next`` is still never below ``since``.
+        # No line has a number below that of the first; ``next`` is still never below ``since``.
         self._above = max(since, min(first - 1, self._up_to)) if first else since
         self._newest = max(self._up_to, since)
 
