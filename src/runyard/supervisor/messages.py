@@ -102,6 +102,17 @@ class TrainerExited:
 
 
 @dataclass(frozen=True, slots=True)
+class RankStalled:
+    """A rank has not advanced for a while, and the others wait for it.
+
+    ``is_final``: it will not advance by itself.
+    """
+
+    message: str
+    is_final: bool
+
+
+@dataclass(frozen=True, slots=True)
 class ProcessesEnded:
     """No process of the attempt is alive."""
 
@@ -168,6 +179,7 @@ Event = (
     | LockAcquired
     | AttemptPrepared
     | TrainerExited
+    | RankStalled
     | ProcessesEnded
     | LinesRead
     | LinesShipped

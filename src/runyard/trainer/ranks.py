@@ -19,13 +19,15 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from runyard.beats import BeatWriter
+from runyard.rundir import AttemptDir
 from runyard.trainer.errors import InvalidFlow, PeerLost
 from runyard.trainer.steps.memory import is_out_of_memory
 
@@ -43,10 +45,14 @@ class TrainingEnded(Exception):
 
 @dataclass(frozen=True)
 class World:
-    """All ranks, and which of them this process is. By default it is the only one."""
+    """All ranks, and which of them this process is. By default it is the only one.
+
+    ``beat`` shows the supervisor what this rank is doing.
+    """
 
     rank: int = 0
     size: int = 1
+    beat: BeatWriter = field(default_factory=BeatWriter, compare=False)
 
     @property
     def is_single(self) -> bool:
@@ -101,7 +107,7 @@ class World:
             raise MemoryError(problem or "another rank has run out of memory")
         all_tokens = max(1.0, all_tokens)
         chosen = [parameter for parameter, count in zip(parameters, found, strict=True) if count]
-        _sum_gradients(chosen, weight=tokens / all_tokens)
+        self._sum_gradients(chosen, weight=tokens / all_tokens)
         return loss_sum / all_tokens
 
     def end(self, parameters: _Parameters) -> None:
@@ -114,7 +120,7 @@ class World:
         if self.is_single:
             return document
         data = bytearray(json.dumps(document).encode()) if self.is_leader else bytearray()
-        with _naming_lost_peers():
+        with self._exchange():
             size = torch.tensor([len(data)])  # (1,)
             dist.broadcast(size, 0)
             held = torch.frombuffer(data, dtype=torch.uint8) if data else None
@@ -125,7 +131,7 @@ class World:
     def share_weights(self, parameters: _Parameters) -> None:
         """Give every rank the trained weights of rank 0."""
         if not self.is_single:
-            with torch.no_grad(), _naming_lost_peers():
+            with torch.no_grad(), self._exchange():
                 for parameter in parameters:
                     dist.broadcast(parameter, 0)
 
@@ -134,17 +140,47 @@ class World:
         if not self.is_single:
             dist.destroy_process_group()
 
+    @contextlib.contextmanager
+    def _exchange(self) -> Iterator[None]:
+        """Show that this rank waits; raise ``PeerLost`` for the error of a broken connection."""
+        with self.beat.waiting(), _naming_lost_peers():
+            yield
+
+    def _sum_gradients(self, parameters: _Parameters, *, weight: float) -> None:
+        """Replace the gradients by their weighted sum over all ranks."""
+        with torch.no_grad():
+            for bucket in _split(parameters):
+                gradients = [
+                    torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                    for parameter in bucket
+                ]
+                flat = torch.cat([gradient.reshape(-1) for gradient in gradients]).mul_(
+                    weight
+                )  # (N,)
+                with self._exchange():
+                    dist.all_reduce(flat)
+                for parameter, piece in zip(
+                    bucket, flat.split([parameter.numel() for parameter in bucket]), strict=True
+                ):
+                    if parameter.grad is None:
+                        parameter.grad = piece.view_as(parameter).clone()
+                    else:
+                        parameter.grad.copy_(piece.view_as(parameter))
+
     def _sum(self, numbers: list[float]) -> list[float]:
         total = torch.tensor(numbers, dtype=torch.float64)
-        with _naming_lost_peers():
+        with self._exchange():
             dist.all_reduce(total)
         found: list[float] = total.tolist()
         return found
 
 
-def read_world(environ: Mapping[str, str]) -> World:
-    """Return the world that the supervisor describes with RANK and WORLD_SIZE."""
-    return World(int(environ.get("RANK", "0")), int(environ.get("WORLD_SIZE", "1")))
+def read_world(environ: Mapping[str, str], folder: Path) -> World:
+    """Return the world that the supervisor of ``folder`` describes with RANK and WORLD_SIZE."""
+    rank, size = int(environ.get("RANK", "0")), int(environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        return World()
+    return World(rank, size, BeatWriter(AttemptDir(folder).beat(rank)))
 
 
 def join(world: World, folder: Path, *, has_cuda: bool) -> None:
@@ -167,7 +203,7 @@ def join(world: World, folder: Path, *, has_cuda: bool) -> None:
                 f"{torch.cuda.device_count()} accelerators; try: as many workers, or fewer"
             )
         torch.cuda.set_device(world.rank)
-    with _naming_lost_peers():
+    with world.beat.waiting(), _naming_lost_peers():
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if has_cuda else "gloo",
             store=dist.FileStore(str(folder / STORE), world.size),
@@ -175,26 +211,6 @@ def join(world: World, folder: Path, *, has_cuda: bool) -> None:
             world_size=world.size,
             timeout=WAIT,
         )
-
-
-def _sum_gradients(parameters: _Parameters, *, weight: float) -> None:
-    """Replace the gradients by their weighted sum over all ranks."""
-    with torch.no_grad():
-        for bucket in _split(parameters):
-            gradients = [
-                torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                for parameter in bucket
-            ]
-            flat = torch.cat([gradient.reshape(-1) for gradient in gradients]).mul_(weight)  # (N,)
-            with _naming_lost_peers():
-                dist.all_reduce(flat)
-            for parameter, piece in zip(
-                bucket, flat.split([parameter.numel() for parameter in bucket]), strict=True
-            ):
-                if parameter.grad is None:
-                    parameter.grad = piece.view_as(parameter).clone()
-                else:
-                    parameter.grad.copy_(piece.view_as(parameter))
 
 
 def _split(parameters: _Parameters) -> Iterator[list[torch.nn.Parameter]]:

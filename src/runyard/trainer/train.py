@@ -227,6 +227,7 @@ class TrainLoop:
                 raise self.describe_divergence(error, indices) from error
         if math.isfinite(loss) and (warning := self.loss_spikes.update(step + 1, loss)):
             self.hooks.on_warning(warning)
+        state.world.beat.write("apart")
         self.record_step(loss, norm, learning_rate, samples=len(indices))
 
     def count_skipped_steps(self, loss: float, norm: float) -> None:
@@ -802,6 +803,7 @@ def begin_step(
     Returns its epoch, the sample indices of its batch, and the learning rate.
     """
     step, plan = state.progress.step, state.plan
+    state.world.beat.begin_step(step)
     epoch, indices = order.select(step)
     state.world.seed(flow.settings.seed, step)
     schedule = flow.model.hyperparameters.schedule
