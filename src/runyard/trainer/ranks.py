@@ -6,8 +6,9 @@ by label tokens, so that every rank takes the step that one process would take w
 One small all-reduce per step comes first: it says whether a rank ran out of memory, how many tokens
 there are, and which parameters have a gradient anywhere.
 
-Rank 0 leads: it alone measures, evaluates, saves, reads clocks and stop requests, and writes files.
-The other ranks take steps until rank 0 ends. So they never disagree on what is due.
+Rank 0 leads: it alone measures, saves, reads clocks and stop requests, and writes files. It
+announces what all ranks do next: take a step, evaluate, or end. So they never disagree on what is
+due.
 
 With a single rank nothing is sent and no number changes.
 """
@@ -19,9 +20,9 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 import torch.distributed as dist
@@ -29,29 +30,34 @@ import torch.distributed as dist
 from runyard.beats import BeatWriter
 from runyard.rundir import AttemptDir
 from runyard.trainer.errors import InvalidFlow, PeerLost
-from runyard.trainer.steps.memory import is_out_of_memory
+from runyard.trainer.steps.memory import (
+    AvailableMemory,
+    is_out_of_memory,
+    read_available_memory,
+)
 
 STORE = "ranks.store"  # where ranks find each other, below the attempt's folder
+CANCEL = "ranks.cancel"  # exists while the other ranks are to end an evaluation early
 # Rank 0 may evaluate for hours or wait for disk space. A peer that dies is noticed at once.
 WAIT = datetime.timedelta(days=7)
 BUCKET_NUMBERS = 8 << 20  # gradients summed at once, 32 MiB of float32
 
+Turn = Literal["step", "evaluate", "end"]
+TURNS: tuple[Turn, ...] = get_args(Turn)
+
 _Parameters = Sequence[torch.nn.Parameter]
-
-
-class TrainingEnded(Exception):
-    """Rank 0 takes no further step."""
 
 
 @dataclass(frozen=True)
 class World:
     """All ranks, and which of them this process is. By default it is the only one.
 
-    ``beat`` shows the supervisor what this rank is doing.
+    ``folder`` is the attempt's; ``beat`` shows the supervisor what this rank is doing.
     """
 
     rank: int = 0
     size: int = 1
+    folder: Path = Path()
     beat: BeatWriter = field(default_factory=BeatWriter, compare=False)
 
     @property
@@ -65,7 +71,7 @@ class World:
     def select(self, indices: list[int]) -> list[int]:
         """Return this rank's share of a batch.
 
-        Samples of similar length are neighbors, so that all ranks have about the same work.
+        Where samples of similar length are neighbors, all ranks have about the same work.
         """
         return indices if self.is_single else indices[self.rank :: self.size]
 
@@ -86,7 +92,6 @@ class World:
 
         Raises:
             MemoryError: a rank has run out of memory, so no rank may take the step.
-            TrainingEnded: rank 0 has ended.
             PeerLost: another rank is gone.
         """
         if self.is_single:
@@ -99,10 +104,8 @@ class World:
                 raise
             problem = str(error) or type(error).__name__
         has_gradient = [float(parameter.grad is not None) for parameter in parameters]
-        numbers = self._sum([0.0, float(bool(problem)), tokens, loss * tokens, *has_gradient])
-        ended, out_of_memory, all_tokens, loss_sum, *found = numbers
-        if ended:
-            raise TrainingEnded
+        numbers = self._sum([float(bool(problem)), tokens, loss * tokens, *has_gradient])
+        out_of_memory, all_tokens, loss_sum, *found = numbers
         if out_of_memory:
             raise MemoryError(problem or "another rank has run out of memory")
         all_tokens = max(1.0, all_tokens)
@@ -110,10 +113,45 @@ class World:
         self._sum_gradients(chosen, weight=tokens / all_tokens)
         return loss_sum / all_tokens
 
-    def end(self, parameters: _Parameters) -> None:
-        """Let the other ranks end, which have begun the next step."""
+    def announce(self, turn: Turn) -> None:
+        """Let the other ranks know what all do next; called by rank 0."""
         if not self.is_single:
-            self._sum([1.0, 0.0, 0.0, 0.0, *(0.0 for _ in parameters)])
+            self._broadcast_turn(TURNS.index(turn))
+
+    def receive(self) -> Turn:
+        """Return what rank 0 announces."""
+        return TURNS[self._broadcast_turn(0)]
+
+    def gather(self, document: Any) -> list[Any]:
+        """Return the documents of all ranks, in their order."""
+        if self.is_single:
+            return [document]
+        data = json.dumps(document).encode()
+        sizes = [torch.empty(1, dtype=torch.int64) for _ in range(self.size)]
+        with self._exchange():
+            dist.all_gather(sizes, torch.tensor([len(data)]))
+            longest = int(max(sizes))
+            padded = torch.frombuffer(bytearray(data.ljust(longest)), dtype=torch.uint8)
+            found = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.size)]
+            dist.all_gather(found, padded)
+        return [json.loads(received.numpy().tobytes()) for received in found]
+
+    def cancel(self) -> None:
+        """Have the other ranks end what they do for an evaluation."""
+        (self.folder / CANCEL).touch()
+
+    def is_canceled(self) -> bool:
+        return (self.folder / CANCEL).exists()
+
+    def clear_cancel(self) -> None:
+        (self.folder / CANCEL).unlink(missing_ok=True)
+
+    def read_memory(self, device: torch.device) -> AvailableMemory:
+        """Return the memory of this rank: of the host's, which all ranks use, an equal share."""
+        found = read_available_memory(device)
+        if self.is_single or device.type != "cpu":
+            return found
+        return replace(found, free=found.free // self.size)
 
     def share(self, document: Any) -> Any:
         """Return the document of rank 0, which the others wait for."""
@@ -167,6 +205,12 @@ class World:
                     else:
                         parameter.grad.copy_(piece.view_as(parameter))
 
+    def _broadcast_turn(self, number: int) -> int:
+        turn = torch.tensor([number])  # (1,)
+        with self._exchange():
+            dist.broadcast(turn, 0)
+        return int(turn)
+
     def _sum(self, numbers: list[float]) -> list[float]:
         total = torch.tensor(numbers, dtype=torch.float64)
         with self._exchange():
@@ -180,7 +224,7 @@ def read_world(environ: Mapping[str, str], folder: Path) -> World:
     rank, size = int(environ.get("RANK", "0")), int(environ.get("WORLD_SIZE", "1"))
     if size == 1:
         return World()
-    return World(rank, size, BeatWriter(AttemptDir(folder).beat(rank)))
+    return World(rank, size, folder, BeatWriter(AttemptDir(folder).beat(rank)))
 
 
 def join(world: World, folder: Path, *, has_cuda: bool) -> None:
