@@ -291,6 +291,8 @@ class Supervisor:
         for rank, pid in enumerate(trainer.peers, start=1):
             if pid in ended:
                 self._end_with_rank(rank, ended[pid])
+        if trainer.peers and trainer.pid in ended and self._lost_rank is None:
+            self._note_lost_leader(ended[trainer.pid])
         if trainer.pid in ended:
             self._sampler.stop()
             kills = self._processes.count_memory_kills() - self._memory_kills_before
@@ -315,6 +317,12 @@ class Supervisor:
         if self._lost_rank is None and is_lost and self._state.phase != "clearing":
             self._lost_rank = rank, status
             self._signal_trainer(signal.SIGKILL)
+
+    def _note_lost_leader(self, status: int) -> None:
+        """Note that rank 0 was lost, unless it ended as it should."""
+        regular = (rundir.EXIT_DONE, rundir.EXIT_CANNOT_RUN, rundir.EXIT_STOPPED)
+        if os.waitstatus_to_exitcode(status) not in regular:
+            self._lost_rank = 0, status
 
     def _check_ranks(self) -> None:
         """Look for a rank that the others wait for in vain."""

@@ -91,7 +91,7 @@ class TrainerExited:
 
     ``memory_kills`` counts the kernel's out-of-memory kills since the trainer started.
     ``trainer_phase`` is the phase the trainer reported last, which may be in a line not read yet.
-    ``rank`` is the rank that was lost first, where that is not rank 0; the status is then its own.
+    ``rank`` is the rank that was lost first, if there are several; the status is then its own.
     """
 
     code: int | None

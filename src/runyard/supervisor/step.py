@@ -33,7 +33,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from runyard.protocol import OUT_OF_MEMORY, DesiredState
+from runyard.protocol import OUT_OF_MEMORY, RANK_LOST, DesiredState
 from runyard.supervisor.messages import (
     REPORT,
     STREAMS,
@@ -348,10 +348,12 @@ def _on_exit(state: State, event: TrainerExited, now: float) -> tuple[State, lis
     cause = describe_cause(
         event, stop_reason=state.stop_reason, was_killed=was_killed, trainer_phase=trainer_phase
     )
-    if state.stall is not None and state.stop_reason != "refused":
-        cause = state.stall
+    if state.stop_reason is None and state.stall is not None:
+        cause = f"{RANK_LOST}: {state.stall}"
     elif event.rank is not None:
-        cause = f"{cause} (rank {event.rank})"
+        is_known = state.stop_reason is not None or cause.startswith(OUT_OF_MEMORY)
+        suffix = f"{cause} (rank {event.rank})"
+        cause = suffix if is_known else f"{RANK_LOST}: rank {event.rank}, {cause}"
     ended = ExitStatus(exit_code=event.code, signal=event.signal, cause=cause)
     return replace(
         state, phase="clearing", exit=ended, clearing_until=now + CLEARING_TIMEOUT_S, kill_at=None
