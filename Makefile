@@ -3,7 +3,7 @@ PYTHON ?= python3
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-slow bench format style stubborn chaos chaos-postgresql kill-server power-cuts \
+.PHONY: help setup demo check test test-slow bench format style stubborn rank-kills chaos chaos-postgresql kill-server power-cuts \
   checkpoint-cuts notice starve faults-nth fuzz-api fuzz-datasets backup-property defects formats families \
   vi-inference howtos bench-import bench-requests bench-train bench-tiny bench-memory bench-saving bench-first-step bench-sdk-start \
   bench-server bench-pages sim sim-kept sim-rules sim-postgresql availability reconnects screenshots budgets
@@ -36,6 +36,10 @@ style: setup ## Print how the code and the docs read, as figures
 
 stubborn: setup ## Kill 200 process trees that resist; about three minutes
 	@scripts/stubborn
+
+rank-kills: N = 200
+rank-kills: setup ## Kill a rank of a run with three at random: N=200; half an hour
+	@.venv/bin/python -m tests.chaos.rank_kills --times $(N)
 
 FAULTS ?= 1000
 SEED ?= 1
