@@ -5,7 +5,7 @@ export PYTHON
 .DEFAULT_GOAL := help
 .PHONY: help setup demo check test test-slow bench format style stubborn rank-kills chaos chaos-postgresql kill-server power-cuts \
   checkpoint-cuts notice starve faults-nth fuzz-api fuzz-datasets backup-property defects formats families \
-  vi-inference howtos bench-import bench-requests bench-train bench-tiny bench-memory bench-saving bench-first-step bench-sdk-start \
+  vi-inference howtos bench-import bench-requests bench-ranks bench-train bench-tiny bench-memory bench-saving bench-first-step bench-sdk-start \
   bench-server bench-pages sim sim-kept sim-rules sim-postgresql availability reconnects screenshots budgets
 
 help: ## List the targets
@@ -123,6 +123,9 @@ bench-import: setup ## Compare validating images with copying and hashing them: 
 
 bench-memory: setup ## Compare predicted with measured peak memory: ARGS="--every 5 --ample"
 	@.venv/bin/python benchmarks/memory_prediction.py $(ARGS)
+
+bench-ranks: setup ## Compare the steps of one process with the revision before ranks: ARGS="--rounds 7"
+	@.venv/bin/python benchmarks/rank_overhead.py $(ARGS)
 
 bench-first-step: setup ## Time until the first step on photographs: ARGS="--max-pixels null"
 	@.venv/bin/python benchmarks/first_step.py $(ARGS)
