@@ -266,6 +266,9 @@ class Lora(Shape, frozen=True):
     use_rslora: Annotated[
         bool, help_text("scale by alpha / sqrt(rank) instead of alpha / rank (rsLoRA)")
     ] = False
+    train_projector: Annotated[
+        bool, help_text("also train all weights of the projector, which are saved with the adapter")
+    ] = False
 
 
 class LearningRates(Shape, frozen=True):

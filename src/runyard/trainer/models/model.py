@@ -39,6 +39,7 @@ from runyard.trainer.models.video import install_video_stand_in
 
 IMAGE_BACKEND = "pil"
 PEFT_PREFIX = "base_model.model."
+SAVED_MODULE = ".modules_to_save."  # in names of parts that an adapter replaces as a whole
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -372,9 +373,11 @@ def add_adapter(
     """Return the model with a low-rank adapter (LoRA, Hu et al. 2022), optionally with weights from
     ``adapter``.
 
-    Only the adapter is trained. ``training.freeze`` excludes parts from its targets; ``auto``
-    targets the linear layers of the language model. ``lora.useDora`` adds a magnitude per column
-    (DoRA, Liu et al. 2024), ``lora.useRslora`` scales by alpha / sqrt(rank) (Kalajdzievski 2023).
+    Only the adapter is trained, and the projector with ``lora.trainProjector``: peft then wraps it,
+    and saves its weights with the adapter. ``training.freeze`` excludes parts from its targets;
+    ``auto`` targets the linear layers of the language model. ``lora.useDora`` adds a magnitude per
+    column (DoRA, Liu et al. 2024), ``lora.useRslora`` scales by alpha / sqrt(rank) (Kalajdzievski
+    2023).
     """
     _silence_bitsandbytes()  # peft imports it where it is installed
     from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
@@ -387,17 +390,18 @@ def add_adapter(
         use_dora=training.lora.use_dora,
         use_rslora=training.lora.use_rslora,
         target_modules=_find_lora_targets(model, training.lora, training.freeze),
+        modules_to_save=_list_projectors(model) if training.lora.train_projector else None,
         bias="none",
     )
     with _ignore_peft_warning():
         module = get_peft_model(model.module, config)
     # Relative, as in a checkpoint, not this machine's path.
     config.base_model_name_or_path = MODEL_FULL
-    if adapter is not None:
-        set_peft_model_state_dict(module, load_file(adapter / ADAPTER_WEIGHTS))
     for _, parameter in module.named_parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    if adapter is not None:
+        set_peft_model_state_dict(module, load_file(adapter / ADAPTER_WEIGHTS))
     return LoadedModel(module, model.processor, model.model_type, model.parts, base, model.renderer)
 
 
@@ -408,11 +412,18 @@ def attach_adapter(module: Any, adapter: Path) -> Any:
         InvalidFlow: the folder is not allowed.
     """
     _silence_bitsandbytes()
-    from peft import PeftModel
+    from peft import PeftModel, set_peft_model_state_dict
+    from safetensors.torch import load_file
 
     check_adapter_folder(adapter)
     with _ignore_peft_warning():
-        return PeftModel.from_pretrained(module, adapter, local_files_only=True)
+        found = PeftModel.from_pretrained(module, adapter, local_files_only=True)
+    replaced = [(n, part) for n, part in found.named_parameters() if SAVED_MODULE in n]
+    if replaced:  # peft rounds them to the dtype of the part that they replace
+        for _, parameter in replaced:
+            parameter.data = parameter.data.float()
+        set_peft_model_state_dict(found, load_file(adapter / ADAPTER_WEIGHTS))
+    return found
 
 
 def merge_adapter(module: Any, adapter: Path) -> Any:
@@ -433,7 +444,8 @@ def _ignore_peft_warning() -> Iterator[None]:
 
 def _find_lora_targets(model: LoadedModel, lora: Lora, frozen: Sequence[str]) -> list[str] | str:
     linear = [n for n, m in model.module.named_modules() if isinstance(m, torch.nn.Linear)]
-    free = [name for name in linear if find_part(name, model.parts) not in frozen]
+    excluded = {*frozen, "projector"} if lora.train_projector else frozen
+    free = [name for name in linear if find_part(name, model.parts) not in excluded]
     if lora.targets == "auto":
         found = [n for n in free if find_part(n, model.parts) == "language" and "lm_head" not in n]
     else:
@@ -446,6 +458,20 @@ def _find_lora_targets(model: LoadedModel, lora: Lora, frozen: Sequence[str]) ->
         raise InvalidFlow(
             f"lora.targets {lora.targets!r} matches no linear layer that is not frozen"
         )
+    return found
+
+
+def _list_projectors(model: LoadedModel) -> list[str]:
+    """Return the modules of the projector, those in a list one by one.
+
+    Single parameters that some families have next to it are in no module and stay as they are.
+    """
+    found: list[str] = []
+    for name, module in model.module.named_modules():
+        is_inside = any(name.startswith(f"{outer}.") for outer in found)
+        is_container = isinstance(module, torch.nn.ModuleList | torch.nn.ModuleDict)
+        if find_part(name, model.parts) == "projector" and not is_inside and not is_container:
+            found.append(name)
     return found
 
 
