@@ -51,7 +51,7 @@ def last_of(folder: Path) -> Path:
 
 
 def weights_of(checkpoint: Path) -> dict[str, torch.Tensor]:
-    return load_file(checkpoint / "model_adapter" / "adapter_model.safetensors")
+    return dict(load_file(checkpoint / "model_adapter" / "adapter_model.safetensors"))
 
 
 def is_quick(model_type: str) -> bool:
