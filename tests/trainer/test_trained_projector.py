@@ -16,7 +16,8 @@ from runyard.trainer.export.export import Form, export_model
 from runyard.trainer.export.predict import Predictor
 from runyard.trainer.families import PARTS, find_part
 from runyard.trainer.main import train_attempt
-from runyard.trainer.models.model import PEFT_PREFIX, add_adapter, load_model
+from runyard.trainer.models.adapters import PEFT_PREFIX, add_adapter
+from runyard.trainer.models.model import load_model
 from runyard.trainer.steps.optim import make_optimizers
 from tests.support.slow import mark_slow
 from tests.trainer import miniatures

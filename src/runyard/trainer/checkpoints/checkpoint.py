@@ -45,7 +45,8 @@ from runyard.rundir import (
 from runyard.trainer.data.image_resolution import write_model_config
 from runyard.trainer.disk_space import as_system_error
 from runyard.trainer.errors import InvalidFlow
-from runyard.trainer.models.model import SAVED_MODULE, LoadedModel
+from runyard.trainer.models.adapters import list_adapter_tensors
+from runyard.trainer.models.model import LoadedModel
 
 STATE, TENSORS = "state.json", "state.safetensors"
 EVALUATED = "evaluated.json"  # the counters after an evaluation that followed the save
@@ -107,12 +108,7 @@ def collect_contents(
     if model.base is None:
         weights = dict(model.module.state_dict(keep_vars=True))
     else:  # the state of a quantized base is not needed
-        weights = {
-            name: value for name, value in model.module.named_parameters() if value.requires_grad
-        }
-        weights |= {
-            name: value for name, value in model.module.named_buffers() if SAVED_MODULE in name
-        }
+        weights = list_adapter_tensors(model.module)
     tensors: dict[str, torch.Tensor] = {"random.cpu": torch.get_rng_state()}
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
