@@ -39,6 +39,7 @@ from runyard.trainer.checkpoints.checkpoint import (
 from runyard.trainer.data.cache import Hooks
 from runyard.trainer.data.encode import epoch_batches
 from runyard.trainer.errors import Diverged, OutOfMemory, StopRequested
+from runyard.trainer.evaluation.baseline import score_baseline
 from runyard.trainer.evaluation.batches import MAX_BATCH, BatchLimit
 from runyard.trainer.evaluation.evaluation import (
     EvaluationOutOfMemory,
@@ -228,17 +229,40 @@ class TrainLoop:
 
         Training depends on none of it: no checkpoint, best value or early stopping does.
         """
-        try:
-            found = self.measure()
-            self.write_evaluation(name_metrics(found.values), found.previews)
-            self.store_answers(found.predictions)
-        except StopRequested:
-            return
-        except Exception as error:
-            self.hooks.on_warning(
-                f"the evaluation before the first step failed: {first_line(error)}; training begins"
-            )
+        with contextlib.suppress(StopRequested):
+            baseline: dict[str, float] = {}
+            with self.warn_of_failure("scoring the baseline"):
+                baseline = self.score_baseline()
+            with self.warn_of_failure("the evaluation before the first step"):
+                found = self.measure()
+                self.write_evaluation(name_metrics(found.values) | baseline, found.previews)
+                self.store_answers(found.predictions)
         self.first_step_at = self.last_step_at = self.last_evaluation_at = self.clock()
+
+    def score_baseline(self) -> dict[str, float]:
+        """Return the metrics of constant answers on the held-out samples.
+
+        Raises:
+            StopRequested: it was interrupted.
+        """
+        data, count = self.state.data, self.state.plan.validation_samples
+        with ActivityReporter(self.events, "Scoring the baseline", phase="Evaluating"):
+            return score_baseline(
+                self.job.flow.task,
+                data.train,
+                data.validation[:count],
+                check_cancelled=self.hooks.check_cancelled,
+            )
+
+    @contextlib.contextmanager
+    def warn_of_failure(self, name: str) -> Iterator[None]:
+        """Warn if something fails that training does not need."""
+        try:
+            yield
+        except StopRequested:
+            raise
+        except Exception as error:
+            self.hooks.on_warning(f"{name} failed: {first_line(error)}; training begins")
 
     def report_first_step(self) -> contextlib.AbstractContextManager[object]:
         """Return a context that reports the seconds of the first step, which may take minutes."""

@@ -95,7 +95,7 @@ def evaluate(
     finally:
         module.train(was_training)
     answers, evaluated = [read_answer(text) for text in texts], list(samples[:count])
-    scores = _score_by_task(task, answers, evaluated)
+    scores = score_by_task(task, answers, evaluated)
     items = list(zip(range(count), answers, evaluated, strict=True))
     return EvaluationResult(
         values | scores.values,
@@ -107,7 +107,7 @@ def evaluate(
     )
 
 
-def _score_by_task(task: str, answers: Sequence[Answer], samples: Sequence[Sample]) -> MetricScores:
+def score_by_task(task: str, answers: Sequence[Answer], samples: Sequence[Sample]) -> MetricScores:
     """Score each sample by its own task.
 
     A metric of several tasks averages over the samples of all of them.

@@ -49,6 +49,19 @@ export function append(series, newer) {
   return joined;
 }
 
+/** Return a series of one value up to where the longest of others ends: a level to compare them with.
+ * @param {Series} series @param {Series[]} others @returns {Series} */
+export function extend(series, others) {
+  const end = others.reduce((a, b) => ((b.step.at(-1) ?? 0) > (a.step.at(-1) ?? 0) ? b : a), series);
+  if (!series.step.length || end === series) return series;
+  const level = { ...series };
+  for (const name of COLUMNS) {
+    const isPlace = name === "step" || name === "time" || name === "epoch";
+    level[name] = Float64Array.of(series[name][0], isPlace ? end[name][end.step.length - 1] : series[name][0]);
+  }
+  return level;
+}
+
 /** Exponential moving average, corrected for its start; 0 returns the values.
  * @param {ArrayLike<number>} values @param {number} weight */
 export function smooth(values, weight) {

@@ -349,6 +349,7 @@ def _apply_evaluation(changes: _RunChanges, found: Measurement) -> None:
     metric = found.values.get(f"validation/{name}", found.values.get(name))
     if metric is not None:
         progress.metric_name, progress.metric = name, metric
+        progress.baseline = found.values.get(f"baseline/{name}", progress.baseline)
     changes.run.status.progress = progress
     changes.changed_status = True
 
