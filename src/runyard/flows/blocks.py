@@ -495,6 +495,10 @@ class Validation(Shape, frozen=True):
         Meta(ge=0, le=1000),
         help_text("number of answers stored with the true ones at each evaluation, for inspection"),
     ] = 8
+    before_training: Annotated[
+        bool,
+        help_text("also evaluate before the first step, which shows what training starts from"),
+    ] = True
     early_stopping: Annotated[
         EarlyStopping | None, help_text("stop the run if the validation metric stops improving")
     ] = None
