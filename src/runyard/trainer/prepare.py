@@ -76,11 +76,9 @@ from runyard.trainer.steps.batching import BatchBuilder, estimate_padding_share
 from runyard.trainer.steps.features import explain_not_frozen
 from runyard.trainer.steps.losses import TokenLosses, get_base_model
 from runyard.trainer.steps.memory import (
-    AvailableMemory,
     MemoryEstimate,
     estimate_memory,
     measure_step_memory,
-    read_available_memory,
     retain_freed_memory,
     return_freed_memory,
 )
@@ -767,7 +765,7 @@ def fit_plan_to_memory(state: TrainState, flow: ResolvedFlow, hooks: Hooks) -> N
         on_activity=hooks.on_activity,
     )
     state.plan, state.memory_estimate = estimate_memory(
-        state.plan, flow, measure=measure, available=partial(read_memory_share, state.world, device)
+        state.plan, flow, measure=measure, available=partial(state.world.read_memory, device)
     )
     estimate = state.memory_estimate
     if device.type == "cpu" and estimate is not None and estimate.is_ample:
@@ -788,14 +786,6 @@ def fit_plan_to_memory(state: TrainState, flow: ResolvedFlow, hooks: Hooks) -> N
     if budget.skipped:
         memory = state.plan.document["memory"]
         state.plan = with_memory(state.plan, memory["value"], f"{memory['reason']}; {budget}")
-
-
-def read_memory_share(world: World, device: torch.device) -> AvailableMemory:
-    """Return the memory of this rank: of the host's, which all ranks use, an equal share."""
-    found = read_available_memory(device)
-    if world.is_single or device.type != "cpu":
-        return found
-    return replace(found, free=found.free // world.size)
 
 
 def describe_decisions(state: TrainState) -> dict[str, Any]:
