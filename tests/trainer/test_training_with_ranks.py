@@ -124,6 +124,20 @@ def test_adapters_train_like_with_one_rank(train: Callable[..., Any], events_of:
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)
 
 
+@pytest.mark.slow
+def test_bfloat16_weights_train_like_with_one_rank(
+    train: Callable[..., Any], events_of: EventsOf
+) -> None:
+    """Every rank rounds alike. The gradients are summed in another order, so they differ a bit."""
+    flow = blocks(steps=4, training={"mode": "full", "weightsPrecision": "bfloat16"})
+    losses = [
+        read_losses(events_of, train(flow, workers=workers, run=str(workers))[0])
+        for workers in (1, 2)
+    ]
+    assert len(losses[0]) == 4
+    assert losses[1] == pytest.approx(losses[0], abs=0.02)
+
+
 def test_a_run_resumes_on_any_number_of_ranks(
     train: Callable[..., Any], events_of: EventsOf
 ) -> None:

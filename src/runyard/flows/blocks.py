@@ -305,6 +305,13 @@ class Training(Shape, frozen=True):
     learning_rates: Annotated[
         LearningRates | None, help_text("learning rates of parts of the model")
     ] = None
+    weights_precision: Annotated[
+        Literal["float32", "bfloat16"],
+        help_text(
+            "number format of weights and gradients with full; bfloat16 takes less memory, and its "
+            "steps are rounded at random"
+        ),
+    ] = "float32"
 
 
 DEFAULT_QUANTIZED_PARTS: tuple[Part, ...] = ("language",)

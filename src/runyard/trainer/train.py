@@ -52,6 +52,7 @@ from runyard.trainer.plan import Hardware, format_plan, is_due, with_micro_batch
 from runyard.trainer.prepare import Job, TrainState, prepare
 from runyard.trainer.steps.memory import format_bytes, is_out_of_memory
 from runyard.trainer.steps.optim import rate_factor, set_rates
+from runyard.trainer.steps.rounding import RoundedSteps, get_clip_scale, measure_norm
 from runyard.trainer.steps.scaling import (
     MAX_SKIPPED_STEPS,
     skip_step,
@@ -931,6 +932,8 @@ def optimizer_step(state: TrainState, max_grad_norm: float | None) -> float:
     if is_scaled:
         unscale(state.scaler, state.optimizers)
     limit = math.inf if max_grad_norm is None else max_grad_norm
+    if state.rounded_steps is not None:
+        return take_rounded_step(state, state.rounded_steps, limit)
     norm = float(torch.nn.utils.clip_grad_norm_(state.parameters, limit))  # () over all parameters
     if not is_scaled and not math.isfinite(norm):
         raise NotFinite(f"the gradient is {norm}")
@@ -939,6 +942,21 @@ def optimizer_step(state: TrainState, max_grad_norm: float | None) -> float:
     else:
         for optimizer in state.optimizers:
             optimizer.step()
+    clear_gradients(state)
+    return norm
+
+
+def take_rounded_step(state: TrainState, rounded_steps: RoundedSteps, limit: float) -> float:
+    """Take an optimizer step with weights in bfloat16; return the norm before clipping.
+
+    Raises:
+        NotFinite: the gradient is not finite.
+    """
+    norm = measure_norm(state.parameters)
+    if not math.isfinite(norm):
+        raise NotFinite(f"the gradient is {norm}")
+    scale = get_clip_scale(norm, limit)
+    rounded_steps.take(state.optimizers, step=state.progress.step, scale=scale)
     clear_gradients(state)
     return norm
 
