@@ -246,7 +246,8 @@ def fit_to_memory(
     """Lower ``limit`` to the number of samples that are measured to fit into the free memory.
 
     The longest sample is measured once per attempt: the loss of its answer, and the first two
-    tokens after its prompt. The cache of the tokens after them is added in proportion.
+    tokens after its prompt. The cache of the tokens after them is added in proportion, and so are
+    the inputs, which exist twice while they are joined to a batch.
     """
     if limit.estimate_peak is None:
         first_tokens = {
@@ -259,13 +260,23 @@ def fit_to_memory(
             with losses.autocast():
                 module.generate(**inputs, **first_tokens)
 
-        loss_peak = measure_peak(
-            lambda indices: losses(data.make_batch(indices).to(device)), int(rows.argmax())
-        )
+        sizes: list[int] = []
+
+        def compute_loss(indices: list[int]) -> None:
+            batch = data.make_batch(indices)
+            sizes.append(sum(value.nbytes for value in batch.inputs.values()) // len(indices))
+            losses(batch.to(device))
+
+        loss_peak = measure_peak(compute_loss, int(rows.argmax()))
         answer_peak = measure_peak(answer, int(prompts.argmax()))
         longest = int(prompts.max())
         growth = (longest + int(generation.get("max_new_tokens", 0))) / longest
-        limit.estimate_peak = lambda size: max(loss_peak(size), int(growth * answer_peak(size)))
+
+        def estimate_peak(size: int) -> int:
+            in_use = max(loss_peak(size), int(growth * answer_peak(size)))
+            return in_use + 2 * size * max(sizes) + data.cache_growth_bytes
+
+        limit.estimate_peak = estimate_peak
     limit.fit(world.read_memory(device))
 
 
