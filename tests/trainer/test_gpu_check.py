@@ -77,7 +77,7 @@ def run_one(folder: Path, function: Any, *arguments: Any, limit_s: float = 60.0)
         (succeed, "ok", "all is well"),
         (lack_a_package, "skipped", "not installed: flash-attn"),
         (raise_an_error, "failed", "ValueError: the loss is wrong"),
-        (crash, "failed", "the process ended with signal.SIGKILL"),
+        (crash, "failed", "the process ended with signal SIGKILL"),
         (exit_early, "failed", "the process ended with code 3"),
     ],
 )
