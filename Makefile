@@ -72,7 +72,7 @@ budgets: setup ## Hold the pages to their budgets: 100,000 runs, a minute of tra
 	@RUNYARD_BUDGETS=1 scripts/test tests/browser/test_budgets.py -n 0 -m slow
 
 availability: setup ## Keep the server available against silent sockets, long polls and slow bodies
-	@RUNYARD_AVAILABILITY=1 scripts/test tests/server/test_availability.py -n 0 -s -k block_no_other_client
+	@RUNYARD_AVAILABILITY=1 scripts/test tests/server/test_availability.py -n 0 -s -k block_no_other_client -m slow
 
 # Generated inputs.
 
@@ -90,7 +90,7 @@ fuzz-api: setup ## Send requests made from the OpenAPI document and validate the
 
 ROWS ?= 100000
 defects: setup ## Find seventy defects in many rows, and nothing else: ROWS=1000000
-	@RUNYARD_DEFECT_ROWS=$(ROWS) scripts/test tests/datasets/test_defects.py -n 0 -s
+	@RUNYARD_DEFECT_ROWS=$(ROWS) scripts/test tests/datasets/test_defects.py -n 0 -s -m slow
 
 formats: setup ## Import and export every dataset format by SDK and command line
 	@RUNYARD_ALL_FORMATS=1 scripts/test tests/cli/test_formats.py -m "slow or not slow"
@@ -100,7 +100,7 @@ families: setup ## Freeze each part of every model family in turn
 	  tests/trainer/test_reference_step.py tests/trainer/test_export.py -m "slow or not slow"
 
 howtos: setup ## Follow every page that has commands as a reader would, the README with its trainings
-	@RUNYARD_HOWTOS=1 scripts/test tests/test_howtos.py
+	@RUNYARD_HOWTOS=1 scripts/test tests/test_howtos.py -m "slow or not slow"
 
 vi-inference: setup ## Query our models with the published client's local inference; about a minute
 	@RUNYARD_VI_INFERENCE=1 scripts/test tests/contract/test_published_inference.py -n 0

@@ -43,6 +43,9 @@ OUT_OF_MEMORY = "out of memory"
 # unknown.
 LOST_OUT_OF_MEMORY = "the supervisor was lost, and the kernel has run out of memory since it began"
 
+# The prefix when one of several ranks was lost, which ended the others
+RANK_LOST = "a rank was lost"
+
 # Stored values have limits, see ``runyard.limits``. Free text has none here: the server truncates
 # it.
 StoredId = Annotated[str, within(limits.ID)]

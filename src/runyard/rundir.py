@@ -21,6 +21,7 @@ Files are the only protocol between supervisor and trainer.
         checkpoints/    trainer      epoch-3/manifest.json, ...: complete once the manifest exists
         samples.jsonl   trainer      some predictions of each evaluation, for people; shipped like
                                      events
+        rank-1.beat     trainer      what a rank is doing, where there are several
         predictions/    trainer      step-400.jsonl, ...: each answer of an evaluation, with its
                                      reference answer
         resume/         supervisor   checkpoints/epoch-2/manifest.json, ...: fetched to resume from
@@ -196,6 +197,10 @@ class AttemptDir:
     def rank(self, number: int) -> Path:
         """Return the folder of a rank that does not lead."""
         return self.path / RANKS / str(number)
+
+    def beat(self, rank: int) -> Path:
+        """Return the file in which a rank, where there are several, writes what it is doing."""
+        return self.path / f"rank-{rank}.beat"
 
     @property
     def stdout(self) -> Path:

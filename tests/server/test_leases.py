@@ -703,3 +703,24 @@ async def test_a_trainer_that_waits_for_disk_space_is_running_with_that_reason(
     )
     await attempt.event("phase", phase="Saving", message="epoch-1")
     assert await attempts.read_condition(server) == ("Running", "Saving", "epoch-1")
+
+
+async def test_lost_ranks_are_free_as_long_as_each_attempt_gets_further(
+    server: TestServer,
+) -> None:
+    attempt = await attempts.start(server, flow={"settings": {"attempts": 2}})
+    for number in (1, 2, 3):
+        await attempt.checkpoint(f"step-{number}")
+        await attempt.lose_rank()
+        kind, reason, message = await attempts.read_condition(server)
+        assert (kind, reason) == ("Pending", "Retrying")
+        assert "does not count as a try" in (message or "")
+        attempt = await attempts.claim(server, f"c{number}")
+        await attempt.start()
+    await attempt.lose_rank()
+    message = (await attempts.read_condition(server))[2]
+    assert message == "try 1 of 2 was lost: a rank was lost: rank 1, killed by SIGKILL"
+    attempt = await attempts.claim(server, "last")
+    await attempt.start()
+    await attempt.lose_rank()
+    assert (await attempts.read_condition(server))[:2] == ("Error", "WorkerLost")

@@ -39,6 +39,7 @@ class FakeServer:
         self.reports: list[dict[str, Any]] = []
         self.processes: list[dict[str, Any]] = []
         self.phases: list[str | None] = []
+        self.notes: list[str | None] = []
         self.renewal: dict[str, Any] = {
             "action": "continue",
             "lease_s": 1.2,
@@ -107,6 +108,7 @@ class FakeServer:
             self.open.clear()
         if word == "renew":
             self.phases.append(document["phase"])
+            self.notes.append(document["note"])
         {"process": self.processes, "checkpoints": self.checkpoints, "finish": self.reports}.get(
             word, []
         ).append(document)

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import runyard.trainer.evaluation.evaluation as evaluation_module
 import runyard.trainer.prepare as prepare_module
 import runyard.trainer.train as train_module
 from runyard.rundir import EXIT_CANNOT_RUN, EXIT_DONE, EXIT_PEER_LOST, EXIT_STOPPED, read_json
+from runyard.trainer.checkpoints.checkpoint import read_progress
 from runyard.trainer.main import train_attempt
+from runyard.trainer.ranks import CANCEL
 
 EventsOf = Callable[[Path, str], list[dict[str, Any]]]
 WAIT_S = 120.0
@@ -167,6 +171,65 @@ def test_all_ranks_skip_a_step_whose_scaled_loss_is_not_finite(
         assert torch.equal(read(0, step), read(1, step)), step
     assert torch.equal(read(1, 1), read(1, 2))
     assert not torch.equal(read(1, 2), read(1, 3))
+
+
+def test_ranks_share_an_evaluation_and_agree_with_one(
+    train: Callable[..., Any], events_of: EventsOf
+) -> None:
+    def run_out_of_memory(rank: int) -> None:
+        measure = evaluation_module.sum_losses
+
+        def measure_if_it_fits(data: Any, indices: Any, losses: Any, *others: Any) -> Any:
+            def check(batch: Any) -> Any:
+                if rank == 1 and len(batch.inputs["input_ids"]) > 1:
+                    raise MemoryError("no memory for two samples")
+                return losses(batch)
+
+            return measure(data, indices, check, *others)  # type: ignore[arg-type]
+
+        evaluation_module.sum_losses = measure_if_it_fits  # type: ignore[assignment]
+
+    flow = blocks(steps=2, validation={"maxSamples": 7, "every": {"steps": 1}})
+    one, _ = train(flow, workers=1, run="one")
+    two, codes = train(flow, workers=2, run="two", patch=run_out_of_memory)
+    assert codes == [EXIT_DONE, EXIT_DONE]
+    expected, found = events_of(one, "evaluation"), events_of(two, "evaluation")
+    assert [event["step"] for event in found] == [event["step"] for event in expected]
+    assert [event["previews"] for event in found] == [event["previews"] for event in expected]
+    for event, same in zip(found, expected, strict=True):
+        assert event["values"] == pytest.approx(same["values"], abs=1e-5)
+    predictions = [folder / "predictions" / "step-2.jsonl" for folder in (one, two)]
+    assert predictions[0].read_text() == predictions[1].read_text()
+    assert read_progress(one / "checkpoints" / "step-2").evaluation_batch_limit == 64
+    limit = read_progress(two / "checkpoints" / "step-2").evaluation_batch_limit
+    assert limit == 1
+    assert events_of(two, "warning") == []
+    assert events_of(two / "ranks" / "1", "warning") != []
+
+
+def test_a_stop_ends_an_evaluation_on_all_ranks(
+    train: Callable[..., Any], events_of: EventsOf
+) -> None:
+    def stop_on_rank_0_and_never_end_on_others(rank: int) -> None:
+        measure = evaluation_module.sum_losses
+
+        def measure_and_stop(*arguments: Any) -> Any:
+            check_cancelled = arguments[4]
+            if rank == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
+            while rank:
+                time.sleep(0.01)
+                check_cancelled()
+            return measure(*arguments)
+
+        evaluation_module.sum_losses = measure_and_stop  # type: ignore[assignment]
+
+    flow = blocks(steps=9, validation={"maxSamples": 4, "every": {"steps": 2}})
+    folder, codes = train(flow, workers=2, patch=stop_on_rank_0_and_never_end_on_others)
+    assert codes == [EXIT_STOPPED, EXIT_DONE]
+    assert events_of(folder, "evaluation") == []
+    assert read_progress(folder / "checkpoints" / "step-2").owes_evaluation
+    assert not (folder / CANCEL).exists()
 
 
 def test_all_ranks_shrink_when_one_runs_out_of_memory(

@@ -229,8 +229,9 @@ class Architecture(Shape, frozen=True):
         Annotated[str, Meta(min_length=1, max_length=1024)] | None,
         help_text(
             "base:NAME of a model folder, a run's checkpoint run:RUN_ID/CHECKPOINT, a hub id, or "
-            "the absolute path of a folder inside the setting model_folders; null takes the "
-            "family's usual weights"
+            "the absolute path of a folder inside the setting model_folders; of an adapter, lora "
+            "trains its weights further and full the merged ones; null takes the family's usual "
+            "weights"
         ),
     ] = None
     family: Annotated[
@@ -265,6 +266,9 @@ class Lora(Shape, frozen=True):
     ] = False
     use_rslora: Annotated[
         bool, help_text("scale by alpha / sqrt(rank) instead of alpha / rank (rsLoRA)")
+    ] = False
+    train_projector: Annotated[
+        bool, help_text("also train all weights of the projector, which are saved with the adapter")
     ] = False
 
 

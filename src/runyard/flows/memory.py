@@ -390,13 +390,14 @@ def _choose_number_bytes(flow: ResolvedFlow, accelerator: RunAccelerator) -> int
 
 def _count_trained(flow: ResolvedFlow, parameters: int) -> float:
     """Return the number of trained parameters: of the parts not frozen, or of an adapter on each
-    linear layer.
+    linear layer and the projector.
     """
     training = flow.model.training
     if training.mode == "full":
         return parameters * (1 - sum(PART_FRACTIONS[part] for part in set(training.freeze)))
     # A layer of 12 w^2 weights has seven linear maps, whose two ends together are about 19 w.
-    return parameters * training.lora.rank * 19 / (12 * _estimate_width(parameters))
+    adapter = parameters * training.lora.rank * 19 / (12 * _estimate_width(parameters))
+    return adapter + training.lora.train_projector * PART_FRACTIONS["projector"] * parameters
 
 
 def _estimate_activations(

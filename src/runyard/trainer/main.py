@@ -242,7 +242,7 @@ def load_job(folder: Path, events: EventWriter) -> tuple[Any, Any]:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     run, flow = parse_run(config)
-    world = read_world(os.environ)
+    world = read_world(os.environ, folder)
     if flow.settings.resources.workers != world.size:
         raise InvalidFlow(
             f"settings.resources.workers is {flow.settings.resources.workers}, but {world.size} "

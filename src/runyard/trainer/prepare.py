@@ -43,19 +43,20 @@ from runyard.trainer.data.image_resolution import (
 )
 from runyard.trainer.data.uploaded import SampleSelection, check_split, load_uploaded
 from runyard.trainer.errors import InvalidData, InvalidFlow
+from runyard.trainer.models.adapters import add_adapter, check_adapter_settings, merge_adapter
 from runyard.trainer.models.attention import check_attention
 from runyard.trainer.models.model import (
     DTYPES,
     LoadedModel,
-    add_adapter,
     build_tiny,
     check_family,
-    find_weights_folder,
     freeze_parts,
     get_pad_id,
     load_model,
     read_quantization,
 )
+from runyard.trainer.models.model_folder import read_inside
+from runyard.trainer.models.weights import WeightSource, find_weights, split_checkpoint
 from runyard.trainer.plan import (
     FAMILY_IMAGE_SETTINGS,
     MAX_PIXELS,
@@ -75,11 +76,9 @@ from runyard.trainer.steps.batching import BatchBuilder, estimate_padding_share
 from runyard.trainer.steps.features import explain_not_frozen
 from runyard.trainer.steps.losses import TokenLosses, get_base_model
 from runyard.trainer.steps.memory import (
-    AvailableMemory,
     MemoryEstimate,
     estimate_memory,
     measure_step_memory,
-    read_available_memory,
     retain_freed_memory,
     return_freed_memory,
 )
@@ -308,7 +307,7 @@ def load_data(job: Job, check_cancelled: Callable[[], None]) -> Dataset:
 def build_model(job: Job, data: Dataset, dtype: torch.dtype, device: torch.device) -> LoadedModel:
     """Return the model as it is before the first step of this attempt."""
     training = job.flow.model.training
-    source = find_weights(job)
+    source = find_source(job)
     if training.mode == "lora":
         model = load_weights(job, data, dtype, source, device)
         return build_adapter(job, model, dtype, source, device)
@@ -322,29 +321,42 @@ def build_model(job: Job, data: Dataset, dtype: torch.dtype, device: torch.devic
     return model
 
 
-def find_weights(job: Job) -> Path | None:
-    """Return the folder of the weights to start from; None for the built-in tiny model."""
+def find_source(job: Job) -> WeightSource | None:
+    """Return the weights to start from, after a check that the flow fits an adapter among them.
+
+    None stands for the built-in tiny model.
+    """
     if job.resume is not None:
-        return CheckpointDir(job.resume).model_full
-    return find_weights_folder(job.flow.model.architecture, job.models, job.folders)
+        return split_checkpoint(job.resume)
+    settings = job.flow.model
+    source = find_weights(settings.architecture, job.models, job.folders)
+    if source is not None and source.adapter is not None and settings.training.mode == "lora":
+        weights = str(settings.architecture.weights)
+        check_adapter_settings(source.adapter, settings.training.lora, weights)
+    return source
 
 
 def load_weights(
-    job: Job, data: Dataset, dtype: torch.dtype, source: Path | None, device: torch.device
+    job: Job, data: Dataset, dtype: torch.dtype, source: WeightSource | None, device: torch.device
 ) -> LoadedModel:
-    """Load the weights in ``source``, or build the tiny model."""
+    """Load the weights in ``source``, or build the tiny model.
+
+    For a full training an adapter is merged into them.
+    """
     flow, settings = job.flow, job.flow.model
     if source is not None:
-        is_offered = job.folders.resolve(source) is not None
         model = load_model(
-            source,
+            source.base,
             dtype=dtype,
             attention=get_attention(settings),
-            # An adapter is merged into weights that are not quantized.
-            quantization=get_quantization(job) if is_base(source) else None,
-            folders=job.folders if is_offered else None,
+            quantization=get_quantization(job),
+            folders=get_folders(job, source.base),
             device=device,
         )
+        if source.adapter is not None and settings.training.mode == "full":
+            with read_inside(source.adapter, get_folders(job, source.adapter)):
+                model.module = merge_adapter(model.module, source.adapter)
+            model.module.requires_grad_(True)  # peft froze the layers it adapted
     else:
         model = build_tiny(
             task=flow.task,
@@ -357,14 +369,16 @@ def load_weights(
 
 
 def build_adapter(
-    job: Job, model: LoadedModel, dtype: torch.dtype, source: Path | None, device: torch.device
+    job: Job,
+    model: LoadedModel,
+    dtype: torch.dtype,
+    source: WeightSource | None,
+    device: torch.device,
 ) -> LoadedModel:
-    """Add a new adapter, or the checkpoint's, to a base model that is a folder of its own."""
+    """Add a new adapter, or that of ``source``, to a base model that is a folder of its own."""
     settings = job.flow.model
-    if source is not None and is_base(source):
-        base = source
-    else:
-        base = job.folder / BASE
+    base, adapter = (job.folder / BASE, None) if source is None else (source.base, source.adapter)
+    if source is None:
         if job.world.is_leader:
             model.module.save_pretrained(base)
             model.processor.save_pretrained(base)
@@ -378,15 +392,19 @@ def build_adapter(
                 quantization=quantization,
                 device=device,
             )
-    base = CheckpointDir(base).model
-    adapter = CheckpointDir(job.resume).model_adapter if job.resume is not None else None
     torch.manual_seed(job.flow.settings.seed)  # a new adapter is initialized at random
-    return add_adapter(model, settings.training, base=base, adapter=adapter)
+    if adapter is None:
+        return add_adapter(model, settings.training, base=base)
+    with read_inside(adapter, get_folders(job, adapter)):
+        return add_adapter(model, settings.training, base=base, adapter=adapter)
 
 
-def is_base(source: Path) -> bool:
-    """Return whether a folder of weights is a base model, without an adapter."""
-    return not CheckpointDir(source).has_adapter
+def get_folders(job: Job, folder: Path) -> ModelFolders | None:
+    """Return the model folders that a folder of weights must stay inside.
+
+    None for those of checkpoints, which are elsewhere.
+    """
+    return job.folders if job.folders.resolve(folder) is not None else None
 
 
 def get_attention(settings: ModelSettings) -> str | None:
@@ -735,7 +753,7 @@ def fit_plan_to_memory(state: TrainState, flow: ResolvedFlow, hooks: Hooks) -> N
         on_activity=hooks.on_activity,
     )
     state.plan, state.memory_estimate = estimate_memory(
-        state.plan, flow, measure=measure, available=partial(read_memory_share, state.world, device)
+        state.plan, flow, measure=measure, available=partial(state.world.read_memory, device)
     )
     estimate = state.memory_estimate
     if device.type == "cpu" and estimate is not None and estimate.is_ample:
@@ -756,14 +774,6 @@ def fit_plan_to_memory(state: TrainState, flow: ResolvedFlow, hooks: Hooks) -> N
     if budget.skipped:
         memory = state.plan.document["memory"]
         state.plan = with_memory(state.plan, memory["value"], f"{memory['reason']}; {budget}")
-
-
-def read_memory_share(world: World, device: torch.device) -> AvailableMemory:
-    """Return the memory of this rank: of the host's, which all ranks use, an equal share."""
-    found = read_available_memory(device)
-    if world.is_single or device.type != "cpu":
-        return found
-    return replace(found, free=found.free // world.size)
 
 
 def describe_decisions(state: TrainState) -> dict[str, Any]:

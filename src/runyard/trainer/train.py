@@ -108,7 +108,7 @@ def train(
             job, state, events, checkpointer, hooks, should_stop=should_stop, say=say, clock=clock
         )
         outcome = loop.run()
-        state.world.end(state.parameters)
+        state.world.announce("end")
         return outcome
 
 
@@ -214,6 +214,7 @@ class TrainLoop:
         """Take one optimizer step, and write its event."""
         state, step = self.state, self.progress.step
         max_grad_norm = self.settings.hyperparameters.optimizer.max_grad_norm
+        state.world.announce("step")
         epoch, indices, learning_rate = begin_step(self.job.flow, state, self.order)
         with self.slow_steps.watch(step + 1, partial(name_samples, state, indices)):
             try:
@@ -227,6 +228,7 @@ class TrainLoop:
                 raise self.describe_divergence(error, indices) from error
         if math.isfinite(loss) and (warning := self.loss_spikes.update(step + 1, loss)):
             self.hooks.on_warning(warning)
+        state.world.beat.write("apart")
         self.record_step(loss, norm, learning_rate, samples=len(indices))
 
     def count_skipped_steps(self, loss: float, norm: float) -> None:
@@ -378,7 +380,7 @@ class TrainLoop:
                 "memory; training continues; try: a smaller images.maxPixels, "
                 f"evaluation.max_new_tokens, a smaller model: {error}"
             )
-        self.progress.evaluation_batch_limit = self.batch_limit.size
+            self.progress.evaluation_batch_limit = self.batch_limit.size
 
     def run_evaluation(self) -> Path | None:
         """Measure the held-out data and write the event; return the file of predictions.
@@ -393,25 +395,19 @@ class TrainLoop:
         state, plan, progress = self.state, self.state.plan, self.progress
         message = f"{plan.validation_samples} held-out samples"
         self.events.write("phase", phase="Evaluating", message=message)
+        state.world.announce("evaluate")
         found = evaluate(
             state.model.module,
             state.model.processor.tokenizer,
             state.validation,
             state.data.validation,
             task=self.job.flow.task,
-            count=plan.validation_samples,
             previews=self.settings.validation.previews,
-            losses=state.validation_losses,
-            generation=state.generation,
-            seed=self.settings.evaluation.seed,
-            device=state.device,
             check_cancelled=self.hooks.check_cancelled,
             limit=self.batch_limit,
-            # As in training, see ``estimate_memory``. Accelerators report that memory ran out.
-            measures_memory=state.device.type == "cpu"
-            and not self.job.flow.is_tiny
-            and not plan.compile,
+            **choose_evaluation_settings(self.job, state),
         )
+        progress.evaluation_batch_limit = found.batch_limit
         self.record_evaluation(found.values, found.previews)
         self.write_samples(found.predictions)
         steps = [item.step for item in self.saved]
@@ -660,6 +656,22 @@ def limit_evaluation_batch(job: Job, state: TrainState, warn: Callable[[str], No
     return BatchLimit(min(limit for limit in (MAX_BATCH, *limits) if limit), warn)
 
 
+def choose_evaluation_settings(job: Job, state: TrainState) -> dict[str, Any]:
+    """Return what ``measure`` is called with on every rank."""
+    return {
+        "count": state.plan.validation_samples,
+        "losses": state.validation_losses,
+        "generation": state.generation,
+        "seed": job.flow.model.evaluation.seed,
+        "device": state.device,
+        # As in training, see ``estimate_memory``. Accelerators report that memory ran out.
+        "measures_memory": state.device.type == "cpu"
+        and not job.flow.is_tiny
+        and not state.plan.compile,
+        "world": state.world,
+    }
+
+
 class BatchOrder:
     """The samples of every step: a function of seed and step."""
 
@@ -802,6 +814,7 @@ def begin_step(
     Returns its epoch, the sample indices of its batch, and the learning rate.
     """
     step, plan = state.progress.step, state.plan
+    state.world.beat.begin_step(step)
     epoch, indices = order.select(step)
     state.world.seed(flow.settings.seed, step)
     schedule = flow.model.hyperparameters.schedule

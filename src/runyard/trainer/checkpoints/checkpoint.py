@@ -45,6 +45,7 @@ from runyard.rundir import (
 from runyard.trainer.data.image_resolution import write_model_config
 from runyard.trainer.disk_space import as_system_error
 from runyard.trainer.errors import InvalidFlow
+from runyard.trainer.models.adapters import list_adapter_tensors
 from runyard.trainer.models.model import LoadedModel
 
 STATE, TENSORS = "state.json", "state.safetensors"
@@ -79,8 +80,8 @@ class CheckpointContents:
     """The contents of a checkpoint at one step.
 
     ``async_checkpoint`` replaces the tensors that training changes by copies. ``weights`` are all
-    weights in full training and the adapter's otherwise, by the module's names; tied weights share
-    memory.
+    weights in full training, else those of the adapter and of parts trained with it, by the
+    module's names; tied weights share memory.
     """
 
     weights: dict[str, torch.Tensor]
@@ -107,9 +108,7 @@ def collect_contents(
     if model.base is None:
         weights = dict(model.module.state_dict(keep_vars=True))
     else:  # the state of a quantized base is not needed
-        weights = {
-            name: value for name, value in model.module.named_parameters() if value.requires_grad
-        }
+        weights = list_adapter_tensors(model.module)
     tensors: dict[str, torch.Tensor] = {"random.cpu": torch.get_rng_state()}
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         tensors["random.cuda"] = torch.cuda.get_rng_state()

@@ -74,6 +74,7 @@ def _read_flow_settings(flow: ResolvedFlow) -> dict[str, Any]:
         "training.lora.rank": model.training.lora.rank,
         "training.lora.targets": model.training.lora.targets,
         "training.lora.useDora": model.training.lora.use_dora,
+        "training.lora.trainProjector": model.training.lora.train_projector,
         "hyperparameters.optimizer.name": model.hyperparameters.optimizer.name,
     }
 
@@ -93,6 +94,7 @@ def _read_document_settings(run: dict[str, Any]) -> dict[str, Any]:
         ("training.lora.rank", training.get("lora", {}), "rank"),
         ("training.lora.targets", training.get("lora", {}), "targets"),
         ("training.lora.useDora", training.get("lora", {}), "useDora"),
+        ("training.lora.trainProjector", training.get("lora", {}), "trainProjector"),
         (
             "hyperparameters.optimizer.name",
             model.get("hyperparameters", {}).get("optimizer", {}),

@@ -13,6 +13,10 @@ const Plot = /** @type {typeof import("uplot")} */ (/** @type {unknown} */ (uPlo
 const COLORS = 6; // and so many curves are drawn at most
 /** @type {Map<string, Source>} */
 const sources = new Map();
+document.addEventListener("points", (event) => {
+  const points = /** @type {CustomEvent} */ (event).detail;
+  for (const chart of new Set([...document.querySelectorAll(`ry-chart[run="${CSS.escape(points.run)}"]`)].map((chart) => /** @type {Chart} */ (chart).source))) chart?.take(points);
+});
 
 /** The settings that all charts share, as the address states them. */
 function settings() {
@@ -137,7 +141,9 @@ class Chart extends HTMLElement {
     if (detail.change?.what === "deleted") for (const end of this.ends.splice(0)) end();
     if (detail.kind === "all" || detail.change?.what === "attempt-started") this.source?.forget();
     if (!this.ends.length) return;
-    if (detail.kind === "hint") this.source?.grow(); else this.refresh(true);
+    if (!this.source) return;
+    if (detail.hint) this.source.count = Math.max(this.source.count, detail.hint.points);
+    if (detail.kind === "hint") this.source.grow(); else this.refresh(true);
   }
 
   /** Fetch what is missing, then draw. Nothing happens while the chart is out of view.

@@ -17,7 +17,7 @@ out.
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from operator import itemgetter
 from typing import Any
@@ -220,11 +220,14 @@ def _close_attempt(
     if report.exit_code is not None and not attempt.started:
         _begin_attempt(services, run, attempt)  # it ran and ended before it reported its process
     micro_batch_size = _find_micro_batch_size(run) if conditions.is_out_of_memory(report) else None
-    is_charged = conditions.is_charged(report, micro_batch_size=micro_batch_size)
+    is_charged = conditions.is_charged(
+        report, micro_batch_size=micro_batch_size, has_progress=_has_progress(tx, attempt)
+    )
     charged = (attempt.started or report.exit_code is not None) and is_charged
     _write_attempt_end(services, tx, attempt, run, report, charged=charged)
     _change_attempt(tx, attempt, lost_pulse=None)  # settled: this was its own report
     end = _load_attempt_end(services, tx, row, run, micro_batch_size=micro_batch_size)
+    end = replace(end, is_charged=is_charged)
     if rows.has_open(tx, org=row.org, run_id=row.id):
         pass  # killed, and an older attempt is not settled yet: the last one to close decides
     elif run.condition is conditions.PENDING:
@@ -635,6 +638,14 @@ def _find_micro_batch_size(run: Run) -> int | None:
     initial = numbers.batch_size if numbers.micro_batch_size == "auto" else numbers.micro_batch_size
     sizes = [attempt.micro_batch_size for attempt in run.status.attempts]
     return min(size for size in (initial, run.status.micro_batch_limit, *sizes) if size)
+
+
+def _has_progress(tx: Connection, attempt: Any) -> bool:
+    """Return whether an attempt has stored a later checkpoint than all before it."""
+    stored = outputs.list_by_run(tx, org=attempt.org, run_id=attempt.run_id)
+    before = [item.step for item in stored if item.attempt < attempt.number]
+    own = [item.step for item in stored if item.attempt == attempt.number]
+    return max(own, default=0) > max(before, default=0)
 
 
 def _load_attempt_end(
