@@ -29,7 +29,7 @@ FULL: Settings = {"training": {"mode": "full", "freeze": []}}
 
 
 def check_precision(context: CheckContext, precision: str) -> CheckReport:
-    """Train for some steps in a precision, and compare the losses with float32."""
+    """Train for some steps in a precision; compare the losses of others with float32."""
     settings = {"compute": {"precisionType": precision}}
     with prepare_or_skip(context, f"precision-{precision}", settings) as training:
         found = training.take_steps(STEPS)
@@ -37,13 +37,15 @@ def check_precision(context: CheckContext, precision: str) -> CheckReport:
         if training.state.scaler.is_enabled():
             check_overflow(training)
             detail += "; a step that overflows is skipped"
-    with prepare_training(context, "precision-reference", {}) as reference:
+    if not found[-1] < found[0]:
+        raise RuntimeError(f"the loss does not fall: {found}")
+    if precision == "float32":
+        return CheckReport(detail, {"losses": found})
+    with prepare_training(context, f"precision-{precision}-reference", {}) as reference:
         expected = reference.take_steps(STEPS)
     difference = max(abs(a - b) / b for a, b in zip(found, expected, strict=True))
     if not difference <= CLOSE_16_BIT:
         raise RuntimeError(f"losses {found} differ from those in float32, {expected}")
-    if not found[-1] < found[0]:
-        raise RuntimeError(f"the loss does not fall: {found}")
     return CheckReport(
         f"{detail}; within {difference:.1e} of float32", {"losses": found, "float32": expected}
     )
@@ -62,16 +64,20 @@ def check_overflow(training: PreparedTraining) -> None:
         raise RuntimeError("the loss scale was not lowered after an overflow")
 
 
-def check_attention(context: CheckContext, attention: str) -> CheckReport:
-    """Compare an attention implementation with the default one."""
-    is_flash = attention == "flash_attention_2"
-    if is_flash and importlib.util.find_spec("flash_attn") is None:
+def check_attention(context: CheckContext) -> CheckReport:
+    """Compare the default attention with one written out."""
+    default, changed = ({"compute": {"attention": name}} for name in ("eager", "sdpa"))
+    return compare_settings(context, "attention", default, changed, close=CLOSE_KERNEL)
+
+
+def check_flash_attention(context: CheckContext) -> CheckReport:
+    """Compare flash attention with the default one, both in 16 bits."""
+    if importlib.util.find_spec("flash_attn") is None:
         raise Unavailable("not installed: flash-attn")
-    precision = "bfloat16" if is_flash else "float32"
-    default: Settings = {"compute": {"precisionType": precision}}
-    changed = {"compute": {"precisionType": precision, "attention": attention}}
-    close = CLOSE_16_BIT if is_flash else CLOSE_KERNEL
-    return compare_settings(context, f"attention-{attention}", default, changed, close=close)
+    compute = {"precisionType": "bfloat16"}
+    default: Settings = {"compute": compute}
+    changed: Settings = {"compute": compute | {"attention": "flash_attention_2"}}
+    return compare_settings(context, "flash", default, changed, close=CLOSE_16_BIT)
 
 
 def check_packing(context: CheckContext) -> CheckReport:

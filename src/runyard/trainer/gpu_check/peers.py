@@ -104,7 +104,8 @@ def train_with_trl(context: CheckContext, *, recomputes: bool) -> tuple[StepTime
 def load_adapted(context: CheckContext) -> Any:
     """Return the model with a new adapter, as our training begins with."""
     from runyard.flows.blocks import Lora, Training
-    from runyard.trainer.models.model import add_adapter, load_model
+    from runyard.trainer.models.adapters import add_adapter
+    from runyard.trainer.models.model import load_model
 
     folder = context.folder / "models" / LARGE_MODEL
     dtype = torch.float32 if context.is_dry else torch.bfloat16
