@@ -485,6 +485,39 @@ class MemoryEstimate:
     reason: str
     fitting_micro_batch: int | None
     is_ample: bool = False
+    fits_sharded: bool = False  # where it does not fit, but parts of it on each rank would
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sharding:
+    """Over how many ranks weights may be sharded, and the bytes of all weights and of those that
+    are gathered at once.
+    """
+
+    ranks: int
+    weights: int
+    gathered: int
+
+
+def shard_step(
+    step: StepMemory, available: AvailableMemory, sharding: Sharding
+) -> tuple[StepMemory, AvailableMemory]:
+    """Return what steps take with sharded weights, and the memory available then.
+
+    Before the first step, each rank drops what it does not keep of the weights.
+    """
+    ranks, dropped = sharding.ranks, sharding.weights - sharding.weights // sharding.ranks
+    dropped = min(dropped, available.used)
+    sharded = replace(
+        step,
+        whole_batch=None,
+        gradients=step.gradients // ranks,
+        optimizer=step.optimizer // ranks,
+        update=step.update // ranks,
+        # Weights and gradients of what is gathered
+        first_use=step.first_use + 2 * sharding.gathered,
+    )
+    return sharded, replace(available, used=available.used - dropped, free=available.free + dropped)
 
 
 def compare_with_available(
@@ -545,9 +578,10 @@ def estimate_memory(
     *,
     measure: Callable[[], StepMemory],
     available: Callable[[], AvailableMemory],
+    sharding: Sharding | None = None,
 ) -> tuple[Plan, MemoryEstimate | None]:
     """Return the plan with its memory estimate, and with a smaller micro-batch where it is allowed
-    and needed.
+    and needed. With ``sharding`` the estimate says whether sharded weights would fit.
 
     There is no estimate for the tiny model, whose start would take longer, nor for a compiled one,
     whose operations differ from the recorded ones.
@@ -581,6 +615,10 @@ def estimate_memory(
             plan, fitting, f"{plan.micro_batch_size} would need {needed} of memory"
         )
         estimate = compare_with_available(step, available(), plan, mode=mode)
+    if estimate.verdict == "Deny" and sharding is not None:
+        parts = compare_with_available(*shard_step(step, available(), sharding), plan, mode=mode)
+        if parts.verdict != "Deny":
+            estimate = replace(parts, fits_sharded=True)
     return with_memory(plan, estimate.peak_bytes, estimate.reason), estimate
 
 
