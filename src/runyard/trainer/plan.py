@@ -416,7 +416,7 @@ def choose_packing(
     """Return whether samples share rows; None where that is measured."""
     requested, attention = flow.model.packing, flow.model.compute.attention
     obstacle = sizes.unpacked
-    if attention not in ("auto", "sdpa"):
+    if attention == "eager":
         obstacle = f"attention {attention!r} cannot mask samples within a row"
     if (resolved := resolve_choice("packing", requested, obstacle)) is not None:
         return resolved
