@@ -5,7 +5,8 @@ export PYTHON
 .DEFAULT_GOAL := help
 .PHONY: help setup demo check test test-slow bench format style stubborn chaos chaos-postgresql kill-server power-cuts \
   checkpoint-cuts notice starve faults-nth fuzz-api fuzz-datasets backup-property defects formats families \
-  vi-inference howtos bench-import bench-requests bench-train bench-tiny bench-memory bench-saving bench-weights bench-first-step bench-sdk-start \
+  vi-inference howtos bench-import bench-requests bench-train bench-tiny bench-memory bench-saving bench-weights \
+  bench-first-step bench-sdk-start gpu-check \
   bench-server bench-pages sim sim-kept sim-rules sim-postgresql availability reconnects screenshots budgets
 
 help: ## List the targets
@@ -119,6 +120,9 @@ bench-import: setup ## Compare validating images with copying and hashing them: 
 
 bench-memory: setup ## Compare predicted with measured peak memory: ARGS="--every 5 --ample"
 	@.venv/bin/python benchmarks/memory_prediction.py $(ARGS)
+
+gpu-check: setup ## Check every path of the trainer on this machine's accelerator: ARGS=--dry
+	@.venv/bin/python scripts/gpu-check $(ARGS)
 
 bench-first-step: setup ## Time until the first step on photographs: ARGS="--max-pixels null"
 	@.venv/bin/python benchmarks/first_step.py $(ARGS)

@@ -246,6 +246,26 @@ def test_a_stop_ends_an_evaluation_on_all_ranks(
     assert not (folder / CANCEL).exists()
 
 
+def test_all_ranks_train_although_the_first_evaluation_fails_on_rank_0(
+    train: Callable[..., Any], events_of: EventsOf
+) -> None:
+    def fail_once_on_rank_0(rank: int) -> None:
+        measure = evaluation_module.sum_losses
+
+        def fail(*arguments: Any) -> Any:
+            evaluation_module.sum_losses = measure
+            raise RuntimeError("a bug")
+
+        if rank == 0:
+            evaluation_module.sum_losses = fail  # type: ignore[assignment]
+
+    flow = blocks(steps=3, validation={"maxSamples": 4, "beforeTraining": True})
+    folder, codes = train(flow, workers=2, patch=fail_once_on_rank_0)
+    assert codes == [EXIT_DONE, EXIT_DONE]
+    assert "failed: a bug; training begins" in events_of(folder, "warning")[0]["message"]
+    assert len(events_of(folder, "step")) == 3
+
+
 def test_all_ranks_shrink_when_one_runs_out_of_memory(
     train: Callable[..., Any], events_of: EventsOf
 ) -> None:

@@ -16,12 +16,6 @@ from runyard.flows.weights import FORMS, classify_weights
 
 # Fields of ``settings.resources``: the allowed value, the reason, and what to do instead.
 UNSUPPORTED = {
-    "accelerators": (
-        "null",
-        "a run gets the accelerator of its slot, or the processor where the machine has none",
-        'leave it out, and choose machines by kind with tolerations, such as {"accelerator": '
-        '["h100"]}',
-    ),
     "cpus": (
         "null",
         "the cores of a machine are shared equally among its slots",
@@ -88,7 +82,6 @@ def check_supported(flow: ResolvedFlow, at: Mapping[str, str]) -> ProblemCollect
     problems = ProblemCollector()
     resources = flow.settings.resources
     for name, given in (
-        ("accelerators", resources.accelerators),
         ("cpus", resources.cpus),
         ("memoryGiB", resources.memory_gib),
     ):
@@ -97,6 +90,15 @@ def check_supported(flow: ResolvedFlow, at: Mapping[str, str]) -> ProblemCollect
             allowed, reason, suggestion = UNSUPPORTED[name]
             problem = f"{place} is {given:g}, which is not supported yet: {reason}"
             problems.add(place, given, allowed, message=f"{problem}; try: {suggestion}.")
+    if resources.accelerators is not None and resources.workers not in (1, resources.accelerators):
+        place = "/settings/resources/workers"
+        problems.add(
+            place,
+            resources.workers,
+            f"1, or {resources.accelerators} as accelerators",
+            message=f"{place} is {resources.workers}, but accelerators is "
+            f"{resources.accelerators}, and each accelerator has one process; leave workers out.",
+        )
     compute = flow.model.compute
     if compute.attention == "flash_attention_2" and compute.precision_type == "float32":
         place = f"{at['vi-model']}/compute/attention"

@@ -78,8 +78,8 @@ def _run_attempt(
         events = EventWriter(folder, _now_ms)
         stack.callback(events.close)
         with ActivityReporter(events, "Loading libraries"):
-            job, machine = _load_job(folder, events)
-            from runyard.trainer.train import train  # imports torch, so only after _load_job
+            job, machine = load_job(folder, events)
+            from runyard.trainer.train import train  # imports torch, so only after load_job
 
         outcome = train(job, machine, events, should_stop=should_stop, say=_say)
         _write_when_space(events.flush, should_stop)
@@ -116,8 +116,8 @@ def _follow_attempt(folder: Path, rank: int) -> int:
     own_folder.mkdir(parents=True, exist_ok=True)
     events = EventWriter(own_folder, _now_ms)
     try:
-        job, machine = _load_job(folder, events)
-        from runyard.trainer.follow import follow  # imports torch, so only after _load_job
+        job, machine = load_job(folder, events)
+        from runyard.trainer.follow import follow  # imports torch, so only after load_job
 
         follow(job, machine, events)
     except (PeerLost, TrainingFailed) as error:
@@ -222,7 +222,7 @@ def is_stop_requested(folder: Path) -> bool:
     return AttemptDir(folder).stop.exists() or not is_permit_fresh(folder, time.monotonic())
 
 
-def _load_job(folder: Path, events: EventWriter) -> tuple[Any, Any]:
+def load_job(folder: Path, events: EventWriter) -> tuple[Any, Any]:
     """Read ``run.json`` and the files of the supervisor; return the job and this machine.
 
     Imports and configures torch.
@@ -244,10 +244,11 @@ def _load_job(folder: Path, events: EventWriter) -> tuple[Any, Any]:
     transformers.logging.disable_progress_bar()
     run, flow = parse_run(config)
     world = read_world(os.environ, folder)
-    if flow.settings.resources.workers != world.size:
+    if flow.settings.resources.ranks != world.size:
         raise InvalidFlow(
-            f"settings.resources.workers is {flow.settings.resources.workers}, but {world.size} "
-            "trainers were started; try: start the run with runyard, which starts all of them"
+            f"settings.resources asks for {flow.settings.resources.ranks} processes, but "
+            f"{world.size} trainers were started; try: start the run with runyard, which starts "
+            "all of them"
         )
     offered = int(config.get("threads") or os.cpu_count() or 1)
     threads = choose_threads(flow, offered=offered // world.size)

@@ -187,9 +187,9 @@ def make_plan(flow: ResolvedFlow, machine: Hardware, sizes: Sizes) -> Plan:
         else "this attempt's share of the cores"
     )
     note("threads", machine.threads, f"{why}; changes results in the last bits")
-    if flow.settings.resources.workers > 1:
+    if flow.settings.resources.ranks > 1:
         why = "flow; each computes a share of every batch"
-        note("workers", flow.settings.resources.workers, why)
+        note("workers", flow.settings.resources.ranks, why)
     note("imageBackend", "pil", "needs no torchvision; use the same one for inference")
     note("seed", flow.settings.seed, "flow")
     if model.quantization.enabled:

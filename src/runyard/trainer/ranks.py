@@ -243,8 +243,9 @@ def join(world: World, folder: Path, *, has_cuda: bool) -> None:
     if has_cuda:
         if world.size > torch.cuda.device_count():
             raise InvalidFlow(
-                f"settings.resources.workers is {world.size}, but the run has "
-                f"{torch.cuda.device_count()} accelerators; try: as many workers, or fewer"
+                f"settings.resources asks for {world.size} processes, but the run has "
+                f"{torch.cuda.device_count()} accelerators; try: resources.accelerators "
+                f"{world.size}, which reserves as many"
             )
         torch.cuda.set_device(world.rank)
     with world.beat.waiting(), _naming_lost_peers():
