@@ -235,6 +235,7 @@ def load_job(folder: Path, events: EventWriter) -> tuple[Any, Any]:
     import torch
     import transformers
 
+    from runyard.trainer.devices import CPU, find_device, get_device_name
     from runyard.trainer.plan import choose_threads
     from runyard.trainer.prepare import Job
     from runyard.trainer.ranks import join, read_world
@@ -252,11 +253,17 @@ def load_job(folder: Path, events: EventWriter) -> tuple[Any, Any]:
     offered = int(config.get("threads") or os.cpu_count() or 1)
     threads = choose_threads(flow, offered=offered // world.size)
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(not torch.cuda.is_available())
+    device = find_device()
+    torch.use_deterministic_algorithms(device == CPU)
     # Otherwise every new tensor is filled before it is written, a twentieth of a short step.
     torch.utils.deterministic.fill_uninitialized_memory = False
     resume, origin_run = _find_checkpoint(folder, run, events)
-    join(world, folder, has_cuda=torch.cuda.is_available())
+    if device.type not in ("cpu", "cuda") and not world.is_single:
+        raise InvalidFlow(
+            f"settings.resources.workers is {world.size}, but several workers cannot use "
+            f"{get_device_name(device)} together; try: 1"
+        )
+    join(world, folder, has_cuda=device.type == "cuda")
     job = Job(
         folder=folder,
         run=run,
@@ -334,25 +341,18 @@ def parse_run(config: dict[str, Any]) -> tuple[Any, Any]:
 
 def detect_machine(threads: int) -> Any:
     """Return the properties of this machine that the plan depends on."""
-    import torch
-
+    from runyard.trainer import devices
     from runyard.trainer.plan import Hardware
 
-    # Emulated bfloat16 is slower than float32, so the processor needs instructions for it.
-    device, name = "cpu", "CPU"
-    has_good_bfloat16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    if torch.cuda.is_available():
-        device, name = "cuda", torch.cuda.get_device_name()
-        # Emulated, it is slower than float16 with a scaled loss.
-        has_good_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    device = devices.find_device()
     return Hardware(
-        device=device,
-        device_name=name,
-        has_good_bfloat16=has_good_bfloat16,
+        device=device.type,
+        device_name=devices.get_device_name(device),
+        has_good_bfloat16=devices.has_good_bfloat16(device),
         threads=threads,
         versions=environment.versions(),
         revision=environment.revision(),
-        hardware={**environment.hardware(), "accelerators": environment.accelerators()},
+        hardware={**environment.hardware(), "accelerators": devices.list_device_names()},
     )
 
 

@@ -27,6 +27,7 @@ Choice = Literal["packing", "featureCache"]
 FAMILY_IMAGE_SETTINGS = "familyPictureSettings"  # read again when resuming from a checkpoint
 MAX_PIXELS = "maxPixels"  # likewise
 MIN_EPOCHS_FOR_FEATURE_CACHE = 2
+SCALED_DEVICES = ("cuda", "xpu")  # where float16 with a scaled loss is faster than float32
 MIN_PADDING_FOR_PACKING = 0.1  # with less padding, packing gains nothing
 
 
@@ -140,9 +141,13 @@ def choose_precision(flow: ResolvedFlow, machine: Hardware) -> tuple[str, str]:
         reason = "flow"
     if requested == "float16" and machine.device == "cpu":
         raise InvalidFlow(
-            "precisionType 'float16' needs CUDA; try: 'bfloat16', 'float32' or 'auto'"
+            "precisionType 'float16' needs an accelerator; try: 'bfloat16', 'float32' or 'auto'"
         )
-    if requested == "bfloat16" and machine.device == "cuda" and not machine.has_good_bfloat16:
+    if (
+        requested == "bfloat16"
+        and machine.device in SCALED_DEVICES
+        and not machine.has_good_bfloat16
+    ):
         raise InvalidFlow(
             f"precisionType 'bfloat16' is not supported by {machine.device_name}, which only "
             "emulates it; try: 'float16', 'float32' or 'auto'"
@@ -153,7 +158,7 @@ def choose_precision(flow: ResolvedFlow, machine: Hardware) -> tuple[str, str]:
         return "float32", "the tiny model is slower in bfloat16 (measured)"
     if machine.has_good_bfloat16:
         return "bfloat16", f"{machine.device_name} is fast at it"
-    if machine.device == "cuda":
+    if machine.device in SCALED_DEVICES:
         return "float16", f"{machine.device_name} has no bfloat16; the loss is scaled"
     return "float32", f"{machine.device_name} has no fast bfloat16"
 
@@ -209,7 +214,7 @@ def make_plan(flow: ResolvedFlow, machine: Hardware, sizes: Sizes) -> Plan:
     note("cacheBytes", sizes.cache_bytes, "images are decoded and processed once")
 
     batch_size = note("batchSize", numbers.batch_size, "samples per optimizer step")
-    micro = choose_micro_batch(flow, on_cpu=machine.device != "cuda")
+    micro = choose_micro_batch(flow, on_cpu=machine.device == "cpu")
     if batch_size % micro[0]:
         raise InvalidFlow(
             f"microBatchSize {micro[0]} does not divide batchSize {batch_size}; try: a divisor"
@@ -417,7 +422,7 @@ def choose_packing(
     """Return whether samples share rows; None where that is measured."""
     requested, attention = flow.model.packing, flow.model.compute.attention
     obstacle = sizes.unpacked
-    if attention not in ("auto", "sdpa"):
+    if attention == "eager":
         obstacle = f"attention {attention!r} cannot mask samples within a row"
     if (resolved := resolve_choice("packing", requested, obstacle)) is not None:
         return resolved

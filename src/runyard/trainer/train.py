@@ -38,6 +38,7 @@ from runyard.trainer.checkpoints.checkpoint import (
 )
 from runyard.trainer.data.cache import Hooks
 from runyard.trainer.data.encode import epoch_batches
+from runyard.trainer.devices import keep_random_states, return_memory
 from runyard.trainer.errors import Diverged, OutOfMemory, PeerLost, StopRequested
 from runyard.trainer.evaluation.baseline import score_baseline
 from runyard.trainer.evaluation.batches import MAX_BATCH, BatchLimit
@@ -811,7 +812,7 @@ def enforce_memory_estimate(
         warn(f"{format_bytes(estimate.peak_bytes)} of memory will be needed. {estimate.reason}")
     if not state.has_memory_trial:
         return
-    with torch.random.fork_rng(devices=[state.device] if state.device.type == "cuda" else []):
+    with keep_random_states(state.device):
         largest = [state.longest_index] * state.plan.micro_batch_size
         compute_gradients(state, largest, 0, settings, events)
     clear_gradients(state)
@@ -846,8 +847,7 @@ def compute_gradients(
 def shrink_micro_batch(state: TrainState, size: int, events: EventWriter) -> None:
     """Continue with a smaller micro-batch and the same batch, in resumed attempts as well."""
     before, step = state.plan.micro_batch_size, state.progress.step + 1
-    if state.device.type == "cuda":
-        torch.cuda.empty_cache()
+    return_memory(state.device)
     # ``runyard.cli.resources.reproduce`` recognizes these words in the plan.
     reason = f"{before} was too much for the memory at step {step}"
     state.plan = with_micro_batch(state.plan, size, reason)

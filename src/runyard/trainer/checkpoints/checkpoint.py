@@ -44,6 +44,7 @@ from runyard.rundir import (
     write_json,
 )
 from runyard.trainer.data.image_resolution import write_model_config
+from runyard.trainer.devices import find_device, read_random_states, restore_random_states
 from runyard.trainer.disk_space import as_system_error
 from runyard.trainer.errors import InvalidFlow
 from runyard.trainer.models.adapters import list_adapter_tensors
@@ -112,9 +113,7 @@ def collect_contents(
         weights = dict(model.module.state_dict(keep_vars=True))
     else:  # the state of a quantized base is not needed
         weights = list_adapter_tensors(model.module)
-    tensors: dict[str, torch.Tensor] = {"random.cpu": torch.get_rng_state()}
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    tensors = read_random_states(find_device())
     names = _get_names(model)
     flat = [
         _flatten(optimizer, names, tensors, f"optimizer.{number}")
@@ -322,9 +321,7 @@ def restore_counters(
     folder: Path, state: dict[str, Any], tensors: dict[str, torch.Tensor]
 ) -> tuple[TrainingProgress, dict[str, Any] | None]:
     """Restore random states; return the counters and the loss scaler's state."""
-    torch.set_rng_state(tensors["random.cpu"])
-    if "random.cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["random.cuda"])
+    restore_random_states(tensors, find_device())
     return read_progress(folder), state.get("scaler")
 
 

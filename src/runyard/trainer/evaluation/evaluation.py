@@ -19,6 +19,7 @@ import torch
 from runyard.trainer.answers import PHRASE_GROUNDING, Answer, Grounding, read_answer, write_answer
 from runyard.trainer.data.datasets import Sample
 from runyard.trainer.data.encode import Encodings
+from runyard.trainer.devices import keep_random_states
 from runyard.trainer.errors import StopRequested
 from runyard.trainer.evaluation.batches import BatchLimit, measure_peak, run_in_batches
 from runyard.trainer.evaluation.metrics import MetricScores, compute_metrics
@@ -149,7 +150,7 @@ def measure(
     try:
         with (
             torch.inference_mode(),
-            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+            keep_random_states(device),
         ):
             shares = _measure_together(measure_share, world)
     finally:

@@ -25,6 +25,7 @@ from runyard.rundir import CheckpointDir, read_json
 from runyard.trainer.data.datasets import load_dataset
 from runyard.trainer.data.encode import Encoder, InMemoryEncodings, Layout
 from runyard.trainer.data.image_resolution import TokenBudget, get_context_length
+from runyard.trainer.devices import CPU, find_device, keep_random_states
 from runyard.trainer.errors import ExportFailed
 from runyard.trainer.evaluation.evaluation import generate_answers
 from runyard.trainer.export.predict import read_block_settings
@@ -210,9 +211,9 @@ def replay(
             "try: export without verification (--no-replay)"
         )
     evaluated_on = str(context.plan.get("device", "cpu"))
-    device = torch.device(
-        evaluated_on if evaluated_on != "cuda" or torch.cuda.is_available() else "cpu"
-    )
+    device = find_device()
+    if device.type != evaluated_on:
+        device = CPU
     tokenizer = model.processor.tokenizer
     budget = TokenBudget(  # samples longer than the context had a smaller image
         context=get_context_length(get_base_model(model.module), tokenizer)[0],
@@ -241,7 +242,7 @@ def replay(
     generation = context.generation | (
         {"tokenizer": tokenizer} if "stop_strings" in context.generation else {}
     )
-    random = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+    random = keep_random_states(device)
     with (
         torch.inference_mode(),
         random,

@@ -30,6 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from runyard.flows import ResolvedFlow
 from runyard.trainer.data.encode import Batch
+from runyard.trainer.devices import keep_random_states, read_memory, synchronize
 from runyard.trainer.plan import Plan, with_memory, with_micro_batch
 from runyard.trainer.steps.rounding import estimate_rounding_numbers
 from runyard.trainer.steps.trial_budget import NoTimeLeft, TrialBudget
@@ -293,8 +294,7 @@ def measure_step_memory(
         )
         with LiveBytesRecorder() as live:
             (losses(batch) / max(1, batch.label_count)).backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        synchronize(device)
         timeline: list[int] = live.timeline
         return timeline
 
@@ -311,7 +311,7 @@ def measure_step_memory(
             timeline = MemoryTimeline(timeline.more, record_pass(3), count=2)
         return timeline
 
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with keep_random_states(device):
         try:
             # The first pass allocates gradients and does one-time work, such as reading
             # memory-mapped weights.
@@ -336,7 +336,7 @@ def measure_step_memory(
         optimizer=estimate_optimizer_bytes(optimizers),
         update=_estimate_update_bytes(optimizers),
         inputs=inputs[0],
-        first_use=0 if device.type == "cuda" else FIRST_USE_BYTES,
+        first_use=FIRST_USE_BYTES if device.type == "cpu" else 0,
     )
 
 
@@ -352,15 +352,9 @@ class AvailableMemory:
 
 def read_available_memory(device: torch.device) -> AvailableMemory:
     """Return the memory of the accelerator, or of the host, which a cgroup may limit."""
-    if device.type == "cuda":
-        used = torch.cuda.memory_allocated(device)
-        free, total = torch.cuda.mem_get_info(device)
-        return AvailableMemory(
-            used=used,
-            free=free + torch.cuda.memory_reserved(device) - used,
-            total=total,
-            name="the GPU",
-        )
+    if device.type != "cpu":
+        found = read_memory(device)
+        return AvailableMemory(used=found.used, free=found.free, total=found.total, name="the GPU")
     trim_heap()
     return read_host_memory(Path("/"))
 
@@ -534,7 +528,7 @@ def compare_with_available(
 
     size, limit = plan.micro_batch_size, available.used + available.free
     peak_bytes = estimate_peak(size)
-    maximum = limit if plan.device == "cuda" else max(available.total, available.used)
+    maximum = max(available.total, available.used) if plan.device == "cpu" else limit
     verdict: Verdict = (
         "Deny" if peak_bytes > maximum else "Warn" if peak_bytes > WARN_SHARE * limit else "Allow"
     )
