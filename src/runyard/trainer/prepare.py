@@ -90,6 +90,7 @@ from runyard.trainer.sharding import (
 from runyard.trainer.steps.autotune import BuildBatch
 from runyard.trainer.steps.batching import BatchBuilder, estimate_padding_share
 from runyard.trainer.steps.features import explain_not_frozen
+from runyard.trainer.steps.growth import MIN_SPEEDUP, ROUNDS, measure_growth
 from runyard.trainer.steps.losses import TokenLosses, get_base_model
 from runyard.trainer.steps.memory import (
     MemoryEstimate,
@@ -108,6 +109,7 @@ BASE = "base"  # below the attempt's folder: base weights of an adapter that cam
 SAMPLES_BETWEEN_CHECKS = 16  # reading stop.json and the permit takes 54 µs (measured, busy core)
 # Of a checkpoint whose plan names no limit, because auto set none then.
 NO_MAX_PIXELS = {"value": None, "reason": "none when this training started"}
+FIXED_DEVICES = ("cpu",)  # where no larger micro-batch is tried
 MAX_LISTED_REFUSALS = 5  # samples that a warning names
 
 
@@ -263,6 +265,7 @@ def prepare(job: Job, machine: Hardware, *, hooks: Hooks) -> TrainState:
     # Sharded, each rank keeps only a part of what the checkpoint has for the optimizers.
     may_shard = obstacle is None and flow.settings.resources.strategy != "ddp"
     progress = restore(job, plan, model, [] if may_shard else optimizers, scaler)
+    plan = keep_micro_batch(plan, progress, flow)
     plan = limit_micro_batch(plan, progress, job.run.status.micro_batch_limit)
     make_losses = partial(TokenLosses, model.module, precision=precision, device=device)
     losses = make_losses(label_smoothing=flow.model.hyperparameters.loss.label_smoothing)
@@ -290,7 +293,7 @@ def prepare(job: Job, machine: Hardware, *, hooks: Hooks) -> TrainState:
         world=job.world,
     )
     if decisions is None:
-        fit_plan_to_memory(state, flow, hooks)
+        fit_plan_to_memory(state, flow, hooks, may_grow=may_grow(job, progress, device))
         strategy = choose_strategy(state, flow, obstacle)
         decisions = job.world.share(describe_decisions(state) | {"strategy": strategy})
     else:
@@ -785,6 +788,35 @@ def restore(
     return progress
 
 
+def micro_batch_is_auto(flow: ResolvedFlow) -> bool:
+    return flow.model.hyperparameters.micro_batch_size == "auto"
+
+
+def may_grow(job: Job, progress: TrainingProgress, device: torch.device) -> bool:
+    """Return whether a larger micro-batch may be tried: not in the middle of a training, nor after
+    memory has run out, nor on the CPU. There it gains little, and a measurement of what is about
+    equal would let chance decide on the last bits of a run.
+    """
+    causes = [attempt.cause for attempt in job.run.status.attempts]
+    return (
+        micro_batch_is_auto(job.flow)
+        and device.type not in FIXED_DEVICES
+        and (job.resume is None or job.origin_run is not None)
+        and job.world.is_single
+        and progress.micro_batch_limit is None
+        and not any(cause.startswith("out of memory") for cause in causes)
+    )
+
+
+def keep_micro_batch(plan: Plan, progress: TrainingProgress, flow: ResolvedFlow) -> Plan:
+    """Return the plan with the micro-batch that was measured when this training started."""
+    if progress.micro_batch_size is None or not micro_batch_is_auto(flow):
+        return plan
+    return with_micro_batch(
+        plan, progress.micro_batch_size, "as measured when this training started"
+    )
+
+
 def limit_micro_batch(plan: Plan, progress: TrainingProgress, run_limit: int | None) -> Plan:
     """Return the plan with a smaller micro-batch if its own has run out of memory before.
 
@@ -824,10 +856,12 @@ def make_batching(
     )
 
 
-def fit_plan_to_memory(state: TrainState, flow: ResolvedFlow, hooks: Hooks) -> None:
+def fit_plan_to_memory(
+    state: TrainState, flow: ResolvedFlow, hooks: Hooks, *, may_grow: bool
+) -> None:
     """Estimate the memory of a step, and shrink the micro-batch if the flow permits it.
 
-    Also decides on the trial of the largest micro-batch.
+    With ``may_grow`` a larger one is tried. Also decides on the trial of the largest micro-batch.
     """
     device, before = state.device, state.plan.micro_batch_size
     budget = TrialBudget(state.count_samples_left())
@@ -849,6 +883,8 @@ def fit_plan_to_memory(state: TrainState, flow: ResolvedFlow, hooks: Hooks) -> N
         available=partial(state.world.read_memory, device),
         sharding=describe_sharding(state, flow),
     )
+    if may_grow:
+        grow_micro_batch(state, budget, hooks)
     estimate = state.memory_estimate
     if device.type == "cpu" and estimate is not None and estimate.is_ample:
         retain_freed_memory()
@@ -881,6 +917,39 @@ def describe_sharding(state: TrainState, flow: ResolvedFlow) -> Sharding | None:
         weights=sum(parameter.numel() * parameter.element_size() for parameter in parameters),
         gathered=count_largest_block_bytes(state.model.module),
     )
+
+
+def grow_micro_batch(state: TrainState, budget: TrialBudget, hooks: Hooks) -> None:
+    """Enlarge the micro-batch if memory suffices and samples then pass faster, as measured."""
+    larger = state.memory_estimate.larger if state.memory_estimate else None
+    if larger is None:
+        return
+    size, count = state.plan.micro_batch_size, larger.micro_batch_size
+    samples = ROUNDS * (size + count)
+    if not budget.permits(samples, f"a trial of a micro-batch of {count}"):
+        return
+    hooks.on_activity(f"Trying a micro-batch of {count}")
+    with budget.time(samples):
+        speedup = measure_growth(
+            state.build_batch,
+            state.losses,
+            longest=state.longest_index,
+            size=size,
+            larger=count,
+            device=state.device,
+        )
+    if speedup is None:
+        reason = f"{count} ran out of memory in a trial"
+    elif speedup < MIN_SPEEDUP:
+        reason = f"with {count} samples pass {speedup:.2f} times as fast (measured)"
+    else:
+        reason = f"memory suffices, and samples pass {speedup:.2f} times as fast as with {size}"
+        state.progress.micro_batch_size, state.memory_estimate = count, larger
+        state.plan = with_micro_batch(state.plan, count, f"{reason} (measured)")
+        state.plan = with_memory(state.plan, larger.peak_bytes, larger.reason)
+        return
+    before = state.plan.document["microBatchSize"]["reason"]
+    state.plan = with_micro_batch(state.plan, size, f"{before}; {reason}")
 
 
 def describe_decisions(state: TrainState) -> dict[str, Any]:

@@ -75,6 +75,7 @@ class TrainingProgress(msgspec.Struct, rename="camel", kw_only=True):
     owes_evaluation: bool = False  # a stop came before this step's evaluation was complete
     choices: dict[str, bool] = {}  # measured choices, which a resumed attempt keeps
     skipped_steps: int = 0  # in a row, by a scaled loss
+    micro_batch_size: int | None = None  # larger than usual, as measured; resumed attempts keep it
     micro_batch_limit: int | None = None  # set once a larger micro-batch ran out of memory
     evaluation_batch_limit: int | None = None  # the most samples evaluated at once so far
 

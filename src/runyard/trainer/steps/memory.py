@@ -36,6 +36,7 @@ from runyard.trainer.steps.rounding import estimate_rounding_numbers
 from runyard.trainer.steps.trial_budget import NoTimeLeft, TrialBudget
 
 WARN_SHARE = 0.85  # of the free memory: fragmentation takes some too
+GROWTH_SHARE = 0.7  # up to which a micro-batch is made larger
 FLOAT_BYTES = 4
 MIN_8BIT_NUMEL, BLOCK_8BIT_NUMEL = 4096, 256  # defaults of bitsandbytes
 NO_LIMIT = 1 << 62
@@ -471,7 +472,8 @@ class MemoryEstimate:
     """The estimated peak, the verdict with its reason, and the largest smaller micro-batch that
     fits, if any.
 
-    ``is_ample``: there is so much memory that none needs to be saved.
+    ``is_ample``: there is so much memory that none needs to be saved. ``larger`` is the estimate
+    for the largest of the larger micro-batches that fit with a margin, if any does.
     """
 
     verdict: Verdict
@@ -480,6 +482,8 @@ class MemoryEstimate:
     fitting_micro_batch: int | None
     is_ample: bool = False
     fits_sharded: bool = False  # where it does not fit, but parts of it on each rank would
+    micro_batch_size: int = 0
+    larger: "MemoryEstimate | None" = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -541,12 +545,26 @@ def compare_with_available(
         is_ample = AMPLE_FACTOR * peak_bytes <= limit
         if is_ample and plan.device == "cpu":
             reason += "; memory is ample, so freed memory is kept for reuse"
+        larger = max(
+            (
+                part
+                for part in range(size + 1, plan.batch_size + 1)
+                if plan.batch_size % part == 0 and estimate_peak(part) <= GROWTH_SHARE * limit
+            ),
+            default=None,
+        )
         return MemoryEstimate(
             verdict=verdict,
             peak_bytes=peak_bytes,
             reason=reason,
             fitting_micro_batch=None,
             is_ample=is_ample,
+            micro_batch_size=size,
+            larger=None
+            if larger is None
+            else compare_with_available(
+                step, available, with_micro_batch(plan, larger, ""), mode=mode
+            ),
         )
     smaller = [part for part in range(1, size) if plan.batch_size % part == 0]
     bound = WARN_SHARE * (limit if verdict == "Warn" else maximum)
