@@ -5,7 +5,8 @@ export PYTHON
 .DEFAULT_GOAL := help
 .PHONY: help setup demo check test test-slow bench format style stubborn chaos chaos-postgresql kill-server power-cuts \
   checkpoint-cuts notice starve faults-nth fuzz-api fuzz-datasets backup-property defects formats families \
-  vi-inference howtos bench-import bench-requests bench-train bench-tiny bench-memory bench-saving bench-first-step bench-sdk-start gpu-check \
+  vi-inference howtos bench-import bench-requests bench-train bench-tiny bench-memory bench-saving bench-weights \
+  bench-first-step bench-sdk-start gpu-check \
   bench-server bench-pages sim sim-kept sim-rules sim-postgresql availability reconnects screenshots budgets
 
 help: ## List the targets
@@ -134,6 +135,9 @@ bench-tiny: setup ## Train the tiny model on each built-in dataset, three splits
 
 bench-sdk-start: setup ## Compare the start of the SDK with the published client's: ARGS="--rounds 15"
 	@scripts/setup-vi-sdk && .venv/bin/python benchmarks/sdk_start.py $(ARGS)
+
+bench-weights: setup ## Compare ways to store weights in 16 bits by the loss: ARGS="--case fine-tuning"
+	@.venv/bin/python benchmarks/weight_precision.py $(ARGS)
 
 bench-server: setup ## Compare requests a second with MLflow's server; needs wrk: ARGS="--rounds 3"
 	@scripts/setup-mlflow && .venv/bin/python benchmarks/server_vs_mlflow.py $(ARGS)

@@ -65,7 +65,7 @@ class Claim(Message):
     """A request for work. A repeat with the same ``claim_id`` returns the same assignment.
 
     With ``lacks_disk`` nothing new is assigned; the matching runs report that they wait for disk
-    space.
+    space. ``accelerators`` are those that no run holds.
     """
 
     claim_id: StoredId
@@ -75,6 +75,7 @@ class Claim(Message):
     labels: Annotated[dict[str, list[str]], within(limits.LABELS)] = {}
     wait_s: float = 20.0
     lacks_disk: bool = False
+    accelerators: int = 0
 
 
 class Assignment(Message):

@@ -365,6 +365,30 @@ def test_the_log_follows_until_one_scrolls_and_finds_what_is_searched(
     assert page.locator("img, iframe, svg", has=page.locator("[onerror], [onload]")).count() == 0
 
 
+def test_a_metric_is_drawn_from_step_0_with_its_baseline(
+    page_of: PageOf, trainers: Trainers
+) -> None:
+    trainer = trainers.start()
+    trainer.report("plan", plan={"metric": {"value": "iou", "reason": "flow"}})
+    baseline = {"baseline/iou": 0.41, "baseline/map": 0.2}
+    for step, values in ((0, baseline), (100, {}), (200, {})):
+        values = {"validation/iou": step / 400} | values
+        trainer.report("evaluation", step=step, epoch=step / 500, metricName="iou", values=values)
+    page = open_run(page_of, trainer, trainers)
+    expect(page.locator("#run-head")).to_contain_text("0.5 (baseline 0.41)")
+    curves = [
+        read_curve(page, key, last_step=200)["columns"]
+        for key in ("validation/iou", "baseline/iou")
+    ]
+    assert [(steps, last) for steps, *_, last in curves] == [
+        ([0, 100, 200], pytest.approx([0, 0.25, 0.5])),
+        ([0, 200], pytest.approx([0.41, 0.41])),
+    ]
+    legend = page.locator("figure", has_text="Metrics").locator(".legend")
+    expect(legend).to_contain_text("baseline iou")
+    expect(legend).not_to_contain_text("map")
+
+
 def test_predictions_are_shown_worst_first_and_by_keys(page_of: PageOf, trainers: Trainers) -> None:
     trainer = trainers.start()
     page = open_run(page_of, trainer, trainers, "/predictions")

@@ -22,6 +22,7 @@ def run_at(
         loss=0.51234,
         metric_name="accuracy",
         metric=0.9,
+        baseline=0.125,
         seconds_left=12.0,
     )
     return Run(
@@ -33,8 +34,8 @@ def run_at(
 
 def test_the_line_says_step_loss_metric_and_time_left() -> None:
     assert format_progress(run_at(50)) == (
-        "[============            ]  Running, Training  step 50/100  loss 0.5123  accuracy 0.9  "
-        "12s left"
+        "[============            ]  Running, Training  step 50/100  loss 0.5123  "
+        "accuracy 0.9 (baseline 0.125)  12s left"
     )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-import runyard.trainer.prepare as prepare_module
+import runyard.trainer.ranks as ranks_module
 import runyard.trainer.steps.memory as memory_module
 import runyard.trainer.steps.trial_budget as trial_budget
 import runyard.trainer.train as train_module
@@ -268,7 +268,7 @@ def with_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def give(*, free: int, total: int) -> None:
         monkeypatch.setattr(
-            prepare_module,
+            ranks_module,
             "read_available_memory",
             lambda device: AvailableMemory(used=0, free=free, total=total),
         )

@@ -17,7 +17,7 @@ from runyard.cli.output import format_duration, format_number, to_single_line
 
 if TYPE_CHECKING:
     from vi.api.resources.datasets.responses import DatasetImport
-    from vi.api.resources.runs.responses import Run
+    from vi.api.resources.runs.responses import Run, RunProgress
     from vi.api.responses import ConditionKind
 
 PLAIN_LINE_EVERY_S = 5.0
@@ -170,10 +170,18 @@ def format_progress(run: "Run") -> str:
     if progress.loss is not None:
         parts.append(f"loss {format_number(progress.loss)}")
     if progress.metric_name and progress.metric is not None:
-        parts.append(f"{to_single_line(progress.metric_name)} {format_number(progress.metric)}")
+        parts.append(f"{to_single_line(progress.metric_name)} {format_metric(progress)}")
     if progress.seconds_left and not (run.condition and run.condition.is_final):
         parts.append(f"{format_duration(progress.seconds_left)} left")
     return f"{bar(progress.step / progress.total_steps)}  {'  '.join(parts)}"
+
+
+def format_metric(progress: "RunProgress") -> str:
+    """Return the metric of the newest evaluation, and its baseline if there is one."""
+    value = format_number(progress.metric)
+    if progress.baseline is None:
+        return value
+    return f"{value} (baseline {format_number(progress.baseline)})"
 
 
 def bar(share: float) -> str:

@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Meta
 
 from runyard.flows.families import AUTO, FAMILIES
+from runyard.flows.resources import MOST_WORKERS
 
 Auto = Literal["auto"]
 Task = Literal["vqa", "phrase-grounding", "freeform"]
@@ -77,15 +78,15 @@ class FlowReference(Shape, frozen=True):
     ]
 
 
-MOST_WORKERS = 64  # of one run, all on one machine
-
-
 class Resources(Shape, frozen=True):
-    """The resources a run needs. Not supported yet, except for workers."""
+    """The resources a run needs, all of one machine. Cores and memory are not supported yet."""
 
     accelerators: Annotated[
-        Annotated[int, Meta(ge=0, le=1024)] | None,
-        help_text("number of accelerators; not supported yet, must be null"),
+        Annotated[int, Meta(ge=1, le=MOST_WORKERS)] | None,
+        help_text(
+            "accelerators of one machine that train one model together, a process for each; null "
+            "takes the one of the run's slot, or the processor where the machine has none"
+        ),
     ] = None
     cpus: Annotated[
         Annotated[float, Meta(gt=0, le=4096)] | None,
@@ -100,9 +101,14 @@ class Resources(Shape, frozen=True):
         Meta(ge=1, le=MOST_WORKERS),
         help_text(
             "processes of one machine that train one model together, each with a share of every "
-            "batch; on accelerators at most as many as the run has"
+            "batch; accelerators sets their number too"
         ),
     ] = 1
+
+    @property
+    def ranks(self) -> int:
+        """The number of processes that train the model."""
+        return max(self.accelerators or 1, self.workers)
 
 
 class FlowSettings(Shape, frozen=True):
@@ -299,6 +305,13 @@ class Training(Shape, frozen=True):
     learning_rates: Annotated[
         LearningRates | None, help_text("learning rates of parts of the model")
     ] = None
+    weights_precision: Annotated[
+        Literal["float32", "bfloat16"],
+        help_text(
+            "number format of weights and gradients with full; bfloat16 takes less memory, and its "
+            "steps are rounded at random"
+        ),
+    ] = "float32"
 
 
 DEFAULT_QUANTIZED_PARTS: tuple[Part, ...] = ("language",)
@@ -495,6 +508,10 @@ class Validation(Shape, frozen=True):
         Meta(ge=0, le=1000),
         help_text("number of answers stored with the true ones at each evaluation, for inspection"),
     ] = 8
+    before_training: Annotated[
+        bool,
+        help_text("also evaluate before the first step, which shows what training starts from"),
+    ] = True
     early_stopping: Annotated[
         EarlyStopping | None, help_text("stop the run if the validation metric stops improving")
     ] = None

@@ -16,12 +16,6 @@ from runyard.flows.weights import FORMS, classify_weights
 
 # Fields of ``settings.resources``: the allowed value, the reason, and what to do instead.
 UNSUPPORTED = {
-    "accelerators": (
-        "null",
-        "a run gets the accelerator of its slot, or the processor where the machine has none",
-        'leave it out, and choose machines by kind with tolerations, such as {"accelerator": '
-        '["h100"]}',
-    ),
     "cpus": (
         "null",
         "the cores of a machine are shared equally among its slots",
@@ -59,6 +53,8 @@ def check_consistency(
         _check_quantization(flow, f"{model}/quantization", problems)
     if invalid.has_none_at(architecture, f"{training}/mode", f"{training}/freeze"):
         _check_freeze(flow, f"{training}/freeze", problems)
+    if invalid.has_none_at(f"{training}/mode", f"{training}/weightsPrecision", f"{model}/compute"):
+        _check_weights_precision(flow, f"{training}/weightsPrecision", problems)
     if invalid.has_none_at(training, f"{model}/quantization"):
         _check_projector(flow, f"{training}/lora/trainProjector", problems)
     if invalid.has_none_at(f"{model}/validation/earlyStopping", f"{dataset}/validationFraction"):
@@ -86,7 +82,6 @@ def check_supported(flow: ResolvedFlow, at: Mapping[str, str]) -> ProblemCollect
     problems = ProblemCollector()
     resources = flow.settings.resources
     for name, given in (
-        ("accelerators", resources.accelerators),
         ("cpus", resources.cpus),
         ("memoryGiB", resources.memory_gib),
     ):
@@ -95,6 +90,15 @@ def check_supported(flow: ResolvedFlow, at: Mapping[str, str]) -> ProblemCollect
             allowed, reason, suggestion = UNSUPPORTED[name]
             problem = f"{place} is {given:g}, which is not supported yet: {reason}"
             problems.add(place, given, allowed, message=f"{problem}; try: {suggestion}.")
+    if resources.accelerators is not None and resources.workers not in (1, resources.accelerators):
+        place = "/settings/resources/workers"
+        problems.add(
+            place,
+            resources.workers,
+            f"1, or {resources.accelerators} as accelerators",
+            message=f"{place} is {resources.workers}, but accelerators is "
+            f"{resources.accelerators}, and each accelerator has one process; leave workers out.",
+        )
     compute = flow.model.compute
     if compute.attention == "flash_attention_2" and compute.precision_type == "float32":
         place = f"{at['vi-model']}/compute/attention"
@@ -177,6 +181,33 @@ def _check_freeze(flow: ResolvedFlow, at: str, problems: ProblemCollector) -> No
             "at most two of vision, projector, language while training.mode is full",
             message=f"{at} freezes every part, so there is nothing to train; leave one out.",
         )
+
+
+def _check_weights_precision(flow: ResolvedFlow, at: str, problems: ProblemCollector) -> None:
+    training, precision = flow.model.training, flow.model.compute.precision_type
+    if training.weights_precision == "float32":
+        return
+    for applies, other, reason, fix in (
+        (
+            training.mode == "lora",
+            "training.mode is lora",
+            "which trains an adapter in float32 and keeps the base weights in 16 bits anyway",
+            "leave it out",
+        ),
+        (
+            precision not in (AUTO, "bfloat16"),
+            f"compute.precisionType is {precision}",
+            "a format that bfloat16 weights are not used in",
+            "set precisionType to auto or bfloat16",
+        ),
+    ):
+        if applies:
+            problems.add(
+                at,
+                training.weights_precision,
+                f"float32 while {other}",
+                message=f"{at} is bfloat16, but {other}, {reason}; {fix}.",
+            )
 
 
 def _check_projector(flow: ResolvedFlow, at: str, problems: ProblemCollector) -> None:

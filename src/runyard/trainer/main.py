@@ -243,10 +243,11 @@ def load_job(folder: Path, events: EventWriter) -> tuple[Any, Any]:
     transformers.logging.disable_progress_bar()
     run, flow = parse_run(config)
     world = read_world(os.environ, folder)
-    if flow.settings.resources.workers != world.size:
+    if flow.settings.resources.ranks != world.size:
         raise InvalidFlow(
-            f"settings.resources.workers is {flow.settings.resources.workers}, but {world.size} "
-            "trainers were started; try: start the run with runyard, which starts all of them"
+            f"settings.resources asks for {flow.settings.resources.ranks} processes, but "
+            f"{world.size} trainers were started; try: start the run with runyard, which starts "
+            "all of them"
         )
     offered = int(config.get("threads") or os.cpu_count() or 1)
     threads = choose_threads(flow, offered=offered // world.size)

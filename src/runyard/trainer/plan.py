@@ -134,6 +134,10 @@ def choose_threads(flow: ResolvedFlow, *, offered: int) -> int:
 def choose_precision(flow: ResolvedFlow, machine: Hardware) -> tuple[str, str]:
     """Return the number format of the arithmetic, and why. Called before the model is loaded."""
     requested = flow.model.compute.precision_type
+    if requested == "auto" and flow.model.training.weights_precision == "bfloat16":
+        requested, reason = "bfloat16", "training.weightsPrecision is bfloat16"
+    else:
+        reason = "flow"
     if requested == "float16" and machine.device == "cpu":
         raise InvalidFlow(
             "precisionType 'float16' needs CUDA; try: 'bfloat16', 'float32' or 'auto'"
@@ -144,7 +148,7 @@ def choose_precision(flow: ResolvedFlow, machine: Hardware) -> tuple[str, str]:
             "emulates it; try: 'float16', 'float32' or 'auto'"
         )
     if requested != "auto":
-        return requested, "flow"
+        return requested, reason
     if flow.is_tiny:
         return "float32", "the tiny model is slower in bfloat16 (measured)"
     if machine.has_good_bfloat16:
@@ -171,15 +175,16 @@ def make_plan(flow: ResolvedFlow, machine: Hardware, sizes: Sizes) -> Plan:
     note("device", machine.device, machine.device_name)
     precision, why = choose_precision(flow, machine)
     note("precision", precision, why)
+    note_weights_precision(flow, note)
     why = (
         "a second thread would mostly wait for the first"
         if flow.is_tiny
         else "this attempt's share of the cores"
     )
     note("threads", machine.threads, f"{why}; changes results in the last bits")
-    if flow.settings.resources.workers > 1:
+    if flow.settings.resources.ranks > 1:
         why = "flow; each computes a share of every batch"
-        note("workers", flow.settings.resources.workers, why)
+        note("workers", flow.settings.resources.ranks, why)
     note("imageBackend", "pil", "needs no torchvision; use the same one for inference")
     note("seed", flow.settings.seed, "flow")
     if model.quantization.enabled:
@@ -343,6 +348,12 @@ def explain_share(flow: ResolvedFlow, sizes: UploadedSizes | None) -> str:
     if sizes is not None and sizes.held_out_split is not None:
         return "those of the dataset's own split"
     return f"{1 - flow.dataset.validation_fraction:.0%} of the data"
+
+
+def note_weights_precision(flow: ResolvedFlow, note: Callable[[str, Any, str], Any]) -> None:
+    if flow.model.training.weights_precision != "float32":
+        why = "flow; steps are computed in float32 and rounded at random"
+        note("weightsPrecision", flow.model.training.weights_precision, why)
 
 
 def note_uploaded(sizes: UploadedSizes, note: Callable[[str, Any, str], Any]) -> None:

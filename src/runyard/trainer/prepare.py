@@ -83,6 +83,7 @@ from runyard.trainer.steps.memory import (
     return_freed_memory,
 )
 from runyard.trainer.steps.optim import make_optimizers
+from runyard.trainer.steps.rounding import RoundedSteps
 from runyard.trainer.steps.trial_budget import TrialBudget
 from vi.api.resources.runs.responses import Run
 
@@ -144,6 +145,7 @@ class TrainState:
     generation: dict[str, Any]
     progress: TrainingProgress
     device: torch.device
+    rounded_steps: RoundedSteps | None = None  # of weights in bfloat16
     world: World = World()
     run_document: dict[str, Any] = field(default_factory=dict)
     memory_estimate: MemoryEstimate | None = None  # None where memory is not estimated
@@ -249,6 +251,7 @@ def prepare(job: Job, machine: Hardware, *, hooks: Hooks) -> TrainState:
         generation=build_generation_settings(flow, model, plan.answer_tokens),
         progress=progress,
         device=device,
+        rounded_steps=make_rounded_steps(flow),
         world=job.world,
     )
     if decisions is None:
@@ -265,6 +268,12 @@ def check_origin(job: Job) -> None:
     """Check that the flow fits the checkpoint, if that is of another run."""
     if job.resume is not None and job.origin_run is not None:
         check_fits(job.flow, job.resume)
+
+
+def make_rounded_steps(flow: ResolvedFlow) -> RoundedSteps | None:
+    """Return what takes steps with weights in bfloat16; None where weights are float32."""
+    is_float32 = flow.model.training.weights_precision == "float32"
+    return None if is_float32 else RoundedSteps(flow.settings.seed)
 
 
 def configure_heap(flow: ResolvedFlow, device: torch.device) -> None:
@@ -311,8 +320,11 @@ def build_model(job: Job, data: Dataset, dtype: torch.dtype, device: torch.devic
     if training.mode == "lora":
         model = load_weights(job, data, dtype, source, device)
         return build_adapter(job, model, dtype, source, device)
-    # Trained weights are float32: small updates vanish in 16 bits.
-    model = load_weights(job, data, torch.float32, source, device)
+    # By default float32: small updates vanish in 16 bits, unless they are rounded at random.
+    weights_dtype = DTYPES[training.weights_precision]
+    model = load_weights(job, data, weights_dtype, source, device)
+    for parameter in model.module.parameters():  # the tiny model is built in float32
+        parameter.data = parameter.data.to(weights_dtype)
     freeze_parts(model, training.freeze)
     if not model.trainable_parameters():
         raise InvalidFlow(

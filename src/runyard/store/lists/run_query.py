@@ -35,8 +35,8 @@ from runyard.store.lists.run_statements import (
     COUNT_NAMES,
     COUNT_UNINDEXED_NAMES,
     Driver,
-    Shape,
-    Source,
+    RowSource,
+    TermShape,
     build_count,
     build_end,
     build_numbers,
@@ -78,7 +78,7 @@ NEWEST_FIRST = RunOrder()
 class _Plan:
     """The terms of a filter, ready to be compiled and run."""
 
-    shapes: tuple[Shape, ...]
+    shapes: tuple[TermShape, ...]
     values: Mapping[str, Any]
     drivers: tuple[Driver, ...]
     has_low: bool
@@ -202,7 +202,7 @@ def _make_plan(
     alternatives: int = 0,
 ) -> _Plan:
     is_sqlite = connection.dialect.name == "sqlite"
-    shapes: list[Shape] = []
+    shapes: list[TermShape] = []
     values: dict[str, Any] = {"org": org}
     low, high = 0, get_first_number(MAX_TIME_MS)
     for term in (*filter.list_terms(now_ms=now_ms), *more):
@@ -220,7 +220,7 @@ def _make_plan(
     drivers = _list_drivers(shapes, values)
     if order.field != "created" and (has_low or has_high):
         kind = f"created{' low' if has_low else ''}{' high' if has_high else ''}"
-        drivers.append(Driver((Source(kind),)))
+        drivers.append(Driver((RowSource(kind),)))
     return _Plan(
         shapes=tuple(shapes),
         values=values,
@@ -249,7 +249,7 @@ def _bind(
     index: int,
     values: dict[str, Any],
     now_ms: int,
-) -> Shape:
+) -> TermShape:
     """Add the values of a term to those of the statement; return its shape."""
     name, count, value = f"v{index}", 1, term.value
     if isinstance(value, tuple):
@@ -279,7 +279,7 @@ def _bind(
         count = 0
     else:
         values[name] = value
-    return Shape(term.field, term.operator, term.is_negated, count)
+    return TermShape(term.field, term.operator, term.is_negated, count)
 
 
 def _find_flow(connection: Connection, org: str, id: object, name: object) -> int:
@@ -317,37 +317,39 @@ def _find_metric(connection: Connection, org: str, key: str) -> str:
 # Drivers, for SQLite.
 
 
-def _list_drivers(shapes: Sequence[Shape], values: Mapping[str, Any]) -> list[Driver]:
+def _list_drivers(shapes: Sequence[TermShape], values: Mapping[str, Any]) -> list[Driver]:
     """Return what may drive the query besides the index of the order."""
     drivers: list[Driver] = []
     texts = [index for index, shape in enumerate(shapes) if _is_indexed_text(shape)]
     if texts:
-        drivers.append(Driver((Source("search", texts[0]), Source("unindexed", texts[0]))))
+        drivers.append(Driver((RowSource("search", texts[0]), RowSource("unindexed", texts[0]))))
     for index, shape in enumerate(shapes):
         if shape.is_negated or shape.is_alternative:
             continue
         if shape.field == "flow":
             kinds = {1: ("flow id",), 2: ("flow name",), 3: ("flow id", "flow name")}[shape.values]
-            drivers.append(Driver(tuple(Source(kind, index) for kind in kinds)))
+            drivers.append(Driver(tuple(RowSource(kind, index) for kind in kinds)))
         elif shape.field in ("flow id", "project", "id"):
-            drivers.append(Driver((Source(shape.field, index),)))
+            drivers.append(Driver((RowSource(shape.field, index),)))
         elif shape.field == "condition":
-            some = tuple(Source(f"condition {n}", index) for n in range(shape.values))
+            some = tuple(RowSource(f"condition {n}", index) for n in range(shape.values))
             drivers.append(Driver(some))
         elif shape.field == "attribute":
             kind = "attribute" if shape.values else "tag"
-            drivers.append(Driver((Source(kind, index, is_ordered=bool(shape.values)),)))
+            drivers.append(Driver((RowSource(kind, index, is_ordered=bool(shape.values)),)))
         elif shape.field == "metric":
             is_of_order = values[f"k{index}"] == values.get("order_metric")
             kind = "metric of order" if is_of_order else "metric"
-            drivers.append(Driver((Source(kind, index, is_ordered=False),)))
+            drivers.append(Driver((RowSource(kind, index, is_ordered=False),)))
         elif shape.field == "duration":
             kinds = ("duration ended", "duration running")
-            drivers.append(Driver(tuple(Source(each, index, is_ordered=False) for each in kinds)))
+            drivers.append(
+                Driver(tuple(RowSource(each, index, is_ordered=False) for each in kinds))
+            )
     return drivers
 
 
-def _is_indexed_text(shape: Shape) -> bool:
+def _is_indexed_text(shape: TermShape) -> bool:
     return shape.field in ("text", "name") and not shape.is_negated and shape.values == 1
 
 
@@ -359,7 +361,7 @@ def _choose_driver(
     If that order may be correlated with another term, the second one is the driver with the fewest
     matches, which would have to be sorted.
     """
-    default = Driver((Source("order"),))
+    default = Driver((RowSource("order"),))
     if not plan.drivers:
         return default, None
     if len(plan.drivers) == 1 and plan.drivers[0].is_in_order(order.field):
@@ -394,7 +396,7 @@ def _probe(connection: Connection, plan: _Plan, driver: Driver) -> int | None:
 
 
 def _list_numbers(
-    connection: Connection, plan: _Plan, source: Source, *, limit: int, skipped: int = 0
+    connection: Connection, plan: _Plan, source: RowSource, *, limit: int, skipped: int = 0
 ) -> Sequence[int]:
     """Return the numbers of a source, newest first."""
     values = {**plan.values, "skipped": skipped, "max_rows": limit}
@@ -455,7 +457,7 @@ def _bind_position(name: str, position: _Position | None) -> dict[str, Any]:
 def _find_end(
     connection: Connection,
     plan: _Plan,
-    source: Source,
+    source: RowSource,
     order: RunOrder,
     after: _Position | None,
     skipped: int,
@@ -502,7 +504,7 @@ def _search_by_name(
     found, unindexed = search.sources
     text = plan.values[f"t{found.term}"]
     others = quote_others(plan.values[f"m{found.term}"], text)
-    among_names = Driver((Source("order of found", found.term), unindexed))
+    among_names = Driver((RowSource("order of found", found.term), unindexed))
     if others is None:
         return _run(connection, plan, among_names, order, after, limit)
     other_plan = dataclasses.replace(plan, values={**plan.values, f"m{found.term}": others})
@@ -524,7 +526,7 @@ def _search_by_name(
     return _sort({row.number: row for row in rows}.values(), order)[:limit]
 
 
-def _count_others(connection: Connection, plan: _Plan, found: Source, text: str) -> int:
+def _count_others(connection: Connection, plan: _Plan, found: RowSource, text: str) -> int:
     """Count what the search index finds besides names that begin with the text.
 
     All of those are found, so numbers suffice. More than ``RARE`` are not counted.

@@ -38,7 +38,7 @@ _search = table("run_search", column("rowid"), column("run_search"))
 
 
 @dataclass(frozen=True)
-class Shape:
+class TermShape:
     """A term without its values: what decides the text of its statement."""
 
     field: str
@@ -49,7 +49,7 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Source:
+class RowSource:
     """What a query reads rows from: the index of the order, or one of a term.
 
     ``term`` is the index of the term, -1 for none.
@@ -64,7 +64,7 @@ class Source:
 class Driver:
     """One or more sources that together contain every match."""
 
-    sources: tuple[Source, ...]
+    sources: tuple[RowSource, ...]
 
     def is_in_order(self, order: str) -> bool:
         """Return whether the indexes have the order of the list."""
@@ -73,14 +73,14 @@ class Driver:
 
 @functools.lru_cache(maxsize=512)
 def prepare_page(
-    source: Source, shapes: tuple[Shape, ...], order: tuple[str, bool], **variant: bool
+    source: RowSource, shapes: tuple[TermShape, ...], order: tuple[str, bool], **variant: bool
 ) -> Prepared:
     return Prepared(_build_page(source, shapes, order, **variant))
 
 
 def _build_page(
-    source: Source,
-    shapes: tuple[Shape, ...],
+    source: RowSource,
+    shapes: tuple[TermShape, ...],
     order: tuple[str, bool],
     *,
     is_after: bool,
@@ -130,7 +130,7 @@ def _compare(
 
 @functools.lru_cache(maxsize=512)
 def build_end(
-    source: Source, shapes: tuple[Shape, ...], order: tuple[str, bool], *, is_after: bool
+    source: RowSource, shapes: tuple[TermShape, ...], order: tuple[str, bool], *, is_after: bool
 ) -> Select[Any]:
     builder, is_descending = _Builder(source, shapes, order[0], is_sqlite=True), order[1]
     by = (builder.sort_value, builder.number)
@@ -142,7 +142,7 @@ def build_end(
 
 
 @functools.lru_cache(maxsize=512)
-def build_numbers(source: Source, shapes: tuple[Shape, ...]) -> Select[Any]:
+def build_numbers(source: RowSource, shapes: tuple[TermShape, ...]) -> Select[Any]:
     builder = _Builder(source, shapes, "created", is_sqlite=True)
     query = builder.select_source()
     if source.is_ordered:
@@ -152,7 +152,7 @@ def build_numbers(source: Source, shapes: tuple[Shape, ...]) -> Select[Any]:
 
 @functools.lru_cache(maxsize=512)
 def build_count(
-    driver: Driver, shapes: tuple[Shape, ...], has_low: bool, has_high: bool, is_sqlite: bool
+    driver: Driver, shapes: tuple[TermShape, ...], has_low: bool, has_high: bool, is_sqlite: bool
 ) -> Select[Any]:
     parts = []
     for source in driver.sources:
@@ -162,7 +162,7 @@ def build_count(
             part = part.order_by(builder.number.desc())
         parts.append(select(part.limit(bindparam("max_scanned")).subquery().c.number))
     scanned = (parts[0] if len(parts) == 1 else parts[0].union(*parts[1:])).cte("scanned")
-    rest = _Builder(Source("order"), shapes, "created", is_sqlite=is_sqlite)
+    rest = _Builder(RowSource("order"), shapes, "created", is_sqlite=is_sqlite)
     rest.listed_number = scanned.c.number
     matching = (
         select(run_list.c.condition)
@@ -181,7 +181,7 @@ class _Builder:
     """Parts of a statement with one source."""
 
     def __init__(
-        self, source: Source, shapes: tuple[Shape, ...], order: str, *, is_sqlite: bool
+        self, source: RowSource, shapes: tuple[TermShape, ...], order: str, *, is_sqlite: bool
     ) -> None:
         self.source, self.shapes, self.order, self.is_sqlite = source, shapes, order, is_sqlite
         self.is_metric_order = order == "metric" and source.kind == "order"
@@ -323,7 +323,7 @@ class _Builder:
     def _is_flow(self, term: int) -> bool:
         return self.shapes[term].field == "flow"
 
-    def _build_term(self, index: int, shape: Shape) -> ColumnElement[bool]:
+    def _build_term(self, index: int, shape: TermShape) -> ColumnElement[bool]:
         """Return the condition of a term on a row of the list, without its negation."""
         value, key = _bind_name(f"v{index}"), _bind_name(f"k{index}")
         if shape.field == "condition":
@@ -355,7 +355,7 @@ class _Builder:
         }
         return func.coalesce(columns[shape.field], "") == value
 
-    def _build_condition(self, index: int, shape: Shape) -> ColumnElement[bool]:
+    def _build_condition(self, index: int, shape: TermShape) -> ColumnElement[bool]:
         condition = self.hide(run_list.c.condition)
         return or_(*(condition == bindparam(f"v{index}_{n}") for n in range(shape.values)))
 
@@ -368,7 +368,7 @@ class _Builder:
         )
 
     def _build_lookup(
-        self, shape: Shape, value: ColumnElement[Any], key: ColumnElement[Any]
+        self, shape: TermShape, value: ColumnElement[Any], key: ColumnElement[Any]
     ) -> ColumnElement[bool]:
         """Return the condition of an attribute or a metric: a look-up in an index.
 
@@ -386,7 +386,7 @@ class _Builder:
         return exists().where(*conditions)
 
 
-def _is_in_order(source: Source, order: str) -> bool:
+def _is_in_order(source: RowSource, order: str) -> bool:
     """Return whether the index of a source has the order of the list."""
     if order == "created":
         return source.is_ordered
@@ -411,7 +411,7 @@ def _bind_name(name: str) -> ColumnElement[Any]:
 _driving_metrics = run_metrics.alias("driving_metrics")
 
 
-def _negate(condition: ColumnElement[bool], shape: Shape) -> ColumnElement[bool]:
+def _negate(condition: ColumnElement[bool], shape: TermShape) -> ColumnElement[bool]:
     return not_(condition) if shape.is_negated else condition
 
 

@@ -333,15 +333,17 @@ def load_state(
             for group in optimizer.param_groups
         ]
         try:
-            optimizer.load_state_dict(
+            loaded = (
                 _unflatten(saved, optimizer, names, tensors)
                 if found == FORMAT
                 else _unflatten_indices(saved, tensors, f"optimizer.{number}")
             )
+            optimizer.load_state_dict(loaded)
         except ValueError as error:
             raise InvalidFlow(_describe_group_mismatch(folder)) from error
         for group, settings in zip(optimizer.param_groups, flow_settings, strict=True):
             group.update(settings)
+        _restore_dtypes(optimizer, loaded["state"])
     torch.set_rng_state(tensors["random.cpu"])
     if "random.cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["random.cuda"])
@@ -496,6 +498,16 @@ def _unflatten(
         if name in values
     }
     return {"state": state, "param_groups": groups}
+
+
+def _restore_dtypes(optimizer: torch.optim.Optimizer, loaded: dict[int, dict[str, Any]]) -> None:
+    """Restore the dtypes of the state, which torch has cast to those of the weights."""
+    members = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, values in loaded.items():
+        state = optimizer.state[members[index]]
+        for name, value in values.items():
+            if isinstance(value, torch.Tensor) and state[name].dtype != value.dtype:
+                state[name] = value.to(state[name].device, copy=True)
 
 
 def _unflatten_indices(

@@ -251,14 +251,14 @@ def _load_exported(root: Path, staged: Path, form: Form, context: ReplayContext)
     checkpoint.
 
     The dtypes are those of the evaluation: base weights in its precision or in 4 bits, trained
-    weights in float32. Merged weights are never in 4 bits.
+    weights in float32, or as the flow says in a full training. Merged weights are never in 4 bits.
     """
     attention = context.attention
     if form == "merged":
         return load_model(staged, dtype=DTYPES[context.precision], attention=attention)
     exported = CheckpointDir(staged)
     if form == "full" and not exported.has_adapter:
-        return load_model(staged, dtype=torch.float32, attention=attention)
+        return load_model(staged, dtype=DTYPES[context.weights_precision], attention=attention)
     base, adapter = exported.model_full, exported.model_adapter
     if form == "adapter":
         base, adapter = CheckpointDir(root).model_full, staged

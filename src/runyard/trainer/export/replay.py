@@ -52,6 +52,7 @@ class ReplayContext:
     task: str
     system_prompt: str
     quantization: Quantization | None  # of the base weights during the evaluation
+    weights_precision: str  # of a full training
     patch_budget: int | None
     plan: dict[str, Any]
     seed: int
@@ -114,6 +115,7 @@ def read_replay_context(checkpoint: Path) -> ReplayContext:
             task=settings["dataset"]["projectKind"],
             system_prompt=settings["system-prompt"]["systemPrompt"],
             quantization=read_quantization(document),
+            weights_precision=_read_weights_precision(settings["model"]),
             patch_budget=(settings["model"].get("images") or {}).get("patchBudget"),
             plan={"precision": "float32"} | plan,
             seed=int(document["spec"]["flow"]["settings"]["seed"]),
@@ -124,6 +126,10 @@ def read_replay_context(checkpoint: Path) -> ReplayContext:
             f"({error!r}); try: a checkpoint "
             "downloaded by `runyard models download`"
         ) from error
+
+
+def _read_weights_precision(model: dict[str, Any]) -> str:
+    return str((model.get("training") or {}).get("weightsPrecision", "float32"))
 
 
 def read_predictions(checkpoint: Path) -> list[Line]:

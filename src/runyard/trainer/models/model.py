@@ -3,8 +3,8 @@ flow says.
 
 Everything uses transformers' generic classes, so families differ only by ``families.PARTS``.
 Weights of a full training are float32 whatever the precision, because small updates vanish in
-bfloat16. Base weights under an adapter never change, so they may have the precision of the forward
-pass.
+bfloat16, unless the flow has them rounded at random (``steps/rounding.py``). Base weights under an
+adapter never change, so they may have the precision of the forward pass.
 """
 
 import importlib.util

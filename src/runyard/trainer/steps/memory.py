@@ -31,6 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from runyard.flows import ResolvedFlow
 from runyard.trainer.data.encode import Batch
 from runyard.trainer.plan import Plan, with_memory, with_micro_batch
+from runyard.trainer.steps.rounding import estimate_rounding_numbers
 from runyard.trainer.steps.trial_budget import NoTimeLeft, TrialBudget
 
 WARN_SHARE = 0.85  # of the free memory: fragmentation takes some too
@@ -213,7 +214,8 @@ def _estimate_state_bytes(
     column of second moments per matrix (Shazeer & Stern 2018). AdamW8bit: two moments of one byte
     with a scale per block, or of float32 for small parameters (Dettmers et al. 2022).
     """
-    numel, size = int(parameter.numel()), int(parameter.element_size())
+    # Float32 also where weights are bfloat16.
+    numel, size = int(parameter.numel()), FLOAT_BYTES
     whole = numel * size
     match type(optimizer).__name__:
         case "SGD":
@@ -233,17 +235,23 @@ def _estimate_state_bytes(
 
 
 def _estimate_update_bytes(optimizers: Sequence[torch.optim.Optimizer]) -> int:
-    """Return the temporary bytes of an update: those of the largest parameter."""
+    """Return the temporary bytes of an update: those of the largest parameter.
+
+    Weights in bfloat16 and their gradients are in float32 meanwhile.
+    """
     copies = {"Muon": 4, "Adafactor": 3, "SGD": 1}
-    return max(
-        (
-            copies.get(type(optimizer).__name__, 0) * parameter.numel() * parameter.element_size()
-            for optimizer in optimizers
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-        ),
-        default=0,
-    )
+    largest = 0
+    for optimizer in optimizers:
+        numels = [p.numel() for group in optimizer.param_groups for p in group["params"]]
+        update = copies.get(type(optimizer).__name__, 0) * max(numels, default=0)
+        if any(_is_bfloat16(group) for group in optimizer.param_groups):
+            update += estimate_rounding_numbers(numels)
+        largest = max(largest, update * FLOAT_BYTES)
+    return largest
+
+
+def _is_bfloat16(group: dict[str, Any]) -> bool:
+    return any(parameter.dtype == torch.bfloat16 for parameter in group["params"])
 
 
 def measure_step_memory(

@@ -53,7 +53,7 @@ export function append(series, newer) {
 /** Return a series with the points of these rows, or null if it has to be fetched again: a step is
  * repeated, or larger buckets are due.
  * @param {Series} series @param {import("./live-stream.js").Points["rows"]} rows @param {number} origin */
-export function extend(series, rows, origin) {
+export function addPoints(series, rows, origin) {
   const { key, bucketSteps: size } = series;
   const columns = /** @type {Record<typeof COLUMNS[number], number[]>} */ ({});
   for (const name of COLUMNS) columns[name] = [];
@@ -89,6 +89,19 @@ export function extend(series, rows, origin) {
     longer[name].set(columns[name], Math.max(last, 0));
   }
   return longer;
+}
+
+/** Return a series of one value up to where the longest of others ends: a level to compare them with.
+ * @param {Series} series @param {Series[]} others @returns {Series} */
+export function stretch(series, others) {
+  const end = others.reduce((a, b) => ((b.step.at(-1) ?? 0) > (a.step.at(-1) ?? 0) ? b : a), series);
+  if (!series.step.length || end === series) return series;
+  const level = { ...series };
+  for (const name of COLUMNS) {
+    const isPlace = name === "step" || name === "time" || name === "epoch";
+    level[name] = Float64Array.of(series[name][0], isPlace ? end[name][end.step.length - 1] : series[name][0]);
+  }
+  return level;
 }
 
 /** Exponential moving average, corrected for its start; 0 returns the values.
@@ -179,7 +192,7 @@ export class Source {
     this.keys.sort();
     for (const [key, series] of this.whole) {
       if (series.next < after || series.next >= count) continue;
-      const longer = extend(series, rows.slice(series.next - after), this.origin);
+      const longer = addPoints(series, rows.slice(series.next - after), this.origin);
       if (longer) this.whole.set(key, { ...longer, next: count });
       else this.whole.delete(key);
     }
