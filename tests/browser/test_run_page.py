@@ -258,6 +258,36 @@ def test_a_live_curve_equals_the_reloaded_one_and_a_zoom_shows_single_steps(
     page.wait_for_url(f"**/{trainer.run_id}/log**")
 
 
+def test_the_stream_brings_new_points_and_the_curve_equals_the_reloaded_one(
+    page_of: PageOf, trainers: Trainers
+) -> None:
+    trainer = trainers.start()
+    report_steps(trainer, 1, 300)
+    page = open_run(page_of, trainer, trainers)
+    read_curve(page, "loss", last_step=300)
+    report_steps(trainer, 301, 310)  # after a gap or not: from here on nothing is missing
+    read_curve(page, "loss", last_step=310)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    report_steps(trainer, 311, 330)
+    read_curve(page, "loss", last_step=330)
+    report_steps(trainer, 331, 350)
+    live = read_curve(page, "loss", last_step=350)
+    assert not any("metrics:series" in url for url in asked)
+    page.reload()
+    assert read_curve(page, "loss", last_step=350) == live
+
+    # Larger buckets are fetched once; their last one grows, and others follow it.
+    report_steps(trainer, 351, 421)
+    assert read_curve(page, "loss", last_step=421)["bucketSteps"] == 2
+    asked.clear()
+    report_steps(trainer, 422, 452)
+    live = read_curve(page, "loss", last_step=452)
+    assert not any("metrics:series" in url for url in asked)
+    page.reload()
+    assert read_curve(page, "loss", last_step=452) == live
+
+
 def test_only_charts_in_view_are_fetched(page_of: PageOf, trainers: Trainers) -> None:
     trainer = trainers.start()
     report_steps(trainer, 1, 20)
@@ -333,6 +363,30 @@ def test_the_log_follows_until_one_scrolls_and_finds_what_is_searched(
     expect(page.locator(".line[aria-current]")).to_contain_text("line 807")
     expect(page.locator(".line[aria-current]")).to_be_in_viewport()
     assert page.locator("img, iframe, svg", has=page.locator("[onerror], [onload]")).count() == 0
+
+
+def test_a_metric_is_drawn_from_step_0_with_its_baseline(
+    page_of: PageOf, trainers: Trainers
+) -> None:
+    trainer = trainers.start()
+    trainer.report("plan", plan={"metric": {"value": "iou", "reason": "flow"}})
+    baseline = {"baseline/iou": 0.41, "baseline/map": 0.2}
+    for step, values in ((0, baseline), (100, {}), (200, {})):
+        values = {"validation/iou": step / 400} | values
+        trainer.report("evaluation", step=step, epoch=step / 500, metricName="iou", values=values)
+    page = open_run(page_of, trainer, trainers)
+    expect(page.locator("#run-head")).to_contain_text("0.5 (baseline 0.41)")
+    curves = [
+        read_curve(page, key, last_step=200)["columns"]
+        for key in ("validation/iou", "baseline/iou")
+    ]
+    assert [(steps, last) for steps, *_, last in curves] == [
+        ([0, 100, 200], pytest.approx([0, 0.25, 0.5])),
+        ([0, 200], pytest.approx([0.41, 0.41])),
+    ]
+    legend = page.locator("figure", has_text="Metrics").locator(".legend")
+    expect(legend).to_contain_text("baseline iou")
+    expect(legend).not_to_contain_text("map")
 
 
 def test_predictions_are_shown_worst_first_and_by_keys(page_of: PageOf, trainers: Trainers) -> None:

@@ -245,7 +245,7 @@ def test_the_same_start_is_shown_in_python_and_as_a_command() -> None:
 def test_the_main_metric_comes_first_in_charts_and_checkpoints() -> None:
     run = make_run("Running", "Training", plan={"metric": {"value": "iou", "reason": ""}})
     charts = overview.list_charts(run)
-    assert charts[1].keys == "validation/iou validation/*"
+    assert charts[1].keys == "validation/iou baseline/iou validation/*"
     model = Model(
         model_id="epoch-1",
         spec=ModelSpec(

@@ -74,6 +74,7 @@ async def test_events_drive_progress_reason_message_and_plan(server: TestServer)
         "loss": 1 / 12,
         "metricName": None,
         "metric": None,
+        "baseline": None,
         "secondsLeft": 9.5,
     }
     await attempt.event("phase", phase="Evaluating", message="")
@@ -91,6 +92,21 @@ async def test_events_drive_progress_reason_message_and_plan(server: TestServer)
     points = (await get(server, "/metrics"))["items"]
     assert [point["values"] for point in points] == [{"loss": 1 / 12}, values]
     assert len((await get(server, ""))["status"]["conditions"]) == 2  # reasons change in place
+
+
+async def test_the_baseline_of_step_0_stays_next_to_later_values(server: TestServer) -> None:
+    attempt = await attempts.start(server)
+    for number, values in (
+        (0, {"validation/anls": 0.1, "baseline/anls": 0.4, "baseline/bleu": 0.2}),
+        (9, {"validation/anls": 0.7}),
+    ):
+        await attempt.event("evaluation", step=number, metricName="anls", values=values)
+        progress = (await get(server, ""))["status"]["progress"]
+        assert (progress["metric"], progress["baseline"]) == (values["validation/anls"], 0.4)
+    points = (await get(server, "/metrics"))["items"]
+    assert [point["step"] for point in points] == [0, 9]
+    series = (await get(server, "/metrics:series", keys="baseline/anls"))["items"][0]
+    assert (series["total"], series["lastStep"]) == (1, 0)
 
 
 async def test_invalid_events_are_stored_as_text(server: TestServer) -> None:

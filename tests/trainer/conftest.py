@@ -1,5 +1,6 @@
 """Attempt folders, short flows, and folders with miniature models for the trainer's tests."""
 
+import copy
 import hashlib
 import io
 import json
@@ -96,6 +97,7 @@ def fork(tmp_path: Path) -> Iterator[Callable[..., Forked]]:
 def write_attempt(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Write an attempt folder with ``run.json``, and return it. Settings are given by block name.
 
+    To save time, nothing is evaluated before the first step unless the settings say so.
     Weights may come from ``models`` below its root, and from other folders of fixtures.
     """
     made_elsewhere = tmp_path_factory.getbasetemp()
@@ -113,14 +115,17 @@ def write_attempt(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pat
     ) -> Path:
         folder = root / run / "attempts" / str(attempt)
         folder.mkdir(parents=True)
+        blocks = copy.deepcopy(blocks or {})
+        validation = blocks.setdefault("vi-model", {}).setdefault("validation", {})
+        if isinstance(validation, dict):
+            validation.setdefault("beforeTraining", False)
         flow = {
             "name": "test",
             "schema": "v1",
             "tolerations": {},
             "settings": settings or {},
             "blocks": [
-                {"block": name, "settings": value, "style": {}}
-                for name, value in (blocks or {}).items()
+                {"block": name, "settings": value, "style": {}} for name, value in blocks.items()
             ],
         }
         document = {"kind": "Run", "workspaceId": "org", "runId": run, "spec": {"flow": flow}}
@@ -145,8 +150,9 @@ def make_attempt(write_attempt: Callable[..., Path], tmp_path: Path) -> Callable
 
 
 def read_events(folder: Path, name: str) -> list[dict[str, Any]]:
-    """Return the events of one name, in order."""
-    lines = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    """Return the events of one name, in order, without a line that is still being written."""
+    whole, _, _ = (folder / "events.jsonl").read_text().rpartition("\n")
+    lines = [json.loads(line) for line in whole.splitlines()]
     return [line for line in lines if line["ev"] == name]
 
 

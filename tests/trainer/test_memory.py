@@ -4,7 +4,8 @@ import importlib.util
 import itertools
 import multiprocessing
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -184,7 +185,7 @@ class PlanOf:
         self.micro_batch_size, self.batch_size = micro_batch_size, BATCH
 
 
-def measured(micro_batch_size: int, name: Any, answer: Any) -> None:
+def measure_peaks(micro_batch_size: int, name: Any) -> tuple[bool, int, int]:
     return_freed_memory()
     torch.set_num_threads(1)
     model = Wide()
@@ -214,7 +215,7 @@ def measured(micro_batch_size: int, name: Any, answer: Any) -> None:
     step = replace(step, first_use=0)  # as the code is not counted below
     # Code that is read for the first time is not what a step needs.
     grown = status("VmHWM") - before - (status("RssFile") - mapped_before)
-    answer.send((is_untouched, step.peak(micro_batch_size, BATCH), grown))
+    return is_untouched, step.peak(micro_batch_size, BATCH), grown
 
 
 def status(name: str) -> int:
@@ -222,16 +223,19 @@ def status(name: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.fixture(scope="module")
+def fresh_process() -> Iterator[ProcessPoolExecutor]:
+    """A process whose heap no other test has fragmented, which a fork of this one would have."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield pool
+
+
 @pytest.mark.parametrize(("micro_batch_size", "name"), [(BATCH, "adamw"), (1, "sgd")])
-def test_the_estimated_peak_is_the_kernels(micro_batch_size: int, name: str) -> None:
-    context = multiprocessing.get_context("fork")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=measured, args=(micro_batch_size, name, theirs))
-    process.start()
-    theirs.close()
-    is_untouched, estimated, found = ours.recv()
-    process.join()
+def test_the_estimated_peak_is_the_kernels(
+    micro_batch_size: int, name: str, fresh_process: ProcessPoolExecutor
+) -> None:
+    answer = fresh_process.submit(measure_peaks, micro_batch_size, name)
+    is_untouched, estimated, found = answer.result()
     assert is_untouched
     assert estimated == pytest.approx(found, rel=0.15)
 

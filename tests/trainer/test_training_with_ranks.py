@@ -125,6 +125,20 @@ def test_adapters_train_like_with_one_rank(train: Callable[..., Any], events_of:
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)
 
 
+@pytest.mark.slow
+def test_bfloat16_weights_train_like_with_one_rank(
+    train: Callable[..., Any], events_of: EventsOf
+) -> None:
+    """Every rank rounds alike. The gradients are summed in another order, so they differ a bit."""
+    flow = blocks(steps=4, training={"mode": "full", "weightsPrecision": "bfloat16"})
+    losses = [
+        read_losses(events_of, train(flow, workers=workers, run=str(workers))[0])
+        for workers in (1, 2)
+    ]
+    assert len(losses[0]) == 4
+    assert losses[1] == pytest.approx(losses[0], abs=0.02)
+
+
 def test_a_run_resumes_on_any_number_of_ranks(
     train: Callable[..., Any], events_of: EventsOf
 ) -> None:
@@ -333,6 +347,26 @@ def test_a_stop_ends_an_evaluation_on_all_ranks(
     assert events_of(folder, "evaluation") == []
     assert read_progress(folder / "checkpoints" / "step-2").owes_evaluation
     assert not (folder / CANCEL).exists()
+
+
+def test_all_ranks_train_although_the_first_evaluation_fails_on_rank_0(
+    train: Callable[..., Any], events_of: EventsOf
+) -> None:
+    def fail_once_on_rank_0(rank: int) -> None:
+        measure = evaluation_module.sum_losses
+
+        def fail(*arguments: Any) -> Any:
+            evaluation_module.sum_losses = measure
+            raise RuntimeError("a bug")
+
+        if rank == 0:
+            evaluation_module.sum_losses = fail  # type: ignore[assignment]
+
+    flow = blocks(steps=3, validation={"maxSamples": 4, "beforeTraining": True})
+    folder, codes = train(flow, workers=2, patch=fail_once_on_rank_0)
+    assert codes == [EXIT_DONE, EXIT_DONE]
+    assert "failed: a bug; training begins" in events_of(folder, "warning")[0]["message"]
+    assert len(events_of(folder, "step")) == 3
 
 
 def test_all_ranks_shrink_when_one_runs_out_of_memory(

@@ -17,7 +17,7 @@ from runyard.cli.output import format_duration, format_number, to_single_line
 
 if TYPE_CHECKING:
     from vi.api.resources.datasets.responses import DatasetImport
-    from vi.api.resources.runs.responses import Run
+    from vi.api.resources.runs.responses import Run, RunProgress
     from vi.api.responses import ConditionKind
 
 PLAIN_LINE_EVERY_S = 5.0
@@ -79,15 +79,16 @@ class ProgressLine:
 
 
 class PhaseLines:
-    """Progress lines of an import without a terminal: one per phase, and one every few seconds.
+    """Progress lines of an import without a terminal: how each phase begins and ends.
 
-    Pass ``update`` to ``client.datasets.import_folder(progress=...)``.
+    During a long phase one more is printed every few seconds. Pass ``update`` to
+    ``client.datasets.import_folder(progress=...)``.
     """
 
     def __init__(self, stream: TextIO | None = None, *, now: Callable[[], float] = time.monotonic):
         self._stream = stream or sys.stderr
         self._now = now
-        self._last_phase = ""
+        self._last_phase = self._last_text = self._printed_text = ""
         self._printed_s = float("-inf")
 
     def update(self, imported: "DatasetImport") -> None:
@@ -97,10 +98,19 @@ class PhaseLines:
         phase = imported.status.progress.phase
         if not get_global_options().shows_progress:
             return
-        if phase == self._last_phase and self._now() - self._printed_s < PLAIN_LINE_EVERY_S:
+        is_new = phase != self._last_phase
+        if is_new:
+            self._print(self._last_text)
+        self._last_phase = phase
+        self._last_text = to_single_line(f"{phase}  {describe_import(imported)}")
+        if is_new or self._now() - self._printed_s >= PLAIN_LINE_EVERY_S:
+            self._print(self._last_text)
+
+    def _print(self, text: str) -> None:
+        if text == self._printed_text:
             return
-        self._last_phase, self._printed_s = phase, self._now()
-        self._stream.write(to_single_line(f"{phase}  {describe_import(imported)}") + "\n")
+        self._printed_text, self._printed_s = text, self._now()
+        self._stream.write(f"{text}\n")
         self._stream.flush()
 
 
@@ -160,10 +170,18 @@ def format_progress(run: "Run") -> str:
     if progress.loss is not None:
         parts.append(f"loss {format_number(progress.loss)}")
     if progress.metric_name and progress.metric is not None:
-        parts.append(f"{to_single_line(progress.metric_name)} {format_number(progress.metric)}")
+        parts.append(f"{to_single_line(progress.metric_name)} {format_metric(progress)}")
     if progress.seconds_left and not (run.condition and run.condition.is_final):
         parts.append(f"{format_duration(progress.seconds_left)} left")
     return f"{bar(progress.step / progress.total_steps)}  {'  '.join(parts)}"
+
+
+def format_metric(progress: "RunProgress") -> str:
+    """Return the metric of the newest evaluation, and its baseline if there is one."""
+    value = format_number(progress.metric)
+    if progress.baseline is None:
+        return value
+    return f"{value} (baseline {format_number(progress.baseline)})"
 
 
 def bar(share: float) -> str:

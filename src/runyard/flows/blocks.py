@@ -243,8 +243,9 @@ class Architecture(Shape, frozen=True):
         Annotated[str, Meta(min_length=1, max_length=1024)] | None,
         help_text(
             "base:NAME of a model folder, a run's checkpoint run:RUN_ID/CHECKPOINT, a hub id, or "
-            "the absolute path of a folder inside the setting model_folders; null takes the "
-            "family's usual weights"
+            "the absolute path of a folder inside the setting model_folders; of an adapter, lora "
+            "trains its weights further and full the merged ones; null takes the family's usual "
+            "weights"
         ),
     ] = None
     family: Annotated[
@@ -280,6 +281,9 @@ class Lora(Shape, frozen=True):
     use_rslora: Annotated[
         bool, help_text("scale by alpha / sqrt(rank) instead of alpha / rank (rsLoRA)")
     ] = False
+    train_projector: Annotated[
+        bool, help_text("also train all weights of the projector, which are saved with the adapter")
+    ] = False
 
 
 class LearningRates(Shape, frozen=True):
@@ -309,6 +313,13 @@ class Training(Shape, frozen=True):
     learning_rates: Annotated[
         LearningRates | None, help_text("learning rates of parts of the model")
     ] = None
+    weights_precision: Annotated[
+        Literal["float32", "bfloat16"],
+        help_text(
+            "number format of weights and gradients with full; bfloat16 takes less memory, and its "
+            "steps are rounded at random"
+        ),
+    ] = "float32"
 
 
 DEFAULT_QUANTIZED_PARTS: tuple[Part, ...] = ("language",)
@@ -505,6 +516,10 @@ class Validation(Shape, frozen=True):
         Meta(ge=0, le=1000),
         help_text("number of answers stored with the true ones at each evaluation, for inspection"),
     ] = 8
+    before_training: Annotated[
+        bool,
+        help_text("also evaluate before the first step, which shows what training starts from"),
+    ] = True
     early_stopping: Annotated[
         EarlyStopping | None, help_text("stop the run if the validation metric stops improving")
     ] = None

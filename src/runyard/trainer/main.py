@@ -78,8 +78,8 @@ def _run_attempt(
         events = EventWriter(folder, _now_ms)
         stack.callback(events.close)
         with ActivityReporter(events, "Loading libraries"):
-            job, machine = _load_job(folder, events)
-            from runyard.trainer.train import train  # imports torch, so only after _load_job
+            job, machine = load_job(folder, events)
+            from runyard.trainer.train import train  # imports torch, so only after load_job
 
         outcome = train(job, machine, events, should_stop=should_stop, say=_say)
         _write_when_space(events.flush, should_stop)
@@ -127,8 +127,8 @@ def _follow_attempt(folder: Path, rank: int) -> int:
     own_folder.mkdir(parents=True, exist_ok=True)
     events = EventWriter(own_folder, _now_ms)
     try:
-        job, machine = _load_job(folder, events)
-        from runyard.trainer.follow import follow  # imports torch, so only after _load_job
+        job, machine = load_job(folder, events)
+        from runyard.trainer.follow import follow  # imports torch, so only after load_job
 
         follow(job, machine, events)
     except (PeerLost, TrainingFailed) as error:
@@ -240,7 +240,7 @@ def is_stop_requested(folder: Path) -> bool:
     return AttemptDir(folder).stop.exists() or not is_permit_fresh(folder, time.monotonic())
 
 
-def _load_job(folder: Path, events: EventWriter) -> tuple[Any, Any]:
+def load_job(folder: Path, events: EventWriter) -> tuple[Any, Any]:
     """Read ``run.json`` and the files of the supervisor; return the job and this machine.
 
     Imports and configures torch.
@@ -253,6 +253,7 @@ def _load_job(folder: Path, events: EventWriter) -> tuple[Any, Any]:
     import torch
     import transformers
 
+    from runyard.trainer.devices import CPU, find_device, get_device_name
     from runyard.trainer.plan import choose_threads
     from runyard.trainer.prepare import Job
     from runyard.trainer.ranks import join, read_world
@@ -270,11 +271,17 @@ def _load_job(folder: Path, events: EventWriter) -> tuple[Any, Any]:
     offered = int(config.get("threads") or os.cpu_count() or 1)
     threads = choose_threads(flow, offered=offered // world.size)
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(not torch.cuda.is_available())
+    device = find_device()
+    torch.use_deterministic_algorithms(device == CPU)
     # Otherwise every new tensor is filled before it is written, a twentieth of a short step.
     torch.utils.deterministic.fill_uninitialized_memory = False
     resume, origin_run = _find_checkpoint(folder, run, events)
-    join(world, folder, has_cuda=torch.cuda.is_available())
+    if device.type not in ("cpu", "cuda") and not world.is_single:
+        raise InvalidFlow(
+            f"settings.resources.workers is {world.size}, but several workers cannot use "
+            f"{get_device_name(device)} together; try: 1"
+        )
+    join(world, folder, has_cuda=device.type == "cuda")
     job = Job(
         folder=folder,
         run=run,
@@ -352,25 +359,18 @@ def parse_run(config: dict[str, Any]) -> tuple[Any, Any]:
 
 def detect_machine(threads: int) -> Any:
     """Return the properties of this machine that the plan depends on."""
-    import torch
-
+    from runyard.trainer import devices
     from runyard.trainer.plan import Hardware
 
-    # Emulated bfloat16 is slower than float32, so the processor needs instructions for it.
-    device, name = "cpu", "CPU"
-    has_good_bfloat16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    if torch.cuda.is_available():
-        device, name = "cuda", torch.cuda.get_device_name()
-        # Emulated, it is slower than float16 with a scaled loss.
-        has_good_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    device = devices.find_device()
     return Hardware(
-        device=device,
-        device_name=name,
-        has_good_bfloat16=has_good_bfloat16,
+        device=device.type,
+        device_name=devices.get_device_name(device),
+        has_good_bfloat16=devices.has_good_bfloat16(device),
         threads=threads,
         versions=environment.versions(),
         revision=environment.revision(),
-        hardware={**environment.hardware(), "accelerators": environment.accelerators()},
+        hardware={**environment.hardware(), "accelerators": devices.list_device_names()},
     )
 
 

@@ -50,19 +50,20 @@ from runyard.trainer.data.image_resolution import (
 )
 from runyard.trainer.data.uploaded import SampleSelection, check_split, load_uploaded
 from runyard.trainer.errors import InvalidData, InvalidFlow
+from runyard.trainer.models.adapters import add_adapter, check_adapter_settings, merge_adapter
 from runyard.trainer.models.attention import check_attention
 from runyard.trainer.models.model import (
     DTYPES,
     LoadedModel,
-    add_adapter,
     build_tiny,
     check_family,
-    find_weights_folder,
     freeze_parts,
     get_pad_id,
     load_model,
     read_quantization,
 )
+from runyard.trainer.models.model_folder import read_inside
+from runyard.trainer.models.weights import WeightSource, find_weights, split_checkpoint
 from runyard.trainer.plan import (
     FAMILY_IMAGE_SETTINGS,
     MAX_PIXELS,
@@ -89,6 +90,7 @@ from runyard.trainer.sharding import (
 from runyard.trainer.steps.autotune import BuildBatch
 from runyard.trainer.steps.batching import BatchBuilder, estimate_padding_share
 from runyard.trainer.steps.features import explain_not_frozen
+from runyard.trainer.steps.growth import MIN_SPEEDUP, ROUNDS, measure_growth
 from runyard.trainer.steps.losses import TokenLosses, get_base_model
 from runyard.trainer.steps.memory import (
     MemoryEstimate,
@@ -99,6 +101,7 @@ from runyard.trainer.steps.memory import (
     return_freed_memory,
 )
 from runyard.trainer.steps.optim import make_optimizers
+from runyard.trainer.steps.rounding import RoundedSteps
 from runyard.trainer.steps.trial_budget import TrialBudget
 from vi.api.resources.runs.responses import Run
 
@@ -106,6 +109,7 @@ BASE = "base"  # below the attempt's folder: base weights of an adapter that cam
 SAMPLES_BETWEEN_CHECKS = 16  # reading stop.json and the permit takes 54 µs (measured, busy core)
 # Of a checkpoint whose plan names no limit, because auto set none then.
 NO_MAX_PIXELS = {"value": None, "reason": "none when this training started"}
+FIXED_DEVICES = ("cpu",)  # where no larger micro-batch is tried
 MAX_LISTED_REFUSALS = 5  # samples that a warning names
 
 
@@ -160,6 +164,7 @@ class TrainState:
     generation: dict[str, Any]
     progress: TrainingProgress
     device: torch.device
+    rounded_steps: RoundedSteps | None = None  # of weights in bfloat16
     world: World = World()
     run_document: dict[str, Any] = field(default_factory=dict)
     memory_estimate: MemoryEstimate | None = None  # None where memory is not estimated
@@ -260,6 +265,7 @@ def prepare(job: Job, machine: Hardware, *, hooks: Hooks) -> TrainState:
     # Sharded, each rank keeps only a part of what the checkpoint has for the optimizers.
     may_shard = obstacle is None and flow.settings.resources.strategy != "ddp"
     progress = restore(job, plan, model, [] if may_shard else optimizers, scaler)
+    plan = keep_micro_batch(plan, progress, flow)
     plan = limit_micro_batch(plan, progress, job.run.status.micro_batch_limit)
     make_losses = partial(TokenLosses, model.module, precision=precision, device=device)
     losses = make_losses(label_smoothing=flow.model.hyperparameters.loss.label_smoothing)
@@ -283,10 +289,11 @@ def prepare(job: Job, machine: Hardware, *, hooks: Hooks) -> TrainState:
         generation=build_generation_settings(flow, model, plan.answer_tokens),
         progress=progress,
         device=device,
+        rounded_steps=make_rounded_steps(flow),
         world=job.world,
     )
     if decisions is None:
-        fit_plan_to_memory(state, flow, hooks)
+        fit_plan_to_memory(state, flow, hooks, may_grow=may_grow(job, progress, device))
         strategy = choose_strategy(state, flow, obstacle)
         decisions = job.world.share(describe_decisions(state) | {"strategy": strategy})
     else:
@@ -338,6 +345,12 @@ def check_origin(job: Job) -> None:
         check_fits(job.flow, job.resume)
 
 
+def make_rounded_steps(flow: ResolvedFlow) -> RoundedSteps | None:
+    """Return what takes steps with weights in bfloat16; None where weights are float32."""
+    is_float32 = flow.model.training.weights_precision == "float32"
+    return None if is_float32 else RoundedSteps(flow.settings.seed)
+
+
 def configure_heap(flow: ResolvedFlow, device: torch.device) -> None:
     """Let the C library keep freed memory for the tiny model, and otherwise return it at once."""
     if device.type == "cpu":
@@ -378,12 +391,15 @@ def load_data(job: Job, check_cancelled: Callable[[], None]) -> Dataset:
 def build_model(job: Job, data: Dataset, dtype: torch.dtype, device: torch.device) -> LoadedModel:
     """Return the model as it is before the first step of this attempt."""
     training = job.flow.model.training
-    source = find_weights(job)
+    source = find_source(job)
     if training.mode == "lora":
         model = load_weights(job, data, dtype, source, device)
         return build_adapter(job, model, dtype, source, device)
-    # Trained weights are float32: small updates vanish in 16 bits.
-    model = load_weights(job, data, torch.float32, source, device)
+    # By default float32: small updates vanish in 16 bits, unless they are rounded at random.
+    weights_dtype = DTYPES[training.weights_precision]
+    model = load_weights(job, data, weights_dtype, source, device)
+    for parameter in model.module.parameters():  # the tiny model is built in float32
+        parameter.data = parameter.data.to(weights_dtype)
     freeze_parts(model, training.freeze)
     if not model.trainable_parameters():
         raise InvalidFlow(
@@ -392,29 +408,42 @@ def build_model(job: Job, data: Dataset, dtype: torch.dtype, device: torch.devic
     return model
 
 
-def find_weights(job: Job) -> Path | None:
-    """Return the folder of the weights to start from; None for the built-in tiny model."""
+def find_source(job: Job) -> WeightSource | None:
+    """Return the weights to start from, after a check that the flow fits an adapter among them.
+
+    None stands for the built-in tiny model.
+    """
     if job.resume is not None:
-        return CheckpointDir(job.resume).model_full
-    return find_weights_folder(job.flow.model.architecture, job.models, job.folders)
+        return split_checkpoint(job.resume)
+    settings = job.flow.model
+    source = find_weights(settings.architecture, job.models, job.folders)
+    if source is not None and source.adapter is not None and settings.training.mode == "lora":
+        weights = str(settings.architecture.weights)
+        check_adapter_settings(source.adapter, settings.training.lora, weights)
+    return source
 
 
 def load_weights(
-    job: Job, data: Dataset, dtype: torch.dtype, source: Path | None, device: torch.device
+    job: Job, data: Dataset, dtype: torch.dtype, source: WeightSource | None, device: torch.device
 ) -> LoadedModel:
-    """Load the weights in ``source``, or build the tiny model."""
+    """Load the weights in ``source``, or build the tiny model.
+
+    For a full training an adapter is merged into them.
+    """
     flow, settings = job.flow, job.flow.model
     if source is not None:
-        is_offered = job.folders.resolve(source) is not None
         model = load_model(
-            source,
+            source.base,
             dtype=dtype,
             attention=get_attention(settings),
-            # An adapter is merged into weights that are not quantized.
-            quantization=get_quantization(job) if is_base(source) else None,
-            folders=job.folders if is_offered else None,
+            quantization=get_quantization(job),
+            folders=get_folders(job, source.base),
             device=device,
         )
+        if source.adapter is not None and settings.training.mode == "full":
+            with read_inside(source.adapter, get_folders(job, source.adapter)):
+                model.module = merge_adapter(model.module, source.adapter)
+            model.module.requires_grad_(True)  # peft froze the layers it adapted
     else:
         model = build_tiny(
             task=flow.task,
@@ -427,14 +456,16 @@ def load_weights(
 
 
 def build_adapter(
-    job: Job, model: LoadedModel, dtype: torch.dtype, source: Path | None, device: torch.device
+    job: Job,
+    model: LoadedModel,
+    dtype: torch.dtype,
+    source: WeightSource | None,
+    device: torch.device,
 ) -> LoadedModel:
-    """Add a new adapter, or the checkpoint's, to a base model that is a folder of its own."""
+    """Add a new adapter, or that of ``source``, to a base model that is a folder of its own."""
     settings = job.flow.model
-    if source is not None and is_base(source):
-        base = source
-    else:
-        base = job.folder / BASE
+    base, adapter = (job.folder / BASE, None) if source is None else (source.base, source.adapter)
+    if source is None:
         if job.world.is_leader:
             model.module.save_pretrained(base)
             model.processor.save_pretrained(base)
@@ -448,15 +479,19 @@ def build_adapter(
                 quantization=quantization,
                 device=device,
             )
-    base = CheckpointDir(base).model
-    adapter = CheckpointDir(job.resume).model_adapter if job.resume is not None else None
     torch.manual_seed(job.flow.settings.seed)  # a new adapter is initialized at random
-    return add_adapter(model, settings.training, base=base, adapter=adapter)
+    if adapter is None:
+        return add_adapter(model, settings.training, base=base)
+    with read_inside(adapter, get_folders(job, adapter)):
+        return add_adapter(model, settings.training, base=base, adapter=adapter)
 
 
-def is_base(source: Path) -> bool:
-    """Return whether a folder of weights is a base model, without an adapter."""
-    return not CheckpointDir(source).has_adapter
+def get_folders(job: Job, folder: Path) -> ModelFolders | None:
+    """Return the model folders that a folder of weights must stay inside.
+
+    None for those of checkpoints, which are elsewhere.
+    """
+    return job.folders if job.folders.resolve(folder) is not None else None
 
 
 def get_attention(settings: ModelSettings) -> str | None:
@@ -753,6 +788,35 @@ def restore(
     return progress
 
 
+def micro_batch_is_auto(flow: ResolvedFlow) -> bool:
+    return flow.model.hyperparameters.micro_batch_size == "auto"
+
+
+def may_grow(job: Job, progress: TrainingProgress, device: torch.device) -> bool:
+    """Return whether a larger micro-batch may be tried: not in the middle of a training, nor after
+    memory has run out, nor on the CPU. There it gains little, and a measurement of what is about
+    equal would let chance decide on the last bits of a run.
+    """
+    causes = [attempt.cause for attempt in job.run.status.attempts]
+    return (
+        micro_batch_is_auto(job.flow)
+        and device.type not in FIXED_DEVICES
+        and (job.resume is None or job.origin_run is not None)
+        and job.world.is_single
+        and progress.micro_batch_limit is None
+        and not any(cause.startswith("out of memory") for cause in causes)
+    )
+
+
+def keep_micro_batch(plan: Plan, progress: TrainingProgress, flow: ResolvedFlow) -> Plan:
+    """Return the plan with the micro-batch that was measured when this training started."""
+    if progress.micro_batch_size is None or not micro_batch_is_auto(flow):
+        return plan
+    return with_micro_batch(
+        plan, progress.micro_batch_size, "as measured when this training started"
+    )
+
+
 def limit_micro_batch(plan: Plan, progress: TrainingProgress, run_limit: int | None) -> Plan:
     """Return the plan with a smaller micro-batch if its own has run out of memory before.
 
@@ -792,10 +856,12 @@ def make_batching(
     )
 
 
-def fit_plan_to_memory(state: TrainState, flow: ResolvedFlow, hooks: Hooks) -> None:
+def fit_plan_to_memory(
+    state: TrainState, flow: ResolvedFlow, hooks: Hooks, *, may_grow: bool
+) -> None:
     """Estimate the memory of a step, and shrink the micro-batch if the flow permits it.
 
-    Also decides on the trial of the largest micro-batch.
+    With ``may_grow`` a larger one is tried. Also decides on the trial of the largest micro-batch.
     """
     device, before = state.device, state.plan.micro_batch_size
     budget = TrialBudget(state.count_samples_left())
@@ -817,6 +883,8 @@ def fit_plan_to_memory(state: TrainState, flow: ResolvedFlow, hooks: Hooks) -> N
         available=partial(state.world.read_memory, device),
         sharding=describe_sharding(state, flow),
     )
+    if may_grow:
+        grow_micro_batch(state, budget, hooks)
     estimate = state.memory_estimate
     if device.type == "cpu" and estimate is not None and estimate.is_ample:
         retain_freed_memory()
@@ -849,6 +917,39 @@ def describe_sharding(state: TrainState, flow: ResolvedFlow) -> Sharding | None:
         weights=sum(parameter.numel() * parameter.element_size() for parameter in parameters),
         gathered=count_largest_block_bytes(state.model.module),
     )
+
+
+def grow_micro_batch(state: TrainState, budget: TrialBudget, hooks: Hooks) -> None:
+    """Enlarge the micro-batch if memory suffices and samples then pass faster, as measured."""
+    larger = state.memory_estimate.larger if state.memory_estimate else None
+    if larger is None:
+        return
+    size, count = state.plan.micro_batch_size, larger.micro_batch_size
+    samples = ROUNDS * (size + count)
+    if not budget.permits(samples, f"a trial of a micro-batch of {count}"):
+        return
+    hooks.on_activity(f"Trying a micro-batch of {count}")
+    with budget.time(samples):
+        speedup = measure_growth(
+            state.build_batch,
+            state.losses,
+            longest=state.longest_index,
+            size=size,
+            larger=count,
+            device=state.device,
+        )
+    if speedup is None:
+        reason = f"{count} ran out of memory in a trial"
+    elif speedup < MIN_SPEEDUP:
+        reason = f"with {count} samples pass {speedup:.2f} times as fast (measured)"
+    else:
+        reason = f"memory suffices, and samples pass {speedup:.2f} times as fast as with {size}"
+        state.progress.micro_batch_size, state.memory_estimate = count, larger
+        state.plan = with_micro_batch(state.plan, count, f"{reason} (measured)")
+        state.plan = with_memory(state.plan, larger.peak_bytes, larger.reason)
+        return
+    before = state.plan.document["microBatchSize"]["reason"]
+    state.plan = with_micro_batch(state.plan, size, f"{before}; {reason}")
 
 
 def describe_decisions(state: TrainState) -> dict[str, Any]:

@@ -197,16 +197,16 @@ class World:
                     torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
                     for parameter in bucket
                 ]
-                flat = torch.cat([gradient.reshape(-1) for gradient in gradients]).mul_(
-                    weight
-                )  # (N,)
+                # (N,), summed in float32 also where gradients are bfloat16.
+                flat = torch.cat([gradient.reshape(-1).float() for gradient in gradients])
+                flat.mul_(weight)
                 with self._exchange():
                     dist.all_reduce(flat)
                 for parameter, piece in zip(
                     bucket, flat.split([parameter.numel() for parameter in bucket]), strict=True
                 ):
                     if parameter.grad is None:
-                        parameter.grad = piece.view_as(parameter).clone()
+                        parameter.grad = piece.view_as(parameter).to(parameter.dtype, copy=True)
                     else:
                         parameter.grad.copy_(piece.view_as(parameter))
 

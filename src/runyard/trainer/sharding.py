@@ -33,6 +33,8 @@ def explain_unshardable(flow: ResolvedFlow, precision: str) -> str | None:
         return "there is a single process"
     if optimizer not in OPTIMIZERS:
         return f"optimizer {optimizer!r} needs whole matrices"
+    if model.training.weights_precision == "bfloat16":
+        return "steps that are rounded at random need whole weights"
     if model.quantization.enabled:
         return "4-bit weights cannot be sharded"
     if precision == "float16":

@@ -38,9 +38,15 @@ from runyard.trainer.checkpoints.checkpoint import (
 )
 from runyard.trainer.data.cache import Hooks
 from runyard.trainer.data.encode import epoch_batches
-from runyard.trainer.errors import Diverged, OutOfMemory, StopRequested
+from runyard.trainer.devices import keep_random_states, return_memory
+from runyard.trainer.errors import Diverged, OutOfMemory, PeerLost, StopRequested
+from runyard.trainer.evaluation.baseline import score_baseline
 from runyard.trainer.evaluation.batches import MAX_BATCH, BatchLimit
-from runyard.trainer.evaluation.evaluation import EvaluationOutOfMemory, evaluate
+from runyard.trainer.evaluation.evaluation import (
+    EvaluationOutOfMemory,
+    EvaluationResult,
+    evaluate,
+)
 from runyard.trainer.evaluation.predictions import prune_predictions, write_predictions
 from runyard.trainer.evaluation.samples import SampleWriter
 from runyard.trainer.plan import Hardware, format_plan, is_due, with_micro_batch
@@ -48,6 +54,7 @@ from runyard.trainer.prepare import Job, TrainState, prepare
 from runyard.trainer.sharding import gather_contents, gather_tensor
 from runyard.trainer.steps.memory import format_bytes, is_out_of_memory
 from runyard.trainer.steps.optim import rate_factor, set_rates
+from runyard.trainer.steps.rounding import RoundedSteps, get_clip_scale, measure_norm
 from runyard.trainer.steps.scaling import (
     MAX_SKIPPED_STEPS,
     skip_step,
@@ -173,7 +180,7 @@ class TrainLoop:
         self.limit_minutes = job.flow.settings.time_limit_minutes
         self.limit_s = math.inf if self.limit_minutes is None else self.limit_minutes * 60
         self.first_step, self.seconds_before = self.progress.step, self.progress.train_seconds
-        self.started_at = self.last_step_at = self.last_line_at = clock()
+        self.started_at = self.first_step_at = self.last_step_at = self.last_line_at = clock()
         self.last_evaluation_at = self.last_save_at = self.started_at
         self.slow_steps, self.loss_spikes = SlowStepDetector(hooks.on_warning), LossSpikeDetector()
         self.order = BatchOrder(job.flow, state)
@@ -190,6 +197,8 @@ class TrainLoop:
     def run(self) -> Outcome:
         """Repeat step, evaluation and save until the loop ends."""
         plan, progress = self.state.plan, self.progress
+        if self.must_evaluate_first():
+            self.evaluate_before_training()
         self.events.write("phase", phase="Training", message=f"{plan.total_steps} steps")
         if self.should_stop():
             message = f"stopped after step {progress.step}, before another one"
@@ -202,6 +211,61 @@ class TrainLoop:
             self.complete_step()
         newest = self.saved[-1].name if self.saved else None
         return Outcome(self.ending or "Completed", self.describe_ending(), newest, progress.metrics)
+
+    def must_evaluate_first(self) -> bool:
+        """Return whether to evaluate before the first step, which an earlier attempt may have done.
+
+        After the kernel has killed an attempt for lack of memory, only what training needs is done.
+        """
+        status = self.job.run.status
+        is_known = status.progress is not None and status.progress.metric is not None
+        return (
+            self.settings.validation.before_training
+            and self.progress.step == 0
+            and self.state.plan.validation_samples > 0
+            and not is_known
+            and not status.micro_batch_limit
+        )
+
+    def evaluate_before_training(self) -> None:
+        """Evaluate the model that training starts from; whatever fails, training begins.
+
+        Training depends on none of it: no checkpoint, best value or early stopping does.
+        """
+        with contextlib.suppress(StopRequested):
+            baseline: dict[str, float] = {}
+            with self.warn_of_failure("scoring the baseline"):
+                baseline = self.score_baseline()
+            with self.warn_of_failure("the evaluation before the first step"):
+                found = self.measure()
+                self.write_evaluation(name_metrics(found.values) | baseline, found.previews)
+                self.store_answers(found.predictions)
+        self.first_step_at = self.last_step_at = self.last_evaluation_at = self.clock()
+
+    def score_baseline(self) -> dict[str, float]:
+        """Return the metrics of constant answers on the held-out samples.
+
+        Raises:
+            StopRequested: it was interrupted.
+        """
+        data, count = self.state.data, self.state.plan.validation_samples
+        with ActivityReporter(self.events, "Scoring the baseline", phase="Evaluating"):
+            return score_baseline(
+                self.job.flow.task,
+                data.train,
+                data.validation[:count],
+                check_cancelled=self.hooks.check_cancelled,
+            )
+
+    @contextlib.contextmanager
+    def warn_of_failure(self, name: str) -> Iterator[None]:
+        """Warn if something fails that training does not need."""
+        try:
+            yield
+        except (StopRequested, PeerLost):
+            raise
+        except Exception as error:
+            self.hooks.on_warning(f"{name} failed: {first_line(error)}; training begins")
 
     def report_first_step(self) -> contextlib.AbstractContextManager[object]:
         """Return a context that reports the seconds of the first step, which may take minutes."""
@@ -286,7 +350,8 @@ class TrainLoop:
         progress.epoch = progress.step / self.state.plan.steps_per_epoch
         seconds = now - self.started_at - self.checkpointer.waited_s
         progress.train_seconds = self.seconds_before + seconds
-        seconds_left = seconds / (progress.step - self.first_step) * (total - progress.step)
+        step_s = now - self.first_step_at - self.checkpointer.waited_s
+        seconds_left = step_s / (progress.step - self.first_step) * (total - progress.step)
         seconds_to_limit = max(0.0, self.limit_s - progress.train_seconds)
         seconds_left = round(min(seconds_left, seconds_to_limit), 1)
         self.events.write(
@@ -386,18 +451,34 @@ class TrainLoop:
     def run_evaluation(self) -> Path | None:
         """Measure the held-out data and write the event; return the file of predictions.
 
-        Returns None if the disk refused that file. Predictions of saved checkpoints are kept.
+        Returns None if the disk refused that file.
 
         Raises:
             StopRequested: it was interrupted, and nothing has been recorded.
             EvaluationOutOfMemory: there is too little memory for a single sample.
         """
+        found = self.measure()
+        self.progress.metrics = name_metrics(found.values)
+        self.write_evaluation(self.progress.metrics, found.previews)
+        self.note_improvement(found.values[self.state.plan.metric])
+        return self.store_answers(found.predictions)
+
+    def measure(self) -> EvaluationResult:
+        """Evaluate the model as it is now, and report the seconds so far every few seconds.
+
+        Raises:
+            StopRequested: it was interrupted.
+            EvaluationOutOfMemory: there is too little memory for a single sample.
+        """
         self.hooks.check_cancelled()
-        state, plan, progress = self.state, self.state.plan, self.progress
+        state, plan = self.state, self.state.plan
         message = f"{plan.validation_samples} held-out samples"
         self.events.write("phase", phase="Evaluating", message=message)
         state.world.announce("evaluate")
-        with state.gather_weights():
+        with (
+            ActivityReporter(self.events, message, phase="Evaluating"),
+            state.gather_weights(),
+        ):
             found = evaluate(
                 state.model.module,
                 state.model.processor.tokenizer,
@@ -409,52 +490,54 @@ class TrainLoop:
                 limit=self.batch_limit,
                 **choose_evaluation_settings(self.job, state),
             )
-        progress.evaluation_batch_limit = found.batch_limit
-        self.record_evaluation(found.values, found.previews)
-        self.write_samples(found.predictions)
+        self.progress.evaluation_batch_limit = found.batch_limit
+        return found
+
+    def store_answers(self, predictions: list[dict[str, Any]]) -> Path | None:
+        """Write the samples that people look at, and the file of predictions, which is returned.
+
+        Predictions of saved checkpoints are kept. Nothing depends on the files, so training
+        continues without those that the disk refuses.
+        """
+        step, state = self.progress.step, self.state
         steps = [item.step for item in self.saved]
         if self.checkpointer.pending_step is not None:
             steps.append(self.checkpointer.pending_step)
-        try:
-            return write_predictions(self.job.folder, progress.step, found.predictions, keep=steps)
-        except OSError as error:  # nothing depends on them, so training continues without them
-            reason = error.strerror or error
-            message = f"the predictions of step {progress.step} could not be written: {reason}"
-            self.events.write("warning", message=message)
-            return None
+        with self.warn_of_refusal("samples"):
+            self.samples.write(step, predictions, state.data.validation, metric=state.plan.metric)
+        with self.warn_of_refusal("predictions"):
+            return write_predictions(self.job.folder, step, predictions, keep=steps)
+        return None
 
-    def write_samples(self, predictions: list[dict[str, Any]]) -> None:
-        """Write the samples that people look at; training continues without them."""
-        progress = self.progress
+    @contextlib.contextmanager
+    def warn_of_refusal(self, name: str) -> Iterator[None]:
+        """Warn if the disk refuses a file that training does not need."""
         try:
-            self.samples.write(
-                progress.step,
-                predictions,
-                self.state.data.validation,
-                metric=self.state.plan.metric,
-            )
+            yield
         except OSError as error:
             reason = error.strerror or error
-            message = f"the samples of step {progress.step} could not be written: {reason}"
+            message = f"the {name} of step {self.progress.step} could not be written: {reason}"
             self.events.write("warning", message=message)
 
-    def record_evaluation(self, values: dict[str, float], previews: list[dict[str, Any]]) -> None:
-        """Write the event, and note whether the metric has improved."""
+    def write_evaluation(self, values: dict[str, float], previews: list[dict[str, Any]]) -> None:
+        """Write the event and a line."""
         plan, progress = self.state.plan, self.progress
-        progress.metrics = {f"validation/{name}": round(value, 6) for name, value in values.items()}
         self.events.write(
             "evaluation",
             step=progress.step,
             epoch=round(progress.epoch, 4),
             metricName=plan.metric,
-            values=progress.metrics,
+            values=values,
             previews=previews,
         )
-        value, loss = values[plan.metric], values["loss"]
+        value, loss = values[f"validation/{plan.metric}"], values["validation/loss"]
         self.say(
             f"epoch {progress.epoch:.2f}  {plan.metric} {value:.4f}  validation loss {loss:.4f}"
         )
-        early_stopping = self.settings.validation.early_stopping
+
+    def note_improvement(self, value: float) -> None:
+        """Note whether the metric has improved, for early stopping."""
+        progress, early_stopping = self.progress, self.settings.validation.early_stopping
         min_delta = early_stopping.min_delta if early_stopping else 0.0
         if progress.best_seen is None or self.improvement(value, progress.best_seen) > min_delta:
             progress.best_seen, progress.evaluations_without_gain = value, 0
@@ -652,6 +735,11 @@ class TrainLoop:
         )
 
 
+def name_metrics(values: dict[str, float]) -> dict[str, float]:
+    """Return an evaluation's values under the names that they have in events and checkpoints."""
+    return {f"validation/{name}": round(value, 6) for name, value in values.items()}
+
+
 def limit_evaluation_batch(job: Job, state: TrainState, warn: Callable[[str], None]) -> BatchLimit:
     """Return how many samples to evaluate at once, no more than found before.
 
@@ -724,7 +812,7 @@ def enforce_memory_estimate(
         warn(f"{format_bytes(estimate.peak_bytes)} of memory will be needed. {estimate.reason}")
     if not state.has_memory_trial:
         return
-    with torch.random.fork_rng(devices=[state.device] if state.device.type == "cuda" else []):
+    with keep_random_states(state.device):
         largest = [state.longest_index] * state.plan.micro_batch_size
         compute_gradients(state, largest, 0, settings, events)
     clear_gradients(state)
@@ -759,8 +847,7 @@ def compute_gradients(
 def shrink_micro_batch(state: TrainState, size: int, events: EventWriter) -> None:
     """Continue with a smaller micro-batch and the same batch, in resumed attempts as well."""
     before, step = state.plan.micro_batch_size, state.progress.step + 1
-    if state.device.type == "cuda":
-        torch.cuda.empty_cache()
+    return_memory(state.device)
     # ``runyard.cli.resources.reproduce`` recognizes these words in the plan.
     reason = f"{before} was too much for the memory at step {step}"
     state.plan = with_micro_batch(state.plan, size, reason)
@@ -885,6 +972,8 @@ def optimizer_step(state: TrainState, max_grad_norm: float | None) -> float:
     if is_scaled:
         unscale(state.scaler, state.optimizers)
     limit = math.inf if max_grad_norm is None else max_grad_norm
+    if state.rounded_steps is not None:
+        return take_rounded_step(state, state.rounded_steps, limit)
     total = torch.nn.utils.clip_grad_norm_(state.parameters, limit)  # () over all parameters
     norm = float(gather_tensor(total) if state.is_sharded else total)
     if not is_scaled and not math.isfinite(norm):
@@ -894,6 +983,21 @@ def optimizer_step(state: TrainState, max_grad_norm: float | None) -> float:
     else:
         for optimizer in state.optimizers:
             optimizer.step()
+    clear_gradients(state)
+    return norm
+
+
+def take_rounded_step(state: TrainState, rounded_steps: RoundedSteps, limit: float) -> float:
+    """Take an optimizer step with weights in bfloat16; return the norm before clipping.
+
+    Raises:
+        NotFinite: the gradient is not finite.
+    """
+    norm = measure_norm(state.parameters)
+    if not math.isfinite(norm):
+        raise NotFinite(f"the gradient is {norm}")
+    scale = get_clip_scale(norm, limit)
+    rounded_steps.take(state.optimizers, step=state.progress.step, scale=scale)
     clear_gradients(state)
     return norm
 

@@ -18,6 +18,7 @@ PROGRESS = {
     "loss": 0.25,
     "metricName": "accuracy",
     "metric": 0.9,
+    "baseline": 0.1,
     "secondsLeft": 200,
 }
 
@@ -52,12 +53,12 @@ def test_info_prints_the_status_and_all_known_fields(
     run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run.info()
-    text = capsys.readouterr().out
+    text = " ".join(capsys.readouterr().out.split())
     for fact in (
         "Run r-1",
         "Failed (OutOfMemory)",
         "needs 9 GiB [of] RAM",
-        "step 120/300, loss 0.2500, accuracy 0.9000, 3 min 20 s left",
+        "step 120/300, loss 0.2500, accuracy 0.9000 (baseline 0.1000), 3 min 20 s left",
         "digits (schema v1, 0 blocks)",
         "experiment = [red]baseline",
         "on m, took 1 min 30 s, exit code 1, died",

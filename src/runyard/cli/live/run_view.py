@@ -17,7 +17,7 @@ from runyard.cli.live.lines import (
     style_condition,
 )
 from runyard.cli.output import format_duration, format_number, to_single_line
-from runyard.cli.progress import bar
+from runyard.cli.progress import bar, format_metric
 
 if TYPE_CHECKING:
     from vi.api.resources.runs.responses import Run
@@ -140,7 +140,7 @@ def build_head(run: "Run", *, is_plain: bool = False) -> list[Line]:
     if progress.loss is not None:
         facts.append(f"loss {format_number(progress.loss)}")
     if progress.metric is not None:
-        facts.append(f"{progress.metric_name or 'metric'} {format_number(progress.metric)}")
+        facts.append(f"{progress.metric_name or 'metric'} {format_metric(progress)}")
     if left := describe_left(run):
         facts.append(left)
     return [*lines, Line(to_single_line("  ".join(facts)))]

@@ -1,8 +1,8 @@
 """One value of each metric of a run, for filters and sorting.
 
 It is the best one of an evaluation metric, by its name the smallest of a loss and the largest of
-any other, and the newest one of everything else. Written in the transaction that records the
-metrics.
+any other, and the newest one of everything else. What is evaluated before the first step is the
+base model, so it does not count. Written in the transaction that records the metrics.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -32,6 +32,13 @@ def get_direction(key: str) -> int:
     if not key.startswith(EVALUATION):
         return 0
     return -1 if any(word in key.lower() for word in _SMALLER_IS_BETTER) else 1
+
+
+def select_own(step: int, values: Mapping[str, float]) -> Mapping[str, float]:
+    """Return the values of a point that are the run's own, not those of its base model."""
+    if step > 0:
+        return values
+    return {key: value for key, value in values.items() if not key.startswith(EVALUATION)}
 
 
 def record(
@@ -89,19 +96,19 @@ def rebuild(connection: Connection) -> None:
     """
     having = select(run_metrics.c.org, run_metrics.c.run_id).distinct()
     known = {(row.org, row.run_id) for row in connection.execute(having)}
-    query = select(metrics.c.org, metrics.c.run_id, metrics.c.measured).order_by(
-        metrics.c.org, metrics.c.run_id, metrics.c.number
-    )
+    columns = (metrics.c.org, metrics.c.run_id, metrics.c.step, metrics.c.measured)
+    query = select(*columns).order_by(metrics.c.org, metrics.c.run_id, metrics.c.number)
     options = {"stream_results": True, "yield_per": 1000}
     current: tuple[str, str] | None = None
     found: dict[str, tuple[float, float]] = {}
     with connection.execute(query, execution_options=options) as result:
-        for org, run_id, measured in result:
+        for org, run_id, step, measured in result:
             if (org, run_id) != current:
                 _insert_rebuilt(connection, current, found)
                 current, found = (org, run_id), {}
             if current not in known:
-                _add_point(found, msgspec.json.decode(measured, type=dict[str, float]))
+                values = msgspec.json.decode(measured, type=dict[str, float])
+                _add_point(found, select_own(step, values))
     _insert_rebuilt(connection, current, found)
 
 

@@ -44,8 +44,10 @@ from runyard.rundir import (
     write_json,
 )
 from runyard.trainer.data.image_resolution import write_model_config
+from runyard.trainer.devices import find_device, read_random_states, restore_random_states
 from runyard.trainer.disk_space import as_system_error
 from runyard.trainer.errors import InvalidFlow
+from runyard.trainer.models.adapters import list_adapter_tensors
 from runyard.trainer.models.model import LoadedModel
 
 STATE, TENSORS = "state.json", "state.safetensors"
@@ -73,6 +75,7 @@ class TrainingProgress(msgspec.Struct, rename="camel", kw_only=True):
     owes_evaluation: bool = False  # a stop came before this step's evaluation was complete
     choices: dict[str, bool] = {}  # measured choices, which a resumed attempt keeps
     skipped_steps: int = 0  # in a row, by a scaled loss
+    micro_batch_size: int | None = None  # larger than usual, as measured; resumed attempts keep it
     micro_batch_limit: int | None = None  # set once a larger micro-batch ran out of memory
     evaluation_batch_limit: int | None = None  # the most samples evaluated at once so far
 
@@ -82,8 +85,8 @@ class CheckpointContents:
     """The contents of a checkpoint at one step.
 
     ``async_checkpoint`` replaces the tensors that training changes by copies. ``weights`` are all
-    weights in full training and the adapter's otherwise, by the module's names; tied weights share
-    memory.
+    weights in full training, else those of the adapter and of parts trained with it, by the
+    module's names; tied weights share memory.
     """
 
     weights: dict[str, torch.Tensor]
@@ -110,12 +113,8 @@ def collect_contents(
     if model.base is None:
         weights = dict(model.module.state_dict(keep_vars=True))
     else:  # the state of a quantized base is not needed
-        weights = {
-            name: value for name, value in model.module.named_parameters() if value.requires_grad
-        }
-    tensors: dict[str, torch.Tensor] = {"random.cpu": torch.get_rng_state()}
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        tensors["random.cuda"] = torch.cuda.get_rng_state()
+        weights = list_adapter_tensors(model.module)
+    tensors = read_random_states(find_device())
     names = _get_names(model)
     flat = [
         _flatten(optimizer, names, tensors, f"optimizer.{number}")
@@ -323,9 +322,7 @@ def restore_counters(
     folder: Path, state: dict[str, Any], tensors: dict[str, torch.Tensor]
 ) -> tuple[TrainingProgress, dict[str, Any] | None]:
     """Restore random states; return the counters and the loss scaler's state."""
-    torch.set_rng_state(tensors["random.cpu"])
-    if "random.cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["random.cuda"])
+    restore_random_states(tensors, find_device())
     return read_progress(folder), state.get("scaler")
 
 
@@ -378,11 +375,14 @@ def load_optimizers(
                 if found == FORMAT
                 else _unflatten_indices(saved, tensors, f"optimizer.{number}")
             )
-            optimizer.load_state_dict(restored if place is None else place(restored, optimizer))
+            if place is not None:
+                restored = place(restored, optimizer)
+            optimizer.load_state_dict(restored)
         except ValueError as error:
             raise InvalidFlow(_describe_group_mismatch(folder)) from error
         for group, settings in zip(optimizer.param_groups, flow_settings, strict=True):
             group.update(settings)
+        _restore_dtypes(optimizer, restored["state"])
     return state, tensors
 
 
@@ -534,6 +534,16 @@ def _unflatten(
         if name in values
     }
     return {"state": state, "param_groups": groups}
+
+
+def _restore_dtypes(optimizer: torch.optim.Optimizer, loaded: dict[int, dict[str, Any]]) -> None:
+    """Restore the dtypes of the state, which torch has cast to those of the weights."""
+    members = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, values in loaded.items():
+        state = optimizer.state[members[index]]
+        for name, value in values.items():
+            if isinstance(value, torch.Tensor) and state[name].dtype != value.dtype:
+                state[name] = value.to(state[name].device, copy=True)
 
 
 def _unflatten_indices(

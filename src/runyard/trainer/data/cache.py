@@ -150,6 +150,10 @@ class CachedEncodings(Encodings):
         shares = np.bincount(self._shards, minlength=len(sizes)) / sizes
         self.size_bytes = round(float(shares @ [shard.size_bytes for shard in encoded.shards]))
 
+    @property
+    def cache_growth_bytes(self) -> int:
+        return self._free_memory_bytes
+
     def _get_row(self, index: int) -> EncodedSample:
         return self._memory.get(index) or self._get_shard(index).read_row(int(self._rows[index]))
 

@@ -524,6 +524,11 @@ class Encodings(ABC):
         return len(self.lengths)
 
     @property
+    def cache_growth_bytes(self) -> int:
+        """The memory that reading samples may take for good."""
+        return 0
+
+    @property
     def longest_answer(self) -> int:
         return int((self.lengths - self.prompt_lengths).max(initial=0))
 

@@ -19,6 +19,7 @@ import torch
 from runyard.trainer.answers import PHRASE_GROUNDING, Answer, Grounding, read_answer, write_answer
 from runyard.trainer.data.datasets import Sample
 from runyard.trainer.data.encode import Encodings
+from runyard.trainer.devices import keep_random_states
 from runyard.trainer.errors import StopRequested
 from runyard.trainer.evaluation.batches import BatchLimit, measure_peak, run_in_batches
 from runyard.trainer.evaluation.metrics import MetricScores, compute_metrics
@@ -46,7 +47,7 @@ class EvaluationResult:
 
 
 @dataclass(frozen=True)
-class Measurement:
+class EvaluationOutputs:
     """The mean loss of the true answers, the generated texts in the order of the samples, and how
     many samples every rank could measure at once.
     """
@@ -75,7 +76,7 @@ def evaluate(
     found = measure(module, tokenizer, data, count=count, **settings)
     answers = [read_answer(text) for text in found.texts]
     evaluated = list(samples[:count])
-    scores = _score_by_task(task, answers, evaluated)
+    scores = score_by_task(task, answers, evaluated)
     items = list(zip(range(count), answers, evaluated, strict=True))
     return EvaluationResult(
         {"loss": found.loss} | scores.values,
@@ -102,7 +103,7 @@ def measure(
     limit: BatchLimit,
     measures_memory: bool = False,
     world: World = World(),
-) -> Measurement:
+) -> EvaluationOutputs:
     """Measure the first ``count`` held-out samples; restores the module's mode and the random
     state. Each rank measures a share of them, and all ranks return the whole.
 
@@ -149,14 +150,14 @@ def measure(
     try:
         with (
             torch.inference_mode(),
-            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+            keep_random_states(device),
         ):
             shares = _measure_together(measure_share, world)
     finally:
         module.train(was_training)
     answers = {index: text for share in shares for index, text in share["answers"]}
     tokens = sum(share["tokens"] for share in shares)
-    return Measurement(
+    return EvaluationOutputs(
         sum(share["loss"] for share in shares) / max(1, tokens),
         [answers[index] for index in range(count)],
         min(share["batchLimit"] for share in shares),
@@ -168,15 +169,16 @@ def _measure_together(
 ) -> list[dict[str, Any]]:
     """Return the shares of all ranks, once each has measured its own.
 
-    When rank 0 is canceled, or runs out of memory for a single sample, the others end early.
+    When rank 0 is canceled or fails, the others end early.
     """
     error: Exception | None = None
     share: dict[str, Any] = {}
     try:
         with _explain_out_of_memory():
             share = measure_share()
-    except (EvaluationOutOfMemory, StopRequested) as problem:
-        if world.is_single:
+    except Exception as problem:
+        is_expected = isinstance(problem, EvaluationOutOfMemory | StopRequested)
+        if world.is_single or not (is_expected or world.is_leader):
             raise
         error, share = problem, {"problem": f"rank {world.rank}: {problem}"}
         if world.is_leader:
@@ -191,7 +193,7 @@ def _measure_together(
     return shares
 
 
-def _score_by_task(task: str, answers: Sequence[Answer], samples: Sequence[Sample]) -> MetricScores:
+def score_by_task(task: str, answers: Sequence[Answer], samples: Sequence[Sample]) -> MetricScores:
     """Score each sample by its own task.
 
     A metric of several tasks averages over the samples of all of them.
@@ -245,7 +247,8 @@ def fit_to_memory(
     """Lower ``limit`` to the number of samples that are measured to fit into the free memory.
 
     The longest sample is measured once per attempt: the loss of its answer, and the first two
-    tokens after its prompt. The cache of the tokens after them is added in proportion.
+    tokens after its prompt. The cache of the tokens after them is added in proportion, and so are
+    the inputs, which exist twice while they are joined to a batch.
     """
     if limit.estimate_peak is None:
         first_tokens = {
@@ -258,13 +261,23 @@ def fit_to_memory(
             with losses.autocast():
                 module.generate(**inputs, **first_tokens)
 
-        loss_peak = measure_peak(
-            lambda indices: losses(data.make_batch(indices).to(device)), int(rows.argmax())
-        )
+        sizes: list[int] = []
+
+        def compute_loss(indices: list[int]) -> None:
+            batch = data.make_batch(indices)
+            sizes.append(sum(value.nbytes for value in batch.inputs.values()) // len(indices))
+            losses(batch.to(device))
+
+        loss_peak = measure_peak(compute_loss, int(rows.argmax()))
         answer_peak = measure_peak(answer, int(prompts.argmax()))
         longest = int(prompts.max())
         growth = (longest + int(generation.get("max_new_tokens", 0))) / longest
-        limit.estimate_peak = lambda size: max(loss_peak(size), int(growth * answer_peak(size)))
+
+        def estimate_peak(size: int) -> int:
+            in_use = max(loss_peak(size), int(growth * answer_peak(size)))
+            return in_use + 2 * size * max(sizes) + data.cache_growth_bytes
+
+        limit.estimate_peak = estimate_peak
     limit.fit(world.read_memory(device))
 
 

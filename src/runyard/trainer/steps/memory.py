@@ -30,10 +30,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from runyard.flows import ResolvedFlow
 from runyard.trainer.data.encode import Batch
+from runyard.trainer.devices import keep_random_states, read_memory, synchronize
 from runyard.trainer.plan import Plan, with_memory, with_micro_batch
+from runyard.trainer.steps.rounding import estimate_rounding_numbers
 from runyard.trainer.steps.trial_budget import NoTimeLeft, TrialBudget
 
 WARN_SHARE = 0.85  # of the free memory: fragmentation takes some too
+GROWTH_SHARE = 0.7  # up to which a micro-batch is made larger
 FLOAT_BYTES = 4
 MIN_8BIT_NUMEL, BLOCK_8BIT_NUMEL = 4096, 256  # defaults of bitsandbytes
 NO_LIMIT = 1 << 62
@@ -213,7 +216,8 @@ def _estimate_state_bytes(
     column of second moments per matrix (Shazeer & Stern 2018). AdamW8bit: two moments of one byte
     with a scale per block, or of float32 for small parameters (Dettmers et al. 2022).
     """
-    numel, size = int(parameter.numel()), int(parameter.element_size())
+    # Float32 also where weights are bfloat16.
+    numel, size = int(parameter.numel()), FLOAT_BYTES
     whole = numel * size
     match type(optimizer).__name__:
         case "SGD":
@@ -233,17 +237,23 @@ def _estimate_state_bytes(
 
 
 def _estimate_update_bytes(optimizers: Sequence[torch.optim.Optimizer]) -> int:
-    """Return the temporary bytes of an update: those of the largest parameter."""
+    """Return the temporary bytes of an update: those of the largest parameter.
+
+    Weights in bfloat16 and their gradients are in float32 meanwhile.
+    """
     copies = {"Muon": 4, "Adafactor": 3, "SGD": 1}
-    return max(
-        (
-            copies.get(type(optimizer).__name__, 0) * parameter.numel() * parameter.element_size()
-            for optimizer in optimizers
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-        ),
-        default=0,
-    )
+    largest = 0
+    for optimizer in optimizers:
+        numels = [p.numel() for group in optimizer.param_groups for p in group["params"]]
+        update = copies.get(type(optimizer).__name__, 0) * max(numels, default=0)
+        if any(_is_bfloat16(group) for group in optimizer.param_groups):
+            update += estimate_rounding_numbers(numels)
+        largest = max(largest, update * FLOAT_BYTES)
+    return largest
+
+
+def _is_bfloat16(group: dict[str, Any]) -> bool:
+    return any(parameter.dtype == torch.bfloat16 for parameter in group["params"])
 
 
 def measure_step_memory(
@@ -285,8 +295,7 @@ def measure_step_memory(
         )
         with LiveBytesRecorder() as live:
             (losses(batch) / max(1, batch.label_count)).backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        synchronize(device)
         timeline: list[int] = live.timeline
         return timeline
 
@@ -303,7 +312,7 @@ def measure_step_memory(
             timeline = MemoryTimeline(timeline.more, record_pass(3), count=2)
         return timeline
 
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with keep_random_states(device):
         try:
             # The first pass allocates gradients and does one-time work, such as reading
             # memory-mapped weights.
@@ -328,7 +337,7 @@ def measure_step_memory(
         optimizer=estimate_optimizer_bytes(optimizers),
         update=_estimate_update_bytes(optimizers),
         inputs=inputs[0],
-        first_use=0 if device.type == "cuda" else FIRST_USE_BYTES,
+        first_use=FIRST_USE_BYTES if device.type == "cpu" else 0,
     )
 
 
@@ -344,15 +353,9 @@ class AvailableMemory:
 
 def read_available_memory(device: torch.device) -> AvailableMemory:
     """Return the memory of the accelerator, or of the host, which a cgroup may limit."""
-    if device.type == "cuda":
-        used = torch.cuda.memory_allocated(device)
-        free, total = torch.cuda.mem_get_info(device)
-        return AvailableMemory(
-            used=used,
-            free=free + torch.cuda.memory_reserved(device) - used,
-            total=total,
-            name="the GPU",
-        )
+    if device.type != "cpu":
+        found = read_memory(device)
+        return AvailableMemory(used=found.used, free=found.free, total=found.total, name="the GPU")
     trim_heap()
     return read_host_memory(Path("/"))
 
@@ -469,7 +472,8 @@ class MemoryEstimate:
     """The estimated peak, the verdict with its reason, and the largest smaller micro-batch that
     fits, if any.
 
-    ``is_ample``: there is so much memory that none needs to be saved.
+    ``is_ample``: there is so much memory that none needs to be saved. ``larger`` is the estimate
+    for the largest of the larger micro-batches that fit with a margin, if any does.
     """
 
     verdict: Verdict
@@ -478,6 +482,8 @@ class MemoryEstimate:
     fitting_micro_batch: int | None
     is_ample: bool = False
     fits_sharded: bool = False  # where it does not fit, but parts of it on each rank would
+    micro_batch_size: int = 0
+    larger: "MemoryEstimate | None" = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -526,7 +532,7 @@ def compare_with_available(
 
     size, limit = plan.micro_batch_size, available.used + available.free
     peak_bytes = estimate_peak(size)
-    maximum = limit if plan.device == "cuda" else max(available.total, available.used)
+    maximum = max(available.total, available.used) if plan.device == "cpu" else limit
     verdict: Verdict = (
         "Deny" if peak_bytes > maximum else "Warn" if peak_bytes > WARN_SHARE * limit else "Allow"
     )
@@ -539,12 +545,26 @@ def compare_with_available(
         is_ample = AMPLE_FACTOR * peak_bytes <= limit
         if is_ample and plan.device == "cpu":
             reason += "; memory is ample, so freed memory is kept for reuse"
+        larger = max(
+            (
+                part
+                for part in range(size + 1, plan.batch_size + 1)
+                if plan.batch_size % part == 0 and estimate_peak(part) <= GROWTH_SHARE * limit
+            ),
+            default=None,
+        )
         return MemoryEstimate(
             verdict=verdict,
             peak_bytes=peak_bytes,
             reason=reason,
             fitting_micro_batch=None,
             is_ample=is_ample,
+            micro_batch_size=size,
+            larger=None
+            if larger is None
+            else compare_with_available(
+                step, available, with_micro_batch(plan, larger, ""), mode=mode
+            ),
         )
     smaller = [part for part in range(1, size) if plan.batch_size % part == 0]
     bound = WARN_SHARE * (limit if verdict == "Warn" else maximum)

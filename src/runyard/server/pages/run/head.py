@@ -245,7 +245,9 @@ def _list_facts(run: Run, progress: RunProgress, recent: Recent, *, now_ms: int)
     loss, metric = progress.loss, progress.metric
     add("Loss", "" if loss is None else format_number(loss), "of the newest step")
     value = "" if metric is None else format_number(metric)
-    add(progress.metric_name or "Metric", value, "newest evaluation")
+    if progress.baseline is not None:
+        value = f"{value} (baseline {format_number(progress.baseline)})"
+    add(progress.metric_name or "Metric", value, "newest evaluation; baseline: constant answers")
     return facts
 
 

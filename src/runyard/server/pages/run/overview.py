@@ -67,7 +67,8 @@ class Checkpoints(msgspec.Struct, frozen=True, kw_only=True):
 def list_charts(run: Run) -> list[Chart]:
     """Return the charts of a run; a chart without points says why."""
     metric = get_plan_value(run, "metric")
-    main = f"validation/{metric} " if isinstance(metric, str) and metric != "loss" else ""
+    has_baseline = isinstance(metric, str) and metric != "loss"
+    main = f"validation/{metric} baseline/{metric} " if has_baseline else ""
     early = _explain_empty(run, "The first point appears after the first step.")
     evaluated = _explain_empty(run, "Metrics appear after the first evaluation.")
     measured = _explain_empty(run, "Measured every few seconds while the run trains.")

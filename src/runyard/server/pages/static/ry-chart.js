@@ -3,7 +3,7 @@
 // page share one loader, one cursor and the settings in the address: x, smooth, y, from, to.
 import uPlot from "./vendor/uplot.js";
 import { watch } from "./live.js";
-import { Source, match, smooth } from "./ry-series.js";
+import { Source, match, smooth, stretch } from "./ry-series.js";
 
 /** @typedef {import("./ry-series.js").Series} Series
  * @typedef {import("uplot")} Plot */
@@ -13,6 +13,10 @@ const Plot = /** @type {typeof import("uplot")} */ (/** @type {unknown} */ (uPlo
 const COLORS = 6; // and so many curves are drawn at most
 /** @type {Map<string, Source>} */
 const sources = new Map();
+document.addEventListener("points", (event) => {
+  const points = /** @type {CustomEvent} */ (event).detail;
+  for (const chart of new Set([...document.querySelectorAll(`ry-chart[run="${CSS.escape(points.run)}"]`)].map((chart) => /** @type {Chart} */ (chart).source))) chart?.take(points);
+});
 
 /** The settings that all charts share, as the address states them. */
 function settings() {
@@ -124,7 +128,7 @@ class Chart extends HTMLElement {
   axis() { return this.isSystem() ? "time" : settings().x; }
   /** Whether a key is smoothed: evaluations are few, and some charts show exact values.
    * @param {string} key */
-  isSmoothed(key) { return settings().weight > 0 && !key.startsWith("validation/") && !this.hasAttribute("exact"); }
+  isSmoothed(key) { return settings().weight > 0 && !/^(validation|baseline)\//.test(key) && !this.hasAttribute("exact"); }
   isSystem() { return (this.getAttribute("keys") ?? "").startsWith("system/"); }
   keys() {
     return match(this.source?.keys ?? [], this.words("keys"), this.words("except")).slice(0, COLORS);
@@ -137,7 +141,9 @@ class Chart extends HTMLElement {
     if (detail.change?.what === "deleted") for (const end of this.ends.splice(0)) end();
     if (detail.kind === "all" || detail.change?.what === "attempt-started") this.source?.forget();
     if (!this.ends.length) return;
-    if (detail.kind === "hint") this.source?.grow(); else this.refresh(true);
+    if (!this.source) return;
+    if (detail.hint) this.source.count = Math.max(this.source.count, detail.hint.points);
+    if (detail.kind === "hint") this.source.grow(); else this.refresh(true);
   }
 
   /** Fetch what is missing, then draw. Nothing happens while the chart is out of view.
@@ -178,8 +184,10 @@ class Chart extends HTMLElement {
   draw() {
     const { weight, isLog, range, hidden } = settings();
     const isZoomed = range !== null && this.steps() !== null;
+    const whole = this.source?.whole, ends = this.keys().flatMap((key) => whole?.get(key) ?? []);
     this.curves = this.keys().flatMap((key) => {
-      const series = (isZoomed ? this.source?.zoomed.get(key) : null) ?? this.source?.whole.get(key);
+      const isLevel = key.startsWith("baseline/"), own = whole?.get(key);
+      const series = isLevel ? own && stretch(own, ends) : (isZoomed ? this.source?.zoomed.get(key) : null) ?? own;
       if (!series?.step.length) return [];
       return [{ key, series, xs: this.xs(series), smoothed: this.isSmoothed(key) ? smooth(series.last, weight) : series.last }];
     });
@@ -223,7 +231,7 @@ class Chart extends HTMLElement {
       const stroke = color(`--curve-${this.curves.indexOf(curve) + 1}`), first = series.length;
       const faint = stroke.replace(/^rgb\((.*)\)$/, "rgba($1, 0.32)").replace(/^(oklch|color)\((.*)\)$/, "$1($2 / 0.32)");
       const isSparse = curve.key.startsWith("validation/");
-      const line = { spanGaps: true, points: { show: false } };
+      const line = { spanGaps: true, points: { show: false }, ...(curve.key.startsWith("baseline/") ? { dash: [6, 4] } : {}) };
       const isSmoothed = this.isSmoothed(curve.key), isBand = curve.series.bucketSteps > 1;
       series.push({ ...line, show: isBand, width: 0 }, { ...line, show: isBand, width: 0 },
         { ...line, show: isSmoothed, stroke: faint, width: 1 },
@@ -318,7 +326,7 @@ class Chart extends HTMLElement {
       button.className = `curve-${index + 1}`;
       button.setAttribute("aria-pressed", String(isShown));
       const [name, value] = /** @type {any} */ (button.children);
-      name.textContent = key.replace("validation/loss", "val loss").replace(/^(validation|system)\//, "");
+      name.textContent = key.replace("validation/loss", "val loss").replace("baseline/", "baseline ").replace(/^(validation|system)\//, "");
       value.textContent = text;
     }
     const where = x === undefined ? "" : this.axis() === "time" ? duration(x) : `${this.axis()} ${format(x, null)}`;

@@ -91,7 +91,16 @@ def build_run_record(run: "Run") -> dict[str, Any]:
     """Return a run as a row of a data frame; attributes are columns of their own."""
     last = run.status.conditions[-1] if run.status.conditions else None
     progress = run.status.progress
-    names = ("step", "total_steps", "epoch", "loss", "metric_name", "metric", "seconds_left")
+    names = (
+        "step",
+        "total_steps",
+        "epoch",
+        "loss",
+        "metric_name",
+        "metric",
+        "baseline",
+        "seconds_left",
+    )
     return {
         "run_id": run.run_id,
         "name": run.name,

@@ -26,7 +26,8 @@ def describe_progress(progress: "RunProgress") -> str:
     if progress.loss is not None:
         facts.append(f"loss {progress.loss:.4f}")
     if progress.metric is not None:
-        facts.append(f"{progress.metric_name or 'metric'} {progress.metric:.4f}")
+        baseline = "" if progress.baseline is None else f" (baseline {progress.baseline:.4f})"
+        facts.append(f"{progress.metric_name or 'metric'} {progress.metric:.4f}{baseline}")
     if progress.seconds_left is not None:
         facts.append(f"{format_duration(progress.seconds_left)} left")
     return ", ".join(facts)

@@ -42,8 +42,9 @@ class RunSpec(Document):
 class RunProgress(Document):
     """Progress of training, as last reported by the trainer.
 
-    ``metric`` and ``metric_name`` belong to the newest evaluation. ``seconds_left`` estimates
-    training only and respects the time limit of the run; it is None unless the run is running.
+    ``metric`` and ``metric_name`` belong to the newest evaluation. ``baseline`` is the same metric
+    for answers that ignore the image. ``seconds_left`` estimates training only and respects the
+    time limit of the run; it is None unless the run is running.
     """
 
     step: int = 0
@@ -52,6 +53,7 @@ class RunProgress(Document):
     loss: float | None = None
     metric_name: str | None = None
     metric: float | None = None
+    baseline: float | None = None
     seconds_left: float | None = None
 
 

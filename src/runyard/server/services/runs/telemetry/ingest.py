@@ -349,6 +349,7 @@ def _apply_evaluation(changes: _RunChanges, found: Measurement) -> None:
     metric = found.values.get(f"validation/{name}", found.values.get(name))
     if metric is not None:
         progress.metric_name, progress.metric = name, metric
+        progress.baseline = found.values.get(f"baseline/{name}", progress.baseline)
     changes.run.status.progress = progress
     changes.changed_status = True
 
@@ -383,7 +384,8 @@ def _add_points(tx: Connection, changes: _RunChanges, row: AnyRow) -> dict[str, 
     metrics.add_keys(tx, metrics.number_keys({key: axes[key] for key in new}, known.values()), **at)
     for number, point in enumerate(points, row.metric_count + 1):
         point.number = number
-    run_metrics.record(tx, **at, points=[point.values for point in points])
+    own = [run_metrics.select_own(point.step, point.values) for point in points]
+    run_metrics.record(tx, **at, points=own)
     packed = packing.add(
         tx, points, **at, packed=row.metric_packed, repeats=_has_repeats(points, known)
     )
