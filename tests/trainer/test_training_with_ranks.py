@@ -204,7 +204,7 @@ def check_alike(events_of: EventsOf, folder: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize("steps", [11, pytest.param(60, marks=pytest.mark.slow)])
-def test_sharded_weights_train_like_whole_ones_and_resume_on_one_rank(
+def test_sharded_weights_train_like_whole_ones(
     train: Callable[..., Any], events_of: EventsOf, steps: int
 ) -> None:
     every = {"steps": steps - 3}  # the 11th batch has a single sample
@@ -219,15 +219,10 @@ def test_sharded_weights_train_like_whole_ones_and_resume_on_one_rank(
     saved, expected = read_weights(sharded, name), read_weights(whole, name)
     assert saved.keys() == expected.keys()
     assert all(torch.allclose(saved[key], expected[key], atol=1e-5) for key in saved)
-    offered = sharded / "checkpoints" / name
-    resumed, codes = train(flow, workers=1, run="on-one", resume=offered)
-    assert codes == [EXIT_DONE]
-    losses = read_losses(events_of, whole)[steps - 3 :]
-    assert read_losses(events_of, resumed) == pytest.approx(losses, abs=1e-5)
 
 
 @pytest.mark.slow
-def test_a_sharded_run_resumes_bit_for_bit_and_from_one_rank(
+def test_a_sharded_run_resumes_bit_for_bit_and_from_and_on_one_rank(
     train: Callable[..., Any], events_of: EventsOf
 ) -> None:
     flow = blocks(steps=8, checkpoint={"every": {"steps": 4}, "keep": 3})
@@ -243,8 +238,14 @@ def test_a_sharded_run_resumes_bit_for_bit_and_from_one_rank(
         if before == sharded:
             weights, same = read_weights(resumed, "step-8"), read_weights(sharded, "step-8")
             assert all(torch.equal(weights[name], same[name]) for name in same)
+    offered = sharded / "checkpoints" / "step-4"
+    resumed, codes = train(flow, workers=1, run="on-one", resume=offered)
+    assert codes == [EXIT_DONE]
+    expected = read_losses(events_of, sharded)[4:]
+    assert read_losses(events_of, resumed) == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_adapters_on_sharded_weights_train_like_on_whole_ones(
     train: Callable[..., Any], events_of: EventsOf
 ) -> None:
@@ -260,6 +261,7 @@ def test_adapters_on_sharded_weights_train_like_on_whole_ones(
     }
 
 
+@pytest.mark.slow
 def test_a_rank_without_memory_for_sharded_weights_fails_the_run(
     train: Callable[..., Any],
 ) -> None:
