@@ -53,9 +53,9 @@ def main() -> int:
         for number in range(given.rounds):
             for name in list(trees)[:: 1 if number % 2 else -1]:
                 place = folder / f"{name}-{number}"
-                costs[name].append(
-                    measure(trees[name], place, steps=given.steps, skipped=given.skipped)
-                )
+                cost = measure(trees[name], place, steps=given.steps, skipped=given.skipped)
+                print(f"round {number + 1}, {name}: {cost:.2f} ms", file=sys.stderr, flush=True)
+                costs[name].append(cost)
     before, now = (statistics.median(values) for values in costs.values())
     print(f"{given.base}: {before:.2f} ms of CPU time a step, {_format(costs['before'])}")
     print(f"now:      {now:.2f} ms of CPU time a step, {_format(costs['now'])}")
