@@ -3,9 +3,9 @@ PYTHON ?= python3
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-slow bench format style stubborn chaos chaos-postgresql kill-server power-cuts \
+.PHONY: help setup demo check test test-slow bench format style stubborn rank-kills chaos chaos-postgresql kill-server power-cuts \
   checkpoint-cuts notice starve faults-nth fuzz-api fuzz-datasets backup-property defects formats families \
-  vi-inference howtos bench-import bench-requests bench-train bench-tiny bench-memory bench-saving bench-weights \
+  vi-inference howtos bench-import bench-requests bench-ranks bench-train bench-tiny bench-memory bench-saving bench-weights \
   bench-first-step bench-sdk-start gpu-check \
   bench-server bench-pages sim sim-kept sim-rules sim-postgresql availability reconnects screenshots budgets
 
@@ -37,6 +37,10 @@ style: setup ## Print how the code and the docs read, as figures
 
 stubborn: setup ## Kill 200 process trees that resist; about three minutes
 	@scripts/stubborn
+
+rank-kills: N = 200
+rank-kills: setup ## Kill a rank of a run with three at random: N=200; half an hour
+	@.venv/bin/python -m tests.chaos.rank_kills --times $(N)
 
 FAULTS ?= 1000
 SEED ?= 1
@@ -123,6 +127,9 @@ bench-memory: setup ## Compare predicted with measured peak memory: ARGS="--ever
 
 gpu-check: setup ## Check every path of the trainer on this machine's accelerator: ARGS=--dry
 	@.venv/bin/python scripts/gpu-check $(ARGS)
+
+bench-ranks: setup ## Compare the steps of one process with the revision before ranks: ARGS="--rounds 7"
+	@.venv/bin/python benchmarks/rank_overhead.py $(ARGS)
 
 bench-first-step: setup ## Time until the first step on photographs: ARGS="--max-pixels null"
 	@.venv/bin/python benchmarks/first_step.py $(ARGS)

@@ -250,7 +250,7 @@ def list_names(tmp_path: Path) -> set[str]:
     context = CheckContext(folder=tmp_path, is_dry=True)
     names = {check.name for check in gpu_check.list_checks(context)}
     loops = {f"speed, {loop}" for loop in LOOPS}
-    return names | loops | {"devices", "small model", "large model"}
+    return names | loops | {"devices", "small model", "large model", "compile"}
 
 
 def test_the_page_shows_a_row_of_every_check(tmp_path: Path) -> None:

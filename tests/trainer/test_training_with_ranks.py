@@ -73,9 +73,10 @@ def train(
         *,
         workers: int,
         patch: Callable[[int], None] = lambda rank: None,
+        resources: dict[str, Any] | None = None,
         **attempt: Any,
     ) -> tuple[Path, list[int]]:
-        settings = {"resources": {"workers": workers}} if workers > 1 else {}
+        settings = {"resources": {"workers": workers, **(resources or {})}} if workers > 1 else {}
         folder = make_attempt(flow, settings=settings, **attempt)
         codes = [process.wait(WAIT_S) for process in start_trainers(fork, folder, patch)]
         return folder, codes
@@ -185,6 +186,88 @@ def test_all_ranks_skip_a_step_whose_scaled_loss_is_not_finite(
         assert torch.equal(read(0, step), read(1, step)), step
     assert torch.equal(read(1, 1), read(1, 2))
     assert not torch.equal(read(1, 2), read(1, 3))
+
+
+FSDP = {"strategy": "fsdp"}
+
+
+def check_alike(events_of: EventsOf, folder: Path, other: Path) -> None:
+    """Check that two attempts have the same losses, norms and metrics, up to rounding."""
+    for kind in ("step", "evaluation"):
+        found, expected = events_of(folder, kind), events_of(other, kind)
+        assert len(found) == len(expected) > 0
+        for event, same in zip(found, expected, strict=True):
+            names = set(same["values"]) - {"samplesPerSecond"}
+            values = {name: event["values"][name] for name in names}
+            expected_values = {name: same["values"][name] for name in names}
+            assert values == pytest.approx(expected_values, abs=1e-5, rel=1e-4)
+
+
+@pytest.mark.parametrize("steps", [11, pytest.param(60, marks=pytest.mark.slow)])
+def test_sharded_weights_train_like_whole_ones_and_resume_on_one_rank(
+    train: Callable[..., Any], events_of: EventsOf, steps: int
+) -> None:
+    every = {"steps": steps - 3}  # the 11th batch has a single sample
+    flow = blocks(steps=steps, checkpoint={"every": every, "keep": 3})
+    flow["vi-model"]["validation"] = {"maxSamples": 5, "every": every}
+    whole, _ = train(flow, workers=2, run="whole", resources={"strategy": "ddp"})
+    sharded, codes = train(flow, workers=2, run="sharded", resources=FSDP)
+    assert codes == [EXIT_DONE, EXIT_DONE], (sharded / "output.0").read_text()
+    check_alike(events_of, sharded, whole)
+    assert events_of(sharded, "plan")[0]["plan"]["strategy"] == {"value": "fsdp", "reason": "flow"}
+    name = f"step-{steps - 3}"
+    saved, expected = read_weights(sharded, name), read_weights(whole, name)
+    assert saved.keys() == expected.keys()
+    assert all(torch.allclose(saved[key], expected[key], atol=1e-5) for key in saved)
+    offered = sharded / "checkpoints" / name
+    resumed, codes = train(flow, workers=1, run="on-one", resume=offered)
+    assert codes == [EXIT_DONE]
+    losses = read_losses(events_of, whole)[steps - 3 :]
+    assert read_losses(events_of, resumed) == pytest.approx(losses, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_sharded_run_resumes_bit_for_bit_and_from_one_rank(
+    train: Callable[..., Any], events_of: EventsOf
+) -> None:
+    flow = blocks(steps=8, checkpoint={"every": {"steps": 4}, "keep": 3})
+    sharded, _ = train(flow, workers=2, run="sharded", resources=FSDP)
+    one, _ = train(flow, workers=1, run="one")
+    for before in (sharded, one):
+        offered = before / "checkpoints" / "step-4"
+        run = f"from-{before.parents[1].name}"
+        resumed, codes = train(flow, workers=2, run=run, resume=offered, resources=FSDP)
+        assert codes == [EXIT_DONE, EXIT_DONE]
+        expected = read_losses(events_of, before)[4:]
+        assert read_losses(events_of, resumed) == pytest.approx(expected, abs=1e-5)
+        if before == sharded:
+            weights, same = read_weights(resumed, "step-8"), read_weights(sharded, "step-8")
+            assert all(torch.equal(weights[name], same[name]) for name in same)
+
+
+def test_adapters_on_sharded_weights_train_like_on_whole_ones(
+    train: Callable[..., Any], events_of: EventsOf
+) -> None:
+    flow = blocks(steps=3, training={"mode": "lora", "lora": {"dropout": 0}})
+    whole, _ = train(flow, workers=2, run="whole")
+    sharded, codes = train(flow, workers=2, run="sharded", resources=FSDP)
+    assert codes == [EXIT_DONE, EXIT_DONE], (sharded / "output.0").read_text()
+    check_alike(events_of, sharded, whole)
+    (plan,) = events_of(whole, "plan")
+    assert plan["plan"]["strategy"] == {
+        "value": "ddp",
+        "reason": "the whole model fits into the memory of each process",
+    }
+
+
+def test_a_strategy_that_is_not_possible_is_rejected(train: Callable[..., Any]) -> None:
+    flow = blocks(steps=2, hyperparameters={"optimizer": {"name": "muon"}})
+    folder, codes = train(flow, workers=2, resources=FSDP)
+    assert codes == [EXIT_CANNOT_RUN, EXIT_CANNOT_RUN]
+    assert (
+        "resources.strategy 'fsdp' is not possible: optimizer 'muon'"
+        in (read_result(folder)["message"])
+    )
 
 
 def test_ranks_share_an_evaluation_and_agree_with_one(

@@ -105,6 +105,14 @@ class Resources(Shape, frozen=True):
         ),
     ] = 1
 
+    strategy: Annotated[
+        Literal["auto", "ddp", "fsdp"],
+        help_text(
+            'how several processes train: "ddp" keeps the whole model in each, "fsdp" a part of '
+            "every weight and optimizer state; auto takes fsdp where only that fits into memory"
+        ),
+    ] = "auto"
+
     @property
     def ranks(self) -> int:
         """The number of processes that train the model."""

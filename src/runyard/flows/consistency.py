@@ -99,6 +99,15 @@ def check_supported(flow: ResolvedFlow, at: Mapping[str, str]) -> ProblemCollect
             message=f"{place} is {resources.workers}, but accelerators is "
             f"{resources.accelerators}, and each accelerator has one process; leave workers out.",
         )
+    if resources.strategy == "fsdp" and resources.ranks == 1:
+        place = "/settings/resources/strategy"
+        problems.add(
+            place,
+            "fsdp",
+            "auto or ddp with a single process",
+            message=f"{place} is fsdp, but a single process trains, which has nothing to share; "
+            "set accelerators or workers, or leave strategy out.",
+        )
     compute = flow.model.compute
     if compute.attention == "flash_attention_2" and compute.precision_type == "float32":
         place = f"{at['vi-model']}/compute/attention"

@@ -7,12 +7,14 @@ It decides nothing, and writes no file that others read.
 import contextlib
 
 from runyard.rundir import EventWriter
+from runyard.trainer.checkpoints.checkpoint import collect_contents
 from runyard.trainer.data.cache import Hooks
 from runyard.trainer.errors import StopRequested
 from runyard.trainer.evaluation.batches import BatchLimit
 from runyard.trainer.evaluation.evaluation import EvaluationOutOfMemory, measure
 from runyard.trainer.plan import Hardware
 from runyard.trainer.prepare import Job, TrainState, prepare
+from runyard.trainer.sharding import gather_contents
 from runyard.trainer.train import (
     BatchOrder,
     NotFinite,
@@ -45,6 +47,11 @@ def follow(job: Job, machine: Hardware, events: EventWriter) -> None:
                     return
             case "evaluate":
                 measure_share(job, state, limit)
+            case "save":
+                contents = collect_contents(
+                    state.model, state.optimizers, state.progress, run_document={}
+                )
+                gather_contents(contents, is_kept=False)
             case "end":
                 return
 
@@ -65,7 +72,7 @@ def measure_share(job: Job, state: TrainState, limit: BatchLimit) -> None:
         if state.world.is_canceled():
             raise StopRequested
 
-    with contextlib.suppress(StopRequested, EvaluationOutOfMemory):
+    with state.gather_weights(), contextlib.suppress(StopRequested, EvaluationOutOfMemory):
         measure(
             state.model.module,
             state.model.processor.tokenizer,

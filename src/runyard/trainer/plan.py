@@ -328,6 +328,12 @@ def with_memory(plan: Plan, value: int | None, reason: str) -> Plan:
     return replace(plan, document=plan.document | {"memory": {"value": value, "reason": reason}})
 
 
+def with_strategy(plan: Plan, strategy: str, reason: str) -> Plan:
+    """Return the plan with how several ranks train."""
+    note = {"strategy": {"value": strategy, "reason": reason}}
+    return replace(plan, document=plan.document | note)
+
+
 def is_due(
     every: str | Every, *, step: int, steps_per_epoch: int, seconds_since_last: float
 ) -> bool:

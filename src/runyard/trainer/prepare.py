@@ -6,6 +6,7 @@ Everything else is made as the first time, from the flow and its seed, and so co
 
 import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,13 @@ from runyard.flows.blocks import ModelSettings, Quantization
 from runyard.ids import resolve_folder
 from runyard.model_folders import ModelFolders
 from runyard.rundir import AttemptDir, CheckpointDir, read_json
-from runyard.trainer.checkpoints.checkpoint import TrainingProgress, load_state
+from runyard.trainer.checkpoints.checkpoint import (
+    TrainingProgress,
+    load_optimizers,
+    load_state,
+    read_state,
+    restore_counters,
+)
 from runyard.trainer.checkpoints.warm_start import check_fits, restore_progress
 from runyard.trainer.data.cache import CacheDir, Hooks, encode_all
 from runyard.trainer.data.datasets import Dataset, Sample, hash_samples, load_dataset
@@ -69,14 +76,25 @@ from runyard.trainer.plan import (
     make_plan,
     with_memory,
     with_micro_batch,
+    with_strategy,
 )
 from runyard.trainer.ranks import World
+from runyard.trainer.sharding import (
+    count_largest_block_bytes,
+    explain_unshardable,
+    shard_losses,
+    shard_model,
+    shard_state,
+    whole_weights,
+)
 from runyard.trainer.steps.autotune import BuildBatch
 from runyard.trainer.steps.batching import BatchBuilder, estimate_padding_share
 from runyard.trainer.steps.features import explain_not_frozen
+from runyard.trainer.steps.growth import MIN_SPEEDUP, ROUNDS, measure_growth
 from runyard.trainer.steps.losses import TokenLosses, get_base_model
 from runyard.trainer.steps.memory import (
     MemoryEstimate,
+    Sharding,
     estimate_memory,
     measure_step_memory,
     retain_freed_memory,
@@ -91,6 +109,7 @@ BASE = "base"  # below the attempt's folder: base weights of an adapter that cam
 SAMPLES_BETWEEN_CHECKS = 16  # reading stop.json and the permit takes 54 µs (measured, busy core)
 # Of a checkpoint whose plan names no limit, because auto set none then.
 NO_MAX_PIXELS = {"value": None, "reason": "none when this training started"}
+FIXED_DEVICES = ("cpu",)  # where no larger micro-batch is tried
 MAX_LISTED_REFUSALS = 5  # samples that a warning names
 
 
@@ -149,6 +168,7 @@ class TrainState:
     world: World = World()
     run_document: dict[str, Any] = field(default_factory=dict)
     memory_estimate: MemoryEstimate | None = None  # None where memory is not estimated
+    is_sharded: bool = False  # whether each rank has a part of every weight
     has_memory_trial: bool = False  # whether the largest micro-batch is tried before the first step
     parameters: list[torch.nn.Parameter] = field(init=False)  # all that the optimizers change
     longest_index: int = field(init=False)  # of the training sample with the most tokens
@@ -161,6 +181,19 @@ class TrainState:
         """Return the samples still to train on, each counted by its share of the longest one."""
         steps = max(0, self.plan.total_steps - self.progress.step)
         return steps * self.plan.batch_size * float(self.lengths.mean() / self.lengths.max())
+
+    def shard(self, flow: ResolvedFlow) -> None:
+        """Keep this rank's part of every weight, with new optimizers."""
+        module = self.model.module
+        shard_model(module, self.device, self.world.size)
+        shard_losses(module, self.losses, self.validation_losses)
+        self.optimizers = build_optimizers(flow, self.model)
+        self.parameters = [parameter for _, parameter in self.model.trainable_parameters()]
+        self.is_sharded = True
+
+    def gather_weights(self) -> AbstractContextManager[None]:
+        """Return a context in which this rank has all weights."""
+        return whole_weights(self.model.module) if self.is_sharded else nullcontext()
 
     @property
     def predicted_host_bytes(self) -> int:
@@ -227,7 +260,12 @@ def prepare(job: Job, machine: Hardware, *, hooks: Hooks) -> TrainState:
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
     if job.resume is not None:
         hooks.on_activity(f"Reading checkpoint {job.resume.name}")
-    progress = restore(job, plan, model, optimizers, scaler)
+    obstacle = explain_unshardable(flow, precision)
+    check_strategy(flow, obstacle)
+    # Sharded, each rank keeps only a part of what the checkpoint has for the optimizers.
+    may_shard = obstacle is None and flow.settings.resources.strategy != "ddp"
+    progress = restore(job, plan, model, [] if may_shard else optimizers, scaler)
+    plan = keep_micro_batch(plan, progress, flow)
     plan = limit_micro_batch(plan, progress, job.run.status.micro_batch_limit)
     make_losses = partial(TokenLosses, model.module, precision=precision, device=device)
     losses = make_losses(label_smoothing=flow.model.hyperparameters.loss.label_smoothing)
@@ -255,13 +293,50 @@ def prepare(job: Job, machine: Hardware, *, hooks: Hooks) -> TrainState:
         world=job.world,
     )
     if decisions is None:
-        fit_plan_to_memory(state, flow, hooks)
-        job.world.share(describe_decisions(state))
+        fit_plan_to_memory(state, flow, hooks, may_grow=may_grow(job, progress, device))
+        strategy = choose_strategy(state, flow, obstacle)
+        decisions = job.world.share(describe_decisions(state) | {"strategy": strategy})
     else:
         follow_decisions(state, decisions)
     job.world.share_weights(state.parameters)
+    apply_strategy(job, state, decisions["strategy"], is_restored=not may_shard)
     state.run_document = build_run_document(job, model, state.plan)
     return state
+
+
+def check_strategy(flow: ResolvedFlow, obstacle: str | None) -> None:
+    """Raise ``InvalidFlow`` if the flow wants its weights sharded, and they cannot be."""
+    if flow.settings.resources.strategy == "fsdp" and obstacle is not None:
+        raise InvalidFlow(
+            f"resources.strategy 'fsdp' is not possible: {obstacle}; try: leave it auto"
+        )
+
+
+def choose_strategy(state: TrainState, flow: ResolvedFlow, obstacle: str | None) -> tuple[str, str]:
+    """Return how several ranks train, and why."""
+    requested, estimate = flow.settings.resources.strategy, state.memory_estimate
+    if requested != "auto":
+        return requested, "flow"
+    if obstacle is not None:
+        return "ddp", f"not fsdp: {obstacle}"
+    if estimate is not None and estimate.fits_sharded:
+        return "fsdp", "the whole model does not fit into the memory of each process"
+    return "ddp", "the whole model fits into the memory of each process"
+
+
+def apply_strategy(
+    job: Job, state: TrainState, strategy: Sequence[str], *, is_restored: bool
+) -> None:
+    """Shard the weights if that is decided, and complete what restoring has left out."""
+    if state.world.is_single:
+        return
+    name, reason = strategy
+    state.plan = with_strategy(state.plan, name, reason)
+    if name == "fsdp":
+        state.shard(job.flow)
+    if job.resume is not None and not is_restored:
+        place = shard_state if state.is_sharded else None
+        load_optimizers(job.resume, state.model, state.optimizers, place=place)
 
 
 def check_origin(job: Job) -> None:
@@ -695,16 +770,51 @@ def restore(
     optimizers: list[torch.optim.Optimizer],
     scaler: torch.amp.GradScaler,
 ) -> TrainingProgress:
-    """Restore optimizers, scaler and random states from the checkpoint; return the counters."""
+    """Restore optimizers, scaler and random states from the checkpoint; return the counters.
+
+    Without optimizers, their state is to be restored later.
+    """
     torch.manual_seed(job.flow.settings.seed)
     if job.resume is None:
         return TrainingProgress()
-    progress, scaler_state = load_state(job.resume, model, optimizers)
+    if optimizers:
+        progress, scaler_state = load_state(job.resume, model, optimizers)
+    else:
+        progress, scaler_state = restore_counters(job.resume, *read_state(job.resume))
     if job.origin_run is not None:
         progress = restore_progress(progress, job.resume, total_steps=plan.total_steps)
     if scaler_state:
         scaler.load_state_dict(scaler_state)
     return progress
+
+
+def micro_batch_is_auto(flow: ResolvedFlow) -> bool:
+    return flow.model.hyperparameters.micro_batch_size == "auto"
+
+
+def may_grow(job: Job, progress: TrainingProgress, device: torch.device) -> bool:
+    """Return whether a larger micro-batch may be tried: not in the middle of a training, nor after
+    memory has run out, nor on the CPU. There it gains little, and a measurement of what is about
+    equal would let chance decide on the last bits of a run.
+    """
+    causes = [attempt.cause for attempt in job.run.status.attempts]
+    return (
+        micro_batch_is_auto(job.flow)
+        and device.type not in FIXED_DEVICES
+        and (job.resume is None or job.origin_run is not None)
+        and job.world.is_single
+        and progress.micro_batch_limit is None
+        and not any(cause.startswith("out of memory") for cause in causes)
+    )
+
+
+def keep_micro_batch(plan: Plan, progress: TrainingProgress, flow: ResolvedFlow) -> Plan:
+    """Return the plan with the micro-batch that was measured when this training started."""
+    if progress.micro_batch_size is None or not micro_batch_is_auto(flow):
+        return plan
+    return with_micro_batch(
+        plan, progress.micro_batch_size, "as measured when this training started"
+    )
 
 
 def limit_micro_batch(plan: Plan, progress: TrainingProgress, run_limit: int | None) -> Plan:
@@ -746,10 +856,12 @@ def make_batching(
     )
 
 
-def fit_plan_to_memory(state: TrainState, flow: ResolvedFlow, hooks: Hooks) -> None:
+def fit_plan_to_memory(
+    state: TrainState, flow: ResolvedFlow, hooks: Hooks, *, may_grow: bool
+) -> None:
     """Estimate the memory of a step, and shrink the micro-batch if the flow permits it.
 
-    Also decides on the trial of the largest micro-batch.
+    With ``may_grow`` a larger one is tried. Also decides on the trial of the largest micro-batch.
     """
     device, before = state.device, state.plan.micro_batch_size
     budget = TrialBudget(state.count_samples_left())
@@ -765,8 +877,14 @@ def fit_plan_to_memory(state: TrainState, flow: ResolvedFlow, hooks: Hooks) -> N
         on_activity=hooks.on_activity,
     )
     state.plan, state.memory_estimate = estimate_memory(
-        state.plan, flow, measure=measure, available=partial(state.world.read_memory, device)
+        state.plan,
+        flow,
+        measure=measure,
+        available=partial(state.world.read_memory, device),
+        sharding=describe_sharding(state, flow),
     )
+    if may_grow:
+        grow_micro_batch(state, budget, hooks)
     estimate = state.memory_estimate
     if device.type == "cpu" and estimate is not None and estimate.is_ample:
         retain_freed_memory()
@@ -788,6 +906,52 @@ def fit_plan_to_memory(state: TrainState, flow: ResolvedFlow, hooks: Hooks) -> N
         state.plan = with_memory(state.plan, memory["value"], f"{memory['reason']}; {budget}")
 
 
+def describe_sharding(state: TrainState, flow: ResolvedFlow) -> Sharding | None:
+    """Return what the weights could be sharded into; None if they could not, or need not be."""
+    is_possible = explain_unshardable(flow, state.plan.precision) is None
+    if not is_possible or flow.settings.resources.strategy == "ddp":
+        return None
+    parameters = state.model.module.parameters()
+    return Sharding(
+        ranks=state.world.size,
+        weights=sum(parameter.numel() * parameter.element_size() for parameter in parameters),
+        gathered=count_largest_block_bytes(state.model.module),
+    )
+
+
+def grow_micro_batch(state: TrainState, budget: TrialBudget, hooks: Hooks) -> None:
+    """Enlarge the micro-batch if memory suffices and samples then pass faster, as measured."""
+    larger = state.memory_estimate.larger if state.memory_estimate else None
+    if larger is None:
+        return
+    size, count = state.plan.micro_batch_size, larger.micro_batch_size
+    samples = ROUNDS * (size + count)
+    if not budget.permits(samples, f"a trial of a micro-batch of {count}"):
+        return
+    hooks.on_activity(f"Trying a micro-batch of {count}")
+    with budget.time(samples):
+        speedup = measure_growth(
+            state.build_batch,
+            state.losses,
+            longest=state.longest_index,
+            size=size,
+            larger=count,
+            device=state.device,
+        )
+    if speedup is None:
+        reason = f"{count} ran out of memory in a trial"
+    elif speedup < MIN_SPEEDUP:
+        reason = f"with {count} samples pass {speedup:.2f} times as fast (measured)"
+    else:
+        reason = f"memory suffices, and samples pass {speedup:.2f} times as fast as with {size}"
+        state.progress.micro_batch_size, state.memory_estimate = count, larger
+        state.plan = with_micro_batch(state.plan, count, f"{reason} (measured)")
+        state.plan = with_memory(state.plan, larger.peak_bytes, larger.reason)
+        return
+    before = state.plan.document["microBatchSize"]["reason"]
+    state.plan = with_micro_batch(state.plan, size, f"{before}; {reason}")
+
+
 def describe_decisions(state: TrainState) -> dict[str, Any]:
     """Return what rank 0 has measured, and what must be equal on every rank."""
     return {
@@ -805,7 +969,8 @@ def follow_decisions(state: TrainState, decisions: dict[str, Any]) -> None:
         RuntimeError: this rank has other samples, or begins at another step.
     """
     state.plan = with_micro_batch(state.plan, decisions["microBatchSize"], "as rank 0")
-    if (own := describe_decisions(state)) != decisions:
+    own = describe_decisions(state) | {"strategy": decisions["strategy"]}
+    if own != decisions:
         raise RuntimeError(f"rank {state.world.rank} has {own}, but rank 0 has {decisions}")
 
 

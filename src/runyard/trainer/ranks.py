@@ -7,8 +7,8 @@ One small all-reduce per step comes first: it says whether a rank ran out of mem
 there are, and which parameters have a gradient anywhere.
 
 Rank 0 leads: it alone measures, saves, reads clocks and stop requests, and writes files. It
-announces what all ranks do next: take a step, evaluate, or end. So they never disagree on what is
-due.
+announces what all ranks do next: take a step, evaluate, save, or end. So they never disagree on
+what is due.
 
 With a single rank nothing is sent and no number changes.
 """
@@ -42,7 +42,7 @@ CANCEL = "ranks.cancel"  # exists while the other ranks are to end an evaluation
 WAIT = datetime.timedelta(days=7)
 BUCKET_NUMBERS = 8 << 20  # gradients summed at once, 32 MiB of float32
 
-Turn = Literal["step", "evaluate", "end"]
+Turn = Literal["step", "evaluate", "save", "end"]
 TURNS: tuple[Turn, ...] = get_args(Turn)
 
 _Parameters = Sequence[torch.nn.Parameter]
@@ -151,7 +151,12 @@ class World:
         found = read_available_memory(device)
         if self.is_single or device.type != "cpu":
             return found
-        return replace(found, free=found.free // self.size)
+        total = max(found.used, found.total // self.size)
+        return replace(found, free=found.free // self.size, total=total)
+
+    def sum(self, *numbers: float) -> list[float]:
+        """Return the sums of numbers over all ranks."""
+        return list(numbers) if self.is_single else self._sum(list(numbers))
 
     def share(self, document: Any) -> Any:
         """Return the document of rank 0, which the others wait for."""

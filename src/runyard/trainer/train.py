@@ -51,6 +51,7 @@ from runyard.trainer.evaluation.predictions import prune_predictions, write_pred
 from runyard.trainer.evaluation.samples import SampleWriter
 from runyard.trainer.plan import Hardware, format_plan, is_due, with_micro_batch
 from runyard.trainer.prepare import Job, TrainState, prepare
+from runyard.trainer.sharding import gather_contents, gather_tensor
 from runyard.trainer.steps.memory import format_bytes, is_out_of_memory
 from runyard.trainer.steps.optim import rate_factor, set_rates
 from runyard.trainer.steps.rounding import RoundedSteps, get_clip_scale, measure_norm
@@ -474,7 +475,10 @@ class TrainLoop:
         message = f"{plan.validation_samples} held-out samples"
         self.events.write("phase", phase="Evaluating", message=message)
         state.world.announce("evaluate")
-        with ActivityReporter(self.events, message, phase="Evaluating"):
+        with (
+            ActivityReporter(self.events, message, phase="Evaluating"),
+            state.gather_weights(),
+        ):
             found = evaluate(
                 state.model.module,
                 state.model.processor.tokenizer,
@@ -634,6 +638,9 @@ class TrainLoop:
             run_document=state.run_document,
             scaler=state.scaler.state_dict() or None,
         )
+        if state.is_sharded:
+            state.world.announce("save")
+            contents = gather_contents(contents, is_kept=True)
         return PendingCheckpoint(
             name=name,
             contents=contents,
@@ -825,7 +832,8 @@ def compute_gradients(
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            if settings.on_out_of_memory == "fail" or size == 1:
+            # With sharded weights, the other ranks wait within the step.
+            if settings.on_out_of_memory == "fail" or size == 1 or state.is_sharded:
                 raise OutOfMemory(
                     f"out of memory while training with microBatchSize {size}; try: a smaller "
                     "hyperparameters.microBatchSize, onOutOfMemory 'shrink', training.mode 'lora', "
@@ -860,6 +868,11 @@ def accumulate_gradients(
         NotFinite: the loss is not a finite number, and it is not scaled.
     """
     share = state.world.select(indices)
+    if state.is_sharded:
+        loss = run_sharded_micro_batches(state, indices, epoch, micro_batch_size)
+        if not math.isfinite(loss):
+            raise NotFinite(f"the loss is {loss}")
+        return loss
     work = partial(run_micro_batches, state, share, epoch, micro_batch_size)
     loss = state.world.combine(work, state.parameters)
     if not math.isfinite(loss) and not state.scaler.is_enabled():
@@ -889,6 +902,33 @@ def run_micro_batches(
         state.scaler.scale(loss).backward()
         total += float(loss.detach())
     return total, labels
+
+
+def run_sharded_micro_batches(
+    state: TrainState, indices: list[int], epoch: int, micro_batch_size: int
+) -> float:
+    """Run forward and backward with sharded weights; return the mean loss over all ranks.
+
+    The gradients are summed by the backward pass, so each loss is divided by the tokens of all
+    ranks before. All ranks run as many micro-batches, since they gather weights together; one
+    without samples left runs a sample that does not count.
+    """
+    world, share = state.world, state.world.select(indices)
+    count = math.ceil(math.ceil(len(indices) / world.size) / micro_batch_size)
+    starts = [number * micro_batch_size for number in range(count)]
+    micro_batches = [share[start : start + micro_batch_size] for start in starts]
+    batches = [state.build_batch(each or indices[:1], epoch) for each in micro_batches]
+    weights = [1.0 if each else 0.0 for each in micro_batches]
+    labels = sum(
+        batch.label_count for batch, weight in zip(batches, weights, strict=True) if weight
+    )
+    tokens = max(1.0, world.sum(labels)[0])
+    total = 0.0
+    for batch, weight in zip(batches, weights, strict=True):
+        loss = state.losses(batch.to(state.device)) * (weight / tokens)  # ()
+        loss.backward()
+        total += float(loss.detach())
+    return world.sum(total)[0]
 
 
 def begin_step(
@@ -934,7 +974,8 @@ def optimizer_step(state: TrainState, max_grad_norm: float | None) -> float:
     limit = math.inf if max_grad_norm is None else max_grad_norm
     if state.rounded_steps is not None:
         return take_rounded_step(state, state.rounded_steps, limit)
-    norm = float(torch.nn.utils.clip_grad_norm_(state.parameters, limit))  # () over all parameters
+    total = torch.nn.utils.clip_grad_norm_(state.parameters, limit)  # () over all parameters
+    norm = float(gather_tensor(total) if state.is_sharded else total)
     if not is_scaled and not math.isfinite(norm):
         raise NotFinite(f"the gradient is {norm}")
     if is_scaled:

@@ -24,6 +24,7 @@ import errno
 import os
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,8 @@ STATE, TENSORS = "state.json", "state.safetensors"
 EVALUATED = "evaluated.json"  # the counters after an evaluation that followed the save
 STAGING = ".staging"
 FORMAT = 2  # of the training state; format 1 stored optimizer state by index, and had no number
+# Changes the state of an optimizer before it is loaded.
+Placement = Callable[[dict[str, Any], torch.optim.Optimizer], dict[str, Any]]
 TENSOR = "tensor"  # the key of a reference to a tensor
 # Upper bound of configuration, tokenizer and counters of built-in models.
 SMALL_FILES_BYTES = 1 << 20
@@ -72,6 +75,7 @@ class TrainingProgress(msgspec.Struct, rename="camel", kw_only=True):
     owes_evaluation: bool = False  # a stop came before this step's evaluation was complete
     choices: dict[str, bool] = {}  # measured choices, which a resumed attempt keeps
     skipped_steps: int = 0  # in a row, by a scaled loss
+    micro_batch_size: int | None = None  # larger than usual, as measured; resumed attempts keep it
     micro_batch_limit: int | None = None  # set once a larger micro-batch ran out of memory
     evaluation_batch_limit: int | None = None  # the most samples evaluated at once so far
 
@@ -307,6 +311,48 @@ def load_state(
 ) -> tuple[TrainingProgress, dict[str, Any] | None]:
     """Restore optimizers and random states; return the counters and the loss scaler's state.
 
+    Raises:
+        InvalidFlow: see ``load_optimizers``.
+    """
+    state, tensors = load_optimizers(folder, model, optimizers)
+    return restore_counters(folder, state, tensors)
+
+
+def restore_counters(
+    folder: Path, state: dict[str, Any], tensors: dict[str, torch.Tensor]
+) -> tuple[TrainingProgress, dict[str, Any] | None]:
+    """Restore random states; return the counters and the loss scaler's state."""
+    restore_random_states(tensors, find_device())
+    return read_progress(folder), state.get("scaler")
+
+
+def read_state(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Return the training state of a checkpoint.
+
+    Raises:
+        InvalidFlow: it is of a later format.
+    """
+    from safetensors.torch import load_file
+
+    saved_state = CheckpointDir(folder).training_state
+    state, tensors = read_json(saved_state / STATE) or {}, load_file(saved_state / TENSORS)
+    if (found := state.get("format", 1)) > FORMAT:
+        raise InvalidFlow(
+            f"checkpoint {folder.name} has a training state of format {found}, and this version of "
+            f"Runyard reads up to {FORMAT}; try: a later version"
+        )
+    return state, tensors
+
+
+def load_optimizers(
+    folder: Path,
+    model: LoadedModel,
+    optimizers: list[torch.optim.Optimizer],
+    *,
+    place: Placement | None = None,
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Restore optimizers; return the whole training state. ``place`` keeps a part of each tensor.
+
     Learning rates and weight decay stay those of the flow: a run that resumes from another run's
     checkpoint may have different ones.
 
@@ -314,16 +360,8 @@ def load_state(
         InvalidFlow: the optimizers are for other parameters, or the checkpoint is of a later
             format.
     """
-    from safetensors.torch import load_file
-
-    saved_state = CheckpointDir(folder).training_state
-    state, tensors = read_json(saved_state / STATE) or {}, load_file(saved_state / TENSORS)
-    found, names = state.get("format", 1), _get_names(model)
-    if found > FORMAT:
-        raise InvalidFlow(
-            f"checkpoint {folder.name} has a training state of format {found}, and this version of "
-            f"Runyard reads up to {FORMAT}; try: a later version"
-        )
+    (state, tensors), names = read_state(folder), _get_names(model)
+    found = state.get("format", 1)
     if len(optimizers) != len(state["optimizers"]):
         raise InvalidFlow(_describe_group_mismatch(folder))
     for number, (optimizer, saved) in enumerate(zip(optimizers, state["optimizers"], strict=True)):
@@ -332,19 +370,20 @@ def load_state(
             for group in optimizer.param_groups
         ]
         try:
-            loaded = (
+            restored = (
                 _unflatten(saved, optimizer, names, tensors)
                 if found == FORMAT
                 else _unflatten_indices(saved, tensors, f"optimizer.{number}")
             )
-            optimizer.load_state_dict(loaded)
+            if place is not None:
+                restored = place(restored, optimizer)
+            optimizer.load_state_dict(restored)
         except ValueError as error:
             raise InvalidFlow(_describe_group_mismatch(folder)) from error
         for group, settings in zip(optimizer.param_groups, flow_settings, strict=True):
             group.update(settings)
-        _restore_dtypes(optimizer, loaded["state"])
-    restore_random_states(tensors, find_device())
-    return read_progress(folder), state.get("scaler")
+        _restore_dtypes(optimizer, restored["state"])
+    return state, tensors
 
 
 def _describe_group_mismatch(folder: Path) -> str:

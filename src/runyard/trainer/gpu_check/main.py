@@ -27,10 +27,12 @@ from runyard.trainer.gpu_check.runs import LARGE_MODEL, SMALL_MODEL, CheckContex
 
 DEADLINE_S = {True: 300.0, False: 470.0}  # of all checks: dry, and on a device
 CHECK_S = {True: 120.0, False: 90.0}
+COMPILE_S = 120.0
 DRY_SLOTS = 2
 EXIT_FAILED, EXIT_CANNOT_RUN = 1, 2
 NAME_WIDTH, RESULT_WIDTH = 28, 8
-REQUIRED = ("torch", "transformers", "peft", "msgspec", "PIL", "jinja2", "numpy", "safetensors")
+REQUIRED = ("torch", "transformers", "peft", "accelerate", "msgspec", "PIL", "jinja2")
+MODELING = "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl"
 SAMPLES = 40
 LARGE_MEMORY_BYTES, LARGE_DISK_BYTES = 15 * GIB, 9 * GIB
 OPTIMIZERS = ("adamw", "adamw8bit")
@@ -86,21 +88,29 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def prepare_process(*, is_dry: bool) -> None:
     """Import what the checks need, in a process that never initializes a device."""
-    from runyard.trainer.main import preload
+    from runyard.trainer import environment
+    from runyard.trainer.main import PRELOADED, shorten_spinning
 
     if is_dry:
         hide_accelerators()
-    preload()
+    # Libraries ask for CUDA when they are imported, which must not initialize it.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    shorten_spinning()
+    environment.stay_offline()
+    # With a device, peft may import bitsandbytes, which initializes the device.
+    names = [*PRELOADED, MODELING, *(["peft"] if is_dry else [])]
+    for name in names:
+        if importlib.util.find_spec(name.partition(".")[0]) is not None:
+            importlib.import_module(name)
     import torch
     import transformers
 
+    environment.read_once()
     torch.set_num_threads(1)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    importlib.import_module("transformers.models.qwen2_5_vl.modeling_qwen2_5_vl")
-    if is_dry:  # with a device, it may import bitsandbytes, which initializes the device
-        importlib.import_module("peft")
 
 
 def check_machine(context: CheckContext, *, only: str, deadline_s: float) -> Iterator[CheckRow]:
@@ -132,15 +142,22 @@ def check_machine(context: CheckContext, *, only: str, deadline_s: float) -> Ite
     yield made
     if made.result != "ok":
         return
-    chosen = [check for check in list_checks(context) if only in check.name]
+    # On a device, compiling may take minutes, so it comes last; in the dry form it comes first, so
+    # that others run at the same time.
+    last = [] if context.is_dry else [make_compile_check(context)]
+    first = [make_compile_check(context)] if context.is_dry else []
+    chosen = [check for check in [*first, *list_checks(context)] if only in check.name]
     slots = DRY_SLOTS if context.is_dry else 1
     yield from run_checks(chosen, context.folder, deadline_s=deadline_s, slots=slots)
-    if only not in "speed":
-        return
-    made = run(make_model_check(context, LARGE_MODEL))
-    yield made
-    if made.result == "ok":
-        yield from measure_speed(context, run, lambda: deadline_s - time.monotonic())
+    if only in "speed":
+        made = run(make_model_check(context, LARGE_MODEL))
+        yield made
+        if made.result == "ok":
+            reserved_s = sum(check.limit_s for check in last)
+            yield from measure_speed(
+                context, run, lambda: deadline_s - reserved_s - time.monotonic()
+            )
+    yield from (run(check) for check in last if only in check.name)
 
 
 def make_model_check(context: CheckContext, size: str) -> Check:
@@ -175,8 +192,14 @@ def make_model(context: CheckContext, size: str) -> CheckReport:
     return CheckReport(f"Qwen2.5-VL, {count:,} random weights", {"parameters": count})
 
 
+def make_compile_check(context: CheckContext) -> Check:
+    from runyard.trainer.gpu_check.numerics import check_compile
+
+    return Check(name="compile", function=check_compile, arguments=(context,), limit_s=COMPILE_S)
+
+
 def list_checks(context: CheckContext) -> list[Check]:
-    """Return the checks of a small model; those that take longest come first in the dry form."""
+    """Return the checks of a small model, apart from compiling it."""
     from runyard.trainer.gpu_check import devices, memory, numerics, options, saving
 
     limit_s = CHECK_S[context.is_dry]
@@ -185,7 +208,6 @@ def list_checks(context: CheckContext) -> list[Check]:
         return Check(name=name, function=function, arguments=(context, *arguments), limit_s=limit_s)
 
     return [
-        make("compile", numerics.check_compile),
         make("matrix products", devices.check_matrix_products),
         *(
             make(f"precision {name}", numerics.check_precision, name)

@@ -36,6 +36,7 @@ from runyard.trainer.steps.rounding import estimate_rounding_numbers
 from runyard.trainer.steps.trial_budget import NoTimeLeft, TrialBudget
 
 WARN_SHARE = 0.85  # of the free memory: fragmentation takes some too
+GROWTH_SHARE = 0.7  # up to which a micro-batch is made larger
 FLOAT_BYTES = 4
 MIN_8BIT_NUMEL, BLOCK_8BIT_NUMEL = 4096, 256  # defaults of bitsandbytes
 NO_LIMIT = 1 << 62
@@ -471,7 +472,8 @@ class MemoryEstimate:
     """The estimated peak, the verdict with its reason, and the largest smaller micro-batch that
     fits, if any.
 
-    ``is_ample``: there is so much memory that none needs to be saved.
+    ``is_ample``: there is so much memory that none needs to be saved. ``larger`` is the estimate
+    for the largest of the larger micro-batches that fit with a margin, if any does.
     """
 
     verdict: Verdict
@@ -479,6 +481,41 @@ class MemoryEstimate:
     reason: str
     fitting_micro_batch: int | None
     is_ample: bool = False
+    fits_sharded: bool = False  # where it does not fit, but parts of it on each rank would
+    micro_batch_size: int = 0
+    larger: "MemoryEstimate | None" = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sharding:
+    """Over how many ranks weights may be sharded, and the bytes of all weights and of those that
+    are gathered at once.
+    """
+
+    ranks: int
+    weights: int
+    gathered: int
+
+
+def shard_step(
+    step: StepMemory, available: AvailableMemory, sharding: Sharding
+) -> tuple[StepMemory, AvailableMemory]:
+    """Return what steps take with sharded weights, and the memory available then.
+
+    Before the first step, each rank drops what it does not keep of the weights.
+    """
+    ranks, dropped = sharding.ranks, sharding.weights - sharding.weights // sharding.ranks
+    dropped = min(dropped, available.used)
+    sharded = replace(
+        step,
+        whole_batch=None,
+        gradients=step.gradients // ranks,
+        optimizer=step.optimizer // ranks,
+        update=step.update // ranks,
+        # Weights and gradients of what is gathered
+        first_use=step.first_use + 2 * sharding.gathered,
+    )
+    return sharded, replace(available, used=available.used - dropped, free=available.free + dropped)
 
 
 def compare_with_available(
@@ -508,12 +545,26 @@ def compare_with_available(
         is_ample = AMPLE_FACTOR * peak_bytes <= limit
         if is_ample and plan.device == "cpu":
             reason += "; memory is ample, so freed memory is kept for reuse"
+        larger = max(
+            (
+                part
+                for part in range(size + 1, plan.batch_size + 1)
+                if plan.batch_size % part == 0 and estimate_peak(part) <= GROWTH_SHARE * limit
+            ),
+            default=None,
+        )
         return MemoryEstimate(
             verdict=verdict,
             peak_bytes=peak_bytes,
             reason=reason,
             fitting_micro_batch=None,
             is_ample=is_ample,
+            micro_batch_size=size,
+            larger=None
+            if larger is None
+            else compare_with_available(
+                step, available, with_micro_batch(plan, larger, ""), mode=mode
+            ),
         )
     smaller = [part for part in range(1, size) if plan.batch_size % part == 0]
     bound = WARN_SHARE * (limit if verdict == "Warn" else maximum)
@@ -539,9 +590,10 @@ def estimate_memory(
     *,
     measure: Callable[[], StepMemory],
     available: Callable[[], AvailableMemory],
+    sharding: Sharding | None = None,
 ) -> tuple[Plan, MemoryEstimate | None]:
     """Return the plan with its memory estimate, and with a smaller micro-batch where it is allowed
-    and needed.
+    and needed. With ``sharding`` the estimate says whether sharded weights would fit.
 
     There is no estimate for the tiny model, whose start would take longer, nor for a compiled one,
     whose operations differ from the recorded ones.
@@ -575,6 +627,10 @@ def estimate_memory(
             plan, fitting, f"{plan.micro_batch_size} would need {needed} of memory"
         )
         estimate = compare_with_available(step, available(), plan, mode=mode)
+    if estimate.verdict == "Deny" and sharding is not None:
+        parts = compare_with_available(*shard_step(step, available(), sharding), plan, mode=mode)
+        if parts.verdict != "Deny":
+            estimate = replace(parts, fits_sharded=True)
     return with_memory(plan, estimate.peak_bytes, estimate.reason), estimate
 
 
