@@ -22,6 +22,7 @@ Files are the only protocol between supervisor and trainer.
         samples.jsonl   trainer      some predictions of each evaluation, for people; shipped like
                                      events
         rank-1.beat     trainer      what a rank is doing, where there are several
+        ranks/          trainer      1/events.jsonl, 1/failure.json, ...: of ranks that do not lead
         predictions/    trainer      step-400.jsonl, ...: each answer of an evaluation, with its
                                      reference answer
         resume/         supervisor   checkpoints/epoch-2/manifest.json, ...: fetched to resume from
@@ -66,6 +67,7 @@ SYSTEM = "system.jsonl"
 SUPERVISOR_LOG = "logs/supervisor.log"
 CHECKPOINTS = "checkpoints"
 PREDICTIONS = "predictions"
+FAILURE = "failure.json"
 RANKS = "ranks"  # below it, a folder of each rank other than 0
 # Has the layout of an attempt's folder, so that the same readers find checkpoints in it
 FETCHED = "resume"
@@ -201,6 +203,10 @@ class AttemptDir:
     def beat(self, rank: int) -> Path:
         """Return the file in which a rank, where there are several, writes what it is doing."""
         return self.path / f"rank-{rank}.beat"
+
+    def failure(self, rank: int) -> Path:
+        """Return the file in which a rank that does not lead writes why it cannot train."""
+        return self.rank(rank) / FAILURE
 
     @property
     def stdout(self) -> Path:

@@ -260,6 +260,26 @@ def test_adapters_on_sharded_weights_train_like_on_whole_ones(
     }
 
 
+def test_a_rank_without_memory_for_sharded_weights_fails_the_run(
+    train: Callable[..., Any],
+) -> None:
+    def limit_memory(rank: int) -> None:
+        run = train_module.run_sharded_micro_batches
+
+        def run_if_it_fits(state: Any, *arguments: Any) -> Any:
+            if rank == 1 and state.progress.step == 1:
+                raise MemoryError("no memory")
+            return run(state, *arguments)
+
+        train_module.run_sharded_micro_batches = run_if_it_fits  # type: ignore[assignment]
+
+    folder, codes = train(blocks(steps=5), workers=2, patch=limit_memory, resources=FSDP)
+    assert codes == [EXIT_CANNOT_RUN, EXIT_CANNOT_RUN]
+    result = read_result(folder)
+    assert result["reason"] == "OutOfMemory"
+    assert result["message"].startswith("rank 1: out of memory while training")
+
+
 def test_a_strategy_that_is_not_possible_is_rejected(train: Callable[..., Any]) -> None:
     flow = blocks(steps=2, hyperparameters={"optimizer": {"name": "muon"}})
     folder, codes = train(flow, workers=2, resources=FSDP)

@@ -87,9 +87,13 @@ def _run_attempt(
         _say(f"{error.reason}: {error}")
         failure = {"outcome": "Failed", "reason": error.reason, "message": str(error)}
         return EXIT_CANNOT_RUN, failure
-    except (LockHeld, PeerLost) as error:
+    except PeerLost as error:
         _say(str(error))
-        return EXIT_PEER_LOST if isinstance(error, PeerLost) else EXIT_FAILED, None
+        reported = _read_failure_of_rank(folder)
+        return (EXIT_PEER_LOST, None) if reported is None else (EXIT_CANNOT_RUN, reported)
+    except LockHeld as error:
+        _say(str(error))
+        return EXIT_FAILED, None
     except Exception as error:
         with contextlib.suppress(OSError):
             traceback.print_exc()
@@ -109,6 +113,13 @@ def _run_attempt(
     return EXIT_STOPPED if is_stopped else EXIT_DONE, result
 
 
+def _read_failure_of_rank(folder: Path) -> dict[str, Any] | None:
+    """Return the result of an attempt that ended because another rank cannot train, if it did."""
+    directory, size = AttemptDir(folder), int(os.environ.get("WORLD_SIZE", "1"))
+    found = [read_json(directory.failure(rank)) for rank in range(1, size)]
+    return next((failure for failure in found if failure is not None), None)
+
+
 def _follow_attempt(folder: Path, rank: int) -> int:
     """Train as a rank that does not lead; return the exit code."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # rank 0 completes the step, saves and ends
@@ -122,7 +133,14 @@ def _follow_attempt(folder: Path, rank: int) -> int:
         follow(job, machine, events)
     except (PeerLost, TrainingFailed) as error:
         _say(f"rank {rank}: {error}")
-        return EXIT_PEER_LOST if isinstance(error, PeerLost) else EXIT_CANNOT_RUN
+        if isinstance(error, PeerLost):
+            return EXIT_PEER_LOST
+        # Rank 0 mostly fails in the same way. If not, it misses this rank, and then reports this.
+        message = f"rank {rank}: {error}"
+        failure = {"outcome": "Failed", "reason": error.reason, "message": message}
+        with contextlib.suppress(OSError):
+            write_json(AttemptDir(folder).failure(rank), failure)
+        return EXIT_CANNOT_RUN
     except Exception:
         with contextlib.suppress(OSError):
             traceback.print_exc()

@@ -224,6 +224,7 @@ def list_checks(context: CheckContext) -> list[Check]:
         make("optimizers", options.check_optimizers),
         make("copies of a checkpoint", saving.check_copies),
         *(make(f"resume with {name}", saving.check_resuming, name) for name in OPTIMIZERS),
+        make("resume bfloat16 weights", saving.check_resuming, "adamw", "bfloat16"),
         make("memory prediction", memory.check_prediction),
         make("out of memory", memory.check_shrinking),
         make("evaluation batches", options.check_evaluation),
