@@ -38,6 +38,7 @@ from runyard.trainer.steps.memory import (
     trim_heap,
 )
 from runyard.trainer.steps.optim import make_optimizers
+from runyard.trainer.steps.rounding import RoundedSteps
 from runyard.trainer.steps.trial_budget import NoTimeLeft, TrialBudget
 
 EventsOf = Callable[[Path, str], list[dict[str, Any]]]
@@ -167,7 +168,8 @@ class Wide(torch.nn.Module):  # type: ignore[misc]
         )
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        total: torch.Tensor = self.layers(batch.inputs["x"]).float().square().sum()
+        inputs = batch.inputs["x"].to(next(self.parameters()).dtype)
+        total: torch.Tensor = self.layers(inputs).float().square().sum()
         return total
 
     def zero_gradients(self) -> None:
@@ -185,10 +187,10 @@ class PlanOf:
         self.micro_batch_size, self.batch_size = micro_batch_size, BATCH
 
 
-def measure_peaks(micro_batch_size: int, name: Any) -> tuple[bool, int, int]:
+def measure_peaks(micro_batch_size: int, name: Any, dtype: torch.dtype) -> tuple[bool, int, int]:
     return_freed_memory()
     torch.set_num_threads(1)
-    model = Wide()
+    model = Wide().to(dtype)
     optimizers = make_optimizers(
         list(model.named_parameters()),
         Optimizer(name=name),
@@ -209,6 +211,8 @@ def measure_peaks(micro_batch_size: int, name: Any) -> tuple[bool, int, int]:
         parts = [build_batch(range(micro_batch_size), 0) for _ in range(BATCH // micro_batch_size)]
         for part in parts:
             model(part).backward()
+        if dtype == torch.bfloat16:
+            RoundedSteps(seed=7).take(optimizers, step=0, scale=1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
@@ -230,11 +234,18 @@ def fresh_process() -> Iterator[ProcessPoolExecutor]:
         yield pool
 
 
-@pytest.mark.parametrize(("micro_batch_size", "name"), [(BATCH, "adamw"), (1, "sgd")])
+@pytest.mark.parametrize(
+    ("micro_batch_size", "name", "dtype"),
+    [
+        (BATCH, "adamw", torch.float32),
+        (1, "sgd", torch.float32),
+        (1, "adamw", torch.bfloat16),
+    ],
+)
 def test_the_estimated_peak_is_the_kernels(
-    micro_batch_size: int, name: str, fresh_process: ProcessPoolExecutor
+    micro_batch_size: int, name: str, dtype: torch.dtype, fresh_process: ProcessPoolExecutor
 ) -> None:
-    answer = fresh_process.submit(measure_peaks, micro_batch_size, name)
+    answer = fresh_process.submit(measure_peaks, micro_batch_size, name, dtype)
     is_untouched, estimated, found = answer.result()
     assert is_untouched
     assert estimated == pytest.approx(found, rel=0.15)

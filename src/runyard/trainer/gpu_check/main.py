@@ -213,8 +213,10 @@ def list_checks(context: CheckContext) -> list[Check]:
             make(f"precision {name}", numerics.check_precision, name)
             for name in ("float32", "bfloat16", "float16")
         ),
+        make("bfloat16 weights", numerics.check_low_weights),
         make("attention eager, sdpa", numerics.check_attention),
         make("attention flash", numerics.check_flash_attention),
+        make("attention flash, packed", numerics.check_packed_flash),
         make("packing", numerics.check_packing),
         make("gradient checkpointing", numerics.check_recomputing),
         make("DoRA, projector", options.check_adapters),
@@ -222,6 +224,7 @@ def list_checks(context: CheckContext) -> list[Check]:
         make("optimizers", options.check_optimizers),
         make("copies of a checkpoint", saving.check_copies),
         *(make(f"resume with {name}", saving.check_resuming, name) for name in OPTIMIZERS),
+        make("resume bfloat16 weights", saving.check_resuming, "adamw", "bfloat16"),
         make("memory prediction", memory.check_prediction),
         make("out of memory", memory.check_shrinking),
         make("evaluation batches", options.check_evaluation),

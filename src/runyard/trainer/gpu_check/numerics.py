@@ -51,6 +51,24 @@ def check_precision(context: CheckContext, precision: str) -> CheckReport:
     )
 
 
+def check_low_weights(context: CheckContext) -> CheckReport:
+    """Train weights in bfloat16 for some steps; compare the losses with float32 weights."""
+    compute = {"precisionType": "bfloat16"}
+    training = FULL["training"] | {"weightsPrecision": "bfloat16"}
+    losses = []
+    for name, settings in (("low", {"training": training}), ("usual", FULL)):
+        with prepare_or_skip(context, f"weights-{name}", settings | {"compute": compute}) as state:
+            losses.append(state.take_steps(STEPS))
+    found, expected = losses
+    difference = max(abs(a - b) / b for a, b in zip(found, expected, strict=True))
+    if not (difference <= CLOSE_16_BIT and found[-1] < found[0]):
+        raise RuntimeError(f"losses {found}, with float32 weights {expected}")
+    return CheckReport(
+        f"loss {found[0]:.4f} to {found[-1]:.4f}; within {difference:.1e} of float32 weights",
+        {"losses": found, "float32": expected},
+    )
+
+
 def check_overflow(training: PreparedTraining) -> None:
     """Check that a step whose scaled gradients overflow leaves the weights as they are."""
     state = training.state
@@ -70,14 +88,20 @@ def check_attention(context: CheckContext) -> CheckReport:
     return compare_settings(context, "attention", default, changed, close=CLOSE_KERNEL)
 
 
-def check_flash_attention(context: CheckContext) -> CheckReport:
-    """Compare flash attention with the default one, both in 16 bits."""
+def check_flash_attention(context: CheckContext, *, is_packed: bool = False) -> CheckReport:
+    """Compare flash attention, in packed rows or not, with the default one in 16 bits."""
     if importlib.util.find_spec("flash_attn") is None:
         raise Unavailable("not installed: flash-attn")
     compute = {"precisionType": "bfloat16"}
     default: Settings = {"compute": compute}
     changed: Settings = {"compute": compute | {"attention": "flash_attention_2"}}
+    changed |= {"packing": is_packed}
     return compare_settings(context, "flash", default, changed, close=CLOSE_16_BIT)
+
+
+def check_packed_flash(context: CheckContext) -> CheckReport:
+    """Compare flash attention in packed rows with the default one in padded rows."""
+    return check_flash_attention(context, is_packed=True)
 
 
 def check_packing(context: CheckContext) -> CheckReport:

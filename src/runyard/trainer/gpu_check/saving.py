@@ -8,7 +8,7 @@ import torch
 
 from runyard.rundir import CheckpointDir
 from runyard.trainer.gpu_check.devices import synchronize
-from runyard.trainer.gpu_check.isolation import CheckReport
+from runyard.trainer.gpu_check.isolation import CheckReport, Unavailable
 from runyard.trainer.gpu_check.options import require_package
 from runyard.trainer.gpu_check.runs import (
     CheckContext,
@@ -63,16 +63,25 @@ def check_copies(context: CheckContext) -> CheckReport:
     )
 
 
-def check_resuming(context: CheckContext, optimizer: str) -> CheckReport:
+def check_resuming(
+    context: CheckContext, optimizer: str, weights_precision: str = "float32"
+) -> CheckReport:
     """Compare a run that is resumed half-way with an uninterrupted one."""
+    from runyard.trainer.main import detect_machine
+
     if optimizer == "adamw8bit":
         require_package("bitsandbytes")
+    machine = detect_machine(context.threads)
+    is_emulated = machine.device == "cuda" and not machine.has_good_bfloat16
+    if weights_precision == "bfloat16" and is_emulated:
+        raise Unavailable(f"not offered: {machine.device_name} only emulates bfloat16")
     settings: Settings = {
-        "training": {"mode": "full", "freeze": []},
+        "training": {"mode": "full", "freeze": [], "weightsPrecision": weights_precision},
+        "compute": {"precisionType": weights_precision},
         "checkpoint": {"every": {"steps": SAVED_STEP}, "keep": 5},
         "hyperparameters": {"maxSteps": STEPS, "optimizer": {"name": optimizer}},
     }
-    name = f"resume-{optimizer}"
+    name = f"resume-{optimizer}-{weights_precision}"
     whole = write_attempt(context, name, settings)
     saved = find_checkpoints(train_run(whole))
     warn_about_waiting(whole)

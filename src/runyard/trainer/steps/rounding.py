@@ -62,13 +62,14 @@ def estimate_rounding_numbers(numels: Sequence[int]) -> int:
 
     They are weights and gradients of a chunk, and random numbers and results of a slice.
     """
-    chunk = min(sum(numels), max(CHUNK_NUMBERS, max(numels, default=0)))
-    return 2 * chunk + 3 * min(chunk, SLICE_NUMBERS)
+    largest = max(numels, default=0)
+    chunk = min(sum(numels), max(CHUNK_NUMBERS, largest))
+    return 2 * chunk + 2 * min(largest, SLICE_NUMBERS)
 
 
 def round_stochastically(values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Round float32 to bfloat16 at random: up with the probability that keeps the mean."""
-    noise = torch.randint(
+    bits = torch.randint(
         1 << _CUT_BITS,
         values.shape,
         generator=generator,
@@ -77,7 +78,8 @@ def round_stochastically(values: torch.Tensor, generator: torch.Generator) -> to
     )
     # Numbers with a larger magnitude have larger bits. The sum carries into the kept bits as often
     # as the cut ones are a share of the distance between two neighbors.
-    bits = (values.view(torch.int32) + noise) >> _CUT_BITS << _CUT_BITS
+    bits.add_(values.view(torch.int32))
+    bits.bitwise_right_shift_(_CUT_BITS).bitwise_left_shift_(_CUT_BITS)
     return bits.view(torch.float32).to(torch.bfloat16)
 
 

@@ -3,7 +3,7 @@
 // page share one loader, one cursor and the settings in the address: x, smooth, y, from, to.
 import uPlot from "./vendor/uplot.js";
 import { watch } from "./live.js";
-import { Source, match, smooth, stretch } from "./ry-series.js";
+import { getSource, match, smooth, stretch } from "./ry-series.js";
 
 /** @typedef {import("./ry-series.js").Series} Series
  * @typedef {import("uplot")} Plot */
@@ -11,13 +11,6 @@ import { Source, match, smooth, stretch } from "./ry-series.js";
 
 const Plot = /** @type {typeof import("uplot")} */ (/** @type {unknown} */ (uPlot));
 const COLORS = 6; // and so many curves are drawn at most
-/** @type {Map<string, Source>} */
-const sources = new Map();
-document.addEventListener("points", (event) => {
-  const points = /** @type {CustomEvent} */ (event).detail;
-  for (const chart of new Set([...document.querySelectorAll(`ry-chart[run="${CSS.escape(points.run)}"]`)].map((chart) => /** @type {Chart} */ (chart).source))) chart?.take(points);
-});
-
 /** The settings that all charts share, as the address states them. */
 function settings() {
   const query = new URLSearchParams(location.search);
@@ -86,9 +79,8 @@ class Chart extends HTMLElement {
   cursor = -1;
 
   connectedCallback() {
-    const url = this.getAttribute("src") ?? "";
-    this.source = sources.get(url) ?? new Source(url, Number(this.getAttribute("origin")));
-    sources.set(url, this.source);
+    const [run, url] = [this.getAttribute("run") ?? "", this.getAttribute("src") ?? ""];
+    this.source = getSource(run, url, Number(this.getAttribute("origin")));
     this.build();
     const refresh = () => this.refresh();
     const source = this.source, grow = () => this.refresh(true);
@@ -103,7 +95,7 @@ class Chart extends HTMLElement {
     dark.addEventListener("change", redraw);
     addEventListener("chart-settings", refresh);
     this.ends = [
-      watch(this.getAttribute("run") ?? "", (/** @type {any} */ detail) => this.onChange(detail)),
+      watch(run, (/** @type {any} */ detail) => this.onChange(detail)),
       () => source.growing.delete(grow), () => seen.disconnect(), () => resized.disconnect(), () => theme.disconnect(),
       () => dark.removeEventListener("change", redraw), () => removeEventListener("chart-settings", refresh),
     ];

@@ -240,6 +240,21 @@ export class Source {
   forget() { this.count = 0; this.whole.clear(); this.zoomed.clear(); this.zoom = ""; }
 }
 
+/** @type {Map<string, Source>} */
+const sources = new Map();
+
+/** Return what all charts of a run share.
+ * @param {string} run @param {string} url @param {number} origin */
+export function getSource(run, url, origin) {
+  const source = sources.get(run) ?? new Source(url, origin);
+  sources.set(run, source);
+  return source;
+}
+document.addEventListener("points", (event) => {
+  const points = /** @type {CustomEvent} */ (event).detail;
+  sources.get(points.run)?.take(points);
+});
+
 /** Wait until the other charts of the page have asked, too. */
 const pause = () => new Promise((resolve) => setTimeout(resolve));
 /** @param {string[]} keys */
