@@ -3,9 +3,10 @@ PYTHON ?= python3
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-slow bench format style stubborn chaos chaos-postgresql kill-server power-cuts \
+.PHONY: help setup demo check test test-slow bench format style stubborn rank-kills chaos chaos-postgresql kill-server power-cuts \
   checkpoint-cuts notice starve faults-nth fuzz-api fuzz-datasets backup-property defects formats families \
-  vi-inference howtos bench-import bench-requests bench-train bench-tiny bench-memory bench-saving bench-first-step bench-sdk-start \
+  vi-inference howtos bench-import bench-requests bench-ranks bench-train bench-tiny bench-memory bench-saving bench-weights \
+  bench-first-step bench-sdk-start gpu-check \
   bench-server bench-pages sim sim-kept sim-rules sim-postgresql availability reconnects screenshots budgets
 
 help: ## List the targets
@@ -36,6 +37,10 @@ style: setup ## Print how the code and the docs read, as figures
 
 stubborn: setup ## Kill 200 process trees that resist; about three minutes
 	@scripts/stubborn
+
+rank-kills: N = 200
+rank-kills: setup ## Kill a rank of a run with three at random: N=200; half an hour
+	@.venv/bin/python -m tests.chaos.rank_kills --times $(N)
 
 FAULTS ?= 1000
 SEED ?= 1
@@ -72,7 +77,7 @@ budgets: setup ## Hold the pages to their budgets: 100,000 runs, a minute of tra
 	@RUNYARD_BUDGETS=1 scripts/test tests/browser/test_budgets.py -n 0 -m slow
 
 availability: setup ## Keep the server available against silent sockets, long polls and slow bodies
-	@RUNYARD_AVAILABILITY=1 scripts/test tests/server/test_availability.py -n 0 -s -k block_no_other_client
+	@RUNYARD_AVAILABILITY=1 scripts/test tests/server/test_availability.py -n 0 -s -k block_no_other_client -m slow
 
 # Generated inputs.
 
@@ -90,7 +95,7 @@ fuzz-api: setup ## Send requests made from the OpenAPI document and validate the
 
 ROWS ?= 100000
 defects: setup ## Find seventy defects in many rows, and nothing else: ROWS=1000000
-	@RUNYARD_DEFECT_ROWS=$(ROWS) scripts/test tests/datasets/test_defects.py -n 0 -s
+	@RUNYARD_DEFECT_ROWS=$(ROWS) scripts/test tests/datasets/test_defects.py -n 0 -s -m slow
 
 formats: setup ## Import and export every dataset format by SDK and command line
 	@RUNYARD_ALL_FORMATS=1 scripts/test tests/cli/test_formats.py -m "slow or not slow"
@@ -100,7 +105,7 @@ families: setup ## Freeze each part of every model family in turn
 	  tests/trainer/test_reference_step.py tests/trainer/test_export.py -m "slow or not slow"
 
 howtos: setup ## Follow every page that has commands as a reader would, the README with its trainings
-	@RUNYARD_HOWTOS=1 scripts/test tests/test_howtos.py
+	@RUNYARD_HOWTOS=1 scripts/test tests/test_howtos.py -m "slow or not slow"
 
 vi-inference: setup ## Query our models with the published client's local inference; about a minute
 	@RUNYARD_VI_INFERENCE=1 scripts/test tests/contract/test_published_inference.py -n 0
@@ -120,6 +125,12 @@ bench-import: setup ## Compare validating images with copying and hashing them: 
 bench-memory: setup ## Compare predicted with measured peak memory: ARGS="--every 5 --ample"
 	@.venv/bin/python benchmarks/memory_prediction.py $(ARGS)
 
+gpu-check: setup ## Check every path of the trainer on this machine's accelerator: ARGS=--dry
+	@.venv/bin/python scripts/gpu-check $(ARGS)
+
+bench-ranks: setup ## Compare the steps of one process with the revision before ranks: ARGS="--rounds 7"
+	@.venv/bin/python benchmarks/rank_overhead.py $(ARGS)
+
 bench-first-step: setup ## Time until the first step on photographs: ARGS="--max-pixels null"
 	@.venv/bin/python benchmarks/first_step.py $(ARGS)
 
@@ -131,6 +142,9 @@ bench-tiny: setup ## Train the tiny model on each built-in dataset, three splits
 
 bench-sdk-start: setup ## Compare the start of the SDK with the published client's: ARGS="--rounds 15"
 	@scripts/setup-vi-sdk && .venv/bin/python benchmarks/sdk_start.py $(ARGS)
+
+bench-weights: setup ## Compare ways to store weights in 16 bits by the loss: ARGS="--case fine-tuning"
+	@.venv/bin/python benchmarks/weight_precision.py $(ARGS)
 
 bench-server: setup ## Compare requests a second with MLflow's server; needs wrk: ARGS="--rounds 3"
 	@scripts/setup-mlflow && .venv/bin/python benchmarks/server_vs_mlflow.py $(ARGS)

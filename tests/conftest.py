@@ -74,6 +74,22 @@ SLOW = (
     # Real training in a browser, and stores with many runs.
     "tests/browser/test_first_run.py",
     "tests/browser/test_budgets.py",
+    # Ten seconds and more each, of behavior that quicker tests cover in part.
+    "tests/browser/test_run_page.py::test_no_tab_has_an_accessibility_violation",
+    "tests/browser/test_frame.py::test_a_page_has_no_accessibility_violation",
+    "tests/browser/test_runs_page.py::test_no_accessibility_rule_is_violated",
+    "tests/chaos/test_replays.py::test_repeating_a_create",
+    "tests/cli/test_up.py::test_the_shutdown_reports_saved_runs",
+    "tests/datasets/test_defects.py::test_every_defect_is_reported",
+    "tests/server/test_access.py::test_no_spelling_of_a_path",
+    "tests/server/test_availability.py",
+    "tests/server/test_imports_killed.py",
+    "tests/sim/test_simulation.py::test_every_invariant_holds_under_all_faults",
+    "tests/test_examples.py",
+    "tests/test_howtos.py::test_a_reader_who",
+    "tests/trainer/test_export.py::test_plain_transformers_and_peft",
+    "tests/trainer/test_train.py::test_plain_transformers_in_a_new_process",
+    "tests/trainer/test_training_with_ranks.py::test_a_run_resumes_on_any",
 )
 REPOSITORY = Path(__file__).parent.parent
 LEFT_OUT = pytest.StashKey[int]()

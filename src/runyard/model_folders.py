@@ -14,6 +14,7 @@ from pathlib import Path
 SETTING = "model_folders"
 DEFAULT_NAME = "models"  # below the data folder
 CONFIG = "config.json"
+ADAPTER_CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class ModelFolders:
     def _is_model(self, path: Path) -> bool:
         real = self.resolve(path)
         return real is not None and any(
-            (real / name).is_file() for name in (CONFIG, f"model_full/{CONFIG}")
+            (real / name).is_file() for name in (CONFIG, f"model_full/{CONFIG}", ADAPTER_CONFIG)
         )
 
     def _is_reserved(self, real: Path) -> bool:

@@ -160,11 +160,12 @@ def list_descendants(pid: int) -> list[Identity]:
 class Use:
     """What a process uses: CPU time since its start, and resident memory.
 
-    Memory that processes share counts in each.
+    Memory that processes share counts in each. ``is_stopped``: by a signal such as SIGSTOP.
     """
 
     cpu_s: float
     memory_bytes: int
+    is_stopped: bool = False
 
 
 def read_use(pid: int) -> Use | None:
@@ -178,6 +179,7 @@ def read_use(pid: int) -> Use | None:
     return Use(
         cpu_s=ticks / os.sysconf("SC_CLK_TCK"),
         memory_bytes=int(fields[21]) * os.sysconf("SC_PAGE_SIZE"),
+        is_stopped=fields[0] in "Tt",
     )
 
 

@@ -43,6 +43,9 @@ OUT_OF_MEMORY = "out of memory"
 # unknown.
 LOST_OUT_OF_MEMORY = "the supervisor was lost, and the kernel has run out of memory since it began"
 
+# The prefix when one of several ranks was lost, which ended the others
+RANK_LOST = "a rank was lost"
+
 # Stored values have limits, see ``runyard.limits``. Free text has none here: the server truncates
 # it.
 StoredId = Annotated[str, within(limits.ID)]
@@ -62,7 +65,7 @@ class Claim(Message):
     """A request for work. A repeat with the same ``claim_id`` returns the same assignment.
 
     With ``lacks_disk`` nothing new is assigned; the matching runs report that they wait for disk
-    space.
+    space. ``accelerators`` are those that no run holds.
     """
 
     claim_id: StoredId
@@ -72,6 +75,7 @@ class Claim(Message):
     labels: Annotated[dict[str, list[str]], within(limits.LABELS)] = {}
     wait_s: float = 20.0
     lacks_disk: bool = False
+    accelerators: int = 0
 
 
 class Assignment(Message):

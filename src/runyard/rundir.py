@@ -21,6 +21,8 @@ Files are the only protocol between supervisor and trainer.
         checkpoints/    trainer      epoch-3/manifest.json, ...: complete once the manifest exists
         samples.jsonl   trainer      some predictions of each evaluation, for people; shipped like
                                      events
+        rank-1.beat     trainer      what a rank is doing, where there are several
+        ranks/          trainer      1/events.jsonl, 1/failure.json, ...: of ranks that do not lead
         predictions/    trainer      step-400.jsonl, ...: each answer of an evaluation, with its
                                      reference answer
         resume/         supervisor   checkpoints/epoch-2/manifest.json, ...: fetched to resume from
@@ -65,6 +67,7 @@ SYSTEM = "system.jsonl"
 SUPERVISOR_LOG = "logs/supervisor.log"
 CHECKPOINTS = "checkpoints"
 PREDICTIONS = "predictions"
+FAILURE = "failure.json"
 RANKS = "ranks"  # below it, a folder of each rank other than 0
 # Has the layout of an attempt's folder, so that the same readers find checkpoints in it
 FETCHED = "resume"
@@ -196,6 +199,14 @@ class AttemptDir:
     def rank(self, number: int) -> Path:
         """Return the folder of a rank that does not lead."""
         return self.path / RANKS / str(number)
+
+    def beat(self, rank: int) -> Path:
+        """Return the file in which a rank, where there are several, writes what it is doing."""
+        return self.path / f"rank-{rank}.beat"
+
+    def failure(self, rank: int) -> Path:
+        """Return the file in which a rank that does not lead writes why it cannot train."""
+        return self.rank(rank) / FAILURE
 
     @property
     def stdout(self) -> Path:

@@ -406,6 +406,7 @@ def test_nothing_moves_while_a_run_trains(page_of: PageOf, training: Training) -
 
 def read_view(page: Page) -> list[str]:
     """Return what a list of runs shows, without what passes with time."""
+    wait_until_quiet(page)
     expect(page.locator("#rows tr").first).to_be_visible()
     return [
         *page.locator("th").all_inner_texts(),

@@ -258,6 +258,36 @@ def test_a_live_curve_equals_the_reloaded_one_and_a_zoom_shows_single_steps(
     page.wait_for_url(f"**/{trainer.run_id}/log**")
 
 
+def test_the_stream_brings_new_points_and_the_curve_equals_the_reloaded_one(
+    page_of: PageOf, trainers: Trainers
+) -> None:
+    trainer = trainers.start()
+    report_steps(trainer, 1, 300)
+    page = open_run(page_of, trainer, trainers)
+    read_curve(page, "loss", last_step=300)
+    report_steps(trainer, 301, 310)  # after a gap or not: from here on nothing is missing
+    read_curve(page, "loss", last_step=310)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    report_steps(trainer, 311, 330)
+    read_curve(page, "loss", last_step=330)
+    report_steps(trainer, 331, 350)
+    live = read_curve(page, "loss", last_step=350)
+    assert not any("metrics:series" in url for url in asked)
+    page.reload()
+    assert read_curve(page, "loss", last_step=350) == live
+
+    # Larger buckets are fetched once; their last one grows, and others follow it.
+    report_steps(trainer, 351, 421)
+    assert read_curve(page, "loss", last_step=421)["bucketSteps"] == 2
+    asked.clear()
+    report_steps(trainer, 422, 452)
+    live = read_curve(page, "loss", last_step=452)
+    assert not any("metrics:series" in url for url in asked)
+    page.reload()
+    assert read_curve(page, "loss", last_step=452) == live
+
+
 def test_only_charts_in_view_are_fetched(page_of: PageOf, trainers: Trainers) -> None:
     trainer = trainers.start()
     report_steps(trainer, 1, 20)

@@ -34,6 +34,7 @@ from tests.chaos import disk as disks
 from tests.chaos.checks import Reference, find_problems, measure_reference
 from tests.chaos.faults import (
     DATABASE,
+    RANK,
     SHORT_KINDS,
     WEIGHTS,
     Fault,
@@ -45,6 +46,7 @@ from tests.chaos.faults import (
 )
 from tests.chaos.instance import (
     FLOW,
+    FLOW_OF_RANKS,
     FLOW_STEPS,
     ChaosInstance,
     retry_until_answered,
@@ -70,6 +72,10 @@ class RunPlan:
     seed: str
     is_killed: bool = False
     tries: int = 1
+
+    @property
+    def flow(self) -> dict[str, Any]:
+        return FLOW_OF_RANKS if RANK in self.kinds else FLOW
 
 
 @dataclass
@@ -123,6 +129,9 @@ class Tally:
         )
 
 
+References = dict[bool, Reference]  # by whether the run has several ranks
+
+
 class ChaosWorker:
     """A worker with one instance. After a problem it keeps the evidence and starts a new one."""
 
@@ -167,19 +176,20 @@ class ChaosWorker:
         self._client = self._ends.enter_context(self._world.client())
         self._created.clear()
 
-    def run_reference(self) -> Reference:
+    def run_reference(self, flow: dict[str, Any]) -> Reference:
         """Return the results of an undisturbed run, which are the same in every instance."""
-        run = self._client.runs.create(flow=FLOW)
+        run = self._client.runs.create(flow=flow)
         self._created.append(run.run_id)
         ended = wait_until_final(self._client, run.run_id, timeout_s=END_TIMEOUT_S)
         assert ended is not None, "the undisturbed run has not ended"
         return measure_reference(self._client, ended)
 
-    def run_plans(self, plans: deque[RunPlan], reference: Reference) -> None:
+    def run_plans(self, plans: deque[RunPlan], references: References) -> None:
         """Run plans from the list until it is empty or the time is over."""
         while plans and (self._ends_at_s is None or time.monotonic() < self._ends_at_s):
             with contextlib.suppress(IndexError):
-                self._run_plan(plans.popleft(), plans, reference)
+                plan = plans.popleft()
+                self._run_plan(plan, plans, references[RANK in plan.kinds])
 
     def check_end(self) -> None:
         """Check that exactly the created runs are listed and that no process is left over."""
@@ -248,7 +258,7 @@ class ChaosWorker:
         choose = random.Random(plan.seed)  # noqa: S311 - chooses faults, guards nothing
         drawn = draw_faults(choose, plan.kinds, steps=FLOW_STEPS, longest_s=self._longest_s)
         missed: list[Fault] = []
-        retry_until_answered(lambda: self._client.runs.create(flow=FLOW, run_id=run_id))
+        retry_until_answered(lambda: self._client.runs.create(flow=plan.flow, run_id=run_id))
         for fault in drawn:
             if (
                 reason := find_missing_requirement(fault.kind, fault.what, self._world)
@@ -409,10 +419,12 @@ def run_chaos(
             return workers
 
         workers = list(pool.map(begin, range(instances)))
-        reference = workers[0].run_reference()
+        references = {False: workers[0].run_reference(FLOW)}
+        if RANK in kinds:
+            references[True] = workers[0].run_reference(FLOW_OF_RANKS)
         for plans in plan_runs(kinds, seed=seed, is_short=short):
             try:
-                list(pool.map(lambda one: one.run_plans(plans, reference), workers))  # noqa: B023
+                list(pool.map(lambda one: one.run_plans(plans, references), workers))  # noqa: B023
             except BaseException:
                 plans.clear()  # interrupted: each worker finishes its run and starts no other
                 raise
@@ -433,12 +445,15 @@ def plan_runs(
     """
     choose = random.Random(f"plans {seed}")  # noqa: S311 - chooses faults, guards nothing
     choose.shuffle(kinds)
-    rest = deque(kind for kind in kinds if kind != "memory")
+    rest = deque(kind for kind in kinds if kind not in ("memory", RANK))
     first: deque[RunPlan] = deque()
     then: deque[RunPlan] = deque()
-    for _ in range(len(kinds) - len(rest)):
+    for _ in range(kinds.count("memory")):
         simultaneous = [rest.popleft() for _ in range(choose.choice((0, 1, 1, 2))) if rest]
         first.append(RunPlan((*simultaneous, "memory"), f"{seed} memory {len(first)}"))
+    # A rank does not die next to a memory fault, for the same reason.
+    rest.extend(kind for kind in kinds if kind == RANK)
+    choose.shuffle(rest)
     while rest:
         size = 4 if is_short else choose.choice(FAULTS_A_RUN)
         taken = tuple(rest.popleft() for _ in range(min(size, len(rest))))

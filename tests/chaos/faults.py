@@ -29,7 +29,8 @@ from tests.chaos.link import LINK_FAULTS
 PARTS = {"server": 3, "controller": 2, "supervisor": 3, "trainer": 3, "warm": 1}
 # The weight of each kind, in thousandths.
 WEIGHTS = {
-    "kill": 300,
+    "kill": 270,
+    "rank": 30,
     "stop": 200,
     "link": 200,
     "power": 100,
@@ -40,13 +41,15 @@ WEIGHTS = {
 }
 # Added to the others on PostgreSQL, whose server process gets SIGKILL.
 DATABASE = "database"
+# SIGKILL to a rank that does not lead, of a run with several.
+RANK = "rank"
 SHORT_KINDS = (
     "kill",
     "stop",
     "link",
     "memory",
     "disk",
-    "kill",
+    "rank",
     "clock",
     "link",
     "abort",
@@ -110,6 +113,8 @@ def _draw_fault(
 ) -> Fault:
     """Draw one fault of a kind, with target, moment, and duration."""
     phase = choose.choice(PHASES[:4] if ends_by_memory else PHASES)
+    if kind == RANK:
+        phase = choose.choice(PHASES[1:6])  # while the trainers live
     at_step = choose.randrange(1, steps // 4) if ends_by_memory else choose.randrange(1, steps)
     if kind == "memory":
         phase, at_step = "Training", choose.randrange(steps // 4, steps // 2)
@@ -126,6 +131,7 @@ def _draw_fault(
         "power": lambda: "cut",
         "memory": lambda: "trainer",
         "abort": lambda: "server",
+        RANK: lambda: "rank",
         DATABASE: lambda: "postgresql",
     }
     what = draws[kind]()
@@ -161,7 +167,7 @@ def find_missing_requirement(kind: str, what: str, instance: ChaosInstance) -> s
 def inject(fault: Fault, instance: ChaosInstance) -> Repair | None:
     """Inject a fault now; return its repair, or None without a target."""
     match fault.kind:
-        case "kill" | "abort" | "database":
+        case "kill" | "abort" | "database" | "rank":
             return _signal_part(
                 instance, fault.what, signal.SIGABRT if fault.kind == "abort" else signal.SIGKILL
             )

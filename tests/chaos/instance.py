@@ -60,6 +60,9 @@ FLOW: dict[str, Any] = {
 }
 
 
+FLOW_OF_RANKS = FLOW | {"settings": {"attempts": 100, "resources": {"workers": 2}}}
+
+
 class ChaosInstance:
     """An instance with its logs in ``folder`` and its data on ``disk``; ``environ`` has extra
     settings.
@@ -211,7 +214,9 @@ class ChaosInstance:
         return processes.find_marked(processes.ATTEMPT_MARK, self._is_own_mark)
 
     def find_process(self, part: str) -> Identity | None:
-        """Return the living process of a part: server, controller, warm, supervisor, or trainer."""
+        """Return the living process of a part: server, controller, warm, supervisor, trainer, or
+        rank, which is a trainer that does not lead.
+        """
         if part in ("server", "controller", "postgresql"):
             return processes.identify(self.children[part].pid)
         if part == "warm":
@@ -224,6 +229,8 @@ class ChaosInstance:
                         return processes.identify(int(entry.name))
             return None
         found = self.list_supervisors() if part == "supervisor" else self.list_trainers()
+        if part == "rank":  # rank 0 is forked first
+            found = sorted(found, key=lambda item: (item[0].start_ticks, item[0].pid))[1:]
         return found[0][0] if found else None
 
     def locate_attempts(self, run_id: str) -> Path:

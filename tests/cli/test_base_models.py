@@ -186,3 +186,18 @@ def test_the_first_folder_of_the_setting_takes_new_models(
     monkeypatch.setenv("RUNYARD_MODEL_FOLDERS", str(tmp_path))
     refused = runyard("models", "list", "--base", "--data-dir", str(tmp_path / "data"))
     assert refused.exit_code == 2 and "contains or is inside the data folder" in refused.stderr
+
+
+def test_an_adapter_saved_by_peft_is_added_and_listed(runyard: Any, tmp_path: Path) -> None:
+    source, data = tmp_path / "adapter", ("--data-dir", str(tmp_path / "data"))
+    source.mkdir()
+    (source / "adapter_model.safetensors").write_bytes(WEIGHTS)
+    config = source / "adapter_config.json"
+    config.write_text('{"peft_type": "IA3"}')
+    refused = runyard("models", "add", str(source), "--name", "reader", *data)
+    assert refused.exit_code != 0 and "peft_type 'IA3'" in refused.output
+    config.write_text('{"peft_type": "LORA", "base_model_name_or_path": "owner/base"}')
+    added = runyard("models", "add", str(source), "--name", "reader", *data)
+    assert (added.exit_code, added.stdout) == (0, "base:reader\n"), added.output
+    listed = json.loads(runyard("models", "list", "--base", "--json", *data).stdout)["items"]
+    assert [(item["name"], item["modelType"]) for item in listed] == [("reader", "adapter")]

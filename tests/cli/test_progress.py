@@ -2,7 +2,8 @@
 
 import io
 
-from runyard.cli.progress import ProgressLine, WorkLine, format_progress
+from runyard.cli.progress import PhaseLines, ProgressLine, WorkLine, format_progress
+from vi.api.resources.datasets.responses import DatasetImport, ImportProgress, ImportStatus
 from vi.api.resources.runs.responses import Run, RunProgress, RunStatus
 from vi.api.responses import ConditionKind, ResourceCondition
 
@@ -127,3 +128,16 @@ def test_local_progress_is_a_bar_on_a_terminal_and_few_lines_elsewhere() -> None
     assert [text.split("  ")[-1] for text in file.getvalue().splitlines()] == [
         "Merging", "Replaying 0/10", "Replaying 9/10",
     ]  # fmt: skip
+
+
+def test_an_import_shows_how_each_phase_ends() -> None:
+    stream, clock = io.StringIO(), [0.0]
+    lines = PhaseLines(stream, now=lambda: clock[0])
+    seen = [("Sending", 0), ("Sending", 3), ("Sending", 5), ("Inspecting", 0), ("Inspecting", 5)]
+    for clock[0], (phase, done) in enumerate(seen):
+        progress = ImportProgress(phase=phase, files=5, files_done=done)
+        lines.update(DatasetImport(status=ImportStatus(progress=progress)))
+    clock[0] = 60.0
+    lines.update(DatasetImport(status=ImportStatus(progress=progress)))
+    shown = [line.partition(" files")[0] for line in stream.getvalue().splitlines()]
+    assert shown == ["Sending  0/5", "Sending  5/5", "Inspecting  0/5", "Inspecting  5/5"]

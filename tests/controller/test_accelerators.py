@@ -163,9 +163,10 @@ def test_a_machine_takes_one_run_per_accelerator_unless_they_are_shared() -> Non
         5,
         5,
     ]
-    assert find_least_used(two, ["GPU-1"]) == two[1]
-    assert find_least_used(two, ["GPU-1", "GPU-2", "GPU-2"]) == two[0]
-    assert find_least_used([], []) is None
+    assert find_least_used(two, ["GPU-1"]) == [two[1]]
+    assert find_least_used(two, ["GPU-1", "GPU-2", "GPU-2"]) == [two[0]]
+    assert find_least_used(two, ["GPU-1"], count=2) == [two[1], two[0]]
+    assert find_least_used([], []) == []
 
 
 @pytest.mark.parametrize(

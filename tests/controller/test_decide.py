@@ -46,6 +46,17 @@ def test_free_slots_are_claimed_one_claim_at_a_time() -> None:
     assert decide(view(attempt(), slots=1)) == []
 
 
+def test_only_accelerators_that_no_attempt_holds_are_offered() -> None:
+    four = {"slots": 4, "accelerators": 4}
+    assert decide(view(**four)) == [ClaimRun(4, accelerators=4)]
+    assert decide(view(attempt(accelerators=3), **four)) == [ClaimRun(1, accelerators=1)]
+    assert decide(view(attempt(accelerators=4), **four)) == []
+    shared = view(attempt(accelerators=4), are_shared=True, **four)
+    assert decide(shared) == [ClaimRun(3, accelerators=4)]
+    closed = attempt(accelerators=4, supervisor="dead", is_closed=True)
+    assert ClaimRun(4, accelerators=4) in decide(view(closed, **four))
+
+
 @pytest.mark.parametrize("liveness", ["alive", "unknown"])
 def test_a_supervisor_that_is_or_may_be_alive_is_left_alone(liveness: str) -> None:
     assert decide(view(attempt(supervisor=liveness))) == []

@@ -160,6 +160,25 @@ def test_each_slot_has_its_own_accelerator(
     assert len(server.waiting) == 3 - len(expected)
 
 
+def test_a_run_with_several_accelerators_has_them_to_itself(
+    control: Control, server: Any, settings: Settings, executor: Any, assign: Assign
+) -> None:
+    executor.trainer = WRITES_ITS_DEVICE
+    several = assign_other_run(assign(1), 1)
+    several["run"]["spec"] = {"flow": {"settings": {"resources": {"accelerators": 2}}}}
+    server.waiting += [several, assign_other_run(assign(1), 2)]
+    control([*TWO_DEVICES, Device("GPU-3", "NVIDIA A10")], slots=3)
+    runs = settings.runs_dir / f"org-{os.getpid()}"
+    sees = [runs / f"run-{number}/attempts/1/sees" for number in (1, 2)]
+    server.wait_for(lambda: all(file.exists() and file.read_text() for file in sees))
+    assert [file.read_text() for file in sees] == ["GPU-1,MIG-2", "GPU-3"]
+    placed = [rundir.read_json(file.with_name("placed.json")) or {} for file in sees]
+    assert [item["workers"] for item in placed] == [2, 1]
+    server.wait_for(lambda: len(server.claims) == 2)  # no third claim: no accelerator is free
+    offered = [claim["accelerators"] for claim in server.offers]
+    assert (offered[0], sorted(set(offered))) == (3, [1, 3])
+
+
 def test_a_restarted_controller_keeps_the_accelerator_of_a_living_run_reserved(
     control: Control, server: Any, settings: Settings, executor: Any, assign: Assign
 ) -> None:

@@ -17,6 +17,7 @@ import pytest
 import runyard
 from runyard.flows import FlowProblems, blocks, resolve, validate
 from runyard.flows.consistency import UNSUPPORTED
+from runyard.flows.resources import MOST_WORKERS, count_ranks
 from vi.api.resources.flows.responses import FlowSpec
 
 SOURCE = Path(runyard.__file__).parent
@@ -56,6 +57,7 @@ ELSEWHERE = {
     "DatasetSettings.projectKind": ("trainer/prepare.py", "flow.task"),
     "Architecture.name": ("trainer/checkpoints/warm_start.py", '"family"'),
     "Architecture.family": ("flows/resolved_flow.py", 'given.get("family")'),  # decides the name
+    "Resources.workers": ("flows/resources.py", '_read_count(settings, "workers")'),
     "FlowReference.id": ("server/services/runs/runs.py", 'origin["id"]'),
     "FlowReference.generation": (
         "server/services/runs/accelerators.py",
@@ -128,15 +130,13 @@ def test_each_field_is_read_outside_of_flows() -> None:
     [
         field.encode_name
         for field in msgspec.structs.fields(blocks.Resources)
-        if field.name != "workers"
+        if field.name not in ("accelerators", "workers", "strategy")
     ],
 )
 @pytest.mark.parametrize("value", [1, 2, 0.5, 8])
 def test_unsupported_resources_are_rejected_with_reason_and_suggestion(
     name: str, value: Any
 ) -> None:
-    if isinstance(value, float) and name == "accelerators":
-        return  # not an integer, which has its own message
     flow = {"settings": {"resources": {name: value}}}
     with pytest.raises(FlowProblems) as raised:
         validate(flow)
@@ -151,8 +151,23 @@ def test_unsupported_resources_are_rejected_with_reason_and_suggestion(
 def test_a_run_may_have_several_workers_but_not_any_number() -> None:
     assert validate({"settings": {"resources": {"workers": 2}}}).settings
     with pytest.raises(FlowProblems) as raised:
-        validate({"settings": {"resources": {"workers": blocks.MOST_WORKERS + 1}}})
+        validate({"settings": {"resources": {"workers": MOST_WORKERS + 1}}})
     assert [problem.path for problem in raised.value.problems] == ["/settings/resources/workers"]
+
+
+def test_each_accelerator_has_one_process() -> None:
+    for resources in ({"accelerators": 4}, {"accelerators": 4, "workers": 4}):
+        flow = resolve(FlowSpec(settings={"resources": resources}))
+        assert flow.settings.resources.ranks == 4
+        assert count_ranks({"resources": resources}) == 4
+    assert resolve(FlowSpec(settings={})).settings.resources.ranks == count_ranks({}) == 1
+    with pytest.raises(FlowProblems) as raised:
+        validate({"settings": {"resources": {"accelerators": 4, "workers": 2}}})
+    [problem] = raised.value.problems
+    assert problem.message == (
+        "/settings/resources/workers is 2, but accelerators is 4, and each accelerator has one "
+        "process; leave workers out."
+    )
 
 
 def test_values_without_effect_are_accepted() -> None:
@@ -161,13 +176,13 @@ def test_values_without_effect_are_accepted() -> None:
 
 
 def test_every_unsupported_field_is_reported_together_with_other_problems() -> None:
-    flow = {"settings": {"seed": -1, "resources": {"cpus": 4, "accelerators": 2}}}
+    flow = {"settings": {"seed": -1, "resources": {"cpus": 4, "memoryGiB": 2}}}
     with pytest.raises(FlowProblems) as raised:
         validate(flow)
     assert {problem.path for problem in raised.value.problems} == {
         "/settings/seed",
         "/settings/resources/cpus",
-        "/settings/resources/accelerators",
+        "/settings/resources/memoryGiB",
     }
 
 

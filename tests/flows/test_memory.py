@@ -239,3 +239,14 @@ def test_four_bits_are_recommended_where_an_adapter_alone_does_not_fit() -> None
     )
     assert predict_fit(quantized, accelerator(15)).action == "Allow"
     assert "quantization" not in predict_fit(quantized, accelerator(4)).reason
+
+
+def test_bfloat16_weights_and_gradients_take_half() -> None:
+    training = {"mode": "full", "freeze": []}
+    card = accelerator(80)
+    usual = estimate(resolve_blocks(training=training), parameters=SEVEN, accelerator=card)
+    training |= {"weightsPrecision": "bfloat16"}
+    low = estimate(resolve_blocks(training=training), parameters=SEVEN, accelerator=card)
+    assert low.gradients == usual.gradients / 2 == 2 * SEVEN
+    assert low.weights == 2 * SEVEN < usual.weights / 2
+    assert low.optimizer == usual.optimizer  # in float32

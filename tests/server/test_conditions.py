@@ -143,6 +143,21 @@ def test_only_a_requested_stop_is_not_charged() -> None:
     assert all(conditions.is_charged(report(code)) for code in (0, 1, 64, None))
 
 
+def test_a_lost_rank_is_not_charged_if_the_attempt_got_further() -> None:
+    lost = ExitReport(
+        exit_code=None, signal="SIGKILL", group_empty=True, cause="a rank was lost: rank 1", time=1
+    )
+    assert not conditions.is_charged(lost, has_progress=True)
+    assert conditions.is_charged(lost, has_progress=False)
+    assert conditions.is_charged(report(None, "SIGKILL"), has_progress=True)
+    free = AttemptEnd(
+        killed=False, tries_used=0, tries_allowed=3, has_checkpoint=True, is_charged=False
+    )
+    decided = decide_after_exit(lost, free)
+    assert (decided.kind, decided.reason) == (K.PENDING, "Retrying")
+    assert (decided.message or "").startswith("a rank was lost: rank 1; it had saved")
+
+
 KILLED = "out of memory: the kernel ended the trainer while it was Training"
 LOST = "the supervisor was lost, and the kernel has run out of memory since it began"
 

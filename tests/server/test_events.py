@@ -4,11 +4,12 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from runyard.server.http.routes import ROUTES
-from runyard.server.services import event_stream, events
+from runyard.server.services import event_stream, events, hints
 from runyard.server.services.notifications import run_topic
 from runyard.store import events as rows
 from tests.server import test_audited
@@ -251,6 +252,14 @@ async def read_hint(chunks: AsyncIterator[bytes]) -> dict[str, Any]:
     return hint
 
 
+async def read_update(chunks: AsyncIterator[bytes]) -> tuple[dict[str, Any], str]:
+    """Return the next hint, and the data of the points before it."""
+    while not (found := parse_hints(chunk := await anext(chunks))):
+        pass
+    _, _, points = chunk.decode().rpartition("event: points\ndata: ")
+    return found[0], points.partition("\n")[0] if b"event: points" in chunk else ""
+
+
 async def test_a_hint_tells_what_a_run_has_and_those_of_a_slow_reader_are_merged(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -287,6 +296,46 @@ async def test_a_stream_of_one_run_has_only_its_events_and_hints(server: TestSer
     hint = parse_hints(chunk) or [await read_hint(chunks)]
     assert [each["run"] for each in hint] == ["r2"]
     await chunks.aclose()
+
+
+async def test_streams_that_watch_a_run_get_its_new_points_from_one_read(
+    server: TestServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt = await attempts.start(server)
+    read_update_of = Mock(side_effect=hints._read_update)
+    monkeypatch.setattr(hints, "_read_update", read_update_of)
+    watched = [
+        event_stream.iterate(server.services, server.org, None, watched={"r1"}, hint_every_s=0.05)
+        for _ in range(3)
+    ]
+    other = event_stream.iterate(server.services, server.org, None, hint_every_s=0.05)
+    for chunks in (*watched, other):
+        await anext(chunks)
+    points: list[dict[str, Any]] = []
+    for step in range(1, 4):
+        await attempt.event("step", step=step, epoch=step / 8, values={"loss": 1 / step})
+        read_update_of.reset_mock()
+        answers = await asyncio.gather(*map(read_update, (*watched, other)))
+        assert read_update_of.call_count == 1
+        assert {answer for _, answer in answers[:3]} == {answers[0][1]}
+        assert answers[3][1] == ""
+        assert {hint["points"] for hint, _ in answers} == {step}
+        points += [json.loads(text) for _, text in answers[:1] if text]
+    # What was there before somebody looked is fetched.
+    assert [each["after"] for each in points] == [1, 2]
+    assert [each["rows"][0][0] for each in points] == [2, 3]
+    assert points[-1]["rows"][0][2:] == [3 / 8, {"loss": 1 / 3}]
+
+    # Of many points at once only the hint says so.
+    lines = [
+        {"ev": "step", "step": step, "values": {"loss": 0.5}}
+        for step in range(4, 5 + hints.MOST_POINTS)
+    ]
+    await attempt.ship(*map(json.dumps, lines))
+    hint, brought = await read_update(watched[0])
+    assert (hint["points"], brought) == (4 + hints.MOST_POINTS, "")
+    for chunks in (*watched, other):
+        await chunks.aclose()
 
 
 async def test_a_new_run_is_announced_to_those_who_wait_for_it(server: TestServer) -> None:

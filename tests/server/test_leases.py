@@ -14,9 +14,11 @@ from runyard.server.services import notifications
 from runyard.server.services.access.signing import AttemptToken
 from runyard.server.services.notifications import run_topic
 from runyard.server.services.runs import deletion, leases
+from runyard.server.services.runs.placement import Offer, explain_waiting
 from runyard.server.services.runs.runs import decode_run
 from runyard.store import attempts as attempt_rows
 from runyard.store import outputs, tables
+from runyard.store.requirements import Requirements
 from tests.support import attempts
 from tests.support.server import TestServer, open_server
 from vi.api.resources.runs.responses import Run
@@ -703,3 +705,83 @@ async def test_a_trainer_that_waits_for_disk_space_is_running_with_that_reason(
     )
     await attempt.event("phase", phase="Saving", message="epoch-1")
     assert await attempts.read_condition(server) == ("Running", "Saving", "epoch-1")
+
+
+async def test_lost_ranks_are_free_as_long_as_each_attempt_gets_further(
+    server: TestServer,
+) -> None:
+    attempt = await attempts.start(server, flow={"settings": {"attempts": 2}})
+    for number in (1, 2, 3):
+        await attempt.checkpoint(f"step-{number}")
+        await attempt.lose_rank()
+        kind, reason, message = await attempts.read_condition(server)
+        assert (kind, reason) == ("Pending", "Retrying")
+        assert "does not count as a try" in (message or "")
+        attempt = await attempts.claim(server, f"c{number}")
+        await attempt.start()
+    await attempt.lose_rank()
+    message = (await attempts.read_condition(server))[2]
+    assert message == "try 1 of 2 was lost: a rank was lost: rank 1, killed by SIGKILL"
+    attempt = await attempts.claim(server, "last")
+    await attempt.start()
+    await attempt.lose_rank()
+    assert (await attempts.read_condition(server))[:2] == ("Error", "WorkerLost")
+
+
+async def report_accelerators(server: TestServer, count: int) -> None:
+    controller = await server.client(server.controller_key)
+    report = {
+        "host": "here",
+        "labels": {},
+        "slots": count,
+        "accelerators": [{"name": "h100", "count": count}],
+    }
+    answer = await controller.put("/internal/v1/machines/m1", json=report)
+    assert answer.status_code == 204
+
+
+def ask_for(accelerators: int, **settings: int) -> dict[str, Any]:
+    flow = {"settings": {"resources": {"accelerators": accelerators}, **settings}}
+    return {"spec": {"flow": flow}}
+
+
+async def test_a_run_is_claimed_only_with_as_many_free_accelerators(server: TestServer) -> None:
+    api = await server.api()
+    await report_accelerators(server, 4)
+    await api.put(server.path("runs/four"), json=ask_for(4))
+    await api.put(server.path("runs/two"), json=ask_for(2))
+    await api.put(server.path("runs/eight"), json=ask_for(8))
+    assert await attempts.try_claim(server, "c1", accelerators=1) is None
+    found = await attempts.claim(server, "c2", accelerators=3)
+    assert found.assignment["run_id"] == "two"
+    found = await attempts.claim(server, "c3", accelerators=4)
+    assert found.assignment["run_id"] == "four"
+
+
+def test_a_run_that_asks_for_more_accelerators_than_any_machine_has_says_so() -> None:
+    offers = [Offer(host="gpu-3", labels={"accelerator": ["h100"]}, slots=4, accelerators=4)]
+    reason = explain_waiting(Requirements(accelerators=8), offers)
+    assert (reason.reason, reason.message) == (
+        "WaitingForCapacity",
+        "requests 8 accelerators of one machine; no connected machine can take it: gpu-3 offers "
+        "4 x accelerator h100 (4 slots)",
+    )
+    reason = explain_waiting(Requirements(accelerators=4), offers)
+    assert reason.message == "waiting for 4 free accelerators of one machine"
+
+
+async def test_runs_of_lower_priority_do_not_take_accelerators_that_a_run_waits_for(
+    server: TestServer,
+) -> None:
+    api = await server.api()
+    await report_accelerators(server, 4)
+    await api.put(server.path("runs/low"), json=ask_for(1))
+    await api.put(server.path("runs/high"), json=ask_for(4, priority=5))
+    await api.put(server.path("runs/equal"), json=ask_for(2, priority=5))
+    found = await attempts.claim(server, "c1", accelerators=3)
+    assert found.assignment["run_id"] == "equal"
+    assert await attempts.try_claim(server, "c2", accelerators=3) is None
+    found = await attempts.claim(server, "c3", accelerators=4)
+    assert found.assignment["run_id"] == "high"
+    found = await attempts.claim(server, "c4", accelerators=3)
+    assert found.assignment["run_id"] == "low"

@@ -13,7 +13,14 @@ from alembic.config import Config
 from sqlalchemy import Connection, create_engine, insert, text
 
 from runyard.store import Store, migrate, queue, runs
-from runyard.store.requirements import MAX_KEY_LENGTH, NOTHING, build_key, fill, parse_labels
+from runyard.store.requirements import (
+    MAX_KEY_LENGTH,
+    NOTHING,
+    Requirements,
+    build_key,
+    fill,
+    parse_key,
+)
 from runyard.store.tables import attempts
 from runyard.store.tables import runs as runs_table
 from tests.support.vm_steps import count_steps
@@ -86,10 +93,11 @@ def in_turn(store: Store, keys: list[str], machine_id: str = "m1") -> list[str]:
 def test_equal_requirements_have_equal_keys() -> None:
     assert build_key({}) == build_key({"accelerator": []}) == NOTHING
     assert build_key({"b": ["2", "1", "1"], "a": ["x"]}) == build_key({"a": ["x"], "b": ["1", "2"]})
-    assert parse_labels(build_key({"a": ["x"]})) == {"a": ["x"]}
+    assert parse_key(build_key({"a": ["x"]})) == Requirements({"a": ["x"]})
+    assert parse_key(build_key({}, accelerators=2)) == Requirements(accelerators=2)
     assert build_key({"a": ["x"]}) != build_key({"a": ["y"]}) != build_key({"b": ["y"]})
     long = {"a": [f"{number:0100}" for number in range(100)]}
-    assert len(build_key(long)) <= MAX_KEY_LENGTH and parse_labels(build_key(long)) is None
+    assert len(build_key(long)) <= MAX_KEY_LENGTH and parse_key(build_key(long)) is None
     assert build_key({"a\0": ["\ud800"]}).isascii()
 
 

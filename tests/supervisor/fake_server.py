@@ -39,6 +39,7 @@ class FakeServer:
         self.reports: list[dict[str, Any]] = []
         self.processes: list[dict[str, Any]] = []
         self.phases: list[str | None] = []
+        self.notes: list[str | None] = []
         self.renewal: dict[str, Any] = {
             "action": "continue",
             "lease_s": 1.2,
@@ -49,6 +50,7 @@ class FakeServer:
         self.is_refusing = False
         self.waiting: list[dict[str, Any]] = []  # assignments to be claimed
         self.claims: dict[str, dict[str, Any]] = {}
+        self.offers: list[dict[str, Any]] = []  # what controllers claimed with
         self.machines: dict[str, dict[str, Any]] = {}  # what their controllers have reported
         self.open: list[dict[str, Any]] = []  # assignments claimed and not finished
         # Maps a path and its number of calls to "503", "lose" (done, but the answer is lost), "cut"
@@ -107,6 +109,7 @@ class FakeServer:
             self.open.clear()
         if word == "renew":
             self.phases.append(document["phase"])
+            self.notes.append(document["note"])
         {"process": self.processes, "checkpoints": self.checkpoints, "finish": self.reports}.get(
             word, []
         ).append(document)
@@ -123,6 +126,7 @@ class FakeServer:
         )
 
     def _claim(self, claim: dict[str, Any]) -> dict[str, Any] | None:
+        self.offers.append(claim)
         self.changed.wait_for(lambda: self.waiting or claim["claim_id"] in self.claims, 0.3)
         if claim["claim_id"] not in self.claims and self.waiting:
             assignment = self.claims[claim["claim_id"]] = self.waiting.pop(0)

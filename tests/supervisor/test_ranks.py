@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from runyard import processes
+from tests.supervisor.fake_server import FakeServer
 
 pytestmark = pytest.mark.skipif(not processes.IS_LINUX, reason="the proofs need /proc")
 
@@ -39,6 +40,19 @@ def wait_for_others(folder):
     while len(list(folder.glob("*.rank"))) < 3:
         time.sleep(0.02)
     return True
+"""
+)
+
+# Every rank waits for the others, and is given up after two seconds instead of 45.
+HANGS = (
+    TRAINER.replace("END", "wait_in_vain(folder, rank)")
+    + """
+from runyard import beats
+from runyard.supervisor import main, stalls
+stalls.CHECK_EVERY_S = main.CHECK_EVERY_S = 0.2
+main.StallDetector = lambda: stalls.StallDetector(name_after_s=1.0, end_after_s=2.0)
+def wait_in_vain(folder, rank):
+    beats.BeatWriter(folder / f"rank-{rank}.beat").write("waiting")
 """
 )
 
@@ -76,11 +90,9 @@ def test_every_worker_gets_its_rank_and_a_log(folder: Path, start: Start) -> Non
 
 
 @pytest.mark.usefixtures("server")
-@pytest.mark.parametrize(
-    ("lost", "cause"), [(0, "killed by SIGKILL"), (2, "killed by SIGKILL (rank 2)")]
-)
+@pytest.mark.parametrize("lost", [0, 2])
 def test_a_killed_rank_ends_the_attempt_and_no_process_is_left(
-    folder: Path, start: Start, lost: int, cause: str
+    folder: Path, start: Start, lost: int
 ) -> None:
     set_workers(folder, 3)
     supervisor = start(folder, WAITS)
@@ -88,8 +100,27 @@ def test_a_killed_rank_ends_the_attempt_and_no_process_is_left(
     os.kill(ranks[lost]["pid"], signal.SIGKILL)
     assert supervisor.wait(20) == 0
     ended = read_exit(folder)
+    cause = f"a rank was lost: rank {lost}, killed by SIGKILL"
     assert (ended["cause"], ended["groupEmpty"]) == (cause, True)
     assert not any(Path(f"/proc/{rank['pid']}").exists() for rank in ranks)
+
+
+def test_a_stopped_rank_is_named_and_ends_the_attempt(
+    folder: Path, start: Start, server: FakeServer
+) -> None:
+    set_workers(folder, 3)
+    supervisor = start(folder, HANGS)
+    ranks = read_ranks(folder, 3)
+    os.kill(ranks[1]["pid"], signal.SIGSTOP)
+    assert supervisor.wait(20) == 0
+    ended = read_exit(folder)
+    stopped = "rank 1 is stopped by a signal between steps for over"
+    assert (ended["cause"], ended["groupEmpty"]) == (
+        f"a rank was lost: {stopped} 2 s; the others wait",
+        True,
+    )
+    assert not any(Path(f"/proc/{rank['pid']}").exists() for rank in ranks)
+    assert f"{stopped} 1 s; the others wait" in server.notes
 
 
 @pytest.mark.usefixtures("server")

@@ -83,6 +83,10 @@ class Attempt:
             result=None,
         )
 
+    async def lose_rank(self) -> httpx2.Response:
+        """Report that one of several ranks was killed, as its supervisor does."""
+        return await self.out_of_memory("a rank was lost: rank 1, killed by SIGKILL")
+
     async def finish(
         self, code: int | None = 0, *, empty: bool = True, **result: str
     ) -> httpx2.Response:

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 import runyard.trainer.evaluation.evaluation as evaluation_module
+import runyard.trainer.ranks as ranks_module
 from runyard.trainer.checkpoints.checkpoint import read_progress
 from runyard.trainer.data.encode import Encoder, InMemoryEncodings, Layout
 from runyard.trainer.evaluation.batches import BatchLimit, measure_peak, run_in_batches
@@ -167,7 +168,7 @@ def test_an_evaluation_measures_how_many_samples_fit(
 
     def fit(free: int) -> int:
         available = AvailableMemory(used=0, free=free, total=1 << 40)
-        monkeypatch.setattr(evaluation_module, "read_available_memory", lambda _: available)
+        monkeypatch.setattr(ranks_module, "read_available_memory", lambda _: available)
         with torch.inference_mode():
             fit_to_memory(limit, module, data, 4, losses, generation, CPU)
         return limit.size

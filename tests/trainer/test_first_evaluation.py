@@ -150,15 +150,15 @@ def test_training_begins_although_the_first_evaluation_fails(
     events_of: EventsOf,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    mean_loss, calls = evaluation_module.mean_loss, []
+    sum_losses, calls = evaluation_module.sum_losses, []
 
-    def fail_once(*arguments: Any) -> float:
+    def fail_once(*arguments: Any) -> tuple[float, int]:
         calls.append(1)
         if len(calls) == 1:
             raise error
-        return mean_loss(*arguments)
+        return sum_losses(*arguments)
 
-    monkeypatch.setattr(evaluation_module, "mean_loss", fail_once)
+    monkeypatch.setattr(evaluation_module, "sum_losses", fail_once)
     folder = make_attempt(make_blocks())
     assert train_attempt(folder) == 0
     assert list_evaluated(folder, events_of) == [2, 4]
@@ -171,13 +171,13 @@ def test_training_begins_although_the_first_evaluation_fails(
 
 def end_in_first_evaluation(folder: Path, number: signal.Signals) -> int:
     """Train until a signal arrives in the first evaluation; called in a separate process."""
-    mean_loss = evaluation_module.mean_loss
+    sum_losses = evaluation_module.sum_losses
 
-    def send(*arguments: Any) -> float:
+    def send(*arguments: Any) -> tuple[float, int]:
         signal.raise_signal(number)
-        return mean_loss(*arguments)
+        return sum_losses(*arguments)
 
-    evaluation_module.mean_loss = send  # type: ignore[assignment]
+    evaluation_module.sum_losses = send  # type: ignore[assignment]
     return train_attempt(folder)
 
 

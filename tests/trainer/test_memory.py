@@ -4,7 +4,8 @@ import importlib.util
 import itertools
 import multiprocessing
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-import runyard.trainer.prepare as prepare_module
+import runyard.trainer.ranks as ranks_module
 import runyard.trainer.steps.memory as memory_module
 import runyard.trainer.steps.trial_budget as trial_budget
 import runyard.trainer.train as train_module
@@ -37,6 +38,7 @@ from runyard.trainer.steps.memory import (
     trim_heap,
 )
 from runyard.trainer.steps.optim import make_optimizers
+from runyard.trainer.steps.rounding import RoundedSteps
 from runyard.trainer.steps.trial_budget import NoTimeLeft, TrialBudget
 
 EventsOf = Callable[[Path, str], list[dict[str, Any]]]
@@ -166,7 +168,8 @@ class Wide(torch.nn.Module):  # type: ignore[misc]
         )
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        total: torch.Tensor = self.layers(batch.inputs["x"]).float().square().sum()
+        inputs = batch.inputs["x"].to(next(self.parameters()).dtype)
+        total: torch.Tensor = self.layers(inputs).float().square().sum()
         return total
 
     def zero_gradients(self) -> None:
@@ -184,10 +187,10 @@ class PlanOf:
         self.micro_batch_size, self.batch_size = micro_batch_size, BATCH
 
 
-def measured(micro_batch_size: int, name: Any, answer: Any) -> None:
+def measure_peaks(micro_batch_size: int, name: Any, dtype: torch.dtype) -> tuple[bool, int, int]:
     return_freed_memory()
     torch.set_num_threads(1)
-    model = Wide()
+    model = Wide().to(dtype)
     optimizers = make_optimizers(
         list(model.named_parameters()),
         Optimizer(name=name),
@@ -208,13 +211,15 @@ def measured(micro_batch_size: int, name: Any, answer: Any) -> None:
         parts = [build_batch(range(micro_batch_size), 0) for _ in range(BATCH // micro_batch_size)]
         for part in parts:
             model(part).backward()
+        if dtype == torch.bfloat16:
+            RoundedSteps(seed=7).take(optimizers, step=0, scale=1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
     step = replace(step, first_use=0)  # as the code is not counted below
     # Code that is read for the first time is not what a step needs.
     grown = status("VmHWM") - before - (status("RssFile") - mapped_before)
-    answer.send((is_untouched, step.peak(micro_batch_size, BATCH), grown))
+    return is_untouched, step.peak(micro_batch_size, BATCH), grown
 
 
 def status(name: str) -> int:
@@ -222,16 +227,26 @@ def status(name: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize(("micro_batch_size", "name"), [(BATCH, "adamw"), (1, "sgd")])
-def test_the_estimated_peak_is_the_kernels(micro_batch_size: int, name: str) -> None:
-    context = multiprocessing.get_context("fork")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=measured, args=(micro_batch_size, name, theirs))
-    process.start()
-    theirs.close()
-    is_untouched, estimated, found = ours.recv()
-    process.join()
+@pytest.fixture(scope="module")
+def fresh_process() -> Iterator[ProcessPoolExecutor]:
+    """A process whose heap no other test has fragmented, which a fork of this one would have."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield pool
+
+
+@pytest.mark.parametrize(
+    ("micro_batch_size", "name", "dtype"),
+    [
+        (BATCH, "adamw", torch.float32),
+        (1, "sgd", torch.float32),
+        (1, "adamw", torch.bfloat16),
+    ],
+)
+def test_the_estimated_peak_is_the_kernels(
+    micro_batch_size: int, name: str, dtype: torch.dtype, fresh_process: ProcessPoolExecutor
+) -> None:
+    answer = fresh_process.submit(measure_peaks, micro_batch_size, name, dtype)
+    is_untouched, estimated, found = answer.result()
     assert is_untouched
     assert estimated == pytest.approx(found, rel=0.15)
 
@@ -264,7 +279,7 @@ def with_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def give(*, free: int, total: int) -> None:
         monkeypatch.setattr(
-            prepare_module,
+            ranks_module,
             "read_available_memory",
             lambda device: AvailableMemory(used=0, free=free, total=total),
         )

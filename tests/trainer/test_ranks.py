@@ -11,7 +11,7 @@ import torch
 
 from runyard.trainer import ranks
 from runyard.trainer.errors import PeerLost
-from runyard.trainer.ranks import TrainingEnded, World
+from runyard.trainer.ranks import World
 
 GRADIENTS = ([1.0, 2.0], [5.0, -4.0])  # of the mean loss over each rank's tokens
 TOKENS = (3, 1)
@@ -33,7 +33,7 @@ def start_ranks(fork: Fork, folder: Path, work: Work, size: int = 2) -> list[Any
         ranks.join(world, folder, has_cuda=False)
         try:
             answer = work(world, parameters)
-        except (MemoryError, TrainingEnded, PeerLost) as error:
+        except (MemoryError, PeerLost) as error:
             answer = type(error).__name__
         gradients = [p.grad.tolist() if p.grad is not None else None for p in parameters]
         (folder / f"{rank}.json").write_text(json.dumps([answer, gradients]))
@@ -93,14 +93,26 @@ def test_no_rank_takes_a_step_that_one_had_no_memory_for(fork: Fork, tmp_path: P
     assert [answer for answer, _ in run_ranks(fork, tmp_path, work)] == ["MemoryError"] * 2
 
 
-def test_the_others_learn_that_rank_0_has_ended(fork: Fork, tmp_path: Path) -> None:
-    def work(world: World, parameters: list[torch.nn.Parameter]) -> float:
-        if world.is_leader:
-            world.end(parameters)
-        return world.combine(lambda: (1.0, 1), parameters) if not world.is_leader else 0.0
+def test_rank_0_announces_what_the_others_do(fork: Fork, tmp_path: Path) -> None:
+    def work(world: World, parameters: list[torch.nn.Parameter]) -> list[str]:
+        if not world.is_leader:
+            return [world.receive() for _ in range(3)]
+        for turn in ("step", "evaluate", "end"):
+            world.announce(turn)
+        return []
 
     answers = [answer for answer, _ in run_ranks(fork, tmp_path, work)]
-    assert answers == [0.0, "TrainingEnded"]
+    assert answers == [[], ["step", "evaluate", "end"]]
+
+
+def test_documents_of_any_length_are_gathered_in_the_order_of_ranks(
+    fork: Fork, tmp_path: Path
+) -> None:
+    def work(world: World, parameters: list[torch.nn.Parameter]) -> Any:
+        return world.gather(["ä" * world.rank, world.rank])
+
+    answers = [answer for answer, _ in run_ranks(fork, tmp_path, work, size=3)]
+    assert answers == [[["", 0], ["ä", 1], ["ää", 2]]] * 3
 
 
 def test_every_rank_gets_the_documents_and_weights_of_rank_0(fork: Fork, tmp_path: Path) -> None:
@@ -157,7 +169,8 @@ def test_a_single_rank_keeps_its_batch_and_random_state() -> None:
     world.seed(7, 3)
     assert torch.equal(torch.get_rng_state(), before)
     assert world.combine(lambda: (0.5, 3), parameters) == 0.5
-    world.end(parameters)
+    world.announce("end")
+    assert world.gather({"a": 1}) == [{"a": 1}]
     assert world.share({"a": 1}) == {"a": 1}
 
 

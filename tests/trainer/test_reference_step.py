@@ -272,7 +272,7 @@ def test_a_step_has_the_loss_and_the_gradients_of_the_reference(
 ) -> None:
     settings, parts = VARIANTS[variant], PARTS[model_type]
     if variant not in MEASURED:
-        monkeypatch.setattr("runyard.trainer.prepare.fit_plan_to_memory", lambda *_: None)
+        monkeypatch.setattr("runyard.trainer.prepare.fit_plan_to_memory", lambda *_, may_grow: None)
     if settings["packing"] and parts.packing_obstacle:
         pytest.skip(f"not packed: {parts.packing_obstacle}")
     if settings["compute"]["featureCache"] and model_type == "florence2":

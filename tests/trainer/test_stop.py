@@ -190,17 +190,17 @@ def test_an_evaluation_is_interrupted_within_an_answer(
 
 def train_with_a_slow_evaluation(folder: Path) -> int:
     """Train with an evaluation that takes a minute; called in a separate process."""
-    mean_loss = evaluation_module.mean_loss
+    sum_losses = evaluation_module.sum_losses
 
     def slow(
-        data: Any, count: Any, losses: Any, device: Any, look: Callable[[], None], limit: Any
+        data: Any, indices: Any, losses: Any, device: Any, look: Callable[[], None], limit: Any
     ) -> Any:
         for _ in range(6000):
             time.sleep(0.01)
             look()
-        return mean_loss(data, count, losses, device, look, limit)
+        return sum_losses(data, indices, losses, device, look, limit)
 
-    evaluation_module.mean_loss = slow  # type: ignore[assignment]
+    evaluation_module.sum_losses = slow  # type: ignore[assignment]
     return train_attempt(folder)
 
 

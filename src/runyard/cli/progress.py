@@ -79,15 +79,16 @@ class ProgressLine:
 
 
 class PhaseLines:
-    """Progress lines of an import without a terminal: one per phase, and one every few seconds.
+    """Progress lines of an import without a terminal: how each phase begins and ends.
 
-    Pass ``update`` to ``client.datasets.import_folder(progress=...)``.
+    During a long phase one more is printed every few seconds. Pass ``update`` to
+    ``client.datasets.import_folder(progress=...)``.
     """
 
     def __init__(self, stream: TextIO | None = None, *, now: Callable[[], float] = time.monotonic):
         self._stream = stream or sys.stderr
         self._now = now
-        self._last_phase = ""
+        self._last_phase = self._last_text = self._printed_text = ""
         self._printed_s = float("-inf")
 
     def update(self, imported: "DatasetImport") -> None:
@@ -97,10 +98,19 @@ class PhaseLines:
         phase = imported.status.progress.phase
         if not get_global_options().shows_progress:
             return
-        if phase == self._last_phase and self._now() - self._printed_s < PLAIN_LINE_EVERY_S:
+        is_new = phase != self._last_phase
+        if is_new:
+            self._print(self._last_text)
+        self._last_phase = phase
+        self._last_text = to_single_line(f"{phase}  {describe_import(imported)}")
+        if is_new or self._now() - self._printed_s >= PLAIN_LINE_EVERY_S:
+            self._print(self._last_text)
+
+    def _print(self, text: str) -> None:
+        if text == self._printed_text:
             return
-        self._last_phase, self._printed_s = phase, self._now()
-        self._stream.write(to_single_line(f"{phase}  {describe_import(imported)}") + "\n")
+        self._printed_text, self._printed_s = text, self._now()
+        self._stream.write(f"{text}\n")
         self._stream.flush()
 
 

@@ -46,10 +46,16 @@ class Device:
     @property
     def environment(self) -> dict[str, str]:
         """The environment variables with which a process sees only this device."""
-        if self.id.isdigit():
-            # Numbered as by the driver
-            return {VISIBLE: self.id, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-        return {VISIBLE: self.id}
+        return select_devices([self.id])
+
+
+def select_devices(ids: Sequence[str]) -> dict[str, str]:
+    """Return the environment variables with which a process sees only these devices."""
+    if not ids:
+        return {}
+    visible = {VISIBLE: ",".join(ids)}
+    # Numbered as by the driver
+    return visible | ({"CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if ids[0].isdigit() else {})
 
 
 def list_devices(
@@ -109,10 +115,10 @@ def limit_slots(slots: int, found: Sequence[Device], *, are_shared: bool) -> int
     return min(slots, len(found)) if found and not are_shared else slots
 
 
-def find_least_used(found: Sequence[Device], used: Sequence[str]) -> Device | None:
-    """Return the device with the fewest runs; ``used`` has the device of each run."""
+def find_least_used(found: Sequence[Device], used: Sequence[str], count: int = 1) -> list[Device]:
+    """Return ``count`` devices with the fewest runs; ``used`` has the devices of each run."""
     counts = Counter(used)
-    return min(found, key=lambda device: counts[device.id], default=None)
+    return sorted(found, key=lambda device: counts[device.id])[:count]
 
 
 def shorten_model(model: str) -> str:

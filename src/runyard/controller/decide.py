@@ -60,6 +60,7 @@ class AttemptView:
     silent_for_s: float = 0.0  # since its supervisor last renewed its permit
     since_kill_s: float | None = None  # since the controller learned that the run was killed
     is_trainer_stop_requested: bool = False
+    accelerators: int = 0  # reserved for it
     is_replacement_starting: bool = False  # replaces a dead supervisor; no permit written yet
 
 
@@ -69,6 +70,8 @@ class MachineView:
 
     slots: int
     attempts: Sequence[AttemptView]
+    accelerators: int = 0  # of the machine
+    are_shared: bool = False  # several runs may use one accelerator
     since_adopted_s: float | None  # since the server last listed this machine's attempts
     is_adopting: bool = False  # that request is in flight
     is_claiming: bool = False  # a claim is in flight
@@ -87,10 +90,14 @@ class Adopt:
 
 @dataclass(frozen=True, slots=True)
 class ClaimRun:
-    """Ask for work. With ``lacks_disk`` the server only records why the runs wait."""
+    """Ask for work. With ``lacks_disk`` the server only records why the runs wait.
+
+    ``accelerators`` are those that no attempt holds, or all if they are shared.
+    """
 
     slots: int
     lacks_disk: bool = False
+    accelerators: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,13 +233,17 @@ def _claim_more(view: MachineView) -> list[Action]:
     actions: list[Action] = [Adopt()] if is_due and not view.is_adopting else []
     if view.since_adopted_s is None:
         return actions  # attempts already on this machine may fill every slot
-    held = sum(
-        not (attempt.is_closed and attempt.supervisor in (None, "dead"))
+    held = [
+        attempt
         for attempt in view.attempts
-    )
-    free = view.slots - held
+        if not (attempt.is_closed and attempt.supervisor in (None, "dead"))
+    ]
+    free, accelerators = view.slots - len(held), view.accelerators
+    if accelerators and not view.are_shared:
+        accelerators = max(0, accelerators - sum(attempt.accelerators for attempt in held))
+        free = min(free, accelerators)
     return (
-        [*actions, ClaimRun(free, view.lacks_disk)]
+        [*actions, ClaimRun(free, view.lacks_disk, accelerators)]
         if free > 0 and not view.is_claiming
         else actions
     )

@@ -37,6 +37,7 @@ from runyard.controller.accelerators import (
     limit_slots,
     list_devices,
     make_labels,
+    select_devices,
     summarize_accelerators,
 )
 from runyard.controller.api_client import NoControllerKey, ServerClient
@@ -56,9 +57,16 @@ from runyard.controller.decide import (
     WarmUp,
     decide,
 )
-from runyard.controller.placement import has_folder, is_other_store, make_attempt_key, place_attempt
+from runyard.controller.placement import (
+    has_folder,
+    is_other_store,
+    make_attempt_key,
+    place_attempt,
+    read_devices,
+)
 from runyard.executors import Executor, StartRequest
 from runyard.executors.local import LocalExecutor
+from runyard.flows.resources import count_accelerators
 from runyard.ids import InvalidId
 from runyard.ports import Clock, Files, Identity, Liveness, Processes, SystemClock
 from runyard.processes import ATTEMPT_MARK, SUPERVISOR_MARK
@@ -85,7 +93,7 @@ class HeldAttempt:
     assignment: Assignment
     folder: Path
     held_at_s: float
-    device: str = ""  # the accelerator reserved for it; empty without one
+    devices: tuple[str, ...] = ()  # the accelerators reserved for it
     supervisor: Identity | None = None
     is_stop_requested: bool = False
     starts: int = 0
@@ -156,6 +164,8 @@ class Controller:
     def _observe_machine(self) -> MachineView:
         return MachineView(
             slots=self._settings.slots,
+            accelerators=len(self._devices),
+            are_shared=self._settings.share_accelerators,
             attempts=[self._observe_attempt(key, held) for key, held in sorted(self._held.items())],
             since_adopted_s=self._get_elapsed_s(self._adopted_at_s),
             is_adopting=self._is_adopting,
@@ -176,6 +186,7 @@ class Controller:
         return AttemptView(
             key=key,
             supervisor=liveness,
+            accelerators=len(held.devices),
             # While the supervisor lives, closed.json does not count: it is written just before the
             # exit. The folder of a deleted run disappears once the server has the report, perhaps
             # before we look.
@@ -212,9 +223,9 @@ class Controller:
                 self._call_server(
                     self._fetch_placements, self._on_placements, self._on_adopt_failed
                 )
-            case ClaimRun(slots, lacks_disk):
+            case ClaimRun(slots, lacks_disk, accelerators):
                 self._is_claiming = True
-                claim = self._build_claim(slots, lacks_disk=lacks_disk)
+                claim = self._build_claim(slots, accelerators, lacks_disk=lacks_disk)
                 self._call_server(
                     lambda: self._poll_for_work(claim), self._on_claimed, self._on_claim_failed
                 )
@@ -304,7 +315,7 @@ class Controller:
             self._client.report_machine(self._machine_id, report)
         return assignments
 
-    def _build_claim(self, slots: int, *, lacks_disk: bool) -> protocol.Claim:
+    def _build_claim(self, slots: int, accelerators: int, *, lacks_disk: bool) -> protocol.Claim:
         return protocol.Claim(
             claim_id=self._claim_id,
             machine_id=self._machine_id,
@@ -313,6 +324,7 @@ class Controller:
             labels=self._labels,
             wait_s=CLAIM_WAIT_WITHOUT_DISK_S if lacks_disk else CLAIM_WAIT_S,
             lacks_disk=lacks_disk,
+            accelerators=accelerators,
         )
 
     def _poll_for_work(self, claim: protocol.Claim) -> Assignment | None:
@@ -363,14 +375,14 @@ class Controller:
             del self._held[key]
         if key not in self._held:
             try:
-                device = find_least_used(
-                    self._devices, [held.device for held in self._held.values()]
-                )
+                used = [device for held in self._held.values() for device in held.devices]
+                count = max(1, count_accelerators(assignment.run.spec.flow.settings))
+                devices = find_least_used(self._devices, used, count)
                 folder = place_attempt(
                     assignment,
                     settings=self._settings,
                     machine_id=self._machine_id,
-                    device=device.id if device else "",
+                    devices=[device.id for device in devices],
                 )
             except (OSError, InvalidId) as error:
                 # For example a full disk. The lease expires uncharged, and the attempt is offered
@@ -378,13 +390,13 @@ class Controller:
                 log.warning("cannot place %s: %s", key, error)
                 return
             supervisor = self._find_supervisor(key, folder)
-            # An attempt placed before, by this controller or an earlier one, keeps its accelerator.
+            # An attempt placed before, by this controller or an earlier one, keeps accelerators.
             placed = self._files.read_json(AttemptDir(folder).placed) or {}
             self._held[key] = HeldAttempt(
                 assignment,
                 folder,
                 self._clock.monotonic(),
-                device=str(placed.get("device") or ""),
+                devices=read_devices(placed),
                 supervisor=supervisor,
             )
         held = self._held[key]
@@ -411,7 +423,7 @@ class Controller:
             mark=str(key),
             endpoint=self._client.endpoint,
             token=held.assignment.token,
-            environment=Device(held.device, "").environment if held.device else {},
+            environment=select_devices(held.devices),
         )
         held.starts += 1
         held.started_at_s = self._clock.monotonic()

@@ -5,6 +5,7 @@
 
 import fcntl
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,11 @@ import msgspec
 from runyard import ids, processes, rundir
 from runyard.controller.decide import AttemptKey
 from runyard.controller.machine import count_threads_per_run
-from runyard.flows.blocks import MOST_WORKERS
+from runyard.flows.resources import count_accelerators, count_ranks
 from runyard.ids import resolve_folder
 from runyard.protocol import Assignment
 from runyard.rundir import AttemptDir
 from runyard.settings import Settings
-from vi.api.resources.runs.responses import Run
 
 
 def make_attempt_key(assignment: Assignment) -> AttemptKey:
@@ -41,11 +41,11 @@ def has_folder(settings: Settings, key: AttemptKey) -> bool:
 
 
 def place_attempt(
-    assignment: Assignment, *, settings: Settings, machine_id: str, device: str = ""
+    assignment: Assignment, *, settings: Settings, machine_id: str, devices: Sequence[str] = ()
 ) -> Path:
     """Prepare the folder of an attempt for its supervisor; idempotent.
 
-    ``device`` is the accelerator reserved for the attempt; empty without one.
+    ``devices`` are the accelerators reserved for the attempt.
 
     Raises:
         OSError: the disk is full or failing, or a supervisor still uses the folder for an attempt
@@ -74,10 +74,10 @@ def place_attempt(
             "attempt": assignment.attempt,
             "epoch": assignment.store_id,
             "machineId": machine_id,
-            "device": device,
+            "devices": list(devices),
             "leaseS": assignment.lease_s,
             "graceS": assignment.grace_s,
-            "workers": count_workers(assignment.run),
+            "workers": count_ranks(assignment.run.spec.flow.settings),
             "serverFile": str(settings.server_file),
             "maxUnreachableS": None
             if is_this_machine(assignment.server_boot_id)
@@ -155,22 +155,24 @@ def is_this_machine(server_boot_id: str) -> bool:
     )
 
 
-def count_workers(run: Run) -> int:
-    """Return how many trainers the run's flow asks for; the trainer reports an invalid number."""
-    resources = run.spec.flow.settings.get("resources")
-    workers = resources.get("workers") if isinstance(resources, dict) else None
-    return workers if isinstance(workers, int) and 1 <= workers <= MOST_WORKERS else 1
+def read_devices(placed: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the accelerators that ``placed.json`` reserves; earlier versions wrote one."""
+    devices = placed.get("devices")
+    if devices is None:
+        devices = [placed["device"]] if placed.get("device") else []
+    return tuple(str(device) for device in devices)
 
 
 def build_run_document(assignment: Assignment, settings: Settings) -> dict[str, Any]:
     """Return the content of ``run.json``: the frozen run, and the settings of this machine."""
-    run = msgspec.to_builtins(assignment.run)
+    run, cores = msgspec.to_builtins(assignment.run), os.cpu_count() or 1
+    threads = count_threads_per_run(settings.threads, slots=settings.slots, cores=cores)
+    # A run with several accelerators leaves as many slots unused.
+    share = max(1, count_accelerators(assignment.run.spec.flow.settings))
     return {
         "run": run,
         "attempt": assignment.attempt,
-        "threads": count_threads_per_run(
-            settings.threads, slots=settings.slots, cores=os.cpu_count() or 1
-        ),
+        "threads": max(threads, min(threads * share, cores)),
         "dataDir": str(settings.data_dir),
         "cacheBytes": settings.cache_max_gib << 30,
         "freeDiskBytes": settings.free_disk_mib << 20,

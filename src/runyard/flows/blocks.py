@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Meta
 
 from runyard.flows.families import AUTO, FAMILIES
+from runyard.flows.resources import MOST_WORKERS
 
 Auto = Literal["auto"]
 Task = Literal["vqa", "phrase-grounding", "freeform"]
@@ -77,15 +78,15 @@ class FlowReference(Shape, frozen=True):
     ]
 
 
-MOST_WORKERS = 64  # of one run, all on one machine
-
-
 class Resources(Shape, frozen=True):
-    """The resources a run needs. Not supported yet, except for workers."""
+    """The resources a run needs, all of one machine. Cores and memory are not supported yet."""
 
     accelerators: Annotated[
-        Annotated[int, Meta(ge=0, le=1024)] | None,
-        help_text("number of accelerators; not supported yet, must be null"),
+        Annotated[int, Meta(ge=1, le=MOST_WORKERS)] | None,
+        help_text(
+            "accelerators of one machine that train one model together, a process for each; null "
+            "takes the one of the run's slot, or the processor where the machine has none"
+        ),
     ] = None
     cpus: Annotated[
         Annotated[float, Meta(gt=0, le=4096)] | None,
@@ -100,9 +101,22 @@ class Resources(Shape, frozen=True):
         Meta(ge=1, le=MOST_WORKERS),
         help_text(
             "processes of one machine that train one model together, each with a share of every "
-            "batch; on accelerators at most as many as the run has"
+            "batch; accelerators sets their number too"
         ),
     ] = 1
+
+    strategy: Annotated[
+        Literal["auto", "ddp", "fsdp"],
+        help_text(
+            'how several processes train: "ddp" keeps the whole model in each, "fsdp" a part of '
+            "every weight and optimizer state; auto takes fsdp where only that fits into memory"
+        ),
+    ] = "auto"
+
+    @property
+    def ranks(self) -> int:
+        """The number of processes that train the model."""
+        return max(self.accelerators or 1, self.workers)
 
 
 class FlowSettings(Shape, frozen=True):
@@ -229,8 +243,9 @@ class Architecture(Shape, frozen=True):
         Annotated[str, Meta(min_length=1, max_length=1024)] | None,
         help_text(
             "base:NAME of a model folder, a run's checkpoint run:RUN_ID/CHECKPOINT, a hub id, or "
-            "the absolute path of a folder inside the setting model_folders; null takes the "
-            "family's usual weights"
+            "the absolute path of a folder inside the setting model_folders; of an adapter, lora "
+            "trains its weights further and full the merged ones; null takes the family's usual "
+            "weights"
         ),
     ] = None
     family: Annotated[
@@ -266,6 +281,9 @@ class Lora(Shape, frozen=True):
     use_rslora: Annotated[
         bool, help_text("scale by alpha / sqrt(rank) instead of alpha / rank (rsLoRA)")
     ] = False
+    train_projector: Annotated[
+        bool, help_text("also train all weights of the projector, which are saved with the adapter")
+    ] = False
 
 
 class LearningRates(Shape, frozen=True):
@@ -295,6 +313,13 @@ class Training(Shape, frozen=True):
     learning_rates: Annotated[
         LearningRates | None, help_text("learning rates of parts of the model")
     ] = None
+    weights_precision: Annotated[
+        Literal["float32", "bfloat16"],
+        help_text(
+            "number format of weights and gradients with full; bfloat16 takes less memory, and its "
+            "steps are rounded at random"
+        ),
+    ] = "float32"
 
 
 DEFAULT_QUANTIZED_PARTS: tuple[Part, ...] = ("language",)

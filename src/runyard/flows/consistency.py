@@ -16,12 +16,6 @@ from runyard.flows.weights import FORMS, classify_weights
 
 # Fields of ``settings.resources``: the allowed value, the reason, and what to do instead.
 UNSUPPORTED = {
-    "accelerators": (
-        "null",
-        "a run gets the accelerator of its slot, or the processor where the machine has none",
-        'leave it out, and choose machines by kind with tolerations, such as {"accelerator": '
-        '["h100"]}',
-    ),
     "cpus": (
         "null",
         "the cores of a machine are shared equally among its slots",
@@ -59,6 +53,10 @@ def check_consistency(
         _check_quantization(flow, f"{model}/quantization", problems)
     if invalid.has_none_at(architecture, f"{training}/mode", f"{training}/freeze"):
         _check_freeze(flow, f"{training}/freeze", problems)
+    if invalid.has_none_at(f"{training}/mode", f"{training}/weightsPrecision", f"{model}/compute"):
+        _check_weights_precision(flow, f"{training}/weightsPrecision", problems)
+    if invalid.has_none_at(training, f"{model}/quantization"):
+        _check_projector(flow, f"{training}/lora/trainProjector", problems)
     if invalid.has_none_at(f"{model}/validation/earlyStopping", f"{dataset}/validationFraction"):
         _check_early_stopping(flow, f"{model}/validation/earlyStopping", problems)
     numbers = f"{model}/hyperparameters"
@@ -84,7 +82,6 @@ def check_supported(flow: ResolvedFlow, at: Mapping[str, str]) -> ProblemCollect
     problems = ProblemCollector()
     resources = flow.settings.resources
     for name, given in (
-        ("accelerators", resources.accelerators),
         ("cpus", resources.cpus),
         ("memoryGiB", resources.memory_gib),
     ):
@@ -93,6 +90,24 @@ def check_supported(flow: ResolvedFlow, at: Mapping[str, str]) -> ProblemCollect
             allowed, reason, suggestion = UNSUPPORTED[name]
             problem = f"{place} is {given:g}, which is not supported yet: {reason}"
             problems.add(place, given, allowed, message=f"{problem}; try: {suggestion}.")
+    if resources.accelerators is not None and resources.workers not in (1, resources.accelerators):
+        place = "/settings/resources/workers"
+        problems.add(
+            place,
+            resources.workers,
+            f"1, or {resources.accelerators} as accelerators",
+            message=f"{place} is {resources.workers}, but accelerators is "
+            f"{resources.accelerators}, and each accelerator has one process; leave workers out.",
+        )
+    if resources.strategy == "fsdp" and resources.ranks == 1:
+        place = "/settings/resources/strategy"
+        problems.add(
+            place,
+            "fsdp",
+            "auto or ddp with a single process",
+            message=f"{place} is fsdp, but a single process trains, which has nothing to share; "
+            "set accelerators or workers, or leave strategy out.",
+        )
     compute = flow.model.compute
     if compute.attention == "flash_attention_2" and compute.precision_type == "float32":
         place = f"{at['vi-model']}/compute/attention"
@@ -175,6 +190,52 @@ def _check_freeze(flow: ResolvedFlow, at: str, problems: ProblemCollector) -> No
             "at most two of vision, projector, language while training.mode is full",
             message=f"{at} freezes every part, so there is nothing to train; leave one out.",
         )
+
+
+def _check_weights_precision(flow: ResolvedFlow, at: str, problems: ProblemCollector) -> None:
+    training, precision = flow.model.training, flow.model.compute.precision_type
+    if training.weights_precision == "float32":
+        return
+    for applies, other, reason, fix in (
+        (
+            training.mode == "lora",
+            "training.mode is lora",
+            "which trains an adapter in float32 and keeps the base weights in 16 bits anyway",
+            "leave it out",
+        ),
+        (
+            precision not in (AUTO, "bfloat16"),
+            f"compute.precisionType is {precision}",
+            "a format that bfloat16 weights are not used in",
+            "set precisionType to auto or bfloat16",
+        ),
+    ):
+        if applies:
+            problems.add(
+                at,
+                training.weights_precision,
+                f"float32 while {other}",
+                message=f"{at} is bfloat16, but {other}, {reason}; {fix}.",
+            )
+
+
+def _check_projector(flow: ResolvedFlow, at: str, problems: ProblemCollector) -> None:
+    training, quantization = flow.model.training, flow.model.quantization
+    if training.mode != "lora" or not training.lora.train_projector:
+        return
+    is_quantized = quantization.enabled and "projector" in quantization.parts
+    for applies, other, reason in (
+        ("projector" in training.freeze, "training.freeze", "so it is not trained"),
+        (is_quantized, "quantization.parts", "and 4-bit weights cannot be trained in full"),
+    ):
+        if applies:
+            problems.add(
+                at,
+                True,
+                f"false while {other} names the projector",
+                message=f"{at} is true, but {other} names the projector, {reason}; leave "
+                "projector out there.",
+            )
 
 
 def _check_early_stopping(flow: ResolvedFlow, at: str, problems: ProblemCollector) -> None:

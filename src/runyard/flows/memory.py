@@ -41,7 +41,7 @@ PART_FRACTIONS = {"vision": 0.12, "projector": 0.01, "language": 0.87}
 # Per trained parameter, without weight and gradient; muon keeps one number for matrices and two for
 # embedding tables.
 OPTIMIZER_BYTES = {"adamw": 8.0, "adamw8bit": 2.0, "muon": 5.0, "adafactor": 0.1, "sgd": 4.0}
-FLOAT_BYTES = 4
+FLOAT_BYTES, BFLOAT16_BYTES = 4, 2
 # On average: matrices in 4 bits and a little for their scales, embeddings and the output layer in
 # float32.
 QUANTIZED_BYTES = 1.0
@@ -134,8 +134,12 @@ def estimate(flow: ResolvedFlow, *, parameters: int, accelerator: RunAccelerator
     model = flow.model
     number_bytes = _choose_number_bytes(flow, accelerator)
     trained = _count_trained(flow, parameters)
+    gradient_bytes = FLOAT_BYTES
+    if model.training.mode == "full" and model.training.weights_precision == "bfloat16":
+        gradient_bytes = number_bytes = BFLOAT16_BYTES
+        weights = float(BFLOAT16_BYTES * parameters)
     # float32 at any precision, and a copy in the format of the arithmetic.
-    if model.training.mode == "full":
+    elif model.training.mode == "full":
         weights = FLOAT_BYTES * parameters + (
             number_bytes * trained if number_bytes < FLOAT_BYTES else 0
         )
@@ -152,7 +156,7 @@ def estimate(flow: ResolvedFlow, *, parameters: int, accelerator: RunAccelerator
     )
     return Estimate(
         weights=weights,
-        gradients=FLOAT_BYTES * trained,
+        gradients=gradient_bytes * trained,
         optimizer=kept * trained,
         activations=_estimate_activations(flow, parameters, accelerator, number_bytes),
         rest=START_BYTES + (0 if flow.is_tiny else LOGITS_BYTES),
@@ -390,13 +394,14 @@ def _choose_number_bytes(flow: ResolvedFlow, accelerator: RunAccelerator) -> int
 
 def _count_trained(flow: ResolvedFlow, parameters: int) -> float:
     """Return the number of trained parameters: of the parts not frozen, or of an adapter on each
-    linear layer.
+    linear layer and the projector.
     """
     training = flow.model.training
     if training.mode == "full":
         return parameters * (1 - sum(PART_FRACTIONS[part] for part in set(training.freeze)))
     # A layer of 12 w^2 weights has seven linear maps, whose two ends together are about 19 w.
-    return parameters * training.lora.rank * 19 / (12 * _estimate_width(parameters))
+    adapter = parameters * training.lora.rank * 19 / (12 * _estimate_width(parameters))
+    return adapter + training.lora.train_projector * PART_FRACTIONS["projector"] * parameters
 
 
 def _estimate_activations(

@@ -121,6 +121,11 @@ class Trainer:
     gate: int
     peers: tuple[int, ...] = ()
 
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """The process ids of all ranks."""
+        return self.pid, *self.peers
+
     def open_gate(self) -> None:
         os.write(self.gate, _GATE_BYTE * (1 + len(self.peers)))  # each rank reads one
         self.close_gate()

@@ -24,6 +24,7 @@ from typing import Any
 
 from runyard import processes as machine
 from runyard import rundir
+from runyard.beats import read_beat
 from runyard.ports import Clock, Files, Identity, Processes, SystemClock
 from runyard.protocol import LOST_OUT_OF_MEMORY, ProcessReport
 from runyard.rundir import AttemptDir
@@ -34,6 +35,7 @@ from runyard.supervisor.group import ProcessGroup
 from runyard.supervisor.launch import RunLock, Train, Trainer, fork_trainer
 from runyard.supervisor.resume import prune_checkpoints
 from runyard.supervisor.sampling import Sampler
+from runyard.supervisor.stalls import CHECK_EVERY_S, RankView, StallDetector
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +107,8 @@ class Supervisor:
         self._lost_rank: tuple[int, int] | None = None  # with its wait status
         self._lock: RunLock | None = None
         self._spool_bytes = int(placed.get("spoolBytes", DEFAULT_SPOOL_BYTES))
-        self._permit_at_s = self._retry_writes_at_s = 0.0
+        self._permit_at_s = self._retry_writes_at_s = self._check_ranks_at_s = 0.0
+        self._stalls = StallDetector()
         # Rejected by a full disk so far, in order
         self._pending_writes: dict[Path, dict[str, Any]] = {}
         self._memory_kills_before = self._memory_kills_seen = processes.count_memory_kills()
@@ -121,6 +124,7 @@ class Supervisor:
         while self._state.phase != "ended" or self._pending_writes:
             self._renew_permit()
             self._retry_writes()
+            self._check_ranks()
             self._handle_event(msg.TimePassed())
             self._wait_for_event()
             self._reap_children()
@@ -287,6 +291,8 @@ class Supervisor:
         for rank, pid in enumerate(trainer.peers, start=1):
             if pid in ended:
                 self._end_with_rank(rank, ended[pid])
+        if trainer.peers and trainer.pid in ended and self._lost_rank is None:
+            self._note_lost_leader(ended[trainer.pid])
         if trainer.pid in ended:
             self._sampler.stop()
             kills = self._processes.count_memory_kills() - self._memory_kills_before
@@ -311,6 +317,32 @@ class Supervisor:
         if self._lost_rank is None and is_lost and self._state.phase != "clearing":
             self._lost_rank = rank, status
             self._signal_trainer(signal.SIGKILL)
+
+    def _note_lost_leader(self, status: int) -> None:
+        """Note that rank 0 was lost, unless it ended as it should."""
+        regular = (rundir.EXIT_DONE, rundir.EXIT_CANNOT_RUN, rundir.EXIT_STOPPED)
+        if os.waitstatus_to_exitcode(status) not in regular:
+            self._lost_rank = 0, status
+
+    def _check_ranks(self) -> None:
+        """Look for a rank that the others wait for in vain."""
+        trainer, now_s = self._trainer, self._clock.monotonic()
+        is_training = self._state.phase == "training"
+        if (
+            trainer is None
+            or not trainer.peers
+            or not is_training
+            or now_s < self._check_ranks_at_s
+        ):
+            return
+        self._check_ranks_at_s = now_s + CHECK_EVERY_S
+        views = [self._view_rank(rank, pid) for rank, pid in enumerate(trainer.pids)]
+        if (stall := self._stalls.observe(views, now_s)) is not None:
+            self._inbox.put(msg.RankStalled(stall.message, stall.is_final))
+
+    def _view_rank(self, rank: int, pid: int) -> RankView:
+        beat, use = read_beat(self._dir.beat(rank)), machine.read_use(pid)
+        return RankView(beat) if use is None else RankView(beat, use.cpu_s, use.is_stopped)
 
     def _handle_event(self, event: msg.Event) -> None:
         self._state, actions = st.step(self._state, event, self._clock.monotonic())

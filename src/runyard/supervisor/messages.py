@@ -91,7 +91,7 @@ class TrainerExited:
 
     ``memory_kills`` counts the kernel's out-of-memory kills since the trainer started.
     ``trainer_phase`` is the phase the trainer reported last, which may be in a line not read yet.
-    ``rank`` is the rank that was lost first, where that is not rank 0; the status is then its own.
+    ``rank`` is the rank that was lost first, if there are several; the status is then its own.
     """
 
     code: int | None
@@ -99,6 +99,17 @@ class TrainerExited:
     memory_kills: int = 0
     trainer_phase: str | None = None
     rank: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RankStalled:
+    """A rank has not advanced for a while, and the others wait for it.
+
+    ``is_final``: it will not advance by itself.
+    """
+
+    message: str
+    is_final: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +179,7 @@ Event = (
     | LockAcquired
     | AttemptPrepared
     | TrainerExited
+    | RankStalled
     | ProcessesEnded
     | LinesRead
     | LinesShipped

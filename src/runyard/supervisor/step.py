@@ -33,7 +33,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from runyard.protocol import OUT_OF_MEMORY, DesiredState
+from runyard.protocol import OUT_OF_MEMORY, RANK_LOST, DesiredState
 from runyard.supervisor.messages import (
     REPORT,
     STREAMS,
@@ -59,6 +59,7 @@ from runyard.supervisor.messages import (
     OpenGate,
     PrepareAttempt,
     ProcessesEnded,
+    RankStalled,
     ReadLines,
     RenewLease,
     ReportAccepted,
@@ -114,6 +115,7 @@ class State:
     clearing_until: float | None = None
     unanswered_since: float | None = None  # since when calls have gone unanswered
     last_line_at: float | None = None  # when the trainer last wrote an event
+    stall: str | None = None  # why the trainer was killed: one of its ranks hung
     note: str | None = None  # a message for people about the attempt's current state
     renew_at: float = 0.0
     read_at: float = 0.0
@@ -176,6 +178,8 @@ def step(state: State, event: Event, now: float) -> tuple[State, list[Action]]:
             return replace(state, phase="training", last_line_at=now), [OpenGate()]
         case TrainerExited():
             return _on_exit(state, event, now)
+        case RankStalled() if state.phase == "training" and state.stall is None:
+            return _on_stall(state, event)
         case ProcessesEnded() if state.phase == "clearing":
             return _on_processes_ended(state)
         case LinesRead():
@@ -344,12 +348,24 @@ def _on_exit(state: State, event: TrainerExited, now: float) -> tuple[State, lis
     cause = describe_cause(
         event, stop_reason=state.stop_reason, was_killed=was_killed, trainer_phase=trainer_phase
     )
-    if event.rank is not None:
-        cause = f"{cause} (rank {event.rank})"
+    if state.stop_reason is None and state.stall is not None:
+        cause = f"{RANK_LOST}: {state.stall}"
+    elif event.rank is not None:
+        is_known = state.stop_reason is not None or cause.startswith(OUT_OF_MEMORY)
+        suffix = f"{cause} (rank {event.rank})"
+        cause = suffix if is_known else f"{RANK_LOST}: rank {event.rank}, {cause}"
     ended = ExitStatus(exit_code=event.code, signal=event.signal, cause=cause)
     return replace(
         state, phase="clearing", exit=ended, clearing_until=now + CLEARING_TIMEOUT_S, kill_at=None
     ), [KillProcesses()]
+
+
+def _on_stall(state: State, event: RankStalled) -> tuple[State, list[Action]]:
+    """Name the rank that hangs, and end the attempt if waiting is in vain."""
+    if event.is_final:
+        return replace(state, stall=event.message), [Warn(event.message), KillProcesses()]
+    actions: list[Action] = [] if state.note == event.message else [Warn(event.message)]
+    return replace(state, note=event.message), actions
 
 
 def _on_processes_ended(state: State) -> tuple[State, list[Action]]:

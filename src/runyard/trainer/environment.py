@@ -83,14 +83,6 @@ def hardware() -> dict[str, Any]:
     }
 
 
-def accelerators() -> list[str]:
-    """Return the names of the devices that this process may use. Initializes CUDA, if present."""
-    import torch
-
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    return [torch.cuda.get_device_name(number) for number in range(count)]
-
-
 def head_commit(root: Path) -> str | None:
     """Return the commit checked out in a work tree, from git's own files; None if unreadable."""
     try:

@@ -78,8 +78,8 @@ def _run_attempt(
         events = EventWriter(folder, _now_ms)
         stack.callback(events.close)
         with ActivityReporter(events, "Loading libraries"):
-            job, machine = _load_job(folder, events)
-            from runyard.trainer.train import train  # imports torch, so only after _load_job
+            job, machine = load_job(folder, events)
+            from runyard.trainer.train import train  # imports torch, so only after load_job
 
         outcome = train(job, machine, events, should_stop=should_stop, say=_say)
         _write_when_space(events.flush, should_stop)
@@ -87,9 +87,13 @@ def _run_attempt(
         _say(f"{error.reason}: {error}")
         failure = {"outcome": "Failed", "reason": error.reason, "message": str(error)}
         return EXIT_CANNOT_RUN, failure
-    except (LockHeld, PeerLost) as error:
+    except PeerLost as error:
         _say(str(error))
-        return EXIT_PEER_LOST if isinstance(error, PeerLost) else EXIT_FAILED, None
+        reported = _read_failure_of_rank(folder)
+        return (EXIT_PEER_LOST, None) if reported is None else (EXIT_CANNOT_RUN, reported)
+    except LockHeld as error:
+        _say(str(error))
+        return EXIT_FAILED, None
     except Exception as error:
         with contextlib.suppress(OSError):
             traceback.print_exc()
@@ -109,6 +113,13 @@ def _run_attempt(
     return EXIT_STOPPED if is_stopped else EXIT_DONE, result
 
 
+def _read_failure_of_rank(folder: Path) -> dict[str, Any] | None:
+    """Return the result of an attempt that ended because another rank cannot train, if it did."""
+    directory, size = AttemptDir(folder), int(os.environ.get("WORLD_SIZE", "1"))
+    found = [read_json(directory.failure(rank)) for rank in range(1, size)]
+    return next((failure for failure in found if failure is not None), None)
+
+
 def _follow_attempt(folder: Path, rank: int) -> int:
     """Train as a rank that does not lead; return the exit code."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # rank 0 completes the step, saves and ends
@@ -116,13 +127,20 @@ def _follow_attempt(folder: Path, rank: int) -> int:
     own_folder.mkdir(parents=True, exist_ok=True)
     events = EventWriter(own_folder, _now_ms)
     try:
-        job, machine = _load_job(folder, events)
-        from runyard.trainer.follow import follow  # imports torch, so only after _load_job
+        job, machine = load_job(folder, events)
+        from runyard.trainer.follow import follow  # imports torch, so only after load_job
 
         follow(job, machine, events)
     except (PeerLost, TrainingFailed) as error:
         _say(f"rank {rank}: {error}")
-        return EXIT_PEER_LOST if isinstance(error, PeerLost) else EXIT_CANNOT_RUN
+        if isinstance(error, PeerLost):
+            return EXIT_PEER_LOST
+        # Rank 0 mostly fails in the same way. If not, it misses this rank, and then reports this.
+        message = f"rank {rank}: {error}"
+        failure = {"outcome": "Failed", "reason": error.reason, "message": message}
+        with contextlib.suppress(OSError):
+            write_json(AttemptDir(folder).failure(rank), failure)
+        return EXIT_CANNOT_RUN
     except Exception:
         with contextlib.suppress(OSError):
             traceback.print_exc()
@@ -222,7 +240,7 @@ def is_stop_requested(folder: Path) -> bool:
     return AttemptDir(folder).stop.exists() or not is_permit_fresh(folder, time.monotonic())
 
 
-def _load_job(folder: Path, events: EventWriter) -> tuple[Any, Any]:
+def load_job(folder: Path, events: EventWriter) -> tuple[Any, Any]:
     """Read ``run.json`` and the files of the supervisor; return the job and this machine.
 
     Imports and configures torch.
@@ -235,6 +253,7 @@ def _load_job(folder: Path, events: EventWriter) -> tuple[Any, Any]:
     import torch
     import transformers
 
+    from runyard.trainer.devices import CPU, find_device, get_device_name
     from runyard.trainer.plan import choose_threads
     from runyard.trainer.prepare import Job
     from runyard.trainer.ranks import join, read_world
@@ -242,20 +261,27 @@ def _load_job(folder: Path, events: EventWriter) -> tuple[Any, Any]:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     run, flow = parse_run(config)
-    world = read_world(os.environ)
-    if flow.settings.resources.workers != world.size:
+    world = read_world(os.environ, folder)
+    if flow.settings.resources.ranks != world.size:
         raise InvalidFlow(
-            f"settings.resources.workers is {flow.settings.resources.workers}, but {world.size} "
-            "trainers were started; try: start the run with runyard, which starts all of them"
+            f"settings.resources asks for {flow.settings.resources.ranks} processes, but "
+            f"{world.size} trainers were started; try: start the run with runyard, which starts "
+            "all of them"
         )
     offered = int(config.get("threads") or os.cpu_count() or 1)
     threads = choose_threads(flow, offered=offered // world.size)
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(not torch.cuda.is_available())
+    device = find_device()
+    torch.use_deterministic_algorithms(device == CPU)
     # Otherwise every new tensor is filled before it is written, a twentieth of a short step.
     torch.utils.deterministic.fill_uninitialized_memory = False
     resume, origin_run = _find_checkpoint(folder, run, events)
-    join(world, folder, has_cuda=torch.cuda.is_available())
+    if device.type not in ("cpu", "cuda") and not world.is_single:
+        raise InvalidFlow(
+            f"settings.resources.workers is {world.size}, but several workers cannot use "
+            f"{get_device_name(device)} together; try: 1"
+        )
+    join(world, folder, has_cuda=device.type == "cuda")
     job = Job(
         folder=folder,
         run=run,
@@ -333,25 +359,18 @@ def parse_run(config: dict[str, Any]) -> tuple[Any, Any]:
 
 def detect_machine(threads: int) -> Any:
     """Return the properties of this machine that the plan depends on."""
-    import torch
-
+    from runyard.trainer import devices
     from runyard.trainer.plan import Hardware
 
-    # Emulated bfloat16 is slower than float32, so the processor needs instructions for it.
-    device, name = "cpu", "CPU"
-    has_good_bfloat16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    if torch.cuda.is_available():
-        device, name = "cuda", torch.cuda.get_device_name()
-        # Emulated, it is slower than float16 with a scaled loss.
-        has_good_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    device = devices.find_device()
     return Hardware(
-        device=device,
-        device_name=name,
-        has_good_bfloat16=has_good_bfloat16,
+        device=device.type,
+        device_name=devices.get_device_name(device),
+        has_good_bfloat16=devices.has_good_bfloat16(device),
         threads=threads,
         versions=environment.versions(),
         revision=environment.revision(),
-        hardware={**environment.hardware(), "accelerators": environment.accelerators()},
+        hardware={**environment.hardware(), "accelerators": devices.list_device_names()},
     )
 
 

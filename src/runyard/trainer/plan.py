@@ -27,6 +27,7 @@ Choice = Literal["packing", "featureCache"]
 FAMILY_IMAGE_SETTINGS = "familyPictureSettings"  # read again when resuming from a checkpoint
 MAX_PIXELS = "maxPixels"  # likewise
 MIN_EPOCHS_FOR_FEATURE_CACHE = 2
+SCALED_DEVICES = ("cuda", "xpu")  # where float16 with a scaled loss is faster than float32
 MIN_PADDING_FOR_PACKING = 0.1  # with less padding, packing gains nothing
 
 
@@ -134,22 +135,30 @@ def choose_threads(flow: ResolvedFlow, *, offered: int) -> int:
 def choose_precision(flow: ResolvedFlow, machine: Hardware) -> tuple[str, str]:
     """Return the number format of the arithmetic, and why. Called before the model is loaded."""
     requested = flow.model.compute.precision_type
+    if requested == "auto" and flow.model.training.weights_precision == "bfloat16":
+        requested, reason = "bfloat16", "training.weightsPrecision is bfloat16"
+    else:
+        reason = "flow"
     if requested == "float16" and machine.device == "cpu":
         raise InvalidFlow(
-            "precisionType 'float16' needs CUDA; try: 'bfloat16', 'float32' or 'auto'"
+            "precisionType 'float16' needs an accelerator; try: 'bfloat16', 'float32' or 'auto'"
         )
-    if requested == "bfloat16" and machine.device == "cuda" and not machine.has_good_bfloat16:
+    if (
+        requested == "bfloat16"
+        and machine.device in SCALED_DEVICES
+        and not machine.has_good_bfloat16
+    ):
         raise InvalidFlow(
             f"precisionType 'bfloat16' is not supported by {machine.device_name}, which only "
             "emulates it; try: 'float16', 'float32' or 'auto'"
         )
     if requested != "auto":
-        return requested, "flow"
+        return requested, reason
     if flow.is_tiny:
         return "float32", "the tiny model is slower in bfloat16 (measured)"
     if machine.has_good_bfloat16:
         return "bfloat16", f"{machine.device_name} is fast at it"
-    if machine.device == "cuda":
+    if machine.device in SCALED_DEVICES:
         return "float16", f"{machine.device_name} has no bfloat16; the loss is scaled"
     return "float32", f"{machine.device_name} has no fast bfloat16"
 
@@ -171,15 +180,16 @@ def make_plan(flow: ResolvedFlow, machine: Hardware, sizes: Sizes) -> Plan:
     note("device", machine.device, machine.device_name)
     precision, why = choose_precision(flow, machine)
     note("precision", precision, why)
+    note_weights_precision(flow, note)
     why = (
         "a second thread would mostly wait for the first"
         if flow.is_tiny
         else "this attempt's share of the cores"
     )
     note("threads", machine.threads, f"{why}; changes results in the last bits")
-    if flow.settings.resources.workers > 1:
+    if flow.settings.resources.ranks > 1:
         why = "flow; each computes a share of every batch"
-        note("workers", flow.settings.resources.workers, why)
+        note("workers", flow.settings.resources.ranks, why)
     note("imageBackend", "pil", "needs no torchvision; use the same one for inference")
     note("seed", flow.settings.seed, "flow")
     if model.quantization.enabled:
@@ -204,7 +214,7 @@ def make_plan(flow: ResolvedFlow, machine: Hardware, sizes: Sizes) -> Plan:
     note("cacheBytes", sizes.cache_bytes, "images are decoded and processed once")
 
     batch_size = note("batchSize", numbers.batch_size, "samples per optimizer step")
-    micro = choose_micro_batch(flow, on_cpu=machine.device != "cuda")
+    micro = choose_micro_batch(flow, on_cpu=machine.device == "cpu")
     if batch_size % micro[0]:
         raise InvalidFlow(
             f"microBatchSize {micro[0]} does not divide batchSize {batch_size}; try: a divisor"
@@ -318,6 +328,12 @@ def with_memory(plan: Plan, value: int | None, reason: str) -> Plan:
     return replace(plan, document=plan.document | {"memory": {"value": value, "reason": reason}})
 
 
+def with_strategy(plan: Plan, strategy: str, reason: str) -> Plan:
+    """Return the plan with how several ranks train."""
+    note = {"strategy": {"value": strategy, "reason": reason}}
+    return replace(plan, document=plan.document | note)
+
+
 def is_due(
     every: str | Every, *, step: int, steps_per_epoch: int, seconds_since_last: float
 ) -> bool:
@@ -343,6 +359,12 @@ def explain_share(flow: ResolvedFlow, sizes: UploadedSizes | None) -> str:
     if sizes is not None and sizes.held_out_split is not None:
         return "those of the dataset's own split"
     return f"{1 - flow.dataset.validation_fraction:.0%} of the data"
+
+
+def note_weights_precision(flow: ResolvedFlow, note: Callable[[str, Any, str], Any]) -> None:
+    if flow.model.training.weights_precision != "float32":
+        why = "flow; steps are computed in float32 and rounded at random"
+        note("weightsPrecision", flow.model.training.weights_precision, why)
 
 
 def note_uploaded(sizes: UploadedSizes, note: Callable[[str, Any, str], Any]) -> None:
@@ -400,7 +422,7 @@ def choose_packing(
     """Return whether samples share rows; None where that is measured."""
     requested, attention = flow.model.packing, flow.model.compute.attention
     obstacle = sizes.unpacked
-    if attention not in ("auto", "sdpa"):
+    if attention == "eager":
         obstacle = f"attention {attention!r} cannot mask samples within a row"
     if (resolved := resolve_choice("packing", requested, obstacle)) is not None:
         return resolved

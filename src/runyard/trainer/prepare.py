@@ -6,6 +6,7 @@ Everything else is made as the first time, from the flow and its seed, and so co
 
 import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,13 @@ from runyard.flows.blocks import ModelSettings, Quantization
 from runyard.ids import resolve_folder
 from runyard.model_folders import ModelFolders
 from runyard.rundir import AttemptDir, CheckpointDir, read_json
-from runyard.trainer.checkpoints.checkpoint import TrainingProgress, load_state
+from runyard.trainer.checkpoints.checkpoint import (
+    TrainingProgress,
+    load_optimizers,
+    load_state,
+    read_state,
+    restore_counters,
+)
 from runyard.trainer.checkpoints.warm_start import check_fits, restore_progress
 from runyard.trainer.data.cache import CacheDir, Hooks, encode_all
 from runyard.trainer.data.datasets import Dataset, Sample, hash_samples, load_dataset
@@ -43,19 +50,20 @@ from runyard.trainer.data.image_resolution import (
 )
 from runyard.trainer.data.uploaded import SampleSelection, check_split, load_uploaded
 from runyard.trainer.errors import InvalidData, InvalidFlow
+from runyard.trainer.models.adapters import add_adapter, check_adapter_settings, merge_adapter
 from runyard.trainer.models.attention import check_attention
 from runyard.trainer.models.model import (
     DTYPES,
     LoadedModel,
-    add_adapter,
     build_tiny,
     check_family,
-    find_weights_folder,
     freeze_parts,
     get_pad_id,
     load_model,
     read_quantization,
 )
+from runyard.trainer.models.model_folder import read_inside
+from runyard.trainer.models.weights import WeightSource, find_weights, split_checkpoint
 from runyard.trainer.plan import (
     FAMILY_IMAGE_SETTINGS,
     MAX_PIXELS,
@@ -68,23 +76,32 @@ from runyard.trainer.plan import (
     make_plan,
     with_memory,
     with_micro_batch,
+    with_strategy,
 )
 from runyard.trainer.ranks import World
+from runyard.trainer.sharding import (
+    count_largest_block_bytes,
+    explain_unshardable,
+    shard_losses,
+    shard_model,
+    shard_state,
+    whole_weights,
+)
 from runyard.trainer.steps.autotune import BuildBatch
 from runyard.trainer.steps.batching import BatchBuilder, estimate_padding_share
 from runyard.trainer.steps.features import explain_not_frozen
 from runyard.trainer.steps.growth import MIN_SPEEDUP, ROUNDS, measure_growth
 from runyard.trainer.steps.losses import TokenLosses, get_base_model
 from runyard.trainer.steps.memory import (
-    AvailableMemory,
     MemoryEstimate,
+    Sharding,
     estimate_memory,
     measure_step_memory,
-    read_available_memory,
     retain_freed_memory,
     return_freed_memory,
 )
 from runyard.trainer.steps.optim import make_optimizers
+from runyard.trainer.steps.rounding import RoundedSteps
 from runyard.trainer.steps.trial_budget import TrialBudget
 from vi.api.resources.runs.responses import Run
 
@@ -147,9 +164,11 @@ class TrainState:
     generation: dict[str, Any]
     progress: TrainingProgress
     device: torch.device
+    rounded_steps: RoundedSteps | None = None  # of weights in bfloat16
     world: World = World()
     run_document: dict[str, Any] = field(default_factory=dict)
     memory_estimate: MemoryEstimate | None = None  # None where memory is not estimated
+    is_sharded: bool = False  # whether each rank has a part of every weight
     has_memory_trial: bool = False  # whether the largest micro-batch is tried before the first step
     parameters: list[torch.nn.Parameter] = field(init=False)  # all that the optimizers change
     longest_index: int = field(init=False)  # of the training sample with the most tokens
@@ -162,6 +181,19 @@ class TrainState:
         """Return the samples still to train on, each counted by its share of the longest one."""
         steps = max(0, self.plan.total_steps - self.progress.step)
         return steps * self.plan.batch_size * float(self.lengths.mean() / self.lengths.max())
+
+    def shard(self, flow: ResolvedFlow) -> None:
+        """Keep this rank's part of every weight, with new optimizers."""
+        module = self.model.module
+        shard_model(module, self.device, self.world.size)
+        shard_losses(module, self.losses, self.validation_losses)
+        self.optimizers = build_optimizers(flow, self.model)
+        self.parameters = [parameter for _, parameter in self.model.trainable_parameters()]
+        self.is_sharded = True
+
+    def gather_weights(self) -> AbstractContextManager[None]:
+        """Return a context in which this rank has all weights."""
+        return whole_weights(self.model.module) if self.is_sharded else nullcontext()
 
     @property
     def predicted_host_bytes(self) -> int:
@@ -228,7 +260,11 @@ def prepare(job: Job, machine: Hardware, *, hooks: Hooks) -> TrainState:
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
     if job.resume is not None:
         hooks.on_activity(f"Reading checkpoint {job.resume.name}")
-    progress = restore(job, plan, model, optimizers, scaler)
+    obstacle = explain_unshardable(flow, precision)
+    check_strategy(flow, obstacle)
+    # Sharded, each rank keeps only a part of what the checkpoint has for the optimizers.
+    may_shard = obstacle is None and flow.settings.resources.strategy != "ddp"
+    progress = restore(job, plan, model, [] if may_shard else optimizers, scaler)
     plan = keep_micro_batch(plan, progress, flow)
     plan = limit_micro_batch(plan, progress, job.run.status.micro_batch_limit)
     make_losses = partial(TokenLosses, model.module, precision=precision, device=device)
@@ -253,22 +289,66 @@ def prepare(job: Job, machine: Hardware, *, hooks: Hooks) -> TrainState:
         generation=build_generation_settings(flow, model, plan.answer_tokens),
         progress=progress,
         device=device,
+        rounded_steps=make_rounded_steps(flow),
         world=job.world,
     )
     if decisions is None:
         fit_plan_to_memory(state, flow, hooks, may_grow=may_grow(job, progress, device))
-        job.world.share(describe_decisions(state))
+        strategy = choose_strategy(state, flow, obstacle)
+        decisions = job.world.share(describe_decisions(state) | {"strategy": strategy})
     else:
         follow_decisions(state, decisions)
     job.world.share_weights(state.parameters)
+    apply_strategy(job, state, decisions["strategy"], is_restored=not may_shard)
     state.run_document = build_run_document(job, model, state.plan)
     return state
+
+
+def check_strategy(flow: ResolvedFlow, obstacle: str | None) -> None:
+    """Raise ``InvalidFlow`` if the flow wants its weights sharded, and they cannot be."""
+    if flow.settings.resources.strategy == "fsdp" and obstacle is not None:
+        raise InvalidFlow(
+            f"resources.strategy 'fsdp' is not possible: {obstacle}; try: leave it auto"
+        )
+
+
+def choose_strategy(state: TrainState, flow: ResolvedFlow, obstacle: str | None) -> tuple[str, str]:
+    """Return how several ranks train, and why."""
+    requested, estimate = flow.settings.resources.strategy, state.memory_estimate
+    if requested != "auto":
+        return requested, "flow"
+    if obstacle is not None:
+        return "ddp", f"not fsdp: {obstacle}"
+    if estimate is not None and estimate.fits_sharded:
+        return "fsdp", "the whole model does not fit into the memory of each process"
+    return "ddp", "the whole model fits into the memory of each process"
+
+
+def apply_strategy(
+    job: Job, state: TrainState, strategy: Sequence[str], *, is_restored: bool
+) -> None:
+    """Shard the weights if that is decided, and complete what restoring has left out."""
+    if state.world.is_single:
+        return
+    name, reason = strategy
+    state.plan = with_strategy(state.plan, name, reason)
+    if name == "fsdp":
+        state.shard(job.flow)
+    if job.resume is not None and not is_restored:
+        place = shard_state if state.is_sharded else None
+        load_optimizers(job.resume, state.model, state.optimizers, place=place)
 
 
 def check_origin(job: Job) -> None:
     """Check that the flow fits the checkpoint, if that is of another run."""
     if job.resume is not None and job.origin_run is not None:
         check_fits(job.flow, job.resume)
+
+
+def make_rounded_steps(flow: ResolvedFlow) -> RoundedSteps | None:
+    """Return what takes steps with weights in bfloat16; None where weights are float32."""
+    is_float32 = flow.model.training.weights_precision == "float32"
+    return None if is_float32 else RoundedSteps(flow.settings.seed)
 
 
 def configure_heap(flow: ResolvedFlow, device: torch.device) -> None:
@@ -311,12 +391,15 @@ def load_data(job: Job, check_cancelled: Callable[[], None]) -> Dataset:
 def build_model(job: Job, data: Dataset, dtype: torch.dtype, device: torch.device) -> LoadedModel:
     """Return the model as it is before the first step of this attempt."""
     training = job.flow.model.training
-    source = find_weights(job)
+    source = find_source(job)
     if training.mode == "lora":
         model = load_weights(job, data, dtype, source, device)
         return build_adapter(job, model, dtype, source, device)
-    # Trained weights are float32: small updates vanish in 16 bits.
-    model = load_weights(job, data, torch.float32, source, device)
+    # By default float32: small updates vanish in 16 bits, unless they are rounded at random.
+    weights_dtype = DTYPES[training.weights_precision]
+    model = load_weights(job, data, weights_dtype, source, device)
+    for parameter in model.module.parameters():  # the tiny model is built in float32
+        parameter.data = parameter.data.to(weights_dtype)
     freeze_parts(model, training.freeze)
     if not model.trainable_parameters():
         raise InvalidFlow(
@@ -325,29 +408,42 @@ def build_model(job: Job, data: Dataset, dtype: torch.dtype, device: torch.devic
     return model
 
 
-def find_weights(job: Job) -> Path | None:
-    """Return the folder of the weights to start from; None for the built-in tiny model."""
+def find_source(job: Job) -> WeightSource | None:
+    """Return the weights to start from, after a check that the flow fits an adapter among them.
+
+    None stands for the built-in tiny model.
+    """
     if job.resume is not None:
-        return CheckpointDir(job.resume).model_full
-    return find_weights_folder(job.flow.model.architecture, job.models, job.folders)
+        return split_checkpoint(job.resume)
+    settings = job.flow.model
+    source = find_weights(settings.architecture, job.models, job.folders)
+    if source is not None and source.adapter is not None and settings.training.mode == "lora":
+        weights = str(settings.architecture.weights)
+        check_adapter_settings(source.adapter, settings.training.lora, weights)
+    return source
 
 
 def load_weights(
-    job: Job, data: Dataset, dtype: torch.dtype, source: Path | None, device: torch.device
+    job: Job, data: Dataset, dtype: torch.dtype, source: WeightSource | None, device: torch.device
 ) -> LoadedModel:
-    """Load the weights in ``source``, or build the tiny model."""
+    """Load the weights in ``source``, or build the tiny model.
+
+    For a full training an adapter is merged into them.
+    """
     flow, settings = job.flow, job.flow.model
     if source is not None:
-        is_offered = job.folders.resolve(source) is not None
         model = load_model(
-            source,
+            source.base,
             dtype=dtype,
             attention=get_attention(settings),
-            # An adapter is merged into weights that are not quantized.
-            quantization=get_quantization(job) if is_base(source) else None,
-            folders=job.folders if is_offered else None,
+            quantization=get_quantization(job),
+            folders=get_folders(job, source.base),
             device=device,
         )
+        if source.adapter is not None and settings.training.mode == "full":
+            with read_inside(source.adapter, get_folders(job, source.adapter)):
+                model.module = merge_adapter(model.module, source.adapter)
+            model.module.requires_grad_(True)  # peft froze the layers it adapted
     else:
         model = build_tiny(
             task=flow.task,
@@ -360,14 +456,16 @@ def load_weights(
 
 
 def build_adapter(
-    job: Job, model: LoadedModel, dtype: torch.dtype, source: Path | None, device: torch.device
+    job: Job,
+    model: LoadedModel,
+    dtype: torch.dtype,
+    source: WeightSource | None,
+    device: torch.device,
 ) -> LoadedModel:
-    """Add a new adapter, or the checkpoint's, to a base model that is a folder of its own."""
+    """Add a new adapter, or that of ``source``, to a base model that is a folder of its own."""
     settings = job.flow.model
-    if source is not None and is_base(source):
-        base = source
-    else:
-        base = job.folder / BASE
+    base, adapter = (job.folder / BASE, None) if source is None else (source.base, source.adapter)
+    if source is None:
         if job.world.is_leader:
             model.module.save_pretrained(base)
             model.processor.save_pretrained(base)
@@ -381,15 +479,19 @@ def build_adapter(
                 quantization=quantization,
                 device=device,
             )
-    base = CheckpointDir(base).model
-    adapter = CheckpointDir(job.resume).model_adapter if job.resume is not None else None
     torch.manual_seed(job.flow.settings.seed)  # a new adapter is initialized at random
-    return add_adapter(model, settings.training, base=base, adapter=adapter)
+    if adapter is None:
+        return add_adapter(model, settings.training, base=base)
+    with read_inside(adapter, get_folders(job, adapter)):
+        return add_adapter(model, settings.training, base=base, adapter=adapter)
 
 
-def is_base(source: Path) -> bool:
-    """Return whether a folder of weights is a base model, without an adapter."""
-    return not CheckpointDir(source).has_adapter
+def get_folders(job: Job, folder: Path) -> ModelFolders | None:
+    """Return the model folders that a folder of weights must stay inside.
+
+    None for those of checkpoints, which are elsewhere.
+    """
+    return job.folders if job.folders.resolve(folder) is not None else None
 
 
 def get_attention(settings: ModelSettings) -> str | None:
@@ -668,11 +770,17 @@ def restore(
     optimizers: list[torch.optim.Optimizer],
     scaler: torch.amp.GradScaler,
 ) -> TrainingProgress:
-    """Restore optimizers, scaler and random states from the checkpoint; return the counters."""
+    """Restore optimizers, scaler and random states from the checkpoint; return the counters.
+
+    Without optimizers, their state is to be restored later.
+    """
     torch.manual_seed(job.flow.settings.seed)
     if job.resume is None:
         return TrainingProgress()
-    progress, scaler_state = load_state(job.resume, model, optimizers)
+    if optimizers:
+        progress, scaler_state = load_state(job.resume, model, optimizers)
+    else:
+        progress, scaler_state = restore_counters(job.resume, *read_state(job.resume))
     if job.origin_run is not None:
         progress = restore_progress(progress, job.resume, total_steps=plan.total_steps)
     if scaler_state:
@@ -769,7 +877,11 @@ def fit_plan_to_memory(
         on_activity=hooks.on_activity,
     )
     state.plan, state.memory_estimate = estimate_memory(
-        state.plan, flow, measure=measure, available=partial(read_memory_share, state.world, device)
+        state.plan,
+        flow,
+        measure=measure,
+        available=partial(state.world.read_memory, device),
+        sharding=describe_sharding(state, flow),
     )
     if may_grow:
         grow_micro_batch(state, budget, hooks)
@@ -792,6 +904,19 @@ def fit_plan_to_memory(
     if budget.skipped:
         memory = state.plan.document["memory"]
         state.plan = with_memory(state.plan, memory["value"], f"{memory['reason']}; {budget}")
+
+
+def describe_sharding(state: TrainState, flow: ResolvedFlow) -> Sharding | None:
+    """Return what the weights could be sharded into; None if they could not, or need not be."""
+    is_possible = explain_unshardable(flow, state.plan.precision) is None
+    if not is_possible or flow.settings.resources.strategy == "ddp":
+        return None
+    parameters = state.model.module.parameters()
+    return Sharding(
+        ranks=state.world.size,
+        weights=sum(parameter.numel() * parameter.element_size() for parameter in parameters),
+        gathered=count_largest_block_bytes(state.model.module),
+    )
 
 
 def grow_micro_batch(state: TrainState, budget: TrialBudget, hooks: Hooks) -> None:
@@ -827,14 +952,6 @@ def grow_micro_batch(state: TrainState, budget: TrialBudget, hooks: Hooks) -> No
     state.plan = with_micro_batch(state.plan, size, f"{before}; {reason}")
 
 
-def read_memory_share(world: World, device: torch.device) -> AvailableMemory:
-    """Return the memory of this rank: of the host's, which all ranks use, an equal share."""
-    found = read_available_memory(device)
-    if world.is_single or device.type != "cpu":
-        return found
-    return replace(found, free=found.free // world.size)
-
-
 def describe_decisions(state: TrainState) -> dict[str, Any]:
     """Return what rank 0 has measured, and what must be equal on every rank."""
     return {
@@ -852,7 +969,8 @@ def follow_decisions(state: TrainState, decisions: dict[str, Any]) -> None:
         RuntimeError: this rank has other samples, or begins at another step.
     """
     state.plan = with_micro_batch(state.plan, decisions["microBatchSize"], "as rank 0")
-    if (own := describe_decisions(state)) != decisions:
+    own = describe_decisions(state) | {"strategy": decisions["strategy"]}
+    if own != decisions:
         raise RuntimeError(f"rank {state.world.rank} has {own}, but rank 0 has {decisions}")
 
 

@@ -6,8 +6,9 @@ by label tokens, so that every rank takes the step that one process would take w
 One small all-reduce per step comes first: it says whether a rank ran out of memory, how many tokens
 there are, and which parameters have a gradient anywhere.
 
-Rank 0 leads: it alone measures, evaluates, saves, reads clocks and stop requests, and writes files.
-The other ranks take steps until rank 0 ends. So they never disagree on what is due.
+Rank 0 leads: it alone measures, saves, reads clocks and stop requests, and writes files. It
+announces what all ranks do next: take a step, evaluate, save, or end. So they never disagree on
+what is due.
 
 With a single rank nothing is sent and no number changes.
 """
@@ -19,34 +20,45 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 import torch.distributed as dist
 
+from runyard.beats import BeatWriter
+from runyard.rundir import AttemptDir
 from runyard.trainer.errors import InvalidFlow, PeerLost
-from runyard.trainer.steps.memory import is_out_of_memory
+from runyard.trainer.steps.memory import (
+    AvailableMemory,
+    is_out_of_memory,
+    read_available_memory,
+)
 
 STORE = "ranks.store"  # where ranks find each other, below the attempt's folder
+CANCEL = "ranks.cancel"  # exists while the other ranks are to end an evaluation early
 # Rank 0 may evaluate for hours or wait for disk space. A peer that dies is noticed at once.
 WAIT = datetime.timedelta(days=7)
 BUCKET_NUMBERS = 8 << 20  # gradients summed at once, 32 MiB of float32
 
+Turn = Literal["step", "evaluate", "save", "end"]
+TURNS: tuple[Turn, ...] = get_args(Turn)
+
 _Parameters = Sequence[torch.nn.Parameter]
-
-
-class TrainingEnded(Exception):
-    """Rank 0 takes no further step."""
 
 
 @dataclass(frozen=True)
 class World:
-    """All ranks, and which of them this process is. By default it is the only one."""
+    """All ranks, and which of them this process is. By default it is the only one.
+
+    ``folder`` is the attempt's; ``beat`` shows the supervisor what this rank is doing.
+    """
 
     rank: int = 0
     size: int = 1
+    folder: Path = Path()
+    beat: BeatWriter = field(default_factory=BeatWriter, compare=False)
 
     @property
     def is_single(self) -> bool:
@@ -59,7 +71,7 @@ class World:
     def select(self, indices: list[int]) -> list[int]:
         """Return this rank's share of a batch.
 
-        Samples of similar length are neighbors, so that all ranks have about the same work.
+        Where samples of similar length are neighbors, all ranks have about the same work.
         """
         return indices if self.is_single else indices[self.rank :: self.size]
 
@@ -80,7 +92,6 @@ class World:
 
         Raises:
             MemoryError: a rank has run out of memory, so no rank may take the step.
-            TrainingEnded: rank 0 has ended.
             PeerLost: another rank is gone.
         """
         if self.is_single:
@@ -93,28 +104,66 @@ class World:
                 raise
             problem = str(error) or type(error).__name__
         has_gradient = [float(parameter.grad is not None) for parameter in parameters]
-        numbers = self._sum([0.0, float(bool(problem)), tokens, loss * tokens, *has_gradient])
-        ended, out_of_memory, all_tokens, loss_sum, *found = numbers
-        if ended:
-            raise TrainingEnded
+        numbers = self._sum([float(bool(problem)), tokens, loss * tokens, *has_gradient])
+        out_of_memory, all_tokens, loss_sum, *found = numbers
         if out_of_memory:
             raise MemoryError(problem or "another rank has run out of memory")
         all_tokens = max(1.0, all_tokens)
         chosen = [parameter for parameter, count in zip(parameters, found, strict=True) if count]
-        _sum_gradients(chosen, weight=tokens / all_tokens)
+        self._sum_gradients(chosen, weight=tokens / all_tokens)
         return loss_sum / all_tokens
 
-    def end(self, parameters: _Parameters) -> None:
-        """Let the other ranks end, which have begun the next step."""
+    def announce(self, turn: Turn) -> None:
+        """Let the other ranks know what all do next; called by rank 0."""
         if not self.is_single:
-            self._sum([1.0, 0.0, 0.0, 0.0, *(0.0 for _ in parameters)])
+            self._broadcast_turn(TURNS.index(turn))
+
+    def receive(self) -> Turn:
+        """Return what rank 0 announces."""
+        return TURNS[self._broadcast_turn(0)]
+
+    def gather(self, document: Any) -> list[Any]:
+        """Return the documents of all ranks, in their order."""
+        if self.is_single:
+            return [document]
+        data = json.dumps(document).encode()
+        sizes = [torch.empty(1, dtype=torch.int64) for _ in range(self.size)]
+        with self._exchange():
+            dist.all_gather(sizes, torch.tensor([len(data)]))
+            longest = int(max(sizes))
+            padded = torch.frombuffer(bytearray(data.ljust(longest)), dtype=torch.uint8)
+            found = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.size)]
+            dist.all_gather(found, padded)
+        return [json.loads(received.numpy().tobytes()) for received in found]
+
+    def cancel(self) -> None:
+        """Have the other ranks end what they do for an evaluation."""
+        (self.folder / CANCEL).touch()
+
+    def is_canceled(self) -> bool:
+        return (self.folder / CANCEL).exists()
+
+    def clear_cancel(self) -> None:
+        (self.folder / CANCEL).unlink(missing_ok=True)
+
+    def read_memory(self, device: torch.device) -> AvailableMemory:
+        """Return the memory of this rank: of the host's, which all ranks use, an equal share."""
+        found = read_available_memory(device)
+        if self.is_single or device.type != "cpu":
+            return found
+        total = max(found.used, found.total // self.size)
+        return replace(found, free=found.free // self.size, total=total)
+
+    def sum(self, *numbers: float) -> list[float]:
+        """Return the sums of numbers over all ranks."""
+        return list(numbers) if self.is_single else self._sum(list(numbers))
 
     def share(self, document: Any) -> Any:
         """Return the document of rank 0, which the others wait for."""
         if self.is_single:
             return document
         data = bytearray(json.dumps(document).encode()) if self.is_leader else bytearray()
-        with _naming_lost_peers():
+        with self._exchange():
             size = torch.tensor([len(data)])  # (1,)
             dist.broadcast(size, 0)
             held = torch.frombuffer(data, dtype=torch.uint8) if data else None
@@ -125,7 +174,7 @@ class World:
     def share_weights(self, parameters: _Parameters) -> None:
         """Give every rank the trained weights of rank 0."""
         if not self.is_single:
-            with torch.no_grad(), _naming_lost_peers():
+            with torch.no_grad(), self._exchange():
                 for parameter in parameters:
                     dist.broadcast(parameter, 0)
 
@@ -134,17 +183,53 @@ class World:
         if not self.is_single:
             dist.destroy_process_group()
 
+    @contextlib.contextmanager
+    def _exchange(self) -> Iterator[None]:
+        """Show that this rank waits; raise ``PeerLost`` for the error of a broken connection."""
+        with self.beat.waiting(), _naming_lost_peers():
+            yield
+
+    def _sum_gradients(self, parameters: _Parameters, *, weight: float) -> None:
+        """Replace the gradients by their weighted sum over all ranks."""
+        with torch.no_grad():
+            for bucket in _split(parameters):
+                gradients = [
+                    torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                    for parameter in bucket
+                ]
+                # (N,), summed in float32 also where gradients are bfloat16.
+                flat = torch.cat([gradient.reshape(-1).float() for gradient in gradients])
+                flat.mul_(weight)
+                with self._exchange():
+                    dist.all_reduce(flat)
+                for parameter, piece in zip(
+                    bucket, flat.split([parameter.numel() for parameter in bucket]), strict=True
+                ):
+                    if parameter.grad is None:
+                        parameter.grad = piece.view_as(parameter).to(parameter.dtype, copy=True)
+                    else:
+                        parameter.grad.copy_(piece.view_as(parameter))
+
+    def _broadcast_turn(self, number: int) -> int:
+        turn = torch.tensor([number])  # (1,)
+        with self._exchange():
+            dist.broadcast(turn, 0)
+        return int(turn)
+
     def _sum(self, numbers: list[float]) -> list[float]:
         total = torch.tensor(numbers, dtype=torch.float64)
-        with _naming_lost_peers():
+        with self._exchange():
             dist.all_reduce(total)
         found: list[float] = total.tolist()
         return found
 
 
-def read_world(environ: Mapping[str, str]) -> World:
-    """Return the world that the supervisor describes with RANK and WORLD_SIZE."""
-    return World(int(environ.get("RANK", "0")), int(environ.get("WORLD_SIZE", "1")))
+def read_world(environ: Mapping[str, str], folder: Path) -> World:
+    """Return the world that the supervisor of ``folder`` describes with RANK and WORLD_SIZE."""
+    rank, size = int(environ.get("RANK", "0")), int(environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        return World()
+    return World(rank, size, folder, BeatWriter(AttemptDir(folder).beat(rank)))
 
 
 def join(world: World, folder: Path, *, has_cuda: bool) -> None:
@@ -163,11 +248,12 @@ def join(world: World, folder: Path, *, has_cuda: bool) -> None:
     if has_cuda:
         if world.size > torch.cuda.device_count():
             raise InvalidFlow(
-                f"settings.resources.workers is {world.size}, but the run has "
-                f"{torch.cuda.device_count()} accelerators; try: as many workers, or fewer"
+                f"settings.resources asks for {world.size} processes, but the run has "
+                f"{torch.cuda.device_count()} accelerators; try: resources.accelerators "
+                f"{world.size}, which reserves as many"
             )
         torch.cuda.set_device(world.rank)
-    with _naming_lost_peers():
+    with world.beat.waiting(), _naming_lost_peers():
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if has_cuda else "gloo",
             store=dist.FileStore(str(folder / STORE), world.size),
@@ -175,26 +261,6 @@ def join(world: World, folder: Path, *, has_cuda: bool) -> None:
             world_size=world.size,
             timeout=WAIT,
         )
-
-
-def _sum_gradients(parameters: _Parameters, *, weight: float) -> None:
-    """Replace the gradients by their weighted sum over all ranks."""
-    with torch.no_grad():
-        for bucket in _split(parameters):
-            gradients = [
-                torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                for parameter in bucket
-            ]
-            flat = torch.cat([gradient.reshape(-1) for gradient in gradients]).mul_(weight)  # (N,)
-            with _naming_lost_peers():
-                dist.all_reduce(flat)
-            for parameter, piece in zip(
-                bucket, flat.split([parameter.numel() for parameter in bucket]), strict=True
-            ):
-                if parameter.grad is None:
-                    parameter.grad = piece.view_as(parameter).clone()
-                else:
-                    parameter.grad.copy_(piece.view_as(parameter))
 
 
 def _split(parameters: _Parameters) -> Iterator[list[torch.nn.Parameter]]:

@@ -38,7 +38,8 @@ from runyard.trainer.checkpoints.checkpoint import (
 )
 from runyard.trainer.data.cache import Hooks
 from runyard.trainer.data.encode import epoch_batches
-from runyard.trainer.errors import Diverged, OutOfMemory, StopRequested
+from runyard.trainer.devices import keep_random_states, return_memory
+from runyard.trainer.errors import Diverged, OutOfMemory, PeerLost, StopRequested
 from runyard.trainer.evaluation.baseline import score_baseline
 from runyard.trainer.evaluation.batches import MAX_BATCH, BatchLimit
 from runyard.trainer.evaluation.evaluation import (
@@ -50,8 +51,10 @@ from runyard.trainer.evaluation.predictions import prune_predictions, write_pred
 from runyard.trainer.evaluation.samples import SampleWriter
 from runyard.trainer.plan import Hardware, format_plan, is_due, with_micro_batch
 from runyard.trainer.prepare import Job, TrainState, prepare
+from runyard.trainer.sharding import gather_contents, gather_tensor
 from runyard.trainer.steps.memory import format_bytes, is_out_of_memory
 from runyard.trainer.steps.optim import rate_factor, set_rates
+from runyard.trainer.steps.rounding import RoundedSteps, get_clip_scale, measure_norm
 from runyard.trainer.steps.scaling import (
     MAX_SKIPPED_STEPS,
     skip_step,
@@ -113,7 +116,7 @@ def train(
             job, state, events, checkpointer, hooks, should_stop=should_stop, say=say, clock=clock
         )
         outcome = loop.run()
-        state.world.end(state.parameters)
+        state.world.announce("end")
         return outcome
 
 
@@ -259,7 +262,7 @@ class TrainLoop:
         """Warn if something fails that training does not need."""
         try:
             yield
-        except StopRequested:
+        except (StopRequested, PeerLost):
             raise
         except Exception as error:
             self.hooks.on_warning(f"{name} failed: {first_line(error)}; training begins")
@@ -276,6 +279,7 @@ class TrainLoop:
         """Take one optimizer step, and write its event."""
         state, step = self.state, self.progress.step
         max_grad_norm = self.settings.hyperparameters.optimizer.max_grad_norm
+        state.world.announce("step")
         epoch, indices, learning_rate = begin_step(self.job.flow, state, self.order)
         with self.slow_steps.watch(step + 1, partial(name_samples, state, indices)):
             try:
@@ -289,6 +293,7 @@ class TrainLoop:
                 raise self.describe_divergence(error, indices) from error
         if math.isfinite(loss) and (warning := self.loss_spikes.update(step + 1, loss)):
             self.hooks.on_warning(warning)
+        state.world.beat.write("apart")
         self.record_step(loss, norm, learning_rate, samples=len(indices))
 
     def count_skipped_steps(self, loss: float, norm: float) -> None:
@@ -441,7 +446,7 @@ class TrainLoop:
                 "memory; training continues; try: a smaller images.maxPixels, "
                 f"evaluation.max_new_tokens, a smaller model: {error}"
             )
-        self.progress.evaluation_batch_limit = self.batch_limit.size
+            self.progress.evaluation_batch_limit = self.batch_limit.size
 
     def run_evaluation(self) -> Path | None:
         """Measure the held-out data and write the event; return the file of predictions.
@@ -469,26 +474,24 @@ class TrainLoop:
         state, plan = self.state, self.state.plan
         message = f"{plan.validation_samples} held-out samples"
         self.events.write("phase", phase="Evaluating", message=message)
-        with ActivityReporter(self.events, message, phase="Evaluating"):
-            return evaluate(
+        state.world.announce("evaluate")
+        with (
+            ActivityReporter(self.events, message, phase="Evaluating"),
+            state.gather_weights(),
+        ):
+            found = evaluate(
                 state.model.module,
                 state.model.processor.tokenizer,
                 state.validation,
                 state.data.validation,
                 task=self.job.flow.task,
-                count=plan.validation_samples,
                 previews=self.settings.validation.previews,
-                losses=state.validation_losses,
-                generation=state.generation,
-                seed=self.settings.evaluation.seed,
-                device=state.device,
                 check_cancelled=self.hooks.check_cancelled,
                 limit=self.batch_limit,
-                # As in training, see ``estimate_memory``. Accelerators report that memory ran out.
-                measures_memory=state.device.type == "cpu"
-                and not self.job.flow.is_tiny
-                and not plan.compile,
+                **choose_evaluation_settings(self.job, state),
             )
+        self.progress.evaluation_batch_limit = found.batch_limit
+        return found
 
     def store_answers(self, predictions: list[dict[str, Any]]) -> Path | None:
         """Write the samples that people look at, and the file of predictions, which is returned.
@@ -635,6 +638,9 @@ class TrainLoop:
             run_document=state.run_document,
             scaler=state.scaler.state_dict() or None,
         )
+        if state.is_sharded:
+            state.world.announce("save")
+            contents = gather_contents(contents, is_kept=True)
         return PendingCheckpoint(
             name=name,
             contents=contents,
@@ -743,6 +749,22 @@ def limit_evaluation_batch(job: Job, state: TrainState, warn: Callable[[str], No
     return BatchLimit(min(limit for limit in (MAX_BATCH, *limits) if limit), warn)
 
 
+def choose_evaluation_settings(job: Job, state: TrainState) -> dict[str, Any]:
+    """Return what ``measure`` is called with on every rank."""
+    return {
+        "count": state.plan.validation_samples,
+        "losses": state.validation_losses,
+        "generation": state.generation,
+        "seed": job.flow.model.evaluation.seed,
+        "device": state.device,
+        # As in training, see ``estimate_memory``. Accelerators report that memory ran out.
+        "measures_memory": state.device.type == "cpu"
+        and not job.flow.is_tiny
+        and not state.plan.compile,
+        "world": state.world,
+    }
+
+
 class BatchOrder:
     """The samples of every step: a function of seed and step."""
 
@@ -790,7 +812,7 @@ def enforce_memory_estimate(
         warn(f"{format_bytes(estimate.peak_bytes)} of memory will be needed. {estimate.reason}")
     if not state.has_memory_trial:
         return
-    with torch.random.fork_rng(devices=[state.device] if state.device.type == "cuda" else []):
+    with keep_random_states(state.device):
         largest = [state.longest_index] * state.plan.micro_batch_size
         compute_gradients(state, largest, 0, settings, events)
     clear_gradients(state)
@@ -810,7 +832,8 @@ def compute_gradients(
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            if settings.on_out_of_memory == "fail" or size == 1:
+            # With sharded weights, the other ranks wait within the step.
+            if settings.on_out_of_memory == "fail" or size == 1 or state.is_sharded:
                 raise OutOfMemory(
                     f"out of memory while training with microBatchSize {size}; try: a smaller "
                     "hyperparameters.microBatchSize, onOutOfMemory 'shrink', training.mode 'lora', "
@@ -824,8 +847,7 @@ def compute_gradients(
 def shrink_micro_batch(state: TrainState, size: int, events: EventWriter) -> None:
     """Continue with a smaller micro-batch and the same batch, in resumed attempts as well."""
     before, step = state.plan.micro_batch_size, state.progress.step + 1
-    if state.device.type == "cuda":
-        torch.cuda.empty_cache()
+    return_memory(state.device)
     # ``runyard.cli.resources.reproduce`` recognizes these words in the plan.
     reason = f"{before} was too much for the memory at step {step}"
     state.plan = with_micro_batch(state.plan, size, reason)
@@ -846,6 +868,11 @@ def accumulate_gradients(
         NotFinite: the loss is not a finite number, and it is not scaled.
     """
     share = state.world.select(indices)
+    if state.is_sharded:
+        loss = run_sharded_micro_batches(state, indices, epoch, micro_batch_size)
+        if not math.isfinite(loss):
+            raise NotFinite(f"the loss is {loss}")
+        return loss
     work = partial(run_micro_batches, state, share, epoch, micro_batch_size)
     loss = state.world.combine(work, state.parameters)
     if not math.isfinite(loss) and not state.scaler.is_enabled():
@@ -877,6 +904,33 @@ def run_micro_batches(
     return total, labels
 
 
+def run_sharded_micro_batches(
+    state: TrainState, indices: list[int], epoch: int, micro_batch_size: int
+) -> float:
+    """Run forward and backward with sharded weights; return the mean loss over all ranks.
+
+    The gradients are summed by the backward pass, so each loss is divided by the tokens of all
+    ranks before. All ranks run as many micro-batches, since they gather weights together; one
+    without samples left runs a sample that does not count.
+    """
+    world, share = state.world, state.world.select(indices)
+    count = math.ceil(math.ceil(len(indices) / world.size) / micro_batch_size)
+    starts = [number * micro_batch_size for number in range(count)]
+    micro_batches = [share[start : start + micro_batch_size] for start in starts]
+    batches = [state.build_batch(each or indices[:1], epoch) for each in micro_batches]
+    weights = [1.0 if each else 0.0 for each in micro_batches]
+    labels = sum(
+        batch.label_count for batch, weight in zip(batches, weights, strict=True) if weight
+    )
+    tokens = max(1.0, world.sum(labels)[0])
+    total = 0.0
+    for batch, weight in zip(batches, weights, strict=True):
+        loss = state.losses(batch.to(state.device)) * (weight / tokens)  # ()
+        loss.backward()
+        total += float(loss.detach())
+    return world.sum(total)[0]
+
+
 def begin_step(
     flow: ResolvedFlow, state: TrainState, order: BatchOrder
 ) -> tuple[int, list[int], float]:
@@ -885,6 +939,7 @@ def begin_step(
     Returns its epoch, the sample indices of its batch, and the learning rate.
     """
     step, plan = state.progress.step, state.plan
+    state.world.beat.begin_step(step)
     epoch, indices = order.select(step)
     state.world.seed(flow.settings.seed, step)
     schedule = flow.model.hyperparameters.schedule
@@ -917,7 +972,10 @@ def optimizer_step(state: TrainState, max_grad_norm: float | None) -> float:
     if is_scaled:
         unscale(state.scaler, state.optimizers)
     limit = math.inf if max_grad_norm is None else max_grad_norm
-    norm = float(torch.nn.utils.clip_grad_norm_(state.parameters, limit))  # () over all parameters
+    if state.rounded_steps is not None:
+        return take_rounded_step(state, state.rounded_steps, limit)
+    total = torch.nn.utils.clip_grad_norm_(state.parameters, limit)  # () over all parameters
+    norm = float(gather_tensor(total) if state.is_sharded else total)
     if not is_scaled and not math.isfinite(norm):
         raise NotFinite(f"the gradient is {norm}")
     if is_scaled:
@@ -925,6 +983,21 @@ def optimizer_step(state: TrainState, max_grad_norm: float | None) -> float:
     else:
         for optimizer in state.optimizers:
             optimizer.step()
+    clear_gradients(state)
+    return norm
+
+
+def take_rounded_step(state: TrainState, rounded_steps: RoundedSteps, limit: float) -> float:
+    """Take an optimizer step with weights in bfloat16; return the norm before clipping.
+
+    Raises:
+        NotFinite: the gradient is not finite.
+    """
+    norm = measure_norm(state.parameters)
+    if not math.isfinite(norm):
+        raise NotFinite(f"the gradient is {norm}")
+    scale = get_clip_scale(norm, limit)
+    rounded_steps.take(state.optimizers, step=state.progress.step, scale=scale)
     clear_gradients(state)
     return norm
 

@@ -450,8 +450,12 @@ class Supervisor(Program):
         self.machine.truth.record_launch(self.key)
 
     def on_trainer_exit(self, trainer: Trainer) -> None:
+        assert self.key is not None
         code, signal = trainer.exit
-        self.schedule(1, lambda: self._post_event(msg.TrainerExited(code, signal)))
+        # Every second attempt has several ranks, and rank 1 was the one that a fault killed.
+        rank = 1 if signal == "SIGKILL" and self.key.attempt % 2 else None
+        event = msg.TrainerExited(code, signal, rank=rank)
+        self.schedule(1, lambda: self._post_event(event))
 
     def request_stop(self) -> None:
         """Send SIGTERM: ask the supervisor to save, stop, and exit."""

@@ -15,7 +15,7 @@ from typing import Any
 from runyard.cli.failures import EXIT_NOT_FOUND, EXIT_USAGE, CommandFailed
 from runyard.cli.output import format_size
 from runyard.flows.weights import BASE_NAME
-from runyard.model_folders import ModelFolders
+from runyard.model_folders import ADAPTER_CONFIG, ModelFolders
 from runyard.rundir import (
     MODEL_ADAPTER,
     MODEL_FULL,
@@ -103,7 +103,9 @@ def list_base_models(folders: ModelFolders) -> list[dict[str, Any]]:
         if path is not None:
             full = CheckpointDir(path).model
             total = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-            model_type = (read_json(full / "config.json") or {}).get("model_type")
+            is_adapter = (path / ADAPTER_CONFIG).is_file()
+            config = read_json(full / "config.json") or {}
+            model_type = "adapter" if is_adapter else config.get("model_type")
             found.append(
                 {"name": name, "modelType": model_type, "sizeBytes": total, "folder": str(path)}
             )
@@ -172,6 +174,9 @@ def _name_taken_error(name: str) -> CommandFailed:
 def _check(folder: Path) -> None:
     from runyard.trainer.models.model_folder import check_adapter_folder, check_model_folder
 
+    if (folder / ADAPTER_CONFIG).is_file():
+        check_adapter_folder(folder)
+        return
     full = CheckpointDir(folder).model_full
     check_model_folder(full if full.is_dir() else folder)
     if full.is_dir() and CheckpointDir(folder).has_adapter:

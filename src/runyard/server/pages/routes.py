@@ -20,8 +20,8 @@ PAGES = (
           role="viewer", statuses=(201,)),
     Route("POST", "/ui/leave", sessions.leave, "Sign out", role="viewer", statuses=(303,)),
     Route("GET", "/ui/status", status.get_status, "Get the line at the bottom", role="viewer"),
-    Route("GET", "/ui/stream", stream.get_stream, "Stream what changes", role="viewer",
-          is_endless=True),
+    Route("GET", "/ui/stream", stream.get_stream, "Stream what changes",
+          query=("watch", "after"), role="viewer", is_endless=True),
 
     Route("GET", "/ui/runs", table.list_runs, "List runs", role="viewer"),
     Route("GET", "/ui/runs:rows", table.renew_rows, "Get rows that may have changed",

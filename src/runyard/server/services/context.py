@@ -14,6 +14,7 @@ from runyard.server.services.access.keys import Keyring
 from runyard.server.services.access.sessions import SessionCache
 from runyard.server.services.access.signing import Signer
 from runyard.server.services.access.wrong_keys import WrongKeys
+from runyard.server.services.hints import Hints
 from runyard.server.services.jobs import Jobs
 from runyard.server.services.machines import Machines, WaitingReasonsState
 from runyard.server.services.notifications import Notifier
@@ -45,6 +46,7 @@ class Services:
     wrong_keys: WrongKeys = field(default_factory=WrongKeys)
     sessions: SessionCache = field(default_factory=SessionCache)
     notifier: Notifier = field(default_factory=Notifier)
+    hints: Hints = field(default_factory=Hints)
     # Held while blobs are checked and referenced, and while unreferenced ones are removed.
     # Once the server has reported to a supervisor that it has a hash, nothing may delete the bytes
     # before the row that needs them exists.

@@ -8,23 +8,20 @@ stream.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Iterator, Sequence
+import math
+from collections.abc import AsyncGenerator, Collection
 from functools import partial
-
-import msgspec
-from sqlalchemy import Connection
 
 from runyard.server.services import events
 from runyard.server.services.context import Services
 from runyard.server.services.events import EVERYTHING, EventFilter, FoundEvents
 from runyard.server.services.notifications import Listener
-from runyard.store import runs as run_rows
 from runyard.store.tables import AnyRow
-from vi.api.resources.events.responses import RunHint
 
 HEARTBEAT_S = 15.0
 HEARTBEAT = b": heartbeat\n\n"
 HINT_EVERY_S = 1.0
+LATE_S = 0.1  # a hint that was due so long ago was not waiting
 EVENTS_AT_ONCE = 200
 RETRY_MS = 1000  # after which a browser connects again
 
@@ -36,19 +33,26 @@ async def iterate(
     *,
     filter: EventFilter = EVERYTHING,
     from_oldest: bool = False,
+    watched: Collection[str] = (),
     hint_every_s: float = HINT_EVERY_S,
 ) -> AsyncGenerator[bytes]:
     """Yield an organization's events above a number, then those that follow.
 
     It ends when the server stops. Without ``after``: from now on, or ``from_oldest`` those that are
     kept. Each chunk is complete server-sent events; an event has its number as id, and a hint has
-    none.
+    none. Before the hint of a ``watched`` run comes an event ``points``, ``hints.NewPoints``, if
+    they are few.
     """
-    with services.notifier.listen(org, with_runs=filter.kind in (None, "run")) as listener:
+    with (
+        services.notifier.listen(org, with_runs=filter.kind in (None, "run")) as listener,
+        services.hints.watch(org, watched),
+    ):
         if after is None and not from_oldest:
             after = events.read_newest_number(services, org=org)
         yield b"retry: %d\n\n" % RETRY_MS if after is None else _start(after)
-        hints = _Hints(services, org, listener, filter.run_id, every_s=hint_every_s)
+        hints = _DueHints(
+            services, org, listener, filter.run_id, watched=watched, every_s=hint_every_s
+        )
         loop = asyncio.get_running_loop()
         last_sent_s = last_read_s = loop.time()
         while not services.notifier.is_closed:
@@ -68,7 +72,7 @@ async def iterate(
                 )
                 chunk, after = _format(found), found.next
                 listener.has_events |= found.has_more
-            chunk += b"".join(await hints.take(loop.time()))
+            chunk += await hints.take(loop.time())
             if not chunk and loop.time() - last_sent_s >= HEARTBEAT_S:
                 chunk = HEARTBEAT
             if chunk:
@@ -100,8 +104,12 @@ async def _wait(listener: Listener, timeout_s: float) -> None:
             await listener.changed.wait()
 
 
-class _Hints:
-    """The hints of one stream. ``due_s`` is when the next one may be sent, if one is waiting."""
+class _DueHints:
+    """Which hints one stream takes when. ``due_s`` is when it may take the next that waits.
+
+    Of a run that changes all the time, hints are due at multiples of the period, for all streams at
+    once, so that they share what is read.
+    """
 
     def __init__(
         self,
@@ -110,68 +118,44 @@ class _Hints:
         listener: Listener,
         run_id: str | None,
         *,
+        watched: Collection[str],
         every_s: float,
     ) -> None:
         self._services, self._org, self._listener, self._run_id = services, org, listener, run_id
-        self._every_s = every_s
-        self._sent_s: dict[str, float] = {}
-        self.due_s = float("inf")
+        self._watched, self._every_s = watched, every_s
+        self._next_s: dict[str, float] = {}  # of runs that had one lately
+        self.due_s = math.inf
 
-    async def take(self, now_s: float) -> Sequence[bytes]:
+    async def take(self, now_s: float) -> bytes:
         """Return the hints that may be sent now."""
-        self._sent_s = {
-            run_id: sent_s
-            for run_id, sent_s in self._sent_s.items()
-            if now_s - sent_s < self._every_s
-        }
         waiting = self._listener.runs
         if self._run_id is not None:
             for other in waiting.keys() - {self._run_id}:
                 del waiting[other]
-        due = [run_id for run_id in waiting if run_id not in self._sent_s]
+        self._next_s = {
+            run_id: next_s
+            for run_id, next_s in self._next_s.items()
+            if now_s < next_s + self._every_s
+        }
+        due = {
+            run_id: version
+            for run_id, version in waiting.items()
+            if self._next_s.get(run_id, now_s) <= now_s
+        }
         for run_id in due:
             del waiting[run_id]
-            self._sent_s[run_id] = now_s
-        self.due_s = min((self._sent_s[run_id] for run_id in waiting), default=float("inf"))
-        self.due_s += self._every_s
+            self._next_s[run_id] = self._find_next(self._next_s.get(run_id), now_s)
+        self.due_s = min((self._next_s[run_id] for run_id in waiting), default=math.inf)
         if not due:
-            return ()
-        return await self._services.store.read_in_thread(partial(self._read, due))
-
-    def _read(self, run_ids: Sequence[str], tx: Connection) -> list[bytes]:
-        return list(_iter_hints(tx, self._org, run_ids))
-
-
-class _Progress(msgspec.Struct, rename="camel"):
-    step: int = 0
-    total_steps: int = 0
-
-
-class _StatusOutline(msgspec.Struct):
-    progress: _Progress | None = None
-
-
-class _RunOutline(msgspec.Struct):
-    """The part of a run's document that a hint needs."""
-
-    status: _StatusOutline
-
-
-_decode_outline = msgspec.json.Decoder(_RunOutline).decode
-
-
-def _iter_hints(tx: Connection, org: str, run_ids: Sequence[str]) -> Iterator[bytes]:
-    for run_id in run_ids:
-        row = run_rows.get(tx, org=org, run_id=run_id)
-        if row is None or row.deleted:
-            continue
-        progress = _decode_outline(row.document).status.progress or _Progress()
-        hint = RunHint(
-            run=run_id,
-            points=row.metric_count,
-            lines=row.log_count,
-            step=progress.step,
-            total_steps=progress.total_steps,
-            etag=row.etag,
+            return b""
+        updates = await self._services.hints.read(self._services.store, self._org, due)
+        return b"".join(
+            update.points + update.hint if update.run_id in self._watched else update.hint
+            for update in updates
         )
-        yield b"event: hint\ndata: %b\n\n" % msgspec.json.encode(hint)
+
+    def _find_next(self, due_s: float | None, now_s: float) -> float:
+        """Return the first multiple of the period that is a period after this hint."""
+        was_waiting = due_s is not None and now_s - due_s < LATE_S
+        begin = due_s if due_s is not None and was_waiting else now_s
+        return math.ceil(begin / self._every_s + 1 - 1e-6) * self._every_s

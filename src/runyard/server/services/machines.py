@@ -15,6 +15,7 @@ import msgspec
 from runyard.protocol import Claim, MachineReport
 
 HEARD_WITHIN_S = 120.0
+CPU = "cpu"  # what machines without an accelerator report as one
 MOST = 10_000  # machines; a controller's key is trusted, but its memory use is bounded
 # Controllers with free slots claim again a second after a restart; others report each half minute.
 FREE_ONES_HEARD_AFTER_S, ALL_HEARD_AFTER_S = 5.0, 40.0
@@ -34,6 +35,11 @@ class ReportedMachine:
     lacks_disk: bool = False
     # When it was last seen without a free slot.
     busy_s: list[float] = field(default_factory=list, compare=False)
+
+    @property
+    def accelerators(self) -> int:
+        """The number of accelerators, busy ones included."""
+        return sum(kind.count for kind in self.report.accelerators if kind.name != CPU)
 
     def is_full(self, busy: int, *, now_s: float) -> bool:
         """Return whether it has had no free slot lately.
@@ -64,6 +70,11 @@ class Machines:
 
     _known: dict[str, ReportedMachine] = field(default_factory=dict)
     _began_s: float = math.inf
+
+    def count_accelerators(self, machine_id: str) -> int:
+        """Return how many accelerators a machine has, busy ones included; 0 if unknown."""
+        machine = self._known.get(machine_id)
+        return 0 if machine is None else machine.accelerators
 
     def record_report(
         self, machine_id: str, report: MachineReport, *, now_ms: int, uptime_s: float

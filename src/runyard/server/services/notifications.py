@@ -25,23 +25,26 @@ class Listener:
     """What is new in an organization since its reader has looked.
 
     ``has_events`` says that there may be new events. ``runs`` are those with new lines, metrics or
-    progress, oldest first; it stays empty for a reader of events only.
+    progress, oldest first, each with the number of its newest change; it stays empty for a reader
+    of events only.
     """
 
     def __init__(self, *, with_runs: bool) -> None:
         self.changed = asyncio.Event()
         self.has_events = True
-        self.runs: dict[str, None] = {}
+        self.runs: dict[str, int] = {}
         self._with_runs = with_runs
 
     def add_events(self) -> None:
         self.has_events = True
         self.changed.set()
 
-    def add_run(self, run_id: str) -> None:
+    def add_run(self, run_id: str, change: int) -> None:
         """Add a run; a reader that has not taken it yet is not woken again."""
-        if self._with_runs and run_id not in self.runs and len(self.runs) < MOST_RUNS:
-            self.runs[run_id] = None
+        if run_id in self.runs:
+            self.runs[run_id] = change
+        elif self._with_runs and len(self.runs) < MOST_RUNS:
+            self.runs[run_id] = change
             self.changed.set()
 
 
@@ -51,6 +54,7 @@ class Notifier:
     def __init__(self) -> None:
         self._events: WeakValueDictionary[str, asyncio.Event] = WeakValueDictionary()
         self._listeners: dict[str, set[Listener]] = {}
+        self._change = 0
         self.is_closed = False
 
     @contextlib.contextmanager
@@ -86,9 +90,10 @@ class Notifier:
         if event is not None:
             event.set()
         if self._listeners and topic.startswith(RUN_PREFIX):
+            self._change += 1
             org, _, run_id = topic.removeprefix(RUN_PREFIX).partition("/")
             for listener in self._listeners.get(org, ()):
-                listener.add_run(run_id)
+                listener.add_run(run_id, self._change)
 
     def notify_all(self) -> None:
         """Wake everyone: everything may have changed."""

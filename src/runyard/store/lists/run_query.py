@@ -13,36 +13,35 @@ Statements are cached by their shape, since building one costs more than running
 """
 
 import dataclasses
-import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
 from sqlalchemy import (
-    ColumnElement,
     Connection,
-    Select,
-    and_,
     bindparam,
-    column,
-    exists,
-    func,
-    literal_column,
-    not_,
-    or_,
     select,
-    table,
-    tuple_,
 )
 
 from runyard import limits
 from runyard.limits import clean_text
-from runyard.store.engines.prepared import Prepared
-from runyard.store.lists.duration import SPLIT, encode_running
+from runyard.store.lists.duration import encode_running
 from runyard.store.lists.run_filter import RunFilter, Term
 from runyard.store.lists.run_list import MAX_TIME_MS, get_first_number
 from runyard.store.lists.run_metrics import EVALUATION
+from runyard.store.lists.run_statements import (
+    COUNT_FOUND,
+    COUNT_NAMES,
+    COUNT_UNINDEXED_NAMES,
+    Driver,
+    RowSource,
+    TermShape,
+    build_count,
+    build_end,
+    build_numbers,
+    prepare_page,
+)
 from runyard.store.lists.texts import (
     AFTER_TEXTS,
     build_pattern,
@@ -51,7 +50,7 @@ from runyard.store.lists.texts import (
     quote_match,
     quote_others,
 )
-from runyard.store.tables import AnyRow, run_attributes, run_counts, run_list, run_metrics, runs
+from runyard.store.tables import AnyRow, run_counts, run_list, run_metrics
 
 RARE = 5_000  # runs that a term may match to be the best driver
 READ_IN_ORDER = 20_000  # runs of the order before the matches of a frequent term are sorted instead
@@ -73,56 +72,15 @@ class RunOrder:
 
 
 NEWEST_FIRST = RunOrder()
-_SORT_COLUMNS = {
-    "created": run_list.c.number,
-    "name": run_list.c.name_key,
-    "duration": run_list.c.duration,
-    "metric": run_metrics.c.value,
-}
-_search = table("run_search", column("rowid"), column("run_search"))
-
-
-@dataclass(frozen=True)
-class _Shape:
-    """A term without its values: what decides the text of its statement."""
-
-    field: str
-    operator: str
-    is_negated: bool
-    values: int  # number of conditions; 0 for an attribute with any value
-    is_alternative: bool = False  # one of these terms must match
-
-
-@dataclass(frozen=True)
-class _Source:
-    """What a query reads rows from: the index of the order, or one of a term.
-
-    ``term`` is the index of the term, -1 for none.
-    """
-
-    kind: str
-    term: int = -1
-    is_ordered: bool = True  # by number
-
-
-@dataclass(frozen=True)
-class _Driver:
-    """One or more sources that together contain every match."""
-
-    sources: tuple[_Source, ...]
-
-    def is_in_order(self, order: RunOrder) -> bool:
-        """Return whether the indexes have the order of the list."""
-        return all(_is_in_order(source, order.field) for source in self.sources)
 
 
 @dataclass(frozen=True)
 class _Plan:
     """The terms of a filter, ready to be compiled and run."""
 
-    shapes: tuple[_Shape, ...]
+    shapes: tuple[TermShape, ...]
     values: Mapping[str, Any]
-    drivers: tuple[_Driver, ...]
+    drivers: tuple[Driver, ...]
     has_low: bool
     has_high: bool
     is_sqlite: bool
@@ -210,7 +168,7 @@ def count(
         return matching, False
     plan = _make_plan(connection, org, filter, NEWEST_FIRST, now_ms)
     driver, _ = _choose_driver(connection, plan, NEWEST_FIRST)
-    statement = _build_count(driver, plan.shapes, plan.has_low, plan.has_high, plan.is_sqlite)
+    statement = build_count(driver, plan.shapes, plan.has_low, plan.has_high, plan.is_sqlite)
     values = {**plan.values, "max_rows": MOST_COUNTED + 1, "max_scanned": SCANNED}
     rows = connection.execute(statement, values).all()
     found = {row.condition: int(row.found) for row in rows}
@@ -244,7 +202,7 @@ def _make_plan(
     alternatives: int = 0,
 ) -> _Plan:
     is_sqlite = connection.dialect.name == "sqlite"
-    shapes: list[_Shape] = []
+    shapes: list[TermShape] = []
     values: dict[str, Any] = {"org": org}
     low, high = 0, get_first_number(MAX_TIME_MS)
     for term in (*filter.list_terms(now_ms=now_ms), *more):
@@ -262,7 +220,7 @@ def _make_plan(
     drivers = _list_drivers(shapes, values)
     if order.field != "created" and (has_low or has_high):
         kind = f"created{' low' if has_low else ''}{' high' if has_high else ''}"
-        drivers.append(_Driver((_Source(kind),)))
+        drivers.append(Driver((RowSource(kind),)))
     return _Plan(
         shapes=tuple(shapes),
         values=values,
@@ -291,7 +249,7 @@ def _bind(
     index: int,
     values: dict[str, Any],
     now_ms: int,
-) -> _Shape:
+) -> TermShape:
     """Add the values of a term to those of the statement; return its shape."""
     name, count, value = f"v{index}", 1, term.value
     if isinstance(value, tuple):
@@ -321,7 +279,7 @@ def _bind(
         count = 0
     else:
         values[name] = value
-    return _Shape(term.field, term.operator, term.is_negated, count)
+    return TermShape(term.field, term.operator, term.is_negated, count)
 
 
 def _find_flow(connection: Connection, org: str, id: object, name: object) -> int:
@@ -359,59 +317,61 @@ def _find_metric(connection: Connection, org: str, key: str) -> str:
 # Drivers, for SQLite.
 
 
-def _list_drivers(shapes: Sequence[_Shape], values: Mapping[str, Any]) -> list[_Driver]:
+def _list_drivers(shapes: Sequence[TermShape], values: Mapping[str, Any]) -> list[Driver]:
     """Return what may drive the query besides the index of the order."""
-    drivers: list[_Driver] = []
+    drivers: list[Driver] = []
     texts = [index for index, shape in enumerate(shapes) if _is_indexed_text(shape)]
     if texts:
-        drivers.append(_Driver((_Source("search", texts[0]), _Source("unindexed", texts[0]))))
+        drivers.append(Driver((RowSource("search", texts[0]), RowSource("unindexed", texts[0]))))
     for index, shape in enumerate(shapes):
         if shape.is_negated or shape.is_alternative:
             continue
         if shape.field == "flow":
             kinds = {1: ("flow id",), 2: ("flow name",), 3: ("flow id", "flow name")}[shape.values]
-            drivers.append(_Driver(tuple(_Source(kind, index) for kind in kinds)))
+            drivers.append(Driver(tuple(RowSource(kind, index) for kind in kinds)))
         elif shape.field in ("flow id", "project", "id"):
-            drivers.append(_Driver((_Source(shape.field, index),)))
+            drivers.append(Driver((RowSource(shape.field, index),)))
         elif shape.field == "condition":
-            some = tuple(_Source(f"condition {n}", index) for n in range(shape.values))
-            drivers.append(_Driver(some))
+            some = tuple(RowSource(f"condition {n}", index) for n in range(shape.values))
+            drivers.append(Driver(some))
         elif shape.field == "attribute":
             kind = "attribute" if shape.values else "tag"
-            drivers.append(_Driver((_Source(kind, index, is_ordered=bool(shape.values)),)))
+            drivers.append(Driver((RowSource(kind, index, is_ordered=bool(shape.values)),)))
         elif shape.field == "metric":
             is_of_order = values[f"k{index}"] == values.get("order_metric")
             kind = "metric of order" if is_of_order else "metric"
-            drivers.append(_Driver((_Source(kind, index, is_ordered=False),)))
+            drivers.append(Driver((RowSource(kind, index, is_ordered=False),)))
         elif shape.field == "duration":
             kinds = ("duration ended", "duration running")
-            drivers.append(_Driver(tuple(_Source(each, index, is_ordered=False) for each in kinds)))
+            drivers.append(
+                Driver(tuple(RowSource(each, index, is_ordered=False) for each in kinds))
+            )
     return drivers
 
 
-def _is_indexed_text(shape: _Shape) -> bool:
+def _is_indexed_text(shape: TermShape) -> bool:
     return shape.field in ("text", "name") and not shape.is_negated and shape.values == 1
 
 
 def _choose_driver(
     connection: Connection, plan: _Plan, order: RunOrder
-) -> tuple[_Driver, _Driver | None]:
+) -> tuple[Driver, Driver | None]:
     """Return a driver with few matches, or else one whose matches come in the order of the list.
 
     If that order may be correlated with another term, the second one is the driver with the fewest
     matches, which would have to be sorted.
     """
-    default = _Driver((_Source("order"),))
+    default = Driver((RowSource("order"),))
     if not plan.drivers:
         return default, None
-    if len(plan.drivers) == 1 and plan.drivers[0].is_in_order(order):
+    if len(plan.drivers) == 1 and plan.drivers[0].is_in_order(order.field):
         return plan.drivers[0], None
-    in_order, others = list[tuple[int, _Driver]](), list[tuple[int, _Driver]]()
+    in_order, others = list[tuple[int, Driver]](), list[tuple[int, Driver]]()
     for driver in plan.drivers:
         reach = _probe(connection, plan, driver)
         if reach is None:
             return driver, None
-        if driver.is_in_order(order):
+        if driver.is_in_order(order.field):
             in_order.append((reach, driver))
         elif all(source.is_ordered for source in driver.sources):
             others.append((reach, driver))
@@ -419,11 +379,11 @@ def _choose_driver(
     return best, min(others, key=_get_reach)[1] if others else None
 
 
-def _get_reach(probed: tuple[int, _Driver]) -> int:
+def _get_reach(probed: tuple[int, Driver]) -> int:
     return probed[0]
 
 
-def _probe(connection: Connection, plan: _Plan, driver: _Driver) -> int | None:
+def _probe(connection: Connection, plan: _Plan, driver: Driver) -> int | None:
     """Return the number of the match after the ``RARE`` newest ones of a driver.
 
     None if it has no more than that.
@@ -436,11 +396,11 @@ def _probe(connection: Connection, plan: _Plan, driver: _Driver) -> int | None:
 
 
 def _list_numbers(
-    connection: Connection, plan: _Plan, source: _Source, *, limit: int, skipped: int = 0
+    connection: Connection, plan: _Plan, source: RowSource, *, limit: int, skipped: int = 0
 ) -> Sequence[int]:
     """Return the numbers of a source, newest first."""
     values = {**plan.values, "skipped": skipped, "max_rows": limit}
-    return connection.execute(_build_numbers(source, plan.shapes), values).scalars().all()
+    return connection.execute(build_numbers(source, plan.shapes), values).scalars().all()
 
 
 # Statements.
@@ -449,7 +409,7 @@ def _list_numbers(
 def _run(
     connection: Connection,
     plan: _Plan,
-    driver: _Driver,
+    driver: Driver,
     order: RunOrder,
     after: _Position | None,
     limit: int,
@@ -462,7 +422,7 @@ def _run(
     found: dict[int, AnyRow] = {}
     for index, source in enumerate(driver.sources):
         end = ends[index] if ends else None
-        statement = _prepare_page(
+        statement = prepare_page(
             source,
             plan.shapes,
             (order.field, order.is_descending),
@@ -497,13 +457,13 @@ def _bind_position(name: str, position: _Position | None) -> dict[str, Any]:
 def _find_end(
     connection: Connection,
     plan: _Plan,
-    source: _Source,
+    source: RowSource,
     order: RunOrder,
     after: _Position | None,
     skipped: int,
 ) -> _Position | None:
     """Return the position of the run that many further, None if the source has fewer."""
-    statement = _build_end(
+    statement = build_end(
         source,
         plan.shapes if source.term >= 0 else (),
         (order.field, order.is_descending),
@@ -530,8 +490,8 @@ def _is_complete(
 def _search_by_name(
     connection: Connection,
     plan: _Plan,
-    driver: _Driver,
-    search: _Driver,
+    driver: Driver,
+    search: Driver,
     order: RunOrder,
     after: _Position | None,
     limit: int,
@@ -544,14 +504,14 @@ def _search_by_name(
     found, unindexed = search.sources
     text = plan.values[f"t{found.term}"]
     others = quote_others(plan.values[f"m{found.term}"], text)
-    among_names = _Driver((_Source("order of found", found.term), unindexed))
+    among_names = Driver((RowSource("order of found", found.term), unindexed))
     if others is None:
         return _run(connection, plan, among_names, order, after, limit)
     other_plan = dataclasses.replace(plan, values={**plan.values, f"m{found.term}": others})
     other_count = _count_others(connection, plan, found, text)
     if other_count > RARE:
         return _run(connection, plan, among_names, order, after, limit)
-    rest = search if other_count else _Driver((unindexed,))
+    rest = search if other_count else Driver((unindexed,))
     rows = _run(connection, other_plan, rest, order, after, limit)
     first, last = (text, -1), (text + AFTER_TEXTS, -1)
     if order.is_descending:
@@ -566,7 +526,7 @@ def _search_by_name(
     return _sort({row.number: row for row in rows}.values(), order)[:limit]
 
 
-def _count_others(connection: Connection, plan: _Plan, found: _Source, text: str) -> int:
+def _count_others(connection: Connection, plan: _Plan, found: RowSource, text: str) -> int:
     """Count what the search index finds besides names that begin with the text.
 
     All of those are found, so numbers suffice. More than ``RARE`` are not counted.
@@ -574,384 +534,8 @@ def _count_others(connection: Connection, plan: _Plan, found: _Source, text: str
     values = {"org": plan.values["org"], "first": text, "last": text + AFTER_TEXTS}
     names, unindexed = (
         int(connection.execute(statement, values).scalar_one())
-        for statement in (_COUNT_NAMES, _COUNT_UNINDEXED_NAMES)
+        for statement in (COUNT_NAMES, COUNT_UNINDEXED_NAMES)
     )
     most = names - unindexed + RARE + 1
     matches = {"match": plan.values[f"m{found.term}"], "most": most}
-    return int(connection.execute(_COUNT_FOUND, matches).scalar_one()) - (names - unindexed)
-
-
-@functools.lru_cache(maxsize=512)
-def _prepare_page(
-    source: _Source, shapes: tuple[_Shape, ...], order: tuple[str, bool], **variant: bool
-) -> Prepared:
-    return Prepared(_build_page(source, shapes, order, **variant))
-
-
-def _build_page(
-    source: _Source,
-    shapes: tuple[_Shape, ...],
-    order: tuple[str, bool],
-    *,
-    is_after: bool,
-    is_until: bool,
-    has_low: bool,
-    has_high: bool,
-    is_document: bool,
-    is_sqlite: bool,
-) -> Select[Any]:
-    builder = _Builder(source, shapes, order[0], is_sqlite=is_sqlite)
-    number, value = builder.number, builder.sort_value
-    query = builder.select(value.label("sort_value"), number.label("number"), run_list.c.run_id)
-    query = query.where(*builder.list_conditions(has_low=has_low, has_high=has_high))
-    by: tuple[ColumnElement[Any], ...] = (number,) if order[0] == "created" else (value, number)
-    if not builder.is_in_order:  # else SQLite might read the index of the order
-        by = tuple(map(builder.hide, by))
-    if is_after:
-        query = query.where(_compare(by, "after", is_further=True, is_descending=order[1]))
-    if is_until:
-        query = query.where(_compare(by, "until", is_further=False, is_descending=order[1]))
-    query = query.order_by(*(each.desc() if order[1] else each for each in by))
-    page = query.limit(bindparam("max_rows"))
-    if not is_document:
-        return page
-    found = page.subquery("page")
-    by_found = (found.c.sort_value, found.c.number)
-    return (
-        select(runs.c.document, runs.c.time_created, runs.c.id, found.c.number, found.c.sort_value)
-        .join_from(found, runs, and_(runs.c.org == bindparam("org"), runs.c.id == found.c.run_id))
-        .order_by(*(each.desc() if order[1] else each for each in by_found))
-    )
-
-
-def _compare(
-    by: tuple[ColumnElement[Any], ...], position: str, *, is_further: bool, is_descending: bool
-) -> ColumnElement[bool]:
-    """Return the condition of rows after a position, or of those up to it, as a row value."""
-    number = _bind_name(f"{position}_number")
-    row: Any = by[0] if len(by) == 1 else tuple_(*by)
-    given: Any = number if len(by) == 1 else tuple_(bindparam(f"{position}_value"), number)
-    if is_further:
-        found: ColumnElement[bool] = row < given if is_descending else row > given
-    else:
-        found = row >= given if is_descending else row <= given
-    return found
-
-
-@functools.lru_cache(maxsize=512)
-def _build_end(
-    source: _Source, shapes: tuple[_Shape, ...], order: tuple[str, bool], *, is_after: bool
-) -> Select[Any]:
-    builder, is_descending = _Builder(source, shapes, order[0], is_sqlite=True), order[1]
-    by = (builder.sort_value, builder.number)
-    query = select(*by).where(*builder.list_source_conditions())
-    if is_after:
-        query = query.where(_compare(by, "after", is_further=True, is_descending=is_descending))
-    query = query.order_by(*(each.desc() if is_descending else each for each in by))
-    return query.limit(1).offset(bindparam("skipped"))
-
-
-@functools.lru_cache(maxsize=512)
-def _build_numbers(source: _Source, shapes: tuple[_Shape, ...]) -> Select[Any]:
-    builder = _Builder(source, shapes, "created", is_sqlite=True)
-    query = builder.select_source()
-    if source.is_ordered:
-        query = query.order_by(builder.number.desc())
-    return query.limit(bindparam("max_rows")).offset(bindparam("skipped"))
-
-
-@functools.lru_cache(maxsize=512)
-def _build_count(
-    driver: _Driver, shapes: tuple[_Shape, ...], has_low: bool, has_high: bool, is_sqlite: bool
-) -> Select[Any]:
-    parts = []
-    for source in driver.sources:
-        builder = _Builder(source, shapes, "created", is_sqlite=is_sqlite)
-        part = builder.select_source().where(*builder.list_bounds(has_low, has_high))
-        if source.is_ordered:
-            part = part.order_by(builder.number.desc())
-        parts.append(select(part.limit(bindparam("max_scanned")).subquery().c.number))
-    scanned = (parts[0] if len(parts) == 1 else parts[0].union(*parts[1:])).cte("scanned")
-    rest = _Builder(_Source("order"), shapes, "created", is_sqlite=is_sqlite)
-    rest.listed_number = scanned.c.number
-    matching = (
-        select(run_list.c.condition)
-        .join_from(scanned, run_list, run_list.c.number == scanned.c.number)
-        .where(rest.hide(run_list.c.org) == bindparam("org"), *rest.list_terms())
-        .limit(bindparam("max_rows"))
-        .subquery("matching")
-    )
-    total = select(func.count()).select_from(scanned).scalar_subquery()
-    return select(
-        matching.c.condition, func.count().label("found"), total.label("scanned")
-    ).group_by(matching.c.condition)
-
-
-class _Builder:
-    """Parts of a statement with one source."""
-
-    def __init__(
-        self, source: _Source, shapes: tuple[_Shape, ...], order: str, *, is_sqlite: bool
-    ) -> None:
-        self.source, self.shapes, self.order, self.is_sqlite = source, shapes, order, is_sqlite
-        self.is_metric_order = order == "metric" and source.kind == "order"
-        # Whether the source yields rows in the order of the list.
-        self.is_in_order = _is_in_order(source, order)
-        numbers: Mapping[str, ColumnElement[Any]] = {
-            "search": _search.c.rowid,
-            "attribute": run_attributes.c.number,
-            "tag": run_attributes.c.number,
-            "metric": _driving_metrics.c.number,
-            "metric of order": _driving_metrics.c.number,
-        }
-        self.number: ColumnElement[Any] = numbers.get(source.kind, run_list.c.number)
-        if self.is_metric_order:
-            self.number = run_metrics.c.number
-        self.listed_number = self.number  # equal to that of the list, and often read before it
-        self.sort_value: ColumnElement[Any] = (
-            self.number if order == "created" else _SORT_COLUMNS[order]
-        )
-        if source.kind == "metric of order" and order == "metric":
-            self.sort_value = _driving_metrics.c.value
-
-    def hide(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
-        """Return a column so that SQLite does not look it up in an index."""
-        return _hide(column) if self.is_sqlite else column
-
-    def select(self, *columns: ColumnElement[Any]) -> Select[Any]:
-        """Return the query over the source, the list, and the metric of the order."""
-        is_from_list = self.number is run_list.c.number
-        is_joined = not self.is_metric_order
-        query = select(*columns)
-        if is_from_list:
-            query = query.select_from(run_list)
-        else:
-            other: Any = self.number.table
-            query = query.select_from(other).join(run_list, run_list.c.number == self.number)
-        if self.order == "metric" and self.sort_value is run_metrics.c.value and is_joined:
-            query = query.join(
-                run_metrics,
-                and_(
-                    run_metrics.c.org == self.hide(run_list.c.org),
-                    run_metrics.c.run_id == self.hide(run_list.c.run_id),
-                    run_metrics.c.key == bindparam("order_metric"),
-                ),
-            )
-        return query
-
-    def select_source(self) -> Select[Any]:
-        """Return the numbers of the source alone."""
-        return select(self.number.label("number")).where(*self.list_source_conditions())
-
-    def list_conditions(self, *, has_low: bool, has_high: bool) -> list[ColumnElement[bool]]:
-        """Return every condition: those of the source, the times, and the other terms."""
-        conditions = self.list_source_conditions()
-        if self.number is not run_list.c.number:
-            conditions.append(self.hide(run_list.c.org) == bindparam("org"))
-        return [*conditions, *self.list_bounds(has_low, has_high), *self.list_terms()]
-
-    def list_bounds(self, has_low: bool, has_high: bool) -> list[ColumnElement[bool]]:
-        """Return the conditions of the time of creation."""
-        if self.source.kind.startswith("created"):
-            return []
-        is_sought = self.source.is_ordered and self.order == "created"
-        number = self.number if is_sought else self.hide(self.number)
-        bounds = []
-        if has_low:
-            bounds.append(number >= bindparam("low"))
-        if has_high:
-            bounds.append(number < bindparam("high"))
-        return bounds
-
-    def list_terms(self) -> list[ColumnElement[bool]]:
-        """Return the condition of each term that is not the source."""
-        is_exact = self.source.kind not in ("search", "unindexed", "order of found")
-        terms, alternatives = list[ColumnElement[bool]](), list[ColumnElement[bool]]()
-        for index, shape in enumerate(self.shapes):
-            if not (is_exact and index == self.source.term):
-                term = _negate(self._build_term(index, shape), shape)
-                (alternatives if shape.is_alternative else terms).append(term)
-        return [*terms, or_(*alternatives)] if alternatives else terms
-
-    def list_source_conditions(self) -> list[ColumnElement[bool]]:
-        """Return what a row of the source fulfils."""
-        kind, term = self.source.kind, self.source.term
-        value, key, org = _bind_name(f"v{term}"), _bind_name(f"k{term}"), _bind_name("org")
-        of_list = run_list.c.org == org
-        if kind == "order":
-            if not self.is_metric_order:
-                return [of_list]
-            return [run_metrics.c.org == org, run_metrics.c.key == bindparam("order_metric")]
-        if kind.startswith("created"):
-            low, high = run_list.c.number >= bindparam("low"), run_list.c.number < bindparam("high")
-            return [
-                of_list,
-                *([low] if " low" in kind else []),
-                *([high] if " high" in kind else []),
-            ]
-        if kind == "search":
-            return [_search.c.run_search.op("MATCH")(bindparam(f"m{term}"))]
-        if kind == "order of found":
-            is_found = _search.c.run_search.op("MATCH")(bindparam(f"m{term}"))
-            return [of_list, run_list.c.number.in_(select(_search.c.rowid).where(is_found))]
-        if kind == "unindexed":
-            return [run_list.c.is_indexed.is_(False), self.hide(run_list.c.org) == org]
-        if kind in ("attribute", "tag"):
-            attributes = run_attributes.c
-            of_key = [attributes.org == org, attributes.key == key]
-            return [*of_key, attributes.value == value] if kind == "attribute" else of_key
-        if kind in ("metric", "metric of order"):
-            metric = _driving_metrics.c
-            compared = _apply_operator(metric.value, self.shapes[term].operator, value)
-            return [metric.org == org, metric.key == key, compared]
-        if kind.startswith("duration "):
-            return [of_list, *self._list_duration_conditions(kind, term)]
-        if kind.startswith("condition "):
-            number = kind.rpartition(" ")[2]
-            return [of_list, run_list.c.condition == bindparam(f"v{term}_{number}")]
-        columns: Mapping[str, tuple[ColumnElement[Any], str]] = {
-            "flow id": (run_list.c.flow_id, "v"),
-            "flow name": (run_list.c.flow_name, "n" if self._is_flow(term) else "v"),
-            "project": (run_list.c.training_project, "v"),
-            "id": (run_list.c.run_id, "v"),
-        }
-        column, prefix = columns[kind]
-        return [of_list, column == bindparam(f"{prefix}{term}")]
-
-    def _list_duration_conditions(self, kind: str, term: int) -> list[ColumnElement[bool]]:
-        duration, operator = run_list.c.duration, self.shapes[term].operator
-        is_running, is_lower_bound = kind == "duration running", operator.startswith(">")
-        value = _bind_name(f"{'r' if is_running else 'v'}{term}")
-        conditions = [_apply_operator(duration, operator, value)]
-        # One bound on each side: of two, SQLite may use the one farther away.
-        if is_running and not is_lower_bound:
-            conditions.append(duration > SPLIT)
-        elif not is_running:
-            conditions.append(duration < SPLIT if is_lower_bound else duration > 0)
-        return conditions
-
-    def _is_flow(self, term: int) -> bool:
-        return self.shapes[term].field == "flow"
-
-    def _build_term(self, index: int, shape: _Shape) -> ColumnElement[bool]:
-        """Return the condition of a term on a row of the list, without its negation."""
-        value, key = _bind_name(f"v{index}"), _bind_name(f"k{index}")
-        if shape.field == "condition":
-            return self._build_condition(index, shape)
-        if shape.field == "killed":
-            return exists().where(
-                runs.c.org == bindparam("org"),
-                runs.c.id == run_list.c.run_id,
-                runs.c.killed.is_(True),
-            )
-        if shape.field in ("text", "name"):
-            like = run_list.c.name_text.like(value, escape="\\")
-            if shape.field == "name":
-                return like
-            return or_(like, run_list.c.text.like(value, escape="\\"))
-        if shape.field == "flow":
-            return or_(
-                func.coalesce(run_list.c.flow_id, "") == value,
-                self.hide(run_list.c.flow_name) == bindparam(f"n{index}"),
-            )
-        if shape.field == "duration":
-            return self._build_duration(index, shape.operator)
-        if shape.field in ("attribute", "metric"):
-            return self._build_lookup(shape, value, key)
-        columns: Mapping[str, ColumnElement[Any]] = {
-            "flow id": run_list.c.flow_id,
-            "project": run_list.c.training_project,
-            "id": run_list.c.run_id,
-        }
-        return func.coalesce(columns[shape.field], "") == value
-
-    def _build_condition(self, index: int, shape: _Shape) -> ColumnElement[bool]:
-        condition = self.hide(run_list.c.condition)
-        return or_(*(condition == bindparam(f"v{index}_{n}") for n in range(shape.values)))
-
-    def _build_duration(self, index: int, operator: str) -> ColumnElement[bool]:
-        duration = self.hide(run_list.c.duration)
-        ended, running = _bind_name(f"v{index}"), _bind_name(f"r{index}")
-        return or_(
-            and_(duration > 0, duration < SPLIT, _apply_operator(duration, operator, ended)),
-            and_(duration > SPLIT, _apply_operator(duration, operator, running)),
-        )
-
-    def _build_lookup(
-        self, shape: _Shape, value: ColumnElement[Any], key: ColumnElement[Any]
-    ) -> ColumnElement[bool]:
-        """Return the condition of an attribute or a metric: a look-up in an index.
-
-        Numbers of runs that are listed together are near each other, other than their ids.
-        """
-        other: Any = (run_attributes if shape.field == "attribute" else run_metrics).alias()
-        conditions = [other.c.org == bindparam("org"), other.c.key == key]
-        if shape.field == "attribute" and shape.values:
-            return exists().where(
-                *conditions, other.c.value == value, other.c.number == self.listed_number
-            )
-        conditions.append(other.c.run_id == run_list.c.run_id)
-        if shape.field == "metric":
-            conditions.append(_apply_operator(other.c.value, shape.operator, value))
-        return exists().where(*conditions)
-
-
-def _is_in_order(source: _Source, order: str) -> bool:
-    """Return whether the index of a source has the order of the list."""
-    if order == "created":
-        return source.is_ordered
-    return (
-        source.kind in ("order", "order of found")
-        or (order == "name" and source.kind.startswith(("flow ", "condition ")))
-        or (order == "duration" and source.kind.startswith(("condition ", "duration ")))
-        or (order == "metric" and source.kind == "metric of order")
-    )
-
-
-def _hide(column: ColumnElement[Any]) -> ColumnElement[Any]:
-    """Return a column as an expression, which SQLite does not look up in an index."""
-    is_text = column.type.python_type is str
-    return column.op("||")(literal_column("''")) if is_text else column + literal_column("0")
-
-
-def _bind_name(name: str) -> ColumnElement[Any]:
-    return bindparam(name)
-
-
-_driving_metrics = run_metrics.alias("driving_metrics")
-
-
-def _negate(condition: ColumnElement[bool], shape: _Shape) -> ColumnElement[bool]:
-    return not_(condition) if shape.is_negated else condition
-
-
-def _apply_operator(
-    column: ColumnElement[Any], operator: str, value: ColumnElement[Any]
-) -> ColumnElement[bool]:
-    compared: Mapping[str, ColumnElement[bool]] = {
-        "=": column == value,
-        "<": column < value,
-        "<=": column <= value,
-        ">": column > value,
-        ">=": column >= value,
-    }
-    return compared[operator]
-
-
-_COUNT_NAMES = select(func.count()).where(
-    run_list.c.org == bindparam("org"),
-    run_list.c.name_key >= bindparam("first"),
-    run_list.c.name_key < bindparam("last"),
-)
-_COUNT_UNINDEXED_NAMES = select(func.count()).where(
-    run_list.c.is_indexed.is_(False),
-    _hide(run_list.c.org) == bindparam("org"),
-    _hide(run_list.c.name_key) >= bindparam("first"),
-    _hide(run_list.c.name_key) < bindparam("last"),
-)
-_COUNT_FOUND = select(func.count()).select_from(
-    select(_search.c.rowid)
-    .where(_search.c.run_search.op("MATCH")(bindparam("match")))
-    .limit(bindparam("most"))
-    .subquery()
-)
+    return int(connection.execute(COUNT_FOUND, matches).scalar_one()) - (names - unindexed)

@@ -36,6 +36,7 @@ import torch
 from runyard import rundir
 from runyard.rundir import NO_ROOM, EventWriter
 from runyard.trainer.checkpoints.checkpoint import CheckpointContents, SavedCheckpoint
+from runyard.trainer.devices import has_streams
 from runyard.trainer.disk_space import DiskSpaceGate
 from runyard.trainer.steps.memory import is_out_of_memory, read_host_memory
 
@@ -275,13 +276,13 @@ class StagedContents:
     """The contents of a checkpoint whose tensors are copies, which ``fill`` has yet to fill."""
 
     def __init__(
-        self, contents: CheckpointContents, pairs: list[Pair], stream: torch.cuda.Stream | None
+        self, contents: CheckpointContents, pairs: list[Pair], stream: torch.Stream | None
     ):
         self.contents, self._pairs, self._stream = contents, pairs, stream
 
     def fill(self) -> None:
         """Copy in the calling thread alone: torch's own threads would slow down training."""
-        with nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
+        with self._stream or nullcontext():
             for target, source in self._pairs:
                 _copy(target, source)
         if self._stream is not None:
@@ -295,7 +296,7 @@ class HostBuffers:
         self.peak_bytes = 0
         self._buffers: dict[tuple[str, str], torch.Tensor] = {}
         self._processor: Any = None
-        self._stream: torch.cuda.Stream | None = None
+        self._stream: torch.Stream | None = None
 
     def copy_processor(self, processor: Any) -> None:
         """Copy the processor: a tokenizer whose padding another thread changes cannot be saved."""
@@ -335,9 +336,9 @@ class HostBuffers:
                 pairs.append((target, source))
         if self._processor is None:
             self.copy_processor(contents.processor)
-        if device.type == "cuda":
-            self._stream = self._stream or torch.cuda.Stream(device)
-            self._stream.wait_stream(torch.cuda.current_stream(device))
+        if has_streams(device):
+            self._stream = self._stream or torch.Stream(device)
+            self._stream.wait_stream(torch.accelerator.current_stream(device))
         weights, state = copies["weights"], copies["tensors"]
         staged = replace(
             contents,
@@ -356,7 +357,7 @@ class HostBuffers:
             and (tensor.shape, tensor.dtype) == (needed[name].shape, needed[name].dtype)
         }
         missing = {name: value for name, value in needed.items() if name not in buffers}
-        is_pinned = device.type == "cuda"
+        is_pinned = has_streams(device)
         needed_bytes = sum(
             count_host_bytes(value.nbytes, is_pinned=is_pinned) for value in missing.values()
         )

@@ -24,6 +24,7 @@ import errno
 import os
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -43,14 +44,18 @@ from runyard.rundir import (
     write_json,
 )
 from runyard.trainer.data.image_resolution import write_model_config
+from runyard.trainer.devices import find_device, read_random_states, restore_random_states
 from runyard.trainer.disk_space import as_system_error
 from runyard.trainer.errors import InvalidFlow
+from runyard.trainer.models.adapters import list_adapter_tensors
 from runyard.trainer.models.model import LoadedModel
 
 STATE, TENSORS = "state.json", "state.safetensors"
 EVALUATED = "evaluated.json"  # the counters after an evaluation that followed the save
 STAGING = ".staging"
 FORMAT = 2  # of the training state; format 1 stored optimizer state by index, and had no number
+# Changes the state of an optimizer before it is loaded.
+Placement = Callable[[dict[str, Any], torch.optim.Optimizer], dict[str, Any]]
 TENSOR = "tensor"  # the key of a reference to a tensor
 # Upper bound of configuration, tokenizer and counters of built-in models.
 SMALL_FILES_BYTES = 1 << 20
@@ -80,8 +85,8 @@ class CheckpointContents:
     """The contents of a checkpoint at one step.
 
     ``async_checkpoint`` replaces the tensors that training changes by copies. ``weights`` are all
-    weights in full training and the adapter's otherwise, by the module's names; tied weights share
-    memory.
+    weights in full training, else those of the adapter and of parts trained with it, by the
+    module's names; tied weights share memory.
     """
 
     weights: dict[str, torch.Tensor]
@@ -108,12 +113,8 @@ def collect_contents(
     if model.base is None:
         weights = dict(model.module.state_dict(keep_vars=True))
     else:  # the state of a quantized base is not needed
-        weights = {
-            name: value for name, value in model.module.named_parameters() if value.requires_grad
-        }
-    tensors: dict[str, torch.Tensor] = {"random.cpu": torch.get_rng_state()}
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        tensors["random.cuda"] = torch.cuda.get_rng_state()
+        weights = list_adapter_tensors(model.module)
+    tensors = read_random_states(find_device())
     names = _get_names(model)
     flat = [
         _flatten(optimizer, names, tensors, f"optimizer.{number}")
@@ -310,6 +311,48 @@ def load_state(
 ) -> tuple[TrainingProgress, dict[str, Any] | None]:
     """Restore optimizers and random states; return the counters and the loss scaler's state.
 
+    Raises:
+        InvalidFlow: see ``load_optimizers``.
+    """
+    state, tensors = load_optimizers(folder, model, optimizers)
+    return restore_counters(folder, state, tensors)
+
+
+def restore_counters(
+    folder: Path, state: dict[str, Any], tensors: dict[str, torch.Tensor]
+) -> tuple[TrainingProgress, dict[str, Any] | None]:
+    """Restore random states; return the counters and the loss scaler's state."""
+    restore_random_states(tensors, find_device())
+    return read_progress(folder), state.get("scaler")
+
+
+def read_state(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Return the training state of a checkpoint.
+
+    Raises:
+        InvalidFlow: it is of a later format.
+    """
+    from safetensors.torch import load_file
+
+    saved_state = CheckpointDir(folder).training_state
+    state, tensors = read_json(saved_state / STATE) or {}, load_file(saved_state / TENSORS)
+    if (found := state.get("format", 1)) > FORMAT:
+        raise InvalidFlow(
+            f"checkpoint {folder.name} has a training state of format {found}, and this version of "
+            f"Runyard reads up to {FORMAT}; try: a later version"
+        )
+    return state, tensors
+
+
+def load_optimizers(
+    folder: Path,
+    model: LoadedModel,
+    optimizers: list[torch.optim.Optimizer],
+    *,
+    place: Placement | None = None,
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Restore optimizers; return the whole training state. ``place`` keeps a part of each tensor.
+
     Learning rates and weight decay stay those of the flow: a run that resumes from another run's
     checkpoint may have different ones.
 
@@ -317,16 +360,8 @@ def load_state(
         InvalidFlow: the optimizers are for other parameters, or the checkpoint is of a later
             format.
     """
-    from safetensors.torch import load_file
-
-    saved_state = CheckpointDir(folder).training_state
-    state, tensors = read_json(saved_state / STATE) or {}, load_file(saved_state / TENSORS)
-    found, names = state.get("format", 1), _get_names(model)
-    if found > FORMAT:
-        raise InvalidFlow(
-            f"checkpoint {folder.name} has a training state of format {found}, and this version of "
-            f"Runyard reads up to {FORMAT}; try: a later version"
-        )
+    (state, tensors), names = read_state(folder), _get_names(model)
+    found = state.get("format", 1)
     if len(optimizers) != len(state["optimizers"]):
         raise InvalidFlow(_describe_group_mismatch(folder))
     for number, (optimizer, saved) in enumerate(zip(optimizers, state["optimizers"], strict=True)):
@@ -335,19 +370,20 @@ def load_state(
             for group in optimizer.param_groups
         ]
         try:
-            optimizer.load_state_dict(
+            restored = (
                 _unflatten(saved, optimizer, names, tensors)
                 if found == FORMAT
                 else _unflatten_indices(saved, tensors, f"optimizer.{number}")
             )
+            if place is not None:
+                restored = place(restored, optimizer)
+            optimizer.load_state_dict(restored)
         except ValueError as error:
             raise InvalidFlow(_describe_group_mismatch(folder)) from error
         for group, settings in zip(optimizer.param_groups, flow_settings, strict=True):
             group.update(settings)
-    torch.set_rng_state(tensors["random.cpu"])
-    if "random.cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["random.cuda"])
-    return read_progress(folder), state.get("scaler")
+        _restore_dtypes(optimizer, restored["state"])
+    return state, tensors
 
 
 def _describe_group_mismatch(folder: Path) -> str:
@@ -498,6 +534,16 @@ def _unflatten(
         if name in values
     }
     return {"state": state, "param_groups": groups}
+
+
+def _restore_dtypes(optimizer: torch.optim.Optimizer, loaded: dict[int, dict[str, Any]]) -> None:
+    """Restore the dtypes of the state, which torch has cast to those of the weights."""
+    members = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, values in loaded.items():
+        state = optimizer.state[members[index]]
+        for name, value in values.items():
+            if isinstance(value, torch.Tensor) and state[name].dtype != value.dtype:
+                state[name] = value.to(state[name].device, copy=True)
 
 
 def _unflatten_indices(

@@ -71,9 +71,11 @@ def _read_flow_settings(flow: ResolvedFlow) -> dict[str, Any]:
         "architecture.weights": model.architecture.weights,
         "training.mode": model.training.mode,
         "training.freeze": sorted(model.training.freeze),
+        "training.weightsPrecision": model.training.weights_precision,
         "training.lora.rank": model.training.lora.rank,
         "training.lora.targets": model.training.lora.targets,
         "training.lora.useDora": model.training.lora.use_dora,
+        "training.lora.trainProjector": model.training.lora.train_projector,
         "hyperparameters.optimizer.name": model.hyperparameters.optimizer.name,
     }
 
@@ -90,9 +92,11 @@ def _read_document_settings(run: dict[str, Any]) -> dict[str, Any]:
         ("architecture.size", architecture, "size"),
         ("architecture.weights", architecture, "weights"),
         ("training.freeze", training, "freeze"),
+        ("training.weightsPrecision", training, "weightsPrecision"),
         ("training.lora.rank", training.get("lora", {}), "rank"),
         ("training.lora.targets", training.get("lora", {}), "targets"),
         ("training.lora.useDora", training.get("lora", {}), "useDora"),
+        ("training.lora.trainProjector", training.get("lora", {}), "trainProjector"),
         (
             "hyperparameters.optimizer.name",
             model.get("hyperparameters", {}).get("optimizer", {}),

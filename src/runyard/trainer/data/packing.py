@@ -2,7 +2,8 @@
 
 A padded batch becomes a packed one by dropping its padding; position IDs restart with every sample.
 Attention is computed per sample (samples of one length together), so a row costs what its samples
-cost, and the mask of the whole row is never built. Loss and gradients equal those of the padded
+cost, and the mask of the whole row is never built. Flash attention has a form for rows of several
+samples, which gets their boundaries. Loss and gradients equal those of the padded
 batch up to floating-point rounding.
 
 Families whose attention is more than causal (bidirectional within images, sliding windows,
@@ -14,18 +15,19 @@ head width, A position axes, P label positions.
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.flash_attention import flash_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from runyard.trainer.data.encode import Batch
 
-ATTENTION = "runyard_packed"
+ATTENTION, FLASH = "runyard_packed", "flash_attention_2"
 PositionFunction = Callable[[dict[str, torch.Tensor]], torch.Tensor]
 
 
@@ -85,6 +87,9 @@ def get_position_function(model: Any) -> PositionFunction | None:
 
 def use_packed_attention(module: Any) -> None:
     """Make the language model attend within samples where a batch is packed."""
+    if module.config.get_text_config()._attn_implementation == FLASH:
+        AttentionInterface.register(FLASH, _attend_flash)
+        return
     AttentionInterface.register(ATTENTION, _attend)
     AttentionMaskInterface.register(ATTENTION, _make_mask)
     module.set_attn_implementation({"text_config": ATTENTION})
@@ -132,3 +137,27 @@ def _attend(
         # (count, length, H, D) -> (count * length, H, D)
         outputs.append(sdpa_attention_forward(module, *rows, None, **options)[0].flatten(0, 1))
     return torch.cat(outputs)[None], None  # (1, N, H, D)
+
+
+def _attend_flash(
+    module: Any,
+    query: torch.Tensor,  # (B, H, T, D); packed: (1, H, N, D)
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    segments: tuple[int, ...] | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """Return the output of flash attention (B, T, H, D) with the boundaries of a row's samples.
+
+    Vision encoders use it too. They are not causal, and their rows have boundaries of their own.
+    """
+    if segments is not None and getattr(module, "is_causal", False):
+        ends = [0, *accumulate(segments)]
+        bounds = torch.tensor(ends, dtype=torch.int32, device=query.device)  # (samples + 1,)
+        options |= {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds}
+        options |= {"max_length_q": max(segments), "max_length_k": max(segments)}
+    attended: tuple[torch.Tensor, None] = flash_attention_forward(
+        module, query, key, value, attention_mask, **options
+    )
+    return attended

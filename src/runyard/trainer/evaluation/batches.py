@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
+from runyard.trainer.devices import find_device, return_memory
 from runyard.trainer.steps.memory import (
     WARN_SHARE,
     AvailableMemory,
@@ -86,8 +85,7 @@ def run_in_batches(
             yield batch, result
             continue
         # Not inside the handler: until the error is released, its traceback keeps tensors alive.
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        return_memory(find_device())
         limit.halve(len(batch))
 
 

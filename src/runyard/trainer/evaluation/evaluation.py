@@ -19,10 +19,13 @@ import torch
 from runyard.trainer.answers import PHRASE_GROUNDING, Answer, Grounding, read_answer, write_answer
 from runyard.trainer.data.datasets import Sample
 from runyard.trainer.data.encode import Encodings
+from runyard.trainer.devices import keep_random_states
+from runyard.trainer.errors import StopRequested
 from runyard.trainer.evaluation.batches import BatchLimit, measure_peak, run_in_batches
 from runyard.trainer.evaluation.metrics import MetricScores, compute_metrics
+from runyard.trainer.ranks import World
 from runyard.trainer.steps.losses import TokenLosses
-from runyard.trainer.steps.memory import is_out_of_memory, read_available_memory
+from runyard.trainer.steps.memory import is_out_of_memory
 
 MAX_PADDING = 0.5  # of a row, when prompts form a batch
 
@@ -33,11 +36,25 @@ class EvaluationOutOfMemory(Exception):
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """Metric values (named without ``validation/``), all predictions, some previews."""
+    """Metric values (named without ``validation/``), all predictions, some previews, and how many
+    samples every rank could measure at once.
+    """
 
     values: dict[str, float]
     predictions: list[dict[str, Any]]
     previews: list[dict[str, Any]]
+    batch_limit: int
+
+
+@dataclass(frozen=True)
+class EvaluationOutputs:
+    """The mean loss of the true answers, the generated texts in the order of the samples, and how
+    many samples every rank could measure at once.
+    """
+
+    loss: float
+    texts: list[str]
+    batch_limit: int
 
 
 def evaluate(
@@ -47,8 +64,37 @@ def evaluate(
     samples: Sequence[Sample],
     *,
     task: str,
-    count: int,
     previews: int,
+    count: int,
+    **settings: Any,
+) -> EvaluationResult:
+    """Evaluate the first ``count`` held-out samples; ``settings`` are those of ``measure``.
+
+    Raises:
+        EvaluationOutOfMemory: there is too little memory for a single sample.
+    """
+    found = measure(module, tokenizer, data, count=count, **settings)
+    answers = [read_answer(text) for text in found.texts]
+    evaluated = list(samples[:count])
+    scores = score_by_task(task, answers, evaluated)
+    items = list(zip(range(count), answers, evaluated, strict=True))
+    return EvaluationResult(
+        {"loss": found.loss} | scores.values,
+        [
+            _make_prediction(task, *item, scores=each)
+            for item, each in zip(items, scores.samples, strict=True)
+        ],
+        [_make_preview(task, *item) for item in items[:previews]],
+        found.batch_limit,
+    )
+
+
+def measure(
+    module: Any,
+    tokenizer: Any,
+    data: Encodings,
+    *,
+    count: int,
     losses: TokenLosses,
     generation: dict[str, Any],
     seed: int,
@@ -56,9 +102,10 @@ def evaluate(
     check_cancelled: Callable[[], None],
     limit: BatchLimit,
     measures_memory: bool = False,
-) -> EvaluationResult:
-    """Evaluate the first ``count`` held-out samples; restores the module's mode and the random
-    state.
+    world: World = World(),
+) -> EvaluationOutputs:
+    """Measure the first ``count`` held-out samples; restores the module's mode and the random
+    state. Each rank measures a share of them, and all ranks return the whole.
 
     ``check_cancelled`` is called before each batch and each generated token, and raises to abort
     the evaluation. ``limit`` is lowered when memory runs out, and before, with
@@ -66,45 +113,84 @@ def evaluate(
 
     Raises:
         EvaluationOutOfMemory: there is too little memory for a single sample.
+        StopRequested: ``check_cancelled`` raised it on rank 0.
     """
+    order = data.sort_by_prompt_length(count)
+
+    def measure_share() -> dict[str, Any]:
+        if measures_memory and count > 1:
+            check_cancelled()
+            fit_to_memory(limit, module, data, count, losses, generation, device, world)
+        if seed >= 0:
+            torch.manual_seed(seed)
+        own = world.select(list(range(count)))
+        loss, tokens = sum_losses(data, own, losses, device, check_cancelled, limit)
+        with losses.autocast():
+            texts = generate_answers(
+                module,
+                tokenizer,
+                data,
+                count,
+                generation=generation,
+                device=device,
+                check_cancelled=check_cancelled,
+                limit=limit,
+                order=world.select(order),
+            )
+        answers = {index: texts[index] for index in world.select(order)}
+        return {
+            "loss": loss,
+            "tokens": tokens,
+            "answers": list(answers.items()),
+            "batchLimit": limit.size,
+        }
+
     was_training = module.training
     module.eval()
     try:
         with (
             torch.inference_mode(),
-            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
-            _explain_out_of_memory(),
+            keep_random_states(device),
         ):
-            if measures_memory and count > 1:
-                check_cancelled()
-                fit_to_memory(limit, module, data, count, losses, generation, device)
-            if seed >= 0:
-                torch.manual_seed(seed)
-            values = {"loss": mean_loss(data, count, losses, device, check_cancelled, limit)}
-            with losses.autocast():
-                texts = generate_answers(
-                    module,
-                    tokenizer,
-                    data,
-                    count,
-                    generation=generation,
-                    device=device,
-                    check_cancelled=check_cancelled,
-                    limit=limit,
-                )
+            shares = _measure_together(measure_share, world)
     finally:
         module.train(was_training)
-    answers, evaluated = [read_answer(text) for text in texts], list(samples[:count])
-    scores = score_by_task(task, answers, evaluated)
-    items = list(zip(range(count), answers, evaluated, strict=True))
-    return EvaluationResult(
-        values | scores.values,
-        [
-            _make_prediction(task, *item, scores=each)
-            for item, each in zip(items, scores.samples, strict=True)
-        ],
-        [_make_preview(task, *item) for item in items[:previews]],
+    answers = {index: text for share in shares for index, text in share["answers"]}
+    tokens = sum(share["tokens"] for share in shares)
+    return EvaluationOutputs(
+        sum(share["loss"] for share in shares) / max(1, tokens),
+        [answers[index] for index in range(count)],
+        min(share["batchLimit"] for share in shares),
     )
+
+
+def _measure_together(
+    measure_share: Callable[[], dict[str, Any]], world: World
+) -> list[dict[str, Any]]:
+    """Return the shares of all ranks, once each has measured its own.
+
+    When rank 0 is canceled or fails, the others end early.
+    """
+    error: Exception | None = None
+    share: dict[str, Any] = {}
+    try:
+        with _explain_out_of_memory():
+            share = measure_share()
+    except Exception as problem:
+        is_expected = isinstance(problem, EvaluationOutOfMemory | StopRequested)
+        if world.is_single or not (is_expected or world.is_leader):
+            raise
+        error, share = problem, {"problem": f"rank {world.rank}: {problem}"}
+        if world.is_leader:
+            world.cancel()
+    shares = world.gather(share)
+    world.clear_cancel()
+    if error is not None:
+        raise error
+    for other in shares:
+        if "problem" in other:
+            raise EvaluationOutOfMemory(other["problem"])
+    return shares
 
 
 def score_by_task(task: str, answers: Sequence[Answer], samples: Sequence[Sample]) -> MetricScores:
@@ -156,6 +242,7 @@ def fit_to_memory(
     losses: TokenLosses,
     generation: dict[str, Any],
     device: torch.device,
+    world: World = World(),
 ) -> None:
     """Lower ``limit`` to the number of samples that are measured to fit into the free memory.
 
@@ -191,29 +278,29 @@ def fit_to_memory(
             return in_use + 2 * size * max(sizes) + data.cache_growth_bytes
 
         limit.estimate_peak = estimate_peak
-    limit.fit(read_available_memory(device))
+    limit.fit(world.read_memory(device))
 
 
-def mean_loss(
+def sum_losses(
     data: Encodings,
-    count: int,
+    indices: Sequence[int],
     losses: TokenLosses,
     device: torch.device,
     check_cancelled: Callable[[], None],
     limit: BatchLimit,
-) -> float:
-    """Return the mean loss over all label tokens of the first ``count`` samples."""
+) -> tuple[float, int]:
+    """Return the sum of the losses of all label tokens of these samples, and their number."""
 
-    def sum_losses(indices: list[int]) -> tuple[float, int]:
+    def sum_batch(batch_indices: list[int]) -> tuple[float, int]:
         check_cancelled()
-        batch = data.make_batch(indices).to(device)
+        batch = data.make_batch(batch_indices).to(device)
         return float(losses(batch)), batch.label_count
 
     total, tokens = 0.0, 0
-    for _, (loss, labels) in run_in_batches(range(count), limit, sum_losses):
+    for _, (loss, labels) in run_in_batches(indices, limit, sum_batch):
         total += loss
         tokens += labels
-    return total / max(1, tokens)
+    return total, tokens
 
 
 def make_inputs(
@@ -235,11 +322,13 @@ def generate_answers(
     check_cancelled: Callable[[], None] = lambda: None,
     on_answered: Callable[[int], None] = lambda answered: None,
     limit: BatchLimit | None = None,
+    order: Sequence[int] | None = None,
 ) -> list[str]:
     """Return the texts generated for the first ``count`` prompts, in their order.
 
-    The longest prompts come first, so that memory runs out at the start or never. No row of a batch
-    has more padding than prompt. ``on_answered`` is called with the number of answers so far.
+    With ``order``, only those prompts are answered, in that order. By default, the longest come
+    first, so that memory runs out at the start or never. No row of a batch has more padding than
+    prompt. ``on_answered`` is called with the number of answers so far.
     """
 
     def never_stop(tokens: torch.Tensor, _scores: Any, **_: Any) -> torch.Tensor:
@@ -264,7 +353,7 @@ def generate_answers(
 
     answers = [""] * count
     answered = 0
-    order = data.sort_by_prompt_length(count)
+    order = data.sort_by_prompt_length(count) if order is None else order
     for indices, texts in run_in_batches(
         order, limit or BatchLimit(), answer, fits_with=is_similar
     ):

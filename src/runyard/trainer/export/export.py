@@ -24,6 +24,7 @@ from safetensors import safe_open
 
 from runyard.flows.families import FAMILIES
 from runyard.flows.weights import classify_weights
+from runyard.model_folders import ADAPTER_CONFIG
 from runyard.rundir import (
     MODEL_FULL,
     RUN,
@@ -46,20 +47,11 @@ from runyard.trainer.export.replay import (
     read_replay_context,
     replay,
 )
-from runyard.trainer.models.model import (
-    DTYPES,
-    LoadedModel,
-    attach_adapter,
-    load_model,
-    merge_adapter,
-)
-from runyard.trainer.models.model_folder import (
-    ADAPTER_CONFIG,
-    check_adapter_folder,
-    check_model_folder,
-)
+from runyard.trainer.models.adapters import attach_adapter, merge_adapter
+from runyard.trainer.models.model import DTYPES, LoadedModel, load_model
+from runyard.trainer.models.model_folder import check_adapter_folder, check_model_folder
+from runyard.trainer.models.weights import BASE_KEY, EXPORT
 
-EXPORT = "export.json"
 SHOWN_DIFFERENCES = 3
 SHOWN_CHARACTERS = 120
 Form = Literal["merged", "adapter", "full"]
@@ -251,7 +243,7 @@ def _describe_base(full: Path, context: ReplayContext) -> dict[str, Any]:
 def _write_base_name(config: Path, weights: str | None) -> None:
     """Write the base's name where other libraries understand it: a folder or a hub ID."""
     if weights and classify_weights(weights) in ("folder", "hub"):
-        write_json(config, (read_json(config) or {}) | {"base_model_name_or_path": weights})
+        write_json(config, (read_json(config) or {}) | {BASE_KEY: weights})
 
 
 def _load_exported(root: Path, staged: Path, form: Form, context: ReplayContext) -> LoadedModel:
@@ -259,14 +251,14 @@ def _load_exported(root: Path, staged: Path, form: Form, context: ReplayContext)
     checkpoint.
 
     The dtypes are those of the evaluation: base weights in its precision or in 4 bits, trained
-    weights in float32. Merged weights are never in 4 bits.
+    weights in float32, or as the flow says in a full training. Merged weights are never in 4 bits.
     """
     attention = context.attention
     if form == "merged":
         return load_model(staged, dtype=DTYPES[context.precision], attention=attention)
     exported = CheckpointDir(staged)
     if form == "full" and not exported.has_adapter:
-        return load_model(staged, dtype=torch.float32, attention=attention)
+        return load_model(staged, dtype=DTYPES[context.weights_precision], attention=attention)
     base, adapter = exported.model_full, exported.model_adapter
     if form == "adapter":
         base, adapter = CheckpointDir(root).model_full, staged

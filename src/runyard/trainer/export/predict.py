@@ -26,6 +26,7 @@ class Predictor:
         import torch
 
         from runyard.trainer.data.encode import Encoder
+        from runyard.trainer.devices import find_device
         from runyard.trainer.models.model import load_model
 
         silence_libraries()
@@ -33,7 +34,7 @@ class Predictor:
             torch.set_num_threads(threads)
         root = model_dir.parent if model_dir.name == MODEL_FULL else model_dir
         full = CheckpointDir(root).model
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = find_device()
         settings = read_block_settings(read_json(full / RUN) or {})
         self.task: str = settings.get("dataset", {}).get("projectKind", VQA)
         loaded = load_model(root if CheckpointDir(root).has_adapter else full, dtype=torch.float32)

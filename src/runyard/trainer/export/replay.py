@@ -25,6 +25,7 @@ from runyard.rundir import CheckpointDir, read_json
 from runyard.trainer.data.datasets import load_dataset
 from runyard.trainer.data.encode import Encoder, InMemoryEncodings, Layout
 from runyard.trainer.data.image_resolution import TokenBudget, get_context_length
+from runyard.trainer.devices import CPU, find_device, keep_random_states
 from runyard.trainer.errors import ExportFailed
 from runyard.trainer.evaluation.evaluation import generate_answers
 from runyard.trainer.export.predict import read_block_settings
@@ -52,6 +53,7 @@ class ReplayContext:
     task: str
     system_prompt: str
     quantization: Quantization | None  # of the base weights during the evaluation
+    weights_precision: str  # of a full training
     patch_budget: int | None
     plan: dict[str, Any]
     seed: int
@@ -114,6 +116,7 @@ def read_replay_context(checkpoint: Path) -> ReplayContext:
             task=settings["dataset"]["projectKind"],
             system_prompt=settings["system-prompt"]["systemPrompt"],
             quantization=read_quantization(document),
+            weights_precision=_read_weights_precision(settings["model"]),
             patch_budget=(settings["model"].get("images") or {}).get("patchBudget"),
             plan={"precision": "float32"} | plan,
             seed=int(document["spec"]["flow"]["settings"]["seed"]),
@@ -124,6 +127,10 @@ def read_replay_context(checkpoint: Path) -> ReplayContext:
             f"({error!r}); try: a checkpoint "
             "downloaded by `runyard models download`"
         ) from error
+
+
+def _read_weights_precision(model: dict[str, Any]) -> str:
+    return str((model.get("training") or {}).get("weightsPrecision", "float32"))
 
 
 def read_predictions(checkpoint: Path) -> list[Line]:
@@ -204,9 +211,9 @@ def replay(
             "try: export without verification (--no-replay)"
         )
     evaluated_on = str(context.plan.get("device", "cpu"))
-    device = torch.device(
-        evaluated_on if evaluated_on != "cuda" or torch.cuda.is_available() else "cpu"
-    )
+    device = find_device()
+    if device.type != evaluated_on:
+        device = CPU
     tokenizer = model.processor.tokenizer
     budget = TokenBudget(  # samples longer than the context had a smaller image
         context=get_context_length(get_base_model(model.module), tokenizer)[0],
@@ -235,7 +242,7 @@ def replay(
     generation = context.generation | (
         {"tokenizer": tokenizer} if "stop_strings" in context.generation else {}
     )
-    random = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+    random = keep_random_states(device)
     with (
         torch.inference_mode(),
         random,

@@ -3,42 +3,33 @@ flow says.
 
 Everything uses transformers' generic classes, so families differ only by ``families.PARTS``.
 Weights of a full training are float32 whatever the precision, because small updates vanish in
-bfloat16. Base weights under an adapter never change, so they may have the precision of the forward
-pass.
+bfloat16, unless the flow has them rounded at random (``steps/rounding.py``). Base weights under an
+adapter never change, so they may have the precision of the forward pass.
 """
 
-import contextlib
 import importlib.util
-import logging
 import re
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from runyard.flows.blocks import Architecture, Lora, Part, Quantization, Training
+from runyard.flows.blocks import Architecture, Part, Quantization
 from runyard.flows.families import FAMILIES, find_family
-from runyard.flows.weights import BASE_PREFIX, classify_weights
-from runyard.model_folders import SETTING, ModelFolders
-from runyard.rundir import MODEL_FULL, CheckpointDir
+from runyard.model_folders import ModelFolders
+from runyard.rundir import CheckpointDir
 from runyard.trainer.data.datasets import Sample
 from runyard.trainer.data.templates import BuiltInTemplate, Renderer, TemplateProcess
 from runyard.trainer.errors import InvalidFlow
 from runyard.trainer.families import FamilyParts, find_part, get_family_parts
-from runyard.trainer.models.model_folder import (
-    ADAPTER_WEIGHTS,
-    check_adapter_folder,
-    check_inside,
-    check_model_folder,
-)
+from runyard.trainer.models.adapters import PEFT_PREFIX, merge_adapter, silence_bitsandbytes
+from runyard.trainer.models.model_folder import check_inside, check_model_folder
 from runyard.trainer.models.tiny import SHAPES, make_model, make_processor
 from runyard.trainer.models.video import install_video_stand_in
 
 IMAGE_BACKEND = "pil"
-PEFT_PREFIX = "base_model.model."
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -88,49 +79,6 @@ class LoadedModel:
             for n, p in self.module.named_parameters()
             if p.requires_grad
         ]
-
-
-def find_weights_folder(
-    architecture: Architecture, models: dict[str, str], folders: ModelFolders
-) -> Path | None:
-    """Return the folder to start from, by its real path; None for the tiny model trained from
-    scratch.
-
-    ``models`` maps other runs' weights to folders. All other weights must be in the machine's model
-    folders.
-
-    Raises:
-        InvalidFlow: the weights are not on this machine, or not in an allowed folder.
-    """
-    weights = architecture.weights
-    if weights is None:
-        if architecture.size == "tiny":
-            return None
-        family = FAMILIES.get(architecture.name)
-        weights = family.sizes.get(architecture.size) if family else None
-        if weights is None:
-            raise InvalidFlow(
-                f"unknown size {architecture.size!r} of architecture {architecture.name!r}"
-            )
-    form = classify_weights(weights)
-    if form == "run":
-        found = Path(models[weights]) if weights in models else None
-    elif form == "folder":
-        found = folders.resolve(weights)
-        if found is None:
-            raise InvalidFlow(
-                f"weights {weights!r} are not in a folder of this machine's setting {SETTING}"
-            )
-        found = found if found.is_dir() else None
-    else:
-        found = folders.find(weights.removeprefix(BASE_PREFIX)) if form is not None else None
-    if found is None:
-        raise InvalidFlow(
-            f"weights {weights!r} are not on this machine; trainers use no network, so download "
-            "them first, then try: "
-            "runyard models add FOLDER --name NAME"
-        )
-    return found
 
 
 def build_tiny(
@@ -298,7 +246,7 @@ def _make_4bit_config(quantization: Quantization, parts: FamilyParts, dtype: tor
     """
     from transformers import BitsAndBytesConfig
 
-    _silence_bitsandbytes()
+    silence_bitsandbytes()
     if importlib.util.find_spec("bitsandbytes") is None:
         raise InvalidFlow(
             f"quantization.enabled true (type {quantization.type!r}) needs the package "
@@ -312,11 +260,6 @@ def _make_4bit_config(quantization: Quantization, parts: FamilyParts, dtype: tor
         bnb_4bit_compute_dtype=dtype,
         bnb_4bit_use_double_quant=True,
     )
-
-
-def _silence_bitsandbytes() -> None:
-    """Suppress its warning on import that an optional package with faster code is missing."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def dequantize(parameter: torch.Tensor) -> torch.Tensor:
@@ -364,89 +307,6 @@ def freeze_parts(model: LoadedModel, frozen: Sequence[str]) -> None:
     for name, parameter in model.module.named_parameters():
         if find_part(name, model.parts) in frozen:
             parameter.requires_grad_(False)
-
-
-def add_adapter(
-    model: LoadedModel, training: Training, *, base: Path, adapter: Path | None = None
-) -> LoadedModel:
-    """Return the model with a low-rank adapter (LoRA, Hu et al. 2022), optionally with weights from
-    ``adapter``.
-
-    Only the adapter is trained. ``training.freeze`` excludes parts from its targets; ``auto``
-    targets the linear layers of the language model. ``lora.useDora`` adds a magnitude per column
-    (DoRA, Liu et al. 2024), ``lora.useRslora`` scales by alpha / sqrt(rank) (Kalajdzievski 2023).
-    """
-    _silence_bitsandbytes()  # peft imports it where it is installed
-    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
-    from safetensors.torch import load_file
-
-    config = LoraConfig(
-        r=training.lora.rank,
-        lora_alpha=training.lora.alpha,
-        lora_dropout=training.lora.dropout,
-        use_dora=training.lora.use_dora,
-        use_rslora=training.lora.use_rslora,
-        target_modules=_find_lora_targets(model, training.lora, training.freeze),
-        bias="none",
-    )
-    with _ignore_peft_warning():
-        module = get_peft_model(model.module, config)
-    # Relative, as in a checkpoint, not this machine's path.
-    config.base_model_name_or_path = MODEL_FULL
-    if adapter is not None:
-        set_peft_model_state_dict(module, load_file(adapter / ADAPTER_WEIGHTS))
-    for _, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-    return LoadedModel(module, model.processor, model.model_type, model.parts, base, model.renderer)
-
-
-def attach_adapter(module: Any, adapter: Path) -> Any:
-    """Return the model with an adapter on it, after the adapter's folder has been checked.
-
-    Raises:
-        InvalidFlow: the folder is not allowed.
-    """
-    _silence_bitsandbytes()
-    from peft import PeftModel
-
-    check_adapter_folder(adapter)
-    with _ignore_peft_warning():
-        return PeftModel.from_pretrained(module, adapter, local_files_only=True)
-
-
-def merge_adapter(module: Any, adapter: Path) -> Any:
-    """Return the model with an adapter's weights merged into its own.
-
-    Raises InvalidFlow, see ``attach_adapter``.
-    """
-    return attach_adapter(module, adapter).merge_and_unload()
-
-
-@contextlib.contextmanager
-def _ignore_peft_warning() -> Iterator[None]:
-    """Suppress the warning that peft uses an old attribute name of transformers."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        yield
-
-
-def _find_lora_targets(model: LoadedModel, lora: Lora, frozen: Sequence[str]) -> list[str] | str:
-    linear = [n for n, m in model.module.named_modules() if isinstance(m, torch.nn.Linear)]
-    free = [name for name in linear if find_part(name, model.parts) not in frozen]
-    if lora.targets == "auto":
-        found = [n for n in free if find_part(n, model.parts) == "language" and "lm_head" not in n]
-    else:
-        found = [
-            n
-            for n in free
-            if any(re.search(rf"(^|\.){re.escape(t)}($|\.)", n) for t in lora.targets)
-        ]
-    if not found:
-        raise InvalidFlow(
-            f"lora.targets {lora.targets!r} matches no linear layer that is not frozen"
-        )
-    return found
 
 
 def get_pad_id(tokenizer: Any) -> int:

@@ -6,6 +6,7 @@ may not exhaust memory either: the size of files that libraries read whole is li
 headers of safetensors files are checked against the file.
 """
 
+import contextlib
 import itertools
 import json
 import struct
@@ -14,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from runyard.flows.families import find_family
-from runyard.model_folders import SETTING, ModelFolders
-from runyard.rundir import MODEL_ADAPTER
+from runyard.model_folders import ADAPTER_CONFIG, SETTING, ModelFolders
+from runyard.rundir import MODEL_ADAPTER, read_json
 from runyard.trainer.errors import InvalidFlow
 
 FORBIDDEN_SUFFIXES = (
@@ -33,7 +34,9 @@ FORBIDDEN_SUFFIXES = (
     ".npy",
 )
 FORBIDDEN_KEYS = ("auto_map", "trust_remote_code", "custom_generate", "custom_pipelines")
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+LORA = "LORA"  # other kinds read further files
+MODULE_CHOICE = "megatron_config"  # if given, peft imports a module that the adapter names
 MAX_JSON_BYTES = 64 << 20  # tokenizer.json of the largest vocabularies has about 20 MiB
 MAX_TEMPLATE_BYTES = 256 << 10
 MAX_HEADER_BYTES = 16 << 20
@@ -99,8 +102,21 @@ def check_inside(folder: Path, folders: ModelFolders) -> None:
             )
 
 
+@contextlib.contextmanager
+def read_inside(folder: Path, folders: ModelFolders | None) -> Iterator[None]:
+    """Check before and after reading a folder that no link leads out of the model folders.
+
+    None stands for a folder that is not among them. Raises InvalidFlow, see ``check_inside``.
+    """
+    if folders is not None:
+        check_inside(folder, folders)
+    yield
+    if folders is not None:
+        check_inside(folder, folders)
+
+
 def check_adapter_folder(folder: Path) -> None:
-    """Check that an adapter is safetensors and does not choose code.
+    """Check that an adapter is a LoRA in safetensors and does not choose code.
 
     Raises:
         InvalidFlow: the folder is missing or has forbidden content.
@@ -112,6 +128,11 @@ def check_adapter_folder(folder: Path) -> None:
             )
     for path in _list_files(folder):
         _check_file(path, path.relative_to(folder).as_posix(), kind="an adapter folder")
+    config = read_json(folder / ADAPTER_CONFIG) or {}
+    if (found := config.get("peft_type", LORA)) != LORA:
+        raise InvalidFlow(f"{ADAPTER_CONFIG} has peft_type {found!r}; expected {LORA!r}")
+    if config.get(MODULE_CHOICE) is not None:
+        raise InvalidFlow(f"{ADAPTER_CONFIG} has {MODULE_CHOICE!r}: an adapter may not choose code")
 
 
 def check_safetensors(path: Path, where: str) -> None:

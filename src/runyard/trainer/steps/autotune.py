@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from runyard.trainer.data.encode import Batch
+from runyard.trainer.devices import keep_random_states, synchronize
 from runyard.trainer.steps.losses import TokenLosses
 from runyard.trainer.steps.memory import is_out_of_memory
 
@@ -42,11 +43,10 @@ def measure_speedup(
         batch = build(indices, 0).to(device)
         (losses(batch) / max(1, batch.label_count)).backward()
         losses.zero_gradients()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        synchronize(device)
         return clock() - start
 
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with keep_random_states(device):
         try:
             warm_up = time_step(new, batches[0]), time_step(old, batches[0])
             if clock() - started > MAX_S:  # next to such long steps, one-time work matters little

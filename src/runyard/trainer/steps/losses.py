@@ -40,6 +40,8 @@ class TokenLosses:
         # Arguments in place of pixels.
         self.expand_features: Callable[[torch.Tensor], dict[str, Any]] | None = None
         self._label_smoothing = label_smoothing
+        # Replaced where the weights are sharded, and have to be gathered first.
+        self.compute: Callable[[Batch], torch.Tensor] = self._compute
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Return the context in which the model is run."""
@@ -57,6 +59,9 @@ class TokenLosses:
 
     def __call__(self, batch: Batch) -> torch.Tensor:
         """Return the sum of the batch's token losses, a scalar."""
+        return self.compute(batch)
+
+    def _compute(self, batch: Batch) -> torch.Tensor:
         with self.autocast():
             inputs = batch.inputs | get_packed_arguments(batch)
             if self.expand_features is not None and FEATURES in inputs:

@@ -30,7 +30,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from runyard.flows import ResolvedFlow
 from runyard.trainer.data.encode import Batch
+from runyard.trainer.devices import keep_random_states, read_memory, synchronize
 from runyard.trainer.plan import Plan, with_memory, with_micro_batch
+from runyard.trainer.steps.rounding import estimate_rounding_numbers
 from runyard.trainer.steps.trial_budget import NoTimeLeft, TrialBudget
 
 WARN_SHARE = 0.85  # of the free memory: fragmentation takes some too
@@ -214,7 +216,8 @@ def _estimate_state_bytes(
     column of second moments per matrix (Shazeer & Stern 2018). AdamW8bit: two moments of one byte
     with a scale per block, or of float32 for small parameters (Dettmers et al. 2022).
     """
-    numel, size = int(parameter.numel()), int(parameter.element_size())
+    # Float32 also where weights are bfloat16.
+    numel, size = int(parameter.numel()), FLOAT_BYTES
     whole = numel * size
     match type(optimizer).__name__:
         case "SGD":
@@ -234,17 +237,23 @@ def _estimate_state_bytes(
 
 
 def _estimate_update_bytes(optimizers: Sequence[torch.optim.Optimizer]) -> int:
-    """Return the temporary bytes of an update: those of the largest parameter."""
+    """Return the temporary bytes of an update: those of the largest parameter.
+
+    Weights in bfloat16 and their gradients are in float32 meanwhile.
+    """
     copies = {"Muon": 4, "Adafactor": 3, "SGD": 1}
-    return max(
-        (
-            copies.get(type(optimizer).__name__, 0) * parameter.numel() * parameter.element_size()
-            for optimizer in optimizers
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-        ),
-        default=0,
-    )
+    largest = 0
+    for optimizer in optimizers:
+        numels = [p.numel() for group in optimizer.param_groups for p in group["params"]]
+        update = copies.get(type(optimizer).__name__, 0) * max(numels, default=0)
+        if any(_is_bfloat16(group) for group in optimizer.param_groups):
+            update += estimate_rounding_numbers(numels)
+        largest = max(largest, update * FLOAT_BYTES)
+    return largest
+
+
+def _is_bfloat16(group: dict[str, Any]) -> bool:
+    return any(parameter.dtype == torch.bfloat16 for parameter in group["params"])
 
 
 def measure_step_memory(
@@ -286,8 +295,7 @@ def measure_step_memory(
         )
         with LiveBytesRecorder() as live:
             (losses(batch) / max(1, batch.label_count)).backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        synchronize(device)
         timeline: list[int] = live.timeline
         return timeline
 
@@ -304,7 +312,7 @@ def measure_step_memory(
             timeline = MemoryTimeline(timeline.more, record_pass(3), count=2)
         return timeline
 
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with keep_random_states(device):
         try:
             # The first pass allocates gradients and does one-time work, such as reading
             # memory-mapped weights.
@@ -329,7 +337,7 @@ def measure_step_memory(
         optimizer=estimate_optimizer_bytes(optimizers),
         update=_estimate_update_bytes(optimizers),
         inputs=inputs[0],
-        first_use=0 if device.type == "cuda" else FIRST_USE_BYTES,
+        first_use=FIRST_USE_BYTES if device.type == "cpu" else 0,
     )
 
 
@@ -345,15 +353,9 @@ class AvailableMemory:
 
 def read_available_memory(device: torch.device) -> AvailableMemory:
     """Return the memory of the accelerator, or of the host, which a cgroup may limit."""
-    if device.type == "cuda":
-        used = torch.cuda.memory_allocated(device)
-        free, total = torch.cuda.mem_get_info(device)
-        return AvailableMemory(
-            used=used,
-            free=free + torch.cuda.memory_reserved(device) - used,
-            total=total,
-            name="the GPU",
-        )
+    if device.type != "cpu":
+        found = read_memory(device)
+        return AvailableMemory(used=found.used, free=found.free, total=found.total, name="the GPU")
     trim_heap()
     return read_host_memory(Path("/"))
 
@@ -479,8 +481,41 @@ class MemoryEstimate:
     reason: str
     fitting_micro_batch: int | None
     is_ample: bool = False
+    fits_sharded: bool = False  # where it does not fit, but parts of it on each rank would
     micro_batch_size: int = 0
     larger: "MemoryEstimate | None" = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sharding:
+    """Over how many ranks weights may be sharded, and the bytes of all weights and of those that
+    are gathered at once.
+    """
+
+    ranks: int
+    weights: int
+    gathered: int
+
+
+def shard_step(
+    step: StepMemory, available: AvailableMemory, sharding: Sharding
+) -> tuple[StepMemory, AvailableMemory]:
+    """Return what steps take with sharded weights, and the memory available then.
+
+    Before the first step, each rank drops what it does not keep of the weights.
+    """
+    ranks, dropped = sharding.ranks, sharding.weights - sharding.weights // sharding.ranks
+    dropped = min(dropped, available.used)
+    sharded = replace(
+        step,
+        whole_batch=None,
+        gradients=step.gradients // ranks,
+        optimizer=step.optimizer // ranks,
+        update=step.update // ranks,
+        # Weights and gradients of what is gathered
+        first_use=step.first_use + 2 * sharding.gathered,
+    )
+    return sharded, replace(available, used=available.used - dropped, free=available.free + dropped)
 
 
 def compare_with_available(
@@ -497,7 +532,7 @@ def compare_with_available(
 
     size, limit = plan.micro_batch_size, available.used + available.free
     peak_bytes = estimate_peak(size)
-    maximum = limit if plan.device == "cuda" else max(available.total, available.used)
+    maximum = max(available.total, available.used) if plan.device == "cpu" else limit
     verdict: Verdict = (
         "Deny" if peak_bytes > maximum else "Warn" if peak_bytes > WARN_SHARE * limit else "Allow"
     )
@@ -555,9 +590,10 @@ def estimate_memory(
     *,
     measure: Callable[[], StepMemory],
     available: Callable[[], AvailableMemory],
+    sharding: Sharding | None = None,
 ) -> tuple[Plan, MemoryEstimate | None]:
     """Return the plan with its memory estimate, and with a smaller micro-batch where it is allowed
-    and needed.
+    and needed. With ``sharding`` the estimate says whether sharded weights would fit.
 
     There is no estimate for the tiny model, whose start would take longer, nor for a compiled one,
     whose operations differ from the recorded ones.
@@ -591,6 +627,10 @@ def estimate_memory(
             plan, fitting, f"{plan.micro_batch_size} would need {needed} of memory"
         )
         estimate = compare_with_available(step, available(), plan, mode=mode)
+    if estimate.verdict == "Deny" and sharding is not None:
+        parts = compare_with_available(*shard_step(step, available(), sharding), plan, mode=mode)
+        if parts.verdict != "Deny":
+            estimate = replace(parts, fits_sharded=True)
     return with_memory(plan, estimate.peak_bytes, estimate.reason), estimate
 
 

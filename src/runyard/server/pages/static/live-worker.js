@@ -3,21 +3,22 @@
 // It belongs to a version of the pages, since its address has the hash of all files.
 import { Stream } from "./live-stream.js";
 
-/** @type {Set<MessagePort>} */
-const ports = new Set();
+/** The tabs, and the runs whose curves each shows.
+ * @type {Map<MessagePort, string[]>} */
+const ports = new Map();
 const stream = new Stream((message) => {
-  for (const port of ports) port.postMessage(message);
+  for (const port of ports.keys()) port.postMessage(message);
 });
 
 /** @param {MessageEvent} connection */
 function connect(connection) {
   const port = connection.ports[0];
-  ports.add(port);
   port.onmessage = ({ data }) => {
     if (data === "leave") ports.delete(port);
-    if (!ports.size) stream.close();
+    else ports.set(port, data.watch);
+    if (ports.size) stream.open([...ports.values()].flat());
+    else stream.close();
   };
-  stream.open();
   port.postMessage(stream.state);
 }
 

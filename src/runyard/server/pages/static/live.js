@@ -4,7 +4,8 @@
 // - An element with data-run="ID" (or data-dataset, data-import, data-flow) gets the event "changed";
 //   with hx-get and hx-trigger="changed" it then replaces itself.
 // - watch(runId, callback) does the same for islands.
-// - document gets "live" with every change and hint, for what appears or disappears.
+// - document gets "live" with every change and hint, for what appears or disappears, and "points" with
+//   the new points of a run whose curves it shows.
 // A hidden tab does nothing until it is shown, and then fetches everything it shows.
 import { Stream } from "./live-stream.js";
 
@@ -113,6 +114,10 @@ function receive(message) {
     refresh();
     return;
   }
+  if (message.type === "points") {
+    document.dispatchEvent(new CustomEvent("points", { detail: message.points }));
+    return;
+  }
   /** @type {Detail} */
   const detail = message.type === "change"
     ? { kind: "change", change: message.change }
@@ -175,11 +180,13 @@ function showVersion({ version, assets }) {
   if (assets !== ownAssets) showToast(`Runyard ${version} is running now.`, { label: "Reload", run: () => location.reload() });
 }
 
+const watched = [...new Set([...document.querySelectorAll("ry-chart[run]")].map((chart) => chart.getAttribute("run") ?? ""))];
+
 /** The worker does not know when a tab is gone, so the tab says so; one that comes back connects again. */
 function connect() {
   if (!window.SharedWorker) {
     const stream = new Stream(receive);
-    const follow = () => (document.hidden ? stream.close() : stream.open());
+    const follow = () => (document.hidden ? stream.close() : stream.open(watched));
     document.addEventListener("visibilitychange", () => {
       isStale = true;
       follow();
@@ -189,6 +196,7 @@ function connect() {
   }
   const worker = new SharedWorker(new URL("live-worker.js", import.meta.url), { type: "module", name: "runyard" });
   worker.port.onmessage = ({ data }) => receive(data);
+  worker.port.postMessage({ watch: watched });
   addEventListener("pagehide", () => worker.port.postMessage("leave"), { once: true });
 }
 connect();

@@ -3,7 +3,7 @@
 // page share one loader, one cursor and the settings in the address: x, smooth, y, from, to.
 import uPlot from "./vendor/uplot.js";
 import { watch } from "./live.js";
-import { Source, extend, match, smooth } from "./ry-series.js";
+import { Source, match, smooth, stretch } from "./ry-series.js";
 
 /** @typedef {import("./ry-series.js").Series} Series
  * @typedef {import("uplot")} Plot */
@@ -13,6 +13,10 @@ const Plot = /** @type {typeof import("uplot")} */ (/** @type {unknown} */ (uPlo
 const COLORS = 6; // and so many curves are drawn at most
 /** @type {Map<string, Source>} */
 const sources = new Map();
+document.addEventListener("points", (event) => {
+  const points = /** @type {CustomEvent} */ (event).detail;
+  for (const chart of new Set([...document.querySelectorAll(`ry-chart[run="${CSS.escape(points.run)}"]`)].map((chart) => /** @type {Chart} */ (chart).source))) chart?.take(points);
+});
 
 /** The settings that all charts share, as the address states them. */
 function settings() {
@@ -137,7 +141,9 @@ class Chart extends HTMLElement {
     if (detail.change?.what === "deleted") for (const end of this.ends.splice(0)) end();
     if (detail.kind === "all" || detail.change?.what === "attempt-started") this.source?.forget();
     if (!this.ends.length) return;
-    if (detail.kind === "hint") this.source?.grow(); else this.refresh(true);
+    if (!this.source) return;
+    if (detail.hint) this.source.count = Math.max(this.source.count, detail.hint.points);
+    if (detail.kind === "hint") this.source.grow(); else this.refresh(true);
   }
 
   /** Fetch what is missing, then draw. Nothing happens while the chart is out of view.
@@ -181,7 +187,7 @@ class Chart extends HTMLElement {
     const whole = this.source?.whole, ends = this.keys().flatMap((key) => whole?.get(key) ?? []);
     this.curves = this.keys().flatMap((key) => {
       const isLevel = key.startsWith("baseline/"), own = whole?.get(key);
-      const series = isLevel ? own && extend(own, ends) : (isZoomed ? this.source?.zoomed.get(key) : null) ?? own;
+      const series = isLevel ? own && stretch(own, ends) : (isZoomed ? this.source?.zoomed.get(key) : null) ?? own;
       if (!series?.step.length) return [];
       return [{ key, series, xs: this.xs(series), smoothed: this.isSmoothed(key) ? smooth(series.last, weight) : series.last }];
     });

@@ -15,6 +15,7 @@ import { throttle } from "./live.js";
 
 export const POINTS = 360; // at most, of each curve
 const LIVE_MS = { least: 2000, most: 10_000 }; // between requests for what is new
+const LARGEST = 3.4028234663852886e38; // of a float32, as which the server sends values
 const COLUMNS = /** @type {const} */ (["step", "time", "epoch", "min", "max", "last"]);
 
 /** Decode base64 of little-endian numbers.
@@ -49,9 +50,50 @@ export function append(series, newer) {
   return joined;
 }
 
+/** Return a series with the points of these rows, or null if it has to be fetched again: a step is
+ * repeated, or larger buckets are due.
+ * @param {Series} series @param {import("./live-stream.js").Points["rows"]} rows @param {number} origin */
+export function addPoints(series, rows, origin) {
+  const { key, bucketSteps: size } = series;
+  const columns = /** @type {Record<typeof COLUMNS[number], number[]>} */ ({});
+  for (const name of COLUMNS) columns[name] = [];
+  let total = series.total, before = series.step.at(-1) ?? -1;
+  const last = series.step.length - 1;
+  if (last >= 0) for (const name of COLUMNS) columns[name].push(series[name][last]); // its bucket may grow
+  for (const [step, time, epoch, values] of rows) {
+    if (!(key in values)) continue;
+    if (step <= before) return null;
+    const value = Math.fround(Math.min(Math.max(values[key], -LARGEST), LARGEST)), at = columns.step.length - 1;
+    if (at >= 0 && Math.floor(step / size) === Math.floor(before / size)) {
+      columns.min[at] = Math.min(columns.min[at], value);
+      columns.max[at] = Math.max(columns.max[at], value);
+    } else {
+      columns.min.push(value);
+      columns.max.push(value);
+    }
+    const place = columns.min.length - 1;
+    columns.step[place] = step;
+    columns.time[place] = (time - origin) / 1000;
+    columns.epoch[place] = Math.fround(epoch);
+    columns.last[place] = value;
+    before = step;
+    total++;
+  }
+  if (total === series.total) return series;
+  const buckets = Math.floor(before / size) - Math.floor(series.firstStep / size) + 1;
+  if (total > POINTS && buckets > POINTS) return null;
+  const longer = { ...series, total, lastStep: before };
+  for (const name of COLUMNS) {
+    longer[name] = new Float64Array(Math.max(last, 0) + columns[name].length);
+    longer[name].set(series[name].subarray(0, Math.max(last, 0)));
+    longer[name].set(columns[name], Math.max(last, 0));
+  }
+  return longer;
+}
+
 /** Return a series of one value up to where the longest of others ends: a level to compare them with.
  * @param {Series} series @param {Series[]} others @returns {Series} */
-export function extend(series, others) {
+export function stretch(series, others) {
   const end = others.reduce((a, b) => ((b.step.at(-1) ?? 0) > (a.step.at(-1) ?? 0) ? b : a), series);
   if (!series.step.length || end === series) return series;
   const level = { ...series };
@@ -92,6 +134,7 @@ export class Source {
   /** @type {string[]} */ keys = [];
   hasAnswer = false;
   zoom = "";
+  count = 0; // of the points of the run, as far as known
   /** @type {Set<string>} */ wanted = new Set();
   /** @type {Promise<void> | null} */ pending = null;
   /** @type {Set<string>} */ grown = new Set();
@@ -140,6 +183,22 @@ export class Source {
   /** Tell those who show this that there may be more. */
   grow = throttle(() => { for (const callback of this.growing) callback(); }, () => this.liveMs());
 
+  /** Take new points that the stream brings. After a gap they are left for the next request.
+   * @param {import("./live-stream.js").Points} points */
+  take({ after, rows }) {
+    const count = after + rows.length;
+    this.count = Math.max(this.count, count);
+    for (const key of rows.flatMap((row) => Object.keys(row[3]))) if (!this.keys.includes(key)) this.keys.push(key);
+    this.keys.sort();
+    for (const [key, series] of this.whole) {
+      if (series.next < after || series.next >= count) continue;
+      const longer = addPoints(series, rows.slice(series.next - after), this.origin);
+      if (longer) this.whole.set(key, { ...longer, next: count });
+      else this.whole.delete(key);
+    }
+    this.grow();
+  }
+
   /** After how long to ask for what is new: no sooner than a point more can be seen. */
   liveMs() {
     const ends = [...this.whole.values()].map(({ time }) => time.at(-1) ?? 0);
@@ -162,6 +221,7 @@ export class Source {
   /** @param {string[]} keys */
   async extendAll(keys) {
     const known = keys.flatMap((key) => this.whole.get(key) ?? []);
+    if (known.length && known.every(({ next }) => next >= this.count)) return;
     if (!known.length) {
       await this.request(list(["-"])); // only to learn which keys there are now
       return;
@@ -177,7 +237,7 @@ export class Source {
   }
 
   /** Fetch everything again, after a later attempt has repeated steps. */
-  forget() { this.whole.clear(); this.zoomed.clear(); this.zoom = ""; }
+  forget() { this.count = 0; this.whole.clear(); this.zoomed.clear(); this.zoom = ""; }
 }
 
 /** Wait until the other charts of the page have asked, too. */

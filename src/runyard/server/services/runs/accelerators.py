@@ -158,6 +158,14 @@ def _judge_accelerator(
         )
         reason = f"the flow's tolerations request {requested}, which no machine with {name} offers"
         return AcceleratorConfiguration(action="Deny", reason=reason), verdict.needed_bytes
+    count = resolved.settings.resources.accelerators or 1
+    most = max(machine.accelerators for machine in kind.machines)
+    if count > max(1, most):
+        reason = (
+            f"the flow needs {count} accelerators of one machine, and no machine with {name} has "
+            f"more than {most}"
+        )
+        return AcceleratorConfiguration(action="Deny", reason=reason), verdict.needed_bytes
     return AcceleratorConfiguration(
         action=verdict.action, reason=verdict.reason
     ), verdict.needed_bytes

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import msgspec
 
 from runyard.limits import clean_text
-from runyard.protocol import LOST_OUT_OF_MEMORY, OUT_OF_MEMORY, ExitReport
+from runyard.protocol import LOST_OUT_OF_MEMORY, OUT_OF_MEMORY, RANK_LOST, ExitReport
 from runyard.rundir import EXIT_CANNOT_RUN, EXIT_STOPPED
 from vi.api.responses import ConditionKind, ResourceCondition
 
@@ -134,7 +134,7 @@ class AttemptEnd:
     """The facts that decide what follows the end of an attempt.
 
     ``micro_batch_size`` is what the attempt trained with, where the flow lets it shrink when memory
-    runs out.
+    runs out. ``is_charged``: it has used up a try.
     """
 
     killed: bool
@@ -142,20 +142,28 @@ class AttemptEnd:
     tries_allowed: int
     has_checkpoint: bool
     micro_batch_size: int | None = None
+    is_charged: bool = True
 
 
-def is_charged(report: ExitReport, *, micro_batch_size: int | None = None) -> bool:
+def is_charged(
+    report: ExitReport, *, micro_batch_size: int | None = None, has_progress: bool = False
+) -> bool:
     """Return whether an ended attempt uses up a try. Stopping on request does not.
 
     An attempt whose run resumes with a smaller micro-batch does not either: tries cover failures of
     the platform, and halving ends by itself. Where nobody saw which process the kernel ended, the
     attempt counts as a lost try.
+
+    With several ranks, one is lost more often than a single process would be. That is not charged
+    either if the attempt has saved a later checkpoint than those before (``has_progress``), so that
+    a rank that always fails at the same step does not fail for ever.
     """
     shrinks = (
         report.cause.startswith(OUT_OF_MEMORY)
         and halve_micro_batch(report, micro_batch_size) is not None
     )
-    return report.exit_code != EXIT_STOPPED and not shrinks
+    is_free_loss = has_progress and report.cause.startswith(RANK_LOST)
+    return report.exit_code != EXIT_STOPPED and not shrinks and not is_free_loss
 
 
 def is_out_of_memory(report: ExitReport) -> bool:
@@ -219,6 +227,9 @@ def decide_after_loss(cause: str, end: AttemptEnd) -> Transition:
     """Return the transition of a run whose attempt was lost through no defect of its flow."""
     if end.killed:
         return Transition(CANCELLED, "KilledByUser", f"killed; {cause}")
+    if not end.is_charged:
+        message = f"{cause}; it had saved a later checkpoint, so it does not count as a try"
+        return Transition(PENDING, "Retrying", message)
     if end.tries_used < end.tries_allowed:
         return Transition(
             PENDING, "Retrying", f"try {end.tries_used} of {end.tries_allowed} was lost: {cause}"

@@ -17,11 +17,12 @@ out.
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from operator import itemgetter
 from typing import Any
 
+import msgspec
 from sqlalchemy import Connection
 
 from runyard import limits
@@ -50,6 +51,7 @@ from runyard.server.services.validation import LONGEST_HOST, check_count, check_
 from runyard.store import attempts as rows
 from runyard.store import lease_clock, organizations, outputs, queue
 from runyard.store import runs as run_rows
+from runyard.store.requirements import Requirements
 from vi.api.resources.runs.responses import Run, RunAttempt
 
 LONGEST_WAIT_S = 30.0
@@ -220,11 +222,14 @@ def _close_attempt(
     if report.exit_code is not None and not attempt.started:
         _begin_attempt(services, run, attempt)  # it ran and ended before it reported its process
     micro_batch_size = _find_micro_batch_size(run) if conditions.is_out_of_memory(report) else None
-    is_charged = conditions.is_charged(report, micro_batch_size=micro_batch_size)
+    is_charged = conditions.is_charged(
+        report, micro_batch_size=micro_batch_size, has_progress=_has_progress(tx, attempt)
+    )
     charged = (attempt.started or report.exit_code is not None) and is_charged
     _write_attempt_end(services, tx, attempt, run, report, charged=charged)
     _change_attempt(tx, attempt, lost_pulse=None)  # settled: this was its own report
     end = _load_attempt_end(services, tx, row, run, micro_batch_size=micro_batch_size)
+    end = replace(end, is_charged=is_charged)
     if rows.has_open(tx, org=row.org, run_id=row.id):
         pass  # killed, and an older attempt is not settled yet: the last one to close decides
     elif run.condition is conditions.PENDING:
@@ -363,14 +368,22 @@ class Candidate:
 
 
 def _list_candidates(services: Services, tx: Connection, offer: Claim) -> list[Candidate]:
-    """Return the candidates that fit the machine, in the order of the queue."""
+    """Return the candidates that fit the machine, in the order of the queue.
+
+    If a run waits until enough accelerators of this machine are free, none of lower priority takes
+    those that are.
+    """
     machine_id = offer.machine_id
-
-    def is_fit(key: str) -> bool:
-        requested = placement.get_requested_labels(tx, key)
-        return requested is not None and placement.fits(requested, offer.labels)
-
-    keys = [key for key in queue.list_requirements(tx) if is_fit(key)]
+    required = {key: placement.get_requirements(tx, key) for key in queue.list_requirements(tx)}
+    whole = msgspec.structs.replace(
+        offer, accelerators=services.machines.count_accelerators(machine_id)
+    )
+    keys, later = list[str](), list[str]()
+    for key, requested in required.items():
+        if requested is not None and _is_offered(requested, offer):
+            keys.append(key)
+        elif requested is not None and _is_offered(requested, whole):
+            later.append(key)
     found = [
         (queue.sort_key(row), Candidate(row.requirements))
         for row in queue.list_first_runs(tx, keys=keys, machine_id=machine_id)
@@ -379,7 +392,15 @@ def _list_candidates(services: Services, tx: Connection, offer: Claim) -> list[C
         run = run_rows.get(tx, org=row.org, run_id=row.id)
         if run is not None and _may_retry(services, tx, offer, run):
             found.append((queue.sort_key(row), Candidate(row.requirements, (row.org, row.id))))
+    for row in queue.list_first_runs(tx, keys=later, machine_id=machine_id)[:1]:
+        found = [item for item in found if item[0][0] <= -row.priority]
     return [candidate for _, candidate in sorted(found, key=itemgetter(0))[:CANDIDATES]]
+
+
+def _is_offered(requested: Requirements, offer: Claim) -> bool:
+    """Return whether a machine has the labels, and as many free accelerators."""
+    has_enough = requested.accelerators <= offer.accelerators
+    return has_enough and placement.fits(requested.labels, offer.labels)
 
 
 def _may_retry(services: Services, tx: Connection, offer: Claim, row: Any) -> bool:
@@ -394,7 +415,7 @@ def _may_retry(services: Services, tx: Connection, offer: Claim, row: Any) -> bo
             attempt.lost_pulse is not None and attempt.machine_id != offer.machine_id
             for attempt in attempts
         )
-        and placement.fits(decode_run(row.document).spec.flow.tolerations, offer.labels)
+        and _is_offered(placement.read_requirements(decode_run(row.document).spec.flow), offer)
         and not _is_last_try(services, tx, row)
     )
 
@@ -635,6 +656,14 @@ def _find_micro_batch_size(run: Run) -> int | None:
     initial = numbers.batch_size if numbers.micro_batch_size == "auto" else numbers.micro_batch_size
     sizes = [attempt.micro_batch_size for attempt in run.status.attempts]
     return min(size for size in (initial, run.status.micro_batch_limit, *sizes) if size)
+
+
+def _has_progress(tx: Connection, attempt: Any) -> bool:
+    """Return whether an attempt has stored a later checkpoint than all before it."""
+    stored = outputs.list_by_run(tx, org=attempt.org, run_id=attempt.run_id)
+    before = [item.step for item in stored if item.attempt < attempt.number]
+    own = [item.step for item in stored if item.attempt == attempt.number]
+    return max(own, default=0) > max(before, default=0)
 
 
 def _load_attempt_end(

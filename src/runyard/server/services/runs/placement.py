@@ -12,11 +12,13 @@ from dataclasses import dataclass
 import msgspec
 from sqlalchemy import Connection
 
+from runyard.flows.resources import count_accelerators
 from runyard.server.services.context import Services
 from runyard.server.services.runs import conditions
 from runyard.server.services.runs.conditions import Transition
 from runyard.store import queue
-from runyard.store.requirements import Labels, parse_labels
+from runyard.store.requirements import Labels, Requirements, parse_key
+from vi.api.resources.flows.responses import FlowSpec
 from vi.api.resources.runs.responses import Run
 
 FREE_SLOT = "waiting for a free slot"
@@ -26,11 +28,15 @@ COUNTS_FRESH_S = 1.5  # maximum age of the last refresh's counts for a new run
 
 @dataclass(frozen=True, kw_only=True)
 class Offer:
-    """What one connected machine offers. ``slots`` is None until it has reported their number."""
+    """What one connected machine offers. ``slots`` is None until it has reported their number.
+
+    ``accelerators`` are all that it has, busy ones included.
+    """
 
     host: str
     labels: Labels
     slots: int | None
+    accelerators: int = 0
     is_full: bool = False
     lacks_disk: bool = False
 
@@ -45,20 +51,29 @@ def fits(requested: Labels, labels: Labels) -> bool:
     )
 
 
-def get_requested_labels(tx: Connection, key: str) -> Labels | None:
-    """Return the labels behind a key of requirements.
+def read_requirements(flow: FlowSpec) -> Requirements:
+    """Return what a run of this flow requires of a machine."""
+    return Requirements(flow.tolerations, count_accelerators(flow.settings))
+
+
+def get_requirements(tx: Connection, key: str) -> Requirements | None:
+    """Return the requirements behind a key.
 
     Return None for a hash that no waiting run has any more.
     """
-    labels = parse_labels(key)
-    if labels is None and (document := queue.find_document(tx, key=key)) is not None:
-        labels = msgspec.json.decode(document, type=Run).spec.flow.tolerations
-    return labels
+    found = parse_key(key)
+    if found is None and (document := queue.find_document(tx, key=key)) is not None:
+        found = read_requirements(msgspec.json.decode(document, type=Run).spec.flow)
+    return found
 
 
-def explain_waiting(requested: Labels, offers: Sequence[Offer]) -> Transition:
+def explain_waiting(requested: Requirements, offers: Sequence[Offer]) -> Transition:
     """Return the reason for which a run waits, with a message."""
-    fitting = [offer for offer in offers if fits(requested, offer.labels)]
+    fitting = [
+        offer
+        for offer in offers
+        if fits(requested.labels, offer.labels) and requested.accelerators <= offer.accelerators
+    ]
     with_disk = [offer for offer in fitting if not offer.lacks_disk]
     if not offers:
         message = (
@@ -84,10 +99,13 @@ def explain_waiting(requested: Labels, offers: Sequence[Offer]) -> Transition:
         hosts = _join_hosts([offer.host for offer in with_disk])
         message = f"{FREE_SLOT}: {slots} of {slots} slots are busy on {hosts}"
         return Transition(conditions.PENDING, "Queued", message)
+    if requested.accelerators > 1:
+        message = f"waiting for {requested.accelerators} free accelerators of one machine"
+        return Transition(conditions.PENDING, "Queued", message)
     return Transition(conditions.PENDING, "Queued", FREE_SLOT)
 
 
-def explain_new_run(services: Services, tolerations: Labels) -> Transition:
+def explain_new_run(services: Services, requested: Requirements) -> Transition:
     """Return the waiting reason of a new run.
 
     Its counts may be a second old: the next refresh corrects it.
@@ -95,7 +113,7 @@ def explain_new_run(services: Services, tolerations: Labels) -> Transition:
     known = services.waiting_reasons
     is_fresh = services.clock.monotonic_s() - known.counted_s < COUNTS_FRESH_S
     counts = known.busy if is_fresh else services.store.read(queue.count_open_by_machine)
-    reason = explain_waiting(tolerations, list_offers(services, counts))
+    reason = explain_waiting(requested, list_offers(services, counts))
     return (
         Transition(conditions.PENDING, "Queued", FREE_SLOT)
         if is_too_early(services, reason, counts)
@@ -119,6 +137,7 @@ def list_offers(services: Services, busy: Mapping[str, int]) -> list[Offer]:
             host=machine.report.host,
             labels=machine.report.labels,
             slots=machine.report.slots,
+            accelerators=machine.accelerators,
             is_full=machine.is_full(busy.get(machine_id, 0), now_s=now_s),
             lacks_disk=machine.lacks_disk,
         )
@@ -134,8 +153,11 @@ def is_too_early(services: Services, reason: Transition, busy: Mapping[str, int]
     )
 
 
-def _describe_request(requested: Labels) -> str:
-    words = [f"{name} {' or '.join(values)}" for name, values in requested.items() if values]
+def _describe_request(requested: Requirements) -> str:
+    labels = requested.labels
+    words = [f"{name} {' or '.join(values)}" for name, values in labels.items() if values]
+    if requested.accelerators:
+        words.append(f"{requested.accelerators} accelerators of one machine")
     return f"requests {' and '.join(words)}" if words else "requests no particular machine"
 
 
@@ -150,6 +172,8 @@ def _describe_offers(offers: Sequence[Offer]) -> str:
         slots = (
             "" if offer.slots is None else f" ({offer.slots} slot{'' if offer.slots == 1 else 's'})"
         )
+        if offer.accelerators > 1:
+            words = f"{offer.accelerators} x {words}"
         alike.setdefault(f"{words}{slots}", []).append(offer.host)
     phrases = [
         f"{_join_hosts(hosts)} offer{'s' if len(hosts) == 1 else ''} {words}"

@@ -19,6 +19,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 from sqlalchemy import Connection
 
+from runyard.flows.resources import count_accelerators
 from runyard.server.services import etags, notifications, run_changes
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.documents import merge_attributes
@@ -88,7 +89,7 @@ async def create(
     resolved = await references.resolve_run(
         services, org, NO_FLOW if flow is None else flow, training_project=training_project
     )
-    reason = placement.explain_new_run(services, resolved.flow.tolerations)
+    reason = placement.explain_new_run(services, placement.read_requirements(resolved.flow))
     run = _build_run(org, run_id, resolved, attributes, now_ms, name=name)
     new = _build_rows(run, body_sha256, reason)  # here, since the writer has more to do
 
@@ -164,7 +165,7 @@ def _build_rows(run: Run, body_sha256: bytes, reason: Transition) -> _NewRows:
         "training_project": run.spec.training_project,
         "priority": int(flow.settings.get("priority") or 0),
         "time_created": run.metadata.time_created,
-        "requirements": requirements.build_key(flow.tolerations),
+        "requirements": requirements.build_key(flow.tolerations, count_accelerators(flow.settings)),
         "waits": placement.hash_reason(reason),
     }
     listed = run_list.build_row(

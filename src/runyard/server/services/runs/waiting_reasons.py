@@ -16,6 +16,7 @@ from runyard.server.services.runs import placement
 from runyard.server.services.runs.conditions import Transition
 from runyard.server.services.runs.runs import decode_run, save, set_waiting_reason
 from runyard.store import StoreUnavailable, queue
+from runyard.store.requirements import Requirements
 
 KEYS_AT_ONCE, RUNS_AT_ONCE = 50, 200
 Outdated = tuple[str, str, Transition]  # organization, run, and the reason that is correct now
@@ -48,7 +49,9 @@ def _find_outdated(services: Services, tx: Connection) -> list[Outdated]:
         return found
     keys = queue.list_requirements(tx, after=state.after, limit=KEYS_AT_ONCE)
     for key in keys:
-        reason = placement.explain_waiting(placement.get_requested_labels(tx, key) or {}, offers)
+        reason = placement.explain_waiting(
+            placement.get_requirements(tx, key) or Requirements(), offers
+        )
         if placement.is_too_early(services, reason, counts):
             state.event, state.after = None, key  # tried again with the next refresh
             continue
