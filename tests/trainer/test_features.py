@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,14 @@ import pytest
 import torch
 
 import runyard.trainer.steps.batching as batching_module
+import runyard.trainer.train as train_module
 from runyard.trainer.data.encode import Encoder, InMemoryEncodings, Layout
 from runyard.trainer.data.packing import get_position_function, pack, use_packed_attention
 from runyard.trainer.families import PARTS
 from runyard.trainer.main import train_attempt
 from runyard.trainer.models.model import LoadedModel, freeze_parts, load_model
 from runyard.trainer.steps.features import FeatureEncoder, FeaturesNotReusable, FrozenTower
+from runyard.trainer.steps.features_on_use import FeaturesOnUse
 from runyard.trainer.steps.losses import TokenLosses
 from tests.support.slow import mark_slow
 from tests.trainer.test_cache import BLOCKS, assign_version, images
@@ -116,7 +119,7 @@ def test_runs_share_features_and_learn_what_they_would_learn_from_pixels(
     assert built["pixels"] < built["features"] == built["again"]
 
 
-def test_slow_features_are_measured_with_one_sample(
+def test_slow_features_are_kept_without_a_measurement(
     miniature: Callable[[str], Path],
     make_attempt: Any,
     make_version: Any,
@@ -124,23 +127,67 @@ def test_slow_features_are_measured_with_one_sample(
     events_of: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    measured: list[list[list[int]]] = []
-    original = batching_module.BatchBuilder._measure_speedup
+    """None but that of the first image is computed before the first step, and each only once."""
+    compute, computed = FrozenTower.compute_features, []
 
-    def record(builder: Any, new: Any, batches: list[list[int]]) -> float | None:
-        measured.append(batches)
-        return original(builder, new, batches)
+    def count(tower: Any, pixels: Any) -> Any:
+        computed.append(1)
+        return compute(tower, pixels)
 
-    monkeypatch.setattr(batching_module.BatchBuilder, "_measure_speedup", record)
+    before: list[int] = []
+    run_step = train_module.TrainLoop.run_step
+
+    def note_and_run(loop: Any) -> None:
+        before.append(len(computed))
+        run_step(loop)
+
+    monkeypatch.setattr(FrozenTower, "compute_features", count)
+    monkeypatch.setattr(train_module.TrainLoop, "run_step", note_and_run)
     monkeypatch.setattr(batching_module, "SLOW_SAMPLE_S", 0.0)
-    folder = assign_version(
-        make_attempt(make_blocks(miniature("llava")), cache_bytes=1 << 30),
-        make_version(images(png, range(30))),
-    )
+    version, blocks = make_version(images(png, range(30))), make_blocks(miniature("llava"))
+    folder = assign_version(make_attempt(blocks, cache_bytes=1 << 30), version)
     assert train_attempt(folder) == 0
     (plan,) = (event["plan"] for event in events_of(folder, "plan"))
-    assert "times as fast (measured)" in plan["featureCache"]["reason"]
-    assert [[len(batch) for batch in batches] for batches in measured] == [[1]]
+    assert plan["featureCache"]["value"] is True
+    assert re.search("; one image takes 0.. s .measured.$", plan["featureCache"]["reason"])
+    samples, per_epoch = plan["trainingSamples"]["value"], plan["stepsPerEpoch"]["value"]
+    assert before[0] <= 1  # of the longest image, in the estimate of memory
+    assert before[per_epoch] == before[-1] == samples
+    # Computed again, or read from the cache, they give the same bits.
+    resume, ends = folder / "checkpoints" / "epoch-1", [events_of(folder, "step")[per_epoch:]]
+    for run, cache_bytes in (("computed", 0), ("read", 1 << 30)):
+        again = make_attempt(blocks, run=run, resume=resume, cache_bytes=cache_bytes)
+        assert train_attempt(assign_version(again, version)) == 0
+        ends.append(events_of(again, "step"))
+    assert len({str([step["values"]["loss"] for step in steps]) for steps in ends}) == 1
+
+
+def test_features_that_the_disk_refuses_are_computed_again(
+    miniature: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load_model(miniature("llava"), dtype=torch.float32)
+    freeze_parts(loaded, ["vision", "projector"])
+    tower, _ = tower_of(loaded)
+    encoder = Encoder(loaded.processor, loaded.parts, system_prompt="", task="vqa")
+    some = samples()
+    encoded = InMemoryEncodings([encoder.encode(sample) for sample in some], Layout(0))
+    features = FeaturesOnUse(
+        FeatureEncoder(encoder, tower), encoded, some, Layout(0), tmp_path, share=None
+    )
+    before = features.make_batch([2, 0]).inputs["features"]
+    assert torch.equal(features.make_batch([2, 0]).inputs["features"], before)
+    kept_bytes = features.size_bytes
+
+    def refuse(*_: Any) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.pwrite", refuse)
+    for _ in range(2):
+        batch = features.make_batch([2, 1, 0]).inputs["features"]
+        assert torch.equal(batch.chunk(3)[0], before.chunk(2)[0])
+        assert torch.equal(batch.chunk(3)[2], before.chunk(2)[1])
+    assert features.size_bytes == kept_bytes > 0
+    assert not list(tmp_path.iterdir())
 
 
 def test_auto_measures_once_and_a_resumed_run_makes_the_same_choice(

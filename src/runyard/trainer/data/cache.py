@@ -154,10 +154,10 @@ class CachedEncodings(Encodings):
     def cache_growth_bytes(self) -> int:
         return self._free_memory_bytes
 
-    def _get_row(self, index: int) -> EncodedSample:
+    def read_row(self, index: int) -> EncodedSample:
         return self._memory.get(index) or self._get_shard(index).read_row(int(self._rows[index]))
 
-    def _get_images(self, indices: Sequence[int]) -> dict[str, Array]:
+    def read_images(self, indices: Sequence[int]) -> dict[str, Array]:
         found = [self._get_sample_images(index) for index in indices]
         return {name: concatenate_padded([images[name] for images in found]) for name in found[0]}
 
@@ -171,7 +171,7 @@ class CachedEncodings(Encodings):
         images = self._read_images(index)
         size_bytes = SAMPLE_BYTES + sum(array.nbytes for array in images.values())
         if size_bytes <= self._free_memory_bytes:
-            self._memory[index] = replace(self._get_row(index), images=images)
+            self._memory[index] = replace(self.read_row(index), images=images)
             self._free_memory_bytes -= size_bytes
         return images
 
@@ -236,6 +236,17 @@ def encode_all(
     )
     _report_broken(samples, numbers, broken, hooks)
     return encoded
+
+
+def has_all_shards(selection: SampleSelection, encoder: SampleEncoder, cache_dir: CacheDir) -> bool:
+    """Return whether the shared cache has all samples, so that nothing would be encoded."""
+    if cache_dir.shared is None:
+        return False
+    settings, shared = hash_settings(encoder), cache_dir.shared
+    pieces = split_by_content(selection.whole, np.unique(selection.numbers))
+    return all(
+        (shared / make_shard_name(selection.whole, piece, settings)).exists() for piece in pieces
+    )
 
 
 def hash_settings(encoder: SampleEncoder) -> str:

@@ -513,11 +513,11 @@ class Encodings(ABC):
         self._layout = layout
 
     @abstractmethod
-    def _get_row(self, index: int) -> EncodedSample:
+    def read_row(self, index: int) -> EncodedSample:
         """Return the tokens of a sample."""
 
     @abstractmethod
-    def _get_images(self, indices: Sequence[int]) -> dict[str, _Array]:
+    def read_images(self, indices: Sequence[int]) -> dict[str, _Array]:
         """Return the processed images of these samples, concatenated."""
 
     def __len__(self) -> int:
@@ -534,7 +534,7 @@ class Encodings(ABC):
 
     def make_batch(self, indices: Sequence[int]) -> Batch:
         """Return samples with their answers as a batch."""
-        return collate([self._get_row(i) for i in indices], self._get_images(indices), self._layout)
+        return collate([self.read_row(i) for i in indices], self.read_images(indices), self._layout)
 
     def make_prompts(
         self, indices: Sequence[int], *, pad_left: bool = True
@@ -545,8 +545,8 @@ class Encodings(ABC):
         encoder of an encoder-decoder model counts positions from the left end.
         """
         return pad_prompts(
-            [self._get_row(i) for i in indices],
-            self._get_images(indices),
+            [self.read_row(i) for i in indices],
+            self.read_images(indices),
             pad_id=self._layout.pad_id,
             pad_left=pad_left,
         )
@@ -575,10 +575,10 @@ class InMemoryEncodings(Encodings):
         self.prompt_lengths = np.asarray([len(item.prompt) for item in encoded], np.int64)
         self.size_bytes = sum(table.size_bytes for table in self._images.values())
 
-    def _get_row(self, index: int) -> EncodedSample:
+    def read_row(self, index: int) -> EncodedSample:
         return self._rows[index]
 
-    def _get_images(self, indices: Sequence[int]) -> dict[str, _Array]:
+    def read_images(self, indices: Sequence[int]) -> dict[str, _Array]:
         return {name: table.get(indices) for name, table in self._images.items()}
 
 

@@ -5,9 +5,9 @@ A measured choice is stored in every checkpoint, so that a resumed run makes the
 gets the same numbers.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ import torch
 from runyard.flows import ResolvedFlow
 from runyard.rundir import free_bytes
 from runyard.trainer.data.augment import make_augmenter
-from runyard.trainer.data.cache import CacheDir, Hooks, encode_all
+from runyard.trainer.data.cache import CacheDir, Hooks, encode_all, has_all_shards
 from runyard.trainer.data.datasets import Dataset
 from runyard.trainer.data.encode import (
     AugmentedSamples,
@@ -24,6 +24,7 @@ from runyard.trainer.data.encode import (
     Encodings,
     InMemoryEncodings,
     Layout,
+    SampleEncoder,
     epoch_batches,
 )
 from runyard.trainer.data.packing import (
@@ -37,11 +38,12 @@ from runyard.trainer.models.model import LoadedModel
 from runyard.trainer.plan import Choice, Plan, with_choice
 from runyard.trainer.steps.autotune import BuildBatch, measure_speedup
 from runyard.trainer.steps.features import FeatureEncoder, FeaturesNotReusable, FrozenTower
+from runyard.trainer.steps.features_on_use import FeaturesOnUse
 from runyard.trainer.steps.losses import TokenLosses, get_base_model
 
 MAX_LENGTHS_SAMPLED = 20_000  # enough to know the distribution of lengths
 MEASURED_BATCHES = 3
-SLOW_SAMPLE_S = 1.0  # features that take longer are measured with one sample
+SLOW_SAMPLE_S = 0.5  # features that take longer are kept without a measurement
 MIN_SPEEDUP = 1.02  # less is noise, and not worth disk space or rows that are hard to inspect
 
 
@@ -123,48 +125,55 @@ class BatchBuilder:
         tower = FrozenTower(self.model.module, self.model.parts, self.losses, self.device)
         encoder = FeatureEncoder(self.encoder, tower, check_cancelled=self.hooks.check_cancelled)
         try:
-            tower.check(self.encoder.encode(self.data.train[0]).images)
+            seconds, size_bytes = tower.check(self.encodings.read_images([0]))
             self.losses.expand_features = tower.expand
             if plan.feature_cache is None:
                 self.hooks.on_activity("Measuring the feature cache")
-                plan = self._choose_by_speedup(
-                    plan,
-                    "featureCache",
-                    choices,
-                    lambda: self._measure_feature_speedup(encoder, plan),
-                )
+                if "featureCache" not in choices:
+                    self._check_space(size_bytes)
+                plan = self._choose_features(encoder, plan, choices, seconds)
             if plan.feature_cache:
-                self.hooks.on_activity("Computing image features")
+                self.hooks.on_activity("Opening the feature cache")
                 features = self._encode_features(encoder)
                 self.build = lambda indices, epoch: features.make_batch(indices)
         except FeaturesNotReusable as error:
             plan = with_choice(plan, "featureCache", False, str(error))
         return plan
 
-    def _measure_feature_speedup(self, encoder: FeatureEncoder, plan: Plan) -> float | None:
-        """Return the speedup of steps with stored features.
+    def _choose_features(
+        self, encoder: FeatureEncoder, plan: Plan, choices: dict[str, bool], seconds: float
+    ) -> Plan:
+        """Return the plan with the faster choice.
 
-        Raise FeaturesNotReusable if they do not fit.
+        Features of which one takes long, ``seconds``, are faster to read than to compute, which
+        needs no measurement.
         """
-        batches = self._sample_batches(plan)
-        first, started_s = batches[0][0], time.perf_counter()
-        encoded = {first: encoder.encode(self.data.train[first])}
-        if time.perf_counter() - started_s > SLOW_SAMPLE_S:
-            batches = [[first]]
-        numbers = sorted({index for batch in batches for index in batch})
-        for index in numbers:
-            if index != first:
-                encoded[index] = encoder.encode(self.data.train[index])
-        some = InMemoryEncodings([encoded[index] for index in numbers], self.layout)
-        needed_bytes = some.size_bytes // len(numbers) * len(self.data.train)
+        if "featureCache" not in choices and seconds > SLOW_SAMPLE_S:
+            choices["featureCache"] = True
+            reason = f"{plan.document['featureCache']['reason']}; one image takes {seconds:.1f} s"
+            return with_choice(plan, "featureCache", True, f"{reason} (measured)")
+
+        def measure() -> float | None:
+            batches = self._sample_batches(plan)
+            numbers = sorted({index for batch in batches for index in batch})
+            encoded = [encoder.encode(self.data.train[index]) for index in numbers]
+            some, at = (
+                InMemoryEncodings(encoded, self.layout),
+                {index: row for row, index in enumerate(numbers)},
+            )
+            return self._measure_speedup(
+                lambda indices, epoch: some.make_batch([at[index] for index in indices]), batches
+            )
+
+        return self._choose_by_speedup(plan, "featureCache", choices, measure)
+
+    def _check_space(self, size_bytes: int) -> None:
+        """Raise FeaturesNotReusable if such features of all samples do not fit into the cache."""
+        needed_bytes = size_bytes * len(self.data.train)
         if isinstance(self.data.train, SampleSelection) and not self._has_space(needed_bytes):
             raise FeaturesNotReusable(
                 f"{needed_bytes >> 20:,} MiB of features do not fit into the cache"
             )
-        at = {index: row for row, index in enumerate(numbers)}
-        return self._measure_speedup(
-            lambda indices, epoch: some.make_batch([at[index] for index in indices]), batches
-        )
 
     def _has_space(self, needed_bytes: int) -> bool:
         root = self.cache_dir.root
@@ -175,11 +184,19 @@ class BatchBuilder:
         )
 
     def _encode_features(self, encoder: FeatureEncoder) -> Encodings:
-        """Return all training samples with features, from existing shards where possible."""
-        train = self.data.train
-        if not isinstance(train, SampleSelection):
-            return InMemoryEncodings([encoder.encode(sample) for sample in train], self.layout)
-        return encode_all([train], encoder, self.cache_dir, self.hooks).select(train, self.layout)
+        """Return all training samples with features: from the cache, or computed on first use."""
+        train, place, share = self.data.train, self.cache_dir, None
+        if isinstance(train, SampleSelection) and place.shared is not None:
+            if has_all_shards(train, encoder, place):
+                return encode_all([train], encoder, place, self.hooks).select(train, self.layout)
+            share = partial(self._share_features, train)
+        folder = place.attempt_folder
+        return FeaturesOnUse(encoder, self.encodings, train, self.layout, folder, share=share)
+
+    def _share_features(self, train: SampleSelection, kept: SampleEncoder) -> Encodings:
+        """Write shards of the samples that are kept; return them."""
+        # Without hooks: a step in progress is completed, and its phase stays.
+        return encode_all([train], kept, self.cache_dir, Hooks()).select(train, self.layout)
 
     def _sample_batches(self, plan: Plan) -> list[list[int]]:
         return sample_batches(self.flow, self.encodings.lengths, plan.micro_batch_size)[

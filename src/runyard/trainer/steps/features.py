@@ -12,6 +12,7 @@ model, D width of the vision encoder, L deeper layers whose features some famili
 import contextlib
 import hashlib
 import inspect
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -91,6 +92,10 @@ class FrozenTower:
         Their shape is (S, C * (1 + L)) with the projector included, else the projector's input,
         such as (I, E, D).
         """
+        return self._compute(images)[0]
+
+    def _compute(self, images: dict[str, _Array]) -> tuple[_Array, torch.Tensor]:
+        """Return the features as bits, and the language model's image inputs (S, C * (1 + L))."""
         with self._eval_mode():
             output, projector_input = self._run(images)
         features = output if self._includes_projector else projector_input
@@ -98,17 +103,19 @@ class FrozenTower:
             raise FeaturesNotReusable("images have different numbers of patches")
         self._shape = tuple(features.shape[1:])
         bits: _Array = features.contiguous().view(_BITS[features.dtype]).cpu().numpy()
-        return bits
+        return bits, output
 
-    def check(self, images: dict[str, _Array]) -> None:
+    def check(self, images: dict[str, _Array]) -> tuple[float, int]:
         """Compare the model's own features of these images with those restored from storage.
+
+        Returns the seconds that computing them takes, and their bytes.
 
         Raises:
             FeaturesNotReusable: they differ.
         """
-        bits = torch.from_numpy(self.compute_features(images)).to(self._device)
-        with self._eval_mode():
-            output, _ = self._run(images)  # (S, C * (1 + L))
+        started_s = time.perf_counter()
+        computed, output = self._compute(images)  # output: (S, C * (1 + L))
+        seconds, bits = time.perf_counter() - started_s, torch.from_numpy(computed).to(self._device)
         self._module.train()
         with torch.no_grad(), self._losses.autocast():
             in_training, _ = self._run(images)
@@ -120,6 +127,7 @@ class FrozenTower:
             output, restored, rtol=TOLERANCE, atol=TOLERANCE
         ):
             raise FeaturesNotReusable("this family does more after the projector")
+        return seconds, computed.nbytes
 
     def expand(self, bits: torch.Tensor) -> dict[str, Any]:
         """Convert the stored features of a batch to arguments of the model's forward."""
@@ -201,7 +209,9 @@ class FeatureEncoder:
     def encode(self, sample: Sample) -> EncodedSample:
         self._check_cancelled()
         encoded = self._encoder.encode(sample)
-        others = {name: value for name, value in encoded.images.items() if "pixel" not in name}
-        return replace(
-            encoded, images={**others, FEATURES: self._tower.compute_features(encoded.images)}
-        )
+        return replace(encoded, images=self.replace_pixels(encoded.images))
+
+    def replace_pixels(self, images: dict[str, _Array]) -> dict[str, _Array]:
+        """Return the image inputs of one sample with features in place of pixels."""
+        others = {name: value for name, value in images.items() if "pixel" not in name}
+        return {**others, FEATURES: self._tower.compute_features(images)}

@@ -3,7 +3,7 @@
 // page share one loader, one cursor and the settings in the address: x, smooth, y, from, to.
 import uPlot from "./vendor/uplot.js";
 import { watch } from "./live.js";
-import { getSource, match, smooth, stretch } from "./ry-series.js";
+import { duration, getSource, match, smooth, stretch } from "./ry-series.js";
 
 /** @typedef {import("./ry-series.js").Series} Series
  * @typedef {import("uplot")} Plot */
@@ -56,13 +56,6 @@ function format(value, unit) {
   const size = Math.abs(value);
   if (size && (size < 1e-3 || size >= 1e6)) return value.toExponential(2).replace("e+", "e");
   return String(+value.toPrecision(4));
-}
-
-/** @param {number} seconds */
-function duration(seconds) {
-  const sign = seconds < 0 ? "-" : "", whole = Math.round(Math.abs(seconds));
-  const [hours, minutes, rest] = [Math.floor(whole / 3600), Math.floor(whole / 60) % 60, whole % 60];
-  return sign + (hours ? `${hours}:${String(minutes).padStart(2, "0")}` : String(minutes)) + `:${String(rest).padStart(2, "0")}`;
 }
 
 class Chart extends HTMLElement {

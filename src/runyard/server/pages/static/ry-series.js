@@ -91,6 +91,14 @@ export function addPoints(series, rows, origin) {
   return longer;
 }
 
+/** Return seconds as minutes and seconds, with hours if there are any.
+ * @param {number} seconds */
+export function duration(seconds) {
+  const sign = seconds < 0 ? "-" : "", whole = Math.round(Math.abs(seconds));
+  const [hours, minutes, rest] = [Math.floor(whole / 3600), Math.floor(whole / 60) % 60, whole % 60];
+  return sign + (hours ? `${hours}:${String(minutes).padStart(2, "0")}` : String(minutes)) + `:${String(rest).padStart(2, "0")}`;
+}
+
 /** Return a series of one value up to where the longest of others ends: a level to compare them with.
  * @param {Series} series @param {Series[]} others @returns {Series} */
 export function stretch(series, others) {
