@@ -228,7 +228,7 @@ def list_checks(context: CheckContext) -> list[Check]:
         make("memory prediction", memory.check_prediction),
         make("out of memory", memory.check_shrinking),
         make("evaluation batches", options.check_evaluation),
-        make("two ranks", options.check_ranks),
+        *(make(f"two ranks, {name}", options.check_ranks, name) for name in ("ddp", "fsdp")),
     ]
 
 

@@ -101,14 +101,15 @@ def check_evaluation(context: CheckContext) -> CheckReport:
     )
 
 
-def check_ranks(context: CheckContext) -> CheckReport:
+def check_ranks(context: CheckContext, strategy: str) -> CheckReport:
     """Compare the losses of two ranks with those of one process."""
     if not context.is_dry and context.devices < 2:
         raise Unavailable(f"needs two devices, found {context.devices}")
     settings = {"hyperparameters": {"maxSteps": STEPS}}
-    single = write_attempt(context, "rank-single", settings)
+    single = write_attempt(context, f"single-{strategy}", settings)
     wait_for([fork_rank(single, 0, 1)], single)
-    pair = write_attempt(context, "rank-pair", settings, workers=2)
+    resources = {"workers": 2, "strategy": strategy}
+    pair = write_attempt(context, f"pair-{strategy}", settings, resources=resources)
     wait_for([fork_rank(pair, rank, 2) for rank in range(2)], pair)
     expected, found = (read_losses(read_events(folder)) for folder in (single, pair))
     if len(found) != STEPS or len(expected) != STEPS:

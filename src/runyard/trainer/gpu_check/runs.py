@@ -82,7 +82,7 @@ def write_attempt(
     attempt: int = 1,
     validation_fraction: float = 0.0,
     resume: Path | None = None,
-    workers: int = 1,
+    resources: Settings | None = None,
 ) -> Path:
     """Write an attempt's folder; ``settings`` change those of a short LoRA training."""
     folder = context.folder / "runs" / name / "attempts" / str(attempt)
@@ -119,7 +119,7 @@ def write_attempt(
         "name": name,
         "schema": "v1",
         "tolerations": {},
-        "settings": {"resources": {"workers": workers}} if workers > 1 else {},
+        "settings": {"resources": resources or {}},
         "blocks": [
             {"block": block, "settings": value, "style": {}} for block, value in blocks.items()
         ],
