@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import runyard.trainer.prepare as prepare_module
+import runyard.trainer.ranks as ranks_module
 from runyard.rundir import read_json
 from runyard.trainer.checkpoints.checkpoint import read_progress
 from runyard.trainer.main import train_attempt
@@ -130,7 +131,7 @@ def test_what_memory_or_the_flow_does_not_permit_is_not_tried(
 
     def give(free: int) -> None:
         available = AvailableMemory(used=used, free=free, total=64 * GIB)
-        monkeypatch.setattr(prepare_module, "read_available_memory", lambda _: available)
+        monkeypatch.setattr(ranks_module, "read_available_memory", lambda _: available)
 
     monkeypatch.setattr(prepare_module, "FIXED_DEVICES", ("cpu",))
     folder = attempt(run="on-cpu", steps=1)

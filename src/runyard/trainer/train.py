@@ -760,7 +760,9 @@ def choose_evaluation_settings(job: Job, state: TrainState) -> dict[str, Any]:
         # As in training, see ``estimate_memory``. Accelerators report that memory ran out.
         "measures_memory": state.device.type == "cpu"
         and not job.flow.is_tiny
-        and not state.plan.compile,
+        and not state.plan.compile
+        # As many as a step takes fit, and measuring them would take longer than evaluating them.
+        and state.plan.validation_samples > state.plan.micro_batch_size,
         "world": state.world,
     }
 
