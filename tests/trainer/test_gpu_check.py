@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -29,7 +30,12 @@ from runyard.trainer.gpu_check.wheels import add_wheels, find_wheels_argument
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = ROOT / "scripts" / "gpu-check"
-NOT_ON_A_PROCESSOR = {"precision float16", "attention flash", "speed, TRL"}
+NOT_ON_A_PROCESSOR = {
+    "attention flash",
+    "attention flash, packed",
+    "precision float16",
+    "speed, TRL",
+}
 
 
 def succeed() -> CheckReport:
@@ -284,3 +290,12 @@ def test_the_dry_form_runs_every_check(tmp_path: Path) -> None:
     assert document["versions"]["torch"]
     for name in rows:
         assert name in ended.stdout
+
+
+def test_the_page_names_only_options_that_exist() -> None:
+    page = (ROOT / "docs/gpu.md").read_text()
+    shown = subprocess.run(
+        [sys.executable, PROGRAM, "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    named = set(re.findall(r"(?<![\w-])--[a-z]+", page))
+    assert {"--dry", "--json"} <= named <= set(re.findall(r"--[a-z]+", shown))
