@@ -175,7 +175,7 @@ def test_the_first_screen_is_small(
     wait_until_quiet(page)
     fonts, charts = traffic.count(".woff2"), traffic.count("/uplot.js")
     assert fonts > 0
-    limit = (70 if charts else 60) * KIB  # a third is the library that draws charts
+    limit = (71 if charts else 60) * KIB  # a third is the library that draws charts
     assert traffic.count() - fonts <= limit, traffic.responses
     assert traffic.count() <= 140 * KIB, traffic.responses
     assert 0 < traffic.count(path) <= 30_000

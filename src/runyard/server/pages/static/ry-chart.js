@@ -344,22 +344,10 @@ class Chart extends HTMLElement {
     this.stage.setAttribute("aria-label", `${this.label()}: ${parts.join("; ")}${end}`);
   }
 
-  fillTable() {
-    if (!this.table.open) { this.table.querySelector("table")?.remove(); return; }
-    const unit = this.getAttribute("unit"), table = document.createElement("table"), first = this.curves[0];
-    table.className = "plain";
-    const addRow = (/** @type {string[]} */ cells, /** @type {string} */ tag) => {
-      const row = table.insertRow();
-      for (const text of cells) row.append(Object.assign(document.createElement(tag), { textContent: text }));
-    };
-    addRow([this.axis(), ...this.curves.map(({ key }) => key)], "th");
-    const count = first?.xs.length ?? 0, rows = Math.min(count, 12);
-    for (let i = 0; i < rows; i++) {
-      const x = first.xs[Math.round((i * (count - 1)) / Math.max(rows - 1, 1))];
-      addRow([this.axis() === "time" ? duration(x) : format(x, null), ...this.curves.map(({ xs, series }) => format(series.last[xs.findLastIndex((value) => value <= x)], unit))], "td");
-    }
+  async fillTable() {
+    const table = this.table.open ? (await import("./ry-table.js")).makeTable(this.curves, this.axis(), this.getAttribute("unit"), format) : null;
     this.table.querySelector("table")?.remove();
-    this.table.append(table);
+    if (table) this.table.append(table);
   }
 }
 customElements.define("ry-chart", Chart);

@@ -54,41 +54,25 @@ export function append(series, newer) {
  * repeated, or larger buckets are due.
  * @param {Series} series @param {import("./live-stream.js").Points["rows"]} rows @param {number} origin */
 export function addPoints(series, rows, origin) {
-  const { key, bucketSteps: size } = series;
-  const columns = /** @type {Record<typeof COLUMNS[number], number[]>} */ ({});
-  for (const name of COLUMNS) columns[name] = [];
-  let total = series.total, before = series.step.at(-1) ?? -1;
-  const last = series.step.length - 1;
-  if (last >= 0) for (const name of COLUMNS) columns[name].push(series[name][last]); // its bucket may grow
+  const { key, bucketSteps: size, step: steps } = series, end = steps.length - 1;
+  /** @type {any[]} */
+  const buckets = end < 0 ? [] : [Object.fromEntries(COLUMNS.map((name) => [name, series[name][end]]))]; // may grow
+  let total = series.total;
   for (const [step, time, epoch, values] of rows) {
     if (!(key in values)) continue;
-    if (step <= before) return null;
-    const value = Math.fround(Math.min(Math.max(values[key], -LARGEST), LARGEST)), at = columns.step.length - 1;
-    if (at >= 0 && Math.floor(step / size) === Math.floor(before / size)) {
-      columns.min[at] = Math.min(columns.min[at], value);
-      columns.max[at] = Math.max(columns.max[at], value);
-    } else {
-      columns.min.push(value);
-      columns.max.push(value);
-    }
-    const place = columns.min.length - 1;
-    columns.step[place] = step;
-    columns.time[place] = (time - origin) / 1000;
-    columns.epoch[place] = Math.fround(epoch);
-    columns.last[place] = value;
-    before = step;
+    const value = Math.fround(Math.min(Math.max(values[key], -LARGEST), LARGEST)), before = buckets.at(-1);
+    if (before && step <= before.step) return null;
+    const isSame = before && Math.floor(step / size) === Math.floor(before.step / size);
+    const [min, max] = isSame ? [Math.min(before.min, value), Math.max(before.max, value)] : [value, value];
+    buckets.splice(isSame ? -1 : buckets.length, 1, { step, time: (time - origin) / 1000, epoch: Math.fround(epoch), min, max, last: value });
     total++;
   }
   if (total === series.total) return series;
-  const buckets = Math.floor(before / size) - Math.floor(series.firstStep / size) + 1;
-  if (total > POINTS && buckets > POINTS) return null;
-  const longer = { ...series, total, lastStep: before };
-  for (const name of COLUMNS) {
-    longer[name] = new Float64Array(Math.max(last, 0) + columns[name].length);
-    longer[name].set(series[name].subarray(0, Math.max(last, 0)));
-    longer[name].set(columns[name], Math.max(last, 0));
-  }
-  return longer;
+  const lastStep = buckets.at(-1).step;
+  if (total > POINTS && Math.floor(lastStep / size) - Math.floor(series.firstStep / size) >= POINTS) return null;
+  const newer = { ...series, total, lastStep, fromStep: steps[end] ?? buckets[0].step };
+  for (const name of COLUMNS) newer[name] = Float64Array.from(buckets, (bucket) => bucket[name]);
+  return append(series, newer);
 }
 
 /** Return seconds as minutes and seconds, with hours if there are any.
