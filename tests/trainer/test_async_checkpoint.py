@@ -13,11 +13,16 @@ import torch
 
 import runyard.trainer.checkpoints.async_checkpoint as async_checkpoint_module
 import runyard.trainer.checkpoints.checkpoint as checkpoint_module
+import runyard.trainer.main as main_module
 import runyard.trainer.train as train_module
 from runyard import rundir
-from runyard.rundir import EventWriter, read_json
+from runyard.rundir import EventWriter, read_json, write_json
 from runyard.trainer.checkpoints.async_checkpoint import AsyncCheckpointer, HostBuffers
-from runyard.trainer.checkpoints.checkpoint import CheckpointContents, save_checkpoint
+from runyard.trainer.checkpoints.checkpoint import (
+    CheckpointContents,
+    add_evaluation,
+    save_checkpoint,
+)
 from runyard.trainer.main import train_attempt
 from runyard.trainer.steps.memory import AvailableMemory
 
@@ -155,6 +160,37 @@ def test_events_of_the_steps_are_durable_before_their_checkpoint_is_written(
     monkeypatch.setattr(train_module, "save_checkpoint", noted)
     assert train_attempt(folder) == 0
     assert order == [(4, True), (7, True)]
+
+
+def test_an_evaluation_and_the_end_are_durable_before_they_are_recorded(
+    make_attempt: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, sync = make_attempt(make_blocks()), EventWriter.sync
+    durable_bytes: list[int] = [0]
+    order: list[tuple[str, bool]] = []
+
+    def note(event: str) -> None:
+        last = (folder / "events.jsonl").read_bytes().rindex(f'"ev": "{event}"'.encode())
+        order.append((event, last < durable_bytes[-1]))
+
+    def synced(self: EventWriter) -> None:
+        sync(self)
+        durable_bytes.append((folder / "events.jsonl").stat().st_size)
+
+    def add(*arguments: Any, **named: Any) -> Any:
+        note("evaluation")
+        return add_evaluation(*arguments, **named)
+
+    def write(path: Path, value: Any) -> None:
+        if path.name == "result.json":
+            note("checkpoint")
+        write_json(path, value)
+
+    monkeypatch.setattr(EventWriter, "sync", synced)
+    monkeypatch.setattr(train_module, "add_evaluation", add)
+    monkeypatch.setattr(main_module, "write_json", write)
+    assert train_attempt(folder) == 0
+    assert order == [("evaluation", True), ("checkpoint", True)]
 
 
 def test_a_stop_during_a_write_waits_for_it_and_saves_the_newest_step(

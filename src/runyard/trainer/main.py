@@ -82,7 +82,7 @@ def _run_attempt(
             from runyard.trainer.train import train  # imports torch, so only after load_job
 
         outcome = train(job, machine, events, should_stop=should_stop, say=_say)
-        _write_when_space(events.flush, should_stop)
+        _write_when_space(events.sync, should_stop)  # what follows the last checkpoint, too
     except TrainingFailed as error:
         _say(f"{error.reason}: {error}")
         failure = {"outcome": "Failed", "reason": error.reason, "message": str(error)}

@@ -581,6 +581,7 @@ class TrainLoop:
             predictions=self.predictions if is_evaluated else None,
         )
         try:
+            self.events.sync()  # as before a checkpoint: nothing repeats the evaluation's event
             saved = add_evaluation(
                 saved,
                 progress,
