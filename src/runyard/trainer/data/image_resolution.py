@@ -406,7 +406,7 @@ def limit_resolution(
 ) -> None:
     """Set the processor, and the model's copy of the settings, to the flow's limits, if it has any.
 
-    An open ``maxPixels`` is no limit; ``choose_max_pixels`` resolves it.
+    An open ``maxPixels`` sets no limit; ``choose_max_pixels`` resolves it.
 
     Raises:
         InvalidFlow: the family cannot meet them.

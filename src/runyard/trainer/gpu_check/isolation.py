@@ -96,7 +96,7 @@ class RunningCheck:
         self._answers.close()
 
     def _find_answer(self) -> tuple[Result, str, dict[str, Any]] | None:
-        # A descendant may hold the dead process's end of the pipe open, so its end is no sign.
+        # A descendant may hold the dead process's end of the pipe open, so the pipe may never end.
         code = self._process.exitcode
         if self._answers.poll():
             with contextlib.suppress(EOFError):

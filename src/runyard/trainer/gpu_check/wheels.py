@@ -14,7 +14,7 @@ def add_wheels(folder: Path, target: Path) -> list[str]:
     It comes last: packages that are installed are preferred. Returns the names of the wheels.
 
     Raises:
-        ValueError: there is no wheel in the folder, or one has files outside of its own folder.
+        ValueError: the folder has no wheel, or one has files outside of its own folder.
     """
     wheels = sorted(folder.glob("*.whl"))
     if not wheels:

@@ -263,7 +263,7 @@ def _parse_tags(text: str) -> dict[str, str]:
         if not line.strip():
             continue
         if not equals or not key.strip():
-            raise _invalid_field("tags", line, f"{line[:40]!r} is no key=value; try: owner=kim")
+            raise _invalid_field("tags", line, f"{line[:40]!r} is not key=value; try: owner=kim")
         tags[key.strip()] = value.strip()
     return tags
 
