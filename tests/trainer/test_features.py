@@ -76,6 +76,18 @@ def test_a_step_with_stored_features_is_the_step_with_pixels(
     for name, gradient in gradients.items():
         assert torch.allclose(found[name], gradient, atol=1e-6), name
 
+    module.eval()
+    first_tokens = [
+        module.generate(
+            **losses.replace_features(encodings.make_prompts([2, 0, 3])),
+            max_new_tokens=2,
+            do_sample=False,
+        )
+        for encodings in (whole, kept)
+    ]
+    assert torch.equal(*first_tokens)
+    module.train()
+
     if model.parts.packing_obstacle is None:
         use_packed_attention(module)
         packed, _ = loss_and_gradients(
@@ -127,7 +139,9 @@ def test_slow_features_are_kept_without_a_measurement(
     events_of: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """None but that of the first image is computed before the first step, and each only once."""
+    """None but those of held-out samples and of the first image are computed before the first
+    step, and each only once.
+    """
     compute, computed = FrozenTower.compute_features, []
 
     def count(tower: Any, pixels: Any) -> Any:
@@ -151,8 +165,9 @@ def test_slow_features_are_kept_without_a_measurement(
     assert plan["featureCache"]["value"] is True
     assert re.search("; one image takes 0.. s .measured.$", plan["featureCache"]["reason"])
     samples, per_epoch = plan["trainingSamples"]["value"], plan["stepsPerEpoch"]["value"]
-    assert before[0] <= 1  # of the longest image, in the estimate of memory
-    assert before[per_epoch] == before[-1] == samples
+    held_out = plan["validationSamples"]["value"]
+    assert before[0] <= held_out + 1  # and of the longest image, in the estimate of memory
+    assert before[per_epoch] == before[-1] == len(computed) == samples + held_out > samples
     # Computed again, or read from the cache, they give the same bits.
     resume, ends = folder / "checkpoints" / "epoch-1", [events_of(folder, "step")[per_epoch:]]
     for run, cache_bytes in (("computed", 0), ("read", 1 << 30)):

@@ -378,13 +378,23 @@ def test_slow_passes_leave_an_upper_bound_of_the_memory(seconds: float, is_whole
     plan: Any = PlanOf(4)
     optimizers = [torch.optim.AdamW(model.parameters())]
 
+    bounds: list[StepMemory] = []
+
     def measure(budget: TrialBudget | None) -> StepMemory:
         return measure_step_memory(
-            build_batch, model, optimizers, longest=0, plan=plan, device=CPU, budget=budget
+            build_batch,
+            model,
+            optimizers,
+            longest=0,
+            plan=plan,
+            device=CPU,
+            budget=budget,
+            on_bound=bounds.append,
         )
 
     budget = make_budget(seconds, samples_of_run=1)
     found, exact = measure(budget), measure(None)
+    assert all(bound.peak(4, 4) >= exact.peak(4, 4) for bound in bounds)
     assert (found.whole_batch is not None) is is_whole
     assert found.peak(4, 4) >= exact.peak(4, 4)
     assert bool(budget.skipped) is not is_whole

@@ -95,6 +95,8 @@ from runyard.trainer.steps.losses import TokenLosses, get_base_model
 from runyard.trainer.steps.memory import (
     MemoryEstimate,
     Sharding,
+    StepMemory,
+    compare_with_available,
     estimate_memory,
     measure_step_memory,
     retain_freed_memory,
@@ -274,6 +276,8 @@ def prepare(job: Job, machine: Hardware, *, hooks: Hooks) -> TrainState:
     if decisions is not None:
         progress.choices = decisions["choices"]
     plan = batching.resolve_choices(plan, progress.choices)
+    validation_losses = make_losses(label_smoothing=0.0)
+    validation_losses.expand_features = losses.expand_features
     hooks.check_cancelled()
     state = TrainState(
         plan=plan,
@@ -281,11 +285,11 @@ def prepare(job: Job, machine: Hardware, *, hooks: Hooks) -> TrainState:
         data=encoded.data,
         lengths=encoded.train.lengths,
         build_batch=batching.build,
-        validation=encoded.validation,
+        validation=batching.validation,
         optimizers=optimizers,
         scaler=scaler,
         losses=losses,
-        validation_losses=make_losses(label_smoothing=0.0),
+        validation_losses=validation_losses,
         generation=build_generation_settings(flow, model, plan.answer_tokens),
         progress=progress,
         device=device,
@@ -353,8 +357,13 @@ def make_rounded_steps(flow: ResolvedFlow) -> RoundedSteps | None:
 
 def configure_heap(flow: ResolvedFlow, device: torch.device) -> None:
     """Let the C library keep freed memory for the tiny model, and otherwise return it at once."""
+    adjust_heap(device, is_ample=flow.is_tiny)
+
+
+def adjust_heap(device: torch.device, *, is_ample: bool) -> None:
+    """Let the C library keep freed memory where memory is ample, and otherwise return it."""
     if device.type == "cpu":
-        (retain_freed_memory if flow.is_tiny else return_freed_memory)()
+        (retain_freed_memory if is_ample else return_freed_memory)()
 
 
 def load_data(job: Job, check_cancelled: Callable[[], None]) -> Dataset:
@@ -846,6 +855,7 @@ def make_batching(
         job.flow,
         encoded.data,
         encoded.train,
+        encoded.validation,
         encoded.encoder,
         encoded.layout,
         model,
@@ -865,6 +875,13 @@ def fit_plan_to_memory(
     """
     device, before = state.device, state.plan.micro_batch_size
     budget = TrialBudget(state.count_samples_left())
+
+    def retain_if_ample(bound: StepMemory) -> None:
+        available = state.world.read_memory(device)
+        mode = flow.model.training.mode
+        if compare_with_available(bound, available, state.plan, mode=mode).is_ample:
+            adjust_heap(device, is_ample=True)
+
     measure = partial(
         measure_step_memory,
         state.build_batch,
@@ -875,6 +892,7 @@ def fit_plan_to_memory(
         device=device,
         budget=budget,
         on_activity=hooks.on_activity,
+        on_bound=retain_if_ample,  # the passes after the first are faster then
     )
     state.plan, state.memory_estimate = estimate_memory(
         state.plan,
@@ -886,8 +904,8 @@ def fit_plan_to_memory(
     if may_grow:
         grow_micro_batch(state, budget, hooks)
     estimate = state.memory_estimate
-    if device.type == "cpu" and estimate is not None and estimate.is_ample:
-        retain_freed_memory()
+    if not flow.is_tiny:
+        adjust_heap(device, is_ample=estimate is not None and estimate.is_ample)
     if state.plan.micro_batch_size < before:
         state.progress.micro_batch_limit = state.plan.micro_batch_size
     # With ample memory it needs no trial, and with equal samples the first step shows the same.

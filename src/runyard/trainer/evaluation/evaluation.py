@@ -136,6 +136,7 @@ def measure(
                 check_cancelled=check_cancelled,
                 limit=limit,
                 order=world.select(order),
+                replace_features=losses.replace_features,
             )
         answers = {index: texts[index] for index in world.select(order)}
         return {
@@ -259,7 +260,7 @@ def fit_to_memory(
         def answer(indices: list[int]) -> None:
             inputs = make_inputs(module, data, indices, device)
             with losses.autocast():
-                module.generate(**inputs, **first_tokens)
+                module.generate(**losses.replace_features(inputs), **first_tokens)
 
         sizes: list[int] = []
 
@@ -268,8 +269,11 @@ def fit_to_memory(
             sizes.append(sum(value.nbytes for value in batch.inputs.values()) // len(indices))
             losses(batch.to(device))
 
-        loss_peak = measure_peak(compute_loss, int(rows.argmax()))
-        answer_peak = measure_peak(answer, int(prompts.argmax()))
+        longest_row, longest_prompt = int(rows.argmax()), int(prompts.argmax())
+        # Features are computed one sample at a time, and before the peaks are measured.
+        data.read_images(sorted({longest_row, longest_prompt}))
+        loss_peak = measure_peak(compute_loss, longest_row)
+        answer_peak = measure_peak(answer, longest_prompt)
         longest = int(prompts.max())
         growth = (longest + int(generation.get("max_new_tokens", 0))) / longest
 
@@ -323,12 +327,14 @@ def generate_answers(
     on_answered: Callable[[int], None] = lambda answered: None,
     limit: BatchLimit | None = None,
     order: Sequence[int] | None = None,
+    replace_features: Callable[[dict[str, Any]], dict[str, Any]] = lambda inputs: inputs,
 ) -> list[str]:
     """Return the texts generated for the first ``count`` prompts, in their order.
 
     With ``order``, only those prompts are answered, in that order. By default, the longest come
     first, so that memory runs out at the start or never. No row of a batch has more padding than
-    prompt. ``on_answered`` is called with the number of answers so far.
+    prompt. ``on_answered`` is called with the number of answers so far. ``replace_features``
+    replaces the stored features of images by the arguments that the model takes.
     """
 
     def never_stop(tokens: torch.Tensor, _scores: Any, **_: Any) -> torch.Tensor:
@@ -343,7 +349,9 @@ def generate_answers(
         # prompt.
         width = 1 if module.config.is_encoder_decoder else inputs["input_ids"].shape[1]
         # (B, T + G).
-        tokens = module.generate(**inputs, **generation, stopping_criteria=[never_stop])
+        tokens = module.generate(
+            **replace_features(inputs), **generation, stopping_criteria=[never_stop]
+        )
         texts: list[str] = tokenizer.batch_decode(tokens[:, width:], skip_special_tokens=True)
         return texts
 

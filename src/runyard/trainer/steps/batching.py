@@ -16,7 +16,7 @@ from runyard.flows import ResolvedFlow
 from runyard.rundir import free_bytes
 from runyard.trainer.data.augment import make_augmenter
 from runyard.trainer.data.cache import CacheDir, Hooks, encode_all, has_all_shards
-from runyard.trainer.data.datasets import Dataset
+from runyard.trainer.data.datasets import Dataset, Sample
 from runyard.trainer.data.encode import (
     AugmentedSamples,
     Batch,
@@ -65,11 +65,14 @@ def estimate_padding_share(flow: ResolvedFlow, lengths: Any, size: int) -> float
 
 @dataclass
 class BatchBuilder:
-    """Chooses ``build``, the function that returns the batch of given samples in a given epoch."""
+    """Chooses ``build``, the function that returns the batch of given samples in a given epoch, and
+    the encodings of the held-out samples, ``validation``.
+    """
 
     flow: ResolvedFlow
     data: Dataset
     encodings: Encodings
+    validation: Encodings
     encoder: Encoder
     layout: Layout
     model: LoadedModel
@@ -134,8 +137,14 @@ class BatchBuilder:
                 plan = self._choose_features(encoder, plan, choices, seconds)
             if plan.feature_cache:
                 self.hooks.on_activity("Opening the feature cache")
-                features = self._encode_features(encoder)
+                features = self._encode_features(encoder, self.data.train, self.encodings)
                 self.build = lambda indices, epoch: features.make_batch(indices)
+                self.validation = self._encode_features(
+                    encoder,
+                    self.data.validation[: plan.validation_samples],
+                    self.validation,
+                    check_cancelled=self.hooks.check_cancelled,
+                )
         except FeaturesNotReusable as error:
             plan = with_choice(plan, "featureCache", False, str(error))
         return plan
@@ -169,7 +178,7 @@ class BatchBuilder:
 
     def _check_space(self, size_bytes: int) -> None:
         """Raise FeaturesNotReusable if such features of all samples do not fit into the cache."""
-        needed_bytes = size_bytes * len(self.data.train)
+        needed_bytes = size_bytes * (len(self.data.train) + len(self.data.validation))
         if isinstance(self.data.train, SampleSelection) and not self._has_space(needed_bytes):
             raise FeaturesNotReusable(
                 f"{needed_bytes >> 20:,} MiB of features do not fit into the cache"
@@ -183,20 +192,37 @@ class BatchBuilder:
             and needed_bytes + self.cache_dir.spare_bytes <= free_bytes(root)
         )
 
-    def _encode_features(self, encoder: FeatureEncoder) -> Encodings:
-        """Return all training samples with features: from the cache, or computed on first use."""
-        train, place, share = self.data.train, self.cache_dir, None
-        if isinstance(train, SampleSelection) and place.shared is not None:
-            if has_all_shards(train, encoder, place):
-                return encode_all([train], encoder, place, self.hooks).select(train, self.layout)
-            share = partial(self._share_features, train)
-        folder = place.attempt_folder
-        return FeaturesOnUse(encoder, self.encodings, train, self.layout, folder, share=share)
+    def _encode_features(
+        self,
+        encoder: FeatureEncoder,
+        samples: Sequence[Sample],
+        encodings: Encodings,
+        *,
+        check_cancelled: Callable[[], None] = lambda: None,
+    ) -> Encodings:
+        """Return samples with features: from the cache, or computed on first use.
 
-    def _share_features(self, train: SampleSelection, kept: SampleEncoder) -> Encodings:
+        ``check_cancelled`` is called before features are computed on use.
+        """
+        place, share, layout = self.cache_dir, None, self.layout
+        if isinstance(samples, SampleSelection) and len(samples) and place.shared is not None:
+            if has_all_shards(samples, encoder, place):
+                return encode_all([samples], encoder, place, self.hooks).select(samples, layout)
+            share = partial(self._share_features, samples)
+        return FeaturesOnUse(
+            encoder,
+            encodings,
+            samples,
+            layout,
+            place.attempt_folder,
+            share=share,
+            check_cancelled=check_cancelled,
+        )
+
+    def _share_features(self, samples: SampleSelection, kept: SampleEncoder) -> Encodings:
         """Write shards of the samples that are kept; return them."""
         # Without hooks: a step in progress is completed, and its phase stays.
-        return encode_all([train], kept, self.cache_dir, Hooks()).select(train, self.layout)
+        return encode_all([samples], kept, self.cache_dir, Hooks()).select(samples, self.layout)
 
     def _sample_batches(self, plan: Plan) -> list[list[int]]:
         return sample_batches(self.flow, self.encodings.lengths, plan.micro_batch_size)[

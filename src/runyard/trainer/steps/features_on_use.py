@@ -30,7 +30,7 @@ class FeaturesOnUse(Encodings):
     """Encodings with features in place of the pixels of ``encodings``.
 
     ``share`` gets an encoder that returns what is kept, and returns the encodings that replace it;
-    None where nothing is shared.
+    None where nothing is shared. ``check_cancelled`` is called before features are computed.
     """
 
     def __init__(
@@ -42,11 +42,12 @@ class FeaturesOnUse(Encodings):
         folder: Path,
         *,
         share: Callable[["KeptFeatures"], Encodings] | None,
+        check_cancelled: Callable[[], None] = lambda: None,
     ):
         super().__init__(layout)
         self.encoder, self.samples, self.size_bytes = encoder, samples, 0
         self.lengths, self.prompt_lengths = encodings.lengths, encodings.prompt_lengths
-        self._encodings, self._share = encodings, share
+        self._encodings, self._share, self._check_cancelled = encodings, share, check_cancelled
         self._shared: Encodings | None = None
         self._places: dict[int, dict[str, Place]] = {}
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - as long as this object
@@ -58,15 +59,18 @@ class FeaturesOnUse(Encodings):
         row = self._encodings.read_row(index)
         return replace(row, images=self._read_features(index))
 
+    @property
+    def cache_growth_bytes(self) -> int:
+        return self._encodings.cache_growth_bytes
+
     def make_batch(self, indices: Sequence[int]) -> Batch:
-        if self._shared is not None:
-            return self._shared.make_batch(indices)
         batch = super().make_batch(indices)
         has_all = len(self._places) == len(self.samples)
         if self._share is not None and has_all and self.size_bytes <= MOST_SHARED_BYTES:
             with contextlib.suppress(OSError):  # what is kept is used on
                 self._shared = self._share(KeptFeatures(self))
                 self._file.close()
+                self._places.clear()
             self._share = None
         return batch
 
@@ -74,11 +78,14 @@ class FeaturesOnUse(Encodings):
         return self._encodings.read_row(index)
 
     def read_images(self, indices: Sequence[int]) -> dict[str, Array]:
+        if self._shared is not None:
+            return self._shared.read_images(indices)
         found = [self._read_features(index) for index in indices]
         return {name: concatenate_padded([images[name] for images in found]) for name in found[0]}
 
     def _read_features(self, index: int) -> dict[str, Array]:
         if index not in self._places:
+            self._check_cancelled()
             images = self.encoder.replace_pixels(self._encodings.read_images([index]))
             self._keep(index, images)
             return images

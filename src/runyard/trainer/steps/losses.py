@@ -63,9 +63,7 @@ class TokenLosses:
 
     def _compute(self, batch: Batch) -> torch.Tensor:
         with self.autocast():
-            inputs = batch.inputs | get_packed_arguments(batch)
-            if self.expand_features is not None and FEATURES in inputs:
-                inputs |= self.expand_features(inputs.pop(FEATURES))
+            inputs = self.replace_features(batch.inputs | get_packed_arguments(batch))
             hidden = self._body(**inputs, use_cache=False).last_hidden_state  # (B, T, C)
             chosen = hidden.flatten(0, 1)[batch.label_positions]  # (B * T, C) -> (P, C)
             if len(chosen) <= self.max_rows:
@@ -78,6 +76,13 @@ class TokenLosses:
                 checkpoint(self._compute_loss, *chunk, use_reentrant=False) for chunk in chunks
             ]
             return torch.stack(losses).sum()
+
+    def replace_features(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Return a model's arguments with stored image features as the model takes them."""
+        if self.expand_features is None or FEATURES not in inputs:
+            return inputs
+        others = {name: value for name, value in inputs.items() if name != FEATURES}
+        return others | self.expand_features(inputs[FEATURES])
 
     def zero_gradients(self) -> None:
         """Drop all gradients accumulated since the last step."""

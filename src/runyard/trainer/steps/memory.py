@@ -266,13 +266,14 @@ def measure_step_memory(
     device: torch.device,
     budget: TrialBudget | None = None,
     on_activity: Callable[[str], None] = lambda activity: None,
+    on_bound: Callable[["StepMemory"], None] = lambda bound: None,
 ) -> StepMemory:
     """Run the sample with index ``longest`` and return what steps take; zeroes gradients, keeps the
     random state.
 
     Logits are computed in chunks of ``losses.max_rows`` positions, so each sample gets its share of
     one chunk. Passes for which ``budget`` has no time left are skipped where the rest gives an
-    upper bound.
+    upper bound. ``on_bound`` gets the upper bound that the first pass gives.
 
     Raises:
         NoTimeLeft: the rest gives none.
@@ -312,11 +313,29 @@ def measure_step_memory(
             timeline = MemoryTimeline(timeline.more, record_pass(3), count=2)
         return timeline
 
+    def describe(accumulating: MemoryTimeline, whole_batch: MemoryTimeline | None) -> StepMemory:
+        parameters = [
+            p
+            for optimizer in optimizers
+            for group in optimizer.param_groups
+            for p in group["params"]
+        ]
+        return StepMemory(
+            whole_batch=whole_batch,
+            accumulating=accumulating,
+            gradients=sum(parameter.numel() * parameter.element_size() for parameter in parameters),
+            optimizer=estimate_optimizer_bytes(optimizers),
+            update=_estimate_update_bytes(optimizers),
+            inputs=inputs[0],
+            first_use=FIRST_USE_BYTES if device.type == "cpu" else 0,
+        )
+
     with keep_random_states(device):
         try:
             # The first pass allocates gradients and does one-time work, such as reading
             # memory-mapped weights.
-            record(1)
+            first = record(1)
+            on_bound(describe(MemoryTimeline([0] * len(first), first, count=0), None))
             if not budget.permits(3, "the measurement of memory"):
                 raise NoTimeLeft
             accumulating, whole_batch = compare(is_first=False), None
@@ -327,18 +346,7 @@ def measure_step_memory(
                 whole_batch = compare(is_first=True)
         finally:
             losses.zero_gradients()
-    parameters = [
-        p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]
-    ]
-    return StepMemory(
-        whole_batch=whole_batch,
-        accumulating=accumulating,
-        gradients=sum(parameter.numel() * parameter.element_size() for parameter in parameters),
-        optimizer=estimate_optimizer_bytes(optimizers),
-        update=_estimate_update_bytes(optimizers),
-        inputs=inputs[0],
-        first_use=FIRST_USE_BYTES if device.type == "cpu" else 0,
-    )
+    return describe(accumulating, whole_batch)
 
 
 @dataclass(frozen=True, kw_only=True)
