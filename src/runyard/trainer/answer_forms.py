@@ -192,7 +192,7 @@ class FlorenceBoxes(BoxNotation):
                 problem = NOT_FOUR_NUMBERS
             for at in range(0, len(bins) - 3, 4):
                 x1, y1, x2, y2 = (
-                    round((number + 0.5) * BOX_SCALE / self._BINS) for number in bins[at : at + 4]
+                    int((number + 0.5) * BOX_SCALE / self._BINS) for number in bins[at : at + 4]
                 )
                 found.append((phrase, (x1, y1, x2, y2)))
         return _group(found), problem
