@@ -13,6 +13,7 @@ from runyard.flows.blocks import (
     BOTH_TASKS,
     BUILT_IN_DATASETS,
     TINY,
+    AnswerFormName,
     Augmentation,
     DatasetSettings,
     FlowSettings,
@@ -44,6 +45,21 @@ BOTH_PROMPT = (
     '{"phrase_grounding":{"sentence":"...",'
     '"groundings":[{"phrase":"...","grounding":[[xmin,ymin,xmax,ymax]]}]}}'
 )
+# Of the other forms. Families that were pretrained with boxes know these questions without any
+# more words; Florence-2 and PaliGemma locate phrases only after words of their own.
+TEXT_PROMPTS: dict[Task, str] = {
+    "vqa": "Answer the question about the picture in plain words.",
+    "phrase-grounding": "Locate the phrases in the caption:",
+    "freeform": "Describe the picture in plain words.",
+}
+LOCATE_IN_JSON = "Locate each phrase of the caption and output its bounding box in JSON format."
+LOCATION_PROMPTS = {
+    "paligemma2": "detect",
+    "qwen25vl": LOCATE_IN_JSON,
+    "qwen3vl": LOCATE_IN_JSON,
+    "cosmosreason1": LOCATE_IN_JSON,
+    "cosmosreason2": LOCATE_IN_JSON,
+}
 # The tiny model learns from nothing but these images, so it gains most from augmentation (figures
 # in docs/decisions). Not for phrase grounding: shifted boxes would be further numbers that it has
 # to learn to write.
@@ -102,9 +118,7 @@ def fill_defaults(
         and "augmentation" not in given
     ):
         dataset = msgspec.structs.replace(dataset, augmentation=TINY_AUGMENTATION)
-    own_prompt = (
-        BOTH_PROMPT if dataset.dataset_id == BOTH_TASKS else SYSTEM_PROMPTS[dataset.project_kind]
-    )
+    own_prompt = _choose_prompt(dataset, model.answers.form, model.architecture.name)
     prompt = {"systemPrompt": own_prompt} | settings_of.get("vi-system-prompt", {})
     return ResolvedFlow(
         name=flow["name"],
@@ -116,6 +130,18 @@ def fill_defaults(
         system_prompt=msgspec.convert(prompt, SystemPromptSettings),
         model=model,
     )
+
+
+def _choose_prompt(dataset: DatasetSettings, form: AnswerFormName, family: str) -> str:
+    """Return the system prompt of a flow that names none."""
+    task = dataset.project_kind
+    if form == "json":
+        return BOTH_PROMPT if dataset.dataset_id == BOTH_TASKS else SYSTEM_PROMPTS[task]
+    if form == "text":
+        return TEXT_PROMPTS[task]
+    if task == "phrase-grounding":
+        return LOCATION_PROMPTS.get(family, TEXT_PROMPTS[task])
+    return ""  # the question alone, as in pretraining
 
 
 def _fill_dataset(

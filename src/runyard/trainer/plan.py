@@ -273,6 +273,8 @@ def make_plan(flow: ResolvedFlow, machine: Hardware, sizes: Sizes) -> Plan:
         attention,
         "the library's default" if model.compute.attention == "auto" else "flow",
     )
+    if model.answers.form != "json":
+        note("answerForm", model.answers.form, "flow")
     feature_cache, why = choose_feature_cache(flow, sizes, total / steps_per_epoch)
     note("featureCache", feature_cache, why)
     packing, why = choose_packing(flow, sizes, micro[0])

@@ -21,6 +21,7 @@ from runyard.flows.blocks import ModelSettings, Quantization
 from runyard.ids import resolve_folder
 from runyard.model_folders import ModelFolders
 from runyard.rundir import AttemptDir, CheckpointDir, read_json
+from runyard.trainer.answer_forms import JSON_FORM, AnswerForm, check_native_form, make_form
 from runyard.trainer.checkpoints.checkpoint import (
     TrainingProgress,
     load_optimizers,
@@ -171,6 +172,7 @@ class TrainState:
     run_document: dict[str, Any] = field(default_factory=dict)
     memory_estimate: MemoryEstimate | None = None  # None where memory is not estimated
     is_sharded: bool = False  # whether each rank has a part of every weight
+    answer_form: AnswerForm = JSON_FORM
     has_memory_trial: bool = False  # whether the largest micro-batch is tried before the first step
     parameters: list[torch.nn.Parameter] = field(init=False)  # all that the optimizers change
     longest_index: int = field(init=False)  # of the training sample with the most tokens
@@ -226,6 +228,7 @@ class EncodedData:
     train: Encodings
     validation: Encodings
     fit: FitReport
+    form: AnswerForm = JSON_FORM
     uploaded: UploadedSizes | None = None
     max_pixels: MaxPixels | None = None
 
@@ -295,6 +298,7 @@ def prepare(job: Job, machine: Hardware, *, hooks: Hooks) -> TrainState:
         device=device,
         rounded_steps=make_rounded_steps(flow),
         world=job.world,
+        answer_form=encoded.form,
     )
     if decisions is None:
         fit_plan_to_memory(state, flow, hooks, may_grow=may_grow(job, progress, device))
@@ -448,6 +452,7 @@ def load_weights(
             quantization=get_quantization(job),
             folders=get_folders(job, source.base),
             device=device,
+            check_type=partial(check_native_form, settings.answers.form),
         )
         if source.adapter is not None and settings.training.mode == "full":
             with read_inside(source.adapter, get_folders(job, source.adapter)):
@@ -534,6 +539,7 @@ def encode(job: Job, data: Dataset, model: LoadedModel, hooks: Hooks) -> Encoded
             f"loss.answersOnly false is not possible: {model.parts.packing_obstacle}; try: leave "
             "it true"
         )
+    form = make_form(flow.model.answers.form, model.model_type, model.processor)
     encoder = Encoder(
         model.processor,
         model.parts,
@@ -541,6 +547,7 @@ def encode(job: Job, data: Dataset, model: LoadedModel, hooks: Hooks) -> Encoded
         task=flow.task,
         budget=fitting,
         renderer=model.renderer,
+        form=form,
     )
     train, validation = data.train, data.validation
     if isinstance(train, SampleSelection) and isinstance(validation, SampleSelection):
@@ -548,7 +555,7 @@ def encode(job: Job, data: Dataset, model: LoadedModel, hooks: Hooks) -> Encoded
         encoded = encode_uploaded(job, data, parts, encoder, layout, fitting, hooks)
     else:
         encoded = encode_in_memory(flow, data, encoder, layout, fitting, hooks)
-    return replace(encoded, max_pixels=max_pixels)
+    return replace(encoded, max_pixels=max_pixels, form=form)
 
 
 def limit_images(job: Job, model: LoadedModel) -> tuple[TokenBudget, MaxPixels | None]:

@@ -187,7 +187,12 @@ class TrainLoop:
         self.saved: list[SavedCheckpoint] = []
         # Saved before the evaluation at its step, which has yet to be added.
         self.unevaluated: tuple[PendingCheckpoint, SavedCheckpoint] | None = None
-        self.samples = SampleWriter(job.folder)
+        self.samples = SampleWriter(
+            job.folder,
+            explain=lambda sample, raw: state.answer_form.explain_problem(
+                sample.task or job.flow.task, raw
+            ),
+        )
         self.batch_limit = limit_evaluation_batch(job, state, hooks.on_warning)
         self.evaluated_step: int | None = None
         self.predictions: Path | None = None  # of the last evaluation
@@ -765,6 +770,7 @@ def choose_evaluation_settings(job: Job, state: TrainState) -> dict[str, Any]:
         # As many as a step takes fit, and measuring them would take longer than evaluating them.
         and state.plan.validation_samples > state.plan.micro_batch_size,
         "world": state.world,
+        "form": state.answer_form,
     }
 
 

@@ -29,9 +29,9 @@ import numpy as np
 import torch
 
 from runyard.rundir import files_below
-from runyard.trainer.answers import write_answer
+from runyard.trainer.answer_forms import JSON_FORM, AnswerForm
 from runyard.trainer.data.datasets import Sample
-from runyard.trainer.data.image_resolution import TokenBudget, TooLong
+from runyard.trainer.data.image_resolution import Area, TokenBudget, TooLong
 from runyard.trainer.data.templates import Renderer, TemplateProcess
 from runyard.trainer.errors import InvalidData
 from runyard.trainer.families import FamilyParts
@@ -116,7 +116,9 @@ class Encoder:
         task: str,
         budget: TokenBudget | None = None,
         renderer: Renderer | None = None,
+        form: AnswerForm = JSON_FORM,
     ):
+        self._form = form
         self._processor, self._parts, self._budget = processor, parts, budget
         self._renderer = renderer or TemplateProcess(processor)
         self._system_prompt, self._task = system_prompt, task
@@ -137,17 +139,34 @@ class Encoder:
         Raises:
             TooLong: it does not fit, even with the smallest image.
         """
-        answer = write_answer(sample.task or self._task, sample.truth)
+        image, task = sample.image, sample.task or self._task
+
+        def write(processor: Any, image: Any) -> str:
+            is_sized = self._form.needs_size(task)
+            size = Area().resize(processor, *image.size) if is_sized else None
+            return self._form.write(task, sample.truth, size)
+
         encoded = self.encode_with_answer(
-            sample.image, sample.question, answer, with_image=with_image
+            image,
+            sample.question,
+            write(self._processor, image),
+            with_image=with_image,
+            rewrite=write if self._form.needs_size(task) else None,
         )
         return encoded if with_image else replace(encoded, images={})
 
     def encode_with_answer(
-        self, image: Any, question: str, answer: str, *, with_image: bool = True
+        self,
+        image: Any,
+        question: str,
+        answer: str,
+        *,
+        with_image: bool = True,
+        rewrite: Callable[[Any, Any], str] | None = None,
     ) -> EncodedSample:
         """Encode a question with an answer in its written form. Without ``with_image`` images may
-        still be included.
+        still be included. ``rewrite`` returns the answer for another processor and image, if it
+        depends on them.
 
         Raises:
             TooLong: it does not fit, even with the smallest image.
@@ -165,22 +184,31 @@ class Encoder:
                 else encoded
             )
         if not with_image:
-            return self.encode_with_answer(image, question, answer)
+            return self.encode_with_answer(image, question, answer, rewrite=rewrite)
         return self._shrink_to_fit(
-            self._budget, image.convert("RGB"), self._prompt(question), encoded
+            self._budget, image.convert("RGB"), self._prompt(question), encoded, rewrite
         )
 
     def _shrink_to_fit(
-        self, budget: TokenBudget, image: Any, prompt: str, full: EncodedSample
+        self,
+        budget: TokenBudget,
+        image: Any,
+        prompt: str,
+        full: EncodedSample,
+        rewrite: Callable[[Any, Any], str] | None,
     ) -> EncodedSample:
         """Encode the same sample with the largest image that fits."""
         image_tokens_left = budget.image_tokens_left(full.prompt, full.answer)
         for processor, smaller in budget.list_smaller(self._processor, image, image_tokens_left):
             encoded = self._process(smaller, prompt, processor)
-            if budget.fits(encoded.prompt, full.answer):
+            answer = full.answer
+            if rewrite is not None:
+                written = rewrite(processor, smaller)
+                answer = self._tokenize_answer(self._parts.answer_prefix + written + self._end)
+            if budget.fits(encoded.prompt, answer):
                 return replace(
                     encoded,
-                    answer=full.answer,
+                    answer=answer,
                     images=_pad_patches_like(encoded.images, full.images),
                     is_shrunk=True,
                 )
@@ -272,6 +300,7 @@ class Encoder:
             "parts": repr(self._parts),
             "systemPrompt": self._system_prompt,
             "task": self._task,
+            "form": self._form.name,
             "end": self._end,
             "fitting": repr(self._budget),
         }
@@ -519,6 +548,10 @@ class Encodings(ABC):
     @abstractmethod
     def read_images(self, indices: Sequence[int]) -> dict[str, _Array]:
         """Return the processed images of these samples, concatenated."""
+
+    def read_processed(self, index: int) -> dict[str, _Array]:
+        """Return what the processor made of a sample's image, without computing features of it."""
+        return self.read_images([index])
 
     def __len__(self) -> int:
         return len(self.lengths)

@@ -20,15 +20,16 @@ import torch
 
 from runyard.datasets.pixels import BrokenImage, decode_image
 from runyard.datasets.versions import CONTENTS, MANIFEST, VersionError, VersionFolder
-from runyard.flows.blocks import BUILT_IN_DATASETS, Quantization
+from runyard.flows.blocks import BUILT_IN_DATASETS, AnswerFormName, Quantization
 from runyard.rundir import CheckpointDir, read_json
+from runyard.trainer.answer_forms import make_form
 from runyard.trainer.data.datasets import load_dataset
 from runyard.trainer.data.encode import Encoder, InMemoryEncodings, Layout
 from runyard.trainer.data.image_resolution import TokenBudget, get_context_length
 from runyard.trainer.devices import CPU, find_device, keep_random_states
 from runyard.trainer.errors import ExportFailed
 from runyard.trainer.evaluation.evaluation import generate_answers
-from runyard.trainer.export.predict import read_block_settings
+from runyard.trainer.export.predict import read_answer_form, read_block_settings
 from runyard.trainer.models.model import LoadedModel, get_pad_id, read_quantization
 from runyard.trainer.steps.losses import TokenLosses, get_base_model
 from vi.api.resources.runs.responses import Run
@@ -51,6 +52,7 @@ class ReplayContext:
     architecture: dict[str, Any]
     evaluation: dict[str, Any]
     task: str
+    answer_form: AnswerFormName
     system_prompt: str
     quantization: Quantization | None  # of the base weights during the evaluation
     weights_precision: str  # of a full training
@@ -114,6 +116,7 @@ def read_replay_context(checkpoint: Path) -> ReplayContext:
             architecture=settings["model"]["architecture"],
             evaluation=settings["model"]["evaluation"],
             task=settings["dataset"]["projectKind"],
+            answer_form=read_answer_form(settings),
             system_prompt=settings["system-prompt"]["systemPrompt"],
             quantization=read_quantization(document),
             weights_precision=_read_weights_precision(settings["model"]),
@@ -259,6 +262,7 @@ def replay(
             len(data),
             generation=generation,
             device=device,
+            decode=make_form(context.answer_form, model.model_type, model.processor).decode,
             on_answered=lambda answered: on_progress("Replaying", answered, len(lines)),
         )
     differences = tuple(

@@ -83,6 +83,9 @@ class FeaturesOnUse(Encodings):
         found = [self._read_features(index) for index in indices]
         return {name: concatenate_padded([images[name] for images in found]) for name in found[0]}
 
+    def read_processed(self, index: int) -> dict[str, Array]:
+        return self._encodings.read_processed(index)
+
     def _read_features(self, index: int) -> dict[str, Array]:
         if index not in self._places:
             self._check_cancelled()
