@@ -171,7 +171,7 @@ class Encoder:
         Raises:
             TooLong: it does not fit, even with the smallest image.
         """
-        answer_ids = self._tokenize_answer(self._parts.answer_prefix + answer + self._end)
+        answer_ids = self.tokenize_answer(answer)
         encoded = replace(
             self.encode_question(image, question, with_image=with_image), answer=answer_ids
         )
@@ -188,6 +188,11 @@ class Encoder:
         return self._shrink_to_fit(
             self._budget, image.convert("RGB"), self._prompt(question), encoded, rewrite
         )
+
+    def tokenize_answer(self, answer: str) -> _Array:
+        """Return the tokens that the model generates for an answer in its written form."""
+        tokens: _Array = self._tokenize_answer(self._parts.answer_prefix + answer + self._end)
+        return tokens
 
     def _shrink_to_fit(
         self,
