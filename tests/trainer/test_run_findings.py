@@ -171,7 +171,7 @@ def test_without_an_evaluation_before_training_the_baseline_is_scored_at_the_end
     [event] = events_of(folder, "finding")
     assert "constant answers" in event["message"]
     plain = make_attempt(
-        write_blocks(steps=2, validation=validation, checkpoint={"metric": "loss"})
+        write_blocks(steps=2, validation=validation, checkpoint={"metric": "loss"}), run="plain"
     )
     assert train_attempt(plain) == 0
     assert events_of(plain, "finding") == []  # there is nothing to compare with

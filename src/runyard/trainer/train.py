@@ -294,6 +294,9 @@ class TrainLoop:
         metric = self.state.plan.metric
         if metric == "loss":
             return self.progress.first_loss
+        known = self.job.run.status.progress
+        if known is not None and known.baseline is not None and known.metric_name == metric:
+            return known.baseline
         with contextlib.suppress(StopRequested), self.warn_of_failure("scoring the baseline"):
             self.baseline = self.baseline or self.score_baseline()
         return self.baseline.get(f"{BASELINE_PREFIX}{metric}")
