@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from tests.server.datasets import make_vqa_files
 from tests.support.commands import Runyard
 from tests.support.instance import Instance, LongRuns
 from vi.api.resources.runs.responses import Run
@@ -71,36 +70,6 @@ def test_a_created_run_is_listed_shown_killed_and_deleted(
     deleted = runyard("runs", "delete", "--yes", run_id, "--data-dir", data_dir)
     assert deleted.stdout == f"deleted {run_id}\n"
     assert runyard("runs", "get", run_id, "--data-dir", data_dir).exit_code == 4
-
-
-def test_a_run_on_own_images_says_what_the_tiny_model_sees(
-    runyard: Runyard, data_dir: str, long_runs: LongRuns, tmp_path: Path
-) -> None:
-    long_runs.running()  # holds the only slot
-    here = ("--data-dir", data_dir)
-    for name, content in make_vqa_files(3).items():
-        path = tmp_path / "shelves" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    folder = str(tmp_path / "shelves")
-    dataset_id = runyard("datasets", "import", folder, *here).stdout.strip().splitlines()[-1]
-    own = ("--set", f"vi-dataset.datasetId={dataset_id}")
-
-    planned = runyard("flows", "plan", *own)
-    assert "warning: tiny: images become 32 x 32" in planned.stderr
-    assert "tiny: images" not in runyard("flows", "plan", "--json", *own).output
-    created = runyard("runs", "create", *own, *here)
-    run_id = created.stdout.strip()
-    assert uuid.UUID(run_id)
-    assert "warning: tiny: images become 32 x 32" in created.stderr
-    assert "runyard models add" in created.stderr
-    other = runyard("runs", "create", "--json", *own, *here)
-    [finding] = document(other)["status"]["findings"]
-    assert (finding["code"], other.stderr) == ("TinyImages", "")
-    shown = runyard("runs", "get", run_id, *here).stdout
-    assert "Finding" in shown and "tiny: images become 32 x 32" in shown
-    runyard("runs", "delete", "--yes", run_id, document(other)["runId"], *here)
-    runyard("datasets", "delete", "--yes", dataset_id, *here)
 
 
 def test_runs_are_named_tagged_filtered_sorted_and_counted(
