@@ -37,6 +37,7 @@ from runyard.trainer.data.encode import (
     Encodings,
     InMemoryEncodings,
     Layout,
+    pack_images,
 )
 from runyard.trainer.data.image_resolution import (
     MaxPixels,
@@ -658,9 +659,9 @@ def encode_in_memory(
                 fit.refused.append(f"{sample.filename or sample.question!r} ({error})")
                 continue
             kept.append(sample)
-            encoded.append(item)
+            encoded.append(pack_images(item, encoder.codec))
         fit.shrunk += sum(item.is_shrunk for item in encoded)
-        return kept, InMemoryEncodings(encoded, layout)
+        return kept, InMemoryEncodings(encoded, layout, encoder.codec)
 
     # Augmented images are encoded again for every batch.
     kept_train, train = encode_part(

@@ -40,9 +40,10 @@ from runyard.trainer.data.encode import (
     Encodings,
     Layout,
     SampleEncoder,
-    concatenate_padded,
+    pack_images,
 )
 from runyard.trainer.data.image_resolution import TooLong
+from runyard.trainer.data.pixels import PackedArray, join_packed
 from runyard.trainer.data.shards import (
     BROKEN,
     REFUSED,
@@ -56,7 +57,7 @@ from runyard.trainer.data.shards import (
 from runyard.trainer.data.uploaded import SampleSelection, UploadedSamples
 from runyard.trainer.errors import InvalidData
 
-ENCODING = 3  # to be raised when the stored format changes, or the code that produces it
+ENCODING = 4  # to be raised when the stored format changes, or the code that produces it
 IMAGES_PER_SHARD, MAX_IMAGES_PER_SHARD = 128, 512  # on average, and at most
 MAX_BROKEN_SHARE = 0.05  # a larger share of broken images ends the run
 MAX_NAMED_BROKEN = 20  # broken images that are reported one by one
@@ -158,18 +159,19 @@ class CachedEncodings(Encodings):
         return self._memory.get(index) or self._get_shard(index).read_row(int(self._rows[index]))
 
     def read_images(self, indices: Sequence[int]) -> dict[str, Array]:
+        tables = self._encoded.encoder.codec.tables
         found = [self._get_sample_images(index) for index in indices]
-        return {name: concatenate_padded([images[name] for images in found]) for name in found[0]}
+        return {name: join_packed([images[name] for images in found], tables) for name in found[0]}
 
-    def _get_sample_images(self, index: int) -> dict[str, Array]:
-        """Return the image tensors of a sample.
+    def _get_sample_images(self, index: int) -> dict[str, PackedArray]:
+        """Return the image tensors of a sample, packed.
 
         Those of small datasets stay in memory with their tokens.
         """
         if index in self._memory:
             return self._memory[index].images
         images = self._read_images(index)
-        size_bytes = SAMPLE_BYTES + sum(array.nbytes for array in images.values())
+        size_bytes = SAMPLE_BYTES + sum(array.size_bytes for array in images.values())
         if size_bytes <= self._free_memory_bytes:
             self._memory[index] = replace(self.read_row(index), images=images)
             self._free_memory_bytes -= size_bytes
@@ -178,11 +180,12 @@ class CachedEncodings(Encodings):
     def _get_shard(self, index: int) -> Shard:
         return self._encoded.shards[int(self._shards[index])]
 
-    def _read_images(self, index: int) -> dict[str, Array]:
+    def _read_images(self, index: int) -> dict[str, PackedArray]:
         images = self._get_shard(index).read_images(int(self._rows[index]))
         if images is None:
+            encoder = self._encoded.encoder
             sample = self._encoded.samples.sample(int(self._numbers[index]))
-            images = self._encoded.encoder.encode(sample).images
+            images = pack_images(encoder.encode(sample), encoder.codec).images
         return images
 
 
@@ -410,7 +413,8 @@ class _ShardBuilder:
     def _fill(self, descriptor: int, piece: Array, *, with_images: bool) -> int:
         """Encode a piece into an open file; return its size in bytes."""
         with open(os.dup(descriptor), "r+b") as file:
-            writer = ShardWriter(file, with_images=with_images)
+            codec = self._encoder.codec
+            writer = ShardWriter(file, with_images=with_images, codec=codec)
             for at, number in enumerate(piece.tolist()):
                 try:
                     item = self._encoder.encode(self._samples.sample(number))
