@@ -100,6 +100,7 @@ from runyard.trainer.steps.memory import (
     compare_with_available,
     estimate_memory,
     measure_step_memory,
+    read_host_memory,
     retain_freed_memory,
     return_freed_memory,
 )
@@ -113,6 +114,7 @@ SAMPLES_BETWEEN_CHECKS = 16  # reading stop.json and the permit takes 54 µs (me
 # Of a checkpoint whose plan names no limit, because auto set none then.
 NO_MAX_PIXELS = {"value": None, "reason": "none when this training started"}
 FIXED_DEVICES = ("cpu",)  # where no larger micro-batch is tried
+PROCESS_BYTES = 512 << 20  # most of what one encodes large images with
 MAX_LISTED_REFUSALS = 5  # samples that a warning names
 
 
@@ -124,7 +126,7 @@ class Job:
     weights may be read from. ``origin_run`` is the run of the checkpoint, if that is another one.
     Encoded samples of uploaded data are cached below ``cache``, up to ``cache_bytes``, as long as
     ``spare_bytes`` of the disk stay free.
-    ``world`` has the processes that train together.
+    ``world`` has the processes that train together. Samples are encoded on ``cores``.
     """
 
     folder: Path
@@ -138,6 +140,7 @@ class Job:
     cache_bytes: int = 0
     spare_bytes: int = 0
     world: World = World()
+    cores: int = 1
 
     @property
     def start_message(self) -> str:
@@ -597,7 +600,8 @@ def encode_uploaded(
 ) -> EncodedData:
     """Encode uploaded data through the cache. Broken and oversized samples are left out."""
     train, validation = parts
-    cached = encode_all([train, validation], encoder, choose_cache_place(job, data.name), hooks)
+    place, processes = choose_cache_place(job, data.name), count_processes(job)
+    cached = encode_all([train, validation], encoder, place, hooks, processes=processes)
     fit = FitReport(
         shrunk=len(cached.shrunk),
         refused=[f"{cached.samples.filename(n)!r} ({why})" for n, why in cached.refused.items()],
@@ -672,6 +676,12 @@ def encode_in_memory(
         validation=validation,
         fit=fit,
     )
+
+
+def count_processes(job: Job) -> int:
+    """Return how many processes may encode samples: one for each core, as far as memory allows."""
+    available = read_host_memory(Path("/")).free // job.world.size
+    return max(1, min(job.cores, available // PROCESS_BYTES))
 
 
 def warn_about_refused(
