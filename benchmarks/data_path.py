@@ -13,6 +13,7 @@ exceeded.
 import argparse
 import hashlib
 import os
+import resource
 import shutil
 import sys
 import tempfile
@@ -66,7 +67,7 @@ def make_processor(family: str) -> Any:
 
 
 def encode(root: Path, family: str, processes: int, results: Any) -> None:
-    """Encode all images; put seconds, bytes and a hash of all files."""
+    """Encode all images; put bytes and a hash of all files, seconds, and seconds of CPU time."""
     import torch
 
     from runyard.trainer.data.cache import CacheDir, Hooks, encode_all
@@ -94,15 +95,22 @@ def encode(root: Path, family: str, processes: int, results: Any) -> None:
     place = CacheDir(
         attempt_folder=root, root=cache, shared=cache, limit_bytes=1 << 60, spare_bytes=0
     )
-    began = time.monotonic()
+    began, cpu_before_s = time.monotonic(), read_cpu_seconds()
     encoded = encode_all([data.train], encoder, place, Hooks(), processes=processes)
-    seconds = time.monotonic() - began
+    seconds, cpu_s = time.monotonic() - began, read_cpu_seconds() - cpu_before_s
     encoded.close()
     digest, size = hashlib.sha256(), 0
     for path in sorted(cache.iterdir()):
         digest.update(path.name.encode() + path.read_bytes())
         size += path.stat().st_size
-    results.put((seconds, size, digest.hexdigest()))
+    results.put(((size, digest.hexdigest()), seconds, cpu_s))
+
+
+def read_cpu_seconds() -> float:
+    """Return the CPU time of this process and of its workers that have ended."""
+    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    used = [resource.getrusage(kind) for kind in kinds]
+    return sum(each.ru_utime + each.ru_stime for each in used)
 
 
 def call(function: Any, *given: Any) -> Any:
@@ -129,11 +137,12 @@ def main() -> int:
         make_version(root / "version", given.images, (int(width), int(height)))
         for family in given.families:
             found = {count: call(encode, root, family, count) for count in (1, 2)}
-            assert found[1][1:] == found[2][1:], "the files differ"
-            ratio, mib = found[1][0] / found[2][0], found[1][1] / given.images / (1 << 20)
-            for count in (1, 2):
-                rate = given.images / found[count][0]
-                print(f"{family:<11} {count} process{'es' * (count > 1):<2} {rate:6.1f} images/s")
+            (files, seconds, _), (same, seconds_of_two, _) = found[1], found[2]
+            assert files == same, "the files differ"
+            ratio, mib = seconds / seconds_of_two, files[0] / given.images / (1 << 20)
+            for count, (_, elapsed_s, cpu_s) in found.items():
+                rate, cpu_ms = given.images / elapsed_s, cpu_s / given.images * 1000
+                print(f"{family:<11} {count}: {rate:6.1f} images/s, {cpu_ms:.0f} ms CPU per image")
             print(f"{family:<11} ratio     {ratio:6.2f} (at least {MIN_RATIO})")
             print(f"{family:<11} kept      {mib:6.2f} MiB per image (at most {MAX_MIB})")
             is_within &= ratio >= MIN_RATIO and mib <= MAX_MIB

@@ -14,6 +14,7 @@ Few or quick samples are encoded in this process alone, as its first ones show.
 """
 
 import contextlib
+import ctypes
 import gc
 import os
 import resource
@@ -48,6 +49,7 @@ MESSAGE_TIMEOUT_S = 60.0  # within a message; then the worker counts as lost
 ENCODED_ERRORS = {kind.__name__: kind for kind in (BrokenImage, TooLong)}
 _TASK, _LENGTHS = struct.Struct("<q"), struct.Struct("<QQ")
 _ALIGNMENT = 8
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # options of ``mallopt``
 
 Encode = Callable[[int], EncodedSample]
 
@@ -110,10 +112,10 @@ class SampleSource:
 
     def _start_if_worthwhile(self, number: int, seconds: float) -> None:
         # The first sample also fills caches, such as that of rendered prompts.
-        if self._workers is not None or self._processes < 2 or self._read < 2:
-            return
         processes = min(self._processes, self._left)
-        if seconds * self._left * (1 - 1 / max(1, processes)) < MIN_GAIN_S:
+        if self._workers is not None or processes < 2 or self._read < 2:
+            return
+        if seconds * self._left * (1 - 1 / processes) < MIN_GAIN_S:
             return
         self._workers = SampleWorkers(
             self._encode, processes, near=self._near, descriptors=self._descriptors()
@@ -321,6 +323,7 @@ def _serve(
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ignored)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         _use_one_thread()
+        _retain_freed_memory()
         gc.freeze()
         while True:
             (number,) = _TASK.unpack(_read_task(connection))
@@ -338,6 +341,14 @@ def _use_one_thread() -> None:
 
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     torch.set_num_threads(1)
+
+
+def _retain_freed_memory() -> None:
+    """Have the C library keep freed memory for the next image: a third less CPU time (measured)."""
+    with contextlib.suppress(OSError, AttributeError):  # C libraries other than glibc
+        library = ctypes.CDLL(None)
+        library.mallopt(_M_MMAP_MAX, 0)
+        library.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def _read_task(connection: socket.socket) -> bytes:
