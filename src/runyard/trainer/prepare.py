@@ -4,6 +4,7 @@ When resuming, weights, optimizer state, counters and random states come from th
 Everything else is made as the first time, from the flow and its seed, and so comes out the same.
 """
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -50,6 +51,7 @@ from runyard.trainer.data.image_resolution import (
     limit_resolution,
 )
 from runyard.trainer.data.uploaded import SampleSelection, check_split, load_uploaded
+from runyard.trainer.data.workers import SampleSource
 from runyard.trainer.errors import InvalidData, InvalidFlow
 from runyard.trainer.models.adapters import add_adapter, check_adapter_settings, merge_adapter
 from runyard.trainer.models.attention import check_attention
@@ -551,7 +553,8 @@ def encode(job: Job, data: Dataset, model: LoadedModel, hooks: Hooks) -> Encoded
         parts = train, validation
         encoded = encode_uploaded(job, data, parts, encoder, layout, fitting, hooks)
     else:
-        encoded = encode_in_memory(flow, data, encoder, layout, fitting, hooks)
+        processes = count_processes(job)
+        encoded = encode_in_memory(flow, data, encoder, layout, fitting, hooks, processes)
     return replace(encoded, max_pixels=max_pixels)
 
 
@@ -638,6 +641,7 @@ def encode_in_memory(
     layout: Layout,
     fitting: TokenBudget,
     hooks: Hooks,
+    processes: int,
 ) -> EncodedData:
     """Encode built-in data. Oversized samples are left out."""
     fit = FitReport()
@@ -646,17 +650,29 @@ def encode_in_memory(
         samples: Sequence[Sample], name: str, *, with_images: bool = True
     ) -> tuple[list[Sample], InMemoryEncodings]:
         kept, encoded = [], []
-        for number, sample in enumerate(samples):
-            if number % SAMPLES_BETWEEN_CHECKS == 0:
-                hooks.check_cancelled()
-                hooks.on_activity(f"Encoding images: {number:,} of {len(samples):,} {name} samples")
-            try:
-                item = encoder.encode(sample, with_image=with_images)
-            except TooLong as error:
-                fit.refused.append(f"{sample.filename or sample.question!r} ({error})")
-                continue
-            kept.append(sample)
-            encoded.append(pack_images(item, encoder.codec))
+        source = SampleSource(
+            lambda number: pack_images(
+                encoder.encode(samples[number], with_image=with_images), encoder.codec
+            ),
+            total=len(samples),
+            processes=processes if with_images else 1,
+            check=hooks.check_cancelled,
+        )
+        with contextlib.closing(source):
+            source.expect(range(len(samples)))
+            for number, sample in enumerate(samples):
+                if number % SAMPLES_BETWEEN_CHECKS == 0:
+                    hooks.check_cancelled()
+                    hooks.on_activity(
+                        f"Encoding images: {number:,} of {len(samples):,} {name} samples"
+                    )
+                try:
+                    item = source.read(number)
+                except TooLong as error:
+                    fit.refused.append(f"{sample.filename or sample.question!r} ({error})")
+                    continue
+                kept.append(sample)
+                encoded.append(item)
         fit.shrunk += sum(item.is_shrunk for item in encoded)
         return kept, InMemoryEncodings(encoded, layout, encoder.codec)
 
