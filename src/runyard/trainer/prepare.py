@@ -94,6 +94,7 @@ from runyard.trainer.steps.autotune import BuildBatch
 from runyard.trainer.steps.batching import BatchBuilder, estimate_padding_share
 from runyard.trainer.steps.features import explain_not_frozen
 from runyard.trainer.steps.growth import MIN_SPEEDUP, ROUNDS, measure_growth
+from runyard.trainer.steps.loading import BatchLoader
 from runyard.trainer.steps.losses import TokenLosses, get_base_model
 from runyard.trainer.steps.memory import (
     MemoryEstimate,
@@ -178,12 +179,15 @@ class TrainState:
     memory_estimate: MemoryEstimate | None = None  # None where memory is not estimated
     is_sharded: bool = False  # whether each rank has a part of every weight
     has_memory_trial: bool = False  # whether the largest micro-batch is tried before the first step
+    loader: BatchLoader = field(init=False)  # builds the batches of steps
+    next_batch: tuple[int, list[int]] | None = None  # epoch and samples of the step to prepare
     parameters: list[torch.nn.Parameter] = field(init=False)  # all that the optimizers change
     longest_index: int = field(init=False)  # of the training sample with the most tokens
 
     def __post_init__(self) -> None:
         self.parameters = [parameter for _, parameter in self.model.trainable_parameters()]
         self.longest_index = int(np.argmax(self.lengths))
+        self.loader = BatchLoader(self.build_batch, may_prepare=False)
 
     def count_samples_left(self) -> float:
         """Return the samples still to train on, each counted by its share of the longest one."""
@@ -310,8 +314,18 @@ def prepare(job: Job, machine: Hardware, *, hooks: Hooks) -> TrainState:
         follow_decisions(state, decisions)
     job.world.share_weights(state.parameters)
     apply_strategy(job, state, decisions["strategy"], is_restored=not may_shard)
+    state.loader = BatchLoader(
+        state.build_batch, may_prepare=batching.may_prepare and may_prepare_batches(state, flow)
+    )
     state.run_document = build_run_document(job, model, state.plan)
     return state
+
+
+def may_prepare_batches(state: TrainState, flow: ResolvedFlow) -> bool:
+    """Return whether batches may be prepared ahead: they take memory, and time of short steps."""
+    estimate = state.memory_estimate
+    has_memory = state.device.type != "cpu" or (estimate is not None and estimate.is_ample)
+    return has_memory and not flow.is_tiny
 
 
 def check_strategy(flow: ResolvedFlow, obstacle: str | None) -> None:
