@@ -49,7 +49,13 @@ def test_every_step_evaluation_and_checkpoint_has_an_event(
     steps = events_of(finished, "step")
     assert [event["step"] for event in steps] == [1, 2, 3, 4, 5, 6]
     assert [event["epoch"] for event in steps] == [0.5, 1, 1.5, 2, 2.5, 3]
-    assert set(steps[0]["values"]) == {"loss", "learningRate", "gradNorm", "samplesPerSecond"}
+    assert set(steps[0]["values"]) == {
+        "loss",
+        "learningRate",
+        "gradNorm",
+        "samplesPerSecond",
+        "dataWaitShare",
+    }
     assert steps[-1]["values"]["loss"] < steps[0]["values"]["loss"]
     assert steps[-1]["secondsLeft"] == 0
     evaluations = events_of(finished, "evaluation")

@@ -296,6 +296,7 @@ def load_job(folder: Path, events: EventWriter) -> tuple[Any, Any]:
         cache_bytes=int(config.get("cacheBytes") or 0),
         spare_bytes=int(config.get("freeDiskBytes") or 0),
         world=world,
+        cores=max(1, offered // world.size),
     )
     return job, detect_machine(threads)
 

@@ -371,7 +371,8 @@ class TrainLoop:
         if math.isfinite(loss) and (warning := self.loss_spikes.update(step + 1, loss)):
             self.hooks.on_warning(warning)
         state.world.beat.write("apart")
-        self.record_step(loss, norm, learning_rate, samples=len(indices))
+        share = state.loader.end_step()
+        self.record_step(loss, norm, learning_rate, samples=len(indices), wait_share=share)
 
     def count_skipped_steps(self, loss: float, norm: float) -> None:
         """Note whether a step with a scaled loss was skipped, and warn about it.
@@ -419,7 +420,9 @@ class TrainLoop:
             self.is_phase_stale = False
         self.last_step_at = self.clock()
 
-    def record_step(self, loss: float, norm: float, learning_rate: float, *, samples: int) -> None:
+    def record_step(
+        self, loss: float, norm: float, learning_rate: float, *, samples: int, wait_share: float
+    ) -> None:
         """Advance the counters by a step, and write its event and now and then a line."""
         progress, total = self.progress, self.state.plan.total_steps
         now = self.clock()
@@ -442,6 +445,7 @@ class TrainLoop:
                 "learningRate": learning_rate,
                 **({"gradNorm": round(norm, 6)} if math.isfinite(norm) else {}),
                 "samplesPerSecond": round(samples / max(1e-6, now - self.last_step_at), 1),
+                "dataWaitShare": round(wait_share, 4),
             },
         )
         if now - self.last_line_at >= SECONDS_BETWEEN_LINES:
@@ -549,6 +553,7 @@ class TrainLoop:
         """
         self.hooks.check_cancelled()
         state, plan = self.state, self.state.plan
+        state.loader.settle()
         message = f"{plan.validation_samples} held-out samples"
         self.events.write("phase", phase="Evaluating", message=message)
         state.world.announce("evaluate")
@@ -851,21 +856,22 @@ class BatchOrder:
 
     def __init__(self, flow: ResolvedFlow, state: TrainState):
         self.flow, self.state = flow, state
-        self.batches: list[list[int]] = []  # sample indices, of the current epoch
+        self.epochs: dict[int, list[list[int]]] = {}  # the batches of this epoch and the next
 
     def select(self, step: int) -> tuple[int, list[int]]:
         """Return the epoch and the sample indices of a step."""
         plan = self.state.plan
         epoch, step_in_epoch = divmod(step, plan.steps_per_epoch)
-        if not self.batches or step_in_epoch == 0:
-            self.batches = epoch_batches(
+        if epoch not in self.epochs:
+            self.epochs = {at: batches for at, batches in self.epochs.items() if at == epoch - 1}
+            self.epochs[epoch] = epoch_batches(
                 self.state.lengths,
                 batch_size=plan.batch_size,
                 seed=self.flow.settings.seed,
                 epoch=epoch,
                 shuffle=self.flow.dataset.shuffle,
             )
-        return epoch, self.batches[step_in_epoch]
+        return epoch, self.epochs[epoch][step_in_epoch]
 
 
 def name_checkpoint(step: int, steps_per_epoch: int) -> str:
@@ -968,10 +974,10 @@ def run_micro_batches(
 
     Returns the mean loss per label token, and the number of these tokens.
     """
-    starts = range(0, len(indices), micro_batch_size)
-    micro_batches = [indices[start : start + micro_batch_size] for start in starts]
+    micro_batches = split(indices, micro_batch_size)
     # Padded rows are (B, T); packed, one row (1, T) holds all samples. Labels are (N,).
-    batches = [state.build_batch(micro_batch, epoch) for micro_batch in micro_batches]
+    batches = [state.loader.load(micro_batch, epoch) for micro_batch in micro_batches]
+    prepare_next(state, micro_batch_size)
     if not batches:  # a rank may have no share of a short batch, and its scaler still takes a step
         state.scaler.scale(torch.zeros((), device=state.device))
     labels = sum(batch.label_count for batch in batches)
@@ -983,6 +989,19 @@ def run_micro_batches(
         state.scaler.scale(loss).backward()
         total += float(loss.detach())
     return total, labels
+
+
+def split(indices: list[int], size: int) -> list[list[int]]:
+    """Return the samples in micro-batches of this size."""
+    return [indices[start : start + size] for start in range(0, len(indices), size)]
+
+
+def prepare_next(state: TrainState, micro_batch_size: int) -> None:
+    """Have the batches of the next step prepared, if batches are prepared ahead."""
+    if state.next_batch is not None:
+        epoch, indices = state.next_batch
+        share = state.world.select(indices)
+        state.loader.prepare(split(share, micro_batch_size), epoch)
 
 
 def run_sharded_micro_batches(
@@ -998,7 +1017,8 @@ def run_sharded_micro_batches(
     count = math.ceil(math.ceil(len(indices) / world.size) / micro_batch_size)
     starts = [number * micro_batch_size for number in range(count)]
     micro_batches = [share[start : start + micro_batch_size] for start in starts]
-    batches = [state.build_batch(each or indices[:1], epoch) for each in micro_batches]
+    batches = [state.loader.load(each or indices[:1], epoch) for each in micro_batches]
+    prepare_next(state, micro_batch_size)
     weights = [1.0 if each else 0.0 for each in micro_batches]
     labels = sum(
         batch.label_count for batch, weight in zip(batches, weights, strict=True) if weight
@@ -1021,7 +1041,11 @@ def begin_step(
     """
     step, plan = state.progress.step, state.plan
     state.world.beat.begin_step(step)
+    state.loader.begin_step()
     epoch, indices = order.select(step)
+    state.next_batch = None
+    if state.loader.is_preparing and step + 1 < plan.total_steps:
+        state.next_batch = order.select(step + 1)
     state.world.seed(flow.settings.seed, step)
     schedule = flow.model.hyperparameters.schedule
     factor = rate_factor(step, total=plan.total_steps, warmup=plan.warmup_steps, schedule=schedule)
