@@ -387,21 +387,22 @@ def test_a_model_trained_in_its_own_form_scores_as_with_json_or_better(
     for form in ("json", "native"):
         model = {
             "hyperparameters": {
-                "maxSteps": 120,
+                "maxSteps": 300,
                 "epochs": 99,
                 "batchSize": 8,
                 "microBatchSize": 8,
                 "learningRate": 0.005,
             },
-            "validation": {"every": {"steps": 120}},
-            "checkpoint": {"every": {"steps": 120}},
+            "validation": {"every": {"steps": 300}},
+            "checkpoint": {"every": {"steps": 300}},
             "compute": {"precisionType": "float32"},
             "evaluation": {"max_new_tokens": 120, "repetition_penalty": 1.0},
         }
         blocks = make_blocks(miniature(model_type), form, **model)
+        blocks["vi-dataset"]["maxSamples"] = 64
         folder = make_attempt(blocks, run=form)
         assert train_attempt(folder) == 0, (folder / "result.json").read_text()
         (found,) = events_of(folder, "evaluation")
         scores[form] = found["values"]["validation/iou"]
     assert scores["native"] >= scores["json"] - 0.01
-    assert scores["native"] > 0.9  # the constant answer scores a quarter
+    assert scores["native"] > 0.6  # the constant answer scores a quarter
