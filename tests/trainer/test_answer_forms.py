@@ -209,6 +209,18 @@ def test_the_tokens_that_training_sees_are_read_back(
         assert is_near(read.groundings, TWO, within)
 
 
+@pytest.mark.parametrize("is_special", [True, False])
+def test_location_tokens_survive_decoding_and_other_special_ones_do_not(is_special: bool) -> None:
+    import torch
+
+    tokenizer = miniatures.make_tokenizer(image_token="<image>")
+    tokenizer.add_tokens([f"<loc_{number}>" for number in range(1000)], special_tokens=is_special)
+    raw = "dog<loc_1><loc_2><loc_3><loc_999>"
+    tokens = tokenizer(f"<s>{raw}<|im_end|><pad><image>", add_special_tokens=False)["input_ids"]
+    assert native("florence2").decode(tokenizer, torch.tensor([tokens])) == [raw]
+    assert ("<loc_1>" in AnswerForm().decode(tokenizer, [tokens])[0]) != is_special
+
+
 def test_boxes_in_pixels_are_those_of_an_image_that_was_shrunk_to_fit() -> None:
     _, processor = miniatures.make("qwen2_5_vl")
     processor.image_processor.size = {"shortest_edge": 1024, "longest_edge": 128 * 128}
