@@ -1,4 +1,4 @@
-"""Every family in miniature: real classes, configuration and files, ten thousand random weights.
+"""Every family in miniature: real classes, configuration, files, and few random weights.
 
 Loading, training, saving and loading again use the same code as for real models. Layers are 32
 wide, images 32 by 32 with 16 patches or fewer. Special features of a family are kept: bidirectional
@@ -466,12 +466,12 @@ def make_paligemma() -> tuple[Any, Any]:
 def make_florence2() -> tuple[Any, Any]:
     """An encoder reads image and question, a decoder answers.
 
-    No chat template. Location tokens are special ones. Without dropout, for comparisons.
+    No chat template, but location tokens. Without dropout, for comparisons.
     """
     import transformers as t
 
     tokenizer = make_tokenizer(image_token="<image>")
-    tokenizer.add_tokens([f"<loc_{number}>" for number in range(1000)], special_tokens=True)
+    tokenizer.add_tokens([f"<loc_{number}>" for number in range(1000)])
     config = t.Florence2Config(
         text_config={
             "model_type": "bart",
