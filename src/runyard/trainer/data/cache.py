@@ -40,7 +40,7 @@ from runyard.trainer.data.encode import (
     Encodings,
     Layout,
     SampleEncoder,
-    concatenate_padded,
+    join_images,
 )
 from runyard.trainer.data.image_resolution import TooLong
 from runyard.trainer.data.shards import (
@@ -159,7 +159,7 @@ class CachedEncodings(Encodings):
 
     def read_images(self, indices: Sequence[int]) -> dict[str, Array]:
         found = [self._get_sample_images(index) for index in indices]
-        return {name: concatenate_padded([images[name] for images in found]) for name in found[0]}
+        return join_images(found)
 
     def _get_sample_images(self, index: int) -> dict[str, Array]:
         """Return the image tensors of a sample.
