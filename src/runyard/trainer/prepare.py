@@ -262,7 +262,7 @@ def prepare(job: Job, machine: Hardware, *, hooks: Hooks) -> TrainState:
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
     if job.resume is not None:
         hooks.on_activity(f"Reading checkpoint {job.resume.name}")
-    obstacle = explain_unshardable(flow, precision)
+    obstacle = find_shard_obstacle(flow, data, precision)
     check_strategy(flow, obstacle)
     # Sharded, each rank keeps only a part of what the checkpoint has for the optimizers.
     may_shard = obstacle is None and flow.settings.resources.strategy != "ddp"
@@ -306,6 +306,15 @@ def prepare(job: Job, machine: Hardware, *, hooks: Hooks) -> TrainState:
     apply_strategy(job, state, decisions["strategy"], is_restored=not may_shard)
     state.run_document = build_run_document(job, model, state.plan)
     return state
+
+
+def find_shard_obstacle(flow: ResolvedFlow, data: Dataset, precision: str) -> str | None:
+    """Return why weights cannot be sharded; None if they can."""
+    obstacle = explain_unshardable(flow, precision)
+    if obstacle is None and data.has_text_only:
+        # All ranks gather the same blocks in the same order.
+        return "a batch of text only would run fewer blocks of the model than others"
+    return obstacle
 
 
 def check_strategy(flow: ResolvedFlow, obstacle: str | None) -> None:
@@ -926,7 +935,7 @@ def fit_plan_to_memory(
 
 def describe_sharding(state: TrainState, flow: ResolvedFlow) -> Sharding | None:
     """Return what the weights could be sharded into; None if they could not, or need not be."""
-    is_possible = explain_unshardable(flow, state.plan.precision) is None
+    is_possible = find_shard_obstacle(flow, state.data, state.plan.precision) is None
     if not is_possible or flow.settings.resources.strategy == "ddp":
         return None
     parameters = state.model.module.parameters()

@@ -87,6 +87,7 @@ class Dataset:
     ``phrases`` are frequent texts, for a new tokenizer. ``held_out_split`` is the part of the
     dataset's own split that is held out, or None if the content of images decides.
     ``unused_images`` counts its test images, if those of ``validation`` are held out.
+    ``has_text_only`` says whether some samples show no image.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Dataset:
     version: str | None = None  # of an uploaded dataset; None for built-in ones
     held_out_split: Split | None = None
     unused_images: int = 0
+    has_text_only: bool = False
 
 
 def load_dataset(

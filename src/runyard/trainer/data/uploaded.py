@@ -124,12 +124,14 @@ class UploadedSamples:
             locations: list[tuple[int, int, int]] = []
             keys, image_hashes, splits = bytearray(), bytearray(), bytearray()
             self._numbers_by_name: dict[str, int] | None = None
+            self.has_text_only = False
             for number, item in enumerate(self._version.items()):
                 if number % 256 == 0:
                     check_cancelled()
                 for record, contents in enumerate(item.records):
                     self._check_task(item, contents)
                     images = [item, *self._find_further(item, contents)]
+                    self.has_text_only |= is_text_only(contents)
                     for part, (question, truth) in enumerate(list_questions(contents)):
                         locations.append((number, record, part))
                         key = _hash_sample(images, contents, question, truth)
@@ -313,6 +315,7 @@ def load_uploaded(
         version=version,
         held_out_split=held_out_split,
         unused_images=whole.count_images(np.flatnonzero(unused)),
+        has_text_only=whole.has_text_only,
     )
     check_split(dataset, validation_fraction)
     return dataset

@@ -380,12 +380,22 @@ def _make_prediction(
         "index": index,
         **({"filename": sample.filename} if sample.filename else {}),
         "question": sample.question,
+        **_describe_conversation(sample),
         "truth": sample.truth.text,
         "answer": answer.text,
         "raw": answer.raw,
         **_make_boxes(task, answer, sample),
         "scores": {name: round(score, 6) for name, score in scores.items()},
     }
+
+
+def _describe_conversation(sample: Sample) -> dict[str, Any]:
+    """Return the turns before the answer, and the file names of all images, if there are turns."""
+    if not sample.turns:
+        return {}
+    shown = [] if sample.is_text_only else [sample.filename, *sample.further_filenames]
+    turns = [{"role": turn.role, "content": turn.content} for turn in sample.turns[:-1]]
+    return {"images": shown, "turns": turns}
 
 
 def _make_preview(task: str, index: int, answer: Answer, sample: Sample) -> dict[str, Any]:

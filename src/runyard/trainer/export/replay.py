@@ -19,11 +19,12 @@ import msgspec
 import torch
 
 from runyard.datasets.pixels import BrokenImage, decode_image
+from runyard.datasets.records import Turn
 from runyard.datasets.versions import CONTENTS, MANIFEST, VersionError, VersionFolder
 from runyard.flows.blocks import BUILT_IN_DATASETS, Quantization
 from runyard.rundir import CheckpointDir, read_json
 from runyard.trainer.data.datasets import load_dataset
-from runyard.trainer.data.encode import Encoder, InMemoryEncodings, Layout
+from runyard.trainer.data.encode import EncodedSample, Encoder, InMemoryEncodings, Layout
 from runyard.trainer.data.image_resolution import TokenBudget, get_context_length
 from runyard.trainer.devices import CPU, find_device, keep_random_states
 from runyard.trainer.errors import ExportFailed
@@ -233,9 +234,7 @@ def replay(
     encoded = []
     for number, line in enumerate(lines):
         on_progress("Reading images", number, len(lines))
-        encoded.append(
-            encoder.encode_with_answer(read_image(line), line["question"], line["truth"])
-        )
+        encoded.append(encode_line(encoder, line, read_image))
     data = InMemoryEncodings(encoded, Layout(pad_id=get_pad_id(tokenizer)))
     module = model.module.to(device).eval()
     losses = TokenLosses(module, precision=context.precision, device=device, label_smoothing=0.0)
@@ -267,6 +266,15 @@ def replay(
         if line["raw"] != answer
     )
     return Replay(len(lines), differences, device.type)
+
+
+def encode_line(encoder: Encoder, line: Line, read_image: ReadImage) -> EncodedSample:
+    """Encode the sample of a prediction, which may be a conversation."""
+    if "turns" not in line:
+        return encoder.encode_with_answer(read_image(line), line["question"], line["truth"])
+    images = [read_image({**line, "filename": name}) for name in line["images"]]
+    turns = msgspec.convert(line["turns"], list[Turn])
+    return encoder.encode_conversation(images, turns, line["truth"])
 
 
 @contextlib.contextmanager
