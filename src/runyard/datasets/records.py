@@ -162,6 +162,11 @@ def list_further_images(contents: Contents) -> list[str]:
     return contents.images[1:] if isinstance(contents, Conversation) else []
 
 
+def is_text_only(contents: Contents) -> bool:
+    """Return whether a record is a conversation that shows no image."""
+    return isinstance(contents, Conversation) and contents.is_text_only
+
+
 def rename_images(contents: Contents, names: Mapping[str, str]) -> Contents:
     """Return the contents with the images that ``names`` has under their new names."""
     if not isinstance(contents, Conversation) or not contents.images:

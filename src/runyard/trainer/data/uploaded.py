@@ -26,6 +26,7 @@ from runyard.datasets.records import (
     Freeform,
     PhraseGrounding,
     Vqa,
+    is_text_only,
     list_further_images,
 )
 from runyard.datasets.splits import SPLITS, Split, is_held_out
@@ -369,11 +370,6 @@ def _check_own_split(dataset: Dataset, found: str, validation_fraction: float) -
             f"{found} in its own {dataset.held_out_split} split; try: add images to it, "
             f"validationFraction 0 to train without validation, or {merge}"
         )
-
-
-def is_text_only(contents: Contents) -> bool:
-    """Return whether a record is a conversation that shows no image."""
-    return isinstance(contents, Conversation) and contents.is_text_only
 
 
 def get_conversation(contents: Contents) -> Conversation | None:
