@@ -22,7 +22,10 @@ from torch.nn.functional import cross_entropy
 from runyard.datasets.records import Conversation, Interaction, Turn, Vqa
 from runyard.rundir import read_json
 from runyard.trainer.data.cache import Hooks
+from runyard.trainer.data.encode import Encoder, InMemoryEncodings, Layout
+from runyard.trainer.data.templates import BuiltInTemplate
 from runyard.trainer.errors import InvalidData
+from runyard.trainer.evaluation.evaluation import generate_answers
 from runyard.trainer.families import PARTS
 from runyard.trainer.main import detect_machine, parse_model_folders, parse_run
 from runyard.trainer.prepare import Job, TrainState, prepare
@@ -211,6 +214,23 @@ def step(state: TrainState) -> tuple[float, Gradients]:
     return loss, found
 
 
+class UploadedTalks:
+    """The samples of ``TALKS``, encoded, and the number of each."""
+
+    def __init__(self, state: TrainState) -> None:
+        model = state.model
+        encoder = Encoder(
+            model.processor,
+            model.parts,
+            system_prompt=SYSTEM,
+            task="vqa",
+            renderer=BuiltInTemplate(model.processor),
+        )
+        self.encoded = [encoder.encode(sample) for sample in state.data.train]
+        last = [talk.texts[-1] for talk in TALKS]
+        self.numbers = [last.index(sample.truth.text) for sample in state.data.train]
+
+
 def is_quick(case: tuple[str, str]) -> bool:
     place, variant = WITH_TEMPLATE.index(case[0]), list(VARIANTS).index(case[1])
     return case[0] == "qwen3_vl" or (variant + place) % 6 == 0
@@ -236,6 +256,38 @@ def test_conversations_have_the_loss_and_the_gradients_of_the_reference(
     expected = reference(model_type)
     assert expected.tokens > 0
     compare((loss, gradients), (expected.loss, expected.gradients))
+
+
+@pytest.mark.parametrize(
+    "model_type",
+    mark_slow(WITH_TEMPLATE, unless=lambda name: name in ("qwen3_vl", "idefics3", "gemma3")),
+)
+def test_the_last_answer_is_generated_from_the_true_history(
+    model_type: str,
+    trainer: Callable[..., TrainState],
+    reference: Callable[[str], Reference],
+) -> None:
+    state = trainer(model_type, VARIANTS["whole"])
+    plain, count = reference(model_type), len(TALKS)
+    samples = UploadedTalks(state)
+    encodings = InMemoryEncodings(samples.encoded, Layout(pad_id=0))
+    options = state.generation | {"max_new_tokens": 6}
+    module = state.model.module.eval()
+    with torch.inference_mode():
+        answers = generate_answers(
+            module,
+            plain.processor.tokenizer,
+            encodings,
+            count,
+            generation=options,
+            device=torch.device("cpu"),
+        )
+        for number, answer in zip(samples.numbers, answers, strict=True):
+            talk = TALKS[number]
+            inputs = plain.process(make_messages(talk)[:-1], talk, add_generation_prompt=True)
+            width = inputs["input_ids"].shape[1]
+            tokens = plain.model.eval().generate(**inputs, **options)[0, width:]
+            assert answer == plain.processor.tokenizer.decode(tokens, skip_special_tokens=True)
 
 
 @pytest.mark.parametrize("model_type", ["paligemma", "florence2"])

@@ -212,7 +212,10 @@ def score_by_task(task: str, answers: Sequence[Answer], samples: Sequence[Sample
             [answers[index] for index in indices],
             [sample.truth for sample in some],
             [
-                (sample.image_sha256, sample.question) if sample.image_sha256 else None
+                # The answer to the last question depends on the turns before it.
+                (sample.image_sha256, sample.question)
+                if sample.image_sha256 and not sample.turns
+                else None
                 for sample in some
             ],
         )
