@@ -83,6 +83,7 @@ VARIANTS = {
     "micro-1": make_model_block(1),
     "packed": make_model_block(4, packing=True),
     "packed-micro-2": make_model_block(2, packing=True),
+    "vision-alone-micro-1": make_model_block(1, freeze=("projector", "language")),
     "vision-frozen-kept": make_model_block(2, freeze=("vision",), featureCache=True),
     "packed-kept": make_model_block(
         4, freeze=("vision", "projector"), packing=True, featureCache=True

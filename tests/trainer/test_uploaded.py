@@ -148,6 +148,8 @@ def test_a_conversation_has_its_images_in_order(
     for image, content in zip(shown.images, (png(9), png(1), png(0)), strict=True):
         assert np.array_equal(np.asarray(image), np.asarray(Image.open(io.BytesIO(content))))
     assert (text.images, text.is_text_only) == ([], True)
+    assert data.has_text_only
+    assert isinstance(data.train, SampleSelection) and data.train.image_count == 1
 
 
 def test_a_broken_image_of_several_is_named(

@@ -125,18 +125,18 @@ class UploadedSamples:
             locations: list[tuple[int, int, int]] = []
             keys, image_hashes, splits = bytearray(), bytearray(), bytearray()
             self._numbers_by_name: dict[str, int] | None = None
-            self.has_text_only = False
+            shows_image = bytearray()
             for number, item in enumerate(self._version.items()):
                 if number % 256 == 0:
                     check_cancelled()
                 for record, contents in enumerate(item.records):
                     self._check_task(item, contents)
                     images = [item, *self._find_further(item, contents)]
-                    self.has_text_only |= is_text_only(contents)
                     for part, (question, truth) in enumerate(list_questions(contents)):
                         locations.append((number, record, part))
                         key = _hash_sample(images, contents, question, truth)
                         keys += key
+                        shows_image.append(not is_text_only(contents))
                         # Rows of text only are split one by one.
                         image_hashes += (
                             key if is_text_only(contents) else bytes.fromhex(item.sha256)
@@ -150,6 +150,7 @@ class UploadedSamples:
         """The content hash of each sample's first image; of a sample without one its own hash."""
         self.splits = np.frombuffer(bytes(splits), np.uint8)
         """The index of each sample's split in ``SPLITS``; ``len(SPLITS)`` for no split."""
+        self._shows_image = np.frombuffer(bytes(shows_image), np.uint8).astype(bool)
         self._decoded: OrderedDict[str, Image.Image] = OrderedDict()
 
     def __len__(self) -> int:
@@ -176,9 +177,14 @@ class UploadedSamples:
         """Return which samples are in this part of the dataset's own split."""
         return np.equal(self.splits, SPLITS.index(split))
 
+    @property
+    def has_text_only(self) -> bool:
+        """Whether some samples show no image."""
+        return not bool(self._shows_image.all())
+
     def count_images(self, numbers: "np.ndarray[Any, Any]") -> int:
-        """Return the number of distinct files among these samples."""
-        return len(np.unique(self._locations[numbers, 0]))
+        """Return the number of distinct files that these samples show first."""
+        return len(np.unique(self._locations[numbers[self._shows_image[numbers]], 0]))
 
     def _read_item(self, item_number: int) -> VersionImage:
         with self._mark_damaged():
