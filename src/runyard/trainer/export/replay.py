@@ -19,12 +19,13 @@ import msgspec
 import torch
 
 from runyard.datasets.pixels import BrokenImage, decode_image
+from runyard.datasets.records import Turn
 from runyard.datasets.versions import CONTENTS, MANIFEST, VersionError, VersionFolder
 from runyard.flows.blocks import BUILT_IN_DATASETS, AnswerFormName, Quantization
 from runyard.rundir import CheckpointDir, read_json
 from runyard.trainer.answer_forms import make_form
 from runyard.trainer.data.datasets import load_dataset
-from runyard.trainer.data.encode import Encoder, InMemoryEncodings, Layout
+from runyard.trainer.data.encode import EncodedSample, Encoder, InMemoryEncodings, Layout
 from runyard.trainer.data.image_resolution import TokenBudget, get_context_length
 from runyard.trainer.devices import CPU, find_device, keep_random_states
 from runyard.trainer.errors import ExportFailed
@@ -233,12 +234,13 @@ def encode_recorded(
         task=context.task,
         budget=budget,
         renderer=model.renderer,
+        form=make_form(context.answer_form, model.model_type, model.processor),
     )
     encoded = []
     for number, line in enumerate(lines):
         on_progress("Reading images", number, len(lines))
         # The true answer determines the size of the image.
-        asked = encoder.encode_with_answer(read_image(line), line["question"], line["truth"])
+        asked = encode_line(encoder, line, read_image)
         recorded = encoder.tokenize_answer(line["raw"])[: context.answer_tokens]
         encoded.append(replace(asked, answer=recorded))
     layout = Layout(
@@ -309,6 +311,15 @@ def find_replay_device(context: ReplayContext) -> torch.device:
     """Return the device of the evaluation where this machine has one like it, else the CPU."""
     device = find_device()
     return device if device.type == str(context.plan.get("device", "cpu")) else CPU
+
+
+def encode_line(encoder: Encoder, line: Line, read_image: ReadImage) -> EncodedSample:
+    """Encode the sample of a prediction, which may be a conversation."""
+    if "turns" not in line:
+        return encoder.encode_with_answer(read_image(line), line["question"], line["truth"])
+    images = [read_image({**line, "filename": name}) for name in line["images"]]
+    turns = msgspec.convert(line["turns"], list[Turn])
+    return encoder.encode_conversation(images, turns, line["truth"])
 
 
 @contextlib.contextmanager
