@@ -4,6 +4,7 @@ When resuming, weights, optimizer state, counters and random states come from th
 Everything else is made as the first time, from the flow and its seed, and so comes out the same.
 """
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -21,6 +22,7 @@ from runyard.flows.blocks import ModelSettings, Quantization
 from runyard.ids import resolve_folder
 from runyard.model_folders import ModelFolders
 from runyard.rundir import AttemptDir, CheckpointDir, read_json
+from runyard.trainer.answer_forms import JSON_FORM, AnswerForm, check_native_form, make_form
 from runyard.trainer.checkpoints.checkpoint import (
     TrainingProgress,
     load_optimizers,
@@ -36,6 +38,7 @@ from runyard.trainer.data.encode import (
     Encodings,
     InMemoryEncodings,
     Layout,
+    pack_images,
 )
 from runyard.trainer.data.image_resolution import (
     MaxPixels,
@@ -49,6 +52,7 @@ from runyard.trainer.data.image_resolution import (
     limit_resolution,
 )
 from runyard.trainer.data.uploaded import SampleSelection, check_split, load_uploaded
+from runyard.trainer.data.workers import SampleSource
 from runyard.trainer.errors import InvalidData, InvalidFlow
 from runyard.trainer.models.adapters import add_adapter, check_adapter_settings, merge_adapter
 from runyard.trainer.models.attention import check_attention
@@ -91,6 +95,7 @@ from runyard.trainer.steps.autotune import BuildBatch
 from runyard.trainer.steps.batching import BatchBuilder, estimate_padding_share
 from runyard.trainer.steps.features import explain_not_frozen
 from runyard.trainer.steps.growth import MIN_SPEEDUP, ROUNDS, measure_growth
+from runyard.trainer.steps.loading import BatchLoader
 from runyard.trainer.steps.losses import TokenLosses, get_base_model
 from runyard.trainer.steps.memory import (
     MemoryEstimate,
@@ -99,6 +104,7 @@ from runyard.trainer.steps.memory import (
     compare_with_available,
     estimate_memory,
     measure_step_memory,
+    read_host_memory,
     retain_freed_memory,
     return_freed_memory,
 )
@@ -112,6 +118,7 @@ SAMPLES_BETWEEN_CHECKS = 16  # reading stop.json and the permit takes 54 µs (me
 # Of a checkpoint whose plan names no limit, because auto set none then.
 NO_MAX_PIXELS = {"value": None, "reason": "none when this training started"}
 FIXED_DEVICES = ("cpu",)  # where no larger micro-batch is tried
+PROCESS_BYTES = 512 << 20  # most of what one encodes large images with
 MAX_LISTED_REFUSALS = 5  # samples that a warning names
 
 
@@ -123,7 +130,7 @@ class Job:
     weights may be read from. ``origin_run`` is the run of the checkpoint, if that is another one.
     Encoded samples of uploaded data are cached below ``cache``, up to ``cache_bytes``, as long as
     ``spare_bytes`` of the disk stay free.
-    ``world`` has the processes that train together.
+    ``world`` has the processes that train together. Samples are encoded on ``cores``.
     """
 
     folder: Path
@@ -137,6 +144,7 @@ class Job:
     cache_bytes: int = 0
     spare_bytes: int = 0
     world: World = World()
+    cores: int = 1
 
     @property
     def start_message(self) -> str:
@@ -171,13 +179,17 @@ class TrainState:
     run_document: dict[str, Any] = field(default_factory=dict)
     memory_estimate: MemoryEstimate | None = None  # None where memory is not estimated
     is_sharded: bool = False  # whether each rank has a part of every weight
+    answer_form: AnswerForm = JSON_FORM
     has_memory_trial: bool = False  # whether the largest micro-batch is tried before the first step
+    loader: BatchLoader = field(init=False)  # builds the batches of steps
+    next_batch: tuple[int, list[int]] | None = None  # epoch and samples of the step to prepare
     parameters: list[torch.nn.Parameter] = field(init=False)  # all that the optimizers change
     longest_index: int = field(init=False)  # of the training sample with the most tokens
 
     def __post_init__(self) -> None:
         self.parameters = [parameter for _, parameter in self.model.trainable_parameters()]
         self.longest_index = int(np.argmax(self.lengths))
+        self.loader = BatchLoader(self.build_batch, may_prepare=False)
 
     def count_samples_left(self) -> float:
         """Return the samples still to train on, each counted by its share of the longest one."""
@@ -226,6 +238,7 @@ class EncodedData:
     train: Encodings
     validation: Encodings
     fit: FitReport
+    form: AnswerForm = JSON_FORM
     uploaded: UploadedSizes | None = None
     max_pixels: MaxPixels | None = None
 
@@ -295,6 +308,7 @@ def prepare(job: Job, machine: Hardware, *, hooks: Hooks) -> TrainState:
         device=device,
         rounded_steps=make_rounded_steps(flow),
         world=job.world,
+        answer_form=encoded.form,
     )
     if decisions is None:
         fit_plan_to_memory(state, flow, hooks, may_grow=may_grow(job, progress, device))
@@ -304,6 +318,9 @@ def prepare(job: Job, machine: Hardware, *, hooks: Hooks) -> TrainState:
         follow_decisions(state, decisions)
     job.world.share_weights(state.parameters)
     apply_strategy(job, state, decisions["strategy"], is_restored=not may_shard)
+    state.loader = BatchLoader(
+        state.build_batch, may_prepare=batching.may_prepare and may_prepare_batches(state, flow)
+    )
     state.run_document = build_run_document(job, model, state.plan)
     return state
 
@@ -315,6 +332,13 @@ def find_shard_obstacle(flow: ResolvedFlow, data: Dataset, precision: str) -> st
         # All ranks gather the same blocks in the same order.
         return "a batch of text only would run fewer blocks of the model than others"
     return obstacle
+
+
+def may_prepare_batches(state: TrainState, flow: ResolvedFlow) -> bool:
+    """Return whether batches may be prepared ahead: they take memory, and time of short steps."""
+    estimate = state.memory_estimate
+    has_memory = state.device.type != "cpu" or (estimate is not None and estimate.is_ample)
+    return has_memory and not flow.is_tiny
 
 
 def check_strategy(flow: ResolvedFlow, obstacle: str | None) -> None:
@@ -457,6 +481,7 @@ def load_weights(
             quantization=get_quantization(job),
             folders=get_folders(job, source.base),
             device=device,
+            check_type=partial(check_native_form, settings.answers.form),
         )
         if source.adapter is not None and settings.training.mode == "full":
             with read_inside(source.adapter, get_folders(job, source.adapter)):
@@ -543,6 +568,7 @@ def encode(job: Job, data: Dataset, model: LoadedModel, hooks: Hooks) -> Encoded
             f"loss.answersOnly false is not possible: {model.parts.packing_obstacle}; try: leave "
             "it true"
         )
+    form = make_form(flow.model.answers.form, model.model_type, model.processor)
     encoder = Encoder(
         model.processor,
         model.parts,
@@ -550,14 +576,16 @@ def encode(job: Job, data: Dataset, model: LoadedModel, hooks: Hooks) -> Encoded
         task=flow.task,
         budget=fitting,
         renderer=model.renderer,
+        form=form,
     )
     train, validation = data.train, data.validation
     if isinstance(train, SampleSelection) and isinstance(validation, SampleSelection):
         parts = train, validation
         encoded = encode_uploaded(job, data, parts, encoder, layout, fitting, hooks)
     else:
-        encoded = encode_in_memory(flow, data, encoder, layout, fitting, hooks)
-    return replace(encoded, max_pixels=max_pixels)
+        processes = count_processes(job)
+        encoded = encode_in_memory(flow, data, encoder, layout, fitting, hooks, processes)
+    return replace(encoded, max_pixels=max_pixels, form=form)
 
 
 def limit_images(job: Job, model: LoadedModel) -> tuple[TokenBudget, MaxPixels | None]:
@@ -605,7 +633,8 @@ def encode_uploaded(
 ) -> EncodedData:
     """Encode uploaded data through the cache. Broken and oversized samples are left out."""
     train, validation = parts
-    cached = encode_all([train, validation], encoder, choose_cache_place(job, data.name), hooks)
+    place, processes = choose_cache_place(job, data.name), count_processes(job)
+    cached = encode_all([train, validation], encoder, place, hooks, processes=processes)
     fit = FitReport(
         shrunk=len(cached.shrunk),
         refused=[f"{cached.samples.filename(n)!r} ({why})" for n, why in cached.refused.items()],
@@ -642,6 +671,7 @@ def encode_in_memory(
     layout: Layout,
     fitting: TokenBudget,
     hooks: Hooks,
+    processes: int,
 ) -> EncodedData:
     """Encode built-in data. Oversized samples are left out."""
     fit = FitReport()
@@ -650,19 +680,31 @@ def encode_in_memory(
         samples: Sequence[Sample], name: str, *, with_images: bool = True
     ) -> tuple[list[Sample], InMemoryEncodings]:
         kept, encoded = [], []
-        for number, sample in enumerate(samples):
-            if number % SAMPLES_BETWEEN_CHECKS == 0:
-                hooks.check_cancelled()
-                hooks.on_activity(f"Encoding images: {number:,} of {len(samples):,} {name} samples")
-            try:
-                item = encoder.encode(sample, with_image=with_images)
-            except TooLong as error:
-                fit.refused.append(f"{sample.filename or sample.question!r} ({error})")
-                continue
-            kept.append(sample)
-            encoded.append(item)
+        source = SampleSource(
+            lambda number: pack_images(
+                encoder.encode(samples[number], with_image=with_images), encoder.codec
+            ),
+            total=len(samples),
+            processes=processes if with_images else 1,
+            check=hooks.check_cancelled,
+        )
+        with contextlib.closing(source):
+            source.expect(range(len(samples)))
+            for number, sample in enumerate(samples):
+                if number % SAMPLES_BETWEEN_CHECKS == 0:
+                    hooks.check_cancelled()
+                    hooks.on_activity(
+                        f"Encoding images: {number:,} of {len(samples):,} {name} samples"
+                    )
+                try:
+                    item = source.read(number)
+                except TooLong as error:
+                    fit.refused.append(f"{sample.filename or sample.question!r} ({error})")
+                    continue
+                kept.append(sample)
+                encoded.append(item)
         fit.shrunk += sum(item.is_shrunk for item in encoded)
-        return kept, InMemoryEncodings(encoded, layout)
+        return kept, InMemoryEncodings(encoded, layout, encoder.codec)
 
     # Augmented images are encoded again for every batch.
     kept_train, train = encode_part(
@@ -680,6 +722,12 @@ def encode_in_memory(
         validation=validation,
         fit=fit,
     )
+
+
+def count_processes(job: Job) -> int:
+    """Return how many processes may encode samples: one for each core, as far as memory allows."""
+    available = read_host_memory(Path("/")).free // job.world.size
+    return max(1, min(job.cores, available // PROCESS_BYTES))
 
 
 def warn_about_refused(

@@ -2,10 +2,9 @@
 made by index.
 
 The model's own processor does the work, one sample at a time, so images and text are treated
-exactly as when the model is used. Its results are stored: token IDs unchanged, pixels as indices
-into a table of the distinct values (a processor that starts from 8-bit images produces a few
-hundred), which takes a quarter of the size and restores the same floats. A training step then only
-gathers.
+exactly as when the model is used. Its results are stored: token IDs unchanged, pixels as the 8-bit
+values that the processor normalized (``pixels.py``), which takes a quarter of the size and restores
+the same floats. A training step then only gathers.
 
 Only the answer is learned by default: its tokens are those that ``generate`` must produce after the
 prompt.
@@ -32,14 +31,20 @@ from tokenizers import AddedToken
 
 from runyard.datasets.records import IMAGE_MARK, Turn
 from runyard.rundir import files_below
-from runyard.trainer.answers import Answer, write_answer
+from runyard.trainer.answer_forms import JSON_FORM, AnswerForm
+from runyard.trainer.answers import Answer
 from runyard.trainer.data.datasets import Sample
-from runyard.trainer.data.image_resolution import TokenBudget, TooLong
+from runyard.trainer.data.image_resolution import Area, TokenBudget, TooLong
+from runyard.trainer.data.pixels import (
+    PackedArray,
+    PackedColumn,
+    PixelCodec,
+    concatenate_padded,
+)
 from runyard.trainer.data.templates import Renderer, TemplateProcess
 from runyard.trainer.errors import InvalidData
 from runyard.trainer.families import FamilyParts
 
-MAX_TABLE_VALUES = 65_536
 # The input that replaces pixels where image features are stored (``features.py``).
 FEATURES = "features"
 MAX_KNOWN_PROMPTS = 512
@@ -74,7 +79,7 @@ class EncodedSample:
     prompt: _Array  # (prompt tokens,)
     answer: _Array  # (answer tokens,)
     token_fields: dict[str, _Array]  # each (prompt tokens,)
-    images: dict[str, _Array]  # each (images or patches, ...)
+    images: dict[str, Any]  # arrays, each (images or patches, ...), or packed ones
     is_shrunk: bool = False
     answer_spans: tuple[tuple[int, int], ...] = ()
 
@@ -95,10 +100,16 @@ class _KnownPrompt:
 
 
 class SampleEncoder(Protocol):
-    """Converts samples to tokens and image tensors; ``settings`` determine the result."""
+    """Converts samples to tokens and image tensors; ``settings`` determine the result.
+
+    ``codec`` packs the image tensors, where they are kept.
+    """
 
     @property
     def settings(self) -> dict[str, Any]: ...
+
+    @property
+    def codec(self) -> PixelCodec: ...
 
     def encode(self, sample: Sample) -> EncodedSample: ...
 
@@ -124,8 +135,11 @@ class Encoder:
         task: str,
         budget: TokenBudget | None = None,
         renderer: Renderer | None = None,
+        form: AnswerForm = JSON_FORM,
     ):
+        self._form = form
         self._processor, self._parts, self._budget = processor, parts, budget
+        self.codec = PixelCodec(processor.image_processor)
         self._renderer = renderer or TemplateProcess(processor)
         self._system_prompt, self._task = system_prompt, task
         self._known: OrderedDict[tuple[str, tuple[int, int]], _KnownPrompt] = OrderedDict()
@@ -146,13 +160,28 @@ class Encoder:
             TooLong: it does not fit, even with the smallest image.
         """
         task = sample.task or self._task
-        answer = write_answer(task, sample.truth)
         if sample.turns:
-            encoded = self.encode_conversation(sample.images, sample.turns[:-1], answer, task=task)
-        else:
-            encoded = self.encode_with_answer(
-                sample.image, sample.question, answer, with_image=with_image
+            encoded = self.encode_conversation(
+                sample.images,
+                sample.turns[:-1],
+                self._form.write(task, sample.truth, None),
+                task=task,
             )
+            return encoded if with_image else replace(encoded, images={})
+        image = sample.image
+
+        def write(processor: Any, image: Any) -> str:
+            is_sized = self._form.needs_size(task)
+            size = Area().resize(processor, *image.size) if is_sized else None
+            return self._form.write(task, sample.truth, size)
+
+        encoded = self.encode_with_answer(
+            image,
+            sample.question,
+            write(self._processor, image),
+            with_image=with_image,
+            rewrite=write if self._form.needs_size(task) else None,
+        )
         return encoded if with_image else replace(encoded, images={})
 
     def encode_conversation(
@@ -173,7 +202,7 @@ class Encoder:
             )
         prompt, answers = self._write_conversation(turns, len(images), task or self._task)
         images = [image.convert("RGB") for image in images]
-        answer_ids = self._tokenize_answer(self._parts.answer_prefix + answer + self._end)
+        answer_ids = self.tokenize_answer(answer)
 
         def encode_with(processor: Any, scaled: Sequence[Any]) -> EncodedSample:
             encoded = self._process(scaled, prompt, processor, answers)
@@ -218,7 +247,7 @@ class Encoder:
             end = self._end if text.startswith(self._end) else ""
             text = text.removeprefix(end)
             written += before + ANSWER_TOKEN
-            answer = write_answer(task, Answer(content))
+            answer = self._form.write(task, Answer(content), None)
             answers.append(self._tokenize_answer(self._parts.answer_prefix + answer + end))
         return written + text, answers
 
@@ -231,15 +260,22 @@ class Encoder:
         return tokenizer
 
     def encode_with_answer(
-        self, image: Any, question: str, answer: str, *, with_image: bool = True
+        self,
+        image: Any,
+        question: str,
+        answer: str,
+        *,
+        with_image: bool = True,
+        rewrite: Callable[[Any, Any], str] | None = None,
     ) -> EncodedSample:
         """Encode a question with an answer in its written form. Without ``with_image`` images may
-        still be included.
+        still be included. ``rewrite`` returns the answer for another processor and image, if it
+        depends on them.
 
         Raises:
             TooLong: it does not fit, even with the smallest image.
         """
-        answer_ids = self._tokenize_answer(self._parts.answer_prefix + answer + self._end)
+        answer_ids = self.tokenize_answer(answer)
         encoded = replace(
             self.encode_question(image, question, with_image=with_image), answer=answer_ids
         )
@@ -252,22 +288,36 @@ class Encoder:
                 else encoded
             )
         if not with_image:
-            return self.encode_with_answer(image, question, answer)
+            return self.encode_with_answer(image, question, answer, rewrite=rewrite)
         return self._shrink_to_fit(
-            self._budget, image.convert("RGB"), self._prompt(question), encoded
+            self._budget, image.convert("RGB"), self._prompt(question), encoded, rewrite
         )
 
+    def tokenize_answer(self, answer: str) -> _Array:
+        """Return the tokens that the model generates for an answer in its written form."""
+        tokens: _Array = self._tokenize_answer(self._parts.answer_prefix + answer + self._end)
+        return tokens
+
     def _shrink_to_fit(
-        self, budget: TokenBudget, image: Any, prompt: str, full: EncodedSample
+        self,
+        budget: TokenBudget,
+        image: Any,
+        prompt: str,
+        full: EncodedSample,
+        rewrite: Callable[[Any, Any], str] | None,
     ) -> EncodedSample:
         """Encode the same sample with the largest image that fits."""
         image_tokens_left = budget.image_tokens_left(full.prompt, full.answer)
         for processor, smaller in budget.list_smaller(self._processor, image, image_tokens_left):
             encoded = self._process([smaller], prompt, processor)
-            if budget.fits(encoded.prompt, full.answer):
+            answer = full.answer
+            if rewrite is not None:
+                written = rewrite(processor, smaller)
+                answer = self._tokenize_answer(self._parts.answer_prefix + written + self._end)
+            if budget.fits(encoded.prompt, answer):
                 return replace(
                     encoded,
-                    answer=full.answer,
+                    answer=answer,
                     images=_pad_patches_like(encoded.images, full.images),
                     is_shrunk=True,
                 )
@@ -372,6 +422,7 @@ class Encoder:
             "parts": repr(self._parts),
             "systemPrompt": self._system_prompt,
             "task": self._task,
+            "form": self._form.name,
             "end": self._end,
             "fitting": repr(self._budget),
         }
@@ -505,74 +556,22 @@ def _insert_answers(encoded: EncodedSample, token: int, answers: Sequence[_Array
     return replace(encoded, prompt=prompt, token_fields=fields, answer_spans=tuple(spans))
 
 
-class PixelTable:
-    """Float arrays stored as indices into the sorted table of their distinct values.
-
-    Exact, a quarter of the size.
-    """
-
-    def __init__(self, arrays: Sequence[_Array]):
-        is_float = all(array.dtype == np.float32 for array in arrays)
-        values = (
-            np.unique(np.concatenate([np.unique(array) for array in arrays])) if is_float else None
-        )
-        self._values = values if values is not None and len(values) <= MAX_TABLE_VALUES else None
-        self._kept = [self._index(array) for array in arrays]
-        shapes = {array.shape for array in self._kept}
-        # Images of one size are stored in one block, so that a batch is one gather.
-        self._block = np.stack(self._kept) if len(shapes) == 1 else None
-        if self._block is not None:
-            self._kept = []
-
-    def get(self, indices: Sequence[int]) -> _Array:
-        """Return the arrays at these indices, joined as by ``concatenate_padded``."""
-        if self._block is not None:
-            chosen = self._block[np.asarray(indices)]
-            joined = chosen.reshape(-1, *chosen.shape[2:])
-            pixels: _Array = joined if self._values is None else self._values[joined]
-            return pixels
-        parts = [
-            self._kept[i] if self._values is None else self._values[self._kept[i]] for i in indices
-        ]
-        return concatenate_padded(parts)
-
-    @property
-    def size_bytes(self) -> int:
-        return sum(array.nbytes for array in self._kept) + (
-            0 if self._block is None else self._block.nbytes
-        )
-
-    def _index(self, array: _Array) -> _Array:
-        if self._values is None:
-            return array
-        kind = np.uint8 if len(self._values) <= 256 else np.uint16
-        return np.searchsorted(self._values, array).astype(kind)
-
-
-def concatenate_padded(arrays: Sequence[_Array]) -> _Array:
-    """Concatenate arrays along the first axis; zero-pad the other axes to the largest."""
-    trailing = tuple(
-        max(sizes) for sizes in zip(*(array.shape[1:] for array in arrays), strict=True)
-    )
-    if all(array.shape[1:] == trailing for array in arrays):
-        return np.concatenate(arrays)
-    joined = np.zeros((sum(len(array) for array in arrays), *trailing), arrays[0].dtype)
-    start = 0
-    for array in arrays:
-        joined[
-            (slice(start, start + len(array)), *(slice(0, size) for size in array.shape[1:]))
-        ] = array
-        start += len(array)
-    return joined
-
-
-def join_images(found: Sequence[Mapping[str, _Array]]) -> dict[str, _Array]:
-    """Concatenate the image tensors of samples, of which some may have none."""
-    names = dict.fromkeys(name for images in found for name in images)
-    return {
-        name: concatenate_padded([images[name] for images in found if name in images])
-        for name in names
+def pack_images(item: EncodedSample, codec: PixelCodec) -> EncodedSample:
+    """Return the sample with its image tensors as they are kept."""
+    packed = {
+        name: array if isinstance(array, PackedArray) else codec.pack(array)
+        for name, array in item.images.items()
     }
+    return replace(item, images=packed)
+
+
+def join_images(
+    found: Sequence[Mapping[str, Any]],
+    join: Callable[[Sequence[Any]], _Array] = concatenate_padded,
+) -> dict[str, _Array]:
+    """Join the image tensors of samples, of which some may have none."""
+    names = dict.fromkeys(name for images in found for name in images)
+    return {name: join([images[name] for images in found if name in images]) for name in names}
 
 
 def _list_token_fields(rows: Sequence[EncodedSample]) -> dict[str, None]:
@@ -715,6 +714,10 @@ class Encodings(ABC):
         found = (self.read_images([index]) for index in range(len(self)))
         return next(filter(None, found), {})
 
+    def read_processed(self, index: int) -> dict[str, _Array]:
+        """Return what the processor made of a sample's image, without computing features of it."""
+        return self.read_images([index])
+
     def __len__(self) -> int:
         return len(self.lengths)
 
@@ -753,32 +756,38 @@ class Encodings(ABC):
 
 
 class InMemoryEncodings(Encodings):
-    """Encodings in memory, for small datasets."""
+    """Encodings in memory, for small datasets.
 
-    def __init__(self, encoded: Sequence[EncodedSample], layout: Layout):
+    With ``codec``, images are packed unless they are already.
+    """
+
+    def __init__(
+        self, encoded: Sequence[EncodedSample], layout: Layout, codec: PixelCodec | None = None
+    ):
         super().__init__(layout)
+        codec = codec or PixelCodec()
+        packed = [pack_images(item, codec).images for item in encoded]
         self._images = {}
-        names = dict.fromkeys(name for item in encoded for name in item.images)
-        for name in names:
-            has_images = [name in item.images for item in encoded]
+        for name in dict.fromkeys(name for images in packed for name in images):
+            has_images = [name in images for images in packed]
             # (samples,) the position of each sample among those with images.
             positions = np.where(has_images, np.cumsum(has_images) - 1, -1)
-            arrays = [item.images[name] for item in encoded if name in item.images]
-            self._images[name] = PixelTable(arrays), positions
+            arrays = [images[name] for images in packed if name in images]
+            self._images[name] = PackedColumn(arrays, codec.tables), positions
         self._rows = [replace(item, images={}) for item in encoded]
         self.lengths = np.asarray([item.length for item in encoded], np.int64)
         self.prompt_lengths = np.asarray([len(item.prompt) for item in encoded], np.int64)
-        self.size_bytes = sum(table.size_bytes for table, _ in self._images.values())
+        self.size_bytes = sum(column.size_bytes for column, _ in self._images.values())
 
     def read_row(self, index: int) -> EncodedSample:
         return self._rows[index]
 
     def read_images(self, indices: Sequence[int]) -> dict[str, _Array]:
         images = {}
-        for name, (table, positions) in self._images.items():
+        for name, (column, positions) in self._images.items():
             some = positions[np.asarray(indices, np.int64)]
             if (some >= 0).any():
-                images[name] = table.get(some[some >= 0].tolist())
+                images[name] = column.join(some[some >= 0].tolist())
         return images
 
 

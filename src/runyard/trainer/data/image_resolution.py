@@ -133,6 +133,20 @@ class Area(ResolutionSetting):
         images = processor.image_processor
         return int(images.get_number_of_image_patches(height, width) // images.merge_size**2)
 
+    def resize(self, processor: Any, width: int, height: int) -> tuple[int, int]:
+        """Return the width and height to which the processor scales an image."""
+        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+        images = processor.image_processor
+        rows, columns = smart_resize(
+            height,
+            width,
+            factor=images.patch_size * images.merge_size,
+            min_pixels=images.size["shortest_edge"],
+            max_pixels=images.size["longest_edge"],
+        )
+        return columns, rows
+
     def list_smaller(
         self, processor: Any, image: Any, max_tokens: int
     ) -> Iterator[tuple[Any, Any]]:

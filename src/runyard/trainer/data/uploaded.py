@@ -170,6 +170,14 @@ class UploadedSamples:
             further=self._find_further(item, contents),
         )
 
+    def have_same_image(self, one: int, other: int) -> bool:
+        return np.array_equal(self.image_hashes[one], self.image_hashes[other])
+
+    @property
+    def descriptors(self) -> list[int]:
+        """The open files that samples are read from, which a fork may use as well."""
+        return self._version.descriptors
+
     def filename(self, number: int) -> str:
         return self._read_item(int(self._locations[number, 0])).filename
 

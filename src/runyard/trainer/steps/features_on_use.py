@@ -83,6 +83,9 @@ class FeaturesOnUse(Encodings):
         found = [self._read_features(index) for index in indices]
         return join_images(found)
 
+    def read_processed(self, index: int) -> dict[str, Array]:
+        return self._encodings.read_processed(index)
+
     def _read_features(self, index: int) -> dict[str, Array]:
         if index not in self._places:
             self._check_cancelled()
@@ -120,7 +123,7 @@ class KeptFeatures:
     """An encoder that returns samples as they are kept."""
 
     def __init__(self, kept: FeaturesOnUse):
-        self._kept = kept
+        self._kept, self.codec = kept, kept.encoder.codec
         self._indices = {_identify(sample): index for index, sample in enumerate(kept.samples)}
 
     @property
