@@ -101,7 +101,9 @@ def trainer(
     """Return the trainer of ``TALKS`` before its first step, for a family and a vi-model block."""
     monkeypatch.setattr("runyard.trainer.prepare.fit_plan_to_memory", lambda *_, may_grow: None)
 
-    def begin(model_type: str, settings: dict[str, Any]) -> TrainState:
+    def begin(
+        model_type: str, settings: dict[str, Any], *, cache: Path | None = None, attempt: int = 1
+    ) -> TrainState:
         images: dict[str, tuple[bytes, list[Any]]] = {
             f"{n}.png": (make_image(n), []) for n in range(7)
         }
@@ -120,12 +122,20 @@ def trainer(
             },
             "vi-model": {"architecture": {"weights": str(miniature(model_type))}} | settings,
         }
-        folder = make_attempt(blocks)
+        folder = make_attempt(blocks, attempt=attempt)
         document = {"folder": str(version), "dataset": "shelves", "version": "0" * 16}
         (folder / "dataset.json").write_text(json.dumps(document))
         config = read_json(folder / "run.json") or {}
         run, flow = parse_run(config)
-        job = Job(folder=folder, run=run, flow=flow, models={}, folders=parse_model_folders(config))
+        job = Job(
+            folder=folder,
+            run=run,
+            flow=flow,
+            models={},
+            folders=parse_model_folders(config),
+            cache=cache,
+            cache_bytes=1 << 30,
+        )
         return prepare(job, detect_machine(1), hooks=Hooks())
 
     return begin
@@ -257,6 +267,23 @@ def test_conversations_have_the_loss_and_the_gradients_of_the_reference(
     expected = reference(model_type)
     assert expected.tokens > 0
     compare((loss, gradients), (expected.loss, expected.gradients))
+
+
+def test_features_of_conversations_are_kept_and_shared(
+    trainer: Callable[..., TrainState], reference: Callable[[str], Reference], tmp_path: Path
+) -> None:
+    """The first step computes features; the second, and another run, read them from the cache."""
+    expected = reference("qwen3_vl")
+    state = trainer("qwen3_vl", VARIANTS["packed-kept"], cache=tmp_path / "cache")
+    shards = set((tmp_path / "cache").rglob("*"))
+    for _ in range(2):
+        compare(step(state), (expected.loss, expected.gradients))
+        state.losses.zero_gradients()
+    found = set((tmp_path / "cache").rglob("*"))
+    assert len(found) > len(shards)
+    again = trainer("qwen3_vl", VARIANTS["packed-kept"], cache=tmp_path / "cache", attempt=2)
+    compare(step(again), (expected.loss, expected.gradients))
+    assert set((tmp_path / "cache").rglob("*")) == found
 
 
 @pytest.mark.parametrize(

@@ -325,13 +325,6 @@ def prepare(job: Job, machine: Hardware, *, hooks: Hooks) -> TrainState:
     return state
 
 
-def may_prepare_batches(state: TrainState, flow: ResolvedFlow) -> bool:
-    """Return whether batches may be prepared ahead: they take memory, and time of short steps."""
-    estimate = state.memory_estimate
-    has_memory = state.device.type != "cpu" or (estimate is not None and estimate.is_ample)
-    return has_memory and not flow.is_tiny
-
-
 def find_shard_obstacle(flow: ResolvedFlow, data: Dataset, precision: str) -> str | None:
     """Return why weights cannot be sharded; None if they can."""
     obstacle = explain_unshardable(flow, precision)
@@ -339,6 +332,13 @@ def find_shard_obstacle(flow: ResolvedFlow, data: Dataset, precision: str) -> st
         # All ranks gather the same blocks in the same order.
         return "a batch of text only would run fewer blocks of the model than others"
     return obstacle
+
+
+def may_prepare_batches(state: TrainState, flow: ResolvedFlow) -> bool:
+    """Return whether batches may be prepared ahead: they take memory, and time of short steps."""
+    estimate = state.memory_estimate
+    has_memory = state.device.type != "cpu" or (estimate is not None and estimate.is_ample)
+    return has_memory and not flow.is_tiny
 
 
 def check_strategy(flow: ResolvedFlow, obstacle: str | None) -> None:

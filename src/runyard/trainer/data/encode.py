@@ -160,23 +160,28 @@ class Encoder:
             TooLong: it does not fit, even with the smallest image.
         """
         task = sample.task or self._task
+        if sample.turns:
+            encoded = self.encode_conversation(
+                sample.images,
+                sample.turns[:-1],
+                self._form.write(task, sample.truth, None),
+                task=task,
+            )
+            return encoded if with_image else replace(encoded, images={})
+        image = sample.image
 
         def write(processor: Any, image: Any) -> str:
             is_sized = self._form.needs_size(task)
             size = Area().resize(processor, *image.size) if is_sized else None
             return self._form.write(task, sample.truth, size)
 
-        if sample.turns:
-            answer = self._form.write(task, sample.truth)
-            encoded = self.encode_conversation(sample.images, sample.turns[:-1], answer, task=task)
-        else:
-            encoded = self.encode_with_answer(
-                sample.image,
-                sample.question,
-                write(self._processor, sample.image),
-                with_image=with_image,
-                rewrite=write if self._form.needs_size(task) else None,
-            )
+        encoded = self.encode_with_answer(
+            image,
+            sample.question,
+            write(self._processor, image),
+            with_image=with_image,
+            rewrite=write if self._form.needs_size(task) else None,
+        )
         return encoded if with_image else replace(encoded, images={})
 
     def encode_conversation(
@@ -242,7 +247,7 @@ class Encoder:
             end = self._end if text.startswith(self._end) else ""
             text = text.removeprefix(end)
             written += before + ANSWER_TOKEN
-            answer = self._form.write(task, Answer(content))
+            answer = self._form.write(task, Answer(content), None)
             answers.append(self._tokenize_answer(self._parts.answer_prefix + answer + end))
         return written + text, answers
 
@@ -477,15 +482,6 @@ def build_conversation(system_prompt: str, question: str) -> list[dict[str, Any]
     return [{"role": "system", "content": [{"type": "text", "text": system_prompt}]}, user]
 
 
-def pack_images(item: EncodedSample, codec: PixelCodec) -> EncodedSample:
-    """Return the sample with its image tensors as they are kept."""
-    packed = {
-        name: array if isinstance(array, PackedArray) else codec.pack(array)
-        for name, array in item.images.items()
-    }
-    return replace(item, images=packed)
-
-
 def build_messages(
     system_prompt: str, turns: Sequence[Turn], image_count: int, answers: Sequence[str]
 ) -> list[dict[str, Any]]:
@@ -560,11 +556,20 @@ def _insert_answers(encoded: EncodedSample, token: int, answers: Sequence[_Array
     return replace(encoded, prompt=prompt, token_fields=fields, answer_spans=tuple(spans))
 
 
+def pack_images(item: EncodedSample, codec: PixelCodec) -> EncodedSample:
+    """Return the sample with its image tensors as they are kept."""
+    packed = {
+        name: array if isinstance(array, PackedArray) else codec.pack(array)
+        for name, array in item.images.items()
+    }
+    return replace(item, images=packed)
+
+
 def join_images(
     found: Sequence[Mapping[str, Any]],
     join: Callable[[Sequence[Any]], _Array] = concatenate_padded,
 ) -> dict[str, _Array]:
-    """Concatenate the image tensors of samples, of which some may have none."""
+    """Join the image tensors of samples, of which some may have none."""
     names = dict.fromkeys(name for images in found for name in images)
     return {name: join([images[name] for images in found if name in images]) for name in names}
 

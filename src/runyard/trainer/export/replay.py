@@ -242,7 +242,8 @@ def encode_recorded(
         # The true answer determines the size of the image.
         asked = encode_line(encoder, line, read_image)
         recorded = encoder.tokenize_answer(line["raw"])[: context.answer_tokens]
-        encoded.append(replace(asked, answer=recorded))
+        # Only this answer is compared, not the earlier ones of a conversation.
+        encoded.append(replace(asked, answer=recorded, answer_spans=()))
     layout = Layout(
         pad_id=get_pad_id(tokenizer),
         image_token_id=model.image_token_id,
@@ -307,12 +308,6 @@ def replay(
     return Replay(len(lines), differences, device.type)
 
 
-def find_replay_device(context: ReplayContext) -> torch.device:
-    """Return the device of the evaluation where this machine has one like it, else the CPU."""
-    device = find_device()
-    return device if device.type == str(context.plan.get("device", "cpu")) else CPU
-
-
 def encode_line(encoder: Encoder, line: Line, read_image: ReadImage) -> EncodedSample:
     """Encode the sample of a prediction, which may be a conversation."""
     if "turns" not in line:
@@ -320,6 +315,12 @@ def encode_line(encoder: Encoder, line: Line, read_image: ReadImage) -> EncodedS
     images = [read_image({**line, "filename": name}) for name in line["images"]]
     turns = msgspec.convert(line["turns"], list[Turn])
     return encoder.encode_conversation(images, turns, line["truth"])
+
+
+def find_replay_device(context: ReplayContext) -> torch.device:
+    """Return the device of the evaluation where this machine has one like it, else the CPU."""
+    device = find_device()
+    return device if device.type == str(context.plan.get("device", "cpu")) else CPU
 
 
 @contextlib.contextmanager
