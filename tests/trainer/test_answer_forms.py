@@ -345,8 +345,8 @@ def test_an_export_replays_answers_in_the_form_of_the_training(
     assert any("<loc" in json.loads(line)["raw"] for line in lines)
     document = export_model(checkpoint, tmp_path / "exported")
     assert (document["replayed"], document["different"]) == (4, 0)
-    model = Predictor(tmp_path / "exported")
-    assert model._form.name == "native"
+    predictor = Predictor(tmp_path / "exported")
+    assert predictor._form.name == "native"
 
 
 @pytest.mark.parametrize("model_type", ["idefics3", "llava"])
