@@ -36,6 +36,7 @@ from tests.support.howtos import (
     write_home,
 )
 from tests.test_examples import write_coco
+from tests.trainer.miniatures import make
 
 
 def shorten_to(steps: int) -> str:
@@ -171,6 +172,14 @@ def write_shelves(folder: Path) -> None:
     Image.open(rotated).save(rotated, exif=exif)
 
 
+def write_base_model(folder: Path) -> None:
+    """A small model with random weights and a real model's files, which takes long prompts."""
+    model, processor = make("smolvlm")
+    model.config.text_config.max_position_embeddings = 4096
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
 @pytest.fixture(scope="module")
 def short_run(client: vi.Client, finished_run: Any) -> str:
     """A run of ten steps, which has ended."""
@@ -185,6 +194,9 @@ def test_a_reader_who_follows_the_page_succeeds(
     before = {run.run_id for run in client.runs.list({"page_size": 1000}).items}
     environ = {**write_home(tmp_path), **instance.environ, "SHORT_RUN": short_run}
     write_shelves(tmp_path / "shelves")
+    if page == "docs/own-data.md":
+        write_base_model(tmp_path / "smolvlm")
+        environ["RUNYARD_MODEL_FOLDERS"] = str(instance.data_dir / "models")
     (tmp_path / "shelf.yaml").write_text(f"blocks: {shorten_to(10)}")
     try:
         with reading(HOWTOS[page], environ, tmp_path) as reader:
@@ -202,6 +214,8 @@ def test_a_reader_who_starts_alone_succeeds(page: str, tmp_path: Path) -> None:
     warm = "1" if page == "README.md" else "0"
     environ = {**write_home(tmp_path), "RUNYARD_PORT": "0", "RUNYARD_WARM": warm}
     write_shelves(tmp_path / "shelves")
+    if page == "README.md":
+        write_base_model(tmp_path / "smolvlm")
     copy_checkout(tmp_path)
     try:
         with reading(HOWTOS[page], environ, tmp_path) as reader:

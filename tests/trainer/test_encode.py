@@ -13,10 +13,9 @@ from runyard.trainer.data.encode import (
     Encoder,
     InMemoryEncodings,
     Layout,
-    PixelTable,
-    concatenate_padded,
     epoch_batches,
 )
+from runyard.trainer.data.pixels import concatenate_padded
 from runyard.trainer.families import get_family_parts
 from runyard.trainer.models.model import load_processor
 from runyard.trainer.models.tiny import SHAPES, make_processor
@@ -142,16 +141,6 @@ def test_the_image_processor_alone_matches_the_full_processor(
     assert one.prompt.tolist() == two.prompt.tolist()
     assert one.images.keys() == two.images.keys()
     assert all(np.array_equal(one.images[name], two.images[name]) for name in one.images)
-
-
-def test_the_table_of_values_is_exact_for_few_and_for_many_values() -> None:
-    random = np.random.default_rng(0)
-    few = [random.choice(np.asarray([0.1, -2, 7], np.float32), (1, 3, 4, 4)) for _ in range(3)]
-    many = [random.normal(size=(1, 3, size, 200)).astype(np.float32) for size in (200, 150)]
-    for arrays in (few, many):
-        table = PixelTable(arrays)
-        assert np.array_equal(table.get([1, 0]), concatenate_padded([arrays[1], arrays[0]]))
-    assert PixelTable(few).size_bytes == sum(array.size for array in few)
 
 
 def test_arrays_of_different_size_are_padded_with_zeros() -> None:

@@ -86,7 +86,11 @@ def values_by_step(events: list[dict[str, Any]]) -> list[tuple[int, dict[str, fl
     return [
         (
             event["step"],
-            {name: value for name, value in event["values"].items() if name != "samplesPerSecond"},
+            {
+                name: value
+                for name, value in event["values"].items()
+                if name not in ("samplesPerSecond", "dataWaitShare")
+            },
         )
         for event in events
     ]

@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any, cast
 
-from PIL import ExifTags, Image, ImageFile, ImageMath
+from PIL import ExifTags, Image, ImageFile, ImageMath, UnidentifiedImageError
 
 from runyard.datasets.image_limits import FORMATS, MAX_PIXELS
 
@@ -66,6 +66,8 @@ def decode_image(data: bytes, *, at_least: tuple[int, int] | None = None) -> Ima
             return _transpose(_convert(image, _read_depth(image, data)), orientation)
     except (BrokenImage, MemoryError):
         raise
+    except UnidentifiedImageError as error:  # whose message has an address in memory
+        raise BrokenImage("Pillow cannot identify its format") from error
     except Exception as error:  # Pillow's readers raise nearly any class on unexpected bytes
         raise BrokenImage(f"{type(error).__name__}: {error}") from error
 

@@ -165,8 +165,13 @@ class VersionFolder:
             self._verified.add(key)
         return data
 
+    @property
+    def descriptors(self) -> list[int]:
+        """The descriptors of its open files."""
+        return [self._manifest, *self._packs.values()]
+
     def close(self) -> None:
-        for descriptor in (self._manifest, *self._packs.values()):
+        for descriptor in self.descriptors:
             os.close(descriptor)
         self._packs.clear()
 

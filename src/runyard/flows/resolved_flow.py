@@ -5,7 +5,7 @@ stores it.
 here. The trainer decides what stays ``auto``, once it knows the data and the machine.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -64,6 +64,7 @@ LOCATION_PROMPTS = {
 # in docs/decisions). Not for phrase grounding: shifted boxes would be further numbers that it has
 # to learn to write.
 TINY_AUGMENTATION = Augmentation(shift=0.06, zoom=0.1)
+USUAL_RATES = {"lora": 2e-4, "full": 1e-5}
 TINY_NUMBERS = {"epochs": 12, "batchSize": 32, "learningRate": 3e-3}
 # With AdamW it learns in the same time to find digits, but not which one the question is about.
 TINY_GROUNDING = {
@@ -161,16 +162,23 @@ def _fill_model(given: dict[str, Any], task: Task) -> ModelSettings:
     architecture = _fill_architecture(given.get("architecture", {}))
     is_tiny = architecture["size"] == TINY
     mode = given.get("training", {}).get("mode", "full" if is_tiny else "lora")
-    ordinary_rate = 2e-4 if mode == "lora" else 1e-5
     defaults = {
         "training": {"mode": mode, "freeze": ["vision"] if mode == "lora" else []},
-        "hyperparameters": {"epochs": 3, "batchSize": 8, "learningRate": ordinary_rate},
+        "hyperparameters": {"epochs": 3, "batchSize": 8, "learningRate": USUAL_RATES[mode]},
     }
     if is_tiny:
         defaults["hyperparameters"] = TINY_GROUNDING if task == "phrase-grounding" else TINY_NUMBERS
     return msgspec.convert(
         _merge_defaults(given, defaults) | {"architecture": architecture}, ModelSettings
     )
+
+
+def get_usual_rate(flow: ResolvedFlow) -> float:
+    """Return the learning rate of a flow that names none."""
+    if flow.is_tiny:
+        numbers = TINY_GROUNDING if flow.task == "phrase-grounding" else TINY_NUMBERS
+        return cast(float, numbers["learningRate"])
+    return USUAL_RATES[flow.model.training.mode]
 
 
 def _fill_architecture(given: dict[str, Any]) -> dict[str, Any]:

@@ -62,6 +62,7 @@ def take_step(job: Job, state: TrainState, order: BatchOrder, events: EventWrite
     epoch, indices, _ = begin_step(job.flow, state, order)
     loss = compute_gradients(state, indices, epoch, settings, events)
     update_weights(state, loss, settings.hyperparameters.optimizer.max_grad_norm)
+    state.loader.end_step()
     state.progress.step += 1
 
 
@@ -72,6 +73,7 @@ def measure_share(job: Job, state: TrainState, limit: BatchLimit) -> None:
         if state.world.is_canceled():
             raise StopRequested
 
+    state.loader.settle()
     with state.gather_weights(), contextlib.suppress(StopRequested, EvaluationOutOfMemory):
         measure(
             state.model.module,

@@ -4,6 +4,7 @@ When resuming, weights, optimizer state, counters and random states come from th
 Everything else is made as the first time, from the flow and its seed, and so comes out the same.
 """
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -37,6 +38,7 @@ from runyard.trainer.data.encode import (
     Encodings,
     InMemoryEncodings,
     Layout,
+    pack_images,
 )
 from runyard.trainer.data.image_resolution import (
     MaxPixels,
@@ -50,6 +52,7 @@ from runyard.trainer.data.image_resolution import (
     limit_resolution,
 )
 from runyard.trainer.data.uploaded import SampleSelection, check_split, load_uploaded
+from runyard.trainer.data.workers import SampleSource
 from runyard.trainer.errors import InvalidData, InvalidFlow
 from runyard.trainer.models.adapters import add_adapter, check_adapter_settings, merge_adapter
 from runyard.trainer.models.attention import check_attention
@@ -92,6 +95,7 @@ from runyard.trainer.steps.autotune import BuildBatch
 from runyard.trainer.steps.batching import BatchBuilder, estimate_padding_share
 from runyard.trainer.steps.features import explain_not_frozen
 from runyard.trainer.steps.growth import MIN_SPEEDUP, ROUNDS, measure_growth
+from runyard.trainer.steps.loading import BatchLoader
 from runyard.trainer.steps.losses import TokenLosses, get_base_model
 from runyard.trainer.steps.memory import (
     MemoryEstimate,
@@ -100,6 +104,7 @@ from runyard.trainer.steps.memory import (
     compare_with_available,
     estimate_memory,
     measure_step_memory,
+    read_host_memory,
     retain_freed_memory,
     return_freed_memory,
 )
@@ -113,6 +118,7 @@ SAMPLES_BETWEEN_CHECKS = 16  # reading stop.json and the permit takes 54 µs (me
 # Of a checkpoint whose plan names no limit, because auto set none then.
 NO_MAX_PIXELS = {"value": None, "reason": "none when this training started"}
 FIXED_DEVICES = ("cpu",)  # where no larger micro-batch is tried
+PROCESS_BYTES = 512 << 20  # most of what one encodes large images with
 MAX_LISTED_REFUSALS = 5  # samples that a warning names
 
 
@@ -124,7 +130,7 @@ class Job:
     weights may be read from. ``origin_run`` is the run of the checkpoint, if that is another one.
     Encoded samples of uploaded data are cached below ``cache``, up to ``cache_bytes``, as long as
     ``spare_bytes`` of the disk stay free.
-    ``world`` has the processes that train together.
+    ``world`` has the processes that train together. Samples are encoded on ``cores``.
     """
 
     folder: Path
@@ -138,6 +144,7 @@ class Job:
     cache_bytes: int = 0
     spare_bytes: int = 0
     world: World = World()
+    cores: int = 1
 
     @property
     def start_message(self) -> str:
@@ -174,12 +181,15 @@ class TrainState:
     is_sharded: bool = False  # whether each rank has a part of every weight
     answer_form: AnswerForm = JSON_FORM
     has_memory_trial: bool = False  # whether the largest micro-batch is tried before the first step
+    loader: BatchLoader = field(init=False)  # builds the batches of steps
+    next_batch: tuple[int, list[int]] | None = None  # epoch and samples of the step to prepare
     parameters: list[torch.nn.Parameter] = field(init=False)  # all that the optimizers change
     longest_index: int = field(init=False)  # of the training sample with the most tokens
 
     def __post_init__(self) -> None:
         self.parameters = [parameter for _, parameter in self.model.trainable_parameters()]
         self.longest_index = int(np.argmax(self.lengths))
+        self.loader = BatchLoader(self.build_batch, may_prepare=False)
 
     def count_samples_left(self) -> float:
         """Return the samples still to train on, each counted by its share of the longest one."""
@@ -308,8 +318,18 @@ def prepare(job: Job, machine: Hardware, *, hooks: Hooks) -> TrainState:
         follow_decisions(state, decisions)
     job.world.share_weights(state.parameters)
     apply_strategy(job, state, decisions["strategy"], is_restored=not may_shard)
+    state.loader = BatchLoader(
+        state.build_batch, may_prepare=batching.may_prepare and may_prepare_batches(state, flow)
+    )
     state.run_document = build_run_document(job, model, state.plan)
     return state
+
+
+def may_prepare_batches(state: TrainState, flow: ResolvedFlow) -> bool:
+    """Return whether batches may be prepared ahead: they take memory, and time of short steps."""
+    estimate = state.memory_estimate
+    has_memory = state.device.type != "cpu" or (estimate is not None and estimate.is_ample)
+    return has_memory and not flow.is_tiny
 
 
 def check_strategy(flow: ResolvedFlow, obstacle: str | None) -> None:
@@ -554,7 +574,8 @@ def encode(job: Job, data: Dataset, model: LoadedModel, hooks: Hooks) -> Encoded
         parts = train, validation
         encoded = encode_uploaded(job, data, parts, encoder, layout, fitting, hooks)
     else:
-        encoded = encode_in_memory(flow, data, encoder, layout, fitting, hooks)
+        processes = count_processes(job)
+        encoded = encode_in_memory(flow, data, encoder, layout, fitting, hooks, processes)
     return replace(encoded, max_pixels=max_pixels, form=form)
 
 
@@ -603,7 +624,8 @@ def encode_uploaded(
 ) -> EncodedData:
     """Encode uploaded data through the cache. Broken and oversized samples are left out."""
     train, validation = parts
-    cached = encode_all([train, validation], encoder, choose_cache_place(job, data.name), hooks)
+    place, processes = choose_cache_place(job, data.name), count_processes(job)
+    cached = encode_all([train, validation], encoder, place, hooks, processes=processes)
     fit = FitReport(
         shrunk=len(cached.shrunk),
         refused=[f"{cached.samples.filename(n)!r} ({why})" for n, why in cached.refused.items()],
@@ -640,6 +662,7 @@ def encode_in_memory(
     layout: Layout,
     fitting: TokenBudget,
     hooks: Hooks,
+    processes: int,
 ) -> EncodedData:
     """Encode built-in data. Oversized samples are left out."""
     fit = FitReport()
@@ -648,19 +671,31 @@ def encode_in_memory(
         samples: Sequence[Sample], name: str, *, with_images: bool = True
     ) -> tuple[list[Sample], InMemoryEncodings]:
         kept, encoded = [], []
-        for number, sample in enumerate(samples):
-            if number % SAMPLES_BETWEEN_CHECKS == 0:
-                hooks.check_cancelled()
-                hooks.on_activity(f"Encoding images: {number:,} of {len(samples):,} {name} samples")
-            try:
-                item = encoder.encode(sample, with_image=with_images)
-            except TooLong as error:
-                fit.refused.append(f"{sample.filename or sample.question!r} ({error})")
-                continue
-            kept.append(sample)
-            encoded.append(item)
+        source = SampleSource(
+            lambda number: pack_images(
+                encoder.encode(samples[number], with_image=with_images), encoder.codec
+            ),
+            total=len(samples),
+            processes=processes if with_images else 1,
+            check=hooks.check_cancelled,
+        )
+        with contextlib.closing(source):
+            source.expect(range(len(samples)))
+            for number, sample in enumerate(samples):
+                if number % SAMPLES_BETWEEN_CHECKS == 0:
+                    hooks.check_cancelled()
+                    hooks.on_activity(
+                        f"Encoding images: {number:,} of {len(samples):,} {name} samples"
+                    )
+                try:
+                    item = source.read(number)
+                except TooLong as error:
+                    fit.refused.append(f"{sample.filename or sample.question!r} ({error})")
+                    continue
+                kept.append(sample)
+                encoded.append(item)
         fit.shrunk += sum(item.is_shrunk for item in encoded)
-        return kept, InMemoryEncodings(encoded, layout)
+        return kept, InMemoryEncodings(encoded, layout, encoder.codec)
 
     # Augmented images are encoded again for every batch.
     kept_train, train = encode_part(
@@ -678,6 +713,12 @@ def encode_in_memory(
         validation=validation,
         fit=fit,
     )
+
+
+def count_processes(job: Job) -> int:
+    """Return how many processes may encode samples: one for each core, as far as memory allows."""
+    available = read_host_memory(Path("/")).free // job.world.size
+    return max(1, min(job.cores, available // PROCESS_BYTES))
 
 
 def warn_about_refused(

@@ -14,11 +14,12 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 
 from runyard.flows import ResolvedFlow
@@ -40,6 +41,7 @@ from runyard.trainer.data.cache import Hooks
 from runyard.trainer.data.encode import epoch_batches
 from runyard.trainer.devices import keep_random_states, return_memory
 from runyard.trainer.errors import Diverged, OutOfMemory, PeerLost, StopRequested
+from runyard.trainer.evaluation.baseline import PREFIX as BASELINE_PREFIX
 from runyard.trainer.evaluation.baseline import score_baseline
 from runyard.trainer.evaluation.batches import MAX_BATCH, BatchLimit
 from runyard.trainer.evaluation.evaluation import (
@@ -47,6 +49,7 @@ from runyard.trainer.evaluation.evaluation import (
     EvaluationResult,
     evaluate,
 )
+from runyard.trainer.evaluation.findings import Comparison, explain_nothing_learned, summarize
 from runyard.trainer.evaluation.predictions import prune_predictions, write_predictions
 from runyard.trainer.evaluation.samples import SampleWriter
 from runyard.trainer.plan import Hardware, format_plan, is_due, with_micro_batch
@@ -62,6 +65,7 @@ from runyard.trainer.steps.scaling import (
     unscale,
 )
 from runyard.trainer.watchdog import LossSpikeDetector, SlowStepDetector, format_names
+from vi.api.responses import RunFinding
 
 SECONDS_BETWEEN_LINES = 2.0  # on stdout; every step has an event
 
@@ -74,6 +78,7 @@ class Outcome:
     message: str
     checkpoint: str | None
     metrics: dict[str, float]
+    findings: list[RunFinding] = field(default_factory=list)
 
 
 def train(
@@ -196,12 +201,15 @@ class TrainLoop:
         self.batch_limit = limit_evaluation_batch(job, state, hooks.on_warning)
         self.evaluated_step: int | None = None
         self.predictions: Path | None = None  # of the last evaluation
+        self.baseline: dict[str, float] = {}  # of constant answers, once scored
+        self.findings: list[RunFinding] = []
         self.is_phase_stale = False  # whether the last phase event was not "Training"
         self.ending: Ending | None = None
 
     def run(self) -> Outcome:
         """Repeat step, evaluation and save until the loop ends."""
         plan, progress = self.state.plan, self.progress
+        self.recall_first_loss()
         if self.must_evaluate_first():
             self.evaluate_before_training()
         self.events.write("phase", phase="Training", message=f"{plan.total_steps} steps")
@@ -215,7 +223,10 @@ class TrainLoop:
                 self.run_step()
             self.complete_step()
         newest = self.saved[-1].name if self.saved else None
-        return Outcome(self.ending or "Completed", self.describe_ending(), newest, progress.metrics)
+        message = self.describe_ending()
+        if (unlearned := self.report_findings()) is not None:
+            message = f"{message}; {summarize(unlearned)}"
+        return Outcome(self.ending or "Completed", message, newest, progress.metrics, self.findings)
 
     def must_evaluate_first(self) -> bool:
         """Return whether to evaluate before the first step, which an earlier attempt may have done.
@@ -232,20 +243,80 @@ class TrainLoop:
             and not status.micro_batch_limit
         )
 
+    def recall_first_loss(self) -> None:
+        """Take over the loss that an attempt without a checkpoint measured before its first step.
+
+        The run's status has it until another evaluation.
+        """
+        known = self.job.run.status.progress
+        if known is None or known.step or self.progress.step or known.metric_name != "loss":
+            return
+        self.progress.first_loss = known.metric
+
     def evaluate_before_training(self) -> None:
         """Evaluate the model that training starts from; whatever fails, training begins.
 
         Training depends on none of it: no checkpoint, best value or early stopping does.
         """
         with contextlib.suppress(StopRequested):
-            baseline: dict[str, float] = {}
             with self.warn_of_failure("scoring the baseline"):
-                baseline = self.score_baseline()
+                self.baseline = self.score_baseline()
             with self.warn_of_failure("the evaluation before the first step"):
                 found = self.measure()
-                self.write_evaluation(name_metrics(found.values) | baseline, found.previews)
+                if self.state.plan.metric == "loss":
+                    self.progress.first_loss = found.values["loss"]
+                self.write_evaluation(name_metrics(found.values) | self.baseline, found.previews)
                 self.store_answers(found.predictions)
         self.first_step_at = self.last_step_at = self.last_evaluation_at = self.clock()
+
+    def find_nothing_learned(self) -> Comparison | None:
+        """Return the best metric and what needs no learning if it is not better, else None.
+
+        A stopped run, and one without a value to compare with, have no such finding.
+        """
+        plan, progress = self.state.plan, self.progress
+        seen = [value for value in (progress.best, progress.best_seen) if value is not None]
+        if self.ending == "Stopped" or not seen:
+            return None
+        reference = self.get_reference()
+        if reference is None:
+            return None
+        found = Comparison(
+            metric=plan.metric,
+            best=min(seen) if plan.is_smaller_better else max(seen),
+            reference=reference,
+            samples=plan.validation_samples,
+            is_smaller_better=plan.is_smaller_better,
+        )
+        return None if found.has_learned else found
+
+    def get_reference(self) -> float | None:
+        """Return the metric of constant answers, or the loss before the first step; None if
+        unknown.
+
+        An attempt that resumes has not scored the baseline, and it depends on nothing but the data.
+        """
+        metric = self.state.plan.metric
+        if metric == "loss":
+            return self.progress.first_loss
+        known = self.job.run.status.progress
+        if known is not None and known.baseline is not None and known.metric_name == metric:
+            return known.baseline
+        with contextlib.suppress(StopRequested), self.warn_of_failure("scoring the baseline"):
+            self.baseline = self.baseline or self.score_baseline()
+        return self.baseline.get(f"{BASELINE_PREFIX}{metric}")
+
+    def report_findings(self) -> Comparison | None:
+        """Write the event of a finding and a line, and return what it compares, if there is one."""
+        found = self.find_nothing_learned()
+        if found is not None:
+            finding = explain_nothing_learned(found, self.job.flow, self.state.plan)
+            self.events.write("finding", **msgspec.to_builtins(finding))
+            self.say(f"warning: {finding.message}")
+            for suggestion in finding.suggestions:
+                self.say(f"  try: {suggestion}")
+            self.findings.append(finding)
+        return found
 
     def score_baseline(self) -> dict[str, float]:
         """Return the metrics of constant answers on the held-out samples.
@@ -265,12 +336,13 @@ class TrainLoop:
     @contextlib.contextmanager
     def warn_of_failure(self, name: str) -> Iterator[None]:
         """Warn if something fails that training does not need."""
+        effect = "training begins" if self.ending is None else "it is left out"
         try:
             yield
         except (StopRequested, PeerLost):
             raise
         except Exception as error:
-            self.hooks.on_warning(f"{name} failed: {first_line(error)}; training begins")
+            self.hooks.on_warning(f"{name} failed: {first_line(error)}; {effect}")
 
     def report_first_step(self) -> contextlib.AbstractContextManager[object]:
         """Return a context that reports the seconds of the first step, which may take minutes."""
@@ -299,7 +371,8 @@ class TrainLoop:
         if math.isfinite(loss) and (warning := self.loss_spikes.update(step + 1, loss)):
             self.hooks.on_warning(warning)
         state.world.beat.write("apart")
-        self.record_step(loss, norm, learning_rate, samples=len(indices))
+        share = state.loader.end_step()
+        self.record_step(loss, norm, learning_rate, samples=len(indices), wait_share=share)
 
     def count_skipped_steps(self, loss: float, norm: float) -> None:
         """Note whether a step with a scaled loss was skipped, and warn about it.
@@ -347,7 +420,9 @@ class TrainLoop:
             self.is_phase_stale = False
         self.last_step_at = self.clock()
 
-    def record_step(self, loss: float, norm: float, learning_rate: float, *, samples: int) -> None:
+    def record_step(
+        self, loss: float, norm: float, learning_rate: float, *, samples: int, wait_share: float
+    ) -> None:
         """Advance the counters by a step, and write its event and now and then a line."""
         progress, total = self.progress, self.state.plan.total_steps
         now = self.clock()
@@ -370,6 +445,7 @@ class TrainLoop:
                 "learningRate": learning_rate,
                 **({"gradNorm": round(norm, 6)} if math.isfinite(norm) else {}),
                 "samplesPerSecond": round(samples / max(1e-6, now - self.last_step_at), 1),
+                "dataWaitShare": round(wait_share, 4),
             },
         )
         if now - self.last_line_at >= SECONDS_BETWEEN_LINES:
@@ -477,6 +553,7 @@ class TrainLoop:
         """
         self.hooks.check_cancelled()
         state, plan = self.state, self.state.plan
+        state.loader.settle()
         message = f"{plan.validation_samples} held-out samples"
         self.events.write("phase", phase="Evaluating", message=message)
         state.world.announce("evaluate")
@@ -779,21 +856,22 @@ class BatchOrder:
 
     def __init__(self, flow: ResolvedFlow, state: TrainState):
         self.flow, self.state = flow, state
-        self.batches: list[list[int]] = []  # sample indices, of the current epoch
+        self.epochs: dict[int, list[list[int]]] = {}  # the batches of this epoch and the next
 
     def select(self, step: int) -> tuple[int, list[int]]:
         """Return the epoch and the sample indices of a step."""
         plan = self.state.plan
         epoch, step_in_epoch = divmod(step, plan.steps_per_epoch)
-        if not self.batches or step_in_epoch == 0:
-            self.batches = epoch_batches(
+        if epoch not in self.epochs:
+            self.epochs = {at: batches for at, batches in self.epochs.items() if at == epoch - 1}
+            self.epochs[epoch] = epoch_batches(
                 self.state.lengths,
                 batch_size=plan.batch_size,
                 seed=self.flow.settings.seed,
                 epoch=epoch,
                 shuffle=self.flow.dataset.shuffle,
             )
-        return epoch, self.batches[step_in_epoch]
+        return epoch, self.epochs[epoch][step_in_epoch]
 
 
 def name_checkpoint(step: int, steps_per_epoch: int) -> str:
@@ -896,10 +974,10 @@ def run_micro_batches(
 
     Returns the mean loss per label token, and the number of these tokens.
     """
-    starts = range(0, len(indices), micro_batch_size)
-    micro_batches = [indices[start : start + micro_batch_size] for start in starts]
+    micro_batches = split(indices, micro_batch_size)
     # Padded rows are (B, T); packed, one row (1, T) holds all samples. Labels are (N,).
-    batches = [state.build_batch(micro_batch, epoch) for micro_batch in micro_batches]
+    batches = [state.loader.load(micro_batch, epoch) for micro_batch in micro_batches]
+    prepare_next(state, micro_batch_size)
     if not batches:  # a rank may have no share of a short batch, and its scaler still takes a step
         state.scaler.scale(torch.zeros((), device=state.device))
     labels = sum(batch.label_count for batch in batches)
@@ -911,6 +989,19 @@ def run_micro_batches(
         state.scaler.scale(loss).backward()
         total += float(loss.detach())
     return total, labels
+
+
+def split(indices: list[int], size: int) -> list[list[int]]:
+    """Return the samples in micro-batches of this size."""
+    return [indices[start : start + size] for start in range(0, len(indices), size)]
+
+
+def prepare_next(state: TrainState, micro_batch_size: int) -> None:
+    """Have the batches of the next step prepared, if batches are prepared ahead."""
+    if state.next_batch is not None:
+        epoch, indices = state.next_batch
+        share = state.world.select(indices)
+        state.loader.prepare(split(share, micro_batch_size), epoch)
 
 
 def run_sharded_micro_batches(
@@ -926,7 +1017,8 @@ def run_sharded_micro_batches(
     count = math.ceil(math.ceil(len(indices) / world.size) / micro_batch_size)
     starts = [number * micro_batch_size for number in range(count)]
     micro_batches = [share[start : start + micro_batch_size] for start in starts]
-    batches = [state.build_batch(each or indices[:1], epoch) for each in micro_batches]
+    batches = [state.loader.load(each or indices[:1], epoch) for each in micro_batches]
+    prepare_next(state, micro_batch_size)
     weights = [1.0 if each else 0.0 for each in micro_batches]
     labels = sum(
         batch.label_count for batch, weight in zip(batches, weights, strict=True) if weight
@@ -949,7 +1041,11 @@ def begin_step(
     """
     step, plan = state.progress.step, state.plan
     state.world.beat.begin_step(step)
+    state.loader.begin_step()
     epoch, indices = order.select(step)
+    state.next_batch = None
+    if state.loader.is_preparing and step + 1 < plan.total_steps:
+        state.next_batch = order.select(step + 1)
     state.world.seed(flow.settings.seed, step)
     schedule = flow.model.hyperparameters.schedule
     factor = rate_factor(step, total=plan.total_steps, warmup=plan.warmup_steps, schedule=schedule)

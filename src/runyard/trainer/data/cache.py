@@ -10,6 +10,9 @@ Same name, same bytes.
         <name>               complete: fsynced before it received this name
         .<name>.building     being written by the process that holds its lock
 
+Samples are encoded by worker processes (``workers.py``), and written in order by this one, so a
+shard has the same bytes for any number of workers.
+
 Several runs share the cache. The writer of a shard holds an exclusive flock, so two runs that start
 together write different shards and wait for each other only at the end. The lock of a killed writer
 is free, and its partial file is started again. A reader holds a shared flock, so a shard in use is
@@ -27,6 +30,7 @@ import json
 import os
 import resource
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,9 +44,10 @@ from runyard.trainer.data.encode import (
     Encodings,
     Layout,
     SampleEncoder,
-    concatenate_padded,
+    pack_images,
 )
 from runyard.trainer.data.image_resolution import TooLong
+from runyard.trainer.data.pixels import PackedArray, join_packed
 from runyard.trainer.data.shards import (
     BROKEN,
     REFUSED,
@@ -54,9 +59,10 @@ from runyard.trainer.data.shards import (
     open_shard_file,
 )
 from runyard.trainer.data.uploaded import SampleSelection, UploadedSamples
+from runyard.trainer.data.workers import SampleSource
 from runyard.trainer.errors import InvalidData
 
-ENCODING = 3  # to be raised when the stored format changes, or the code that produces it
+ENCODING = 4  # to be raised when the stored format changes, or the code that produces it
 IMAGES_PER_SHARD, MAX_IMAGES_PER_SHARD = 128, 512  # on average, and at most
 MAX_BROKEN_SHARE = 0.05  # a larger share of broken images ends the run
 MAX_NAMED_BROKEN = 20  # broken images that are reported one by one
@@ -158,18 +164,19 @@ class CachedEncodings(Encodings):
         return self._memory.get(index) or self._get_shard(index).read_row(int(self._rows[index]))
 
     def read_images(self, indices: Sequence[int]) -> dict[str, Array]:
+        tables = self._encoded.encoder.codec.tables
         found = [self._get_sample_images(index) for index in indices]
-        return {name: concatenate_padded([images[name] for images in found]) for name in found[0]}
+        return {name: join_packed([images[name] for images in found], tables) for name in found[0]}
 
-    def _get_sample_images(self, index: int) -> dict[str, Array]:
-        """Return the image tensors of a sample.
+    def _get_sample_images(self, index: int) -> dict[str, PackedArray]:
+        """Return the image tensors of a sample, packed.
 
         Those of small datasets stay in memory with their tokens.
         """
         if index in self._memory:
             return self._memory[index].images
         images = self._read_images(index)
-        size_bytes = SAMPLE_BYTES + sum(array.nbytes for array in images.values())
+        size_bytes = SAMPLE_BYTES + sum(array.size_bytes for array in images.values())
         if size_bytes <= self._free_memory_bytes:
             self._memory[index] = replace(self.read_row(index), images=images)
             self._free_memory_bytes -= size_bytes
@@ -178,11 +185,12 @@ class CachedEncodings(Encodings):
     def _get_shard(self, index: int) -> Shard:
         return self._encoded.shards[int(self._shards[index])]
 
-    def _read_images(self, index: int) -> dict[str, Array]:
+    def _read_images(self, index: int) -> dict[str, PackedArray]:
         images = self._get_shard(index).read_images(int(self._rows[index]))
         if images is None:
+            encoder = self._encoded.encoder
             sample = self._encoded.samples.sample(int(self._numbers[index]))
-            images = self._encoded.encoder.encode(sample).images
+            images = pack_images(encoder.encode(sample), encoder.codec).images
         return images
 
 
@@ -193,9 +201,10 @@ def encode_all(
     hooks: Hooks,
     *,
     per_shard: int = IMAGES_PER_SHARD,
+    processes: int = 1,
 ) -> EncodedShards:
     """Return the encodings of all samples of these parts, from existing shards or newly written
-    ones.
+    ones. Samples are encoded by up to ``processes`` worker processes.
 
     Raises:
         InvalidData: more than ``MAX_BROKEN_SHARE`` of the images are broken.
@@ -210,7 +219,7 @@ def encode_all(
     ]
     _raise_descriptor_limit(2 * len(pieces) + SPARE_DESCRIPTORS)
     builder = _ShardBuilder(samples, encoder, cache_dir, hooks, numbers)
-    shards = builder.build_all(pieces)
+    shards = builder.build_all(pieces, processes)
     states = np.concatenate([shard.states for shard in shards])
     begins = np.cumsum([0, *map(len, shards)])
 
@@ -308,15 +317,28 @@ class _ShardBuilder:
             hooks,
         )
         self._total, self._image_count = len(numbers), samples.count_images(numbers)
-        self._done = self._encoded = 0
+        self._done = self._encoded = self._in_piece = 0
         self._started_s = self._reported_s = self._checked_s = hooks.clock()
         self._bytes_per_sample = 0.0
         self._broken: set[bytes] = set()
         self.built = 0
 
-    def build_all(self, pieces: list[tuple[str, Array]]) -> list[Shard]:
+    def build_all(self, pieces: list[tuple[str, Array]], processes: int) -> list[Shard]:
         """Return the shards of all pieces, open and each locked against eviction."""
         found: dict[int, Shard] = {}
+        missing = {name: piece for name, piece in pieces if not self._exists(name)}
+        self._missing = deque(missing.items())
+        samples = self._samples
+        self._source = SampleSource(
+            lambda number: pack_images(
+                self._encoder.encode(samples.sample(number)), self._encoder.codec
+            ),
+            total=sum(map(len, missing.values())),
+            processes=processes,
+            near=samples.have_same_image,
+            descriptors=lambda: samples.descriptors,
+            check=self._check_cancelled,
+        )
         try:
             waiting = list(enumerate(pieces))
             while waiting:
@@ -324,6 +346,7 @@ class _ShardBuilder:
                 for at, (name, piece) in waiting:
                     self._check_cancelled()
                     shard = self._open(name, piece) or self._build(name, piece)
+                    self._in_piece = 0
                     if shard is None:
                         left.append((at, (name, piece)))
                     else:
@@ -338,6 +361,8 @@ class _ShardBuilder:
             for shard in found.values():
                 shard.close()
             raise
+        finally:
+            self._source.close()
         return [found[at] for at in range(len(pieces))]
 
     def _open(self, name: str, piece: Array) -> Shard | None:
@@ -350,6 +375,9 @@ class _ShardBuilder:
             if shard is not None:
                 return shard
         return None
+
+    def _exists(self, name: str) -> bool:
+        return any((folder / name).exists() for folder in self._list_folders())
 
     def _list_folders(self) -> list[Path]:
         folders = (self._cache_dir.shared, self._cache_dir.attempt_folder / FOLDER)
@@ -410,10 +438,12 @@ class _ShardBuilder:
     def _fill(self, descriptor: int, piece: Array, *, with_images: bool) -> int:
         """Encode a piece into an open file; return its size in bytes."""
         with open(os.dup(descriptor), "r+b") as file:
-            writer = ShardWriter(file, with_images=with_images)
+            codec = self._encoder.codec
+            writer = ShardWriter(file, with_images=with_images, codec=codec)
+            self._source.expect(self._list_upcoming(piece))
             for at, number in enumerate(piece.tolist()):
                 try:
-                    item = self._encoder.encode(self._samples.sample(number))
+                    item = self._source.read(number)
                 except BrokenImage as broken:
                     writer.add_missing(str(broken) or type(broken).__name__, BROKEN)
                     self._count_broken(number, str(broken))
@@ -422,8 +452,17 @@ class _ShardBuilder:
                 else:
                     writer.add(item)
                 self._encoded += 1
-                self._check_cancelled(at + 1)
-            return writer.finish()
+                self._in_piece = at + 1
+                self._check_cancelled()
+            size_bytes: int = self._source.run(writer.finish)
+            return size_bytes
+
+    def _list_upcoming(self, piece: Array) -> list[int]:
+        """Return the samples of a piece, and of the next one that is missing."""
+        while self._missing and self._missing[0][1][0] <= piece[0]:
+            self._missing.popleft()
+        following = next((later for name, later in self._missing if not self._exists(name)), None)
+        return [*piece.tolist(), *([] if following is None else following.tolist())]
 
     def _count_broken(self, number: int, reason: str) -> None:
         """Raise InvalidData as soon as too many images are broken, rather than hours later."""
@@ -448,20 +487,20 @@ class _ShardBuilder:
             return False
         return free_bytes(cache_dir.root) >= needed_bytes + cache_dir.spare_bytes
 
-    def _check_cancelled(self, in_piece: int = 0) -> None:
+    def _check_cancelled(self) -> None:
         now_s = self._hooks.clock()
         if now_s - self._checked_s >= CHECK_EVERY_S:
             self._checked_s = now_s
             self._hooks.check_cancelled()
-            self._report(in_piece=in_piece)
+            self._report()
 
-    def _report(self, message: str | None = None, in_piece: int = 0) -> None:
+    def _report(self, message: str | None = None) -> None:
         now_s = self._hooks.clock()
         if now_s - self._reported_s < PROGRESS_EVERY_S:
             return
         self._reported_s = now_s
         self._hooks.on_progress(
-            message or self._format_progress(self._done + in_piece, now_s - self._started_s)
+            message or self._format_progress(self._done + self._in_piece, now_s - self._started_s)
         )
 
     def _format_progress(self, done: int, seconds: float) -> str:

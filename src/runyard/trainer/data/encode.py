@@ -2,10 +2,9 @@
 made by index.
 
 The model's own processor does the work, one sample at a time, so images and text are treated
-exactly as when the model is used. Its results are stored: token IDs unchanged, pixels as indices
-into a table of the distinct values (a processor that starts from 8-bit images produces a few
-hundred), which takes a quarter of the size and restores the same floats. A training step then only
-gathers.
+exactly as when the model is used. Its results are stored: token IDs unchanged, pixels as the 8-bit
+values that the processor normalized (``pixels.py``), which takes a quarter of the size and restores
+the same floats. A training step then only gathers.
 
 Only the answer is learned by default: its tokens are those that ``generate`` must produce after the
 prompt.
@@ -32,11 +31,16 @@ from runyard.rundir import files_below
 from runyard.trainer.answer_forms import JSON_FORM, AnswerForm
 from runyard.trainer.data.datasets import Sample
 from runyard.trainer.data.image_resolution import Area, TokenBudget, TooLong
+from runyard.trainer.data.pixels import (
+    PackedArray,
+    PackedColumn,
+    PixelCodec,
+    concatenate_padded,
+)
 from runyard.trainer.data.templates import Renderer, TemplateProcess
 from runyard.trainer.errors import InvalidData
 from runyard.trainer.families import FamilyParts
 
-MAX_TABLE_VALUES = 65_536
 # The input that replaces pixels where image features are stored (``features.py``).
 FEATURES = "features"
 MAX_KNOWN_PROMPTS = 512
@@ -67,7 +71,7 @@ class EncodedSample:
     prompt: _Array  # (prompt tokens,)
     answer: _Array  # (answer tokens,)
     token_fields: dict[str, _Array]  # each (prompt tokens,)
-    images: dict[str, _Array]  # each (images or patches, ...)
+    images: dict[str, Any]  # arrays, each (images or patches, ...), or packed ones
     is_shrunk: bool = False
 
     @property
@@ -87,10 +91,16 @@ class _KnownPrompt:
 
 
 class SampleEncoder(Protocol):
-    """Converts samples to tokens and image tensors; ``settings`` determine the result."""
+    """Converts samples to tokens and image tensors; ``settings`` determine the result.
+
+    ``codec`` packs the image tensors, where they are kept.
+    """
 
     @property
     def settings(self) -> dict[str, Any]: ...
+
+    @property
+    def codec(self) -> PixelCodec: ...
 
     def encode(self, sample: Sample) -> EncodedSample: ...
 
@@ -120,6 +130,7 @@ class Encoder:
     ):
         self._form = form
         self._processor, self._parts, self._budget = processor, parts, budget
+        self.codec = PixelCodec(processor.image_processor)
         self._renderer = renderer or TemplateProcess(processor)
         self._system_prompt, self._task = system_prompt, task
         self._known: OrderedDict[tuple[str, tuple[int, int]], _KnownPrompt] = OrderedDict()
@@ -171,7 +182,7 @@ class Encoder:
         Raises:
             TooLong: it does not fit, even with the smallest image.
         """
-        answer_ids = self._tokenize_answer(self._parts.answer_prefix + answer + self._end)
+        answer_ids = self.tokenize_answer(answer)
         encoded = replace(
             self.encode_question(image, question, with_image=with_image), answer=answer_ids
         )
@@ -188,6 +199,11 @@ class Encoder:
         return self._shrink_to_fit(
             self._budget, image.convert("RGB"), self._prompt(question), encoded, rewrite
         )
+
+    def tokenize_answer(self, answer: str) -> _Array:
+        """Return the tokens that the model generates for an answer in its written form."""
+        tokens: _Array = self._tokenize_answer(self._parts.answer_prefix + answer + self._end)
+        return tokens
 
     def _shrink_to_fit(
         self,
@@ -360,65 +376,13 @@ def build_conversation(system_prompt: str, question: str) -> list[dict[str, Any]
     return [{"role": "system", "content": [{"type": "text", "text": system_prompt}]}, user]
 
 
-class PixelTable:
-    """Float arrays stored as indices into the sorted table of their distinct values.
-
-    Exact, a quarter of the size.
-    """
-
-    def __init__(self, arrays: Sequence[_Array]):
-        is_float = all(array.dtype == np.float32 for array in arrays)
-        values = (
-            np.unique(np.concatenate([np.unique(array) for array in arrays])) if is_float else None
-        )
-        self._values = values if values is not None and len(values) <= MAX_TABLE_VALUES else None
-        self._kept = [self._index(array) for array in arrays]
-        shapes = {array.shape for array in self._kept}
-        # Images of one size are stored in one block, so that a batch is one gather.
-        self._block = np.stack(self._kept) if len(shapes) == 1 else None
-        if self._block is not None:
-            self._kept = []
-
-    def get(self, indices: Sequence[int]) -> _Array:
-        """Return the arrays at these indices, joined as by ``concatenate_padded``."""
-        if self._block is not None:
-            chosen = self._block[np.asarray(indices)]
-            joined = chosen.reshape(-1, *chosen.shape[2:])
-            pixels: _Array = joined if self._values is None else self._values[joined]
-            return pixels
-        parts = [
-            self._kept[i] if self._values is None else self._values[self._kept[i]] for i in indices
-        ]
-        return concatenate_padded(parts)
-
-    @property
-    def size_bytes(self) -> int:
-        return sum(array.nbytes for array in self._kept) + (
-            0 if self._block is None else self._block.nbytes
-        )
-
-    def _index(self, array: _Array) -> _Array:
-        if self._values is None:
-            return array
-        kind = np.uint8 if len(self._values) <= 256 else np.uint16
-        return np.searchsorted(self._values, array).astype(kind)
-
-
-def concatenate_padded(arrays: Sequence[_Array]) -> _Array:
-    """Concatenate arrays along the first axis; zero-pad the other axes to the largest."""
-    trailing = tuple(
-        max(sizes) for sizes in zip(*(array.shape[1:] for array in arrays), strict=True)
-    )
-    if all(array.shape[1:] == trailing for array in arrays):
-        return np.concatenate(arrays)
-    joined = np.zeros((sum(len(array) for array in arrays), *trailing), arrays[0].dtype)
-    start = 0
-    for array in arrays:
-        joined[
-            (slice(start, start + len(array)), *(slice(0, size) for size in array.shape[1:]))
-        ] = array
-        start += len(array)
-    return joined
+def pack_images(item: EncodedSample, codec: PixelCodec) -> EncodedSample:
+    """Return the sample with its image tensors as they are kept."""
+    packed = {
+        name: array if isinstance(array, PackedArray) else codec.pack(array)
+        for name, array in item.images.items()
+    }
+    return replace(item, images=packed)
 
 
 @dataclass
@@ -591,28 +555,31 @@ class Encodings(ABC):
 
 
 class InMemoryEncodings(Encodings):
-    """Encodings in memory, for small datasets."""
+    """Encodings in memory, for small datasets.
 
-    def __init__(self, encoded: Sequence[EncodedSample], layout: Layout):
+    With ``codec``, images are packed unless they are already.
+    """
+
+    def __init__(
+        self, encoded: Sequence[EncodedSample], layout: Layout, codec: PixelCodec | None = None
+    ):
         super().__init__(layout)
-        self._images = (
-            {
-                name: PixelTable([item.images[name] for item in encoded])
-                for name in encoded[0].images
-            }
-            if encoded
-            else {}
-        )
+        codec = codec or PixelCodec()
+        packed = [pack_images(item, codec).images for item in encoded]
+        names = packed[0] if packed else {}
+        self._images = {
+            name: PackedColumn([images[name] for images in packed], codec.tables) for name in names
+        }
         self._rows = [replace(item, images={}) for item in encoded]
         self.lengths = np.asarray([item.length for item in encoded], np.int64)
         self.prompt_lengths = np.asarray([len(item.prompt) for item in encoded], np.int64)
-        self.size_bytes = sum(table.size_bytes for table in self._images.values())
+        self.size_bytes = sum(column.size_bytes for column in self._images.values())
 
     def read_row(self, index: int) -> EncodedSample:
         return self._rows[index]
 
     def read_images(self, indices: Sequence[int]) -> dict[str, _Array]:
-        return {name: table.get(indices) for name, table in self._images.items()}
+        return {name: column.join(indices) for name, column in self._images.items()}
 
 
 class AugmentedSamples:

@@ -3,11 +3,10 @@
     per sample   its arrays, each aligned to 8 bytes, then a record (msgpack) with their offsets
     index        per sample: offset of its record, its length, tokens of the prompt, tokens of the
                  answer, and its state: whole, shrunk, broken or refused (int64)
-    values       the table of floats that pixels index into (float32)
-    trailer      magic, number of samples, offset of the index, entries of the table
+    tables       the floats of 8-bit pixels, 256 for each channel (float32)
+    trailer      magic, number of samples, offset of the index, entries of the tables
 
-Pixels are stored as in ``encode.PixelTable``: a processor that starts from 8-bit images produces a
-few hundred distinct floats, so an index of one or two bytes restores exactly the same float.
+Image tensors are stored as ``pixels.PixelCodec`` packs them, which restores exactly the same ones.
 Samples of one image share its pixels. A sample whose image is broken, or which is too long, has a
 record with the reason and no tokens.
 """
@@ -22,9 +21,10 @@ from typing import IO, Any
 import msgspec
 import numpy as np
 
-from runyard.trainer.data.encode import MAX_TABLE_VALUES, EncodedSample
+from runyard.trainer.data.encode import EncodedSample
+from runyard.trainer.data.pixels import LEVELS, PackedArray, PixelCodec
 
-MAGIC = b"RYENC\x00\x02\n"
+MAGIC = b"RYENC\x00\x03\n"
 TRAILER = struct.Struct("<8sQQQ")
 Array = np.ndarray[Any, Any]
 WHOLE, SHRUNK, BROKEN, REFUSED = range(4)  # states of a sample; the last two have no data
@@ -32,15 +32,15 @@ INDEX_COLUMNS = 5
 
 
 class ArraySpan(msgspec.Struct, array_like=True, frozen=True):
-    """An array in the file.
+    """An array in the file: its place, dtype and shape, and what they restore.
 
-    Table indices have another ``kind`` (dtype) than the array they encode.
+    ``restored`` has dtype and shape of a ``PackedArray``, its block and its repeats.
     """
 
     offset: int
     kind: str
     shape: tuple[int, ...]
-    is_indices: bool = False
+    restored: tuple[str, tuple[int, ...], int, int] | None = None
 
 
 class SampleLocation(msgspec.Struct, array_like=True, frozen=True):
@@ -63,17 +63,17 @@ class ShardDamaged(Exception):
 class ShardWriter:
     """Writes samples to an open file, which it truncates.
 
-    Keeps one sample and the value table in memory.
+    Keeps one sample in memory. ``codec`` packs images that are not yet packed.
     """
 
-    def __init__(self, file: IO[bytes], *, with_images: bool):
+    def __init__(self, file: IO[bytes], *, with_images: bool, codec: PixelCodec | None = None):
         file.seek(0)
         file.truncate()
         self._file, self._with_images = file, with_images
+        self._codec = codec or PixelCodec()
         self._index: list[tuple[int, int, int, int, int]] = []
-        self._values = _ValueTable()
         self._at = 0
-        self._last: dict[str, tuple[Array, ArraySpan]] = {}
+        self._last: dict[str, tuple[PackedArray, ArraySpan]] = {}
 
     def add(self, item: EncodedSample) -> None:
         images = (
@@ -94,36 +94,32 @@ class ShardWriter:
         self._end_sample(SampleLocation(None, None, {}, None, why), 0, 0, state)
 
     def finish(self) -> int:
-        """Write index, values and trailer, fsync, and return the size of the file."""
-        index, values = (
-            np.asarray(self._index, np.int64).reshape(-1, INDEX_COLUMNS),
-            self._values.to_array(),
-        )
+        """Write index, tables and trailer, fsync, and return the size of the file."""
+        index = np.asarray(self._index, np.int64).reshape(-1, INDEX_COLUMNS)
         begin = self._at
         self._write(index)
-        self._write(values)
-        self._file.write(TRAILER.pack(MAGIC, len(index), begin, len(values)))
+        self._write(self._codec.tables)
+        self._file.write(TRAILER.pack(MAGIC, len(index), begin, self._codec.tables.size))
         self._file.flush()
         os.fsync(self._file.fileno())
         return self._at + TRAILER.size
 
-    def _write_image(self, name: str, array: Array) -> ArraySpan:
-        """Write pixels, unless the previous sample has the same image."""
+    def _write_image(self, name: str, array: Array | PackedArray) -> ArraySpan:
+        """Write an image tensor, unless the previous sample has the same one."""
+        packed = array if isinstance(array, PackedArray) else self._codec.pack(array)
         before = self._last.get(name)
-        if (
-            before is not None
-            and before[0].dtype == array.dtype
-            and np.array_equal(before[0], array)
-        ):
+        if before is not None and before[0].is_same(packed):
             return before[1]
-        codes = self._values.encode(array) if array.dtype == np.float32 and array.size else None
-        span = self._write(array) if codes is None else self._write(codes, is_indices=True)
-        self._last[name] = (array, span)
+        restored = (packed.kind, packed.shape, packed.block, packed.repeats)
+        span = self._write(packed.data, restored)
+        self._last[name] = (packed, span)
         return span
 
-    def _write(self, array: Array, *, is_indices: bool = False) -> ArraySpan:
+    def _write(
+        self, array: Array, restored: tuple[str, tuple[int, ...], int, int] | None = None
+    ) -> ArraySpan:
         data = np.ascontiguousarray(array)
-        span = ArraySpan(self._at, data.dtype.str, array.shape, is_indices)
+        span = ArraySpan(self._at, data.dtype.str, array.shape, restored)
         padding = -data.nbytes % 8
         self._file.write(data.data if data.nbytes else b"")
         self._file.write(bytes(padding))
@@ -136,56 +132,6 @@ class ShardWriter:
         self._file.write(data + bytes(padding))
         self._index.append((self._at, len(data), prompt, answer, state))
         self._at += len(data) + padding
-
-
-class _ValueTable:
-    """The distinct floats so far, each with a code in order of first occurrence.
-
-    Floats are compared as bits, so that negative zeros and NaNs are restored exactly. A code is
-    looked up in a hash table without collision handling; floats whose slot is taken by another are
-    found by binary search.
-    """
-
-    def __init__(self) -> None:
-        self._bits = np.zeros(0, np.uint32)  # by code
-        self._sorted = np.zeros(0, np.uint32)
-        self._sorted_codes = np.zeros(0, np.uint16)  # of the sorted bits
-        self._slots = np.zeros(1 << 16, np.uint16)
-
-    def encode(self, array: Array) -> Array | None:
-        """Return the codes of these floats, adding new ones.
-
-        None if the table would exceed ``MAX_TABLE_VALUES``.
-        """
-        bits = np.ascontiguousarray(array).view(np.uint32).reshape(-1)
-        if not len(self._bits) and not self._add(np.unique(bits)):
-            return None
-        slots = (bits * np.uint32(0x9E3779B1)) >> np.uint32(16)
-        codes = self._slots[slots]
-        elsewhere = np.flatnonzero(self._bits[codes] != bits)
-        if len(elsewhere):
-            missing = bits[elsewhere]
-            if not self._add(np.setdiff1d(missing, self._sorted)):
-                return None
-            codes[elsewhere] = self._sorted_codes[np.searchsorted(self._sorted, missing)]
-        kind = np.uint8 if len(self._bits) <= 256 else np.uint16
-        found: Array = codes.astype(kind).reshape(array.shape)
-        return found
-
-    def _add(self, new: Array) -> bool:
-        if len(self._bits) + len(new) > MAX_TABLE_VALUES:
-            return False
-        if len(new):
-            begin = len(self._bits)
-            self._bits = np.concatenate([self._bits, new])
-            order = np.argsort(self._bits, kind="stable")
-            self._sorted, self._sorted_codes = self._bits[order], order.astype(np.uint16)
-            slots = (new * np.uint32(0x9E3779B1)) >> np.uint32(16)
-            self._slots[slots] = np.arange(begin, len(self._bits)).astype(np.uint16)
-        return True
-
-    def to_array(self) -> Array:
-        return self._bits.view(np.float32)
 
 
 class Shard:
@@ -206,12 +152,12 @@ class Shard:
         )
         values = begin + count * INDEX_COLUMNS * 8
         end = values + (entries * 4 + 7) // 8 * 8 + TRAILER.size
-        if magic != MAGIC or end != self.size_bytes:
+        if magic != MAGIC or end != self.size_bytes or entries % LEVELS:
             raise ShardDamaged("its trailer does not match its size")
         index = np.frombuffer(self._map, np.int64, count * INDEX_COLUMNS, begin).reshape(
             -1, INDEX_COLUMNS
         )
-        self._values = np.frombuffer(self._map, np.float32, entries, values)
+        self.tables = np.frombuffer(self._map, np.float32, entries, values).reshape(-1, LEVELS)
         self._records = index[:, :2]
         self.prompt_lengths, self.answer_lengths, self.states = (
             index[:, 2],
@@ -243,25 +189,27 @@ class Shard:
             self._read_array(record.prompt), self._read_array(record.answer), fields, {}
         )
 
-    def read_images(self, number: int) -> dict[str, Array] | None:
+    def read_images(self, number: int) -> dict[str, PackedArray] | None:
         """Return the processed image of a sample; None if it was not stored."""
         spans = self._read_record(number).images
         return (
             None
             if spans is None
-            else {name: self._read_array(span) for name, span in spans.items()}
+            else {name: self._read_packed(span) for name, span in spans.items()}
         )
 
     def _read_record(self, number: int) -> SampleLocation:
         offset, length = (int(value) for value in self._records[number])
         return self._decoder.decode(memoryview(self._map)[offset : offset + length])
 
+    def _read_packed(self, span: ArraySpan) -> PackedArray:
+        array = self._read_array(span)
+        kind, shape, block, repeats = span.restored or (span.kind, span.shape, 0, 1)
+        return PackedArray(array, kind, shape, block, repeats)
+
     def _read_array(self, span: ArraySpan) -> Array:
         count = int(np.prod(span.shape, dtype=np.int64))
-        array = np.frombuffer(self._map, np.dtype(span.kind), count, span.offset).reshape(
-            span.shape
-        )
-        return self._values[array] if span.is_indices else array
+        return np.frombuffer(self._map, np.dtype(span.kind), count, span.offset).reshape(span.shape)
 
 
 def open_shard_file(path: Path) -> int | None:

@@ -135,6 +135,14 @@ class UploadedSamples:
         question, truth = list_questions(item.records[record])[part]
         return StoredSample(question, truth, item, lambda: self._read_image(item))
 
+    def have_same_image(self, one: int, other: int) -> bool:
+        return np.array_equal(self.image_hashes[one], self.image_hashes[other])
+
+    @property
+    def descriptors(self) -> list[int]:
+        """The open files that samples are read from, which a fork may use as well."""
+        return self._version.descriptors
+
     def filename(self, number: int) -> str:
         return self._read_item(int(self._locations[number, 0])).filename
 

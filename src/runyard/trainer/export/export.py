@@ -37,11 +37,24 @@ from runyard.rundir import (
 )
 from runyard.trainer.disk_space import as_system_error
 from runyard.trainer.errors import ExportFailed
+from runyard.trainer.export.likelihood import (
+    ComparedAnswer,
+    Comparison,
+    Flip,
+    compare,
+    count_layers,
+    describe_comparison,
+    find_first_differences,
+    score_answers,
+)
 from runyard.trainer.export.predict import read_block_settings, silence_libraries
 from runyard.trainer.export.replay import (
+    Line,
     OnProgress,
+    ReadImage,
     Replay,
     ReplayContext,
+    encode_recorded,
     open_images,
     read_predictions,
     read_replay_context,
@@ -106,10 +119,9 @@ def export_model(
         )
         document = _write_form(root, staged, form, context, dtype, on_progress)
         if read_image is not None:
-            model = _load_exported(root, staged, form, context)
-            result = replay(model, context, lines, read_image, on_progress=on_progress)
-            _check_differences(result, form, context, document, tolerate)
-            document |= _describe_replay(result, context, tolerate)
+            document |= _verify(
+                root, staged, form, context, document, lines, read_image, tolerate, on_progress
+            )
         on_progress("Storing", 0, 0)
         write_json(staged / EXPORT, document)
     return document
@@ -272,6 +284,94 @@ def _load_exported(root: Path, staged: Path, form: Form, context: ReplayContext)
     return model
 
 
+def _verify(
+    root: Path,
+    staged: Path,
+    form: Form,
+    context: ReplayContext,
+    document: dict[str, Any],
+    lines: list[Line],
+    read_image: ReadImage,
+    tolerate: float,
+    on_progress: OnProgress,
+) -> dict[str, Any]:
+    """Ask the exported model every recorded question, and return the fields of ``export.json``.
+
+    Raises:
+        ExportFailed: more answers differ than are tolerated.
+    """
+    model = _load_exported(root, staged, form, context)
+    data = encode_recorded(model, context, lines, read_image, on_progress=on_progress)
+    result = replay(model, context, lines, data, on_progress=on_progress)
+    described = _describe_replay(result, context, tolerate)
+    if form != "merged":
+        _check_differences(result, form, context, document, tolerate)
+        return described
+    first = find_first_differences(model, context, data, result)
+    by_merged = score_answers(model, context, data, first, on_progress=on_progress)
+    del model  # before the other is loaded: there may be memory for one
+    adapted = _load_exported(root, root, "full", context)
+    layer_count = count_layers(adapted.module.get_base_model())
+    by_adapter = score_answers(adapted, context, data, first, on_progress=on_progress)
+    comparison = compare(
+        context,
+        lines,
+        result,
+        first,
+        (by_adapter, by_merged),
+        dtypes=[DTYPES[document["dtype"]], DTYPES[context.precision]],
+        layer_count=layer_count,
+    )
+    _check_comparison(comparison, result, context, document, tolerate)
+    return described | {"comparison": describe_comparison(comparison)}
+
+
+def _check_comparison(
+    comparison: Comparison,
+    result: Replay,
+    context: ReplayContext,
+    document: dict[str, Any],
+    tolerate: float,
+) -> None:
+    """Check that no more answers are outside the tolerance than are tolerated.
+
+    Raises:
+        ExportFailed: with the differences of the first few, and a fix.
+    """
+    outside = set(comparison.outside)
+    if len(outside) <= tolerate * len(comparison.answers):
+        return
+    flips = {flip.index: flip for flip in comparison.flips}
+    few = [
+        _explain_outside(answer, flips.get(answer.index))
+        for answer in comparison.answers
+        if answer.index in outside
+    ][:SHOWN_DIFFERENCES]
+    summary = (
+        f"{len(outside)} of {len(comparison.answers)} answers of the merged weights differ from "
+        f"those of the adapter by more than rounding explains ({comparison.tolerance.value:.2g} "
+        "per token), so nothing was exported:"
+    )
+    share = _round_up(len(outside), len(comparison.answers))
+    fix = (
+        f"{_suggest_fix(result, 'merged', context, document)}, or allow it with --tolerate {share}"
+    )
+    raise ExportFailed("\n".join([summary, *few, fix]))
+
+
+def _explain_outside(answer: ComparedAnswer, flip: Flip | None) -> str:
+    numbers = (
+        f"  #{answer.index} log-likelihood {answer.log_likelihood:.4g} with the adapter, "
+        f"{answer.merged_log_likelihood:.4g} merged ({answer.difference:+.2g} per token)"
+    )
+    if flip is None:
+        return numbers
+    return (
+        f"{numbers}; stored {_shorten(flip.recorded)}, now {_shorten(flip.merged)}, margin "
+        f"{flip.margin:.2g} at token {flip.token}"
+    )
+
+
 def _check_differences(
     result: Replay, form: Form, context: ReplayContext, document: dict[str, Any], tolerate: float
 ) -> None:
@@ -288,15 +388,19 @@ def _check_differences(
         f"{_shorten(item.answer)}"
         for item in result.differences[:SHOWN_DIFFERENCES]
     ]
-    # Rounded up, so that passing it suffices.
-    share = -(-count * 1000 // result.question_count) / 1000
-    fix = f"{_suggest_fix(result, form, context, document)}, or allow it with --tolerate {share:g}"
+    share = _round_up(count, result.question_count)
+    fix = f"{_suggest_fix(result, form, context, document)}, or allow it with --tolerate {share}"
     summary = (
         f"{count} of {result.question_count} answers of the exported files differ from the stored "
         "ones, so nothing was "
         "exported:"
     )
     raise ExportFailed("\n".join([summary, *few, fix]))
+
+
+def _round_up(count: int, total: int) -> str:
+    """Return a share with three decimals, rounded up, so that passing it suffices."""
+    return f"{-(-count * 1000 // total) / 1000:g}"
 
 
 def _suggest_fix(

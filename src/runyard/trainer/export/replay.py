@@ -11,7 +11,7 @@ under their names.
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,18 +73,30 @@ class ReplayContext:
         return str(self.plan.get("attention", "sdpa"))
 
     @property
+    def is_sampled(self) -> bool:
+        return bool(self.evaluation.get("do_sample"))
+
+    @property
+    def repetition_penalty(self) -> float:
+        return float(self.evaluation.get("repetition_penalty", 1.0))
+
+    @property
+    def answer_tokens(self) -> int:
+        """How many tokens an answer had at most."""
+        return int(self.plan["answerTokens"])
+
+    @property
     def generation(self) -> dict[str, Any]:
         """The settings that the generation config lacks: answer length and stop strings."""
         stops = self.evaluation.get("stop_strings")
-        return {"max_new_tokens": int(self.plan["answerTokens"])} | (
-            {"stop_strings": stops} if stops else {}
-        )
+        return {"max_new_tokens": self.answer_tokens} | ({"stop_strings": stops} if stops else {})
 
 
 @dataclass(frozen=True)
 class AnswerDifference:
-    """A generated text that differs from the stored one."""
+    """A generated text that differs from the stored one, in line ``row``, of sample ``index``."""
 
+    row: int
     index: int
     question: str
     stored: str
@@ -193,30 +205,19 @@ def open_images(
         yield _read_files(folder)
 
 
-def replay(
+def encode_recorded(
     model: LoadedModel,
     context: ReplayContext,
     lines: Sequence[Line],
     read_image: ReadImage,
     *,
     on_progress: OnProgress,
-) -> Replay:
-    """Generate all answers again, as ``evaluation.evaluate`` did, and compare the texts exactly.
+) -> InMemoryEncodings:
+    """Return the questions as they were evaluated, each with the recorded answer.
 
     Raises:
-        ExportFailed: answers were sampled without a seed, or an image cannot be read.
+        ExportFailed: an image cannot be read.
     """
-    seed = int(context.evaluation.get("seed", 0))
-    if context.evaluation.get("do_sample") and seed < 0:
-        raise ExportFailed(
-            "the stored predictions were sampled without a seed (evaluation.do_sample), so they "
-            "cannot be reproduced; "
-            "try: export without verification (--no-replay)"
-        )
-    evaluated_on = str(context.plan.get("device", "cpu"))
-    device = find_device()
-    if device.type != evaluated_on:
-        device = CPU
     tokenizer = model.processor.tokenizer
     budget = TokenBudget(  # samples longer than the context had a smaller image
         context=get_context_length(get_base_model(model.module), tokenizer)[0],
@@ -236,10 +237,41 @@ def replay(
     encoded = []
     for number, line in enumerate(lines):
         on_progress("Reading images", number, len(lines))
-        encoded.append(
-            encoder.encode_with_answer(read_image(line), line["question"], line["truth"])
+        # The true answer determines the size of the image.
+        asked = encoder.encode_with_answer(read_image(line), line["question"], line["truth"])
+        recorded = encoder.tokenize_answer(line["raw"])[: context.answer_tokens]
+        encoded.append(replace(asked, answer=recorded))
+    layout = Layout(
+        pad_id=get_pad_id(tokenizer),
+        image_token_id=model.image_token_id,
+        answer_token_type=model.parts.answer_token_type,
+        decoder_start_id=model.decoder_start_id,
+    )
+    return InMemoryEncodings(encoded, layout)
+
+
+def replay(
+    model: LoadedModel,
+    context: ReplayContext,
+    lines: Sequence[Line],
+    data: InMemoryEncodings,
+    *,
+    on_progress: OnProgress,
+) -> Replay:
+    """Generate all answers again, as ``evaluation.evaluate`` did, and compare the texts exactly.
+
+    Raises:
+        ExportFailed: answers were sampled without a seed.
+    """
+    seed = int(context.evaluation.get("seed", 0))
+    if context.is_sampled and seed < 0:
+        raise ExportFailed(
+            "the stored predictions were sampled without a seed (evaluation.do_sample), so they "
+            "cannot be reproduced; "
+            "try: export without verification (--no-replay)"
         )
-    data = InMemoryEncodings(encoded, Layout(pad_id=get_pad_id(tokenizer)))
+    device = find_replay_device(context)
+    tokenizer = model.processor.tokenizer
     module = model.module.to(device).eval()
     losses = TokenLosses(module, precision=context.precision, device=device, label_smoothing=0.0)
     generation = context.generation | (
@@ -249,7 +281,7 @@ def replay(
     with (
         torch.inference_mode(),
         random,
-        _use_threads(context.plan.get("threads")),
+        use_threads(context.plan.get("threads")),
         losses.autocast(),
     ):
         if seed >= 0:
@@ -266,15 +298,21 @@ def replay(
             on_answered=lambda answered: on_progress("Replaying", answered, len(lines)),
         )
     differences = tuple(
-        AnswerDifference(line["index"], line["question"], line["raw"], answer)
-        for line, answer in zip(lines, answers, strict=True)
+        AnswerDifference(row, line["index"], line["question"], line["raw"], answer)
+        for row, (line, answer) in enumerate(zip(lines, answers, strict=True))
         if line["raw"] != answer
     )
     return Replay(len(lines), differences, device.type)
 
 
+def find_replay_device(context: ReplayContext) -> torch.device:
+    """Return the device of the evaluation where this machine has one like it, else the CPU."""
+    device = find_device()
+    return device if device.type == str(context.plan.get("device", "cpu")) else CPU
+
+
 @contextlib.contextmanager
-def _use_threads(count: Any) -> Iterator[None]:
+def use_threads(count: Any) -> Iterator[None]:
     """Use the evaluation's number of threads, because it changes the last bits."""
     before = torch.get_num_threads()
     try:

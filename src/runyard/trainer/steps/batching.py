@@ -67,6 +67,8 @@ def estimate_padding_share(flow: ResolvedFlow, lengths: Any, size: int) -> float
 class BatchBuilder:
     """Chooses ``build``, the function that returns the batch of given samples in a given epoch, and
     the encodings of the held-out samples, ``validation``.
+
+    ``may_prepare``: batches need no device, so that they can be built during a step.
     """
 
     flow: ResolvedFlow
@@ -81,6 +83,7 @@ class BatchBuilder:
     cache_dir: CacheDir
     hooks: Hooks
     build: BuildBatch = field(init=False)
+    may_prepare: bool = True
 
     def __post_init__(self) -> None:
         strengths = self.flow.dataset.augmentation
@@ -139,6 +142,7 @@ class BatchBuilder:
                 self.hooks.on_activity("Opening the feature cache")
                 features = self._encode_features(encoder, self.data.train, self.encodings)
                 self.build = lambda indices, epoch: features.make_batch(indices)
+                self.may_prepare = False  # features are computed on first use
                 self.validation = self._encode_features(
                     encoder,
                     self.data.validation[: plan.validation_samples],

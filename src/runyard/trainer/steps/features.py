@@ -23,6 +23,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from runyard.trainer.data.datasets import Sample
 from runyard.trainer.data.encode import FEATURES, EncodedSample, Encoder
+from runyard.trainer.data.pixels import PixelCodec
 from runyard.trainer.families import FamilyParts, find_part
 from runyard.trainer.models.model import dequantize
 from runyard.trainer.steps.losses import TokenLosses, get_base_model
@@ -201,6 +202,7 @@ class FeatureEncoder:
         check_cancelled: Callable[[], None] = lambda: None,
     ):
         self._encoder, self._tower, self._check_cancelled = encoder, tower, check_cancelled
+        self.codec = PixelCodec()  # features have no 8-bit values
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from runyard.trainer.data.datasets import Sample
-from runyard.trainer.data.encode import Batch, EncodedSample, Encodings, Layout, concatenate_padded
+from runyard.trainer.data.encode import Batch, EncodedSample, Encodings, Layout
+from runyard.trainer.data.pixels import concatenate_padded
 from runyard.trainer.steps.features import FeatureEncoder
 
 MOST_SHARED_BYTES = 1 << 30  # writing more would make a step last too long
@@ -123,7 +124,7 @@ class KeptFeatures:
     """An encoder that returns samples as they are kept."""
 
     def __init__(self, kept: FeaturesOnUse):
-        self._kept = kept
+        self._kept, self.codec = kept, kept.encoder.codec
         self._indices = {_identify(sample): index for index, sample in enumerate(kept.samples)}
 
     @property
