@@ -35,6 +35,7 @@ from runyard.trainer.data.datasets import BUILT_IN, Dataset, Sample, load_datase
 from runyard.trainer.data.encode import Encoder
 from runyard.trainer.data.image_resolution import TokenBudget
 from runyard.trainer.evaluation.metrics import compute_metrics
+from runyard.trainer.export.export import export_model
 from runyard.trainer.export.predict import Predictor
 from runyard.trainer.families import PARTS
 from runyard.trainer.main import train_attempt
@@ -326,6 +327,28 @@ def test_evaluation_and_prediction_read_the_form_of_the_training(
     assert [(item.phrase, box) for item in read.groundings for box in item.boxes] == shown
 
 
+@pytest.mark.slow
+def test_an_export_replays_answers_in_the_form_of_the_training(
+    miniature: Any, make_attempt: Any, tmp_path: Path
+) -> None:
+    model = {
+        "compute": {"precisionType": "float32", "attention": "eager"},
+        "hyperparameters": {"maxSteps": 16, "epochs": 9, "batchSize": 4, "learningRate": 0.02},
+        "checkpoint": {"every": {"steps": 16}},
+        "validation": {"maxSamples": 4, "every": {"steps": 16}},
+        "evaluation": {"max_new_tokens": 40, "repetition_penalty": 1.0},
+    }
+    folder = make_attempt(make_blocks(miniature("paligemma"), "native", **model))
+    assert train_attempt(folder) == 0, (folder / "result.json").read_text()
+    checkpoint = next((folder / "checkpoints").iterdir())
+    lines = (checkpoint / "predictions.jsonl").read_text().splitlines()
+    assert any("<loc" in json.loads(line)["raw"] for line in lines)
+    document = export_model(checkpoint, tmp_path / "exported")
+    assert (document["replayed"], document["different"]) == (4, 0)
+    predictor = Predictor(tmp_path / "exported")
+    assert predictor._form.name == "native"
+
+
 @pytest.mark.parametrize("model_type", ["idefics3", "llava"])
 def test_a_family_without_a_form_of_its_own_is_refused_before_loading(
     model_type: str, miniature: Any, make_attempt: Any, monkeypatch: pytest.MonkeyPatch
@@ -386,7 +409,7 @@ def make_quadrants(_seed: int, _fraction: float) -> Dataset:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model_type", ["paligemma", "qwen3_vl"])
+@pytest.mark.parametrize("model_type", ["paligemma", "florence2"])
 def test_a_model_trained_in_its_own_form_scores_as_with_json_or_better(
     model_type: str,
     miniature: Any,
