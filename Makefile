@@ -6,7 +6,7 @@ export PYTHON
 .PHONY: help setup demo check test test-slow bench format style stubborn rank-kills chaos chaos-postgresql kill-server power-cuts \
   checkpoint-cuts notice starve faults-nth fuzz-api fuzz-datasets backup-property defects formats families \
   vi-inference howtos bench-import bench-requests bench-ranks bench-train bench-tiny bench-memory bench-saving bench-weights \
-  bench-first-step bench-sdk-start gpu-check \
+  bench-first-step bench-data bench-sdk-start gpu-check \
   bench-server bench-pages sim sim-kept sim-rules sim-postgresql availability reconnects screenshots budgets
 
 help: ## List the targets
@@ -133,6 +133,9 @@ bench-ranks: setup ## Compare the steps of one process with the revision before 
 
 bench-first-step: setup ## Time until the first step on photographs: ARGS="--max-pixels null"
 	@.venv/bin/python benchmarks/first_step.py $(ARGS)
+
+bench-data: setup ## Measure encoding, bytes kept per image, and waiting for batches: ARGS="--images 5000"
+	@.venv/bin/python benchmarks/data_path.py $(ARGS)
 
 bench-train: setup ## Compare training steps with other loops: ARGS="--cases tiny --rounds 5"
 	@.venv/bin/python benchmarks/train_speed.py $(ARGS)

@@ -319,7 +319,9 @@ def prepare(job: Job, machine: Hardware, *, hooks: Hooks) -> TrainState:
     job.world.share_weights(state.parameters)
     apply_strategy(job, state, decisions["strategy"], is_restored=not may_shard)
     state.loader = BatchLoader(
-        state.build_batch, may_prepare=batching.may_prepare and may_prepare_batches(state, flow)
+        state.build_batch,
+        may_prepare=batching.may_prepare and may_prepare_batches(state, flow),
+        ahead=batching.ahead,
     )
     state.run_document = build_run_document(job, model, state.plan)
     return state
@@ -920,6 +922,7 @@ def make_batching(
         device,
         place,
         hooks,
+        count_processes(job),
     )
 
 

@@ -120,7 +120,8 @@ def train(
         loop = TrainLoop(
             job, state, events, checkpointer, hooks, should_stop=should_stop, say=say, clock=clock
         )
-        outcome = loop.run()
+        with contextlib.closing(state.loader):
+            outcome = loop.run()
         state.world.announce("end")
         return outcome
 

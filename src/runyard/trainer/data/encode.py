@@ -795,8 +795,11 @@ class AugmentedSamples:
     """Samples whose images are augmented on each use; boxes follow, so answers are encoded again
     too.
 
-    ``augment`` receives sample, epoch and index, and must depend on nothing else.
+    ``augment`` receives sample, epoch and index, and must depend on nothing else. ``read_ahead``
+    may return a sample that was encoded elsewhere, from its epoch and index.
     """
+
+    read_ahead: Callable[[int, int], EncodedSample | None] | None = None
 
     def __init__(
         self,
@@ -813,11 +816,20 @@ class AugmentedSamples:
         )
 
     def make_batch(self, indices: Sequence[int], epoch: int) -> Batch:
-        rows = [self._encode(epoch, index) for index in indices]
+        rows = [self._read(epoch, index) for index in indices]
         images = join_images([row.images for row in rows])
         return collate(rows, images, self._layout)
 
-    def _encode(self, epoch: int, index: int) -> EncodedSample:
+    def _read(self, epoch: int, index: int) -> EncodedSample:
+        found = self.read_ahead(epoch, index) if self.read_ahead is not None else None
+        if found is None:
+            return self.encode(epoch, index)
+        tables = self._encoder.codec.tables
+        images = {name: packed.restore(tables) for name, packed in found.images.items()}
+        return replace(found, images=images)
+
+    def encode(self, epoch: int, index: int) -> EncodedSample:
+        """Return the augmented sample of an epoch."""
         sample = self._samples[index]
         try:
             return self._encoder.encode(self._augment(sample, epoch, index))

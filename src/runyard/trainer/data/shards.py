@@ -182,6 +182,12 @@ class Shard:
     def __len__(self) -> int:
         return len(self._records)
 
+    @property
+    def has_images(self) -> bool:
+        """Whether images were stored, if any sample has one."""
+        whole = np.flatnonzero(self.states < BROKEN)
+        return not len(whole) or self._read_record(int(whole[0])).images is not None
+
     def read_missing_reason(self, number: int) -> str | None:
         """Return why a sample has no data; None if it has."""
         return self._read_record(number).missing
