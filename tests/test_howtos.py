@@ -109,6 +109,7 @@ WITH_INSTANCE = {
     "docs/gpu.md": HowTo(),  # as are its commands
     "docs/tour.md": HowTo(),  # its commands are in tables, which test_docs.py checks
     "docs/exporting.md": HowTo(fill={"MODEL": get_short_run, "FOLDER": "exported"}),
+    "docs/serve.md": HowTo(fill={"MODEL": get_short_run, "IMAGE": "shelves/images/001.png"}),
     "docs/cli.md": HowTo(
         fill={
             "70177d37-c5e8-498f-b92b-3ded3695b691": get_short_run,

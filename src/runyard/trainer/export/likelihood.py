@@ -51,6 +51,7 @@ class ComparedAnswer:
     """The log-likelihood of a recorded answer under both models, in nats."""
 
     index: int
+    question: str
     token_count: int
     log_likelihood: float
     merged_log_likelihood: float
@@ -230,7 +231,11 @@ def compare(
     tolerance = derive_tolerance(dtypes, layer_count=layer_count, logit_spread=spread)
     answers = [
         ComparedAnswer(
-            int(line["index"]), own.token_count, own.log_likelihood, other.log_likelihood
+            int(line["index"]),
+            str(line["question"]),
+            own.token_count,
+            own.log_likelihood,
+            other.log_likelihood,
         )
         for line, own, other in zip(lines, by_adapter, by_merged, strict=True)
     ]
