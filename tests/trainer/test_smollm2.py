@@ -99,8 +99,8 @@ def test_a_merged_export_of_real_weights_passes_and_lists_its_flips(
     print(json.dumps({name: comparison[name] for name in comparison if name != "answers"}))
     assert (document["dtype"], document["precision"]) == ("bfloat16", "bfloat16")
     assert (document["replayed"], comparison["outside"]) == (HELD_OUT, [])
-    assert 0 < comparison["largestDifference"] <= comparison["tolerance"]
-    assert len(comparison["flips"]) == document["different"]
+    assert 0 < comparison["largestShare"] < 1
+    assert len(comparison["flips"]) == document["different"] > 0
     for flip in comparison["flips"]:
         assert flip["recorded"] != flip["merged"]
         assert abs(flip["margin"]) <= comparison["tolerance"]
@@ -158,8 +158,4 @@ def test_plain_transformers_and_peft_give_the_answers_the_same_likelihood(
     comparison = document["comparison"]
     for name, field in (("adapter", "logLikelihood"), ("merged", "mergedLogLikelihood")):
         for answer, likelihood in zip(comparison["answers"], found[name], strict=True):
-            assert math.isclose(
-                likelihood / answer["tokenCount"],
-                answer[field] / answer["tokenCount"],
-                abs_tol=comparison["tolerance"],
-            )
+            assert math.isclose(likelihood, answer[field], abs_tol=answer["tolerance"])

@@ -285,8 +285,8 @@ def _print_comparison(comparison: dict[str, Any]) -> None:
     print_fields(
         [
             ("answers compared", len(answers)),
-            ("largest difference", f"{comparison['largestDifference']:.2g} nats per token"),
-            ("tolerance", f"{comparison['tolerance']:.2g} (from the data types)"),
+            ("largest difference", f"{comparison['largestShare']:.1%} of its tolerance"),
+            ("tolerance", f"{comparison['tolerance']:.2g} nats a token (from the data types)"),
             ("outside of it", len(comparison["outside"])),
             ("answers that flip", len(flips)),
         ]

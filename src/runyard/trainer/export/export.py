@@ -42,9 +42,9 @@ from runyard.trainer.export.likelihood import (
     Comparison,
     Flip,
     compare,
-    count_layers,
     describe_comparison,
     find_first_differences,
+    measure_shape,
     score_answers,
 )
 from runyard.trainer.export.predict import read_block_settings, silence_libraries
@@ -315,9 +315,9 @@ def _verify(
         return described
     first = find_first_differences(model, context, data, result)
     by_merged = score_answers(model, context, data, first, on_progress=on_progress)
+    shape = measure_shape(model.module)
     del model  # before the other is loaded: there may be memory for one
     adapted = _load_exported(root, root, "full", context)
-    layer_count = count_layers(adapted.module.get_base_model())
     by_adapter = score_answers(adapted, context, data, first, on_progress=on_progress)
     comparison = compare(
         context,
@@ -326,7 +326,7 @@ def _verify(
         first,
         (by_adapter, by_merged),
         dtypes=[DTYPES[document["dtype"]], DTYPES[context.precision]],
-        layer_count=layer_count,
+        shape=shape,
     )
     _check_comparison(comparison, result, context, tolerate)
     return described | {"comparison": describe_comparison(comparison)}
@@ -351,8 +351,8 @@ def _check_comparison(
     ][:SHOWN_DIFFERENCES]
     summary = (
         f"{len(outside)} of {len(comparison.answers)} answers of the merged weights differ from "
-        f"those of the adapter by more than rounding explains ({comparison.tolerance.value:.2g} "
-        "per token), so nothing was exported:"
+        f"those of the adapter by more than rounding explains (margins of up to "
+        f"{comparison.tolerance.value:.2g}), so nothing was exported:"
     )
     share = _round_up(len(outside), len(comparison.answers))
     fix = f"{_suggest_fix(result, 'merged', context)}, or allow it with --tolerate {share}"
@@ -369,7 +369,7 @@ def _explain_outside(answer: ComparedAnswer, flip: Flip | None) -> str:
     return (
         f"  #{answer.index} {_shorten(answer.question)}: {texts}log-likelihood "
         f"{answer.log_likelihood:.4g} with the adapter, {answer.merged_log_likelihood:.4g} merged "
-        f"({answer.difference:+.2g} per token)"
+        f"({answer.difference:+.2g}, tolerance {answer.tolerance:.2g})"
     )
 
 
