@@ -14,12 +14,14 @@ from safetensors.torch import load_file
 
 from runyard.datasets.records import Conversation, Turn
 from runyard.flows.blocks import Augmentation
+from runyard.trainer.answer_forms import AnswerForm
 from runyard.trainer.answers import Answer
 from runyard.trainer.data.augment import augment_sample
 from runyard.trainer.data.datasets import Sample
 from runyard.trainer.data.encode import EncodedSample, Encoder, Layout, collate
 from runyard.trainer.data.image_resolution import TokenBudget, TooLong
 from runyard.trainer.data.templates import BuiltInTemplate
+from runyard.trainer.data.workers import SampleWorkers
 from runyard.trainer.errors import InvalidData
 from runyard.trainer.export.replay import encode_line
 from runyard.trainer.families import get_family_parts
@@ -105,6 +107,36 @@ def test_each_answer_is_learned_with_its_end() -> None:
     assert text.endswith(
         f"{write('ten')}<|im_end|>\n<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\n"
     )
+
+
+def test_earlier_answers_have_the_form_of_the_last_one() -> None:
+    _, processor = miniatures.make("llava")
+    encoder = Encoder(
+        processor,
+        get_family_parts("llava"),
+        system_prompt="",
+        task="vqa",
+        renderer=BuiltInTemplate(processor),
+        form=AnswerForm("text"),
+    )
+    encoded = encoder.encode(make_sample())
+    assert read_labels(encoded, processor) == [f"{text}<|im_end|>" for text in ANSWERS]
+
+
+def test_a_worker_process_encodes_the_same_conversation() -> None:
+    encoder, _ = make_encoder("llava")
+    samples = [make_sample(), make_sample(TURNS[2:], 0)]
+    workers = SampleWorkers(lambda number: encoder.encode(samples[number]), 1)
+    workers.expect([0, 1])
+    try:
+        for number, sample in enumerate(samples):
+            item, expected = workers.read(number, lambda: None), encoder.encode(sample)
+            assert item is not None
+            assert np.array_equal(item.prompt, expected.prompt)
+            assert item.answer_spans == expected.answer_spans
+            assert item.images.keys() == expected.images.keys()
+    finally:
+        workers.close()
 
 
 def test_only_the_last_answer_ends_where_the_template_writes_no_end() -> None:
