@@ -1,15 +1,21 @@
 """Measure the time from an attempt's start to its first step with a real model's shape.
 
     .venv/bin/python benchmarks/first_step.py [--images 40] [--side 4000x3000] [--max-pixels null]
+    .venv/bin/python benchmarks/first_step.py --kill [--side 640x480]
 
 Makes a model with the configuration of SmolVLM-256M and random weights, and a dataset of large
 JPEGs, then starts a training with default settings on them, and ends it after its first step.
 Prints the seconds to the first step, the CPU seconds of the trainer, which other processes of the
 machine do not change much, the longest silence between two events, and what the plan says about
 images and memory. Exits with 1 if either is above its limit.
+
+With ``--kill`` it trains a few steps twice, once disturbed: the trainer is killed after a step
+that no checkpoint contains, and another attempt resumes. Exits with 1 unless all losses and the
+bits of the final weights are equal.
 """
 
 import argparse
+import hashlib
 import itertools
 import json
 import os
@@ -18,6 +24,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -25,6 +32,7 @@ from typing import Any
 from start_of_training import VERSION, make_version
 
 MAX_FIRST_STEP_S, MAX_SILENCE_S = 60.0, 5.0
+STEPS, STEPS_PER_CHECKPOINT = 5, 2  # with --kill
 NAMES = ("maxPixels", "pictureSettings", "microBatchSize", "featureCache", "packing", "memory")
 
 
@@ -81,12 +89,15 @@ def make_smolvlm(folder: Path) -> None:
     processor.save_pretrained(folder)
 
 
-def make_attempt(root: Path, threads: int, images: dict[str, Any]) -> Path:
-    folder = root / "runs" / "org" / "run" / "attempts" / "1"
+def make_attempt(
+    root: Path, threads: int, settings: dict[str, Any], *, run: str = "run", attempt: int = 1
+) -> Path:
+    """Write the folder of an attempt, whose ``vi-model`` block has these settings."""
+    folder = root / "runs" / "org" / run / "attempts" / str(attempt)
     folder.mkdir(parents=True)
     data = {"datasetId": "photographs", "datasetVersion": VERSION, "projectKind": "vqa"}
     weights = {"name": "auto", "weights": str(root / "models" / "smolvlm")}
-    model = {"architecture": weights, "images": images}
+    model = {"architecture": weights, **settings}
     flow = {
         "name": "benchmark",
         "schema": "v1",
@@ -97,10 +108,10 @@ def make_attempt(root: Path, threads: int, images: dict[str, Any]) -> Path:
             {"block": "vi-model", "settings": model, "style": {}},
         ],
     }
-    document = {"kind": "Run", "workspaceId": "org", "runId": "run", "spec": {"flow": flow}}
+    document = {"kind": "Run", "workspaceId": "org", "runId": run, "spec": {"flow": flow}}
     config = {
         "run": document,
-        "attempt": 1,
+        "attempt": attempt,
         "threads": threads,
         "dataDir": str(root / "data"),
         "cacheBytes": 1 << 40,
@@ -130,32 +141,89 @@ def read_cpu_seconds(pid: int) -> float:
     return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
-def run_to_first_step(folder: Path) -> tuple[float, list[dict[str, Any]], list[float]]:
-    """Return the time at which the process was started, the events up to the first step, and the
-    CPU seconds of the process when each event was seen.
+def run_until(
+    folder: Path, is_over: Callable[[list[dict[str, Any]]], bool]
+) -> tuple[float, list[dict[str, Any]], list[float]]:
+    """Train until an event after which ``is_over``, then kill the trainer.
+
+    Returns the time at which the process was started, the events, and the CPU seconds of the
+    process when each event was seen.
     """
     started = time.time()
     process = get_context("spawn").Process(target=train, args=(folder,))
     process.start()
     assert process.pid is not None
+    seen: list[dict[str, Any]] = []
     cpu_s: list[float] = []
     try:
         while True:
-            is_alive, events = process.is_alive(), read_events(folder)
+            is_alive = process.is_alive()
             used_s = read_cpu_seconds(process.pid) if is_alive else 0.0
-            for event in events[len(cpu_s) :]:
+            for event in read_events(folder)[len(seen) :]:
+                seen.append(event)
                 cpu_s.append(used_s)
                 if event["ev"] == "phase":
                     at_s = event["t"] / 1000 - started
                     print(f"{at_s:6.1f} s {used_s:6.1f} s CPU  {event['message']}", flush=True)
-            steps = [at for at, event in enumerate(events) if event["ev"] == "step"]
-            if steps:
-                return started, events[: steps[0] + 1], cpu_s[: steps[0] + 1]
-            assert is_alive, f"the run ended before its first step: {events[-3:]}"
+                if is_over(seen):
+                    return started, seen, cpu_s
+            assert is_alive, f"the run ended early: {seen[-3:]}"
             time.sleep(0.2)
     finally:
         process.kill()
         process.join()
+
+
+def is_first_step(events: list[dict[str, Any]]) -> bool:
+    return str(events[-1]["ev"]) == "step"
+
+
+def is_last_step_saved(events: list[dict[str, Any]]) -> bool:
+    return any(event["ev"] == "checkpoint" and event["step"] == STEPS for event in events[-1:])
+
+
+def is_step_after_checkpoint(events: list[dict[str, Any]]) -> bool:
+    return events[-1]["ev"] == "step" and any(event["ev"] == "checkpoint" for event in events)
+
+
+def compare_resumed(root: Path, threads: int, images: dict[str, Any]) -> bool:
+    """Return whether a run that is killed and resumed equals an undisturbed one, bit for bit."""
+    settings = {
+        "images": images,
+        "hyperparameters": {"maxSteps": STEPS, "batchSize": 2},
+        "checkpoint": {"every": {"steps": STEPS_PER_CHECKPOINT}},
+        "validation": {"maxSamples": 2},
+    }
+    whole = make_attempt(root, threads, settings, run="undisturbed")
+    run_until(whole, is_last_step_saved)
+    killed = make_attempt(root, threads, settings, run="killed")
+    run_until(killed, is_step_after_checkpoint)
+    (checkpoint,) = (killed / "checkpoints").iterdir()
+    resumed = make_attempt(root, threads, settings, run="killed", attempt=2)
+    (resumed / "resume.json").write_text(json.dumps({"folder": str(checkpoint)}))
+    run_until(resumed, is_last_step_saved)
+    expected, found = read_losses(whole), read_losses(killed) | read_losses(resumed)
+    weights = [read_weights(folder) for folder in (whole, resumed)]
+    print(f"losses           {expected}")
+    print(f"killed, resumed  {found}, the attempt after {checkpoint.name}")
+    print(f"weights          {'equal' if weights[0] == weights[1] else 'DIFFERENT'}")
+    return expected == found and weights[0] == weights[1]
+
+
+def read_losses(folder: Path) -> dict[int, float]:
+    steps = [event for event in read_events(folder) if event["ev"] == "step"]
+    return {step["step"]: step["values"]["loss"] for step in steps}
+
+
+def read_weights(folder: Path) -> dict[str, str]:
+    """Return the hash of each file of weights in the newest checkpoint."""
+    newest = max((folder / "checkpoints").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    paths = sorted(newest.rglob("*.safetensors"))
+    assert paths, f"no weights in {newest}"
+    return {
+        str(path.relative_to(newest)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in paths
+    }
 
 
 def main() -> int:
@@ -164,6 +232,7 @@ def main() -> int:
     parser.add_argument("--side", default="4000x3000", help="width x height of each image")
     parser.add_argument("--max-pixels", default="auto", help="images.maxPixels: auto, null, number")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--kill", action="store_true", help="compare a killed run with another")
     given = parser.parse_args()
     width, _, height = given.side.partition("x")
     limit = given.max_pixels if given.max_pixels == "auto" else json.loads(given.max_pixels)
@@ -172,8 +241,11 @@ def main() -> int:
     try:
         make_version(root / "version", given.images, (int(width), int(height)))
         make_smolvlm(root / "models" / "smolvlm")
-        folder = make_attempt(root, given.threads, {"maxPixels": limit})
-        started, events, cpu_s = run_to_first_step(folder)
+        images = {"maxPixels": limit}
+        if given.kill:
+            return int(not compare_resumed(root, given.threads, images))
+        folder = make_attempt(root, given.threads, {"images": images})
+        started, events, cpu_s = run_until(folder, is_first_step)
     finally:
         shutil.rmtree(root, ignore_errors=True)
     times = [started, *(event["t"] / 1000 for event in events)]

@@ -157,7 +157,6 @@ class Measurement:
             "Start a run": "/ui/runs/new",
         }
         self.results: Results = defaultdict(list)
-        self.cookies: Any = None
 
     def measure(self, rounds: int, only: str) -> Results:
         budgets: dict[str, Callable[[], None]] = {
@@ -192,14 +191,11 @@ class Measurement:
 
     def sign_in(self, context: BrowserContext) -> None:
         context.set_default_timeout(TIMEOUT_MS)
-        if not self.cookies:
-            context.request.post(
-                f"{self.site.endpoint}/ui/sessions",
-                data={"key": self.site.key},
-                headers={"origin": self.site.endpoint},
-            )
-            self.cookies = [*context.cookies()]
-        context.add_cookies(self.cookies)
+        context.request.post(
+            f"{self.site.endpoint}/ui/sessions",
+            data={"key": self.site.key},
+            headers={"origin": self.site.endpoint},
+        )
 
     def show(self, page: Page, path: str) -> None:
         page.goto(f"{self.site.endpoint}{path}")

@@ -36,6 +36,7 @@ from tests.support.howtos import (
     write_home,
 )
 from tests.test_examples import write_coco
+from tests.trainer.miniatures import make
 
 
 def shorten_to(steps: int) -> str:
@@ -82,6 +83,17 @@ def get_short_run(reader: Reader) -> str:
     return reader.environ["SHORT_RUN"]
 
 
+def train_adapter(reader: Reader) -> str:
+    """Train a low-rank adapter for ten steps; return the run."""
+    names = ("SECRET_KEY", "ORGANIZATION_ID", "API_ENDPOINT")
+    key, organization, endpoint = (reader.environ[f"DATATURE_VI_{name}"] for name in names)
+    data, model = json.loads(shorten_to(10))
+    model["settings"]["training"] = {"mode": "lora"}
+    with vi.Client(key, organization, endpoint=endpoint) as client:
+        run = client.runs.create({"name": "adapter", "blocks": [data, model]})
+        return client.runs.wait(run.run_id, timeout=120, show_progress=False).run_id
+
+
 def get_key(reader: Reader) -> str:
     [created] = [text for key, text in reader.printed.items() if "keys create" in key]
     return created.split()[1]
@@ -109,6 +121,7 @@ WITH_INSTANCE = {
     "docs/gpu.md": HowTo(),  # as are its commands
     "docs/tour.md": HowTo(),  # its commands are in tables, which test_docs.py checks
     "docs/exporting.md": HowTo(fill={"MODEL": get_short_run, "FOLDER": "exported"}),
+    "docs/serve.md": HowTo(fill={"MODEL": train_adapter, "IMAGE": "shelves/images/001.png"}),
     "docs/cli.md": HowTo(
         fill={
             "70177d37-c5e8-498f-b92b-3ded3695b691": get_short_run,
@@ -171,6 +184,14 @@ def write_shelves(folder: Path) -> None:
     Image.open(rotated).save(rotated, exif=exif)
 
 
+def write_base_model(folder: Path) -> None:
+    """A small model with random weights and a real model's files, which takes long prompts."""
+    model, processor = make("smolvlm")
+    model.config.text_config.max_position_embeddings = 4096
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
 @pytest.fixture(scope="module")
 def short_run(client: vi.Client, finished_run: Any) -> str:
     """A run of ten steps, which has ended."""
@@ -185,6 +206,9 @@ def test_a_reader_who_follows_the_page_succeeds(
     before = {run.run_id for run in client.runs.list({"page_size": 1000}).items}
     environ = {**write_home(tmp_path), **instance.environ, "SHORT_RUN": short_run}
     write_shelves(tmp_path / "shelves")
+    if page == "docs/own-data.md":
+        write_base_model(tmp_path / "smolvlm")
+        environ["RUNYARD_MODEL_FOLDERS"] = str(instance.data_dir / "models")
     (tmp_path / "shelf.yaml").write_text(f"blocks: {shorten_to(10)}")
     try:
         with reading(HOWTOS[page], environ, tmp_path) as reader:
@@ -202,6 +226,8 @@ def test_a_reader_who_starts_alone_succeeds(page: str, tmp_path: Path) -> None:
     warm = "1" if page == "README.md" else "0"
     environ = {**write_home(tmp_path), "RUNYARD_PORT": "0", "RUNYARD_WARM": warm}
     write_shelves(tmp_path / "shelves")
+    if page == "README.md":
+        write_base_model(tmp_path / "smolvlm")
     copy_checkout(tmp_path)
     try:
         with reading(HOWTOS[page], environ, tmp_path) as reader:

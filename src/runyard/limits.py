@@ -97,6 +97,7 @@ METRICS = Limit(
 METRIC_NAME = Limit(255, "bytes", "name of a metric; longer ones are cut")
 METRIC_KEYS = Limit(1_000, "items", "metrics of one run; values of further ones are left out")
 PLAN = Limit(64 * KIB, "bytes", "plan of a run, as JSON; a larger one is left out")
+FINDING = Limit(8 * KIB, "bytes", "finding of a run, as JSON; a larger one is only logged")
 SAMPLES = Limit(
     64 * MIB, "bytes", "sample predictions of one run; those of further evaluations are left out"
 )

@@ -116,6 +116,7 @@ EVENTS = {
     "evaluation": ("step", "epoch", "metricName", "values", "previews"),
     "checkpoint": ("checkpoint", "step", "epoch", "folder", "metrics", "isBest"),
     "warning": ("message",),
+    "finding": ("code", "message", "suggestions"),
 }
 
 

@@ -2,10 +2,12 @@
 
 import json
 import re
+from pathlib import Path
 
 from playwright.sync_api import Page, Route, expect
 
 from tests.browser.conftest import PageOf, Site
+from tests.server.datasets import make_vqa_files
 
 
 def open_form(page_of: PageOf, site: Site, query: str = "") -> Page:
@@ -123,3 +125,26 @@ def test_a_viewer_sees_the_form_and_cannot_start(page_of: PageOf, site: Site) ->
     page.get_by_role("button", name="Sign in").click()
     expect(page.get_by_text("A viewer's key only reads")).to_be_visible()
     expect(page.get_by_role("button", name="Start run")).to_be_disabled()
+
+
+def test_the_form_and_the_run_say_what_the_tiny_model_sees_of_own_images(
+    page_of: PageOf, site: Site, tmp_path: Path
+) -> None:
+    for name, content in make_vqa_files(3).items():
+        path = tmp_path / "shelves" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    with site.client() as client:
+        dataset_id = client.datasets.import_folder(tmp_path / "shelves", progress=False).dataset_id
+    page = open_form(page_of, site)
+    expect(page.locator("#findings")).to_be_empty()
+    page.get_by_label("Dataset").select_option(dataset_id)
+    expect(page.locator("#findings")).to_contain_text("tiny: images become 32 x 32 pixels")
+    expect(page.locator("#findings")).to_contain_text("runyard models add")
+    expect(page.locator("#plan-rows")).to_contain_text("Images32 x 32")
+    page.get_by_role("button", name="Start run").click()
+    head = page.locator("#run-head")
+    expect(head).to_contain_text("tiny: images become 32 x 32 pixels")
+    head.get_by_role("link", name="Change it…").click()
+    expect(page.locator("#verdict")).to_contain_text("No problems")
+    expect(page.get_by_label("Dataset")).to_have_value(dataset_id)

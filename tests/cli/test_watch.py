@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import vi
+from tests.server.datasets import make_vqa_files
 from tests.support.commands import Runyard
 from tests.support.fake_trainer import FakeTrainer, claim_run
 from tests.support.terminal import open_terminal
@@ -203,3 +204,43 @@ def test_flows_are_shown_before_they_are_deleted(runyard: Runyard, lone_server: 
     assert asked.exit_code == 2 and "--yes" in asked.stderr
     assert lone_server.client.flows.get(flow.flow_id).flow_id == flow.flow_id
     assert runyard("flows", "rm", flow.flow_id, "--yes", *where).exit_code == 0
+
+
+def test_a_run_on_own_images_says_what_the_tiny_model_sees_and_that_it_learned_nothing(
+    lone_server: LoneServer, runyard: Runyard, tmp_path: Path
+) -> None:
+    here = ("--data-dir", str(lone_server.data_dir))
+    for name, content in make_vqa_files(3).items():
+        path = tmp_path / "shelves" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    imported = runyard("datasets", "import", str(tmp_path / "shelves"), *here)
+    own = ("--set", f"vi-dataset.datasetId={imported.stdout.split()[-1]}")
+
+    planned = runyard("flows", "plan", *own)
+    assert "warning: tiny: images become 32 x 32" in planned.stderr
+    assert "tiny: images" not in runyard("flows", "plan", "--json", *own).output
+    created = runyard("runs", "create", *own, *here)
+    run_id = str(uuid.UUID(created.stdout.strip()))
+    assert "warning: tiny: images become 32 x 32" in created.stderr
+    assert "runyard models add" in created.stderr
+    repeated = runyard("runs", "create", "--json", "--run-id", run_id, *own, *here)
+    [finding] = json.loads(repeated.stdout)["status"]["findings"]
+    assert (finding["code"], repeated.stderr) == ("TinyImages", "")
+
+    trainer = claim_run(lone_server.client.endpoint, lone_server.data_dir)
+    suggestion = {"text": "train longer", "setting": "settings.seed", "value": 3}
+    message = "nothing was learned: 0.1"
+    trainer.report("finding", code="NothingLearned", message=message, suggestions=[suggestion])
+    trainer.save("epoch-1", step=1)
+    trainer.finish(outcome="Succeeded", reason="Completed", message="1 steps")
+    waited = runyard("runs", "wait", run_id, *here)
+    assert (waited.exit_code, waited.stderr.count("Warning")) == (0, 0)
+    assert message in waited.stdout and "(--set settings.seed=3)" in waited.stdout
+    several = runyard("runs", "wait", run_id, run_id, *here)
+    assert message not in several.stdout and message in several.stderr
+    with open_terminal("runs", "watch", run_id, environ=lone_server.environ) as terminal:
+        terminal.expect("! nothing was learned")
+        terminal.press("q")
+        terminal.finish()
+    trainer.close()

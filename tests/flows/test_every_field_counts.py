@@ -38,6 +38,7 @@ HELD_AS: dict[type[msgspec.Struct], set[str]] = {
     blocks.Quantization: {"quantization"},
     blocks.Compute: {"compute"},
     blocks.Images: {"images"},
+    blocks.Answers: {"answers"},
     blocks.Schedule: {"schedule"},
     blocks.Optimizer: {"optimizer", "settings"},
     blocks.Loss: {"loss"},

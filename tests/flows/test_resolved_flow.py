@@ -262,3 +262,49 @@ def test_a_family_is_found_by_the_weights_model_type() -> None:
 def test_every_family_can_be_trained_by_naming_it_alone() -> None:
     for key in FAMILIES:
         assert resolve_blocks(model(architecture={"name": key})).model.architecture.name == key
+
+
+@pytest.mark.parametrize(
+    ("kind", "form", "family", "prompt"),
+    [
+        ("vqa", "json", "qwen25vl", SYSTEM_PROMPTS["vqa"]),
+        ("vqa", "text", "idefics3", "Answer the question about the picture in plain words."),
+        ("freeform", "text", "llava", "Describe the picture in plain words."),
+        ("vqa", "native", "florence2", ""),
+        ("phrase-grounding", "native", "paligemma2", "detect"),
+        ("phrase-grounding", "native", "florence2", "Locate the phrases in the caption:"),
+        ("phrase-grounding", "native", "auto", "Locate the phrases in the caption:"),
+    ],
+)
+def test_the_default_system_prompt_asks_for_the_form_of_answers(
+    kind: str, form: str, family: str, prompt: str
+) -> None:
+    architecture = {"name": family, "weights": "base:x"}
+    resolved = resolve_blocks(
+        model(architecture=architecture, answers={"form": form}),
+        dataset(datasetId="own", projectKind=kind),
+    )
+    assert resolved.model.answers.form == form
+    assert resolved.system_prompt.system_prompt == prompt
+    again = build_flow_document(resolved)
+    assert block_of(again, "vi-model")["answers"] == {"form": form}
+
+
+@pytest.mark.parametrize(
+    ("kind", "form", "family", "message"),
+    [
+        ("phrase-grounding", "text", "qwen25vl", "plain words have no boxes"),
+        ("vqa", "native", "idefics3", "idefics3 has no form of its own"),
+        ("vqa", "words", "qwen25vl", "answers/form"),
+    ],
+)
+def test_a_form_that_is_not_possible_is_a_problem(
+    kind: str, form: str, family: str, message: str
+) -> None:
+    architecture = {"name": family, "weights": "base:x"}
+    blocks = (
+        model(architecture=architecture, answers={"form": form}),
+        dataset(datasetId="own", projectKind=kind),
+    )
+    with pytest.raises(FlowProblems, match=message):
+        resolve_blocks(*blocks)

@@ -25,7 +25,13 @@ from vi.api.resources.runs.responses import (
     SampleBox,
     SampleImage,
 )
-from vi.api.responses import ConditionKind, ResourceCondition, ResourceMetadata
+from vi.api.responses import (
+    ConditionKind,
+    ResourceCondition,
+    ResourceMetadata,
+    RunFinding,
+    RunSuggestion,
+)
 
 CREATED = 1_796_031_593_000
 BASE = "/ui/runs/run-1"
@@ -299,3 +305,28 @@ def test_a_sample_has_its_boxes_and_its_score_in_each_evaluation() -> None:
     assert view.sample is not None and view.sample.is_right
     assert [(past.step, past.score) for past in view.sample.history] == [(10, "0.2"), (20, "0.6")]
     assert view.evaluations[0].href == f"{BASE}/predictions?evaluation=10&orderBy=score&index=3"
+
+
+def test_a_finding_of_a_run_has_words_and_links_to_what_to_change() -> None:
+    rate = "vi-model.hyperparameters.learningRate"
+    finding = RunFinding(
+        code="NothingLearned",
+        message="nothing was learned: 0.1",
+        suggestions=[
+            RunSuggestion(text="add a model", setting="vi-model.architecture.weights", value="a"),
+            RunSuggestion(text="lower the rate", setting=rate, value=0.001),
+            RunSuggestion(text="freeze nothing", setting="vi-model.training.freeze", value=[]),
+        ],
+    )
+    run = make_run("Succeeded", "Completed", findings=[finding])
+    [note] = causes.describe_findings(run, base=BASE)
+    assert (note.title, note.text) == ("Nothing was learned", "nothing was learned: 0.1.")
+    assert [each.href for each in note.suggestions] == [
+        "/ui/runs/new?from=run-1",
+        f"{BASE}/start?how=again&set=learningRate%3D0.001",
+        "",
+    ]
+    assert note.suggestions[2].setting == "vi-model.training.freeze=[]"
+    draft = start.build_draft(run, "again", ["learningRate=0.001"])
+    [difference] = start.list_differences(start.encode_flow(run), draft.flow)
+    assert (difference.path, difference.after) == (rate, "0.001")

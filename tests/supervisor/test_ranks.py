@@ -29,7 +29,7 @@ def train(folder):
     partial.write_text(json.dumps({"place": place, "pid": os.getpid()}))
     partial.rename(folder / f"{rank}.rank")
     END
-    time.sleep(60)
+    time.sleep(120)
     return 1
 """
 WAITS = TRAINER.replace("END", "pass")
@@ -43,18 +43,20 @@ def wait_for_others(folder):
 """
 )
 
-# Every rank waits for the others, and is given up after two seconds instead of 45.
+# Every rank waits for the others.
 HANGS = (
     TRAINER.replace("END", "wait_in_vain(folder, rank)")
     + """
 from runyard import beats
-from runyard.supervisor import main, stalls
-stalls.CHECK_EVERY_S = main.CHECK_EVERY_S = 0.2
-main.StallDetector = lambda: stalls.StallDetector(name_after_s=1.0, end_after_s=2.0)
 def wait_in_vain(folder, rank):
     beats.BeatWriter(folder / f"rank-{rank}.beat").write("waiting")
 """
 )
+GIVES_UP_AFTER_2_S = """
+from runyard.supervisor import main, stalls
+stalls.CHECK_EVERY_S = main.CHECK_EVERY_S = 0.2
+main.StallDetector = lambda: stalls.StallDetector(name_after_s=1.0, end_after_s=2.0)
+"""
 
 
 def set_workers(folder: Path, count: int) -> None:
@@ -105,22 +107,32 @@ def test_a_killed_rank_ends_the_attempt_and_no_process_is_left(
     assert not any(Path(f"/proc/{rank['pid']}").exists() for rank in ranks)
 
 
+@pytest.mark.parametrize(
+    ("limits", "named_after", "ended_after"),
+    [(GIVES_UP_AFTER_2_S, 1, 2), pytest.param("", 30, 45, marks=pytest.mark.slow)],
+    ids=["quickly", "after the real limits"],
+)
 def test_a_stopped_rank_is_named_and_ends_the_attempt(
-    folder: Path, start: Start, server: FakeServer
+    limits: str,
+    named_after: int,
+    ended_after: int,
+    folder: Path,
+    start: Start,
+    server: FakeServer,
 ) -> None:
     set_workers(folder, 3)
-    supervisor = start(folder, HANGS)
+    supervisor = start(folder, HANGS + limits)
     ranks = read_ranks(folder, 3)
     os.kill(ranks[1]["pid"], signal.SIGSTOP)
-    assert supervisor.wait(20) == 0
+    assert supervisor.wait(20 + ended_after) == 0
     ended = read_exit(folder)
     stopped = "rank 1 is stopped by a signal between steps for over"
     assert (ended["cause"], ended["groupEmpty"]) == (
-        f"a rank was lost: {stopped} 2 s; the others wait",
+        f"a rank was lost: {stopped} {ended_after} s; the others wait",
         True,
     )
     assert not any(Path(f"/proc/{rank['pid']}").exists() for rank in ranks)
-    assert f"{stopped} 1 s; the others wait" in server.notes
+    assert f"{stopped} {named_after} s; the others wait" in server.notes
 
 
 @pytest.mark.usefixtures("server")

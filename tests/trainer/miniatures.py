@@ -1,4 +1,4 @@
-"""Every family in miniature: real classes, configuration and files, ten thousand random weights.
+"""Every family in miniature: real classes, configuration, files, and few random weights.
 
 Loading, training, saving and loading again use the same code as for real models. Layers are 32
 wide, images 32 by 32 with 16 patches or fewer. Special features of a family are kept: bidirectional
@@ -443,10 +443,15 @@ def make_gemma4() -> tuple[Any, Any]:
 
 
 def make_paligemma() -> tuple[Any, Any]:
-    """PaliGemma 2: no chat template, token types on the answer, a bidirectional prompt."""
+    """PaliGemma 2: no chat template, token types on the answer, a bidirectional prompt, location
+    tokens.
+    """
     import transformers as t
 
     tokenizer = make_tokenizer()
+    images = t.SiglipImageProcessorPil(size=squares())
+    images.image_seq_length = 4
+    processor = t.PaliGemmaProcessor(images, tokenizer)  # adds the location tokens
     config = t.PaliGemmaConfig(
         text_config=make_text_config(
             tokenizer, model_type="gemma2", head_dim=16, sliding_window=16, query_pre_attn_scalar=16
@@ -455,19 +460,18 @@ def make_paligemma() -> tuple[Any, Any]:
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         projection_dim=32,
     )
-    images = t.SiglipImageProcessorPil(size=squares())
-    images.image_seq_length = 4
-    return t.PaliGemmaForConditionalGeneration(config), t.PaliGemmaProcessor(images, tokenizer)
+    return t.PaliGemmaForConditionalGeneration(config), processor
 
 
 def make_florence2() -> tuple[Any, Any]:
     """An encoder reads image and question, a decoder answers.
 
-    No chat template. Without dropout, for comparisons.
+    No chat template, but location tokens. Without dropout, for comparisons.
     """
     import transformers as t
 
     tokenizer = make_tokenizer(image_token="<image>")
+    tokenizer.add_tokens([f"<loc_{number}>" for number in range(1000)])
     config = t.Florence2Config(
         text_config={
             "model_type": "bart",

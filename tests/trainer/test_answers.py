@@ -79,8 +79,17 @@ def test_intersection_over_union(
     assert iou(a, b) == pytest.approx(overlap)
 
 
-def test_a_box_for_another_phrase_scores_zero() -> None:
-    assert grounding_ious([Grounding("eight", SEVEN.boxes)], [SEVEN]) == [0.0]
+def test_a_box_for_another_phrase_is_a_missing_and_a_surplus_box() -> None:
+    assert grounding_ious([Grounding("eight", SEVEN.boxes)], [SEVEN]) == [0.0, 0.0]
+    assert grounding_ious([SEVEN, Grounding("eight", SEVEN.boxes)], [SEVEN]) == [1.0, 0.0]
+
+
+def test_a_phrase_named_twice_is_matched_as_a_whole() -> None:
+    other = Grounding("Seven ", ((600, 600, 700, 700),))
+    together = [Grounding("seven", (*SEVEN.boxes, *other.boxes))]
+    for answer in ([SEVEN, other], [other, SEVEN], together):
+        assert grounding_ious(answer, [SEVEN, other]) == [1.0, 1.0]
+        assert grounding_ious(answer, together) == [1.0, 1.0]
 
 
 def test_each_true_box_takes_its_best_match_and_extra_boxes_count_as_misses() -> None:

@@ -436,7 +436,8 @@ def test_a_repeated_phrase_does_not_use_its_boxes_twice() -> None:
 def test_box_metrics_accept_no_boxes_and_any_number() -> None:
     truth = [[Grounding("cat", ((0, 0, 10, 10),))]]
     assert mean_average_precision([[]], truth) == mean_average_precision(truth, [[]]) == (0, 0)
-    assert count_boxes([], []).f1 == count_boxes([], truth[0]).precision == 0
+    assert count_boxes([], truth[0]).precision == count_boxes(truth[0], []).recall == 0
+    assert count_boxes([], []).f1 == count_boxes([], []).precision == 1
     far = (-(10**400), 0, 10**400, 10**400)
     assert mean_average_precision([[Grounding("cat", (far, (0, 0, 10, 10)))]], truth)[1] == exactly(
         0.5
@@ -444,6 +445,65 @@ def test_box_metrics_accept_no_boxes_and_any_number() -> None:
     # As in COCO, only the first hundred of a phrase count.
     many = Grounding("cat", tuple((500, 500, 501 + i, 501) for i in range(100)))
     assert mean_average_precision([[many, *truth[0]]], truth) == (0, 0)
+
+
+PHRASES = some.sampled_from(["cat", "Cat", "dog", "a red car"])
+AREAS = some.tuples(*[some.integers(0, 1000)] * 2, some.integers(1, 24), some.integers(1, 24)).map(
+    lambda at: (at[0], at[1], at[0] + at[2], at[1] + at[3])
+)
+TRUTHS = some.lists(
+    some.builds(Grounding, PHRASES, some.lists(AREAS, max_size=4).map(tuple)), max_size=5
+).map(lambda items: Answer("a sentence", tuple(items)))
+
+
+@given(some.lists(TRUTHS, min_size=4, max_size=6))
+@settings(max_examples=250, deadline=None)  # a thousand truths
+def test_a_perfect_grounding_scores_1_in_every_metric(truth: list[Answer]) -> None:
+    found = compute_metrics(PHRASE_GROUNDING, truth, truth)
+    assert found.values == exactly(dict.fromkeys(METRICS[PHRASE_GROUNDING], 1.0))
+    assert all(score == 1 for sample in found.samples for score in sample.values())
+
+
+@given(some.lists(TRUTHS, min_size=1, max_size=4), AREAS, some.data())
+@settings(max_examples=100, deadline=None)
+def test_a_box_for_an_absent_phrase_lowers_the_score(
+    truth: list[Answer], box: Box, data: some.DataObject
+) -> None:
+    at = data.draw(some.integers(0, len(truth) - 1))
+    given = list(truth)
+    extra = Grounding("unicorn", (box,))
+    given[at] = Answer("a sentence", (*truth[at].groundings, extra))
+    found = compute_metrics(PHRASE_GROUNDING, given, truth)
+    for name in ("iou", "accuracyAt50", "precisionAt50", "f1At50"):
+        assert found.values[name] < 1
+        assert found.samples[at][name] < 1
+
+
+# Texts that every metric of the field can score fully: four words and more, of ASCII letters.
+SENTENCES = some.lists(
+    some.sampled_from(["red", "car", "dog", "Runs", "seven", "x1"]), min_size=4, max_size=9
+).map(" ".join)
+
+
+@given(some.lists(SENTENCES, min_size=1, max_size=5))
+@settings(max_examples=200, deadline=None)
+def test_a_perfect_text_scores_the_maximum_of_its_metrics(texts: list[str]) -> None:
+    truth = [Answer(text) for text in texts]
+    for task, below in ((VQA, {"meteor"}), (FREEFORM, {"meteor", "cider"})):
+        values = compute_metrics(task, truth, truth).values
+        whole = {name: value for name, value in values.items() if name not in below}
+        assert whole == exactly(dict.fromkeys(whole, 1.0))
+        # METEOR's penalty counts a single chunk too.
+        assert values["meteor"] >= 1 - 0.5 / 4**3
+
+
+@pytest.mark.parametrize("true", [(), (Grounding("cat", ()),)])
+def test_an_unreadable_answer_scores_0_where_there_are_no_boxes(
+    true: tuple[Grounding, ...],
+) -> None:
+    found = compute_metrics(PHRASE_GROUNDING, [read_answer("nothing")], [Answer("a", true)])
+    assert set(found.samples[0].values()) == {0}
+    assert set(found.values.values()) == {0}
 
 
 def test_a_lone_surrogate_becomes_a_question_mark() -> None:

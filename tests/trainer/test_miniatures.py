@@ -24,7 +24,7 @@ def test_every_family_has_a_miniature() -> None:
 def test_a_miniature_answers_about_an_image(model_type: str) -> None:
     model, processor = miniatures.make(model_type)
     assert model.config.model_type == model_type
-    assert 40_000 < sum(parameter.numel() for parameter in model.parameters()) < 120_000
+    assert 40_000 < sum(parameter.numel() for parameter in model.parameters()) < 150_000
 
     text = WITHOUT_TEMPLATE.get(model_type) or processor.apply_chat_template(
         [USER], add_generation_prompt=True

@@ -38,7 +38,7 @@ BLOCKS: dict[str, dict[str, Any]] = {
 }
 
 # The stops of the default suite, by function and call.
-QUICK = (("accumulate_gradients", 3), ("read_answer", 9), ("save_checkpoint", 2))
+QUICK = (("accumulate_gradients", 3), ("read_prediction", 9), ("save_checkpoint", 2))
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def values_by_step(events: list[dict[str, Any]]) -> list[tuple[int, dict[str, fl
             ("Training", train_module, "accumulate_gradients", 3, 3, "step-3"),
             ("Training", train_module, "accumulate_gradients", 4, 4, "epoch-2"),
             ("Evaluating", evaluation_module, "sum_losses", 2, 4, "epoch-2"),
-            ("Evaluating", evaluation_module, "read_answer", 9, 4, "epoch-2"),
+            ("Evaluating", evaluation_module, "read_prediction", 9, 4, "epoch-2"),
             ("Saving", train_module, "save_checkpoint", 2, 4, "epoch-2"),
             ("Evaluating", evaluation_module, "sum_losses", 4, 7, "step-7"),
         ],

@@ -6,6 +6,7 @@ folder of ``RUNYARD_DATA_DIR`` or ``~/.runyard``.
 """
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,7 +67,10 @@ def connect(
             "--data-dir, or set DATATURE_VI_SECRET_KEY and DATATURE_VI_ORGANIZATION_ID",
             exit_code=EXIT_USAGE,
         ) from error
-    with client:
+    from vi.api.resources.runs._findings import RunFindingWarning
+
+    with client, warnings.catch_warnings():
+        warnings.simplefilter("ignore", RunFindingWarning)  # commands print findings
         yield client
 
 

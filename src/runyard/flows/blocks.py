@@ -22,6 +22,7 @@ from runyard.flows.resources import MOST_WORKERS
 Auto = Literal["auto"]
 Task = Literal["vqa", "phrase-grounding", "freeform"]
 Part = Literal["vision", "projector", "language"]
+AnswerFormName = Literal["json", "text", "native"]
 TASKS: tuple[Task, ...] = ("vqa", "phrase-grounding", "freeform")
 
 # The datasets of every installation, and their tasks.
@@ -383,6 +384,18 @@ class Images(Shape, frozen=True):
     ] = None
 
 
+class Answers(Shape, frozen=True):
+    """How the model writes its answers."""
+
+    form: Annotated[
+        AnswerFormName,
+        help_text(
+            "json: one JSON object, which the published client's inference reads; text: the answer "
+            "alone; native: the answer alone, and boxes as the family was pretrained to write them"
+        ),
+    ] = "json"
+
+
 class Schedule(Shape, frozen=True):
     """The learning rate schedule."""
 
@@ -584,6 +597,9 @@ class ModelSettings(Shape, frozen=True):
     )
     images: Annotated[Images, help_text("limits on image resolution")] = msgspec.field(
         default_factory=Images
+    )
+    answers: Annotated[Answers, help_text("how the model writes its answers")] = msgspec.field(
+        default_factory=Answers
     )
     packing: Annotated[
         bool | Auto, help_text("pack several samples into one sequence, with exact attention masks")

@@ -62,6 +62,8 @@ def check_consistency(
     numbers = f"{model}/hyperparameters"
     if invalid.has_none_at(architecture, f"{numbers}/batchSize", f"{numbers}/microBatchSize"):
         _check_batches(flow, numbers, problems)
+    if invalid.has_none_at(architecture, f"{model}/answers", f"{dataset}/projectKind"):
+        _check_answers(flow, f"{model}/answers/form", problems)
     if invalid.has_none_at(f"{model}/images"):
         _check_images(flow, f"{model}/images", problems)
     for part, every in (
@@ -260,6 +262,27 @@ def _check_batches(flow: ResolvedFlow, at: str, problems: ProblemCollector) -> N
             micro,
             f"a divisor of batchSize {batch}",
             message=f"{at}/microBatchSize is {micro}, which does not divide batchSize {batch}.",
+        )
+
+
+def _check_answers(flow: ResolvedFlow, at: str, problems: ProblemCollector) -> None:
+    form, family = flow.model.answers.form, FAMILIES.get(flow.model.architecture.name)
+    if form == "text" and flow.task == "phrase-grounding":
+        problems.add(
+            at,
+            form,
+            "json or native while projectKind is phrase-grounding",
+            message=f"{at} is text, but plain words have no boxes; take json, or native with a "
+            "family that has a form of its own.",
+        )
+    if form == "native" and family is not None and not family.has_native_form:
+        names = ", ".join(key for key, each in FAMILIES.items() if each.has_native_form)
+        problems.add(
+            at,
+            form,
+            f"json or text with architecture.name {family.key}",
+            message=f"{at} is native, but {family.key} has no form of its own that is known here; "
+            f"take json or text, or one of the families {names}.",
         )
 
 

@@ -18,13 +18,17 @@ STAND_IN_LOADER = "qwen25vl"
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """One family: ``sizes`` maps a size's name to the hub id of its usual weights."""
+    """One family: ``sizes`` maps a size's name to the hub id of its usual weights.
+
+    ``has_native_form``: it was pretrained to write boxes in a form of its own.
+    """
 
     key: str
     model_type: str
     default_size: str
     sizes: Mapping[str, str] = field(default_factory=dict)
     has_loader: bool = False
+    has_native_form: bool = False
 
     @property
     def loader(self) -> str:
@@ -55,6 +59,7 @@ _ALL = (
         default_size="3B",
         sizes={size: f"Qwen/Qwen2.5-VL-{size}-Instruct" for size in ("3B", "7B", "32B", "72B")},
         has_loader=True,
+        has_native_form=True,
     ),
     Family(
         key="qwen3vl",
@@ -62,6 +67,7 @@ _ALL = (
         default_size="2B",
         sizes={size: f"Qwen/Qwen3-VL-{size}-Instruct" for size in ("2B", "4B", "8B", "32B")},
         has_loader=True,
+        has_native_form=True,
     ),
     Family(
         key="qwen35",
@@ -131,6 +137,7 @@ _ALL = (
         model_type="paligemma",
         default_size="3B",
         sizes={size.upper(): f"google/paligemma2-{size}-pt-224" for size in ("3b", "10b", "28b")},
+        has_native_form=True,
     ),
     Family(
         key="florence2",
@@ -140,6 +147,7 @@ _ALL = (
             "base": "florence-community/Florence-2-base",
             "large": "florence-community/Florence-2-large",
         },
+        has_native_form=True,
     ),
     Family(
         key="cosmosreason1",
@@ -147,6 +155,7 @@ _ALL = (
         default_size="7B",
         sizes={"7B": "nvidia/Cosmos-Reason1-7B"},
         has_loader=True,
+        has_native_form=True,
     ),
     Family(
         key="cosmosreason2",
@@ -154,6 +163,7 @@ _ALL = (
         default_size="2B",
         sizes={"2B": "nvidia/Cosmos-Reason2-2B", "8B": "nvidia/Cosmos-Reason2-8B"},
         has_loader=True,
+        has_native_form=True,
     ),
 )
 

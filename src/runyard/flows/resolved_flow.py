@@ -5,7 +5,7 @@ stores it.
 here. The trainer decides what stays ``auto``, once it knows the data and the machine.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -13,6 +13,7 @@ from runyard.flows.blocks import (
     BOTH_TASKS,
     BUILT_IN_DATASETS,
     TINY,
+    AnswerFormName,
     Augmentation,
     DatasetSettings,
     FlowSettings,
@@ -44,10 +45,26 @@ BOTH_PROMPT = (
     '{"phrase_grounding":{"sentence":"...",'
     '"groundings":[{"phrase":"...","grounding":[[xmin,ymin,xmax,ymax]]}]}}'
 )
+# Of the other forms. Families that were pretrained with boxes know these questions without any
+# more words; Florence-2 and PaliGemma locate phrases only after words of their own.
+TEXT_PROMPTS: dict[Task, str] = {
+    "vqa": "Answer the question about the picture in plain words.",
+    "phrase-grounding": "Locate the phrases in the caption:",
+    "freeform": "Describe the picture in plain words.",
+}
+LOCATE_IN_JSON = "Locate each phrase of the caption and output its bounding box in JSON format."
+LOCATION_PROMPTS = {
+    "paligemma2": "detect",
+    "qwen25vl": LOCATE_IN_JSON,
+    "qwen3vl": LOCATE_IN_JSON,
+    "cosmosreason1": LOCATE_IN_JSON,
+    "cosmosreason2": LOCATE_IN_JSON,
+}
 # The tiny model learns from nothing but these images, so it gains most from augmentation (figures
 # in docs/decisions). Not for phrase grounding: shifted boxes would be further numbers that it has
 # to learn to write.
 TINY_AUGMENTATION = Augmentation(shift=0.06, zoom=0.1)
+USUAL_RATES = {"lora": 2e-4, "full": 1e-5}
 TINY_NUMBERS = {"epochs": 12, "batchSize": 32, "learningRate": 3e-3}
 # With AdamW it learns in the same time to find digits, but not which one the question is about.
 TINY_GROUNDING = {
@@ -102,9 +119,7 @@ def fill_defaults(
         and "augmentation" not in given
     ):
         dataset = msgspec.structs.replace(dataset, augmentation=TINY_AUGMENTATION)
-    own_prompt = (
-        BOTH_PROMPT if dataset.dataset_id == BOTH_TASKS else SYSTEM_PROMPTS[dataset.project_kind]
-    )
+    own_prompt = _choose_prompt(dataset, model.answers.form, model.architecture.name)
     prompt = {"systemPrompt": own_prompt} | settings_of.get("vi-system-prompt", {})
     return ResolvedFlow(
         name=flow["name"],
@@ -116,6 +131,18 @@ def fill_defaults(
         system_prompt=msgspec.convert(prompt, SystemPromptSettings),
         model=model,
     )
+
+
+def _choose_prompt(dataset: DatasetSettings, form: AnswerFormName, family: str) -> str:
+    """Return the system prompt of a flow that names none."""
+    task = dataset.project_kind
+    if form == "json":
+        return BOTH_PROMPT if dataset.dataset_id == BOTH_TASKS else SYSTEM_PROMPTS[task]
+    if form == "text":
+        return TEXT_PROMPTS[task]
+    if task == "phrase-grounding":
+        return LOCATION_PROMPTS.get(family, TEXT_PROMPTS[task])
+    return ""  # the question alone, as in pretraining
 
 
 def _fill_dataset(
@@ -135,16 +162,23 @@ def _fill_model(given: dict[str, Any], task: Task) -> ModelSettings:
     architecture = _fill_architecture(given.get("architecture", {}))
     is_tiny = architecture["size"] == TINY
     mode = given.get("training", {}).get("mode", "full" if is_tiny else "lora")
-    ordinary_rate = 2e-4 if mode == "lora" else 1e-5
     defaults = {
         "training": {"mode": mode, "freeze": ["vision"] if mode == "lora" else []},
-        "hyperparameters": {"epochs": 3, "batchSize": 8, "learningRate": ordinary_rate},
+        "hyperparameters": {"epochs": 3, "batchSize": 8, "learningRate": USUAL_RATES[mode]},
     }
     if is_tiny:
         defaults["hyperparameters"] = TINY_GROUNDING if task == "phrase-grounding" else TINY_NUMBERS
     return msgspec.convert(
         _merge_defaults(given, defaults) | {"architecture": architecture}, ModelSettings
     )
+
+
+def get_usual_rate(flow: ResolvedFlow) -> float:
+    """Return the learning rate of a flow that names none."""
+    if flow.is_tiny:
+        numbers = TINY_GROUNDING if flow.task == "phrase-grounding" else TINY_NUMBERS
+        return cast(float, numbers["learningRate"])
+    return USUAL_RATES[flow.model.training.mode]
 
 
 def _fill_architecture(given: dict[str, Any]) -> dict[str, Any]:

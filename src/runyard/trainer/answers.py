@@ -10,7 +10,7 @@ anything), and compares boxes.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -167,23 +167,29 @@ def match_boxes(predicted: Sequence[Box], truth: Sequence[Box]) -> list[float]:
 
 
 def grounding_ious(predicted: Sequence[Grounding], truth: Sequence[Grounding]) -> list[float]:
-    """Return the IoU of the predicted box for each true box of a phrase; 0 where none was
-    predicted.
+    """Return the IoU of the predicted box for each true box; 0 where none was predicted for its
+    phrase.
 
-    Boxes of one phrase are matched by ``match_boxes``. Each surplus box adds a zero, so that
-    predicting the whole image ten times gains nothing.
+    The boxes of a phrase, however often it is named, are matched by ``match_boxes``. Each surplus
+    box adds a zero, also one for a phrase that the truth lacks, so that predicting the whole image
+    ten times gains nothing.
     """
+    by_phrase, true_by_phrase = group_by_phrase(predicted), group_by_phrase(truth)
     scores: list[float] = []
-    for item in truth:
-        candidates = [
-            box
-            for other in predicted
-            if is_same_text(other.phrase, item.phrase)
-            for box in other.boxes
-        ]
-        scores += match_boxes(candidates, item.boxes)
-        scores += [0.0] * max(0, len(candidates) - len(item.boxes))
-    return scores
+    surplus = 0
+    for phrase in dict.fromkeys((*true_by_phrase, *by_phrase)):
+        boxes, true = by_phrase.get(phrase, []), true_by_phrase.get(phrase, [])
+        scores += match_boxes(boxes, true)
+        surplus += max(0, len(boxes) - len(true))
+    return scores + [0.0] * surplus
+
+
+def group_by_phrase(groundings: Iterable[Grounding]) -> dict[str, list[Box]]:
+    """Return all boxes of each phrase, ignoring case."""
+    found: dict[str, list[Box]] = {}
+    for item in groundings:
+        found.setdefault(fold_case(item.phrase), []).extend(item.boxes)
+    return found
 
 
 def _to_json_line(value: Any) -> str:

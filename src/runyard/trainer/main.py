@@ -103,13 +103,15 @@ def _run_attempt(
         message = explain_missing_extra(error) or f"{type(error).__name__}: {error}"
         return EXIT_FAILED, {"outcome": "Failed", "reason": "TrainerError", "message": message}
     is_stopped = outcome.reason == "Stopped"
-    result = {
+    result: dict[str, Any] = {
         "outcome": "Stopped" if is_stopped else "Succeeded",
         "reason": outcome.reason,
         "message": outcome.message,
         "checkpoint": outcome.checkpoint,
         "metrics": outcome.metrics,
     }
+    if outcome.findings:
+        result["findings"] = [finding.to_dict() for finding in outcome.findings]
     return EXIT_STOPPED if is_stopped else EXIT_DONE, result
 
 

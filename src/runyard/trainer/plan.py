@@ -14,6 +14,7 @@ from runyard.datasets.splits import Split
 from runyard.flows import ResolvedFlow
 from runyard.flows.blocks import BUILT_IN_DATASETS, Every
 from runyard.flows.memory import choose_micro_batch, uses_gradient_checkpointing
+from runyard.flows.tiny import describe_tiny_images, get_image_size
 from runyard.trainer.answers import FREEFORM, METRICS, PHRASE_GROUNDING, VQA
 from runyard.trainer.data.image_resolution import MaxPixels
 from runyard.trainer.errors import InvalidFlow
@@ -208,6 +209,8 @@ def make_plan(flow: ResolvedFlow, machine: Hardware, sizes: Sizes) -> Plan:
     else:
         note("dataset", flow.dataset.dataset_id, "built in")
         note("datasetVersion", sizes.version, "a hash of all its samples as the seed divides them")
+    if flow.is_tiny:
+        note("images", get_image_size(flow.task), describe_tiny_images(flow.task))
     if sizes.images is not None:
         note_image_sizes(sizes.images, note)
     note("trainingSamples", sizes.training_samples, explain_share(flow, sizes.uploaded))
@@ -273,6 +276,8 @@ def make_plan(flow: ResolvedFlow, machine: Hardware, sizes: Sizes) -> Plan:
         attention,
         "the library's default" if model.compute.attention == "auto" else "flow",
     )
+    if model.answers.form != "json":
+        note("answerForm", model.answers.form, "flow")
     feature_cache, why = choose_feature_cache(flow, sizes, total / steps_per_epoch)
     note("featureCache", feature_cache, why)
     packing, why = choose_packing(flow, sizes, micro[0])

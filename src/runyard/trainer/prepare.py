@@ -22,6 +22,7 @@ from runyard.flows.blocks import ModelSettings, Quantization
 from runyard.ids import resolve_folder
 from runyard.model_folders import ModelFolders
 from runyard.rundir import AttemptDir, CheckpointDir, read_json
+from runyard.trainer.answer_forms import JSON_FORM, AnswerForm, check_native_form, make_form
 from runyard.trainer.checkpoints.checkpoint import (
     TrainingProgress,
     load_optimizers,
@@ -178,6 +179,7 @@ class TrainState:
     run_document: dict[str, Any] = field(default_factory=dict)
     memory_estimate: MemoryEstimate | None = None  # None where memory is not estimated
     is_sharded: bool = False  # whether each rank has a part of every weight
+    answer_form: AnswerForm = JSON_FORM
     has_memory_trial: bool = False  # whether the largest micro-batch is tried before the first step
     loader: BatchLoader = field(init=False)  # builds the batches of steps
     next_batch: tuple[int, list[int]] | None = None  # epoch and samples of the step to prepare
@@ -236,6 +238,7 @@ class EncodedData:
     train: Encodings
     validation: Encodings
     fit: FitReport
+    form: AnswerForm = JSON_FORM
     uploaded: UploadedSizes | None = None
     max_pixels: MaxPixels | None = None
 
@@ -272,7 +275,7 @@ def prepare(job: Job, machine: Hardware, *, hooks: Hooks) -> TrainState:
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
     if job.resume is not None:
         hooks.on_activity(f"Reading checkpoint {job.resume.name}")
-    obstacle = explain_unshardable(flow, precision)
+    obstacle = find_shard_obstacle(flow, data, precision)
     check_strategy(flow, obstacle)
     # Sharded, each rank keeps only a part of what the checkpoint has for the optimizers.
     may_shard = obstacle is None and flow.settings.resources.strategy != "ddp"
@@ -305,6 +308,7 @@ def prepare(job: Job, machine: Hardware, *, hooks: Hooks) -> TrainState:
         device=device,
         rounded_steps=make_rounded_steps(flow),
         world=job.world,
+        answer_form=encoded.form,
     )
     if decisions is None:
         fit_plan_to_memory(state, flow, hooks, may_grow=may_grow(job, progress, device))
@@ -321,6 +325,15 @@ def prepare(job: Job, machine: Hardware, *, hooks: Hooks) -> TrainState:
     )
     state.run_document = build_run_document(job, model, state.plan)
     return state
+
+
+def find_shard_obstacle(flow: ResolvedFlow, data: Dataset, precision: str) -> str | None:
+    """Return why weights cannot be sharded; None if they can."""
+    obstacle = explain_unshardable(flow, precision)
+    if obstacle is None and data.has_text_only:
+        # All ranks gather the same blocks in the same order.
+        return "a batch of text only would run fewer blocks of the model than others"
+    return obstacle
 
 
 def may_prepare_batches(state: TrainState, flow: ResolvedFlow) -> bool:
@@ -470,6 +483,7 @@ def load_weights(
             quantization=get_quantization(job),
             folders=get_folders(job, source.base),
             device=device,
+            check_type=partial(check_native_form, settings.answers.form),
         )
         if source.adapter is not None and settings.training.mode == "full":
             with read_inside(source.adapter, get_folders(job, source.adapter)):
@@ -556,6 +570,7 @@ def encode(job: Job, data: Dataset, model: LoadedModel, hooks: Hooks) -> Encoded
             f"loss.answersOnly false is not possible: {model.parts.packing_obstacle}; try: leave "
             "it true"
         )
+    form = make_form(flow.model.answers.form, model.model_type, model.processor)
     encoder = Encoder(
         model.processor,
         model.parts,
@@ -563,6 +578,7 @@ def encode(job: Job, data: Dataset, model: LoadedModel, hooks: Hooks) -> Encoded
         task=flow.task,
         budget=fitting,
         renderer=model.renderer,
+        form=form,
     )
     train, validation = data.train, data.validation
     if isinstance(train, SampleSelection) and isinstance(validation, SampleSelection):
@@ -571,7 +587,7 @@ def encode(job: Job, data: Dataset, model: LoadedModel, hooks: Hooks) -> Encoded
     else:
         processes = count_processes(job)
         encoded = encode_in_memory(flow, data, encoder, layout, fitting, hooks, processes)
-    return replace(encoded, max_pixels=max_pixels)
+    return replace(encoded, max_pixels=max_pixels, form=form)
 
 
 def limit_images(job: Job, model: LoadedModel) -> tuple[TokenBudget, MaxPixels | None]:
@@ -970,7 +986,7 @@ def fit_plan_to_memory(
 
 def describe_sharding(state: TrainState, flow: ResolvedFlow) -> Sharding | None:
     """Return what the weights could be sharded into; None if they could not, or need not be."""
-    is_possible = explain_unshardable(flow, state.plan.precision) is None
+    is_possible = find_shard_obstacle(flow, state.data, state.plan.precision) is None
     if not is_possible or flow.settings.resources.strategy == "ddp":
         return None
     parameters = state.model.module.parameters()

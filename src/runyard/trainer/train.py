@@ -14,11 +14,12 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 
 from runyard.flows import ResolvedFlow
@@ -40,6 +41,7 @@ from runyard.trainer.data.cache import Hooks
 from runyard.trainer.data.encode import epoch_batches
 from runyard.trainer.devices import keep_random_states, return_memory
 from runyard.trainer.errors import Diverged, OutOfMemory, PeerLost, StopRequested
+from runyard.trainer.evaluation.baseline import PREFIX as BASELINE_PREFIX
 from runyard.trainer.evaluation.baseline import score_baseline
 from runyard.trainer.evaluation.batches import MAX_BATCH, BatchLimit
 from runyard.trainer.evaluation.evaluation import (
@@ -47,6 +49,7 @@ from runyard.trainer.evaluation.evaluation import (
     EvaluationResult,
     evaluate,
 )
+from runyard.trainer.evaluation.findings import Comparison, explain_nothing_learned, summarize
 from runyard.trainer.evaluation.predictions import prune_predictions, write_predictions
 from runyard.trainer.evaluation.samples import SampleWriter
 from runyard.trainer.plan import Hardware, format_plan, is_due, with_micro_batch
@@ -62,6 +65,7 @@ from runyard.trainer.steps.scaling import (
     unscale,
 )
 from runyard.trainer.watchdog import LossSpikeDetector, SlowStepDetector, format_names
+from vi.api.responses import RunFinding
 
 SECONDS_BETWEEN_LINES = 2.0  # on stdout; every step has an event
 
@@ -74,6 +78,7 @@ class Outcome:
     message: str
     checkpoint: str | None
     metrics: dict[str, float]
+    findings: list[RunFinding] = field(default_factory=list)
 
 
 def train(
@@ -188,16 +193,24 @@ class TrainLoop:
         self.saved: list[SavedCheckpoint] = []
         # Saved before the evaluation at its step, which has yet to be added.
         self.unevaluated: tuple[PendingCheckpoint, SavedCheckpoint] | None = None
-        self.samples = SampleWriter(job.folder)
+        self.samples = SampleWriter(
+            job.folder,
+            explain=lambda sample, raw: state.answer_form.explain_problem(
+                sample.task or job.flow.task, raw
+            ),
+        )
         self.batch_limit = limit_evaluation_batch(job, state, hooks.on_warning)
         self.evaluated_step: int | None = None
         self.predictions: Path | None = None  # of the last evaluation
+        self.baseline: dict[str, float] = {}  # of constant answers, once scored
+        self.findings: list[RunFinding] = []
         self.is_phase_stale = False  # whether the last phase event was not "Training"
         self.ending: Ending | None = None
 
     def run(self) -> Outcome:
         """Repeat step, evaluation and save until the loop ends."""
         plan, progress = self.state.plan, self.progress
+        self.recall_first_loss()
         if self.must_evaluate_first():
             self.evaluate_before_training()
         self.events.write("phase", phase="Training", message=f"{plan.total_steps} steps")
@@ -211,7 +224,10 @@ class TrainLoop:
                 self.run_step()
             self.complete_step()
         newest = self.saved[-1].name if self.saved else None
-        return Outcome(self.ending or "Completed", self.describe_ending(), newest, progress.metrics)
+        message = self.describe_ending()
+        if (unlearned := self.report_findings()) is not None:
+            message = f"{message}; {summarize(unlearned)}"
+        return Outcome(self.ending or "Completed", message, newest, progress.metrics, self.findings)
 
     def must_evaluate_first(self) -> bool:
         """Return whether to evaluate before the first step, which an earlier attempt may have done.
@@ -228,20 +244,80 @@ class TrainLoop:
             and not status.micro_batch_limit
         )
 
+    def recall_first_loss(self) -> None:
+        """Take over the loss that an attempt without a checkpoint measured before its first step.
+
+        The run's status has it until another evaluation.
+        """
+        known = self.job.run.status.progress
+        if known is None or known.step or self.progress.step or known.metric_name != "loss":
+            return
+        self.progress.first_loss = known.metric
+
     def evaluate_before_training(self) -> None:
         """Evaluate the model that training starts from; whatever fails, training begins.
 
         Training depends on none of it: no checkpoint, best value or early stopping does.
         """
         with contextlib.suppress(StopRequested):
-            baseline: dict[str, float] = {}
             with self.warn_of_failure("scoring the baseline"):
-                baseline = self.score_baseline()
+                self.baseline = self.score_baseline()
             with self.warn_of_failure("the evaluation before the first step"):
                 found = self.measure()
-                self.write_evaluation(name_metrics(found.values) | baseline, found.previews)
+                if self.state.plan.metric == "loss":
+                    self.progress.first_loss = found.values["loss"]
+                self.write_evaluation(name_metrics(found.values) | self.baseline, found.previews)
                 self.store_answers(found.predictions)
         self.first_step_at = self.last_step_at = self.last_evaluation_at = self.clock()
+
+    def find_nothing_learned(self) -> Comparison | None:
+        """Return the best metric and what needs no learning if it is not better, else None.
+
+        A stopped run, and one without a value to compare with, have no such finding.
+        """
+        plan, progress = self.state.plan, self.progress
+        seen = [value for value in (progress.best, progress.best_seen) if value is not None]
+        if self.ending == "Stopped" or not seen:
+            return None
+        reference = self.get_reference()
+        if reference is None:
+            return None
+        found = Comparison(
+            metric=plan.metric,
+            best=min(seen) if plan.is_smaller_better else max(seen),
+            reference=reference,
+            samples=plan.validation_samples,
+            is_smaller_better=plan.is_smaller_better,
+        )
+        return None if found.has_learned else found
+
+    def get_reference(self) -> float | None:
+        """Return the metric of constant answers, or the loss before the first step; None if
+        unknown.
+
+        An attempt that resumes has not scored the baseline, and it depends on nothing but the data.
+        """
+        metric = self.state.plan.metric
+        if metric == "loss":
+            return self.progress.first_loss
+        known = self.job.run.status.progress
+        if known is not None and known.baseline is not None and known.metric_name == metric:
+            return known.baseline
+        with contextlib.suppress(StopRequested), self.warn_of_failure("scoring the baseline"):
+            self.baseline = self.baseline or self.score_baseline()
+        return self.baseline.get(f"{BASELINE_PREFIX}{metric}")
+
+    def report_findings(self) -> Comparison | None:
+        """Write the event of a finding and a line, and return what it compares, if there is one."""
+        found = self.find_nothing_learned()
+        if found is not None:
+            finding = explain_nothing_learned(found, self.job.flow, self.state.plan)
+            self.events.write("finding", **msgspec.to_builtins(finding))
+            self.say(f"warning: {finding.message}")
+            for suggestion in finding.suggestions:
+                self.say(f"  try: {suggestion}")
+            self.findings.append(finding)
+        return found
 
     def score_baseline(self) -> dict[str, float]:
         """Return the metrics of constant answers on the held-out samples.
@@ -261,12 +337,13 @@ class TrainLoop:
     @contextlib.contextmanager
     def warn_of_failure(self, name: str) -> Iterator[None]:
         """Warn if something fails that training does not need."""
+        effect = "training begins" if self.ending is None else "it is left out"
         try:
             yield
         except (StopRequested, PeerLost):
             raise
         except Exception as error:
-            self.hooks.on_warning(f"{name} failed: {first_line(error)}; training begins")
+            self.hooks.on_warning(f"{name} failed: {first_line(error)}; {effect}")
 
     def report_first_step(self) -> contextlib.AbstractContextManager[object]:
         """Return a context that reports the seconds of the first step, which may take minutes."""
@@ -771,6 +848,7 @@ def choose_evaluation_settings(job: Job, state: TrainState) -> dict[str, Any]:
         # As many as a step takes fit, and measuring them would take longer than evaluating them.
         and state.plan.validation_samples > state.plan.micro_batch_size,
         "world": state.world,
+        "form": state.answer_form,
     }
 
 
@@ -909,7 +987,9 @@ def run_micro_batches(
     for batch in batches:
         # Sums over label tokens, so that micro-batches add up to the mean over the whole batch.
         loss = state.losses(batch.to(state.device)) / tokens  # ()
-        state.scaler.scale(loss).backward()
+        # With everything frozen but the vision encoder, a batch of text only trains nothing.
+        if loss.requires_grad:
+            state.scaler.scale(loss).backward()
         total += float(loss.detach())
     return total, labels
 

@@ -101,6 +101,32 @@ class ResourceMetadata(Document):
     attributes: dict[str, str] = {}
 
 
+class RunSuggestion(Document):
+    """What to try: a text, and the setting to change as ``--set`` names it, if it is one."""
+
+    text: str
+    setting: str | None = None
+    value: Any = None
+
+    def __str__(self) -> str:
+        if self.setting is None:
+            return self.text
+        value = self.value if isinstance(self.value, str) else msgspec.json.encode(self.value)
+        text = value if isinstance(value, str) else value.decode()
+        return f"{self.text} (--set {self.setting}={text})"
+
+
+class RunFinding(Document):
+    """Something that people should know about a run, whatever its condition, and what to try.
+
+    ``code`` is ``TinyImages`` (the model sees little of the images) or ``NothingLearned``.
+    """
+
+    code: str
+    message: str
+    suggestions: list[RunSuggestion] = []
+
+
 class DeletedResource(Document):
     """Result of ``delete``: the id of the deleted resource."""
 

@@ -127,6 +127,18 @@ def test_a_run_is_a_card_in_a_notebook(run: Run) -> None:
     assert "Pending 1 min 0 s" in text
 
 
+def test_findings_of_a_run_are_on_its_card_and_in_its_summary(
+    run_document: RunDocument, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suggestion = {"text": "train <longer>", "setting": "settings.seed", "value": 3}
+    finding = {"code": "NothingLearned", "message": "none learned", "suggestions": [suggestion]}
+    run = msgspec.convert(run_document("Succeeded", findings=[finding]), Run)
+    run.info()
+    for text in (check_markup(run._repr_html_()), capsys.readouterr().out):
+        for shown in ("Finding", "none learned", "train <longer> (--set settings.seed=3)"):
+            assert shown in text
+
+
 @pytest.mark.parametrize("condition", [*CONDITION_SHAPES, "Hibernating"])
 def test_every_condition_has_a_word_and_a_shape(run_document: RunDocument, condition: str) -> None:
     text = check_markup(msgspec.convert(run_document(condition), Run)._repr_html_())

@@ -462,6 +462,32 @@ async def test_wait_returns_a_run_that_succeeded_and_reports_each_change(
     assert clock.slept == pytest.approx([0.1, 0.15, 0.225])
 
 
+FINDINGS = [
+    {"code": "TinyImages", "message": "tiny: images become 32 x 32 pixels"},
+    {
+        "code": "NothingLearned",
+        "message": "nothing was learned: 0.1",
+        "suggestions": [{"text": "train longer", "setting": "settings.seed", "value": 3}],
+    },
+]
+
+
+async def test_findings_are_warnings_when_a_run_is_created_and_when_it_has_ended(
+    client: vi.AsyncClient, server: Any, run_document: RunDocument
+) -> None:
+    server.answers(run_document("Pending", findings=FINDINGS[:1]))
+    with pytest.warns(UserWarning, match="tiny: images become 32 x 32") as warned:
+        await client.runs.create(flow={})
+    assert [warning.filename for warning in warned] == [__file__]
+    server.answers(run_document("Succeeded", findings=FINDINGS))
+    with pytest.warns(UserWarning) as warned:
+        run = await client.runs.wait("r-1")
+    assert [str(warning.message) for warning in warned] == [
+        "nothing was learned: 0.1; try: train longer (--set settings.seed=3)"
+    ]
+    assert [finding.code for finding in run.status.findings] == ["TinyImages", "NothingLearned"]
+
+
 @pytest.mark.parametrize("name", ["Failed", "Error", "Cancelled"])
 async def test_wait_raises_when_the_run_ends_otherwise(
     client: vi.AsyncClient, server: Any, run_document: RunDocument, name: str

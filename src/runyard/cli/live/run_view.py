@@ -125,6 +125,8 @@ def build_head(run: "Run", *, is_plain: bool = False) -> list[Line]:
             style_condition(condition),
         ),
     ]
+    for finding in run.status.findings:
+        lines.append(Line(to_single_line(f"! {finding.message}"), "yellow"))
     progress = run.status.progress
     if progress is None:
         return lines

@@ -30,6 +30,7 @@ from runyard.cli.resources.flow_files import (
     set_option,
 )
 from runyard.cli.resources.selection import confirm
+from runyard.cli.run_findings import print_findings
 
 
 @click.group(cls=NounGroup)
@@ -182,14 +183,18 @@ def plan_flow(
 ) -> None:
     """Show a flow with every default filled in, as a run would use it."""
     from runyard.flows import build_flow_document, resolve, validate
+    from runyard.flows.blocks import BUILT_IN_DATASETS
+    from runyard.flows.tiny import find_tiny_images
 
-    document = build_flow_document(
-        resolve(validate(_load_flow(flow, assignments, data_dir))), for_published_client=False
-    )
+    resolved = resolve(validate(_load_flow(flow, assignments, data_dir)))
+    document = build_flow_document(resolved, for_published_client=False)
     if as_json:
         print_json(document)
-    else:
-        _print_indented(document)
+        return
+    _print_indented(document)
+    is_uploaded = resolved.dataset.dataset_id not in BUILT_IN_DATASETS
+    if (finding := find_tiny_images(resolved, is_uploaded=is_uploaded)) is not None:
+        print_findings([finding])
 
 
 @flows.command("schema")

@@ -46,6 +46,7 @@ from runyard.cli.resources.selection import (
     print_outcomes,
     selection_options,
 )
+from runyard.cli.run_findings import print_findings
 
 if TYPE_CHECKING:
     import vi
@@ -224,6 +225,8 @@ def create_run(
             resume_from=None if resume_from is None else parse_resume_from(resume_from),
             name=name,
         )
+        if not as_json:
+            print_findings(run.status.findings)
         if wait:
             if not as_json:
                 click.echo(f"Run {run.run_id}")
@@ -296,6 +299,8 @@ def _wait_for_many(
         print_json({"items": ended})
     else:
         print_table(RUN_COLUMNS, [_row(run) for run in ended])
+        for run in ended:
+            print_findings(run.status.findings, prefix=f"{run.run_id}: ")
     if any(_condition(run) != "Succeeded" for run in ended):
         raise click.exceptions.Exit(EXIT_RUN_FAILED)
 
@@ -761,6 +766,8 @@ def _row(run: "Run") -> tuple[object, ...]:
 
 
 def _print_run(run: "Run") -> None:
+    from vi.api.resources.runs._summary import list_finding_fields
+
     progress = run.status.progress
     print_fields(
         [
@@ -790,6 +797,7 @@ def _print_run(run: "Run") -> None:
                 if progress and progress.seconds_left
                 else "",
             ),
+            *list_finding_fields(run),
         ]
     )
     if get_global_options().format in ("agent", "quiet"):

@@ -30,7 +30,7 @@ RETRY_AFTER_S = 2
 # request.
 CHUNK_BYTES = 64 * 1024
 MAX_DRAINED_BYTES, DRAIN_TIMEOUT_S = 32 * 1024 * 1024, 5.0
-STREAMS_PER_KEY = 8
+STREAMS_PER_KEY = 64
 EMPTY_BODY: Message = {"type": "http.request", "body": b"", "more_body": False}
 
 

@@ -152,7 +152,7 @@ def _list_models(services: Services, weights: str) -> list[NamedOption]:
     """Return the built-in model, those of this server's folders, and a field for all others."""
     names = services.settings.models.list_names()
     values = ["", *(f"{BASE_PREFIX}{name}" for name in names)]
-    texts = ["Tiny model, built in: learns in about a minute", *names]
+    texts = ["Tiny model, built in: tests the pipeline in about a minute", *names]
     found = [
         NamedOption(value=value, text=text, name=name, is_chosen=value == weights)
         for value, text, name in zip(values, texts, ["tiny", *names], strict=True)

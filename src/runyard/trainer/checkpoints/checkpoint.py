@@ -69,6 +69,7 @@ class TrainingProgress(msgspec.Struct, rename="camel", kw_only=True):
     best: float | None = None  # of the saved checkpoints
     best_seen: float | None = None  # of all evaluations
     best_checkpoint: str | None = None
+    first_loss: float | None = None  # of the held-out samples before the first step
     evaluations_without_gain: int = 0
     metrics: dict[str, float] = {}
     train_seconds: float = 0.0

@@ -33,6 +33,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,7 @@ from runyard.trainer.data.encode import (
     Encodings,
     Layout,
     SampleEncoder,
+    join_images,
     pack_images,
 )
 from runyard.trainer.data.image_resolution import TooLong
@@ -171,7 +173,7 @@ class CachedEncodings(Encodings):
     def read_images(self, indices: Sequence[int]) -> dict[str, Array]:
         tables = self._encoded.encoder.codec.tables
         found = [self._get_sample_images(index) for index in indices]
-        return {name: join_packed([images[name] for images in found], tables) for name in found[0]}
+        return join_images(found, partial(join_packed, tables=tables))
 
     def _get_sample_images(self, index: int) -> dict[str, PackedArray]:
         """Return the image tensors of a sample, packed.

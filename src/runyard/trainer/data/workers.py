@@ -491,4 +491,5 @@ def _unpack(header_bytes: bytearray, body: bytearray) -> EncodedSample | Excepti
             values[found.field] = array
         else:
             values[found.field][found.name] = array
-    return EncodedSample(**values)
+    spans = tuple((begin, end) for begin, end in values.pop("answer_spans"))
+    return EncodedSample(**values, answer_spans=spans)

@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from runyard.trainer.answers import PHRASE_GROUNDING, Answer, Grounding, read_answer, write_answer
+from runyard.trainer.answer_forms import JSON_FORM, AnswerForm, Size
+from runyard.trainer.answers import PHRASE_GROUNDING, Answer, Grounding
 from runyard.trainer.data.datasets import Sample
 from runyard.trainer.data.encode import Encodings
 from runyard.trainer.devices import keep_random_states
@@ -66,16 +67,23 @@ def evaluate(
     task: str,
     previews: int,
     count: int,
+    form: AnswerForm = JSON_FORM,
     **settings: Any,
 ) -> EvaluationResult:
-    """Evaluate the first ``count`` held-out samples; ``settings`` are those of ``measure``.
+    """Evaluate the first ``count`` held-out samples, whose answers have this form; ``settings`` are
+    those of ``measure``.
 
     Raises:
         EvaluationOutOfMemory: there is too little memory for a single sample.
     """
-    found = measure(module, tokenizer, data, count=count, **settings)
-    answers = [read_answer(text) for text in found.texts]
+    found = measure(module, tokenizer, data, count=count, form=form, **settings)
     evaluated = list(samples[:count])
+    tasks = [sample.task or task for sample in evaluated]
+    sizes = [
+        form.read_size(data.read_processed(index)) if form.needs_size(own) else None
+        for index, own in enumerate(tasks)
+    ]
+    answers = [read_prediction(form, *item) for item in zip(tasks, found.texts, sizes, strict=True)]
     scores = score_by_task(task, answers, evaluated)
     items = list(zip(range(count), answers, evaluated, strict=True))
     return EvaluationResult(
@@ -84,9 +92,14 @@ def evaluate(
             _make_prediction(task, *item, scores=each)
             for item, each in zip(items, scores.samples, strict=True)
         ],
-        [_make_preview(task, *item) for item in items[:previews]],
+        [_make_preview(task, *item, form, sizes[item[0]]) for item in items[:previews]],
         found.batch_limit,
     )
+
+
+def read_prediction(form: AnswerForm, task: str, raw: str, size: Size | None) -> Answer:
+    """Return the answer in a generated text."""
+    return form.read(task, raw, size)
 
 
 def measure(
@@ -103,6 +116,7 @@ def measure(
     limit: BatchLimit,
     measures_memory: bool = False,
     world: World = World(),
+    form: AnswerForm = JSON_FORM,
 ) -> EvaluationOutputs:
     """Measure the first ``count`` held-out samples; restores the module's mode and the random
     state. Each rank measures a share of them, and all ranks return the whole.
@@ -137,6 +151,7 @@ def measure(
                 limit=limit,
                 order=world.select(order),
                 replace_features=losses.replace_features,
+                decode=form.decode,
             )
         answers = {index: texts[index] for index in world.select(order)}
         return {
@@ -212,7 +227,10 @@ def score_by_task(task: str, answers: Sequence[Answer], samples: Sequence[Sample
             [answers[index] for index in indices],
             [sample.truth for sample in some],
             [
-                (sample.image_sha256, sample.question) if sample.image_sha256 else None
+                # The answer to the last question depends on the turns before it.
+                (sample.image_sha256, sample.question)
+                if sample.image_sha256 and not sample.turns
+                else None
                 for sample in some
             ],
         )
@@ -328,13 +346,15 @@ def generate_answers(
     limit: BatchLimit | None = None,
     order: Sequence[int] | None = None,
     replace_features: Callable[[dict[str, Any]], dict[str, Any]] = lambda inputs: inputs,
+    decode: Callable[[Any, Any], list[str]] = JSON_FORM.decode,
 ) -> list[str]:
     """Return the texts generated for the first ``count`` prompts, in their order.
 
     With ``order``, only those prompts are answered, in that order. By default, the longest come
     first, so that memory runs out at the start or never. No row of a batch has more padding than
     prompt. ``on_answered`` is called with the number of answers so far. ``replace_features``
-    replaces the stored features of images by the arguments that the model takes.
+    replaces the stored features of images by the arguments that the model takes. ``decode`` takes
+    the tokenizer and tokens.
     """
 
     def never_stop(tokens: torch.Tensor, _scores: Any, **_: Any) -> torch.Tensor:
@@ -352,8 +372,7 @@ def generate_answers(
         tokens = module.generate(
             **replace_features(inputs), **generation, stopping_criteria=[never_stop]
         )
-        texts: list[str] = tokenizer.batch_decode(tokens[:, width:], skip_special_tokens=True)
-        return texts
+        return decode(tokenizer, tokens[:, width:])
 
     def is_similar(first: int, other: int) -> bool:
         lengths = data.prompt_lengths
@@ -380,6 +399,7 @@ def _make_prediction(
         "index": index,
         **({"filename": sample.filename} if sample.filename else {}),
         "question": sample.question,
+        **_describe_conversation(sample),
         "truth": sample.truth.text,
         "answer": answer.text,
         "raw": answer.raw,
@@ -388,11 +408,22 @@ def _make_prediction(
     }
 
 
-def _make_preview(task: str, index: int, answer: Answer, sample: Sample) -> dict[str, Any]:
+def _describe_conversation(sample: Sample) -> dict[str, Any]:
+    """Return the turns before the answer, and the file names of all images, if there are turns."""
+    if not sample.turns:
+        return {}
+    shown = [] if sample.is_text_only else [sample.filename, *sample.further_filenames]
+    turns = [{"role": turn.role, "content": turn.content} for turn in sample.turns[:-1]]
+    return {"images": shown, "turns": turns}
+
+
+def _make_preview(
+    task: str, index: int, answer: Answer, sample: Sample, form: AnswerForm, size: Size | None
+) -> dict[str, Any]:
     return {
         "index": index,
         "question": sample.question,
-        "truth": write_answer(sample.task or task, sample.truth),
+        "truth": form.write(sample.task or task, sample.truth, size),
         "answer": answer.raw,
         **_make_boxes(task, answer, sample),
     }

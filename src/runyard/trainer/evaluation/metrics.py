@@ -15,7 +15,7 @@ import re
 import string
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +27,8 @@ from runyard.trainer.answers import (
     Answer,
     Box,
     Grounding,
-    fold_case,
     grounding_ious,
+    group_by_phrase,
     is_same_text,
     match_boxes,
 )
@@ -54,7 +54,10 @@ class MetricScores:
 
 @dataclass(frozen=True)
 class BoxCounts:
-    """The number of correct, predicted and true boxes."""
+    """The number of correct, predicted and true boxes.
+
+    No box predicted where there is none is right: it scores 1.
+    """
 
     correct: int
     predicted: int
@@ -62,15 +65,16 @@ class BoxCounts:
 
     @property
     def precision(self) -> float:
-        return self.correct / max(1, self.predicted)
+        return self.correct / self.predicted if self.predicted else float(not self.true)
 
     @property
     def recall(self) -> float:
-        return self.correct / max(1, self.true)
+        return self.correct / self.true if self.true else float(not self.predicted)
 
     @property
     def f1(self) -> float:
-        return 2 * self.correct / max(1, self.predicted + self.true)
+        total = self.predicted + self.true
+        return 2 * self.correct / total if total else 1.0
 
 
 def compute_metrics(
@@ -318,7 +322,7 @@ def count_boxes(predicted: Sequence[Grounding], truth: Sequence[Grounding]) -> B
     Matching is greedy, highest IoU first, each box once. A phrase may occur several times; its case
     is ignored.
     """
-    by_phrase, true_by_phrase = _group_by_phrase(predicted), _group_by_phrase(truth)
+    by_phrase, true_by_phrase = group_by_phrase(predicted), group_by_phrase(truth)
     correct = sum(
         overlap >= MIN_IOU
         for phrase, boxes in true_by_phrase.items()
@@ -343,7 +347,7 @@ def mean_average_precision(
     by_phrase: dict[str, dict[int, tuple[list[Box], list[Box]]]] = defaultdict(dict)
     for image, groundings in enumerate(zip(predicted, truth, strict=True)):
         for side in (0, 1):
-            for phrase, boxes in _group_by_phrase(groundings[side]).items():
+            for phrase, boxes in group_by_phrase(groundings[side]).items():
                 by_phrase[phrase].setdefault(image, ([], []))[side].extend(boxes)
     # The evaluator visits every category in every image, nearly always in vain with rare phrases.
     # So categories that occur in about the same number of images are evaluated together, with
@@ -408,13 +412,6 @@ def _to_coco(box: Box) -> dict[str, Any]:
     return {"bbox": [left, top, width, height], "area": width * height}
 
 
-def _group_by_phrase(groundings: Iterable[Grounding]) -> dict[str, list[Box]]:
-    found: dict[str, list[Box]] = {}
-    for item in groundings:
-        found.setdefault(fold_case(item.phrase), []).extend(item.boxes)
-    return found
-
-
 def _score_texts(
     task: str, answers: Sequence[Answer], truth: Sequence[Answer], question_keys: Sequence[Hashable]
 ) -> MetricScores:
@@ -457,30 +454,36 @@ def _score_boxes(answers: Sequence[Answer], truth: Sequence[Answer]) -> MetricSc
     ]
     overlaps = [grounding_ious(*pair) for pair in pairs]
     counts = [count_boxes(*pair) for pair in pairs]
+    for index, answer in enumerate(answers):
+        # An answer that cannot be read must not pass for one that rightly has no boxes.
+        if not answer.is_well_formed and not overlaps[index]:
+            overlaps[index], counts[index] = [0.0], BoxCounts(0, 1, 0)
     samples = [
         _summarize_boxes(each, count) | {"wellFormed": float(answer.is_well_formed)}
         for each, count, answer in zip(overlaps, counts, answers, strict=True)
     ]
-    values = _summarize_boxes(
-        [overlap for each in overlaps for overlap in each],
-        BoxCounts(
-            sum(count.correct for count in counts),
-            sum(count.predicted for count in counts),
-            sum(count.true for count in counts),
-        ),
+    total = BoxCounts(
+        sum(count.correct for count in counts),
+        sum(count.predicted for count in counts),
+        sum(count.true for count in counts),
     )
-    values["map"], values["map50"] = mean_average_precision(
-        [found for found, _ in pairs], [true for _, true in pairs]
-    )
+    values = _summarize_boxes([overlap for each in overlaps for overlap in each], total)
+    if total.predicted or total.true:
+        values["map"], values["map50"] = mean_average_precision(
+            [found for found, _ in pairs], [true for _, true in pairs]
+        )
+    else:
+        values["map"] = values["map50"] = 1.0
     values["wellFormed"] = sum(answer.is_well_formed for answer in answers) / len(answers)
     return MetricScores(values, samples)
 
 
 def _summarize_boxes(overlaps: Sequence[float], counts: BoxCounts) -> dict[str, float]:
-    total = max(1, len(overlaps))
+    # Without any box, neither true nor predicted, everything is right.
+    scores = overlaps or [1.0]
     return {
-        "iou": sum(overlaps) / total,
-        "accuracyAt50": sum(overlap >= MIN_IOU for overlap in overlaps) / total,
+        "iou": sum(scores) / len(scores),
+        "accuracyAt50": sum(score >= MIN_IOU for score in scores) / len(scores),
         "precisionAt50": counts.precision,
         "recallAt50": counts.recall,
         "f1At50": counts.f1,

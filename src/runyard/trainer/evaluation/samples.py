@@ -34,10 +34,15 @@ MAX_LINE_BYTES = 192 << 10  # a supervisor reads 256 KiB at once
 
 
 class SampleWriter:
-    """Writer of ``samples.jsonl``."""
+    """Writer of ``samples.jsonl``. ``explain`` says why an output has no valid form, if so."""
 
-    def __init__(self, folder: Path, now_ms: Callable[[], int] = lambda: int(time.time() * 1000)):
-        self._path, self._now_ms = AttemptDir(folder).samples, now_ms
+    def __init__(
+        self,
+        folder: Path,
+        now_ms: Callable[[], int] = lambda: int(time.time() * 1000),
+        explain: Callable[[Sample, str], str | None] = lambda sample, raw: describe_form(raw),
+    ):
+        self._path, self._now_ms, self._explain = AttemptDir(folder).samples, now_ms, explain
         self._written_images: set[int] = set()
 
     def write(
@@ -71,7 +76,13 @@ class SampleWriter:
         ]
         lines += images
         lines += [
-            make_line(step, predictions[index], samples[index], score=scores[index])
+            make_line(
+                step,
+                predictions[index],
+                samples[index],
+                score=scores[index],
+                problem=self._explain(samples[index], predictions[index]["raw"]),
+            )
             for index in chosen
         ]
         self._append(b"".join(map(_encode_line, lines)))
@@ -103,7 +114,12 @@ def choose_samples(scores: Sequence[float | None]) -> list[int]:
 
 
 def make_line(
-    step: int, prediction: dict[str, Any], sample: Sample, *, score: float | None
+    step: int,
+    prediction: dict[str, Any],
+    sample: Sample,
+    *,
+    score: float | None,
+    problem: str | None = None,
 ) -> dict[str, Any]:
     """Return the line of a sample; long texts and many boxes are cut, and the line says so."""
     width, height = sample.image_size
@@ -111,7 +127,8 @@ def make_line(
     if sample.image_sha256:
         image |= {"sha256": sample.image_sha256, "filename": sample.filename}
     truth, boxes = prediction.get("truthBoxes", []), prediction.get("boxes", [])
-    texts = [prediction[name] for name in ("question", "truth", "answer", "raw")]
+    question = describe_question(sample)
+    texts = [question, *(prediction[name] for name in ("truth", "answer", "raw"))]
     is_cut = max(map(len, texts)) > MAX_TEXT or max(len(truth), len(boxes)) > MAX_BOXES
     line: dict[str, Any] = {
         "kind": "sample",
@@ -119,11 +136,11 @@ def make_line(
         "index": prediction["index"],
         "score": score,
         "image": image,
-        "question": prediction["question"][:MAX_TEXT],
+        "question": question[-MAX_TEXT:] if sample.turns else question[:MAX_TEXT],
         "truth": {"text": prediction["truth"][:MAX_TEXT], "boxes": _scale_boxes(truth)},
         "predicted": {"text": prediction["answer"][:MAX_TEXT], "boxes": _scale_boxes(boxes)},
         "raw": prediction["raw"][:MAX_TEXT],
-        "parse": describe_form(prediction["raw"]) or "ok",
+        "parse": problem or "ok",
         "scores": prediction["scores"],
         "isCut": is_cut,
     }
@@ -132,6 +149,13 @@ def make_line(
             answer["boxes"] = [{**box, "phrase": box["phrase"][:20]} for box in answer["boxes"]]
         line["isCut"] = True
     return line
+
+
+def describe_question(sample: Sample) -> str:
+    """Return the question; of a conversation all turns up to it, with their roles."""
+    if len(sample.turns) <= 2:
+        return sample.question
+    return "\n".join(f"{turn.role}: {turn.content}" for turn in sample.turns[:-1])
 
 
 def _scale_boxes(boxes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from runyard.rundir import MODEL_FULL, RUN, CheckpointDir, read_json
-from runyard.trainer.answers import VQA, Answer, read_answer
+from runyard.trainer.answers import VQA, Answer
 
 BATCH_SIZE = 64
 
@@ -25,6 +25,7 @@ class Predictor:
     def __init__(self, model_dir: Path, *, threads: int | None = None):
         import torch
 
+        from runyard.trainer.answer_forms import make_form
         from runyard.trainer.data.encode import Encoder
         from runyard.trainer.devices import find_device
         from runyard.trainer.models.model import load_model
@@ -40,12 +41,14 @@ class Predictor:
         loaded = load_model(root if CheckpointDir(root).has_adapter else full, dtype=torch.float32)
         self._module = loaded.module.to(self._device).eval()
         self._processor = loaded.processor
+        self._form = make_form(read_answer_form(settings), loaded.model_type, loaded.processor)
         self._encoder = Encoder(
             loaded.processor,
             loaded.parts,
             system_prompt=settings.get("system-prompt", {}).get("systemPrompt", ""),
             task=self.task,
             renderer=loaded.renderer,
+            form=self._form,
         )
 
     def predict(self, image: Any, question: str, *, max_new_tokens: int | None = None) -> Answer:
@@ -71,13 +74,10 @@ class Predictor:
         from runyard.trainer.models.model import get_pad_id
 
         layout = Layout(pad_id=get_pad_id(self._processor.tokenizer))
-        data = InMemoryEncodings(
-            [
-                self._encoder.encode_question(convert_image(image), text)
-                for image, text in questions
-            ],
-            layout,
-        )
+        encoded = [
+            self._encoder.encode_question(convert_image(image), text) for image, text in questions
+        ]
+        data = InMemoryEncodings(encoded, layout)
         generation = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
         with torch.inference_mode():
             texts = generate_answers(
@@ -87,8 +87,12 @@ class Predictor:
                 len(data),
                 generation=generation,
                 device=self._device,
+                decode=self._form.decode,
             )
-        return [read_answer(text) for text in texts]
+        return [
+            self._form.read(self.task, text, self._form.read_size(item.images))
+            for text, item in zip(texts, encoded, strict=True)
+        ]
 
 
 def silence_libraries() -> None:
@@ -100,6 +104,11 @@ def silence_libraries() -> None:
     stay_offline()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+
+
+def read_answer_form(settings: dict[str, dict[str, Any]]) -> Any:
+    """Return the form of answers in a model's settings; older models name none, and write JSON."""
+    return (settings.get("model", {}).get("answers") or {}).get("form", "json")
 
 
 def read_block_settings(run: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -11,7 +11,7 @@ under their names.
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,16 +19,18 @@ import msgspec
 import torch
 
 from runyard.datasets.pixels import BrokenImage, decode_image
+from runyard.datasets.records import Turn
 from runyard.datasets.versions import CONTENTS, MANIFEST, VersionError, VersionFolder
-from runyard.flows.blocks import BUILT_IN_DATASETS, Quantization
+from runyard.flows.blocks import BUILT_IN_DATASETS, AnswerFormName, Quantization
 from runyard.rundir import CheckpointDir, read_json
+from runyard.trainer.answer_forms import make_form
 from runyard.trainer.data.datasets import load_dataset
-from runyard.trainer.data.encode import Encoder, InMemoryEncodings, Layout
+from runyard.trainer.data.encode import EncodedSample, Encoder, InMemoryEncodings, Layout
 from runyard.trainer.data.image_resolution import TokenBudget, get_context_length
 from runyard.trainer.devices import CPU, find_device, keep_random_states
 from runyard.trainer.errors import ExportFailed
 from runyard.trainer.evaluation.evaluation import generate_answers
-from runyard.trainer.export.predict import read_block_settings
+from runyard.trainer.export.predict import read_answer_form, read_block_settings
 from runyard.trainer.models.model import LoadedModel, get_pad_id, read_quantization
 from runyard.trainer.steps.losses import TokenLosses, get_base_model
 from vi.api.resources.runs.responses import Run
@@ -51,6 +53,7 @@ class ReplayContext:
     architecture: dict[str, Any]
     evaluation: dict[str, Any]
     task: str
+    answer_form: AnswerFormName
     system_prompt: str
     quantization: Quantization | None  # of the base weights during the evaluation
     weights_precision: str  # of a full training
@@ -71,18 +74,30 @@ class ReplayContext:
         return str(self.plan.get("attention", "sdpa"))
 
     @property
+    def is_sampled(self) -> bool:
+        return bool(self.evaluation.get("do_sample"))
+
+    @property
+    def repetition_penalty(self) -> float:
+        return float(self.evaluation.get("repetition_penalty", 1.0))
+
+    @property
+    def answer_tokens(self) -> int:
+        """How many tokens an answer had at most."""
+        return int(self.plan["answerTokens"])
+
+    @property
     def generation(self) -> dict[str, Any]:
         """The settings that the generation config lacks: answer length and stop strings."""
         stops = self.evaluation.get("stop_strings")
-        return {"max_new_tokens": int(self.plan["answerTokens"])} | (
-            {"stop_strings": stops} if stops else {}
-        )
+        return {"max_new_tokens": self.answer_tokens} | ({"stop_strings": stops} if stops else {})
 
 
 @dataclass(frozen=True)
 class AnswerDifference:
-    """A generated text that differs from the stored one."""
+    """A generated text that differs from the stored one, in line ``row``, of sample ``index``."""
 
+    row: int
     index: int
     question: str
     stored: str
@@ -114,6 +129,7 @@ def read_replay_context(checkpoint: Path) -> ReplayContext:
             architecture=settings["model"]["architecture"],
             evaluation=settings["model"]["evaluation"],
             task=settings["dataset"]["projectKind"],
+            answer_form=read_answer_form(settings),
             system_prompt=settings["system-prompt"]["systemPrompt"],
             quantization=read_quantization(document),
             weights_precision=_read_weights_precision(settings["model"]),
@@ -190,30 +206,19 @@ def open_images(
         yield _read_files(folder)
 
 
-def replay(
+def encode_recorded(
     model: LoadedModel,
     context: ReplayContext,
     lines: Sequence[Line],
     read_image: ReadImage,
     *,
     on_progress: OnProgress,
-) -> Replay:
-    """Generate all answers again, as ``evaluation.evaluate`` did, and compare the texts exactly.
+) -> InMemoryEncodings:
+    """Return the questions as they were evaluated, each with the recorded answer.
 
     Raises:
-        ExportFailed: answers were sampled without a seed, or an image cannot be read.
+        ExportFailed: an image cannot be read.
     """
-    seed = int(context.evaluation.get("seed", 0))
-    if context.evaluation.get("do_sample") and seed < 0:
-        raise ExportFailed(
-            "the stored predictions were sampled without a seed (evaluation.do_sample), so they "
-            "cannot be reproduced; "
-            "try: export without verification (--no-replay)"
-        )
-    evaluated_on = str(context.plan.get("device", "cpu"))
-    device = find_device()
-    if device.type != evaluated_on:
-        device = CPU
     tokenizer = model.processor.tokenizer
     budget = TokenBudget(  # samples longer than the context had a smaller image
         context=get_context_length(get_base_model(model.module), tokenizer)[0],
@@ -229,14 +234,47 @@ def replay(
         task=context.task,
         budget=budget,
         renderer=model.renderer,
+        form=make_form(context.answer_form, model.model_type, model.processor),
     )
     encoded = []
     for number, line in enumerate(lines):
         on_progress("Reading images", number, len(lines))
-        encoded.append(
-            encoder.encode_with_answer(read_image(line), line["question"], line["truth"])
+        # The true answer determines the size of the image.
+        asked = encode_line(encoder, line, read_image)
+        recorded = encoder.tokenize_answer(line["raw"])[: context.answer_tokens]
+        # Only this answer is compared, not the earlier ones of a conversation.
+        encoded.append(replace(asked, answer=recorded, answer_spans=()))
+    layout = Layout(
+        pad_id=get_pad_id(tokenizer),
+        image_token_id=model.image_token_id,
+        answer_token_type=model.parts.answer_token_type,
+        decoder_start_id=model.decoder_start_id,
+    )
+    return InMemoryEncodings(encoded, layout)
+
+
+def replay(
+    model: LoadedModel,
+    context: ReplayContext,
+    lines: Sequence[Line],
+    data: InMemoryEncodings,
+    *,
+    on_progress: OnProgress,
+) -> Replay:
+    """Generate all answers again, as ``evaluation.evaluate`` did, and compare the texts exactly.
+
+    Raises:
+        ExportFailed: answers were sampled without a seed.
+    """
+    seed = int(context.evaluation.get("seed", 0))
+    if context.is_sampled and seed < 0:
+        raise ExportFailed(
+            "the stored predictions were sampled without a seed (evaluation.do_sample), so they "
+            "cannot be reproduced; "
+            "try: export without verification (--no-replay)"
         )
-    data = InMemoryEncodings(encoded, Layout(pad_id=get_pad_id(tokenizer)))
+    device = find_replay_device(context)
+    tokenizer = model.processor.tokenizer
     module = model.module.to(device).eval()
     losses = TokenLosses(module, precision=context.precision, device=device, label_smoothing=0.0)
     generation = context.generation | (
@@ -246,7 +284,7 @@ def replay(
     with (
         torch.inference_mode(),
         random,
-        _use_threads(context.plan.get("threads")),
+        use_threads(context.plan.get("threads")),
         losses.autocast(),
     ):
         if seed >= 0:
@@ -259,18 +297,34 @@ def replay(
             len(data),
             generation=generation,
             device=device,
+            decode=make_form(context.answer_form, model.model_type, model.processor).decode,
             on_answered=lambda answered: on_progress("Replaying", answered, len(lines)),
         )
     differences = tuple(
-        AnswerDifference(line["index"], line["question"], line["raw"], answer)
-        for line, answer in zip(lines, answers, strict=True)
+        AnswerDifference(row, line["index"], line["question"], line["raw"], answer)
+        for row, (line, answer) in enumerate(zip(lines, answers, strict=True))
         if line["raw"] != answer
     )
     return Replay(len(lines), differences, device.type)
 
 
+def encode_line(encoder: Encoder, line: Line, read_image: ReadImage) -> EncodedSample:
+    """Encode the sample of a prediction, which may be a conversation."""
+    if "turns" not in line:
+        return encoder.encode_with_answer(read_image(line), line["question"], line["truth"])
+    images = [read_image({**line, "filename": name}) for name in line["images"]]
+    turns = msgspec.convert(line["turns"], list[Turn])
+    return encoder.encode_conversation(images, turns, line["truth"])
+
+
+def find_replay_device(context: ReplayContext) -> torch.device:
+    """Return the device of the evaluation where this machine has one like it, else the CPU."""
+    device = find_device()
+    return device if device.type == str(context.plan.get("device", "cpu")) else CPU
+
+
 @contextlib.contextmanager
-def _use_threads(count: Any) -> Iterator[None]:
+def use_threads(count: Any) -> Iterator[None]:
     """Use the evaluation's number of threads, because it changes the last bits."""
     before = torch.get_num_threads()
     try:

@@ -9,7 +9,7 @@ adapter never change, so they may have the precision of the forward pass.
 
 import importlib.util
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,6 +122,7 @@ def load_model(
     quantization: Quantization | None = None,
     folders: ModelFolders | None = None,
     device: torch.device | None = None,
+    check_type: Callable[[str], None] = lambda model_type: None,
 ) -> LoadedModel:
     """Return a model from a local folder or a checkpoint's tree, after the folder has been checked.
 
@@ -129,6 +130,7 @@ def load_model(
     reading. With ``quantization`` the matrices of its parts are stored in 4 bits and used in
     ``dtype``, everything else of these parts becomes float32, and only an adapter can be trained.
     Weights are read straight to ``device``, without a copy of all of them in host memory.
+    ``check_type`` may refuse the model type before anything is loaded.
 
     Raises:
         InvalidFlow: the folder is not allowed, or lacks weights; bitsandbytes is missing; the
@@ -140,6 +142,7 @@ def load_model(
         check_inside(folder, folders)
     root, folder = folder, CheckpointDir(folder).model
     model_type = check_model_folder(folder)
+    check_type(model_type)
     parts = get_family_parts(model_type)
     processor = load_processor(folder)
     # Forked before loading the weights, which it would keep in memory a second time.

@@ -15,6 +15,7 @@ every token of an answer is a decision.
 from dataclasses import dataclass
 from typing import Any
 
+from runyard.flows.tiny import IMAGE_SIDES
 from runyard.trainer.answers import SCAFFOLDING
 
 IMAGE_TOKEN = "<image>"  # noqa: S105 - an entry of the vocabulary
@@ -54,7 +55,7 @@ CHAT_TEMPLATE = (
 class TinyShape:
     """Sizes of the preset. ``merge`` is how many patches per side become one image token."""
 
-    image_size: int = 32
+    image_size: int = IMAGE_SIDES["vqa"]
     patch_size: int = 8
     merge: int = 2
     vision_width: int = 64
@@ -73,7 +74,7 @@ class TinyShape:
 # One answer about an image needs few image tokens; locating objects needs one per patch.
 SHAPES = {
     "vqa": TinyShape(),
-    "phrase-grounding": TinyShape(image_size=48, merge=1),
+    "phrase-grounding": TinyShape(image_size=IMAGE_SIDES["phrase-grounding"], merge=1),
 }
 
 

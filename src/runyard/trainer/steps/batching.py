@@ -178,7 +178,10 @@ class BatchBuilder:
         tower = FrozenTower(self.model.module, self.model.parts, self.losses, self.device)
         encoder = FeatureEncoder(self.encoder, tower, check_cancelled=self.hooks.check_cancelled)
         try:
-            seconds, size_bytes = tower.check(self.encodings.read_images([0]))
+            images = self.encodings.read_first_images()
+            if not images:
+                raise FeaturesNotReusable("no sample has an image")
+            seconds, size_bytes = tower.check(images)
             self.losses.expand_features = tower.expand
             if plan.feature_cache is None:
                 self.hooks.on_activity("Measuring the feature cache")

@@ -61,11 +61,14 @@ class TokenLosses:
         """Return the sum of the batch's token losses, a scalar."""
         return self.compute(batch)
 
+    def compute_logits(self, batch: Batch) -> torch.Tensor:
+        """Return the logits at a batch's labels in float32, (P, V)."""
+        with self.autocast():
+            return self._compute_logits(self._compute_hidden(batch)).float()
+
     def _compute(self, batch: Batch) -> torch.Tensor:
         with self.autocast():
-            inputs = self.replace_features(batch.inputs | get_packed_arguments(batch))
-            hidden = self._body(**inputs, use_cache=False).last_hidden_state  # (B, T, C)
-            chosen = hidden.flatten(0, 1)[batch.label_positions]  # (B * T, C) -> (P, C)
+            chosen = self._compute_hidden(batch)
             if len(chosen) <= self.max_rows:
                 return self._compute_loss(chosen, batch.labels)
             # Activation checkpointing: the logits of a chunk are recomputed in the backward pass.
@@ -76,6 +79,12 @@ class TokenLosses:
                 checkpoint(self._compute_loss, *chunk, use_reentrant=False) for chunk in chunks
             ]
             return torch.stack(losses).sum()
+
+    def _compute_hidden(self, batch: Batch) -> torch.Tensor:
+        """Return the last hidden states of the positions with a label, (P, C)."""
+        inputs = self.replace_features(batch.inputs | get_packed_arguments(batch))
+        hidden: torch.Tensor = self._body(**inputs, use_cache=False).last_hidden_state  # (B, T, C)
+        return hidden.flatten(0, 1)[batch.label_positions]  # (B * T, C) -> (P, C)
 
     def replace_features(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Return a model's arguments with stored image features as the model takes them."""
@@ -89,17 +98,24 @@ class TokenLosses:
         self._module.zero_grad(set_to_none=True)
 
     def _compute_loss(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Return the summed cross-entropy of hidden states (P, C) and labels (P,).
+        """Return the summed cross-entropy of hidden states (P, C) and labels (P,)."""
+        return cross_entropy(
+            self._compute_logits(hidden).float(),
+            labels,
+            reduction="sum",
+            label_smoothing=self._label_smoothing,
+        )
 
-        Logits are soft-capped where the family requires it, ``cap * tanh(logits / cap)`` (Gemma 2,
+    def _compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the logits of hidden states (P, C).
+
+        They are soft-capped where the family requires it, ``cap * tanh(logits / cap)`` (Gemma 2,
         Gemma Team 2024).
         """
-        logits = self._head(hidden)  # (P, V)
+        logits: torch.Tensor = self._head(hidden)  # (P, V)
         if self._softcap is not None:
             logits = self._softcap * torch.tanh(logits / self._softcap)
-        return cross_entropy(
-            logits.float(), labels, reduction="sum", label_smoothing=self._label_smoothing
-        )
+        return logits
 
 
 def get_base_model(module: Any) -> Any:

@@ -12,9 +12,18 @@ import msgspec
 from runyard.server.pages.views import split_words
 from runyard.server.services.runs.conditions import MEANINGS, PENDING, RUNNING
 from vi.api.resources.runs.responses import Run, RunAttempt
-from vi.api.responses import ConditionKind
+from vi.api.responses import ConditionKind, RunSuggestion
 
-_PREFIX = "settings.hyperparameters."
+_WEIGHTS = "vi-model.architecture.weights"
+_FINDING_TITLES = {
+    "TinyImages": "The model sees little of these images",
+    "NothingLearned": "Nothing was learned",
+}
+# Settings that the form which starts another run has a field for, with its name.
+_FIELDS = {
+    f"vi-model.hyperparameters.{name}": name
+    for name in ("epochs", "maxSteps", "learningRate", "batchSize")
+}
 _ADVICE = {
     "WaitingForMachine": "Start a machine: runyard up, or runyard worker on another one.",
     "WaitingForCapacity": "Change the tolerations of the flow, or connect a machine that fits.",
@@ -51,6 +60,22 @@ class Banner(msgspec.Struct, frozen=True, kw_only=True):
     advice: str
     links: list[NextStep]
     proofs: list[str]
+
+
+class FindingNote(msgspec.Struct, frozen=True, kw_only=True):
+    """A finding above a run: what it is, and what to try."""
+
+    title: str
+    text: str
+    suggestions: list["SuggestionNote"]
+
+
+class SuggestionNote(msgspec.Struct, frozen=True, kw_only=True):
+    """A suggestion: its text, the setting as ``--set`` takes it, and the form that has it."""
+
+    text: str
+    setting: str
+    href: str
 
 
 def explain_run(run: Run, *, base: str, has_checkpoint: bool) -> Banner | None:
@@ -151,6 +176,34 @@ def suggest_fix(run: Run) -> Fix | None:
         text = "Resume with twice the time…"
         return Fix(text=text, setting="timeLimitMinutes", value=f"{limit * 2:g}", resumes=True)
     return None
+
+
+def describe_findings(run: Run, *, base: str) -> list[FindingNote]:
+    """Return the findings of a run for its page."""
+    return [
+        FindingNote(
+            title=_FINDING_TITLES.get(finding.code, split_words(finding.code)),
+            text=f"{finding.message}.",
+            suggestions=[_describe_suggestion(run, each, base) for each in finding.suggestions],
+        )
+        for finding in run.status.findings
+    ]
+
+
+def _describe_suggestion(run: Run, suggestion: RunSuggestion, base: str) -> SuggestionNote:
+    """Return a suggestion with a link to the form that has its value, or that chooses a model."""
+    value = suggestion.value
+    text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
+    href = ""
+    if suggestion.setting == _WEIGHTS:
+        href = f"/ui/runs/new?{urlencode({'from': run.run_id})}"
+    elif (name := _FIELDS.get(suggestion.setting or "")) is not None:
+        href = f"{base}/start?{urlencode({'how': 'again', 'set': f'{name}={text}'})}"
+    return SuggestionNote(
+        text=f"{suggestion.text[:1].upper()}{suggestion.text[1:]}",
+        setting="" if suggestion.setting is None else f"{suggestion.setting}={text}",
+        href=href,
+    )
 
 
 def find_micro_batch(run: Run) -> int | None:

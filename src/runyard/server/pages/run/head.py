@@ -9,7 +9,9 @@ import msgspec
 
 from runyard.server.pages.run.causes import (
     Banner,
+    FindingNote,
     build_base,
+    describe_findings,
     explain_run,
     get_plan_value,
 )
@@ -109,6 +111,7 @@ class RunHead(msgspec.Struct, frozen=True, kw_only=True):
     facts: list[Fact]
     tags: list[RunTag]
     banner: Banner | None
+    findings: list[FindingNote]
     created: TimeText
     origin_ms: int
     grace: str
@@ -143,6 +146,7 @@ def build_head(run: Run, *, now_ms: int, recent: Recent, has_checkpoint: bool) -
         facts=_list_facts(run, progress, recent, now_ms=now_ms),
         tags=[_build_tag(key, value) for key, value in sorted(run.metadata.attributes.items())],
         banner=explain_run(run, base=base, has_checkpoint=has_checkpoint),
+        findings=describe_findings(run, base=base),
         created=describe_moment(run.metadata.time_created, now_ms),
         origin_ms=run.metadata.time_created,
         grace=f"{float(grace_s):g} s" if isinstance(grace_s, int | float) else "",

@@ -16,7 +16,7 @@ const FIRST = [
 const WITHOUT = ["dataset/datasetId", "dataset/datasetVersion", "dataset/projectKind", "model/architecture/weights", "settings/flow", "settings/resources"];
 /** Names of the plan that are shown first, as people say them. */
 const NAMES = /** @type {Record<string, string>} */ ({
-  dataset: "Dataset", task: "Goal", weights: "Base model", parameters: "Parameters", trainingMode: "Training",
+  dataset: "Dataset", task: "Goal", weights: "Base model", images: "Images", parameters: "Parameters", trainingMode: "Training",
   epochs: "Epochs", trainingSamples: "Training samples", totalSteps: "Steps", batchSize: "Batch size",
   microBatchSize: "Micro-batch", learningRate: "Learning rate", optimizer: "Optimizer",
   gradientCheckpointing: "Gradient checkpointing", seed: "Seed",
@@ -130,6 +130,7 @@ async function check() {
     if (!response.ok) throw new Error(found.message);
     showProblems(found.problems, flow);
     showPlan(found.plan);
+    showFindings(found.findings);
     showMemory(found.memory);
     const count = found.problems.length;
     find("#verdict").textContent = count ? `✗ ${count === 1 ? "1 problem" : `${count} problems`}` : "✓ No problems";
@@ -163,6 +164,15 @@ function showPlan(plan) {
       if (tag === "th") cell.setAttribute("scope", "row");
     }
     return row;
+  }));
+}
+
+/** @param {{ message: string, suggestions: { text: string, setting: string | null, value: unknown }[] }[]} findings */
+function showFindings(findings) {
+  find("#findings").replaceChildren(...findings.map(({ message, suggestions }) => {
+    const line = notice("warn", `${message}.`);
+    line.append(...suggestions.map(({ text }) => Object.assign(document.createElement("small"), { textContent: sentence(text) })));
+    return line;
   }));
 }
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from runyard.flows import FlowProblems, Problem, ResolvedFlow, resolve
 from runyard.flows.memory import choose_micro_batch, count_parameters, uses_gradient_checkpointing
+from runyard.flows.tiny import describe_tiny_images, find_tiny_images, get_image_size
 from runyard.server.services.context import Services
 from runyard.server.services.errors import Refusal
 from runyard.server.services.runs import accelerators, references
@@ -34,7 +35,12 @@ async def check(
             raise
         return FlowCheck(problems=[_to_document(problem) for problem in error.problems])
     memory = await accelerators.list_for_resolved(services, org, resolved, Flow(spec=spec))
-    return FlowCheck(plan=build_plan(resolved, used), memory=memory)
+    finding = find_tiny_images(resolved, is_uploaded=used is not None)
+    return FlowCheck(
+        plan=build_plan(resolved, used),
+        memory=memory,
+        findings=[] if finding is None else [finding],
+    )
 
 
 def build_plan(flow: ResolvedFlow, used: UsedDataset | None) -> dict[str, dict[str, Any]]:
@@ -52,6 +58,8 @@ def build_plan(flow: ResolvedFlow, used: UsedDataset | None) -> dict[str, dict[s
     note("task", flow.task, "of the dataset" if used is not None else "of the built-in dataset")
     weights = flow.model.architecture.weights
     note("weights", weights or ("tiny" if flow.is_tiny else "the family's usual weights"), "flow")
+    if flow.is_tiny:
+        note("images", get_image_size(flow.task), describe_tiny_images(flow.task))
     note("trainingMode", flow.model.training.mode, "flow")
     parameters = count_parameters(flow)
     if parameters is not None:

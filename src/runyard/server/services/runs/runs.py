@@ -19,7 +19,9 @@ import msgspec
 from msgspec import UNSET, UnsetType
 from sqlalchemy import Connection
 
+from runyard.flows import resolve
 from runyard.flows.resources import count_accelerators
+from runyard.flows.tiny import find_tiny_images
 from runyard.server.services import etags, notifications, run_changes
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.documents import merge_attributes
@@ -39,7 +41,7 @@ from runyard.store.lists.duration import encode_duration
 from runyard.store.tables import flows as flows_table
 from vi.api.resources.flows.responses import Flow, FlowSpec
 from vi.api.resources.runs.responses import Run, RunMetadata, RunSpec, RunStatus
-from vi.api.responses import ConditionKind
+from vi.api.responses import ConditionKind, RunFinding
 
 NO_FLOW: dict[str, object] = {}
 
@@ -436,6 +438,14 @@ def _get_flow_id(flow: FlowSpec) -> str | None:
     return str(origin["id"]) if isinstance(origin, dict) and "id" in origin else None
 
 
+def _list_findings(resolved: references.ResolvedRun) -> list[RunFinding]:
+    """Return what people should know of a run before it trains."""
+    if resolved.pin is None:
+        return []
+    finding = find_tiny_images(resolve(resolved.flow), is_uploaded=True)
+    return [] if finding is None else [finding]
+
+
 def _build_run(
     org: str,
     run_id: str,
@@ -450,7 +460,7 @@ def _build_run(
         organization_id=org,
         run_id=run_id,
         spec=RunSpec(flow=resolved.flow, training_project=resolved.training_project),
-        status=RunStatus(log=f"{link}/logs"),
+        status=RunStatus(log=f"{link}/logs", findings=_list_findings(resolved)),
         metadata=RunMetadata(
             time_created=now_ms,
             last_updated=now_ms,

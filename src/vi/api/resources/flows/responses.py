@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from vi.api.responses import Document, ResourceMetadata
+from vi.api.responses import Document, ResourceMetadata, RunFinding
 
 
 class FlowBlock(Document):
@@ -102,13 +102,15 @@ class FlowCheck(Document):
 
     ``plan`` maps names such as ``totalSteps`` to ``value`` and ``reason``, as far as the server
     knows them before a machine has opened data and model. ``memory`` has the verdict for each
-    accelerator that is connected now. Both are None if there are ``problems``.
+    accelerator that is connected now. Both are None if there are ``problems``. ``findings`` are
+    those that a run has from its creation on.
     """
 
     kind: Literal["FlowCheck"] = "FlowCheck"
     problems: list[FlowProblem] = []
     plan: dict[str, Any] | None = None
     memory: FlowAcceleratorList | None = None
+    findings: list[RunFinding] = []
 
 
 class Flow(Document):

@@ -18,7 +18,7 @@ from vi.api._html import (
     render_progress,
     render_text,
 )
-from vi.api.resources.runs._summary import describe_progress
+from vi.api.resources.runs._summary import describe_progress, list_finding_fields
 from vi.api.responses import ConditionKind
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def render_run_card(run: "Run", *, now_ms: int | None = None) -> str:
         fields.append(("Progress", _render_progress(run)))
     if last is not None and last.message:
         fields.append(("Message", last.message))
+    fields += list_finding_fields(run)
     if run.status.conditions:
         fields.append(("History", _render_timeline(run, now_ms or time.time_ns() // 1_000_000)))
     if run.spec.training_project:

@@ -31,3 +31,15 @@ def describe_progress(progress: "RunProgress") -> str:
     if progress.seconds_left is not None:
         facts.append(f"{format_duration(progress.seconds_left)} left")
     return ", ".join(facts)
+
+
+def list_finding_fields(run: "Run") -> list[tuple[str, str]]:
+    """Return the findings of a run and what to try as fields of a table."""
+    fields = []
+    for finding in run.status.findings:
+        fields.append(("Finding", finding.message))
+        fields += [
+            ("Try" if not index else "", str(each))
+            for index, each in enumerate(finding.suggestions)
+        ]
+    return fields

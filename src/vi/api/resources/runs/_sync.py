@@ -35,6 +35,7 @@ from vi.api._progress import run_progress
 from vi.api.resources.events._sync import Events
 from vi.api.resources.events.responses import Event
 from vi.api.resources.flows.responses import FlowSpec
+from vi.api.resources.runs._findings import list_results, warn_of_findings
 from vi.api.resources.runs._logs import (
     MAX_LINES,
     Level,
@@ -179,6 +180,8 @@ class Runs:
     ) -> Run:
         """Create a run; it starts as soon as a machine is free.
 
+        Warns of what its results will be limited by, as the built-in tiny model is.
+
         Args:
             flow: Id of a saved flow, or the flow itself. The run keeps its own copy.
             training_project: Id of a training project or a dataset.
@@ -207,9 +210,10 @@ class Runs:
             spec["trainingProject"] = training_project
         if resume_from is not None:
             spec["resumeFrom"] = encode_resume_from(resume_from)
-        return self._http.call(
-            "PUT", path, body={"spec": spec, **encode_run_metadata(metadata, name)}, decode_as=Run
-        )
+        body = {"spec": spec, **encode_run_metadata(metadata, name)}
+        run = self._http.call("PUT", path, body=body, decode_as=Run)
+        warn_of_findings(run.status.findings)
+        return run
 
     start = create
 
@@ -372,6 +376,8 @@ class Runs:
     ) -> Run:
         """Wait until a run has ended, and return it if it succeeded.
 
+        Warns if it has learned nothing; ``run.status.findings`` says why and what to try.
+
         Args:
             run_id: Id of the run.
             timeout: Maximum seconds to wait; None waits without limit.
@@ -399,6 +405,7 @@ class Runs:
                         concurrency.call_listener(on_update, run)
                     reported = run
                 if is_finished(run):
+                    warn_of_findings(list_results(run))
                     return require_success(run)
                 left_s = deadline_s - self._clock()
                 if left_s <= 0:

@@ -12,8 +12,18 @@ from vi._text import to_single_line
 from vi.api._display import format_duration, format_local_time, print_fields
 from vi.api.resources.events.responses import Event
 from vi.api.resources.flows.responses import FlowSpec
-from vi.api.resources.runs._summary import describe_progress, describe_state
-from vi.api.responses import ConditionKind, Document, ResourceCondition, ResourceMetadata
+from vi.api.resources.runs._summary import (
+    describe_progress,
+    describe_state,
+    list_finding_fields,
+)
+from vi.api.responses import (
+    ConditionKind,
+    Document,
+    ResourceCondition,
+    ResourceMetadata,
+    RunFinding,
+)
 
 
 class ResumeFrom(Document):
@@ -81,6 +91,7 @@ class RunStatus(Document):
     micro-batch; later attempts do not exceed it. ``log_lines_left_out`` counts the lines that were
     dropped because the log had reached the server's limit; metrics are never dropped for that.
     ``metric_values_left_out`` counts values of metrics beyond the number that a run may have.
+    ``findings`` say what the condition does not, such as that nothing was learned.
     """
 
     log: str = ""
@@ -92,6 +103,7 @@ class RunStatus(Document):
     micro_batch_limit: int | None = None
     log_lines_left_out: int | None = None
     metric_values_left_out: int | None = None
+    findings: list[RunFinding] = []
 
 
 class RunMetadata(ResourceMetadata):
@@ -344,6 +356,7 @@ def summarize_run(run: Run) -> list[tuple[str, str]]:
         fields.append(("Message", run.status.conditions[-1].message))
     if run.status.progress is not None:
         fields.append(("Progress", describe_progress(run.status.progress)))
+    fields += list_finding_fields(run)
     fields += [
         ("Organization", run.organization_id),
         ("Flow", f"{flow.name} (schema {flow.schema}, {len(flow.blocks)} blocks)"),

@@ -30,7 +30,7 @@ from runyard.server.services.run_changes import StoredRun, note, record_changes
 from runyard.server.services.runs import conditions, leases
 from runyard.server.services.runs.conditions import Transition
 from runyard.server.services.runs.runs import decode_run, save, transition
-from runyard.server.services.runs.telemetry import log_index, samples
+from runyard.server.services.runs.telemetry import findings, log_index, samples
 from runyard.server.services.runs.telemetry.measurements import (
     KINDS,
     MOST_INTEGER,
@@ -52,6 +52,7 @@ from runyard.store.telemetry import logs, metrics, offsets, packing
 from runyard.store.telemetry.chunks import Point
 from runyard.store.telemetry.metrics import SECONDS, STEPS
 from vi.api.resources.runs.responses import Run, RunProgress
+from vi.api.responses import RunFinding
 
 EVENTS_BEYOND_LIMIT_BYTES = 1 << 20
 _LIMIT_REACHED = (
@@ -298,7 +299,18 @@ def _apply_event(changes: _RunChanges, event: dict[str, Any]) -> str:
     if name == "warning":
         _note(changes, "warning", {"message": clean_text(str(event.get("message")))})
         return f"warning: {event.get('message')}"
+    if name == "finding" and (finding := findings.parse_finding(event)) is not None:
+        return _apply_finding(changes, finding)
     return json.dumps(event, ensure_ascii=False)
+
+
+def _apply_finding(changes: _RunChanges, finding: RunFinding) -> str:
+    """Record a finding, and note it as a warning."""
+    status = changes.run.status
+    status.findings = findings.add_finding(status.findings, finding)
+    changes.changed_status = True
+    _note(changes, "warning", {"message": finding.message})
+    return findings.format_finding(finding)
 
 
 def _note(changes: _RunChanges, what: str, details: dict[str, Any]) -> None:
