@@ -5,12 +5,12 @@ export PYTHON
 .DEFAULT_GOAL := help
 .PHONY: help setup demo check test test-slow bench format style stubborn rank-kills chaos chaos-postgresql kill-server power-cuts \
   checkpoint-cuts notice starve faults-nth fuzz-api fuzz-datasets backup-property defects formats families \
-  vi-inference howtos bench-import bench-requests bench-ranks bench-train bench-tiny bench-memory bench-saving bench-weights \
-  bench-first-step bench-sdk-start gpu-check \
+  vi-inference export-smollm2 howtos bench-import bench-requests bench-ranks bench-train bench-tiny \
+  bench-memory bench-saving bench-weights bench-first-step bench-data bench-sdk-start gpu-check \
   bench-server bench-pages sim sim-kept sim-rules sim-postgresql availability reconnects screenshots budgets
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Create .venv with everything that development needs
 	@scripts/setup
@@ -107,6 +107,10 @@ families: setup ## Freeze each part of every model family in turn
 howtos: setup ## Follow every page that has commands as a reader would, the README with its trainings
 	@RUNYARD_HOWTOS=1 scripts/test tests/test_howtos.py -m "slow or not slow"
 
+export-smollm2: setup ## Export a training of SmolLM2's real weights, and reject a wrong merge; minutes
+	@scripts/setup-smollm2
+	@scripts/test tests/trainer/test_smollm2.py -n 0 -m slow
+
 vi-inference: setup ## Query our models with the published client's local inference; about a minute
 	@RUNYARD_VI_INFERENCE=1 scripts/test tests/contract/test_published_inference.py -n 0
 
@@ -133,6 +137,9 @@ bench-ranks: setup ## Compare the steps of one process with the revision before 
 
 bench-first-step: setup ## Time until the first step on photographs: ARGS="--max-pixels null"
 	@.venv/bin/python benchmarks/first_step.py $(ARGS)
+
+bench-data: setup ## Measure encoding, bytes kept per image, and waiting for batches: ARGS="--images 5000"
+	@.venv/bin/python benchmarks/data_path.py $(ARGS)
 
 bench-train: setup ## Compare training steps with other loops: ARGS="--cases tiny --rounds 5"
 	@.venv/bin/python benchmarks/train_speed.py $(ARGS)

@@ -1,13 +1,12 @@
 """Measure how images reach the model: encoding them, what is kept of each, and how long steps wait.
 
-    .venv/bin/python benchmarks/data_path.py [--images 200] [--side 1024x768] [--batches 12]
+    .venv/bin/python benchmarks/data_path.py [--images 200] [--side 1024x768] [--steps 16]
 
 Makes JPEGs (photograph-like noise), and encodes them with the processors of Qwen2.5-VL and SmolVLM
-at their default limit on pixels, in one process and in two, by turns and each into a cache of its
-own. All files must have the same bytes. Then batches of 8 are read from the cache for a simulated
-step of 300 ms on a device. Prints images per second, the ratio, MiB per image, and the share of the
-time that steps wait for a batch. The full form has ``--images 5000``. Exits with 1 if a limit is
-exceeded.
+at their default limit on pixels, in one process and in two, whose files must have the same bytes.
+Then batches of 8 are read from the cache for a simulated step of 300 ms on a device. Prints images
+per second, the ratio, MiB per image, and the share of the time that steps wait for a batch. The
+full form has ``--images 5000``. Exits with 1 if a limit is exceeded.
 """
 
 import argparse
@@ -15,9 +14,12 @@ import hashlib
 import os
 import resource
 import shutil
+import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -68,6 +70,48 @@ def make_processor(family: str) -> Any:
 
 def encode(root: Path, family: str, processes: int, results: Any) -> None:
     """Encode all images; put bytes and a hash of all files, seconds, and seconds of CPU time."""
+    cache, _, open_cache = prepare_cache(root, family)
+    shutil.rmtree(cache, ignore_errors=True)
+    began, cpu_before_s = time.monotonic(), read_cpu_seconds()
+    encoded = open_cache(processes=processes)
+    seconds, cpu_s = time.monotonic() - began, read_cpu_seconds() - cpu_before_s
+    encoded.close()
+    digest, size = hashlib.sha256(), 0
+    for path in sorted(cache.iterdir()):
+        digest.update(path.name.encode() + path.read_bytes())
+        size += path.stat().st_size
+    results.put(((size, digest.hexdigest()), seconds, cpu_s))
+
+
+def measure_wait(root: Path, family: str, steps: int, results: Any) -> None:
+    """Take simulated steps; put the share of waiting of those after the loader has decided."""
+    from runyard.trainer.data.encode import Layout
+    from runyard.trainer.steps.loading import PROBED_STEPS, WARM_UP_STEPS, BatchLoader
+
+    _, selection, open_cache = prepare_cache(root, family)
+    encoded = open_cache(processes=1)
+    assert encoded.built == 0
+    encodings = encoded.select(selection, Layout(pad_id=0))
+    loader = BatchLoader(lambda indices, epoch: encodings.make_batch(indices), may_prepare=True)
+    uncounted, shares = WARM_UP_STEPS + 2 * PROBED_STEPS + 1, []
+
+    def choose(step: int) -> list[int]:
+        return [(step * BATCH + at) % len(selection) for at in range(BATCH)]
+
+    for step in range(uncounted + steps):
+        loader.begin_step()
+        loader.load(choose(step), 0)
+        loader.prepare([choose(step + 1)], 0)
+        time.sleep(STEP_S)
+        shares.append(loader.end_step())
+    before = statistics.fmean(shares[WARM_UP_STEPS : WARM_UP_STEPS + PROBED_STEPS])
+    results.put((before, statistics.fmean(shares[uncounted:])))
+    loader.close()
+    encoded.close()
+
+
+def prepare_cache(root: Path, family: str) -> tuple[Path, Any, Callable[..., Any]]:
+    """Return the folder of encoded images, the samples, and a function that encodes them."""
     import torch
 
     from runyard.trainer.data.cache import CacheDir, Hooks, encode_all
@@ -91,19 +135,11 @@ def encode(root: Path, family: str, processes: int, results: Any) -> None:
         max_samples=None,
     )
     assert isinstance(data.train, SampleSelection)
-    cache = root / "cache" / f"{family}-{processes}"
+    cache = root / "cache" / family
     place = CacheDir(
         attempt_folder=root, root=cache, shared=cache, limit_bytes=1 << 60, spare_bytes=0
     )
-    began, cpu_before_s = time.monotonic(), read_cpu_seconds()
-    encoded = encode_all([data.train], encoder, place, Hooks(), processes=processes)
-    seconds, cpu_s = time.monotonic() - began, read_cpu_seconds() - cpu_before_s
-    encoded.close()
-    digest, size = hashlib.sha256(), 0
-    for path in sorted(cache.iterdir()):
-        digest.update(path.name.encode() + path.read_bytes())
-        size += path.stat().st_size
-    results.put(((size, digest.hexdigest()), seconds, cpu_s))
+    return cache, data.train, partial(encode_all, [data.train], encoder, place, Hooks())
 
 
 def read_cpu_seconds() -> float:
@@ -128,7 +164,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--side", default="1024x768", help="width x height of each image")
-    parser.add_argument("--batches", type=int, default=12, help="simulated steps")
+    parser.add_argument("--steps", type=int, default=16, help="simulated steps that count")
     parser.add_argument("--families", nargs="+", default=FAMILIES, choices=FAMILIES)
     given = parser.parse_args()
     width, _, height = given.side.partition("x")
@@ -145,6 +181,12 @@ def main() -> int:
                 print(f"{family:<11} {count}: {rate:6.1f} images/s, {cpu_ms:.0f} ms CPU per image")
             print(f"{family:<11} ratio     {ratio:6.2f} (at least {MIN_RATIO})")
             print(f"{family:<11} kept      {mib:6.2f} MiB per image (at most {MAX_MIB})")
+            before, share = call(measure_wait, root, family, given.steps)
+            print(
+                f"{family:<11} waiting   {share:6.1%} of steps of {STEP_S * 1000:.0f} ms (at most "
+                f"{MAX_WAIT_SHARE:.0%}); {before:.1%} without preparing"
+            )
+            is_within &= share <= MAX_WAIT_SHARE
             is_within &= ratio >= MIN_RATIO and mib <= MAX_MIB
     finally:
         shutil.rmtree(root, ignore_errors=True)

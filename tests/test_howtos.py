@@ -83,6 +83,17 @@ def get_short_run(reader: Reader) -> str:
     return reader.environ["SHORT_RUN"]
 
 
+def train_adapter(reader: Reader) -> str:
+    """Train a low-rank adapter for ten steps; return the run."""
+    names = ("SECRET_KEY", "ORGANIZATION_ID", "API_ENDPOINT")
+    key, organization, endpoint = (reader.environ[f"DATATURE_VI_{name}"] for name in names)
+    data, model = json.loads(shorten_to(10))
+    model["settings"]["training"] = {"mode": "lora"}
+    with vi.Client(key, organization, endpoint=endpoint) as client:
+        run = client.runs.create({"name": "adapter", "blocks": [data, model]})
+        return client.runs.wait(run.run_id, timeout=120, show_progress=False).run_id
+
+
 def get_key(reader: Reader) -> str:
     [created] = [text for key, text in reader.printed.items() if "keys create" in key]
     return created.split()[1]
@@ -110,6 +121,7 @@ WITH_INSTANCE = {
     "docs/gpu.md": HowTo(),  # as are its commands
     "docs/tour.md": HowTo(),  # its commands are in tables, which test_docs.py checks
     "docs/exporting.md": HowTo(fill={"MODEL": get_short_run, "FOLDER": "exported"}),
+    "docs/serve.md": HowTo(fill={"MODEL": train_adapter, "IMAGE": "shelves/images/001.png"}),
     "docs/cli.md": HowTo(
         fill={
             "70177d37-c5e8-498f-b92b-3ded3695b691": get_short_run,

@@ -320,7 +320,7 @@ def test_a_finding_of_a_run_has_words_and_links_to_what_to_change() -> None:
     )
     run = make_run("Succeeded", "Completed", findings=[finding])
     [note] = causes.describe_findings(run, base=BASE)
-    assert (note.title, note.text) == ("Nothing was learned", "Nothing was learned: 0.1.")
+    assert (note.title, note.text) == ("Nothing was learned", "nothing was learned: 0.1.")
     assert [each.href for each in note.suggestions] == [
         "/ui/runs/new?from=run-1",
         f"{BASE}/start?how=again&set=learningRate%3D0.001",

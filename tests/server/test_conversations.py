@@ -234,3 +234,19 @@ async def test_a_preview_shows_a_conversation(server: TestServer) -> None:
     data, dataset_id = await import_conversations(server)
     answer = await data.api.get(data.path(dataset_id, "preview"), params={"count": 4})
     assert answer.content.startswith(b"\x89PNG"), answer.text
+
+
+async def test_rows_of_text_only_are_stored_with_an_image_that_stands_for_them(
+    server: TestServer,
+) -> None:
+    data = Data(server, await server.api())
+    dataset_id = await data.make("vqa")
+    rows = [{"images": [], "messages": TURNS[3:]}, {"images": [], "messages": TURNS[3:]}]
+    lines = "\n".join(map(json.dumps, rows)).encode()
+    done = await data.import_files(dataset_id, {"talks.jsonl": lines})
+    assert done["status"]["progress"]["rowsKept"] == 2, done
+    contents = {"type": "Conversation", "turns": TURNS[3:], "isTextOnly": True}
+    for name in ("talks/text-000001.png", "talks/text-000002.png"):
+        assert await read_contents(data, dataset_id, name) == [contents]
+    [version] = (await data.get(dataset_id, "versions"))["items"]
+    assert (version["assets"], version["records"]) == (2, 2)

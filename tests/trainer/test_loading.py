@@ -14,11 +14,18 @@ from safetensors.torch import load_file
 from runyard.rundir import read_json
 from runyard.trainer import prepare as prepare_module
 from runyard.trainer.data import workers as workers_module
-from runyard.trainer.data.encode import Batch
-from runyard.trainer.data.workers import SampleSource
+from runyard.trainer.data.encode import Batch, EncodedSample
+from runyard.trainer.data.workers import SamplesAhead, SampleSource
 from runyard.trainer.main import train_attempt
 from runyard.trainer.steps import loading as loading_module
-from runyard.trainer.steps.loading import PROBED_STEPS, STEPS_BETWEEN_PROBES, BatchLoader
+from runyard.trainer.steps.loading import (
+    PROBED_STEPS,
+    STEPS_BETWEEN_PROBES,
+    WITH_PROCESSES,
+    WITH_THREAD,
+    WITHOUT,
+    BatchLoader,
+)
 from tests.trainer.test_workers import make_images
 
 EventsOf = Callable[[Path, str], list[dict[str, Any]]]
@@ -85,10 +92,31 @@ def test_a_thread_that_slows_steps_down_is_ended_and_tried_again_much_later() ->
     steps.loader.close()
 
 
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        ((0.3, 0.29, 0.1), WITH_PROCESSES),
+        ((0.3, 0.2, 0.25), WITH_THREAD),
+        ((0.3, 0.35, 0.1), WITHOUT),
+    ],
+)
+def test_processes_are_tried_where_a_thread_is_not_enough(
+    seconds: tuple[float, ...], expected: int
+) -> None:
+    probe, way = loading_module._Probe(WITH_PROCESSES), WITHOUT
+    for _ in range(40):
+        way = probe.note(seconds[way], 0.5)
+    assert way == expected
+    enough, way = loading_module._Probe(WITH_PROCESSES), WITHOUT
+    for _ in range(40):
+        way = enough.note(*((0.3, 0.5) if way == WITHOUT else (0.2, 0.0)))
+    assert way == WITH_THREAD
+
+
 def test_an_error_in_the_thread_is_raised_by_the_step_that_needs_the_batch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(loading_module._Probe, "note", lambda *_: True)
+    monkeypatch.setattr(loading_module._Probe, "note", lambda *_: WITH_PROCESSES)
 
     def build(indices: Any, epoch: int) -> Batch:
         if indices == [1]:
@@ -128,9 +156,13 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     return weights
 
 
-@pytest.mark.parametrize("augmentation", [{}, {"shift": 0.1, "noise": 0.1}])
+@pytest.mark.parametrize(
+    ("augmentation", "cache_bytes"),
+    [({}, 1 << 30), ({}, 0), ({"shift": 0.1, "noise": 0.1}, 1 << 30)],
+)
 def test_weights_are_the_same_for_any_number_of_processes_and_with_a_thread(
     augmentation: dict[str, Any],
+    cache_bytes: int,
     make_attempt: Callable[..., Path],
     make_version: Callable[..., Path],
     png: Callable[..., bytes],
@@ -151,11 +183,20 @@ def test_weights_are_the_same_for_any_number_of_processes_and_with_a_thread(
         prepare(self, *given)
         loaded.append(len(self._pending))
 
+    ahead: list[bool] = []
+    read = SamplesAhead.read
+
+    def read_ahead(self: SamplesAhead, *given: int) -> EncodedSample | None:
+        found = read(self, *given)
+        ahead.append(found is not None)
+        return found
+
+    monkeypatch.setattr(SamplesAhead, "read", read_ahead)
     monkeypatch.setattr(SampleSource, "_start_if_worthwhile", start)
     monkeypatch.setattr(BatchLoader, "prepare", count)
     weights = []
     for run, threads in (("one", 1), ("three", 3)):
-        folder = make_attempt(blocks, run=run, cache_bytes=0 if augmentation else 1 << 30)
+        folder = make_attempt(blocks, run=run, cache_bytes=cache_bytes)
         config = json.loads((folder / "run.json").read_text()) | {"threads": threads}
         (folder / "run.json").write_text(json.dumps(config))
         document = {"folder": str(version), "dataset": "shelves", "version": "0" * 16}
@@ -163,7 +204,7 @@ def test_weights_are_the_same_for_any_number_of_processes_and_with_a_thread(
         if threads > 1:
             shutil.rmtree(version.parents[2] / "cache", ignore_errors=True)
             monkeypatch.setattr(prepare_module, "may_prepare_batches", lambda *_: True)
-            monkeypatch.setattr(loading_module._Probe, "note", lambda *_: True)
+            monkeypatch.setattr(loading_module._Probe, "note", lambda *_: WITH_PROCESSES)
         assert train_attempt(folder) == 0
         weights.append(read_weights(folder))
         shares = [event["values"]["dataWaitShare"] for event in events_of(folder, "step")]
@@ -171,6 +212,8 @@ def test_weights_are_the_same_for_any_number_of_processes_and_with_a_thread(
         assert all(0 <= share <= 1 for share in shares)
         assert any(started) == (threads > 1)
         assert (max(loaded, default=0) > 0) == (threads > 1)
+        is_kept = not augmentation and cache_bytes > 0
+        assert any(ahead) == (threads > 1 and not is_kept)
     one, two = weights
     assert one.keys() == two.keys()
     assert [name for name in one if not torch.equal(one[name], two[name])] == []

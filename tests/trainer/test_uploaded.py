@@ -102,40 +102,82 @@ def test_a_text_without_a_prompt_answers_the_default_question() -> None:
     assert list_questions(Freeform(text="a shelf", prompt="What is it?"))[0][0] == "What is it?"
 
 
-def talk(*texts: str, images: list[str] | None = None, system: str = "") -> Conversation:
+def talk(
+    *texts: str, images: list[str] | None = None, system: str = "", is_text_only: bool = False
+) -> Conversation:
     turns = [Turn("assistant" if n % 2 else "user", text) for n, text in enumerate(texts)]
     return Conversation(
-        turns=[Turn("system", system), *turns] if system else turns, images=images or []
+        turns=[Turn("system", system), *turns] if system else turns,
+        images=images or [],
+        is_text_only=is_text_only,
     )
 
 
 @pytest.mark.parametrize("task", ["vqa", "freeform"])
-def test_each_answer_of_a_conversation_is_a_sample(
+def test_a_conversation_is_a_sample_that_ends_with_its_last_answer(
     make_version: MakeVersion, png: Callable[..., bytes], task: str
 ) -> None:
     conversation = talk("What?", "A tin.", "Is <image> red?", "Yes.", "\n<image>", "A shelf.")
-    data = load(make_version({"a.png": (png(1), [conversation])}), task=task, validation_fraction=0)
+    single = talk("\n<image>", "A can.")
+    folder = make_version({"a.png": (png(1), [conversation, single, talk("Is <image>?", "No.")])})
+    data = load(folder, task=task, validation_fraction=0)
     assert [(sample.question, sample.truth.text) for sample in data.train] == [
-        ("What?", "A tin."),
-        ("Is red?", "Yes."),
         (DESCRIBE, "A shelf."),
+        (DESCRIBE, "A can."),
+        ("Is ?", "No."),
+    ]
+    assert [list(sample.turns) for sample in data.train] == [
+        conversation.turns,
+        [],
+        talk("Is <image>?", "No.").turns,
     ]
 
 
-def test_conversations_that_need_the_engine_to_support_them_are_counted(
+def test_a_conversation_has_its_images_in_order(
     make_version: MakeVersion, png: Callable[..., bytes]
 ) -> None:
+    images = ["b.png", "c.png", "a.png"]
+    files: dict[str, tuple[bytes, list[Any]]] = {
+        f"{x}.png": (png(n), []) for n, x in enumerate("acd")
+    }
+    files["b.png"] = (png(9), [talk("<image><image><image>?", "No.", images=images)])
+    files["t.png"] = (png(1), [talk("Why?", "So.", is_text_only=True)])
+    data = load(make_version(files), validation_fraction=0)
+    shown, text = data.train
+    assert (shown.filename, shown.further_filenames) == ("b.png", ("c.png", "a.png"))
+    for image, content in zip(shown.images, (png(9), png(1), png(0)), strict=True):
+        assert np.array_equal(np.asarray(image), np.asarray(Image.open(io.BytesIO(content))))
+    assert (text.images, text.is_text_only) == ([], True)
+    assert data.has_text_only
+    assert isinstance(data.train, SampleSelection) and data.train.image_count == 1
+
+
+def test_a_broken_image_of_several_is_named(
+    make_version: MakeVersion, png: Callable[..., bytes]
+) -> None:
+    record = talk("<image><image>?", "No.", images=["a.png", "b.png"])
     folder = make_version(
-        {
-            "a.png": (png(1), [asked("x")]),
-            "b.png": (png(2), [talk("<image><image>?", "No.", images=["b.png", "c.png"])]),
-            "c.png": (png(3), []),
-            "d.png": (png(4), [talk("What?", "A tin.", system="Be brief.")]),
-        }
+        {"a.png": (png(1), [record]), "b.png": (png(2), [])}, claimed_sizes={"b.png": (99, 1)}
     )
-    words = r"has 2 conversations with several images or a system turn \('b.png' has the first\)"
-    with pytest.raises(InvalidData, match=words):
-        load(folder)
+    (sample,) = load(folder, validation_fraction=0).train
+    with pytest.raises(BrokenImage, match=r"its image 'b.png': it has"):
+        assert sample.images
+
+
+def test_texts_without_an_image_are_split_one_by_one(
+    make_version: MakeVersion, png: Callable[..., bytes]
+) -> None:
+    data = load(
+        make_version(
+            {f"{n}.png": (png(1), [talk(f"q{n}", "a", is_text_only=True)]) for n in range(40)}
+        )
+    )
+    assert 4 < len(data.validation) < 20
+
+
+def test_a_conversation_of_another_task_is_refused(
+    make_version: MakeVersion, png: Callable[..., bytes]
+) -> None:
     with pytest.raises(InvalidData, match=r"phrase-grounding'; try: set projectKind to 'vqa'"):
         load(make_version({"b.png": (png(2), [talk("?", "No.")])}), task="phrase-grounding")
 

@@ -429,9 +429,7 @@ def _check_conversation(contents: Conversation, check: _RowCheck, paths: list[st
             cause = f"the {what}{'' if is_answer else ' turn'} is empty"
             check.reject_row(code, cause, field=f"contents.turns[{number}].content")
     images = paths if len(paths) > 1 else []
-    return (
-        contents if images == contents.images else Conversation(images=images, turns=contents.turns)
-    )
+    return msgspec.structs.replace(contents, images=images)
 
 
 # Captions and boxes -------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ class Freeform(_Shape, tag_field="type", tag="Freeform"):
     prompt: str = ""
 
 
-class Turn(_Shape):
+class Turn(msgspec.Struct, frozen=True):
     """One turn of a conversation."""
 
     role: Role
@@ -93,11 +93,25 @@ class Conversation(_Shape, kw_only=True, tag_field="type", tag="Conversation"):
     ``images`` names all images in their order if there are several; the first is the record's
     asset. Each ``IMAGE_MARK`` in a user turn is the position of one image. A conversation about a
     single image may have no mark: then the image comes before the text of the first user turn.
+
+    A conversation that ``is_text_only`` shows no image: its asset only stands for the row, and
+    ``IMAGE_MARK`` has no meaning.
     """
 
     # First in the JSON, so that its first bytes show whether there are several images.
     images: list[str] = []
     turns: list[Turn]
+    is_text_only: bool = False
+
+    @property
+    def is_single_question(self) -> bool:
+        """Whether it is one question about one image that comes first, and its answer."""
+        return not (
+            self.images
+            or self.is_text_only
+            or len(self.turns) != 2
+            or self.turns[0].content.strip().rfind(IMAGE_MARK) > 0
+        )
 
     @property
     def mark_count(self) -> int:
@@ -148,6 +162,11 @@ def list_further_images(contents: Contents) -> list[str]:
     return contents.images[1:] if isinstance(contents, Conversation) else []
 
 
+def is_text_only(contents: Contents) -> bool:
+    """Return whether a record is a conversation that shows no image."""
+    return isinstance(contents, Conversation) and contents.is_text_only
+
+
 def rename_images(contents: Contents, names: Mapping[str, str]) -> Contents:
     """Return the contents with the images that ``names`` has under their new names."""
     if not isinstance(contents, Conversation) or not contents.images:
@@ -183,6 +202,8 @@ def find_turn_problem(contents: Conversation) -> tuple[str, int] | None:
 
 def find_mark_problem(contents: Conversation) -> str | None:
     """Return why the image marks do not fit the images; None if they fit."""
+    if contents.is_text_only:
+        return "a conversation of text only names images" if contents.images else None
     return explain_marks(contents.mark_count, max(len(contents.images), 1))
 
 

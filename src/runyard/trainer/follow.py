@@ -53,6 +53,7 @@ def follow(job: Job, machine: Hardware, events: EventWriter) -> None:
                 )
                 gather_contents(contents, is_kept=False)
             case "end":
+                state.loader.close()
                 return
 
 

@@ -275,7 +275,7 @@ def prepare(job: Job, machine: Hardware, *, hooks: Hooks) -> TrainState:
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
     if job.resume is not None:
         hooks.on_activity(f"Reading checkpoint {job.resume.name}")
-    obstacle = explain_unshardable(flow, precision)
+    obstacle = find_shard_obstacle(flow, data, precision)
     check_strategy(flow, obstacle)
     # Sharded, each rank keeps only a part of what the checkpoint has for the optimizers.
     may_shard = obstacle is None and flow.settings.resources.strategy != "ddp"
@@ -319,10 +319,21 @@ def prepare(job: Job, machine: Hardware, *, hooks: Hooks) -> TrainState:
     job.world.share_weights(state.parameters)
     apply_strategy(job, state, decisions["strategy"], is_restored=not may_shard)
     state.loader = BatchLoader(
-        state.build_batch, may_prepare=batching.may_prepare and may_prepare_batches(state, flow)
+        state.build_batch,
+        may_prepare=batching.may_prepare and may_prepare_batches(state, flow),
+        ahead=batching.ahead,
     )
     state.run_document = build_run_document(job, model, state.plan)
     return state
+
+
+def find_shard_obstacle(flow: ResolvedFlow, data: Dataset, precision: str) -> str | None:
+    """Return why weights cannot be sharded; None if they can."""
+    obstacle = explain_unshardable(flow, precision)
+    if obstacle is None and data.has_text_only:
+        # All ranks gather the same blocks in the same order.
+        return "a batch of text only would run fewer blocks of the model than others"
+    return obstacle
 
 
 def may_prepare_batches(state: TrainState, flow: ResolvedFlow) -> bool:
@@ -911,6 +922,7 @@ def make_batching(
         device,
         place,
         hooks,
+        count_processes(job),
     )
 
 
@@ -974,7 +986,7 @@ def fit_plan_to_memory(
 
 def describe_sharding(state: TrainState, flow: ResolvedFlow) -> Sharding | None:
     """Return what the weights could be sharded into; None if they could not, or need not be."""
-    is_possible = explain_unshardable(flow, state.plan.precision) is None
+    is_possible = find_shard_obstacle(flow, state.data, state.plan.precision) is None
     if not is_possible or flow.settings.resources.strategy == "ddp":
         return None
     parameters = state.model.module.parameters()

@@ -120,7 +120,8 @@ def train(
         loop = TrainLoop(
             job, state, events, checkpointer, hooks, should_stop=should_stop, say=say, clock=clock
         )
-        outcome = loop.run()
+        with contextlib.closing(state.loader):
+            outcome = loop.run()
         state.world.announce("end")
         return outcome
 
@@ -986,7 +987,9 @@ def run_micro_batches(
     for batch in batches:
         # Sums over label tokens, so that micro-batches add up to the mean over the whole batch.
         loss = state.losses(batch.to(state.device)) / tokens  # ()
-        state.scaler.scale(loss).backward()
+        # With everything frozen but the vision encoder, a batch of text only trains nothing.
+        if loss.requires_grad:
+            state.scaler.scale(loss).backward()
         total += float(loss.detach())
     return total, labels
 

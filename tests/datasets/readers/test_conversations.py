@@ -366,7 +366,7 @@ def test_every_missing_image_of_a_row_is_reported(
         (
             {"conversations": make_turns("Say hello.", "Hello.")},
             "FieldMissing",
-            "the row does not name an image; no flow trains on texts alone",
+            "the row does not name an image",
         ),
         (
             {"image": "a.png", "conversations": make_turns("A?", "B.", "C?", " ")},
@@ -561,3 +561,25 @@ def test_conversations_of_a_table_about_its_image(
         turns=say("Who?", "She.", "Sure?", "<|box_start|>(1,1),(2,2)<|box_end|>")
     )
     assert sorted(result.codes) == ["BoxesInText", "ConversationInvalid", "RowDuplicate"]
+
+
+@pytest.mark.parametrize("task", ["vqa", "freeform"])
+def test_a_row_with_an_empty_list_of_images_is_text_only(
+    source_folder: Any, make_png: Callable[..., bytes], task: DatasetType
+) -> None:
+    rows = [
+        {"images": ["bus.png"], "conversations": make_turns("<image>What?", "A bus.")},
+        {"images": [], "conversations": make_turns("What is <b>?", "A tag.", "Why?", "So.")},
+        {"images": [], "conversations": make_turns("<image>Which?", "None.")},
+    ]
+    source_folder.put("bus.png", make_png()).put("a/mixed.json", json.dumps(rows))
+    result = source_folder.check(task)
+    texts = say("What is <b>?", "A tag.", "Why?", "So.")
+    assert [
+        (record.asset.filename, record.contents)
+        for record in result.records
+        if isinstance(record.contents, Conversation)
+    ] == [("a/mixed/text-000002.png", Conversation(turns=texts, is_text_only=True))]
+    assert [found.cause for found in result.findings] == [
+        "the numbers of image marks in user turns (1) and of images (0) differ"
+    ]

@@ -1,6 +1,7 @@
 """Every format that can carry conversations reads back what was written."""
 
 import hashlib
+import io
 import json
 import tempfile
 from functools import partial
@@ -10,8 +11,10 @@ from typing import Any
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from runyard.datasets.ingest import check_folder
+from runyard.datasets.readers.stand_ins import STAND_IN_SHA256, make_stand_in
 from runyard.datasets.records import (
     AssetRef,
     Contents,
@@ -116,6 +119,23 @@ def test_conversations_are_read_back_as_they_were(
     records, errors = read_back(find_writer(format), items, task)
     assert errors == []
     assert records == written
+
+
+@pytest.mark.parametrize("format", ["ViJsonl", "Parquet", "Conversations"])
+def test_rows_of_text_only_are_read_back(format: str) -> None:
+    image = make_stand_in()
+    assert Image.open(io.BytesIO(image)).convert("RGB").getcolors() == [(256, (192, 192, 192))]
+    asset = AssetRef(filename="text.png", width=16, height=16)
+    contents = Conversation(
+        turns=[Turn("user", "Why?"), Turn("assistant", "So.")], is_text_only=True
+    )
+    item = ExportedImage(
+        asset, STAND_IN_SHA256, [Record(id="7", asset=asset, contents=contents)], lambda: image
+    )
+    (record,), errors = read_back(find_writer(format), [item], "vqa")
+    assert (errors, record.id, record.contents) == ([], "7", contents)
+    expected = "conversations/text-000001.png" if format == "Conversations" else "text.png"
+    assert record.asset.filename == expected
 
 
 @pytest.mark.parametrize("fraction", [None, 0.5])

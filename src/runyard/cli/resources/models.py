@@ -3,12 +3,13 @@
 import contextlib
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from runyard.cli.connection import connect, data_dir_option
 from runyard.cli.failures import EXIT_NOT_FOUND, CommandFailed
+from runyard.cli.global_options import get_global_options
 from runyard.cli.groups import NounGroup
 from runyard.cli.ids import complete_runs
 from runyard.cli.output import (
@@ -223,7 +224,7 @@ def predict(
     type=click.FloatRange(0, 1),
     default=0.0,
     show_default=True,
-    help="Share of answers that may differ from the stored ones.",
+    help="Share of answers that may differ: from the stored ones, or merged by more than rounding.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace an existing export.")
 @data_dir_option
@@ -246,7 +247,8 @@ def export(
     ./models first. The form `merged` is a model folder with the adapter merged into the weights,
     `adapter` the adapter alone, `full` everything as trained. The exported files are loaded and
     queried with every held-out question. If an answer differs from the one stored with the
-    checkpoint, the command fails and deletes the export.
+    checkpoint, the command fails and deletes the export. Merged weights are rounded, so they are
+    compared by likelihood: answers that were nearly tied may flip, and are listed.
     """
     folder = _model_folder(model, data_dir)
 
@@ -272,7 +274,37 @@ def export(
     else:
         if not written["replayed"]:
             click.echo("Not verified: the stored predictions were not replayed.", err=True)
+        if "comparison" in written and get_global_options().format != "quiet":
+            _print_comparison(written["comparison"])
         click.echo(out)
+
+
+def _print_comparison(comparison: dict[str, Any]) -> None:
+    """Print how the merged weights differ from the adapter, and the answers that flip."""
+    answers, flips = comparison["answers"], comparison["flips"]
+    print_fields(
+        [
+            ("answers compared", len(answers)),
+            ("largest difference", f"{comparison['largestShare']:.1%} of its tolerance"),
+            ("tolerance", f"{comparison['tolerance']:.2g} nats a token (from the data types)"),
+            ("outside of it", len(comparison["outside"])),
+            ("answers that flip", len(flips)),
+        ]
+    )
+    if flips:
+        rows = [
+            (
+                flip["index"],
+                to_single_line(flip["question"]),
+                to_single_line(flip["recorded"]),
+                to_single_line(flip["merged"]),
+                flip["token"],
+                f"{flip['margin']:.2g}",
+                f"{flip['mergedMargin']:.2g}",
+            )
+            for flip in flips
+        ]
+        print_table(("SAMPLE", "QUESTION", "STORED", "MERGED", "TOKEN", "MARGIN", "AFTER"), rows)
 
 
 def _list_base_models(data_dir: Path | None, *, as_json: bool) -> None:

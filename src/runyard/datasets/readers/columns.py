@@ -402,7 +402,9 @@ def _convert_conversation(row: Mapping[str, Any], location: SourceLocation) -> l
         list[Turn],
         "turns",
         location,
-        lambda those: Conversation(images=names, turns=those),
+        lambda those: Conversation(
+            images=names, turns=those, is_text_only=row.get("is_text_only") is True
+        ),
     )
 
 

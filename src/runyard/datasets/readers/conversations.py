@@ -10,13 +10,16 @@ JSON or JSON Lines.
     {"images": ["a.jpg", "b.jpg"],
      "messages": [{"role": "user", "content": "<image><image>Which is larger?"},
                   {"role": "assistant", "content": "The second."}]}
+    {"images": [], "messages": [{"role": "user", "content": "What is a shelf?"},
+                                {"role": "assistant", "content": "A board for things."}]}
     {"conversations": [{"from": "user", "value": "Picture 1: <img>a/b.jpg</img>\\nWhat is this?"},
                        {"from": "assistant", "value": "A shelf."}]}
 
 Each row becomes one record. A single question about a single image is a ``Vqa`` or, in a freeform
 dataset, a ``Freeform``. Everything else (several questions, a system turn, several images) is a
 ``Conversation``. In a conversation about a single image that comes first, the mark ``<image>`` is
-removed. Otherwise the marks stay, because they say where each image belongs. The text of answers is
+removed. Otherwise the marks stay, because they say where each image belongs. A row of text only,
+whose list of images is empty, gets an image that stands for it. The text of answers is
 never changed, except that the placeholders of ms-swift (``<ref-object>`` and ``<bbox>``, with their
 values in ``objects``) are replaced in every turn.
 """
@@ -37,6 +40,7 @@ from runyard.datasets.readers.image_marks import (
 from runyard.datasets.readers.json_rows import read_json_rows
 from runyard.datasets.readers.locations import SourceLocation
 from runyard.datasets.readers.sniffing import JsonForm, sniff_json
+from runyard.datasets.readers.stand_ins import make_stand_in, name_stand_in
 from runyard.datasets.readers.turns import LISTS, Turns, parse_turns, read_objects
 from runyard.datasets.records import (
     IMAGE_MARK,
@@ -136,6 +140,10 @@ def _build_row(
     contents = build_conversation(turns, task, location, images=names)
     if contents is None:
         return None
+    if not names:
+        path = name_stand_in(location.file, number)
+        source.add_image(path, make_stand_in(), found_in=location.file, line=location.line)
+        names = [path]
     identity = row.get("id", row.get("question_id", f"{location.file}:{location.line or number}"))
     record = Record(
         id=str(identity),
@@ -168,7 +176,7 @@ def build_conversation(
 ) -> Contents | None:
     """Build the contents of a row's turns; None if they are inconsistent, which is reported.
 
-    ``images`` has the name of every image in order; at least one.
+    ``images`` has the name of every image in order; it is empty for a row of text only.
     """
     form = find_mark_form(turns)
     marked, marks = [], 0
@@ -188,6 +196,8 @@ def build_conversation(
             fix=f"write one {IMAGE_MARK} for each image, where it belongs",
         )
         return None
+    if not images:
+        return Conversation(turns=_make_turns(turns, marked), is_text_only=True)
     if len(images) > 1:
         return _make_conversation(turns, marked, images)
     plain = [join_parts_without_marks(turn, form) for turn in turns]
@@ -201,10 +211,11 @@ def build_conversation(
 
 
 def _make_conversation(turns: Turns, texts: list[str], images: list[str]) -> Conversation:
-    return Conversation(
-        images=images,
-        turns=[Turn(turn.role, text.strip()) for turn, text in zip(turns, texts, strict=True)],
-    )
+    return Conversation(images=images, turns=_make_turns(turns, texts))
+
+
+def _make_turns(turns: Turns, texts: list[str]) -> list[Turn]:
+    return [Turn(turn.role, text.strip()) for turn, text in zip(turns, texts, strict=True)]
 
 
 def has_boxes_in_text(contents: Contents, row: Mapping[str, Any]) -> bool:

@@ -52,9 +52,10 @@ def strip_image_marks(text: str) -> str:
 def find_image_names(
     row: Mapping[str, Any], turns: Turns, location: SourceLocation
 ) -> list[str] | None:
-    """Return the names of the row's images in order; None if there are none, which is reported.
+    """Return the names of the row's images in order; None if it names none, which is reported.
 
-    They are in fields of the row or in its turns. If they are in both, they must agree.
+    They are in fields of the row or in its turns. If they are in both, they must agree. A row of
+    text only says so by an empty list of images.
     """
     listed: list[tuple[str, list[str]]] = []
     for key in _IMAGES:
@@ -72,9 +73,11 @@ def find_image_names(
     named = [name for name in within if name is not None]
     if named:
         listed.append((turns[0].field.partition("[")[0], named))
+    if not listed and row.get("images") == []:
+        return []
     if not listed:
-        cause = "the row does not name an image; no flow trains on texts alone"
-        fix = "name the row's image, or leave such rows out"
+        cause = "the row does not name an image"
+        fix = 'name the row\'s image, or write "images": [] if it is text only'
         location.report("FieldMissing", cause, field="image", fix=fix)
         return None
     first, names = listed[0]

@@ -37,7 +37,11 @@ _COMMON = {
     "category": _TEXT,
 }
 _TURN = {"role": _TEXT, "content": _TEXT}
-_TURNS = {"turns": pa.list_(pa.struct(list(_TURN.items()))), "images": pa.list_(_TEXT)}
+_TURNS = {
+    "turns": pa.list_(pa.struct(list(_TURN.items()))),
+    "images": pa.list_(_TEXT),
+    "is_text_only": pa.bool_(),
+}
 _QUESTIONS = {"interactions": pa.list_(pa.struct(list(_INTERACTION.items())))}
 _TEXTS = {"prompt": _TEXT, "text": _TEXT}
 # By the type of the first record. A dataset with conversations may be of two types.

@@ -5,7 +5,8 @@ images under their own names in the same folder.
      "conversations": [{"from": "human", "value": "<image>\\nWhat is this?"},
                        {"from": "gpt", "value": "A shelf."}]}
 
-``image`` is a list if there are several images. Each question of a record whose questions are
+``image`` is a list if there are several images. A row of text only has an empty list ``images``,
+and the image that stands for it is not written. Each question of a record whose questions are
 independent of each other is a row of its own. A text without a prompt has only the mark ``<image>``
 as its question.
 """
@@ -16,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from runyard.datasets.readers.stand_ins import STAND_IN_SHA256
 from runyard.datasets.records import (
     IMAGE_MARK,
     Conversation,
@@ -46,7 +48,7 @@ class ConversationsWriter:
                     for row in _build_rows(record, item.asset.filename):
                         file.write(separator + msgspec.json.encode(row))
                         separator = b",\n"
-                if with_images:
+                if with_images and item.sha256 != STAND_IN_SHA256:
                     write_image(folder, item.asset.filename, item)
             file.write(b"\n]\n" if separator == b",\n" else b"[]\n")
 
@@ -54,7 +56,8 @@ class ConversationsWriter:
 def _build_rows(record: Record, filename: str) -> Iterator[dict[str, Any]]:
     contents = record.contents
     if isinstance(contents, Conversation):
-        yield _build_row(record.id, contents.images or filename, contents.turns)
+        images = [] if contents.is_text_only else contents.images or filename
+        yield _build_row(record.id, images, contents.turns)
     elif isinstance(contents, Vqa):
         for number, one in enumerate(contents.interactions, start=1):
             own_id = record.id if number == 1 else f"{record.id}-{number}"
@@ -71,6 +74,8 @@ def _build_rows(record: Record, filename: str) -> Iterator[dict[str, Any]]:
 
 def _build_row(id: str, image: str | list[str], turns: list[Turn]) -> dict[str, Any]:
     rows = [{"from": _SPEAKERS[turn.role], "value": turn.content} for turn in turns]
+    if not image:
+        return {"id": id, "images": [], "conversations": rows}
     if not any(turn.role == "user" and IMAGE_MARK in turn.content for turn in turns):
         first = next(row for row in rows if row["from"] == "human")
         first["value"] = f"{IMAGE_MARK}\n{first['value']}"

@@ -20,32 +20,46 @@ MIN_VISIBLE = 0.5
 
 
 def augment_sample(sample: Sample, strengths: Augmentation, random: np.random.Generator) -> Sample:
-    """Return the sample with its image augmented.
+    """Return the sample with its images augmented, all of them alike.
 
     Draws the same numbers whatever the strengths are.
     """
+    if sample.is_text_only:
+        return sample
     x, y, size, mirror, light, contrast = random.uniform(-1, 1, 6)
-    image = sample.image.convert("RGB")
     zoom = 1 + strengths.zoom * float(size)
     is_mirrored = abs(float(mirror)) < strengths.mirror
     shift = (strengths.shift * float(x), strengths.shift * float(y))
     groundings = _transform_groundings(
         sample.truth.groundings, zoom=zoom, shift=shift, is_mirrored=is_mirrored
     )
-    truth = sample.truth
-    if groundings is not None and (zoom != 1 or shift != (0, 0) or is_mirrored):
-        image = _transform_image(image, zoom=zoom, shift=shift, is_mirrored=is_mirrored)
+    is_moved = groundings is not None and (zoom != 1 or shift != (0, 0) or is_mirrored)
+    truth, images = sample.truth, []
+    if groundings is not None and is_moved:
         truth = replace(truth, groundings=groundings)
-    if strengths.brightness:
-        image = ImageEnhance.Brightness(image).enhance(1 + strengths.brightness * float(light))
-    if strengths.contrast:
-        image = ImageEnhance.Contrast(image).enhance(1 + strengths.contrast * float(contrast))
-    if strengths.noise:
-        pixels = np.asarray(image, np.float64) + random.normal(
-            0, 255 * strengths.noise, (*image.size[::-1], 3)
-        )
-        image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-    return Sample(image, sample.question, truth, task=sample.task)
+    for image in sample.images:
+        image = image.convert("RGB")
+        if is_moved:
+            image = _transform_image(image, zoom=zoom, shift=shift, is_mirrored=is_mirrored)
+        if strengths.brightness:
+            image = ImageEnhance.Brightness(image).enhance(1 + strengths.brightness * float(light))
+        if strengths.contrast:
+            image = ImageEnhance.Contrast(image).enhance(1 + strengths.contrast * float(contrast))
+        if strengths.noise:
+            pixels = np.asarray(image, np.float64) + random.normal(
+                0, 255 * strengths.noise, (*image.size[::-1], 3)
+            )
+            image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+        images.append(image)
+    first, *further = images
+    return Sample(
+        first,
+        sample.question,
+        truth,
+        task=sample.task,
+        turns=sample.turns,
+        further_images=tuple(further),
+    )
 
 
 def _transform_image(

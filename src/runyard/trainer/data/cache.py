@@ -33,6 +33,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,7 @@ from runyard.trainer.data.encode import (
     Encodings,
     Layout,
     SampleEncoder,
+    join_images,
     pack_images,
 )
 from runyard.trainer.data.image_resolution import TooLong
@@ -137,7 +139,12 @@ class EncodedShards:
 
 
 class CachedEncodings(Encodings):
-    """The samples of one part of the data, read from mapped shards."""
+    """The samples of one part of the data, read from mapped shards.
+
+    ``read_ahead`` may return a sample whose image is not stored, encoded elsewhere.
+    """
+
+    read_ahead: Callable[[int], EncodedSample | None] | None = None
 
     def __init__(self, encoded: EncodedShards, selection: SampleSelection, layout: Layout):
         super().__init__(layout)
@@ -166,7 +173,7 @@ class CachedEncodings(Encodings):
     def read_images(self, indices: Sequence[int]) -> dict[str, Array]:
         tables = self._encoded.encoder.codec.tables
         found = [self._get_sample_images(index) for index in indices]
-        return {name: join_packed([images[name] for images in found], tables) for name in found[0]}
+        return join_images(found, partial(join_packed, tables=tables))
 
     def _get_sample_images(self, index: int) -> dict[str, PackedArray]:
         """Return the image tensors of a sample, packed.
@@ -188,10 +195,24 @@ class CachedEncodings(Encodings):
     def _read_images(self, index: int) -> dict[str, PackedArray]:
         images = self._get_shard(index).read_images(int(self._rows[index]))
         if images is None:
-            encoder = self._encoded.encoder
-            sample = self._encoded.samples.sample(int(self._numbers[index]))
-            images = pack_images(encoder.encode(sample), encoder.codec).images
+            found = self.read_ahead(index) if self.read_ahead is not None else None
+            images = (found or self.encode(index)).images
         return images
+
+    @property
+    def has_all_images(self) -> bool:
+        return all(shard.has_images for shard in self._encoded.shards)
+
+    @property
+    def descriptors(self) -> list[int]:
+        """The open files that ``encode`` reads."""
+        return self._encoded.samples.descriptors
+
+    def encode(self, index: int) -> EncodedSample:
+        """Return a sample with its image, which is decoded and processed now."""
+        encoder = self._encoded.encoder
+        sample = self._encoded.samples.sample(int(self._numbers[index]))
+        return pack_images(encoder.encode(sample), encoder.codec)
 
 
 def encode_all(

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from runyard.datasets.records import Turn
 from runyard.datasets.samples import (
     CANVAS_DIGIT,
     CANVAS_GRID,
@@ -48,10 +49,13 @@ VERSION_LENGTH = 16  # the same as for uploaded datasets
 
 @dataclass(frozen=True)
 class Sample:
-    """One question about one image, and the true answer.
+    """One question about one image, and the true answer; or a conversation that ends with them.
 
     ``image_sha256`` and ``filename`` describe an uploaded image's file; they are empty otherwise.
-    ``task`` is set in datasets with several tasks; None stands for the flow's task.
+    ``task`` is set in datasets with several tasks; None stands for the flow's task. ``turns`` are
+    those of a conversation, from the first to the last answer; empty for one question about one
+    image. ``further_images`` follow ``image`` in a conversation about several images; uploaded ones
+    have ``further_filenames``. A sample of text only has turns and an image that is not used.
     """
 
     image: "Image.Image"
@@ -60,10 +64,19 @@ class Sample:
     image_sha256: str = ""
     filename: str = ""
     task: str | None = None
+    turns: tuple[Turn, ...] = ()
+    further_images: "tuple[Image.Image, ...]" = ()
+    further_filenames: tuple[str, ...] = ()
+    is_text_only: bool = False
+
+    @property
+    def images(self) -> "list[Image.Image]":
+        """All images in their order."""
+        return [] if self.is_text_only else [self.image, *self.further_images]
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Width and height of the image in pixels."""
+        """Width and height of the first image in pixels."""
         return self.image.size
 
 
@@ -74,6 +87,7 @@ class Dataset:
     ``phrases`` are frequent texts, for a new tokenizer. ``held_out_split`` is the part of the
     dataset's own split that is held out, or None if the content of images decides.
     ``unused_images`` counts its test images, if those of ``validation`` are held out.
+    ``has_text_only`` says whether some samples show no image.
     """
 
     name: str
@@ -84,6 +98,7 @@ class Dataset:
     version: str | None = None  # of an uploaded dataset; None for built-in ones
     held_out_split: Split | None = None
     unused_images: int = 0
+    has_text_only: bool = False
 
 
 def load_dataset(

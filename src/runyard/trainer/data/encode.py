@@ -12,6 +12,7 @@ prompt.
 Shapes: B samples of a batch, T tokens of its longest row, P label positions.
 """
 
+import copy
 import hashlib
 import json
 import tempfile
@@ -20,15 +21,18 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from tokenizers import AddedToken
 
+from runyard.datasets.records import IMAGE_MARK, Turn
 from runyard.rundir import files_below
 from runyard.trainer.answer_forms import JSON_FORM, AnswerForm
+from runyard.trainer.answers import Answer
 from runyard.trainer.data.datasets import Sample
 from runyard.trainer.data.image_resolution import Area, TokenBudget, TooLong
 from runyard.trainer.data.pixels import (
@@ -44,6 +48,8 @@ from runyard.trainer.families import FamilyParts
 # The input that replaces pixels where image features are stored (``features.py``).
 FEATURES = "features"
 MAX_KNOWN_PROMPTS = 512
+# Stands for an earlier answer while the processor reads a conversation; never in a prompt.
+ANSWER_TOKEN = "<|runyard:answer|>"  # noqa: S105
 # Fields of saved processors that record their origin and have no effect.
 _ORIGIN_FIELDS = (
     "name_or_path",
@@ -63,9 +69,11 @@ _Array = np.ndarray[Any, Any]
 @dataclass
 class EncodedSample:
     """One sample: the prompt with its image tokens, the answer, and the processor's output for the
-    image.
+    images.
 
-    ``is_shrunk``: the image takes fewer tokens than with the family's own settings.
+    The prompt of a conversation contains its earlier answers, which are learned too:
+    ``answer_spans`` has the begin and the end of each. ``is_shrunk``: the images take fewer tokens
+    than with the family's own settings.
     """
 
     prompt: _Array  # (prompt tokens,)
@@ -73,6 +81,7 @@ class EncodedSample:
     token_fields: dict[str, _Array]  # each (prompt tokens,)
     images: dict[str, Any]  # arrays, each (images or patches, ...), or packed ones
     is_shrunk: bool = False
+    answer_spans: tuple[tuple[int, int], ...] = ()
 
     @property
     def length(self) -> int:
@@ -150,7 +159,16 @@ class Encoder:
         Raises:
             TooLong: it does not fit, even with the smallest image.
         """
-        image, task = sample.image, sample.task or self._task
+        task = sample.task or self._task
+        if sample.turns:
+            encoded = self.encode_conversation(
+                sample.images,
+                sample.turns[:-1],
+                self._form.write(task, sample.truth, None),
+                task=task,
+            )
+            return encoded if with_image else replace(encoded, images={})
+        image = sample.image
 
         def write(processor: Any, image: Any) -> str:
             is_sized = self._form.needs_size(task)
@@ -165,6 +183,81 @@ class Encoder:
             rewrite=write if self._form.needs_size(task) else None,
         )
         return encoded if with_image else replace(encoded, images={})
+
+    def encode_conversation(
+        self, images: Sequence[Any], turns: Sequence[Turn], answer: str, *, task: str | None = None
+    ) -> EncodedSample:
+        """Encode a conversation whose ``turns`` end with a question, and its answer in its written
+        form.
+
+        Raises:
+            InvalidData: the model's processor has no chat template.
+            TooLong: it does not fit, even with the smallest images.
+        """
+        if not self._has_template:
+            raise InvalidData(
+                "the model's processor has no chat template, so it takes one question about one "
+                "image; the dataset has conversations, several images or rows of text only; try: "
+                "a family with a chat template, or records with one question and one image"
+            )
+        prompt, answers = self._write_conversation(turns, len(images), task or self._task)
+        images = [image.convert("RGB") for image in images]
+        answer_ids = self.tokenize_answer(answer)
+
+        def encode_with(processor: Any, scaled: Sequence[Any]) -> EncodedSample:
+            encoded = self._process(scaled, prompt, processor, answers)
+            return replace(encoded, answer=answer_ids)
+
+        encoded, budget = encode_with(self._processor, images), self._budget
+        if budget is None:
+            return encoded
+        if budget.fits(encoded.prompt, answer_ids, images=len(images)):
+            is_shrunk = any(budget.is_reduced(self._processor, image) for image in images)
+            return replace(encoded, is_shrunk=is_shrunk)
+        for processor, smaller in budget.list_smaller_together(
+            self._processor, images, encoded.prompt, answer_ids
+        ):
+            found = encode_with(processor, smaller)
+            if budget.fits(found.prompt, answer_ids, images=len(images)):
+                padded = _pad_patches_like(found.images, encoded.images)
+                return replace(found, images=padded, is_shrunk=True)
+        raise TooLong(budget.describe_length(encoded.prompt, answer_ids, images=len(images)))
+
+    def _write_conversation(
+        self, turns: Sequence[Turn], image_count: int, task: str
+    ) -> tuple[str, list[_Array]]:
+        """Return the text of a conversation up to the answer, with ``ANSWER_TOKEN`` in place of
+        each earlier answer, and the tokens of these answers.
+
+        The end of an answer belongs to it, if the template writes it.
+        """
+        spoken = [turn.content for turn in turns if turn.role == "assistant"]
+        digest = hashlib.sha256("\0".join(turn.content for turn in turns).encode()).hexdigest()
+        marks = [f"ANSWER-{number}-{digest[:16]}" for number in range(len(spoken))]
+        messages = build_messages(self._system_prompt, turns, image_count, marks)
+        text = self._renderer.render(messages, with_generation_prompt=True)
+        written, answers = "", []
+        for mark, content in zip(marks, spoken, strict=True):
+            before, found, text = text.partition(mark)
+            if not found or mark in text:
+                raise InvalidData(
+                    "the model's chat template does not write each earlier answer of a "
+                    "conversation once; try: records with a single question"
+                )
+            end = self._end if text.startswith(self._end) else ""
+            text = text.removeprefix(end)
+            written += before + ANSWER_TOKEN
+            answer = self._form.write(task, Answer(content), None)
+            answers.append(self._tokenize_answer(self._parts.answer_prefix + answer + end))
+        return written + text, answers
+
+    @cached_property
+    def _history_tokenizer(self) -> Any:
+        """The tokenizer with ``ANSWER_TOKEN`` as one more token."""
+        tokenizer = copy.deepcopy(self._processor.tokenizer)
+        token = AddedToken(ANSWER_TOKEN, special=True, normalized=False)
+        tokenizer.add_tokens([token], special_tokens=True)
+        return tokenizer
 
     def encode_with_answer(
         self,
@@ -216,11 +309,11 @@ class Encoder:
         """Encode the same sample with the largest image that fits."""
         image_tokens_left = budget.image_tokens_left(full.prompt, full.answer)
         for processor, smaller in budget.list_smaller(self._processor, image, image_tokens_left):
-            encoded = self._process(smaller, prompt, processor)
+            encoded = self._process([smaller], prompt, processor)
             answer = full.answer
             if rewrite is not None:
                 written = rewrite(processor, smaller)
-                answer = self._tokenize_answer(self._parts.answer_prefix + written + self._end)
+                answer = self.tokenize_answer(written)
             if budget.fits(encoded.prompt, answer):
                 return replace(
                     encoded,
@@ -228,10 +321,7 @@ class Encoder:
                     images=_pad_patches_like(encoded.images, full.images),
                     is_shrunk=True,
                 )
-        length = budget.count_tokens(len(full.prompt), len(full.answer))
-        raise TooLong(
-            f"{length:,} tokens, {budget.count_image_tokens(full.prompt):,} of them for the image"
-        )
+        raise TooLong(budget.describe_length(full.prompt, full.answer))
 
     def encode_question(
         self, image: Any, question: str, *, with_image: bool = True
@@ -246,7 +336,7 @@ class Encoder:
             return replace(
                 known.prompt, images=self._process_image_only(image) if with_image else {}
             )
-        encoded = self._process(image, prompt)
+        encoded = self._process([image], prompt)
         # A prompt that occurs only once, such as a caption, is not worth the comparison.
         is_enough = None
         if known is not None:
@@ -262,10 +352,22 @@ class Encoder:
             self._known.popitem(last=False)
         return encoded
 
-    def _process(self, image: Any, prompt: str, processor: Any = None) -> EncodedSample:
-        output = (processor or self._processor)(images=[image], text=[prompt], return_tensors="np")
+    def _process(
+        self,
+        images: Sequence[Any],
+        prompt: str,
+        processor: Any = None,
+        answers: Sequence[_Array] = (),
+    ) -> EncodedSample:
+        """Process images and prompt; ``answers`` replace the ``ANSWER_TOKEN`` of the prompt."""
+        processor = processor or self._processor
+        if answers:
+            processor = copy.copy(processor)
+            processor.tokenizer = self._history_tokenizer
+        inputs = {"images": [images] if len(images) > 1 else list(images)} if images else {}
+        output = processor(**inputs, text=[prompt], return_tensors="np")
         text_fields = (*TOKEN_FIELDS, "input_ids", "attention_mask", "labels")
-        return EncodedSample(
+        encoded = EncodedSample(
             prompt=np.asarray(output["input_ids"])[0].astype(np.int64),
             answer=np.zeros(0, np.int64),
             token_fields={
@@ -277,6 +379,10 @@ class Encoder:
                 if n not in text_fields and v is not None
             },
         )
+        if not answers:
+            return encoded
+        token = processor.tokenizer.convert_tokens_to_ids(ANSWER_TOKEN)
+        return _insert_answers(encoded, token, answers)
 
     def _process_image_only(self, image: Any) -> dict[str, _Array]:
         output = self._processor.image_processor(images=[[image]], return_tensors="np")
@@ -376,6 +482,80 @@ def build_conversation(system_prompt: str, question: str) -> list[dict[str, Any]
     return [{"role": "system", "content": [{"type": "text", "text": system_prompt}]}, user]
 
 
+def build_messages(
+    system_prompt: str, turns: Sequence[Turn], image_count: int, answers: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Return the messages of a conversation, with ``answers`` as the texts of earlier answers.
+
+    A system turn of the conversation follows the system prompt. Each image is at its mark in the
+    turns of the user; a single image without a mark comes first.
+    """
+    has_marks = any(IMAGE_MARK in turn.content for turn in turns if turn.role == "user")
+    texts, left = [system_prompt] if system_prompt else [], iter(answers)
+    texts += [turn.content for turn in turns if turn.role == "system"]
+    messages = [_build_message("system", ["\n\n".join(texts)])] if texts else []
+    for turn in turns:
+        if turn.role == "assistant":
+            messages.append(_build_message("assistant", [next(left)]))
+        elif turn.role == "user":
+            parts = _split_at_marks(turn.content) if image_count and has_marks else [turn.content]
+            is_first = all(message["role"] == "system" for message in messages)
+            if is_first and image_count and not has_marks:
+                parts = [None, *parts]
+            messages.append(_build_message("user", parts))
+    return messages
+
+
+def _build_message(role: str, parts: Sequence[str | None]) -> dict[str, Any]:
+    """Return a message of texts and images, which are None."""
+    content = [
+        {"type": "image"} if part is None else {"type": "text", "text": part} for part in parts
+    ]
+    return {"role": role, "content": content}
+
+
+def _split_at_marks(text: str) -> list[str | None]:
+    """Return the parts of a turn, with None for each image.
+
+    White space next to images at the beginning and at the end of a turn separates lines of the
+    file, and is left out.
+    """
+    texts = text.strip().split(IMAGE_MARK)
+    words = [number for number, piece in enumerate(texts) if piece.strip()]
+    if words:
+        first, last = words[0], words[-1]
+        texts[first] = texts[first].lstrip() if first else texts[first]
+        texts[last] = texts[last].rstrip() if last < len(texts) - 1 else texts[last]
+    parts: list[str | None] = []
+    for number, piece in enumerate(texts):
+        parts += [None] if number else []
+        is_inside = bool(words) and words[0] < number < words[-1]
+        parts += [piece] if piece.strip() or (piece and is_inside) else []
+    return parts
+
+
+def _insert_answers(encoded: EncodedSample, token: int, answers: Sequence[_Array]) -> EncodedSample:
+    """Replace each answer token of a prompt by the tokens of its answer."""
+    at = np.flatnonzero(encoded.prompt == token)  # (answers,)
+    if len(at) != len(answers):
+        raise InvalidData(
+            f"the model's tokenizer writes {len(at)} of {len(answers)} earlier answers of a "
+            "conversation; try: records with a single question"
+        )
+    counts = np.ones(len(encoded.prompt), np.int64)
+    counts[at] = [len(answer) for answer in answers]
+    prompt = np.repeat(encoded.prompt, counts)
+    begins = np.cumsum(counts)[at] - counts[at]
+    spans = [
+        (int(begin), int(begin) + len(answer))
+        for begin, answer in zip(begins, answers, strict=True)
+    ]
+    for (begin, end), answer in zip(spans, answers, strict=True):
+        prompt[begin:end] = answer
+    fields = {name: np.repeat(values, counts) for name, values in encoded.token_fields.items()}
+    return replace(encoded, prompt=prompt, token_fields=fields, answer_spans=tuple(spans))
+
+
 def pack_images(item: EncodedSample, codec: PixelCodec) -> EncodedSample:
     """Return the sample with its image tensors as they are kept."""
     packed = {
@@ -383,6 +563,20 @@ def pack_images(item: EncodedSample, codec: PixelCodec) -> EncodedSample:
         for name, array in item.images.items()
     }
     return replace(item, images=packed)
+
+
+def join_images(
+    found: Sequence[Mapping[str, Any]],
+    join: Callable[[Sequence[Any]], _Array] = concatenate_padded,
+) -> dict[str, _Array]:
+    """Join the image tensors of samples, of which some may have none."""
+    names = dict.fromkeys(name for images in found for name in images)
+    return {name: join([images[name] for images in found if name in images]) for name in names}
+
+
+def _list_token_fields(rows: Sequence[EncodedSample]) -> dict[str, None]:
+    """Return the names of the per-token fields; a sample without images may lack them."""
+    return dict.fromkeys(name for row in rows for name in row.token_fields)
 
 
 @dataclass
@@ -435,16 +629,18 @@ def collate(rows: Sequence[EncodedSample], images: Mapping[str, _Array], layout:
     ids = np.full((len(rows), width), layout.pad_id, np.int64)  # (B, T)
     mask = np.zeros((len(rows), width), np.int64)  # (B, T)
     is_label = np.zeros((len(rows), width), bool)  # (B, T)
-    types = {name: np.zeros((len(rows), width), np.int64) for name in rows[0].token_fields}
+    types = {name: np.zeros((len(rows), width), np.int64) for name in _list_token_fields(rows)}
     for at, row in enumerate(rows):
         begin, end = len(row.prompt), row.length
         ids[at, :begin], ids[at, begin:end] = row.prompt, row.answer
         mask[at, :end] = 1
         is_label[at, begin:end] = True
+        for first, last in row.answer_spans:
+            is_label[at, first:last] = True
         if not layout.answers_only:
             is_label[at, 1:begin] = row.prompt[1:] != layout.image_token_id
         for name, values in types.items():
-            values[at, :begin] = row.token_fields[name]
+            values[at, :begin] = row.token_fields.get(name, 0)
             if name == "token_type_ids":
                 values[at, begin:end] = layout.answer_token_type
     fields = {"input_ids": ids, "attention_mask": mask, **types, **images}
@@ -511,7 +707,12 @@ class Encodings(ABC):
 
     @abstractmethod
     def read_images(self, indices: Sequence[int]) -> dict[str, _Array]:
-        """Return the processed images of these samples, concatenated."""
+        """Return the processed images of these samples, concatenated; empty if they have none."""
+
+    def read_first_images(self) -> dict[str, _Array]:
+        """Return the processed images of the first sample that has any; empty if none has."""
+        found = (self.read_images([index]) for index in range(len(self)))
+        return next(filter(None, found), {})
 
     def read_processed(self, index: int) -> dict[str, _Array]:
         """Return what the processor made of a sample's image, without computing features of it."""
@@ -566,28 +767,39 @@ class InMemoryEncodings(Encodings):
         super().__init__(layout)
         codec = codec or PixelCodec()
         packed = [pack_images(item, codec).images for item in encoded]
-        names = packed[0] if packed else {}
-        self._images = {
-            name: PackedColumn([images[name] for images in packed], codec.tables) for name in names
-        }
+        self._images = {}
+        for name in dict.fromkeys(name for images in packed for name in images):
+            has_images = [name in images for images in packed]
+            # (samples,) the position of each sample among those with images.
+            positions = np.where(has_images, np.cumsum(has_images) - 1, -1)
+            arrays = [images[name] for images in packed if name in images]
+            self._images[name] = PackedColumn(arrays, codec.tables), positions
         self._rows = [replace(item, images={}) for item in encoded]
         self.lengths = np.asarray([item.length for item in encoded], np.int64)
         self.prompt_lengths = np.asarray([len(item.prompt) for item in encoded], np.int64)
-        self.size_bytes = sum(column.size_bytes for column in self._images.values())
+        self.size_bytes = sum(column.size_bytes for column, _ in self._images.values())
 
     def read_row(self, index: int) -> EncodedSample:
         return self._rows[index]
 
     def read_images(self, indices: Sequence[int]) -> dict[str, _Array]:
-        return {name: column.join(indices) for name, column in self._images.items()}
+        images = {}
+        for name, (column, positions) in self._images.items():
+            some = positions[np.asarray(indices, np.int64)]
+            if (some >= 0).any():
+                images[name] = column.join(some[some >= 0].tolist())
+        return images
 
 
 class AugmentedSamples:
     """Samples whose images are augmented on each use; boxes follow, so answers are encoded again
     too.
 
-    ``augment`` receives sample, epoch and index, and must depend on nothing else.
+    ``augment`` receives sample, epoch and index, and must depend on nothing else. ``read_ahead``
+    may return a sample that was encoded elsewhere, from its epoch and index.
     """
+
+    read_ahead: Callable[[int, int], EncodedSample | None] | None = None
 
     def __init__(
         self,
@@ -604,13 +816,20 @@ class AugmentedSamples:
         )
 
     def make_batch(self, indices: Sequence[int], epoch: int) -> Batch:
-        rows = [self._encode(epoch, index) for index in indices]
-        images = {
-            name: concatenate_padded([row.images[name] for row in rows]) for name in rows[0].images
-        }
+        rows = [self._read(epoch, index) for index in indices]
+        images = join_images([row.images for row in rows])
         return collate(rows, images, self._layout)
 
-    def _encode(self, epoch: int, index: int) -> EncodedSample:
+    def _read(self, epoch: int, index: int) -> EncodedSample:
+        found = self.read_ahead(epoch, index) if self.read_ahead is not None else None
+        if found is None:
+            return self.encode(epoch, index)
+        tables = self._encoder.codec.tables
+        images = {name: packed.restore(tables) for name, packed in found.images.items()}
+        return replace(found, images=images)
+
+    def encode(self, epoch: int, index: int) -> EncodedSample:
+        """Return the augmented sample of an epoch."""
         sample = self._samples[index]
         try:
             return self._encoder.encode(self._augment(sample, epoch, index))
@@ -626,13 +845,13 @@ def pad_prompts(
     width = max(len(row.prompt) for row in rows)
     ids = np.full((len(rows), width), pad_id, np.int64)
     mask = np.zeros_like(ids)
-    types = {name: np.zeros_like(ids) for name in rows[0].token_fields}
+    types = {name: np.zeros_like(ids) for name in _list_token_fields(rows)}
     for at, row in enumerate(rows):
         length = len(row.prompt)
         place = slice(width - length, width) if pad_left else slice(0, length)
         ids[at, place], mask[at, place] = row.prompt, 1
         for name, values in types.items():
-            values[at, place] = row.token_fields[name]
+            values[at, place] = row.token_fields.get(name, 0)
     fields = {"input_ids": ids, "attention_mask": mask, **types, **images}
     return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in fields.items()}
 

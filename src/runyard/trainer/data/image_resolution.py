@@ -12,7 +12,7 @@ tighter limit makes their image smaller. Text is never truncated.
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -511,15 +511,27 @@ class TokenBudget:
     def count_image_tokens(self, prompt: Any) -> int:
         return int((prompt == self.image_token_id).sum())
 
-    def fits(self, prompt: Any, answer: Any) -> bool:
+    def fits(self, prompt: Any, answer: Any, *, images: int = 1) -> bool:
         return (
             self.context is None or self.count_tokens(len(prompt), len(answer)) <= self.context
-        ) and (self.image_budget is None or self.count_image_tokens(prompt) <= self.image_budget)
+        ) and (
+            self.image_budget is None
+            or self.count_image_tokens(prompt) <= images * self.image_budget
+        )
 
-    def image_tokens_left(self, prompt: Any, answer: Any) -> int:
-        """Return how many tokens the image may take, given the text of the sample."""
+    def image_tokens_left(self, prompt: Any, answer: Any, *, images: int = 1) -> int:
+        """Return how many tokens all images may take, given the text of the sample."""
         text_tokens = self.count_tokens(len(prompt), len(answer)) - self.count_image_tokens(prompt)
-        return min((self.context or UNLIMITED) - text_tokens, self.image_budget or UNLIMITED)
+        image_budget = images * (self.image_budget or UNLIMITED)
+        return min((self.context or UNLIMITED) - text_tokens, image_budget)
+
+    def describe_length(self, prompt: Any, answer: Any, *, images: int = 1) -> str:
+        """Return the tokens of a sample that is too long, and how many of them images take."""
+        length = f"{self.count_tokens(len(prompt), len(answer)):,} tokens"
+        taken = f"{self.count_image_tokens(prompt):,} of them for"
+        if images == 0:
+            return f"{length}, all of them text"
+        return f"{length}, {taken} {'the image' if images == 1 else f'its {images} images'}"
 
     def is_reduced(self, processor: Any, image: Any) -> bool:
         """Return whether this image takes fewer tokens than without the flow's limits."""
@@ -536,6 +548,28 @@ class TokenBudget:
         setting = RESOLUTION_SETTINGS.get(self.model_type)
         if setting is not None:
             yield from setting.list_smaller(processor, image, max_tokens)
+
+    def list_smaller_together(
+        self, processor: Any, images: Sequence[Any], prompt: Any, answer: Any
+    ) -> Iterator[tuple[Any, list[Any]]]:
+        """Yield pairs of processor and the sample's images, largest first.
+
+        The largest image takes at most its share of the tokens that the text leaves; the others
+        are processed, or scaled, like it.
+        """
+        if not images:
+            return
+        left = self.image_tokens_left(prompt, answer, images=len(images))
+        largest = max(images, key=lambda image: image.width * image.height)
+        for other, smaller in self.list_smaller(processor, largest, left // len(images)):
+            ratio = smaller.width / largest.width
+            yield other, [_scale_image(image, ratio) for image in images]
+
+
+def _scale_image(image: Any, ratio: float) -> Any:
+    if ratio == 1:
+        return image
+    return image.resize((max(1, int(image.width * ratio)), max(1, int(image.height * ratio))))
 
 
 def _find_nearest(

@@ -46,7 +46,8 @@ class ArraySpan(msgspec.Struct, array_like=True, frozen=True):
 class SampleLocation(msgspec.Struct, array_like=True, frozen=True):
     """The location of one sample; ``missing`` says why it has no data.
 
-    Without ``images`` the image is processed again on each use.
+    Without ``images`` the images are processed again on each use. ``answer_spans`` are those of
+    ``EncodedSample``.
     """
 
     prompt: ArraySpan | None
@@ -54,6 +55,7 @@ class SampleLocation(msgspec.Struct, array_like=True, frozen=True):
     token_fields: dict[str, ArraySpan]
     images: dict[str, ArraySpan] | None
     missing: str | None
+    answer_spans: tuple[tuple[int, int], ...] = ()
 
 
 class ShardDamaged(Exception):
@@ -83,7 +85,12 @@ class ShardWriter:
         )
         fields = {name: self._write(array) for name, array in item.token_fields.items()}
         record = SampleLocation(
-            self._write(item.prompt), self._write(item.answer), fields, images, None
+            self._write(item.prompt),
+            self._write(item.answer),
+            fields,
+            images,
+            None,
+            item.answer_spans,
         )
         self._end_sample(
             record, len(item.prompt), len(item.answer), SHRUNK if item.is_shrunk else WHOLE
@@ -175,6 +182,12 @@ class Shard:
     def __len__(self) -> int:
         return len(self._records)
 
+    @property
+    def has_images(self) -> bool:
+        """Whether images were stored, if any sample has one."""
+        whole = np.flatnonzero(self.states < BROKEN)
+        return not len(whole) or self._read_record(int(whole[0])).images is not None
+
     def read_missing_reason(self, number: int) -> str | None:
         """Return why a sample has no data; None if it has."""
         return self._read_record(number).missing
@@ -186,7 +199,11 @@ class Shard:
         assert record.prompt is not None and record.answer is not None  # noqa: S101
         fields = {name: self._read_array(span) for name, span in record.token_fields.items()}
         return EncodedSample(
-            self._read_array(record.prompt), self._read_array(record.answer), fields, {}
+            self._read_array(record.prompt),
+            self._read_array(record.answer),
+            fields,
+            {},
+            answer_spans=record.answer_spans,
         )
 
     def read_images(self, number: int) -> dict[str, PackedArray] | None:

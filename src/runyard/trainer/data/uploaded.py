@@ -26,6 +26,8 @@ from runyard.datasets.records import (
     Freeform,
     PhraseGrounding,
     Vqa,
+    is_text_only,
+    list_further_images,
 )
 from runyard.datasets.splits import SPLITS, Split, is_held_out
 from runyard.datasets.versions import VersionError, VersionFolder, VersionImage
@@ -50,33 +52,54 @@ MAX_DECODED_IMAGES = 2  # questions about one image follow each other
 
 
 class StoredSample(Sample):
-    """A sample whose image is decoded on access."""
+    """A sample whose images are decoded on access."""
 
     def __init__(
         self,
         question: str,
         truth: Answer,
         item: VersionImage,
-        read_image: Callable[[], "Image.Image"],
+        read_image: Callable[[VersionImage], "Image.Image"],
+        *,
+        conversation: Conversation | None = None,
+        further: Sequence[VersionImage] = (),
     ):
+        if conversation is not None:
+            object.__setattr__(self, "turns", tuple(conversation.turns))
+            object.__setattr__(self, "is_text_only", conversation.is_text_only)
+        object.__setattr__(self, "further_filenames", tuple(image.filename for image in further))
+        object.__setattr__(self, "_further", further)
         object.__setattr__(self, "question", question)
         object.__setattr__(self, "truth", truth)
         object.__setattr__(self, "image_sha256", item.sha256)
         object.__setattr__(self, "filename", item.filename)
-        object.__setattr__(self, "_size", (item.width, item.height))
+        object.__setattr__(self, "_item", item)
         object.__setattr__(self, "_read_image", read_image)
 
     @property
     def image(self) -> "Image.Image":
         """Raises BrokenImage, OSError."""
-        image: Image.Image = self._read_image()  # type: ignore[attr-defined]
+        image: Image.Image = self._read_image(self._item)  # type: ignore[attr-defined]
         return image
 
     @property
+    def images(self) -> "list[Image.Image]":
+        """All images in their order. Raises BrokenImage, OSError."""
+        if self.is_text_only:
+            return []
+        images = [self.image]
+        for item in self._further:  # type: ignore[attr-defined]
+            try:
+                images.append(self._read_image(item))  # type: ignore[attr-defined]
+            except BrokenImage as error:
+                raise BrokenImage(f"its image {item.filename!r}: {error}") from error
+        return images
+
+    @property
     def image_size(self) -> tuple[int, int]:
-        """Width and height as recorded: the image is not decoded."""
-        size: tuple[int, int] = self._size  # type: ignore[attr-defined]
-        return size
+        """Width and height of the first image as recorded: it is not decoded."""
+        item: VersionImage = self._item  # type: ignore[attr-defined]
+        return item.width, item.height
 
 
 class UploadedSamples:
@@ -93,7 +116,7 @@ class UploadedSamples:
         """Read the manifest once.
 
         Raises:
-            InvalidData: a record is of another task, or cannot be trained on yet.
+            InvalidData: a record is of another task, or names an image that is not there.
             OSError: the folder is damaged.
         """
         self._folder, self._task, self.name = folder, task, name
@@ -101,29 +124,33 @@ class UploadedSamples:
             self._version = VersionFolder(folder)
             locations: list[tuple[int, int, int]] = []
             keys, image_hashes, splits = bytearray(), bytearray(), bytearray()
-            untrainable: list[str] = []
+            self._numbers_by_name: dict[str, int] | None = None
+            shows_image = bytearray()
             for number, item in enumerate(self._version.items()):
                 if number % 256 == 0:
                     check_cancelled()
                 for record, contents in enumerate(item.records):
                     self._check_task(item, contents)
-                    if not is_trainable(contents):
-                        untrainable.append(item.filename)
-                        continue
+                    images = [item, *self._find_further(item, contents)]
                     for part, (question, truth) in enumerate(list_questions(contents)):
                         locations.append((number, record, part))
-                        keys += _hash_sample(item, question, truth)
-                        image_hashes += bytes.fromhex(item.sha256)
+                        key = _hash_sample(images, contents, question, truth)
+                        keys += key
+                        shows_image.append(not is_text_only(contents))
+                        # Rows of text only are split one by one.
+                        image_hashes += (
+                            key if is_text_only(contents) else bytes.fromhex(item.sha256)
+                        )
                         splits.append(SPLITS.index(item.split) if item.split else len(SPLITS))
-        self._check_trainable(untrainable)
         # Item, record, question of each sample.
         self._locations = np.asarray(locations, np.int32).reshape(-1, 3)
         self.keys = np.frombuffer(bytes(keys), np.uint8).reshape(-1, 32)
-        """A hash of each sample: its image's bytes and size, its question, its answer."""
+        """A hash of each sample: its images' bytes and sizes, its texts."""
         self.image_hashes = np.frombuffer(bytes(image_hashes), np.uint8).reshape(-1, 32)
-        """The content hash of each sample's image."""
+        """The content hash of each sample's first image; of a sample without one its own hash."""
         self.splits = np.frombuffer(bytes(splits), np.uint8)
         """The index of each sample's split in ``SPLITS``; ``len(SPLITS)`` for no split."""
+        self._shows_image = np.frombuffer(bytes(shows_image), np.uint8).astype(bool)
         self._decoded: OrderedDict[str, Image.Image] = OrderedDict()
 
     def __len__(self) -> int:
@@ -132,8 +159,16 @@ class UploadedSamples:
     def sample(self, number: int) -> StoredSample:
         item_number, record, part = (int(value) for value in self._locations[number])
         item = self._read_item(item_number)
-        question, truth = list_questions(item.records[record])[part]
-        return StoredSample(question, truth, item, lambda: self._read_image(item))
+        contents = item.records[record]
+        question, truth = list_questions(contents)[part]
+        return StoredSample(
+            question,
+            truth,
+            item,
+            self._read_image,
+            conversation=get_conversation(contents),
+            further=self._find_further(item, contents),
+        )
 
     def have_same_image(self, one: int, other: int) -> bool:
         return np.array_equal(self.image_hashes[one], self.image_hashes[other])
@@ -150,9 +185,14 @@ class UploadedSamples:
         """Return which samples are in this part of the dataset's own split."""
         return np.equal(self.splits, SPLITS.index(split))
 
+    @property
+    def has_text_only(self) -> bool:
+        """Whether some samples show no image."""
+        return not bool(self._shows_image.all())
+
     def count_images(self, numbers: "np.ndarray[Any, Any]") -> int:
-        """Return the number of distinct files among these samples."""
-        return len(np.unique(self._locations[numbers, 0]))
+        """Return the number of distinct files that these samples show first."""
+        return len(np.unique(self._locations[numbers[self._shows_image[numbers]], 0]))
 
     def _read_item(self, item_number: int) -> VersionImage:
         with self._mark_damaged():
@@ -181,6 +221,24 @@ class UploadedSamples:
             )
         return image
 
+    def _find_further(self, item: VersionImage, contents: Contents) -> list[VersionImage]:
+        """Return the images of a conversation after the first."""
+        names = list_further_images(contents)
+        if not names:
+            return []
+        if self._numbers_by_name is None:
+            with self._mark_damaged():
+                self._numbers_by_name = {
+                    image.filename: number for number, image in enumerate(self._version.items())
+                }
+        for name in names:
+            if name not in self._numbers_by_name:
+                raise InvalidData(
+                    f"dataset {self.name!r} has a conversation of {item.filename!r} about image "
+                    f"{name!r}, which is not in this version; try: import the conversation again"
+                )
+        return [self._read_item(self._numbers_by_name[name]) for name in names]
+
     def _check_task(self, item: VersionImage, contents: Contents) -> None:
         kinds = TASKS[type(contents)]
         if self._task not in kinds:
@@ -189,16 +247,6 @@ class UploadedSamples:
                 f"dataset {self.name!r} has {kind} records ({item.filename!r} is the first), but "
                 "projectKind is "
                 f"{self._task!r}; try: set projectKind to {kind!r}, or choose another dataset"
-            )
-
-    def _check_trainable(self, untrainable: list[str]) -> None:
-        """Check that there are no records without samples; ``untrainable`` are their images."""
-        if untrainable:
-            raise InvalidData(
-                f"dataset {self.name!r} has {len(untrainable)} conversations with several images "
-                f"or a system turn ({untrainable[0]!r} has the first), which cannot be trained on "
-                "yet; try: delete these annotations, or import rows of one image without a system "
-                "turn"
             )
 
     @contextlib.contextmanager
@@ -282,6 +330,7 @@ def load_uploaded(
         version=version,
         held_out_split=held_out_split,
         unused_images=whole.count_images(np.flatnonzero(unused)),
+        has_text_only=whole.has_text_only,
     )
     check_split(dataset, validation_fraction)
     return dataset
@@ -337,30 +386,24 @@ def _check_own_split(dataset: Dataset, found: str, validation_fraction: float) -
         )
 
 
-def is_trainable(contents: Contents) -> bool:
-    """Return whether a record has samples.
-
-    Conversations about several images, or with a system turn, have none yet.
-    """
-    return not isinstance(contents, Conversation) or not (
-        contents.images or any(turn.role == "system" for turn in contents.turns)
-    )
+def get_conversation(contents: Contents) -> Conversation | None:
+    """Return the record if its sample is a conversation; None if it has single questions."""
+    if isinstance(contents, Conversation) and not contents.is_single_question:
+        return contents
+    return None
 
 
 def list_questions(contents: Contents) -> list[tuple[str, Answer]]:
     """Return the questions of a record with their true answers, one per sample.
 
-    Each answer of a conversation is a sample of its own, without the turns before its question:
-    training on whole conversations is not supported yet.
+    A conversation is one sample: its last question, without image marks, and the last answer.
     """
     match contents:
         case Conversation(turns=turns):
-            asked = (_IMAGE_MARK.sub(" ", turn.content).strip() for turn in turns[::2])
-            answered = (Answer(turn.content) for turn in turns[1::2])
-            return [
-                (question or DESCRIBE, answer)
-                for question, answer in zip(asked, answered, strict=True)
-            ]
+            question = turns[-2].content
+            if not contents.is_text_only:
+                question = _IMAGE_MARK.sub(" ", question)
+            return [(question.strip() or DESCRIBE, Answer(turns[-1].content))]
         case Vqa(interactions=interactions):
             return [(each.question, Answer(each.answer)) for each in interactions]
         case PhraseGrounding(caption=caption, grounded_phrases=phrases):
@@ -375,10 +418,17 @@ def list_questions(contents: Contents) -> list[tuple[str, Answer]]:
             return [(prompt or DESCRIBE, Answer(text))]
 
 
-def _hash_sample(item: VersionImage, question: str, truth: Answer) -> bytes:
+def _hash_sample(
+    images: Sequence[VersionImage], contents: Contents, question: str, truth: Answer
+) -> bytes:
     boxes = [[grounding.phrase, grounding.boxes] for grounding in truth.groundings]
     # The size, because an image that decodes to another size is cached as broken.
-    described = [item.sha256, item.width, item.height, question, truth.text, boxes]
+    sizes = [[item.sha256, item.width, item.height] for item in images]
+    described: list[Any] = [*sizes[0], question, truth.text, boxes]
+    conversation = get_conversation(contents)
+    if conversation is not None:
+        turns = [[turn.role, turn.content] for turn in conversation.turns]
+        described += [[] if conversation.is_text_only else sizes, turns]
     return hashlib.sha256(json.dumps(described).encode()).digest()
 
 

@@ -124,6 +124,52 @@ class SampleSource:
         self._workers.expect(self._expected[at:])
 
 
+class SamplesAhead:
+    """Encodes the samples of coming batches in worker processes, from epoch and index.
+
+    ``count`` samples are in an epoch. After ``start``, ``expect`` and ``read`` belong to one
+    thread.
+    """
+
+    def __init__(
+        self,
+        encode: Callable[[int, int], EncodedSample],
+        *,
+        count: int,
+        processes: int,
+        descriptors: Callable[[], Sequence[int]] = tuple,
+    ):
+        self._encode, self._count, self.processes = encode, count, processes
+        self._descriptors = descriptors
+        self._workers: SampleWorkers | None = None
+
+    @property
+    def is_started(self) -> bool:
+        return self._workers is not None
+
+    def start(self) -> None:
+        def encode(number: int) -> EncodedSample:
+            return self._encode(*divmod(number, self._count))
+
+        self._workers = SampleWorkers(encode, self.processes, descriptors=self._descriptors())
+
+    def stop(self) -> None:
+        if self._workers is not None:
+            self._workers.close()
+            self._workers = None
+
+    def expect(self, indices: Iterable[int], epoch: int) -> None:
+        """Name the samples of the batches that are read next; others are dropped."""
+        if self._workers is not None:
+            self._workers.expect(epoch * self._count + index for index in indices)
+
+    def read(self, epoch: int, index: int) -> EncodedSample | None:
+        """Return a sample; None if this process has to encode it."""
+        if self._workers is None:
+            return None
+        return self._workers.read(epoch * self._count + index, lambda: None)
+
+
 class SampleWorkers:
     """Forked processes that encode samples, and the results that have not been read yet."""
 
@@ -445,4 +491,5 @@ def _unpack(header_bytes: bytearray, body: bytearray) -> EncodedSample | Excepti
             values[found.field] = array
         else:
             values[found.field][found.name] = array
-    return EncodedSample(**values)
+    spans = tuple((begin, end) for begin, end in values.pop("answer_spans"))
+    return EncodedSample(**values, answer_spans=spans)

@@ -227,7 +227,10 @@ def score_by_task(task: str, answers: Sequence[Answer], samples: Sequence[Sample
             [answers[index] for index in indices],
             [sample.truth for sample in some],
             [
-                (sample.image_sha256, sample.question) if sample.image_sha256 else None
+                # The answer to the last question depends on the turns before it.
+                (sample.image_sha256, sample.question)
+                if sample.image_sha256 and not sample.turns
+                else None
                 for sample in some
             ],
         )
@@ -396,12 +399,22 @@ def _make_prediction(
         "index": index,
         **({"filename": sample.filename} if sample.filename else {}),
         "question": sample.question,
+        **_describe_conversation(sample),
         "truth": sample.truth.text,
         "answer": answer.text,
         "raw": answer.raw,
         **_make_boxes(task, answer, sample),
         "scores": {name: round(score, 6) for name, score in scores.items()},
     }
+
+
+def _describe_conversation(sample: Sample) -> dict[str, Any]:
+    """Return the turns before the answer, and the file names of all images, if there are turns."""
+    if not sample.turns:
+        return {}
+    shown = [] if sample.is_text_only else [sample.filename, *sample.further_filenames]
+    turns = [{"role": turn.role, "content": turn.content} for turn in sample.turns[:-1]]
+    return {"images": shown, "turns": turns}
 
 
 def _make_preview(

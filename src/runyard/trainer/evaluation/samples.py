@@ -127,7 +127,8 @@ def make_line(
     if sample.image_sha256:
         image |= {"sha256": sample.image_sha256, "filename": sample.filename}
     truth, boxes = prediction.get("truthBoxes", []), prediction.get("boxes", [])
-    texts = [prediction[name] for name in ("question", "truth", "answer", "raw")]
+    question = describe_question(sample)
+    texts = [question, *(prediction[name] for name in ("truth", "answer", "raw"))]
     is_cut = max(map(len, texts)) > MAX_TEXT or max(len(truth), len(boxes)) > MAX_BOXES
     line: dict[str, Any] = {
         "kind": "sample",
@@ -135,7 +136,7 @@ def make_line(
         "index": prediction["index"],
         "score": score,
         "image": image,
-        "question": prediction["question"][:MAX_TEXT],
+        "question": question[-MAX_TEXT:] if sample.turns else question[:MAX_TEXT],
         "truth": {"text": prediction["truth"][:MAX_TEXT], "boxes": _scale_boxes(truth)},
         "predicted": {"text": prediction["answer"][:MAX_TEXT], "boxes": _scale_boxes(boxes)},
         "raw": prediction["raw"][:MAX_TEXT],
@@ -148,6 +149,13 @@ def make_line(
             answer["boxes"] = [{**box, "phrase": box["phrase"][:20]} for box in answer["boxes"]]
         line["isCut"] = True
     return line
+
+
+def describe_question(sample: Sample) -> str:
+    """Return the question; of a conversation all turns up to it, with their roles."""
+    if len(sample.turns) <= 2:
+        return sample.question
+    return "\n".join(f"{turn.role}: {turn.content}" for turn in sample.turns[:-1])
 
 
 def _scale_boxes(boxes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -42,9 +42,9 @@ from runyard.trainer.export.likelihood import (
     Comparison,
     Flip,
     compare,
-    count_layers,
     describe_comparison,
     find_first_differences,
+    measure_shape,
     score_answers,
 )
 from runyard.trainer.export.predict import read_block_settings, silence_libraries
@@ -179,7 +179,7 @@ def _write_form(
             on_progress("Hashing the base weights", 0, 0)
             _copy(adapter, staged)
             document["base"] = _describe_base(full, context)
-            _write_base_name(staged / ADAPTER_CONFIG, document["base"]["weights"])
+            _write_base_name(staged / ADAPTER_CONFIG, document["base"]["weights"], full)
         else:
             on_progress("Copying", 0, 0)
             _copy(full, target.model_full if source.has_adapter else staged)
@@ -252,10 +252,16 @@ def _describe_base(full: Path, context: ReplayContext) -> dict[str, Any]:
     }
 
 
-def _write_base_name(config: Path, weights: str | None) -> None:
-    """Write the base's name where other libraries understand it: a folder or a hub ID."""
-    if weights and classify_weights(weights) in ("folder", "hub"):
-        write_json(config, (read_json(config) or {}) | {BASE_KEY: weights})
+def _write_base_name(config: Path, weights: str | None, full: Path) -> None:
+    """Write the base where other libraries, such as peft's ``AutoPeftModel``, load it from.
+
+    This is the hub ID or the folder of the flow. Where other libraries understand neither, it is
+    the checkpoint's own copy.
+    """
+    form = classify_weights(weights) if weights else None
+    is_usable = form == "hub" or (form == "folder" and Path(str(weights)).is_dir())
+    name = weights if is_usable else str(full.resolve())
+    write_json(config, (read_json(config) or {}) | {BASE_KEY: name})
 
 
 def _load_exported(root: Path, staged: Path, form: Form, context: ReplayContext) -> LoadedModel:
@@ -305,13 +311,13 @@ def _verify(
     result = replay(model, context, lines, data, on_progress=on_progress)
     described = _describe_replay(result, context, tolerate)
     if form != "merged":
-        _check_differences(result, form, context, document, tolerate)
+        _check_differences(result, form, context, tolerate)
         return described
     first = find_first_differences(model, context, data, result)
     by_merged = score_answers(model, context, data, first, on_progress=on_progress)
+    shape = measure_shape(model.module)
     del model  # before the other is loaded: there may be memory for one
     adapted = _load_exported(root, root, "full", context)
-    layer_count = count_layers(adapted.module.get_base_model())
     by_adapter = score_answers(adapted, context, data, first, on_progress=on_progress)
     comparison = compare(
         context,
@@ -320,18 +326,14 @@ def _verify(
         first,
         (by_adapter, by_merged),
         dtypes=[DTYPES[document["dtype"]], DTYPES[context.precision]],
-        layer_count=layer_count,
+        shape=shape,
     )
-    _check_comparison(comparison, result, context, document, tolerate)
+    _check_comparison(comparison, result, context, tolerate)
     return described | {"comparison": describe_comparison(comparison)}
 
 
 def _check_comparison(
-    comparison: Comparison,
-    result: Replay,
-    context: ReplayContext,
-    document: dict[str, Any],
-    tolerate: float,
+    comparison: Comparison, result: Replay, context: ReplayContext, tolerate: float
 ) -> None:
     """Check that no more answers are outside the tolerance than are tolerated.
 
@@ -349,32 +351,29 @@ def _check_comparison(
     ][:SHOWN_DIFFERENCES]
     summary = (
         f"{len(outside)} of {len(comparison.answers)} answers of the merged weights differ from "
-        f"those of the adapter by more than rounding explains ({comparison.tolerance.value:.2g} "
-        "per token), so nothing was exported:"
+        f"those of the adapter by more than rounding explains (margins of up to "
+        f"{comparison.tolerance.value:.2g}), so nothing was exported:"
     )
     share = _round_up(len(outside), len(comparison.answers))
-    fix = (
-        f"{_suggest_fix(result, 'merged', context, document)}, or allow it with --tolerate {share}"
-    )
+    fix = f"{_suggest_fix(result, 'merged', context)}, or allow it with --tolerate {share}"
     raise ExportFailed("\n".join([summary, *few, fix]))
 
 
 def _explain_outside(answer: ComparedAnswer, flip: Flip | None) -> str:
-    numbers = (
-        f"  #{answer.index} log-likelihood {answer.log_likelihood:.4g} with the adapter, "
-        f"{answer.merged_log_likelihood:.4g} merged ({answer.difference:+.2g} per token)"
+    texts = (
+        f"stored {_shorten(flip.recorded)}, now {_shorten(flip.merged)}, margin {flip.margin:.2g} "
+        f"at token {flip.token}; "
+        if flip
+        else ""
     )
-    if flip is None:
-        return numbers
     return (
-        f"{numbers}; stored {_shorten(flip.recorded)}, now {_shorten(flip.merged)}, margin "
-        f"{flip.margin:.2g} at token {flip.token}"
+        f"  #{answer.index} {_shorten(answer.question)}: {texts}log-likelihood "
+        f"{answer.log_likelihood:.4g} with the adapter, {answer.merged_log_likelihood:.4g} merged "
+        f"({answer.difference:+.2g}, tolerance {answer.tolerance:.2g})"
     )
 
 
-def _check_differences(
-    result: Replay, form: Form, context: ReplayContext, document: dict[str, Any], tolerate: float
-) -> None:
+def _check_differences(result: Replay, form: Form, context: ReplayContext, tolerate: float) -> None:
     """Check that no more answers differ than are tolerated.
 
     Raises:
@@ -389,7 +388,7 @@ def _check_differences(
         for item in result.differences[:SHOWN_DIFFERENCES]
     ]
     share = _round_up(count, result.question_count)
-    fix = f"{_suggest_fix(result, form, context, document)}, or allow it with --tolerate {share}"
+    fix = f"{_suggest_fix(result, form, context)}, or allow it with --tolerate {share}"
     summary = (
         f"{count} of {result.question_count} answers of the exported files differ from the stored "
         "ones, so nothing was "
@@ -403,11 +402,9 @@ def _round_up(count: int, total: int) -> str:
     return f"{-(-count * 1000 // total) / 1000:g}"
 
 
-def _suggest_fix(
-    result: Replay, form: Form, context: ReplayContext, document: dict[str, Any]
-) -> str:
+def _suggest_fix(result: Replay, form: Form, context: ReplayContext) -> str:
     evaluated_on = str(context.plan.get("device", "cpu"))
-    if evaluated_on != result.device:
+    if evaluated_on != result.device and form != "merged":
         return (
             f"They were evaluated on {evaluated_on} and replayed on {result.device}; try: export "
             "on a machine with "
@@ -417,14 +414,6 @@ def _suggest_fix(
         return (
             f"They were evaluated over base weights in 4 bits ({context.quantization.type}), and "
             "merged weights are not quantized; try: keep adapter and base separate (--form full)"
-        )
-    if form == "merged" and context.precision == "float32" and document["dtype"] != "float32":
-        return f"Merged weights are rounded to {document['dtype']}; try: --dtype float32"
-    if form == "merged" and context.precision != "float32":
-        return (
-            f"Merged weights are rounded to {context.precision} in use; try: keep adapter and base "
-            "separate "
-            "(--form full)"
         )
     return "The checkpoint's files may be damaged; try: download it again"
 

@@ -28,7 +28,7 @@ from runyard.trainer.export.replay import (
 from runyard.trainer.models.model import LoadedModel
 from runyard.trainer.steps.losses import TokenLosses
 
-SAFETY_FACTOR = 1.0
+STANDARD_DEVIATIONS = 4.0
 
 
 @dataclass(frozen=True)
@@ -48,17 +48,21 @@ class AnswerScore:
 
 @dataclass(frozen=True)
 class ComparedAnswer:
-    """The log-likelihood of a recorded answer under both models, in nats."""
+    """The log-likelihood of a recorded answer under both models, in nats.
+
+    ``tolerance`` is how far rounding may move it.
+    """
 
     index: int
+    question: str
     token_count: int
     log_likelihood: float
     merged_log_likelihood: float
+    tolerance: float
 
     @property
     def difference(self) -> float:
-        """The difference per token."""
-        return (self.merged_log_likelihood - self.log_likelihood) / self.token_count
+        return self.merged_log_likelihood - self.log_likelihood
 
 
 @dataclass(frozen=True)
@@ -79,13 +83,25 @@ class Flip:
 
 
 @dataclass(frozen=True)
+class ModelShape:
+    """What determines how rounding errors add up; see ``derive_tolerance``."""
+
+    layer_count: int
+    longest_sum: int
+
+
+@dataclass(frozen=True)
 class Tolerance:
-    """How far rounding may move a score; see ``derive_tolerance``."""
+    """How far rounding may move the score of a token, ``value``; see ``derive_tolerance``."""
 
     value: float
     unit_roundoff: float
     layer_count: int
     logit_spread: float
+
+    def for_answer(self, token_count: int) -> float:
+        """Return the tolerance of the log-likelihood of an answer, a sum over its tokens."""
+        return self.value * math.sqrt(token_count)
 
 
 @dataclass(frozen=True)
@@ -100,32 +116,39 @@ class Comparison:
     outside: tuple[int, ...]
 
     @property
-    def largest_difference(self) -> float:
-        return max(abs(answer.difference) for answer in self.answers)
+    def largest_share(self) -> float:
+        """The largest difference of log-likelihoods, as a share of its tolerance."""
+        return max(abs(answer.difference) / answer.tolerance for answer in self.answers)
 
 
 def derive_tolerance(
-    dtypes: Sequence[torch.dtype], *, layer_count: int, logit_spread: float
+    dtypes: Sequence[torch.dtype], shape: ModelShape, *, logit_spread: float
 ) -> Tolerance:
     """Return how far rounding may move a logit, and so the log-likelihood of a token, in nats.
 
     A number that is stored in a format with machine epsilon ``eps`` has a relative error of at most
     the unit roundoff, ``u = eps / 2`` (2^-8 in bfloat16, 2^-11 in float16, 2^-24 in float32). Here
-    it is the coarser of the format of the merged weights and that of the computation. The errors of
-    the weights of a layer have random signs, so its output has a relative error of about ``u``, and
-    those of ``n`` layers add up as a random walk (Higham and Mary 2019) to ``u * sqrt(n)``. At the
-    end the error is relative to the spread ``s`` of the logits, their standard deviation over the
-    vocabulary, because a shift of all of them changes nothing. The tolerance is
-    ``SAFETY_FACTOR * u * sqrt(n) * s``.
+    it is the coarser of the format of the merged weights and that of the computation. The output of
+    a layer is a sum of up to ``k`` products. The errors of its weights have random signs, so they
+    leave a relative error of about ``u``. Sums are computed in float32 whatever the format, which
+    adds ``2^-24 * sqrt(k)``. The errors of ``n`` layers add up as a random walk as well (Higham and
+    Mary 2019), to ``sqrt(n)`` times that of one. At the end the error is relative to the spread
+    ``s`` of the logits, their standard deviation over the vocabulary, because a shift of all of
+    them changes nothing. ``(u + 2^-24 * sqrt(k)) * sqrt(n) * s`` thus estimates the standard
+    deviation of a logit; the tolerance is four of them.
     """
     unit_roundoff = max(torch.finfo(dtype).eps for dtype in dtypes) / 2
-    value = SAFETY_FACTOR * unit_roundoff * math.sqrt(layer_count) * logit_spread
-    return Tolerance(value, unit_roundoff, layer_count, logit_spread)
+    sums = torch.finfo(torch.float32).eps / 2 * math.sqrt(shape.longest_sum)
+    deviation = (unit_roundoff + sums) * math.sqrt(shape.layer_count) * logit_spread
+    return Tolerance(
+        STANDARD_DEVIATIONS * deviation, unit_roundoff, shape.layer_count, logit_spread
+    )
 
 
-def count_layers(module: Any) -> int:
-    """Return the number of matrices of a model, that is of its linear layers."""
-    return sum(isinstance(layer, torch.nn.Linear) for layer in module.modules())
+def measure_shape(module: Any) -> ModelShape:
+    """Return the number of linear layers of a model, and the largest number of their inputs."""
+    inputs = [item.in_features for item in module.modules() if isinstance(item, torch.nn.Linear)]
+    return ModelShape(len(inputs), max(inputs))
 
 
 def find_first_differences(
@@ -217,20 +240,25 @@ def compare(
     scores: tuple[Sequence[AnswerScore], Sequence[AnswerScore]],
     *,
     dtypes: Sequence[torch.dtype],
-    layer_count: int,
+    shape: ModelShape,
 ) -> Comparison:
     """Compare the scores of the adapter and of the merged model, in this order.
 
-    An answer is outside the tolerance if its log-likelihood per token differs by more, or if it
-    flips although its margin under the adapter is larger. If its margin is far below 0, the
-    recorded answer is not the adapter's. Sampled answers have no margin, so each flip counts.
+    An answer is outside the tolerance if its log-likelihood differs by more, or if it flips
+    although its margin under the adapter is larger. If its margin is far below 0, the recorded
+    answer is not the adapter's. Sampled answers have no margin, so each flip counts.
     """
     by_adapter, by_merged = scores
     spread = math.sqrt(sum(score.logit_variance for score in by_adapter) / len(by_adapter))
-    tolerance = derive_tolerance(dtypes, layer_count=layer_count, logit_spread=spread)
+    tolerance = derive_tolerance(dtypes, shape, logit_spread=spread)
     answers = [
         ComparedAnswer(
-            int(line["index"]), own.token_count, own.log_likelihood, other.log_likelihood
+            int(line["index"]),
+            str(line["question"]),
+            own.token_count,
+            own.log_likelihood,
+            other.log_likelihood,
+            tolerance.for_answer(own.token_count),
         )
         for line, own, other in zip(lines, by_adapter, by_merged, strict=True)
     ]
@@ -250,7 +278,7 @@ def compare(
         answer.index
         for row, answer in enumerate(answers)
         # Written so that a likelihood that is not a number is outside.
-        if not abs(answer.difference) <= tolerance.value
+        if not abs(answer.difference) <= answer.tolerance
         or (row in flips and (context.is_sampled or abs(flips[row].margin) > tolerance.value))
     ]
     return Comparison(tolerance, tuple(answers), tuple(flips.values()), tuple(outside))
@@ -264,7 +292,7 @@ def describe_comparison(comparison: Comparison) -> dict[str, Any]:
         "unitRoundoff": tolerance.unit_roundoff,
         "layers": tolerance.layer_count,
         "logitSpread": tolerance.logit_spread,
-        "largestDifference": comparison.largest_difference,
+        "largestShare": comparison.largest_share,
         "outside": list(comparison.outside),
         "flips": [_use_wire_names(asdict(flip)) for flip in comparison.flips],
         "answers": [_use_wire_names(asdict(answer)) for answer in comparison.answers],

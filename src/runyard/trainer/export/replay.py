@@ -19,12 +19,13 @@ import msgspec
 import torch
 
 from runyard.datasets.pixels import BrokenImage, decode_image
+from runyard.datasets.records import Turn
 from runyard.datasets.versions import CONTENTS, MANIFEST, VersionError, VersionFolder
 from runyard.flows.blocks import BUILT_IN_DATASETS, AnswerFormName, Quantization
 from runyard.rundir import CheckpointDir, read_json
 from runyard.trainer.answer_forms import make_form
 from runyard.trainer.data.datasets import load_dataset
-from runyard.trainer.data.encode import Encoder, InMemoryEncodings, Layout
+from runyard.trainer.data.encode import EncodedSample, Encoder, InMemoryEncodings, Layout
 from runyard.trainer.data.image_resolution import TokenBudget, get_context_length
 from runyard.trainer.devices import CPU, find_device, keep_random_states
 from runyard.trainer.errors import ExportFailed
@@ -233,14 +234,16 @@ def encode_recorded(
         task=context.task,
         budget=budget,
         renderer=model.renderer,
+        form=make_form(context.answer_form, model.model_type, model.processor),
     )
     encoded = []
     for number, line in enumerate(lines):
         on_progress("Reading images", number, len(lines))
         # The true answer determines the size of the image.
-        asked = encoder.encode_with_answer(read_image(line), line["question"], line["truth"])
+        asked = encode_line(encoder, line, read_image)
         recorded = encoder.tokenize_answer(line["raw"])[: context.answer_tokens]
-        encoded.append(replace(asked, answer=recorded))
+        # Only this answer is compared, not the earlier ones of a conversation.
+        encoded.append(replace(asked, answer=recorded, answer_spans=()))
     layout = Layout(
         pad_id=get_pad_id(tokenizer),
         image_token_id=model.image_token_id,
@@ -303,6 +306,15 @@ def replay(
         if line["raw"] != answer
     )
     return Replay(len(lines), differences, device.type)
+
+
+def encode_line(encoder: Encoder, line: Line, read_image: ReadImage) -> EncodedSample:
+    """Encode the sample of a prediction, which may be a conversation."""
+    if "turns" not in line:
+        return encoder.encode_with_answer(read_image(line), line["question"], line["truth"])
+    images = [read_image({**line, "filename": name}) for name in line["images"]]
+    turns = msgspec.convert(line["turns"], list[Turn])
+    return encoder.encode_conversation(images, turns, line["truth"])
 
 
 def find_replay_device(context: ReplayContext) -> torch.device:

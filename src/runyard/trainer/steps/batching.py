@@ -15,17 +15,25 @@ import torch
 from runyard.flows import ResolvedFlow
 from runyard.rundir import free_bytes
 from runyard.trainer.data.augment import make_augmenter
-from runyard.trainer.data.cache import CacheDir, Hooks, encode_all, has_all_shards
+from runyard.trainer.data.cache import (
+    CachedEncodings,
+    CacheDir,
+    Hooks,
+    encode_all,
+    has_all_shards,
+)
 from runyard.trainer.data.datasets import Dataset, Sample
 from runyard.trainer.data.encode import (
     AugmentedSamples,
     Batch,
+    EncodedSample,
     Encoder,
     Encodings,
     InMemoryEncodings,
     Layout,
     SampleEncoder,
     epoch_batches,
+    pack_images,
 )
 from runyard.trainer.data.packing import (
     compute_padding_share,
@@ -34,6 +42,7 @@ from runyard.trainer.data.packing import (
     use_packed_attention,
 )
 from runyard.trainer.data.uploaded import SampleSelection
+from runyard.trainer.data.workers import SamplesAhead
 from runyard.trainer.models.model import LoadedModel
 from runyard.trainer.plan import Choice, Plan, with_choice
 from runyard.trainer.steps.autotune import BuildBatch, measure_speedup
@@ -63,12 +72,24 @@ def estimate_padding_share(flow: ResolvedFlow, lengths: Any, size: int) -> float
     return compute_padding_share([lengths[batch] for batch in sample_batches(flow, lengths, size)])
 
 
+def read_epoch(
+    encodings: CachedEncodings, ahead: SamplesAhead, indices: Sequence[int], epoch: int
+) -> Batch:
+    """Return a batch; images that are not stored come from ``ahead``, if it has them."""
+    encodings.read_ahead = partial(ahead.read, epoch)
+    try:
+        return encodings.make_batch(indices)
+    finally:
+        encodings.read_ahead = None
+
+
 @dataclass
 class BatchBuilder:
     """Chooses ``build``, the function that returns the batch of given samples in a given epoch, and
     the encodings of the held-out samples, ``validation``.
 
-    ``may_prepare``: batches need no device, so that they can be built during a step.
+    ``may_prepare``: batches need no device, so that they can be built during a step. ``ahead``
+    encodes samples that are not kept in up to ``processes`` worker processes.
     """
 
     flow: ResolvedFlow
@@ -82,18 +103,44 @@ class BatchBuilder:
     device: torch.device
     cache_dir: CacheDir
     hooks: Hooks
+    processes: int = 1
     build: BuildBatch = field(init=False)
     may_prepare: bool = True
+    ahead: SamplesAhead | None = None
 
     def __post_init__(self) -> None:
         strengths = self.flow.dataset.augmentation
         if strengths is None or not self.flow.dataset.varies_images:
             self.build = lambda indices, epoch: self.encodings.make_batch(indices)
+            self._read_unstored_ahead()
         else:
             augment = make_augmenter(strengths, self.flow.settings.seed)
-            self.build = AugmentedSamples(
-                self.data.train, self.encoder, self.layout, augment
-            ).make_batch
+            samples = AugmentedSamples(self.data.train, self.encoder, self.layout, augment)
+            self.build = samples.make_batch
+            self.ahead = self._make_ahead(
+                lambda epoch, index: pack_images(samples.encode(epoch, index), self.encoder.codec)
+            )
+            samples.read_ahead = self.ahead.read
+
+    def _read_unstored_ahead(self) -> None:
+        """Have samples encoded ahead that the cache has no space for."""
+        encodings = self.encodings
+        if not isinstance(encodings, CachedEncodings) or encodings.has_all_images:
+            return
+        self.ahead = ahead = self._make_ahead(lambda epoch, index: encodings.encode(index))
+        # A stored sample is the same in every epoch.
+        self.build = lambda indices, epoch: read_epoch(encodings, ahead, indices, epoch)
+
+    def _make_ahead(self, encode: Callable[[int, int], EncodedSample]) -> SamplesAhead:
+        train = self.data.train
+        return SamplesAhead(
+            encode,
+            count=len(train),
+            processes=self.processes,
+            descriptors=lambda: (
+                train.whole.descriptors if isinstance(train, SampleSelection) else ()
+            ),
+        )
 
     def resolve_choices(self, plan: Plan, choices: dict[str, bool]) -> Plan:
         """Return the plan with every open choice made.
@@ -131,7 +178,10 @@ class BatchBuilder:
         tower = FrozenTower(self.model.module, self.model.parts, self.losses, self.device)
         encoder = FeatureEncoder(self.encoder, tower, check_cancelled=self.hooks.check_cancelled)
         try:
-            seconds, size_bytes = tower.check(self.encodings.read_images([0]))
+            images = self.encodings.read_first_images()
+            if not images:
+                raise FeaturesNotReusable("no sample has an image")
+            seconds, size_bytes = tower.check(images)
             self.losses.expand_features = tower.expand
             if plan.feature_cache is None:
                 self.hooks.on_activity("Measuring the feature cache")

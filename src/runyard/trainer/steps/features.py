@@ -214,6 +214,11 @@ class FeatureEncoder:
         return replace(encoded, images=self.replace_pixels(encoded.images))
 
     def replace_pixels(self, images: dict[str, _Array]) -> dict[str, _Array]:
-        """Return the image inputs of one sample with features in place of pixels."""
+        """Return the image inputs of one sample with features in place of pixels.
+
+        A sample of text only has none.
+        """
+        if not images:
+            return {}
         others = {name: value for name, value in images.items() if "pixel" not in name}
         return {**others, FEATURES: self._tower.compute_features(images)}

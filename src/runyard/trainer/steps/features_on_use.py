@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 
 from runyard.trainer.data.datasets import Sample
-from runyard.trainer.data.encode import Batch, EncodedSample, Encodings, Layout
-from runyard.trainer.data.pixels import concatenate_padded
+from runyard.trainer.data.encode import Batch, EncodedSample, Encodings, Layout, join_images
 from runyard.trainer.steps.features import FeatureEncoder
 
 MOST_SHARED_BYTES = 1 << 30  # writing more would make a step last too long
@@ -82,7 +81,7 @@ class FeaturesOnUse(Encodings):
         if self._shared is not None:
             return self._shared.read_images(indices)
         found = [self._read_features(index) for index in indices]
-        return {name: concatenate_padded([images[name] for images in found]) for name in found[0]}
+        return join_images(found)
 
     def read_processed(self, index: int) -> dict[str, Array]:
         return self._encodings.read_processed(index)
@@ -136,4 +135,5 @@ class KeptFeatures:
 
 
 def _identify(sample: Sample) -> tuple[Any, ...]:
-    return sample.image_sha256, sample.question, sample.truth, sample.image_size
+    images = sample.image_sha256, sample.image_size, sample.further_filenames
+    return images, sample.question, sample.truth, sample.turns

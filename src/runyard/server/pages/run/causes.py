@@ -183,7 +183,7 @@ def describe_findings(run: Run, *, base: str) -> list[FindingNote]:
     return [
         FindingNote(
             title=_FINDING_TITLES.get(finding.code, split_words(finding.code)),
-            text=f"{finding.message[:1].upper()}{finding.message[1:]}.",
+            text=f"{finding.message}.",
             suggestions=[_describe_suggestion(run, each, base) for each in finding.suggestions],
         )
         for finding in run.status.findings

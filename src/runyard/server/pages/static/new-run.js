@@ -170,7 +170,7 @@ function showPlan(plan) {
 /** @param {{ message: string, suggestions: { text: string, setting: string | null, value: unknown }[] }[]} findings */
 function showFindings(findings) {
   find("#findings").replaceChildren(...findings.map(({ message, suggestions }) => {
-    const line = notice("warn", sentence(message));
+    const line = notice("warn", `${message}.`);
     line.append(...suggestions.map(({ text }) => Object.assign(document.createElement("small"), { textContent: sentence(text) })));
     return line;
   }));
