@@ -268,8 +268,8 @@ def test_every_family_can_be_trained_by_naming_it_alone() -> None:
     ("kind", "form", "family", "prompt"),
     [
         ("vqa", "json", "qwen25vl", SYSTEM_PROMPTS["vqa"]),
-        ("vqa", "text", "idefics3", "Answer the question about the picture in plain words."),
-        ("freeform", "text", "llava", "Describe the picture in plain words."),
+        ("vqa", "text", "idefics3", "Answer the question about the image in plain words."),
+        ("freeform", "text", "llava", "Describe the image in plain words."),
         ("vqa", "native", "florence2", ""),
         ("phrase-grounding", "native", "paligemma2", "detect"),
         ("phrase-grounding", "native", "florence2", "Locate the phrases in the caption:"),

@@ -48,9 +48,9 @@ BOTH_PROMPT = (
 # Of the other forms. Families that were pretrained with boxes know these questions without any
 # more words; Florence-2 and PaliGemma locate phrases only after words of their own.
 TEXT_PROMPTS: dict[Task, str] = {
-    "vqa": "Answer the question about the picture in plain words.",
+    "vqa": "Answer the question about the image in plain words.",
     "phrase-grounding": "Locate the phrases in the caption:",
-    "freeform": "Describe the picture in plain words.",
+    "freeform": "Describe the image in plain words.",
 }
 LOCATE_IN_JSON = "Locate each phrase of the caption and output its bounding box in JSON format."
 LOCATION_PROMPTS = {

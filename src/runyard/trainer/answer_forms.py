@@ -259,7 +259,8 @@ class AnswerForm:
 
     def read_size(self, images: Mapping[str, Any]) -> Size | None:
         """Return the size of the first image among a processor's results, if boxes need it."""
-        if self.boxes is None or not self.boxes.has_pixels:
+        has_pixels = self.boxes is not None and self.boxes.has_pixels
+        if not has_pixels or "image_grid_thw" not in images:  # a question without an image
             return None
         _, rows, columns = (int(count) for count in images["image_grid_thw"][0])
         return columns * self.patch_size, rows * self.patch_size
