@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import AutoPeftModel, PeftModel
 from PIL import Image
 from transformers import (
     AutoImageProcessor,
@@ -104,9 +104,12 @@ def main() -> None:
         exported = {}
         for form, folder in case.get("exports", {}).items():
             whole = full if form == "adapter" else Path(folder)
-            model = load(whole, case["quantization"] if form == "adapter" else None)
-            if form == "adapter":
-                model = PeftModel.from_pretrained(model, folder).eval()
+            if form == "adapter" and not case["quantization"]:  # finds its base by itself
+                model = AutoPeftModel.from_pretrained(folder, dtype=torch.float32).eval()
+            else:
+                model = load(whole, case["quantization"] if form == "adapter" else None)
+                if form == "adapter":
+                    model = PeftModel.from_pretrained(model, folder).eval()
             exported[form] = [ask(model, whole, image, question) for image, question in asked]
         found.append({"base": base, "answers": answers, "exported": exported})
     print(json.dumps({"found": found, "runyard": "runyard" in sys.modules}))
