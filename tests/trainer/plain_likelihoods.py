@@ -28,7 +28,7 @@ def score(model: Any, processor: Any, system: str, line: dict[str, Any], images:
     inputs = processor(images=[image], text=[prompt], return_tensors="pt")
     answer = processor.tokenizer(
         line["raw"] + processor.tokenizer.eos_token, add_special_tokens=False, return_tensors="pt"
-    )["input_ids"]
+    )["input_ids"][:, : line["tokenCount"]]  # an answer that was cut off has no end
     ids = torch.cat([inputs["input_ids"], answer], dim=1)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         logits = model(
@@ -52,6 +52,8 @@ def main() -> None:
         if "system-prompt" in block["block"]
     )
     lines = [json.loads(line) for line in (merged / "predictions.jsonl").read_text().splitlines()]
+    compared = json.loads((merged / "export.json").read_text())["comparison"]["answers"]
+    lines = [line | answer for line, answer in zip(lines, compared, strict=True)]
     processor = AutoProcessor.from_pretrained(merged, backend="pil")
     models = {
         "merged": AutoModelForImageTextToText.from_pretrained(merged, dtype=torch.bfloat16),
