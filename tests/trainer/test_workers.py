@@ -142,6 +142,26 @@ def test_few_results_are_ahead_of_the_reader(start: Any, monkeypatch: pytest.Mon
         assert len(workers._results) <= 3 * 2
 
 
+def test_a_hung_worker_is_replaced_by_this_process(
+    start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers_module, "SAMPLE_TIMEOUT_S", 0.5)
+
+    def encode(number: int) -> EncodedSample:
+        if number == 1:
+            time.sleep(60)
+        return make_sample(number)
+
+    workers = start(encode, 2)
+    workers.expect(range(10))
+    found = [workers.read(number, lambda: None) for number in range(10)]
+    assert found[1] is None
+    for number, item in enumerate(found):
+        if item is not None:
+            assert_equal(item, make_sample(number))
+    assert sum(item is None for item in found) <= workers_module.TASKS_PER_WORKER
+
+
 @pytest.mark.skipif(not IS_LINUX, reason="needs /proc")
 def test_a_lost_worker_is_replaced_by_this_process(start: Any) -> None:
     before = children()

@@ -6,8 +6,8 @@ import, and no memory but what they change. Each gets one sample after another, 
 tokens and packed images. Results are returned in the order of the samples, whichever worker was
 first, and as many samples are ahead as ``AHEAD_BYTES`` allow.
 
-Workers change no result. A sample whose worker is lost or fails is encoded in this process, which
-raises the error again. The kernel ends workers together with the process that forked them. They
+Workers change no result. A sample whose worker is lost, hangs or fails is encoded in this process,
+which raises the error again. The kernel ends workers together with the process that forked them. They
 have neither its locks nor its other open files, except those that they read samples from.
 
 Few or quick samples are encoded in this process alone, as its first ones show.
@@ -46,6 +46,7 @@ NEIGHBORS_PER_WORKER = 8  # tasks about one image, which a worker decodes once
 MIN_GAIN_S = 1.0  # forking a process that has a model takes up to a tenth of a second
 POLL_S = 0.05
 MESSAGE_TIMEOUT_S = 60.0  # within a message; then the worker counts as lost
+SAMPLE_TIMEOUT_S = 120.0  # for a sample; a fork may wait for a lock that a thread held
 ENCODED_ERRORS = {kind.__name__: kind for kind in (BrokenImage, TooLong)}
 _TASK, _LENGTHS = struct.Struct("<q"), struct.Struct("<QQ")
 _ALIGNMENT = 8
@@ -251,11 +252,15 @@ class SampleWorkers:
                 self._drop(worker)
                 continue
             number = worker.tasks.popleft()
+            worker.waits_since_s = time.monotonic()
             if number in self._wanted:
                 self._results[number] = item
             if size_bytes:
                 least = (TASKS_PER_WORKER + 1) * len(self._workers)
                 self._most_ahead = max(least, AHEAD_BYTES // size_bytes)
+        for worker in busy.values():
+            if worker.is_hung and worker in self._workers:
+                self._drop(worker)
         self._assign()
 
     def close(self) -> None:
@@ -301,6 +306,7 @@ class _Worker:
 
     def __init__(self, encode: Encode, descriptors: Sequence[int]):
         self.tasks: deque[int] = deque()
+        self.waits_since_s = 0.0  # for the first of its tasks, on the monotonic clock
         self.socket, theirs = socket.socketpair()
         parent_pid = os.getpid()
         ignored = (signal.SIGINT, signal.SIGTERM)  # the parent ends its workers
@@ -315,7 +321,14 @@ class _Worker:
         theirs.close()
         self.socket.settimeout(MESSAGE_TIMEOUT_S)
 
+    @property
+    def is_hung(self) -> bool:
+        waited_s = time.monotonic() - self.waits_since_s
+        return bool(self.tasks) and waited_s > SAMPLE_TIMEOUT_S
+
     def send(self, number: int) -> None:
+        if not self.tasks:
+            self.waits_since_s = time.monotonic()
         self.tasks.append(number)
         self.socket.sendall(_TASK.pack(number))
 
