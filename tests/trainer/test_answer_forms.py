@@ -332,7 +332,7 @@ def test_an_export_replays_answers_in_the_form_of_the_training(
     miniature: Any, make_attempt: Any, tmp_path: Path
 ) -> None:
     model = {
-        "compute": {"precisionType": "float32", "attention": "eager"},
+        "compute": {"precisionType": "float32"},
         "hyperparameters": {"maxSteps": 16, "epochs": 9, "batchSize": 4, "learningRate": 0.02},
         "checkpoint": {"every": {"steps": 16}},
         "validation": {"maxSamples": 4, "every": {"steps": 16}},

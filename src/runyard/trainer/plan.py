@@ -92,6 +92,7 @@ class Sizes:
     padding_share: Callable[[int], float] = lambda size: 0.0  # by number of samples in a batch
     unpacked: str | None = None  # why samples cannot share a row
     unfrozen: str | None = None  # why image features cannot be cached
+    attention: str = "sdpa"  # that the library takes by default
     version: str = ""  # of built-in data
     tasks: Sequence[
         str
@@ -270,11 +271,12 @@ def make_plan(flow: ResolvedFlow, machine: Hardware, sizes: Sizes) -> Plan:
         compiled,
         "compiling takes longer than it saves" if model.compute.compile == "auto" else "flow",
     )
-    attention = "sdpa" if model.compute.attention == "auto" else model.compute.attention
+    is_default = model.compute.attention == "auto"
+    attention: str = sizes.attention if is_default else model.compute.attention
     note(
         "attention",
         attention,
-        "the library's default" if model.compute.attention == "auto" else "flow",
+        "the library's default" if is_default else "flow",
     )
     if model.answers.form != "json":
         note("answerForm", model.answers.form, "flow")

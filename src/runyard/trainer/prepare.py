@@ -789,6 +789,7 @@ def measure_sizes(flow: ResolvedFlow, model: LoadedModel, encoded: EncodedData) 
         padding_share=partial(estimate_padding_share, flow, train.lengths),
         unpacked=model.parts.packing_obstacle,
         unfrozen=explain_not_frozen(model.module, model.parts),
+        attention=get_base_model(model.module).config.get_text_config()._attn_implementation,
         uploaded=encoded.uploaded,
         images=ImageSizes(
             settings=get_resolution_settings(model.processor, model.model_type),

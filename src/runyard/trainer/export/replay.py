@@ -58,6 +58,7 @@ class ReplayContext:
     quantization: Quantization | None  # of the base weights during the evaluation
     weights_precision: str  # of a full training
     patch_budget: int | None
+    attention: str | None  # None: the library's default for the family
     plan: dict[str, Any]
     seed: int
 
@@ -68,10 +69,6 @@ class ReplayContext:
     @property
     def is_built_in(self) -> bool:
         return self.dataset["datasetId"] in BUILT_IN_DATASETS
-
-    @property
-    def attention(self) -> str:
-        return str(self.plan.get("attention", "sdpa"))
 
     @property
     def is_sampled(self) -> bool:
@@ -134,6 +131,7 @@ def read_replay_context(checkpoint: Path) -> ReplayContext:
             quantization=read_quantization(document),
             weights_precision=_read_weights_precision(settings["model"]),
             patch_budget=(settings["model"].get("images") or {}).get("patchBudget"),
+            attention=_read_attention(settings["model"]),
             plan={"precision": "float32"} | plan,
             seed=int(document["spec"]["flow"]["settings"]["seed"]),
         )
@@ -143,6 +141,11 @@ def read_replay_context(checkpoint: Path) -> ReplayContext:
             f"({error!r}); try: a checkpoint "
             "downloaded by `runyard models download`"
         ) from error
+
+
+def _read_attention(model: dict[str, Any]) -> str | None:
+    attention = str((model.get("compute") or {}).get("attention", "auto"))
+    return None if attention == "auto" else attention
 
 
 def _read_weights_precision(model: dict[str, Any]) -> str:
