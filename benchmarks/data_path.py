@@ -14,6 +14,7 @@ import hashlib
 import os
 import resource
 import shutil
+import signal
 import statistics
 import sys
 import tempfile
@@ -155,7 +156,10 @@ def call(function: Any, *given: Any) -> Any:
     results = context.SimpleQueue()
     process = context.Process(target=function, args=(*given, results))
     process.start()
-    process.join()
+    try:
+        process.join()
+    finally:
+        process.kill()  # its workers end with it
     assert process.exitcode == 0, f"a process ended with {process.exitcode}"
     return results.get()
 
@@ -167,6 +171,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=16, help="simulated steps that count")
     parser.add_argument("--families", nargs="+", default=FAMILIES, choices=FAMILIES)
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that all processes end
     width, _, height = given.side.partition("x")
     root, is_within = Path(tempfile.mkdtemp(prefix="runyard-benchmark-")), True
     try:
