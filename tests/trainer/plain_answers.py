@@ -21,6 +21,7 @@ from transformers import (
     AutoProcessor,
     AutoTokenizer,
     BitsAndBytesConfig,
+    GenerationConfig,
 )
 
 warnings.filterwarnings("error", message=".*newly initialized.*")
@@ -36,8 +37,10 @@ def ask(model: Any, full: Path, image: str, question: str) -> str:
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]},
     ]
     inputs, tokenizer = read(full, messages, Image.open(image).convert("RGB"))
+    # An adapter's base, as it is found by ``AutoPeftModel``, has settings of before the training.
+    generation = GenerationConfig.from_pretrained(full)
     with torch.no_grad():
-        made = model.generate(**inputs)
+        made = model.generate(**inputs, generation_config=generation)
     return str(tokenizer.decode(made[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
 
 
