@@ -5,7 +5,7 @@ export PYTHON
 .DEFAULT_GOAL := help
 .PHONY: help setup demo check test test-slow bench format style stubborn rank-kills chaos chaos-postgresql kill-server power-cuts \
   checkpoint-cuts notice starve faults-nth fuzz-api fuzz-datasets backup-property defects formats families \
-  vi-inference export-smollm2 howtos bench-import bench-requests bench-ranks bench-train bench-tiny \
+  vi-inference own-images export-smollm2 howtos bench-import bench-requests bench-ranks bench-train bench-tiny \
   bench-memory bench-saving bench-weights bench-first-step bench-data bench-sdk-start gpu-check \
   bench-server bench-pages sim sim-kept sim-rules sim-postgresql availability reconnects screenshots budgets
 
@@ -110,6 +110,9 @@ howtos: setup ## Follow every page that has commands as a reader would, the READ
 export-smollm2: setup ## Export a training of SmolLM2's real weights, and reject a wrong merge; minutes
 	@scripts/setup-smollm2
 	@scripts/test tests/trainer/test_smollm2.py -n 0 -m slow
+
+own-images: setup ## Train the empty flow on 2,000 questions about receipts; minutes
+	@RUNYARD_TEST_QUESTIONS=2000 scripts/test tests/e2e/test_own_images.py -n 0 -m slow
 
 vi-inference: setup ## Query our models with the published client's local inference; about a minute
 	@RUNYARD_VI_INFERENCE=1 scripts/test tests/contract/test_published_inference.py -n 0
