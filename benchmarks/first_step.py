@@ -33,7 +33,15 @@ from start_of_training import VERSION, make_version
 
 MAX_FIRST_STEP_S, MAX_SILENCE_S = 60.0, 5.0
 STEPS, STEPS_PER_CHECKPOINT = 5, 2  # with --kill
-NAMES = ("precision", "maxPixels", "pictureSettings", "microBatchSize", "featureCache", "packing", "memory")
+NAMES = (
+    "precision",
+    "maxPixels",
+    "pictureSettings",
+    "microBatchSize",
+    "featureCache",
+    "packing",
+    "memory",
+)
 
 
 def make_smolvlm(folder: Path) -> None:
