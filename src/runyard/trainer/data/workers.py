@@ -7,8 +7,8 @@ tokens and packed images. Results are returned in the order of the samples, whic
 first, and as many samples are ahead as ``AHEAD_BYTES`` allow.
 
 Workers change no result. A sample whose worker is lost, hangs or fails is encoded in this process,
-which raises the error again. The kernel ends workers together with the process that forked them. They
-have neither its locks nor its other open files, except those that they read samples from.
+which raises the error again. The kernel ends workers together with the process that forked them.
+They have neither its locks nor its other open files, except those that they read samples from.
 
 Few or quick samples are encoded in this process alone, as its first ones show.
 """
