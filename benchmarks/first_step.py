@@ -29,7 +29,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from start_of_training import VERSION, make_version
+from start_of_training import VERSION, make_run, make_version
 
 MAX_FIRST_STEP_S, MAX_SILENCE_S = 60.0, 5.0
 STEPS, STEPS_PER_CHECKPOINT = 5, 2  # with --kill
@@ -106,19 +106,8 @@ def make_attempt(
     data = {"datasetId": "photographs", "datasetVersion": VERSION, "projectKind": "vqa"}
     weights = {"name": "auto", "weights": str(root / "models" / "smolvlm")}
     model = {"architecture": weights, **settings}
-    flow = {
-        "name": "benchmark",
-        "schema": "v1",
-        "tolerations": {},
-        "settings": {},
-        "blocks": [
-            {"block": "vi-dataset", "settings": data, "style": {}},
-            {"block": "vi-model", "settings": model, "style": {}},
-        ],
-    }
-    document = {"kind": "Run", "workspaceId": "org", "runId": run, "spec": {"flow": flow}}
     config = {
-        "run": document,
+        "run": make_run(run, data, model),
         "attempt": attempt,
         "threads": threads,
         "dataDir": str(root / "data"),

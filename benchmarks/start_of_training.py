@@ -98,19 +98,8 @@ def make_attempt(root: Path, run: str, *, cache_bytes: int) -> Path:
         "augmentation": {},
     }
     model = {"hyperparameters": {"maxSteps": 1}, "validation": {"maxSamples": 1}}
-    flow = {
-        "name": "benchmark",
-        "schema": "v1",
-        "tolerations": {},
-        "settings": {},
-        "blocks": [
-            {"block": "vi-dataset", "settings": data, "style": {}},
-            {"block": "vi-model", "settings": model, "style": {}},
-        ],
-    }
-    document = {"kind": "Run", "workspaceId": "org", "runId": run, "spec": {"flow": flow}}
     config = {
-        "run": document,
+        "run": make_run(run, data, model),
         "attempt": 1,
         "threads": 1,
         "dataDir": str(root),
@@ -120,6 +109,22 @@ def make_attempt(root: Path, run: str, *, cache_bytes: int) -> Path:
     version = {"folder": str(root / "version"), "dataset": "shelves", "version": VERSION}
     (folder / "dataset.json").write_text(json.dumps(version))
     return folder
+
+
+def make_run(run: str, data: dict[str, Any], model: dict[str, Any]) -> dict[str, Any]:
+    """Return a run's document with these settings of its blocks."""
+    blocks = [
+        {"block": "vi-dataset", "settings": data, "style": {}},
+        {"block": "vi-model", "settings": model, "style": {}},
+    ]
+    flow = {
+        "name": "benchmark",
+        "schema": "v1",
+        "tolerations": {},
+        "settings": {},
+        "blocks": blocks,
+    }
+    return {"kind": "Run", "workspaceId": "org", "runId": run, "spec": {"flow": flow}}
 
 
 def train(folder: Path, results: Any) -> None:

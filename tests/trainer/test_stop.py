@@ -208,6 +208,17 @@ def train_with_a_slow_evaluation(folder: Path) -> int:
     return train_attempt(folder)
 
 
+def start_and_wait_for_evaluation(fork: Callable[..., Any], folder: Path) -> Any:
+    """Return a trainer that has begun a slow evaluation."""
+    trainer = fork(lambda: train_with_a_slow_evaluation(folder))
+    events = folder / "events.jsonl"
+    while trainer.poll() is None:
+        if events.exists() and "Evaluating" in events.read_text():
+            break
+        time.sleep(0.02)
+    return trainer
+
+
 @pytest.mark.e2e
 def test_a_real_trainer_in_a_long_evaluation_saves_and_ends_at_sigterm(
     uninterrupted: Path,
@@ -216,12 +227,7 @@ def test_a_real_trainer_in_a_long_evaluation_saves_and_ends_at_sigterm(
     fork: Callable[..., Any],
 ) -> None:
     first = make_attempt(BLOCKS)
-    trainer = fork(lambda: train_with_a_slow_evaluation(first))
-    while trainer.poll() is None:
-        text = (first / "events.jsonl").read_text() if (first / "events.jsonl").exists() else ""
-        if "Evaluating" in text:
-            break
-        time.sleep(0.02)
+    trainer = start_and_wait_for_evaluation(fork, first)
     trainer.terminate()
     assert trainer.wait(30) == 75  # the full evaluation would have taken a minute
     assert [event["step"] for event in events_of(first, "step")] == [1, 2]
@@ -242,12 +248,7 @@ def test_a_kill_during_an_evaluation_loses_no_step(
     fork: Callable[..., Any],
 ) -> None:
     first = make_attempt(BLOCKS)
-    trainer = fork(lambda: train_with_a_slow_evaluation(first))
-    while trainer.poll() is None:
-        text = (first / "events.jsonl").read_text() if (first / "events.jsonl").exists() else ""
-        if "Evaluating" in text:
-            break
-        time.sleep(0.02)
+    trainer = start_and_wait_for_evaluation(fork, first)
     trainer.end()
     ((saved, manifest),) = list_checkpoints(first)
     assert (manifest["step"], manifest["metrics"], manifest["isBest"]) == (2, {}, False)
