@@ -194,8 +194,9 @@ def compare_resumed(root: Path, threads: int, images: dict[str, Any]) -> bool:
     whole = make_attempt(root, threads, settings, run="undisturbed")
     run_until(whole, is_last_step_saved)
     killed = make_attempt(root, threads, settings, run="killed")
-    run_until(killed, is_step_after_checkpoint)
-    (checkpoint,) = (killed / "checkpoints").iterdir()
+    _, events, _ = run_until(killed, is_step_after_checkpoint)
+    saved = next(event for event in reversed(events) if event["ev"] == "checkpoint")
+    checkpoint = killed / "checkpoints" / saved["checkpoint"]
     resumed = make_attempt(root, threads, settings, run="killed", attempt=2)
     (resumed / "resume.json").write_text(json.dumps({"folder": str(checkpoint)}))
     run_until(resumed, is_last_step_saved)
