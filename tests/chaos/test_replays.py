@@ -2,20 +2,10 @@
 all answers.
 """
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
-ROOT = Path(__file__).parents[2]
+from tests.chaos.command import run_chaos
 
 
 def test_repeating_a_create_whose_answers_are_lost_creates_one_run() -> None:
-    command = [sys.executable, "-m", "tests.chaos.chaos", "--replays", "30", "--threads", "10"]
-    ended = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
-    )
-    assert ended.stdout, ended.stderr[-4000:]
-    numbers = json.loads(ended.stdout)
+    numbers = run_chaos("--replays", "30", "--threads", "10", timeout_s=120)
     assert numbers["problems"] == []
     assert numbers["lostAnswers"] > 0
