@@ -216,42 +216,38 @@ def estimate_time_left(steps: Sequence[Step], total_steps: int) -> tuple[float, 
     return left * mean, deviation * math.sqrt(left + left * left / count)
 
 
-_WIDE_FACTS = ("Step", "Time left", "Memory", "Dataset")
-
-
 def _list_facts(run: Run, progress: RunProgress, recent: Recent, *, now_ms: int) -> list[Fact]:
     is_running = run.status.conditions[-1].condition.value == "Running"
     epochs = _count_epochs(run)
     facts = []
 
-    def add(label: str, value: str, title: str = "") -> None:
+    def add(label: str, value: str, title: str = "", *, is_wide: bool = False) -> None:
         # A running run has a place for what is not known yet, so that nothing below moves later.
         if value or is_running:
-            facts.append(
-                Fact(label=label, value=value or NOTHING, title=title, is_wide=label in _WIDE_FACTS)
-            )
+            facts.append(Fact(label=label, value=value or NOTHING, title=title, is_wide=is_wide))
 
     step = f"{progress.step:,} / {progress.total_steps:,}" if progress.total_steps else ""
-    add("Step", step, "optimizer steps")
+    add("Step", step, "optimizer steps", is_wide=True)
     epoch = f"{progress.epoch:.2g}{f' / {epochs}' if epochs else ''}" if step else ""
     add("Epoch", epoch, "passes over data")
     if is_running:
-        add("Time left", *_describe_time_left(run, progress, recent))
-    add("Took" if not is_running else "Running for", *_describe_duration(run, now_ms))
+        add("Time left", *_describe_time_left(run, progress, recent), is_wide=True)
+    duration = "Running for" if is_running else "Took"
+    add(duration, *_describe_duration(run, now_ms), is_wide=True)
     rate = recent.samples_per_second
     add("Samples/s", "" if rate is None else f"{rate:.3g}", "of the newest step")
-    add("Memory", *_describe_memory(recent))
+    add("Memory", *_describe_memory(recent), is_wide=True)
     if run.status.attempts:
         add("Attempt", str(run.status.attempts[-1].attempt), run.status.attempts[-1].machine)
-    add("Dataset", *_describe_dataset(run))
+    add("Dataset", *_describe_dataset(run), is_wide=True)
     seed = get_plan_value(run, "seed")
     add("Seed", "" if seed is None else str(seed), "of the split, the order and new weights")
     loss, metric = progress.loss, progress.metric
     add("Loss", "" if loss is None else format_number(loss), "of the newest step")
-    value = "" if metric is None else format_number(metric)
+    value, name = "" if metric is None else format_number(metric), progress.metric_name or "Metric"
     if progress.baseline is not None:
         value = f"{value} (baseline {format_number(progress.baseline)})"
-    add(progress.metric_name or "Metric", value, "newest evaluation; baseline: constant answers")
+    add(name, value, "newest evaluation; baseline: constant answers", is_wide=True)
     return facts
 
 
