@@ -4,7 +4,7 @@ A column is ``name:type(length)``. ``*`` marks the primary key, ``?`` a value th
 ``=`` a column that older files may lack.
 """
 
-REVISION = "0015"
+REVISION = "0016"
 TABLES = {
     "assets": (
         "*org:str(64) *dataset_id:str(255) *id:str(64) filename:str(1024) content:str(64) "
@@ -119,7 +119,7 @@ TABLES = {
         "*org:str(64) *run_id:str(255) *path:str(1024) size_bytes:int64 sha256:str(64) "
     ),
     "run_attributes": ("*org:str(64) *run_id:str(255) *key:str value:str number:int64= "),
-    "run_datasets": ("*org:str(64) *run_id:str(255) dataset_id:str(255) version:str(32) "),
+    "run_datasets": ("*org:str(64) *run_id:str(255) *dataset_id:str(255) version:str(32) "),
     "run_metrics": ("*org:str(64) *run_id:str(255) *key:str value:float last:float number:int64 "),
     "runs": (
         "*org:str(64) *id:str(255) document:bytes etag:str(32) body_sha256:bytes condition:str(32) "

@@ -16,9 +16,9 @@ supervisor authenticates with its attempt token and may only act for that attemp
     POST /internal/v1/attempt/checkpoints           supervisor: CheckpointReport -> CheckpointsKept
     GET  /internal/v1/attempt/resume                supervisor: -> ResumeCandidates
     GET  /internal/v1/attempt/blobs/{sha256}        supervisor: the bytes of one of its files
-    GET  /internal/v1/attempt/dataset               supervisor: -> AttemptDataset (404: built in)
+    GET  /internal/v1/attempt/dataset?dataset=      supervisor: -> AttemptDataset (404: built in)
     GET  /internal/v1/attempt/weights               supervisor: -> AttemptWeights (404: no run's)
-    GET  /internal/v1/attempt/dataset/contents      supervisor: -> content spans, by line
+    GET  /internal/v1/attempt/dataset/contents?dataset=  supervisor: -> content spans, by line
     POST /internal/v1/attempt/finish                supervisor or reaper: ExitReport -> 204
 
 The code ``LeaseLost`` (409) means that the attempt is closed and another may run, so its processes
@@ -255,8 +255,7 @@ class StoredBytes(Message):
 
 
 class AttemptDataset(Message):
-    """The dataset version that the run is pinned to: its manifest, and every blob with an image of
-    it.
+    """A dataset version that the run is pinned to: its manifest, and each blob with an image of it.
 
     ``size_bytes`` is the size of the images. Blobs may contain more; the contents give each image's
     location.

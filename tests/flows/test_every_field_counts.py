@@ -29,6 +29,8 @@ HELD_AS: dict[type[msgspec.Struct], set[str]] = {
     blocks.FlowReference: set(),
     blocks.Resources: {"resources"},
     blocks.Augmentation: {"strengths"},
+    blocks.MixedDataset: {"each"},
+    blocks.ValidationDataset: {"validation_dataset"},
     blocks.DatasetSettings: {"dataset"},
     blocks.SystemPromptSettings: {"system_prompt"},
     blocks.Architecture: {"architecture"},
@@ -56,6 +58,12 @@ ELSEWHERE = {
     "LearningRates.projector": ("trainer/steps/optim.py", "getattr(rates, find_part(name, parts))"),
     "LearningRates.language": ("trainer/steps/optim.py", "getattr(rates, find_part(name, parts))"),
     "DatasetSettings.projectKind": ("trainer/prepare.py", "flow.task"),
+    # Those of all datasets are read in the same way, from the flow as JSON.
+    **{
+        f"{part}.{name}": ("supervisor/datasets.py", f'named.get("{name}")')
+        for part in ("MixedDataset", "ValidationDataset")
+        for name in ("datasetId", "datasetVersion")
+    },
     "Architecture.name": ("trainer/checkpoints/warm_start.py", '"family"'),
     "Architecture.family": ("flows/resolved_flow.py", 'given.get("family")'),  # decides the name
     "Resources.workers": ("flows/resources.py", '_read_count(settings, "workers")'),

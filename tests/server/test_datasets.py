@@ -289,6 +289,88 @@ async def test_a_flow_that_does_not_fit_its_dataset_is_refused_with_the_path(
     assert [problem["path"] for problem in refused.json()["problems"]] == [place]
 
 
+async def test_a_run_of_a_mixture_is_pinned_to_each_version(server: TestServer) -> None:
+    data = await open_data(server)
+    own, mixed, held_out, other = [await data.make(name=name) for name in "abcd"]
+    versions = {
+        dataset_id: (await data.import_files(dataset_id, make_vqa_files(number)))["status"][
+            "version"
+        ]
+        for number, dataset_id in enumerate((own, mixed, held_out, other), 1)
+    }
+    settings: dict[str, Any] = {
+        "datasetId": own,
+        "weight": 1,
+        "mixture": [{"datasetId": mixed, "weight": 2}],
+        "validationDataset": {"datasetId": held_out},
+    }
+    created = (await create_run(server, "r1", **settings)).json()
+    pinned = created["spec"]["flow"]["blocks"][0]["settings"]
+    assert pinned["datasetVersion"] == versions[own]
+    assert pinned["mixture"][0]["datasetVersion"] == versions[mixed]
+    assert pinned["validationDataset"]["datasetVersion"] == versions[held_out]
+
+    attempt = await attempts.claim(server)
+
+    async def ask(path: str, dataset_id: str) -> Any:
+        return await attempt.client.get(
+            f"/internal/v1/attempt/{path}", params={"dataset": dataset_id}
+        )
+
+    for dataset_id in (own, mixed, held_out):
+        offered = (await ask("dataset", dataset_id)).json()
+        assert offered["version"] == versions[dataset_id]
+        lines = (await ask("dataset/contents", dataset_id)).content.splitlines()
+        assert len(lines) == offered["assets"]
+        for blob in (offered["manifest"], *offered["packs"]):
+            found = await attempt.client.get(f"/internal/v1/attempt/blobs/{blob['sha256']}")
+            assert found.status_code == 200
+    for path in ("dataset", "dataset/contents"):
+        assert (await ask(path, other)).status_code == 404
+        assert (await attempt.client.get(f"/internal/v1/attempt/{path}")).status_code == 404
+    for dataset_id in (own, mixed, held_out):
+        refused = await data.api.delete(data.path(dataset_id))
+        assert (refused.status_code, refused.json()["code"]) == (409, "DatasetInUse")
+    assert (await data.api.delete(data.path(other))).status_code in (200, 202, 204)
+
+
+@pytest.mark.sqlite_only
+@pytest.mark.parametrize(
+    ("settings", "place", "words"),
+    [
+        ({"mixture": [{"datasetId": "nowhere"}]}, "mixture/0/datasetId", "does not exist"),
+        ({"validationDataset": {"datasetId": "nowhere"}}, "validationDataset/datasetId", "does"),
+        ({"mixture": [{"datasetId": "EMPTY"}]}, "mixture/0/datasetId", "has no records"),
+        ({"mixture": [{"datasetId": "BOXES"}]}, "mixture/0/datasetId", "is of kind"),
+        (
+            {"mixture": [{"datasetId": "MIXED", "datasetVersion": "0" * 16}]},
+            "mixture/0/datasetVersion",
+            "does not exist",
+        ),
+        ({"datasetId": None, "mixture": [{"datasetId": "MIXED"}]}, "datasetId", "built in"),
+    ],
+)
+async def test_a_mixture_with_a_wrong_dataset_is_refused_with_the_path(
+    server: TestServer, settings: dict[str, Any], place: str, words: str
+) -> None:
+    data = await open_data(server)
+    ids = {name: await data.make(name=name) for name in ("OWN", "MIXED", "EMPTY")}
+    ids["BOXES"] = await data.make("phrase-grounding")
+    for name in ("OWN", "MIXED"):
+        await data.import_files(ids[name], make_vqa_files(1))
+    await data.import_files(
+        ids["BOXES"], {"a.png": make_image_bytes(1), "l.jsonl": jsonl(grounding_row(1, "a.png"))}
+    )
+    text = json.dumps({"datasetId": "OWN"} | settings)
+    for name, dataset_id in ids.items():
+        text = text.replace(f'"{name}"', f'"{dataset_id}"')
+    asked = {name: value for name, value in json.loads(text).items() if value is not None}
+    refused = await create_run(server, "r1", **asked)
+    assert (refused.status_code, refused.json()["code"]) == (400, "InvalidFlow"), refused.text
+    assert [each["path"] for each in refused.json()["problems"]] == [f"/blocks/0/settings/{place}"]
+    assert words in refused.json()["problems"][0]["message"]
+
+
 async def test_a_deleted_dataset_leaves_neither_rows_nor_bytes(server: TestServer) -> None:
     data = await open_data(server)
     dataset_id, kept = await data.make(), await data.make(name="kept")

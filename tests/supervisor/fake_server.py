@@ -85,7 +85,7 @@ class FakeServer:
             return 204, None
         if path.startswith("/internal/v1/machines/"):
             return 200, {"attempts": self.open}
-        word = path.removeprefix("/internal/v1/attempt/")
+        word = path.removeprefix("/internal/v1/attempt/").partition("?")[0]
         if self.is_refusing:
             return 409, {"code": "LeaseLost", "message": "the attempt is somebody else's"}
         if word.startswith("blobs/"):

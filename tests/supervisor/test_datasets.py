@@ -94,11 +94,11 @@ class DatasetServer:
         self.gone: set[str] = set()
         self.asks = 0
 
-    def get_dataset(self) -> AttemptDataset | None:
+    def get_dataset(self, dataset_id: str) -> AttemptDataset | None:
         self.asks += 1
         return self.version.description
 
-    def fetch_contents(self, target: Path) -> None:
+    def fetch_contents(self, dataset_id: str, target: Path) -> None:
         target.write_bytes(self.version.contents)
 
     def fetch_blob(self, sha256: str, target: Path) -> None:
@@ -231,10 +231,10 @@ def test_packs_that_moved_are_requested_again(tmp_path: Path) -> None:
     dataset_server.gone = {version.packs[0]}
     ask = dataset_server.get_dataset
 
-    def get_changed_dataset() -> AttemptDataset | None:
+    def get_changed_dataset(dataset_id: str) -> AttemptDataset | None:
         if dataset_server.asks:
             dataset_server.gone = set()
-        return ask()
+        return ask(dataset_id)
 
     dataset_server.get_dataset = get_changed_dataset  # type: ignore[method-assign]
     DatasetFetcher(folder, dataset_server).fetch()
@@ -267,6 +267,66 @@ def test_unavailable_data_is_reported_to_the_trainer_as_a_problem(
     assert f"cannot fetch version {version.id} of dataset 'shelves'" in problem
     assert dataset_server.asks == 3
     assert not is_complete(Path(read_dataset_document(folder)["folder"]))
+
+
+class ServerOfSeveral(DatasetServer):
+    """A fake server of a run with several datasets, by id."""
+
+    def __init__(self, versions: dict[str, Version]):
+        super().__init__(next(iter(versions.values())))
+        self.versions = versions
+
+    def get_dataset(self, dataset_id: str) -> AttemptDataset | None:
+        self.version = self.versions[dataset_id]
+        return super().get_dataset(dataset_id)
+
+    def fetch_contents(self, dataset_id: str, target: Path) -> None:
+        target.write_bytes(self.versions[dataset_id].contents)
+
+    def fetch_blob(self, sha256: str, target: Path) -> None:
+        self.version = next(each for each in self.versions.values() if sha256 in each.blobs)
+        super().fetch_blob(sha256, target)
+
+
+def write_mixture(root: Path, versions: dict[str, Version]) -> Path:
+    """Write an attempt that trains on all but the last version, which is held out."""
+    own, *mixed, held_out = [
+        {"datasetId": name, "datasetVersion": version.id} for name, version in versions.items()
+    ]
+    folder = write_attempt(root, next(iter(versions.values())))
+    settings = own | {"mixture": mixed, "validationDataset": held_out}
+    flow = {"blocks": [{"block": "vi-dataset", "settings": settings}]}
+    rundir.AttemptDir(folder).run.write_text(
+        json.dumps({"run": {"spec": {"flow": flow}}, "dataDir": str(root)})
+    )
+    return folder
+
+
+def test_each_dataset_of_a_mixture_is_fetched_held_and_named(tmp_path: Path) -> None:
+    versions = {name: Version(name, shared=name.encode() * 400) for name in "abc"}
+    folder, server = write_mixture(tmp_path, versions), ServerOfSeveral(versions)
+    server.gone = {versions["b"].packs[0]}
+    fetcher = DatasetFetcher(folder, server)
+    fetcher.fetch()
+    document = read_dataset_document(folder)
+    assert "dataset 'b'" in document["problem"]
+    rundir.AttemptDir(folder).dataset.unlink()
+    server.gone, server.fetched = set(), []
+    fetcher.fetch()
+    document = read_dataset_document(folder)
+    homes = {name: tmp_path / "datasets" / "org" / each.id for name, each in versions.items()}
+    named = [
+        {"folder": str(homes[name]), "dataset": name, "version": versions[name].id}
+        for name in versions
+    ]
+    assert document == named[0] | {"others": named[1:]}
+    assert all(is_complete(home) for home in homes.values())
+    assert not set(server.fetched) & set(versions["a"].blobs)  # was complete the first time
+    free_space(tmp_path / "datasets", 0, 0)
+    assert all(home.exists() for home in homes.values())
+    fetcher.release()
+    free_space(tmp_path / "datasets", 0, 0)
+    assert not any(home.exists() for home in homes.values())
 
 
 def test_built_in_data_causes_no_calls(tmp_path: Path) -> None:
@@ -354,7 +414,9 @@ def test_a_real_supervisor_fetches_the_dataset_before_training_starts(
     write_run(folder, version, data_dir=tmp_path)
     serve_version(server, version)
     fails = ("attempt/dataset", "dataset/contents", version.packs[0])
-    server.fail = lambda path, times: failure if times == 1 and path.endswith(fails) else None
+    server.fail = lambda path, times: (
+        failure if times == 1 and path.partition("?")[0].endswith(fails) else None
+    )
     assert start(folder, READS_DATASET).wait(60) == 0
     assert rundir.read_json(folder / "seen") == read_dataset_document(folder)
     assert has_all_files(folder, version)

@@ -168,6 +168,28 @@ class Augmentation(Shape, frozen=True):
     mirror: Annotated[Share, help_text("probability of a horizontal flip")] = 0.0
 
 
+Weight = Annotated[float, Meta(gt=0, le=1e9)]
+
+
+class MixedDataset(Shape, frozen=True):
+    """A further dataset of a mixture."""
+
+    dataset_id: Annotated[Id, help_text("id of the dataset")]
+    dataset_version: Annotated[
+        Id | None, help_text("dataset version to use; null takes the newest")
+    ] = None
+    weight: Annotated[Weight | None, help_text("its weight in the mixture")] = None
+
+
+class ValidationDataset(Shape, frozen=True):
+    """A dataset that is held out as a whole."""
+
+    dataset_id: Annotated[Id, help_text("id of the dataset")]
+    dataset_version: Annotated[
+        Id | None, help_text("dataset version to use; null takes the newest")
+    ] = None
+
+
 class DatasetSettings(Shape, frozen=True):
     """The training data, and its split."""
 
@@ -179,6 +201,24 @@ class DatasetSettings(Shape, frozen=True):
     ] = "digits"
     dataset_version: Annotated[
         Id | None, help_text("dataset version to use; null takes the newest")
+    ] = None
+    weight: Annotated[
+        Weight | None,
+        help_text(
+            "weight of the dataset in a mixture: its share of the samples in an epoch is its "
+            "weight over the sum of all; null for every dataset uses each sample once per epoch"
+        ),
+    ] = None
+    mixture: Annotated[
+        Annotated[list[MixedDataset], Meta(max_length=15)],
+        help_text("further datasets to train on, of the same kind"),
+    ] = msgspec.field(default_factory=list)
+    validation_dataset: Annotated[
+        ValidationDataset | None,
+        help_text(
+            "dataset that is held out as a whole; then all other data is trained on, and "
+            "validationFraction is not used"
+        ),
     ] = None
     project_kind: Annotated[Task, help_text("task to learn", default="the dataset's own kind")] = (
         "vqa"
@@ -202,6 +242,11 @@ class DatasetSettings(Shape, frozen=True):
             default="null; tiny with vqa: shift 0.06, zoom 0.1, and {} for none",
         ),
     ] = None
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether some samples are held out for validation."""
+        return self.validation_dataset is not None or self.validation_fraction > 0
 
     @property
     def varies_images(self) -> bool:

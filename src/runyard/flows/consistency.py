@@ -10,6 +10,7 @@ import msgspec
 
 from runyard.flows.blocks import BUILT_IN_DATASETS, TINY, Every
 from runyard.flows.families import AUTO, FAMILIES
+from runyard.flows.mixtures import check_mixture
 from runyard.flows.problems import ProblemCollector
 from runyard.flows.resolved_flow import ResolvedFlow
 from runyard.flows.weights import FORMS, classify_weights
@@ -47,6 +48,8 @@ def check_consistency(
     architecture, training = f"{model}/architecture", f"{model}/training"
     if invalid.has_none_at(f"{dataset}/datasetId", f"{dataset}/projectKind"):
         _check_task(flow, dataset, dataset_kind, problems)
+    if invalid.has_none_at(f"{dataset}/datasetId", f"{dataset}/mixture"):
+        check_mixture(flow, dataset, problems)
     if invalid.has_none_at(architecture):
         _check_architecture(flow, architecture, problems)
     if invalid.has_none_at(architecture, f"{training}/mode", f"{model}/quantization"):
@@ -241,7 +244,7 @@ def _check_projector(flow: ResolvedFlow, at: str, problems: ProblemCollector) ->
 
 
 def _check_early_stopping(flow: ResolvedFlow, at: str, problems: ProblemCollector) -> None:
-    if flow.model.validation.early_stopping is not None and flow.dataset.validation_fraction == 0:
+    if flow.model.validation.early_stopping is not None and not flow.dataset.holds_out:
         problems.add(
             at,
             {},

@@ -155,6 +155,9 @@ def _fill_dataset(
     of_project = dataset_id or (training_project if training_project in BUILT_IN_DATASETS else None)
     chosen = given.get("datasetId", of_project or "digits")
     kind = BUILT_IN_DATASETS.get(chosen, dataset_kind or "vqa")
+    if "mixture" in given:  # an invalid item keeps its place
+        valid = [each for each in given["mixture"] if isinstance(each, dict)]
+        given = given | {"mixture": valid}
     return msgspec.convert({"projectKind": kind} | given | {"datasetId": chosen}, DatasetSettings)
 
 

@@ -714,13 +714,13 @@ dataset_versions = Table(
     Index("dataset_versions_by_number", "org", "dataset_id", "number", "id"),
 )
 
-# The dataset version that a run is pinned to; removed with the run.
+# The dataset versions that a run is pinned to; removed with the run.
 run_datasets = Table(
     "run_datasets",
     metadata,
     Column("org", String(64), primary_key=True),
     Column("run_id", String(255), primary_key=True),
-    Column("dataset_id", String(255), nullable=False),
+    Column("dataset_id", String(255), primary_key=True),
     Column("version", String(32), nullable=False),
     Index("run_datasets_by_version", "org", "dataset_id", "version"),
 )

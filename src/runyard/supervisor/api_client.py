@@ -166,15 +166,20 @@ class AttemptClient:
         """
         self._fetch_to_file(f"{ROOT}/blobs/{sha256}", target, name=sha256)
 
-    def get_dataset(self) -> AttemptDataset | None:
-        """Return the dataset version that the run is pinned to; None for built-in data.
+    def get_dataset(self, dataset_id: str) -> AttemptDataset | None:
+        """Return the version of a dataset that the run is pinned to; None if it is to none.
 
         Raises:
             BlobGone: the server has lost bytes of it.
             ViError: the call failed.
         """
         try:
-            return self._http.call("GET", f"{ROOT}/dataset", decode_as=AttemptDataset)
+            return self._http.call(
+                "GET",
+                f"{ROOT}/dataset",
+                params={"dataset": dataset_id},
+                decode_as=AttemptDataset,
+            )
         except ViError as error:
             if error.code == BLOB_MISSING:
                 raise BlobGone(error.message) from error
@@ -195,14 +200,15 @@ class AttemptClient:
                 return None
             raise
 
-    def fetch_contents(self, target: Path) -> None:
-        """Fetch the locations of the version's images.
+    def fetch_contents(self, dataset_id: str, target: Path) -> None:
+        """Fetch the locations of the images of the dataset's version.
 
         Raises:
             BlobGone: the server has lost them.
             ViError: the call failed.
         """
-        self._fetch_to_file(f"{ROOT}/dataset/contents", target, name="the list of contents")
+        address = f"{ROOT}/dataset/contents?dataset={dataset_id}"
+        self._fetch_to_file(address, target, name="the list of contents")
 
     def _fetch_to_file(self, address: str, target: Path, *, name: str) -> None:
         try:
@@ -216,7 +222,7 @@ class AttemptClient:
             raise
 
     def prepare_attempt(self, files: Files) -> msg.Event:
-        """Find and fetch the checkpoint to resume from, the weights to start from, and the dataset.
+        """Find and fetch the checkpoint to resume from, the weights to start from, and the data.
 
         Raises:
             OSError: the disk is full or failing.

@@ -1,4 +1,4 @@
-"""Fetches the run's dataset to this machine before training starts.
+"""Fetches the run's datasets to this machine before training starts.
 
 A version is stored in ``<data_dir>/datasets/<organization>/<version>/`` and shared by every attempt
 on this machine that needs it. ``runyard.datasets.versions`` documents its content, and
@@ -52,16 +52,16 @@ class DatasetSource(Protocol):
     Errors other than ``BlobGone`` may pass: retry later.
     """
 
-    def get_dataset(self) -> AttemptDataset | None: ...
+    def get_dataset(self, dataset_id: str, /) -> AttemptDataset | None: ...
 
-    def fetch_contents(self, target: Path, /) -> None: ...
+    def fetch_contents(self, dataset_id: str, target: Path, /) -> None: ...
 
     def fetch_blob(self, sha256: str, target: Path, /) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class PinnedVersion:
-    """The dataset version that an attempt needs, and where this machine stores it."""
+    """A dataset version that an attempt needs, and where this machine stores it."""
 
     organization_id: str
     dataset_id: str
@@ -79,63 +79,75 @@ class InvalidDataset(Exception):
 
 
 class DatasetFetcher:
-    """Fetches the dataset of one attempt, over as many calls as it takes."""
+    """Fetches the datasets of one attempt, over as many calls as it takes."""
 
     def __init__(self, folder: Path, source: DatasetSource):
         self._folder, self._dir, self._source = folder, AttemptDir(folder), source
-        self._shared = SharedFolder(source)
-        self._described: AttemptDataset | None = None  # kept between calls until bytes are lost
+        self._shared: dict[Path, SharedFolder] = {}
+        # By dataset; kept between calls until bytes are lost.
+        self._described: dict[str, AttemptDataset] = {}
 
     def fetch(self, files: Files = rundir) -> None:
-        """Fetch the run's dataset and write ``dataset.json``; do nothing for built-in data.
+        """Fetch the run's datasets and write ``dataset.json``; do nothing for built-in data.
 
-        If the server has lost the data, ``problem`` says so there, and the trainer ends with it.
+        If the server has lost data, ``problem`` says so there, and the trainer ends with it.
 
         Raises:
             OSError: the disk is full or failing, or bytes arrived damaged.
         """
-        pinned = read_pinned_version(self._folder, files)
-        if pinned is None or files.read_json(self._dir.dataset) is not None:
-            if pinned is not None:
-                self._shared.hold(pinned.home)
+        pinned = list_pinned_versions(self._folder, files)
+        for version in pinned:
+            self._share(version).hold(version.home)
+        if not pinned or files.read_json(self._dir.dataset) is not None:
             return
-        document: dict[str, Any] = {
-            "folder": str(pinned.home),
-            "dataset": pinned.dataset_id,
-            "version": pinned.version,
-        }
-        self._shared.hold(pinned.home)
-        with hold_lock(pinned.home / FILL_LOCK):
-            if not rundir.is_complete(pinned.home):
-                problem = self._fetch_version(pinned)
-                if problem == "":
-                    return
-                if problem is not None:
-                    document["problem"] = problem
+        fetched = list[dict[str, Any]]()
+        problem: str | None = None
+        for version in pinned:
+            with hold_lock(version.home / FILL_LOCK):
+                if not rundir.is_complete(version.home):
+                    problem = problem or self._fetch_version(version)
+            if problem == "":
+                return
+            fetched.append(
+                {
+                    "folder": str(version.home),
+                    "dataset": version.dataset_id,
+                    "version": version.version,
+                }
+            )
+        document = fetched[0]
+        if len(fetched) > 1:
+            document["others"] = fetched[1:]
+        if problem is not None:
+            document["problem"] = problem
         files.write_json(self._dir.dataset, document)
+
+    def _share(self, version: PinnedVersion) -> SharedFolder:
+        return self._shared.setdefault(version.home, SharedFolder(self._source))
 
     def _fetch_version(self, pinned: PinnedVersion) -> str | None:
         """Fetch a version.
 
         Return None on success, "" when the server has none, else the problem.
         """
-        problem = ""
+        problem, name = "", pinned.dataset_id
         for _ in range(MAX_TRIES):
             try:
-                self._described = self._described or self._source.get_dataset()
-                if self._described is None:
+                described = self._described.get(name) or self._source.get_dataset(name)
+                if described is None:
                     return ""
-                self._fill_folder(pinned, self._described)
+                self._described[name] = described
+                self._fill_folder(pinned, described)
                 return None
             except BlobGone as error:
                 problem = f"the server has lost bytes of it ({error})"
             except (InvalidDataset, VersionError) as error:
                 problem = f"the server's description of it is inconsistent: {error}"
-            self._described = None
-            self._shared.discard(pinned.home / NEW_CONTENTS)
-            log.warning("Dataset %s, version %s: %s", pinned.dataset_id, pinned.version, problem)
+            self._described.pop(name, None)
+            self._share(pinned).discard(pinned.home / NEW_CONTENTS)
+            log.warning("Dataset %s, version %s: %s", name, pinned.version, problem)
         return (
-            f"cannot fetch version {pinned.version} of dataset {pinned.dataset_id!r}: {problem}; "
+            f"cannot fetch version {pinned.version} of dataset {name!r}: {problem}; "
             "try: import the dataset again"
         )
 
@@ -157,11 +169,11 @@ class DatasetFetcher:
         self._place_blob(
             pinned, home / MANIFEST, described.manifest.sha256, described.manifest.size_bytes
         )
-        contents = home / NEW_CONTENTS
-        if not self._shared.is_proven(contents):
-            self._source.fetch_contents(contents)
+        contents, shared = home / NEW_CONTENTS, self._share(pinned)
+        if not shared.is_proven(contents):
+            self._source.fetch_contents(pinned.dataset_id, contents)
             check_contents(home / MANIFEST, contents, packs)
-            self._shared.mark_proven(contents)
+            shared.mark_proven(contents)
         for sha256, size_bytes in packs.items():
             self._place_blob(pinned, home / PACKS / sha256, sha256, size_bytes)
         for path in (home / PACKS).iterdir():
@@ -185,32 +197,38 @@ class DatasetFetcher:
             home / PACKS / sha256 for home in pinned.home.parent.iterdir() if home != pinned.home
         )
         copies = (locate_blob(pinned.data_dir, pinned.organization_id, sha256), *siblings)
-        self._shared.place_file(target, sha256, size_bytes, copies=copies)
+        self._share(pinned).place_file(target, sha256, size_bytes, copies=copies)
 
     def release(self) -> None:
-        """Allow the folder to be removed, as ending the process does."""
-        self._shared.release()
+        """Allow the folders to be removed, as ending the process does."""
+        for shared in self._shared.values():
+            shared.release()
 
 
-def read_pinned_version(folder: Path, files: Files = rundir) -> PinnedVersion | None:
-    """Return the version that the attempt in ``folder`` needs; None for built-in data."""
+def list_pinned_versions(folder: Path, files: Files = rundir) -> list[PinnedVersion]:
+    """Return the versions that the attempt in ``folder`` needs; none for built-in data.
+
+    That of the flow's own dataset is first.
+    """
     run, placed = (
         files.read_json(AttemptDir(folder).run),
         files.read_json(AttemptDir(folder).placed),
     )
     if run is None or placed is None or not run.get("dataDir"):
-        return None
+        return []
     settings = _find_dataset_settings(run)
-    version = settings.get("datasetVersion")
-    if not isinstance(version, str) or not _VERSION.fullmatch(version):
-        return None
-    return PinnedVersion(
-        organization_id=str(placed["organizationId"]),
-        dataset_id=str(settings.get("datasetId")),
-        version=version,
-        data_dir=Path(str(run["dataDir"])),
-        limit_bytes=int(placed.get("datasetsBytes", DEFAULT_LIMIT_BYTES)),
-    )
+    further = [*settings.get("mixture", ()), settings.get("validationDataset")]
+    return [
+        PinnedVersion(
+            organization_id=str(placed["organizationId"]),
+            dataset_id=str(named.get("datasetId")),
+            version=version,
+            data_dir=Path(str(run["dataDir"])),
+            limit_bytes=int(placed.get("datasetsBytes", DEFAULT_LIMIT_BYTES)),
+        )
+        for named in (settings, *filter(None, further))
+        if isinstance(version := named.get("datasetVersion"), str) and _VERSION.fullmatch(version)
+    ]
 
 
 def check_contents(manifest: Path, contents: Path, packs: dict[str, int]) -> None:

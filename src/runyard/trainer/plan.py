@@ -17,6 +17,7 @@ from runyard.flows.memory import choose_micro_batch, uses_gradient_checkpointing
 from runyard.flows.tiny import describe_tiny_images, get_image_size
 from runyard.trainer.answers import FREEFORM, METRICS, PHRASE_GROUNDING, VQA
 from runyard.trainer.data.image_resolution import MaxPixels
+from runyard.trainer.data.mixtures import DatasetShare
 from runyard.trainer.errors import InvalidFlow
 
 # The metric that decides which checkpoint is best, unless the flow names one. For long texts it is
@@ -49,7 +50,8 @@ class Hardware:
 class UploadedSizes:
     """Which uploaded data is used, and how many images each part has.
 
-    ``held_out_split`` and ``unused_images`` are as in ``Dataset``.
+    ``held_out_split``, ``unused_images`` and ``overlapping_samples`` are as in ``Dataset``.
+    ``mixture`` has the share of each dataset, if there are several.
     """
 
     dataset: str
@@ -59,6 +61,8 @@ class UploadedSizes:
     broken_images: int
     held_out_split: Split | None = None
     unused_images: int = 0
+    mixture: Sequence[DatasetShare] = ()
+    overlapping_samples: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -363,6 +367,8 @@ def format_plan(plan: Plan) -> str:
 
 def explain_share(flow: ResolvedFlow, sizes: UploadedSizes | None) -> str:
     """Return why the training part has this many samples."""
+    if sizes is not None and sizes.mixture:
+        return "of all datasets that are trained on"
     if sizes is not None and sizes.held_out_split is not None:
         return "those of the dataset's own split"
     return f"{1 - flow.dataset.validation_fraction:.0%} of the data"
@@ -378,7 +384,9 @@ def note_uploaded(sizes: UploadedSizes, note: Callable[[str, Any, str], Any]) ->
     note("dataset", sizes.dataset, "flow")
     note("datasetVersion", sizes.version, "a hash of all its images and records")
     split = sizes.held_out_split
-    if split is None:
+    if sizes.mixture:
+        note_mixture(sizes, note)
+    elif split is None:
         note("trainingPictures", sizes.training_images, "split by content and seed")
         note("validationPictures", sizes.validation_images, "held out by content and seed")
     else:
@@ -391,6 +399,26 @@ def note_uploaded(sizes: UploadedSizes, note: Callable[[str, Any, str], Any]) ->
         )
         note("unusedImages", sizes.unused_images, "of its test split, in neither part")
     note("brokenPictures", sizes.broken_images, "cannot be decoded and are left out")
+
+
+def note_mixture(sizes: UploadedSizes, note: Callable[[str, Any, str], Any]) -> None:
+    for index, share in enumerate(sizes.mixture):
+        if share.is_validation_dataset:
+            note("validationDataset", share.dataset, f"{share.validation_samples:,} samples")
+            continue
+        why = f"{share.training_samples:,} samples to train on"
+        if share.samples_per_epoch != share.training_samples:
+            why += f", {share.samples_per_epoch:,} drawn per epoch by weight"
+        why += f"; {share.validation_samples:,} held out"
+        note(f"mixedDataset{index}" if index else "dataset", share.dataset, why)
+    note("trainingPictures", sizes.training_images, "of all datasets that are trained on")
+    note("validationPictures", sizes.validation_images, "of all datasets that are held out from")
+    note("unusedImages", sizes.unused_images, "of their own validation and test splits")
+    note(
+        "overlappingSamples",
+        sizes.overlapping_samples,
+        "have an image that a dataset holds out, and are not trained on",
+    )
 
 
 def note_image_sizes(sizes: ImageSizes, note: Callable[[str, Any, str], Any]) -> None:

@@ -51,6 +51,12 @@ from runyard.trainer.data.image_resolution import (
     get_resolution_settings,
     limit_resolution,
 )
+from runyard.trainer.data.mixtures import (
+    FetchedVersion,
+    check_mixture,
+    describe_mixture,
+    load_mixture,
+)
 from runyard.trainer.data.uploaded import SampleSelection, check_split, load_uploaded
 from runyard.trainer.data.workers import SampleSource
 from runyard.trainer.errors import InvalidData, InvalidFlow
@@ -402,12 +408,20 @@ def adjust_heap(device: torch.device, *, is_ample: bool) -> None:
 
 
 def load_data(job: Job, check_cancelled: Callable[[], None]) -> Dataset:
-    """Return the uploaded dataset that the supervisor has fetched, or a built-in one."""
+    """Return the uploaded datasets that the supervisor has fetched, or a built-in one."""
     flow = job.flow
     fetched = read_json(AttemptDir(job.folder).dataset)
     if fetched is not None:
         if fetched.get("problem"):
             raise InvalidData(str(fetched["problem"]))
+        if others := fetched.get("others"):
+            versions = [
+                FetchedVersion(
+                    Path(str(each["folder"])), str(each["dataset"]), str(each["version"])
+                )
+                for each in (fetched, *others)
+            ]
+            return load_mixture(flow, versions, check_cancelled)
         return load_uploaded(
             Path(str(fetched["folder"])),
             name=str(fetched["dataset"]),
@@ -645,7 +659,11 @@ def encode_uploaded(
     train, validation = train.without(left_out), validation.without(left_out)
     kept = replace(data, train=train, validation=validation)
     warn_about_refused(data, kept, fit, fitting, hooks)
-    check_split(kept, job.flow.dataset.validation_fraction)
+    shares = describe_mixture(job.flow, kept)
+    if shares:
+        check_mixture(job.flow, kept)
+    else:
+        check_split(kept, job.flow.dataset.validation_fraction)
     return EncodedData(
         data=kept,
         encoder=encoder,
@@ -662,6 +680,8 @@ def encode_uploaded(
             broken_images=cached.broken_image_count,
             held_out_split=data.held_out_split,
             unused_images=data.unused_images,
+            mixture=shares,
+            overlapping_samples=data.overlapping_samples,
         ),
     )
 

@@ -39,6 +39,7 @@ from runyard.trainer.checkpoints.checkpoint import (
 )
 from runyard.trainer.data.cache import Hooks
 from runyard.trainer.data.encode import epoch_batches
+from runyard.trainer.data.mixtures import make_mixture
 from runyard.trainer.devices import keep_random_states, return_memory
 from runyard.trainer.errors import Diverged, OutOfMemory, PeerLost, StopRequested
 from runyard.trainer.evaluation.baseline import PREFIX as BASELINE_PREFIX
@@ -857,6 +858,7 @@ class BatchOrder:
 
     def __init__(self, flow: ResolvedFlow, state: TrainState):
         self.flow, self.state = flow, state
+        self.mixture = make_mixture(flow, state.data.train)
         self.epochs: dict[int, list[list[int]]] = {}  # the batches of this epoch and the next
 
     def select(self, step: int) -> tuple[int, list[int]]:
@@ -871,6 +873,7 @@ class BatchOrder:
                 seed=self.flow.settings.seed,
                 epoch=epoch,
                 shuffle=self.flow.dataset.shuffle,
+                drawn=None if self.mixture is None else self.mixture.draw_epoch(epoch),
             )
         return epoch, self.epochs[epoch][step_in_epoch]
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from runyard.trainer.export.export import Form
+    from runyard.trainer.export.replay import Images
     from vi.api.resources.models.responses import Model
 
 DOWNLOADS = Path("models")
@@ -255,15 +256,16 @@ def export(
     from runyard.trainer.export.export import export_model
 
     with contextlib.ExitStack() as held:
+        images: Images | None = pictures
         if pictures is None and not no_replay:
-            pictures = _find_images(folder, data_dir, held, show_progress=not as_json)
+            images = _find_images(folder, data_dir, held, show_progress=not as_json)
         progress = held.enter_context(WorkLine())
         written = export_model(
             folder,
             out,
             form=form,
             dtype=dtype,
-            images=pictures,
+            images=images,
             with_replay=not no_replay,
             tolerate=tolerate,
             overwrite=overwrite,
@@ -333,8 +335,11 @@ def _ignore_progress(doing: str, done: int, total: int) -> None:
 
 def _find_images(
     folder: Path, data_dir: Path | None, held: contextlib.ExitStack, *, show_progress: bool
-) -> Path | None:
-    """Return the folder with the held-out images; a download is deleted when ``held`` closes."""
+) -> dict[str, Path] | None:
+    """Return the folder of each dataset with held-out images; None for built-in data.
+
+    A download is deleted when ``held`` closes.
+    """
     from runyard.ids import resolve_folder
     from runyard.rundir import is_complete
     from runyard.settings import read_settings
@@ -345,20 +350,25 @@ def _find_images(
     if asked.is_built_in:
         return None
     settings = read_settings(data_dir=data_dir)
-    # Read from the model's folder.
-    names = (asked.run.organization_id or "none", str(asked.plan.get("datasetVersion")))
-    version = resolve_folder(settings.datasets_dir, *names)
-    if is_complete(version):
-        return version
-    fetched = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="runyard-pictures-")))
+    folders = {
+        # Names read from the model's folder.
+        dataset: resolve_folder(settings.datasets_dir, asked.run.organization_id or "none", version)
+        for dataset, version in asked.versions.items()
+    }
+    missing = [dataset for dataset, version in folders.items() if not is_complete(version)]
     try:
-        with connect(data_dir, is_patient=True) as client:
-            return client.assets.download(
-                asked.dataset["datasetId"], fetched, show_progress=show_progress
-            ).save_path
+        for dataset in missing:
+            with connect(data_dir, is_patient=True) as client:
+                fetched = Path(
+                    held.enter_context(tempfile.TemporaryDirectory(prefix="runyard-pictures-"))
+                )
+                folders[dataset] = client.assets.download(
+                    dataset, fetched, show_progress=show_progress
+                ).save_path
     except (CommandFailed, ViError) as error:  # the export reports what to do without images
         click.echo(f"The held-out images cannot be downloaded: {error}", err=True)
         return None
+    return folders
 
 
 def _open_image(path: Path) -> "Image":

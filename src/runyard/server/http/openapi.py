@@ -102,6 +102,7 @@ QUERY: dict[str, dict[str, Any]] = {
     "count": _integer_schema(1, exports.MOST_SHOWN),
     "seed": _integer_schema(0, 2**31),
     "version": _text_schema(limits.ID),
+    "dataset": _text_schema(limits.ID),
     "run": {"type": "string", "pattern": f"^{ID_PATTERN}$"},
     "kind": _enum_schema(*KINDS),
 }

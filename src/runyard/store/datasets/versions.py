@@ -78,10 +78,10 @@ def pin_run(
     connection.execute(insert(run_datasets), row)
 
 
-def get_pinned(connection: Connection, *, org: str, run_id: str) -> AnyRow | None:
-    """Return the dataset version that a run is pinned to; None for built-in data."""
+def list_pinned(connection: Connection, *, org: str, run_id: str) -> Sequence[AnyRow]:
+    """Return the dataset versions that a run is pinned to; none for built-in data."""
     query = select(run_datasets).where(run_datasets.c.org == org, run_datasets.c.run_id == run_id)
-    return connection.execute(query).one_or_none()
+    return connection.execute(query.order_by(run_datasets.c.dataset_id)).all()
 
 
 # Exports and bulk deletions are jobs of the same form: an id in an organization, a state, a spec.

@@ -60,7 +60,7 @@ from runyard.trainer.data.shards import (
     ShardWriter,
     open_shard_file,
 )
-from runyard.trainer.data.uploaded import SampleSelection, UploadedSamples
+from runyard.trainer.data.uploaded import SampleSelection, SampleStore
 from runyard.trainer.data.workers import SampleSource
 from runyard.trainer.errors import InvalidData
 
@@ -116,7 +116,7 @@ class EncodedShards:
     the shards that were written now.
     """
 
-    samples: UploadedSamples
+    samples: SampleStore
     encoder: SampleEncoder
     numbers: Array
     shards: list[Shard]
@@ -291,7 +291,7 @@ def hash_settings(encoder: SampleEncoder) -> str:
 
 
 def split_by_content(
-    samples: UploadedSamples, numbers: Array, per_shard: int = IMAGES_PER_SHARD
+    samples: SampleStore, numbers: Array, per_shard: int = IMAGES_PER_SHARD
 ) -> Iterator[Array]:
     """Yield the samples in pieces of about ``per_shard`` images (content-defined chunking).
 
@@ -316,7 +316,7 @@ def split_by_content(
             begin, images = at + 1, 0
 
 
-def make_shard_name(samples: UploadedSamples, piece: Array, settings: str) -> str:
+def make_shard_name(samples: SampleStore, piece: Array, settings: str) -> str:
     return hashlib.sha256(settings.encode() + samples.keys[piece].tobytes()).hexdigest()[:40]
 
 
@@ -325,7 +325,7 @@ class _ShardBuilder:
 
     def __init__(
         self,
-        samples: UploadedSamples,
+        samples: SampleStore,
         encoder: SampleEncoder,
         cache_dir: CacheDir,
         hooks: Hooks,
@@ -635,7 +635,7 @@ def _raise_descriptor_limit(needed: int) -> None:
 
 
 def _report_broken(
-    samples: UploadedSamples, numbers: Array, broken: dict[int, str], hooks: Hooks
+    samples: SampleStore, numbers: Array, broken: dict[int, str], hooks: Hooks
 ) -> None:
     """Warn of each broken image by name; raise InvalidData when there are too many."""
     if not broken:

@@ -56,6 +56,7 @@ class Sample:
     those of a conversation, from the first to the last answer; empty for one question about one
     image. ``further_images`` follow ``image`` in a conversation about several images; uploaded ones
     have ``further_filenames``. A sample of text only has turns and an image that is not used.
+    ``dataset`` is set in mixtures, whose datasets may use the same file names.
     """
 
     image: "Image.Image"
@@ -68,6 +69,7 @@ class Sample:
     further_images: "tuple[Image.Image, ...]" = ()
     further_filenames: tuple[str, ...] = ()
     is_text_only: bool = False
+    dataset: str = ""
 
     @property
     def images(self) -> "list[Image.Image]":
@@ -87,7 +89,8 @@ class Dataset:
     ``phrases`` are frequent texts, for a new tokenizer. ``held_out_split`` is the part of the
     dataset's own split that is held out, or None if the content of images decides.
     ``unused_images`` counts its test images, if those of ``validation`` are held out.
-    ``has_text_only`` says whether some samples show no image.
+    ``has_text_only`` says whether some samples show no image. ``overlapping_samples`` counts those
+    that are not trained on, since another dataset holds their image out.
     """
 
     name: str
@@ -99,6 +102,7 @@ class Dataset:
     held_out_split: Split | None = None
     unused_images: int = 0
     has_text_only: bool = False
+    overlapping_samples: int = 0
 
 
 def load_dataset(

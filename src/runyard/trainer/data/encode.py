@@ -857,20 +857,27 @@ def pad_prompts(
 
 
 def epoch_batches(
-    lengths: _Array, *, batch_size: int, seed: int, epoch: int, shuffle: bool = True
+    lengths: _Array,
+    *,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    shuffle: bool = True,
+    drawn: _Array | None = None,
 ) -> list[list[int]]:
     """Return the batches of one epoch, from seed and epoch alone, so that a resumed run finds its
     position again.
 
     Samples are shuffled, sorted by length within chunks of fifty batches, and cut into batches,
     which are shuffled again: this saves padding, and the composition of batches changes with every
-    epoch.
+    epoch. ``drawn`` are the indices of the epoch's samples, (samples,), where these are not each
+    sample once.
     """
+    order = np.arange(len(lengths)) if drawn is None else drawn
     if not shuffle:
-        order = np.arange(len(lengths))
         return [order[i : i + batch_size].tolist() for i in range(0, len(order), batch_size)]
     random = np.random.default_rng([seed, epoch])
-    order = random.permutation(len(lengths))
+    order = order[random.permutation(len(order))]
     chunk = 50 * batch_size
     order = np.concatenate(
         [

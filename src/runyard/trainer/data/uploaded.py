@@ -13,8 +13,9 @@ import json
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Protocol, overload
 
 import numpy as np
 
@@ -261,10 +262,29 @@ class UploadedSamples:
             ) from error
 
 
+class SampleStore(Protocol):
+    """Samples by number, with what the cache identifies them by. ``UploadedSamples`` says more."""
+
+    name: str
+    keys: "np.ndarray[Any, Any]"
+    image_hashes: "np.ndarray[Any, Any]"
+
+    @property
+    def descriptors(self) -> list[int]: ...
+
+    def sample(self, number: int, /) -> StoredSample: ...
+
+    def have_same_image(self, one: int, other: int, /) -> bool: ...
+
+    def filename(self, number: int, /) -> str: ...
+
+    def count_images(self, numbers: "np.ndarray[Any, Any]", /) -> int: ...
+
+
 class SampleSelection(Sequence[Sample]):
     """Some of the samples, in an order of their own."""
 
-    def __init__(self, whole: UploadedSamples, numbers: "np.ndarray[Any, Any]"):
+    def __init__(self, whole: SampleStore, numbers: "np.ndarray[Any, Any]"):
         self.whole, self.numbers = whole, numbers
 
     def __len__(self) -> int:
@@ -309,18 +329,10 @@ def load_uploaded(
         OSError: the folder is damaged.
     """
     whole = UploadedSamples(folder, task=task, name=name, check_cancelled=check_cancelled)
-    evaluated: tuple[Split, ...] = ("validation", "test")
-    held_out_split = next((split for split in evaluated if whole.is_in(split).any()), None)
-    if held_out_split is None:
-        held_out = _choose_held_out(whole, seed=seed, fraction=validation_fraction)
-        is_trained, unused = ~held_out, np.zeros(len(whole), bool)
-    else:
-        held_out = whole.is_in(held_out_split) & (validation_fraction > 0)
-        is_trained = ~(whole.is_in("validation") | whole.is_in("test"))
-        unused = whole.is_in("test") & ~held_out
+    split = split_samples(whole, seed=seed, fraction=validation_fraction)
     train, validation = (
-        SampleSelection(whole, _subsample(np.flatnonzero(mask), max_samples, seed))
-        for mask in (is_trained, held_out)
+        SampleSelection(whole, subsample(np.flatnonzero(mask), max_samples, seed))
+        for mask in (split.is_trained, split.is_held_out)
     )
     dataset = Dataset(
         name,
@@ -328,12 +340,37 @@ def load_uploaded(
         train,
         validation,
         version=version,
-        held_out_split=held_out_split,
-        unused_images=whole.count_images(np.flatnonzero(unused)),
+        held_out_split=split.held_out_split,
+        unused_images=whole.count_images(np.flatnonzero(split.is_unused)),
         has_text_only=whole.has_text_only,
     )
     check_split(dataset, validation_fraction)
     return dataset
+
+
+@dataclass(frozen=True)
+class SampleSplit:
+    """Which samples are trained on, held out, and in neither part, as masks of shape (samples,).
+
+    ``held_out_split`` is the part of the dataset's own split that is held out, if it has one.
+    """
+
+    is_trained: "np.ndarray[Any, Any]"
+    is_held_out: "np.ndarray[Any, Any]"
+    is_unused: "np.ndarray[Any, Any]"
+    held_out_split: Split | None
+
+
+def split_samples(whole: UploadedSamples, *, seed: int, fraction: float) -> SampleSplit:
+    """Split the samples of a dataset version as ``load_uploaded`` says."""
+    evaluated: tuple[Split, ...] = ("validation", "test")
+    held_out_split = next((split for split in evaluated if whole.is_in(split).any()), None)
+    if held_out_split is None:
+        held_out = _choose_held_out(whole, seed=seed, fraction=fraction)
+        return SampleSplit(~held_out, held_out, np.zeros(len(whole), bool), None)
+    held_out = whole.is_in(held_out_split) & (fraction > 0)
+    is_trained = ~(whole.is_in("validation") | whole.is_in("test"))
+    return SampleSplit(is_trained, held_out, whole.is_in("test") & ~held_out, held_out_split)
 
 
 def _choose_held_out(
@@ -432,7 +469,7 @@ def _hash_sample(
     return hashlib.sha256(json.dumps(described).encode()).digest()
 
 
-def _subsample(
+def subsample(
     numbers: "np.ndarray[Any, Any]", count: int | None, seed: int
 ) -> "np.ndarray[Any, Any]":
     """Return the first ``count`` after a seeded shuffle, as for built-in datasets.

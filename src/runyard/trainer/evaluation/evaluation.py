@@ -398,6 +398,7 @@ def _make_prediction(
     return {
         "index": index,
         **({"filename": sample.filename} if sample.filename else {}),
+        **({"dataset": sample.dataset} if sample.dataset else {}),
         "question": sample.question,
         **_describe_conversation(sample),
         "truth": sample.truth.text,

@@ -49,6 +49,7 @@ from runyard.trainer.export.likelihood import (
 )
 from runyard.trainer.export.predict import read_block_settings, silence_libraries
 from runyard.trainer.export.replay import (
+    Images,
     Line,
     OnProgress,
     ReadImage,
@@ -81,7 +82,7 @@ def export_model(
     *,
     form: Form | None = None,
     dtype: str | None = None,
-    images: Path | None = None,
+    images: Images | None = None,
     with_replay: bool = True,
     tolerate: float = 0.0,
     overwrite: bool = False,
@@ -96,7 +97,7 @@ def export_model(
             ``overwrite``.
         form: defaults to ``merged`` where there is an adapter, else ``full``.
         dtype: ``float32``, ``bfloat16`` or ``float16``, of merged weights; defaults to the base's.
-        images: the folder of an uploaded dataset's images, see ``replay.open_images``.
+        images: the folders of uploaded datasets' images, see ``replay.open_images``.
         with_replay: whether to verify the export; an unverified one says ``"replayed": 0``.
         tolerate: the share of answers, from 0 to 1, that may differ from the stored ones.
         on_progress: called with the current phase.

@@ -10,7 +10,7 @@ under their names.
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from runyard.datasets.pixels import BrokenImage, decode_image
 from runyard.datasets.records import Turn
 from runyard.datasets.versions import CONTENTS, MANIFEST, VersionError, VersionFolder
 from runyard.flows.blocks import BUILT_IN_DATASETS, AnswerFormName, Quantization
+from runyard.ids import resolve_folder
 from runyard.rundir import CheckpointDir, read_json
 from runyard.trainer.answer_forms import make_form
 from runyard.trainer.data.datasets import load_dataset
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Line = dict[str, Any]
+Images = Path | Mapping[str, Path]
 ReadImage = Callable[[Line], "Image"]
 OnProgress = Callable[[str, int, int], None]
 """Called with the current phase, how much of it is done, and how much there is."""
@@ -69,6 +71,15 @@ class ReplayContext:
     @property
     def is_built_in(self) -> bool:
         return self.dataset["datasetId"] in BUILT_IN_DATASETS
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """The version of each uploaded dataset that samples were held out from."""
+        if held_out := self.dataset.get("validationDataset"):
+            named = [held_out]
+        else:
+            named = [self.dataset, *self.dataset.get("mixture", ())]
+        return {str(each["datasetId"]): str(each.get("datasetVersion")) for each in named}
 
     @property
     def is_sampled(self) -> bool:
@@ -180,33 +191,50 @@ def read_predictions(checkpoint: Path) -> list[Line]:
 
 @contextlib.contextmanager
 def open_images(
-    context: ReplayContext, lines: Sequence[Line], folder: Path | None
+    context: ReplayContext, lines: Sequence[Line], images: Images | None
 ) -> Iterator[ReadImage]:
     """Yield a function from a line of predictions to its image.
 
-    ``folder`` is a version's, or has the images under their names; the built-in datasets need none.
+    ``images`` is the folder of a version, or one that has the images under their names; the
+    built-in datasets need none. For predictions of a mixture, it is such a folder for each dataset
+    by its id, or a folder of these folders.
 
     Raises:
         ExportFailed: the images are missing, or are not those of the predictions.
     """
     if context.is_built_in:
         yield _read_built_in(context, lines)
-    elif folder is None:
+        return
+    if images is None:
         raise ExportFailed(
             f"the images of dataset {context.dataset['datasetId']!r} are not on this machine, so "
             "the predictions "
             "cannot be replayed; try: --pictures FOLDER with these images, or export without "
             "verification (--no-replay)"
         )
-    elif (folder / MANIFEST).is_file() and (folder / CONTENTS).is_file():
-        try:
-            version = VersionFolder(folder)
-        except VersionError as error:
-            raise ExportFailed(f"{folder} is a damaged dataset version: {error}") from error
-        with contextlib.closing(version):
-            yield _read_version(version)
-    else:
-        yield _read_files(folder)
+    with contextlib.ExitStack() as opened:
+        names = {str(line["dataset"]) for line in lines if "dataset" in line}
+        if names:
+            in_mixture = {name: _open_folder(_choose(images, name), opened) for name in names}
+            yield lambda line: in_mixture[line["dataset"]](line)
+        else:
+            own = str(context.dataset["datasetId"])
+            yield _open_folder(images if isinstance(images, Path) else images[own], opened)
+
+
+def _choose(images: Images, dataset: str) -> Path:
+    """Return the folder of one dataset of a mixture."""
+    return resolve_folder(images, dataset) if isinstance(images, Path) else images[dataset]
+
+
+def _open_folder(folder: Path, opened: contextlib.ExitStack) -> ReadImage:
+    if not (folder / MANIFEST).is_file() or not (folder / CONTENTS).is_file():
+        return _read_files(folder)
+    try:
+        version = opened.enter_context(contextlib.closing(VersionFolder(folder)))
+    except VersionError as error:
+        raise ExportFailed(f"{folder} is a damaged dataset version: {error}") from error
+    return _read_version(version)
 
 
 def encode_recorded(

@@ -10,7 +10,7 @@ import msgspec
 
 from runyard import limits, protocol
 from runyard.server.http.capacity import hold_wait_slot
-from runyard.server.http.request import TOKEN, Id, Request, T, get_actor, get_services
+from runyard.server.http.request import TOKEN, Id, Query, Request, T, get_actor, get_services
 from runyard.server.http.responses import (
     Response,
     StreamedResponse,
@@ -128,14 +128,20 @@ async def get_weights(request: Request) -> Response:
 async def get_dataset(request: Request) -> Response:
     return encode_response(
         await asyncio.to_thread(
-            attempt_dataset.get_version, get_services(request), _get_token(request)
+            attempt_dataset.get_version,
+            get_services(request),
+            _get_token(request),
+            dataset_id=Query(request).text("dataset"),
         )
     )
 
 
 async def get_dataset_contents(request: Request) -> Response:
     lines = await asyncio.to_thread(
-        attempt_dataset.list_blob_spans, get_services(request), _get_token(request)
+        attempt_dataset.list_blob_spans,
+        get_services(request),
+        _get_token(request),
+        dataset_id=Query(request).text("dataset"),
     )
     return Response(lines, media_type=b"application/x-ndjson")
 

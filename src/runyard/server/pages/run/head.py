@@ -299,10 +299,22 @@ def _describe_dataset(run: Run) -> tuple[str, str]:
     dataset, version = (get_plan_value(run, name) for name in ("dataset", "datasetVersion"))
     if not isinstance(dataset, str):
         return "", ""
+    others = _list_further_datasets(run)
+    if others:
+        return f"{dataset} + {len(others)}", f"version {version}, and {', '.join(others)}"
     return (
         f"{dataset}@{str(version)[:8]}" if version else dataset,
         f"version {version or 'unknown'}",
     )
+
+
+def _list_further_datasets(run: Run) -> list[str]:
+    """Return the ids of the datasets that a run's own one is mixed with or validated on."""
+    for block in run.spec.flow.blocks:
+        if "dataset" in block.block:
+            named = [*block.settings.get("mixture", ()), block.settings.get("validationDataset")]
+            return [str(each["datasetId"]) for each in named if each]
+    return []
 
 
 def _describe_kill(run: Run, *, has_checkpoint: bool) -> str:

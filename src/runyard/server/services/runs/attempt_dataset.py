@@ -1,4 +1,4 @@
-"""The data that an attempt trains on: the dataset version its run is pinned to, and its blobs.
+"""The data that an attempt trains on: the dataset versions its run is pinned to, and their blobs.
 
 The attempt's token opens these blobs and no others. The span of an image may change while an
 attempt fetches it, when a pack is rewritten. Then the blob is not found, and the supervisor asks
@@ -24,13 +24,18 @@ from runyard.store.datasets import versions as rows
 from runyard.store.tables import AnyRow
 
 
-def get_version(services: Services, token: AttemptToken) -> AttemptDataset:
-    """Return the version that an attempt's run is pinned to, and the blobs that hold it.
+def get_version(
+    services: Services, token: AttemptToken, *, dataset_id: str | None = None
+) -> AttemptDataset:
+    """Return a version that an attempt's run is pinned to, and the blobs that hold it.
+
+    ``dataset_id`` may be left out if there is only one.
 
     Raises:
-        Refusal: LeaseLost; NotFound (its data is built in); BlobMissing.
+        Refusal: LeaseLost; NotFound (its data is built in, or the run has no such dataset);
+            BlobMissing.
     """
-    dataset, row = _get_pinned_version(services, token)
+    dataset, row = _get_pinned_version(services, token, dataset_id)
     packs = {span.sha256 for span in _find_spans(services, row).values()}
     blobs = services.blobs(token.org)
     if missing := sorted(sha256 for sha256 in packs if not blobs.has(sha256)):
@@ -54,15 +59,17 @@ def get_version(services: Services, token: AttemptToken) -> AttemptDataset:
     )
 
 
-def list_blob_spans(services: Services, token: AttemptToken) -> bytes:
-    """Return where each image of the attempt's version is stored.
+def list_blob_spans(
+    services: Services, token: AttemptToken, *, dataset_id: str | None = None
+) -> bytes:
+    """Return where each image of a version of the attempt is stored.
 
     One JSON line each: content hash, blob, offset, size.
 
     Raises:
         Refusal: LeaseLost, NotFound, BlobMissing.
     """
-    _, row = _get_pinned_version(services, token)
+    _, row = _get_pinned_version(services, token, dataset_id)
     spans = _find_spans(services, row)
     return b"".join(
         msgspec.json.encode([content, span.sha256, span.offset, span.size_bytes]) + b"\n"
@@ -71,44 +78,61 @@ def list_blob_spans(services: Services, token: AttemptToken) -> bytes:
 
 
 def has_blob(services: Services, token: AttemptToken, sha256: str) -> bool:
-    """Return whether a blob holds part of the version that the attempt's run is pinned to.
+    """Return whether a blob holds part of a version that the attempt's run is pinned to.
 
     Raises:
-        Refusal: LeaseLost.
+        Refusal: LeaseLost, BlobMissing.
     """
-    try:
-        _, row = _get_pinned_version(services, token)
-    except Refusal as error:
-        if error.code == "NotFound":
-            return False
-        raise
-    known = services.packs_of_versions.get((token.org, row.id), set())
-    if sha256 == row.sha256 or sha256 in known:
+    pinned = _list_pinned_versions(services, token)
+    if any(
+        sha256 == row.sha256 or sha256 in services.packs_of_versions.get((token.org, row.id), set())
+        for _, row in pinned
+    ):
         return True
-    services.packs_of_versions[token.org, row.id] = {
-        span.sha256 for span in _find_spans(services, row).values()
-    }
-    return sha256 in services.packs_of_versions[token.org, row.id]
+    for _, row in pinned:
+        packs = {span.sha256 for span in _find_spans(services, row).values()}
+        services.packs_of_versions[token.org, row.id] = packs
+        if sha256 in packs:
+            return True
+    return False
 
 
-def _get_pinned_version(services: Services, token: AttemptToken) -> tuple[AnyRow, AnyRow]:
+def _get_pinned_version(
+    services: Services, token: AttemptToken, dataset_id: str | None
+) -> tuple[AnyRow, AnyRow]:
     """Return the rows of the dataset and of its version."""
+    pinned = _list_pinned_versions(services, token)
+    if not pinned:
+        raise Refusal("NotFound", "this run trains on built-in data; there is nothing to fetch")
+    found = [each for each in pinned if dataset_id in (None, each[0].id)]
+    if len(found) != 1:
+        names = ", ".join(dataset.id for dataset, _ in pinned)
+        raise Refusal(
+            "NotFound",
+            f"dataset {dataset_id!r} is not one of this run; try: one of its datasets: {names}",
+        )
+    return found[0]
 
-    def find_pinned_version(tx: Connection) -> tuple[AnyRow, AnyRow]:
+
+def _list_pinned_versions(services: Services, token: AttemptToken) -> list[tuple[AnyRow, AnyRow]]:
+    """Return the rows of each dataset and of its version; none for built-in data."""
+
+    def find_pinned_versions(tx: Connection) -> list[tuple[AnyRow, AnyRow]]:
         _, run = leases.get_open_attempt(tx, token)
-        pinned = rows.get_pinned(tx, org=token.org, run_id=run.id)
-        if pinned is None:
-            raise Refusal("NotFound", "this run trains on built-in data; there is nothing to fetch")
-        key: Any = {"org": token.org, "dataset_id": pinned.dataset_id}
-        row = rows.get(tx, **key, version=pinned.version)
-        dataset = dataset_rows.get(tx, **key)
-        if row is None or dataset is None:
-            raise Refusal(
-                "BlobMissing", f"version {pinned.version} of dataset {pinned.dataset_id!r} is gone"
-            )
-        return dataset, row
+        found = []
+        for pinned in rows.list_pinned(tx, org=token.org, run_id=run.id):
+            key: Any = {"org": token.org, "dataset_id": pinned.dataset_id}
+            row = rows.get(tx, **key, version=pinned.version)
+            dataset = dataset_rows.get(tx, **key)
+            if row is None or dataset is None:
+                raise Refusal(
+                    "BlobMissing",
+                    f"version {pinned.version} of dataset {pinned.dataset_id!r} is gone",
+                )
+            found.append((dataset, row))
+        return found
 
-    return services.store.read(find_pinned_version)
+    return services.store.read(find_pinned_versions)
 
 
 def _find_spans(services: Services, row: AnyRow) -> dict[str, AnyRow]:

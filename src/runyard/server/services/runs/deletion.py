@@ -207,8 +207,8 @@ async def _purge_run(services: Services, org: str, run_id: str) -> None:
             await asyncio.to_thread(_remove_weights, services, org, weights)
 
         def delete_run_rows(tx: Connection) -> None:
-            if versions.get_pinned(tx, org=org, run_id=run_id) is not None:
-                # Its version may have been the last to need an image.
+            if versions.list_pinned(tx, org=org, run_id=run_id):
+                # Its versions may have been the last to need an image.
                 datasets.release_contents(tx, org=org)
             rows.remove(tx, org=org, run_id=run_id)
 

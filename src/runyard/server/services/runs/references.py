@@ -7,14 +7,13 @@ flow as it was sent, however invalid the rest of it is.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import msgspec
 from sqlalchemy import Connection
 
 from runyard import limits
-from runyard.flows import FlowProblems, resolve, validate
+from runyard.flows import FlowProblems, validate
 from runyard.flows.blocks import BUILT_IN_DATASETS
 from runyard.flows.weights import BASE_PREFIX, classify_weights
 from runyard.ids import MODEL_REFERENCE
@@ -22,14 +21,18 @@ from runyard.limits import Limit
 from runyard.model_folders import SETTING
 from runyard.rundir import MODEL_ADAPTER, MODEL_FULL
 from runyard.server.services.context import Services
-from runyard.server.services.datasets import versions
 from runyard.server.services.errors import Problem, Refusal
+from runyard.server.services.runs.dataset_references import (
+    Pin,
+    fill_in_dataset,
+    find_unknown_datasets,
+    is_dataset,
+    resolve_versions,
+)
 from runyard.store import blobs as blob_rows
 from runyard.store import documents, outputs, runs
-from runyard.store.datasets import datasets
-from runyard.store.datasets import versions as version_rows
 from runyard.store.tables import AnyRow, training_projects
-from vi.api.resources.flows.responses import FlowBlock, FlowSpec
+from vi.api.resources.flows.responses import FlowSpec
 from vi.api.resources.runs.responses import ResumeFrom
 from vi.api.resources.training_projects.responses import TrainingProject
 
@@ -39,20 +42,12 @@ LONGEST_SHOWN = 80
 
 
 @dataclass(frozen=True)
-class Pin:
-    """The version of a dataset that a run is pinned to."""
-
-    dataset_id: str
-    version: str
-
-
-@dataclass(frozen=True)
 class ResolvedRun:
     """The frozen flow of a new run, with everything that it refers to."""
 
     flow: FlowSpec
     training_project: str | None
-    pin: Pin | None
+    pins: tuple[Pin, ...]
 
 
 async def resolve_run(
@@ -66,7 +61,7 @@ async def resolve_run(
     spec = check_flow(services, org, flow, training_project=training_project)
     project = training_project or spec.training_project
     spec = fill_in_dataset(spec, find_dataset(services, org, project))
-    return ResolvedRun(spec, project, await resolve_dataset_version(services, org, spec))
+    return ResolvedRun(spec, project, await resolve_versions(services, org, spec))
 
 
 def check_flow(
@@ -153,12 +148,6 @@ def is_training_project(services: Services, org: str, id: str) -> bool:
     if id in BUILT_IN_DATASETS or is_dataset(services, org, id):
         return True
     return services.store.read(lambda tx: documents.exists(tx, training_projects, org=org, id=id))
-
-
-def is_dataset(services: Services, org: str, id: str) -> bool:
-    """Return whether this is an uploaded dataset of the organization."""
-    row = services.store.read(partial(datasets.get, org=org, dataset_id=id))
-    return row is not None and not row.deleted
 
 
 def find_dataset(services: Services, org: str, training_project: str | None) -> str | None:
@@ -267,157 +256,12 @@ def _build_resume_refusal(field: str, given: str, what: str, allowed: str) -> Re
     return Refusal("NotFound", message, problems=[problem])
 
 
-def fill_in_dataset(flow: FlowSpec, dataset_id: str | None) -> FlowSpec:
-    """Return the flow with the project's dataset written into it, unless it names its own.
-
-    The trainer has no database to look it up in.
-    """
-    if dataset_id is None:
-        return flow
-    for block in flow.blocks:
-        if "dataset" in block.block:
-            block.settings.setdefault("datasetId", dataset_id)
-            return flow
-    flow.blocks.insert(0, FlowBlock(block="vi-dataset", settings={"datasetId": dataset_id}))
-    return flow
-
-
-async def resolve_dataset_version(services: Services, org: str, flow: FlowSpec) -> Pin | None:
-    """Resolve the version of the flow's dataset: the newest unless the flow names one.
-
-    Return None for built-in data. ``datasetVersion`` and ``projectKind`` are written into the flow.
-
-    Raises:
-        Refusal: InvalidFlow (there is no such version, the dataset has no records, or it is for
-            another task).
-    """
-    used = check_dataset(services, org, flow)
-    if used is None:
-        return None
-    dataset_id, requested = used.row.id, used.settings.get("datasetVersion")
-    if requested is None:
-        version = await versions.ensure_current(services, org=org, dataset_id=dataset_id)
-        if version is None:
-            raise _build_empty(used)
-        requested = used.settings["datasetVersion"] = version.id
-    return Pin(dataset_id, requested)
-
-
-@dataclass(frozen=True)
-class UsedDataset:
-    """The uploaded dataset of a flow: the block that names it, its settings, and its row."""
-
-    index: int
-    settings: dict[str, Any]
-    row: AnyRow
-
-
-def check_dataset(services: Services, org: str, flow: FlowSpec) -> UsedDataset | None:
-    """Return the uploaded dataset that a flow names; None for built-in data.
-
-    ``projectKind`` is written into the flow.
-
-    Raises:
-        Refusal: InvalidFlow (there is no such dataset or version, it has no records, or it is for
-            another task).
-    """
-    found = _find_dataset_block(flow)
-    if found is None or found[1]["datasetId"] in BUILT_IN_DATASETS:
-        return None
-    index, settings = found
-    dataset_id, requested = settings["datasetId"], settings.get("datasetVersion")
-    key: Any = {"org": org, "dataset_id": dataset_id}
-    row = services.store.read(partial(datasets.get, **key))
-    if row is None or row.deleted:
-        raise _build_invalid(
-            f"/blocks/{index}/settings/datasetId",
-            dataset_id,
-            _describe_known_datasets(services, org),
-            "does not exist",
-        )
-    settings.setdefault("projectKind", row.type)
-    try:
-        resolve(flow, dataset_kind=row.type)
-    except FlowProblems as error:
-        sentences = "; ".join(problem.message for problem in error.problems[:5])
-        message = f"the flow does not fit its dataset: {sentences}"
-        raise Refusal("InvalidFlow", message, problems=error.problems) from error
-    used = UsedDataset(index, settings, row)
-    if requested is None and not row.record_count:
-        raise _build_empty(used)
-    if (
-        requested is not None
-        and services.store.read(partial(version_rows.get, **key, version=requested)) is None
-    ):
-        allowed = f"a version of dataset {dataset_id}, or null for the newest"
-        raise _build_invalid(
-            f"/blocks/{index}/settings/datasetVersion", requested, allowed, "does not exist"
-        )
-    return used
-
-
-def pin_version(tx: Connection, *, org: str, run_id: str, to: Pin) -> None:
-    """Keep the version for the run, in the transaction that inserts the run.
-
-    Raises:
-        Refusal: NotFound (it has just been deleted).
-    """
-    dataset = datasets.get(tx, org=org, dataset_id=to.dataset_id)
-    version = version_rows.get(tx, org=org, dataset_id=to.dataset_id, version=to.version)
-    if dataset is None or dataset.deleted or version is None:
-        raise Refusal(
-            "NotFound",
-            f"version {to.version} of dataset {to.dataset_id!r} was just deleted; try: repeat the "
-            "request",
-        )
-    version_rows.pin_run(tx, org=org, run_id=run_id, dataset_id=to.dataset_id, version=to.version)
-
-
-def _find_dataset_block(flow: FlowSpec) -> tuple[int, dict[str, Any]] | None:
-    """Return the index and settings of the block that names a dataset."""
-    for index, block in enumerate(flow.blocks):
-        if "dataset" in block.block and isinstance(block.settings.get("datasetId"), str):
-            return index, block.settings
-    return None
-
-
-def _build_empty(used: UsedDataset) -> Refusal:
-    allowed = "a dataset with records; try: import some first"
-    path = f"/blocks/{used.index}/settings/datasetId"
-    return _build_invalid(path, used.row.id, allowed, "has no records")
-
-
-def _build_invalid(path: str, given: str, allowed: str, what: str) -> Refusal:
-    name = path.rpartition("/")[2]
-    message = f"{name} {given!r} {what}; expected {allowed}"
-    problem = Problem(path=path, given=given, allowed=allowed, message=message)
-    return Refusal("InvalidFlow", f"the flow has 1 problem: {message}", problems=[problem])
-
-
-def _describe_known_datasets(services: Services, org: str) -> str:
-    """Return a phrase that lists valid datasets."""
-    listed = services.store.read(partial(datasets.page, org=org, after=None, limit=5))
-    known = ", ".join([*BUILT_IN_DATASETS, *(row.id for row in listed)])
-    return f"a dataset of this organization: {known}{' ...' if len(listed) == 5 else ''}"
-
-
 def _find_dangling_in_block(services: Services, org: str, index: int, block: Any) -> list[Problem]:
     if not isinstance(block, dict) or not isinstance(block.get("settings"), dict):
         return []
     name, settings = str(block.get("block")), block["settings"]
-    dataset_id = settings.get("datasetId")
-    is_unknown = isinstance(dataset_id, str) and dataset_id not in BUILT_IN_DATASETS
-    if "dataset" in name and is_unknown and not is_dataset(services, org, dataset_id):
-        allowed = _describe_known_datasets(services, org)
-        return [
-            Problem(
-                path=f"/blocks/{index}/settings/datasetId",
-                given=dataset_id,
-                allowed=allowed,
-                message=f"dataset {dataset_id!r} does not exist; there are "
-                f"{allowed.partition(': ')[2]}",
-            )
-        ]
+    if "dataset" in name:
+        return find_unknown_datasets(services, org, f"/blocks/{index}/settings", settings)
     architecture = settings.get("architecture")
     weights = architecture.get("weights") if isinstance(architecture, dict) else None
     problem = (

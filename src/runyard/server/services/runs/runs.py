@@ -10,7 +10,7 @@ same transaction; one that trains becomes so when its attempt is proven closed (
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -30,6 +30,7 @@ from runyard.server.services.notifications import run_topic
 from runyard.server.services.run_changes import StoredRun
 from runyard.server.services.runs import conditions, placement, references
 from runyard.server.services.runs.conditions import Transition
+from runyard.server.services.runs.dataset_references import Pin, pin_version
 from runyard.server.services.validation import check_id
 from runyard.store import attempts as attempt_rows
 from runyard.store import blobs as blob_rows
@@ -102,7 +103,7 @@ async def create(
             actor,
             run,
             new,
-            pin=resolved.pin,
+            pins=resolved.pins,
             resume_from=resume_from,
         )
     )
@@ -118,7 +119,7 @@ def _insert_run(
     run: Run,
     new: "_NewRows",
     *,
-    pin: references.Pin | None,
+    pins: Iterable[Pin],
     resume_from: tuple[str, str] | None,
 ) -> tuple[bytes, str, bool]:
     """Insert a run with everything it keeps, unless the same body has already created it."""
@@ -132,8 +133,8 @@ def _insert_run(
         run.spec.resume_from, files = references.resolve_checkpoint(tx, org, *resume_from)
         blob_rows.keep_for_resume(tx, org=org, run_id=run_id, files=files)
         is_changed = True
-    if pin is not None:
-        references.pin_version(tx, org=org, run_id=run_id, to=pin)
+    for pin in pins:
+        pin_version(tx, org=org, run_id=run_id, to=pin)
     if is_changed:
         new = _build_rows(run, new.body_sha256, new.reason)
     rows.add(tx, new.values, attributes=run.metadata.attributes, listed=new.listed)
@@ -440,7 +441,7 @@ def _get_flow_id(flow: FlowSpec) -> str | None:
 
 def _list_findings(resolved: references.ResolvedRun) -> list[RunFinding]:
     """Return what people should know of a run before it trains."""
-    if resolved.pin is None:
+    if not resolved.pins:
         return []
     finding = find_tiny_images(resolve(resolved.flow), is_uploaded=True)
     return [] if finding is None else [finding]
