@@ -18,7 +18,7 @@ def open_form(page_of: PageOf, site: Site, query: str = "") -> Page:
 
 def test_a_run_starts_with_the_settings_of_the_form(page_of: PageOf, site: Site) -> None:
     page = open_form(page_of, site)
-    page.get_by_label("Dataset").select_option("digits-both")
+    page.get_by_label("Dataset", exact=True).select_option("digits-both")
     page.get_by_label("Name of the run").fill('"Quoted" & <b>')
     page.get_by_label("Epochs", exact=True).fill("2")
     page.get_by_text("All settings").click()
@@ -62,7 +62,7 @@ def test_what_is_typed_before_the_form_is_complete_counts(page_of: PageOf, site:
     with page.expect_request("**/flowSchemas/v1"):
         page.goto(f"{site.endpoint}/ui/runs/new")
     page.get_by_label("Name of the run").fill("early")
-    page.get_by_label("Dataset").select_option("digits-both")
+    page.get_by_label("Dataset", exact=True).select_option("digits-both")
     held[0].continue_()
     expect(page.locator("#plan-rows")).to_contain_text("digits-both")
     expect(page.locator("#as-python")).to_contain_text("early")
@@ -95,7 +95,7 @@ def test_a_run_can_be_repeated_with_changes(page_of: PageOf, site: Site) -> None
     page = open_form(page_of, site, f"?from={run.run_id}&dataset=digits-grounding")
     expect(page.get_by_label("Name of the run")).to_have_value("Earlier")
     expect(page.get_by_label("Epochs", exact=True)).to_have_value("5")
-    expect(page.get_by_label("Dataset")).to_have_value("digits-grounding")
+    expect(page.get_by_label("Dataset", exact=True)).to_have_value("digits-grounding")
     expect(page.locator("#plan-rows")).to_contain_text("digits-grounding")
 
 
@@ -138,7 +138,7 @@ def test_the_form_and_the_run_say_what_the_tiny_model_sees_of_own_images(
         dataset_id = client.datasets.import_folder(tmp_path / "shelves", progress=False).dataset_id
     page = open_form(page_of, site)
     expect(page.locator("#findings")).to_be_empty()
-    page.get_by_label("Dataset").select_option(dataset_id)
+    page.get_by_label("Dataset", exact=True).select_option(dataset_id)
     expect(page.locator("#findings")).to_contain_text("tiny: images become 32 x 32 pixels")
     expect(page.locator("#findings")).to_contain_text("runyard models add")
     expect(page.locator("#plan-rows")).to_contain_text("Images32 x 32")
@@ -147,4 +147,4 @@ def test_the_form_and_the_run_say_what_the_tiny_model_sees_of_own_images(
     expect(head).to_contain_text("tiny: images become 32 x 32 pixels")
     head.get_by_role("link", name="Change it…").click()
     expect(page.locator("#verdict")).to_contain_text("No problems")
-    expect(page.get_by_label("Dataset")).to_have_value(dataset_id)
+    expect(page.get_by_label("Dataset", exact=True)).to_have_value(dataset_id)

@@ -127,7 +127,7 @@ def test_filter_order_and_columns_are_in_the_address(page_of: PageOf, runs: Runs
     expect(names).to_have_text(["ant", "cat"])
     expect(page.locator("th.c-name")).to_have_attribute("aria-sort", "ascending")
     page.locator("#columns-button").click()
-    page.get_by_label("Dataset").uncheck()
+    page.get_by_label("Dataset", exact=True).uncheck()
     expect(page.locator("th.c-dataset")).to_have_count(0)
     expect(page.locator("#columns")).to_be_visible()
     address = page.url

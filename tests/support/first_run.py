@@ -71,7 +71,7 @@ def fill_form(page: Page, name: str, *, epochs: int, samples: int, dataset: str 
     page.get_by_label("Name of the run").fill(name)  # kept, although the form is not yet complete
     expect(page.locator("#verdict")).to_contain_text("No problems")
     if dataset:
-        page.get_by_label("Dataset").select_option(dataset)
+        page.get_by_label("Dataset", exact=True).select_option(dataset)
     page.get_by_label("Epochs", exact=True).fill(str(epochs))
     page.get_by_text("All settings").click()
     page.get_by_label("Search settings").fill("max samples")
