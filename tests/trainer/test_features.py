@@ -139,8 +139,8 @@ def test_slow_features_are_kept_without_a_measurement(
     events_of: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """None but those of held-out samples and of the first image are computed before the first
-    step, and each only once.
+    """None but those of held-out samples and of the longest one are computed before the first
+    step, and each only once: the check's own are kept.
     """
     compute, computed = FrozenTower.compute_features, []
 
@@ -163,11 +163,11 @@ def test_slow_features_are_kept_without_a_measurement(
     assert train_attempt(folder) == 0
     (plan,) = (event["plan"] for event in events_of(folder, "plan"))
     assert plan["featureCache"]["value"] is True
-    assert re.search("; one image takes 0.. s .measured.$", plan["featureCache"]["reason"])
+    assert re.search("; one sample takes 0.. s .measured.$", plan["featureCache"]["reason"])
     samples, per_epoch = plan["trainingSamples"]["value"], plan["stepsPerEpoch"]["value"]
     held_out = plan["validationSamples"]["value"]
-    assert before[0] <= held_out + 1  # and of the longest image, in the estimate of memory
-    assert before[per_epoch] == before[-1] == len(computed) == samples + held_out > samples
+    assert before[0] <= held_out  # the estimate of memory uses those that the check computed
+    assert before[per_epoch] == before[-1] == len(computed) == samples - 1 + held_out > samples
     # Computed again, or read from the cache, they give the same bits.
     resume, ends = folder / "checkpoints" / "epoch-1", [events_of(folder, "step")[per_epoch:]]
     for run, cache_bytes in (("computed", 0), ("read", 1 << 30)):

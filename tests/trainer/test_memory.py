@@ -333,8 +333,15 @@ def test_a_training_that_may_shrink_uses_a_micro_batch_that_fits(
     with_memory(free=9000 * MIB, total=9000 * MIB)
     ample = attempt(run="ample")
     assert train_attempt(ample) == 0
-    memory = memory_of(ample, events_of)["memory"]
-    assert memory["reason"].startswith("Allow: ")
+    bound = memory_of(ample, events_of)["memory"]
+    assert bound["reason"].startswith("Allow: extrapolated from one sample ")
+    # Less than four times the bound is not ample, so the other passes follow.
+    with_memory(free=3 * bound["value"], total=9000 * MIB)
+    measured = attempt(run="measured")
+    assert train_attempt(measured) == 0
+    memory = memory_of(measured, events_of)["memory"]
+    assert memory["reason"].startswith("Allow: estimated ")
+    assert memory["value"] < bound["value"]
     with_memory(free=9000 * MIB, total=memory["value"] - 1)
     folder = attempt(onOutOfMemory="shrink")
     assert train_attempt(folder) == 0
@@ -371,6 +378,36 @@ def test_memory_trials_may_take_five_percent_of_a_run_between_ten_seconds_and_a_
     assert str(budget).startswith(f"a large one (about {(fitting + 2) * seconds:.0f} s) skipped: ")
 
 
+def test_one_pass_is_enough_where_its_bound_is() -> None:
+    torch.manual_seed(0)
+    model = Wide()
+    plan: Any = PlanOf(4)
+    passes: list[int] = []
+    bounds: list[StepMemory] = []
+
+    def count_and_build(indices: Any, epoch: int) -> Batch:
+        passes.append(len(indices))
+        return build_batch(indices, epoch)
+
+    def note_bound(bound: StepMemory) -> bool:
+        bounds.append(bound)
+        return True
+
+    found = measure_step_memory(
+        count_and_build,
+        model,
+        [torch.optim.AdamW(model.parameters())],
+        longest=0,
+        plan=plan,
+        device=CPU,
+        is_enough=note_bound,
+    )
+    assert passes == [1]
+    assert [found] == bounds
+    assert found.is_bound
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
 @pytest.mark.parametrize(("seconds", "is_whole"), [(1.0, True), (2.5, False)])
 def test_slow_passes_leave_an_upper_bound_of_the_memory(seconds: float, is_whole: bool) -> None:
     torch.manual_seed(0)
@@ -379,6 +416,10 @@ def test_slow_passes_leave_an_upper_bound_of_the_memory(seconds: float, is_whole
     optimizers = [torch.optim.AdamW(model.parameters())]
 
     bounds: list[StepMemory] = []
+
+    def note_bound(bound: StepMemory) -> bool:
+        bounds.append(bound)
+        return False
 
     def measure(budget: TrialBudget | None) -> StepMemory:
         return measure_step_memory(
@@ -389,7 +430,7 @@ def test_slow_passes_leave_an_upper_bound_of_the_memory(seconds: float, is_whole
             plan=plan,
             device=CPU,
             budget=budget,
-            on_bound=bounds.append,
+            is_enough=note_bound,
         )
 
     budget = make_budget(seconds, samples_of_run=1)
@@ -403,8 +444,12 @@ def test_slow_passes_leave_an_upper_bound_of_the_memory(seconds: float, is_whole
 
 
 def test_a_plan_says_which_memory_trials_it_skipped(
-    attempt: Callable[..., Path], events_of: EventsOf, monkeypatch: pytest.MonkeyPatch
+    attempt: Callable[..., Path],
+    with_memory: Callable[..., None],
+    events_of: EventsOf,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    with_memory(free=MIB // 100, total=9000 * MIB)  # one pass is not enough
     monkeypatch.setattr(trial_budget, "MAX_S", 0.0)
     folder = attempt()
     assert train_attempt(folder) == 0

@@ -957,11 +957,12 @@ def fit_plan_to_memory(
     device, before = state.device, state.plan.micro_batch_size
     budget = TrialBudget(state.count_samples_left())
 
-    def retain_if_ample(bound: StepMemory) -> None:
+    def is_enough(bound: StepMemory) -> bool:
+        if device.type not in FIXED_DEVICES:
+            return False  # a larger micro-batch may be tried, which needs an estimate
         available = state.world.read_memory(device)
         mode = flow.model.training.mode
-        if compare_with_available(bound, available, state.plan, mode=mode).is_ample:
-            adjust_heap(device, is_ample=True)
+        return compare_with_available(bound, available, state.plan, mode=mode).is_ample
 
     measure = partial(
         measure_step_memory,
@@ -973,7 +974,7 @@ def fit_plan_to_memory(
         device=device,
         budget=budget,
         on_activity=hooks.on_activity,
-        on_bound=retain_if_ample,  # the passes after the first are faster then
+        is_enough=is_enough,
     )
     state.plan, state.memory_estimate = estimate_memory(
         state.plan,

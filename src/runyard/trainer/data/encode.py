@@ -709,10 +709,17 @@ class Encodings(ABC):
     def read_images(self, indices: Sequence[int]) -> dict[str, _Array]:
         """Return the processed images of these samples, concatenated; empty if they have none."""
 
-    def read_first_images(self) -> dict[str, _Array]:
-        """Return the processed images of the first sample that has any; empty if none has."""
-        found = (self.read_images([index]) for index in range(len(self)))
-        return next(filter(None, found), {})
+    def read_longest_images(self) -> tuple[int, dict[str, _Array]]:
+        """Return the index and the processed images of the sample with the most tokens.
+
+        If it has none, those of the first sample that has any; empty if none has.
+        """
+        longest = int(np.argmax(self.lengths))
+        for index in (longest, *range(len(self))):
+            images = self.read_images([index])
+            if images:
+                return index, images
+        return longest, {}
 
     def read_processed(self, index: int) -> dict[str, _Array]:
         """Return what the processor made of a sample's image, without computing features of it."""

@@ -46,7 +46,12 @@ from runyard.trainer.data.workers import SamplesAhead
 from runyard.trainer.models.model import LoadedModel
 from runyard.trainer.plan import Choice, Plan, with_choice
 from runyard.trainer.steps.autotune import BuildBatch, measure_speedup
-from runyard.trainer.steps.features import FeatureEncoder, FeaturesNotReusable, FrozenTower
+from runyard.trainer.steps.features import (
+    FeatureEncoder,
+    FeaturesNotReusable,
+    FrozenTower,
+    with_features,
+)
 from runyard.trainer.steps.features_on_use import FeaturesOnUse
 from runyard.trainer.steps.losses import TokenLosses, get_base_model
 
@@ -178,19 +183,21 @@ class BatchBuilder:
         tower = FrozenTower(self.model.module, self.model.parts, self.losses, self.device)
         encoder = FeatureEncoder(self.encoder, tower, check_cancelled=self.hooks.check_cancelled)
         try:
-            images = self.encodings.read_first_images()
+            index, images = self.encodings.read_longest_images()
             if not images:
                 raise FeaturesNotReusable("no sample has an image")
-            seconds, size_bytes = tower.check(images)
+            seconds, computed = tower.check(images)
             self.losses.expand_features = tower.expand
             if plan.feature_cache is None:
                 self.hooks.on_activity("Measuring the feature cache")
                 if "featureCache" not in choices:
-                    self._check_space(size_bytes)
+                    self._check_space(computed.nbytes)
                 plan = self._choose_features(encoder, plan, choices, seconds)
             if plan.feature_cache:
                 self.hooks.on_activity("Opening the feature cache")
                 features = self._encode_features(encoder, self.data.train, self.encodings)
+                if isinstance(features, FeaturesOnUse):  # the trial of memory uses this sample next
+                    features.keep(index, with_features(images, computed))
                 self.build = lambda indices, epoch: features.make_batch(indices)
                 self.may_prepare = False  # features are computed on first use
                 self.validation = self._encode_features(
@@ -213,7 +220,7 @@ class BatchBuilder:
         """
         if "featureCache" not in choices and seconds > SLOW_SAMPLE_S:
             choices["featureCache"] = True
-            reason = f"{plan.document['featureCache']['reason']}; one image takes {seconds:.1f} s"
+            reason = f"{plan.document['featureCache']['reason']}; one sample takes {seconds:.1f} s"
             return with_choice(plan, "featureCache", True, f"{reason} (measured)")
 
         def measure() -> float | None:

@@ -106,10 +106,10 @@ class FrozenTower:
         bits: _Array = features.contiguous().view(_BITS[features.dtype]).cpu().numpy()
         return bits, output
 
-    def check(self, images: dict[str, _Array]) -> tuple[float, int]:
+    def check(self, images: dict[str, _Array]) -> tuple[float, _Array]:
         """Compare the model's own features of these images with those restored from storage.
 
-        Returns the seconds that computing them takes, and their bytes.
+        Returns the seconds that computing them took, and what ``compute_features`` returns.
 
         Raises:
             FeaturesNotReusable: they differ.
@@ -128,7 +128,7 @@ class FrozenTower:
             output, restored, rtol=TOLERANCE, atol=TOLERANCE
         ):
             raise FeaturesNotReusable("this family does more after the projector")
-        return seconds, computed.nbytes
+        return seconds, computed
 
     def expand(self, bits: torch.Tensor) -> dict[str, Any]:
         """Convert the stored features of a batch to arguments of the model's forward."""
@@ -218,7 +218,10 @@ class FeatureEncoder:
 
         A sample of text only has none.
         """
-        if not images:
-            return {}
-        others = {name: value for name, value in images.items() if "pixel" not in name}
-        return {**others, FEATURES: self._tower.compute_features(images)}
+        return with_features(images, self._tower.compute_features(images)) if images else {}
+
+
+def with_features(images: dict[str, _Array], features: _Array) -> dict[str, _Array]:
+    """Return the image inputs of one sample with these features in place of pixels."""
+    others = {name: value for name, value in images.items() if "pixel" not in name}
+    return {**others, FEATURES: features}

@@ -90,7 +90,7 @@ class FeaturesOnUse(Encodings):
         if index not in self._places:
             self._check_cancelled()
             images = self.encoder.replace_pixels(self._encodings.read_images([index]))
-            self._keep(index, images)
+            self.keep(index, images)
             return images
         images = {}
         for name, (offset, kind, shape) in self._places[index].items():
@@ -99,7 +99,7 @@ class FeaturesOnUse(Encodings):
             images[name] = np.frombuffer(data, kind).reshape(shape)
         return images
 
-    def _keep(self, index: int, images: dict[str, Array]) -> None:
+    def keep(self, index: int, images: dict[str, Array]) -> None:
         """Write a sample's features, as long as the disk accepts them."""
         places: dict[str, Place] = {}
         for name, array in images.items():

@@ -6,7 +6,9 @@ and after every operation the bytes of all live tensors are recorded. Both runs 
 operations, and the live bytes grow linearly with the number of samples. So the two timelines give
 the timeline and the peak of a micro-batch of any size, without one of that size ever being in
 memory. This holds for every family, with adapters, frozen parts and gradient checkpointing, as it
-assumes nothing about them. The optimizers' state follows from the parameters' shapes.
+assumes nothing about them. The optimizers' state follows from the parameters' shapes. On the CPU,
+where memory is ample even if all that the first pass takes counts once per sample, it stays the
+only one.
 
 The estimate does not include temporary memory within an operation, evaluation or saving. On the CPU
 the allocator matters too. Where memory is ample, the C library is set to keep freed memory, which
@@ -165,6 +167,7 @@ class StepMemory:
     update: int  # temporary memory of the optimizers' update
     inputs: int  # of one sample
     first_use: int = 0  # constant
+    is_bound: bool = False  # from a single pass: whatever that takes counts once per sample
 
     def peak(self, micro_batch_size: int, batch_size: int) -> int:
         """Return the peak of live bytes in a step.
@@ -266,14 +269,15 @@ def measure_step_memory(
     device: torch.device,
     budget: TrialBudget | None = None,
     on_activity: Callable[[str], None] = lambda activity: None,
-    on_bound: Callable[["StepMemory"], None] = lambda bound: None,
+    is_enough: Callable[["StepMemory"], bool] = lambda bound: False,
 ) -> StepMemory:
     """Run the sample with index ``longest`` and return what steps take; zeroes gradients, keeps the
     random state.
 
     Logits are computed in chunks of ``losses.max_rows`` positions, so each sample gets its share of
     one chunk. Passes for which ``budget`` has no time left are skipped where the rest gives an
-    upper bound. ``on_bound`` gets the upper bound that the first pass gives.
+    upper bound. ``is_enough`` gets the upper bound that the first pass gives, and returns whether
+    that suffices without the other passes.
 
     Raises:
         NoTimeLeft: the rest gives none.
@@ -335,7 +339,11 @@ def measure_step_memory(
             # The first pass allocates gradients and does one-time work, such as reading
             # memory-mapped weights.
             first = record(1)
-            on_bound(describe(MemoryTimeline([0] * len(first), first, count=0), None))
+            bound = replace(
+                describe(MemoryTimeline([0] * len(first), first, count=0), None), is_bound=True
+            )
+            if is_enough(bound):
+                return bound
             if not budget.permits(3, "the measurement of memory"):
                 raise NoTimeLeft
             accumulating, whole_batch = compare(is_first=False), None
@@ -544,8 +552,9 @@ def compare_with_available(
     verdict: Verdict = (
         "Deny" if peak_bytes > maximum else "Warn" if peak_bytes > WARN_SHARE * limit else "Allow"
     )
+    basis = "extrapolated from one sample" if step.is_bound else "estimated"
     reason = (
-        f"{verdict}: estimated for a micro-batch of {size} times the longest sample; available are "
+        f"{verdict}: {basis} for a micro-batch of {size} times the longest sample; available are "
         f"{format_bytes(limit)} of {available.name} ({format_bytes(available.used)} used before "
         "the first step)"
     )
