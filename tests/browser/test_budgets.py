@@ -364,7 +364,11 @@ def test_nothing_moves_while_a_run_trains(page_of: PageOf, training: Training) -
     rows, open_dialog, reading = (
         page_of(site, path, **options) for path in ("/ui/runs", base, base)
     )
-    for page in (rows, open_dialog, reading):
+    # So tall that all of a page is in view.
+    options["viewport"] = {"width": 1280, "height": 2400}
+    whole = page_of(site, base, **options)
+    watched = (rows, open_dialog, reading, whole)
+    for page in watched:
         wait_until_quiet(page)
     box = rows.locator("#rows input[name=run]").nth(12)
     box.check()
@@ -391,7 +395,7 @@ def test_nothing_moves_while_a_run_trains(page_of: PageOf, training: Training) -
     before = [page.evaluate(state) for page in pages]
     assert before[0]["scroll"] > 0 and before[2]["selected"] and before[1]["dialogs"] == 1
     begun = reading.evaluate(last_step)
-    for page in pages:
+    for page in watched:
         page.evaluate(WATCH_SHIFT)
     for second in range(WATCHED_S):
         training.advance(second)
@@ -400,7 +404,7 @@ def test_nothing_moves_while_a_run_trains(page_of: PageOf, training: Training) -
     assert [page.evaluate(state) for page in pages] == before
     expect(box).to_be_checked()
     expect(open_dialog.get_by_label("Seconds to save and stop")).to_have_value("17")
-    for page in pages:
+    for page in watched:
         assert page.evaluate("() => window.shift") <= 0.001, page.evaluate("() => window.moved")
 
 

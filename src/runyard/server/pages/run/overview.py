@@ -54,10 +54,15 @@ class CheckpointRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Checkpoints(msgspec.Struct, frozen=True, kw_only=True):
-    """The checkpoints of a run. ``marks`` are those and the evaluations, for the charts."""
+    """The checkpoints of a run. ``marks`` are those and the evaluations, for the charts.
+
+    ``shown`` are the best and the newest one, each under its badge in a place of its own: where
+    one follows another, nothing on the page moves.
+    """
 
     id: str
     base: str
+    shown: list[tuple[str, CheckpointRow]]
     rows: list[CheckpointRow]
     marks: str
     empty: str
@@ -149,10 +154,13 @@ def build_checkpoints(
     """Return the checkpoints, newest first; ``saved`` counts those that were ever saved."""
     marks = [f"c{model.spec.step}" for model in models] + [f"e{step}" for step, _ in evaluations]
     is_final = run.condition is not None and run.condition.is_final
+    rows = [_build_row(run, model, now_ms=now_ms) for model in reversed(models)]
     return Checkpoints(
         id=run.run_id,
         base=base,
-        rows=[_build_row(run, model, now_ms=now_ms) for model in reversed(models)],
+        shown=[("best", row) for row in rows if row.is_best]
+        + [("newest", row) for row in rows[:1]],
+        rows=rows,
         marks=" ".join(marks),
         empty="No checkpoint was saved."
         if is_final
