@@ -25,7 +25,8 @@ from runyard.trainer.data.uploaded import (
 from runyard.trainer.errors import InvalidData
 
 _Array = np.ndarray[Any, Any]
-_VALIDATION_SEED, _MIXTURE_SEED = 4, 5  # keep these orders apart from others of the same seed
+# They end the seeds of these orders, apart from all others: numpy fills short seeds with zeros.
+_VALIDATION_ORDER, _DRAWN_ORDER = 4, 5
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def load_mixture(
     is_unused = ~(is_trained | is_held_out)
     train = _limit(combined, np.flatnonzero(is_trained & ~overlaps), settings.max_samples, seed)
     # An evaluation of the first few covers all datasets.
-    validation = np.random.default_rng([seed, _VALIDATION_SEED]).permutation(
+    validation = np.random.default_rng([seed, 0, 0, _VALIDATION_ORDER]).permutation(
         np.flatnonzero(is_held_out)
     )
     dataset = Dataset(
@@ -246,7 +247,7 @@ class Mixture:
         members = self._members[part]
         if not self._shuffle:
             return members
-        random = np.random.default_rng([self._seed, _MIXTURE_SEED, part, round])
+        random = np.random.default_rng([self._seed, part, round, _DRAWN_ORDER])
         return members[random.permutation(len(members))]
 
 
