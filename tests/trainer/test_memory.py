@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+import runyard.trainer.prepare as prepare_module
 import runyard.trainer.ranks as ranks_module
 import runyard.trainer.steps.memory as memory_module
 import runyard.trainer.steps.trial_budget as trial_budget
@@ -328,8 +329,12 @@ def test_more_than_the_total_ends_before_the_first_step(
 
 
 def test_a_training_that_may_shrink_uses_a_micro_batch_that_fits(
-    attempt: Callable[..., Path], with_memory: Callable[..., None], events_of: EventsOf
+    attempt: Callable[..., Path],
+    with_memory: Callable[..., None],
+    events_of: EventsOf,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(prepare_module, "SLOW_PASS_S", 0.0)
     with_memory(free=9000 * MIB, total=9000 * MIB)
     ample = attempt(run="ample")
     assert train_attempt(ample) == 0

@@ -123,6 +123,7 @@ BASE = "base"  # below the attempt's folder: base weights of an adapter that cam
 SAMPLES_BETWEEN_CHECKS = 16  # reading stop.json and the permit takes 54 µs (measured, busy core)
 # Of a checkpoint whose plan names no limit, because auto set none then.
 NO_MAX_PIXELS = {"value": None, "reason": "none when this training started"}
+SLOW_PASS_S = 1.0  # from which a bound on memory is preferred to an estimate
 FIXED_DEVICES = ("cpu",)  # where no larger micro-batch is tried
 PROCESS_BYTES = 512 << 20  # most of what one encodes large images with
 MAX_LISTED_REFUSALS = 5  # samples that a warning names
@@ -958,11 +959,13 @@ def fit_plan_to_memory(
     budget = TrialBudget(state.count_samples_left())
 
     def is_enough(bound: StepMemory) -> bool:
-        if device.type not in FIXED_DEVICES:
-            return False  # a larger micro-batch may be tried, which needs an estimate
         available = state.world.read_memory(device)
         mode = flow.model.training.mode
-        return compare_with_available(bound, available, state.plan, mode=mode).is_ample
+        if not compare_with_available(bound, available, state.plan, mode=mode).is_ample:
+            return False
+        adjust_heap(device, is_ample=True)  # further passes are faster then
+        # Elsewhere a larger micro-batch may be tried, which needs an estimate.
+        return device.type in FIXED_DEVICES and (budget.sample_s or 0.0) > SLOW_PASS_S
 
     measure = partial(
         measure_step_memory,

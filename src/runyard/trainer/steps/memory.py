@@ -6,9 +6,9 @@ and after every operation the bytes of all live tensors are recorded. Both runs 
 operations, and the live bytes grow linearly with the number of samples. So the two timelines give
 the timeline and the peak of a micro-batch of any size, without one of that size ever being in
 memory. This holds for every family, with adapters, frozen parts and gradient checkpointing, as it
-assumes nothing about them. The optimizers' state follows from the parameters' shapes. On the CPU,
-where memory is ample even if all that the first pass takes counts once per sample, it stays the
-only one.
+assumes nothing about them. The optimizers' state follows from the parameters' shapes. A slow first
+pass on the CPU stays the only one where memory is ample even if all that it takes counts once per
+sample.
 
 The estimate does not include temporary memory within an operation, evaluation or saving. On the CPU
 the allocator matters too. Where memory is ample, the C library is set to keep freed memory, which
