@@ -11,6 +11,7 @@ from runyard.server.pages.run.flow import build_flow, flatten, format_yaml
 from runyard.server.pages.run.head import Recent, Step
 from runyard.server.services.runs.conditions import MEANINGS
 from runyard.server.services.runs.telemetry.samples import SamplePage
+from vi.api.resources.events.responses import Event
 from vi.api.resources.flows.responses import FlowBlock, FlowCheck, FlowSpec
 from vi.api.resources.models.responses import Model, ModelSpec
 from vi.api.resources.runs.responses import (
@@ -176,6 +177,33 @@ def test_bars_of_the_timeline_cover_the_time_from_creation_to_the_end() -> None:
     times = [entry.time_ms for entry in view.entries]
     assert times == sorted(times)
     assert {entry.what for entry in view.entries} >= {"Attempt 1 started", "Checkpoint epoch-1"}
+
+
+def test_the_timeline_keeps_checkpoints_that_were_deleted() -> None:
+    run = make_run("Running", "Training")
+    model = Model(
+        model_id="step-40",
+        spec=ModelSpec(step=40, is_best=True),
+        metadata=ResourceMetadata(time_created=CREATED + 39_000),
+    )
+    events = [
+        Event(
+            time=CREATED + step * 1000,
+            what="checkpoint",
+            details={"checkpoint": f"step-{step}", "step": step, "metrics": {}},
+        )
+        for step in (20, 40)
+    ]
+    view = timeline.build_timeline(
+        run, models=[model], events=events, evaluations=[], base=BASE, now_ms=CREATED + 50_000
+    )
+    found = [(each.what, each.detail) for each in view.entries if each.style == "checkpoint"]
+    assert found == [
+        ("Checkpoint step-20", "step 20, deleted since"),
+        ("Checkpoint step-40", "step 40, best"),
+    ]
+    [lane] = [lane for lane in view.lanes if lane.name == "Checkpoints"]
+    assert [mark.style for mark in lane.marks] == ["deleted", "best"]
 
 
 def test_yaml_of_a_flow_reads_back_as_the_same_data() -> None:

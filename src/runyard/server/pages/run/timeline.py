@@ -85,6 +85,19 @@ class Moments(msgspec.Struct, frozen=True, kw_only=True):
         return min(max(100 * (time_ms - self.start) / max(self.end - self.start, 1), 0.0), 100.0)
 
 
+class Saved(msgspec.Struct, frozen=True, kw_only=True):
+    """A checkpoint that was saved; ``note`` says whether it is the best one, or deleted."""
+
+    id: str
+    step: int | None
+    time_ms: int
+    note: str
+
+    @property
+    def text(self) -> str:
+        return f"step {self.step}{f', {self.note}' if self.note else ''}"
+
+
 def build_timeline(
     run: Run,
     *,
@@ -98,10 +111,11 @@ def build_timeline(
     latest = run.status.conditions[-1]
     end = latest.last_transition_time if latest.condition.is_final else now_ms
     axis = Moments(start=run.metadata.time_created, end=max(end, run.metadata.time_created + 1))
+    saved = _list_saved(models, events)
     lanes = [
         _build_conditions(run, axis, base),
         _build_attempts(run, axis, base),
-        _build_checkpoints(models, axis, base),
+        _build_checkpoints(saved, axis, base),
         _build_evaluations(evaluations, axis, base),
         _build_kills(run, events, axis, base),
     ]
@@ -110,7 +124,7 @@ def build_timeline(
             *_list_events(run, events, base),  # what happened, before what it led to
             *_list_conditions(run, base),
             *_list_attempts(run, base),
-            *_list_checkpoints(models, base),
+            *_list_checkpoints(saved, base),
             *_list_evaluations(evaluations, base),
         ],
         key=lambda entry: entry.time_ms,
@@ -213,19 +227,41 @@ def _describe_attempt(attempt: Any) -> list[str]:
     return facts
 
 
-def _build_checkpoints(models: Sequence[Model], axis: Moments, base: str) -> Lane:
+def _list_saved(models: Sequence[Model], events: Sequence[Any]) -> list[Saved]:
+    """Return every checkpoint that has an event, and those that are kept."""
+    kept = {model.model_id: model for model in models}
+    found = {
+        str(event.details.get("checkpoint")): Saved(
+            id=str(event.details.get("checkpoint")),
+            step=event.details.get("step"),
+            time_ms=event.time,
+            note="deleted since",
+        )
+        for event in events
+        if event.what == "checkpoint"
+    }
+    for id, model in kept.items():
+        found[id] = Saved(
+            id=id,
+            step=model.spec.step,
+            time_ms=found[id].time_ms if id in found else model.metadata.time_created,
+            note="best" if model.spec.is_best else "",
+        )
+    return sorted(found.values(), key=lambda each: each.time_ms)
+
+
+def _build_checkpoints(saved: Sequence[Saved], axis: Moments, base: str) -> Lane:
     marks = [
         _build_bar(
             axis,
-            model.metadata.time_created,
-            model.metadata.time_created,
-            style="best" if model.spec.is_best else "checkpoint",
+            each.time_ms,
+            each.time_ms,
+            style={"best": "best", "": "checkpoint"}.get(each.note, "deleted"),
             text="",
-            title=f"{model.model_id}, step {model.spec.step}"
-            + (", best" if model.spec.is_best else ""),
-            href=_link_log(base, model.metadata.time_created),
+            title=f"{each.id}, {each.text}",
+            href=_link_log(base, each.time_ms),
         )
-        for model in models
+        for each in saved
     ]
     return Lane(name="Checkpoints", bars=[], marks=marks)
 
@@ -328,16 +364,16 @@ def _list_attempts(run: Run, base: str) -> list[Entry]:
     return entries
 
 
-def _list_checkpoints(models: Sequence[Model], base: str) -> list[Entry]:
+def _list_checkpoints(saved: Sequence[Saved], base: str) -> list[Entry]:
     return [
         _build_entry(
-            model.metadata.time_created,
+            each.time_ms,
             "checkpoint",
-            f"Checkpoint {model.model_id}",
-            f"step {model.spec.step}" + (", best" if model.spec.is_best else ""),
-            _link_log(base, model.metadata.time_created),
+            f"Checkpoint {each.id}",
+            each.text,
+            _link_log(base, each.time_ms),
         )
-        for model in models
+        for each in saved
     ]
 
 
