@@ -76,10 +76,10 @@ class ReplayContext:
     def versions(self) -> dict[str, str]:
         """The version of each uploaded dataset that samples were held out from."""
         if held_out := self.dataset.get("validationDataset"):
-            named = [held_out]
-        else:
-            named = [self.dataset, *self.dataset.get("mixture", ())]
-        return {str(each["datasetId"]): str(each.get("datasetVersion")) for each in named}
+            return {str(held_out["datasetId"]): str(held_out["datasetVersion"])}
+        own = {str(self.dataset["datasetId"]): str(self.plan.get("datasetVersion"))}
+        mixed = self.dataset.get("mixture", ())
+        return own | {str(each["datasetId"]): str(each["datasetVersion"]) for each in mixed}
 
     @property
     def is_sampled(self) -> bool:
