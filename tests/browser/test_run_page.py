@@ -375,7 +375,7 @@ def test_a_metric_is_drawn_from_step_0_with_its_baseline(
         values = {"validation/iou": step / 400} | values
         trainer.report("evaluation", step=step, epoch=step / 500, metricName="iou", values=values)
     page = open_run(page_of, trainer, trainers)
-    expect(page.locator("#run-head")).to_contain_text("0.5 (baseline 0.41)")
+    expect(page.locator("#run-head")).to_contain_text("iou, baseline 0.41")
     curves = [
         read_curve(page, key, last_step=200)["columns"]
         for key in ("validation/iou", "baseline/iou")

@@ -244,10 +244,10 @@ def _list_facts(run: Run, progress: RunProgress, recent: Recent, *, now_ms: int)
     add("Seed", "" if seed is None else str(seed), "of the split, the order and new weights")
     loss, metric = progress.loss, progress.metric
     add("Loss", "" if loss is None else format_number(loss), "of the newest step")
-    value, name = "" if metric is None else format_number(metric), progress.metric_name or "Metric"
-    if progress.baseline is not None:
-        value = f"{value} (baseline {format_number(progress.baseline)})"
-    add(name, value, "newest evaluation; baseline: constant answers", is_wide=True)
+    name, baseline = progress.metric_name or "Metric", progress.baseline
+    label = name if baseline is None else f"{name}, baseline {format_number(baseline)}"
+    value = "" if metric is None else format_number(metric)
+    add(label, value, "newest evaluation; baseline: constant answers", is_wide=True)
     return facts
 
 
