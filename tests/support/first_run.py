@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,11 +53,8 @@ def start_instance(folder: Path, **environ: str) -> Iterator[FreshInstance]:
     }
     with open_terminal("up", environ=settings, columns=240) as terminal:
         terminal.expect("Runyard is up", "Open the pages", timeout_s=UP_TIMEOUT_S)
-        deadline = time.monotonic() + END_TIMEOUT_S
         while (found := LINK.search(terminal.text)) is None:
-            assert time.monotonic() < deadline, terminal.text
-            terminal.expect("", timeout_s=1)
-            time.sleep(0.05)
+            terminal.expect("\n", timeout_s=END_TIMEOUT_S)
         try:
             yield FreshInstance(data_dir, found[1])
         finally:
