@@ -30,7 +30,7 @@ def test_a_mixture_and_a_validation_dataset_resolve() -> None:
 @pytest.mark.parametrize(
     ("settings", "place", "words"),
     [
-        ({"weight": 2}, "/weight", "there is no mixture"),
+        ({"weight": 2}, "/weight", "mixture names no other dataset"),
         ({"mixture": [{"datasetId": "b", "weight": 1}]}, "/weight", "each of them one, or none"),
         (
             {"weight": 1, "mixture": [{"datasetId": "b"}]},

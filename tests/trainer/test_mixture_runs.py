@@ -16,7 +16,7 @@ from runyard.rundir import CheckpointDir, read_json
 from runyard.trainer import train as train_module
 from runyard.trainer.data.encode import epoch_batches
 from runyard.trainer.export.export import export_model
-from runyard.trainer.export.replay import Images
+from runyard.trainer.export.replay import ImageFolders
 from runyard.trainer.main import train_attempt
 from tests.trainer.test_train import train_until_the_fifth_batch
 
@@ -114,7 +114,7 @@ def test_an_export_replays_predictions_from_the_folder_of_each_dataset(
     lines = (checkpoint / "predictions.jsonl").read_text().splitlines()
     assert {json.loads(line)["dataset"] for line in lines} == {"c"}
     shutil.copytree(held_out, tmp_path / "images" / "c")
-    forms: tuple[Images, ...] = ({"a": tmp_path, "c": held_out}, tmp_path / "images")
+    forms: tuple[ImageFolders, ...] = ({"a": tmp_path, "c": held_out}, tmp_path / "images")
     for number, images in enumerate(forms):
         written = export_model(checkpoint, tmp_path / f"out{number}", form="full", images=images)
         assert written["replayed"] == 5

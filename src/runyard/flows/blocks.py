@@ -216,7 +216,7 @@ class DatasetSettings(Shape, frozen=True):
     validation_dataset: Annotated[
         ValidationDataset | None,
         help_text(
-            "dataset that is held out as a whole; then all other data is trained on, and "
+            "dataset that is held out as a whole; then nothing else is held out, and "
             "validationFraction is not used"
         ),
     ] = None

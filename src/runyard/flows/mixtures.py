@@ -48,8 +48,8 @@ def _check_weights(dataset: DatasetSettings, at: str, problems: ProblemCollector
                 f"{at}/weight",
                 dataset.weight,
                 "null without a mixture",
-                message=f"{at}/weight is {dataset.weight:g}, but there is no mixture to weigh the "
-                "dataset in; name other datasets in mixture, or leave weight out.",
+                message=f"{at}/weight is {dataset.weight:g}, but mixture names no other "
+                "dataset; name some there, or leave weight out.",
             )
         return
     weights = {at: dataset.weight}

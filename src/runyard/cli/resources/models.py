@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from runyard.trainer.export.export import Form
-    from runyard.trainer.export.replay import Images
+    from runyard.trainer.export.replay import ImageFolders
     from vi.api.resources.models.responses import Model
 
 DOWNLOADS = Path("models")
@@ -256,7 +256,7 @@ def export(
     from runyard.trainer.export.export import export_model
 
     with contextlib.ExitStack() as held:
-        images: Images | None = pictures
+        images: ImageFolders | None = pictures
         if pictures is None and not no_replay:
             images = _find_images(folder, data_dir, held, show_progress=not as_json)
         progress = held.enter_context(WorkLine())

@@ -170,6 +170,11 @@ def check_mixture(flow: ResolvedFlow, data: Dataset) -> None:
                 "datasets have an image that is held out; try: leave it out of the mixture, or "
                 "add images"
             )
+    if flow.dataset.validation_dataset is not None and not data.validation:
+        raise InvalidData(
+            f"no sample of validation dataset {flow.dataset.validation_dataset.dataset_id!r} can "
+            "be used; try: another one, or leave validationDataset out"
+        )
     if flow.dataset.holds_out and not data.validation:
         raise InvalidData(
             f"no sample of the {len(flow.dataset.mixture) + 1} datasets is held out with "

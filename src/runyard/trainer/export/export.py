@@ -49,7 +49,7 @@ from runyard.trainer.export.likelihood import (
 )
 from runyard.trainer.export.predict import read_block_settings, silence_libraries
 from runyard.trainer.export.replay import (
-    Images,
+    ImageFolders,
     Line,
     OnProgress,
     ReadImage,
@@ -82,7 +82,7 @@ def export_model(
     *,
     form: Form | None = None,
     dtype: str | None = None,
-    images: Images | None = None,
+    images: ImageFolders | None = None,
     with_replay: bool = True,
     tolerate: float = 0.0,
     overwrite: bool = False,

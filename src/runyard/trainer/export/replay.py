@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Line = dict[str, Any]
-Images = Path | Mapping[str, Path]
+ImageFolders = Path | Mapping[str, Path]
 ReadImage = Callable[[Line], "Image"]
 OnProgress = Callable[[str, int, int], None]
 """Called with the current phase, how much of it is done, and how much there is."""
@@ -191,7 +191,7 @@ def read_predictions(checkpoint: Path) -> list[Line]:
 
 @contextlib.contextmanager
 def open_images(
-    context: ReplayContext, lines: Sequence[Line], images: Images | None
+    context: ReplayContext, lines: Sequence[Line], images: ImageFolders | None
 ) -> Iterator[ReadImage]:
     """Yield a function from a line of predictions to its image.
 
@@ -222,7 +222,7 @@ def open_images(
             yield _open_folder(images if isinstance(images, Path) else images[own], opened)
 
 
-def _choose(images: Images, dataset: str) -> Path:
+def _choose(images: ImageFolders, dataset: str) -> Path:
     """Return the folder of one dataset of a mixture."""
     return resolve_folder(images, dataset) if isinstance(images, Path) else images[dataset]
 

@@ -32,7 +32,7 @@ def get_version(
     ``dataset_id`` may be left out if there is only one.
 
     Raises:
-        Refusal: LeaseLost; NotFound (its data is built in, or the run has no such dataset);
+        Refusal: LeaseLost; NotFound (its data is built in, or is not that dataset);
             BlobMissing.
     """
     dataset, row = _get_pinned_version(services, token, dataset_id)
@@ -106,10 +106,10 @@ def _get_pinned_version(
         raise Refusal("NotFound", "this run trains on built-in data; there is nothing to fetch")
     found = [each for each in pinned if dataset_id in (None, each[0].id)]
     if len(found) != 1:
+        given = "no dataset" if dataset_id is None else f"dataset {dataset_id!r}"
         names = ", ".join(dataset.id for dataset, _ in pinned)
         raise Refusal(
-            "NotFound",
-            f"dataset {dataset_id!r} is not one of this run; try: one of its datasets: {names}",
+            "NotFound", f"{given} was named, but this run's datasets are {names}; try: one of them"
         )
     return found[0]
 
