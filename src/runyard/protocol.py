@@ -1,10 +1,12 @@
 """The internal protocol: requests of controllers and supervisors, and the server's answers.
 
 These documents never leave a deployment, so both sides are strict and names are snake_case. A
-controller authenticates with the controller key and may only claim and manage attempts. A
+controller authenticates with the instance's controller key, or with the key of its machine, and may
+only claim and manage attempts. A machine that joins has no key yet: an invitation stands for it. A
 supervisor authenticates with its attempt token and may only act for that attempt.
 ``docs/run-lifecycle.md`` describes the order of the calls.
 
+    POST /internal/v1/join                          a new machine: JoinRequest -> Joined
     POST /internal/v1/claims                        controller: Claim -> ClaimResult (long poll)
     GET  /internal/v1/machines/{machine_id}         controller: -> Placements (attempts placed here)
     PUT  /internal/v1/machines/{machine_id}         controller: MachineReport -> 204
@@ -35,7 +37,9 @@ from runyard import limits
 from runyard.limits import within
 from vi.api.resources.runs.responses import Run
 
-CONTROLLER_HEADER = "Authorization"
+# Of the messages between machines and server. A machine with another number is refused by name.
+PROTOCOL = 1
+PROTOCOL_HEADER = "Runyard-Protocol"  # "<number> <version>" of a controller, with every request
 LEASE_LOST = "LeaseLost"
 # Prefix of an attempt's cause when the kernel killed its trainer for lack of memory
 OUT_OF_MEMORY = "out of memory"
@@ -59,6 +63,32 @@ class Message(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         limits.check_fields(self)
+
+
+class JoinRequest(Message):
+    """A machine's request to join, with the token of an invitation.
+
+    ``key`` is the key that the machine has generated for itself; a repeat has the same. ``name`` is
+    what people call the machine; empty: its host.
+    """
+
+    token: Annotated[str, within(limits.ID)]
+    machine_id: StoredId
+    key: Annotated[str, within(limits.ID)]
+    boot_id: Annotated[str, within(limits.BOOT_ID)]
+    host: str
+    version: str
+    protocol: Integer
+    name: str = ""
+
+
+class Joined(Message):
+    """The answer to a machine that has joined: its name, and the server's version."""
+
+    machine_id: str
+    name: str
+    version: str
+    protocol: int
 
 
 class Claim(Message):
@@ -159,13 +189,16 @@ class Renewal(Message):
 
 
 class DesiredState(Message):
-    """The desired state of the attempt: continue, or save and stop because of a kill.
+    """The desired state of the attempt.
+
+    ``continue``; ``kill``: save and stop because the run was killed; ``stop``: save and stop, so
+    that the run resumes on another machine.
 
     ``store_id`` (on the wire ``epoch``) is the store incarnation. A new value means that a backup
     was restored: the supervisor requests the server's offsets and ships again what came after them.
     """
 
-    action: Literal["continue", "kill"] = "continue"
+    action: Literal["continue", "kill", "stop"] = "continue"
     store_id: str = msgspec.field(default="", name="epoch")
     lease_s: float = 15.0
     grace_s: float = 30.0

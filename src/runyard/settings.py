@@ -147,6 +147,9 @@ class Settings:
         "GiB of encoded images cached on a machine; 0, or too little disk space: runs decode "
         "images on demand",
     )
+    notice: str = setting(
+        "", "file or address whose appearance announces the end of this machine: runs save and stop"
+    )
     leave_running: bool = setting(
         False, "on shutdown, let runs continue instead of saving and stopping them"
     )

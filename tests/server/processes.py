@@ -18,11 +18,12 @@ from urllib.parse import urlsplit
 
 import httpx2
 
+from runyard import key_format
 from runyard.server.services.access import bootstrap, keys
 from runyard.server.services.access.secrets import open_secrets
 from runyard.settings import Settings
 from runyard.store import Store
-from runyard.store import keys as key_rows
+from runyard.store.access import keys as key_rows
 
 START_TIMEOUT_S = 60.0
 
@@ -195,8 +196,8 @@ async def _prepare(settings: Settings) -> str:
     try:
         await bootstrap.bootstrap(settings, store, secrets.pepper, now_ms=1_700_000_000_000)
         org = json.loads(settings.credentials_file.read_text())["organization_id"]
-        other_key = keys.new_key()
-        parts = keys.parse(other_key)
+        other_key = key_format.new_key()
+        parts = key_format.parse(other_key)
         assert parts is not None
         mac = keys.secret_mac(secrets.pepper, parts.secret)
         await store.write(

@@ -11,7 +11,8 @@ from urllib.parse import unquote
 import pytest
 from sqlalchemy import Connection
 
-from runyard.server.services.access.keys import new_key, role_allows
+from runyard.key_format import new_key
+from runyard.server.services.access.keys import role_allows
 from runyard.store.tables import metadata
 from tests.server.test_gateway import EVERYTHING, add_key, fill_path
 from tests.support import attempts

@@ -14,14 +14,15 @@ import pytest
 from runyard import backup_file, backup_schema
 from runyard.backup_rows import Verifier, parse_columns
 from runyard.datasets.packs import build_pack
-from runyard.server.services.access.keys import new_key, parse, secret_mac
+from runyard.key_format import new_key, parse
+from runyard.server.services.access.keys import secret_mac
 from runyard.server.services.context import Actor
 from runyard.server.services.operations import backups
 from runyard.server.services.runs import deletion, leases
 from runyard.store import backup as rows
 from runyard.store import blobs as blob_rows
-from runyard.store import keys as key_rows
 from runyard.store import lease_clock, organizations
+from runyard.store.access import keys as key_rows
 from tests.server.datasets import Data, make_vqa_files
 from tests.server.test_samples import evaluation, make_png, sample
 from tests.support import attempts

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from runyard.key_format import LENGTH
 from runyard.server.clock import AsyncSystemClock
 from runyard.server.http.app import open_services
 from runyard.server.services.access import secrets as secret_files
 from runyard.server.services.access.bootstrap import write_endpoint
-from runyard.server.services.access.keys import LENGTH
 from runyard.server.services.access.secrets import InsecureSecret, open_secrets
 from runyard.settings import Settings
 from runyard.store import StoreUnavailable, tables

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
+from runyard.key_format import new_key, parse
 from runyard.server.http import gateway
 from runyard.server.http.proxies import list_allowed_hosts
-from runyard.server.http.route import PUBLIC, SIGN_IN
+from runyard.server.http.route import JOIN, PUBLIC, SIGN_IN
 from runyard.server.http.routes import ROUTES
 from runyard.server.pages.routes import PAGES
 from runyard.server.services.access import keys
-from runyard.server.services.access.keys import StoredKey, new_key, parse, secret_mac
+from runyard.server.services.access.keys import StoredKey, secret_mac
 from tests.support import attempts
 from tests.support.server import TestServer
 
@@ -25,7 +26,7 @@ PLACES = {
     "run_id": "r1", "flow_id": "f1", "project_id": "p1", "checkpoint": "epoch-1", "version": "v1",
     "dataset": "d1", "import_id": "i1", "asset_id": "a1", "annotation_id": "n1", "session_id": "s1",
     "export_id": "e1", "upload_id": "m1", "part": "1", "filename": "a.png",
-    "key_id": "k1", "view_id": "v1", "index": "0",
+    "key_id": "k1", "invitation_id": "k1", "view_id": "v1", "index": "0",
 }  # fmt: skip
 
 
@@ -62,7 +63,7 @@ async def test_no_route_but_the_public_ones_answers_without_a_key(server: TestSe
     assert PUBLIC == ("/health",)
     for method, path in requests(server.org):
         answer = await anonymous.request(method, path)
-        if path in SIGN_IN:
+        if path in (*SIGN_IN, JOIN):
             assert answer.status_code in (200, 400, 403), (method, path)
             continue
         expected = 200 if path in PUBLIC else 401
@@ -102,7 +103,7 @@ async def test_each_kind_of_credential_opens_only_its_own_routes(server: TestSer
         "attempt": attempt.client,
     }
     for method, path in requests(server.org):
-        if path in PUBLIC or path in SIGN_IN:
+        if path in (*PUBLIC, *SIGN_IN, JOIN):
             continue
         kind = "user"
         if path.startswith("/internal/"):
@@ -193,7 +194,7 @@ async def test_a_role_opens_exactly_the_routes_of_its_row(server: TestServer, ro
 
 
 def test_the_documented_roles_exist_and_only_writers_change_anything() -> None:
-    assert set(keys.ROLES) == {"viewer", "member", "admin", "controller"}
+    assert set(keys.ROLES) == {"viewer", "member", "admin", "controller", "machine"}
     assert not any(
         keys.role_allows("controller", minimum) for minimum in ("viewer", "member", "admin")
     )
@@ -203,7 +204,10 @@ def test_the_documented_roles_exist_and_only_writers_change_anything() -> None:
         )
         assert not route.is_operator_only or route.role == "admin"
     managed = {route.path.split("/")[3] for route in ROUTES if route.role == "admin"}
-    assert managed == {"keys", "sessions", "audit", "storage"}
+    assert managed == {
+        *("keys", "sessions", "audit", "storage"),
+        *("machines", "machineInvitations"),
+    }
 
 
 @pytest.mark.settings(allowed_hosts="train.example")

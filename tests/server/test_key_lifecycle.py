@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
+from runyard.key_format import LENGTH, parse
 from runyard.server.http import access
 from runyard.server.services.access import key_lifecycle
-from runyard.server.services.access.keys import LENGTH, parse
 from runyard.server.services.operations import backups
 from runyard.store import StoreUnavailable
-from runyard.store import keys as key_rows
+from runyard.store.access import keys as key_rows
 from runyard.store.tables import keys as table
 from tests.server.test_backups import put_back, rewritten, take_backup
 from tests.support import attempts

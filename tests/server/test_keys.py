@@ -5,8 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from runyard import key_format
+from runyard.key_format import new_key, parse
 from runyard.server.services.access import keys
-from runyard.server.services.access.keys import Keyring, new_key, parse, secret_mac
+from runyard.server.services.access.keys import Keyring, secret_mac
 
 PEPPER = b"p" * 32
 
@@ -21,7 +23,7 @@ def row(key: str, **changes: object) -> SimpleNamespace:
 def test_a_key_has_the_form_that_the_published_client_accepts() -> None:
     key = new_key()
     assert key.startswith("dtvi_")
-    assert len(key) == keys.LENGTH == 103
+    assert len(key) == key_format.LENGTH == 103
     assert key.removeprefix("dtvi_").isalnum()
     assert key.isascii()
 
@@ -55,8 +57,8 @@ def test_a_mistyped_key_is_refused_by_its_checksum_alone() -> None:
 
 def test_a_right_id_with_a_wrong_secret_is_refused() -> None:
     key, other = new_key(), new_key()
-    body = keys.VERSION + key[7:23] + other[23:97]
-    forged = keys.PREFIX + body + keys._compute_checksum(body)
+    body = key_format.VERSION + key[7:23] + other[23:97]
+    forged = key_format.PREFIX + body + key_format._compute_checksum(body)
     assert parse(forged) is not None
     assert Keyring(PEPPER, [row(key)]).find(forged, now_ms=5) is None
 
@@ -82,8 +84,8 @@ def test_an_unknown_id_takes_as_much_work_as_a_wrong_secret(
 
     ring = Keyring(PEPPER, [row(key)])
     monkeypatch.setattr(keys, "secret_mac", count)
-    body = keys.VERSION + key[7:23] + other[23:97]
-    wrong_secret, work = keys.PREFIX + body + keys._compute_checksum(body), []
+    body = key_format.VERSION + key[7:23] + other[23:97]
+    wrong_secret, work = key_format.PREFIX + body + key_format._compute_checksum(body), []
     for text, reason in ((wrong_secret, "wrong secret"), (other, "unknown")):
         calls = 0
         assert ring.find(text, now_ms=5) is None

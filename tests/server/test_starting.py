@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
+from runyard.key_format import new_key
 from runyard.server.clock import AsyncSystemClock
 from runyard.server.http.app import open_services
 from runyard.server.opening import check_versions
-from runyard.server.services.access.keys import new_key
 from runyard.settings import Settings
 from runyard.starting import EXIT_CANNOT_START, EXIT_NOT_NOW, CannotStart
 

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
+from runyard import key_format
+from runyard.key_format import new_key
 from runyard.server.services.access import keys, wrong_keys
 from runyard.server.services.access.key_lifecycle import write_usage
-from runyard.server.services.access.keys import Rejection, StoredKey, new_key
+from runyard.server.services.access.keys import Rejection, StoredKey
 from runyard.server.services.access.wrong_keys import BURST, MOST_ADDRESSES, MOST_ROWS, WrongKeys
 from tests.support.server import TestServer, open_server
 
@@ -77,7 +79,7 @@ async def test_only_the_audit_log_distinguishes_rejected_keys(server: TestServer
         ("expired", {"expires": now_ms}),
         ("wrong secret", {"secret_mac": b"another"}),
     ):
-        parts = keys.parse(secrets[name])
+        parts = key_format.parse(secrets[name])
         assert parts is not None
         mac = keys.secret_mac(server.services.pepper, parts.secret)
         key = StoredKey(

@@ -13,7 +13,8 @@ from sqlalchemy import Connection, Table, insert
 
 import runyard.store
 from runyard.server.services.runs.filters import parse_filter
-from runyard.store import Store, audit, documents, keys, outputs
+from runyard.store import Store, audit, documents, outputs
+from runyard.store.access import keys
 from runyard.store.datasets import assets, datasets, imports, versions
 from runyard.store.lists import run_query
 from runyard.store.lists.run_filter import RunFilter

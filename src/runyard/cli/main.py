@@ -36,6 +36,9 @@ COMMANDS = {
     "up": CommandEntry(
         "instance.up", "up", "Start and supervise server and controller on this machine."
     ),
+    "worker": CommandEntry(
+        "instance.worker", "worker", "Train runs on this machine for a server elsewhere."
+    ),
     "open": CommandEntry(
         "resources.sessions", "open_pages", "Open the pages in a browser, signed in with this key."
     ),
@@ -80,6 +83,9 @@ COMMANDS = {
         "resources.events",
         "events",
         "Show what has happened to runs, datasets, imports and flows, oldest first.",
+    ),
+    "machines": CommandEntry(
+        "resources.machines", "machines", "Invite, list, drain and remove machines that train runs."
     ),
     "keys": CommandEntry("resources.keys", "keys", "Create, list, revoke and rotate API keys."),
     "sessions": CommandEntry(

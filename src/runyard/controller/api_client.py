@@ -8,7 +8,16 @@ from contextlib import closing
 from pathlib import Path
 
 from runyard import rundir
-from runyard.protocol import Assignment, Claim, ClaimResult, MachineReport, Placements
+from runyard.protocol import (
+    PROTOCOL,
+    PROTOCOL_HEADER,
+    Assignment,
+    Claim,
+    ClaimResult,
+    MachineReport,
+    Placements,
+)
+from runyard.version import VERSION
 from vi._http import NO_RETRY, Http
 
 ANSWER_TIMEOUT_S = 10.0
@@ -58,7 +67,10 @@ class ServerClient:
         self.endpoint = endpoint
         return Http(
             endpoint,
-            headers={"Authorization": f"Bearer {key}"},
+            headers={
+                "Authorization": f"Bearer {key}",
+                PROTOCOL_HEADER: f"{PROTOCOL} {VERSION}",
+            },
             timeout_s=ANSWER_TIMEOUT_S,
             retry=NO_RETRY,
         )

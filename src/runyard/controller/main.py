@@ -30,7 +30,7 @@ from typing import Any
 
 from runyard import processes as machine_processes
 from runyard import protocol, rundir
-from runyard.controller import machine
+from runyard.controller import machine, notices
 from runyard.controller.accelerators import (
     Device,
     find_least_used,
@@ -266,7 +266,8 @@ class Controller:
             try:
                 answer = call()
             except (ViAuthenticationError, ViPermissionError) as error:
-                fix = "try: put back secrets/controller.json, or remove it and restart the server"
+                fix = "try: runyard machines invite on the server, and join again; for the machine "
+                fix += "of the server itself: put back secrets/controller.json"
                 self._log_once(f"{error}; {fix}", kind="refused")
                 self._clock.sleep(REFUSED_RETRY_S)
                 self._inbox.put(on_failure)
@@ -524,6 +525,8 @@ def main() -> int:
         signal.signal(number, handle_signal)
     if "--end-with-stdin" in sys.argv[1:]:
         machine_processes.call_when_stdin_ends(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    if settings.notice:
+        notices.watch(settings.notice, controller.request_shutdown)
     log.info("controller started: process %d", os.getpid())
     controller.run()
     return 0

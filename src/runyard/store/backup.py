@@ -1,10 +1,10 @@
 """Export of the whole store as rows of plain values, and import into another one.
 
 It iterates over ``metadata``, so a new table is included by default. Tables whose rows follow from
-others are not: they are rebuilt; neither are sessions of browsers. Rows are JSON arrays in the
-order of the table's columns, bytes as base64, sorted by primary key. Five tables are not simply
-replaced: ``meta`` gets the new store id, the lease clock and the counters of events never go back,
-open attempts get a whole lease, and ``keys`` stay those of the instance.
+others are not: they are rebuilt; neither are sessions of browsers and machines. Rows are JSON
+arrays in the order of the table's columns, bytes as base64, sorted by primary key. Five tables are
+not simply replaced: ``meta`` gets the new store id, the lease clock and the counters of events
+never go back, open attempts get a whole lease, and ``keys`` stay those of the instance.
 """
 
 import textwrap
@@ -39,6 +39,8 @@ from runyard.store.tables import (
     attempts,
     keys,
     lease_clock,
+    machine_invitations,
+    machines,
     meta,
     metadata,
     runs,
@@ -52,7 +54,8 @@ from runyard.store.telemetry.logs import count_log_bytes
 BATCH_ROWS, BATCH_BYTES = 500, 4 << 20
 SCHEMA_REVISION = HEAD
 # Browsers sign in again after a restore: a backup would bring sessions back that have ended.
-_LEFT_OUT = (sessions, session_codes)
+# Machines stay those of the instance, as their keys do.
+_LEFT_OUT = (sessions, session_codes, machines, machine_invitations)
 TABLES: Mapping[str, Table] = {
     str(table.name): table
     for table in metadata.sorted_tables

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine, inspect, text
 
 log = logging.getLogger(__name__)
 
-HEAD = "0016"
+HEAD = "0017"
 
 
 class StoreTooNew(Exception):

@@ -105,6 +105,42 @@ session_codes = Table(
     Column("expires", BigInteger, nullable=False),
 )
 
+# Machines that have joined, and the one of ``runyard up``. A machine's key is bound to its id.
+# ``state``: joined, draining, excluded or removed; ``drain_by``: when its runs are stopped.
+machines = Table(
+    "machines",
+    metadata,
+    Column("id", String(255), primary_key=True),
+    Column("org", String(64), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("key_id", String(16), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("labels", LargeBinary, nullable=False),
+    Column("host", Text, nullable=False),
+    Column("version", String(64), nullable=False),
+    Column("boot_id", String(64), nullable=False),
+    Column("note", Text, nullable=False),
+    Column("drain_by", BigInteger),
+    Column("invited_by", Text, nullable=False),
+    Column("time_created", BigInteger, nullable=False),
+    Column("last_updated", BigInteger, nullable=False),
+    Index("machines_by_time", "time_created", "id"),
+)
+
+# Invitations of machines; the token is a secret, of which only the hash is stored.
+machine_invitations = Table(
+    "machine_invitations",
+    metadata,
+    Column("id", String(16), primary_key=True),
+    Column("org", String(64), nullable=False),
+    Column("secret_mac", LargeBinary(32), nullable=False),
+    Column("labels", LargeBinary, nullable=False),
+    Column("uses_left", Integer, nullable=False),
+    Column("expires", BigInteger, nullable=False),
+    Column("created_by", Text, nullable=False),
+    Column("time_created", BigInteger, nullable=False),
+)
+
 flows = Table(
     "flows",
     metadata,

@@ -12,7 +12,8 @@ from runyard.protocol import DesiredState
 
 Stream = Literal["events", "stdout", "stderr", "samples", "system"]
 Lane = Literal["lease", "reports", "transfers"]
-StopReason = Literal["kill", "leave", "refused", "unreachable"]
+# ``stop``: the server asks for it, so that the run resumes on another machine
+StopReason = Literal["kill", "stop", "leave", "refused", "unreachable"]
 STREAMS: tuple[Stream, ...] = ("events", "stdout", "stderr", "samples", "system")
 REPORT = "the report"
 

@@ -200,7 +200,8 @@ def _on_answer(state: State, event: Event, now: float) -> tuple[State, list[Acti
             return _on_announced(state, desired, now)
         case LeaseRenewed(desired):
             state = _apply_desired_state(state, desired)
-            return _stop_trainer(state, "kill", now) if desired.action == "kill" else (state, [])
+            action = desired.action
+            return (state, []) if action == "continue" else _stop_trainer(state, action, now)
         case LeaseLost():
             return _on_lease_lost(state, now)
         case UploadRejected():
@@ -266,8 +267,8 @@ def _on_announced(state: State, desired: DesiredState, now: float) -> tuple[Stat
     )
     if state.phase != "announcing":
         return state, []
-    if desired.action == "kill":
-        return _stop_trainer(state, "kill", now)
+    if desired.action != "continue":
+        return _stop_trainer(state, desired.action, now)
     return replace(state, phase="locking"), [AcquireLock()]
 
 
@@ -308,7 +309,7 @@ def _stop_trainer(state: State, reason: StopReason, now: float) -> tuple[State, 
     The first reason stands, except that a user's kill outranks the others.
     """
     if state.stop_reason is not None or not state.has_trainer:
-        is_stronger = reason == "kill" and state.stop_reason in ("leave", "unreachable")
+        is_stronger = reason == "kill" and state.stop_reason in ("stop", "leave", "unreachable")
         return (
             replace(state, stop_reason=reason)
             if state.stop_reason is None or is_stronger

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from vi.api.resources.events._async import AsyncEvents
     from vi.api.resources.flows._async import AsyncFlows
     from vi.api.resources.keys._async import AsyncKeys
+    from vi.api.resources.machines._async import AsyncMachines
     from vi.api.resources.models._async import AsyncModels
     from vi.api.resources.models.responses import DownloadedModel
     from vi.api.resources.runs._async import AsyncRuns
@@ -159,6 +160,13 @@ class AsyncClient:
         from vi.api.resources.keys._async import AsyncKeys
 
         return AsyncKeys(self._http, self.organization_id)
+
+    @cached_property
+    def machines(self) -> "AsyncMachines":
+        """Machines that train runs."""
+        from vi.api.resources.machines._async import AsyncMachines
+
+        return AsyncMachines(self._http, self.organization_id)
 
     @cached_property
     def audit(self) -> "AsyncAudit":

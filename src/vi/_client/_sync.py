@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from vi.api.resources.events._sync import Events
     from vi.api.resources.flows._sync import Flows
     from vi.api.resources.keys._sync import Keys
+    from vi.api.resources.machines._sync import Machines
     from vi.api.resources.models._sync import Models
     from vi.api.resources.models.responses import DownloadedModel
     from vi.api.resources.runs._sync import Runs
@@ -160,6 +161,13 @@ class Client:
         from vi.api.resources.keys._sync import Keys
 
         return Keys(self._http, self.organization_id)
+
+    @cached_property
+    def machines(self) -> "Machines":
+        """Machines that train runs."""
+        from vi.api.resources.machines._sync import Machines
+
+        return Machines(self._http, self.organization_id)
 
     @cached_property
     def audit(self) -> "Audit":

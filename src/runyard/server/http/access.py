@@ -15,6 +15,7 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
+from runyard import protocol
 from runyard.ids import is_id
 from runyard.server.http.capacity import EXCHANGE, Exchange
 from runyard.server.http.request import (
@@ -29,7 +30,7 @@ from runyard.server.http.request import (
 )
 from runyard.server.http.responses import Response
 from runyard.server.http.route import Route
-from runyard.server.services.access import session_lifecycle
+from runyard.server.services.access import invitations, session_lifecycle
 from runyard.server.services.access.keys import Rejection, role_allows
 from runyard.server.services.access.signing import ATTEMPT_TOKEN_PREFIX
 from runyard.server.services.context import Actor, Services
@@ -37,6 +38,8 @@ from runyard.server.services.errors import Refusal, unauthorized
 
 T = TypeVar("T")
 
+CONTROLLERS = ("controller", "machine")  # roles of their keys
+PROTOCOL_HEADER = protocol.PROTOCOL_HEADER.lower().encode()
 KEY_CHECK_S = 3.0  # how often a waiting request checks that its key is still valid
 # Parameters that are not ids; their routes check them.
 FREE_PARAMETERS = frozenset({"org", "filename", "sha256"})
@@ -75,7 +78,7 @@ def authenticate(services: Services, scope: Any, credential: str) -> None:
     """Write the caller into the scope.
 
     Raises:
-        Refusal: Unauthorized, TooManyRequests.
+        Refusal: Unauthorized, TooManyRequests, IncompatibleVersion.
     """
     address = scope[ADDRESS]
     if credential.startswith(ATTEMPT_TOKEN_PREFIX):
@@ -92,8 +95,27 @@ def authenticate(services: Services, scope: Any, credential: str) -> None:
     key = services.keyring.find(credential, now_ms=services.clock.now_ms())
     if key is None:
         raise _count_rejection(services, address, services.keyring.explain(credential))
+    if key.role in CONTROLLERS:
+        _check_protocol(scope)
     scope[KEY_ID] = key.id
-    scope[ACTOR] = Actor(org=key.org or "", name=f"key {key.id}", role=key.role, address=address)
+    scope[ACTOR] = Actor(
+        org=key.org or "",
+        name=f"key {key.id}",
+        role=key.role,
+        address=address,
+        machine_id=services.memberships.find_by_key(key.id) if key.role == "machine" else None,
+    )
+
+
+def _check_protocol(scope: Any) -> None:
+    """Check the version of a controller that sends it; earlier ones do not.
+
+    Raises:
+        Refusal: IncompatibleVersion.
+    """
+    number, _, version = scope[HEADERS].get(PROTOCOL_HEADER, b"").decode("latin-1").partition(" ")
+    if number.isdigit():
+        invitations.check_protocol(int(number[:9]), version)
 
 
 def has_key_ended(scope: Any) -> bool:
@@ -137,9 +159,8 @@ def authorize(route: Route, scope: Any, parameters: dict[str, str]) -> None:
     """
     if route.access != "public":
         actor: Actor = scope[ACTOR]
-        if route.access != (
-            actor.role if actor.role in ("controller", "attempt") else "organization"
-        ):
+        kind = "controller" if actor.role in CONTROLLERS else actor.role
+        if route.access != (kind if kind in ("controller", "attempt") else "organization"):
             raise unauthorized()
         if route.access == "organization":
             _check_organization(actor, scope, parameters.get("org", actor.org))

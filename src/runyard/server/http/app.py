@@ -22,18 +22,20 @@ from runyard.server.http.openapi import encode_document
 from runyard.server.http.proxies import Proxies
 from runyard.server.http.router import Router
 from runyard.server.http.routes import ROUTES
-from runyard.server.services import events
+from runyard.server.services import events, membership
 from runyard.server.services.access import bootstrap, key_lifecycle, session_lifecycle
 from runyard.server.services.access.keys import Keyring
 from runyard.server.services.access.secrets import open_secrets
 from runyard.server.services.access.signing import Signer
 from runyard.server.services.context import Services
 from runyard.server.services.imports import sweep
+from runyard.server.services.machines import Memberships
 from runyard.server.services.operations import audit, backups, housekeeping, legacy_ids
 from runyard.server.services.runs import deletion, leases, listing, waiting_reasons
 from runyard.settings import Settings
 from runyard.store import Store, StoreUnavailable
-from runyard.store import keys as key_rows
+from runyard.store.access import keys as key_rows
+from runyard.store.access import machines as machine_rows
 
 log = logging.getLogger(__name__)
 
@@ -124,6 +126,7 @@ async def open_services(
             store=store,
             clock=clock,
             keyring=Keyring(secrets.pepper, store.read(key_rows.list_all)),
+            memberships=Memberships(store.read(machine_rows.list_all)),
             signer=Signer(secrets),
             pepper=secrets.pepper,
         )
@@ -169,6 +172,7 @@ async def _run_ticker(services: Services) -> None:
             await listing.index_texts(services)
             if tick % key_lifecycle.REFRESH_BEATS == 0:
                 await key_lifecycle.refresh(services)
+                await membership.refresh(services)
             if tick % TICKS_PER_SWEEP == 0:
                 await key_lifecycle.write_usage(services)
                 await session_lifecycle.sweep(services)

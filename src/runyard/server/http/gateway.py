@@ -41,7 +41,7 @@ from runyard.server.http.request import (
     SESSION,
     TOKEN,
 )
-from runyard.server.http.route import PUBLIC, SIGN_IN
+from runyard.server.http.route import JOIN, PUBLIC, SIGN_IN
 from runyard.server.services.context import Services
 from runyard.server.services.errors import Refusal
 from runyard.store import StoreUnavailable
@@ -194,7 +194,7 @@ class Gateway:
             return  # health checks are answered whatever else a client does
         if path in SIGN_IN:
             browser.check_site(scope)
-        elif not path.startswith(PUBLIC_PREFIXES):
+        elif path != JOIN and not path.startswith(PUBLIC_PREFIXES):
             await _authenticate(services, scope)
         actor = scope.get(ACTOR)
         session = scope.get(SESSION)  # several browsers may use the same key

@@ -16,7 +16,7 @@ from runyard import limits
 from runyard.limits import Limit
 from runyard.server.http.endpoints import assets, events, imports, run_output
 from runyard.server.http.problems import ProblemDocument
-from runyard.server.http.route import Route
+from runyard.server.http.route import PUBLIC, Route
 from runyard.server.http.routes import IF_MATCH, ROUTES
 from runyard.server.services.datasets.thumbnails import SIZES
 from runyard.server.services.errors import CODES
@@ -27,9 +27,9 @@ from runyard.server.services.runs.telemetry import logs, series
 from runyard.server.services.runs.telemetry.levels import LEVELS
 from runyard.server.services.runs.telemetry.log_search import MAX_PATTERN
 from runyard.server.services.runs.telemetry.samples import ORDERS
-from runyard.server.version import VERSION
 from runyard.store.datasets.assets import SORTINGS
 from runyard.store.telemetry.series import MOST_BITS
+from runyard.version import VERSION
 
 REF = "#/components/schemas/{name}"
 ID_PATTERN = "[A-Za-z0-9_-]{1,255}"
@@ -91,6 +91,7 @@ QUERY: dict[str, dict[str, Any]] = {
     "evaluation": {"type": "string", "pattern": "^(latest|[0-9]{1,16})$"},
     "index": TIME,
     "size": _enum_schema(*map(str, SIZES)),
+    "force": _enum_schema("true", "false"),
     "wait": {"type": "number", "minimum": 0, "maximum": 999_999},
     "contents": _enum_schema("y", "n"),
     "sortBy": _enum_schema(*SORTINGS),
@@ -228,7 +229,7 @@ def _build_path_schema(route: Route, path: str, name: str) -> dict[str, Any]:
 def _list_problem_responses(route: Route, path: str) -> dict[str, Any]:
     """Return the problem responses of a route, by status."""
     never = {405, 416}  # another method than this one; download links
-    if route.access == "public":
+    if route.path in PUBLIC:
         never |= {401}
     if route.method in ("GET", "HEAD"):
         never |= {408, 413}

@@ -16,6 +16,8 @@ Role = Literal["viewer", "member", "admin"]
 PUBLIC = ("/health",)
 # The pages with which a session begins.
 SIGN_IN = ("/ui/enter", "/ui/sessions")
+# A machine that joins has an invitation instead of a key, which its endpoint checks.
+JOIN = "/internal/v1/join"
 ATTEMPT_PREFIX = "/internal/v1/attempt/"
 SMALL_BODY_BYTES, LARGE_BODY_BYTES = limits.BODY.value, limits.LIST_BODY.value
 BACKUP_BODY_BYTES = 2**63
@@ -64,7 +66,7 @@ class Route:
 
     @cached_property
     def access(self) -> Access:
-        if self.path in PUBLIC or self.path in SIGN_IN:
+        if self.path in (*PUBLIC, *SIGN_IN, JOIN):
             return "public"
         if self.path.startswith(ATTEMPT_PREFIX):
             return "attempt"

@@ -21,6 +21,7 @@ from runyard.server.http.endpoints import (
     health,
     imports,
     keys,
+    machines,
     models,
     run_output,
     runs,
@@ -29,7 +30,7 @@ from runyard.server.http.endpoints import (
     training_projects,
     views,
 )
-from runyard.server.http.route import BACKUP_BODY_BYTES, LARGE_BODY_BYTES, Route
+from runyard.server.http.route import BACKUP_BODY_BYTES, JOIN, LARGE_BODY_BYTES, Route
 from runyard.server.services.operations.backups import Restored, StoreContents
 from runyard.server.services.operations.storage import StorageReport
 from runyard.server.services.runs.telemetry.logs import LogPage
@@ -57,6 +58,7 @@ from vi.api.resources.datasets.responses import (
 from vi.api.resources.events.responses import EventPage
 from vi.api.resources.flows.responses import Flow, FlowAcceleratorList, FlowCheck
 from vi.api.resources.keys.responses import IssuedKey, Key
+from vi.api.resources.machines.responses import Invitation, Machine
 from vi.api.resources.models.responses import Model
 from vi.api.resources.runs.responses import Run, RunCount, RunOutcomes
 from vi.api.resources.sessions.responses import BrowserSession
@@ -86,6 +88,7 @@ SOURCE = DATASET + "/assetSources/managed/datature/default"
 MULTIPART = SOURCE + "/multipartUploads/{upload_id:str}"
 SESSION = DATASET + "/annotationImportSessions/{session_id:str}"
 KEY = ORG + "/keys/{key_id:str}"
+MACHINE = ORG + "/machines/{machine_id:str}"
 IMPORT = DATASET + "/imports/{import_id:str}"
 ATTEMPT = "/internal/v1/attempt"
 IF_MATCH = {
@@ -339,6 +342,25 @@ ROUTES = (
           is_operator_only=True, role="admin", max_body_bytes=BACKUP_BODY_BYTES,
           media_types=("application/x-tar",)),
 
+    Route("GET", ORG + "/machines", machines.list_machines, "List machines, newest first",
+          returns=Machine, is_page=True, query=PAGE),
+    Route("GET", MACHINE, machines.get_machine, "Get a machine", returns=Machine),
+    Route("PATCH", MACHINE, machines.patch_machine,
+          "Let a machine take runs, drain it, or exclude it; operators only",
+          body=bodies.ChangedMachine, returns=Machine, is_operator_only=True, role="admin"),
+    Route("DELETE", MACHINE, machines.delete_machine,
+          "Remove a machine and revoke its key; operators only", is_operator_only=True,
+          role="admin", statuses=(204,), query=("force",)),
+    Route("POST", ORG + "/machineInvitations", machines.post_invitation,
+          "Invite machines; only this response holds the token; operators only",
+          body=bodies.NewInvitation, returns=Invitation, is_operator_only=True, role="admin",
+          statuses=(201,)),
+    Route("DELETE", ORG + "/machineInvitations/{invitation_id:str}", machines.delete_invitation,
+          "Revoke an invitation; operators only", is_operator_only=True, role="admin",
+          statuses=(204,)),
+
+    Route("POST", JOIN, machines.post_join, "Join a machine; needs an invitation",
+          body=protocol.JoinRequest, returns=protocol.Joined),
     Route("POST", "/internal/v1/claims", attempts.post_claim,
           "Claim a run for free capacity", body=protocol.Claim,
           returns=protocol.ClaimResult, max_body_bytes=LARGE_BODY_BYTES, may_wait=True),

@@ -19,7 +19,7 @@ from runyard.server.services import event_stream, events
 from runyard.server.services.access import session_lifecycle
 from runyard.server.services.access.sessions import Session
 from runyard.server.services.context import Services
-from runyard.server.version import VERSION
+from runyard.version import VERSION
 
 HINT_EVERY_S = 2.0  # what each page then fetches costs more than the hint
 MOST_WATCHED = 20  # runs

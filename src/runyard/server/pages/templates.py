@@ -17,7 +17,7 @@ from runyard.server.http.responses import Headers, Response
 from runyard.server.pages import assets
 from runyard.server.pages.views import Me
 from runyard.server.services import events
-from runyard.server.version import VERSION
+from runyard.version import VERSION
 
 FOLDER = Path(__file__).parent / "templates"
 EVENT = "runyard.event"  # of a page's scope: the newest event before it was read

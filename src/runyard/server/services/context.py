@@ -16,7 +16,7 @@ from runyard.server.services.access.signing import Signer
 from runyard.server.services.access.wrong_keys import WrongKeys
 from runyard.server.services.hints import Hints
 from runyard.server.services.jobs import Jobs
-from runyard.server.services.machines import Machines, WaitingReasonsState
+from runyard.server.services.machines import Machines, Memberships, WaitingReasonsState
 from runyard.server.services.notifications import Notifier
 from runyard.settings import Settings
 from runyard.store import Store
@@ -31,6 +31,7 @@ class Actor:
     name: str
     role: str
     address: str
+    machine_id: str | None = None  # of the machine whose key it is
 
 
 @dataclass(kw_only=True)
@@ -56,6 +57,7 @@ class Services:
     restore_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     jobs: Jobs = field(default_factory=Jobs)
     machines: Machines = field(default_factory=Machines)
+    memberships: Memberships = field(default_factory=Memberships)
     boot_id: str = field(default_factory=processes.boot_id)
     waiting_reasons: WaitingReasonsState = field(default_factory=WaitingReasonsState)
     # Those whose short pages are too large for the event loop, see ``paging``.

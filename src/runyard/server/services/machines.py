@@ -1,20 +1,25 @@
-"""The connected machines, with what their controllers last reported.
+"""The machines in memory: what their controllers last reported, and the state in which they are.
 
-It is kept in memory, because every controller reports each half minute: after a restart the server
-knows all of it a moment later. A machine that has been silent for ``HEARD_WITHIN_S`` of the
-server's uptime is dropped with all it reported; its next report adds it again.
+A report is kept in memory alone, because every controller reports each half minute: after a restart
+the server knows all of it a moment later. A machine that has been silent for ``HEARD_WITHIN_S`` of
+the server's uptime is dropped with all it reported; its next report adds it again.
+
+The state of a machine is a row (see ``membership``), of which ``Memberships`` is a copy.
 """
 
 import asyncio
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import msgspec
 
 from runyard.protocol import Claim, MachineReport
+from runyard.store.requirements import Labels
 
 HEARD_WITHIN_S = 120.0
+JOINED, DRAINING, EXCLUDED, REMOVED = "joined", "draining", "excluded", "removed"
 CPU = "cpu"  # what machines without an accelerator report as one
 MOST = 10_000  # machines; a controller's key is trusted, but its memory use is bounded
 # Controllers with free slots claim again a second after a restart; others report each half minute.
@@ -119,6 +124,10 @@ class Machines:
             FREE_ONES_HEARD_AFTER_S if set(busy) <= set(self._known) else ALL_HEARD_AFTER_S
         )
 
+    def forget(self, machine_id: str) -> None:
+        """Forget what a machine reported that was removed."""
+        self._known.pop(machine_id, None)
+
     def _store(
         self,
         machine_id: str,
@@ -152,3 +161,76 @@ class Machines:
         for machine_id, machine in list(self._known.items()):
             if uptime_s - machine.heard_s > HEARD_WITHIN_S:
                 del self._known[machine_id]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Membership:
+    """A machine's row as claims and reports need it."""
+
+    machine_id: str
+    name: str
+    key_id: str
+    state: str
+    labels: Labels
+    drain_by: int | None
+
+
+class Memberships:
+    """All machines that have joined, also those that are not connected.
+
+    ``version`` counts the changes, so that rows read before one do not undo it. Belongs to the
+    event loop's thread.
+    """
+
+    def __init__(self, rows: Iterable[Any] = ()) -> None:
+        self._by_id: dict[str, Membership] = {}
+        self._by_key: dict[str, str] = {}
+        self.version = 0
+        self.replace_all(rows)
+
+    def replace_all(self, rows: Iterable[Any]) -> None:
+        self._by_id, self._by_key = {}, {}
+        self.put(rows)
+
+    def put(self, rows: Iterable[Any]) -> None:
+        """Add or change the machines of these rows."""
+        for row in rows:
+            self._by_id[row.id] = Membership(
+                machine_id=row.id,
+                name=row.name,
+                key_id=row.key_id,
+                state=row.state,
+                labels=msgspec.json.decode(row.labels),
+                drain_by=row.drain_by,
+            )
+            self._by_key[row.key_id] = row.id
+        self.version += 1
+
+    def get(self, machine_id: str) -> Membership | None:
+        return self._by_id.get(machine_id)
+
+    def find_by_key(self, key_id: str) -> str | None:
+        """Return the id of the machine that a key belongs to."""
+        return self._by_key.get(key_id)
+
+    def get_state(self, machine_id: str) -> str:
+        """Return the state of a machine; one without a row counts as joined."""
+        known = self._by_id.get(machine_id)
+        return JOINED if known is None else known.state
+
+    def get_name(self, machine_id: str, host: str) -> str:
+        """Return the name of a machine, or its host while it has no row."""
+        known = self._by_id.get(machine_id)
+        return host if known is None else known.name
+
+    def must_stop_runs(self, machine_id: str, *, now_ms: int) -> bool:
+        """Return whether a machine's runs are to save and stop, because it is drained."""
+        known = self._by_id.get(machine_id)
+        return known is not None and known.drain_by is not None and known.drain_by <= now_ms
+
+    def add_labels(self, machine_id: str, reported: dict[str, list[str]]) -> dict[str, list[str]]:
+        """Return what a machine reports with the labels of its invitation."""
+        known = self._by_id.get(machine_id)
+        if known is None or not known.labels:
+            return reported
+        return {name: list(values) for name, values in known.labels.items()} | reported

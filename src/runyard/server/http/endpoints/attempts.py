@@ -10,13 +10,23 @@ import msgspec
 
 from runyard import limits, protocol
 from runyard.server.http.capacity import hold_wait_slot
-from runyard.server.http.request import TOKEN, Id, Query, Request, T, get_actor, get_services
+from runyard.server.http.request import (
+    KEY_ID,
+    TOKEN,
+    Id,
+    Query,
+    Request,
+    T,
+    get_actor,
+    get_services,
+)
 from runyard.server.http.responses import (
     Response,
     StreamedResponse,
     empty_response,
     encode_response,
 )
+from runyard.server.services import membership
 from runyard.server.services.access.signing import AttemptToken
 from runyard.server.services.errors import Refusal
 from runyard.server.services.runs import (
@@ -35,6 +45,7 @@ UNSTORABLE = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")  # NUL and surrogates, a
 
 async def post_claim(request: Request) -> Response:
     offer = await _parse_message(request, protocol.Claim)
+    membership.check_caller(get_services(request), get_actor(request), offer.machine_id)
     async with hold_wait_slot(request.scope, offer.wait_s) as disconnect:
         return encode_response(
             await leases.claim(get_services(request), get_actor(request), offer, gone=disconnect)
@@ -42,6 +53,7 @@ async def post_claim(request: Request) -> Response:
 
 
 async def get_machine(request: Request, machine_id: Id) -> Response:
+    membership.check_caller(get_services(request), get_actor(request), machine_id)
     return encode_response(
         await leases.list_placed(get_services(request), check_id("machine", machine_id))
     )
@@ -52,6 +64,13 @@ async def put_machine(request: Request, machine_id: Id) -> Response:
     services = get_services(request)
     check_id("machine", machine_id)
     check_text("host", report.host, most=LONGEST_HOST)
+    actor = get_actor(request)
+    membership.check_caller(services, actor, machine_id)
+    if actor.role == "controller":
+        await membership.record_own(
+            services, machine_id, host=report.host, key_id=request.scope[KEY_ID]
+        )
+    report.labels = services.memberships.add_labels(machine_id, report.labels)
     services.machines.record_report(
         machine_id, report, now_ms=services.clock.now_ms(), uptime_s=services.clock.monotonic_s()
     )

@@ -414,6 +414,10 @@ class NewExport(RequestBody):
 Moment = Annotated[int, msgspec.Meta(ge=0, le=253_402_300_799_999)]
 
 
+# A name or a value of a machine's label.
+Label = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9_.-]{0,62}\Z")]
+
+
 class NewKeySpec(RequestBody):
     """``expires`` in epoch milliseconds; None means never."""
 
@@ -438,6 +442,30 @@ class NewRotationSpec(RequestBody):
 
 class NewRotation(RequestBody):
     spec: NewRotationSpec = msgspec.field(default_factory=NewRotationSpec)
+
+
+class NewInvitationSpec(RequestBody):
+    """``labels`` of the machines that join, how many may, and for how long."""
+
+    labels: Annotated[dict[Label, list[Label]], msgspec.Meta(max_length=64)] = {}
+    uses: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 1
+    lifetime_seconds: Annotated[int, msgspec.Meta(ge=1, le=7 * 86_400)] = 3600
+
+
+class NewInvitation(RequestBody):
+    spec: NewInvitationSpec = msgspec.field(default_factory=NewInvitationSpec)
+
+
+class ChangedMachineSpec(RequestBody):
+    """``withinSeconds``: when the runs of a draining machine are stopped; null lets them end."""
+
+    state: Literal["joined", "draining", "excluded"]
+    within_seconds: Annotated[int, msgspec.Meta(ge=0, le=30 * 86_400)] | None = None
+    note: Annotated[str, msgspec.Meta(pattern=r"\A[^\x00-\x1f\x7f]{0,1000}\Z")] = ""
+
+
+class ChangedMachine(RequestBody):
+    spec: ChangedMachineSpec
 
 
 def get_attributes(metadata: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import msgspec
 
 from runyard.server.http.request import Request
 from runyard.server.http.responses import Response, encode_response, json_response
-from runyard.server.version import VERSION
+from runyard.version import VERSION
 
 
 class Health(msgspec.Struct):

@@ -13,8 +13,9 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from runyard import key_format
 from runyard.rundir import read_json
-from runyard.server.services.access import keys as key_format
+from runyard.server.services.access.keys import secret_mac
 from runyard.server.services.access.secrets import (
     UnusableSecret,
     fingerprint,
@@ -23,7 +24,7 @@ from runyard.server.services.access.secrets import (
 )
 from runyard.settings import Settings
 from runyard.store import Store, lease_clock, organizations
-from runyard.store import keys as key_rows
+from runyard.store.access import keys as key_rows
 
 ORG_ALPHABET = string.ascii_lowercase + string.digits
 CONTROLLER_FILE = "controller.json"
@@ -88,9 +89,7 @@ async def _check_secrets(
     foreign = [
         each
         for each in parts
-        if each
-        and each.key_id in known
-        and known[each.key_id] != key_format.secret_mac(pepper, each.secret)
+        if each and each.key_id in known and known[each.key_id] != secret_mac(pepper, each.secret)
     ]
     if noted != fingerprint(pepper) and (noted is not None or foreign):
         raise UnusableSecret(
@@ -177,7 +176,7 @@ def add_key(
         key_id=parts.key_id,
         org=org,
         role=role,
-        secret_mac=key_format.secret_mac(pepper, parts.secret),
+        secret_mac=secret_mac(pepper, parts.secret),
         name=name,
         time_ms=now_ms,
         created_by=created_by,

@@ -20,16 +20,17 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection
 
+from runyard import key_format
 from runyard.rundir import read_json
 from runyard.server.services import paging
-from runyard.server.services.access import keys as key_format
 from runyard.server.services.access.bootstrap import add_key
+from runyard.server.services.access.keys import secret_mac
 from runyard.server.services.access.secrets import write_private
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.errors import Problem, Refusal, not_found
 from runyard.server.services.paging import PageRequest
-from runyard.store import keys as rows
 from runyard.store import organizations
+from runyard.store.access import keys as rows
 from runyard.store.tables import AnyRow
 from vi.api.resources.keys.responses import IssuedKey, Key, KeySpec, KeyStatus
 from vi.api.responses import ResourceMetadata
@@ -267,7 +268,7 @@ def _check_admin_left(tx: Connection, changed: AnyRow) -> None:
 def _is_permanent_admin(
     services: Services, row: AnyRow, parts: key_format.KeyParts, org: str
 ) -> bool:
-    is_right = bytes(row.secret_mac) == key_format.secret_mac(services.pepper, parts.secret)
+    is_right = bytes(row.secret_mac) == secret_mac(services.pepper, parts.secret)
     return (
         is_right
         and row.org == org

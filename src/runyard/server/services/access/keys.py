@@ -1,33 +1,26 @@
-"""Secret keys: format, verification, and the keyring in memory.
+"""Secret keys: roles, verification, and the keyring in memory.
 
-A key is ``dtvi_`` + version (2) + key id (16) + secret (74) + checksum (6), 103 characters of base
-62 after the prefix; the published client accepts nothing else. The checksum rejects a mistyped key
-without reading the store. What is stored is the HMAC of the secret under a pepper outside the
-database, so a stolen database holds no usable key. A fast hash is sufficient, since the secret has
-more than 400 random bits: there is nothing to guess.
+What is stored of a key is the HMAC of its secret under a pepper outside the database, so a stolen
+database holds no usable key. A fast hash is sufficient, since the secret has more than 400 random
+bits: there is nothing to guess.
 """
 
 import hmac
-import secrets
-import string
-import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-BASE62 = string.digits + string.ascii_uppercase + string.ascii_lowercase
-PREFIX = "dtvi_"
-VERSION = "01"
-ID_LENGTH, SECRET_LENGTH, CHECKSUM_LENGTH = 16, 74, 6
-LENGTH = len(PREFIX) + len(VERSION) + ID_LENGTH + SECRET_LENGTH + CHECKSUM_LENGTH
+from runyard.key_format import KeyParts, parse
 
 # Every role with its permissions. Each of the first three includes those before it.
-# The controller's key is only valid for its own routes.
+# The keys of controllers are only valid for their own routes: that of the instance, and those of
+# machines that have joined.
 ROLES = {
     "viewer": "read",
     "member": "read and change",
     "admin": "read and change, manage keys and storage, read the audit log",
     "controller": "claim attempts",
+    "machine": "claim attempts for one machine",
 }
 _RANKS = {"viewer": 0, "member": 1, "admin": 2}
 
@@ -35,14 +28,6 @@ _RANKS = {"viewer": 0, "member": 1, "admin": 2}
 def role_allows(role: str, minimum: str) -> bool:
     """Return whether a role includes another one."""
     return _RANKS.get(role, -1) >= _RANKS[minimum]
-
-
-@dataclass(frozen=True)
-class KeyParts:
-    """The parts of a well-formed key."""
-
-    key_id: str
-    secret: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,23 +59,6 @@ class Rejection:
     @property
     def target(self) -> str:
         return self.reason if self.key_id is None else f"key {self.key_id}: {self.reason}"
-
-
-def new_key() -> str:
-    """Generate a key. The caller shows it once and stores only ``secret_mac``."""
-    body = VERSION + _generate_characters(ID_LENGTH) + _generate_characters(SECRET_LENGTH)
-    return PREFIX + body + _compute_checksum(body)
-
-
-def parse(key: str) -> KeyParts | None:
-    """Return the parts of a well-formed key; None for anything else."""
-    if len(key) != LENGTH or not key.startswith(PREFIX) or not key.isascii():
-        return None
-    body, checksum = key[len(PREFIX) : -CHECKSUM_LENGTH], key[-CHECKSUM_LENGTH:]
-    if not hmac.compare_digest(checksum, _compute_checksum(body)):
-        return None
-    start = len(VERSION)
-    return KeyParts(key_id=body[start : start + ID_LENGTH], secret=body[start + ID_LENGTH :])
 
 
 def secret_mac(pepper: bytes, secret: str) -> bytes:
@@ -196,16 +164,3 @@ def _from_row(row: Any) -> StoredKey:
         expires=row.expires,
         revoked=row.revoked,
     )
-
-
-def _generate_characters(length: int) -> str:
-    return "".join(secrets.choice(BASE62) for _ in range(length))
-
-
-def _compute_checksum(body: str) -> str:
-    value = zlib.crc32(body.encode())
-    digits = ""
-    for _ in range(CHECKSUM_LENGTH):
-        value, digit = divmod(value, 62)
-        digits = BASE62[digit] + digits
-    return digits

@@ -4,7 +4,6 @@ A key makes codes, and each code begins one session, within ``CODE_MS``. Both ar
 survive a restart.
 """
 
-import secrets
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,8 +11,9 @@ import msgspec
 from sqlalchemy import Connection
 
 from runyard import limits
+from runyard.key_format import generate_characters
 from runyard.server.services import paging
-from runyard.server.services.access.keys import BASE62, Rejection, StoredKey
+from runyard.server.services.access.keys import Rejection, StoredKey
 from runyard.server.services.access.sessions import (
     CODE_MS,
     MOST_PER_KEY,
@@ -27,7 +27,7 @@ from runyard.server.services.access.sessions import (
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.errors import Refusal, not_found
 from runyard.server.services.paging import PageRequest
-from runyard.store import sessions as rows
+from runyard.store.access import sessions as rows
 from runyard.store.tables import AnyRow
 from vi.api.resources.sessions.responses import BrowserSession
 from vi.api.responses import ResourceMetadata
@@ -184,7 +184,7 @@ async def _begin(
     secret, now_ms = new_secret(), services.clock.now_ms()
     mac = secret_mac(services.pepper, "session", secret)
     session = Session(
-        id="".join(secrets.choice(BASE62) for _ in range(16)),
+        id=generate_characters(16),
         mac=mac,
         org=key.org,
         key_id=key.id,

@@ -56,10 +56,10 @@ from runyard.server.services.errors import Refusal
 from runyard.server.services.imports import sweep
 from runyard.server.services.operations import legacy_ids
 from runyard.server.services.runs import leases
-from runyard.server.version import VERSION as OWN_VERSION
 from runyard.store import StoreUnavailable, organizations
 from runyard.store import backup as rows
-from runyard.store import keys as key_rows
+from runyard.store.access import keys as key_rows
+from runyard.version import VERSION as OWN_VERSION
 
 FOLDER = "backups"
 

@@ -118,7 +118,7 @@ def _list_pinned_versions(services: Services, token: AttemptToken) -> list[tuple
     """Return the rows of each dataset and of its version; none for built-in data."""
 
     def find_pinned_versions(tx: Connection) -> list[tuple[AnyRow, AnyRow]]:
-        _, run = leases.get_open_attempt(tx, token)
+        _, run = leases.get_open_attempt(services, tx, token)
         found = []
         for pinned in rows.list_pinned(tx, org=token.org, run_id=run.id):
             key: Any = {"org": token.org, "dataset_id": pinned.dataset_id}

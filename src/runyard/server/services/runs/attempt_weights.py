@@ -26,11 +26,11 @@ def get_weights(services: Services, token: AttemptToken) -> AttemptWeights:
     Raises:
         Refusal: LeaseLost; NotFound (they come from no other run, or from a deleted one).
     """
-    return services.store.read(lambda tx: _find_weights(tx, token))
+    return services.store.read(lambda tx: _find_weights(services, tx, token))
 
 
-def _find_weights(tx: Connection, token: AttemptToken) -> AttemptWeights:
-    _, row = leases.get_open_attempt(tx, token)
+def _find_weights(services: Services, tx: Connection, token: AttemptToken) -> AttemptWeights:
+    _, row = leases.get_open_attempt(services, tx, token)
     found = list_files(tx, row)
     if not found:
         raise Refusal(

@@ -42,6 +42,7 @@ from runyard.server.services import notifications
 from runyard.server.services.access.signing import AttemptToken
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.errors import Refusal
+from runyard.server.services.machines import JOINED, REMOVED
 from runyard.server.services.notifications import run_topic
 from runyard.server.services.run_changes import StoredRun
 from runyard.server.services.runs import conditions, deletion, placement, waiting_reasons
@@ -134,7 +135,7 @@ async def report_process(
 def _start_attempt(
     services: Services, tx: Connection, token: AttemptToken, report: ProcessReport
 ) -> DesiredState:
-    attempt, row = get_open_attempt(tx, token, now_ms=services.clock.now_ms())
+    attempt, row = get_open_attempt(services, tx, token, now_ms=services.clock.now_ms())
     run = decode_run(row.document)
     _change_attempt(
         tx,
@@ -146,7 +147,7 @@ def _start_attempt(
     )
     _extend_lease(services, tx, attempt)
     _mark_started(services, tx, attempt, row, run)
-    return _answer_supervisor(services, tx, row, run)
+    return _answer_supervisor(services, tx, attempt, row, run)
 
 
 async def renew(services: Services, token: AttemptToken, renewal: Renewal) -> DesiredState:
@@ -157,7 +158,7 @@ async def renew(services: Services, token: AttemptToken, renewal: Renewal) -> De
 def _renew_lease(
     services: Services, tx: Connection, token: AttemptToken, renewal: Renewal
 ) -> DesiredState:
-    attempt, row = get_open_attempt(tx, token, now_ms=services.clock.now_ms())
+    attempt, row = get_open_attempt(services, tx, token, now_ms=services.clock.now_ms())
     run = decode_run(row.document)
     _extend_lease(services, tx, attempt)
     _mark_started(services, tx, attempt, row, run)  # a restore may have reverted its report
@@ -180,7 +181,7 @@ def _renew_lease(
                 now_ms=services.clock.now_ms(),
             )
             save(tx, run)
-    return _answer_supervisor(services, tx, row, run)
+    return _answer_supervisor(services, tx, attempt, row, run)
 
 
 async def finish(services: Services, token: AttemptToken, report: ExitReport) -> None:
@@ -196,7 +197,7 @@ async def finish(services: Services, token: AttemptToken, report: ExitReport) ->
 def _close_attempt(
     services: Services, tx: Connection, token: AttemptToken, report: ExitReport
 ) -> bool:
-    attempt = find_attempt(tx, token)
+    attempt = find_attempt(services, tx, token)
     row = run_rows.get(tx, org=token.org, run_id=attempt.run_id)
     if row is None:
         raise lease_lost()
@@ -266,7 +267,7 @@ def get_restore_lease_ms(services: Services) -> int:
     return round((services.settings.lease_s + ASKED_WITHIN_S) * 1000)
 
 
-def find_attempt(tx: Connection, token: AttemptToken) -> Any:
+def find_attempt(services: Services, tx: Connection, token: AttemptToken) -> Any:
     """Return the attempt that a token speaks for.
 
     Raises:
@@ -275,13 +276,13 @@ def find_attempt(tx: Connection, token: AttemptToken) -> Any:
     attempt = rows.find_by_token(
         tx, org=token.org, store_id=token.store_id, token_number=token.number
     )
-    if attempt is None:
+    if attempt is None or services.memberships.get_state(attempt.machine_id) == REMOVED:
         raise lease_lost()
     return attempt
 
 
 def get_open_attempt(
-    tx: Connection, token: AttemptToken, *, now_ms: int | None = None
+    services: Services, tx: Connection, token: AttemptToken, *, now_ms: int | None = None
 ) -> tuple[Any, Any]:
     """Return the rows of attempt and run, if the attempt may still report.
 
@@ -291,7 +292,7 @@ def get_open_attempt(
     Raises:
         Refusal: LeaseLost.
     """
-    attempt = find_attempt(tx, token)
+    attempt = find_attempt(services, tx, token)
     row = run_rows.get(tx, org=token.org, run_id=attempt.run_id)
     if row is None or (attempt.closed and attempt.lost_pulse is None):
         raise lease_lost()
@@ -312,9 +313,13 @@ def lease_lost() -> Refusal:
 
 async def _try_claim(services: Services, actor: Actor, offer: Claim) -> Assignment | None:
     clock = services.clock
+    labels = services.memberships.add_labels(offer.machine_id, offer.labels)
+    name = services.memberships.get_name(offer.machine_id, offer.host)
+    offer = msgspec.structs.replace(offer, labels=labels, host=name)
     if services.machines.record_claim(offer, now_ms=clock.now_ms(), uptime_s=clock.monotonic_s()):
         await waiting_reasons.refresh(services)
-    has_free_slot = offer.slots > 0 and not offer.lacks_disk
+    takes_runs = services.memberships.get_state(offer.machine_id) == JOINED
+    has_free_slot = takes_runs and offer.slots > 0 and not offer.lacks_disk
 
     # Read without the writer first: most claims find nothing, and should not cost an fsync each.
     def find_candidates(tx: Connection) -> list[Candidate] | None:
@@ -547,14 +552,17 @@ def _begin_attempt(services: Services, run: Run, attempt: Any) -> None:
 
 
 def _answer_supervisor(
-    services: Services, tx: Connection, row: Any, run: StoredRun
+    services: Services, tx: Connection, attempt: Any, row: Any, run: StoredRun
 ) -> DesiredState:
     is_unwanted = row.killed or row.deleted
     if is_unwanted and run.status.observed_generation != run.metadata.generation:
         run.status.observed_generation = run.metadata.generation
         save(tx, run)
+    must_stop = services.memberships.must_stop_runs(
+        attempt.machine_id, now_ms=services.clock.now_ms()
+    )
     return DesiredState(
-        action="kill" if is_unwanted else "continue",
+        action="kill" if is_unwanted else "stop" if must_stop else "continue",
         store_id=_read_store_id(tx),
         lease_s=services.settings.lease_s,
         grace_s=_grace_s(services, run),
@@ -728,7 +736,7 @@ def _grace_s(services: Services, run: Run) -> float:
 
 
 async def _notify_run(services: Services, token: AttemptToken, *, closed: bool = False) -> None:
-    attempt = services.store.read(lambda tx: find_attempt(tx, token))
+    attempt = services.store.read(lambda tx: find_attempt(services, tx, token))
     services.notifier.notify(run_topic(attempt.org, attempt.run_id))
     if closed:
         services.notifier.notify(notifications.QUEUE)

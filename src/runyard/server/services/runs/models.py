@@ -150,7 +150,7 @@ async def register(
     Raises:
         Refusal: LeaseLost, BlobMissing, InvalidId, InvalidBody.
     """
-    attempt, run_row = services.store.read(lambda tx: leases.get_open_attempt(tx, token))
+    attempt, run_row = services.store.read(lambda tx: leases.get_open_attempt(services, tx, token))
     check_checkpoint(report)
     blobs = services.blobs(token.org)
     async with services.blob_lock:
@@ -182,7 +182,7 @@ async def register(
         ]
 
         def insert_checkpoint(tx: Connection) -> CheckpointsKept:
-            leases.get_open_attempt(tx, token)  # it may have been closed during hashing
+            leases.get_open_attempt(services, tx, token)  # it may have been closed during hashing
             known = rows.get(tx, org=token.org, run_id=run_row.id, output_id=report.checkpoint_id)
             if known is None and _is_superseded(tx, values):
                 blob_rows.mark_unneeded(
@@ -269,7 +269,7 @@ def has_blob(services: Services, token: AttemptToken, sha256: str) -> bool:
     Raises:
         Refusal: LeaseLost.
     """
-    services.store.read(lambda tx: leases.get_open_attempt(tx, token))
+    services.store.read(lambda tx: leases.get_open_attempt(services, tx, token))
     return services.blobs(token.org).has(sha256)
 
 
@@ -282,7 +282,7 @@ def receive_blob(
     Raises:
         Refusal: LeaseLost, InvalidBody (length or hash are not those announced).
     """
-    services.store.read(lambda tx: leases.get_open_attempt(tx, token))
+    services.store.read(lambda tx: leases.get_open_attempt(services, tx, token))
     try:
         with services.blobs(token.org).receive(sha256=sha256, size_bytes=size_bytes) as upload:
             yield upload

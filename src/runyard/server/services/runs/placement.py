@@ -14,6 +14,7 @@ from sqlalchemy import Connection
 
 from runyard.flows.resources import count_accelerators
 from runyard.server.services.context import Services
+from runyard.server.services.machines import JOINED
 from runyard.server.services.runs import conditions
 from runyard.server.services.runs.conditions import Transition
 from runyard.store import queue
@@ -39,6 +40,7 @@ class Offer:
     accelerators: int = 0
     is_full: bool = False
     lacks_disk: bool = False
+    state: str = JOINED
 
 
 def fits(requested: Labels, labels: Labels) -> bool:
@@ -74,7 +76,8 @@ def explain_waiting(requested: Requirements, offers: Sequence[Offer]) -> Transit
         for offer in offers
         if fits(requested.labels, offer.labels) and requested.accelerators <= offer.accelerators
     ]
-    with_disk = [offer for offer in fitting if not offer.lacks_disk]
+    taking = [offer for offer in fitting if offer.state == JOINED]
+    with_disk = [offer for offer in taking if not offer.lacks_disk]
     if not offers:
         message = (
             f"{_describe_request(requested)}; no machine is connected: it starts when a controller "
@@ -87,9 +90,15 @@ def explain_waiting(requested: Requirements, offers: Sequence[Offer]) -> Transit
             f"{_describe_offers(offers)}"
         )
         return Transition(conditions.PENDING, "WaitingForCapacity", message)
+    if not taking:
+        message = (
+            f"{_describe_states(fitting)} and can take no new run; try: runyard machines resume "
+            f"{fitting[0].host}"
+        )
+        return Transition(conditions.PENDING, "WaitingForMachine", message)
     if not with_disk:
-        hosts = _join_hosts([offer.host for offer in fitting])
-        has = "has" if len(fitting) == 1 else "have"
+        hosts = _join_hosts([offer.host for offer in taking])
+        has = "has" if len(taking) == 1 else "have"
         message = (
             f"{hosts} {has} too little free disk space to start it; it starts when there is enough"
         )
@@ -134,12 +143,13 @@ def list_offers(services: Services, busy: Mapping[str, int]) -> list[Offer]:
     now_s = services.clock.monotonic_s()
     return [
         Offer(
-            host=machine.report.host,
+            host=services.memberships.get_name(machine_id, machine.report.host),
             labels=machine.report.labels,
             slots=machine.report.slots,
             accelerators=machine.accelerators,
             is_full=machine.is_full(busy.get(machine_id, 0), now_s=now_s),
             lacks_disk=machine.lacks_disk,
+            state=services.memberships.get_state(machine_id),
         )
         for machine_id, machine in services.machines.list_connected_by_id(uptime_s=now_s)
     ]
@@ -182,6 +192,16 @@ def _describe_offers(offers: Sequence[Offer]) -> str:
     more = len(phrases) - MOST_NAMED
     return "; ".join(phrases[:MOST_NAMED]) + (
         f"; {more} other kinds of machines" if more > 0 else ""
+    )
+
+
+def _describe_states(offers: Sequence[Offer]) -> str:
+    hosts_by_state: dict[str, list[str]] = {}
+    for offer in offers:
+        hosts_by_state.setdefault(offer.state, []).append(offer.host)
+    return "; ".join(
+        f"{_join_hosts(hosts)} {'is' if len(hosts) == 1 else 'are'} {state}"
+        for state, hosts in sorted(hosts_by_state.items())
     )
 
 

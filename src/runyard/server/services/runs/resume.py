@@ -31,11 +31,11 @@ def list_candidates(services: Services, token: AttemptToken) -> ResumeCandidates
     Raises:
         Refusal: LeaseLost.
     """
-    return services.store.read(lambda tx: _find_checkpoints(tx, token))
+    return services.store.read(lambda tx: _find_checkpoints(services, tx, token))
 
 
-def _find_checkpoints(tx: Connection, token: AttemptToken) -> ResumeCandidates:
-    _, row = leases.get_open_attempt(tx, token)
+def _find_checkpoints(services: Services, tx: Connection, token: AttemptToken) -> ResumeCandidates:
+    _, row = leases.get_open_attempt(services, tx, token)
     key = {"org": token.org, "run_id": row.id}
     own = sorted(
         outputs.list_by_run(tx, **key),
@@ -79,7 +79,7 @@ async def open_blob(services: Services, token: AttemptToken, sha256: str) -> tup
     """
 
     def is_allowed(tx: Connection) -> bool:
-        _, row = leases.get_open_attempt(tx, token)
+        _, row = leases.get_open_attempt(services, tx, token)
         return blob_rows.is_needed_by_run(tx, org=token.org, run_id=row.id, sha256=sha256) or any(
             file.sha256 == sha256 for file in attempt_weights.list_files(tx, row)
         )

@@ -86,7 +86,7 @@ def _insert_lines(
     services: Services, tx: Connection, token: AttemptToken, shipped: Lines
 ) -> tuple[LinesAccepted, str]:
     """Insert lines and their effects, and advance the offset; return that and the run's id."""
-    attempt, row = leases.get_open_attempt(tx, token, now_ms=services.clock.now_ms())
+    attempt, row = leases.get_open_attempt(services, tx, token, now_ms=services.clock.now_ms())
     key = {"org": token.org, "run_id": row.id, "attempt": attempt.number, "stream": shipped.stream}
     offset = offsets.get_offset(tx, **key)
     if shipped.offset != offset or shipped.next_offset <= offset:

@@ -73,6 +73,20 @@ def revoke(connection: Connection, *, org: str, key_id: str, time_ms: int) -> bo
     return changed.rowcount == 1
 
 
+def get_machine_key(connection: Connection, *, key_id: str) -> AnyRow | None:
+    """Return the key of a machine that has joined; such keys have no organization."""
+    query = select(keys).where(keys.c.id == key_id, keys.c.role == "machine")
+    return connection.execute(query).one_or_none()
+
+
+def revoke_machine_key(connection: Connection, *, key_id: str, time_ms: int) -> None:
+    connection.execute(
+        update(keys)
+        .where(keys.c.id == key_id, keys.c.role == "machine", keys.c.revoked.is_(None))
+        .values(revoked=time_ms)
+    )
+
+
 def count_permanent_admins(connection: Connection, *, org: str) -> int:
     """Count admin keys that are neither revoked nor expire."""
     query = select(func.count()).where(

@@ -1,0 +1,1 @@
+"""``client.machines``: the machines that train runs; changes are for admins."""

@@ -1,0 +1,135 @@
+"""``client.machines``: the machines that train runs; changes are for admins."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+from vi._http._async import AsyncHttp
+from vi.api._arguments import check_id
+from vi.api._pages._async import AsyncPaginatedResponse, fetch_page
+from vi.api.resources.machines.responses import Invitation, Machine, MachineState
+from vi.api.responses import DeletedResource
+from vi.api.types import PaginationParams
+
+
+class AsyncMachines:
+    """Machines of the instance; iteration yields all of them."""
+
+    def __init__(self, http: AsyncHttp, organization_id: str) -> None:
+        self._http = http
+        self._base = f"/workspaces/{organization_id}/machines"
+        self._invitations = f"/workspaces/{organization_id}/machineInvitations"
+
+    async def list(
+        self, pagination: PaginationParams | dict[str, Any] = PaginationParams()
+    ) -> AsyncPaginatedResponse[Machine]:
+        """Return a page of machines, newest first."""
+        return await fetch_page(self._http, self._base, item=Machine, pagination=pagination)
+
+    async def get(self, machine_id: str) -> Machine:
+        """Return a machine.
+
+        Raises:
+            ViNotFoundError: No such machine has joined.
+        """
+        return await self._http.call("GET", self._path(machine_id), decode_as=Machine)
+
+    async def invite(
+        self,
+        *,
+        labels: Mapping[str, Sequence[str]] | None = None,
+        uses: int = 1,
+        lifetime_s: int = 3600,
+    ) -> Invitation:
+        """Create an invitation; the ``token`` of the result is not available again.
+
+        Args:
+            labels: Labels of the machines that join with it; runs request them as tolerations.
+            uses: Number of machines that may join with it.
+            lifetime_s: Seconds until it expires, at most a week.
+
+        Raises:
+            ViPermissionError: The key is not an admin's of the first organization.
+        """
+        spec = {
+            "labels": {name: list(values) for name, values in (labels or {}).items()},
+            "uses": uses,
+            "lifetimeSeconds": lifetime_s,
+        }
+        return await self._http.call(
+            "POST", self._invitations, body={"spec": spec}, decode_as=Invitation
+        )
+
+    async def revoke_invitation(self, invitation_id: str) -> DeletedResource:
+        """Revoke an invitation; machines that have joined with it stay.
+
+        Raises:
+            ViNotFoundError: There is no such invitation, or it has expired.
+        """
+        path = f"{self._invitations}/{check_id(invitation_id, name='invitation_id')}"
+        await self._http.call("DELETE", path)
+        return DeletedResource(id=invitation_id)
+
+    async def drain(
+        self, machine_id: str, *, within_s: int | None = None, note: str = ""
+    ) -> Machine:
+        """Let a machine take no new run; its runs end by themselves.
+
+        Args:
+            machine_id: Id of the machine.
+            within_s: Seconds after which its runs save, stop, and resume on other machines.
+            note: Why, for people.
+
+        Raises:
+            ViNotFoundError: No such machine has joined.
+        """
+        return await self._set_state(machine_id, "draining", within_s=within_s, note=note)
+
+    async def exclude(self, machine_id: str, *, note: str = "") -> Machine:
+        """Let a machine take no new run until it is resumed, because something is wrong with it.
+
+        Raises:
+            ViNotFoundError: No such machine has joined.
+        """
+        return await self._set_state(machine_id, "excluded", note=note)
+
+    async def resume(self, machine_id: str) -> Machine:
+        """Let a drained or excluded machine take runs again.
+
+        Raises:
+            ViNotFoundError: No such machine has joined.
+        """
+        return await self._set_state(machine_id, "joined")
+
+    async def remove(self, machine_id: str, *, force: bool = False) -> DeletedResource:
+        """Remove a machine and revoke its key.
+
+        Args:
+            machine_id: Id of the machine.
+            force: Remove it although it has runs. They resume on other machines and lose what they
+                have not saved.
+
+        Raises:
+            ViNotFoundError: No such machine has joined.
+            ViConflictError: It has runs, and ``force`` is not given.
+        """
+        params = {"force": "true"} if force else {}
+        await self._http.call("DELETE", self._path(machine_id), params=params)
+        return DeletedResource(id=machine_id)
+
+    async def _set_state(
+        self, machine_id: str, state: MachineState, *, within_s: int | None = None, note: str = ""
+    ) -> Machine:
+        spec = {"state": state, "withinSeconds": within_s, "note": note}
+        return await self._http.call(
+            "PATCH", self._path(machine_id), body={"spec": spec}, decode_as=Machine
+        )
+
+    async def __aiter__(self) -> AsyncIterator[Machine]:
+        async for machine in (await self.list(PaginationParams(page_size=100))).all_items():
+            yield machine
+
+    def __call__(self) -> AsyncIterator[Machine]:
+        return self.__aiter__()
+
+    def _path(self, machine_id: str) -> str:
+        return f"{self._base}/{check_id(machine_id, name='machine_id')}"
