@@ -99,6 +99,23 @@ def get_key(reader: Reader) -> str:
     return created.split()[1]
 
 
+def get_endpoint(reader: Reader) -> str:
+    credentials = json.loads(
+        (Path(reader.environ["HOME"]) / ".runyard/credentials.json").read_text()
+    )
+    return str(credentials["endpoint"]).rstrip("/")
+
+
+def get_token(reader: Reader) -> str:
+    [printed] = [text for key, text in reader.printed.items() if "machines invite" in key]
+    return printed.splitlines()[0].split()[-1]
+
+
+# Starts the second machine on the same one, and waits until it has joined.
+START_WORKER = (
+    'start_worker() { runyard worker --data-dir worker --name gpu-3 "$@" & '
+    "until runyard machines get gpu-3; do sleep 0.2; done; } >worker.log 2>&1"
+)
 BREAK_A_DATABASE = "mkdir -p broken && yes 'no database' | head -c 9000 > broken/server.db"
 # Pages whose reader uses an instance that is up.
 WITH_INSTANCE = {
@@ -140,6 +157,15 @@ BY_THEMSELVES = {
         },
     ),
     "CONTRIBUTING.md": HowTo(fill={"FOLDER ...": "src"}),
+    "docs/machines.md": HowTo(
+        first=("runyard up --detach", START_WORKER),
+        fill={
+            "runyard up --host 0.0.0.0 --insecure-bind": "true",
+            "http://10.0.0.5:7878": get_endpoint,
+            "runyard worker": "start_worker",
+            "ryjn_...": get_token,
+        },
+    ),
     "docs/security.md": HowTo(
         first=("runyard up --detach",),
         fill={"4fY0dZkPq3LmXw81": get_key, "/srv/runyard": "$HOME/.runyard"},

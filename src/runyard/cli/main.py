@@ -85,7 +85,9 @@ COMMANDS = {
         "Show what has happened to runs, datasets, imports and flows, oldest first.",
     ),
     "machines": CommandEntry(
-        "resources.machines", "machines", "Invite, list, drain and remove machines that train runs."
+        "resources.machines",
+        "machines",
+        "Invite, list, drain, exclude and remove the machines that train runs.",
     ),
     "keys": CommandEntry("resources.keys", "keys", "Create, list, revoke and rotate API keys."),
     "sessions": CommandEntry(

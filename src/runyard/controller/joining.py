@@ -29,8 +29,7 @@ def join(settings: Settings, *, endpoint: str, token: str, name: str = "") -> st
     Return the machine's name; None if it has joined that server already and the token was not used.
 
     Raises:
-        CannotJoin: the data folder belongs to an instance.
-        MachineTaken: a controller runs with this data folder.
+        CannotJoin: the data folder belongs to an instance, or a controller runs with it.
         ViError: the server refuses the machine or cannot be reached.
     """
     if settings.credentials_file.exists():
@@ -39,7 +38,10 @@ def join(settings: Settings, *, endpoint: str, token: str, name: str = "") -> st
             "already; try: another --data-dir"
         )
     os.umask(0o077)  # only this user may read the key
-    lock = machine.lock_machine(settings.machine_dir)
+    try:
+        lock = machine.lock_machine(settings.machine_dir)
+    except machine.MachineTaken as error:
+        raise CannotJoin(str(error)) from error
     try:
         return _join(settings, endpoint=endpoint.rstrip("/"), token=token, name=name)
     finally:

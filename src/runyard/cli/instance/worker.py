@@ -71,7 +71,6 @@ def worker(
 
 def _join(settings: Settings, endpoint: str, token: str | None, name: str) -> None:
     from runyard.controller.joining import CannotJoin, join
-    from runyard.controller.machine import MachineTaken
 
     if not token:
         raise CommandFailed(
@@ -81,7 +80,7 @@ def _join(settings: Settings, endpoint: str, token: str | None, name: str) -> No
         )
     try:
         joined = join(settings, endpoint=endpoint, token=token, name=name)
-    except (CannotJoin, MachineTaken) as error:
+    except CannotJoin as error:
         raise CommandFailed(str(error), exit_code=EXIT_CANNOT_START) from error
     if joined is None:
         click.echo(f"This machine has joined {endpoint} already; the token was not used.")
