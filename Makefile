@@ -3,7 +3,7 @@ PYTHON ?= python3
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-slow bench format style stubborn rank-kills chaos chaos-postgresql kill-server power-cuts \
+.PHONY: help setup demo check test test-slow bench format style stubborn rank-kills machine-kills chaos chaos-postgresql kill-server power-cuts \
   checkpoint-cuts notice starve faults-nth fuzz-api fuzz-datasets backup-property defects formats families \
   vi-inference own-images export-smollm2 howtos bench-import bench-requests bench-ranks bench-train bench-tiny \
   bench-memory bench-saving bench-weights bench-first-step bench-data bench-sdk-start gpu-check \
@@ -41,6 +41,10 @@ stubborn: setup ## Kill 200 process trees that resist; about three minutes
 rank-kills: N = 200
 rank-kills: setup ## Kill a rank of a run with three at random: N=200; half an hour
 	@.venv/bin/python -m tests.chaos.rank_kills --times $(N)
+
+machine-kills: N = 20
+machine-kills: setup ## Kill a whole machine while three train: N=20; ten minutes
+	@.venv/bin/python -m tests.chaos.machine_kills --times $(N)
 
 FAULTS ?= 1000
 SEED ?= 1
