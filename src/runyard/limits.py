@@ -87,6 +87,9 @@ RUN_NAME = Limit(255, "bytes", "name of a run")
 HOST = Limit(255, "bytes", "host name of a machine; name and model of an accelerator")
 BOOT_ID = Limit(64, "bytes", "boot id of a machine")
 LABELS = Limit(1_000, "items", "labels and accelerators of a machine")
+RUN_FOLDERS = Limit(
+    1_000, "items", "run folders in one report of a machine, which may send several"
+)
 MESSAGE = Limit(
     4 * KIB, "bytes", "cause of an exit, note, message of a condition; longer ones are cut"
 )

@@ -9,7 +9,7 @@ supervisor authenticates with its attempt token and may only act for that attemp
     POST /internal/v1/join                          a new machine: JoinRequest -> Joined
     POST /internal/v1/claims                        controller: Claim -> ClaimResult (long poll)
     GET  /internal/v1/machines/{machine_id}         controller: -> Placements (attempts placed here)
-    PUT  /internal/v1/machines/{machine_id}         controller: MachineReport -> 204
+    PUT  /internal/v1/machines/{machine_id}         controller: MachineReport -> MachineInstructions
     POST /internal/v1/attempt/process               supervisor: ProcessReport -> DesiredState
     POST /internal/v1/attempt/renew                 supervisor: Renewal -> DesiredState
     POST /internal/v1/attempt/lines                 supervisor: Lines -> LinesAccepted
@@ -155,17 +155,46 @@ class Accelerator(Message):
     memory_gib: float | None = None
 
 
+class RunName(Message):
+    """A run of an organization."""
+
+    organization_id: StoredId
+    run_id: StoredId
+
+
 class MachineReport(Message):
     """The capacity of a machine, sent with each request for placements; silence means the machine
     is gone.
 
-    ``slots`` is how many runs it trains at once; None if not reported.
+    ``slots`` is how many runs it trains at once; None if not reported. ``run_folders`` are the runs
+    with a folder there. If there are too many for one report, further ones follow, in which
+    ``continues_folders`` is set.
     """
 
     host: str
     labels: Annotated[dict[str, list[str]], within(limits.LABELS)]
     accelerators: Annotated[list[Accelerator], within(limits.LABELS)]
     slots: Annotated[int, msgspec.Meta(ge=0, le=limits.MAX_COLUMN)] | None = None
+    run_folders: Annotated[list[RunName], within(limits.RUN_FOLDERS)] = []
+    continues_folders: bool = False
+
+
+class RunRemoval(Message):
+    """A run that was deleted, whose folder a machine must remove.
+
+    With ``store_id`` only if every attempt in the folder was placed in this store incarnation: the
+    server has no record of the run, so another incarnation may have one.
+    """
+
+    organization_id: str
+    run_id: str
+    store_id: str = ""
+
+
+class MachineInstructions(Message):
+    """The answer to a machine's report."""
+
+    remove: list[RunRemoval] = []
 
 
 class ProcessReport(Message):

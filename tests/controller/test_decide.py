@@ -102,6 +102,7 @@ def test_an_earlier_attempt_is_settled_before_the_next_starts() -> None:
 def test_placements_are_fetched_again_after_an_interval() -> None:
     assert Adopt() in decide(view(attempt(), since_adopted_s=ADOPT_EVERY_S))
     assert Adopt() not in decide(view(attempt(), since_adopted_s=ADOPT_EVERY_S, is_adopting=True))
+    assert Adopt() in decide(view(attempt(), since_adopted_s=1.0, is_report_due=True))
 
 
 def test_a_start_waits_for_a_starting_warm_parent_but_not_forever() -> None:

@@ -74,7 +74,7 @@ def test_placements_are_fetched_before_anything_is_claimed(control: Control, ser
     assert server.calls[0] == "GET /internal/v1/machines/machine-1"
 
 
-def test_the_machine_is_reported_when_placements_are_fetched(control: Control, server: Any) -> None:
+def test_an_older_server_gets_the_fields_that_it_knows(control: Control, server: Any) -> None:
     control()
     server.wait_for(lambda: server.machines)
     assert server.machines["machine-1"] == {

@@ -78,6 +78,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         "test_datasets",
         "test_deletion",
         "test_key_lifecycle",
+        "test_machine_folders",
         "test_leases",
         "test_logs",
         "test_metric_series",

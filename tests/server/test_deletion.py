@@ -73,9 +73,7 @@ async def test_a_deletion_that_fails_halfway_hides_the_run_and_is_finished_by_th
                 "runyard.server.services.runs.deletion.rows.remove", fail(StoreUnavailable("no"))
             )
         else:
-            patch.setattr(
-                "runyard.server.services.runs.deletion.shutil.rmtree", fail(OSError("no"))
-            )
+            patch.setattr("runyard.removal.shutil.rmtree", fail(OSError("no")))
         assert (await api.delete(server.path("runs/r1"))).status_code == 204
         assert left(server, "r1")["runs"] == 1
         assert (await api.get(server.path("runs/r1"))).status_code == 404

@@ -52,6 +52,8 @@ class FakeServer:
         self.claims: dict[str, dict[str, Any]] = {}
         self.offers: list[dict[str, Any]] = []  # what controllers claimed with
         self.machines: dict[str, dict[str, Any]] = {}  # what their controllers have reported
+        # The answer to a machine's report; None: a server of an earlier version, which has none.
+        self.instructions: Callable[[dict[str, Any]], dict[str, Any]] | None = None
         self.open: list[dict[str, Any]] = []  # assignments claimed and not finished
         # Maps a path and its number of calls to "503", "lose" (done, but the answer is lost), "cut"
         # (half of the answer is sent), or None.
@@ -81,8 +83,11 @@ class FakeServer:
         if path == "/internal/v1/claims":
             return 200, {"assignment": self._claim(json.loads(body))}
         if method == "PUT" and path.startswith("/internal/v1/machines/"):
-            self.machines[path.rpartition("/")[2]] = json.loads(body)
-            return 204, None
+            report = json.loads(body)
+            if self.instructions is None and "run_folders" in report:
+                return 400, {"code": "InvalidBody", "message": "unknown field `run_folders`"}
+            self.machines[path.rpartition("/")[2]] = report
+            return (204, None) if self.instructions is None else (200, self.instructions(report))
         if path.startswith("/internal/v1/machines/"):
             return 200, {"attempts": self.open}
         word = path.removeprefix("/internal/v1/attempt/").partition("?")[0]

@@ -7,6 +7,8 @@ call, because a restarted server may have another endpoint.
 from contextlib import closing
 from pathlib import Path
 
+import msgspec
+
 from runyard import rundir
 from runyard.protocol import (
     PROTOCOL,
@@ -14,13 +16,18 @@ from runyard.protocol import (
     Assignment,
     Claim,
     ClaimResult,
+    MachineInstructions,
     MachineReport,
     Placements,
 )
 from runyard.version import VERSION
 from vi._http import NO_RETRY, Http
+from vi._http.response import decode
+from vi.errors import ViError
 
 ANSWER_TIMEOUT_S = 10.0
+INVALID_BODY = "InvalidBody"
+FIRST_REPORT_FIELDS = ("host", "labels", "accelerators", "slots")
 
 
 class NoControllerKey(Exception):
@@ -48,9 +55,24 @@ class ServerClient:
                 "GET", f"/internal/v1/machines/{machine_id}", decode_as=Placements
             ).attempts
 
-    def report_machine(self, machine_id: str, report: MachineReport) -> None:
+    def report_machine(self, machine_id: str, report: MachineReport) -> MachineInstructions:
+        """Report the machine and return what to do.
+
+        A server of an earlier version has no instructions and rejects fields that it does not know,
+        so it gets a report without them.
+        """
+        path = f"/internal/v1/machines/{machine_id}"
         with closing(self._connect()) as http:
-            http.call("PUT", f"/internal/v1/machines/{machine_id}", body=report)
+            try:
+                response = http.send("PUT", path, content=msgspec.json.encode(report))
+            except ViError as error:
+                if error.code != INVALID_BODY:
+                    raise
+                first = {name: getattr(report, name) for name in FIRST_REPORT_FIELDS}
+                response = http.send("PUT", path, content=msgspec.json.encode(first))
+        if not response.body:
+            return MachineInstructions()
+        return decode(response, MachineInstructions, request_name=f"PUT {path}")
 
     def _connect(self) -> Http:
         """Open a connection.

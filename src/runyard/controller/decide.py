@@ -74,6 +74,7 @@ class MachineView:
     are_shared: bool = False  # several runs may use one accelerator
     since_adopted_s: float | None  # since the server last listed this machine's attempts
     is_adopting: bool = False  # that request is in flight
+    is_report_due: bool = False  # the machine's report must not wait for the next regular one
     is_claiming: bool = False  # a claim is in flight
     since_shutdown_s: float | None = None  # since shutdown was requested
     shutdown_timeout_s: float = 60.0
@@ -85,7 +86,7 @@ class MachineView:
 
 @dataclass(frozen=True, slots=True)
 class Adopt:
-    """Ask the server which attempts are placed on this machine."""
+    """Report this machine, and ask the server which attempts are placed on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +230,7 @@ def _claim_more(view: MachineView) -> list[Action]:
         for attempt in view.attempts
     )
     every_s = ADOPT_EVERY_WHEN_UNRESPONSIVE_S if is_unresponsive else ADOPT_EVERY_S
-    is_due = view.since_adopted_s is None or view.since_adopted_s >= every_s
+    is_due = view.since_adopted_s is None or view.is_report_due or view.since_adopted_s >= every_s
     actions: list[Action] = [Adopt()] if is_due and not view.is_adopting else []
     if view.since_adopted_s is None:
         return actions  # attempts already on this machine may fill every slot

@@ -21,16 +21,16 @@ import socket
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
+from runyard import limits, protocol, removal, rundir
 from runyard import processes as machine_processes
-from runyard import protocol, rundir
-from runyard.controller import machine, notices
+from runyard.controller import deleted_runs, machine, notices
 from runyard.controller.accelerators import (
     Device,
     find_least_used,
@@ -86,6 +86,15 @@ REFUSED_RETRY_S = 10.0  # the key is read again each time, so it may have been c
 SHUTDOWN_MARGIN_S = 10.0
 
 
+@dataclass(frozen=True, slots=True)
+class ReportOutcome:
+    """The server's answers to a report of this machine, and the run folders that it listed."""
+
+    assignments: list[Assignment]
+    removals: list[protocol.RunRemoval]
+    run_folders: frozenset[tuple[str, str]]
+
+
 @dataclass(slots=True)
 class HeldAttempt:
     """An attempt that this controller holds, and its supervisor."""
@@ -136,6 +145,8 @@ class Controller:
         )
         self._claim_id = uuid.uuid4().hex
         self._is_claiming = self._is_adopting = self._is_done = False
+        self._is_removing = self._has_removals = self._is_report_due = False
+        self._run_folders: frozenset[tuple[str, str]] | None = None  # in the last report
         self._adopted_at_s: float | None = None
         self._warmed_at_s: float | None = None
         self._shutdown_at_s: float | None = None
@@ -169,6 +180,7 @@ class Controller:
             attempts=[self._observe_attempt(key, held) for key, held in sorted(self._held.items())],
             since_adopted_s=self._get_elapsed_s(self._adopted_at_s),
             is_adopting=self._is_adopting,
+            is_report_due=self._is_report_due,
             is_claiming=self._is_claiming,
             since_shutdown_s=self._get_elapsed_s(self._shutdown_at_s),
             shutdown_timeout_s=self._settings.grace_s + SHUTDOWN_MARGIN_S,
@@ -219,7 +231,7 @@ class Controller:
     def _perform_action(self, action: Action) -> None:
         match action:
             case Adopt():
-                self._is_adopting = True
+                self._is_adopting, self._is_report_due = True, False
                 self._call_server(
                     self._fetch_placements, self._on_placements, self._on_adopt_failed
                 )
@@ -239,6 +251,8 @@ class Controller:
                 self._kill_supervisor(key, self._held[key])
             case Release(key):
                 del self._held[key]
+                # If its run is deleted, the folder can be removed now.
+                self._is_report_due = True
             case WarmUp():
                 self._warmed_at_s = self._clock.monotonic()
                 self._executor.warm_up()
@@ -301,20 +315,39 @@ class Controller:
         self._settings.runs_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         return rundir.free_bytes(self._settings.runs_dir) < self._settings.free_disk_mib << 20
 
-    def _fetch_placements(self) -> list[Assignment]:
+    def _fetch_placements(self) -> ReportOutcome:
         """Fetch the attempts placed here, and report the machine; a failed report is repeated next
         time.
         """
         assignments = self._client.list_placements(self._machine_id)
-        report = protocol.MachineReport(
-            host=socket.gethostname(),
-            labels=self._labels,
-            accelerators=self._accelerators,
-            slots=self._settings.slots,
-        )
+        removals: list[protocol.RunRemoval] = []
+        try:
+            folders = removal.list_run_folders(self._settings.runs_dir)
+        except OSError as error:
+            log.warning("cannot list the run folders: %s", error)
+            folders = []
         with contextlib.suppress(ViError):
-            self._client.report_machine(self._machine_id, report)
-        return assignments
+            for report in self._build_reports(folders):
+                removals += self._client.report_machine(self._machine_id, report).remove
+        return ReportOutcome(assignments, removals, frozenset(folders))
+
+    def _build_reports(
+        self, folders: Sequence[tuple[str, str]]
+    ) -> Iterator[protocol.MachineReport]:
+        """Yield one report, or several if there are more run folders than one may list."""
+        most = limits.RUN_FOLDERS.value
+        for start in range(0, max(1, len(folders)), most):
+            yield protocol.MachineReport(
+                host=socket.gethostname(),
+                labels=self._labels,
+                accelerators=self._accelerators,
+                slots=self._settings.slots,
+                run_folders=[
+                    protocol.RunName(organization_id=org, run_id=run_id)
+                    for org, run_id in folders[start : start + most]
+                ],
+                continues_folders=start > 0,
+            )
 
     def _build_claim(self, slots: int, accelerators: int, *, lacks_disk: bool) -> protocol.Claim:
         return protocol.Claim(
@@ -351,18 +384,56 @@ class Controller:
         """Keep the claim id: repeating an accepted claim returns its attempt."""
         self._is_claiming = False
 
-    def _on_placements(self, assignments: list[Assignment]) -> None:
+    def _on_placements(self, outcome: ReportOutcome) -> None:
         self._is_adopting = False
         is_first = self._adopted_at_s is None
         self._adopted_at_s = self._clock.monotonic()
-        for assignment in assignments:
+        for assignment in outcome.assignments:
             self._hold_attempt(assignment)
         if is_first:
-            log.info("adopted %d attempts", len(assignments))
+            log.info("adopted %d attempts", len(outcome.assignments))
             self._kill_leftovers()
+        self._remove_deleted_runs(outcome)
 
     def _on_adopt_failed(self) -> None:
-        self._is_adopting = False
+        self._is_adopting, self._is_report_due = False, True
+
+    def _remove_deleted_runs(self, outcome: ReportOutcome) -> None:
+        """Remove what the server names, and what a removal that was interrupted has left."""
+        is_gone = deleted_runs.detach_deleted_runs(
+            self._settings, outcome.removals, held=self._held, processes=self._processes
+        )
+        # Also if a server with the same data folder has removed some. At first, an earlier
+        # controller may have been interrupted.
+        is_shorter = self._run_folders is None or not self._run_folders <= outcome.run_folders
+        self._run_folders = outcome.run_folders
+        self._has_removals = self._has_removals or is_gone or is_shorter
+        self._is_report_due = self._is_report_due or is_gone  # the server lists what is left
+        self._finish_removals()
+
+    def _finish_removals(self) -> None:
+        """Remove in a separate thread what is renamed, which may be large."""
+        if not self._has_removals or self._is_removing:
+            return
+        self._is_removing, self._has_removals = True, False
+
+        def finish_and_post() -> None:
+            error: OSError | None = None
+            try:
+                deleted_runs.finish_removals(self._settings)
+            except OSError as caught:
+                error = caught
+            self._inbox.put(partial(self._on_removed, error))
+
+        threading.Thread(target=finish_and_post, name="remove-runs", daemon=True).start()
+
+    def _on_removed(self, error: OSError | None) -> None:
+        self._is_removing = False
+        if error is None:
+            self._finish_removals()
+        else:
+            log.warning("not everything of deleted runs is removed yet: %s", error)
+            self._has_removals = True  # after the next report
 
     def _hold_attempt(self, assignment: Assignment) -> None:
         key = make_attempt_key(assignment)

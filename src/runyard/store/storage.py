@@ -1,9 +1,11 @@
 """The blobs and folders that the database refers to, for comparison with the disk."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from sqlalchemy import Connection, literal, select, union_all
 
+from runyard.store import tombstones
 from runyard.store.datasets.imports import ACTIVE_STATES
 from runyard.store.tables import (
     AnyRow,
@@ -84,6 +86,39 @@ def list_dataset_blobs(connection: Connection, *, org: str) -> Sequence[AnyRow]:
 def list_run_ids(connection: Connection, *, org: str) -> set[str]:
     """Return the id of every run with a row, also of runs that are being deleted."""
     return set(connection.execute(select(runs.c.id).where(runs.c.org == org)).scalars())
+
+
+@dataclass(frozen=True)
+class RunRecords:
+    """What the store knows of some runs of an organization, by id.
+
+    ``rows`` has those with a row, and whether they are deleted. ``tombstones`` were deleted lately.
+    ``open_attempts`` have an attempt on one machine that is not closed.
+    """
+
+    rows: Mapping[str, bool]
+    tombstones: frozenset[str]
+    open_attempts: frozenset[str]
+
+
+def read_run_records(
+    connection: Connection, *, org: str, run_ids: Sequence[str], machine_id: str, now_ms: int
+) -> RunRecords:
+    """Return the records of up to ``limits.RUN_FOLDERS`` runs, and their attempts on a machine."""
+    of_runs = select(runs.c.id, runs.c.deleted).where(runs.c.org == org, runs.c.id.in_(run_ids))
+    of_attempts = select(attempts.c.run_id).where(
+        attempts.c.org == org,
+        attempts.c.run_id.in_(run_ids),
+        attempts.c.machine_id == machine_id,
+        attempts.c.closed.is_(False),
+    )
+    return RunRecords(
+        rows={row.id: row.deleted for row in connection.execute(of_runs)},
+        tombstones=frozenset(
+            tombstones.list_valid(connection, org=org, kind="run", ids=run_ids, now_ms=now_ms)
+        ),
+        open_attempts=frozenset(connection.execute(of_attempts).scalars()),
+    )
 
 
 def may_be_uploading(connection: Connection, *, org: str) -> bool:

@@ -1,5 +1,7 @@
 """Tombstones: ids that were deleted, kept for thirty days."""
 
+from collections.abc import Sequence
+
 from sqlalchemy import ColumnElement, Connection, bindparam, delete, insert, select
 
 from runyard.store.engines.prepared import Prepared
@@ -35,6 +37,19 @@ def remove_expired(connection: Connection, *, now_ms: int) -> None:
 
 def exists(connection: Connection, *, org: str, kind: str, id: str) -> bool:
     return _FIND.find(connection, {"of_org": org, "of_kind": kind, "of_id": id}) is not None
+
+
+def list_valid(
+    connection: Connection, *, org: str, kind: str, ids: Sequence[str], now_ms: int
+) -> Sequence[str]:
+    """Return those of some ids that were deleted, and whose tombstones have not expired."""
+    query = select(tombstones.c.id).where(
+        tombstones.c.org == org,
+        tombstones.c.kind == kind,
+        tombstones.c.id.in_(ids),
+        tombstones.c.time >= now_ms - RETENTION_MS,
+    )
+    return connection.execute(query).scalars().all()
 
 
 def _is_due(now_ms: int) -> ColumnElement[bool]:

@@ -15,17 +15,15 @@ import contextlib
 import fcntl
 import logging
 import os
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
-from runyard import rundir
+from runyard import removal, rundir
 
 log = logging.getLogger(__name__)
 
 FILL_LOCK = "bring.lock"
-REMOVING = ".removing-"
 
 
 class BlobSource(Protocol):
@@ -103,8 +101,8 @@ def locate_blob(data_dir: Path, organization_id: str, sha256: str) -> Path:
 
 def free_space(root: Path, needed_bytes: int, limit_bytes: int) -> None:
     """Remove unused folders, least recently used first, until ``needed_bytes`` are free."""
-    for torn in root.glob(f"*/{REMOVING}*"):
-        shutil.rmtree(torn, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        removal.remove_detached(root)
     homes = sorted(
         (path for path in root.glob("*/*") if path.is_dir() and not path.name.startswith(".")),
         key=_get_mtime_ns,
@@ -112,7 +110,7 @@ def free_space(root: Path, needed_bytes: int, limit_bytes: int) -> None:
     for home in homes:
         if sum(_list_file_sizes(root)) + needed_bytes <= limit_bytes:
             return
-        _remove_unused(home)
+        remove_unused(home)
 
 
 def is_intact(path: Path, sha256: str, size_bytes: int) -> bool:
@@ -135,19 +133,17 @@ def _link_copy(copies: Iterable[Path], staged: Path, sha256: str, size_bytes: in
     return False
 
 
-def _remove_unused(home: Path) -> None:
+def remove_unused(home: Path) -> None:
     """Remove a folder unless a process holds it."""
     with contextlib.suppress(FileNotFoundError):
         descriptor = os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _has_path(descriptor, home):
-                renamed = home.with_name(f"{REMOVING}{home.name}")
+                renamed = home.with_name(f"{removal.REMOVING}{home.name}")
                 os.replace(home, renamed)
-                shutil.rmtree(renamed)
-                log.info(
-                    "removed unused %s/%s to free disk space", home.parent.parent.name, home.name
-                )
+                removal.remove_tree(renamed)
+                log.info("removed %s/%s, which nothing uses", home.parent.parent.name, home.name)
         except BlockingIOError:
             pass
         finally:

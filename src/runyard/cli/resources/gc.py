@@ -62,6 +62,14 @@ def _fields(report: dict[str, Any]) -> list[tuple[str, object]]:
         (f"blobs {state}", len(report["blobsWithoutRows"])),
         (f"run folders {state}", ", ".join(report["foldersWithoutRuns"]) or 0),
         (f"import folders {state}", ", ".join(report["foldersWithoutImports"]) or 0),
+        (
+            "run folders on machines " + ("to be deleted" if report["isRemoved"] else state),
+            ", ".join(
+                f"{folder['runId']} on {folder['host']}"
+                for folder in report.get("foldersOnMachines", ())
+            )
+            or 0,
+        ),
         (f"organizations' folders {state}", ", ".join(report["foldersWithoutOrganizations"]) or 0),
         ("lost files", ", ".join(lost) or 0),
         *([("further entries, not listed", omitted)] if omitted else []),

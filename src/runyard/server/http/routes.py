@@ -368,7 +368,7 @@ ROUTES = (
           "List a machine's attempts", returns=protocol.Placements),
     Route("PUT", "/internal/v1/machines/{machine_id:str}", attempts.put_machine,
           "Report a machine's resources", body=protocol.MachineReport,
-          max_body_bytes=LARGE_BODY_BYTES, statuses=(204,)),
+          returns=protocol.MachineInstructions, max_body_bytes=LARGE_BODY_BYTES),
     Route("POST", ATTEMPT + "/process", attempts.post_process, "Register the supervisor process",
           body=protocol.ProcessReport, returns=protocol.DesiredState,
           max_body_bytes=LARGE_BODY_BYTES),

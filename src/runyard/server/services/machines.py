@@ -15,7 +15,8 @@ from typing import Any
 
 import msgspec
 
-from runyard.protocol import Claim, MachineReport
+from runyard import limits
+from runyard.protocol import Claim, MachineReport, RunName
 from runyard.store.requirements import Labels
 
 HEARD_WITHIN_S = 120.0
@@ -38,6 +39,8 @@ class ReportedMachine:
     last_ms: int
     heard_s: float
     lacks_disk: bool = False
+    # Runs that are not listed, deleted ones among them, whose folders it still holds.
+    leftover_runs: tuple[RunName, ...] = ()
     # When it was last seen without a free slot.
     busy_s: list[float] = field(default_factory=list, compare=False)
 
@@ -75,6 +78,7 @@ class Machines:
 
     _known: dict[str, ReportedMachine] = field(default_factory=dict)
     _began_s: float = math.inf
+    _approved: set[tuple[str, str]] = field(default_factory=set)
 
     def count_accelerators(self, machine_id: str) -> int:
         """Return how many accelerators a machine has, busy ones included; 0 if unknown."""
@@ -84,15 +88,39 @@ class Machines:
     def record_report(
         self, machine_id: str, report: MachineReport, *, now_ms: int, uptime_s: float
     ) -> None:
-        """Record what a machine reports about itself."""
+        """Record what a machine reports about itself, without the names of its run folders."""
         before = self._known.get(machine_id)
         self._store(
             machine_id,
-            report,
+            msgspec.structs.replace(report, run_folders=[], continues_folders=False),
             now_ms,
             uptime_s,
             lacks_disk=before is not None and before.lacks_disk,
         )
+
+    def record_leftover_runs(
+        self, machine_id: str, found: Sequence[RunName], *, are_further: bool
+    ) -> None:
+        """Record runs that are not listed and have a folder on a machine that has just reported.
+
+        ``are_further``: it has sent several reports, of which this is not the first.
+        """
+        machine = self._known.get(machine_id)
+        if machine is not None:
+            runs = (*(machine.leftover_runs if are_further else ()), *found)
+            self._known[machine_id] = replace(
+                machine, leftover_runs=runs[: limits.REPORT_ITEMS.value]
+            )
+
+    def approve_removals(self, runs: Iterable[tuple[str, str]]) -> None:
+        """Let machines remove the folders of these runs, by organization and id, if no row exists.
+
+        An operator has decided that nobody needs them.
+        """
+        self._approved = set(runs)
+
+    def is_removal_approved(self, org: str, run_id: str) -> bool:
+        return (org, run_id) in self._approved
 
     def record_claim(self, offer: Claim, *, now_ms: int, uptime_s: float) -> bool:
         """Record what a claim reports about its machine; return whether that is new."""

@@ -29,6 +29,7 @@ from runyard.server.http.responses import (
 from runyard.server.services import membership
 from runyard.server.services.access.signing import AttemptToken
 from runyard.server.services.errors import Refusal
+from runyard.server.services.operations import machine_folders
 from runyard.server.services.runs import (
     attempt_dataset,
     attempt_weights,
@@ -74,7 +75,9 @@ async def put_machine(request: Request, machine_id: Id) -> Response:
     services.machines.record_report(
         machine_id, report, now_ms=services.clock.now_ms(), uptime_s=services.clock.monotonic_s()
     )
-    return empty_response()
+    return encode_response(
+        await machine_folders.choose_removals(services, machine_id=machine_id, report=report)
+    )
 
 
 async def post_process(request: Request) -> Response:

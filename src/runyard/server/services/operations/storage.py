@@ -3,7 +3,8 @@
 What can be wrong: bytes that nothing needs, checkpoints and datasets whose bytes are gone, and
 folders of runs or imports that do not exist. A restore may also leave folders of organizations that
 do not exist; those are reported to the first organization. A collection removes all of this except
-lost bytes, which are only reported.
+lost bytes, which are only reported. Folders on machines are as of their last reports, and are
+removed after the next ones.
 
 Bytes come before the row that needs them. So while an attempt or an import of the organization is
 open, bytes without a row may be about to get one: they count as arriving and are left alone. So are
@@ -51,6 +52,15 @@ class Space(msgspec.Struct, rename="camel", kw_only=True):
     other_folders: int
 
 
+class MachineFolder(msgspec.Struct, rename="camel", kw_only=True):
+    """The folder of a run that does not exist or is being deleted, on a machine's last report."""
+
+    machine_id: str
+    host: str
+    organization_id: str
+    run_id: str
+
+
 class StorageReport(msgspec.Struct, rename="camel", kw_only=True):
     """The state before anything was removed. ``agrees``: nothing is left over and nothing is lost.
 
@@ -66,6 +76,7 @@ class StorageReport(msgspec.Struct, rename="camel", kw_only=True):
     folders_without_runs: list[str]
     folders_without_organizations: list[str]
     folders_without_imports: list[str] = []
+    folders_on_machines: list[MachineFolder] = []
     is_removed: bool = False
     left_over_bytes: Space | None = None
     freed_bytes: Space | None = None
@@ -75,7 +86,9 @@ class StorageReport(msgspec.Struct, rename="camel", kw_only=True):
 async def check(services: Services, *, org: str) -> StorageReport:
     """Compare store and disk of one organization, changing nothing."""
     async with services.blob_lock:
-        return _truncate_lists(await asyncio.to_thread(_compare, services, org))
+        report = await asyncio.to_thread(_compare, services, org)
+    _add_machine_folders(services, org, report)
+    return _truncate_lists(report)
 
 
 async def collect(services: Services, actor: Actor) -> StorageReport:
@@ -85,9 +98,36 @@ async def collect(services: Services, actor: Actor) -> StorageReport:
         # First, since removed files cannot be in one transaction with this row.
         await services.store.write(services.audit(actor, "collect garbage", actor.org))
         freed = await asyncio.to_thread(_remove_leftovers, services, actor.org, report)
+    _add_machine_folders(services, actor.org, report)
+    # Each machine removes them after its next report.
+    services.machines.approve_removals(
+        (folder.organization_id, folder.run_id) for folder in report.folders_on_machines
+    )
     freed.database = await _shrink_database(services)
     report.is_removed, report.freed_bytes = True, freed
     return _truncate_lists(report)
+
+
+def _add_machine_folders(services: Services, org: str, report: StorageReport) -> None:
+    """Add what machines hold of runs that do not exist.
+
+    The first organization also sees those of organizations that do not exist.
+    """
+    known = services.store.read(organizations.list_ids)
+    report.folders_on_machines = [
+        MachineFolder(
+            machine_id=machine_id,
+            host=machine.report.host,
+            organization_id=run.organization_id,
+            run_id=run.run_id,
+        )
+        for machine_id, machine in services.machines.list_connected_by_id(
+            uptime_s=services.clock.monotonic_s()
+        )
+        for run in machine.leftover_runs
+        if run.organization_id == org or (org == known[0] and run.organization_id not in known)
+    ]
+    report.agrees = report.agrees and not report.folders_on_machines
 
 
 def _truncate_lists(report: StorageReport) -> StorageReport:

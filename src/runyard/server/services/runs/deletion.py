@@ -12,13 +12,13 @@ import contextlib
 import fcntl
 import logging
 import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from sqlalchemy import Connection
 
+from runyard import removal
 from runyard.blobs import BlobError, BlobHeld
 from runyard.ids import PathEscapes, resolve_folder
 from runyard.rundir import weights_name
@@ -220,13 +220,10 @@ def _remove_bytes(services: Services, org: str, run_id: str, hashes: set[str]) -
     for sha256 in hashes:
         blobs.delete(sha256)
     try:
-        folder = resolve_folder(services.settings.runs_dir, org, run_id)
+        removal.remove_run(services.settings.runs_dir, org, run_id)
     except PathEscapes as error:
         # An id from before ids were checked, or an operator's link: remove nothing outside.
         log.error("run %s is deleted, and its folder is kept: %s", run_id, error)
-        return
-    if folder.is_dir():
-        shutil.rmtree(folder)
 
 
 def _remove_weights(services: Services, org: str, files: Sequence[AnyRow]) -> None:
@@ -240,6 +237,6 @@ def _remove_weights(services: Services, org: str, files: Sequence[AnyRow]) -> No
         descriptor = os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(home)
+            removal.remove_tree(home)
         finally:
             os.close(descriptor)
