@@ -162,13 +162,20 @@ class RunName(Message):
     run_id: StoredId
 
 
+class SelfTest(Message):
+    """The outcome of a machine's self-test."""
+
+    passed: bool
+    message: str
+
+
 class MachineReport(Message):
     """The capacity of a machine, sent with each request for placements; silence means the machine
     is gone.
 
     ``slots`` is how many runs it trains at once; None if not reported. ``run_folders`` are the runs
     with a folder there. If there are too many for one report, further ones follow, in which
-    ``continues_folders`` is set.
+    ``continues_folders`` is set. ``self_test`` is the outcome of one that the server has asked for.
     """
 
     host: str
@@ -177,6 +184,7 @@ class MachineReport(Message):
     slots: Annotated[int, msgspec.Meta(ge=0, le=limits.MAX_COLUMN)] | None = None
     run_folders: Annotated[list[RunName], within(limits.RUN_FOLDERS)] = []
     continues_folders: bool = False
+    self_test: SelfTest | None = None
 
 
 class RunRemoval(Message):
@@ -192,9 +200,10 @@ class RunRemoval(Message):
 
 
 class MachineInstructions(Message):
-    """The answer to a machine's report."""
+    """The answer to a machine's report: what to remove, and whether to test itself."""
 
     remove: list[RunRemoval] = []
+    self_test: bool = False
 
 
 class ProcessReport(Message):

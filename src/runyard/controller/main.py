@@ -30,7 +30,7 @@ from typing import Any
 
 from runyard import limits, protocol, removal, rundir
 from runyard import processes as machine_processes
-from runyard.controller import deleted_runs, machine, notices
+from runyard.controller import deleted_runs, machine, notices, self_test
 from runyard.controller.accelerators import (
     Device,
     find_least_used,
@@ -93,6 +93,7 @@ class ReportOutcome:
     assignments: list[Assignment]
     removals: list[protocol.RunRemoval]
     run_folders: frozenset[tuple[str, str]]
+    must_test: bool = False
 
 
 @dataclass(slots=True)
@@ -146,6 +147,8 @@ class Controller:
         self._claim_id = uuid.uuid4().hex
         self._is_claiming = self._is_adopting = self._is_done = False
         self._is_removing = self._has_removals = self._is_report_due = False
+        self._is_testing = False
+        self._tested: protocol.SelfTest | None = None  # the outcome, until it is reported
         self._run_folders: frozenset[tuple[str, str]] | None = None  # in the last report
         self._adopted_at_s: float | None = None
         self._warmed_at_s: float | None = None
@@ -326,10 +329,15 @@ class Controller:
         except OSError as error:
             log.warning("cannot list the run folders: %s", error)
             folders = []
+        must_test, tested = False, self._tested
         with contextlib.suppress(ViError):
             for report in self._build_reports(folders):
-                removals += self._client.report_machine(self._machine_id, report).remove
-        return ReportOutcome(assignments, removals, frozenset(folders))
+                instructions = self._client.report_machine(self._machine_id, report)
+                removals += instructions.remove
+                must_test = instructions.self_test
+            if tested is not None:  # it has arrived
+                self._tested, self._is_testing = None, False
+        return ReportOutcome(assignments, removals, frozenset(folders), must_test)
 
     def _build_reports(
         self, folders: Sequence[tuple[str, str]]
@@ -347,6 +355,7 @@ class Controller:
                     for org, run_id in folders[start : start + most]
                 ],
                 continues_folders=start > 0,
+                self_test=self._tested if start == 0 else None,
             )
 
     def _build_claim(self, slots: int, accelerators: int, *, lacks_disk: bool) -> protocol.Claim:
@@ -394,6 +403,22 @@ class Controller:
             log.info("adopted %d attempts", len(outcome.assignments))
             self._kill_leftovers()
         self._remove_deleted_runs(outcome)
+        if outcome.must_test:
+            self._test_machine()
+
+    def _test_machine(self) -> None:
+        """Test this machine once nothing trains on it, and report the outcome soon."""
+        if self._is_testing or self._held:
+            return
+        self._is_testing = True
+
+        def post_result(result: protocol.SelfTest) -> None:
+            self._inbox.put(partial(self._on_tested, result))
+
+        self_test.start(self._settings.data_dir, post_result)
+
+    def _on_tested(self, result: protocol.SelfTest) -> None:
+        self._tested, self._is_report_due = result, True
 
     def _on_adopt_failed(self) -> None:
         self._is_adopting, self._is_report_due = False, True

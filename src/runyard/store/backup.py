@@ -39,6 +39,7 @@ from runyard.store.tables import (
     attempts,
     keys,
     lease_clock,
+    machine_failures,
     machine_invitations,
     machines,
     meta,
@@ -55,7 +56,7 @@ BATCH_ROWS, BATCH_BYTES = 500, 4 << 20
 SCHEMA_REVISION = HEAD
 # Browsers sign in again after a restore: a backup would bring sessions back that have ended.
 # Machines stay those of the instance, as their keys do.
-_LEFT_OUT = (sessions, session_codes, machines, machine_invitations)
+_LEFT_OUT = (sessions, session_codes, machines, machine_failures, machine_invitations)
 TABLES: Mapping[str, Table] = {
     str(table.name): table
     for table in metadata.sorted_tables

@@ -106,7 +106,8 @@ session_codes = Table(
 )
 
 # Machines that have joined, and the one of ``runyard up``. A machine's key is bound to its id.
-# ``state``: joined, draining, excluded or removed; ``drain_by``: when its runs are stopped.
+# ``state``: joined, draining, suspect, excluded, removed. ``drain_by``: when its runs are stopped.
+# ``suspected``: when it became suspect; ``failed_tests``: of its self-test, since then.
 machines = Table(
     "machines",
     metadata,
@@ -121,10 +122,25 @@ machines = Table(
     Column("boot_id", String(64), nullable=False),
     Column("note", Text, nullable=False),
     Column("drain_by", BigInteger),
+    Column("suspected", BigInteger),
+    Column("failed_tests", Integer, nullable=False),
     Column("invited_by", Text, nullable=False),
     Column("time_created", BigInteger, nullable=False),
     Column("last_updated", BigInteger, nullable=False),
     Index("machines_by_time", "time_created", "id"),
+)
+
+# Failures of attempts that their machine has caused, at most one of each attempt.
+machine_failures = Table(
+    "machine_failures",
+    metadata,
+    Column("org", String(64), primary_key=True),
+    Column("run_id", String(255), primary_key=True),
+    Column("attempt", Integer, primary_key=True),
+    Column("machine_id", String(255), nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("time", BigInteger, nullable=False),
+    Index("machine_failures_by_time", "machine_id", "time"),
 )
 
 # Invitations of machines; the token is a secret, of which only the hash is stored.

@@ -14,6 +14,8 @@ The class names are the reasons that ``result.json`` carries. Every other error 
 defect of Runyard or a failure of the machine: exit code 1, with the traceback on stderr.
 """
 
+import re
+
 
 class TrainingFailed(Exception):
     """A run that cannot succeed as it is; ``reason`` is the word that users see."""
@@ -53,3 +55,18 @@ class PeerLost(Exception):
 
 class ExportFailed(Exception):
     """A checkpoint cannot be exported, and nothing was written; the message suggests a fix."""
+
+
+# What CUDA, ROCm and NCCL say when a device, its memory or a link has failed. Errors that a program
+# causes, such as an illegal address or a failed assertion, are not among them.
+_DEVICE_FAILURE = re.compile(
+    r"uncorrectable ECC|unspecified launch failure|illegal instruction|launch timed out"
+    r"|(?:CUDA|HIP) error: unknown error|device (?:is )?lost|fallen off the bus|Xid"
+    r"|NCCL error|nccl(?:System|Internal|Remote)Error|NVLink",
+    re.IGNORECASE,
+)
+
+
+def is_device_failure(error: BaseException) -> bool:
+    """Return whether an error points at a device of the machine and not at the training."""
+    return isinstance(error, RuntimeError) and _DEVICE_FAILURE.search(str(error)) is not None

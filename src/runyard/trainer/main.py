@@ -37,7 +37,13 @@ from runyard.rundir import (
 from runyard.trainer import environment
 from runyard.trainer.activity import ActivityReporter
 from runyard.trainer.disk_space import POLL_INTERVAL_S, as_system_error
-from runyard.trainer.errors import InvalidFlow, LockHeld, PeerLost, TrainingFailed
+from runyard.trainer.errors import (
+    InvalidFlow,
+    LockHeld,
+    PeerLost,
+    TrainingFailed,
+    is_device_failure,
+)
 
 EXIT_FAILED = 1
 LOCK_WAIT_S = 10.0
@@ -100,6 +106,9 @@ def _run_attempt(
         system_error = as_system_error(error)
         if system_error is not None and system_error.errno in MACHINE_ERRORS:
             return EXIT_FAILED, None
+        if is_device_failure(error):
+            first_line = str(error).partition("\n")[0]
+            return EXIT_FAILED, {"outcome": "MachineFailure", "message": first_line}
         message = explain_missing_extra(error) or f"{type(error).__name__}: {error}"
         return EXIT_FAILED, {"outcome": "Failed", "reason": "TrainerError", "message": message}
     is_stopped = outcome.reason == "Stopped"

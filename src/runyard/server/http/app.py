@@ -22,7 +22,7 @@ from runyard.server.http.openapi import encode_document
 from runyard.server.http.proxies import Proxies
 from runyard.server.http.router import Router
 from runyard.server.http.routes import ROUTES
-from runyard.server.services import events, membership
+from runyard.server.services import events, machine_failures, membership
 from runyard.server.services.access import bootstrap, key_lifecycle, session_lifecycle
 from runyard.server.services.access.keys import Keyring
 from runyard.server.services.access.secrets import open_secrets
@@ -176,6 +176,7 @@ async def _run_ticker(services: Services) -> None:
             if tick % TICKS_PER_SWEEP == 0:
                 await key_lifecycle.write_usage(services)
                 await session_lifecycle.sweep(services)
+                await machine_failures.sweep(services)
                 await audit.sweep(services)
                 await events.sweep(services)
                 await deletion.sweep(services)

@@ -20,7 +20,8 @@ from runyard.protocol import Claim, MachineReport, RunName
 from runyard.store.requirements import Labels
 
 HEARD_WITHIN_S = 120.0
-JOINED, DRAINING, EXCLUDED, REMOVED = "joined", "draining", "excluded", "removed"
+JOINED, DRAINING, SUSPECT = "joined", "draining", "suspect"
+EXCLUDED, REMOVED = "excluded", "removed"
 CPU = "cpu"  # what machines without an accelerator report as one
 MOST = 10_000  # machines; a controller's key is trusted, but its memory use is bounded
 # Controllers with free slots claim again a second after a restart; others report each half minute.

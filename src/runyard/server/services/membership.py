@@ -2,6 +2,7 @@
 
     joined    takes runs
     draining  takes no new run; at ``drain_by`` its runs save and stop, and resume elsewhere
+    suspect   takes no new run until its self-test has passed (see ``machine_failures``)
     excluded  takes no new run; those that it has end by themselves
     removed   its key is revoked and its attempts are closed
 
@@ -89,6 +90,7 @@ async def change(
     def write(tx: Connection) -> AnyRow:
         _get_row(tx, machine_id)
         values = {"state": state, "drain_by": drain_by, "note": note, "last_updated": now_ms}
+        values |= {"suspected": None, "failed_tests": 0}
         rows.change(tx, machine_id=machine_id, values=values)
         services.audit(actor, f"set machine {state}", machine_id)(tx)
         return _get_row(tx, machine_id)
@@ -213,6 +215,8 @@ def add_machine(
         "boot_id": boot_id,
         "note": "",
         "drain_by": None,
+        "suspected": None,
+        "failed_tests": 0,
         "invited_by": invited_by,
         "time_created": now_ms,
         "last_updated": now_ms,
@@ -261,6 +265,12 @@ def read_own_id(settings: Settings) -> str | None:
     """Return the id of the machine whose controller shares the server's data folder."""
     known = (read_json(settings.machine_dir / "machine.json") or {}).get("id")
     return known if isinstance(known, str) and known else None
+
+
+def read_state(tx: Connection, machine_id: str) -> str:
+    """Return the state of a machine as stored; one without a row counts as joined."""
+    row = rows.get(tx, machine_id=machine_id)
+    return JOINED if row is None else str(row.state)
 
 
 async def refresh(services: Services) -> None:

@@ -1,4 +1,4 @@
-"""Rows of machines and their invitations: never a token, only its keyed hash."""
+"""Rows of machines, their failures and their invitations: never a token, only its keyed hash."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import Connection, delete, insert, select, update
 
 from runyard.store.lists import keyset
-from runyard.store.tables import AnyRow, machine_invitations, machines
+from runyard.store.tables import AnyRow, machine_failures, machine_invitations, machines
 
 
 def list_all(connection: Connection) -> Sequence[AnyRow]:
@@ -38,6 +38,47 @@ def add(connection: Connection, values: Mapping[str, Any]) -> None:
 
 def change(connection: Connection, *, machine_id: str, values: Mapping[str, Any]) -> None:
     connection.execute(update(machines).where(machines.c.id == machine_id).values(**values))
+
+
+def add_failure(
+    connection: Connection,
+    *,
+    org: str,
+    run_id: str,
+    attempt: int,
+    machine_id: str,
+    kind: str,
+    time_ms: int,
+) -> None:
+    """Add a failure of an attempt, unless one is known."""
+    of_attempt = (
+        machine_failures.c.org == org,
+        machine_failures.c.run_id == run_id,
+        machine_failures.c.attempt == attempt,
+    )
+    if connection.execute(select(machine_failures.c.time).where(*of_attempt)).first() is None:
+        connection.execute(
+            insert(machine_failures).values(
+                org=org,
+                run_id=run_id,
+                attempt=attempt,
+                machine_id=machine_id,
+                kind=kind,
+                time=time_ms,
+            )
+        )
+
+
+def list_failures(connection: Connection, *, machine_id: str, after_ms: int) -> Sequence[AnyRow]:
+    """Return the failures of a machine after a time, oldest first."""
+    query = select(machine_failures).where(
+        machine_failures.c.machine_id == machine_id, machine_failures.c.time > after_ms
+    )
+    return connection.execute(query.order_by(machine_failures.c.time)).all()
+
+
+def remove_old_failures(connection: Connection, *, before_ms: int) -> None:
+    connection.execute(delete(machine_failures).where(machine_failures.c.time < before_ms))
 
 
 def add_invitation(connection: Connection, values: Mapping[str, Any]) -> None:

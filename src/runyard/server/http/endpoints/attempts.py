@@ -26,9 +26,10 @@ from runyard.server.http.responses import (
     empty_response,
     encode_response,
 )
-from runyard.server.services import membership
+from runyard.server.services import machine_failures, membership
 from runyard.server.services.access.signing import AttemptToken
 from runyard.server.services.errors import Refusal
+from runyard.server.services.machines import SUSPECT
 from runyard.server.services.operations import machine_folders
 from runyard.server.services.runs import (
     attempt_dataset,
@@ -75,9 +76,13 @@ async def put_machine(request: Request, machine_id: Id) -> Response:
     services.machines.record_report(
         machine_id, report, now_ms=services.clock.now_ms(), uptime_s=services.clock.monotonic_s()
     )
-    return encode_response(
-        await machine_folders.choose_removals(services, machine_id=machine_id, report=report)
+    if report.self_test is not None:
+        await machine_failures.record_self_test(services, machine_id, report.self_test)
+    instructions = await machine_folders.choose_removals(
+        services, machine_id=machine_id, report=report
     )
+    instructions.self_test = services.memberships.get_state(machine_id) == SUSPECT
+    return encode_response(instructions)
 
 
 async def post_process(request: Request) -> Response:

@@ -205,6 +205,8 @@ def decide_after_exit(report: ExitReport, end: AttemptEnd) -> Transition:
         how = result.get("message") or "stopped after saving"
         return Transition(PENDING, "Retrying", f"{how}; resumes from the newest checkpoint")
     cause = report.cause or "the trainer ended without a result"
+    if result.get("outcome") == "MachineFailure":
+        cause = f"the machine failed: {result.get('message')}"
     if (size := halve_micro_batch(report, end.micro_batch_size)) is not None:
         cause = f"{cause}; resuming with microBatchSize {size} instead of {end.micro_batch_size}"
     return decide_after_loss(cause, end)

@@ -38,7 +38,7 @@ from runyard.protocol import (
     ProcessReport,
     Renewal,
 )
-from runyard.server.services import notifications
+from runyard.server.services import machine_failures, membership, notifications
 from runyard.server.services.access.signing import AttemptToken
 from runyard.server.services.context import Actor, Services
 from runyard.server.services.errors import Refusal
@@ -190,7 +190,10 @@ async def finish(services: Services, token: AttemptToken, report: ExitReport) ->
     The attempt is closed, and the run changes, only when none of its processes is alive. Repeats
     change nothing.
     """
-    if await services.store.write(lambda tx: _close_attempt(services, tx, token, report)):
+    has_closed = await services.store.write(lambda tx: _close_attempt(services, tx, token, report))
+    if machine_failures.find_failure(report) is not None:
+        await membership.refresh(services)
+    if has_closed:
         await _notify_run(services, token, closed=True)
 
 
@@ -228,6 +231,8 @@ def _close_attempt(
     )
     charged = (attempt.started or report.exit_code is not None) and is_charged
     _write_attempt_end(services, tx, attempt, run, report, charged=charged)
+    if (failure := machine_failures.find_failure(report)) is not None:
+        _record_failure(services, tx, attempt, failure)
     _change_attempt(tx, attempt, lost_pulse=None)  # settled: this was its own report
     end = _load_attempt_end(services, tx, row, run, micro_batch_size=micro_batch_size)
     end = replace(end, is_charged=is_charged)
@@ -250,7 +255,10 @@ async def tick(services: Services, elapsed_s: float) -> None:
     """Age leases by the server's own uptime, and act on those that ran out."""
     if services.store.read(rows.count_open) == 0:
         return
-    for attempt in await services.store.write(lambda tx: _expire_leases(services, tx, elapsed_s)):
+    expired = await services.store.write(lambda tx: _expire_leases(services, tx, elapsed_s))
+    if expired:
+        await membership.refresh(services)
+    for attempt in expired:
         services.notifier.notify(run_topic(attempt.org, attempt.run_id))
         services.notifier.notify(notifications.QUEUE)
         await deletion.purge_if_due(services, org=attempt.org, run_id=attempt.run_id)
@@ -358,6 +366,8 @@ def _claim_first(
             if attempt.closed or held is None
             else _build_assignment(services, tx, attempt, held)
         )
+    if membership.read_state(tx, offer.machine_id) != JOINED:
+        return None
     for candidate in candidates:
         if (row := _lock_candidate(services, tx, offer, candidate)) is not None:
             return _insert_attempt(services, tx, actor, offer, row, decode_run(row.document))
@@ -618,8 +628,21 @@ def _close_silent_attempt(
     report = ExitReport(exit_code=None, signal=None, group_empty=True, cause=cause, time=now_ms)
     end = _load_attempt_end(services, tx, row, run)
     _write_attempt_end(services, tx, attempt, run, report, charged=True)
+    _record_failure(services, tx, attempt, machine_failures.SILENT)
     if not rows.has_open(tx, org=row.org, run_id=row.id):
         transition(run, conditions.decide_after_loss(cause, end), now_ms=now_ms)
+
+
+def _record_failure(services: Services, tx: Connection, attempt: Any, kind: str) -> None:
+    machine_failures.record(
+        services,
+        tx,
+        org=attempt.org,
+        run_id=attempt.run_id,
+        attempt=attempt.number,
+        machine_id=attempt.machine_id,
+        kind=kind,
+    )
 
 
 def _write_attempt_end(

@@ -26,7 +26,7 @@ class MachineSpec(Document):
 
 
 class MachineStatus(Document):
-    """State of a machine: ``joined``, ``draining`` or ``excluded``.
+    """State of a machine: ``joined``, ``draining``, ``suspect`` or ``excluded``.
 
     Times are epoch milliseconds. ``drain_by`` is when the runs of a draining machine are stopped,
     ``running`` the number of its runs of all organizations, ``runs`` the ids of the caller's own.
