@@ -19,7 +19,7 @@ supervisor authenticates with its attempt token and may only act for that attemp
     GET  /internal/v1/attempt/resume                supervisor: -> ResumeCandidates
     GET  /internal/v1/attempt/blobs/{sha256}        supervisor: the bytes of one of its files
     GET  /internal/v1/attempt/dataset?dataset=      supervisor: -> AttemptDataset (404: built in)
-    GET  /internal/v1/attempt/weights               supervisor: -> AttemptWeights (404: no run's)
+    GET  /internal/v1/attempt/weights               supervisor: -> AttemptWeights (404: none)
     GET  /internal/v1/attempt/dataset/contents?dataset=  supervisor: -> content spans, by line
     POST /internal/v1/attempt/finish                supervisor or reaper: ExitReport -> 204
 
@@ -343,7 +343,10 @@ class AttemptDataset(Message):
 
 
 class AttemptWeights(Message):
-    """Checkpoint of another run that provides the weights, as the flow names it, and its files."""
+    """The weights that the run starts from, as the flow names them, and their files.
+
+    They are a checkpoint of another run, or a base model in the layout of a checkpoint.
+    """
 
     weights: str
     files: list[CheckpointFile]

@@ -75,6 +75,7 @@ MANIFEST = "manifest.json"
 LOCK = "run.lock"
 SUPERVISOR_LOCK = "supervisor.lock"
 # Written last in a folder that attempts share: its files and their lengths
+BASE_MODEL_PREFIX = "base-"  # of fetched base models among the weights
 COMPLETE = "complete.json"
 
 # How long a permit is valid, and how often a supervisor renews it.

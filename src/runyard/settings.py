@@ -140,7 +140,7 @@ class Settings:
         "", "folders that weights may be read from, separated by colons; empty: models in data_dir"
     )
     weights_max_gib: int = setting(
-        100, "GiB of weights of other runs kept on a machine; only unused ones are removed"
+        100, "GiB of fetched weights kept on a machine; only unused ones are removed"
     )
     cache_max_gib: int = setting(
         20,
@@ -214,9 +214,14 @@ class Settings:
         return model_folders.parse_setting(self.model_folders, self.data_dir)
 
     @property
+    def model_hashes_file(self) -> Path:
+        """The hashes of the files of base models that other machines have fetched."""
+        return self.data_dir / "base-models.json"
+
+    @property
     def weights_dir(self) -> Path:
         """``<weights_dir>/<organization>/<hash>/`` is a checkpoint whose weights runs here start
-        from.
+        from, ``base-<hash>`` a base model of the server's machine.
         """
         return self.data_dir / "weights"
 

@@ -202,6 +202,12 @@ def test_weights_that_a_supervisor_holds_are_kept(here: Settings) -> None:
     assert not home.exists()
 
 
+def test_a_fetched_base_model_stays_for_the_next_run(here: Settings) -> None:
+    home = make_weights(here, f"{rundir.BASE_MODEL_PREFIX}0123", used_by=make_run(here))
+    remove(here, name_run())
+    assert home.exists()
+
+
 Assign = Callable[..., dict[str, Any]]
 
 

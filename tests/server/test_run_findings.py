@@ -51,6 +51,7 @@ async def test_a_real_model_and_the_built_in_images_have_no_such_finding(
     dataset_id = await data.make()
     await data.import_files(dataset_id, make_vqa_files(3))
     weights = {"weights": "HuggingFaceTB/SmolVLM-256M-Instruct"}
+    (server.settings.data_dir / "models" / weights["weights"]).mkdir(parents=True)
     found, plan = await create(server, dataset_id, "r1", architecture=weights)
     assert (found, "images" in plan) == ([], False)
     assert (await create(server, "digits", "r2"))[0] == []

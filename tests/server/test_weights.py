@@ -90,9 +90,9 @@ async def test_a_folder_outside_the_operators_is_rejected_alike_whether_or_not_i
     [(message, _)] = answers
     assert SETTING in message
     assert (await create(server, str(own))).status_code == 201
-    assert (
-        await create(server, str(data_dir / "models" / "not-there"), "absent")
-    ).status_code == 201
+    absent = str(data_dir / "models" / "not-there")
+    assert (await api.put(server.path("flows/f"), json={"spec": flow_of(absent)})).is_success
+    assert (await create(server, absent, "absent")).json()["code"] == "InvalidFlow"
 
 
 async def test_models_are_named_by_the_operators_folders(
@@ -108,7 +108,12 @@ async def test_models_are_named_by_the_operators_folders(
         (tmp_path / "shelf" / "sneaky").symlink_to(tmp_path / "data" / "runs")
         assert (await create(server, "base:qwen-2b")).status_code == 201
         assert (await create(server, "base:owner/model", "other")).status_code == 201
-        assert (await create(server, "Qwen/Qwen2.5-VL-3B-Instruct", "hub")).status_code == 201
+        assert (await create(server, "owner/model", "hub")).status_code == 201
+        for name in ("Qwen/Qwen2.5-VL-3B-Instruct", str(tmp_path / "shelf" / "gone")):
+            problem = (await create(server, name, "never")).json()["problems"][0]
+            assert f"'{name}' is not in the model folders" in problem["message"]
+            remedy = "NAME there, then weights base:NAME" if name.startswith("/") else name
+            assert f"runyard models add FOLDER --name {remedy}" in problem["message"]
         for name in (
             "base:qwen-3b",
             "base:sneaky",

@@ -1,5 +1,5 @@
-"""Weights of another run: fetched to this machine once, verified, and shared by the runs that start
-from them.
+"""Weights of another run, and base models of the server's machine: fetched to this machine once,
+verified, and shared by the runs that start from them.
 """
 
 import hashlib
@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -62,20 +63,30 @@ class WeightsServer:
 
 
 def write_attempt(
-    data_dir: Path, run: str = "run-1", weights: str = "run:source/epoch-1", **placed: Any
+    data_dir: Path,
+    run: str = "run-1",
+    weights: str = "run:source/epoch-1",
+    *,
+    attempt: int = 1,
+    **placed: Any,
 ) -> Path:
-    folder = data_dir / "runs" / ORG / run / "attempts" / "1"
+    folder = data_dir / "runs" / ORG / run / "attempts" / str(attempt)
     folder.mkdir(parents=True, exist_ok=True)
     flow = {"blocks": [{"block": "vi-model", "settings": {"architecture": {"weights": weights}}}]}
     rundir.write_json(
-        rundir.AttemptDir(folder).run, {"run": {"spec": {"flow": flow}}, "dataDir": str(data_dir)}
+        rundir.AttemptDir(folder).run,
+        {
+            "run": {"spec": {"flow": flow}},
+            "dataDir": str(data_dir),
+            "modelFolders": [str(data_dir / "models")],
+        },
     )
     rundir.write_json(
         rundir.AttemptDir(folder).placed,
         {
             "organizationId": ORG,
             "runId": run,
-            "attempt": 1,
+            "attempt": attempt,
             "machineId": "m",
             "leaseS": 1.2,
             "graceS": 5.0,
@@ -164,11 +175,100 @@ def test_a_path_that_leaves_the_folder_is_not_followed(tmp_path: Path, path: str
     assert weights_server.fetched == []
 
 
-@pytest.mark.parametrize("weights", ["base:qwen-2b", "owner/model", "/models/x", "run:../../x/y"])
-def test_other_weights_are_not_requested(tmp_path: Path, weights: str) -> None:
-    folder = write_attempt(tmp_path, weights=weights)
+def test_weights_of_an_unknown_form_are_not_requested(tmp_path: Path) -> None:
+    folder = write_attempt(tmp_path, weights="run:../../x/y")
     WeightsFetcher(folder, WeightsServer()).fetch()
     assert rundir.read_json(rundir.AttemptDir(folder).weights) is None
+
+
+class ModelServer(WeightsServer):
+    """A fake server with a base model."""
+
+    def __init__(self, name: str = "qwen-2b") -> None:
+        super().__init__(name)
+        assert self.offered is not None
+        self.offered.weights = BASE
+
+
+BASE = "base:owner/model"
+
+
+@pytest.mark.parametrize("weights", [BASE, "owner/model", "{models}/owner/model"])
+def test_a_base_model_that_this_machine_has_is_used_in_place(tmp_path: Path, weights: str) -> None:
+    (tmp_path / "models" / "owner" / "model").mkdir(parents=True)
+    folder = write_attempt(tmp_path, weights=weights.format(models=tmp_path / "models"))
+    WeightsFetcher(folder, ModelServer()).fetch()
+    assert rundir.read_json(rundir.AttemptDir(folder).weights) is None
+    assert not (tmp_path / "weights").exists()
+
+
+@pytest.mark.parametrize("has_adapter", [False, True])
+def test_a_base_model_that_this_machine_lacks_is_fetched_once(
+    tmp_path: Path, has_adapter: bool
+) -> None:
+    if has_adapter:  # without its base
+        adapter = tmp_path / "models" / "owner" / "model"
+        adapter.mkdir(parents=True)
+        rundir.write_json(
+            adapter / "adapter_config.json", {"base_model_name_or_path": "base:missing"}
+        )
+    model_server = ModelServer()
+    folders = [write_attempt(tmp_path, run, BASE) for run in ("run-1", "run-2")]
+    for folder in folders:
+        WeightsFetcher(folder, model_server).fetch()
+    documents = [read_weights_document(folder) for folder in folders]
+    assert documents[0] == documents[1] and documents[0]["weights"] == BASE
+    home = Path(documents[0]["folder"])
+    assert home.name.startswith("base-") and is_complete_copy(home, model_server)
+    assert len(model_server.fetched) == 3
+
+
+def test_a_base_model_that_the_server_lacks_too_leaves_the_error_to_the_trainer(
+    tmp_path: Path,
+) -> None:
+    model_server, folder = ModelServer(), write_attempt(tmp_path, weights=BASE)
+    model_server.offered = None
+    WeightsFetcher(folder, model_server).fetch()
+    assert rundir.read_json(rundir.AttemptDir(folder).weights) is None
+
+
+def test_a_base_model_that_changes_on_the_server_is_reported_to_the_trainer(
+    tmp_path: Path,
+) -> None:
+    model_server, folder = ModelServer(), write_attempt(tmp_path, weights=BASE)
+
+    def refuse(sha256: str, target: Path) -> None:
+        raise BlobGone(sha256, "model_full/x of model 'm' has changed")
+
+    model_server.fetch_blob = refuse  # type: ignore[method-assign]
+    WeightsFetcher(folder, model_server).fetch()
+    assert read_weights_document(folder)["problem"] == "model_full/x of model 'm' has changed"
+
+
+def test_a_base_model_of_other_bytes_than_listed_is_tried_twice(tmp_path: Path) -> None:
+    """The file was replaced by another of the same size, with the same time of change."""
+    model_server, folder = ModelServer(), write_attempt(tmp_path, weights=BASE)
+    first, *_ = model_server.bytes
+    model_server.bytes[first] = model_server.bytes[first].upper()
+    fetcher = WeightsFetcher(folder, model_server)
+    with pytest.raises(ConnectionError):
+        fetcher.fetch()
+    fetcher.fetch()
+    assert "has changed on the server's machine" in read_weights_document(folder)["problem"]
+
+
+def test_an_unused_base_model_is_evicted_and_one_in_use_never(tmp_path: Path) -> None:
+    homes = []
+    for number in range(2):
+        folder = write_attempt(tmp_path, f"run-{number}", BASE, weightsBytes=1)
+        fetcher = WeightsFetcher(folder, ModelServer(f"model-{number}"))
+        fetcher.fetch()
+        homes.append((fetcher, Path(read_weights_document(folder)["folder"])))
+    assert [home.exists() for _, home in homes] == [True, True]
+    homes[0][0].release()
+    free_space(tmp_path / "weights", 0, 0)
+    assert [home.exists() for _, home in homes] == [False, True]
+    homes[1][0].release()
 
 
 def test_the_least_recently_used_weights_are_removed_first_and_those_in_use_never(
@@ -221,6 +321,61 @@ def test_a_real_supervisor_fetches_the_weights_before_training_starts(
     assert seen == read_weights_document(folder) and is_complete_copy(
         Path(seen["folder"]), weights_server
     )
+
+
+def serve_model(server: Any) -> ModelServer:
+    """Let a fake HTTP server offer a base model."""
+    model_server = ModelServer()
+    server.weights = msgspec.to_builtins(model_server.offered)
+    server.blobs = dict(model_server.bytes)
+    return model_server
+
+
+def count_fetches(server: Any) -> dict[str, int]:
+    """Return how often each blob was requested."""
+    return {
+        sha256: server.calls.count(f"GET /internal/v1/attempt/blobs/{sha256}")
+        for sha256 in server.blobs
+    }
+
+
+@pytest.mark.skipif(not processes.IS_LINUX, reason="the proofs need /proc")
+def test_a_fetch_that_is_killed_continues_with_the_files_that_are_missing(
+    tmp_path: Path, server: Any, start: Start
+) -> None:
+    model_server = serve_model(server)
+    reached, killed = threading.Event(), threading.Event()
+
+    def hold_second_file(path: str, times: int) -> None:
+        if "blobs" in path and sum(count_fetches(server).values()) == 2:
+            reached.set()
+            killed.wait(30)
+
+    server.fail = hold_second_file
+    supervisor = start(write_attempt(tmp_path, weights=BASE), READS_WEIGHTS)
+    assert reached.wait(30)
+    supervisor.kill()
+    supervisor.wait()
+    killed.set()
+    server.fail = lambda path, times: None
+    folder = write_attempt(tmp_path, weights=BASE, attempt=2)
+    assert start(folder, READS_WEIGHTS).wait(60) == 0
+    home = Path(json.loads((folder / "seen").read_text())["folder"])
+    assert is_complete(home) and is_complete_copy(home, model_server)
+    assert sorted(count_fetches(server).values()) == [1, 1, 2]
+
+
+@pytest.mark.skipif(not processes.IS_LINUX, reason="the proofs need /proc")
+def test_two_supervisors_that_start_together_fetch_each_file_once(
+    tmp_path: Path, server: Any, start: Start
+) -> None:
+    model_server = serve_model(server)
+    folders = [write_attempt(tmp_path, run, BASE) for run in ("run-1", "run-2")]
+    for process in [start(folder, READS_WEIGHTS) for folder in folders]:
+        assert process.wait(60) == 0
+    [home] = {Path(read_weights_document(folder)["folder"]) for folder in folders}
+    assert is_complete_copy(home, model_server)
+    assert set(count_fetches(server).values()) == {1}
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ The server names the runs, out of those that the machine has reported. A folder 
 an attempt in it is held or a process of it lives; the server names it again after the next report.
 
 Weights fetched for a run are shared by the runs that start from the same bytes. They are removed
-when no run folder names them any more and no supervisor holds them. Datasets and encoded samples
-stay: they belong to datasets, not to runs, and their size is limited.
+when no run folder names them any more and no supervisor holds them. Base models, datasets and
+encoded samples stay: they do not belong to runs, and their size is limited.
 """
 
 import fcntl
@@ -75,7 +75,7 @@ def finish_removals(settings: Settings) -> None:
         if (document := rundir.read_json(path)) is not None
     }
     for home in removal.list_folders(settings.weights_dir):
-        if home.parts[-2:] not in used:
+        if home.parts[-2:] not in used and not home.name.startswith(rundir.BASE_MODEL_PREFIX):
             remove_unused(home)
 
 

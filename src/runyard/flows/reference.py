@@ -93,15 +93,15 @@ RULES = """\
 - `weights` is `base:NAME` (or `base:OWNER/NAME`), `run:RUN_ID/CHECKPOINT`, a hub id, or an absolute
   path. A path is compared by its real path with the folders of the server's setting
   `model_folders`; any other is rejected, whether or not something exists there. A hub id is looked
-  up as `OWNER/NAME` in those folders of the machine that trains.
+  up as `OWNER/NAME` in those folders. Machines that lack the model fetch it from the server.
 - `run:RUN_ID/latest` and `run:RUN_ID/best` are resolved to a checkpoint when the run is created.
 - Without `weights`, a size other than `tiny` is one of the family's sizes below; with `weights` it
   is only a label.
 - `minPixels` is at most `maxPixels`.
 - `projectKind` agrees with the dataset's own kind, where that is known.
 
-Whether a dataset, a training project, a run's checkpoint or a model `base:NAME` exists is checked
-when a run is created. Whether the machine supports the settings (4-bit weights need CUDA) is
+Whether a dataset, a training project, a run's checkpoint or a base model exists is checked when a
+run is created. Whether the machine supports the settings (4-bit weights need CUDA) is
 checked when the plan is made, before the first step.
 """
 

@@ -38,7 +38,7 @@ from runyard.supervisor.weights import WeightsFetcher
 from vi._http import NO_RETRY, Http, RetryPolicy
 from vi.errors import ViError, ViInvalidParameterError
 
-BLOB_MISSING, NOT_FOUND = "BlobMissing", "NotFound"
+BLOB_MISSING, NOT_FOUND, INVALID_FLOW = "BlobMissing", "NotFound", "InvalidFlow"
 ROOT = "/internal/v1/attempt"
 CALL_TIMEOUT_S = 10.0
 BYTES_TIMEOUT_S = 120.0
@@ -188,9 +188,10 @@ class AttemptClient:
             raise
 
     def get_weights(self) -> AttemptWeights | None:
-        """Return the weights of another run that this run starts from; None when there are none.
+        """Return the weights that this run starts from; None if the server has none.
 
         Raises:
+            BlobGone: the server cannot send them.
             ViError: the call failed.
         """
         try:
@@ -198,6 +199,8 @@ class AttemptClient:
         except ViError as error:
             if error.code == NOT_FOUND:
                 return None
+            if error.code == INVALID_FLOW:
+                raise BlobGone("weights", error.message) from error
             raise
 
     def fetch_contents(self, dataset_id: str, target: Path) -> None:
@@ -218,7 +221,7 @@ class AttemptClient:
                 )
         except ViError as error:
             if error.code in (BLOB_MISSING, NOT_FOUND):
-                raise BlobGone(name) from error
+                raise BlobGone(name, error.message) from error
             raise
 
     def prepare_attempt(self, files: Files) -> msg.Event:

@@ -28,7 +28,11 @@ from runyard.rundir import AttemptDir, CheckpointDir
 
 
 class BlobGone(Exception):
-    """The server has lost these bytes for good."""
+    """The server has lost these bytes for good. ``reason`` is its message, if it has sent one."""
+
+    def __init__(self, name: str, reason: str = ""):
+        super().__init__(name)
+        self.reason = reason
 
 
 class CheckpointSource(Protocol):

@@ -1,9 +1,11 @@
-"""Fetches the weights of another run that this run starts from, before training starts.
+"""Fetches the weights that a run starts from, before training starts.
 
-They are stored in ``<data_dir>/weights/<organization>/<hash>/``, with ``model_full/`` and
-``model_adapter/`` as in a checkpoint. The name is a hash over paths and contents, so every attempt
-on this machine that starts from the same bytes shares them. The server lists the files;
-``runyard.supervisor.shared`` documents how the folder is filled, held, and removed.
+They are another run's checkpoint, or a base model that this machine's model folders lack. They are
+stored in ``<data_dir>/weights/<organization>/<hash>/``, or ``base-<hash>/`` for a base model, with
+``model_full/`` and ``model_adapter/`` as in a checkpoint. The name is a hash over paths and
+contents, so every attempt on this machine that starts from the same bytes shares them. The server
+lists the files; ``runyard.supervisor.shared`` documents how the folder is filled, held, and
+removed.
 """
 
 import logging
@@ -14,6 +16,7 @@ from typing import Any, Protocol
 from runyard import rundir
 from runyard.datasets.versions import is_sha256
 from runyard.ids import MODEL_REFERENCE, resolve_folder
+from runyard.model_folders import ModelFolders
 from runyard.ports import Files
 from runyard.protocol import AttemptWeights, CheckpointFile
 from runyard.rundir import AttemptDir
@@ -43,10 +46,10 @@ class WeightsFetcher:
     def __init__(self, folder: Path, source: WeightsSource):
         self._dir, self._source = AttemptDir(folder), source
         self._shared = SharedFolder(source)
+        self._damaged = 0  # files of a base model that arrived with other bytes than listed
 
     def fetch(self, files: Files = rundir) -> None:
-        """Fetch the weights and write ``weights.json``; do nothing if the run uses none of another
-        run.
+        """Fetch the weights and write ``weights.json``; do nothing if the run needs none.
 
         If the server has lost them, ``problem`` says so there, and the trainer ends with it.
 
@@ -54,16 +57,24 @@ class WeightsFetcher:
             OSError: the disk is full or failing, or bytes arrived damaged.
         """
         run, placed = files.read_json(self._dir.run), files.read_json(self._dir.placed)
-        if run is None or placed is None or not run.get("dataDir") or not has_run_weights(run):
+        if run is None or placed is None or not run.get("dataDir"):
             return
-        found = self._source.get_weights()
+        base = None if has_run_weights(run) else find_missing_model(run)
+        if base is None and not has_run_weights(run):
+            return
+        try:
+            found = self._source.get_weights()
+        except BlobGone as error:
+            files.write_json(self._dir.weights, {"weights": base, "problem": error.reason})
+            return
         if found is None:
             return
         document: dict[str, Any] = {"weights": found.weights}
         if all(is_checkpoint_path(file.path) and is_sha256(file.sha256) for file in found.files):
             data_dir, org = Path(str(run["dataDir"])), str(placed["organizationId"])
             name = rundir.weights_name((file.path, file.sha256) for file in found.files)
-            home = resolve_folder(data_dir, FOLDER, org, name)
+            prefix = "" if base is None else rundir.BASE_MODEL_PREFIX
+            home = resolve_folder(data_dir, FOLDER, org, f"{prefix}{name}")
             document["folder"] = str(home)
             try:
                 self._fill_folder(
@@ -76,6 +87,17 @@ class WeightsFetcher:
             except BlobGone as error:
                 document["problem"] = (
                     f"the server has lost bytes of {found.weights} ({error}); try: other weights"
+                    if base is None
+                    else error.reason
+                )
+            except ConnectionError as error:
+                # Bytes that are damaged on the way arrive intact the next time.
+                self._damaged += 1
+                if base is None or self._damaged == 1:
+                    raise
+                document["problem"] = (
+                    f"model {base!r} has changed on the server's machine while it was fetched "
+                    f"({error}); try: start the run again once the model is complete"
                 )
         else:
             document["problem"] = f"the server's list of the files of {found.weights} is invalid"
@@ -93,7 +115,9 @@ class WeightsFetcher:
         with hold_lock(home / FILL_LOCK):
             if rundir.is_complete(home):
                 return
-            free_space(data_dir / FOLDER, sum(file.size_bytes for file in files), limit_bytes)
+            size_bytes = sum(file.size_bytes for file in files)
+            free_space(data_dir / FOLDER, size_bytes, limit_bytes)
+            log.info("fetching %d files of weights, %d MiB", len(files), size_bytes >> 20)
             for file in files:
                 target = home / file.path
                 target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -117,15 +141,40 @@ class WeightsFetcher:
 
 def has_run_weights(run: dict[str, Any]) -> bool:
     """Return whether the flow in ``run.json`` names a checkpoint of another run as its weights."""
+    return any(
+        MODEL_REFERENCE.fullmatch(str(architecture.get("weights")))
+        for architecture in _list_architectures(run)
+    )
+
+
+def find_missing_model(run: dict[str, Any]) -> str | None:
+    """Return the base model of the flow in ``run.json`` if this machine lacks it or its base."""
+    if not any(_list_architectures(run)):
+        return None  # most runs: the built-in model, without an import of the flow language
+    from runyard.base_models import ModelMissing, UnreadableModel, get_base_weights, locate_model
+    from runyard.flows import FlowProblems, resolve
+
+    folders = ModelFolders(
+        tuple(Path(str(path)) for path in run.get("modelFolders") or ()), Path(str(run["dataDir"]))
+    )
+    try:
+        weights = get_base_weights(resolve(run["run"]["spec"]["flow"]).model.architecture)
+        if weights is not None:
+            locate_model(weights, folders)
+    except ModelMissing:
+        return weights
+    except (FlowProblems, UnreadableModel):  # the trainer reports them
+        pass
+    return None
+
+
+def _list_architectures(run: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the settings of the flow in ``run.json`` that choose the model."""
     try:
         blocks = run["run"]["spec"]["flow"]["blocks"]
         found = [
-            block["settings"].get("architecture") or {}
-            for block in blocks
-            if "model" in block["block"]
+            block["settings"].get("architecture") for block in blocks if "model" in block["block"]
         ]
-        return any(
-            MODEL_REFERENCE.fullmatch(str(architecture.get("weights"))) for architecture in found
-        )
     except (KeyError, TypeError, AttributeError):
-        return False
+        return []
+    return [architecture for architecture in found if isinstance(architecture, dict)]

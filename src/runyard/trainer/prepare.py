@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 import torch
 
+from runyard.base_models import ModelParts, split_checkpoint
 from runyard.flows import ResolvedFlow, build_flow_document
 from runyard.flows.blocks import ModelSettings, Quantization
 from runyard.ids import resolve_folder
@@ -73,7 +74,7 @@ from runyard.trainer.models.model import (
     read_quantization,
 )
 from runyard.trainer.models.model_folder import read_inside
-from runyard.trainer.models.weights import WeightSource, find_weights, split_checkpoint
+from runyard.trainer.models.weights import find_weights
 from runyard.trainer.plan import (
     FAMILY_IMAGE_SETTINGS,
     MAX_PIXELS,
@@ -467,7 +468,7 @@ def build_model(job: Job, data: Dataset, dtype: torch.dtype, device: torch.devic
     return model
 
 
-def find_source(job: Job) -> WeightSource | None:
+def find_source(job: Job) -> ModelParts | None:
     """Return the weights to start from, after a check that the flow fits an adapter among them.
 
     None stands for the built-in tiny model.
@@ -483,7 +484,7 @@ def find_source(job: Job) -> WeightSource | None:
 
 
 def load_weights(
-    job: Job, data: Dataset, dtype: torch.dtype, source: WeightSource | None, device: torch.device
+    job: Job, data: Dataset, dtype: torch.dtype, source: ModelParts | None, device: torch.device
 ) -> LoadedModel:
     """Load the weights in ``source``, or build the tiny model.
 
@@ -519,7 +520,7 @@ def build_adapter(
     job: Job,
     model: LoadedModel,
     dtype: torch.dtype,
-    source: WeightSource | None,
+    source: ModelParts | None,
     device: torch.device,
 ) -> LoadedModel:
     """Add a new adapter, or that of ``source``, to a base model that is a folder of its own."""

@@ -58,8 +58,8 @@ def add_model(folder: Path, name: str, link: bool, data_dir: Path | None, as_jso
     """Add a base model to this machine, which flows refer to as `base:NAME`.
 
     FOLDER contains config.json and safetensors weights, or is a downloaded checkpoint. It is
-    validated, then copied to the first folder of RUNYARD_MODEL_FOLDERS. Run the command on each
-    machine that trains.
+    validated, then copied to the first folder of RUNYARD_MODEL_FOLDERS. Run the command on the
+    server's machine; other machines fetch the model from there.
     """
     from runyard.cli.resources import base_models
     from runyard.settings import read_settings

@@ -387,7 +387,7 @@ ROUTES = (
           "Get a dataset version of the run", returns=protocol.AttemptDataset,
           query=("dataset",)),
     Route("GET", ATTEMPT + "/weights", attempts.get_weights,
-          "Get the checkpoint to take weights from", returns=protocol.AttemptWeights),
+          "Get the weights to start from", returns=protocol.AttemptWeights),
     Route("GET", ATTEMPT + "/dataset/contents", attempts.get_dataset_contents,
           "List where the dataset's images are stored", returns=bytes,
           media_types=("application/x-ndjson",), query=("dataset",)),

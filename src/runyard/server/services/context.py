@@ -14,6 +14,7 @@ from runyard.server.services.access.keys import Keyring
 from runyard.server.services.access.sessions import SessionCache
 from runyard.server.services.access.signing import Signer
 from runyard.server.services.access.wrong_keys import WrongKeys
+from runyard.server.services.base_models import BaseModels
 from runyard.server.services.hints import Hints
 from runyard.server.services.jobs import Jobs
 from runyard.server.services.machines import Machines, Memberships, WaitingReasonsState
@@ -58,6 +59,7 @@ class Services:
     jobs: Jobs = field(default_factory=Jobs)
     machines: Machines = field(default_factory=Machines)
     memberships: Memberships = field(default_factory=Memberships)
+    base_models: BaseModels = field(default_factory=BaseModels)
     boot_id: str = field(default_factory=processes.boot_id)
     waiting_reasons: WaitingReasonsState = field(default_factory=WaitingReasonsState)
     # Those whose short pages are too large for the event loop, see ``paging``.

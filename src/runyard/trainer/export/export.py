@@ -22,6 +22,7 @@ from typing import Any, Literal
 import torch
 from safetensors import safe_open
 
+from runyard.base_models import BASE_KEY, EXPORT
 from runyard.flows.families import FAMILIES
 from runyard.flows.weights import classify_weights
 from runyard.model_folders import ADAPTER_CONFIG
@@ -64,7 +65,6 @@ from runyard.trainer.export.replay import (
 from runyard.trainer.models.adapters import attach_adapter, merge_adapter
 from runyard.trainer.models.model import DTYPES, LoadedModel, load_model
 from runyard.trainer.models.model_folder import check_adapter_folder, check_model_folder
-from runyard.trainer.models.weights import BASE_KEY, EXPORT
 
 SHOWN_DIFFERENCES = 3
 SHOWN_CHARACTERS = 120

@@ -149,7 +149,9 @@ async def get_resume(request: Request) -> Response:
 
 
 async def get_weights(request: Request) -> Response:
-    return encode_response(attempt_weights.get_weights(get_services(request), _get_token(request)))
+    return encode_response(
+        await attempt_weights.get_weights(get_services(request), _get_token(request))
+    )
 
 
 async def get_dataset(request: Request) -> Response:

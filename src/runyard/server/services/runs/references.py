@@ -5,6 +5,7 @@ together, so that a caller learns of all mistakes at once. Therefore ``find_dang
 flow as it was sent, however invalid the rest of it is.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,14 @@ import msgspec
 from sqlalchemy import Connection
 
 from runyard import limits
-from runyard.flows import FlowProblems, validate
+from runyard.base_models import (
+    ModelMissing,
+    UnreadableModel,
+    get_base_weights,
+    list_model_files,
+    locate_model,
+)
+from runyard.flows import FlowProblems, resolve, validate
 from runyard.flows.blocks import BUILT_IN_DATASETS
 from runyard.flows.weights import BASE_PREFIX, classify_weights
 from runyard.ids import MODEL_REFERENCE
@@ -51,14 +59,23 @@ class ResolvedRun:
 
 
 async def resolve_run(
-    services: Services, org: str, flow: object, *, training_project: str | None = None
+    services: Services,
+    org: str,
+    flow: object,
+    *,
+    training_project: str | None = None,
+    is_resumed: bool = False,
 ) -> ResolvedRun:
     """Validate the flow of a new run, and resolve its training project, dataset and version.
+
+    ``is_resumed``: it loads a checkpoint, and needs no base model.
 
     Raises:
         Refusal: InvalidFlow, with every problem.
     """
     spec = check_flow(services, org, flow, training_project=training_project)
+    if not is_resumed:
+        check_base_model(services, spec)
     project = training_project or spec.training_project
     spec = fill_in_dataset(spec, find_dataset(services, org, project))
     return ResolvedRun(spec, project, await resolve_versions(services, org, spec))
@@ -93,6 +110,53 @@ def check_flow(
         sentences = "; ".join(problem.message for problem in problems[:5])
         raise Refusal("InvalidFlow", f"the flow has {count}: {sentences}", problems=problems)
     return spec
+
+
+def check_base_model(services: Services, flow: FlowSpec) -> None:
+    """Check that the server's machine has the base model that a run of this flow loads.
+
+    Machines that lack it fetch it from there.
+
+    Raises:
+        Refusal: InvalidFlow.
+    """
+    at = next((index for index, block in enumerate(flow.blocks) if "model" in block.block), None)
+    if at is None or not flow.blocks[at].settings.get("architecture"):
+        return  # the built-in model
+    folders = services.settings.models
+    try:
+        weights = get_base_weights(resolve(flow).model.architecture)
+        if weights is not None:
+            list_model_files(locate_model(weights, folders), folders)
+        return
+    except FlowProblems:
+        return  # of a dataset that is checked later
+    except ModelMissing as error:
+        is_folder = classify_weights(error.weights) == "folder"
+        name = error.weights.removeprefix(BASE_PREFIX)
+        known = ", ".join(f"{BASE_PREFIX}{name}" for name in folders.list_names()) or "none yet"
+        message = (
+            f"{error} of the server's machine; there are: {known}; "
+            "try: runyard models add FOLDER --name "
+            + ("NAME there, then weights base:NAME" if is_folder else f"{name} there")
+        )
+    except UnreadableModel as error:
+        message, known = (
+            f"{error}; try: add the model again with runyard models add",
+            "other weights",
+        )
+    problem = Problem(
+        path=f"/blocks/{at}/settings/architecture",
+        given=_get_text(flow.blocks[at].settings["architecture"]),
+        allowed=f"a model in the folders of the server's setting {SETTING}: {known}",
+        message=message,
+    )
+    raise Refusal("InvalidFlow", f"the flow has 1 problem: {message}", problems=[problem])
+
+
+def _get_text(architecture: Any) -> str:
+    """Return the settings that name a model, short enough for a problem."""
+    return json.dumps(architecture)[:LONGEST_SHOWN]
 
 
 def _find_oversize(spec: FlowSpec) -> list[Problem]:

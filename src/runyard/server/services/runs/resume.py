@@ -75,7 +75,7 @@ async def open_blob(services: Services, token: AttemptToken, sha256: str) -> tup
 
     Raises:
         Refusal: LeaseLost, NotFound (it belongs to no checkpoint, weights or dataset of this run),
-            BlobMissing (gone or damaged).
+            BlobMissing (gone, damaged, or changed).
     """
 
     def is_allowed(tx: Connection) -> bool:
@@ -87,6 +87,8 @@ async def open_blob(services: Services, token: AttemptToken, sha256: str) -> tup
     if not services.store.read(is_allowed) and not attempt_dataset.has_blob(
         services, token, sha256
     ):
+        if (opened := await attempt_weights.open_file(services, token, sha256)) is not None:
+            return opened
         raise Refusal(
             "NotFound",
             f"file {sha256} belongs to no checkpoint, weights or dataset of this run; try: list "

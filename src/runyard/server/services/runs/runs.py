@@ -90,7 +90,11 @@ async def create(
     if flow_id is not None:
         flow = _load_flow(services, org, flow_id)
     resolved = await references.resolve_run(
-        services, org, NO_FLOW if flow is None else flow, training_project=training_project
+        services,
+        org,
+        NO_FLOW if flow is None else flow,
+        training_project=training_project,
+        is_resumed=resume_from is not None,
     )
     reason = placement.explain_new_run(services, placement.read_requirements(resolved.flow))
     run = _build_run(org, run_id, resolved, attributes, now_ms, name=name)

@@ -1,4 +1,4 @@
-"""A server and two machines with data folders of their own: bytes of runs on all of them."""
+"""Machines with data folders of their own: what they fetch, and what a deletion leaves there."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 
 import vi
-from runyard import processes
+from runyard import processes, rundir
+from runyard.cli.resources import base_models
+from runyard.model_folders import ModelFolders
 from tests.support.instance import LONG_RECIPE
 from tests.support.machines import count_bytes, deploy
 from tests.support.waiting import eventually
@@ -75,3 +77,27 @@ def test_a_deletion_leaves_no_bytes_on_any_machine(tmp_path: Path) -> None:
             timeout_s=DELETED_WITHIN_S,
             what="no machine has bytes of a deleted run",
         )
+
+
+def test_a_machine_fetches_a_base_model_that_only_the_server_has(tmp_path: Path) -> None:
+    server_dir, machine_dir = tmp_path / "server", tmp_path / "machine"
+    with deploy(server_dir) as deployment:
+        client = deployment.client()
+        deployment.start_machine(machine_dir)
+        first = client.runs.create(make_flow()).run_id
+        wait_for(client, first, "Succeeded")
+        model = client.models.download(first, save_dir=tmp_path / "saved", show_progress=False)
+        folders = ModelFolders((server_dir / "models",), server_dir)
+        base_models.add(
+            folders,
+            Path(str(model.model_path)),
+            "tiny",
+            link=False,
+            spare_bytes=0,
+            on_progress=lambda *_: None,
+        )
+        run_id = client.runs.create(make_flow(weights="base:tiny")).run_id
+        wait_for(client, run_id, "Succeeded")
+    [home] = (machine_dir / "weights").glob("*/base-*")
+    assert rundir.is_complete(home) and not (machine_dir / "models").exists()
+    assert not (server_dir / "weights").exists()
