@@ -25,6 +25,7 @@ def _no_credentials_of_this_machine(
 ) -> None:
     for name in ("SECRET_KEY", "ORGANIZATION_ID", "API_ENDPOINT"):
         monkeypatch.delenv(f"DATATURE_VI_{name}", raising=False)
+    monkeypatch.delenv("RUNYARD_CA", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
 
 

@@ -1,6 +1,7 @@
 """Lookup of key, organization and endpoint, and messages about missing or wrong values."""
 
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 
 import vi
 from vi._client.credentials import DEFAULT_ENDPOINT, find_credentials
+from vi._http import Trust
 
 
 def key(letter: str) -> str:
@@ -155,3 +157,44 @@ def test_a_client_shows_no_key() -> None:
 def test_an_invalid_endpoint_is_rejected() -> None:
     with pytest.raises(vi.ViConfigurationError, match="the endpoint is 'localhost:7878'"):
         vi.Client(key("a"), "lab", endpoint="localhost:7878")
+
+
+SECURE = {**FILE, "endpoint": "https://file:1/", "ca": "/ca.pem", "certificate": "/own.pem"}
+
+
+def test_the_file_says_what_to_trust_for_its_own_endpoint_alone(
+    write: Callable[..., Path],
+) -> None:
+    file = write(SECURE)
+    own = Trust(ca="/ca.pem", certificate="/own.pem")
+    assert find_credentials(environ={}, config_file=file).trust == own
+    same = find_credentials(environ={}, config_file=file, endpoint="https://file:1")
+    assert same.trust == own
+    for endpoint in ("https://other:1/", "https://file:2/"):
+        other = find_credentials(environ={}, config_file=file, endpoint=endpoint)
+        assert other.trust == Trust()
+
+
+def test_the_variable_is_for_servers_of_which_the_file_says_nothing(
+    write: Callable[..., Path],
+) -> None:
+    environ = {"RUNYARD_CA": "/variable.pem"}
+    file = write(SECURE)
+    assert find_credentials(environ=environ, config_file=file).trust.ca == "/ca.pem"
+    other = find_credentials(environ=environ, config_file=file, endpoint="https://other/")
+    assert other.trust == Trust(ca="/variable.pem")
+    bare = write({**FILE, "endpoint": "https://file:1/"})
+    assert find_credentials(environ=environ, config_file=bare).trust == Trust(ca="/variable.pem")
+
+
+def test_an_argument_wins_over_what_the_file_says(write: Callable[..., Path]) -> None:
+    found = find_credentials(
+        environ={"RUNYARD_CA": "/variable.pem"}, config_file=write(SECURE), ca="/argument.pem"
+    )
+    assert found.trust == Trust(ca="/argument.pem")
+
+
+def test_a_pickled_client_trusts_the_same_certificates(write: Callable[..., Path]) -> None:
+    client = vi.Client(config_file=write(SECURE))
+    restored = pickle.loads(pickle.dumps(client))  # noqa: S301
+    assert restored._http.trust == Trust(ca="/ca.pem", certificate="/own.pem")

@@ -53,7 +53,8 @@ class AsyncClient:
         config_file: JSON file with these values. Default: ``~/.runyard/credentials.json`` if it
             exists.
         endpoint: Address of the server. Default: DATATURE_VI_API_ENDPOINT, then the configuration
-            file, then ``http://127.0.0.1:7878/``.
+            file, then ``http://127.0.0.1:7878/``. The certificate of an ``https://`` endpoint must
+            be one that the configuration file, RUNYARD_CA, SSL_CERT_FILE or the system trusts.
         timeout: Seconds to wait for a response.
         max_retries: Maximum number of retries of a request that is safe to repeat; 0 disables
             retries.
@@ -101,6 +102,7 @@ class AsyncClient:
             },
             timeout_s=timeout,
             retry=RetryPolicy(max_retries=max_retries) if max_retries > 0 else NO_RETRY,
+            trust=found.trust,
             transport=transport,
         )
         self.organization_id = found.organization_id
@@ -249,8 +251,13 @@ class AsyncClient:
 
     @classmethod
     def _restore(cls, reference: dict[str, str], options: dict[str, Any]) -> Self:
+        return cls._with_credentials(restore_credentials(reference), **options)
+
+    @classmethod
+    def _with_credentials(cls, found: Credentials, *, timeout: float, max_retries: int) -> Self:
+        """Return a client with credentials that were found before."""
         client = cls.__new__(cls)
-        client._open(restore_credentials(reference), **options, transport=None)
+        client._open(found, timeout=timeout, max_retries=max_retries, transport=None)
         return client
 
     def __copy__(self) -> Self:

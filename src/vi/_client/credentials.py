@@ -2,16 +2,18 @@
 
 The file is ``config_file``, or ``~/.runyard/credentials.json`` if a server of this user wrote one.
 Each value is looked up separately and its source is recorded, so that a message can name the source
-to correct. The key itself appears in no message.
+to correct. The key itself appears in no message. What the file says about certificates counts only
+for the endpoint that it names.
 """
 
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from vi._http.tls import CA_VARIABLE, Trust
 from vi._text import shorten_repr
 from vi.errors import ViConfigurationError, ViErrorCode
 
@@ -29,13 +31,14 @@ VARIABLES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Credentials:
-    """Key, organization and endpoint of a client, and the source of the key."""
+    """Key, organization, endpoint and certificates of a client, and the source of the key."""
 
     secret_key: str
     organization_id: str
     endpoint: str
     key_source: Literal["argument", "environment", "file"]
     config_file: Path
+    trust: Trust = Trust()
 
     def reference(self) -> dict[str, str]:
         """Return everything but the key, and where to look the key up again; used by pickle.
@@ -55,6 +58,8 @@ class Credentials:
             "endpoint": self.endpoint,
             "key_source": self.key_source,
             "config_file": str(self.config_file.absolute()),
+            "ca": self.trust.ca,
+            "certificate": self.trust.certificate,
         }
 
     def __repr__(self) -> str:
@@ -67,9 +72,12 @@ def find_credentials(
     organization_id: str | None = None,
     endpoint: str | None = None,
     config_file: str | Path | None = None,
+    ca: str | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> Credentials:
     """Return the credentials, each from the first source that has it.
+
+    ``ca`` is a file of certificates to trust (see ``Trust``).
 
     Raises:
         ViConfigurationError: A value is missing or malformed.
@@ -83,16 +91,18 @@ def find_credentials(
     _check_key(key, source=key_source)
     _check_organization(organization, source=organization_source)
     in_environment = environ.get(VARIABLES["secret_key"])
+    used_endpoint = found["endpoint"][0] or DEFAULT_ENDPOINT
     return Credentials(
         secret_key=key,
         organization_id=organization,
-        endpoint=found["endpoint"][0] or DEFAULT_ENDPOINT,
+        endpoint=used_endpoint,
         key_source="argument"
         if secret_key is not None
         else "environment"
         if in_environment
         else "file",
         config_file=file.path,
+        trust=_find_trust(used_endpoint, file, argument=ca, variable=environ.get(CA_VARIABLE)),
     )
 
 
@@ -110,12 +120,14 @@ def restore_credentials(reference: Mapping[str, str]) -> Credentials:
             error_code=ViErrorCode.MISSING_REQUIRED_FIELD,
             suggestion=f"try: set {variable} in this process",
         )
-    return find_credentials(
+    found = find_credentials(
         organization_id=reference["organization_id"],
         endpoint=reference["endpoint"],
         config_file=reference["config_file"] if is_in_file else None,
         environ={} if is_in_file else None,
     )
+    trust = Trust(ca=reference.get("ca", ""), certificate=reference.get("certificate", ""))
+    return replace(found, trust=trust)
 
 
 def check_connection(*, timeout: object, max_retries: object) -> None:
@@ -194,6 +206,20 @@ class _ConfigFile:
                 '"..."}',
             )
         return values
+
+
+def _find_trust(
+    endpoint: str, file: _ConfigFile, *, argument: str | None, variable: str | None
+) -> Trust:
+    """Return the certificates to accept from the server at ``endpoint``.
+
+    What the file says is about this server, while a variable may be meant for others.
+    """
+    if argument or not endpoint.startswith("https:"):
+        return Trust(ca=argument or "")
+    if (file.get("endpoint") or "").rstrip("/") != endpoint.rstrip("/"):
+        return Trust(ca=variable or "")
+    return Trust(ca=file.get("ca") or variable or "", certificate=file.get("certificate") or "")
 
 
 def _find_value(

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from vi._http._sync import Http
     from vi._http.response import Response
     from vi._http.retry import NO_RETRY, RetryPolicy
+    from vi._http.tls import Trust
 
-__all__ = ["NO_RETRY", "AsyncHttp", "Http", "Response", "RetryPolicy"]
+__all__ = ["NO_RETRY", "AsyncHttp", "Http", "Response", "RetryPolicy", "Trust"]
 
 _MODULES = {
     "AsyncHttp": "vi._http._async",
@@ -33,6 +34,7 @@ _MODULES = {
     "Response": "vi._http.response",
     "NO_RETRY": "vi._http.retry",
     "RetryPolicy": "vi._http.retry",
+    "Trust": "vi._http.tls",
 }
 
 

@@ -20,7 +20,6 @@ from vi._http.requests import (
     Body,
     FileBody,
     Params,
-    build_ssl_context,
     build_timeouts,
     check_endpoint,
     classify_transport_error,
@@ -36,6 +35,7 @@ from vi._http.retry import (
     classify_status,
     draw_random,
 )
+from vi._http.tls import Trust, build_ssl_context
 from vi.errors import (
     ViConfigurationError,
     ViInvalidParameterError,
@@ -59,6 +59,7 @@ class AsyncHttp:
         headers: Mapping[str, str] | None = None,
         timeout_s: float = 60.0,
         retry: RetryPolicy | None = None,
+        trust: Trust | None = None,
         transport: "httpx2.AsyncBaseTransport | None" = None,
         sleep: Callable[[float], Any] = concurrency.sleep,
         random: Callable[[], float] = draw_random,
@@ -68,6 +69,7 @@ class AsyncHttp:
         self.random = random
         self.retry = retry or RetryPolicy()
         self.timeout_s = timeout_s
+        self.trust = trust or Trust()
         self.is_closed = False
         self._headers = {"Accept": "application/json", "User-Agent": USER_AGENT, **(headers or {})}
         self._given_transport = transport
@@ -80,6 +82,7 @@ class AsyncHttp:
             endpoint,
             timeout_s=self.timeout_s,
             retry=self.retry,
+            trust=self.trust.for_link(self.endpoint, endpoint),
             transport=self._given_transport,
             sleep=self.sleep,
             random=self.random,
@@ -182,7 +185,11 @@ class AsyncHttp:
             except httpx2.RequestError as cause:
                 failure = classify_transport_error(cause)
                 error = error_from_transport(
-                    cause, request_name=request_name, endpoint=self.endpoint, timeout_s=timeout_s
+                    cause,
+                    request_name=request_name,
+                    endpoint=self.endpoint,
+                    timeout_s=timeout_s,
+                    trust=self.trust,
                 )
             else:
                 # A DELETE whose response was lost is retried and gets 404: the first one succeeded.
@@ -250,7 +257,11 @@ class AsyncHttp:
                     write(chunk)
         except httpx2.RequestError as cause:
             raise error_from_transport(
-                cause, request_name=request_name, endpoint=self.endpoint, timeout_s=timeout_s
+                cause,
+                request_name=request_name,
+                endpoint=self.endpoint,
+                timeout_s=timeout_s,
+                trust=self.trust,
             ) from cause
 
     @asynccontextmanager
@@ -361,7 +372,7 @@ class AsyncHttp:
         import httpx2
 
         return httpx2.AsyncHTTPTransport(
-            verify=build_ssl_context(self.endpoint), proxy=find_proxy(self.endpoint)
+            verify=build_ssl_context(self.endpoint, self.trust), proxy=find_proxy(self.endpoint)
         )
 
 

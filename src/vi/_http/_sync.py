@@ -21,7 +21,6 @@ from vi._http.requests import (
     Body,
     FileBody,
     Params,
-    build_ssl_context,
     build_timeouts,
     check_endpoint,
     classify_transport_error,
@@ -37,6 +36,7 @@ from vi._http.retry import (
     classify_status,
     draw_random,
 )
+from vi._http.tls import Trust, build_ssl_context
 from vi.errors import (
     ViConfigurationError,
     ViInvalidParameterError,
@@ -60,6 +60,7 @@ class Http:
         headers: Mapping[str, str] | None = None,
         timeout_s: float = 60.0,
         retry: RetryPolicy | None = None,
+        trust: Trust | None = None,
         transport: "httpx2.BaseTransport | None" = None,
         sleep: Callable[[float], Any] = concurrency.sleep,
         random: Callable[[], float] = draw_random,
@@ -69,6 +70,7 @@ class Http:
         self.random = random
         self.retry = retry or RetryPolicy()
         self.timeout_s = timeout_s
+        self.trust = trust or Trust()
         self.is_closed = False
         self._headers = {"Accept": "application/json", "User-Agent": USER_AGENT, **(headers or {})}
         self._given_transport = transport
@@ -81,6 +83,7 @@ class Http:
             endpoint,
             timeout_s=self.timeout_s,
             retry=self.retry,
+            trust=self.trust.for_link(self.endpoint, endpoint),
             transport=self._given_transport,
             sleep=self.sleep,
             random=self.random,
@@ -183,7 +186,11 @@ class Http:
             except httpx2.RequestError as cause:
                 failure = classify_transport_error(cause)
                 error = error_from_transport(
-                    cause, request_name=request_name, endpoint=self.endpoint, timeout_s=timeout_s
+                    cause,
+                    request_name=request_name,
+                    endpoint=self.endpoint,
+                    timeout_s=timeout_s,
+                    trust=self.trust,
                 )
             else:
                 # A DELETE whose response was lost is retried and gets 404: the first one succeeded.
@@ -251,7 +258,11 @@ class Http:
                     write(chunk)
         except httpx2.RequestError as cause:
             raise error_from_transport(
-                cause, request_name=request_name, endpoint=self.endpoint, timeout_s=timeout_s
+                cause,
+                request_name=request_name,
+                endpoint=self.endpoint,
+                timeout_s=timeout_s,
+                trust=self.trust,
             ) from cause
 
     @contextmanager
@@ -362,7 +373,7 @@ class Http:
         import httpx2
 
         return httpx2.HTTPTransport(
-            verify=build_ssl_context(self.endpoint), proxy=find_proxy(self.endpoint)
+            verify=build_ssl_context(self.endpoint, self.trust), proxy=find_proxy(self.endpoint)
         )
 
 

@@ -1,9 +1,7 @@
-"""Parts of a request: endpoint, query, timeouts, TLS context and proxy. Pure except for the proxy.
+"""Parts of a request: endpoint, query, timeouts and proxy. Pure except for the proxy.
 
-Loopback addresses never use a proxy, whatever the environment says. The certificate authorities are
-slow to load and are loaded only for ``https``; for ``http`` an empty list is used, so that no
-encrypted connection could be trusted by mistake. Modules that only a request needs are imported by
-the functions that use them.
+Loopback addresses never use a proxy, whatever the environment says. Modules that only a request
+needs are imported by the functions that use them.
 """
 
 import sys
@@ -15,6 +13,7 @@ from urllib.parse import urlencode, urlsplit
 from vi import __version__
 from vi._http.encoding import to_json_value
 from vi._http.retry import Failure
+from vi._http.tls import Trust, explain_tls_error, find_tls_error, is_certificate_refused
 from vi.errors import (
     ViConfigurationError,
     ViError,
@@ -24,8 +23,6 @@ from vi.errors import (
 )
 
 if TYPE_CHECKING:
-    import ssl
-
     import httpx2
 
 QueryValue: TypeAlias = str | int | float | bool | None
@@ -123,17 +120,6 @@ def build_timeouts(timeout_s: float) -> dict[str, float]:
     }
 
 
-def build_ssl_context(endpoint: str) -> "ssl.SSLContext":
-    """Return the TLS context for an endpoint; without authorities unless it is https."""
-    import ssl
-
-    if endpoint.startswith("https:"):
-        import httpx2
-
-        return httpx2.create_ssl_context()
-    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-
-
 def find_proxy(endpoint: str) -> str | None:
     """Return the URL of the proxy that the environment sets for an endpoint; None without one."""
     from urllib.request import getproxies, proxy_bypass
@@ -161,6 +147,8 @@ def classify_transport_error(cause: "httpx2.RequestError") -> Failure:
     """Return how far a request without a response may have got."""
     import httpx2
 
+    if is_certificate_refused(cause):
+        return Failure.REFUSED  # it would be presented again
     if isinstance(
         cause, (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.ProxyError)
     ):
@@ -171,20 +159,36 @@ def classify_transport_error(cause: "httpx2.RequestError") -> Failure:
 
 
 def error_from_transport(
-    cause: "httpx2.RequestError", *, request_name: str, endpoint: str, timeout_s: float
+    cause: "httpx2.RequestError",
+    *,
+    request_name: str,
+    endpoint: str,
+    timeout_s: float,
+    trust: Trust,
 ) -> ViError:
     """Return the exception for a request without a response."""
     import httpx2
 
+    tls_error = find_tls_error(cause) if isinstance(cause, httpx2.ConnectError) else None
+    if tls_error is not None:
+        problem, suggestion = explain_tls_error(tls_error, endpoint=endpoint, trust=trust)
+        return ViNetworkError(
+            f"{request_name} was not sent: {problem}", suggestion=suggestion, cause=cause
+        )
     if isinstance(cause, httpx2.TimeoutException):
         return ViTimeoutError(
             f"{request_name} to {endpoint} got no response within {timeout_s:g} s",
             suggestion="The server may be overloaded or the network slow. try: a longer timeout=",
             cause=cause,
         )
+    suggestion = (
+        "try: check that the server is up (`runyard up` starts one) and that the endpoint is right"
+    )
+    was_answered = isinstance(cause, (httpx2.RemoteProtocolError, httpx2.ReadError))
+    if was_answered and endpoint.startswith("http:"):
+        suggestion += f"; if it serves TLS, that is {endpoint.replace('http:', 'https:', 1)}"
     return ViNetworkError(
         f"{request_name} to {endpoint} got no response: {cause or type(cause).__name__}",
-        suggestion="try: check that the server is up (`runyard up` starts one) and that the "
-        "endpoint is right",
+        suggestion=suggestion,
         cause=cause,
     )

@@ -132,7 +132,11 @@ async def _fetch_once(
                 on_progress(part.offset)
     except httpx2.RequestError as cause:
         error = error_from_transport(
-            cause, request_name=_REQUEST_NAME, endpoint=source.endpoint, timeout_s=source.timeout_s
+            cause,
+            request_name=_REQUEST_NAME,
+            endpoint=source.endpoint,
+            timeout_s=source.timeout_s,
+            trust=source.trust,
         )
         return classify_transport_error(cause), error
     return Failure.UNKNOWN, ViDownloadError("the server ended the download early")
