@@ -13,6 +13,7 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 import pytest
@@ -116,6 +117,11 @@ START_WORKER = (
     'start_worker() { runyard worker --data-dir worker --name gpu-3 "$@" & '
     "until runyard machines get gpu-3; do sleep 0.2; done; } >worker.log 2>&1"
 )
+def get_port(reader: Reader) -> str:
+    document = json.loads((Path(reader.environ["HOME"]) / ".runyard/server.json").read_text())
+    return str(urlsplit(document["endpoint"]).port)
+
+
 BREAK_A_DATABASE = "mkdir -p broken && yes 'no database' | head -c 9000 > broken/server.db"
 # Pages whose reader uses an instance that is up.
 WITH_INSTANCE = {
@@ -155,6 +161,10 @@ BY_THEMSELVES = {
             "Error: the server cannot start": f"{BREAK_A_DATABASE}; "
             'runyard up --data-dir "$PWD/broken"'
         },
+    ),
+    "docs/tls.md": HowTo(
+        fill={"train.example": "localhost", "7878": get_port},
+        staying=("runyard up --host 0.0.0.0 --tls-cert server.crt --tls-key server.key",),
     ),
     "CONTRIBUTING.md": HowTo(fill={"FOLDER ...": "src"}),
     "docs/machines.md": HowTo(

@@ -47,11 +47,23 @@ class Settings:
         "", "postgresql+psycopg://user@host/name, without password; empty: SQLite in data_dir"
     )
     host: str = setting(
-        "127.0.0.1", "address to listen on; beyond loopback needs insecure_bind or TLS in front"
+        "127.0.0.1", "address to listen on; beyond loopback needs tls_cert or insecure_bind"
     )
     port: int = setting(DEFAULT_PORT, "port of API and pages; 0 takes a free one", maximum=65535)
     allowed_hosts: str = setting("", "additional Host header values to accept, separated by commas")
     insecure_bind: bool = setting(False, "listen beyond loopback without TLS")
+    tls_cert: str = setting(
+        "", "PEM file of the server's certificate and its chain; serves https:// instead of http://"
+    )
+    tls_key: str = setting("", "PEM file of the private key of tls_cert, without a password")
+    ca: str = setting(
+        "",
+        "PEM file of the certificates that clients trust, of authorities or servers; empty: "
+        "SSL_CERT_FILE, else those of the system",
+    )
+    insecure: bool = setting(
+        False, "let this machine connect to a server beyond loopback without TLS"
+    )
     public_url: str = setting(
         "", "how clients reach the server through a proxy, as in https://train.example"
     )
@@ -244,6 +256,19 @@ class Settings:
         return self.data_dir / "secrets"
 
     @property
+    def controller_file(self) -> Path:
+        """Endpoint and key of the controller, and the certificates that it trusts; 0600."""
+        return self.secrets_dir / "controller.json"
+
+    @property
+    def allows_plain_http(self) -> bool:
+        """Whether the controller may send its key to another address than loopback without TLS.
+
+        It may if the server of the same data folder listens there.
+        """
+        return self.insecure or self.insecure_bind
+
+    @property
     def logs_dir(self) -> Path:
         return self.data_dir / "logs"
 
@@ -257,8 +282,17 @@ class Settings:
 
     @property
     def server_file(self) -> Path:
-        """The file in which the running server writes ``{"endpoint": ..., "pid": ...}``."""
+        """The file in which the running server writes ``{"endpoint": ..., "pid": ...}``.
+
+        With TLS it also has ``certificate``, the path of ``certificate_file``, and
+        ``namedEndpoint``, by which browsers and other machines reach it.
+        """
         return self.data_dir / "server.json"
+
+    @property
+    def certificate_file(self) -> Path:
+        """The certificate that the running server presents, for clients on its own machine."""
+        return self.data_dir / "certificate.pem"
 
 
 def read_settings(environ: Mapping[str, str] | None = None, **arguments: Any) -> Settings:
@@ -282,6 +316,9 @@ def read_settings(environ: Mapping[str, str] | None = None, **arguments: Any) ->
     _check_public_url(values.get("public_url", ""))
     trusted_networks(values.get("trusted_proxies", ""))
     values["data_dir"] = Path(values.get("data_dir", Settings.data_dir)).expanduser().absolute()
+    for name in filter(values.get, ("tls_cert", "tls_key", "ca")):
+        values[name] = str(Path(values[name]).expanduser().absolute())
+    _check_tls_pair(values.get("tls_cert", ""), values.get("tls_key", ""))
     if values.get("model_folders"):
         folders = model_folders.parse_setting(values["model_folders"], values["data_dir"]).folders
         values["model_folders"] = os.pathsep.join(map(str, folders))
@@ -339,6 +376,15 @@ def _check_public_url(url: str) -> None:
         raise SettingError(
             f"{PREFIX}PUBLIC_URL is {url!r}; try: scheme and host without a path, as in "
             "https://train.example"
+        )
+
+
+def _check_tls_pair(certificate: str, key: str) -> None:
+    if bool(certificate) != bool(key):
+        given, missing = ("CERT", "KEY") if certificate else ("KEY", "CERT")
+        raise SettingError(
+            f"{PREFIX}TLS_{given} is {certificate or key!r}, but {PREFIX}TLS_{missing} is not set; "
+            "try: both --tls-cert and --tls-key, or neither"
         )
 
 

@@ -14,7 +14,7 @@ def _away_from_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No test reads this machine's credentials or variables, or leaves files in its folder."""
     for name in ("RUNYARD_DATA_DIR", "RUNYARD_PORT", "RUNYARD_HOST", "DATATURE_VI_SECRET_KEY"):
         monkeypatch.delenv(name, raising=False)
-    for name in ("DATATURE_VI_ORGANIZATION_ID", "DATATURE_VI_API_ENDPOINT"):
+    for name in ("DATATURE_VI_ORGANIZATION_ID", "DATATURE_VI_API_ENDPOINT", "RUNYARD_CA"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)

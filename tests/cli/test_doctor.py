@@ -1,16 +1,21 @@
 """Findings of the doctor."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from runyard.cli.instance.doctor import (
+    Diagnosis,
     accelerator_findings,
+    certificate_finding,
     package_findings,
     parse_version,
     python_finding,
     sqlite_finding,
 )
+from runyard.settings import read_settings
+from tests.support.certificates import KeyPair, make_certificate
 from tests.support.commands import Runyard
 
 
@@ -77,6 +82,32 @@ def test_a_torch_that_cannot_be_imported_is_missing() -> None:
 
 def test_versions_are_read_up_to_the_first_word() -> None:
     assert (parse_version("2.13.0+cpu"), parse_version("3.51.0rc1")) == ((2, 13, 0), (3, 51))
+
+
+def check_certificate(pair: KeyPair, *, key: Path | None = None) -> Diagnosis:
+    settings = read_settings({}, tls_cert=str(pair.certificate), tls_key=str(key or pair.key))
+    return certificate_finding(settings, None)
+
+
+def test_a_certificate_is_shown_with_its_names_and_the_days_left(tmp_path: Path) -> None:
+    finding = check_certificate(make_certificate(tmp_path, days=90))
+    assert finding.state == "ok"
+    assert finding.observed.startswith("for localhost, 127.0.0.1; expires on 20")
+    assert finding.observed.endswith(" UTC, in 89 days")
+
+
+def test_a_certificate_that_expires_soon_is_noted(tmp_path: Path) -> None:
+    finding = check_certificate(make_certificate(tmp_path, days=13))
+    assert finding.state == "note"
+    assert "try: renew it, and restart the server" in finding.suggestion
+
+
+def test_a_certificate_without_its_key_is_missing(tmp_path: Path) -> None:
+    other = make_certificate(tmp_path, "other")
+    finding = check_certificate(make_certificate(tmp_path, days=90), key=other.key)
+    assert finding.state == "missing"
+    assert "is not the private key" in finding.observed
+    assert finding.suggestion.startswith("try: ")
 
 
 def test_the_report_is_machine_readable_and_ends_by_what_is_missing(

@@ -34,6 +34,8 @@ KEY = "dtvi_" + "k" * 98
         (["runs", "ls", "--format=json"], GlobalOptions(format="json"), ["runs", "ls"]),
         (["env", "--debug"], GlobalOptions(is_debug=True), ["env"]),
         (["--profile", "lab", "env"], GlobalOptions(profile="lab"), ["env"]),
+        (["--ca", "/ca.pem", "env"], GlobalOptions(ca="/ca.pem"), ["env"]),
+        (["env", "--ca=/ca.pem"], GlobalOptions(ca="/ca.pem"), ["env"]),
         (["env", "--json=a, b"], GlobalOptions(fields=("a", "b")), ["env", "--json"]),
         (["env", "--json", "a,b"], GlobalOptions(fields=("a", "b")), ["env", "--json"]),
         (["env", "--json="], GlobalOptions(fields=()), ["env", "--json"]),
@@ -52,7 +54,7 @@ def test_global_options_are_taken_out_of_the_arguments(
     assert split_global_options(arguments) == (options, others)
 
 
-@pytest.mark.parametrize("arguments", [["--format", "xml"], ["--format"], ["--profile"]])
+@pytest.mark.parametrize("arguments", [["--format", "xml"], ["--format"], ["--profile"], ["--ca"]])
 def test_a_global_option_with_a_missing_or_unknown_value_is_wrong_usage(
     runyard: Runyard, arguments: list[str]
 ) -> None:
@@ -245,6 +247,17 @@ def test_a_profile_is_saved_listed_used_and_deleted(
     assert runyard("profiles", "rm", "lab").exit_code == 0
     missing = runyard("runs", "list", "--profile", "lab")
     assert missing.exit_code == 2 and "there is no profile 'lab'" in missing.stderr
+
+
+def test_a_profile_keeps_the_certificates_to_trust(
+    runyard: Runyard, profile: Path, tmp_path: Path
+) -> None:
+    added = runyard("--ca", "ca.pem", "profiles", "add", "lab", str(profile), "--overwrite")
+    assert added.exit_code == 0, added.stderr
+    assert json.loads(profile.read_text())["ca"] == str(tmp_path / "ca.pem")
+    # Saved again without the option, it keeps them.
+    assert runyard("profiles", "add", "copy", str(profile)).exit_code == 0
+    assert json.loads(profile.with_name("copy.json").read_text())["ca"] == str(tmp_path / "ca.pem")
 
 
 @pytest.mark.parametrize("name", ["../lab", "", "a b", "x" * 65])

@@ -285,3 +285,4 @@ def test_an_address_of_another_machine_is_refused(tmp_path: Path) -> None:
 
 def test_an_endpoint_without_a_port_has_the_usual_one() -> None:
     assert (parse_port("http://localhost:7878/"), parse_port("http://localhost/")) == (7878, 80)
+    assert parse_port("https://localhost/") == 443

@@ -22,7 +22,7 @@ import pytest
 
 from runyard.cli.connection import connect
 from runyard.cli.instance.instance import live_endpoint, read_processes, wait_for_exit
-from runyard.cli.instance.up import _catch_stop_requests, check_bind, format_introduction
+from runyard.cli.instance.up import _catch_stop_requests, format_introduction
 from runyard.processes import boot_id, identify
 from runyard.settings import read_settings
 from tests.support.commands import Runyard
@@ -45,11 +45,6 @@ LONG_RECIPE = {
 }
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
-def test_loopback_needs_no_permission(host: str, tmp_path: Path) -> None:
-    check_bind(read_settings({}, data_dir=tmp_path, host=host))
-
-
 def test_listening_beyond_this_machine_must_be_allowed(runyard: Runyard) -> None:
     result = runyard("up", "--host", "0.0.0.0")  # noqa: S104 - it is refused
     assert result.exit_code == 2
@@ -57,8 +52,25 @@ def test_listening_beyond_this_machine_must_be_allowed(runyard: Runyard) -> None
     assert not Path(".runyard").exists()
 
 
-def test_listening_beyond_this_machine_can_be_allowed(tmp_path: Path) -> None:
-    check_bind(read_settings({}, data_dir=tmp_path, host="0.0.0.0", insecure_bind=True))  # noqa: S104
+def test_a_certificate_that_cannot_be_used_ends_before_anything_is_created(
+    runyard: Runyard, tmp_path: Path
+) -> None:
+    result = runyard("up", "--tls-cert", "none.crt", "--tls-key", "none.key")
+    assert result.exit_code == 2
+    assert f"cannot read {tmp_path / 'none.crt'} (No such file or directory)" in result.stderr
+    alone = runyard("up", "--tls-cert", "none.crt")
+    assert alone.exit_code == 2
+    assert "try: both --tls-cert and --tls-key" in alone.stderr
+    assert not Path(".runyard").exists()
+
+
+def test_a_start_without_tls_loads_neither_ssl_nor_the_sdk() -> None:
+    program = (
+        "import sys, runyard.cli.instance.up as up; up.check_bind(up.read_settings({}));"
+        "sys.exit(' '.join({'ssl', 'vi', 'runyard.tls'} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_a_port_in_use_ends_with_a_sentence(runyard: Runyard) -> None:

@@ -23,6 +23,7 @@ from runyard.server.http.app import open_services
 from runyard.server.opening import check_versions
 from runyard.settings import Settings
 from runyard.starting import EXIT_CANNOT_START, EXIT_NOT_NOW, CannotStart
+from tests.support.certificates import make_authority, make_certificate
 
 NOBODY = 65534
 PASSWORD = "correct-horse-battery"
@@ -157,6 +158,25 @@ def passfile(folder: Path) -> dict[str, str]:
     return {"RUNYARD_DATABASE_URL": f"postgresql+psycopg://me@127.0.0.1:1/x?passfile={path}"}
 
 
+def tls(*, key_of: str = "server", days: int = 2) -> Break:
+    """Set a certificate of this many days, and the key of a certificate of this name."""
+
+    def change(folder: Path) -> dict[str, str]:
+        authority = make_authority(folder)
+        make_certificate(folder, "other", authority=authority)
+        pair = make_certificate(folder, authority=authority, days=days)
+        key = folder / f"{key_of}.key"
+        return {"RUNYARD_TLS_CERT": str(pair.certificate), "RUNYARD_TLS_KEY": str(key)}
+
+    return change
+
+
+def plain_endpoint(folder: Path) -> None:
+    path = folder / "secrets/controller.json"
+    document = json.loads(path.read_text()) | {"endpoint": "http://192.0.2.1:7878/"}
+    path.write_text(json.dumps(document))
+
+
 def refused_by_file(path: str) -> tuple[str, ...]:
     return (path, "try: put back a copy of the folder")
 
@@ -259,6 +279,17 @@ CASES = {
     "host: of another machine": Case(
         variables(host="192.0.2.1", insecure_bind="1"), ("192.0.2.1", "--host")
     ),
+    "tls: a certificate alone": Case(
+        variables(tls_cert="/none.crt"), ("TLS_CERT is '/none.crt'", "TLS_KEY is not set", "try:")
+    ),
+    "tls: no such file": Case(
+        variables(tls_cert="/none.crt", tls_key="/none.key"),
+        ("cannot read /none.crt", "No such file", "try:"),
+    ),
+    "tls: the key of another": Case(
+        tls(key_of="other"), ("other.key is not the private key", "server.crt", "try:")
+    ),
+    "tls: expired": Case(tls(days=-1), ("server.crt expired on", "try: renew it")),
     "database address: another kind": Case(
         variables(database_url="mysql://x"), ("RUNYARD_DATABASE_URL", "mysql")
     ),
@@ -287,6 +318,11 @@ CASES = {
     ),
     "controller: slots a word": Case(
         variables(slots="many"), ("RUNYARD_SLOTS", "'many'"), what="controller"
+    ),
+    "controller: plain HTTP to another machine": Case(
+        plain_endpoint,
+        ("http://192.0.2.1:7878/ is plain HTTP", "try:", "RUNYARD_INSECURE=1"),
+        what="controller",
     ),
     "controller: log level unknown": Case(
         variables(log_level="loud"), ("try: RUNYARD_LOG_LEVEL=info",), what="controller"

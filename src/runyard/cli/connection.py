@@ -34,6 +34,7 @@ class ClientArguments(TypedDict, total=False):
     secret_key: str
     organization_id: str
     config_file: str
+    ca: str
 
 
 # Reading commands report an unreachable server soon; changing commands retry longer.
@@ -53,12 +54,12 @@ def connect(
         CommandFailed: No key was found.
     """
     import vi
+    from vi._client.credentials import find_credentials
 
     retries = PATIENT_RETRIES if is_patient else QUICK_RETRIES
     try:
-        client = vi.Client(
-            **_read_client_arguments(data_dir), max_retries=retries, timeout=timeout_s
-        )
+        found = find_credentials(**_read_client_arguments(data_dir))
+        client = vi.Client._with_credentials(found, max_retries=retries, timeout=timeout_s)
     except vi.ViConfigurationError as error:
         if error.error_code is not vi.ViErrorCode.MISSING_REQUIRED_FIELD:
             raise
@@ -145,11 +146,7 @@ def read_profile(name: str) -> "ClientArguments":
     file = folder / f"{check_profile_name(name)}.json"
     try:
         known = json.loads(file.read_bytes())
-        return {
-            "endpoint": known["endpoint"],
-            "secret_key": known["secret_key"],
-            "organization_id": known["organization_id"],
-        }
+        return _name_arguments(known, file)
     except FileNotFoundError:
         names = ", ".join(sorted(path.stem for path in folder.glob("*.json"))) or "none"
         raise CommandFailed(
@@ -179,7 +176,27 @@ def check_profile_name(name: str) -> str:
     return name
 
 
+def _name_arguments(known: dict[str, str], file: Path) -> "ClientArguments":
+    """Return the values of a file as arguments, which the environment does not override.
+
+    The file itself also says which certificate its endpoint presents.
+    """
+    return {
+        "endpoint": known["endpoint"],
+        "secret_key": known["secret_key"],
+        "organization_id": known["organization_id"],
+        "config_file": str(file),
+    }
+
+
 def _read_client_arguments(data_dir: Path | None) -> "ClientArguments":
+    """Return the credentials to use, and the certificates of ``--ca``."""
+    arguments = _choose_credentials(data_dir)
+    ca = get_global_options().ca
+    return arguments if ca is None else {**arguments, "ca": ca}
+
+
+def _choose_credentials(data_dir: Path | None) -> "ClientArguments":
     """Return the credentials of a named data folder, or the default configuration file."""
     import json
 
@@ -193,11 +210,7 @@ def _read_client_arguments(data_dir: Path | None) -> "ClientArguments":
         return {"config_file": str(file)} if file.exists() else {}
     try:
         known = json.loads(file.read_bytes())
-        return {
-            "endpoint": known["endpoint"],
-            "secret_key": known["secret_key"],
-            "organization_id": known["organization_id"],
-        }
+        return _name_arguments(known, file)
     except FileNotFoundError:
         raise CommandFailed(
             f"no instance has been started with the data folder {data_dir} ({file.name} is "

@@ -1,4 +1,4 @@
-"""Options that every command accepts, before or after its name: output, profile, tracebacks.
+"""Options that every command accepts, before or after its name: output, connection, tracebacks.
 
 They are taken out of the arguments before the commands see them. ``--json`` stays an option of the
 commands that have JSON; its fields, ``--json=FIELDS``, are taken out here.
@@ -7,6 +7,7 @@ commands that have JSON; its fields, ``--json=FIELDS``, are taken out here.
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import click
 
@@ -23,13 +24,15 @@ class GlobalOptions:
 
     ``format`` is one of ``FORMATS``; ``agent`` prints tables as tab-separated lines, without
     questions and progress, and ``quiet`` prints ids alone. ``fields`` are the fields of JSON
-    documents to print; None prints documents whole, and an empty tuple lists the fields.
+    documents to print; None prints documents whole, and an empty tuple lists the fields. ``ca`` is
+    the absolute path of a file of certificates to trust.
     """
 
     format: str = "auto"
     fields: tuple[str, ...] | None = None
     is_debug: bool = False
     profile: str | None = None
+    ca: str | None = None
 
     @property
     def is_interactive(self) -> bool:
@@ -65,12 +68,16 @@ def split_global_options(arguments: Sequence[str]) -> tuple[GlobalOptions, list[
                 options, fields=tuple(filter(None, map(str.strip, fields.split(","))))
             )
             others.append("--json")
-        elif name == "--profile" or (name == "--format" and others[:2] not in _OWN_FORMAT):
+        elif name in ("--profile", "--ca") or (
+            name == "--format" and others[:2] not in _OWN_FORMAT
+        ):
             if not equals and not left:
                 raise click.UsageError(f"Option {name!r} requires an argument.")
             value = value if equals else left.pop(0)
             if name == "--format":
                 options = replace(options, format=value)
+            elif name == "--ca":
+                options = replace(options, ca=str(Path(value).expanduser().absolute()))
             else:
                 options = replace(options, profile=value)
         else:

@@ -201,7 +201,7 @@ def _print_version(ctx: click.Context, _parameter: click.Parameter, is_asked: bo
     type=click.Choice(FORMATS),
     expose_value=False,
     help="Output of tables: agent is tab-separated without questions and progress, quiet is ids "
-    "alone. Accepted anywhere, like the next three.",
+    "alone. Accepted anywhere, like the next four.",
 )
 @click.option("-q", "--quiet", is_flag=True, expose_value=False, help="Print ids alone.")
 @click.option(
@@ -209,6 +209,13 @@ def _print_version(ctx: click.Context, _parameter: click.Parameter, is_asked: bo
     metavar="NAME",
     expose_value=False,
     help="Server and key to use; see `runyard profiles`. [default: RUNYARD_PROFILE]",
+)
+@click.option(
+    "--ca",
+    metavar="FILE",
+    expose_value=False,
+    help="Certificate of the server or of its authority to trust. [default: that of the profile, "
+    "RUNYARD_CA, SSL_CERT_FILE, or those of the system]",
 )
 @click.option("--debug", is_flag=True, expose_value=False, help="Print the traceback of an error.")
 def cli() -> None:

@@ -1,7 +1,7 @@
 """``runyard profiles``: names for servers and keys.
 
-A profile is a file with endpoint, organization and key, as ``runyard keys create --out`` writes it.
-``vi.Client(config_file=...)`` reads it too.
+A profile is a file with endpoint, organization and key, as ``runyard keys create --out`` writes it,
+and the certificates to trust. ``vi.Client(config_file=...)`` reads it too.
 """
 
 import os
@@ -17,10 +17,12 @@ from runyard.cli.connection import (
     read_profile,
 )
 from runyard.cli.failures import EXIT_NOT_FOUND, EXIT_USAGE, CommandFailed
+from runyard.cli.global_options import get_global_options
 from runyard.cli.groups import NounGroup
 from runyard.cli.output import json_option, print_json, print_table
 
 _NAMES = ("endpoint", "organization_id", "secret_key")
+_TRUST = ("ca", "certificate")  # paths; both are optional
 
 
 @click.group(cls=NounGroup)
@@ -67,18 +69,26 @@ def list_profiles(as_json: bool) -> None:
 @click.argument("file", type=click.File("rb"))
 @click.option("--overwrite", is_flag=True, help="Replace an existing profile of this name.")
 def add_profile(name: str, file: IO[bytes], overwrite: bool) -> None:
-    """Save the endpoint, organization and key in FILE (`-` reads standard input) as a profile."""
+    """Save the endpoint, organization and key in FILE (`-` reads standard input) as a profile.
+
+    With --ca the profile also has the certificates to trust.
+    """
     import json
 
     try:
         given = json.loads(file.read())
         values = {key: str(given[key]) for key in _NAMES}
+        values |= {key: str(given[key]) for key in _TRUST if given.get(key)}
     except (ValueError, KeyError, TypeError) as error:
         raise CommandFailed(
             f"{getattr(file, 'name', '-')} is not a JSON object with {', '.join(_NAMES)} "
             f"({error}); try: the file that `runyard keys create --out FILE` wrote",
             exit_code=EXIT_USAGE,
         ) from error
+    ca = get_global_options().ca
+    if ca is not None:
+        values["ca"] = ca
+        values.pop("certificate", None)
     path = get_profile_folder() / f"{check_profile_name(name)}.json"
     if path.exists() and not overwrite:
         raise CommandFailed(

@@ -17,7 +17,10 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from granian._granian import SocketHolder
 from granian.constants import HTTPModes, Interfaces
@@ -37,6 +40,12 @@ from runyard.server.services.access.secrets import write_private
 from runyard.server.services.context import Services
 from runyard.settings import Settings, read_settings
 from runyard.starting import CannotStart
+from runyard.transport import check_bind
+
+if TYPE_CHECKING:
+    import ssl
+
+    from runyard.tls import ServerCertificate
 
 log = logging.getLogger(__name__)
 
@@ -75,10 +84,17 @@ async def serve(settings: Settings) -> None:
     Raises:
         CannotStart: the address is taken or refused, or what the server needs cannot be opened.
     """
-    _check_bind(settings)
+    with explain_failures(settings):
+        check_bind(settings)
+        certificate = _load_certificate(settings)
+    if certificate is not None:
+        # Only this server can present a certificate with these names, so no other page reaches it
+        # by a name that it has rebound.
+        hosts = (settings.allowed_hosts, *certificate.hosts)
+        settings = replace(settings, allowed_hosts=",".join(filter(None, hosts)))
     with _bind_socket(settings) as bound:
         async with _open_services(settings) as services:
-            await _serve(settings, services, bound)
+            await _serve(settings, services, bound, certificate)
 
 
 @contextlib.asynccontextmanager
@@ -92,9 +108,14 @@ async def _open_services(settings: Settings) -> AsyncIterator[Services]:
         yield services
 
 
-async def _serve(settings: Settings, services: Services, bound: socket.socket) -> None:
-    port = int(bound.getsockname()[1])
-    endpoint = f"http://{_client_host(settings.host)}:{port}/"
+async def _serve(
+    settings: Settings,
+    services: Services,
+    bound: socket.socket,
+    certificate: "ServerCertificate | None",
+) -> None:
+    scheme = "http" if certificate is None else "https"
+    endpoint = f"{scheme}://{_client_host(settings.host)}:{bound.getsockname()[1]}/"
     gateway = create_app(settings)
     gateway.services = services
     build_api()  # now, and not while the first request waits
@@ -116,7 +137,9 @@ async def _serve(settings: Settings, services: Services, bound: socket.socket) -
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     serving = asyncio.create_task(server.serve(), name="http")
     waiting = asyncio.create_task(stopping.wait(), name="signals")
-    announcing = asyncio.create_task(_announce_when_up(settings, endpoint, port), name="announce")
+    announcing = asyncio.create_task(
+        _announce_when_up(settings, endpoint, certificate), name="announce"
+    )
     # No client can find a server that is not announced, so a failed announcement stops it.
     announcing.add_done_callback(
         lambda task: None if task.cancelled() or not task.exception() else stopping.set()
@@ -145,12 +168,18 @@ async def _stop(
     await serving
 
 
-async def _announce_when_up(settings: Settings, endpoint: str, port: int) -> None:
+async def _announce_when_up(
+    settings: Settings, endpoint: str, certificate: "ServerCertificate | None"
+) -> None:
     """Write the endpoint to disk once a request to it has succeeded."""
-    host = _client_host(settings.host)
+    context = None
+    if certificate is not None:
+        from vi._http.tls import pin_certificate
+
+        context = pin_certificate(certificate.pem)
     try:
         async with asyncio.timeout(START_TIMEOUT_S):
-            while not await _is_answering(host.strip("[]"), port, host):
+            while not await _is_answering(endpoint, context):
                 await asyncio.sleep(0.02)
     except TimeoutError as error:
         raise CannotStart(
@@ -158,20 +187,36 @@ async def _announce_when_up(settings: Settings, endpoint: str, port: int) -> Non
             "try: check what blocks it, and start again",
             may_pass=True,
         ) from error
-    write_endpoint(settings, endpoint)
-    write_private(
-        settings.server_file, json.dumps({"endpoint": endpoint, "pid": os.getpid()}) + "\n"
-    )
+    document: dict[str, Any] = {"endpoint": endpoint, "pid": os.getpid()}
+    if certificate is not None:
+        # Before the files that name it: a client that reads these finds the right certificate.
+        write_private(settings.certificate_file, certificate.pem + "\n")
+        document["certificate"] = str(settings.certificate_file)
+        document["namedEndpoint"] = _name_endpoint(settings, endpoint, certificate)
+    write_endpoint(settings, endpoint, certificate=document.get("certificate"))
+    write_private(settings.server_file, json.dumps(document) + "\n")
     log.info(
         json.dumps({"event": "listening", "endpoint": endpoint, "dataDir": str(settings.data_dir)})
     )
 
 
-async def _is_answering(address: str, port: int, host: str) -> bool:
+def _name_endpoint(settings: Settings, endpoint: str, certificate: "ServerCertificate") -> str:
+    """Return the endpoint that browsers and other machines use: a name in the certificate."""
+    address = urlsplit(endpoint)
+    if settings.public_url:
+        return settings.public_url.rstrip("/") + "/"
+    if address.hostname in certificate.names or not certificate.hosts:
+        return endpoint
+    return f"https://{certificate.hosts[0]}:{address.port}/"
+
+
+async def _is_answering(endpoint: str, context: "ssl.SSLContext | None") -> bool:
+    address = urlsplit(endpoint)
     try:
-        reader, writer = await asyncio.open_connection(address, port)
+        reader, writer = await asyncio.open_connection(address.hostname, address.port, ssl=context)
     except OSError:
         return False
+    host = address.netloc.rpartition(":")[0]
     try:
         writer.write(f"GET /health HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
         await writer.drain()
@@ -200,14 +245,12 @@ def _lock_data_dir(settings: Settings) -> Iterator[None]:
         yield
 
 
-def _check_bind(settings: Settings) -> None:
-    is_loopback = settings.host in ("localhost", "::1") or settings.host.startswith("127.")
-    if not is_loopback and not settings.insecure_bind:
-        raise CannotStart(
-            f"{settings.host} is not a loopback address: keys and images would cross the network "
-            "unencrypted; try: a TLS proxy in front of 127.0.0.1, or accept that with "
-            "RUNYARD_INSECURE_BIND=1"
-        )
+def _load_certificate(settings: Settings) -> "ServerCertificate | None":
+    if not settings.tls_cert:
+        return None
+    from runyard.tls import load_server_certificate  # costs a start without TLS nothing
+
+    return load_server_certificate(settings)
 
 
 def _bind_socket(settings: Settings) -> socket.socket:
@@ -246,6 +289,8 @@ class _Server(Server):
             ),
             log_enabled=False,
             websockets=False,
+            ssl_cert=Path(settings.tls_cert) if settings.tls_cert else None,
+            ssl_key=Path(settings.tls_key) if settings.tls_key else None,
             backlog=BACKLOG,
             backpressure=backpressure,
         )

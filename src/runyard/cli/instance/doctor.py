@@ -13,13 +13,16 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import click
 
 from runyard.cli.connection import data_dir_option
 from runyard.cli.output import format_size, json_option, print_json
 from runyard.vi_package import FIX, describe_conflict, list_changed_files
+
+if TYPE_CHECKING:
+    from runyard.settings import Settings
 
 State = Literal["ok", "note", "missing"]
 Version = tuple[int, ...]
@@ -51,6 +54,7 @@ OPTIONAL = {
     "bitsandbytes": "4-bit base weights (quantization.enabled), and the optimizer adamw8bit",
     "ray": "more than one machine",
 }
+EXPIRES_SOON_DAYS = 14
 # Enough for the tiny preset and its checkpoints; real models need tens of GiB.
 LITTLE_DISK_BYTES = 2 << 30
 
@@ -286,7 +290,40 @@ def _data_dir_findings(data_dir: Path | None) -> list[Diagnosis]:
         found.append(
             Diagnosis("instance", "note", f"none is up for {settings.data_dir}", "try: runyard up")
         )
+    secure_endpoint = endpoint if endpoint and endpoint.startswith("https:") else None
+    if settings.tls_cert or secure_endpoint:
+        found.append(certificate_finding(settings, secure_endpoint))
     return found
+
+
+def certificate_finding(settings: "Settings", endpoint: str | None) -> Diagnosis:
+    """Check the certificate of the settings with its key, else that of the running server.
+
+    ``endpoint`` is that of the server; None if none serves TLS.
+    """
+    from runyard.settings import SettingError
+    from runyard.tls import fetch_certificate, format_date, load_server_certificate
+
+    try:
+        served = settings.certificate_file.read_text("utf-8") if endpoint else ""
+        certificate = load_server_certificate(settings) or fetch_certificate(endpoint or "", served)
+    except SettingError as error:
+        problem, _, fix = str(error).partition("; try: ")
+        return Diagnosis("certificate", "missing", problem, f"try: {fix}")
+    except OSError as error:
+        return Diagnosis("certificate", "note", f"cannot be read: {error}", "try: runyard doctor")
+    days = certificate.days_left
+    names = ", ".join(certificate.names) or "no host"
+    observed = f"for {names}; expires on {format_date(certificate.ends)}, in {days} days"
+    if served and served.strip() != certificate.pem.strip():
+        fix = "the server still presents an earlier one; try: restart it"
+    elif days < EXPIRES_SOON_DAYS:
+        fix = "it expires soon; try: renew it, and restart the server"
+    elif not certificate.names:
+        fix = "clients refuse a certificate without subjectAltName; try: one with the host's name"
+    else:
+        return Diagnosis("certificate", "ok", observed)
+    return Diagnosis("certificate", "note", observed, fix)
 
 
 def _check_floor(

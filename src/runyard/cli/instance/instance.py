@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from runyard import processes
 from runyard.cli.failures import EXIT_CANNOT_START, EXIT_ERROR, CommandFailed
@@ -38,6 +38,11 @@ from runyard.rundir import read_json, write_json
 from runyard.settings import Settings, build_environment
 from runyard.starting import EXIT_CANNOT_START as CANNOT_START
 from runyard.starting import EXIT_NOT_NOW
+
+if TYPE_CHECKING:
+    import http.client
+
+    import vi
 
 STILL_STARTING_S = 60.0  # interval of messages about a server that is not ready yet
 SHUTDOWN_TIMEOUT_S = 15.0
@@ -307,17 +312,43 @@ def rotate_log(path: Path, limit_bytes: int) -> None:
 
 def live_endpoint(settings: Settings) -> str | None:
     """Return the endpoint of the running server of a data folder; None if none responds."""
-    record = read_json(settings.server_file)
-    endpoint = record.get("endpoint") if record else None
-    return endpoint if isinstance(endpoint, str) and is_healthy(endpoint) else None
+    record = read_json(settings.server_file) or {}
+    endpoint = record.get("endpoint")
+    if isinstance(endpoint, str) and is_healthy(endpoint, record.get("certificate")):
+        return endpoint
+    return None
 
 
-def is_healthy(endpoint: str) -> bool:
-    """Return True if a Runyard server responds at an endpoint."""
+def name_endpoint(settings: Settings, endpoint: str) -> str:
+    """Return the endpoint by a name that its certificate is valid for; itself without TLS."""
+    record = read_json(settings.server_file) or {}
+    return str(record.get("namedEndpoint") or endpoint)
+
+
+def find_named_endpoint(client: "vi.Client") -> str:
+    """Return the endpoint by which other machines, and browsers, reach the server of a client.
+
+    A client on the server's own machine knows the certificate and connects to a loopback address.
+    """
+    certificate = client._credentials.trust.certificate
+    if not certificate:
+        return client.endpoint
+    settings = Settings(data_dir=Path(certificate).parent)
+    return name_endpoint(settings, client.endpoint).rstrip("/")
+
+
+def is_healthy(endpoint: str, certificate: str | None = None) -> bool:
+    """Return True if a Runyard server responds at an endpoint.
+
+    With https it must present the certificate in the file ``certificate``.
+    """
     import http.client
     import json
 
-    connection = http.client.HTTPConnection(parse_address(endpoint), timeout=5)
+    try:
+        connection = _open_connection(endpoint, certificate)
+    except (OSError, ValueError):  # the server has been stopped, or is about to replace the file
+        return False
     try:
         connection.request("GET", "/health")
         response = connection.getresponse()
@@ -326,6 +357,25 @@ def is_healthy(endpoint: str) -> bool:
         return False
     finally:
         connection.close()
+
+
+def _open_connection(endpoint: str, certificate: str | None) -> "http.client.HTTPConnection":
+    """Return a connection to the server of a data folder, not connected yet.
+
+    Raises:
+        OSError, ValueError: The file of the certificate cannot be used.
+    """
+    import http.client
+
+    address = parse_address(endpoint)
+    if not endpoint.startswith("https:"):
+        return http.client.HTTPConnection(address, timeout=5)
+    from vi._http.tls import pin_certificate
+
+    if not certificate:
+        raise ValueError(f"{endpoint} without a certificate")
+    context = pin_certificate(Path(certificate).read_text("utf-8"))
+    return http.client.HTTPSConnection(address, timeout=5, context=context)
 
 
 def parse_address(endpoint: str) -> str:
@@ -339,7 +389,8 @@ def parse_port(endpoint: str) -> int:
     """Return the port of an endpoint."""
     from urllib.parse import urlsplit
 
-    return urlsplit(endpoint).port or 80
+    parts = urlsplit(endpoint)
+    return parts.port or (443 if parts.scheme == "https" else 80)
 
 
 def check_port_free(settings: Settings) -> None:

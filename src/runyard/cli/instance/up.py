@@ -21,19 +21,21 @@ from pathlib import Path
 import click
 
 from runyard.cli.connection import data_dir_option
-from runyard.cli.failures import EXIT_USAGE, CommandFailed
+from runyard.cli.failures import CommandFailed
 from runyard.cli.instance.instance import (
     Instance,
     live_endpoint,
     lock_data_dir,
     log_path,
     max_shutdown_s,
+    name_endpoint,
     read_processes,
     rotate_log,
 )
 from runyard.cli.instance.shutdown_report import ShutdownReport
 from runyard.rundir import read_json
 from runyard.settings import Settings, build_environment, read_settings
+from runyard.transport import check_bind
 
 POLL_INTERVAL_S = 0.5
 
@@ -53,6 +55,16 @@ POLL_INTERVAL_S = 0.5
     help="Allow other addresses than loopback without TLS.",
 )
 @click.option(
+    "--tls-cert",
+    metavar="FILE",
+    help="Certificate to serve https:// with, PEM, with its chain. [default: RUNYARD_TLS_CERT]",
+)
+@click.option(
+    "--tls-key",
+    metavar="FILE",
+    help="Private key of the certificate, PEM, without a password. [default: RUNYARD_TLS_KEY]",
+)
+@click.option(
     "--detach",
     is_flag=True,
     help="Run in the background; return when the server is ready or has failed.",
@@ -65,6 +77,8 @@ def up(
     port: int | None,
     data_dir: Path | None,
     insecure_bind: bool | None,
+    tls_cert: str | None,
+    tls_key: str | None,
     detach: bool,
     end_with_stdin: bool,
 ) -> None:
@@ -75,8 +89,19 @@ def up(
     the next start. A second Ctrl-C does not wait. With --detach the instance outlives the terminal,
     and `runyard down` stops it. Logs are in the folder logs of the data folder.
     """
-    settings = read_settings(host=host, port=port, data_dir=data_dir, insecure_bind=insecure_bind)
+    settings = read_settings(
+        host=host,
+        port=port,
+        data_dir=data_dir,
+        insecure_bind=insecure_bind,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+    )
     check_bind(settings)
+    if settings.tls_cert:
+        from runyard.tls import load_server_certificate
+
+        load_server_certificate(settings)  # a bad file is reported before anything is created
     is_first_start = not settings.credentials_file.exists()
     if detach:
         endpoint = _start_detached(settings)
@@ -139,10 +164,11 @@ def _say_link(settings: Settings) -> None:
     if not sys.stdout.isatty():
         return
     import vi
+    from runyard.cli.resources.sessions import create_link
 
     try:
         with vi.Client(config_file=settings.credentials_file, max_retries=0, timeout=5) as client:
-            link = client.sessions.create_link()
+            link = create_link(client)
     except vi.ViError as error:
         say(f"No link to the pages could be made ({error.message}); try: runyard open")
         return
@@ -191,25 +217,11 @@ def _start_detached(settings: Settings) -> str:
     )
 
 
-def check_bind(settings: Settings) -> None:
-    """Check that the host is a loopback address, or that ``--insecure-bind`` is given.
-
-    Raises:
-        CommandFailed: It is neither.
-    """
-    is_loopback = settings.host in ("localhost", "::1") or settings.host.startswith("127.")
-    if is_loopback or settings.insecure_bind:
-        return
-    raise CommandFailed(
-        f"listening on {settings.host} would send keys and data over the network in clear text; "
-        "try: a TLS proxy in front of --host 127.0.0.1, or, on a trusted network, --insecure-bind",
-        exit_code=EXIT_USAGE,
-    )
-
-
 def format_introduction(settings: Settings, endpoint: str, *, shows_key: bool) -> list[str]:
     """Return the text printed after a start: endpoint, credentials, and how to connect."""
     file = settings.credentials_file
+    endpoint = name_endpoint(settings, endpoint)
+    ca = [f"  export RUNYARD_CA={settings.certificate_file}"] if settings.tls_cert else []
     known = read_json(file) or {}
     read_key = f'python3 -c \'import json; print(json.load(open("{file}"))["secret_key"])\''
     lines = [
@@ -229,6 +241,7 @@ def format_introduction(settings: Settings, endpoint: str, *, shows_key: bool) -
         "or from a shell:",
         "",
         f"  export DATATURE_VI_API_ENDPOINT={endpoint}",
+        *ca,
         f"  export DATATURE_VI_ORGANIZATION_ID={known.get('organization_id', 'unknown')}",
         f'  export DATATURE_VI_SECRET_KEY="$({read_key})"',
         "",

@@ -247,7 +247,7 @@ def _rotate_credentials_file(
         ) from error
     if overlap_s == 0:
         with vi.Client(
-            issued.secret_key, client.organization_id, endpoint=client.endpoint
+            issued.secret_key, client.organization_id, file, endpoint=client.endpoint
         ) as renewed:
             renewed.keys.revoke(key_id)
     return issued
@@ -295,13 +295,19 @@ def _deliver_secret(
 ) -> None:
     """Write the secret to the file, to JSON output or to the terminal."""
     import json
+    from dataclasses import asdict
+
+    from runyard.cli.instance.instance import find_named_endpoint
 
     if file is not None:
         values = {
-            "endpoint": client.endpoint,
+            "endpoint": find_named_endpoint(client),
             "organization_id": client.organization_id,
             "secret_key": issued.secret_key,
         }
+        if values["endpoint"] == client.endpoint:
+            trust = asdict(client._credentials.trust)
+            values |= {name: path for name, path in trust.items() if path}
         file.write(json.dumps(values, indent=2).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())

@@ -15,6 +15,7 @@ from runyard.cli.output import format_age, json_option, print_json, print_table
 
 if TYPE_CHECKING:
     import vi
+    from vi.api.resources.sessions.responses import SignInLink
 
 HOME = "/ui/runs"
 MOST_AGENT = 60
@@ -98,7 +99,7 @@ def open_page(
     client: "vi.Client", path: str, *, only_prints: bool = False, as_json: bool = False
 ) -> None:
     """Open a page in a browser, signed in; print the link where there is no browser."""
-    link = client.sessions.create_link(path)
+    link = create_link(client, path)
     if as_json:
         print_json(link)
         return
@@ -106,6 +107,21 @@ def open_page(
         click.echo(f"opened {client.endpoint.rstrip('/')}{path} in a browser")
         return
     click.echo(link.url)
+
+
+def create_link(client: "vi.Client", path: str = HOME) -> "SignInLink":
+    """Create a link that a browser can open without a warning about the certificate.
+
+    On the server's own machine the client connects to a loopback address, which only the
+    certificate itself identifies; a browser compares names.
+    """
+    from msgspec.structs import replace
+
+    from runyard.cli.instance.instance import find_named_endpoint
+
+    link = client.sessions.create_link(path)
+    named = find_named_endpoint(client)
+    return replace(link, url=named + link.url.removeprefix(client.endpoint))
 
 
 def _has_browser() -> bool:

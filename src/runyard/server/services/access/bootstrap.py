@@ -27,7 +27,6 @@ from runyard.store import Store, lease_clock, organizations
 from runyard.store.access import keys as key_rows
 
 ORG_ALPHABET = string.ascii_lowercase + string.digits
-CONTROLLER_FILE = "controller.json"
 
 
 async def bootstrap(settings: Settings, store: Store, pepper: bytes, *, now_ms: int) -> bool:
@@ -42,7 +41,7 @@ async def bootstrap(settings: Settings, store: Store, pepper: bytes, *, now_ms: 
         name_organization(settings, store)
         return False
     org, secret_key = _read_or_create_credentials(settings.credentials_file)
-    controller_key = _read_or_create_controller_key(settings.secrets_dir / CONTROLLER_FILE)
+    controller_key = _read_or_create_controller_key(settings.controller_file)
 
     def insert_organization_and_keys(tx: Connection) -> None:
         organizations.set_meta(tx, organizations.STORE_ID, secrets.token_hex(4))
@@ -81,7 +80,7 @@ async def _check_secrets(
     A store from before its pepper was recorded gets the record now, unless a key in a file says
     that this is another pepper. A missing controller key is replaced; its file is the server's own.
     """
-    path = settings.secrets_dir / CONTROLLER_FILE
+    path = settings.controller_file
     machine_key = (read_private(path) or {}).get("key")
     known = {row.id: bytes(row.secret_mac) for row in store.read(key_rows.list_all)}
     noted = store.read(lambda tx: organizations.get_meta(tx, organizations.PEPPER))
@@ -144,12 +143,20 @@ def name_organization(settings: Settings, store: Store) -> None:
         )
 
 
-def write_endpoint(settings: Settings, endpoint: str) -> None:
-    """Write the server's address into the files that hold keys, keeping the keys."""
-    for path in (settings.credentials_file, settings.secrets_dir / CONTROLLER_FILE):
-        document = read_json(path)
-        if document is not None and document.get("endpoint") != endpoint:
-            write_private(path, json.dumps(document | {"endpoint": endpoint}, indent=2) + "\n")
+def write_endpoint(settings: Settings, endpoint: str, *, certificate: str | None = None) -> None:
+    """Write the server's address into the files that hold keys, keeping the keys.
+
+    ``certificate`` is the file of the certificate that the server presents; None without TLS.
+    """
+    for path in (settings.credentials_file, settings.controller_file):
+        before = read_json(path)
+        if before is None:
+            continue
+        document = before | {"endpoint": endpoint, "certificate": certificate}
+        if certificate is None:
+            del document["certificate"]
+        if document != before:
+            write_private(path, json.dumps(document, indent=2) + "\n")
 
 
 def add_key(
