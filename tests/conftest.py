@@ -71,6 +71,7 @@ LONGEST = (
 SLOW = (
     "tests/e2e/test_assets_sync.py",
     "tests/e2e/test_datasets_sync.py",
+    "tests/e2e/test_https.py",
     # Real training in a browser, and stores with many runs.
     "tests/browser/test_first_run.py",
     "tests/browser/test_budgets.py",

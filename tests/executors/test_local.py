@@ -16,6 +16,7 @@ from runyard.executors import StartRequest
 from runyard.executors.local import LocalExecutor
 from runyard.settings import Settings
 from tests.supervisor.fake_server import FakeServer
+from vi._http import Trust
 
 pytestmark = pytest.mark.skipif(not processes.IS_LINUX, reason="identities need /proc")
 
@@ -112,6 +113,7 @@ def test_a_warm_parent_forks_the_supervisor(tmp_path: Path, start_request: Start
     assert executor.warmth() == "starting"
     thread, requests = serve_one_answer(tmp_path / "machine" / "warm.sock", {"pid": os.getpid()})
     assert executor.warmth() == "ready"
+    start_request = replace(start_request, trust=Trust(ca="/ca.pem"))
     assert executor.start(start_request) == processes.identify(os.getpid())
     thread.join()
     assert requests == [
@@ -119,6 +121,7 @@ def test_a_warm_parent_forks_the_supervisor(tmp_path: Path, start_request: Start
             "folder": str(start_request.folder),
             "endpoint": start_request.endpoint,
             "token": TOKEN,
+            "trust": {"ca": "/ca.pem", "certificate": ""},
             "log": str(rundir.AttemptDir(start_request.folder).supervisor_log),
         }
     ]

@@ -16,12 +16,12 @@ from runyard.trainer.warm import request_fork
 
 CHILD = """
 import json, os, sys
-def go(folder, *, endpoint, token, train):
+def go(folder, *, endpoint, token, trust, train):
     cuda = sys.modules["torch"].cuda  # CUDA reads its variables once, when a process first uses it
     is_untouched = not cuda.is_initialized() and not cuda._is_in_bad_fork()
     is_untouched = is_untouched and cuda._cached_device_count is None
-    child = {"endpoint": endpoint, "token": token, "leads": os.getsid(0) == os.getpid(),
-            "mark": os.environ.get("RUNYARD_ATTEMPT"),
+    child = {"endpoint": endpoint, "token": token, "trust": trust,
+            "leads": os.getsid(0) == os.getpid(), "mark": os.environ.get("RUNYARD_ATTEMPT"),
             "sees": os.environ.get("CUDA_VISIBLE_DEVICES"),
             "is_untouched": is_untouched, "descriptors": sorted(os.listdir("/proc/self/fd"))}
     (folder / "child.json").write_text(json.dumps(child))
@@ -79,6 +79,7 @@ def test_a_child_trains_in_its_own_session(
         "folder": str(folder),
         "endpoint": "http://127.0.0.1:1/",
         "token": "t",
+        "trust": {"ca": "/ca.pem"},
         "log": str(folder / "log"),
     }
     environment = {"RUNYARD_ATTEMPT": "org/run/1", "CUDA_VISIBLE_DEVICES": "GPU-7"}
@@ -91,6 +92,7 @@ def test_a_child_trains_in_its_own_session(
     assert (child["endpoint"], child["token"], child["leads"], child["mark"]) == (
         "http://127.0.0.1:1/", "t", True, "org/run/1",
     )  # fmt: skip
+    assert child["trust"] == {"ca": "/ca.pem"}
     assert (child["sees"], child["is_untouched"]) == ("GPU-7", True)
     assert len(child["descriptors"]) == 4  # the three, and the listing's own
     assert json.loads((folder / "result.json").read_text())["outcome"] == "Succeeded"

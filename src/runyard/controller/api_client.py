@@ -1,7 +1,8 @@
 """The controller's client of the server, authenticated with the controller key.
 
-Key and endpoint are in a file that the server writes when it starts. The file is read for every
-call, because a restarted server may have another endpoint.
+Key and endpoint are in a file that the server writes when it starts; on another machine, ``ca`` in
+a copy of it may name the certificates to trust. The file is read for every call, because a
+restarted server may have another endpoint, or another certificate.
 """
 
 from contextlib import closing
@@ -20,8 +21,9 @@ from runyard.protocol import (
     MachineReport,
     Placements,
 )
+from runyard.transport import check_transport
 from runyard.version import VERSION
-from vi._http import NO_RETRY, Http
+from vi._http import NO_RETRY, Http, Trust
 from vi._http.response import decode
 from vi.errors import ViError
 
@@ -37,9 +39,13 @@ class NoControllerKey(Exception):
 class ServerClient:
     """A client of the server. Each call opens its own connection, so any thread may call."""
 
-    def __init__(self, key_file: Path):
-        self._key_file = key_file
-        self.endpoint = ""
+    def __init__(self, key_file: Path, *, ca: str = "", insecure: bool = False):
+        """``ca`` is the file of certificates to trust if the key file names none.
+
+        ``insecure`` allows an endpoint of plain HTTP on another machine.
+        """
+        self._key_file, self._ca, self._insecure = key_file, ca, insecure
+        self.endpoint, self.trust = "", Trust()
 
     def claim_run(self, claim: Claim) -> Assignment | None:
         timeout_s = claim.wait_s + ANSWER_TIMEOUT_S
@@ -79,6 +85,7 @@ class ServerClient:
 
         Raises:
             NoControllerKey: the server has not written the key yet.
+            SettingError: the key would cross a network in clear text.
         """
         document = rundir.read_json(self._key_file) or {}
         endpoint, key = document.get("endpoint"), document.get("key")
@@ -86,7 +93,12 @@ class ServerClient:
             raise NoControllerKey(
                 f"{self._key_file} does not exist yet; the server writes it when it starts"
             )
+        check_transport(endpoint, insecure=self._insecure)
         self.endpoint = endpoint
+        self.trust = Trust(
+            ca=str(document.get("ca") or self._ca),
+            certificate=str(document.get("certificate") or ""),
+        )
         return Http(
             endpoint,
             headers={
@@ -95,4 +107,5 @@ class ServerClient:
             },
             timeout_s=ANSWER_TIMEOUT_S,
             retry=NO_RETRY,
+            trust=self.trust,
         )

@@ -74,6 +74,7 @@ from runyard.protocol import Assignment
 from runyard.rundir import AttemptDir
 from runyard.settings import SettingError, Settings, read_settings
 from runyard.starting import CannotStart, explain_os_error
+from runyard.transport import check_transport
 from vi.errors import ViAuthenticationError, ViError, ViPermissionError
 
 log = logging.getLogger(__name__)
@@ -288,7 +289,7 @@ class Controller:
                 self._log_once(f"{error}; {fix}", kind="refused")
                 self._clock.sleep(REFUSED_RETRY_S)
                 self._inbox.put(on_failure)
-            except (ViError, NoControllerKey) as error:
+            except (ViError, NoControllerKey, SettingError) as error:
                 self._log_once(str(error), kind=type(error).__name__)
                 self._clock.sleep(RETRY_AFTER_S)
                 self._inbox.put(on_failure)
@@ -520,6 +521,7 @@ class Controller:
             mark=str(key),
             endpoint=self._client.endpoint,
             token=held.assignment.token,
+            trust=self._client.trust,
             environment=select_devices(held.devices),
         )
         held.starts += 1
@@ -607,7 +609,9 @@ def main() -> int:
     controller = Controller(
         settings,
         machine_id=machine_id,
-        client=ServerClient(settings.secrets_dir / "controller.json"),
+        client=ServerClient(
+            settings.controller_file, ca=settings.ca, insecure=settings.allows_plain_http
+        ),
         executor=LocalExecutor(settings),
         devices=list_devices(),
     )
@@ -632,11 +636,13 @@ def _load_configuration() -> tuple[Settings, str]:
     """Read the settings and lock the machine; return the settings and the machine's id.
 
     Raises:
-        CannotStart: a setting is invalid, another controller runs here, or the folder is not
-            writable.
+        CannotStart: a setting is invalid, the key would cross a network in clear text, another
+            controller runs here, or the folder is not writable.
     """
     try:
         settings = read_settings()
+        if endpoint := (rundir.read_json(settings.controller_file) or {}).get("endpoint"):
+            check_transport(str(endpoint), insecure=settings.allows_plain_http)
         logging.getLogger().setLevel(settings.log_level.upper())
         machine.lock_machine(settings.machine_dir)
         return settings, machine.load_machine_id(settings.machine_dir)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from runyard.ports import Identity
+from vi._http.tls import Trust
 
 Warmth = Literal["off", "starting", "ready", "down"]
 
@@ -20,13 +21,15 @@ Warmth = Literal["off", "starting", "ready", "down"]
 class StartRequest:
     """An attempt to start: its folder with ``placed.json`` and ``run.json``, and its credentials.
 
-    ``environment`` is set in the supervisor and so in its trainer; it selects their accelerator.
+    ``trust`` has the certificates to accept from the endpoint. ``environment`` is set in the
+    supervisor and so in its trainer; it selects their accelerator.
     """
 
     folder: Path
     mark: str
     endpoint: str
     token: str
+    trust: Trust = Trust()
     environment: Mapping[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:

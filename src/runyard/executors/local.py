@@ -9,6 +9,7 @@ The warm parent is started with placeholders for both marks in its environment (
 ``runyard.processes``).
 """
 
+import dataclasses
 import json
 import logging
 import os
@@ -103,8 +104,7 @@ class LocalExecutor:
 
         message: dict[str, Any] = {
             "folder": str(request.folder),
-            "endpoint": request.endpoint,
-            "token": request.token,
+            **_name_credentials(request),
             "log": str(AttemptDir(request.folder).supervisor_log),
         }
         if request.environment:
@@ -125,9 +125,7 @@ class LocalExecutor:
         reader, writer = os.pipe()
         try:
             # This fits into the pipe's buffer, so the write does not block without a reader.
-            os.write(
-                writer, json.dumps({"endpoint": request.endpoint, "token": request.token}).encode()
-            )
+            os.write(writer, json.dumps(_name_credentials(request)).encode())
             os.close(writer)
             with open(AttemptDir(request.folder).supervisor_log, "ab") as output:
                 command = [sys.executable, "-P", "-m", "runyard.supervisor", str(request.folder)]
@@ -148,6 +146,15 @@ class LocalExecutor:
             os.close(reader)
         self._cold.append(process)
         return identify(process.pid)
+
+
+def _name_credentials(request: StartRequest) -> dict[str, Any]:
+    """Return what a supervisor needs to reach the server, as JSON."""
+    return {
+        "endpoint": request.endpoint,
+        "token": request.token,
+        "trust": dataclasses.asdict(request.trust),
+    }
 
 
 def _is_listening(socket_path: Path) -> bool:

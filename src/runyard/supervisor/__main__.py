@@ -16,11 +16,10 @@ def main() -> int:
         "--credentials-fd",
         type=int,
         required=True,
-        help="descriptor with endpoint and token as JSON",
+        help="descriptor with endpoint, token and trust as JSON",
     )
     arguments = parser.parse_args()
-    endpoint, token = read_credentials(arguments.credentials_fd)
-    return supervise(arguments.folder, endpoint=endpoint, token=token)
+    return supervise(arguments.folder, **read_credentials(arguments.credentials_fd))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from runyard.supervisor import messages as msg
 from runyard.supervisor.datasets import DatasetFetcher
 from runyard.supervisor.resume import BlobGone, prepare_resume
 from runyard.supervisor.weights import WeightsFetcher
-from vi._http import NO_RETRY, Http, RetryPolicy
+from vi._http import NO_RETRY, Http, RetryPolicy, Trust
 from vi.errors import ViError, ViInvalidParameterError
 
 BLOB_MISSING, NOT_FOUND, INVALID_FLOW = "BlobMissing", "NotFound", "InvalidFlow"
@@ -52,17 +52,28 @@ class AttemptClient:
     Thread-safe: each lane calls from its own thread.
     """
 
-    def __init__(self, endpoint: str, *, token: str, folder: Path, server_file: Path | None = None):
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        token: str,
+        folder: Path,
+        server_file: Path | None = None,
+        trust: Trust = Trust(),
+    ):
         self._folder, self._dir = folder, AttemptDir(folder)
         self._token, self._server_file = token, server_file
         self._stored_blobs: set[str] = set()  # hashes known to be on the server
-        self._http = self._connect(endpoint)
+        self._http = self._connect(endpoint, trust)
         self._dataset_fetcher = DatasetFetcher(folder, self)
         self._weights_fetcher = WeightsFetcher(folder, self)
 
-    def _connect(self, endpoint: str) -> Http:
+    def _connect(self, endpoint: str, trust: Trust) -> Http:
         headers = {"Authorization": f"Bearer {self._token}"}
-        return Http(endpoint, headers=headers, timeout_s=CALL_TIMEOUT_S, retry=NO_RETRY)
+        self._certificate = _read_certificate(trust)
+        return Http(
+            endpoint, headers=headers, timeout_s=CALL_TIMEOUT_S, retry=NO_RETRY, trust=trust
+        )
 
     def _interpret_error(self, error: ViError, lane: msg.Lane, *, what: str | None) -> msg.Event:
         """Return the event that a failure means.
@@ -82,11 +93,21 @@ class AttemptClient:
         return msg.ServerUnreachable(lane)
 
     def _follow_server(self) -> None:
-        """Use the server's current endpoint, which its file names if it runs on this machine."""
+        """Use the server's current endpoint, which its file names if it runs on this machine.
+
+        A server that was restarted may also present another certificate.
+        """
         document = rundir.read_json(self._server_file) if self._server_file else None
         endpoint = document.get("endpoint") if document else None
-        if isinstance(endpoint, str) and endpoint.rstrip("/") != self._http.endpoint.rstrip("/"):
-            self._http = self._connect(endpoint)  # other lanes may still use the old one
+        if not document or not isinstance(endpoint, str):
+            return
+        trust = Trust(certificate=str(document.get("certificate") or ""))
+        if (
+            endpoint.rstrip("/") != self._http.endpoint.rstrip("/")
+            or trust.certificate != self._http.trust.certificate
+            or _read_certificate(trust) != self._certificate
+        ):
+            self._http = self._connect(endpoint, trust)  # other lanes may still use the old one
 
     def announce(self, report: ProcessReport) -> msg.Event:
         try:
@@ -269,6 +290,14 @@ class AttemptClient:
         except ViError as error:
             return self._interpret_error(error, "reports", what=msg.REPORT if is_last else None)
         return msg.ReportAccepted(is_last)
+
+
+def _read_certificate(trust: Trust) -> bytes:
+    """Return the certificate that a server on this machine presents; empty without one."""
+    try:
+        return Path(trust.certificate).read_bytes() if trust.certificate else b""
+    except OSError:
+        return b""
 
 
 def build_checkpoint_report(manifest: dict[str, Any]) -> CheckpointReport:

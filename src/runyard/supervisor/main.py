@@ -17,7 +17,7 @@ import select
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -36,6 +36,7 @@ from runyard.supervisor.launch import RunLock, Train, Trainer, fork_trainer
 from runyard.supervisor.resume import prune_checkpoints
 from runyard.supervisor.sampling import Sampler
 from runyard.supervisor.stalls import CHECK_EVERY_S, RankView, StallDetector
+from vi._http.tls import Trust
 
 log = logging.getLogger(__name__)
 
@@ -48,13 +49,21 @@ DEFAULT_SPOOL_BYTES = 64 << 20
 EXIT_OK, EXIT_TAKEN, EXIT_UNPLACED, EXIT_BROKEN = 0, 3, 4, 70
 
 
-def supervise(folder: Path, *, endpoint: str, token: str, train: Train | None = None) -> int:
+def supervise(
+    folder: Path,
+    *,
+    endpoint: str,
+    token: str,
+    trust: Mapping[str, str] | None = None,
+    train: Train | None = None,
+) -> int:
     """Supervise the attempt in ``folder`` until its end is reported; call it in a process of its
     own.
 
-    With ``train`` the trainer is a fork of this process that calls ``train(folder)``, otherwise it
-    is ``python -m runyard.trainer``. Returns the exit code: 0 after the report, 3 when another
-    supervisor holds this folder, 4 when ``placed.json`` is absent or unreadable.
+    ``trust`` has the fields of ``vi._http.Trust``. With ``train`` the trainer is a fork of this
+    process that calls ``train(folder)``, otherwise it is ``python -m runyard.trainer``. Returns the
+    exit code: 0 after the report, 3 when another supervisor holds this folder, 4 when
+    ``placed.json`` is absent or unreadable.
     """
     directory = AttemptDir(folder)
     placed = rundir.read_json(directory.placed)
@@ -71,7 +80,15 @@ def supervise(folder: Path, *, endpoint: str, token: str, train: Train | None = 
     mark = machine.format_mark(placed["organizationId"], placed["runId"], placed["attempt"])
     machine.set_mark(machine.SUPERVISOR_MARK, mark)
     machine.become_subreaper()
-    Supervisor(folder, placed, mark=mark, endpoint=endpoint, token=token, train=train).run()
+    Supervisor(
+        folder,
+        placed,
+        mark=mark,
+        endpoint=endpoint,
+        token=token,
+        trust=Trust(**(trust or {})),
+        train=train,
+    ).run()
     return EXIT_OK
 
 
@@ -86,6 +103,7 @@ class Supervisor:
         mark: str,
         endpoint: str,
         token: str,
+        trust: Trust,
         train: Train | None,
         clock: Clock | None = None,
         files: Files = rundir,
@@ -96,7 +114,9 @@ class Supervisor:
         self._clock, self._files, self._processes = clock or SystemClock(), files, processes
         self._group = ProcessGroup(mark, folder, processes)
         server_file = Path(placed["serverFile"]) if placed.get("serverFile") else None
-        self._client = AttemptClient(endpoint, token=token, folder=folder, server_file=server_file)
+        self._client = AttemptClient(
+            endpoint, token=token, folder=folder, server_file=server_file, trust=trust
+        )
         self._inbox: SimpleQueue[msg.Event] = SimpleQueue()
         self._wakeup_reader, self._wakeup_writer = os.pipe()
         os.set_blocking(self._wakeup_writer, False)
@@ -566,10 +586,10 @@ def _configure_logging() -> None:
     )
 
 
-def read_credentials(descriptor: int) -> tuple[str, str]:
-    """Read endpoint and token from an inherited descriptor, which neither ``ps`` nor the
-    environment shows.
+def read_credentials(descriptor: int) -> dict[str, Any]:
+    """Read endpoint, token and trust, as ``supervise`` takes them, from an inherited descriptor,
+    which neither ``ps`` nor the environment shows.
     """
     with os.fdopen(descriptor, "rb") as file:
         document = json.loads(file.read())
-    return document["endpoint"], document["token"]
+    return {name: document.get(name) for name in ("endpoint", "token", "trust")}

@@ -8,13 +8,15 @@ second one: it imports, but runs no tensor operation and starts nothing. It list
 that only its user may open, reads one request per connection, forks, and answers with the child's
 identity:
 
-    {"folder": "...", "endpoint": "...", "token": "...", "log": "...", "environment": {...}}
+    {"folder": "...", "endpoint": "...", "token": "...", "trust": {...}, "log": "...",
+     "environment": {...}}
     {"pid": 123, "startTicks": 456}    or    {"error": "..."}
 
-``log`` and ``environment`` are optional. The child leads a session of its own and calls the named
-function with the folder, ``endpoint=``, ``token=`` and ``train=``. The function is named by a
-string because the trainer does not import the supervisor. When the process that started the parent
-is gone, the parent exits. Its children continue, each with its own supervision.
+``trust``, ``log`` and ``environment`` are optional. The child leads a session of its own and calls
+the named function with the folder, ``endpoint=``, ``token=``, ``trust=`` and ``train=``. The
+function is named by a string because the trainer does not import the supervisor. When the process
+that started the parent is gone, the parent exits. Its children continue, each with its own
+supervision.
 """
 
 import argparse
@@ -120,10 +122,12 @@ def _parse_request(request: Any) -> dict[str, Any]:
         isinstance(request.get(n), str) for n in ("folder", "endpoint", "token")
     ):
         raise ValueError("a request must be an object with the strings folder, endpoint and token")
-    if not isinstance(request.get("environment") or {}, dict) or not isinstance(
-        request.get("log") or "", str
+    if (
+        not isinstance(request.get("environment") or {}, dict)
+        or not isinstance(request.get("trust") or {}, dict)
+        or not isinstance(request.get("log") or "", str)
     ):
-        raise ValueError("environment must be an object and log a string, if present")
+        raise ValueError("environment and trust must be objects and log a string, if present")
     return request
 
 
@@ -154,6 +158,7 @@ def _run_child(request: dict[str, Any], child: Child, train: Callable[[Path], in
                 Path(request["folder"]),
                 endpoint=request["endpoint"],
                 token=request["token"],
+                trust=request.get("trust"),
                 train=train,
             )
             or 0
