@@ -75,6 +75,7 @@ SLOW = (
     # Real training in a browser, and stores with many runs.
     "tests/browser/test_first_run.py",
     "tests/browser/test_budgets.py",
+    "tests/browser/test_https.py",
     # Ten seconds and more each, of behavior that quicker tests cover in part.
     "tests/browser/test_run_page.py::test_no_tab_has_an_accessibility_violation",
     "tests/browser/test_frame.py::test_a_page_has_no_accessibility_violation",

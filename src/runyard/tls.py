@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from runyard.settings import SettingError, Settings
 from vi._http.tls import find_certificate, pin_certificate
 
+EXPIRES_SOON_DAYS = 14
 FETCH_TIMEOUT_S = 5.0
 # X509_V_FLAG_NO_CHECK_TIME of OpenSSL, so that an expired certificate can be read and described.
 _NO_CHECK_TIME = 0x200000
@@ -74,12 +75,12 @@ def load_server_certificate(settings: Settings) -> ServerCertificate | None:
     now = time.time()
     if now >= found.ends:
         raise _invalid_certificate(
-            settings.tls_cert, f"expired on {format_date(found.ends)}", "renew it"
+            settings.tls_cert, f"expired on {_format_date(found.ends)}", "renew it"
         )
     if now < found.begins:
         raise _invalid_certificate(
             settings.tls_cert,
-            f"is not valid before {format_date(found.begins)}",
+            f"is not valid before {_format_date(found.begins)}",
             "check the clock of this machine, or another certificate",
         )
     return found
@@ -113,7 +114,12 @@ def _describe_peer(fields: dict[str, Any], pem: str) -> ServerCertificate:
     )
 
 
-def format_date(seconds: int) -> str:
+def describe_expiry(certificate: ServerCertificate) -> str:
+    """Return when a certificate expires, as part of a sentence."""
+    return f"expires on {_format_date(certificate.ends)}, in {certificate.days_left} days"
+
+
+def _format_date(seconds: int) -> str:
     """Return a Unix time as a date and time in UTC."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
 

@@ -18,6 +18,7 @@ import pytest
 import vi
 from runyard.cli.instance.instance import live_endpoint
 from runyard.settings import read_settings
+from tests.server.processes import running_server
 from tests.support.certificates import KeyPair, make_authority, make_certificate
 from tests.support.instance import LONG_RECIPE
 from tests.support.waiting import eventually
@@ -99,6 +100,7 @@ def test_runs_train_over_tls_and_survive_a_renewed_certificate(tmp_path: Path) -
     data_dir, name = tmp_path / "data", "DNS:train.example"
     pair = make_certificate(tmp_path, names=name, authority=make_authority(tmp_path))
     with running(data_dir, pair) as printed:
+        assert f"The certificate {pair.certificate} expires on 20" in printed
         assert "  pages         https://train.example:" in printed
         assert f"export RUNYARD_CA={data_dir / 'certificate.pem'}" in printed
         status = runyard(data_dir, "status", "--json")
@@ -131,3 +133,32 @@ def test_runs_train_over_tls_and_survive_a_renewed_certificate(tmp_path: Path) -
             client.runs.kill(long_run)
             wait_for_condition(client, long_run, "Cancelled")
             assert len(client.runs.get(long_run).status.attempts) == 1
+
+
+def test_a_machine_of_its_own_trains_over_tls_with_the_authority(tmp_path: Path) -> None:
+    """A controller with another data folder, as on another machine."""
+    authority = make_authority(tmp_path)
+    pair = make_certificate(tmp_path, authority=authority, names="DNS:localhost")
+    certificate = {"tls_cert": pair.certificate, "tls_key": pair.key}
+    machine_dir = tmp_path / "machine"
+    with running_server(tmp_path / "data", **certificate) as server:
+        key = json.loads((tmp_path / "data/secrets/controller.json").read_text())["key"]
+        endpoint = f"https://localhost:{server.port}/"
+        (machine_dir / "secrets").mkdir(parents=True)
+        (machine_dir / "secrets/controller.json").write_text(
+            json.dumps({"endpoint": endpoint, "key": key, "ca": str(authority.certificate)})
+        )
+        kept = {name: text for name, text in os.environ.items() if not name.startswith("RUNYARD_")}
+        machine = {"RUNYARD_DATA_DIR": str(machine_dir), "RUNYARD_THREADS": "1"}
+        with subprocess.Popen(
+            [sys.executable, "-m", "runyard.controller"],
+            env={**kept, **machine, "RUNYARD_WARM": "0"},
+            stderr=subprocess.DEVNULL,
+        ) as controller:
+            try:
+                with vi.Client(config_file=tmp_path / "data/credentials.json") as client:
+                    run = client.runs.create(SHORT_RECIPE)
+                    ended = client.runs.wait(run.run_id, timeout=TIMEOUT_S, show_progress=False)
+                    assert ended.condition == "Succeeded"
+            finally:
+                controller.terminate()

@@ -54,7 +54,6 @@ OPTIONAL = {
     "bitsandbytes": "4-bit base weights (quantization.enabled), and the optimizer adamw8bit",
     "ray": "more than one machine",
 }
-EXPIRES_SOON_DAYS = 14
 # Enough for the tiny preset and its checkpoints; real models need tens of GiB.
 LITTLE_DISK_BYTES = 2 << 30
 
@@ -302,7 +301,12 @@ def certificate_finding(settings: "Settings", endpoint: str | None) -> Diagnosis
     ``endpoint`` is that of the server; None if none serves TLS.
     """
     from runyard.settings import SettingError
-    from runyard.tls import fetch_certificate, format_date, load_server_certificate
+    from runyard.tls import (
+        EXPIRES_SOON_DAYS,
+        describe_expiry,
+        fetch_certificate,
+        load_server_certificate,
+    )
 
     try:
         served = settings.certificate_file.read_text("utf-8") if endpoint else ""
@@ -312,12 +316,11 @@ def certificate_finding(settings: "Settings", endpoint: str | None) -> Diagnosis
         return Diagnosis("certificate", "missing", problem, f"try: {fix}")
     except OSError as error:
         return Diagnosis("certificate", "note", f"cannot be read: {error}", "try: runyard doctor")
-    days = certificate.days_left
     names = ", ".join(certificate.names) or "no host"
-    observed = f"for {names}; expires on {format_date(certificate.ends)}, in {days} days"
+    observed = f"for {names}; {describe_expiry(certificate)}"
     if served and served.strip() != certificate.pem.strip():
         fix = "the server still presents an earlier one; try: restart it"
-    elif days < EXPIRES_SOON_DAYS:
+    elif certificate.days_left < EXPIRES_SOON_DAYS:
         fix = "it expires soon; try: renew it, and restart the server"
     elif not certificate.names:
         fix = "clients refuse a certificate without subjectAltName; try: one with the host's name"

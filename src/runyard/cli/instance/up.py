@@ -99,9 +99,7 @@ def up(
     )
     check_bind(settings)
     if settings.tls_cert:
-        from runyard.tls import load_server_certificate
-
-        load_server_certificate(settings)  # a bad file is reported before anything is created
+        _check_certificate(settings)
     is_first_start = not settings.credentials_file.exists()
     if detach:
         endpoint = _start_detached(settings)
@@ -173,6 +171,19 @@ def _say_link(settings: Settings) -> None:
         say(f"No link to the pages could be made ({error.message}); try: runyard open")
         return
     say(f"\nOpen the pages (this link works once, within ten minutes):\n\n  {link.url}\n")
+
+
+def _check_certificate(settings: Settings) -> None:
+    """Check the certificate before anything is created; warn if it expires soon.
+
+    Raises:
+        SettingError: Clients would not accept it.
+    """
+    from runyard.tls import EXPIRES_SOON_DAYS, describe_expiry, load_server_certificate
+
+    certificate = load_server_certificate(settings)
+    if certificate is not None and certificate.days_left < EXPIRES_SOON_DAYS:
+        say(f"The certificate {settings.tls_cert} {describe_expiry(certificate)}.")
 
 
 def _start_detached(settings: Settings) -> str:
