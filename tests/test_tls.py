@@ -102,6 +102,32 @@ def test_a_damaged_certificate_is_refused(pair: KeyPair, tmp_path: Path) -> None
     refuse(damaged, pair.key, str(damaged))
 
 
+def test_a_certificate_that_is_not_base64_is_refused(pair: KeyPair, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged.crt"
+    damaged.write_text(pair.certificate.read_text().replace("\nMII", "\n!II", 1))
+    refuse(damaged, pair.key, str(damaged), "is damaged")
+
+
+def test_a_certificate_without_extensions_is_refused(tmp_path: Path) -> None:
+    """``openssl x509 -req`` makes one without ``-copy_extensions``; the server would crash."""
+    request, pair = tmp_path / "server.csr", KeyPair(tmp_path / "v1.crt", tmp_path / "v1.key")
+    run_openssl(
+        *("req", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost"),
+        *("-keyout", str(pair.key), "-out", str(request)),
+    )
+    run_openssl(
+        *("x509", "-req", "-in", str(request), "-signkey", str(pair.key)),
+        *("-out", str(pair.certificate)),
+    )
+    refuse(pair.certificate, pair.key, "version 1", "subjectAltName")
+
+
+def test_a_file_may_hold_both_certificate_and_key(pair: KeyPair, tmp_path: Path) -> None:
+    both = tmp_path / "both.pem"
+    both.write_text(pair.key.read_text() + pair.certificate.read_text())
+    assert load(both, both) == load(pair.certificate, pair.key)
+
+
 def test_the_key_of_another_certificate_is_refused(pair: KeyPair, tmp_path: Path) -> None:
     other = make_certificate(tmp_path, "other")
     rsa = make_certificate(tmp_path, "rsa", key=("-newkey", "rsa:2048", "-nodes"))

@@ -19,10 +19,9 @@ from vi._http.tls import find_certificate, pin_certificate
 
 EXPIRES_SOON_DAYS = 14
 FETCH_TIMEOUT_S = 5.0
-# X509_V_FLAG_NO_CHECK_TIME of OpenSSL, so that an expired certificate can be read and described.
-_NO_CHECK_TIME = 0x200000
-# The public keys that the web server can use, as the AlgorithmIdentifier of RFC 5280 in DER. It
-# aborts the process for any other.
+# The web server aborts the process for an earlier version, and for any public key but these, which
+# are named by the AlgorithmIdentifier of RFC 5280 in DER.
+_VERSION_WITH_NAMES = 3
 _RSA = bytes.fromhex("300d06092a864886f70d0101010500")
 _OTHER_KEYS = (
     bytes.fromhex("301306072a8648ce3d020106082a8648ce3d030107"),  # ECDSA, P-256
@@ -116,7 +115,8 @@ def _describe_peer(fields: dict[str, Any], pem: str) -> ServerCertificate:
 
 def describe_expiry(certificate: ServerCertificate) -> str:
     """Return when a certificate expires, as part of a sentence."""
-    return f"expires on {_format_date(certificate.ends)}, in {certificate.days_left} days"
+    days = certificate.days_left
+    return f"expires on {_format_date(certificate.ends)}, in {days} day{'' if days == 1 else 's'}"
 
 
 def _format_date(seconds: int) -> str:
@@ -141,9 +141,7 @@ def _read_pair(certificate: str, key: str) -> ServerCertificate:
     try:
         _check_key_algorithm(certificate, ssl.PEM_cert_to_DER_cert(pem))
         server.load_cert_chain(certificate, key, password=_refuse_password)
-        client = pin_certificate(pem)
-        client.verify_flags |= _NO_CHECK_TIME
-        return _describe_peer(_exchange_handshake(server, client), pem)
+        fields = _exchange_handshake(server, pin_certificate(pem))
     except _EncryptedKey as error:
         raise SettingError(
             f"RUNYARD_TLS_KEY: {key} is encrypted with a password, which nobody enters when the "
@@ -160,6 +158,17 @@ def _read_pair(certificate: str, key: str) -> ServerCertificate:
         raise _invalid_certificate(
             certificate, f"cannot be used with the key {key} ({reason})", "another certificate"
         ) from error
+    except ValueError as error:  # not base64
+        raise _invalid_certificate(
+            certificate, f"is damaged ({error})", "a copy of the file"
+        ) from error
+    if fields["version"] < _VERSION_WITH_NAMES:
+        raise _invalid_certificate(
+            certificate,
+            "is of X.509 version 1, which names no host",
+            "a certificate with subjectAltName",
+        )
+    return _describe_peer(fields, pem)
 
 
 def _read_file(path: str, setting: str) -> str:
@@ -190,7 +199,7 @@ def _refuse_password() -> str:
 
 
 def _exchange_handshake(server: ssl.SSLContext, client: ssl.SSLContext) -> dict[str, Any]:
-    """Return the fields of the server's certificate as the client has verified it.
+    """Return the fields of the server's certificate, which the client has verified.
 
     Raises:
         ssl.SSLError: The handshake fails.

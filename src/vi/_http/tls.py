@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import ssl
 
 CA_VARIABLE = "RUNYARD_CA"
+_NO_CHECK_TIME = 0x200000  # X509_V_FLAG_NO_CHECK_TIME of OpenSSL
 _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 
 
@@ -25,10 +26,10 @@ class Trust:
     """Files of the certificates that a client accepts; empty strings mean those of the system.
 
     ``ca`` has authorities, or the server's own certificate; the name of the server is checked.
-    ``certificate`` is the one certificate that the server must present, whatever its name, and
-    takes precedence. Processes on the server's own machine use it: they connect to a loopback
-    address, which certificates rarely name. Comparing the certificate itself is stricter than
-    comparing a name.
+    ``certificate`` is the one certificate that the server must present, whatever its name and
+    dates, and takes precedence. Processes on the server's own machine use it: they connect to a
+    loopback address, which certificates rarely name. Comparing the certificate itself is stricter
+    than comparing a name.
     """
 
     ca: str = ""
@@ -87,16 +88,17 @@ def _find_authorities(trust: Trust) -> str:
 
 
 def pin_certificate(pem: str) -> "ssl.SSLContext":
-    """Return a context that accepts a certificate, whatever its name.
+    """Return a context that accepts a certificate, whatever its name and dates.
 
-    Any other would need to be signed by the private key of this one.
+    Any other would need to be signed by the private key of this one. The day on which it expires
+    matters to clients that know its authority alone; runs on the server's machine continue.
 
     Raises:
         ssl.SSLError: It is not a certificate.
     """
-
     context = _trust_authorities(pem)
     context.check_hostname = False
+    context.verify_flags |= _NO_CHECK_TIME
     return context
 
 

@@ -124,6 +124,15 @@ def test_a_pinned_certificate_is_accepted_by_any_name(pair: KeyPair) -> None:
         assert call(server, Trust(certificate=str(pair.certificate)), host="127.0.0.1")
 
 
+def test_a_pinned_certificate_is_accepted_after_it_has_expired(
+    folder: Path, authority: KeyPair
+) -> None:
+    """Runs on the server's machine continue; others have been warned."""
+    expired = make_certificate(folder, "expired pin", authority=authority, days=-1)
+    with serve_tls(expired) as server:
+        assert call(server, Trust(certificate=str(expired.certificate)), host="127.0.0.1")
+
+
 def test_nothing_but_the_pinned_certificate_is_accepted(
     pair: KeyPair, folder: Path, authority: KeyPair, tmp_path: Path
 ) -> None:
