@@ -117,6 +117,8 @@ START_WORKER = (
     'start_worker() { runyard worker --data-dir worker --name gpu-3 "$@" & '
     "until runyard machines get gpu-3; do sleep 0.2; done; } >worker.log 2>&1"
 )
+
+
 def get_port(reader: Reader) -> str:
     document = json.loads((Path(reader.environ["HOME"]) / ".runyard/server.json").read_text())
     return str(urlsplit(document["endpoint"]).port)
@@ -163,15 +165,15 @@ BY_THEMSELVES = {
         },
     ),
     "docs/tls.md": HowTo(
-        fill={"train.example": "localhost", "7878": get_port},
-        staying=("runyard up --host 0.0.0.0 --tls-cert server.crt --tls-key server.key",),
+        fill={"train.example": "localhost", "7878": get_port, "0.0.0.0": "127.0.0.1"},
+        staying=("runyard up --host 127.0.0.1 --tls-cert server.crt --tls-key server.key",),
     ),
     "CONTRIBUTING.md": HowTo(fill={"FOLDER ...": "src"}),
     "docs/machines.md": HowTo(
         first=("runyard up --detach", START_WORKER),
         fill={
-            "runyard up --host 0.0.0.0 --insecure-bind": "true",
-            "http://10.0.0.5:7878": get_endpoint,
+            "runyard up --host 0.0.0.0 --tls-cert server.crt --tls-key server.key": "true",
+            "https://train.example:7878": get_endpoint,
             "runyard worker": "start_worker",
             "ryjn_...": get_token,
         },

@@ -14,8 +14,9 @@ from runyard.controller import machine
 from runyard.controller.api_client import ANSWER_TIMEOUT_S, ServerClient
 from runyard.protocol import PROTOCOL, Joined, JoinRequest
 from runyard.settings import Settings
+from runyard.transport import check_transport
 from runyard.version import VERSION
-from vi._http import NO_RETRY, Http
+from vi._http import NO_RETRY, Http, Trust
 from vi.errors import ViAuthenticationError
 
 
@@ -30,6 +31,7 @@ def join(settings: Settings, *, endpoint: str, token: str, name: str = "") -> st
 
     Raises:
         CannotJoin: the data folder belongs to an instance, or a controller runs with it.
+        SettingError: the server is on another machine and has no TLS, which is not allowed.
         ViError: the server refuses the machine or cannot be reached.
     """
     if settings.credentials_file.exists():
@@ -37,6 +39,7 @@ def join(settings: Settings, *, endpoint: str, token: str, name: str = "") -> st
             f"{settings.data_dir} is the data folder of an instance, whose server has a machine "
             "already; try: another --data-dir"
         )
+    check_transport(endpoint, insecure=settings.insecure)
     os.umask(0o077)  # only this user may read the key
     try:
         lock = machine.lock_machine(settings.machine_dir)
@@ -57,12 +60,13 @@ def _join(settings: Settings, *, endpoint: str, token: str, name: str) -> str | 
     file, machine_id = get_key_file(settings), machine.load_machine_id(settings.machine_dir)
     known = rundir.read_json(file) or {}
     is_same_server = known.get("endpoint") == endpoint
-    if is_same_server and not known.get("isPending") and _is_valid(file, machine_id):
+    if is_same_server and not known.get("isPending") and _is_valid(settings, machine_id):
         return None
     is_repeat = is_same_server and known.get("isPending") and "key" in known
     key = str(known["key"]) if is_repeat else key_format.new_key()
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    rundir.write_json(file, {"endpoint": endpoint, "key": key, "isPending": True})
+    document = {"endpoint": endpoint, "key": key} | ({"ca": settings.ca} if settings.ca else {})
+    rundir.write_json(file, document | {"isPending": True})
     request = JoinRequest(
         token=token,
         machine_id=machine_id,
@@ -73,16 +77,20 @@ def _join(settings: Settings, *, endpoint: str, token: str, name: str) -> str | 
         protocol=PROTOCOL,
         name=name,
     )
-    with closing(Http(endpoint, timeout_s=ANSWER_TIMEOUT_S, retry=NO_RETRY)) as http:
+    trust = Trust(ca=settings.ca)
+    connected = Http(endpoint, timeout_s=ANSWER_TIMEOUT_S, retry=NO_RETRY, trust=trust)
+    with closing(connected) as http:
         joined = http.call("POST", "/internal/v1/join", body=request, decode_as=Joined)
-    rundir.write_json(file, {"endpoint": endpoint, "key": key})
+    rundir.write_json(file, document)
     return joined.name
 
 
-def _is_valid(file: Path, machine_id: str) -> bool:
+def _is_valid(settings: Settings, machine_id: str) -> bool:
     """Return whether the server accepts the key that is stored here."""
+    file = get_key_file(settings)
+    client = ServerClient(file, ca=settings.ca, insecure=settings.insecure)
     try:
-        ServerClient(file).list_placements(machine_id)
+        client.list_placements(machine_id)
     except ViAuthenticationError:
         return False
     return True

@@ -35,6 +35,17 @@ TOKEN_VARIABLE = "RUNYARD_JOIN_TOKEN"  # noqa: S105 - the name of a variable
     help="File or address whose appearance announces the end of the machine: runs save and stop. "
     "[default: RUNYARD_NOTICE]",
 )
+@click.option(
+    "--ca",
+    type=click.Path(exists=True, dir_okay=False, resolve_path=True),
+    help="Certificates to trust besides the system's. [default: RUNYARD_CA]",
+)
+@click.option(
+    "--insecure",
+    is_flag=True,
+    default=None,
+    help="Allow a server on another machine without TLS. [default: RUNYARD_INSECURE]",
+)
 @data_dir_option
 @click.option(
     "--end-with-stdin", is_flag=True, hidden=True, help="Stop at the end of standard input."
@@ -45,6 +56,8 @@ def worker(
     name: str,
     slots: int | None,
     notice: str | None,
+    ca: str | None,
+    insecure: bool | None,
     data_dir: Path | None,
     end_with_stdin: bool,
 ) -> None:
@@ -56,7 +69,9 @@ def worker(
 
     Example: `runyard worker --join https://runyard.example:7878 --token ryjn_...`
     """
-    settings = read_settings(data_dir=data_dir, slots=slots, notice=notice)
+    settings = read_settings(
+        data_dir=data_dir, slots=slots, notice=notice, ca=ca, insecure=insecure
+    )
     if endpoint is not None:
         _join(settings, endpoint, token, name)
     _check_joined(settings)

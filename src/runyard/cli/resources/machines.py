@@ -22,12 +22,11 @@ from runyard.cli.output import (
     print_table,
 )
 from runyard.cli.time_arguments import Duration
+from runyard.transport import is_loopback
 
 if TYPE_CHECKING:
     import vi
     from vi.api.resources.machines.responses import Machine
-
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 machine_argument = click.argument("machine", metavar="MACHINE")
 note_option = click.option("--note", default="", help="Why, for people, such as 'Xid 79'.")
@@ -137,14 +136,14 @@ def invite_machines(
     if as_json:
         print_json(made)
         return
-    click.echo(f"runyard worker --join {endpoint} --token {made.token}")
+    click.echo(f"runyard worker --join {endpoint} --token {made.token}{_require_flag(endpoint)}")
     times = "one machine" if uses == 1 else f"{uses} machines"
     click.echo(
         f"Run it on the new machine; for {times}, until {format_time(made.expires)}. "
         f"`runyard machines uninvite {made.invitation_id}` revokes it.",
         err=True,
     )
-    if _is_loopback(endpoint):
+    if is_loopback(endpoint):
         click.echo(
             f"{endpoint} reaches the server from this machine only; try: --url with its address in "
             "the network, once `runyard up --host` listens there",
@@ -320,7 +319,7 @@ def _describe_labels(machine: "Machine") -> str:
     return ",".join(f"{name}={value}" for name, values in labels for value in values)
 
 
-def _is_loopback(endpoint: str) -> bool:
-    from urllib.parse import urlsplit
-
-    return urlsplit(endpoint).hostname in LOOPBACK
+def _require_flag(endpoint: str) -> str:
+    """Return the flag without which a machine refuses to send its key there."""
+    is_plain = not endpoint.lower().startswith("https:") and not is_loopback(endpoint)
+    return " --insecure" if is_plain else ""
