@@ -1,6 +1,8 @@
 """The server's certificate: what a client would not accept is refused before the start."""
 
+import os
 import re
+import tempfile
 import time
 from pathlib import Path
 
@@ -9,6 +11,8 @@ import pytest
 from runyard.settings import SettingError, read_settings
 from runyard.tls import ServerCertificate, load_server_certificate
 from tests.support.certificates import KeyPair, make_authority, make_certificate, run_openssl
+
+NOBODY = 65534
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +93,20 @@ def test_a_file_that_cannot_be_read_is_named(pair: KeyPair, folder: Path) -> Non
     refuse(folder / "none.crt", pair.key, "TLS_CERT", "none.crt", "No such file")
     refuse(pair.certificate, folder / "none.key", "TLS_KEY", "none.key", "No such file")
     refuse(folder, pair.key, str(folder), "directory")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be somebody else")
+def test_a_key_that_the_user_may_not_read_is_named() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        pair = make_certificate(Path(folder))
+        pair.certificate.chmod(0o644)
+        pair.key.chmod(0o600)
+        os.seteuid(NOBODY)
+        try:
+            refuse(pair.certificate, pair.key, "TLS_KEY", str(pair.key), "Permission denied")
+        finally:
+            os.seteuid(0)
 
 
 def test_files_without_a_certificate_or_key_are_named(pair: KeyPair) -> None:

@@ -40,6 +40,15 @@ def test_a_key_is_not_sent_over_a_network_in_clear_text() -> None:
     check_transport("http://train.example/", insecure=True)
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"), [({}, False), ({"insecure": "1"}, True), ({"insecure_bind": "1"}, True)]
+)
+def test_a_server_that_may_listen_without_tls_may_be_reached_by_its_controller(
+    given: dict[str, str], expected: bool
+) -> None:
+    assert read_settings({}, **given).allows_plain_http is expected
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
 def test_listening_on_loopback_needs_no_permission(host: str, tmp_path: Path) -> None:
     check_bind(read_settings({}, data_dir=tmp_path, host=host))
