@@ -165,7 +165,7 @@ BY_THEMSELVES = {
         },
     ),
     "docs/tls.md": HowTo(
-        fill={"train.example": "localhost", "7878": get_port, "0.0.0.0": "127.0.0.1"},
+        fill={"train.example": "localhost", "7878": get_port, "--host 0.0.0.0": "--host 127.0.0.1"},
         staying=("runyard up --host 127.0.0.1 --tls-cert server.crt --tls-key server.key",),
     ),
     "CONTRIBUTING.md": HowTo(fill={"FOLDER ...": "src"}),

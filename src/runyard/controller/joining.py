@@ -39,7 +39,7 @@ def join(settings: Settings, *, endpoint: str, token: str, name: str = "") -> st
             f"{settings.data_dir} is the data folder of an instance, whose server has a machine "
             "already; try: another --data-dir"
         )
-    check_transport(endpoint, insecure=settings.insecure)
+    check_transport(endpoint, insecure=settings.allows_plain_http)
     os.umask(0o077)  # only this user may read the key
     try:
         lock = machine.lock_machine(settings.machine_dir)
@@ -88,7 +88,7 @@ def _join(settings: Settings, *, endpoint: str, token: str, name: str) -> str | 
 def _is_valid(settings: Settings, machine_id: str) -> bool:
     """Return whether the server accepts the key that is stored here."""
     file = get_key_file(settings)
-    client = ServerClient(file, ca=settings.ca, insecure=settings.insecure)
+    client = ServerClient(file, ca=settings.ca, insecure=settings.allows_plain_http)
     try:
         client.list_placements(machine_id)
     except ViAuthenticationError:
