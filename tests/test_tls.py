@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from runyard.security.tls import ServerCertificate, load_server_certificate
 from runyard.settings import SettingError, read_settings
-from runyard.tls import ServerCertificate, load_server_certificate
 from tests.support.certificates import KeyPair, make_authority, make_certificate, run_openssl
 
 NOBODY = 65534

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from runyard.security.transport import check_bind, check_transport, is_loopback
 from runyard.settings import SettingError, read_settings
-from runyard.transport import check_bind, check_transport, is_loopback
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def test_a_certificate_that_cannot_be_used_ends_before_anything_is_created(
 def test_a_start_without_tls_loads_neither_ssl_nor_the_sdk() -> None:
     program = (
         "import sys, runyard.cli.instance.up as up; up.check_bind(up.read_settings({}));"
-        "sys.exit(' '.join({'ssl', 'vi', 'runyard.tls'} & set(sys.modules)) or 0)"
+        "sys.exit(' '.join({'ssl', 'vi', 'runyard.security.tls'} & set(sys.modules)) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, b"")

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from runyard import key_format
+from runyard.security import key_format
 from runyard.server.services.access import bootstrap, keys
 from runyard.server.services.access.secrets import open_secrets
 from runyard.settings import Settings

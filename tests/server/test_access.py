@@ -11,7 +11,7 @@ from urllib.parse import unquote
 import pytest
 from sqlalchemy import Connection
 
-from runyard.key_format import new_key
+from runyard.security.key_format import new_key
 from runyard.server.services.access.keys import role_allows
 from runyard.store.tables import metadata
 from tests.server.test_gateway import EVERYTHING, add_key, fill_path

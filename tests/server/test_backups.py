@@ -14,7 +14,7 @@ import pytest
 from runyard import backup_file, backup_schema
 from runyard.backup_rows import Verifier, parse_columns
 from runyard.datasets.packs import build_pack
-from runyard.key_format import new_key, parse
+from runyard.security.key_format import new_key, parse
 from runyard.server.services.access.keys import secret_mac
 from runyard.server.services.context import Actor
 from runyard.server.services.operations import backups

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from runyard.key_format import LENGTH
+from runyard.security.key_format import LENGTH
 from runyard.server.clock import AsyncSystemClock
 from runyard.server.http.app import open_services
 from runyard.server.services.access import secrets as secret_files

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from runyard.key_format import new_key, parse
+from runyard.security.key_format import new_key, parse
 from runyard.server.http import gateway
 from runyard.server.http.proxies import list_allowed_hosts
 from runyard.server.http.route import JOIN, PUBLIC, SIGN_IN

@@ -6,8 +6,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from runyard.key_format import new_key
 from runyard.protocol import PROTOCOL, PROTOCOL_HEADER
+from runyard.security.key_format import new_key
 from runyard.server.services.runs import leases, waiting_reasons
 from runyard.version import VERSION
 from tests.support import attempts

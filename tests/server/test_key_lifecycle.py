@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from runyard.key_format import LENGTH, parse
+from runyard.security.key_format import LENGTH, parse
 from runyard.server.http import access
 from runyard.server.services.access import key_lifecycle
 from runyard.server.services.operations import backups

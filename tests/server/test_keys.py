@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from runyard import key_format
-from runyard.key_format import new_key, parse
+from runyard.security import key_format
+from runyard.security.key_format import new_key, parse
 from runyard.server.services.access import keys
 from runyard.server.services.access.keys import Keyring, secret_mac
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from runyard.key_format import new_key
+from runyard.security.key_format import new_key
 from runyard.server.clock import AsyncSystemClock
 from runyard.server.http.app import open_services
 from runyard.server.opening import check_versions

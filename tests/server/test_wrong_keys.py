@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from runyard import key_format
-from runyard.key_format import new_key
+from runyard.security import key_format
+from runyard.security.key_format import new_key
 from runyard.server.services.access import keys, wrong_keys
 from runyard.server.services.access.key_lifecycle import write_usage
 from runyard.server.services.access.keys import Rejection, StoredKey

@@ -21,7 +21,7 @@ from runyard.protocol import (
     MachineReport,
     Placements,
 )
-from runyard.transport import check_transport
+from runyard.security.transport import check_transport
 from runyard.version import VERSION
 from vi._http import NO_RETRY, Http, Trust
 from vi._http.response import decode

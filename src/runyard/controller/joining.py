@@ -9,12 +9,13 @@ import socket
 from contextlib import closing
 from pathlib import Path
 
-from runyard import key_format, processes, rundir
+from runyard import processes, rundir
 from runyard.controller import machine
 from runyard.controller.api_client import ANSWER_TIMEOUT_S, ServerClient
 from runyard.protocol import PROTOCOL, Joined, JoinRequest
+from runyard.security import key_format
+from runyard.security.transport import check_transport
 from runyard.settings import Settings
-from runyard.transport import check_transport
 from runyard.version import VERSION
 from vi._http import NO_RETRY, Http, Trust
 from vi.errors import ViAuthenticationError

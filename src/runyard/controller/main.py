@@ -72,9 +72,9 @@ from runyard.ports import Clock, Files, Identity, Liveness, Processes, SystemClo
 from runyard.processes import ATTEMPT_MARK, SUPERVISOR_MARK
 from runyard.protocol import Assignment
 from runyard.rundir import AttemptDir
+from runyard.security.transport import check_transport
 from runyard.settings import SettingError, Settings, read_settings
 from runyard.starting import CannotStart, explain_os_error
-from runyard.transport import check_transport
 from vi.errors import ViAuthenticationError, ViError, ViPermissionError
 
 log = logging.getLogger(__name__)

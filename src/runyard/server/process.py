@@ -29,6 +29,7 @@ from granian.server.embed import Server
 
 from runyard.processes import call_when_stdin_ends
 from runyard.rundir import read_json
+from runyard.security.transport import check_bind
 from runyard.server.clock import AsyncSystemClock
 from runyard.server.connections import BACKLOG, ConnectionGuard, bind_socket, raise_file_limit
 from runyard.server.http.app import build_api, create_app, open_services
@@ -40,12 +41,11 @@ from runyard.server.services.access.secrets import write_private
 from runyard.server.services.context import Services
 from runyard.settings import Settings, read_settings
 from runyard.starting import CannotStart
-from runyard.transport import check_bind
 
 if TYPE_CHECKING:
     import ssl
 
-    from runyard.tls import ServerCertificate
+    from runyard.security.tls import ServerCertificate
 
 log = logging.getLogger(__name__)
 
@@ -248,7 +248,7 @@ def _lock_data_dir(settings: Settings) -> Iterator[None]:
 def _load_certificate(settings: Settings) -> "ServerCertificate | None":
     if not settings.tls_cert:
         return None
-    from runyard.tls import load_server_certificate  # costs a start without TLS nothing
+    from runyard.security.tls import load_server_certificate  # costs a start without TLS nothing
 
     return load_server_certificate(settings)
 

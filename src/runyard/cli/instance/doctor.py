@@ -300,13 +300,13 @@ def certificate_finding(settings: "Settings", endpoint: str | None) -> Diagnosis
 
     ``endpoint`` is that of the server; None if none serves TLS.
     """
-    from runyard.settings import SettingError
-    from runyard.tls import (
+    from runyard.security.tls import (
         EXPIRES_SOON_DAYS,
         describe_expiry,
         fetch_certificate,
         load_server_certificate,
     )
+    from runyard.settings import SettingError
 
     try:
         served = settings.certificate_file.read_text("utf-8") if endpoint else ""

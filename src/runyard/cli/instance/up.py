@@ -34,8 +34,8 @@ from runyard.cli.instance.instance import (
 )
 from runyard.cli.instance.shutdown_report import ShutdownReport
 from runyard.rundir import read_json
+from runyard.security.transport import check_bind
 from runyard.settings import Settings, build_environment, read_settings
-from runyard.transport import check_bind
 
 POLL_INTERVAL_S = 0.5
 
@@ -179,7 +179,7 @@ def _check_certificate(settings: Settings) -> None:
     Raises:
         SettingError: Clients would not accept it.
     """
-    from runyard.tls import EXPIRES_SOON_DAYS, describe_expiry, load_server_certificate
+    from runyard.security.tls import EXPIRES_SOON_DAYS, describe_expiry, load_server_certificate
 
     certificate = load_server_certificate(settings)
     if certificate is not None and certificate.days_left < EXPIRES_SOON_DAYS:

@@ -22,7 +22,7 @@ from runyard.cli.output import (
     print_table,
 )
 from runyard.cli.time_arguments import Duration
-from runyard.transport import is_loopback
+from runyard.security.transport import is_loopback
 
 if TYPE_CHECKING:
     import vi

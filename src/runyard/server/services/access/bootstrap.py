@@ -13,8 +13,8 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from runyard import key_format
 from runyard.rundir import read_json
+from runyard.security import key_format
 from runyard.server.services.access.keys import secret_mac
 from runyard.server.services.access.secrets import (
     UnusableSecret,

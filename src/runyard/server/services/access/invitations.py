@@ -12,9 +12,10 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection
 
-from runyard import key_format, protocol
-from runyard.key_format import generate_characters
+from runyard import protocol
 from runyard.limits import clean_text
+from runyard.security import key_format
+from runyard.security.key_format import generate_characters
 from runyard.server.services import membership
 from runyard.server.services.access.bootstrap import add_key
 from runyard.server.services.access.keys import Rejection

@@ -20,8 +20,8 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection
 
-from runyard import key_format
 from runyard.rundir import read_json
+from runyard.security import key_format
 from runyard.server.services import paging
 from runyard.server.services.access.bootstrap import add_key
 from runyard.server.services.access.keys import secret_mac

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from runyard.key_format import KeyParts, parse
+from runyard.security.key_format import KeyParts, parse
 
 # Every role with its permissions. Each of the first three includes those before it.
 # The keys of controllers are only valid for their own routes: that of the instance, and those of

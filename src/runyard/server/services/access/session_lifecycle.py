@@ -11,7 +11,7 @@ import msgspec
 from sqlalchemy import Connection
 
 from runyard import limits
-from runyard.key_format import generate_characters
+from runyard.security.key_format import generate_characters
 from runyard.server.services import paging
 from runyard.server.services.access.keys import Rejection, StoredKey
 from runyard.server.services.access.sessions import (
