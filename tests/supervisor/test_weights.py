@@ -245,6 +245,24 @@ def test_a_base_model_that_changes_on_the_server_is_reported_to_the_trainer(
     assert read_weights_document(folder)["problem"] == "model_full/x of model 'm' has changed"
 
 
+def test_a_base_model_that_changes_after_an_interrupted_fetch_is_fetched_anew(
+    tmp_path: Path,
+) -> None:
+    model_server, folder = ModelServer("before"), write_attempt(tmp_path, weights=BASE)
+    after, contents = ModelServer("after"), dict(model_server.bytes)
+    model_server.bytes[next(reversed(contents))] = b"damaged on the way"
+    fetcher = WeightsFetcher(folder, model_server)
+    with pytest.raises(ConnectionError):
+        fetcher.fetch()
+    model_server.offered, model_server.bytes = after.offered, after.bytes
+    fetcher.fetch()
+    home = Path(read_weights_document(folder)["folder"])
+    assert is_complete_copy(home, after)
+    free_space(tmp_path / "weights", 0, 0)
+    assert [path.name for path in home.parent.iterdir()] == [home.name]  # the only one in use
+    fetcher.release()
+
+
 def test_a_base_model_of_other_bytes_than_listed_is_tried_twice(tmp_path: Path) -> None:
     """The file was replaced by another of the same size, with the same time of change."""
     model_server, folder = ModelServer(), write_attempt(tmp_path, weights=BASE)

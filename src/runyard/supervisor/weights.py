@@ -45,7 +45,7 @@ class WeightsFetcher:
 
     def __init__(self, folder: Path, source: WeightsSource):
         self._dir, self._source = AttemptDir(folder), source
-        self._shared = SharedFolder(source)
+        self._shared, self._home = SharedFolder(source), Path()
         self._damaged = 0  # files of a base model that arrived with other bytes than listed
 
     def fetch(self, files: Files = rundir) -> None:
@@ -111,6 +111,9 @@ class WeightsFetcher:
         org: str,
         limit_bytes: int,
     ) -> None:
+        if home != self._home:  # a base model may have changed since an interrupted fetch
+            self._shared.release()
+            self._shared, self._home = SharedFolder(self._source), home
         self._shared.hold(home)
         with hold_lock(home / FILL_LOCK):
             if rundir.is_complete(home):

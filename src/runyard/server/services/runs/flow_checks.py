@@ -31,7 +31,7 @@ async def check(
     """Return the problems of a flow; if there are none, its plan and whether it fits in memory."""
     try:
         spec = references.check_flow(services, org, flow, training_project=training_project)
-        references.check_base_model(services, spec)
+        await references.check_base_model(services, spec)
         project = training_project or spec.training_project
         spec = fill_in_dataset(spec, references.find_dataset(services, org, project))
         used = check_datasets(services, org, spec)

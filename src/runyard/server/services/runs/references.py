@@ -5,6 +5,7 @@ together, so that a caller learns of all mistakes at once. Therefore ``find_dang
 flow as it was sent, however invalid the rest of it is.
 """
 
+import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -75,7 +76,7 @@ async def resolve_run(
     """
     spec = check_flow(services, org, flow, training_project=training_project)
     if not is_resumed:
-        check_base_model(services, spec)
+        await check_base_model(services, spec)
     project = training_project or spec.training_project
     spec = fill_in_dataset(spec, find_dataset(services, org, project))
     return ResolvedRun(spec, project, await resolve_versions(services, org, spec))
@@ -112,7 +113,7 @@ def check_flow(
     return spec
 
 
-def check_base_model(services: Services, flow: FlowSpec) -> None:
+async def check_base_model(services: Services, flow: FlowSpec) -> None:
     """Check that the server's machine has the base model that a run of this flow loads.
 
     Machines that lack it fetch it from there.
@@ -121,42 +122,36 @@ def check_base_model(services: Services, flow: FlowSpec) -> None:
         Refusal: InvalidFlow.
     """
     at = next((index for index, block in enumerate(flow.blocks) if "model" in block.block), None)
-    if at is None or not flow.blocks[at].settings.get("architecture"):
+    if at is None or not (architecture := flow.blocks[at].settings.get("architecture")):
         return  # the built-in model
     folders = services.settings.models
     try:
         weights = get_base_weights(resolve(flow).model.architecture)
         if weights is not None:
-            list_model_files(locate_model(weights, folders), folders)
+            parts = await asyncio.to_thread(locate_model, weights, folders)
+            await asyncio.to_thread(list_model_files, parts, folders)
         return
     except FlowProblems:
         return  # of a dataset that is checked later
     except ModelMissing as error:
-        is_folder = classify_weights(error.weights) == "folder"
-        name = error.weights.removeprefix(BASE_PREFIX)
-        known = ", ".join(f"{BASE_PREFIX}{name}" for name in folders.list_names()) or "none yet"
-        message = (
-            f"{error} of the server's machine; there are: {known}; "
-            "try: runyard models add FOLDER --name "
-            + ("NAME there, then weights base:NAME" if is_folder else f"{name} there")
-        )
+        message = f"{error} of the server's machine; {_suggest_adding(error.weights)}"
     except UnreadableModel as error:
-        message, known = (
-            f"{error}; try: add the model again with runyard models add",
-            "other weights",
-        )
+        message = f"model {weights!r} cannot be used: {error}; try: add it again"
+    known = ", ".join(f"{BASE_PREFIX}{name}" for name in folders.list_names()) or "none yet"
     problem = Problem(
         path=f"/blocks/{at}/settings/architecture",
-        given=_get_text(flow.blocks[at].settings["architecture"]),
+        given=json.dumps(architecture)[:LONGEST_SHOWN],
         allowed=f"a model in the folders of the server's setting {SETTING}: {known}",
         message=message,
     )
     raise Refusal("InvalidFlow", f"the flow has 1 problem: {message}", problems=[problem])
 
 
-def _get_text(architecture: Any) -> str:
-    """Return the settings that name a model, short enough for a problem."""
-    return json.dumps(architecture)[:LONGEST_SHOWN]
+def _suggest_adding(weights: str) -> str:
+    """Return the command that adds a missing model."""
+    if classify_weights(weights) == "folder":
+        return "try: runyard models add FOLDER --name NAME there, then weights base:NAME"
+    return f"try: runyard models add FOLDER --name {weights.removeprefix(BASE_PREFIX)} there"
 
 
 def _find_oversize(spec: FlowSpec) -> list[Problem]:
