@@ -126,7 +126,9 @@ async def test_a_collection_removes_what_is_kept_in_doubt(server: TestServer) ->
     assert await report(server, "r1", org="elsewhere") == []
     collected = (await api.post(server.path("storage/collections"))).json()
     assert [folder["runId"] for folder in collected["foldersOnMachines"]] == ["r1"]
+    assert (await check_storage(server))["agrees"]
     assert await report(server, "r1", org="elsewhere") == [("r1", "")]
+    assert not (await check_storage(server))["agrees"]
     assert await report(server) == []
     assert (await check_storage(server))["agrees"]
 

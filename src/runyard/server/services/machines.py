@@ -116,9 +116,17 @@ class Machines:
     def approve_removals(self, runs: Iterable[tuple[str, str]]) -> None:
         """Let machines remove the folders of these runs, by organization and id, if no row exists.
 
-        An operator has decided that nobody needs them.
+        An operator has decided that nobody needs them. Until its next report a machine counts as
+        without them: the server may have removed them from a data folder that they share.
         """
         self._approved = set(runs)
+        for machine_id, machine in self._known.items():
+            kept = tuple(
+                run
+                for run in machine.leftover_runs
+                if not self.is_removal_approved(run.organization_id, run.run_id)
+            )
+            self._known[machine_id] = replace(machine, leftover_runs=kept)
 
     def is_removal_approved(self, org: str, run_id: str) -> bool:
         return (org, run_id) in self._approved
