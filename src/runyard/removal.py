@@ -14,6 +14,7 @@ from pathlib import Path
 from runyard.ids import is_id, resolve_folder
 
 REMOVING = ".removing-"
+MAX_TRIES = 1000
 
 
 def list_run_folders(runs_dir: Path) -> list[tuple[str, str]]:
@@ -79,11 +80,15 @@ def remove_tree(folder: Path) -> None:
     Raises:
         OSError: the disk is failing.
     """
-    while folder.exists():
+    for tries_left in reversed(range(MAX_TRIES)):
         try:
             shutil.rmtree(folder)
+            return
         except FileNotFoundError:  # the other process was faster with one of the files
-            continue
+            if not folder.exists():
+                return
+            if not tries_left:
+                raise
 
 
 def _format_prefix(run_id: str) -> str:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,17 @@ def test_a_removal_that_was_killed_is_finished_by_the_next_one(here: Settings) -
     assert list_files(here.runs_dir) != []
     assert removal.list_run_folders(here.runs_dir) == []
     finish_removals(here)
+    assert list(folder.parent.iterdir()) == []
+
+
+def test_server_and_controller_remove_one_run_at_the_same_time(here: Settings) -> None:
+    folder = make_run(here)
+    for number in range(2000):
+        (folder / f"file-{number}").touch()
+    removal.detach_run(here.runs_dir, ORG, "run-1")
+    with ThreadPoolExecutor(4) as pool:
+        ends = [pool.submit(removal.remove_detached, here.runs_dir) for _ in range(4)]
+        assert [end.result() for end in ends] == [None] * 4
     assert list(folder.parent.iterdir()) == []
 
 
