@@ -6,7 +6,7 @@ export PYTHON
 .PHONY: help setup demo check test test-slow bench format style stubborn rank-kills machine-kills chaos chaos-postgresql kill-server power-cuts \
   checkpoint-cuts notice starve faults-nth fuzz-api fuzz-datasets backup-property defects formats families \
   vi-inference own-images export-smollm2 howtos bench-import bench-requests bench-ranks bench-train bench-tiny \
-  bench-memory bench-saving bench-weights bench-first-step bench-data bench-sdk-start gpu-check \
+  bench-memory bench-join bench-saving bench-weights bench-first-step bench-data bench-sdk-start gpu-check \
   bench-server bench-pages sim sim-kept sim-rules sim-postgresql availability reconnects screenshots budgets
 
 help: ## List the targets
@@ -156,6 +156,9 @@ bench-tiny: setup ## Train the tiny model on each built-in dataset, three splits
 
 bench-sdk-start: setup ## Compare the start of the SDK with the published client's: ARGS="--rounds 15"
 	@scripts/setup-vi-sdk && .venv/bin/python benchmarks/sdk_start.py $(ARGS)
+
+bench-join: setup ## Time from an invitation to the first step on a new machine: ARGS="--rounds 5"
+	@.venv/bin/python benchmarks/join_speed.py $(ARGS)
 
 bench-weights: setup ## Compare ways to store weights in 16 bits by the loss: ARGS="--case fine-tuning"
 	@.venv/bin/python benchmarks/weight_precision.py $(ARGS)

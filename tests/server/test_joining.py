@@ -320,3 +320,22 @@ async def test_no_token_and_no_key_is_stored_or_logged(
         if file.is_file():
             content = file.read_bytes()
             assert secret.encode() not in content and key[23:97].encode() not in content, file
+
+
+async def test_a_restore_keeps_machines_as_they_are(server: TestServer) -> None:
+    """The keys of machines stay, so a machine that was removed must stay removed."""
+    kept, removed = await join_machine(server), await join_machine(server, "machine-bb")
+    api = await server.api()
+    backup = await api.post(server.path("storage/backups"))
+    await api.patch(server.path(f"machines/{MACHINE}"), json={"spec": {"state": "excluded"}})
+    assert (await api.delete(server.path("machines/machine-bb"))).status_code == 204
+    restored = await api.post(
+        server.path("storage/restores"),
+        content=backup.content,
+        headers={"content-type": "application/x-tar"},
+    )
+    assert restored.status_code == 200, restored.text
+    [found] = await list_machines(server)
+    assert (found["machineId"], found["status"]["state"]) == (MACHINE, "excluded")
+    assert (await kept.get(f"/internal/v1/machines/{MACHINE}")).status_code == 200
+    assert (await removed.get("/internal/v1/machines/machine-bb")).status_code == 401

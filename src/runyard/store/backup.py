@@ -54,9 +54,10 @@ from runyard.store.telemetry.logs import count_log_bytes
 
 BATCH_ROWS, BATCH_BYTES = 500, 4 << 20
 SCHEMA_REVISION = HEAD
+# Machines stay those of the instance, as their keys do: a restore lets no removed one join again.
+_KEPT = (machines, machine_failures, machine_invitations)
 # Browsers sign in again after a restore: a backup would bring sessions back that have ended.
-# Machines stay those of the instance, as their keys do.
-_LEFT_OUT = (sessions, session_codes, machines, machine_failures, machine_invitations)
+_LEFT_OUT = (sessions, session_codes, *_KEPT)
 TABLES: Mapping[str, Table] = {
     str(table.name): table
     for table in metadata.sorted_tables
@@ -197,7 +198,8 @@ def replace_all(
     events.replace_recorded(connection, ())  # what these are about is replaced in this transaction
     triggers.drop(connection)  # they would fire for every row
     for table in reversed(metadata.sorted_tables):
-        connection.execute(delete(table))
+        if table not in _KEPT:
+            connection.execute(delete(table))
     lacks_log_bytes = False
     for name, given, lines in tables:
         lacks_log_bytes |= name == runs.name and "log_bytes" not in given

@@ -24,11 +24,14 @@ from runyard.protocol import (
     ProcessReport,
     Renewal,
     ResumeCandidates,
+    SelfTest,
 )
 from runyard.rundir import PERMIT_EVERY_S, PERMIT_S
+from runyard.server.services import machine_failures
 from runyard.server.services.access.signing import AttemptToken
 from runyard.server.services.context import Actor
 from runyard.server.services.errors import Refusal
+from runyard.server.services.machines import SUSPECT
 from runyard.server.services.runs import leases, models
 from runyard.server.services.runs import resume as resuming
 from runyard.server.services.runs.telemetry import ingest
@@ -147,6 +150,7 @@ class Machine:
         self.without_lock = self.without_proof = self.without_folders = False
         self.stubbornness = 0.0
         self.is_fsync_failing = False
+        self.is_out_of_service = False  # as far as its operator wants
         self._pid = 0
         self.start_controller()
 
@@ -872,6 +876,10 @@ class Controller(Program):
         services.machines.record_report(
             self.machine.id, report, now_ms=clock.now_ms(), uptime_s=clock.monotonic_s()
         )
+        is_suspect = services.memberships.get_state(self.machine.id) == SUSPECT
+        if is_suspect and not self.held:
+            passed = SelfTest(passed=True, message="all parts")
+            await machine_failures.record_self_test(services, self.machine.id, passed)
         return await leases.list_placed(services, self.machine.id)
 
     def _on_claimed(self, claimed: Any) -> None:

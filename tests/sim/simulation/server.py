@@ -15,15 +15,17 @@ from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.pool import NullPool, StaticPool
 
 from runyard.blobs import BlobMissing
-from runyard.server.services import retention
+from runyard.server.services import membership, retention
 from runyard.server.services.access.keys import Keyring
 from runyard.server.services.access.secrets import Secrets
 from runyard.server.services.access.signing import Signer
 from runyard.server.services.context import Services
 from runyard.server.services.errors import Refusal
+from runyard.server.services.machines import Memberships
 from runyard.server.services.runs import deletion, leases, models, waiting_reasons
 from runyard.settings import Settings
 from runyard.store import StoreUnavailable, backup, events, lease_clock, organizations
+from runyard.store.access import machines as machine_rows
 from runyard.store.engines.postgresql import PostgreSql
 from runyard.store.migrate import migrate
 from runyard.store.tables import metadata
@@ -267,6 +269,7 @@ class Server:
             store=self.store,  # type: ignore[arg-type]
             clock=self.clock,
             keyring=Keyring(SECRETS.pepper, []),
+            memberships=Memberships(self.store.read(machine_rows.list_all)),
             signer=Signer(SECRETS),
             pepper=SECRETS.pepper,
         )
@@ -327,7 +330,23 @@ class Server:
             self._beat_wall_ms = self.clock.now_ms()
         self._run_guarded(lambda: leases.tick(self.services, elapsed_ms / 1000))
         self._run_guarded(lambda: waiting_reasons.refresh(self.services))
+        self._run_guarded(lambda: membership.refresh(self.services))
         self.process.schedule(1000, self._tick)
+
+
+def add_machines(connection: Connection, ids: Sequence[str]) -> None:
+    """Let machines join; one that was removed joins again."""
+    for machine_id in ids:
+        membership.add_machine(
+            connection,
+            machine_id=machine_id,
+            org=ORGS[0],
+            name=machine_id,
+            key_id=f"key of {machine_id}",
+            host=machine_id,
+            invited_by="a test",
+            now_ms=0,
+        )
 
 
 def _create_organizations(connection: Connection) -> None:

@@ -16,8 +16,10 @@ from unittest import mock
 import msgspec
 
 from runyard.controller.decide import ADOPT_EVERY_S, AttemptKey
-from runyard.server.services.context import Actor
+from runyard.server.services import membership
+from runyard.server.services.context import Actor, Services
 from runyard.server.services.errors import Refusal
+from runyard.server.services.machines import JOINED, Memberships
 from runyard.server.services.paging import PageRequest
 from runyard.server.services.runs import leases, listing, runs
 from runyard.store import attempts, tombstones
@@ -30,6 +32,8 @@ from tests.sim.simulation.server import (
     PostgreSqlStore,
     Server,
     SqliteStore,
+    add_machines,
+    run_coroutine,
 )
 from tests.sim.simulation.world import Host, InvariantViolation, Link, Process, World, send_request
 from vi.api.resources.runs.responses import Run
@@ -43,6 +47,7 @@ FAULTS = (
     "kill trainer", "kill loader", "kill controller", "kill controller at work",
     "second controller", "pause process", "cut link", "cut one way", "step clock", "suspend",
     "reboot", "stubborn child", "leftover", "failing fsync", "restore", "loss",
+    "drain machine", "exclude machine", "remove machine",
 )  # fmt: skip
 OF_THE_SERVER = (
     "kill server",
@@ -52,7 +57,10 @@ OF_THE_SERVER = (
     "step clock",
     "restore",
 )
-RULES = ("R3", "R4", "R5", "R6", "R9")
+# Besides the rules of docs/run-safety.md: a removed machine is refused, and one that is drained or
+# excluded gets no run.
+RULES = ("R3", "R4", "R5", "R6", "R9", "removed", "out of service")
+OPERATOR = Actor(org=ORGS[0], name="operator", role="admin", address="")
 UNSETTLED_ATTEMPTS = (
     "SELECT org, run_id, number FROM attempts WHERE closed AND lost_pulse IS NOT NULL"
 )
@@ -113,6 +121,11 @@ class GroundTruth:
     # When its lease was last renewed, in server uptime.
     renewed_uptime_ms: dict[AttemptKey, int] = field(default_factory=dict)
     lost: set[AttemptKey] = field(default_factory=set)
+    # Machines that take no run now, those of them that are removed, and the server's uptime when
+    # one was removed last.
+    out_of_service: set[str] = field(default_factory=set)
+    removed: set[str] = field(default_factory=set)
+    removed_uptime_ms: dict[str, int] = field(default_factory=dict)
     longest_overlap_ms: int = 0
     rows: list[tuple[Any, ...]] = field(default_factory=list)
 
@@ -133,6 +146,12 @@ class GroundTruth:
             raise
         self.renewed_uptime_ms[key] = self.server.uptime_ms
         self.lost.discard(key)
+        place = "WHERE org = ? AND run_id = ? AND number = ?"
+        run = (key.organization_id, key.run_id, key.attempt)
+        query = f"SELECT machine_id FROM attempts {place}"  # noqa: S608
+        for (machine_id,) in self.server.store.query(query, run):
+            if machine_id in self.removed:
+                raise InvariantViolation(14, f"a report of {key} was accepted from {machine_id}")
 
     def record_program_exit(self, key: AttemptKey) -> None:
         self.last_exit_ms[_run_of_key(key)] = self.world.now_ms
@@ -376,10 +395,13 @@ class GroundTruth:
         if not fresh:
             return
         self.known_attempts = set(rows)
-        for org, run_id, number, store_id, token, started, charged, lost_pulse, _ in fresh:
+        for row in fresh:
+            org, run_id, number, store_id, token, started, charged, lost_pulse, machine_id = row
             key = AttemptKey(org, run_id, number)
             if lost_pulse is not None and key not in self.lost:
-                self._check_lease_loss(key)
+                self._check_lease_loss(key, machine_id)
+            if (store_id, token) not in self.known_tokens and machine_id in self.out_of_service:
+                raise InvariantViolation(15, f"{key} was placed on {machine_id}, out of service")
             if (started or charged) and key not in self.launches:
                 raise InvariantViolation(
                     8,
@@ -399,12 +421,15 @@ class GroundTruth:
                     f"{self.known_tokens[store_id, token]}",
                 )
 
-    def _check_lease_loss(self, key: AttemptKey) -> None:
+    def _check_lease_loss(self, key: AttemptKey, machine_id: str) -> None:
         """Check that a lease expired by silence during server uptime, not by a stopped server or a
-        clock step.
+        clock step. Those of a removed machine end at once.
         """
         assert self.server is not None
         self.lost.add(key)
+        removed_ms = self.removed_uptime_ms.get(machine_id)
+        if removed_ms is not None and self.server.uptime_ms - removed_ms < NOTICE_MS:
+            return
         silent_ms = self.server.uptime_ms - self.renewed_uptime_ms.get(key, 0)
         if silent_ms < LEASE_S * 1000 - 2_000:
             raise InvariantViolation(7, f"{key} lost its lease after {silent_ms} ms of server life")
@@ -624,6 +649,8 @@ class Deployment:
             Machine(host, self.server, n, slots=2, truth=self.truth) for n, host in enumerate(hosts)
         ]
         self.truth.machines = self.machines
+        ids = [machine.id for machine in self.machines]
+        run_coroutine(store.write(lambda tx: add_machines(tx, ids)))
         for machine in self.machines:
             machine.without_lock, machine.without_proof = without == "R3", without == "R5"
             machine.without_folders = without == "R6"
@@ -725,6 +752,8 @@ class Deployment:
                 machine.reboot()
             case "stubborn child":
                 machine.stubbornness = 0.5
+            case "drain machine" | "exclude machine" | "remove machine":
+                self._take_out_of_service(machine, kind, for_ms)
             case "suspend":
                 machine.host.suspend()
                 world.schedule(for_ms, machine.host.resume)
@@ -740,6 +769,46 @@ class Deployment:
                 self._orphan_trainer(machine)
             case _:
                 self._signal_program(machine, kind, for_ms)
+
+    def _take_out_of_service(self, machine: Machine, kind: str, for_ms: int) -> None:
+        """Drain, exclude or remove a machine; later it takes runs again."""
+        if machine.is_out_of_service:
+            return
+        machine.is_out_of_service = True
+        within_ms = self.world.random.choice((None, 0, 5_000))
+
+        async def change(services: Services) -> None:
+            if kind == "remove machine":
+                # Whether this answers or not, from here on leases of the machine may end.
+                self.truth.removed_uptime_ms[machine.id] = self.server.uptime_ms
+                await membership.remove(services, OPERATOR, machine.id, force=True)
+                self.truth.removed.add(machine.id)
+            else:
+                state = "draining" if kind == "drain machine" else "excluded"
+                words: dict[str, Any] = {"state": state, "within_ms": within_ms, "note": ""}
+                await membership.change(services, OPERATOR, machine.id, **words)
+            self.truth.out_of_service.add(machine.id)
+
+        self.server.handle(change, lambda _: None)
+        self.world.schedule(for_ms, lambda: self._return_to_service(machine))
+
+    def _return_to_service(self, machine: Machine) -> None:
+        """Let a machine take runs again; try until the server has done it."""
+
+        async def change(services: Services) -> None:
+            # Before the write: a crash may follow its commit.
+            self.truth.out_of_service.discard(machine.id)
+            self.truth.removed.discard(machine.id)
+            await services.store.write(lambda tx: add_machines(tx, [machine.id]))
+            await membership.refresh(services)
+            machine.is_out_of_service = False
+
+        def retry() -> None:
+            if machine.is_out_of_service:
+                self._return_to_service(machine)
+
+        self.server.handle(change, lambda _: None)
+        self.world.schedule(5_000, retry)
 
     def _signal_program(self, machine: Machine, kind: str, for_ms: int) -> None:
         verb, name = kind.split()
@@ -806,6 +875,7 @@ class Deployment:
         for client in self.clients:
             client.is_quiet = True
         for machine in self.machines:
+            self._return_to_service(machine)
             machine.link.heal()
             machine.stubbornness = 0.0
             machine.is_fsync_failing = False
@@ -921,6 +991,12 @@ def disable_rule(rule: str | None) -> Iterator[None]:
             stack.enter_context(mock.patch.object(leases, "LONGEST_TICK_S", 1e9))
         if rule == "R5":
             stack.enter_context(mock.patch.object(attempts, "has_open", lambda *_, **__: False))
+        if rule == "removed":
+            stack.enter_context(mock.patch.object(leases, "REMOVED", "another"))
+        if rule == "out of service":
+            takes_runs = lambda *_: JOINED  # noqa: E731
+            stack.enter_context(mock.patch.object(Memberships, "get_state", takes_runs))
+            stack.enter_context(mock.patch.object(membership, "read_state", takes_runs))
         if rule == "R9":
             stack.enter_context(mock.patch.object(tombstones, "exists", lambda *_, **__: False))
         yield

@@ -4,7 +4,7 @@ What counts is the end of an attempt that points at its machine: the trainer was
 that programs rarely cause by themselves, a device failed, or the machine fell silent. ``FAILURES``
 of them in different runs within ``WINDOW_MS`` make a machine suspect: it takes no new run until its
 self-test has passed. It is excluded after ``FAILED_TESTS`` failed ones, or if it becomes suspect
-again within a day after it has passed.
+again within a day after it has passed, unless it only fell silent.
 """
 
 import logging
@@ -69,7 +69,10 @@ def record(
     failures = rows.list_failures(tx, machine_id=machine_id, after_ms=after_ms)
     if len({(failure.org, failure.run_id) for failure in failures}) < FAILURES:
         return
-    has_relapsed = row.suspected is not None and now_ms - row.suspected < RELAPSE_MS
+    # A machine whose network fails is tested each time, but no test finds anything.
+    is_silent = all(failure.kind == SILENT for failure in failures)
+    is_recent = row.suspected is not None and now_ms - row.suspected < RELAPSE_MS
+    has_relapsed = is_recent and not is_silent
     note = describe_failures(failures)
     if has_relapsed:
         note += "; it had passed its self-test within a day before"

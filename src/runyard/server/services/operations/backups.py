@@ -59,6 +59,7 @@ from runyard.server.services.runs import leases
 from runyard.store import StoreUnavailable, organizations
 from runyard.store import backup as rows
 from runyard.store.access import keys as key_rows
+from runyard.store.access import machines as machine_rows
 from runyard.version import VERSION as OWN_VERSION
 
 FOLDER = "backups"
@@ -418,6 +419,7 @@ def _refresh(services: Services) -> None:
     The next start repeats it after a crash.
     """
     services.keyring.replace_all(services.store.read(key_rows.list_all))
+    services.memberships.replace_all(services.store.read(machine_rows.list_all))
     services.sessions.clear()
     services.wrong_keys.forget_rows()
     bootstrap.name_organization(services.settings, services.store)
