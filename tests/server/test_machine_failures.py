@@ -8,6 +8,7 @@ import pytest
 from runyard.protocol import ExitReport
 from runyard.server.services.machine_failures import FAILURES, RELAPSE_MS, WINDOW_MS, find_failure
 from runyard.server.services.runs import leases
+from runyard.server.services.runs.leases import AVOID_FOR_S
 from tests.server.test_joining import (
     MACHINE,
     claim,
@@ -173,3 +174,39 @@ async def test_a_run_whose_machine_failed_is_retried(server: TestServer) -> None
     latest = (await api.get(server.path("runs/r1"))).json()["status"]["conditions"][-1]
     assert (latest["condition"], latest["reason"]) == ("Pending", "Retrying")
     assert "the machine failed: CUDA error: uncorrectable ECC error" in latest["message"]
+
+
+OTHER = "machine-bb"
+
+
+async def fail_on_first(server: TestServer) -> tuple[httpx2.AsyncClient, httpx2.AsyncClient]:
+    """Let a run fail on one of two connected machines; return the clients of both."""
+    first, second = await join_machine(server), await join_machine(server, OTHER)
+    await claim(server, second, machine_id=OTHER, claim_id="nothing-yet")
+    await create_run(server)
+    attempt = await claim(server, first)
+    assert attempt is not None
+    await start(attempt)
+    await attempt.finish(1, outcome="MachineFailure", message="NCCL error")
+    return first, second
+
+
+async def test_a_run_goes_to_another_machine_after_its_own_has_failed(server: TestServer) -> None:
+    first, second = await fail_on_first(server)
+    assert await claim(server, first, claim_id="again") is None
+    moved = await claim(server, second, machine_id=OTHER)
+    assert moved is not None and moved.assignment["attempt"] == 2
+
+
+async def test_a_run_waits_a_minute_for_another_machine(server: TestServer) -> None:
+    first, _ = await fail_on_first(server)
+    assert await claim(server, first, claim_id="again") is None
+    server.clock.forward(AVOID_FOR_S + 1)
+    assert await claim(server, first, claim_id="later") is not None
+
+
+async def test_a_run_returns_to_its_machine_if_no_other_fits(server: TestServer) -> None:
+    first, _ = await fail_on_first(server)
+    api = await server.api()
+    await api.patch(server.path(f"machines/{OTHER}"), json={"spec": {"state": "excluded"}})
+    assert await claim(server, first, claim_id="again") is not None

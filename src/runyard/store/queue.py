@@ -5,10 +5,11 @@ another one its first run.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from sqlalchemy import Connection, bindparam, func, select
 
-from runyard.store.tables import AnyRow, attempts, runs
+from runyard.store.tables import AnyRow, attempts, machine_failures, runs
 
 MAX_SINGLE_LOOKUPS = 32
 KEYS_PER_QUERY = 500
@@ -38,7 +39,19 @@ _IS_UNSETTLED_HERE = (
     )
     .exists()
 )
-_MAY_TAKE = (*IS_WAITING, ~_IS_UNSETTLED_HERE)
+# It has failed on this machine a moment ago, in a way that points at the machine.
+_HAS_FAILED_HERE = (
+    select(machine_failures.c.attempt)
+    .where(
+        machine_failures.c.org == runs.c.org,
+        machine_failures.c.run_id == runs.c.id,
+        machine_failures.c.machine_id == bindparam("of_machine"),
+        machine_failures.c.time >= bindparam("of_time"),
+    )
+    .exists()
+)
+_MAY_TAKE = (*IS_WAITING, ~_IS_UNSETTLED_HERE, ~_HAS_FAILED_HERE)
+NEVER = 1 << 62  # as a time, so that no failure is avoided
 _ORDER = (runs.c.priority.desc(), runs.c.time_created, runs.c.id)
 _QUEUE_COLUMNS = (runs.c.org, runs.c.id, runs.c.requirements, runs.c.priority, runs.c.time_created)
 
@@ -122,16 +135,27 @@ def find_document(connection: Connection, *, key: str) -> bytes | None:
 
 
 def list_first_runs(
-    connection: Connection, *, keys: Sequence[str], machine_id: str
+    connection: Connection,
+    *,
+    keys: Sequence[str],
+    machine_id: str,
+    avoid_since_ms: Mapping[str, int] | None = None,
 ) -> list[AnyRow]:
     """Return the first run of each requirement that the machine may take, in queue order.
 
-    Beyond ``MAX_SINGLE_LOOKUPS`` keys only the first run of each batch of keys is returned. Columns
-    org, id, requirements, priority, time_created.
+    ``avoid_since_ms`` has requirements of which those runs are left out that have failed on this
+    machine since a time. Beyond ``MAX_SINGLE_LOOKUPS`` keys only the first run of each batch of
+    keys is returned, and none is left out. Columns org, id, requirements, priority, time_created.
     """
-    machine = {"of_machine": machine_id}
+    machine: dict[str, Any] = {"of_machine": machine_id, "of_time": NEVER}
     if len(keys) <= MAX_SINGLE_LOOKUPS:
-        found = [connection.execute(_FIRST, {**machine, "of_key": key}).first() for key in keys]
+        since = avoid_since_ms or {}
+        found = [
+            connection.execute(
+                _FIRST, {**machine, "of_key": key, "of_time": since.get(key, NEVER)}
+            ).first()
+            for key in keys
+        ]
     else:
         parts = [
             keys[start : start + KEYS_PER_QUERY] for start in range(0, len(keys), KEYS_PER_QUERY)
@@ -148,12 +172,15 @@ def sort_key(row: AnyRow) -> tuple[int, int, str]:
     return -row.priority, row.time_created, row.id
 
 
-def lock_first(connection: Connection, *, key: str, machine_id: str) -> AnyRow | None:
+def lock_first(
+    connection: Connection, *, key: str, machine_id: str, avoid_since_ms: int = NEVER
+) -> AnyRow | None:
     """Lock the first run of a requirement until the transaction ends.
 
-    Skip runs that others have locked.
+    Skip runs that others have locked, and those that have failed on this machine since a time.
     """
-    return connection.execute(_LOCK_FIRST, {"of_key": key, "of_machine": machine_id}).first()
+    values = {"of_key": key, "of_machine": machine_id, "of_time": avoid_since_ms}
+    return connection.execute(_LOCK_FIRST, values).first()
 
 
 def list_lost_elsewhere(connection: Connection, *, machine_id: str) -> Sequence[AnyRow]:

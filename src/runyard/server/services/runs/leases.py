@@ -67,6 +67,8 @@ CANDIDATES, CLAIM_TRIES = 8, 3  # of one claim, since other claims may take the 
 # safe early.
 RETRY_AFTER_S = 60.0
 GIVE_UP_AFTER_S = 1800.0
+# How long a run that a machine has failed waits for another one that fits.
+AVOID_FOR_S = 60.0
 # A controller asks every half minute what its machine should run. An attempt that ended between a
 # backup and its restore is reported by a supervisor that the controller starts then; if the lease
 # ended earlier, the attempt would be repeated.
@@ -380,6 +382,7 @@ class Candidate:
 
     key: str
     lost: tuple[str, str] | None = None  # organization and run
+    avoid_since_ms: int = queue.NEVER
 
 
 def _list_candidates(services: Services, tx: Connection, offer: Claim) -> list[Candidate]:
@@ -394,14 +397,24 @@ def _list_candidates(services: Services, tx: Connection, offer: Claim) -> list[C
         offer, accelerators=services.machines.count_accelerators(machine_id)
     )
     keys, later = list[str](), list[str]()
+    avoid_since_ms: dict[str, int] = {}
     for key, requested in required.items():
         if requested is not None and _is_offered(requested, offer):
             keys.append(key)
+            if placement.fits_elsewhere(services, requested, machine_id=machine_id):
+                avoid_since_ms[key] = services.clock.now_ms() - round(AVOID_FOR_S * 1000)
         elif requested is not None and _is_offered(requested, whole):
             later.append(key)
     found = [
-        (queue.sort_key(row), Candidate(row.requirements))
-        for row in queue.list_first_runs(tx, keys=keys, machine_id=machine_id)
+        (
+            queue.sort_key(row),
+            Candidate(
+                row.requirements, avoid_since_ms=avoid_since_ms.get(row.requirements, queue.NEVER)
+            ),
+        )
+        for row in queue.list_first_runs(
+            tx, keys=keys, machine_id=machine_id, avoid_since_ms=avoid_since_ms
+        )
     ]
     for row in queue.list_lost_elsewhere(tx, machine_id=machine_id):
         run = run_rows.get(tx, org=row.org, run_id=row.id)
@@ -455,7 +468,12 @@ def _lock_candidate(services: Services, tx: Connection, offer: Claim, candidate:
     Return None when it is gone, or when another claim is taking it.
     """
     if candidate.lost is None:
-        return queue.lock_first(tx, key=candidate.key, machine_id=offer.machine_id)
+        return queue.lock_first(
+            tx,
+            key=candidate.key,
+            machine_id=offer.machine_id,
+            avoid_since_ms=candidate.avoid_since_ms,
+        )
     org, run_id = candidate.lost
     row = queue.lock_lost(tx, org=org, run_id=run_id)
     if row is None or not _may_retry(services, tx, offer, row):

@@ -53,6 +53,18 @@ def fits(requested: Labels, labels: Labels) -> bool:
     )
 
 
+def fits_elsewhere(services: Services, requested: Requirements, *, machine_id: str) -> bool:
+    """Return whether another machine that takes runs has what a run requires, busy or not."""
+    now_s = services.clock.monotonic_s()
+    return any(
+        other_id != machine_id
+        and services.memberships.get_state(other_id) == JOINED
+        and requested.accelerators <= other.accelerators
+        and fits(requested.labels, other.report.labels)
+        for other_id, other in services.machines.list_connected_by_id(uptime_s=now_s)
+    )
+
+
 def read_requirements(flow: FlowSpec) -> Requirements:
     """Return what a run of this flow requires of a machine."""
     return Requirements(flow.tolerations, count_accelerators(flow.settings))
