@@ -28,28 +28,34 @@ import vi
 from tests.chaos.checks import get_losses, hash_weights
 from vi.api.resources.runs.responses import Run
 
-TRAINING, MACHINES = 3, 4  # one machine is free to take over
 NOTICED_WITHIN_S, RESUMED_WITHIN_S = 15.0, 30.0
 GIVE_UP_AFTER_S = 180.0
 POLL_S = 0.05
 CLI = [sys.executable, "-P", "-m", "runyard.cli"]
-STEPS = 1500
-FLOW: dict[str, Any] = {
-    "name": "Machine kills",
-    "settings": {"attempts": 100},
-    "blocks": [
-        {"block": "vi-dataset", "settings": {"maxSamples": 96}},
-        {
-            "block": "vi-model",
-            "settings": {
-                "hyperparameters": {"epochs": 10_000, "maxSteps": STEPS, "batchSize": 8},
-                "checkpoint": {"every": {"steps": 50}},
-                "validation": {"every": {"steps": 500}, "maxSamples": 4},
-                "onOutOfMemory": "fail",
-            },
-        },
-    ],
-}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """How many runs train at once, on how many machines, and how many steps each."""
+
+    training: int = 3
+    machines: int = 4  # one is free to take over
+    steps: int = 1500
+
+    @property
+    def flow(self) -> dict[str, Any]:
+        hyperparameters = {"epochs": 10_000, "maxSteps": self.steps, "batchSize": 8}
+        model = {
+            "hyperparameters": hyperparameters,
+            "checkpoint": {"every": {"steps": 50}},
+            "validation": {"every": {"steps": 500}, "maxSamples": 4},
+            "onOutOfMemory": "fail",
+        }
+        blocks = [
+            {"block": "vi-dataset", "settings": {"maxSamples": 96}},
+            {"block": "vi-model", "settings": model},
+        ]
+        return {"name": "Machine kills", "settings": {"attempts": 100}, "blocks": blocks}
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,8 @@ class Trial:
 class Machines:
     """A server without a machine of its own, and machines that joined it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, setup: Setup) -> None:
+        self.setup = setup
         self._folder = folder
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self.server_dir = folder / "server"
@@ -95,7 +102,7 @@ class Machines:
                 except ProcessLookupError:
                     continue
             killed_s = time.monotonic()
-            self._processes[name].poll()
+        self._processes[name].wait()
         if is_wiped:
             shutil.rmtree(self._folder / name)
         return killed_s
@@ -139,7 +146,7 @@ def find_processes(variable: bytes) -> Iterator[int]:
 def run_trial(machines: Machines, rng: random.Random) -> Trial:
     """Kill a machine that trains, and measure how soon its run continues elsewhere."""
     client = machines.client
-    run = rng.choice(list_training(client))
+    run = rng.choice(list_training(client, machines.setup))
     number, machine = run.status.attempts[-1].attempt, run.status.attempts[-1].machine
     time.sleep(rng.uniform(0.0, 3.0))
     run = client.runs.get(run.run_id)
@@ -174,17 +181,17 @@ def is_training(run: Run) -> bool:
     return run.status.conditions[-1].reason == "Training" and run.status.progress is not None
 
 
-def list_training(client: vi.Client) -> list[Run]:
-    """Return the runs that train, once there are ``TRAINING`` of them."""
+def list_training(client: vi.Client, setup: Setup) -> list[Run]:
+    """Return the runs that train, once there are enough of them."""
     found: list[Run] = []
 
     def are_enough() -> bool:
         found[:] = [run for run in client.runs.list({"page_size": 100}).items if not has_ended(run)]
-        for _ in range(len(found), TRAINING):
-            client.runs.create(FLOW)
-        return sum(is_training(run) for run in found) >= TRAINING
+        for _ in range(len(found), setup.training):
+            client.runs.create(setup.flow)
+        return sum(is_training(run) for run in found) >= setup.training
 
-    wait_for(are_enough, what=f"{TRAINING} runs train")
+    wait_for(are_enough, what=f"{setup.training} runs train")
     return [run for run in found if is_training(run)]
 
 
@@ -192,10 +199,10 @@ def has_ended(run: Run) -> bool:
     return run.condition is not None and run.condition.is_final
 
 
-def find_problems(client: vi.Client) -> Iterator[str]:
+def find_problems(client: vi.Client, setup: Setup) -> Iterator[str]:
     """Compare every run with one that was not disturbed."""
     ids = [run.run_id for run in client.runs.list({"page_size": 1000}).items]
-    expected = client.runs.create(FLOW).run_id
+    expected = client.runs.create(setup.flow).run_id
     for run_id in [*ids, expected]:
         run = client.runs.wait(run_id, timeout=900, show_progress=False)
         if run.condition is None or run.condition.value != "Succeeded":
@@ -221,14 +228,29 @@ def wait_for(condition: Callable[[], bool], *, what: str) -> None:
 
 
 @contextmanager
-def open_machines(folder: Path) -> Iterator[Machines]:
-    machines = Machines(folder)
+def open_machines(folder: Path, setup: Setup) -> Iterator[Machines]:
+    machines = Machines(folder, setup)
     try:
-        for _ in range(MACHINES):
+        for _ in range(setup.machines):
             machines.join()
         yield machines
     finally:
         machines.close()
+
+
+def run_trials(
+    folder: Path, *, times: int, seed: int, setup: Setup = Setup()
+) -> tuple[list[Trial], list[str]]:
+    """Run trials one after the other; return them, and what was wrong with the runs."""
+    rng = random.Random(seed)  # noqa: S311 - which machine, not a secret
+    trials = []
+    with open_machines(folder, setup) as machines:
+        for _ in range(times):
+            trials.append(run_trial(machines, rng))
+            print(trials[-1], flush=True)
+        problems = list(find_problems(machines.client, setup))
+    stayed = [trial for trial in trials if trial.moved_to == trial.machine]
+    return trials, [*problems, *(f"{trial} stayed on its machine" for trial in stayed)]
 
 
 def main() -> int:
@@ -236,16 +258,8 @@ def main() -> int:
     parser.add_argument("--times", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    rng = random.Random(given.seed)  # noqa: S311 - which machine, not a secret
-    with tempfile.TemporaryDirectory() as folder, open_machines(Path(folder)) as machines:
-        trials = []
-        for _ in range(given.times):
-            trials.append(run_trial(machines, rng))
-            print(trials[-1], flush=True)
-        problems = list(find_problems(machines.client))
-    problems += [
-        f"{trial} stayed on its machine" for trial in trials if trial.moved_to == trial.machine
-    ]
+    with tempfile.TemporaryDirectory() as folder:
+        trials, problems = run_trials(Path(folder), times=given.times, seed=given.seed)
     for name, limit_s, values in (
         ("noticed", NOTICED_WITHIN_S, sorted(trial.noticed_s for trial in trials)),
         ("resumed", RESUMED_WITHIN_S, sorted(trial.resumed_s for trial in trials)),
