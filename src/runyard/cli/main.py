@@ -107,6 +107,9 @@ COMMANDS = {
     "doctor": CommandEntry(
         "instance.doctor", "doctor", "Check the installation and suggest fixes."
     ),
+    "simulate": CommandEntry(
+        "instance.simulate", "simulate", "Simulate how the queue places runs on many machines."
+    ),
     "completion": CommandEntry(
         "completion", "completion", "Print the completion script for a shell."
     ),

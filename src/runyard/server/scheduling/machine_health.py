@@ -1,0 +1,55 @@
+"""When a machine is no longer trusted, as a pure state machine.
+
+    joined  --two faults of different runs within 1 h-->  suspect
+    suspect  --self-test passed-->  joined
+    suspect  --self-test failed twice in a row-->  excluded, until a person admits it again
+
+A fault is an attempt's end that the machine caused: lost, SIGBUS or SIGSEGV, a CUDA or NCCL error,
+EIO. Two faults of one run may be the run's own doing, and do not count as two.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from runyard.server.scheduling.view import RunKey
+
+FAULTS_WITHIN_MS = 3_600_000
+MAX_FAILED_TESTS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class MachineHealth:
+    """State of one machine, with the faults of the last hour as (time, run, kind)."""
+
+    state: Literal["joined", "suspect", "excluded"] = "joined"
+    faults: tuple[tuple[int, RunKey, str], ...] = ()
+    failed_tests: int = 0
+    reason: str = ""
+
+
+def record_fault(health: MachineHealth, run: RunKey, kind: str, *, now_ms: int) -> MachineHealth:
+    """Return the health after a fault of a run that the machine caused."""
+    recent = tuple(fault for fault in health.faults if now_ms - fault[0] <= FAULTS_WITHIN_MS)
+    health = replace(health, faults=(*recent, (now_ms, run, kind)))
+    if health.state != "joined" or len({fault[1] for fault in health.faults}) < 2:
+        return health
+    kinds = " and ".join(sorted({fault[2] for fault in health.faults}))
+    return replace(health, state="suspect", reason=f"{kinds} in different runs within an hour")
+
+
+def record_self_test(health: MachineHealth, *, has_passed: bool, detail: str = "") -> MachineHealth:
+    """Return the health after a self-test. A machine that is not suspect stays as it is."""
+    if health.state != "suspect":
+        return health
+    if has_passed:
+        return MachineHealth()
+    failed = health.failed_tests + 1
+    if failed < MAX_FAILED_TESTS:
+        return replace(health, failed_tests=failed)
+    reason = f"self-test failed {failed} times" + (f": {detail}" if detail else "")
+    return replace(health, state="excluded", failed_tests=failed, reason=reason)
+
+
+def admit(health: MachineHealth) -> MachineHealth:
+    """Return the health after a person has admitted the machine again."""
+    return MachineHealth()
