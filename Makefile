@@ -7,7 +7,8 @@ export PYTHON
   checkpoint-cuts notice starve faults-nth fuzz-api fuzz-datasets backup-property defects formats families \
   vi-inference own-images export-smollm2 howtos bench-import bench-requests bench-ranks bench-train bench-tiny \
   bench-memory bench-join bench-saving bench-weights bench-first-step bench-data bench-sdk-start gpu-check \
-  bench-server bench-pages sim sim-kept sim-rules sim-postgresql availability reconnects screenshots budgets
+  bench-server bench-pages sim sim-kept sim-rules sim-postgresql availability reconnects screenshots budgets \
+  queue-properties bench-queue
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -76,6 +77,9 @@ faults-nth: setup ## Fail every n-th fsync, rename, open and write; SHARE=0.1 ta
 
 reconnects: setup ## Cut the connection of watchers 1,000 times while runs change, on both stores
 	@RUNYARD_RECONNECTS=1000 scripts/test tests/server/test_reconnects.py -n 0
+
+queue-properties: setup ## Judge the queue by brute force over 100,000 random events; half an hour
+	@RUNYARD_QUEUE_EVENTS=100000 scripts/test tests/scheduling/test_queue_properties.py -n 0
 
 budgets: setup ## Hold the pages to their budgets: 100,000 runs, a minute of training, 1,000 reconnects
 	@RUNYARD_BUDGETS=1 scripts/test tests/browser/test_budgets.py -n 0 -m slow
@@ -162,6 +166,9 @@ bench-join: setup ## Time from an invitation to the first step on a new machine:
 
 bench-weights: setup ## Compare ways to store weights in 16 bits by the loss: ARGS="--case fine-tuning"
 	@.venv/bin/python benchmarks/weight_precision.py $(ARGS)
+
+bench-queue: setup ## Placements per second of a million waiting runs on 10,000 machines: ARGS="--queued 100000"
+	@.venv/bin/python -m benchmarks.scheduling_speed $(ARGS)
 
 bench-server: setup ## Compare requests a second with MLflow's server; needs wrk: ARGS="--rounds 3"
 	@scripts/setup-mlflow && .venv/bin/python benchmarks/server_vs_mlflow.py $(ARGS)

@@ -168,6 +168,7 @@ BY_THEMSELVES = {
         fill={"train.example": "localhost", "7878": get_port, "--host 0.0.0.0": "--host 127.0.0.1"},
         staying=("runyard up --host 127.0.0.1 --tls-cert server.crt --tls-key server.key",),
     ),
+    "docs/queue.md": HowTo(),
     "CONTRIBUTING.md": HowTo(fill={"FOLDER ...": "src"}),
     "docs/machines.md": HowTo(
         first=("runyard up --detach", START_WORKER),

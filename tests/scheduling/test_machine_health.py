@@ -1,10 +1,10 @@
 """When a machine is suspected, tested and excluded."""
 
 from runyard.server.scheduling.machine_health import (
-    FAULTS_WITHIN_MS,
+    FAILURES_WITHIN_MS,
     MachineHealth,
     admit,
-    record_fault,
+    record_failure,
     record_self_test,
 )
 from runyard.server.scheduling.view import RunKey
@@ -13,16 +13,16 @@ ONE, OTHER = RunKey("o", "one"), RunKey("o", "other")
 
 
 def make_suspect() -> MachineHealth:
-    health = record_fault(MachineHealth(), ONE, "lost", now_ms=0)
-    return record_fault(health, OTHER, "SIGBUS", now_ms=1)
+    health = record_failure(MachineHealth(), ONE, "lost", now_ms=0)
+    return record_failure(health, OTHER, "SIGBUS", now_ms=1)
 
 
 def test_two_faults_of_different_runs_within_an_hour_make_a_machine_suspect() -> None:
-    health = record_fault(MachineHealth(), ONE, "lost", now_ms=0)
+    health = record_failure(MachineHealth(), ONE, "lost", now_ms=0)
     assert health.state == "joined"
-    assert record_fault(health, ONE, "lost", now_ms=1).state == "joined"
-    assert record_fault(health, OTHER, "EIO", now_ms=FAULTS_WITHIN_MS + 1).state == "joined"
-    suspect = record_fault(health, OTHER, "EIO", now_ms=FAULTS_WITHIN_MS)
+    assert record_failure(health, ONE, "lost", now_ms=1).state == "joined"
+    assert record_failure(health, OTHER, "EIO", now_ms=FAILURES_WITHIN_MS + 1).state == "joined"
+    suspect = record_failure(health, OTHER, "EIO", now_ms=FAILURES_WITHIN_MS)
     assert suspect.state == "suspect"
     assert suspect.reason == "EIO and lost in different runs within an hour"
 
@@ -38,7 +38,7 @@ def test_the_second_failed_self_test_excludes_until_a_person_admits() -> None:
     assert twice.state == "excluded"
     assert twice.reason == "self-test failed 2 times: matmul differs"
     assert record_self_test(twice, has_passed=True) == twice
-    assert record_fault(twice, ONE, "lost", now_ms=5).state == "excluded"
+    assert record_failure(twice, ONE, "lost", now_ms=5).state == "excluded"
     assert admit(twice).state == "joined"
 
 

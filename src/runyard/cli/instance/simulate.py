@@ -19,7 +19,8 @@ WIDTH, HEIGHT, LEFT, TOP, GAP = 720, 150, 60, 40, 50
 _STYLE = (
     "text{font:12px sans-serif;fill:#444}line{stroke:#8888}"
     "path{fill:none;stroke-width:1.5}.used{stroke:#2a7de1}.waiting{stroke:#d9730d}"
-    "@media(prefers-color-scheme:dark){text{fill:#ccc}.used{stroke:#6cb0ff}.waiting{stroke:#ffa657}}"
+    "@media(prefers-color-scheme:dark){text{fill:#ccc}.used{stroke:#6cb0ff}"
+    ".waiting{stroke:#ffa657}}"
 )
 
 
@@ -66,7 +67,9 @@ def simulate(
     as_json: bool,
     image: Path | None,
 ) -> None:
-    """Simulate the queue on many machines and report waits, utilization and fairness.
+    """Simulate how the queue places runs on many machines.
+
+    The result has waits, utilization, preemptions and the fairness among projects.
 
     \b
     The columns of a trace: submit_s, project, duration_s, and, if needed, priority, accelerators,

@@ -1,11 +1,11 @@
 """When a machine is no longer trusted, as a pure state machine.
 
-    joined  --two faults of different runs within 1 h-->  suspect
+    joined  --two failures of different runs within 1 h-->  suspect
     suspect  --self-test passed-->  joined
     suspect  --self-test failed twice in a row-->  excluded, until a person admits it again
 
-A fault is an attempt's end that the machine caused: lost, SIGBUS or SIGSEGV, a CUDA or NCCL error,
-EIO. Two faults of one run may be the run's own doing, and do not count as two.
+A failure is an attempt's end that the machine caused: lost, SIGBUS or SIGSEGV, a CUDA or NCCL
+error, EIO. Two failures of one run may be the run's own doing, and do not count as two.
 """
 
 from dataclasses import dataclass, replace
@@ -13,27 +13,29 @@ from typing import Literal
 
 from runyard.server.scheduling.view import RunKey
 
-FAULTS_WITHIN_MS = 3_600_000
+FAILURES_WITHIN_MS = 3_600_000
 MAX_FAILED_TESTS = 2
 
 
 @dataclass(frozen=True, slots=True)
 class MachineHealth:
-    """State of one machine, with the faults of the last hour as (time, run, kind)."""
+    """State of one machine, with the failures of the last hour as (time, run, kind)."""
 
     state: Literal["joined", "suspect", "excluded"] = "joined"
-    faults: tuple[tuple[int, RunKey, str], ...] = ()
+    failures: tuple[tuple[int, RunKey, str], ...] = ()
     failed_tests: int = 0
     reason: str = ""
 
 
-def record_fault(health: MachineHealth, run: RunKey, kind: str, *, now_ms: int) -> MachineHealth:
-    """Return the health after a fault of a run that the machine caused."""
-    recent = tuple(fault for fault in health.faults if now_ms - fault[0] <= FAULTS_WITHIN_MS)
-    health = replace(health, faults=(*recent, (now_ms, run, kind)))
-    if health.state != "joined" or len({fault[1] for fault in health.faults}) < 2:
+def record_failure(health: MachineHealth, run: RunKey, kind: str, *, now_ms: int) -> MachineHealth:
+    """Return the health after a failure of a run that the machine caused."""
+    recent = tuple(
+        failure for failure in health.failures if now_ms - failure[0] <= FAILURES_WITHIN_MS
+    )
+    health = replace(health, failures=(*recent, (now_ms, run, kind)))
+    if health.state != "joined" or len({failure[1] for failure in health.failures}) < 2:
         return health
-    kinds = " and ".join(sorted({fault[2] for fault in health.faults}))
+    kinds = " and ".join(sorted({failure[2] for failure in health.failures}))
     return replace(health, state="suspect", reason=f"{kinds} in different runs within an hour")
 
 

@@ -233,7 +233,7 @@ class Pool:
         now_ms: int,
         list_ends: Callable[[PooledMachine], Iterable[tuple[int | None, int]]],
     ) -> int | None:
-        """Return when the run is predicted to fit on these machines; None if nothing tells.
+        """Return when the run is predicted to fit on these machines; None if nothing predicts it.
 
         ``list_ends`` returns the predicted end of each attempt of a machine and its accelerators.
         """

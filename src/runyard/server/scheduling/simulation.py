@@ -32,7 +32,7 @@ MAX_SAMPLES = 2000  # of the curves; every second one is dropped when there are 
 
 
 @dataclass(slots=True)
-class _Progress:
+class _SimulatedState:
     """What is known of a run that has not ended."""
 
     run: SimulatedRun
@@ -104,7 +104,7 @@ class Simulation:
         self.result = SimulationResult()
         self._on_progress, self._on_decisions = on_progress, on_decisions
         self._capacity = self._used = 0
-        self._progress: dict[str, _Progress] = {}
+        self._progress: dict[str, _SimulatedState] = {}
         self._ends: list[tuple[int, str, int]] = []  # time, run, number of its attempt
         self._used_ms = 0  # unit-milliseconds
         self._used_of = Counter[str]()
@@ -162,7 +162,7 @@ class Simulation:
         run_id = f"run-{self.result.runs:08}"
         self.result.runs += 1
         lasts_s = run.duration_s if run.limit_s is None else min(run.duration_s, run.limit_s)
-        self._progress[run_id] = _Progress(run, round(lasts_s * 1000), self.now_ms)
+        self._progress[run_id] = _SimulatedState(run, round(lasts_s * 1000), self.now_ms)
         self.scheduler.add_run(self._build_waiting(run_id))
 
     def _build_waiting(self, run_id: str, *, was_preempted: bool = False) -> WaitingRun:
