@@ -217,6 +217,14 @@ def test_lost_run_avoids_its_machine_for_a_minute_while_another_fits() -> None:
     assert decide(machines=other, waiting=[late])[0] == Place(RunKey("o", "r"), ("n",))
 
 
+def test_a_machine_that_left_is_forgotten() -> None:
+    scheduler = Scheduler()
+    scheduler.load(View(now_ms=NOW_MS, machines=[machine("m")], waiting=[waiting("r")]))
+    scheduler.remove_machine("m")
+    assert scheduler.schedule(NOW_MS) == []
+    assert scheduler.explain_run(RunKey("o", "r"), NOW_MS)[0] == "WaitingForMachine"
+
+
 def test_explanation_says_what_is_free_where_and_what_is_reserved() -> None:
     scheduler = Scheduler()
     busy = running("busy", "gpu-3", accelerators=2, ends_ms=NOW_MS + 20 * MINUTE_MS)

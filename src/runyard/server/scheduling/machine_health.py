@@ -2,7 +2,7 @@
 
     joined  --two failures of different runs within 1 h-->  suspect
     suspect  --self-test passed-->  joined
-    suspect  --self-test failed twice in a row-->  excluded, until a person admits it again
+    suspect  --self-test failed twice in a row-->  excluded, until a person resets it
 
 A failure is an attempt's end that the machine caused: lost, SIGBUS or SIGSEGV, a CUDA or NCCL
 error, EIO. Two failures of one run may be the run's own doing, and do not count as two.
@@ -50,8 +50,3 @@ def record_self_test(health: MachineHealth, *, has_passed: bool, detail: str = "
         return replace(health, failed_tests=failed)
     reason = f"self-test failed {failed} times" + (f": {detail}" if detail else "")
     return replace(health, state="excluded", failed_tests=failed, reason=reason)
-
-
-def admit(health: MachineHealth) -> MachineHealth:
-    """Return the health after a person has admitted the machine again."""
-    return MachineHealth()

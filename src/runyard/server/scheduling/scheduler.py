@@ -195,11 +195,11 @@ class _Pass:
     ) -> list[Entry]:
         """Return the first run of each class of a project, as a heap; drop hopeless classes."""
         heads: list[Entry] = []
-        for need in list(of_level):
+        for need, of_need in list(of_level.items()):
             if self._is_hopeless(need, level):
                 del of_level[need]
                 continue
-            queue = of_level[need].queues.get(project)
+            queue = of_need.queues.get(project)
             if queue is not None and level in queue.counts:
                 entry = self._peek(queue)
                 if entry is not None and entry[0] == level:
@@ -221,7 +221,7 @@ class _Pass:
     def _peek(self, queue: Queue) -> Entry | None:
         """Return the first run of a queue that was not visited."""
         entry = queue.peek()
-        while entry is not None and self.visited and queue.get_run(entry) in self.visited:
+        while self.visited and entry is not None and queue.get_run(entry) in self.visited:
             self.set_aside.append(heappop(queue.heap))
             entry = queue.peek()
         return entry
