@@ -179,19 +179,30 @@ def test_guaranteed_share_is_lent_and_reclaimed_from_borrowers_only() -> None:
         Share(org="o", project="q", guaranteed=1),
     ]
     scheduler = Scheduler()
-    view = View(now_ms=NOW_MS, machines=[machine(name) for name in "klm"], shares=shares)
-    scheduler.load(replace(view, waiting=[waiting(f"q{n}", project="q") for n in range(3)]))
+    view = View(now_ms=NOW_MS, machines=[machine(name) for name in "klmn"], shares=shares)
+    scheduler.load(replace(view, waiting=[waiting(f"q{n}", project="q") for n in range(4)]))
     lent = [found for found in scheduler.schedule(NOW_MS) if isinstance(found, Place)]
-    assert [found.borrows for found in lent] == [False, True, True]
+    assert [found.borrows for found in lent] == [False, True, True, True]
     later_ms = NOW_MS + 10 * MINUTE_MS
     for number in range(3):
         scheduler.add_run(waiting(f"p{number}"))
-    reclaimed = scheduler.schedule(later_ms)
-    assert sorted(list_preempted(reclaimed)) == ["q1", "q2"]
-    for run_id in ("q1", "q2"):
+    reclaimed = list_preempted(scheduler.schedule(later_ms))
+    assert len(reclaimed) == 2 and "q0" not in reclaimed
+    for run_id in reclaimed:
         scheduler.end_attempt(RunKey("o", run_id), now_ms=later_ms)
     assert list_placed(scheduler.schedule(later_ms)) == ["p0", "p1"]
     assert list_preempted(scheduler.schedule(later_ms + 60 * MINUTE_MS)) == []
+
+
+def test_borrower_of_equal_priority_makes_way_for_a_guaranteed_run_only() -> None:
+    view = {
+        "machines": [machine("m")],
+        "running": [running("v", "m", project="q", borrows=True)],
+        "waiting": [waiting("r")],
+    }
+    for guaranteed, expected in (("s", []), ("p", ["v"])):
+        shares = [Share(org="o", project=guaranteed, guaranteed=1)]
+        assert list_preempted(decide(**view, shares=shares)) == expected
 
 
 def test_lower_priority_within_its_guarantee_is_not_preempted_by_a_borrower() -> None:

@@ -38,7 +38,7 @@ from runyard.server.scheduling.waiting import Entry, NeedClass, Queue
 
 STOPPING_MS = 30_000  # how long an attempt is expected to save after it was asked to stop
 MAX_PREEMPTING = 16  # waiting runs for which attempts are stopping at the same time
-SEARCH_AGAIN_MS = 10_000  # after a search for attempts to preempt that found none
+SEARCH_AGAIN_MS = 30_000  # after a search for attempts to preempt that found none
 RESERVATION_SHIFT_MS = 60_000  # a smaller change of the expected time is not announced
 
 
@@ -241,7 +241,7 @@ class _Pass:
         is_first = self.covered.isdisjoint(self.state.pool.list_groups(queue.need))
         is_preempting = self.state.stopping_for[run] > 0
         is_valid = self._can_hold(queue.need, held)
-        if not is_preempting and self._preempt(run, entry, held if is_valid else None):
+        if self._preempt(run, entry, held if is_valid else None):
             return
         if is_valid and (is_first or is_preempting):
             self._reserve(run, queue, held.machines)
@@ -383,7 +383,9 @@ class _Pass:
         is_busy = state.stopping_for[run] or len(state.stopping_for) >= MAX_PREEMPTING
         if is_busy or not self.may_search:
             return False
-        memo = (queue.need, queue.project if self.may_reclaim else None, entry[0])
+        # Neither the time limit nor being preemptible changes what is found.
+        shape = queue.need._replace(preemptible=False, limit_ms=None)
+        memo = (shape, queue.project if self.may_reclaim else None, entry[0])
         if held is None and memo in self.without_victims:
             return False
         found = self._find_victims(entry, held)
