@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from runyard.server.scheduling.scheduler import MAX_PREEMPTING, Scheduler, schedule
+from runyard.server.scheduling.scheduler import Scheduler, schedule
 from runyard.server.scheduling.view import (
     Explain,
     Machine,
@@ -164,13 +164,13 @@ def test_no_second_set_of_victims_while_the_first_is_stopping() -> None:
 
 
 def test_few_waiting_runs_preempt_at_the_same_time() -> None:
-    count = MAX_PREEMPTING + 5
+    count = 21
     decisions = decide(
         machines=[machine(f"m{n:02}") for n in range(count)],
         running=[running(f"v{n}", f"m{n:02}") for n in range(count)],
         waiting=[waiting(f"r{n}", priority=1) for n in range(count)],
     )
-    assert len(list_preempted(decisions)) == MAX_PREEMPTING
+    assert len(list_preempted(decisions)) == 16
 
 
 def test_guaranteed_share_is_lent_and_reclaimed_from_borrowers_only() -> None:
