@@ -18,7 +18,14 @@ from pathlib import Path
 from random import Random
 
 from runyard.server.scheduling.scheduler import Scheduler
-from runyard.server.scheduling.view import Machine, Place, Preempt, RunKey, Share, WaitingRun
+from runyard.server.scheduling.view import (
+    MachineCapacity,
+    Place,
+    Preempt,
+    RunKey,
+    Share,
+    WaitingRun,
+)
 
 PROJECTS, ORGS = 50, 5
 MEAN_DURATION_S = 1800.0
@@ -50,7 +57,7 @@ class Result:
         return self.placed / self.scheduling_s
 
 
-def build_machines(count: int) -> list[Machine]:
+def build_machines(count: int) -> list[MachineCapacity]:
     machines = []
     for number in range(count):
         part = number % 100
@@ -58,7 +65,9 @@ def build_machines(count: int) -> list[Machine]:
         name, accelerators, slots, _ = kind
         labels = {"kind": [name]}
         machines.append(
-            Machine(id=f"m-{number:05}", labels=labels, slots=slots, accelerators=accelerators)
+            MachineCapacity(
+                id=f"m-{number:05}", labels=labels, slots=slots, accelerators=accelerators
+            )
         )
     return machines
 

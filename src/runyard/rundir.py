@@ -121,6 +121,11 @@ EVENTS = {
 }
 
 
+def locate_run_lock(run_folder: Path) -> Path:
+    """Return the lock that the trainer of a run holds, in the folder of the run."""
+    return run_folder / LOCK
+
+
 @dataclass(frozen=True, slots=True)
 class AttemptDir:
     """The folder of one attempt, with the path of every file and folder in it."""
@@ -140,7 +145,7 @@ class AttemptDir:
 
     @property
     def run_lock(self) -> Path:
-        return self.path.parent.parent / LOCK
+        return locate_run_lock(self.path.parent.parent)
 
     @property
     def placed(self) -> Path:

@@ -1,6 +1,7 @@
 """Contents of the terminal views: the curve, one run, all runs, and their keys."""
 
 import math
+import threading
 
 import pytest
 
@@ -210,15 +211,19 @@ def test_a_feed_reports_an_unavailable_server_and_reads_again() -> None:
     import vi
 
     answers: list[Exception | int] = [vi.ViNetworkError("no response"), 1, KeyError("bug")]
+    has_waited = threading.Event()
 
     def read() -> int:
         answer = answers.pop(0)
+        if isinstance(answer, KeyError):
+            assert has_waited.wait(30)
         if isinstance(answer, Exception):
             raise answer
         return answer
 
     with Feed(read, interval_s=0.001) as feed:
         assert feed.wait() == 1
+        has_waited.set()
         feed._thread.join(5)
         assert isinstance(feed.failure, KeyError)
         with pytest.raises(KeyError):

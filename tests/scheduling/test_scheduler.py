@@ -8,7 +8,7 @@ import pytest
 from runyard.server.scheduling.scheduler import Scheduler, schedule
 from runyard.server.scheduling.view import (
     Explain,
-    Machine,
+    MachineCapacity,
     Place,
     Preempt,
     Reserve,
@@ -23,8 +23,8 @@ NOW_MS = 10_000_000
 MINUTE_MS = 60_000
 
 
-def machine(name: str, accelerators: int = 1, **changes: Any) -> Machine:
-    return Machine(id=name, slots=8, accelerators=accelerators, **changes)
+def machine(name: str, accelerators: int = 1, **changes: Any) -> MachineCapacity:
+    return MachineCapacity(id=name, slots=8, accelerators=accelerators, **changes)
 
 
 def waiting(run_id: str, accelerators: int = 1, **changes: Any) -> WaitingRun:
@@ -64,7 +64,7 @@ def test_priority_comes_before_use_and_use_before_age() -> None:
 def test_twice_the_weight_is_given_twice_the_machines() -> None:
     runs = [waiting(f"{project}{n}", project=project) for project in "ab" for n in range(9)]
     shares = [Share(org="o", project="a", weight=2.0)]
-    machines = [Machine(id="m", slots=9, accelerators=9)]
+    machines = [MachineCapacity(id="m", slots=9, accelerators=9)]
     placed = list_placed(decide(machines=machines, waiting=runs, shares=shares))
     assert [sum(run.startswith(project) for run in placed) for project in "ab"] == [6, 3]
 

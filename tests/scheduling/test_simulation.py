@@ -15,12 +15,12 @@ from runyard.server.scheduling.loads import (
     read_trace,
 )
 from runyard.server.scheduling.simulation import Simulation
-from runyard.server.scheduling.view import Action, Machine, Place, Reserve, Share
+from runyard.server.scheduling.view import Action, MachineCapacity, Place, Reserve, Share
 
 HOUR_S = 3600.0
 
 
-def make_machines(count: int, accelerators: int) -> list[Machine]:
+def make_machines(count: int, accelerators: int) -> list[MachineCapacity]:
     return build_machines(count, accelerators=accelerators)
 
 

@@ -15,7 +15,7 @@ from runyard.server.scheduling.scheduler import Scheduler, schedule
 from runyard.server.scheduling.view import (
     Action,
     Explain,
-    Machine,
+    MachineCapacity,
     Place,
     Preempt,
     ProjectKey,
@@ -50,7 +50,7 @@ class World:
 
     scheduler: Scheduler = field(default_factory=Scheduler)
     now_ms: int = 1_000_000_000
-    machines: dict[str, Machine] = field(default_factory=dict)
+    machines: dict[str, MachineCapacity] = field(default_factory=dict)
     waiting: dict[RunKey, WaitingRun] = field(default_factory=dict)
     running: dict[RunKey, RunningAttempt] = field(default_factory=dict)
     reserved: dict[RunKey, tuple[str, ...]] = field(default_factory=dict)
@@ -120,7 +120,7 @@ class World:
             states = ("joined", "joined", "joined", "draining", "suspect", "excluded")
             machine = replace(self.machines[name], state=states[b % 6])  # type: ignore[arg-type]
         else:
-            machine = Machine(
+            machine = MachineCapacity(
                 id=f"m{len(known)}",
                 labels=KINDS[a % 2],
                 slots=(1, 2, 4)[b % 3],

@@ -10,6 +10,7 @@ from runyard.server.http.routes import ROUTES
 from runyard.store.tables import audit
 from tests.server.datasets import Data, grounding_row, jsonl, make_image_bytes
 from tests.server.test_ingestion import Session
+from tests.server.test_joining import MACHINE, join_machine
 from tests.support import attempts
 from tests.support.server import TestServer
 
@@ -106,6 +107,15 @@ async def change_keys(watch: AuditWatch) -> None:
     )
     await watch("DELETE", "keys/{}", key["keyId"])
     await watch("DELETE", "keys/{}", key["keyId"], rows=0)
+
+
+async def change_machines(watch: AuditWatch) -> None:
+    made = await watch("POST", "machineInvitations", json={"spec": {}})
+    await watch("DELETE", "machineInvitations/{}", made["invitationId"])
+    await join_machine(watch.server)
+    state = {"spec": {"state": "excluded"}}
+    await watch("PATCH", "machines/{}", MACHINE, json=state)
+    await watch("DELETE", "machines/{}", MACHINE)
 
 
 async def change_dataset(watch: AuditWatch, data: Data, dataset_id: str) -> None:
@@ -206,6 +216,7 @@ async def change_everything(server: TestServer) -> set[tuple[str, str]]:
     await change_documents(watch)
     await change_many_runs(watch)
     await change_keys(watch)
+    await change_machines(watch)
     await use_sessions(watch)
     dataset_id = (
         await watch("POST", "datasets", json={"name": "shelves", "type": "phrase-grounding"})

@@ -93,6 +93,10 @@ CHANGES_NO_RESOURCE = {
     ("POST", "keys/{}/rotations"),
     ("DELETE", "keys/{}"),
     ("DELETE", "sessions/{}"),
+    ("POST", "machineInvitations"),
+    ("DELETE", "machineInvitations/{}"),
+    ("PATCH", "machines/{}"),
+    ("DELETE", "machines/{}"),
     ("POST", "storage/collections"),
     ("POST", "storage/backups"),
     ("POST", "storage/restores"),  # watchers are sent a reset

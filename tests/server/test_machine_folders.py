@@ -152,7 +152,7 @@ async def test_a_controller_that_lists_no_folders_still_reports(server: TestServ
     controller = await server.client(server.controller_key)
     body = {"host": "older", "labels": {}, "accelerators": [], "slots": 1}
     answer = await controller.put("/internal/v1/machines/m1", json=body)
-    assert (answer.status_code, answer.json()) == (200, {"remove": []})
+    assert (answer.status_code, answer.json()) == (200, {"remove": [], "self_test": False})
     [machine] = server.services.machines.list_connected(uptime_s=server.clock.monotonic_s())
     assert machine.report.host == "older"
 

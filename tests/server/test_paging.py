@@ -20,6 +20,7 @@ from runyard.server.services.imports import exports, import_jobs
 from runyard.store.datasets import assets, versions
 from runyard.store.tables import assets as assets_table
 from runyard.store.tables import dataset_versions, records
+from tests.server.test_joining import join_machine
 from tests.support import attempts
 from tests.support.server import TestServer
 
@@ -78,6 +79,7 @@ async def fill_every_list(server: TestServer) -> dict[str, str]:
     await server.services.store.write(partial(_fill_dataset, org=server.org, dataset=dataset))
     for number in range(COUNT):
         await api.post(server.path("keys"), json={"spec": {"name": str(number)}})
+        await join_machine(server, f"machine-{number}")
         signed_in = await api.post("/ui/sessions", json={"key": server.key}, headers=OWN_PAGE)
         assert signed_in.status_code == 201, signed_in.text
     return ids

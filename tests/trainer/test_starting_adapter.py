@@ -156,7 +156,7 @@ def test_a_trained_projector_is_never_dropped(saved: Path, make_attempt: MakeAtt
     ("base", "says"),
     [
         ("owner/other", "base model 'owner/other' of adapter"),
-        ("/etc", "not in a folder of this machine's setting model_folders"),
+        ("/etc", "base model '/etc' of adapter"),
         ("model_full", "base model 'model_full' of adapter"),
         (None, "base model None of adapter"),
     ],

@@ -88,7 +88,10 @@ def _split_mark(mark: str) -> tuple[str, str, str]:
 
 def _is_locked(folder: Path) -> bool:
     """Return whether a trainer or a supervisor holds a lock in the folder of a run."""
-    for path in (folder / rundir.LOCK, *folder.glob(f"attempts/*/{rundir.SUPERVISOR_LOCK}")):
+    for path in (
+        rundir.locate_run_lock(folder),
+        *folder.glob(f"attempts/*/{rundir.SUPERVISOR_LOCK}"),
+    ):
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:

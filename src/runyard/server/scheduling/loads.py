@@ -12,7 +12,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from runyard.server.scheduling.view import Machine, Share, count_units
+from runyard.server.scheduling.view import MachineCapacity, Share, count_units
 
 REQUIRED = ("submit_s", "project", "duration_s")
 OPTIONAL = ("priority", "accelerators", "limit_s", "members", "preemptible")
@@ -45,11 +45,11 @@ class InvalidTrace(ValueError):
         super().__init__(f"{path}, line {line}: {reason}")
 
 
-def build_machines(count: int, *, accelerators: int) -> list[Machine]:
+def build_machines(count: int, *, accelerators: int) -> list[MachineCapacity]:
     """Return equal machines."""
     slots = max(1, accelerators * SLOTS_PER_ACCELERATOR)
     return [
-        Machine(id=f"node-{number:05}", slots=slots, accelerators=accelerators)
+        MachineCapacity(id=f"node-{number:05}", slots=slots, accelerators=accelerators)
         for number in range(count)
     ]
 

@@ -15,7 +15,7 @@ from itertools import groupby
 from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple
 
-from runyard.server.scheduling.view import Labels, Machine, RunKey, WaitingRun, count_units
+from runyard.server.scheduling.view import Labels, MachineCapacity, RunKey, WaitingRun, count_units
 
 LOST_ELSEWHERE_MS = 60_000  # how long a run avoids the machines where it was lost
 OVERDUE_MS = 60_000  # an attempt that should have ended is expected to end so much later
@@ -61,7 +61,7 @@ class GroupKey(NamedTuple):
 class PooledMachine:
     """A machine with what is free on it and who holds the rest."""
 
-    machine: Machine
+    machine: MachineCapacity
     group: "Group"
     free_slots: int
     free_accelerators: int
@@ -98,7 +98,7 @@ class Pool:
         self.groups: dict[GroupKey, Group] = {}
         self._groups_of: dict[tuple[LabelKey, int], tuple[Group, ...]] = {}
 
-    def put(self, machine: Machine) -> None:
+    def put(self, machine: MachineCapacity) -> None:
         """Add a machine, or replace what is known of it; its attempts stay."""
         old = self.machines.get(machine.id)
         attempts, used = set[RunKey](), (0, 0)

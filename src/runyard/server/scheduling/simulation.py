@@ -17,7 +17,7 @@ from runyard.server.scheduling.loads import SimulatedRun, count_run_units
 from runyard.server.scheduling.scheduler import Scheduler
 from runyard.server.scheduling.view import (
     Action,
-    Machine,
+    MachineCapacity,
     Place,
     Preempt,
     RunKey,
@@ -93,7 +93,7 @@ class Simulation:
 
     def __init__(
         self,
-        machines: Iterable[Machine],
+        machines: Iterable[MachineCapacity],
         shares: Iterable[Share] = (),
         *,
         on_progress: Callable[[int], None] = lambda _: None,

@@ -13,7 +13,7 @@ from runyard.server.scheduling.pool import Pool, PooledMachine
 from runyard.server.scheduling.preemption import Preemptable
 from runyard.server.scheduling.usage import ProjectUse
 from runyard.server.scheduling.view import (
-    Machine,
+    MachineCapacity,
     ProjectKey,
     Reservation,
     RunKey,
@@ -73,7 +73,7 @@ class SchedulerState:
             victims_from_ms=self.victims_from_ms,
         )
 
-    def put_machine(self, machine: Machine) -> None:
+    def put_machine(self, machine: MachineCapacity) -> None:
         """Add a machine, or change its state or what it has."""
         self.pool.put(machine)
 

@@ -29,7 +29,7 @@ class ProjectKey(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
+class MachineCapacity:
     """A machine and all that it has, busy or not. Only a ``joined`` one takes new runs.
 
     The members of a run on several machines share one ``fabric``; machines without one count as a
@@ -130,7 +130,7 @@ class View:
     """
 
     now_ms: int
-    machines: Sequence[Machine] = ()
+    machines: Sequence[MachineCapacity] = ()
     waiting: Sequence[WaitingRun] = ()
     running: Sequence[RunningAttempt] = ()
     shares: Sequence[Share] = ()
