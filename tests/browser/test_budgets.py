@@ -262,6 +262,7 @@ def test_hidden_tabs_ask_for_nothing_until_they_are_shown(
     first.evaluate("() => delete document.hidden")
     first.evaluate("() => document.dispatchEvent(new Event('visibilitychange'))")
     expect(first.locator("h1")).to_have_text("renamed meanwhile")
+    wait_until_quiet(first)  # before its run is removed
 
 
 def test_a_click_is_answered_before_the_server_is(
