@@ -80,6 +80,13 @@ async def start(attempt: attempts.Attempt, machine_id: str = MACHINE) -> None:
     assert answer.status_code == 200
 
 
+def write_own_machine(server: TestServer) -> None:
+    """Let the data folder of the server have a machine, as with ``runyard up``."""
+    folder = server.settings.machine_dir
+    folder.mkdir(parents=True)
+    (folder / "machine.json").write_text(json.dumps({"id": "machine-own"}))
+
+
 async def list_machines(server: TestServer) -> list[dict[str, Any]]:
     api = await server.api()
     items: list[dict[str, Any]] = (await api.get(server.path("machines"))).json()["items"]
@@ -116,9 +123,7 @@ async def test_the_key_of_a_machine_is_valid_for_that_machine_alone(server: Test
 async def test_the_controller_key_is_valid_for_the_machine_of_the_data_folder(
     server: TestServer,
 ) -> None:
-    folder = server.settings.machine_dir
-    folder.mkdir(parents=True)
-    (folder / "machine.json").write_text(json.dumps({"id": "machine-own"}))
+    write_own_machine(server)
     controller = await server.client(server.controller_key)
     refused = await controller.post("/internal/v1/claims", json=offer())
     assert (refused.status_code, refused.json()["code"]) == (403, "MachineMismatch")
@@ -293,9 +298,7 @@ async def test_changes_of_machines_are_for_operators(server: TestServer) -> None
 async def test_the_machine_of_the_instance_is_listed_and_cannot_be_removed(
     server: TestServer,
 ) -> None:
-    folder = server.settings.machine_dir
-    folder.mkdir(parents=True)
-    (folder / "machine.json").write_text(json.dumps({"id": "machine-own"}))
+    write_own_machine(server)
     controller = await server.client(server.controller_key)
     report = {"host": "here", "labels": {}, "accelerators": [], "slots": 2}
     for _ in range(2):
