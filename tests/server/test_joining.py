@@ -195,6 +195,17 @@ async def test_a_copied_data_folder_is_refused_while_the_original_is_connected(
     assert (await machine.get(f"/internal/v1/machines/{MACHINE}")).status_code == 401
 
 
+async def test_the_id_of_the_instances_own_machine_is_not_given_away(server: TestServer) -> None:
+    write_own_machine(server)
+    controller = await server.client(server.controller_key)
+    report = {"host": "here", "labels": {}, "accelerators": [], "slots": 1}
+    await controller.put("/internal/v1/machines/machine-own", json=report)
+    server.clock.forward(3600)
+    token = (await invite(server))["token"]
+    refused = await join(server, token, machine_id="machine-own")
+    assert (refused.status_code, refused.json()["code"]) == (409, "MachineTaken")
+
+
 async def test_two_machines_of_one_name_get_different_names(server: TestServer) -> None:
     token = (await invite(server, uses=2))["token"]
     names = [

@@ -108,6 +108,9 @@ async def join(
     if parts is None:
         raise Refusal("InvalidBody", "the machine's key is malformed; try: join again")
     now_ms = services.clock.now_ms()
+    # Read without the writer first: anybody may send this request.
+    if services.store.read(lambda tx: _find(services, tx, request.token)) is None:
+        raise _reject(services, address)
 
     def write(tx: Connection) -> tuple[AnyRow, list[AnyRow]]:
         invitation = _find(services, tx, request.token)
@@ -223,7 +226,12 @@ def _replace_key(
 
 
 def _is_connected_elsewhere(services: Services, row: AnyRow, request: protocol.JoinRequest) -> bool:
-    """Return whether a machine with the same id, but not the same boot, reports at present."""
+    """Return whether a machine with the same id, but not the same boot, reports at present.
+
+    The id of the instance's own machine is never given away.
+    """
+    if row.invited_by == membership.OWN_INVITATION:
+        return True
     connected = services.machines.list_connected_by_id(uptime_s=services.clock.monotonic_s())
     is_known = any(machine_id == row.id for machine_id, _ in connected)
     return is_known and row.state != REMOVED and row.boot_id != request.boot_id
