@@ -7,7 +7,6 @@ sends the same key with the same token, and the server answers as before.
 import os
 import socket
 from contextlib import closing
-from pathlib import Path
 
 from runyard import processes, rundir
 from runyard.controller import machine
@@ -52,13 +51,8 @@ def join(settings: Settings, *, endpoint: str, token: str, name: str = "") -> st
         os.close(lock)
 
 
-def get_key_file(settings: Settings) -> Path:
-    """Return the file with the server's address and this machine's key."""
-    return settings.secrets_dir / "controller.json"
-
-
 def _join(settings: Settings, *, endpoint: str, token: str, name: str) -> str | None:
-    file, machine_id = get_key_file(settings), machine.load_machine_id(settings.machine_dir)
+    file, machine_id = settings.controller_file, machine.load_machine_id(settings.machine_dir)
     known = rundir.read_json(file) or {}
     is_same_server = known.get("endpoint") == endpoint
     if is_same_server and not known.get("isPending") and _is_valid(settings, machine_id):
@@ -88,7 +82,7 @@ def _join(settings: Settings, *, endpoint: str, token: str, name: str) -> str | 
 
 def _is_valid(settings: Settings, machine_id: str) -> bool:
     """Return whether the server accepts the key that is stored here."""
-    file = get_key_file(settings)
+    file = settings.controller_file
     client = ServerClient(file, ca=settings.ca, insecure=settings.allows_plain_http)
     try:
         client.list_placements(machine_id)

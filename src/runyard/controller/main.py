@@ -95,6 +95,7 @@ class ReportOutcome:
     removals: list[protocol.RunRemoval]
     run_folders: frozenset[tuple[str, str]]
     must_test: bool = False
+    tested: protocol.SelfTest | None = None  # the outcome that the server has received
 
 
 @dataclass(slots=True)
@@ -332,16 +333,15 @@ class Controller:
             folders = []
         must_test, tested = False, self._tested
         with contextlib.suppress(ViError):
-            for report in self._build_reports(folders):
+            for report in self._build_reports(folders, tested):
                 instructions = self._client.report_machine(self._machine_id, report)
                 removals += instructions.remove
                 must_test = instructions.self_test
-            if tested is not None:  # it has arrived
-                self._tested, self._is_testing = None, False
-        return ReportOutcome(assignments, removals, frozenset(folders), must_test)
+            return ReportOutcome(assignments, removals, frozenset(folders), must_test, tested)
+        return ReportOutcome(assignments, removals, frozenset(folders))
 
     def _build_reports(
-        self, folders: Sequence[tuple[str, str]]
+        self, folders: Sequence[tuple[str, str]], tested: protocol.SelfTest | None
     ) -> Iterator[protocol.MachineReport]:
         """Yield one report, or several if there are more run folders than one may list."""
         most = limits.RUN_FOLDERS.value
@@ -356,7 +356,7 @@ class Controller:
                     for org, run_id in folders[start : start + most]
                 ],
                 continues_folders=start > 0,
-                self_test=self._tested if start == 0 else None,
+                self_test=tested if start == 0 else None,
             )
 
     def _build_claim(self, slots: int, accelerators: int, *, lacks_disk: bool) -> protocol.Claim:
@@ -404,6 +404,8 @@ class Controller:
             log.info("adopted %d attempts", len(outcome.assignments))
             self._kill_leftovers()
         self._remove_deleted_runs(outcome)
+        if outcome.tested is not None:
+            self._tested, self._is_testing = None, False
         if outcome.must_test:
             self._test_machine()
 

@@ -104,10 +104,9 @@ def _join(settings: Settings, endpoint: str, token: str | None, name: str) -> No
 
 
 def _check_joined(settings: Settings) -> None:
-    from runyard.controller.joining import get_key_file
     from runyard.rundir import read_json
 
-    known = read_json(get_key_file(settings))
+    known = read_json(settings.controller_file)
     if known is None or known.get("isPending"):
         raise CommandFailed(
             f"this machine has not joined a server (data folder {settings.data_dir}); try: runyard "

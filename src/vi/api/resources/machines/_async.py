@@ -63,7 +63,7 @@ class AsyncMachines:
         """Revoke an invitation; machines that have joined with it stay.
 
         Raises:
-            ViNotFoundError: There is no such invitation, or it has expired.
+            ViNotFoundError: The invitation does not exist, or it has expired.
         """
         path = f"{self._invitations}/{check_id(invitation_id, name='invitation_id')}"
         await self._http.call("DELETE", path)

@@ -62,7 +62,7 @@ class Machines:
         """Revoke an invitation; machines that have joined with it stay.
 
         Raises:
-            ViNotFoundError: There is no such invitation, or it has expired.
+            ViNotFoundError: The invitation does not exist, or it has expired.
         """
         path = f"{self._invitations}/{check_id(invitation_id, name='invitation_id')}"
         self._http.call("DELETE", path)
