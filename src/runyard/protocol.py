@@ -163,10 +163,11 @@ class RunName(Message):
 
 
 class SelfTest(Message):
-    """The outcome of a machine's self-test."""
+    """The outcome of a machine's self-test. ``id`` marks repeated reports of it."""
 
     passed: bool
     message: str
+    id: Annotated[str, within(limits.ID)] = ""
 
 
 class MachineReport(Message):

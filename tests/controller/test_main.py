@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 from runyard import processes, rundir
+from runyard.controller import self_test
 from runyard.controller.accelerators import Device
 from runyard.controller.main import parse_mark
-from runyard.protocol import LOST_OUT_OF_MEMORY
+from runyard.protocol import LOST_OUT_OF_MEMORY, SelfTest
 from runyard.settings import Settings, build_environment
 from runyard.starting import EXIT_CANNOT_START
 
@@ -467,3 +468,24 @@ def test_an_attempt_number_reused_after_a_restore_starts_once_the_older_one_ende
         lambda: (folder.parent / "1-e1" / "ready").exists() and (folder / "ready").exists()
     )
     assert identify_supervisor(folder) != first
+
+
+def test_each_self_test_that_the_server_asks_for_is_reported_once(
+    control: Control, server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, reported = list[str](), list[str]()
+
+    def start(_folder: Path, on_result: Callable[[SelfTest], None]) -> None:
+        started.append(f"test {len(started) + 1}")
+        on_result(SelfTest(passed=False, message=started[-1]))
+
+    def instruct(report: dict[str, Any]) -> dict[str, Any]:
+        if report["self_test"] is not None:
+            reported.append(report["self_test"]["message"])
+        return {"remove": [], "self_test": len(reported) < 2}
+
+    monkeypatch.setattr(self_test, "start", start)
+    server.instructions = instruct
+    control()
+    server.wait_for(lambda: len(reported) >= 2)
+    assert (started, reported) == (["test 1", "test 2"], ["test 1", "test 2"])

@@ -125,6 +125,17 @@ async def test_two_failed_tests_exclude_a_machine(server: TestServer) -> None:
     )
 
 
+async def test_a_failed_test_that_is_reported_again_counts_once(server: TestServer) -> None:
+    """The response to its first report was lost."""
+    machine = await join_machine(server)
+    for run_id in ("r1", "r2"):
+        await fail_run(server, machine, run_id, signal="SIGBUS")
+    for _ in range(2):
+        assert await report_test(machine, passed=False, message="broken", id="one")
+    assert not await report_test(machine, passed=False, message="broken", id="two")
+    assert (await read_machine(server))[0] == "excluded"
+
+
 async def test_a_test_that_nobody_asked_for_changes_nothing(server: TestServer) -> None:
     machine = await join_machine(server)
     await report_test(machine, passed=False, message="broken")

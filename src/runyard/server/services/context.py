@@ -59,6 +59,8 @@ class Services:
     jobs: Jobs = field(default_factory=Jobs)
     machines: Machines = field(default_factory=Machines)
     memberships: Memberships = field(default_factory=Memberships)
+    # The self-test that each machine has reported last: a repeated report does not count again.
+    self_tests: dict[str, str] = field(default_factory=dict)
     base_models: BaseModels = field(default_factory=BaseModels)
     boot_id: str = field(default_factory=processes.boot_id)
     waiting_reasons: WaitingReasonsState = field(default_factory=WaitingReasonsState)

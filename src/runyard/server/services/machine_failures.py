@@ -96,6 +96,8 @@ def describe_failures(failures: Sequence[AnyRow]) -> str:
 
 async def record_self_test(services: Services, machine_id: str, result: SelfTest) -> None:
     """Record the outcome of a self-test: a suspect machine takes runs again, or is excluded."""
+    if result.id and services.self_tests.get(machine_id) == result.id:
+        return
     now_ms = services.clock.now_ms()
 
     def write(tx: Connection) -> AnyRow | None:
@@ -118,6 +120,7 @@ async def record_self_test(services: Services, machine_id: str, result: SelfTest
         return rows.get(tx, machine_id=machine_id)
 
     row = await services.store.write(write)
+    services.self_tests[machine_id] = result.id
     if row is not None:
         services.memberships.put([row])
         services.notifier.notify(notifications.QUEUE)
